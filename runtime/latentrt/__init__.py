@@ -1,0 +1,33 @@
+"""latentrt: pictures from a bundle of graphs, with numpy around them and no torch.
+
+Names are loaded when they are first used, so that `import latentrt` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentrt.bundle import Bundle
+    from latentrt.errors import LatentRTError
+    from latentrt.pipeline import Pipeline
+    from latentrt.request import Request
+    from latentrt.schedule import Schedule
+
+__version__ = "0.1.0"
+__all__ = ["Bundle", "LatentRTError", "Pipeline", "Request", "Schedule", "__version__"]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "LatentRTError": "errors",
+    "Pipeline": "pipeline",
+    "Request": "request",
+    "Schedule": "schedule",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,179 @@
+"""What does a bundle say of itself?
+
+`bundle.json` is one `Manifest`, and these are its parts. The schema beside this file (`bundle.schema.json`) is generated from them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from latentrt.tensors import TensorSpec
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Component",
+    "Defaults",
+    "FileRecord",
+    "GateFigure",
+    "GraphRecord",
+    "LatentGeometry",
+    "Licence",
+    "Limits",
+    "Manifest",
+    "Precision",
+    "SchedulerRecord",
+    "Source",
+    "TokenizerRecord",
+    "WeightsRecord",
+]
+
+FORMAT_VERSION = 1
+
+Precision = Literal["float16", "float32"]
+Family = Literal["stable-diffusion-1", "stable-diffusion-2"]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the manifest: immutable, and strict about its keys."""
+
+
+class FileRecord(Record):
+    """What pins one file: its SHA-256 in lower-case hexadecimal and its size in bytes."""
+
+    sha256: Sha256
+    size: Count
+
+
+class GateFigure(Record):
+    """How far a graph's output was from the torch module's, on one set of inputs.
+
+    `measure` is `relative` (largest absolute difference over the reference's largest absolute value), `absolute` (largest absolute
+    difference) or `levels` (largest difference of uint8 pixels).
+    """
+
+    output: str
+    shapes: dict[str, tuple[int, ...]]
+    measure: Literal["relative", "absolute", "levels"]
+    figure: float
+    bound: float
+
+
+class GraphRecord(Record):
+    """One graph over a component's weights. `float32_nodes` names the nodes that compute in float32 in a float16 graph."""
+
+    file: RelativePath
+    opset: Positive
+    nodes: Positive
+    float32_nodes: tuple[str, ...] = ()
+    gate: tuple[GateFigure, ...] = ()
+
+
+class WeightsRecord(Record):
+    """A component's parameters: a safetensors file, under their checkpoint names. `layouts` tells of each that a rewrite stored in
+    another layout than the checkpoint's, and how."""
+
+    file: RelativePath
+    dtype: Precision
+    tensors: Count
+    parameters: Count
+    layouts: dict[str, str] = {}
+
+
+class Component(Record):
+    """A submodule: one signature, one weights file, and a graph for each precision it can compute in.
+
+    `export_peak_bytes` is the largest resident set of the process that exported it, `export_seconds` its wall time.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weights: WeightsRecord
+    graphs: dict[Precision, GraphRecord]
+    export_peak_bytes: Count
+    export_seconds: float
+
+
+class TokenizerRecord(Record):
+    """The tokenizer and the ids that frame a chunk of `length` tokens: `begin`, up to `length` − 2 tokens of text, `end`, then `pad`."""
+
+    file: RelativePath
+    begin: Count
+    end: Count
+    pad: Count
+    length: Annotated[int, msgspec.Meta(ge=3)]
+
+
+class SchedulerRecord(Record):
+    """The checkpoint's scheduler as it was read from disk: its diffusers class and its configuration, key by key.
+
+    The training noise schedule and the prediction type are in it; keys that are absent mean the defaults of whichever sampler reads it.
+    """
+
+    class_name: str
+    config: dict[str, Any]
+
+
+class LatentGeometry(Record):
+    """`factor` pixels of a picture's side are one latent; a latent has `channels` values, `scaling_factor` times the autoencoder's."""
+
+    channels: Positive
+    factor: Positive
+    scaling_factor: float
+
+
+class Defaults(Record):
+    """What a request means when it does not say. Height and width in pixels."""
+
+    height: Positive
+    width: Positive
+    num_inference_steps: Positive = 50
+    guidance_scale: float = 7.5
+
+
+class Limits(Record):
+    """What a request may ask for at most (and for sides, in pixels, at least)."""
+
+    min_side: Positive
+    max_side: Positive
+    max_batch: Positive
+    max_steps: Positive
+
+
+class Licence(Record):
+    """The licence's name as the checkpoint states it (`unknown` if it does not), and its text's file if there is one."""
+
+    name: str
+    file: RelativePath | None = None
+
+
+class Source(Record):
+    """Where the weights came from: the checkpoint's own name, its layout, and the SHA-256 of each weight file that was read."""
+
+    name: str
+    layout: Literal["diffusers", "single-file"]
+    weights: dict[str, Sha256]
+
+
+class Manifest(Record):
+    """The whole of `bundle.json`."""
+
+    format_version: Positive
+    created_by: str
+    family: Family
+    source: Source
+    licence: Licence
+    precision: Precision
+    components: dict[str, Component]
+    tokenizer: TokenizerRecord
+    scheduler: SchedulerRecord
+    latents: LatentGeometry
+    defaults: Defaults
+    limits: Limits
+    safety: Literal["block", "blur", "report"] = "block"
+    files: dict[RelativePath, FileRecord]

@@ -1,0 +1,61 @@
+"""How is a tensor described?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from latentrt.errors import FeedError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["DType", "TensorSpec", "check_feeds"]
+
+DType = Literal["float16", "float32", "uint8", "int64", "bool"]
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output of a graph.
+
+    A dimension is a number, the name of a free axis (`batch`, `height`), or a multiple of one (`8*height`).
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse feeds that a graph's signature does not allow, before the graph runs.
+
+    Args:
+        specs: the graph's inputs.
+        feeds: an array for each of them. One axis name means one size, across all inputs.
+
+    Raises:
+        FeedError: a name is missing or unknown, a dtype or a shape is not the one declared.
+    """
+    wanted, given = [spec.name for spec in specs], list(feeds)
+    if set(wanted) != set(given):
+        raise FeedError(f"found inputs {sorted(given)}, expected {sorted(wanted)}")
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        _check_feed(spec, feeds[spec.name], sizes)
+
+
+def _check_feed(spec: TensorSpec, array: NDArray[np.generic], sizes: dict[str, int]) -> None:
+    if array.dtype.name != spec.dtype:
+        raise FeedError(f"input {spec.name}: found {array.dtype.name}, expected {spec.dtype}")
+    if array.ndim != len(spec.shape):
+        raise FeedError(f"input {spec.name}: found shape {array.shape}, expected {len(spec.shape)} axes as in {spec}")
+    for size, axis in zip(array.shape, spec.shape, strict=True):
+        expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
+        if size != expected or size == 0:
+            raise FeedError(f"input {spec.name}: found shape {array.shape}, but axis {axis} of {spec} is {expected}")
