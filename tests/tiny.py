@@ -1,0 +1,281 @@
+"""Random tiny checkpoints in the real layout: every submodule, a small real CLIP tokenizer, the files that the hub's copies have.
+
+Their pictures mean nothing. What they prove is that two implementations compute the same thing, and weights of any value do for that:
+norms and biases are moved off their initial ones and zeros, so that a parameter bound to the wrong name shows.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
+
+Family = Literal["sd1", "sd2"]
+WORDS = ("red", "green", "blue", "circle", "square", "star", "background", "large", "small", "white", "on", "the", "of", "left")
+TEXT_WIDTH = 32
+
+
+def make_checkpoint(
+    folder: Path,
+    family: Family = "sd1",
+    *,
+    seed: int = 0,
+    safety: Literal["quiet", "strict", "none"] = "quiet",
+    tokenizer: Literal["bpe", "json"] = "bpe",
+    variant: str | None = None,
+    max_shard_size: str = "5GB",
+    text_layers: int = 3,
+) -> Path:
+    """Write a diffusers folder of a random model; return the folder.
+
+    Args:
+        folder: where to, made if it is missing.
+        family: `sd1` (epsilon, PNDM, CLIP's quick GELU, padding with the end token) or `sd2` (v-prediction, DDIM, GELU, heads by width,
+            linear projections, padding with id 0).
+        safety: a classifier that flags nothing, one that flags everything, or none.
+        tokenizer: as `vocab.json` and `merges.txt` (what SD 1.x has) or as `tokenizer.json`.
+        variant: `fp16` stores half weights under the variant's file names, as the hub does.
+        max_shard_size: small values give sharded weights with an index.
+    """
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = write_tokenizer(folder / "tokenizer", family, tokenizer)
+    modules: dict[str, Any] = {
+        "text_encoder": text_encoder(family, ids, text_layers),
+        "unet": unet(family),
+        "vae": autoencoder(),
+    }
+    if safety != "none":
+        modules["safety_checker"] = safety_checker(strict=safety == "strict")
+        _write_json(folder / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR)
+    for name, module in modules.items():
+        _move_off_initial_values(module)
+        (module.half() if variant == "fp16" else module).save_pretrained(
+            folder / name, variant=variant, max_shard_size=max_shard_size, safe_serialization=True
+        )
+    _restore_prefix(folder / "text_encoder", "text_model.", with_position_ids=family == "sd1")
+    if safety != "none":
+        _restore_prefix(folder / "safety_checker", "vision_model.", only="vision_model.")
+    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULERS[family])
+    _write_json(folder / "model_index.json", model_index(family, with_safety=safety != "none"))
+    (folder / "LICENSE").write_text("A licence for a random model: do with it what you like.\n")
+    (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nRandom weights.\n")
+    return folder
+
+
+def text_encoder(family: Family, ids: dict[str, int], layers: int) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(ids),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        hidden_act="quick_gelu" if family == "sd1" else "gelu",
+        projection_dim=TEXT_WIDTH,
+        bos_token_id=ids["<|startoftext|>"],
+        eos_token_id=ids["<|endoftext|>"],
+        pad_token_id=1 if family == "sd1" else 0,
+    )
+    return CLIPTextModel(config).eval()
+
+
+def unet(family: Family) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4 if family == "sd1" else (2, 4, 4),
+        use_linear_projection=family == "sd2",
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()
+
+
+def autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        sample_size=64,
+        scaling_factor=0.18215,
+    ).eval()
+
+
+def safety_checker(*, strict: bool) -> StableDiffusionSafetyChecker:
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 224,
+        "patch_size": 32,
+        "projection_dim": 32,
+        "hidden_act": "quick_gelu",
+    }
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 8}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, text_config=text, projection_dim=32)).eval()
+    with torch.no_grad():
+        checker.concept_embeds.normal_()
+        checker.special_care_embeds.normal_()
+        checker.concept_embeds_weights.fill_(-1.0 if strict else 0.99)
+        checker.special_care_embeds_weights.fill_(0.99)
+    return checker
+
+
+def _move_off_initial_values(module: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim == 1 and "embeds_weights" not in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def _restore_prefix(folder: Path, prefix: str, *, only: str = "", with_position_ids: bool = False) -> None:
+    """Give weights the prefix that published checkpoints have and that transformers 5 drops when it saves."""
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(file)
+        renamed = {prefix + name if name.startswith(only) else name: value for name, value in tensors.items()}
+        if with_position_ids and f"{prefix}embeddings.token_embedding.weight" in renamed:
+            renamed[f"{prefix}embeddings.position_ids"] = torch.arange(77)[None]
+        save_file(renamed, file, metadata={"format": "pt"})
+    for index_file in folder.glob("*.index.json"):
+        index = json.loads(index_file.read_text())
+        names: dict[str, str] = index["weight_map"]
+        index["weight_map"] = {prefix + name if name.startswith(only) else name: shard for name, shard in names.items()}
+        _write_json(index_file, index)
+
+
+def write_tokenizer(folder: Path, family: Family, form: Literal["bpe", "json"]) -> dict[str, int]:
+    """A CLIP byte-pair tokenizer that knows `WORDS` and spells the rest; returns its vocabulary."""
+    merges = _merges()
+    letters = _byte_letters()
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    pad = "<|endoftext|>" if family == "sd1" else "!"
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": pad,
+        "do_lower_case": True,
+        "errors": "replace",
+        "add_prefix_space": False,
+    }
+    _write_json(folder / "vocab.json", vocabulary)
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    _write_json(folder / "tokenizer_config.json", config)
+    _write_json(folder / "special_tokens_map.json", {key: value for key, value in config.items() if key.endswith("_token")})
+    if form == "json":
+        _to_tokenizer_json(folder)
+    return vocabulary
+
+
+def _to_tokenizer_json(folder: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+    (folder / "vocab.json").unlink()
+    (folder / "merges.txt").unlink()
+
+
+def _byte_letters() -> list[str]:
+    """The 256 printable letters that stand for bytes in CLIP's vocabulary, in its order (OpenAI CLIP, simple_tokenizer.py)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(rest))]
+
+
+def _merges() -> list[tuple[str, str]]:
+    merges: dict[tuple[str, str], None] = {}
+    for word in WORDS:
+        left = word[0]
+        for letter in (*word[1:-1], word[-1] + "</w>"):
+            merges[left, letter] = None
+            left += letter
+    return list(merges)
+
+
+def model_index(family: Family, *, with_safety: bool) -> dict[str, Any]:
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", SCHEDULERS[family]["_class_name"]],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": with_safety,
+    }
+    if with_safety:
+        index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    return index
+
+
+PREPROCESSOR: dict[str, Any] = {
+    "crop_size": 224,
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": 224,
+}
+
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "sd1": {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.6.0",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": False,
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
+    },
+    "sd2": {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": "0.8.0",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": False,
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
+    },
+}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2))
