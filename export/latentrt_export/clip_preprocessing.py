@@ -1,0 +1,200 @@
+"""How do pixels become what CLIP looks at?
+
+The picture is resized as Pillow resizes it (bicubic, antialiased, rows first, 8 bits between the passes), cropped and
+normalised. Everything follows from the input's shape, so one graph takes pictures of any size; and it is all
+elementwise arithmetic and two matrix products, so every backend runs it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentrt.errors import CheckpointError
+
+__all__ = ["ClipPreprocessing", "PreprocessorConfig", "read_preprocessor_config"]
+
+PILLOW_BICUBIC = 3
+PROCESSORS = {"CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"}
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+HALF_BITS = 11  # Pillow's weights have 22 fractional bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessorConfig:
+    """What `preprocessor_config.json` asks for, resolved.
+
+    `resize` is the length in pixels of the shorter edge, or a fixed (height, width). `crop` is (height, width). A
+    pixel p of 0 … 255 becomes (p · rescale_factor − mean) / std, per channel.
+    """
+
+    resize: int | tuple[int, int]
+    crop: tuple[int, int]
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def read_preprocessor_config(path: Path) -> PreprocessorConfig:
+    """Read a CLIP image processor's configuration, in the form transformers writes now or wrote before 4.25.
+
+    Keys that are absent mean what `CLIPImageProcessor` means by them.
+
+    Raises:
+        CheckpointError: the file cannot be read, or asks for something that the graph does not do.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); it says how the classifier sees pictures") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds {type(config).__name__}, expected a JSON object")
+    try:
+        return _resolve(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _resolve(config: dict[str, Any]) -> PreprocessorConfig:
+    _refuse_the_unsupported(config)
+    resize = _resize(config.get("size", {"shortest_edge": 224}))
+    crop = _edges("crop_size", config.get("crop_size", 224)) if config.get("do_center_crop", True) else resize
+    if not isinstance(crop, tuple):
+        raise CheckpointError("do_center_crop is false, expected true where size gives only the shorter edge")
+    shortest = resize if isinstance(resize, tuple) else (resize, resize)
+    if crop[0] > shortest[0] or crop[1] > shortest[1]:
+        raise CheckpointError(f"crop_size {crop} is larger than the resized picture {shortest}, expected at most that")
+    normalize = config.get("do_normalize", True)
+    return PreprocessorConfig(
+        resize=resize,
+        crop=crop,
+        rescale_factor=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
+        mean=_channels("image_mean", config.get("image_mean", OPENAI_MEAN)) if normalize else (0.0, 0.0, 0.0),
+        std=_channels("image_std", config.get("image_std", OPENAI_STD)) if normalize else (1.0, 1.0, 1.0),
+    )
+
+
+def _refuse_the_unsupported(config: dict[str, Any]) -> None:
+    processor = config.get("image_processor_type", config.get("feature_extractor_type", "CLIPImageProcessor"))
+    if processor not in PROCESSORS:
+        raise CheckpointError(f"found image processor {processor}, expected one of {', '.join(sorted(PROCESSORS))}")
+    if not config.get("do_resize", True):
+        raise CheckpointError("do_resize is false, expected true: the classifier sees pictures of one size only")
+    if config.get("do_pad"):
+        raise CheckpointError("do_pad is true, expected false: CLIP crops and does not pad")
+    if config.get("resample", PILLOW_BICUBIC) != PILLOW_BICUBIC:
+        raise CheckpointError(f"found resample {config['resample']}, expected {PILLOW_BICUBIC} (bicubic)")
+
+
+def _resize(size: object) -> int | tuple[int, int]:
+    if isinstance(size, dict) and set(size) == {"shortest_edge"}:
+        size = size["shortest_edge"]
+    if isinstance(size, int):
+        return _edges("size", size)[0]
+    return _edges("size", size)
+
+
+def _edges(key: str, size: object) -> tuple[int, int]:
+    if isinstance(size, dict) and set(size) == {"height", "width"}:
+        edges = size["height"], size["width"]
+    else:
+        edges = size, size
+    if not all(isinstance(edge, int) and edge > 0 for edge in edges):
+        raise CheckpointError(f"found {key} {size!r}, expected a number of pixels, or height and width")
+    return edges
+
+
+def _channels(key: str, values: Any) -> tuple[float, float, float]:
+    try:
+        red, green, blue = map(float, values)
+    except (TypeError, ValueError):
+        raise CheckpointError(f"found {key} {values!r}, expected three numbers") from None
+    return red, green, blue
+
+
+class ClipPreprocessing(nn.Module):
+    """uint8 [batch, height, width, 3] → float32 [batch, 3, crop height, crop width], as transformers' Pillow processor.
+
+    It has no parameters, and computes in float32 whatever the precision of the module it is part of. In float32 about
+    2 in 100,000 values are one level off: those whose exact sum is within a rounding error of a half.
+    """
+
+    def __init__(self, config: PreprocessorConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        config = self.config
+        resized = self.resize(pixels)
+        mean, std = (torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) for values in (config.mean, config.std))
+        return (resized * config.rescale_factor - mean) / std
+
+    def resize(self, pixels: Tensor) -> Tensor:
+        """Resize and crop: uint8 [batch, height, width, 3] → float32 0 … 255 [batch, 3, crop height, crop width].
+
+        Rows first, as Pillow always did before 13.0 (`ImagingResampleInner` in Resample.c). Pillow 13 takes the columns
+        first where that is faster: pictures more than twice as tall as wide that become smaller.
+        """
+        height, width = pixels.shape[1:3]
+        resized_height, resized_width = self._resized_size(height, width)
+        crop_height, crop_width = self.config.crop
+        planes = pixels.permute(0, 3, 1, 2).float()  # (B, 3, H, W)
+        planes = _resample(planes, resized_width, crop_width).transpose(2, 3)  # (B, 3, crop width, H)
+        return _resample(planes, resized_height, crop_height).transpose(2, 3)  # (B, 3, crop height, crop width)
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        # transformers' get_resize_output_image_size: the longer edge is int(size · long / short)
+        if isinstance(self.config.resize, tuple):
+            return self.config.resize
+        short: int = torch.sym_min(height, width)  # type: ignore[no-untyped-call]
+        return self.config.resize * height // short, self.config.resize * width // short
+
+
+def _resample(planes: Tensor, resized: int, kept: int) -> Tensor:
+    """One pass of Pillow's resize along the last axis: [B, 3, n, size] → [B, 3, n, kept].
+
+    Of the `resized` positions only the middle ones are computed, `kept` of them. Pillow sums 22-bit fixed-point
+    weights times 8-bit pixels in integers. A matrix product in float32 has 24 bits and in a tensor core's TF32 its
+    factors have 11, so the weights go in as an upper and a lower half of 11 bits: products and sums are then whole
+    numbers that both hold.
+    """
+    size = planes.shape[-1]
+    weights = _fixed_point(_bicubic_weights(size, resized, first=(resized - kept) // 2, kept=kept))
+    upper = torch.floor(weights / 2**HALF_BITS)
+    lower = weights - upper * 2**HALF_BITS
+    sums = torch.matmul(planes, torch.cat([upper, lower]).transpose(0, 1))  # (B, 3, n, 2 · kept)
+    upper_sum, lower_sum = sums[..., :kept], sums[..., kept:]
+    # floor(sum / 2²² + ½), from the two halves
+    rounded = torch.floor((upper_sum + torch.floor(lower_sum / 2**HALF_BITS)) / 2**HALF_BITS + 0.5)
+    return rounded.clamp(0, 255)
+
+
+def _bicubic_weights(size: int, resized: int, *, first: int, kept: int) -> Tensor:
+    """Pillow's normalised bicubic weights (`precompute_coeffs` in Resample.c, a = −½): float32 [kept, size].
+
+    Row i weighs the input's pixels for position first + i of the resized axis. The distance of a pixel from it, in
+    units of the kernel, is a fraction of whole numbers, exact wherever the kernel is not zero; the polynomials are in
+    factors, so that small weights keep their precision. Pillow's xmin and xmax need no counterpart: they skip where
+    the kernel is zero.
+    """
+    position = (torch.arange(kept) + first)[:, None]
+    pixel = torch.arange(size)[None, :]
+    stretch = 2 * torch.sym_max(size, resized)  # type: ignore[no-untyped-call]
+    distance = (2 * pixel + 1) * resized - (2 * position + 1) * size
+    t = torch.abs(distance.float() / stretch).clamp(max=2)  # 2 is where the kernel ends
+    inner = (1 - t) * (1 + t - 1.5 * t * t)
+    outer = 0.5 * (1 - t) * (2 - t) * (2 - t)
+    weights = torch.where(t < 1, inner, outer)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _fixed_point(weights: Tensor) -> Tensor:
+    """Weights in units of 2⁻²², as whole numbers in float32 (`normalize_coeffs_8bpc`)."""
+    return torch.round(weights * 2 ** (2 * HALF_BITS))

@@ -1,0 +1,138 @@
+"""A submodule → its weights file, its graphs, and the figures that prove them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from latentrt.manifest import Component, GateFigure, GraphRecord, Precision
+from latentrt_export import verify
+from latentrt_export.graph import OPSET, trace
+from latentrt_export.onnxruntime_cpu import Graph, require
+from latentrt_export.precision import compute_in_float32, compute_in_half, nodes_in_float32
+from latentrt_export.ranges import measure_ranges
+from latentrt_export.submodule import Arrays, Submodule
+from latentrt_export.weights import StoredWeights, store
+
+__all__ = ["export_component"]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One set of inputs and what torch makes of it."""
+
+    feeds: Arrays
+    expected: Arrays
+
+
+def export_component(
+    submodule: Submodule, folder: Path, prefix: str, precision: Precision, known: Mapping[str, NDArray[Any]], phase: Callable[[str], None]
+) -> tuple[Component, Arrays]:
+    """Trace, store, rewrite and judge one submodule.
+
+    Args:
+        submodule: loaded, in float32. Its weights are rounded in place for float16, and given up to save memory.
+        folder: where its files go.
+        prefix: what the bundle calls the folder (`unet/`).
+        known: what earlier submodules made, for inputs.
+        phase: told what is being done.
+
+    Returns:
+        The component's record, and what later submodules may use as inputs.
+
+    Raises:
+        GateError: a graph misses its bound.
+    """
+    require()
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    phase("running torch")
+    feeds = [submodule.sample(case, known, rng) for case in submodule.judged]
+    exact = [_Trial(feed, submodule.torch_outputs(feed)) for feed in feeds]
+    learnt = submodule.passes_on(exact[-1].feeds, exact[-1].expected, known)
+    phase("tracing")
+    model = trace(submodule, submodule.sample(submodule.traced, known, rng))
+    maker = _GraphMaker(submodule, model, folder, prefix, precision, phase)
+    graphs = maker.float32(exact) if precision == "float32" else maker.float16(feeds, exact)
+    component = Component(
+        inputs=submodule.inputs,
+        outputs=submodule.outputs,
+        weights=maker.stored.record(f"{prefix}model.safetensors", precision),
+        graphs=graphs,
+        export_peak_bytes=0,
+        export_seconds=0.0,
+    )
+    return component, learnt
+
+
+class _GraphMaker:
+    """Turns one traced graph into those that the bundle gets; owns the module's weights from the moment they are on disk."""
+
+    def __init__(
+        self, submodule: Submodule, model: ir.Model, folder: Path, prefix: str, precision: Precision, phase: Callable[[str], None]
+    ) -> None:
+        self.submodule, self.model, self.folder, self.prefix, self.phase = submodule, model, folder, prefix, phase
+        self.weights = tuple(submodule.weights())
+        if precision == "float16":
+            _round_to_half(submodule)
+        phase("storing weights")
+        self.stored: StoredWeights = store(submodule.weights(), folder / "model.safetensors", precision)
+
+    def float32(self, trials: Iterable[_Trial]) -> dict[Precision, GraphRecord]:
+        """The one graph of a float32 bundle."""
+        self._release()
+        return {"float32": self._finish(self.model, "model.onnx", "float32", trials)}
+
+    def float16(self, feeds: Iterable[Arrays], exact: Iterable[_Trial]) -> dict[Precision, GraphRecord]:
+        """The half graph, judged by the checkpoint's own weights, and its float32 companion, judged by the rounded ones."""
+        self.phase("running torch on half weights")
+        rounded = [_Trial(feed, self.submodule.torch_outputs(feed)) for feed in feeds]
+        self._release()
+        companion = self.model.clone()
+        compute_in_float32(companion, self.weights)
+        self._point_at_stored(companion)
+        float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
+        self.phase("measuring ranges")
+        ranges = measure_ranges(companion, self.folder / "ranges.onnx", [trial.feeds for trial in rounded[:2]])
+        kept = nodes_in_float32(self.model, ranges)
+        compute_in_half(
+            self.model, self.weights, float32_inputs=self.submodule.float32_inputs, float32_nodes=kept, ranges=ranges
+        )
+        self._point_at_stored(self.model)
+        return {"float16": self._finish(self.model, "model.onnx", "float16", exact, kept), "float32": float32}
+
+    def _release(self) -> None:
+        """Let go of the module's memory: from here on the weights are the file's."""
+        self._point_at_stored(self.model)
+        self.submodule.to_empty(device="meta")
+
+    def _point_at_stored(self, model: ir.Model) -> None:
+        for name in self.weights:
+            model.graph.initializers[name].const_value = self.stored.external(name)
+
+    def _finish(
+        self, model: ir.Model, file: str, precision: Precision, trials: Iterable[_Trial], kept: tuple[str, ...] = ()
+    ) -> GraphRecord:
+        self.phase(f"checking the {precision} graph")
+        ir.save(model, self.folder / file)
+        graph = Graph(self.folder / file)
+        figures: list[GateFigure] = []
+        for trial in trials:
+            found = graph.run(trial.feeds)
+            figures += verify.compare(self.prefix.rstrip("/"), precision, trial.feeds, trial.expected, found)
+        return GraphRecord(
+            file=f"{self.prefix}{file}", opset=OPSET, nodes=len(model.graph), float32_nodes=kept, gate=tuple(figures)
+        )
+
+
+def _round_to_half(submodule: Submodule) -> None:
+    with torch.no_grad():
+        for parameter in submodule.parameters():
+            parameter.copy_(parameter.half().float())

@@ -1,0 +1,45 @@
+"""Nodes are named after the module they came from, and forget the files and lines of the machine that traced them."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import onnx_ir as ir
+
+__all__ = ["NameNodes"]
+
+
+class NameNodes(ir.passes.InPlacePass):  # type: ignore[misc]
+    """Name each node `module.path/Op`, numbered where one module has several, and drop the tracer's metadata.
+
+    A parse error, a profile or a precision report then speaks of `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q/MatMul`.
+    What a submodule's own `forward` computes around the checkpoint's modules has an empty path: `/Clip`.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        seen: Counter[str] = Counter()
+        scope = ""
+        for node in model.graph:
+            scope = _scope(node, otherwise=scope)
+            name = f"{scope}/{node.op_type}"
+            node.name = f"{name}_{seen[name]}" if seen[name] else name
+            seen[name] += 1
+            node.metadata_props.clear()
+            node.doc_string = None
+            if len(node.outputs) == 1 and not node.outputs[0].is_graph_output():
+                node.outputs[0].name = node.name
+        model.metadata_props.clear()
+        model.graph.metadata_props.clear()
+        model.graph.doc_string = model.doc_string = None
+        model.producer_name, model.producer_version = "latentrt", None
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _scope(node: ir.Node, *, otherwise: str) -> str:
+    """The module path a node came from. A node that a pass made has none and takes that of the node before it."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if not scopes:
+        return otherwise
+    modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
+    return modules[-1].removeprefix("model.") if modules else ""

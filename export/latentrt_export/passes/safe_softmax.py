@@ -1,0 +1,38 @@
+"""torch guards softmax against rows that are masked out entirely; none of our masks has such a row."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+__all__ = ["DropSafeSoftmax"]
+
+
+class DropSafeSoftmax(ir.passes.InPlacePass):  # type: ignore[misc]
+    """Rewrite Where(IsNaN(p), 0, p), with p a Softmax, to p.
+
+    The guard matters only for a row of −inf. A causal mask leaves at least the diagonal in every row.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        guards = [node for node in model.graph if _is_guard(node)]
+        for guard in guards:
+            probabilities = guard.inputs[2]
+            assert probabilities is not None
+            ir.convenience.replace_all_uses_with(guard.outputs[0], probabilities)
+        return ir.passes.PassResult(model, modified=bool(guards))
+
+
+def _is_guard(node: ir.Node) -> bool:
+    if node.op_type != "Where":
+        return False
+    condition, _, kept = node.inputs
+    if condition is None or kept is None:
+        return False
+    test, source = condition.producer(), kept.producer()
+    return (
+        test is not None
+        and source is not None
+        and test.op_type == "IsNaN"
+        and test.inputs[0] is kept
+        and source.op_type == "Softmax"
+    )

@@ -1,0 +1,83 @@
+"""What does the exporter ask of a submodule?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from latentrt.tensors import TensorSpec
+
+__all__ = ["Arrays", "Case", "Submodule"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """The sizes of one set of inputs. Height and width are the submodule's own: latents for the UNet and the decoder, pixels for the rest."""
+
+    batch: int
+    height: int = 0
+    width: int = 0
+    tokens: int = 77
+
+
+class Submodule(nn.Module):
+    """A torch module with a signature: what it takes and gives, what its weights are called, and inputs to judge it on.
+
+    Every floating input and output is float32 whatever the precision of the weights: the graph casts inside, so that a bundle has one
+    signature per component and the sampling loop one dtype.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    # Inputs whose arithmetic stays float32 until it meets a weight, as in diffusers (sines of a timestep lose everything in half).
+    float32_inputs: ClassVar[frozenset[str]] = frozenset()
+    # The sizes it is traced at, and those its graphs are judged at. None of the latter is the former.
+    traced: ClassVar[Case]
+    judged: ClassVar[tuple[Case, ...]]
+
+    @classmethod
+    def load(cls, checkpoint: Path, variant: str | None) -> Self:
+        """Load the weights, in float32 and ready for inference.
+
+        Raises:
+            CheckpointError: weights are missing, damaged, or of a kind that is not supported.
+        """
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the model and only this submodule knows."""
+        return {}
+
+    def sample(self, case: Case, known: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> Arrays:
+        """Inputs of the given sizes. `known` holds what earlier ones passed on."""
+        raise NotImplementedError
+
+    def passes_on(
+        self, feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], known: Mapping[str, NDArray[Any]]
+    ) -> Arrays:
+        """What later submodules may be judged on, made of this one's inputs and outputs."""
+        return {}
+
+    def canonical_name(self, parameter: str) -> str:
+        """The name that a parameter has in a current checkpoint, whatever the installed library calls it."""
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every parameter under its canonical name."""
+        return {self.canonical_name(name): parameter.detach() for name, parameter in self.named_parameters()}
+
+    def torch_outputs(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run the module on arrays: the reference that graphs are judged by."""
+        with torch.inference_mode():
+            results = self(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+        results = results if isinstance(results, tuple) else (results,)
+        return {spec.name: result.numpy() for spec, result in zip(self.outputs, results, strict=True)}

@@ -1,0 +1,71 @@
+"""How are weights kept apart from graphs? As safetensors, which a graph refers to by offset and length.
+
+One `model.safetensors` serves every graph of its component, and every graph of the same architecture can be given another one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentrt.manifest import Precision, WeightsRecord
+
+__all__ = ["StoredWeights", "store"]
+
+_TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+_IR_DTYPES = {"F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeights:
+    """A weights file and where each tensor lies in it: name → (dtype, shape, offset in bytes, length in bytes)."""
+
+    path: Path
+    places: Mapping[str, tuple[ir.DataType, tuple[int, ...], int, int]]
+
+    def external(self, name: str) -> ir.ExternalTensor:
+        """A reference to one tensor, as a graph that lies beside the file keeps it."""
+        dtype, shape, offset, length = self.places[name]
+        return ir.ExternalTensor(
+            self.path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self.path.parent
+        )
+
+    def record(self, file: str, precision: Precision) -> WeightsRecord:
+        """What the manifest says of it."""
+        parameters = sum(math.prod(shape) for _, shape, _, _ in self.places.values())
+        return WeightsRecord(file=file, dtype=precision, tensors=len(self.places), parameters=parameters)
+
+
+def store(weights: Mapping[str, Tensor], path: Path, precision: Precision) -> StoredWeights:
+    """Write weights in a precision; values beyond half's range would become infinite and are refused by the gate, not here."""
+    tensors = {name: weight.to(_TORCH_DTYPES[precision]).contiguous() for name, weight in weights.items()}
+    path.touch()  # safetensors would make a file that only its owner may read
+    save_file(tensors, path, metadata={"format": "pt"})
+    return StoredWeights(path=path, places=_places(path))
+
+
+def _places(path: Path) -> dict[str, tuple[ir.DataType, tuple[int, ...], int, int]]:
+    with path.open("rb") as file:
+        (header_length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(header_length))
+    start = 8 + header_length
+    return {
+        name: (
+            _IR_DTYPES[entry["dtype"]],
+            tuple(entry["shape"]),
+            start + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
