@@ -145,7 +145,7 @@ class ClipPreprocessing(nn.Module):
         height, width = pixels.shape[1:3]
         resized_height, resized_width = self._resized_size(height, width)
         crop_height, crop_width = self.config.crop
-        planes = pixels.permute(0, 3, 1, 2).float()  # (B, 3, H, W)
+        planes = pixels.float().permute(0, 3, 1, 2)  # (B, 3, H, W); TensorRT casts uint8 and does nothing else with it
         planes = _resample(planes, resized_width, crop_width).transpose(2, 3)  # (B, 3, crop width, H)
         return _resample(planes, resized_height, crop_height).transpose(2, 3)  # (B, 3, crop height, crop width)
 

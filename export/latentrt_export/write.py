@@ -208,7 +208,7 @@ def _manifest(
         scheduler=SchedulerRecord(class_name=checkpoint.scheduler_class, config=checkpoint.scheduler_config),
         latents=LatentGeometry(channels=facts["latent_channels"], factor=factor, scaling_factor=facts["scaling_factor"]),
         defaults=Defaults(height=facts["latent_height"] * factor, width=facts["latent_width"] * factor),
-        limits=Limits(min_side=8 * factor, max_side=256 * factor, max_batch=32, max_steps=1000),
+        limits=Limits(min_side=8 * factor, max_side=256 * factor, max_batch=32, max_steps=1000, max_clip_skip=facts["text_layers"]),
         files={name: file_record(bundle / name) for name in files},
     )
 

@@ -1,6 +1,7 @@
 """What does a bundle say of itself?
 
-`bundle.json` is one `Manifest`, and these are its parts. The schema beside this file (`bundle.schema.json`) is generated from them.
+`bundle.json` is one `Manifest`, and these are its parts. The schema beside this file (`bundle.schema.json`) is
+generated from them.
 """
 
 from __future__ import annotations
@@ -39,22 +40,22 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of the manifest: immutable, and strict about its keys."""
 
 
-class FileRecord(Record):
+class FileRecord(Record, frozen=True, kw_only=True):
     """What pins one file: its SHA-256 in lower-case hexadecimal and its size in bytes."""
 
     sha256: Sha256
     size: Count
 
 
-class GateFigure(Record):
+class GateFigure(Record, frozen=True, kw_only=True):
     """How far a graph's output was from the torch module's, on one set of inputs.
 
-    `measure` is `relative` (largest absolute difference over the reference's largest absolute value), `absolute` (largest absolute
-    difference) or `levels` (largest difference of uint8 pixels).
+    `measure` is `relative` (largest absolute difference over the reference's largest absolute value), `absolute`
+    (largest absolute difference) or `levels` (largest difference of uint8 pixels).
     """
 
     output: str
@@ -64,8 +65,11 @@ class GateFigure(Record):
     bound: float
 
 
-class GraphRecord(Record):
-    """One graph over a component's weights. `float32_nodes` names the nodes that compute in float32 in a float16 graph."""
+class GraphRecord(Record, frozen=True, kw_only=True):
+    """One graph over a component's weights.
+
+    `float32_nodes` names the nodes that compute in float32 in a float16 graph.
+    """
 
     file: RelativePath
     opset: Positive
@@ -74,9 +78,11 @@ class GraphRecord(Record):
     gate: tuple[GateFigure, ...] = ()
 
 
-class WeightsRecord(Record):
-    """A component's parameters: a safetensors file, under their checkpoint names. `layouts` tells of each that a rewrite stored in
-    another layout than the checkpoint's, and how."""
+class WeightsRecord(Record, frozen=True, kw_only=True):
+    """A component's parameters: a safetensors file, under their checkpoint names.
+
+    `layouts` tells of each that a rewrite stored in another layout than the checkpoint's, and how.
+    """
 
     file: RelativePath
     dtype: Precision
@@ -85,7 +91,7 @@ class WeightsRecord(Record):
     layouts: dict[str, str] = {}
 
 
-class Component(Record):
+class Component(Record, frozen=True, kw_only=True):
     """A submodule: one signature, one weights file, and a graph for each precision it can compute in.
 
     `export_peak_bytes` is the largest resident set of the process that exported it, `export_seconds` its wall time.
@@ -99,8 +105,11 @@ class Component(Record):
     export_seconds: float
 
 
-class TokenizerRecord(Record):
-    """The tokenizer and the ids that frame a chunk of `length` tokens: `begin`, up to `length` − 2 tokens of text, `end`, then `pad`."""
+class TokenizerRecord(Record, frozen=True, kw_only=True):
+    """The tokenizer, and the ids that frame a chunk of `length` tokens.
+
+    A chunk is `begin`, up to `length` − 2 tokens of text, `end`, then `pad`.
+    """
 
     file: RelativePath
     begin: Count
@@ -109,25 +118,30 @@ class TokenizerRecord(Record):
     length: Annotated[int, msgspec.Meta(ge=3)]
 
 
-class SchedulerRecord(Record):
+class SchedulerRecord(Record, frozen=True, kw_only=True):
     """The checkpoint's scheduler as it was read from disk: its diffusers class and its configuration, key by key.
 
-    The training noise schedule and the prediction type are in it; keys that are absent mean the defaults of whichever sampler reads it.
+    The training noise schedule and the prediction type are in it; keys that are absent mean the defaults of
+    whichever sampler reads it.
     """
 
     class_name: str
     config: dict[str, Any]
 
 
-class LatentGeometry(Record):
-    """`factor` pixels of a picture's side are one latent; a latent has `channels` values, `scaling_factor` times the autoencoder's."""
+class LatentGeometry(Record, frozen=True, kw_only=True):
+    """How latents are laid out.
+
+    `factor` pixels of a picture's side are one latent; it has `channels` values, `scaling_factor` times the
+    autoencoder's.
+    """
 
     channels: Positive
     factor: Positive
     scaling_factor: float
 
 
-class Defaults(Record):
+class Defaults(Record, frozen=True, kw_only=True):
     """What a request means when it does not say. Height and width in pixels."""
 
     height: Positive
@@ -136,31 +150,35 @@ class Defaults(Record):
     guidance_scale: float = 7.5
 
 
-class Limits(Record):
-    """What a request may ask for at most (and for sides, in pixels, at least)."""
+class Limits(Record, frozen=True, kw_only=True):
+    """What a request may ask for at most (and for sides, in pixels, at least).
+
+    `max_clip_skip` is the number of the encoder's layers.
+    """
 
     min_side: Positive
     max_side: Positive
     max_batch: Positive
     max_steps: Positive
+    max_clip_skip: Count = 0
 
 
-class Licence(Record):
-    """The licence's name as the checkpoint states it (`unknown` if it does not), and its text's file if there is one."""
+class Licence(Record, frozen=True, kw_only=True):
+    """The licence's name as the checkpoint states it (`unknown` if it does not), and the file of its text if any."""
 
     name: str
     file: RelativePath | None = None
 
 
-class Source(Record):
-    """Where the weights came from: the checkpoint's own name, its layout, and the SHA-256 of each weight file that was read."""
+class Source(Record, frozen=True, kw_only=True):
+    """Where the weights came from: the checkpoint's own name, its layout, the SHA-256 of each weight file read."""
 
     name: str
     layout: Literal["diffusers", "single-file"]
     weights: dict[str, Sha256]
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True, kw_only=True):
     """The whole of `bundle.json`."""
 
     format_version: Positive

@@ -1,0 +1,107 @@
+"""What does a full-size Stable Diffusion 1.5 cost to export and to run?
+
+    .venv/bin/python -m benchmarks.full_size --work scratch/full --output benchmarks/results/full_size.json
+
+Makes a checkpoint of 860 M random UNet parameters with the shipped configurations (speed does not depend on the values), exports it in
+float32 and in float16, gate included, and draws one picture of 512 × 512 in 2 steps from each, every step in a process of its own.
+Needs about 24 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/configs"
+PROMPT = "a photograph of an astronaut riding a horse"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="where checkpoint and bundles go; kept")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
+    parser.add_argument("--precisions", nargs="+", default=["float32", "float16"])
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    checkpoint = arguments.work / "checkpoint"
+    if not checkpoint.exists():
+        subprocess.run([sys.executable, "-m", "benchmarks.full_size_checkpoint", str(checkpoint)], check=True)
+    report: dict[str, Any] = {"command": "python -m benchmarks.full_size", "machine": machine()}
+    for precision in arguments.precisions:
+        report[precision] = measure(checkpoint, arguments.work / precision, precision)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        print(json.dumps(report[precision], indent=2), flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to."""
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def measure(checkpoint: Path, bundle: Path, precision: str) -> dict[str, Any]:
+    """Export, then run in fresh processes."""
+    shutil.rmtree(bundle, ignore_errors=True)
+    export = timed("export", str(checkpoint), str(bundle), "--precision", precision)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    picture = str(bundle.with_suffix(".png"))
+    run = ["run", str(bundle), PROMPT, "--steps", "2", "--seed", "7", "-o", picture]
+    first, second = timed(*run), timed(*run)
+    return {
+        "export": export,
+        "bundle_bytes": sum(file["size"] for file in manifest["files"].values()),
+        "components": {name: describe(component, manifest) for name, component in manifest["components"].items()},
+        "run_512x512_2_steps": {"first": first, "second_with_remembered_hashes": second},
+    }
+
+
+def describe(component: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """A component's own figures, from the manifest."""
+    return {
+        "export_seconds": round(component["export_seconds"], 1),
+        "export_peak_gib": round(component["export_peak_bytes"] / 2**30, 2),
+        "parameters": component["weights"]["parameters"],
+        "weights_bytes": manifest["files"][component["weights"]["file"]]["size"],
+        "graphs": {
+            precision: {
+                "nodes": graph["nodes"],
+                "graph_bytes": manifest["files"][graph["file"]]["size"],
+                "float32_nodes": len(graph["float32_nodes"]),
+                "gate": {
+                    f"{gate['output']} {gate['shapes']}": f"{gate['figure']:.3g} of {gate['bound']:g} {gate['measure']}" for gate in graph["gate"]
+                },
+            }
+            for precision, graph in component["graphs"].items()
+        },
+    }
+
+
+def timed(*arguments: str) -> dict[str, float]:
+    """Wall time of a latentrt command, and the largest resident set of any process that it was."""
+    started = time.monotonic()
+    process = subprocess.Popen([str(Path(sys.executable).with_name("latentrt")), *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit(f"latentrt {' '.join(arguments)} failed with status {os.waitstatus_to_exitcode(status)}")
+    return {"seconds": round(time.monotonic() - started, 1), "peak_gib": round(usage.ru_maxrss / 2**20, 2)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The command `latentrt run`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from latentrt.errors import RequestError
+
+if TYPE_CHECKING:
+    from latentrt.pipeline import Pipeline
+    from latentrt.request import Order
+
+__all__ = ["run"]
+
+
+class _Seeds(click.ParamType):
+    """`7`, a list `7,9,11`, or a range with both ends `7..10`."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | list[int]:
+        first, dots, last = value.partition("..")
+        try:
+            if dots:
+                return list(range(int(first), int(last) + 1))
+            return [int(part) for part in value.split(",")] if "," in value else int(value)
+        except ValueError:
+            self.fail(f"found {value!r}, expected a number, a list such as 7,9,11 or a range such as 7..10", param, ctx)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt", nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True, help="A .png, .jpg or .webp; several pictures get a number.")
+@click.option("-n", "--negative-prompt", help="What to keep out of the picture.")
+@click.option("--seed", type=_Seeds(), help="A number, a list (7,9,11) or a range (7..10). Random by default.")
+@click.option("--steps", type=int, help="Denoising steps. The bundle's default by default.")
+@click.option("--sampler", help="ddim, pndm, euler, euler_a or dpmpp_2m. The bundle's own scheduler by default.")
+@click.option("--karras/--no-karras", default=None, help="Noise levels of Karras et al. The bundle's configuration by default.")
+@click.option("--guidance-scale", type=float, help="Classifier-free guidance; up to 1 there is none.")
+@click.option("--guidance-rescale", type=float, default=0.0, show_default=True, help="Brings guided contrast back, 0 to 1.")
+@click.option("--eta", type=float, default=0.0, show_default=True, help="How much noise DDIM adds, 0 to 1.")
+@click.option("--clip-skip", type=int, help="How many of the text encoder's last layers to leave out.")
+@click.option("--height", type=int, help="In pixels.")
+@click.option("--width", type=int, help="In pixels.")
+@click.option("--images", type=int, help="Pictures per prompt.  [default: 1, or one for each seed]")
+@click.option("--safety", help="What is done with a flagged picture: block, blur, report; off checks nothing.")
+@click.option("--digest", help="sha256:… of the manifest: run this bundle and no other.")
+@click.option("--threads", type=click.IntRange(min=1), help="One per core by default.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def run(
+    bundle: Path,
+    prompt: tuple[str, ...],
+    output: Path,
+    negative_prompt: str | None,
+    seed: int | list[int] | None,
+    steps: int | None,
+    sampler: str | None,
+    karras: bool | None,
+    guidance_scale: float | None,
+    guidance_rescale: float,
+    eta: float,
+    clip_skip: int | None,
+    height: int | None,
+    width: int | None,
+    images: int | None,
+    safety: str | None,
+    digest: str | None,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Draw one picture from BUNDLE for each PROMPT."""
+    from latentrt.images import check_output
+    from latentrt.pipeline import Pipeline
+    from latentrt.request import Request
+    from latentrt.result import numbered
+
+    started = time.monotonic()
+    pipeline = Pipeline.load(bundle, digest=digest, threads=threads)
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        num_images_per_prompt=_images_per_prompt(images, seed, len(prompt)),
+        eta=eta,
+        clip_skip=clip_skip,
+        seed=seed,
+        sampler=sampler,
+        karras=karras,
+        safety=safety,
+    )
+    order = pipeline.resolve(request)
+    for place in numbered(output, len(order.seeds)):
+        check_output(place)
+    result = pipeline.finish(order, _latents(pipeline, order, quiet=quiet))
+    paths = result.save(output)
+    if not quiet:
+        _report(paths, result, time.monotonic() - started)
+
+
+def _images_per_prompt(images: int | None, seed: int | list[int] | None, prompts: int) -> int:
+    if images is not None or not isinstance(seed, list):
+        return 1 if images is None else images
+    if not seed:
+        raise RequestError("found an empty range of seeds, expected the first not to be above the last, as in 7..10")
+    if len(seed) % prompts:
+        raise RequestError(f"found {len(seed)} seeds for {prompts} prompts, expected as many for each prompt")
+    return len(seed) // prompts
+
+
+def _latents(pipeline: Pipeline, order: Order, *, quiet: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        latents = None
+        for step in pipeline.steps(order):
+            progress.update(task, total=step.total, completed=step.index + 1)
+            latents = step.latents
+    return latents
+
+
+def _report(paths: list[Path], result: Any, seconds: float) -> None:
+    for index, (path, record) in enumerate(zip(paths, result.records, strict=True)):
+        verdict = result.verdicts[index] if result.verdicts else None
+        click.echo(f"{path}: seed {record.seed}, {record.sampler}, {record.num_inference_steps} steps, safety {_words(record.safety.policy, verdict)}")
+    click.echo(f"{len(paths)} in {seconds:.1f} s", err=True)
+
+
+def _words(policy: str, verdict: Any) -> str:
+    if verdict is None:
+        return "off"
+    if not verdict.flagged:
+        return f"{policy}: clear"
+    return f"{policy}: flagged for concepts {', '.join(map(str, verdict.concepts)) or '-'}, highest score {max(verdict.concept_scores):+.3f}"

@@ -1,0 +1,235 @@
+"""How does a request become pictures? Newcomers start here.
+
+    pipeline = Pipeline.load("my-bundle")
+    image = pipeline("a red circle on a blue background", seed=7).images[0]
+
+Text becomes embeddings (`conditioning.py`), a seed becomes noise (`noise.py`), a sampler becomes a table of coefficients
+(`samplers/`, `schedule.py`). The loop below asks the denoiser once for each row of the table and lets the row say what follows.
+The autoencoder makes pixels of the last latents, and the safety classifier looks at them before anyone else does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt import noise, safety, samplers
+from latentrt.bundle import Bundle
+from latentrt.conditioning import condition
+from latentrt.errors import RequestError
+from latentrt.guidance import guide
+from latentrt.request import Order, Request, resolve
+from latentrt.result import OutputType, Result, make_result
+from latentrt.schedule import Latents, Recurrence, Schedule
+from latentrt.session import Session, run
+from latentrt.tokenizer import Tokenizer
+
+__all__ = ["Pipeline", "Step"]
+
+log = logging.getLogger("latentrt")
+
+OpenSession = Callable[[str], Session]
+StepCallback = Callable[["Pipeline", int, float, dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass
+class Step:
+    """One model evaluation that has been made.
+
+    Attributes:
+        index, total: which of how many; a sampler may need more evaluations than it was asked for steps.
+        timestep: what the denoiser was told.
+        latents: float32 [pictures, channels, height / factor, width / factor], after the step. What stands here when the generator is
+            resumed is what it goes on with.
+    """
+
+    index: int
+    total: int
+    timestep: float
+    latents: Latents
+
+
+class Pipeline:
+    """A bundle that is ready to draw. Graphs are loaded when they are first needed and kept.
+
+    Args:
+        bundle: what to draw from.
+        open_session: loads a component's graph by name. Tests put their own here; `Pipeline.load` puts ONNX Runtime.
+    """
+
+    def __init__(self, bundle: Bundle, open_session: OpenSession) -> None:
+        self.bundle = bundle
+        self._open_session = open_session
+        self._sessions: dict[str, Session] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, digest: str | None = None, threads: int | None = None) -> Self:
+        """Open a bundle to be run on the CPU.
+
+        Args:
+            path: the bundle's folder.
+            digest: `sha256:…` of its manifest, to run this bundle and no other; without it hashes detect damage, not forgery.
+            threads: one per core if None.
+
+        Raises:
+            BundleError: there is no bundle, or it is damaged, or not the one that is pinned.
+        """
+        from latentrt.backends.onnxruntime import open_session
+
+        bundle = Bundle.open(path, digest)
+        return cls(bundle, lambda component: open_session(bundle, component, threads=threads))
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        latents: NDArray[Any] | None = None,
+        prompt_embeds: NDArray[Any] | None = None,
+        negative_prompt_embeds: NDArray[Any] | None = None,
+        clip_skip: int | None = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        seed: int | Sequence[int] | None = None,
+        sampler: str | None = None,
+        karras: bool | None = None,
+        safety: str | None = None,
+    ) -> Result:
+        """Draw. The arguments are those of `Request`, and two more.
+
+        Args:
+            output_type: `pil` for pictures, `np` for float32 pixels in 0 … 1 [pictures, height, width, 3], `latent` for the latents, which
+                no classifier has looked at.
+            callback_on_step_end: called as (pipeline, index, timestep, {"latents": …}) after each step; a dict that it returns may
+                hold other latents to go on with.
+
+        Raises:
+            RequestError: the request is impossible. SafetyError: the pictures could not be checked.
+        """
+        if output_type not in ("pil", "np", "latent"):
+            raise RequestError(f"found output_type {output_type!r}, expected one of pil, np, latent")
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            num_images_per_prompt=num_images_per_prompt,
+            eta=eta,
+            latents=latents,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            clip_skip=clip_skip,
+            seed=seed,
+            sampler=sampler,
+            karras=karras,
+            safety=safety,
+        )
+        order = self.resolve(request)
+        for step in self.steps(order):
+            if callback_on_step_end is not None:
+                changed = callback_on_step_end(self, step.index, step.timestep, {"latents": step.latents}) or {}
+                step.latents = changed.get("latents", step.latents)
+            final = step.latents
+        return self.finish(order, final, output_type)
+
+    def resolve(self, request: Request) -> Order:
+        """Decide everything that a request leaves open, a random seed included.
+
+        Raises:
+            RequestError: this bundle cannot do it.
+            SafetyError: the pictures are to be checked, and the bundle has no classifier.
+        """
+        order = resolve(request, self.bundle.manifest)
+        safety.require_classifier(self.bundle.manifest, order.safety)
+        if order.safety == "off":
+            log.warning("the safety check is switched off; the pictures' metadata says so")
+        return order
+
+    def schedule(self, order: Order) -> Schedule:
+        """The table of coefficients that an order is drawn by."""
+        config = self.bundle.manifest.scheduler.config
+        return samplers.schedule(order.sampler, config, order.steps, karras=order.karras, eta=order.eta)
+
+    def steps(self, request: Request | Order) -> Iterator[Step]:
+        """Draw step by step: the denoising loop as a generator. Progress, previews and streams consume it; leaving it early cancels.
+
+        Args:
+            request: what to draw; an `Order` is a request that `resolve` has seen.
+
+        Raises:
+            RequestError, SafetyError: as for `resolve`, before any work.
+        """
+        order = self.resolve(request) if isinstance(request, Request) else request
+        schedule = self.schedule(order)
+        embeddings = condition(order, self._text(), self._session("text_encoder"))
+        generators = [noise.Generator(seed) for seed in order.seeds]
+        latents = self._first_latents(order, schedule, generators)
+        denoiser = self._session("unet")
+        recurrence = Recurrence(schedule)
+        for k, timestep in enumerate(schedule.t):
+            output = _ask(denoiser, recurrence.scale(k, latents), timestep, embeddings, order)
+            drawn = [noise.draw(generators, latents.shape[1:]) for _ in range(schedule.noise_draws[k])]
+            step = Step(k, len(schedule), float(timestep), recurrence.step(k, latents, output, drawn[-1] if drawn else None))
+            yield step
+            latents = step.latents
+
+    def finish(self, order: Order, latents: Latents, output_type: OutputType = "pil") -> Result:
+        """Make of the last latents what was asked for, checked as the order's safety policy says.
+
+        Raises:
+            SafetyError: the classifier failed; nothing is handed out.
+        """
+        if output_type == "latent":
+            return make_result(self.bundle, order, latents, None, "latent")
+        pixels = self._decode(latents)
+        verdicts = None if order.safety == "off" else safety.judge(self._session("safety_checker"), pixels)
+        pixels = safety.apply_policy(order.safety, pixels, verdicts or ())
+        return make_result(self.bundle, order, pixels, verdicts, output_type)
+
+    def _decode(self, latents: Latents) -> NDArray[np.uint8]:
+        """Latents → uint8 [pictures, height, width, 3]; one at a time, as the decoder's activations are the run's largest."""
+        decoder = self._session("vae_decoder")
+        return np.concatenate([run(decoder, latents=image[np.newaxis])["pixels"] for image in latents])
+
+    def _first_latents(self, order: Order, schedule: Schedule, generators: Sequence[noise.Generator]) -> Latents:
+        geometry = self.bundle.manifest.latents
+        shape = (geometry.channels, order.height // geometry.factor, order.width // geometry.factor)
+        standard = noise.draw(generators, shape) if order.latents is None else order.latents
+        return standard * np.float32(schedule.init_noise_sigma)
+
+    def _session(self, component: str) -> Session:
+        if component not in self._sessions:
+            self._sessions[component] = self._open_session(component)
+        return self._sessions[component]
+
+    def _text(self) -> Tokenizer:
+        if self._tokenizer is None:
+            record = self.bundle.manifest.tokenizer
+            self._tokenizer = Tokenizer.from_json(self.bundle.read(record.file), record)
+        return self._tokenizer
+
+
+def _ask(denoiser: Session, sample: Latents, timestep: np.float32, embeddings: NDArray[np.float32], order: Order) -> Latents:
+    """The (guided) model output for every picture, in one evaluation."""
+    if order.guided:
+        sample = np.concatenate([sample, sample])  # (2B, C, h, w): the negative prompts' half first, as in the embeddings
+    timesteps = np.full(len(sample), timestep, np.float32)
+    outputs: Latents = run(denoiser, sample=sample, timestep=timesteps, encoder_hidden_states=embeddings)["noise_pred"]
+    return guide(outputs, order.guidance_scale, order.guidance_rescale) if order.guided else outputs

@@ -1,0 +1,53 @@
+"""Which files on the disk may a bundle consist of?
+
+A file of a bundle may be a link: a hub cache is made of them. But a link that leads out of what was downloaded
+would have latentrt open any file of the machine, so its target must lie in the bundle's own folder or, in a hub
+cache, in that repository's folder::
+
+    models--owner--name/blobs/4f0c…                         the files, by their digest
+    models--owner--name/snapshots/<revision>/bundle.json    links to them
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from latentrt.errors import IntegrityError
+
+__all__ = ["Reach"]
+
+
+class Reach:
+    """What a bundle in `folder` may be made of.
+
+    Args:
+        folder: the bundle's folder. Links on the way to it are the user's own, and followed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(os.path.realpath(folder))
+        self.root = _hub_repository(self.folder) or self.folder
+
+    def resolve(self, name: str) -> Path:
+        """Where the file `name` of the bundle really lies.
+
+        Raises:
+            IntegrityError: it is missing, is a link that leads nowhere, or one that leads out.
+        """
+        try:
+            place = Path(os.path.realpath(self.folder / name, strict=True))
+        except OSError as error:
+            raise IntegrityError(f"{name} is missing ({error.strerror})") from None
+        if not place.is_relative_to(self.root):
+            raise IntegrityError(f"{name} is a link that leads to {place}, expected it to stay inside {self.root}")
+        return place
+
+
+def _hub_repository(folder: Path) -> Path | None:
+    """The folder of the hub cache's repository that `folder`, a snapshot or a folder in one, belongs to."""
+    for revision in (folder, *folder.parents):
+        snapshots = revision.parent
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            return snapshots.parent
+    return None

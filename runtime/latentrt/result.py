@@ -1,0 +1,100 @@
+"""What does a user get?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from latentrt import __version__, images, samplers
+from latentrt.bundle import Bundle
+from latentrt.errors import RequestError
+from latentrt.metadata import PictureRecord, record_texts
+from latentrt.request import Order
+from latentrt.safety import Verdict, safety_record
+
+__all__ = ["OutputType", "Result", "make_result", "numbered"]
+
+OutputType = Literal["pil", "np", "latent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Pictures and what is known of them.
+
+    Attributes:
+        images: Pillow pictures, or an array, as `output_type` asked.
+        seeds: of each picture.
+        verdicts: the classifier's, of each picture; None where none was asked.
+        records: what each picture's file says of it.
+    """
+
+    images: list[Image.Image] | NDArray[Any]
+    seeds: tuple[int, ...]
+    verdicts: tuple[Verdict, ...] | None
+    records: tuple[PictureRecord, ...]
+
+    @property
+    def nsfw_content_detected(self) -> list[bool] | None:
+        """Whether each picture was flagged; None where nothing was asked. diffusers' name."""
+        return None if self.verdicts is None else [verdict.flagged for verdict in self.verdicts]
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write the pictures with their records: one to `path`, several to `path` with their number before the extension.
+
+        Raises:
+            OutputError: they cannot be written. RequestError: these are arrays, not pictures.
+        """
+        if not isinstance(self.images, list):
+            raise RequestError("found arrays, expected pictures; ask for output_type='pil' to save files")
+        paths = numbered(Path(path), len(self.images))
+        for picture, record, place in zip(self.images, self.records, paths, strict=True):
+            images.save(picture, place, record_texts(record))
+        return paths
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """Where `count` pictures go that were asked for under one name."""
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
+
+
+def make_result(
+    bundle: Bundle, order: Order, values: NDArray[Any], verdicts: tuple[Verdict, ...] | None, output_type: OutputType
+) -> Result:
+    """Wrap latents, or pixels that the safety policy has been applied to: uint8 [pictures, height, width, 3]."""
+    pictures: list[Image.Image] | NDArray[Any] = values
+    if output_type == "pil":
+        pictures = images.to_pictures(values)
+    elif output_type == "np":
+        pictures = values.astype(np.float32) / np.float32(255)
+    records = [_record(bundle, order, index, verdicts) for index in range(len(order.seeds))]
+    return Result(images=pictures, seeds=order.seeds, verdicts=verdicts, records=tuple(records))
+
+
+def _record(bundle: Bundle, order: Order, index: int, verdicts: Sequence[Verdict] | None) -> PictureRecord:
+    prompt = index // order.images_per_prompt
+    negatives = order.negative_prompts if order.guided else None
+    return PictureRecord(
+        prompt=order.prompts[prompt] if order.prompts else None,
+        negative_prompt=negatives[prompt] if negatives else None,
+        seed=order.seeds[index],
+        sampler=samplers.name_of(order.sampler),
+        karras=order.karras,
+        num_inference_steps=order.steps,
+        guidance_scale=order.guidance_scale,
+        guidance_rescale=order.guidance_rescale,
+        eta=order.eta,
+        clip_skip=order.asked_clip_skip,
+        width=order.width,
+        height=order.height,
+        bundle_digest=bundle.digest,
+        bundle_name=bundle.manifest.source.name,
+        latentrt_version=__version__,
+        safety=safety_record(order.safety, verdicts[index] if verdicts else None),
+    )

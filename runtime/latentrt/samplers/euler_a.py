@@ -1,0 +1,56 @@
+"""Ancestral sampling with Euler steps (`sample_euler_ancestral` of Katherine Crowson's k-diffusion)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from latentrt import prediction, sigmas
+from latentrt.errors import RequestError
+from latentrt.samplers.euler import init_noise_sigma
+from latentrt.samplers.options import Sampler
+from latentrt.schedule import Schedule
+
+__all__ = ["EulerAncestral"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EulerAncestral(Sampler):
+    """An Euler step to below the next noise level σ', then fresh noise: σ'² = σ_down² + σ_up², σ_down = σ'² / σ."""
+
+    title: ClassVar[str] = "Euler ancestral (k-diffusion); fresh noise at every step"
+    class_name: ClassVar[str] = "EulerAncestralDiscreteScheduler"
+
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    timestep_spacing: sigmas.Spacing = "linspace"
+    rescale_betas_zero_snr: bool = False
+
+    def schedule(self, num_inference_steps: int, eta: float = 0.0) -> Schedule:
+        training = sigmas.sigmas(self.alphas_cumprod(zero_snr=self.rescale_betas_zero_snr))
+        grid = sigmas.timesteps(self.timestep_spacing, num_inference_steps, self.num_train_timesteps, self.steps_offset)
+        t = sigmas.visited(grid).astype(np.float32)  # as it is told the model, and as diffusers interpolates at it
+        sigma = np.interp(t, np.arange(len(training)), training).astype(np.float32).astype(np.float64)
+        following = np.append(sigma[1:], 0.0)
+        if np.any(following > sigma):
+            raise RequestError(
+                f"found noise levels that rise (at zero SNR the first one is capped at {sigma[0]:.0f}) with "
+                f"{num_inference_steps} steps, expected falling ones; ask for fewer steps or for the sampler euler"
+            )
+        ratio = (following / sigma) ** 2  # σ_down / σ
+
+        p, q = prediction.x0(self.prediction_type, np.ones_like(sigma), sigma)
+        return Schedule.of(
+            t=t,
+            c_in=1 / np.hypot(sigma, 1),
+            p=p,
+            q=q,
+            a=ratio,
+            b=(1 - ratio)[:, np.newaxis],
+            s=following * np.sqrt(1 - ratio),
+            noise_draws=1,  # also in the last row, whose s is 0
+            alpha=1.0,
+            sigma=sigma,
+            init_noise_sigma=init_noise_sigma(sigma[0], self.timestep_spacing),
+        )

@@ -1,0 +1,207 @@
+"""What does a sampler do at each step?
+
+Every sampler of the field is a linear recurrence with a short memory, so it is a table: one row of coefficients per
+model evaluation. A `Schedule` is that table and `Recurrence` is the one loop body that runs every table. With x_k the
+latent, m the (guided) model output and z standard normal noise, row k says
+
+    denoiser input  = c_in · x_k                       at timestep t
+    y_k             = clip(p · x_k + q · m, ±limit)     x0 or epsilon, whichever makes the memory short
+    h_k             = u · x_k + w · y_k                 what is remembered
+    x_{k+1}         = a · x_k + e · x_{k−1} + d · m + Σ_j b[j] · h_{k−j} + s · z      j = 0 … memory − 1
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Latents", "Recurrence", "Schedule", "denoise"]
+
+Latents = NDArray[np.float32]  # [batch, channels, height, width]
+Column = NDArray[np.float64] | float
+
+COEFFICIENTS = ("c_in", "p", "q", "limit", "u", "w", "a", "e", "d", "b", "s")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Schedule:
+    """The table of a sampler: N rows, one for each model evaluation.
+
+    Coefficients are float64, to be cast once; arrays are read-only.
+
+    Attributes:
+        t: float32 [N], the timestep that the model is told.
+        c_in, p, q, limit, u, w, a, e, d, s: [N], as in the formulas above. `limit` is infinite where nothing is
+            clipped.
+        b: [N, memory], the weights of h_k, h_{k−1}, … .
+        noise_draws: int64 [N], how many z are drawn for a row. It may exceed what the row uses, so that seeds agree.
+        alpha, sigma: [N], where a clean latent y stands before row k: alpha · y + sigma · z.
+        init_noise_sigma: what multiplies standard normal noise to make x_0.
+    """
+
+    t: NDArray[np.float32]
+    c_in: NDArray[np.float64]
+    p: NDArray[np.float64]
+    q: NDArray[np.float64]
+    limit: NDArray[np.float64]
+    u: NDArray[np.float64]
+    w: NDArray[np.float64]
+    a: NDArray[np.float64]
+    e: NDArray[np.float64]
+    d: NDArray[np.float64]
+    b: NDArray[np.float64]
+    s: NDArray[np.float64]
+    noise_draws: NDArray[np.int64]
+    alpha: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    init_noise_sigma: float
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self) if field.name != "init_noise_sigma"):
+            column = getattr(self, name)
+            rank = 2 if name == "b" else 1
+            if column.ndim != rank or len(column) != len(self.t):
+                raise ValueError(
+                    f"column {name}: found shape {column.shape}, expected {len(self.t)} rows and {rank} axes"
+                )
+            if name != "limit" and not np.all(np.isfinite(column)):
+                raise ValueError(f"column {name}: found {column}, expected finite numbers")
+            column.setflags(write=False)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        t: NDArray[np.generic],
+        a: Column,
+        b: NDArray[np.float64],
+        alpha: Column,
+        sigma: Column,
+        p: Column,
+        q: Column,
+        c_in: Column = 1.0,
+        limit: Column = np.inf,
+        u: Column = 0.0,
+        w: Column = 1.0,
+        e: Column = 0.0,
+        d: Column = 0.0,
+        s: Column = 0.0,
+        noise_draws: int = 0,
+        init_noise_sigma: float = 1.0,
+    ) -> Schedule:
+        """A table from its columns, where a number stands for the same number in every row; what is left out does
+        nothing."""
+
+        def column(value: Column) -> NDArray[np.float64]:
+            return np.array(np.broadcast_to(value, t.shape), np.float64)
+
+        return cls(
+            t=t.astype(np.float32),
+            c_in=column(c_in),
+            p=column(p),
+            q=column(q),
+            limit=column(limit),
+            u=column(u),
+            w=column(w),
+            a=column(a),
+            e=column(e),
+            d=column(d),
+            b=b.astype(np.float64),
+            s=column(s),
+            noise_draws=np.full(t.shape, noise_draws, np.int64),
+            alpha=column(alpha),
+            sigma=column(sigma),
+            init_noise_sigma=float(init_noise_sigma),
+        )
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    @property
+    def memory(self) -> int:
+        """How many of the last h a row may use, the newest included."""
+        return int(self.b.shape[1])
+
+
+class Recurrence:
+    """A table being run: the coefficients in float32, the latent of the row before, and the last `memory` of h.
+
+    Rows are taken in order, from any row whose predecessors the table does not look back to. A coefficient is a number
+    here; where each sample of a batch follows its own table it is an array [batch, 1, 1, 1], and nothing below
+    changes.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._columns = {name: getattr(schedule, name).astype(np.float32) for name in COEFFICIENTS}
+        self._previous: Latents | None = None
+        self._history: deque[Latents] = deque(maxlen=schedule.memory)  # newest first
+
+    def scale(self, k: int, x: Latents) -> Latents:
+        """What the denoiser is shown of the latent x_k."""
+        return _combine(x, [(self._columns["c_in"][k], x)])
+
+    def step(self, k: int, x: Latents, m: Latents, z: Latents | None = None) -> Latents:
+        """Row k: from x_k to x_{k+1}.
+
+        Args:
+            k: the row.
+            x: x_k, float32 [batch, channels, height, width].
+            m: the model's output for `scale(k, x)` at timestep t[k], of the same shape.
+            z: standard normal noise of the same shape; only a row with s ≠ 0 needs it.
+
+        Raises:
+            ValueError: the row looks back further than this run does, or needs noise and got none.
+        """
+        row = {name: column[k] for name, column in self._columns.items()}
+        y = _clip(_combine(x, [(row["p"], x), (row["q"], m)]), row["limit"])
+        self._history.appendleft(_combine(x, [(row["u"], x), (row["w"], y)]))
+        past = zip_longest(row["b"], self._history)
+        x_next = _combine(x, [(row["a"], x), (row["e"], self._previous), (row["d"], m), *past, (row["s"], z)])
+        self._previous = x
+        return x_next
+
+
+def denoise(
+    schedule: Schedule,
+    latents: Latents,
+    model: Callable[[np.float32, Latents], Latents],
+    noise: Callable[[], Latents],
+) -> Iterator[Latents]:
+    """Run a table, yielding the latents after each row.
+
+    Args:
+        schedule: the table.
+        latents: x_0, that is `init_noise_sigma` times standard normal noise; float32 [batch, channels, height, width].
+        model: timestep and denoiser input → (guided) model output.
+        noise: the next draw of standard normal noise in the latents' shape.
+    """
+    recurrence = Recurrence(schedule)
+    for k, t in enumerate(schedule.t):
+        output = model(t, recurrence.scale(k, latents))
+        z = None
+        for _ in range(schedule.noise_draws[k]):
+            z = noise()
+        latents = recurrence.step(k, latents, output, z)
+        yield latents
+
+
+def _clip(y: Latents, limit: np.float32) -> Latents:
+    return np.clip(y, -limit, limit) if np.any(np.isfinite(limit)) else y
+
+
+def _combine(like: Latents, terms: Iterable[tuple[np.float32, Latents | None]]) -> Latents:
+    """Σ coefficient · array, a new array. A zero coefficient skips its array, which may then be absent, and costs no
+    pass over it."""
+    total = np.zeros_like(like)
+    for coefficient, array in terms:
+        if not np.any(coefficient):
+            continue
+        if array is None:
+            raise ValueError("a row needs noise, an earlier latent or an earlier output, and there is none")
+        total += coefficient * array
+    return total

@@ -1,0 +1,67 @@
+"""Where is the user's own cache, and is it the user's alone?
+
+`LATENTRT_CACHE` names the folder; without it, it is `latentrt` in `XDG_CACHE_HOME` or `~/.cache`. What lies in it
+is believed, so it must belong to the user who runs this and be closed to everybody else (mode 0700).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+__all__ = ["cache_root", "private_folder"]
+
+_log = logging.getLogger(__name__)
+
+
+def cache_root() -> Path | None:
+    """The folder of this user's latentrt cache, whether or not it exists; None for a user without a home."""
+    if chosen := os.environ.get("LATENTRT_CACHE"):
+        return Path(chosen).absolute()
+    # The XDG specification has a relative path ignored.
+    if (xdg := os.environ.get("XDG_CACHE_HOME", "")) and os.path.isabs(xdg):
+        return Path(xdg) / "latentrt"
+    try:
+        return Path.home() / ".cache" / "latentrt"
+    except RuntimeError:
+        return None
+
+
+def private_folder(name: str) -> Path | None:
+    """The folder `name` of the cache, made where it is missing; None where it cannot be made or others can reach
+    into it.
+
+    A cache is a convenience: its absence is logged, never an error.
+    """
+    root = cache_root()
+    if root is None:
+        return None
+    for folder in (root, root / name):
+        if problem := _make_private(folder):
+            _log.info("nothing is cached: %s %s", folder, problem)
+            return None
+    return root / name
+
+
+def _make_private(folder: Path) -> str | None:
+    """Make the folder if need be; return what is wrong with it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        return f"cannot be made: {error.strerror}"
+    return _exposure(found)
+
+
+def _exposure(found: os.stat_result) -> str | None:
+    if not hasattr(os, "geteuid"):
+        return "is on a system whose permissions latentrt cannot judge"
+    if not stat.S_ISDIR(found.st_mode):
+        return "is not a folder of its own (a link is not followed)"
+    if found.st_uid != os.geteuid():
+        return f"belongs to user {found.st_uid}, expected {os.geteuid()}"
+    if mode := stat.S_IMODE(found.st_mode) & 0o077:
+        return f"is open to others (mode bits {mode:03o}); chmod 700 it"
+    return None

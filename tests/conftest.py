@@ -1,0 +1,29 @@
+"""What every test shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.exported import Exported, exported
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the cache of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENTRT_CACHE", str(tmp_path_factory.mktemp("cache") / "latentrt"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A tiny Stable Diffusion 1.x, exported in float32."""
+    return exported(tmp_path_factory, "sd1")
+
+
+@pytest.fixture(scope="session")
+def sd2(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A tiny Stable Diffusion 2.x with half weights, exported in float16."""
+    return exported(tmp_path_factory, "sd2")

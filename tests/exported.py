@@ -1,0 +1,62 @@
+"""Bundles exported from tiny checkpoints, made once for all the tests of a run (and of all its processes).
+
+Exporting takes most of a minute, so pytest-xdist's workers share them behind a lock, and LATENTRT_TEST_BUNDLES names a folder in which
+they are kept from run to run while one works on something else than the exporter.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from latentrt.manifest import Component, Precision
+from latentrt_export.export import export_checkpoint
+from tests.tiny import Family, make_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A checkpoint and the bundle that was made of it."""
+
+    family: Family
+    checkpoint: Path
+    variant: str | None
+    bundle: Path
+
+
+class Silent:
+    """A progress that keeps warnings and phases for a test to look at."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.phases: list[tuple[str, str]] = []
+
+    def phase(self, submodule: str, text: str) -> None:
+        self.phases.append((submodule, text))
+
+    def done(self, submodule: str, component: Component) -> None:
+        self.phases.append((submodule, "done"))
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
+    """SD 1.x in float32 from sharded weights, or SD 2.x in float16 from the hub's fp16 variant."""
+    shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
+    root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
+    root.mkdir(parents=True, exist_ok=True)
+    variant = "fp16" if family == "sd2" else None
+    precision: Precision = "float16" if family == "sd2" else "float32"
+    checkpoint, bundle = root / f"{family}-checkpoint", root / family
+    with FileLock(root / f"{family}.lock"):
+        if not bundle.exists():
+            sharded = "600KB" if family == "sd1" else "5GB"
+            tokenizer = "json" if family == "sd2" else "bpe"
+            make_checkpoint(checkpoint, family, variant=variant, max_shard_size=sharded, tokenizer=tokenizer)  # type: ignore[arg-type]
+            export_checkpoint(checkpoint, bundle, precision=precision, progress=Silent())
+    return Exported(family=family, checkpoint=checkpoint, variant=variant, bundle=bundle)

@@ -1,0 +1,109 @@
+"""What diffusers' schedulers do, looked at from outside.
+
+A scheduler is linear in the first latent, in every model output and in every noise draw. Run on basis vectors (the
+first latent is e0, the k-th model output e(k+1), each draw the next unit vector after those), it writes out its own
+coefficients.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from unittest import mock
+
+import diffusers
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from latentrt.schedule import Recurrence, Schedule
+
+Vectors = NDArray[Any]
+
+
+def scheduler(class_name: str, config: Mapping[str, Any], steps: int, *, widened: bool = False) -> Any:
+    """The diffusers scheduler, ready to step.
+
+    Its index is set to 0: without that it looks the first timestep up, takes the second of two equal ones, and fails
+    in the end. `widened` lets DDIM and PNDM compute in float64 from the same float32 constants, where their own
+    rounding errors are too large.
+    """
+    with warnings.catch_warnings():
+        # numpy 2 deprecates what torch does in diffusers' np.array(tensor ** 0.5).
+        warnings.simplefilter("ignore", DeprecationWarning)
+        made = getattr(diffusers, class_name).from_config(dict(config))
+        made.set_timesteps(steps)
+    if hasattr(made, "set_begin_index"):
+        made.set_begin_index(0)
+    if widened:
+        made.alphas_cumprod = made.alphas_cumprod.double()
+        made.final_alpha_cumprod = made.final_alpha_cumprod.double()
+    return made
+
+
+def run(
+    made: Any,
+    latents: Vectors,
+    model: Callable[[int, Vectors], Vectors],
+    noise: Callable[[], Vectors],
+    eta: float = 0.0,
+) -> Iterator[tuple[Vectors, Vectors]]:
+    """For each row the denoiser's input and the latents after it; `model` takes the row and the denoiser's input."""
+    x = torch.from_numpy(latents)
+    extra = {"eta": eta} if type(made).__name__ == "DDIMScheduler" else {}
+    module = sys.modules[type(made).__module__]
+    for k, t in enumerate(made.timesteps):
+        shown = made.scale_model_input(x, t)
+        output = torch.from_numpy(model(k, shown.numpy()))
+        with mock.patch.object(
+            module, "randn_tensor", side_effect=lambda *_, **__: torch.from_numpy(noise()), create=True
+        ):
+            x = made.step(output, t, x, return_dict=False, **extra)[0]
+        yield shown.numpy(), x.numpy()
+
+
+def theirs(made: Any, eta: float = 0.0) -> Iterator[tuple[Vectors, Vectors]]:
+    """For each row the coefficients of the denoiser's input and of the latents after it, as diffusers has them."""
+    basis = _Basis(len(made.timesteps), made.alphas_cumprod.numpy().dtype)
+    return run(made, basis.latents(), lambda k, _: basis.output(k), basis.draw, eta)
+
+
+def beside(
+    schedule: Schedule, made: Any, eta: float = 0.0, *, afresh: bool = False
+) -> Iterator[tuple[Vectors, Vectors]]:
+    """Pairs of what a table of ours and diffusers give: each row's denoiser input, then the latents after it.
+
+    `afresh` starts each row from diffusers' latents, so that a long table's rounding errors do not add up.
+    """
+    basis = _Basis(len(made.timesteps), np.dtype(np.float32))
+    recurrence, x = Recurrence(schedule), basis.latents()
+    for k, (shown, after) in zip(range(len(schedule)), theirs(made, eta), strict=False):
+        yield recurrence.scale(k, x), shown
+        x = recurrence.step(k, x, basis.output(k), basis.draw() if schedule.noise_draws[k] else None)
+        yield x, after
+        if afresh:
+            x = after.astype(np.float32)
+
+
+class _Basis:
+    """Unit vectors [1, 1, 1, 1 + 2·rows]: the first latent, then the model's outputs, then the draws."""
+
+    def __init__(self, rows: int, dtype: np.dtype[Any]) -> None:
+        self._rows, self._dtype, self._draws = rows, dtype, 0
+
+    def latents(self) -> Vectors:
+        return self._unit(0)
+
+    def output(self, k: int) -> Vectors:
+        return self._unit(1 + k)
+
+    def draw(self) -> Vectors:
+        self._draws += 1
+        return self._unit(self._rows + self._draws)
+
+    def _unit(self, index: int) -> Vectors:
+        vector = np.zeros((1, 1, 1, 1 + 2 * self._rows), self._dtype)
+        vector[..., index] = 1
+        return vector

@@ -1,0 +1,117 @@
+"""A bundle of made-up files with a true manifest, and ways to make it untrue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from latentrt.bundle import Bundle
+from latentrt.digests import file_record
+from latentrt.manifest import (
+    Component,
+    Defaults,
+    GateFigure,
+    GraphRecord,
+    LatentGeometry,
+    Licence,
+    Limits,
+    Manifest,
+    SchedulerRecord,
+    Source,
+    TokenizerRecord,
+    WeightsRecord,
+)
+from latentrt.manifest_json import encode_manifest
+from latentrt.tensors import TensorSpec
+
+COMPONENTS = ("text_encoder", "unet", "vae_decoder", "safety_checker")
+WEIGHTS = "unet/model.safetensors"
+# Above the size from which digests are remembered.
+WEIGHTS_BYTES = (1 << 20) + 7
+
+FILES = {
+    **{f"{name}/model.onnx": f"the graph of {name}".encode() for name in COMPONENTS},
+    **{f"{name}/model.safetensors": f"the weights of {name}".encode() for name in COMPONENTS},
+    WEIGHTS: b"w" * WEIGHTS_BYTES,
+    "tokenizer/tokenizer.json": b'{"made": "up"}',
+    "LICENSE": b"Do as you like.\n",
+}
+
+
+def write_bundle(folder: Path) -> Path:
+    """Write the bundle, and return its folder."""
+    for name, data in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "bundle.json").write_bytes(encode_manifest(manifest(folder)))
+    return folder
+
+
+def write_hub_snapshot(cache: Path) -> Path:
+    """Write the bundle as a hub cache holds it, links to blobs, and return the snapshot's folder."""
+    repository = cache / "models--owner--name"
+    plain = write_bundle(cache / "plain")
+    snapshot = repository / "snapshots" / "0123abcd"
+    (repository / "blobs").mkdir(parents=True)
+    for name in [*FILES, "bundle.json"]:
+        blob = repository / "blobs" / file_record(plain / name).sha256
+        (plain / name).replace(blob)
+        link = snapshot / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        # As the hub's client does: relative, so that the cache can be moved.
+        link.symlink_to(Path(*[".."] * (len(Path(name).parts) + 1)) / "blobs" / blob.name)
+    return snapshot
+
+
+def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Change `bundle.json` as somebody with an editor would, without any check."""
+    place = folder / "bundle.json"
+    tree = json.loads(place.read_bytes())
+    edit(tree)
+    place.write_text(json.dumps(tree))
+
+
+def change_byte(place: Path) -> None:
+    """Flip one bit in the middle of a file, in place."""
+    data = bytearray(place.read_bytes())
+    data[len(data) // 2] ^= 1
+    with place.open("r+b") as stream:
+        stream.write(data)
+
+
+def everything(bundle: Bundle) -> None:
+    """Ask for every file, as a run that needs them all does."""
+    bundle.check(bundle.manifest.files)
+
+
+def manifest(folder: Path) -> Manifest:
+    """What is true of the files in `folder`."""
+    return Manifest(
+        format_version=1,
+        created_by="latentrt 0.1.0",
+        family="stable-diffusion-1",
+        source=Source(name="made-up", layout="diffusers", weights={"unet/model.safetensors": "0" * 64}),
+        licence=Licence(name="openrail", file="LICENSE"),
+        precision="float32",
+        components={name: _component(name) for name in COMPONENTS},
+        tokenizer=TokenizerRecord(file="tokenizer/tokenizer.json", begin=49406, end=49407, pad=49407, length=77),
+        scheduler=SchedulerRecord(class_name="PNDMScheduler", config={"num_train_timesteps": 1000}),
+        latents=LatentGeometry(channels=4, factor=8, scaling_factor=0.18215),
+        defaults=Defaults(height=64, width=64),
+        limits=Limits(min_side=16, max_side=128, max_batch=4, max_steps=100),
+        files={name: file_record(folder / name) for name in FILES},
+    )
+
+
+def _component(name: str) -> Component:
+    gate = GateFigure(output="out", shapes={"in": (1, 4, 8, 8)}, measure="relative", figure=2e-6, bound=1e-4)
+    return Component(
+        inputs=(TensorSpec("in", "float32", ("batch", 4, "height", "width")),),
+        outputs=(TensorSpec("out", "float32", ("batch", 4, "8*height", "8*width")),),
+        weights=WeightsRecord(file=f"{name}/model.safetensors", dtype="float32", tensors=2, parameters=12345),
+        graphs={"float32": GraphRecord(file=f"{name}/model.onnx", opset=21, nodes=99, gate=(gate,))},
+        export_peak_bytes=1 << 30,
+        export_seconds=1.5,
+    )
