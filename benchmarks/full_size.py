@@ -2,9 +2,9 @@
 
     .venv/bin/python -m benchmarks.full_size --work scratch/full --output benchmarks/results/full_size.json
 
-Makes a checkpoint of 860 M random UNet parameters with the shipped configurations (speed does not depend on the values), exports it in
-float32 and in float16, gate included, and draws one picture of 512 × 512 in 2 steps from each, every step in a process of its own.
-Needs about 24 GB of disk.
+Makes a checkpoint of 860 M random UNet parameters with the shipped configurations (speed does not depend on the
+values), exports it in float32 and in float16, gate included, and draws one picture of 512 × 512 in 2 steps from each,
+every step in a process of its own. Needs about 24 GB of disk.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def main() -> None:
 
 def machine() -> dict[str, Any]:
     """What the figures belong to."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
     return {
         "cpu": cpu,
@@ -85,7 +88,8 @@ def describe(component: dict[str, Any], manifest: dict[str, Any]) -> dict[str, A
                 "graph_bytes": manifest["files"][graph["file"]]["size"],
                 "float32_nodes": len(graph["float32_nodes"]),
                 "gate": {
-                    f"{gate['output']} {gate['shapes']}": f"{gate['figure']:.3g} of {gate['bound']:g} {gate['measure']}" for gate in graph["gate"]
+                    f"{gate['output']} {gate['shapes']}": f"{gate['figure']:.3g} of {gate['bound']:g} {gate['measure']}"
+                    for gate in graph["gate"]
                 },
             }
             for precision, graph in component["graphs"].items()

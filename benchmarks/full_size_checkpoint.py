@@ -1,6 +1,6 @@
 """A Stable Diffusion 1.5 checkpoint of full size and random weights, float32, in the diffusers layout.
 
-    python -m benchmarks.full_size_checkpoint FOLDER
+python -m benchmarks.full_size_checkpoint FOLDER
 """
 
 from __future__ import annotations

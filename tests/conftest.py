@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -27,3 +28,12 @@ def sd1(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def sd2(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny Stable Diffusion 2.x with half weights, exported in float16."""
     return exported(tmp_path_factory, "sd2")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a skipped test is a failure: what cannot run there is deselected by its marker, so that nothing is skipped
+    unseen."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
+        reporter.write_line("tests were skipped, and in CI every selected test has to run", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

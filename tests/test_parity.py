@@ -1,7 +1,8 @@
 """The whole path beside diffusers' own pipeline: the same checkpoint, prompt, seed, sampler; float32.
 
-Bounds, for everything here: final latents within 1e-4 of their largest (the graphs are 1e-6 from torch per evaluation, and guidance of 7.5
-multiplies the difference of two of them, at every step), pixels within 2 of 255 (the decoder rounds what is that close to an edge).
+Bounds, for everything here: final latents within 1e-4 of their largest (the graphs are 1e-6 from torch per evaluation,
+and guidance of 7.5 multiplies the difference of two of them, at every step), pixels within 2 of 255 (the decoder rounds
+what is that close to an edge).
 """
 
 from __future__ import annotations
@@ -75,8 +76,6 @@ def assert_same(pipeline: Pipeline, oracle: Oracle, sampler: str | None, seeds: 
     ours = {**call, "seed": seeds, "sampler": sampler, "safety": "off"}
     latents = pipeline(output_type="latent", **ours).images
     pixels = pipeline(output_type="np", **ours).images
-    assert isinstance(latents, np.ndarray)
-    assert isinstance(pixels, np.ndarray)
     assert np.abs(latents - expected_latents).max() <= LATENTS_BOUND * np.abs(expected_latents).max()
     difference = np.abs(np.rint(pixels * 255).astype(int) - expected_pixels.astype(int))
     assert difference.max() <= PIXELS_BOUND
@@ -119,7 +118,7 @@ def test_clip_skip_is_the_prompts_alone(pair: tuple[Pipeline, Oracle], clip_skip
 
 
 def test_several_prompts_with_several_images_each(pair: tuple[Pipeline, Oracle]) -> None:
-    call = {"prompt": [PROMPT, "a large star"], "negative_prompt": ["red", "blue"], "num_images_per_prompt": 2}
+    call: dict[str, Any] = {"prompt": [PROMPT, "a large star"], "negative_prompt": ["red", "blue"], "num_images_per_prompt": 2}
     assert_same(*pair, "dpmpp_2m", [1, 2**63 - 1, 0, 7], num_inference_steps=3, height=64, width=64, **call)
 
 
@@ -133,7 +132,9 @@ def test_karras_levels_mean_diffusers(sd1: Exported) -> None:
             expected, _ = oracle(sampler, [9], prompt=PROMPT, num_inference_steps=5, height=64, width=64)
         finally:
             SCHEDULERS[sampler] = scheduler_class
-        found = pipeline(PROMPT, seed=9, sampler=sampler, karras=True, num_inference_steps=5, output_type="latent", safety="off").images
+        found = pipeline(
+            PROMPT, seed=9, sampler=sampler, karras=True, num_inference_steps=5, output_type="latent", safety="off"
+        ).images
         assert np.abs(found - expected).max() <= LATENTS_BOUND * np.abs(expected).max()
 
 
@@ -154,9 +155,11 @@ def test_long_prompt_is_chunks_joined_by_hand(pair: tuple[Pipeline, Oracle], req
     prompt = ", ".join(["a large red circle left of a small green star"] * 9)
     positive, negative = _by_hand(model, prompt), _by_hand(model, "blue", chunks=len(_ids(model, prompt)))
     assert positive.shape[1] > 77
-    call = {"num_inference_steps": 3, "height": 64, "width": 64}
+    call: dict[str, Any] = {"num_inference_steps": 3, "height": 64, "width": 64}
     expected, _ = oracle("ddim", [2], prompt_embeds=positive, negative_prompt_embeds=negative, **call)
-    found = pipeline(prompt, negative_prompt="blue", seed=2, sampler="ddim", output_type="latent", safety="off", **call).images
+    found = pipeline(
+        prompt, negative_prompt="blue", seed=2, sampler="ddim", output_type="latent", safety="off", **call
+    ).images
     assert np.abs(found - expected).max() <= LATENTS_BOUND * np.abs(expected).max()
 
 
@@ -165,10 +168,12 @@ def test_given_latents_and_embeddings(pair: tuple[Pipeline, Oracle], request: py
     model: Exported = request.getfixturevalue(request.node.callspec.params["pair"])
     embeddings = {"prompt_embeds": _by_hand(model, PROMPT), "negative_prompt_embeds": _by_hand(model, "")}
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(21))
-    call = {"num_inference_steps": 3, "height": 64, "width": 64}
+    call: dict[str, Any] = {"num_inference_steps": 3, "height": 64, "width": 64}
     expected, _ = oracle("euler", [0], latents=noise, **embeddings, **call)
-    ours = {name: tensor.numpy() for name, tensor in embeddings.items()}
-    found = pipeline(latents=noise.numpy(), seed=0, sampler="euler", output_type="latent", safety="off", **ours, **call).images
+    ours: dict[str, Any] = {name: tensor.numpy() for name, tensor in embeddings.items()}
+    found = pipeline(
+        latents=noise.numpy(), seed=0, sampler="euler", output_type="latent", safety="off", **ours, **call
+    ).images
     assert np.abs(found - expected).max() <= LATENTS_BOUND * np.abs(expected).max()
 
 
@@ -187,9 +192,11 @@ def _ids(model: Exported, text: str, chunks: int = 1) -> list[list[int]]:
 def _by_hand(model: Exported, text: str, chunks: int = 1) -> torch.Tensor:
     from transformers import CLIPTextModel
 
-    encoder = CLIPTextModel.from_pretrained(model.checkpoint / "text_encoder", variant=model.variant, dtype=torch.float32)
+    encoder = CLIPTextModel.from_pretrained(
+        model.checkpoint / "text_encoder", variant=model.variant, dtype=torch.float32
+    )
     with torch.inference_mode():
-        states = encoder(torch.tensor(_ids(model, text, chunks))).last_hidden_state
+        states: torch.Tensor = encoder(torch.tensor(_ids(model, text, chunks))).last_hidden_state
     return states.reshape(1, -1, states.shape[-1])
 
 
@@ -198,7 +205,14 @@ def test_short_prompts_are_tokenized_as_transformers_does(sd1: Exported, sd2: Ex
 
     from latentrt import Bundle
 
-    texts = ["", "a red circle", "Ünïcode, EMOJI 🦊 and   spaces!", "<|endoftext|> in the middle", "it's 12345 o'clock", "漢字\ttab\nline"]
+    texts = [
+        "",
+        "a red circle",
+        "Ünïcode, EMOJI 🦊 and   spaces!",
+        "<|endoftext|> in the middle",
+        "it's 12345 o'clock",
+        "漢字\ttab\nline",
+    ]
     for model in (sd1, sd2):
         bundle = Bundle.open(model.bundle)
         ours = Tokenizer.from_json(bundle.read(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)

@@ -1,12 +1,15 @@
-"""Random tiny checkpoints in the real layout: every submodule, a small real CLIP tokenizer, the files that the hub's copies have.
+"""Random tiny checkpoints in the real layout: every submodule, a small real CLIP tokenizer, the files that the hub's
+copies have.
 
-Their pictures mean nothing. What they prove is that two implementations compute the same thing, and weights of any value do for that:
-norms and biases are moved off their initial ones and zeros, so that a parameter bound to the wrong name shows.
+Their pictures mean nothing. What they prove is that two implementations compute the same thing, and weights of any
+value do for that: norms and biases are moved off their initial ones and zeros, so that a parameter bound to the wrong
+name shows.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +20,22 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
 Family = Literal["sd1", "sd2"]
-WORDS = ("red", "green", "blue", "circle", "square", "star", "background", "large", "small", "white", "on", "the", "of", "left")
+WORDS = (
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "star",
+    "background",
+    "large",
+    "small",
+    "white",
+    "on",
+    "the",
+    "of",
+    "left",
+)
 TEXT_WIDTH = 32
 
 
@@ -36,8 +54,8 @@ def make_checkpoint(
 
     Args:
         folder: where to, made if it is missing.
-        family: `sd1` (epsilon, PNDM, CLIP's quick GELU, padding with the end token) or `sd2` (v-prediction, DDIM, GELU, heads by width,
-            linear projections, padding with id 0).
+        family: `sd1` (epsilon, PNDM, CLIP's quick GELU, padding with the end token) or `sd2` (v-prediction, DDIM, GELU,
+            heads by width, linear projections, padding with id 0).
         safety: a classifier that flags nothing, one that flags everything, or none.
         tokenizer: as `vocab.json` and `merges.txt` (what SD 1.x has) or as `tokenizer.json`.
         variant: `fp16` stores half weights under the variant's file names, as the hub does.
@@ -128,7 +146,13 @@ def safety_checker(*, strict: bool) -> StableDiffusionSafetyChecker:
         "projection_dim": 32,
         "hidden_act": "quick_gelu",
     }
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 8}
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "vocab_size": 8,
+    }
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, text_config=text, projection_dim=32)).eval()
     with torch.no_grad():
         checker.concept_embeds.normal_()
@@ -181,7 +205,9 @@ def write_tokenizer(folder: Path, family: Family, form: Literal["bpe", "json"]) 
     _write_json(folder / "vocab.json", vocabulary)
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     _write_json(folder / "tokenizer_config.json", config)
-    _write_json(folder / "special_tokens_map.json", {key: value for key, value in config.items() if key.endswith("_token")})
+    _write_json(
+        folder / "special_tokens_map.json", {key: value for key, value in config.items() if key.endswith("_token")}
+    )
     if form == "json":
         _to_tokenizer_json(folder)
     return vocabulary
@@ -196,7 +222,8 @@ def _to_tokenizer_json(folder: Path) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """The 256 printable letters that stand for bytes in CLIP's vocabulary, in its order (OpenAI CLIP, simple_tokenizer.py)."""
+    """The 256 printable letters that stand for bytes in CLIP's vocabulary, in its order (OpenAI CLIP,
+    simple_tokenizer.py)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(rest))]
@@ -279,3 +306,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    make_checkpoint(Path(sys.argv[1]))

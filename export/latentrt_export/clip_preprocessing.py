@@ -1,8 +1,8 @@
 """How do pixels become what CLIP looks at?
 
-The picture is resized as Pillow resizes it (bicubic, antialiased, rows first, 8 bits between the passes), cropped and
-normalised. Everything follows from the input's shape, so one graph takes pictures of any size; and it is all
-elementwise arithmetic and two matrix products, so every backend runs it.
+The picture is resized as Pillow resizes it (bicubic, antialiased, 8 bits between the passes), cropped and normalised.
+Everything follows from the input's shape, so one graph takes pictures of any size; and it is all elementwise arithmetic
+and matrix products, so every backend runs it.
 """
 
 from __future__ import annotations
@@ -139,15 +139,20 @@ class ClipPreprocessing(nn.Module):
     def resize(self, pixels: Tensor) -> Tensor:
         """Resize and crop: uint8 [batch, height, width, 3] → float32 0 … 255 [batch, 3, crop height, crop width].
 
-        Rows first, as Pillow always did before 13.0 (`ImagingResampleInner` in Resample.c). Pillow 13 takes the columns
-        first where that is faster: pictures more than twice as tall as wide that become smaller.
+        Which pass comes first shows, as each rounds to 8 bits. Pillow takes the rows first, and since 13.0 the columns where
+        the height shrinks by more than twice what the width does (`ImagingResampleInner` in Resample.c). That depends on the
+        shape alone, but a graph has no branches that every backend takes, so both are made, and one is chosen: next to the
+        classifier the four products cost nothing.
         """
         height, width = pixels.shape[1:3]
         resized_height, resized_width = self._resized_size(height, width)
         crop_height, crop_width = self.config.crop
         planes = pixels.float().permute(0, 3, 1, 2)  # (B, 3, H, W); TensorRT casts uint8 and does nothing else with it
-        planes = _resample(planes, resized_width, crop_width).transpose(2, 3)  # (B, 3, crop width, H)
-        return _resample(planes, resized_height, crop_height).transpose(2, 3)  # (B, 3, crop height, crop width)
+        rows_first = _along_height(_resample(planes, resized_width, crop_width), resized_height, crop_height)
+        columns_first = _resample(_along_height(planes, resized_height, crop_height), resized_width, crop_width)
+        less_width: int = torch.sym_max(2 * (width - resized_width), 0)  # type: ignore[no-untyped-call]
+        excess = torch.scalar_tensor(height - resized_height - less_width, dtype=torch.int64)
+        return torch.where(excess > 0, columns_first, rows_first)
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         # transformers' get_resize_output_image_size: the longer edge is int(size · long / short)
@@ -155,6 +160,11 @@ class ClipPreprocessing(nn.Module):
             return self.config.resize
         short: int = torch.sym_min(height, width)  # type: ignore[no-untyped-call]
         return self.config.resize * height // short, self.config.resize * width // short
+
+
+def _along_height(planes: Tensor, resized: int, kept: int) -> Tensor:
+    """One pass along the last axis but one: [B, 3, size, n] → [B, 3, kept, n]."""
+    return _resample(planes.transpose(2, 3), resized, kept).transpose(2, 3)
 
 
 def _resample(planes: Tensor, resized: int, kept: int) -> Tensor:

@@ -21,11 +21,27 @@ __all__ = ["export"]
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--precision", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of the weights and of a GPU's arithmetic.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the weights and of a GPU's arithmetic.",
+)
 @click.option("--variant", help="Which weight files to take where a checkpoint has several, such as fp16.")
-@click.option("--safety-checker", type=click.Path(path_type=Path), help="A classifier's folder, or a checkpoint that has one.")
-@click.option("--prediction-type", type=click.Choice(["epsilon", "v_prediction"]), help="What a single-file checkpoint was trained to predict.")
-@click.option("--config", type=click.Path(path_type=Path), help="A diffusers folder whose configurations describe a single-file checkpoint.")
+@click.option(
+    "--safety-checker", type=click.Path(path_type=Path), help="A classifier's folder, or a checkpoint that has one."
+)
+@click.option(
+    "--prediction-type",
+    type=click.Choice(["epsilon", "v_prediction"]),
+    help="What a single-file checkpoint was trained to predict.",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="A diffusers folder whose configurations describe a single-file checkpoint.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there, once the new one is complete.")
 def export(
     checkpoint: Path,
@@ -78,7 +94,9 @@ class _Reporter:
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         self._console = console
-        self._progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console)
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
+        )
         self._tasks: dict[str, int] = {}
 
     def __enter__(self) -> _Reporter:
@@ -129,6 +147,9 @@ def _worst(graph: GraphRecord) -> list[str]:
     """The figure of each measure that came nearest to its bound."""
     worst: dict[str, GateFigure] = {}
     for gate in graph.gate:
-        if gate.measure not in worst or gate.figure / gate.bound > worst[gate.measure].figure / worst[gate.measure].bound:
+        if (
+            gate.measure not in worst
+            or gate.figure / gate.bound > worst[gate.measure].figure / worst[gate.measure].bound
+        ):
             worst[gate.measure] = gate
     return [f"{gate.figure:.2g} of {gate.bound:g} {measure}" for measure, gate in worst.items()]

@@ -33,7 +33,12 @@ class _Trial:
 
 
 def export_component(
-    submodule: Submodule, folder: Path, prefix: str, precision: Precision, known: Mapping[str, NDArray[Any]], phase: Callable[[str], None]
+    submodule: Submodule,
+    folder: Path,
+    prefix: str,
+    precision: Precision,
+    known: Mapping[str, NDArray[Any]],
+    phase: Callable[[str], None],
 ) -> tuple[Component, Arrays]:
     """Trace, store, rewrite and judge one submodule.
 
@@ -76,7 +81,13 @@ class _GraphMaker:
     """Turns one traced graph into those that the bundle gets; owns the module's weights from the moment they are on disk."""
 
     def __init__(
-        self, submodule: Submodule, model: ir.Model, folder: Path, prefix: str, precision: Precision, phase: Callable[[str], None]
+        self,
+        submodule: Submodule,
+        model: ir.Model,
+        folder: Path,
+        prefix: str,
+        precision: Precision,
+        phase: Callable[[str], None],
     ) -> None:
         self.submodule, self.model, self.folder, self.prefix, self.phase = submodule, model, folder, prefix, phase
         self.weights = tuple(submodule.weights())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from latentrt.manifest import Manifest, Precision
+from latentrt_export import single_file
 from latentrt_export.checkpoint import Checkpoint, open_checkpoint
+from latentrt_export.documents import UNKNOWN
+from latentrt_export.onnxruntime_cpu import require
+from latentrt_export.staging import staged
 from latentrt_export.write import Progress, write_bundle
 
 __all__ = ["export_checkpoint"]
@@ -22,11 +24,14 @@ def export_checkpoint(
     precision: Precision = "float32",
     variant: str | None = None,
     safety_checker: Path | None = None,
-    prediction_type: str | None = None,
+    prediction_type: single_file.PredictionType | None = None,
     config: Path | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Export a checkpoint.
+
+    Everything is made in a folder beside `bundle`, which is renamed when it is complete: whatever happens on the way,
+    no half bundle appears and what was there before is untouched.
 
     Args:
         checkpoint: a diffusers folder, or a single `.safetensors` file of Stable Diffusion 1.x or 2.x.
@@ -43,26 +48,33 @@ def export_checkpoint(
         The bundle's manifest.
 
     Raises:
-        LatentRTError: see `latentrt.errors`; nothing was written and nothing that was there has changed.
+        CheckpointError, ExportError: the checkpoint cannot be exported.
+        MissingExtraError: no ONNX Runtime is installed, so nothing could be proved.
+        OutputError: the bundle cannot be written.
     """
-    with _opened(checkpoint, bundle, variant=variant, prediction_type=prediction_type, config=config) as opened:
-        if opened.licence == "unknown":
-            progress.warn("no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it")
-        return write_bundle(
-            opened, bundle, precision=precision, progress=progress, safety_checker=safety_checker, overwrite=overwrite
-        )
+    require()
+    with staged(bundle, overwrite=overwrite) as stage:
+        if checkpoint.is_file():
+            opened = _unpacked(checkpoint, stage.scratch / "unpacked", prediction_type, config, safety_checker)
+        else:
+            opened = open_checkpoint(checkpoint, variant=variant, safety_checker=safety_checker)
+        if opened.licence == UNKNOWN:
+            progress.warn(
+                "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
+            )
+        return write_bundle(opened, stage, precision=precision, progress=progress)
 
 
-@contextlib.contextmanager
-def _opened(
-    path: Path, bundle: Path, *, variant: str | None, prediction_type: str | None, config: Path | None
-) -> Iterator[Checkpoint]:
-    if path.is_dir() or not path.exists():
-        yield open_checkpoint(path, variant=variant)
-        return
-    from latentrt_export import single_file
-
-    # Beside the bundle, where there has to be room for weights anyway: a temporary file system is often memory.
-    with tempfile.TemporaryDirectory(prefix=f".{bundle.name}.unpacked-", dir=bundle.absolute().parent) as folder:
-        single_file.unpack(path, Path(folder), prediction_type=prediction_type, config=config)
-        yield open_checkpoint(Path(folder), name=path.stem, layout="single-file")
+def _unpacked(
+    file: Path,
+    folder: Path,
+    prediction_type: single_file.PredictionType | None,
+    config: Path | None,
+    safety_checker: Path | None,
+) -> Checkpoint:
+    """A single file, as the folder that it is unpacked into."""
+    stated = single_file.detect(file).licence
+    single_file.unpack(file, folder, prediction_type=prediction_type, config=config)
+    opened = open_checkpoint(folder, safety_checker=safety_checker, name=file.stem, layout="single-file")
+    others = {name: path for name, path in opened.sources.items() if not path.is_relative_to(folder)}
+    return replace(opened, licence=stated or opened.licence, sources={file.name: file, **others})

@@ -12,7 +12,12 @@ from latentrt.errors import CheckpointError
 
 __all__ = ["load_pretrained"]
 
-_KINDS = {"missing_keys": "missing", "unexpected_keys": "unexpected", "mismatched_keys": "of another shape", "error_msgs": "unreadable"}
+_KINDS = {
+    "missing_keys": "missing",
+    "unexpected_keys": "unexpected",
+    "mismatched_keys": "of another shape",
+    "error_msgs": "unreadable",
+}
 
 
 def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> Any:

@@ -37,7 +37,10 @@ def nodes_in_float32(model: ir.Model, ranges: Mapping[str, float]) -> tuple[str,
         str(node.name)
         for node in model.graph
         if str(node.name).startswith("/")
-        or any(value is not None and ranges.get(str(value.name), 0.0) > RANGE_LIMIT for value in (*node.inputs, *node.outputs))
+        or any(
+            value is not None and ranges.get(str(value.name), 0.0) > RANGE_LIMIT
+            for value in (*node.inputs, *node.outputs)
+        )
     )
 
 
@@ -55,7 +58,12 @@ def compute_in_float32(model: ir.Model, weights: Iterable[str]) -> None:
 
 
 def compute_in_half(
-    model: ir.Model, weights: Iterable[str], *, float32_inputs: frozenset[str], float32_nodes: Iterable[str], ranges: Mapping[str, float]
+    model: ir.Model,
+    weights: Iterable[str],
+    *,
+    float32_inputs: frozenset[str],
+    float32_nodes: Iterable[str],
+    ranges: Mapping[str, float],
 ) -> None:
     """Rewrite a float32 graph, in place, to compute in half.
 
@@ -90,7 +98,9 @@ class _HalfRewrite:
         self.float32_nodes = float32_nodes
         self.ranges = ranges
         # Inputs that enter as half although the signature says float32: they are cast where they are used.
-        self.half = {str(value.name) for value in self.graph.inputs if _is_float(value) and value.name not in float32_inputs} | weights
+        self.half = {
+            str(value.name) for value in self.graph.inputs if _is_float(value) and value.name not in float32_inputs
+        } | weights
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
 
     def visit(self, node: ir.Node) -> None:

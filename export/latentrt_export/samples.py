@@ -26,7 +26,9 @@ def pictures(rng: np.random.Generator, batch: int, height: int, width: int) -> N
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     waves = rng.uniform(1, 12, (batch, 3, 2)) * np.pi
     phases = rng.uniform(0, 2 * np.pi, (batch, 3))
-    fields = np.sin(waves[..., 0, None, None] * x + waves[..., 1, None, None] * y + phases[..., None, None])  # (B, 3, H, W)
+    fields = np.sin(
+        waves[..., 0, None, None] * x + waves[..., 1, None, None] * y + phases[..., None, None]
+    )  # (B, 3, H, W)
     edges = np.sign(np.hypot(x - 0.5, y - 0.5) - rng.uniform(0.1, 0.5, (batch, 1, 1, 1)))
     grain = rng.normal(0, 0.05, fields.shape)
     pixels = 127.5 + 127.5 * (0.6 * fields + 0.4 * edges + grain)

@@ -46,7 +46,9 @@ class TextEncoder(Submodule):
     def load(cls, checkpoint: Path, variant: str | None) -> Self:
         model = load_pretrained(CLIPTextModel, checkpoint / "text_encoder", variant)
         if getattr(model.config, "use_attention_mask", False):
-            raise CheckpointError("text_encoder: its configuration sets use_attention_mask, which Stable Diffusion 1.x and 2.x do not use")
+            raise CheckpointError(
+                "text_encoder: its configuration sets use_attention_mask, which Stable Diffusion 1.x and 2.x do not use"
+            )
         return cls(model)
 
     def forward(self, input_ids: Tensor, clip_skip: Tensor) -> Tensor:
@@ -58,7 +60,10 @@ class TextEncoder(Submodule):
 
     def facts(self) -> dict[str, Any]:
         activation = self.model.config.hidden_act
-        return {"family": "stable-diffusion-1" if activation == "quick_gelu" else "stable-diffusion-2", "text_layers": self.layers}
+        return {
+            "family": "stable-diffusion-1" if activation == "quick_gelu" else "stable-diffusion-2",
+            "text_layers": self.layers,
+        }
 
     def sample(self, case: Case, known: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> Arrays:
         return {

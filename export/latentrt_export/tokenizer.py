@@ -25,9 +25,13 @@ def export_tokenizer(checkpoint: Path, bundle: Path) -> TokenizerRecord:
         CheckpointError: the tokenizer is missing or cannot be read.
     """
     folder = checkpoint / "tokenizer"
-    has_files = (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    has_files = (folder / "tokenizer.json").is_file() or all(
+        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
+    )
     if not has_files:
-        raise CheckpointError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; get the checkpoint again")
+        raise CheckpointError(
+            f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; get the checkpoint again"
+        )
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers package raises bare exceptions for a damaged file

@@ -62,7 +62,9 @@ class UNet(Submodule):
         model = load_pretrained(UNet2DConditionModel, checkpoint / "unet", variant)
         for key in _UNSET:
             if getattr(model.config, key, None) is not None:
-                raise CheckpointError(f"unet: its configuration sets {key}, which no Stable Diffusion 1.x or 2.x text-to-image model has")
+                raise CheckpointError(
+                    f"unet: its configuration sets {key}, which no Stable Diffusion 1.x or 2.x text-to-image model has"
+                )
         if model.config.in_channels != model.config.out_channels:
             raise CheckpointError(
                 f"unet: it takes {model.config.in_channels} channels and gives {model.config.out_channels}; that is an inpainting, depth or "

@@ -46,10 +46,15 @@ class StoredWeights:
 
 
 def store(weights: Mapping[str, Tensor], path: Path, precision: Precision) -> StoredWeights:
-    """Write weights in a precision; values beyond half's range would become infinite and are refused by the gate, not here."""
+    """Write weights in a precision.
+
+    A value beyond half's range would become infinite; that is refused by the gate, not here.
+    """
     tensors = {name: weight.to(_TORCH_DTYPES[precision]).contiguous() for name, weight in weights.items()}
-    path.touch()  # safetensors would make a file that only its owner may read
+    path.touch()
+    mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)  # safetensors writes a file that only its owner may read and renames it
     return StoredWeights(path=path, places=_places(path))
 
 
@@ -68,4 +73,3 @@ def _places(path: Path) -> dict[str, tuple[ir.DataType, tuple[int, ...], int, in
         for name, entry in header.items()
         if name != "__metadata__"
     }
-

@@ -49,7 +49,8 @@ def _group(debug: bool) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit: 0, or the exit code of the error's branch (`latentrt.errors`), with one sentence on stderr."""
+    """Run the command line and exit: 0, or the exit code of the error's branch (`latentrt.errors`), with one sentence
+    on stderr."""
     arguments = sys.argv[1:] if args is None else args
     try:
         status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)

@@ -21,9 +21,9 @@ Floats = NDArray[np.float32]
 def condition(order: Order, tokenizer: Tokenizer, encoder: Session) -> Floats:
     """What the denoiser is told of the prompts.
 
-    A prompt of more tokens than the encoder takes is encoded in chunks (`Tokenizer.chunks`), which are joined along the tokens; the
-    shorter prompts of the batch, the negative ones among them, are filled up with empty chunks. `clip_skip` counts for the prompts
-    alone, as in diffusers.
+    A prompt of more tokens than the encoder takes is encoded in chunks (`Tokenizer.chunks`), which are joined along the
+    tokens; the shorter prompts of the batch, the negative ones among them, are filled up with empty chunks. `clip_skip`
+    counts for the prompts alone, as in diffusers.
 
     Returns:
         float32 [pictures, tokens, width], or [2 · pictures, …] with the negative prompts first where there is guidance.
@@ -44,25 +44,25 @@ def condition(order: Order, tokenizer: Tokenizer, encoder: Session) -> Floats:
         assert order.negative_prompts is not None
         if positive.shape[1] != chunks * length:
             raise RequestError(
-                f"prompt_embeds: found {positive.shape[1]} tokens, which no negative prompt has; expected a multiple of {length}, or "
-                "negative_prompt_embeds beside them"
+                f"prompt_embeds: found {positive.shape[1]} tokens, which no negative prompt has; expected a multiple "
+                f"of {length}, or negative_prompt_embeds beside them"
             )
         negative = _encode(order.negative_prompts, chunks, 0, tokenizer, encoder)
     negative = negative.repeat(order.images_per_prompt, axis=0)
     if negative.shape != positive.shape:
-        raise RequestError(f"found embeddings of shape {positive.shape} and negative ones of {negative.shape}, expected one shape")
+        raise RequestError(
+            f"found embeddings of shape {positive.shape} and negative ones of {negative.shape}, expected one shape"
+        )
     return np.concatenate([negative, positive])
 
 
 def _chunks_needed(order: Order, tokenizer: Tokenizer) -> int:
     negatives = order.negative_prompts if order.guided else None
-    texts = [text for texts in (order.prompts, negatives) for text in texts or ()]
-    embedded = [array.shape[1] for array in (order.prompt_embeds, order.negative_prompt_embeds) if array is not None]
-    return max(
-        *(len(tokenizer.chunks(text)) for text in texts),
-        *(math.ceil(tokens / tokenizer.frame.length) for tokens in embedded),
-        1,
-    )
+    texts = (*(order.prompts or ()), *(negatives or ()))
+    embeddings = (order.prompt_embeds, order.negative_prompt_embeds)
+    needed = [len(tokenizer.chunks(text)) for text in texts]
+    needed += [math.ceil(array.shape[1] / tokenizer.frame.length) for array in embeddings if array is not None]
+    return max(needed)
 
 
 def _encode(texts: Sequence[str], chunks: int, clip_skip: int, tokenizer: Tokenizer, encoder: Session) -> Floats:

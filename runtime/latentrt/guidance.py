@@ -13,8 +13,8 @@ Floats = NDArray[np.float32]
 def guide(outputs: Floats, scale: float, rescale: float) -> Floats:
     """The guided model output.
 
-    Ho and Salimans 2022, equation 6, in diffusers' form: uncond + w · (cond − uncond). With `rescale` φ > 0 its standard deviation
-    goes back towards that of the conditional output (Lin et al. 2023, equations 15 and 16).
+    Ho and Salimans 2022, equation 6, in diffusers' form: uncond + w · (cond − uncond). With `rescale` φ > 0 its
+    standard deviation goes back towards that of the conditional output (Lin et al. 2023, equations 15 and 16).
 
     Args:
         outputs: float32 [2 · batch, channels, height, width]; the negative prompt's half first.
@@ -25,12 +25,13 @@ def guide(outputs: Floats, scale: float, rescale: float) -> Floats:
         float32 [batch, channels, height, width].
     """
     negative, positive = np.split(outputs, 2)
-    guided = negative + np.float32(scale) * (positive - negative)
+    guided: Floats = negative + np.float32(scale) * (positive - negative)
     if rescale == 0:
         return guided
     matched = guided * (_deviation(positive) / _deviation(guided))
     phi = np.float32(rescale)
-    return phi * matched + (1 - phi) * guided
+    rescaled: Floats = phi * matched + (1 - phi) * guided
+    return rescaled
 
 
 def _deviation(outputs: Floats) -> Floats:

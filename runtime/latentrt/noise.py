@@ -67,8 +67,7 @@ class Generator:
         return np.array([self._one() for _ in range(count)], np.float32)
 
     def _one(self) -> float:
-        """One number, in float64. They come in pairs, and the second waits for the next small draw, however many large
-        ones intervene."""
+        """One number, in float64. They come in pairs, and the second waits for the next small draw."""
         if self._spare is not None:
             value, self._spare = self._spare, None
             return value

@@ -3,16 +3,17 @@
     pipeline = Pipeline.load("my-bundle")
     image = pipeline("a red circle on a blue background", seed=7).images[0]
 
-Text becomes embeddings (`conditioning.py`), a seed becomes noise (`noise.py`), a sampler becomes a table of coefficients
-(`samplers/`, `schedule.py`). The loop below asks the denoiser once for each row of the table and lets the row say what follows.
-The autoencoder makes pixels of the last latents, and the safety classifier looks at them before anyone else does.
+Text becomes embeddings (`conditioning.py`), a seed becomes noise (`noise.py`), a sampler becomes a table of
+coefficients (`samplers/`, `schedule.py`). The loop below asks the denoiser once for each row of the table and lets the
+row say what follows. The autoencoder makes pixels of the last latents, and the safety classifier looks at them before
+anyone else does.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -45,8 +46,8 @@ class Step:
     Attributes:
         index, total: which of how many; a sampler may need more evaluations than it was asked for steps.
         timestep: what the denoiser was told.
-        latents: float32 [pictures, channels, height / factor, width / factor], after the step. What stands here when the generator is
-            resumed is what it goes on with.
+        latents: float32 [pictures, channels, height / factor, width / factor], after the step. What stands here when
+            the generator is resumed is what it goes on with.
     """
 
     index: int
@@ -75,7 +76,8 @@ class Pipeline:
 
         Args:
             path: the bundle's folder.
-            digest: `sha256:…` of its manifest, to run this bundle and no other; without it hashes detect damage, not forgery.
+            digest: `sha256:…` of its manifest, to run this bundle and no other; without it hashes detect damage, not
+                forgery.
             threads: one per core if None.
 
         Raises:
@@ -112,10 +114,10 @@ class Pipeline:
         """Draw. The arguments are those of `Request`, and two more.
 
         Args:
-            output_type: `pil` for pictures, `np` for float32 pixels in 0 … 1 [pictures, height, width, 3], `latent` for the latents, which
-                no classifier has looked at.
-            callback_on_step_end: called as (pipeline, index, timestep, {"latents": …}) after each step; a dict that it returns may
-                hold other latents to go on with.
+            output_type: `pil` for pictures, `np` for float32 pixels in 0 … 1 [pictures, height, width, 3], `latent` for
+                the latents, which no classifier has looked at.
+            callback_on_step_end: called as (pipeline, index, timestep, {"latents": …}) after each step; a dict that it
+                returns may hold other latents to go on with.
 
         Raises:
             RequestError: the request is impossible. SafetyError: the pictures could not be checked.
@@ -167,8 +169,9 @@ class Pipeline:
         config = self.bundle.manifest.scheduler.config
         return samplers.schedule(order.sampler, config, order.steps, karras=order.karras, eta=order.eta)
 
-    def steps(self, request: Request | Order) -> Iterator[Step]:
-        """Draw step by step: the denoising loop as a generator. Progress, previews and streams consume it; leaving it early cancels.
+    def steps(self, request: Request | Order) -> Generator[Step, None, None]:
+        """Draw step by step: the denoising loop as a generator. Progress, previews and streams consume it; leaving it
+        early cancels.
 
         Args:
             request: what to draw; an `Order` is a request that `resolve` has seen.
@@ -186,7 +189,9 @@ class Pipeline:
         for k, timestep in enumerate(schedule.t):
             output = _ask(denoiser, recurrence.scale(k, latents), timestep, embeddings, order)
             drawn = [noise.draw(generators, latents.shape[1:]) for _ in range(schedule.noise_draws[k])]
-            step = Step(k, len(schedule), float(timestep), recurrence.step(k, latents, output, drawn[-1] if drawn else None))
+            step = Step(
+                k, len(schedule), float(timestep), recurrence.step(k, latents, output, drawn[-1] if drawn else None)
+            )
             yield step
             latents = step.latents
 
@@ -199,12 +204,13 @@ class Pipeline:
         if output_type == "latent":
             return make_result(self.bundle, order, latents, None, "latent")
         pixels = self._decode(latents)
-        verdicts = None if order.safety == "off" else safety.judge(self._session("safety_checker"), pixels)
+        verdicts = None if order.safety == "off" else safety.judge(lambda: self._session("safety_checker"), pixels)
         pixels = safety.apply_policy(order.safety, pixels, verdicts or ())
         return make_result(self.bundle, order, pixels, verdicts, output_type)
 
     def _decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Latents → uint8 [pictures, height, width, 3]; one at a time, as the decoder's activations are the run's largest."""
+        """Latents → uint8 [pictures, height, width, 3]; one at a time, as the decoder's activations are the run's
+        largest."""
         decoder = self._session("vae_decoder")
         return np.concatenate([run(decoder, latents=image[np.newaxis])["pixels"] for image in latents])
 
@@ -226,10 +232,14 @@ class Pipeline:
         return self._tokenizer
 
 
-def _ask(denoiser: Session, sample: Latents, timestep: np.float32, embeddings: NDArray[np.float32], order: Order) -> Latents:
+def _ask(
+    denoiser: Session, sample: Latents, timestep: np.float32, embeddings: NDArray[np.float32], order: Order
+) -> Latents:
     """The (guided) model output for every picture, in one evaluation."""
     if order.guided:
-        sample = np.concatenate([sample, sample])  # (2B, C, h, w): the negative prompts' half first, as in the embeddings
+        sample = np.concatenate(
+            [sample, sample]
+        )  # (2B, C, h, w): the negative prompts' half first, as in the embeddings
     timesteps = np.full(len(sample), timestep, np.float32)
     outputs: Latents = run(denoiser, sample=sample, timestep=timesteps, encoder_hidden_states=embeddings)["noise_pred"]
     return guide(outputs, order.guidance_scale, order.guidance_rescale) if order.guided else outputs

@@ -41,7 +41,7 @@ def x0(prediction_type: PredictionType, alpha: NDArray[np.float64], sigma: NDArr
         return alpha / norm**2, -sigma / norm
     if not np.all(alpha):
         raise RequestError(
-            "found prediction_type 'epsilon' and a first step of pure noise (rescale_betas_zero_snr), where epsilon says "
+            "found prediction_type 'epsilon' and a first step of pure noise (rescale_betas_zero_snr), where it says "
             "nothing of the picture; use 'v_prediction' if the model was trained with it, or timestep_spacing 'leading'"
         )
     return 1 / alpha, -sigma / alpha

@@ -1,7 +1,7 @@
 """What may a user ask?
 
-A `Request` is what was asked, with everything optional that has a default. `resolve` checks it against a bundle, once, and returns an
-`Order` in which nothing is optional any more; the pipeline works from that alone.
+A `Request` is what was asked, with everything optional that has a default. `resolve` checks it against a bundle, once,
+and returns an `Order` in which nothing is optional any more; the pipeline works from that alone.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ class Request:
         negative_prompt: one for all, or one for each prompt; what to keep out. Ignored without guidance.
         height, width: in pixels; multiples of the bundle's factor (8). The bundle's own size if None.
         num_inference_steps: denoising steps. The bundle's default if None.
-        guidance_scale: w of classifier-free guidance (Ho and Salimans 2022); up to 1 there is none. The bundle's default if None.
+        guidance_scale: w of classifier-free guidance (Ho and Salimans 2022); up to 1 there is none. The bundle's
+            default if None.
         guidance_rescale: φ of Lin et al. 2023, section 3.4; 0 leaves the guided output as it is.
         num_images_per_prompt: pictures for each prompt.
         eta: how much noise DDIM adds, 0 to 1. Other samplers ignore it.
-        latents: float32 [pictures, channels, height / factor, width / factor] of standard normal noise, in place of the seed's.
+        latents: float32 [pictures, channels, height / factor, width / factor] of standard normal noise, in place of the
+            seed's.
         prompt_embeds: float32 [prompts, tokens, width of the encoder], in place of `prompt`.
         negative_prompt_embeds: the same for `negative_prompt`.
         clip_skip: how many of the encoder's last layers to leave out for the prompt.
         seed: picture i takes seed + i; or a seed for each picture. A random one if None; the result says which.
-        sampler: `ddim`, `pndm`, `euler`, `euler_a`, `dpmpp_2m` or a diffusers class. The bundle's own scheduler if None.
+        sampler: `ddim`, `pndm`, `euler`, `euler_a`, `dpmpp_2m` or a diffusers class. The bundle's own scheduler if
+            None.
         karras: whether the noise levels are those of Karras et al. 2022; None leaves it to the bundle's configuration.
-        safety: what is done with a flagged picture: `block`, `blur`, `report`; `off` asks nothing. The bundle's policy if None.
+        safety: what is done with a flagged picture: `block`, `blur`, `report`; `off` asks nothing. The bundle's policy
+            if None.
     """
 
     prompt: str | Sequence[str] | None = None
@@ -67,7 +71,8 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Order:
-    """A request that a bundle can fulfil: every value decided, texts and embeddings one for each prompt, seeds one for each picture."""
+    """A request that a bundle can fulfil: every value decided, texts and embeddings one for each prompt, seeds one for
+    each picture."""
 
     prompts: tuple[str, ...] | None
     negative_prompts: tuple[str, ...] | None
@@ -104,12 +109,16 @@ def resolve(request: Request, manifest: Manifest) -> Order:
     per_prompt = _whole("num_images_per_prompt", request.num_images_per_prompt, 1, manifest.limits.max_batch)
     pictures = count * per_prompt
     if pictures > manifest.limits.max_batch:
-        raise RequestError(f"found {pictures} pictures in one request, this bundle draws at most {manifest.limits.max_batch} at once")
+        raise RequestError(
+            f"found {pictures} pictures in one request, this bundle draws at most {manifest.limits.max_batch} at once"
+        )
     height = _side("height", request.height, manifest.defaults.height, manifest)
     width = _side("width", request.width, manifest.defaults.width, manifest)
     geometry = manifest.latents
     latent_shape = (pictures, geometry.channels, height // geometry.factor, width // geometry.factor)
-    steps = manifest.defaults.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
+    steps = (
+        manifest.defaults.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
+    )
     scale = manifest.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     return Order(
         prompts=prompts,
@@ -123,7 +132,9 @@ def resolve(request: Request, manifest: Manifest) -> Order:
         guidance_scale=_number("guidance_scale", scale, -1e4, 1e4),
         guidance_rescale=_number("guidance_rescale", request.guidance_rescale, 0, 1),
         eta=_number("eta", request.eta, 0, 1),
-        clip_skip=0 if request.clip_skip is None else _whole("clip_skip", request.clip_skip, 0, manifest.limits.max_clip_skip),
+        clip_skip=0
+        if request.clip_skip is None
+        else _whole("clip_skip", request.clip_skip, 0, manifest.limits.max_clip_skip),
         asked_clip_skip=request.clip_skip,
         seeds=_seeds(request.seed, pictures),
         latents=_latents(request.latents, latent_shape),
@@ -138,8 +149,8 @@ def _prompts(request: Request) -> tuple[tuple[str, ...] | None, int]:
         found = "neither" if request.prompt is None else "both"
         raise RequestError(f"found {found} of prompt and prompt_embeds, expected one of them")
     if request.prompt is None:
-        assert request.prompt_embeds is not None
-        return None, len(request.prompt_embeds)
+        embeds = request.prompt_embeds
+        return None, len(embeds) if isinstance(embeds, np.ndarray) and embeds.ndim == 3 else 1
     prompts = _texts("prompt", request.prompt)
     return prompts, len(prompts)
 
@@ -153,7 +164,9 @@ def _negative_prompts(request: Request, count: int) -> tuple[str, ...] | None:
     if len(texts) == 1:
         return texts * count
     if len(texts) != count:
-        raise RequestError(f"found {len(texts)} negative prompts for {count} prompts, expected one for all or one for each")
+        raise RequestError(
+            f"found {len(texts)} negative prompts for {count} prompts, expected one for all or one for each"
+        )
     return texts
 
 
@@ -207,6 +220,8 @@ def _seeds(seed: int | Sequence[int] | None, pictures: int) -> tuple[int, ...]:
     if isinstance(seed, (int, np.integer)):
         first = _whole("seed", seed, 0, MAX_SEED)
         return tuple(range(first, first + pictures))
+    if not isinstance(seed, Sequence) or isinstance(seed, str):
+        raise RequestError(f"seed: found {seed!r}, expected a whole number from 0 to {MAX_SEED}, or a list of them")
     seeds = tuple(_whole("seed", each, 0, MAX_SEED) for each in seed)
     if len(seeds) != pictures:
         found = f"{len(seeds)} seeds" if seeds else "an empty range of seeds"
@@ -228,7 +243,9 @@ def _latents(value: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.f
     if value is None:
         return None
     if not isinstance(value, np.ndarray) or value.shape != shape:
-        raise RequestError(f"latents: found {getattr(value, 'shape', type(value).__name__)}, expected a numpy array of shape {shape}")
+        raise RequestError(
+            f"latents: found {getattr(value, 'shape', type(value).__name__)}, expected a numpy array of shape {shape}"
+        )
     return _finite("latents", value)
 
 

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from latentrt import __version__, images, samplers
 from latentrt.bundle import Bundle
@@ -29,13 +28,13 @@ class Result:
     """Pictures and what is known of them.
 
     Attributes:
-        images: Pillow pictures, or an array, as `output_type` asked.
+        images: a list of Pillow's pictures, or an array, as `output_type` asked.
         seeds: of each picture.
         verdicts: the classifier's, of each picture; None where none was asked.
         records: what each picture's file says of it.
     """
 
-    images: list[Image.Image] | NDArray[Any]
+    images: Any  # `output_type` decides at run time, and a union would have every caller narrow it
     seeds: tuple[int, ...]
     verdicts: tuple[Verdict, ...] | None
     records: tuple[PictureRecord, ...]
@@ -46,7 +45,8 @@ class Result:
         return None if self.verdicts is None else [verdict.flagged for verdict in self.verdicts]
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write the pictures with their records: one to `path`, several to `path` with their number before the extension.
+        """Write the pictures with their records: one to `path`, several to `path` with their number before the
+        extension.
 
         Raises:
             OutputError: they cannot be written. RequestError: these are arrays, not pictures.
@@ -68,7 +68,7 @@ def make_result(
     bundle: Bundle, order: Order, values: NDArray[Any], verdicts: tuple[Verdict, ...] | None, output_type: OutputType
 ) -> Result:
     """Wrap latents, or pixels that the safety policy has been applied to: uint8 [pictures, height, width, 3]."""
-    pictures: list[Image.Image] | NDArray[Any] = values
+    pictures: Any = values
     if output_type == "pil":
         pictures = images.to_pictures(values)
     elif output_type == "np":

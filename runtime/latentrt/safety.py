@@ -13,14 +13,14 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.errors import RequestError, SafetyError
+from latentrt.errors import BundleError, RequestError, SafetyError
 from latentrt.session import Session, run
 
 if TYPE_CHECKING:
@@ -100,14 +100,17 @@ def require_classifier(manifest: Manifest, policy: Policy) -> None:
         )
 
 
-def judge(classifier: Session, pixels: Pixels) -> tuple[Verdict, ...]:
+def judge(load_classifier: Callable[[], Session], pixels: Pixels) -> tuple[Verdict, ...]:
     """Ask the safety graph about pixels (batch, height, width, 3); one verdict for each picture.
 
     Raises:
-        SafetyError: the graph fails, or does not answer with scores.
+        SafetyError: the graph cannot be loaded, fails, or does not answer with scores.
+        BundleError: its files are not the ones that the manifest pins.
     """
     try:
-        outputs = run(classifier, pixels=pixels)
+        outputs = run(load_classifier(), pixels=pixels)
+    except BundleError:
+        raise
     # Whatever a backend raises, the pictures were not checked.
     except Exception as error:
         raise SafetyError(f"the safety classifier failed: {type(error).__name__}: {error}. {_WAYS_OUT}") from error

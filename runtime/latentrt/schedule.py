@@ -94,8 +94,7 @@ class Schedule:
         noise_draws: int = 0,
         init_noise_sigma: float = 1.0,
     ) -> Schedule:
-        """A table from its columns, where a number stands for the same number in every row; what is left out does
-        nothing."""
+        """A table from its columns. A number stands for itself in every row; what is left out does nothing."""
 
         def column(value: Column) -> NDArray[np.float64]:
             return np.array(np.broadcast_to(value, t.shape), np.float64)
@@ -195,8 +194,10 @@ def _clip(y: Latents, limit: np.float32) -> Latents:
 
 
 def _combine(like: Latents, terms: Iterable[tuple[np.float32, Latents | None]]) -> Latents:
-    """Σ coefficient · array, a new array. A zero coefficient skips its array, which may then be absent, and costs no
-    pass over it."""
+    """Σ coefficient · array, a new array.
+
+    A zero coefficient skips its array: that costs no pass over it, and it may be absent or not finite.
+    """
     total = np.zeros_like(like)
     for coefficient, array in terms:
         if not np.any(coefficient):

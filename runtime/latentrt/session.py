@@ -1,7 +1,7 @@
 """How is one graph run?
 
-The seam between the runtime and whatever executes graphs is one method. A backend, and the fake that a test uses, implement
-the same seam; everything that is common to backends (the check of what is fed) lives on this side of it.
+The seam between the runtime and whatever executes graphs is one method. A backend, and the fake that a test uses,
+implement the same seam; everything that is common to backends (the check of what is fed) lives on this side of it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How noisy is the latent, when?
 
 First the training noise schedule, which a checkpoint fixes: β → ᾱ → σ. It reproduces the constants that diffusers
-rounds to float32: β and ᾱ to the bit; where a square root enters (σ, zero SNR) torch's own is a unit in the last place off
-here and there. Then the grids, the few times at which a sampler visits it.
+rounds to float32: β and ᾱ to the bit; where a square root enters (σ, zero SNR) torch's own is a unit in the last place
+off here and there. Then the grids, the few times at which a sampler visits it.
 """
 
 from __future__ import annotations
@@ -98,8 +98,10 @@ def _cumulative_product(alpha: Float32s) -> Float32s:
 
 
 def sigmas(alpha_bar: Float32s) -> Float32s:
-    """σ = √((1 − ᾱ) / ᾱ): the noise beside an unscaled picture (Karras et al. 2022), float32. An ᾱ of 0 stands for
-    `ALMOST_ZERO`."""
+    """σ = √((1 − ᾱ) / ᾱ): the noise beside an unscaled picture (Karras et al. 2022), float32.
+
+    Where ᾱ is 0, `ALMOST_ZERO` takes its place.
+    """
     alpha_bar = np.where(alpha_bar > 0, alpha_bar, ALMOST_ZERO)
     level: Float32s = np.sqrt((1 - alpha_bar) / alpha_bar)
     return level
@@ -109,8 +111,10 @@ def sigmas(alpha_bar: Float32s) -> Float32s:
 
 
 def timesteps(spacing: Spacing, count: int, num_train_timesteps: int, offset: int) -> Float64s:
-    """The grid as DDIM, PNDM and the two Euler samplers have it. `offset` moves only the leading one; linspace is not
-    rounded."""
+    """The grid as DDIM, PNDM and the two Euler samplers have it.
+
+    `offset` moves only the leading one; linspace is not rounded.
+    """
     if spacing == "linspace":
         return linspace(count, num_train_timesteps)
     if spacing == "leading":
@@ -172,8 +176,7 @@ def at_timesteps(alpha_bar: Float32s, t: NDArray[np.int64], final: float | np.fl
 
 
 def karras(sigma_max: float, sigma_min: float, count: int, rho: float = 7.0) -> Float64s:
-    """Noise levels from high to low, float64 [count], close together where σ is small (Karras et al. 2022, equation
-    5)."""
+    """Noise levels from high to low, float64 [count], denser where σ is small (Karras et al. 2022, equation 5)."""
     ramp = np.linspace(0, 1, count)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     levels: Float64s = (high + ramp * (low - high)) ** rho

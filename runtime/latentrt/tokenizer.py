@@ -47,8 +47,9 @@ class Tokenizer:
     def chunks(self, text: str, at_least: int = 1) -> NDArray[np.int64]:
         """Token ids of a text of any length.
 
-        The text's tokens are cut after every `length` − 2 (75 for CLIP), and each piece is framed as the encoder was trained to see one:
-        begin, tokens, end, padding. A short text gives what transformers' `CLIPTokenizer` gives with `padding="max_length"`.
+        The text's tokens are cut after every `length` − 2 (75 for CLIP), and each piece is framed as the encoder was
+        trained to see one: begin, tokens, end, padding. A short text gives what transformers' `CLIPTokenizer` gives
+        with `padding="max_length"`.
 
         Args:
             text: what the prompt says.

@@ -77,9 +77,9 @@ def beside(
 
     `afresh` starts each row from diffusers' latents, so that a long table's rounding errors do not add up.
     """
-    basis = _Basis(len(made.timesteps), np.dtype(np.float32))
+    basis = _Basis(len(schedule), np.dtype(np.float32))
     recurrence, x = Recurrence(schedule), basis.latents()
-    for k, (shown, after) in zip(range(len(schedule)), theirs(made, eta), strict=False):
+    for k, (shown, after) in enumerate(theirs(made, eta)):
         yield recurrence.scale(k, x), shown
         x = recurrence.step(k, x, basis.output(k), basis.draw() if schedule.noise_draws[k] else None)
         yield x, after

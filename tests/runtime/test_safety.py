@@ -61,7 +61,7 @@ class Classifier:
 
 
 def test_harmless_pictures(pixels: NDArray[np.uint8]) -> None:
-    verdicts = judge(Classifier(outputs()), pixels)
+    verdicts = judge(lambda: Classifier(outputs()), pixels)
     assert [verdict.flagged for verdict in verdicts] == [False] * 3
     assert verdicts[0].concepts == ()
     assert verdicts[0].concept_scores == pytest.approx((-0.1,) * 17)
@@ -140,12 +140,12 @@ def test_an_output_of_the_wrong_form(name: str, array: NDArray[Any]) -> None:
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), MemoryError(), KeyError("x")])
 def test_a_graph_that_fails(pixels: NDArray[np.uint8], error: Exception) -> None:
     with pytest.raises(SafetyError, match=rf"failed: {type(error).__name__}.*{WAYS_OUT}"):
-        judge(Classifier(error), pixels)
+        judge(lambda: Classifier(error), pixels)
 
 
 def test_pixels_that_the_graph_does_not_take(pixels: NDArray[np.uint8]) -> None:
     with pytest.raises(SafetyError, match="failed: FeedError"):
-        judge(Classifier(outputs()), pixels.astype(np.float32))
+        judge(lambda: Classifier(outputs()), pixels.astype(np.float32))
 
 
 @pytest.mark.parametrize("policy", ["off", "report"])

@@ -7,7 +7,7 @@ import onnx_ir as ir
 __all__ = ["TransposeKeysDirectly"]
 
 
-class TransposeKeysDirectly(ir.passes.InPlacePass):  # type: ignore[misc]
+class TransposeKeysDirectly(ir.passes.InPlacePass):
     """Rewrite Reshape → Transpose(0, 2, 1) → Reshape around the keys of an attention, (B, H, L, E) → (B, H, E, L), to Transpose(0, 1, 3, 2)."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

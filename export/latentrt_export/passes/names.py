@@ -9,11 +9,15 @@ import onnx_ir as ir
 
 __all__ = ["NameNodes"]
 
+# torch's word for a node that its own passes made.
+_NOWHERE = "_empty_nn_module_stack_from_metadata_hook"
 
-class NameNodes(ir.passes.InPlacePass):  # type: ignore[misc]
+
+class NameNodes(ir.passes.InPlacePass):
     """Name each node `module.path/Op`, numbered where one module has several, and drop the tracer's metadata.
 
-    A parse error, a profile or a precision report then speaks of `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q/MatMul`.
+    A parse error, a profile or a precision report then speaks of
+    `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q/MatMul`.
     What a submodule's own `forward` computes around the checkpoint's modules has an empty path: `/Clip`.
     """
 
@@ -42,4 +46,6 @@ def _scope(node: ir.Node, *, otherwise: str) -> str:
     if not scopes:
         return otherwise
     modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
+    if modules and modules[-1] == _NOWHERE:
+        return otherwise
     return modules[-1].removeprefix("model.") if modules else ""

@@ -7,7 +7,7 @@ import onnx_ir as ir
 __all__ = ["DropSafeSoftmax"]
 
 
-class DropSafeSoftmax(ir.passes.InPlacePass):  # type: ignore[misc]
+class DropSafeSoftmax(ir.passes.InPlacePass):
     """Rewrite Where(IsNaN(p), 0, p), with p a Softmax, to p.
 
     The guard matters only for a row of −inf. A causal mask leaves at least the diagonal in every row.

@@ -39,8 +39,8 @@ class OnnxRuntimeSession:
 def open_session(bundle: Bundle, component: str, *, threads: int | None = None) -> OnnxRuntimeSession:
     """Load a component of a bundle for the CPU.
 
-    A CPU computes in float32: half arithmetic there is emulated and slower. Where a bundle has a graph that computes in float32 from its
-    half weights, that is the one.
+    A CPU computes in float32: half arithmetic there is emulated and slower. Where a bundle has a graph that computes in
+    float32 from its half weights, that is the one.
 
     Args:
         bundle: its files are verified before they are parsed.

@@ -13,11 +13,13 @@ from latentrt.errors import RequestError
 if TYPE_CHECKING:
     from latentrt.pipeline import Pipeline
     from latentrt.request import Order
+    from latentrt.result import Result
+    from latentrt.safety import Verdict
 
 __all__ = ["run"]
 
 
-class _Seeds(click.ParamType):
+class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
     """`7`, a list `7,9,11`, or a range with both ends `7..10`."""
 
     name = "seeds"
@@ -35,14 +37,25 @@ class _Seeds(click.ParamType):
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("prompt", nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True, help="A .png, .jpg or .webp; several pictures get a number.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("out.png"),
+    show_default=True,
+    help="A .png, .jpg or .webp; several pictures get a number.",
+)
 @click.option("-n", "--negative-prompt", help="What to keep out of the picture.")
 @click.option("--seed", type=_Seeds(), help="A number, a list (7,9,11) or a range (7..10). Random by default.")
 @click.option("--steps", type=int, help="Denoising steps. The bundle's default by default.")
 @click.option("--sampler", help="ddim, pndm, euler, euler_a or dpmpp_2m. The bundle's own scheduler by default.")
-@click.option("--karras/--no-karras", default=None, help="Noise levels of Karras et al. The bundle's configuration by default.")
+@click.option(
+    "--karras/--no-karras", default=None, help="Noise levels of Karras et al. The bundle's configuration by default."
+)
 @click.option("--guidance-scale", type=float, help="Classifier-free guidance; up to 1 there is none.")
-@click.option("--guidance-rescale", type=float, default=0.0, show_default=True, help="Brings guided contrast back, 0 to 1.")
+@click.option(
+    "--guidance-rescale", type=float, default=0.0, show_default=True, help="Brings guided contrast back, 0 to 1."
+)
 @click.option("--eta", type=float, default=0.0, show_default=True, help="How much noise DDIM adds, 0 to 1.")
 @click.option("--clip-skip", type=int, help="How many of the text encoder's last layers to leave out.")
 @click.option("--height", type=int, help="In pixels.")
@@ -118,7 +131,14 @@ def _images_per_prompt(images: int | None, seed: int | list[int] | None, prompts
 
 def _latents(pipeline: Pipeline, order: Order, *, quiet: bool) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
@@ -130,16 +150,18 @@ def _latents(pipeline: Pipeline, order: Order, *, quiet: bool) -> Any:
     return latents
 
 
-def _report(paths: list[Path], result: Any, seconds: float) -> None:
-    for index, (path, record) in enumerate(zip(paths, result.records, strict=True)):
-        verdict = result.verdicts[index] if result.verdicts else None
-        click.echo(f"{path}: seed {record.seed}, {record.sampler}, {record.num_inference_steps} steps, safety {_words(record.safety.policy, verdict)}")
+def _report(paths: list[Path], result: Result, seconds: float) -> None:
+    verdicts = result.verdicts or [None] * len(paths)
+    for path, record, verdict in zip(paths, result.records, verdicts, strict=True):
+        words = f"{record.sampler}, {record.num_inference_steps} steps"
+        click.echo(f"{path}: seed {record.seed}, {words}, safety {_safety_words(record.safety.policy, verdict)}")
     click.echo(f"{len(paths)} in {seconds:.1f} s", err=True)
 
 
-def _words(policy: str, verdict: Any) -> str:
+def _safety_words(policy: str, verdict: Verdict | None) -> str:
     if verdict is None:
         return "off"
     if not verdict.flagged:
         return f"{policy}: clear"
-    return f"{policy}: flagged for concepts {', '.join(map(str, verdict.concepts)) or '-'}, highest score {max(verdict.concept_scores):+.3f}"
+    concepts = ", ".join(map(str, verdict.concepts)) or "none"
+    return f"{policy}: flagged, concepts {concepts}, highest score {max(verdict.concept_scores):+.3f}"

@@ -16,8 +16,7 @@ __all__ = ["DDIM"]
 
 @dataclass(frozen=True, kw_only=True)
 class DDIM(Sampler):
-    """Equation 12: x0 and ε are read off, x0 is clipped where the configuration says so, and both are put together
-    again with less noise."""
+    """Equation 12: read x0 and ε off, clip x0 if so configured, and put both together again with less noise."""
 
     title: ClassVar[str] = "DDIM (Song et al. 2021); eta adds noise"
     class_name: ClassVar[str] = "DDIMScheduler"

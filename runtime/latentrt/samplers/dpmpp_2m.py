@@ -64,8 +64,7 @@ class DPMSolverMultistep(Sampler):
         )
 
     def _grid(self, count: int, training: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Timesteps [N], and the noise levels σ/α at each of them and after the last [N + 1]: float32 values in
-        float64."""
+        """Timesteps [N], and the levels σ/α at each of them and after the last [N + 1]: float32 values in float64."""
         if self.use_karras_sigmas:
             levels = sigmas.karras(float(training[-1]), float(training[0]), count)
             t = sigmas.timesteps_of_sigmas(levels, training)
@@ -78,8 +77,7 @@ class DPMSolverMultistep(Sampler):
         return t.astype(np.int64), np.append(levels, final).astype(np.float32).astype(np.float64)
 
     def _timesteps(self, count: int, training: NDArray[np.float32]) -> NDArray[np.float64]:
-        """A grid of one timestep more than asked for, less the last one, without those whose λ is below
-        lambda_min_clipped."""
+        """A grid of one timestep more than asked for, less its last, over those whose λ is not clipped."""
         usable = self.num_train_timesteps - int(np.sum(-np.log(training) < self.lambda_min_clipped))
         if self.timestep_spacing == "trailing":
             return sigmas.visited(sigmas.trailing(count, self.num_train_timesteps, usable))

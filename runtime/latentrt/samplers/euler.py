@@ -75,6 +75,5 @@ class Euler(Sampler):
 
 
 def init_noise_sigma(sigma_max: float, spacing: sigmas.Spacing) -> float:
-    """What the first latent's noise is multiplied by. Only the leading grid counts the picture's own variance in, as
-    diffusers does."""
+    """What the first latent's noise is multiplied by; as in diffusers only the leading grid counts the picture."""
     return float(np.hypot(sigma_max, 1)) if spacing == "leading" else sigma_max

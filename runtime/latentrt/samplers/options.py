@@ -90,8 +90,8 @@ class Sampler(ABC):
 
 
 def _converted(value: object, hint: Any) -> Any:
-    """The value if it fits the type. msgspec knows no boolean literals, and does not list the possible ones when it
-    refuses."""
+    """The value if it fits the type."""
+    # msgspec knows no boolean literals, and does not list the possible values when it refuses.
     if get_origin(hint) is not Literal:
         return msgspec.convert(value, hint)
     if not any(value == possible and type(value) is type(possible) for possible in get_args(hint)):

@@ -86,8 +86,10 @@ class PNDM(Sampler):
 
 
 def _plms(grid: list[int], step: int) -> Iterator[_Row]:
-    """The first step is taken twice, the second time along the mean of both ends' outputs; only the first of the two
-    is remembered."""
+    """The first step is taken twice, the second time along the mean of both ends' outputs.
+
+    Only the first of the two is remembered.
+    """
     yield _Row(grid[0], grid[0], grid[0] - step, {0: 1})
     for told in grid[1:2]:
         yield _Row(told, told + step, told, {0: 1 / 2, 1: 1 / 2}, back=1)

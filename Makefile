@@ -1,0 +1,56 @@
+# make demo    a picture from a checkpoint, drawn in an environment that has no torch
+# make test    lint, types and every test that takes seconds
+# Both do their own set-up in a fresh clone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: setup demo test test-slow test-gpu lint types bench clean
+
+setup: .venv/.ready
+
+# Everything in one call, so that pip sees torch's pin together with whatever depends on torch.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,export,dev]"
+	touch $@
+
+# The runtime as a user installs it: no torch, no diffusers, no transformers, no onnx.
+.venv-runtime/.ready: pyproject.toml constraints.txt $(shell find runtime -name '*.py' 2>/dev/null)
+	$(PYTHON) -m venv .venv-runtime
+	.venv-runtime/bin/pip install --quiet --disable-pip-version-check --force-reinstall -c constraints.txt ".[cpu]"
+	touch $@
+
+demo: setup .venv-runtime/.ready
+	$(BIN)/python -m tests.tiny demo/checkpoint
+	$(BIN)/latentrt export demo/checkpoint demo/bundle --overwrite
+	.venv-runtime/bin/latentrt run demo/bundle "a red circle on a blue background" \
+		--steps 25 --seed 7 --height 256 --width 256 -o demo/picture.png
+	@echo "demo/picture.png is the picture, demo/bundle the bundle it came from"
+
+test: setup lint types
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: setup
+	$(PYTEST) -m "slow and not gpu"
+
+test-gpu: setup
+	$(BIN)/pytest -m gpu
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+# The full-size figures take half an hour, 24 GB of disk and 12 GiB of memory.
+bench: setup
+	$(BIN)/python -m benchmarks.startup --output benchmarks/results/startup.json
+	$(BIN)/python -m benchmarks.hashing --output benchmarks/results/hashing.json
+	$(BIN)/python -m benchmarks.full_size --work scratch/full --output benchmarks/results/full_size.json
+
+clean:
+	rm -rf .venv .venv-runtime demo scratch

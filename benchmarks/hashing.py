@@ -1,0 +1,77 @@
+"""What does it cost to verify a bundle when it is loaded, and when it is loaded again?
+
+    .venv/bin/python -m benchmarks.hashing --output benchmarks/results/hashing.json
+
+Makes a bundle whose UNet weights are 1 GiB of random bytes and times `Bundle.check` of every file: hashed, remembered,
+and hashed again although remembered. Files are in the page cache, so this is the processor's share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.full_size import machine
+from latentrt.bundle import Bundle
+from latentrt.digests import file_record
+from latentrt.manifest_json import encode_manifest
+from tests.runtime import small_bundle
+
+WEIGHTS_BYTES = 1 << 30
+RUNS = 5
+# Records are trusted only for files that have not changed for a minute.
+SETTLING_SECONDS = 65
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        os.environ["LATENTRT_CACHE"] = str(Path(folder).absolute() / "cache")
+        report = {"command": "python -m benchmarks.hashing", "machine": machine(), **measure(Path(folder) / "bundle")}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Seconds to open a bundle and check all its files."""
+    small_bundle.write_bundle(folder)
+    weights = folder / small_bundle.WEIGHTS
+    weights.write_bytes(os.urandom(WEIGHTS_BYTES))
+    manifest = small_bundle.manifest(folder)
+    (folder / "bundle.json").write_bytes(encode_manifest(manifest))
+    assert manifest.files[small_bundle.WEIGHTS] == file_record(weights)
+    time.sleep(SETTLING_SECONDS)
+    return {
+        "bundle_bytes": sum(record.size for record in manifest.files.values()),
+        "first_load_s": round(timed(lambda: opened(folder)), 3),
+        "second_load_s": median(lambda: opened(folder)),
+        "load_that_trusts_no_record_s": median(lambda: opened(folder, trust_cache=False)),
+    }
+
+
+def opened(folder: Path, *, trust_cache: bool = True) -> None:
+    small_bundle.everything(Bundle.open(folder, trust_cache=trust_cache))
+
+
+def median(action: Callable[[], None]) -> float:
+    return round(statistics.median(timed(action) for _ in range(RUNS)), 4)
+
+
+def timed(action: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What does it cost to have the runtime, to import it, and to be helped?
+
+    .venv/bin/python -m benchmarks.startup --output benchmarks/results/startup.json
+
+Installs the runtime into a fresh environment, as `pip install "latentrt[cpu]"` does, and measures there: bytes without
+byte code, the median wall time of a bare interpreter, of importing the runtime with its backend, and of `latentrt
+--help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+from benchmarks.full_size import machine
+
+ROOT = Path(__file__).parent.parent
+RUNS = 15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = {"command": "python -m benchmarks.startup", "machine": machine(), **measure(Path(folder))}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Install, then time; each command runs once before it counts, so that byte code is written and files are
+    cached."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    subprocess.run(
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "-c",
+            ROOT / "constraints.txt",
+            f"{ROOT}[cpu]",
+        ],
+        check=True,
+    )
+    return {
+        "installed_mb_without_byte_code": round(installed_bytes(folder) / 1e6, 1),
+        "bare_interpreter_s": median([python, "-c", "pass"]),
+        "import_latentrt_s": median([python, "-c", "import latentrt"]),
+        "import_pipeline_and_onnxruntime_s": median(
+            [python, "-c", "import latentrt.pipeline, latentrt.backends.onnxruntime, onnxruntime"]
+        ),
+        "help_s": median([folder / "bin" / "latentrt", "--help"]),
+        "run_help_s": median([folder / "bin" / "latentrt", "run", "--help"]),
+    }
+
+
+def installed_bytes(folder: Path) -> int:
+    """Of everything but byte code and pip itself."""
+    packages = next(folder.glob("lib/python*/site-packages"))
+    files = (path for path in packages.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return sum(
+        path.stat().st_size
+        for path in files
+        if path.relative_to(packages).parts[0].split("-")[0] not in ("pip", "setuptools")
+    )
+
+
+def median(command: list[Any]) -> float:
+    """Median wall time in seconds."""
+    times = []
+    for _ in range(RUNS + 1):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - started)
+    return round(statistics.median(times[1:]), 3)
+
+
+if __name__ == "__main__":
+    main()

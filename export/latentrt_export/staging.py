@@ -1,0 +1,82 @@
+"""How does a folder appear whole or not at all?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentrt.errors import OutputError
+
+__all__ = ["Stage", "staged"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a bundle is made: its folder, and one for what is needed only on the way."""
+
+    bundle: Path
+    scratch: Path
+
+
+@contextlib.contextmanager
+def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
+    """Two folders to work in; the bundle takes `destination`'s place if the block ends well, both vanish if it does not.
+
+    They lie in a hidden folder beside `destination`, where there has to be room for weights anyway (a temporary file
+    system is often memory) and from where a rename is enough. A process that is killed outright leaves that folder
+    behind, and nothing else.
+
+    Raises:
+        OutputError: something is in the way, or cannot be written.
+    """
+    # A link stays, and what it leads to is replaced.
+    place = Path(os.path.realpath(destination))
+    _refuse_occupied(place, destination, overwrite=overwrite)
+    made = [parent for parent in place.parents if not parent.exists()]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        root = Path(tempfile.mkdtemp(prefix=f".{place.name}.export-", dir=place.parent))
+    except OSError as error:
+        raise OutputError(f"{place.parent} cannot be written to: {error.strerror}") from error
+    try:
+        stage = Stage(bundle=root / "bundle", scratch=root / "scratch")
+        stage.bundle.mkdir()
+        stage.scratch.mkdir()
+        yield stage
+        _take_place(stage.bundle, place, former=root / "former")
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{destination} cannot be written: {reason}; what was there before is untouched") from error
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # it is not empty: the bundle is there
+                parent.rmdir()
+
+
+def _refuse_occupied(place: Path, destination: Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(place):
+        return
+    if not overwrite:
+        raise OutputError(
+            f"{destination} exists; choose another place, or --overwrite to replace it when the new bundle is complete"
+        )
+    if not (place / "bundle.json").is_file():
+        raise OutputError(f"{destination} is not a bundle, so --overwrite does not replace it; choose another place")
+
+
+def _take_place(bundle: Path, place: Path, *, former: Path) -> None:
+    if not place.exists():
+        bundle.rename(place)
+        return
+    place.rename(former)
+    try:
+        bundle.rename(place)
+    except BaseException:
+        former.rename(place)
+        raise

@@ -1,0 +1,84 @@
+"""The runtime as a user installs it: a fresh environment with the base dependencies and `cpu`, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.exported import Exported
+
+ROOT = Path(__file__).parent.parent
+BANNED = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors"}
+MAX_INSTALLED_BYTES = 200_000_000  # without byte code and without pip itself
+# A whole run, then what it had to import.
+DRAW = """
+import json, sys
+from latentrt.cli import main
+try:
+    main(["run", sys.argv[1], "a red circle", "--steps", "2", "--seed", "7", "-o", sys.argv[2], "--quiet"])
+except SystemExit as end:
+    assert end.code == 0, end.code
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of the fresh environment."""
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder, with_pip=True)
+    interpreter = folder / "bin" / "python"
+    wanted = ["-c", str(ROOT / "constraints.txt"), f"{ROOT}[cpu]"]
+    subprocess.run([interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
+    return interpreter
+
+
+def run(python: Path, *arguments: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([python, "-I", *arguments], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_picture_is_drawn_without_torch(python: Path, sd1: Exported, tmp_path: Path) -> None:
+    picture = tmp_path / "out.png"
+    imported = set(json.loads(run(python, "-c", DRAW, str(sd1.bundle), str(picture)).splitlines()[-1]))
+    assert picture.stat().st_size > 0
+    assert not imported & BANNED
+    assert {"numpy", "onnxruntime"} <= imported
+
+
+def test_nothing_heavy_is_installed(python: Path) -> None:
+    installed = {
+        package["name"].lower() for package in json.loads(run(python, "-m", "pip", "list", "--format", "json"))
+    }
+    assert not installed & BANNED
+    assert {"latentrt", "numpy", "onnxruntime", "tokenizers", "pillow", "click", "msgspec", "rich"} <= installed
+
+
+def test_the_runtime_is_light(python: Path) -> None:
+    packages = next(python.parent.parent.glob("lib/python*/site-packages"))
+    files = [path for path in packages.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    ours = [path for path in files if path.relative_to(packages).parts[0].split("-")[0] not in ("pip", "setuptools")]
+    assert sum(path.stat().st_size for path in ours) <= MAX_INSTALLED_BYTES
+
+
+def test_export_names_the_extra_that_it_needs(python: Path, sd1: Exported, tmp_path: Path) -> None:
+    command = [str(part) for part in (python.with_name("latentrt"), "export", sd1.checkpoint, tmp_path / "bundle")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 7
+    assert "pip install 'latentrt[export]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_versions_agree(python: Path) -> None:
+    assert run(python, "-c", "import latentrt; print(latentrt.__version__)").strip() in run(
+        python, "-m", "pip", "show", "latentrt"
+    )
+    assert sys.version_info >= (3, 11)
