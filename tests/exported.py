@@ -1,7 +1,7 @@
 """Bundles exported from tiny checkpoints, made once for all the tests of a run (and of all its processes).
 
-Exporting takes most of a minute, so pytest-xdist's workers share them behind a lock, and LATENTRT_TEST_BUNDLES names a folder in which
-they are kept from run to run while one works on something else than the exporter.
+Exporting takes most of a minute, so pytest-xdist's workers share them behind a lock, and LATENTRT_TEST_BUNDLES names a
+folder in which they are kept from run to run while one works on something else than the exporter.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\nfrom latentrt.cli import main\n"
         f"try:\n    main({[*command, '--help']!r})\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
-        "print('loaded', sorted({'numpy', 'onnxruntime', 'PIL', 'tokenizers', 'torch', 'rich'} & set(sys.modules)))"
+        "print('loaded', sorted({'numpy', 'onnxruntime', 'PIL', 'tokenizers', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage: latentrt" in done.stdout

@@ -118,8 +118,9 @@ def test_clip_skip_is_the_prompts_alone(pair: tuple[Pipeline, Oracle], clip_skip
 
 
 def test_several_prompts_with_several_images_each(pair: tuple[Pipeline, Oracle]) -> None:
-    call: dict[str, Any] = {"prompt": [PROMPT, "a large star"], "negative_prompt": ["red", "blue"], "num_images_per_prompt": 2}
-    assert_same(*pair, "dpmpp_2m", [1, 2**63 - 1, 0, 7], num_inference_steps=3, height=64, width=64, **call)
+    call: dict[str, Any] = {"prompt": [PROMPT, "a large star"], "negative_prompt": ["red", "blue"]}
+    call |= {"num_images_per_prompt": 2, "num_inference_steps": 3, "height": 64, "width": 64}
+    assert_same(*pair, "dpmpp_2m", [1, 2**63 - 1, 0, 7], **call)
 
 
 def test_karras_levels_mean_diffusers(sd1: Exported) -> None:

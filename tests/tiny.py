@@ -20,22 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
 Family = Literal["sd1", "sd2"]
-WORDS = (
-    "red",
-    "green",
-    "blue",
-    "circle",
-    "square",
-    "star",
-    "background",
-    "large",
-    "small",
-    "white",
-    "on",
-    "the",
-    "of",
-    "left",
-)
+WORDS = ("red", "green", "blue", "circle", "square", "star", "background", "large", "small", "white", "on", "the")
 TEXT_WIDTH = 32
 
 

@@ -51,7 +51,9 @@ def _group(debug: bool) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0, or the exit code of the error's branch (`latentrt.errors`), with one sentence
     on stderr."""
-    arguments = sys.argv[1:] if args is None else args
+    given = sys.argv[1:] if args is None else args
+    # Wherever it stands: whoever adds it to a command that failed adds it at the end.
+    arguments = [argument for argument in given if argument != "--debug"]
     try:
         status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
     except click.ClickException as error:
@@ -61,7 +63,7 @@ def main(args: list[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except Exception as error:
-        if "--debug" in arguments:
+        if "--debug" in given:
             raise
         _fail(error)
     sys.exit(status if isinstance(status, int) else 0)

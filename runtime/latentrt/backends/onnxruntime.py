@@ -13,6 +13,7 @@ from latentrt.errors import BackendError, MissingExtraError
 from latentrt.manifest import Precision
 from latentrt.session import Arrays
 from latentrt.tensors import TensorSpec
+from latentrt.weights import map_weights
 
 __all__ = ["OnnxRuntimeSession", "open_session"]
 
@@ -56,12 +57,14 @@ def open_session(bundle: Bundle, component: str, *, threads: int | None = None) 
     record = bundle.manifest.components[component]
     precision: Precision = "float32" if "float32" in record.graphs else "float16"
     graph_name, weights_name = bundle.component_files(component, precision)
-    graph, weights = bundle.read(graph_name), bundle.path(weights_name)
+    graph, weights = bundle.read(graph_name), map_weights(bundle.path(weights_name))
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
-    # The graph comes as the very bytes that were hashed, so it has to be told where its weights lie.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights.parent))
+    # The graph comes as the very bytes that were hashed, and the weights by name: ONNX Runtime opens no file itself,
+    # and would not follow the links that a hub cache is made of.
+    values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
     try:
         session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -1,0 +1,52 @@
+"""Where does each weight lie in a safetensors file?
+
+The format (huggingface/safetensors, README): eight bytes of header length, little endian; the header, JSON, name →
+dtype, shape and offsets behind the header; the bytes. A bundle's weights are mapped, not read: a page costs memory when
+it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.errors import BundleError
+
+__all__ = ["map_weights"]
+
+_DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_LENGTH_BYTES = 8
+
+
+def map_weights(path: Path) -> dict[str, NDArray[Any]]:
+    """Map a file whose hash has been checked.
+
+    Returns:
+        Read-only arrays by name, float16 or float32, over the file's own pages.
+
+    Raises:
+        BundleError: it is not a safetensors file of half or float32 weights.
+    """
+    try:
+        mapped = np.memmap(path, np.uint8, mode="r")
+        start = _LENGTH_BYTES + int.from_bytes(mapped[:_LENGTH_BYTES].tobytes(), "little")
+        header = json.loads(mapped[_LENGTH_BYTES:start].tobytes())
+        header.pop("__metadata__", None)
+        return {name: _view(mapped[start:], entry) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{path} cannot be read as safetensors of float16 or float32: {error}; export the bundle again"
+        ) from error
+
+
+def _view(data: NDArray[np.uint8], entry: dict[str, Any]) -> NDArray[Any]:
+    first, last = entry["data_offsets"]
+    dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+    if not 0 <= first <= last <= len(data) or last - first != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"offsets {first} … {last} do not hold {entry['dtype']} of shape {shape}")
+    return data[first:last].view(dtype).reshape(shape)
