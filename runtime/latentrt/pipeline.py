@@ -27,7 +27,7 @@ from latentrt.errors import RequestError
 from latentrt.guidance import guide
 from latentrt.request import Order, Request, resolve
 from latentrt.result import OutputType, Result, make_result
-from latentrt.schedule import Latents, Recurrence, Schedule
+from latentrt.schedule import Latents, Schedule, denoise
 from latentrt.session import Session, run
 from latentrt.tokenizer import Tokenizer
 
@@ -185,15 +185,17 @@ class Pipeline:
         generators = [noise.Generator(seed) for seed in order.seeds]
         latents = self._first_latents(order, schedule, generators)
         denoiser = self._session("unet")
-        recurrence = Recurrence(schedule)
+        loop = denoise(
+            schedule,
+            latents,
+            model=lambda timestep, sample: _ask(denoiser, sample, timestep, embeddings, order),
+            noise=lambda: noise.draw(generators, latents.shape[1:]),
+        )
+        changed = None
         for k, timestep in enumerate(schedule.t):
-            output = _ask(denoiser, recurrence.scale(k, latents), timestep, embeddings, order)
-            drawn = [noise.draw(generators, latents.shape[1:]) for _ in range(schedule.noise_draws[k])]
-            step = Step(
-                k, len(schedule), float(timestep), recurrence.step(k, latents, output, drawn[-1] if drawn else None)
-            )
+            step = Step(k, len(schedule), float(timestep), loop.send(changed))
             yield step
-            latents = step.latents
+            changed = step.latents
 
     def finish(self, order: Order, latents: Latents, output_type: OutputType = "pil") -> Result:
         """Make of the last latents what was asked for, checked as the order's safety policy says.

@@ -13,7 +13,7 @@ latent, m the (guided) model output and z standard normal noise, row k says
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, fields
 from itertools import zip_longest
 
@@ -170,8 +170,8 @@ def denoise(
     latents: Latents,
     model: Callable[[np.float32, Latents], Latents],
     noise: Callable[[], Latents],
-) -> Iterator[Latents]:
-    """Run a table, yielding the latents after each row.
+) -> Generator[Latents, Latents | None, None]:
+    """Run a table, yielding the latents after each row. Latents that are sent back are those it goes on with.
 
     Args:
         schedule: the table.
@@ -186,7 +186,8 @@ def denoise(
         for _ in range(schedule.noise_draws[k]):
             z = noise()
         latents = recurrence.step(k, latents, output, z)
-        yield latents
+        changed = yield latents
+        latents = latents if changed is None else changed
 
 
 def _clip(y: Latents, limit: np.float32) -> Latents:
