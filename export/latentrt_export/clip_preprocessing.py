@@ -139,10 +139,10 @@ class ClipPreprocessing(nn.Module):
     def resize(self, pixels: Tensor) -> Tensor:
         """Resize and crop: uint8 [batch, height, width, 3] → float32 0 … 255 [batch, 3, crop height, crop width].
 
-        Which pass comes first shows, as each rounds to 8 bits. Pillow takes the rows first, and since 13.0 the columns where
-        the height shrinks by more than twice what the width does (`ImagingResampleInner` in Resample.c). That depends on the
-        shape alone, but a graph has no branches that every backend takes, so both are made, and one is chosen: next to the
-        classifier the four products cost nothing.
+        Which pass comes first shows, as each rounds to 8 bits. Pillow takes the rows first, and since 13.0 the columns
+        where the height shrinks by more than twice what the width does (`ImagingResampleInner` in Resample.c). That
+        depends on the shape alone, but a graph has no branches that every backend takes, so both are made, and one is
+        chosen: next to the classifier the four products cost nothing.
         """
         height, width = pixels.shape[1:3]
         resized_height, resized_width = self._resized_size(height, width)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
 from latentrt.errors import MissingExtraError
-from latentrt.manifest import Component, GateFigure, GraphRecord, Manifest, Precision
+from latentrt.manifest import Manifest, Precision
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from latentrt_export.single_file import PredictionType
 
 __all__ = ["export"]
 
@@ -49,7 +52,7 @@ def export(
     precision: Precision,
     variant: str | None,
     safety_checker: Path | None,
-    prediction_type: str | None,
+    prediction_type: PredictionType | None,
     config: Path | None,
     overwrite: bool,
 ) -> None:
@@ -57,13 +60,11 @@ def export(
 
     Every graph is compared with torch on the way; one that misses its bound stops the export and nothing is written.
     """
-    from rich.console import Console
+    from latentrt_export.report import Reporter, print_table
 
-    export_checkpoint = _exporter()
-    console = Console(stderr=True)
     started = time.monotonic()
-    with _Reporter(console) as reporter:
-        manifest = export_checkpoint(
+    with _terminable(), Reporter() as reporter:
+        manifest = _exporter()(
             checkpoint,
             bundle,
             precision=precision,
@@ -74,11 +75,11 @@ def export(
             overwrite=overwrite,
             progress=reporter,
         )
-    _print_table(manifest)
+    print_table(manifest)
     click.echo(f"{bundle}: {manifest.precision}, exported in {time.monotonic() - started:.0f} s")
 
 
-def _exporter():  # type: ignore[no-untyped-def]
+def _exporter() -> Callable[..., Manifest]:
     """The exporter, or the extra to install."""
     try:
         from latentrt_export.export import export_checkpoint
@@ -87,69 +88,18 @@ def _exporter():  # type: ignore[no-untyped-def]
     return export_checkpoint
 
 
-class _Reporter:
-    """Prints a line per submodule that counts its seconds, and keeps it with what came out."""
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Being asked to end unwinds like Ctrl-C, so that what is half made is removed. Who ignores a signal still does."""
 
-    def __init__(self, console: Console) -> None:
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
 
-        self._console = console
-        self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
-        )
-        self._tasks: dict[str, int] = {}
-
-    def __enter__(self) -> _Reporter:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def phase(self, submodule: str, text: str) -> None:
-        if submodule not in self._tasks:
-            self._tasks[submodule] = self._progress.add_task("", total=1)
-        self._describe(submodule, text)
-
-    def done(self, submodule: str, component: Component) -> None:
-        self._describe(submodule, f"done, peak memory {component.export_peak_bytes / 2**30:.1f} GiB")
-        self._progress.update(self._tasks[submodule], completed=1)  # type: ignore[arg-type]
-
-    def warn(self, text: str) -> None:
-        self._console.print(f"warning: {text}", style="yellow", markup=False)
-
-    def _describe(self, submodule: str, text: str) -> None:
-        self._progress.update(self._tasks[submodule], description=f"{submodule:<15} {text}")  # type: ignore[arg-type]
-
-
-def _print_table(manifest: Manifest) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("component", "graph", "nodes", "in float32", "weights", "size", "peak memory", "gate")
-    for name, component in manifest.components.items():
-        size = manifest.files[component.weights.file].size
-        for precision, graph in component.graphs.items():
-            table.add_row(
-                name,
-                precision,
-                str(graph.nodes),
-                str(len(graph.float32_nodes)) if precision == "float16" else "all",
-                f"{component.weights.parameters / 1e6:.1f} M",
-                f"{size / 1e6:.1f} MB",
-                f"{component.export_peak_bytes / 2**30:.1f} GiB",
-                ", ".join(_worst(graph)),
-            )
-    Console().print(table)
-
-
-def _worst(graph: GraphRecord) -> list[str]:
-    """The figure of each measure that came nearest to its bound."""
-    worst: dict[str, GateFigure] = {}
-    for gate in graph.gate:
-        if (
-            gate.measure not in worst
-            or gate.figure / gate.bound > worst[gate.measure].figure / worst[gate.measure].bound
-        ):
-            worst[gate.measure] = gate
-    return [f"{gate.figure:.2g} of {gate.bound:g} {measure}" for measure, gate in worst.items()]
+    asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in asked:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in asked:
+            signal.signal(number, signal.SIG_DFL)

@@ -78,7 +78,10 @@ def export_component(
 
 
 class _GraphMaker:
-    """Turns one traced graph into those that the bundle gets; owns the module's weights from the moment they are on disk."""
+    """Turns one traced graph into those that the bundle gets.
+
+    It owns the module's weights from the moment they are on disk.
+    """
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class _GraphMaker:
         return {"float32": self._finish(self.model, "model.onnx", "float32", trials)}
 
     def float16(self, feeds: Iterable[Arrays], exact: Iterable[_Trial]) -> dict[Precision, GraphRecord]:
-        """The half graph, judged by the checkpoint's own weights, and its float32 companion, judged by the rounded ones."""
+        """The half graph, judged by the checkpoint's own weights, and its float32 companion, by the rounded ones."""
         self.phase("running torch on half weights")
         rounded = [_Trial(feed, self.submodule.torch_outputs(feed)) for feed in feeds]
         self._release()
@@ -111,10 +114,15 @@ class _GraphMaker:
         self._point_at_stored(companion)
         float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
         self.phase("measuring ranges")
-        ranges = measure_ranges(companion, self.folder / "ranges.onnx", [trial.feeds for trial in rounded[:2]])
-        kept = nodes_in_float32(self.model, ranges)
-        compute_in_half(
-            self.model, self.weights, float32_inputs=self.submodule.float32_inputs, float32_nodes=kept, ranges=ranges
+        measured = [trial.feeds for trial in rounded[:2]]
+        ranges = measure_ranges(companion, self.folder / "ranges.onnx", measured, self.weights)
+        must_stay = nodes_in_float32(self.model, ranges)
+        kept = compute_in_half(
+            self.model,
+            self.weights,
+            float32_inputs=self.submodule.float32_inputs,
+            float32_nodes=must_stay,
+            ranges=ranges,
         )
         self._point_at_stored(self.model)
         return {"float16": self._finish(self.model, "model.onnx", "float16", exact, kept), "float32": float32}

@@ -1,7 +1,7 @@
 """Traceable module → ONNX graph whose weights carry their checkpoint names.
 
-Opset 21: GroupNormalization is one node there (a third fewer nodes than in 18), and both ONNX Runtime and TensorRT take it. Opset 23's
-Attention is refused by TensorRT-RTX in float32, so attention stays spelled out.
+Opset 21: GroupNormalization is one node there (a third fewer nodes than in 18), and both ONNX Runtime and TensorRT take
+it. Opset 23's Attention is refused by TensorRT-RTX in float32, so attention stays spelled out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def trace(submodule: Submodule, feeds: Mapping[str, NDArray[Any]]) -> ir.Model:
         feeds: one set of inputs, with sizes that differ from one another so that no two axes are taken for one.
 
     Returns:
-        The graph. Its weights are initializers under their canonical names and share memory with the module's parameters.
+        The graph. Its weights are initializers under their canonical names and share memory with the parameters.
 
     Raises:
         ExportError: torch cannot trace the module, or a weight was lost on the way.
@@ -118,7 +118,7 @@ def _declare(values: Any, specs: tuple[TensorSpec, ...]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports missing optional packages and its own deprecations; a miss is found by the gate, not in a log."""
+    """The exporter reports missing optional packages and its own deprecations; the gate finds a miss, not a log."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

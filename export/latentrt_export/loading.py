@@ -50,6 +50,7 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
         names = sorted(name for name in map(str, info.get(kind) or ()) if not name.endswith("position_ids"))
         if names:
             raise CheckpointError(
-                f"{folder.name}: {len(names)} tensors are {words}, the first is {names[0]}; config.json and the weights must belong together"
+                f"{folder.name}: {len(names)} tensors are {words}, the first is {names[0]}; "
+                "config.json and the weights must belong together"
             )
     return module.eval().requires_grad_(False)

@@ -29,15 +29,22 @@ def require() -> Any:
 
 
 class Graph:
-    """A graph on disk, run on the CPU."""
+    """A graph on disk, run on the CPU.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the .onnx file; its weights lie beside it.
+        in_order: run nodes as they stand in the file, as far as their inputs allow, instead of late.
+    """
+
+    def __init__(self, path: Path, *, in_order: bool = False) -> None:
         runtime = require()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = os.cpu_count() or 1
         options.log_severity_level = 3
         # Arenas keep their peak; without them the memory of a gate is what its largest step needs.
         options.enable_cpu_mem_arena = False
+        if in_order:
+            options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:

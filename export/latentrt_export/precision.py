@@ -1,12 +1,14 @@
 """Which operations stay in float32, and how a float32 graph becomes one that computes in half.
 
-A graph is traced once, in float32. From it come both graphs of a half bundle: one that computes in half, and one that computes in
-float32 from the same half weights, for backends (a CPU) where half is slower. Nothing is ever computed in half to make them.
+A graph is traced once, in float32. From it come both graphs of a half bundle: one that computes in half, and one that
+computes in float32 from the same half weights, for backends (a CPU) where half is slower. Nothing is ever computed in
+half to make them.
 
-The half graph follows torch's own promotion: half weights and half inputs pull what they meet into half; what only depends on an input
-that diffusers keeps in float32 (the sines of a timestep) stays float32 until it meets a weight. What our own modules compute around the
-checkpoint's (finished pixels, CLIP's preprocessing, the cosines of the safety classifier) stays float32. Beyond that, a node whose
-inputs or outputs come near half's range on real inputs stays float32, one node at a time.
+The half graph follows torch's own promotion: half weights and half inputs pull what they meet into half; what depends
+on neither stays float32 until it does (the sines of a timestep, whose input diffusers keeps in float32; the
+preprocessing of the safety classifier, whose input is uint8). What our own modules compute around the checkpoint's
+(finished pixels, the cosines of the safety classifier) stays float32. Beyond that, a node whose inputs or outputs come
+near half's range on real inputs stays float32, one node at a time.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ RANGE_LIMIT = float(np.finfo(np.float16).max) / 4
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 # Inputs that the operator's definition fixes to float32 whatever the data's type: (operator, position).
 _ALWAYS_FLOAT = {("Resize", 1), ("Resize", 2)}
+# Operators that compute nothing: a change of type is the border itself, a shape is read from a value of any type.
+_MOVES = {"Cast", "Shape", "Constant"}
 
 
 def nodes_in_float32(model: ir.Model, ranges: Mapping[str, float]) -> tuple[str, ...]:
-    """The nodes that stay float32: our own arithmetic, and those that take or give a value beyond `RANGE_LIMIT`.
+    """The nodes that must stay float32: our own arithmetic, and those that take or give a value beyond `RANGE_LIMIT`.
 
     Args:
         model: the float32 graph, its nodes named by `passes.names`.
-        ranges: largest absolute value seen of each float32 value, by name.
+        ranges: largest absolute value seen of each float32 value, by name (`ranges.measure_ranges`).
     """
     return tuple(
         str(node.name)
@@ -45,7 +49,7 @@ def nodes_in_float32(model: ir.Model, ranges: Mapping[str, float]) -> tuple[str,
 
 
 def compute_in_float32(model: ir.Model, weights: Iterable[str]) -> None:
-    """Make a float32 graph read half weights: each passes through one Cast, which a backend folds when it loads the graph."""
+    """Make a float32 graph read half weights: each passes through one Cast, which a backend folds at load."""
     first = model.graph[0]
     for name in weights:
         value = model.graph.initializers[name]
@@ -64,7 +68,7 @@ def compute_in_half(
     float32_inputs: frozenset[str],
     float32_nodes: Iterable[str],
     ranges: Mapping[str, float],
-) -> None:
+) -> tuple[str, ...]:
     """Rewrite a float32 graph, in place, to compute in half.
 
     Args:
@@ -73,13 +77,33 @@ def compute_in_half(
         float32_inputs: inputs whose arithmetic stays float32 until it meets half.
         float32_nodes: names of nodes that stay float32 (`nodes_in_float32`).
         ranges: as in `nodes_in_float32`; a value beyond the limit is never stored in half.
+
+    Returns:
+        The names of the nodes that compute in float32: those that were named, and those that half does not reach.
     """
     for name in weights:
         model.graph.initializers[name].dtype = _HALF
     rewrite = _HalfRewrite(model, set(weights), float32_inputs, set(float32_nodes), ranges)
-    for node in tuple(model.graph):
+    nodes = tuple(model.graph)
+    for node in nodes:
         rewrite.visit(node)
     rewrite.restore_outputs()
+    return tuple(str(node.name) for node in nodes if _computes_in_float32(node))
+
+
+def _computes_in_float32(node: ir.Node) -> bool:
+    if node.op_type in _MOVES or not node.inputs:
+        return False
+    values = [*_data_inputs(node), *node.outputs]
+    return any(value.dtype == _FLOAT for value in values)
+
+
+def _data_inputs(node: ir.Node) -> list[ir.Value]:
+    return [
+        value
+        for index, value in enumerate(node.inputs)
+        if value is not None and (node.op_type, index) not in _ALWAYS_FLOAT
+    ]
 
 
 class _HalfRewrite:
@@ -105,14 +129,15 @@ class _HalfRewrite:
 
     def visit(self, node: ir.Node) -> None:
         kept = node.name in self.float32_nodes
-        in_half = not kept and any(self._pulls_into_half(value) for value in node.inputs)
+        reached = any(self._pulls_into_half(value) for value in _data_inputs(node))
+        in_half = reached and not kept
         wanted = _HALF if in_half else _FLOAT
         for index, value in enumerate(node.inputs):
             if value is not None and _is_float(value) and (node.op_type, index) not in _ALWAYS_FLOAT:
                 node.replace_input_with(index, self._as(value, wanted, node))
         for value in node.outputs:
             if _is_float(value) and node.op_type != "Cast":
-                self._settle(value, in_half=in_half, kept=kept)
+                self._settle(value, reached=reached, in_half=in_half)
 
     def restore_outputs(self) -> None:
         for index, output in enumerate(self.graph.outputs):
@@ -127,11 +152,11 @@ class _HalfRewrite:
     def _pulls_into_half(self, value: ir.Value | None) -> bool:
         return value is not None and str(value.name) in self.half
 
-    def _settle(self, value: ir.Value, *, in_half: bool, kept: bool) -> None:
+    def _settle(self, value: ir.Value, *, reached: bool, in_half: bool) -> None:
         if in_half:
             value.dtype = _HALF
             self.half.add(str(value.name))
-        elif kept and self.ranges.get(str(value.name), 0.0) <= RANGE_LIMIT:
+        elif reached and self.ranges.get(str(value.name), 0.0) <= RANGE_LIMIT:
             # Small enough for half again: users of it go on in half, through a cast made where it is first used.
             self.half.add(str(value.name))
 

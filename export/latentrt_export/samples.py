@@ -1,4 +1,7 @@
-"""Which inputs is a graph judged on? Real ones as far as a checkpoint alone can give them: prompts, pictures, and what they become."""
+"""Which inputs is a graph judged on?
+
+Real ones as far as a checkpoint alone can give them: prompts, pictures, and what they become.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ def pictures(rng: np.random.Generator, batch: int, height: int, width: int) -> N
     edges = np.sign(np.hypot(x - 0.5, y - 0.5) - rng.uniform(0.1, 0.5, (batch, 1, 1, 1)))
     grain = rng.normal(0, 0.05, fields.shape)
     pixels = 127.5 + 127.5 * (0.6 * fields + 0.4 * edges + grain)
-    return np.clip(pixels, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    finished: NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
+    return finished.transpose(0, 2, 3, 1)
 
 
 def tiled(latents: NDArray[Any], batch: int, height: int, width: int) -> NDArray[np.float32]:

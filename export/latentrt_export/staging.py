@@ -25,7 +25,7 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
-    """Two folders to work in; the bundle takes `destination`'s place if the block ends well, both vanish if it does not.
+    """Two folders to work in; the bundle takes `destination`'s place if the block ends well, both vanish if not.
 
     They lie in a hidden folder beside `destination`, where there has to be room for weights anyway (a temporary file
     system is often memory) and from where a rename is enough. A process that is killed outright leaves that folder
@@ -42,7 +42,9 @@ def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
         place.parent.mkdir(parents=True, exist_ok=True)
         root = Path(tempfile.mkdtemp(prefix=f".{place.name}.export-", dir=place.parent))
     except OSError as error:
-        raise OutputError(f"{place.parent} cannot be written to: {error.strerror}") from error
+        # A file in the way: what the system says of it depends on how deep below it the folder would be.
+        reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise OutputError(f"{place.parent} cannot be written to: {reason}") from error
     try:
         stage = Stage(bundle=root / "bundle", scratch=root / "scratch")
         stage.bundle.mkdir()
@@ -50,7 +52,7 @@ def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
         yield stage
         _take_place(stage.bundle, place, former=root / "former")
     except OSError as error:
-        reason = error.strerror or error
+        reason = error.strerror or str(error)
         raise OutputError(f"{destination} cannot be written: {reason}; what was there before is untouched") from error
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -21,7 +21,10 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """The sizes of one set of inputs. Height and width are the submodule's own: latents for the UNet and the decoder, pixels for the rest."""
+    """The sizes of one set of inputs.
+
+    Height and width are the submodule's own: of latents for the UNet and the decoder, of pixels for the rest.
+    """
 
     batch: int
     height: int = 0
@@ -32,13 +35,14 @@ class Case:
 class Submodule(nn.Module):
     """A torch module with a signature: what it takes and gives, what its weights are called, and inputs to judge it on.
 
-    Every floating input and output is float32 whatever the precision of the weights: the graph casts inside, so that a bundle has one
-    signature per component and the sampling loop one dtype.
+    Every floating input and output is float32 whatever the precision of the weights: the graph casts inside, so that a
+    bundle has one signature per component and the sampling loop one dtype.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    # Inputs whose arithmetic stays float32 until it meets a weight, as in diffusers (sines of a timestep lose everything in half).
+    # Inputs whose arithmetic stays float32 until it meets a weight, as in diffusers: the sines of a timestep lose
+    # everything in half.
     float32_inputs: ClassVar[frozenset[str]] = frozenset()
     # The sizes it is traced at, and those its graphs are judged at. None of the latter is the former.
     traced: ClassVar[Case]

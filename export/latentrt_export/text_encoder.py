@@ -23,8 +23,8 @@ __all__ = ["TextEncoder"]
 class TextEncoder(Submodule):
     """Token ids → hidden states.
 
-    `clip_skip` counts layers from the end, one number per sample: 0 is the last layer, what the configured encoder returns; the
-    final layer norm follows in any case (diffusers, `StableDiffusionPipeline.encode_prompt`).
+    `clip_skip` counts layers from the end, one number per sample: 0 is the last layer, what the configured encoder
+    returns; the final layer norm follows in any case (diffusers, `StableDiffusionPipeline.encode_prompt`).
     """
 
     traced: ClassVar[Case] = Case(batch=3)

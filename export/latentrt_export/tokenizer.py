@@ -15,7 +15,7 @@ FILE = "tokenizer/tokenizer.json"
 
 
 def export_tokenizer(checkpoint: Path, bundle: Path) -> TokenizerRecord:
-    """Write a tokenizer that the `tokenizers` package reads, without padding and truncation: the runtime frames chunks itself.
+    """Write a tokenizer that the `tokenizers` package reads, without padding and truncation: the runtime frames chunks.
 
     Args:
         checkpoint: a diffusers folder; its tokenizer is `tokenizer.json`, or `vocab.json` with `merges.txt`.

@@ -28,8 +28,8 @@ _UNSET = (
     "num_class_embeds",
     "timestep_post_act",
 )
-# diffusers hands skip sizes to the upsamplers only where a side is not a multiple of 2^num_upsamplers. With this many no side ever is,
-# so the traced graph always takes that branch, which is right for every size.
+# diffusers hands skip sizes to the upsamplers only where a side is not a multiple of 2^num_upsamplers. With this many
+# no side ever is, so the traced graph always takes that branch, which is right for every size.
 _NO_SIDE_IS_A_MULTIPLE = 40
 
 
@@ -39,9 +39,9 @@ class UNet(Submodule):
     float32_inputs: ClassVar[frozenset[str]] = frozenset({"timestep"})
     traced: ClassVar[Case] = Case(batch=2, height=16, width=24)
     judged: ClassVar[tuple[Case, ...]] = (
-        Case(batch=1, height=16, width=16),
+        Case(batch=2, height=16, width=16),
         Case(batch=3, height=17, width=15),
-        Case(batch=2, height=65, width=57, tokens=154),
+        Case(batch=1, height=65, width=57, tokens=154),
     )
 
     def __init__(self, model: Any) -> None:
@@ -67,8 +67,12 @@ class UNet(Submodule):
                 )
         if model.config.in_channels != model.config.out_channels:
             raise CheckpointError(
-                f"unet: it takes {model.config.in_channels} channels and gives {model.config.out_channels}; that is an inpainting, depth or "
-                "upscaling model, and only text-to-image models can be exported"
+                f"unet: it takes {model.config.in_channels} channels and gives {model.config.out_channels}; that is an "
+                "inpainting, depth or upscaling model, and only text-to-image models can be exported"
+            )
+        if model.config.sample_size is None:
+            raise CheckpointError(
+                "unet: its configuration does not say sample_size, the latents' side it was trained at"
             )
         return cls(model)
 
@@ -77,7 +81,7 @@ class UNet(Submodule):
 
     def facts(self) -> dict[str, Any]:
         size = self.model.config.sample_size
-        height, width = (size, size) if isinstance(size, int) or size is None else size
+        height, width = (size, size) if isinstance(size, int) else size
         return {"latent_channels": self.model.config.in_channels, "latent_height": height, "latent_width": width}
 
     def sample(self, case: Case, known: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> Arrays:

@@ -79,8 +79,8 @@ class VaeEncoder(_Autoencoder):
 class VaeDecoder(_Autoencoder):
     """Latents as the sampling loop has them → finished pixels.
 
-    The scaling factor, the clamp and the rounding are inside: round(clip(decoded / 2 + 0.5, 0, 1) · 255), half to even, as diffusers'
-    `VaeImageProcessor.postprocess` and `numpy_to_pil` do.
+    The scaling factor, the clamp and the rounding are inside: round(clip(decoded / 2 + 0.5, 0, 1) · 255), half to even,
+    as diffusers' `VaeImageProcessor.postprocess` and `numpy_to_pil` do.
     """
 
     traced: ClassVar[Case] = Case(batch=2, height=16, width=24)

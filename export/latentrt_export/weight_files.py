@@ -17,8 +17,9 @@ __all__ = ["Weights", "find_weights"]
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _CONVERT = (
     'python -c "import torch, sys; from safetensors.torch import save_file; '
-    'save_file({{k: v.contiguous() for k, v in torch.load(sys.argv[1], weights_only=True).items()}}, sys.argv[2])" '
-    "{old} {new}"
+    "weights = torch.load(sys.argv[1], weights_only=True); "
+    "weights = {{name: weight.clone().contiguous() for name, weight in weights.items()}}; "
+    "save_file(weights, sys.argv[2], {{'format': 'pt'}})\" {old} {new}"
 )
 
 
@@ -44,8 +45,8 @@ def find_weights(root: Path, folder: Path, stem: str, asked: str | None) -> Weig
         root: the checkpoint's folder.
         folder: the submodule's.
         stem: what the library calls its weights: `model`, `diffusion_pytorch_model`.
-        asked: the variant to prefer; the hub's need not cover every submodule, so the plain files are the second choice.
-            Without one the plain files are the first choice and `fp16` the second.
+        asked: the variant to prefer; the hub's need not cover every submodule, so the plain files are the second
+            choice. Without one the plain files are the first choice and `fp16` the second.
 
     Raises:
         CheckpointError: there are none, a part is missing, or a file is truncated or damaged.

@@ -1,6 +1,7 @@
 """How are weights kept apart from graphs? As safetensors, which a graph refers to by offset and length.
 
-One `model.safetensors` serves every graph of its component, and every graph of the same architecture can be given another one.
+One `model.safetensors` serves every graph of its component, and every graph of the same architecture can be given
+another one.
 """
 
 from __future__ import annotations

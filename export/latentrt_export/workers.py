@@ -19,7 +19,7 @@ from latentrt_export.worker import Done, Failed, Job, Message, Phase
 
 __all__ = ["run_worker"]
 
-# What the system says in whichever library was writing: full disk, file too large for the limit or the file system, quota.
+# What the system says, in the words of whichever library was writing.
 _NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
 _NO_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
 

@@ -1,4 +1,4 @@
-"""Attention transposes its keys by way of three dimensions and a shape computed at run time; one Transpose says the same."""
+"""Attention transposes its keys by way of three dimensions and computed shapes; one Transpose says the same."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ __all__ = ["TransposeKeysDirectly"]
 
 
 class TransposeKeysDirectly(ir.passes.InPlacePass):
-    """Rewrite Reshape → Transpose(0, 2, 1) → Reshape around the keys of an attention, (B, H, L, E) → (B, H, E, L), to Transpose(0, 1, 3, 2)."""
+    """Rewrite the detour of an attention's keys, (B, H, L, E) → (B, H, E, L), to Transpose(0, 1, 3, 2).
+
+    The detour is Reshape(−1, L, E) → Transpose(0, 2, 1) → Reshape(…, E, L), where L and E are read from the keys' own
+    shape. Any other reshapes around a transpose mean something else and are left alone.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        ends = [node for node in model.graph if _keys(node) is not None]
-        for end in ends:
-            keys = _keys(end)
+        ends = [(node, keys) for node in model.graph if (keys := _keys(node)) is not None]
+        for end, keys in ends:
             transpose = ir.node("Transpose", [keys], {"perm": [0, 1, 3, 2]})
             transpose.metadata_props.update(end.metadata_props)
             transpose.outputs[0].type = end.outputs[0].type
@@ -23,14 +26,40 @@ class TransposeKeysDirectly(ir.passes.InPlacePass):
 
 
 def _keys(end: ir.Node) -> ir.Value | None:
-    """The four-dimensional keys if `end` is the last node of the detour and feeds a matrix product."""
-    if end.op_type != "Reshape" or any(user.op_type not in ("MatMul", "Mul") for user in end.outputs[0].consumers()):
-        return None
-    swap = end.inputs[0].producer() if end.inputs[0] is not None else None
-    if swap is None or swap.op_type != "Transpose" or list(swap.attributes["perm"].as_ints()) != [0, 2, 1]:
-        return None
-    flatten = swap.inputs[0].producer() if swap.inputs[0] is not None else None
-    if flatten is None or flatten.op_type != "Reshape":
+    """The four-dimensional keys if `end` is the last node of the detour."""
+    swap = _producer(end, 0, "Transpose")
+    flatten = _producer(swap, 0, "Reshape")
+    if end.op_type != "Reshape" or end.outputs[0].is_graph_output() or swap is None or flatten is None:
         return None
     keys = flatten.inputs[0]
-    return keys if keys is not None and keys.shape is not None and len(keys.shape) == 4 else None
+    if keys is None or keys.shape is None or len(keys.shape) != 4:
+        return None
+    detour = (
+        list(swap.attributes["perm"].as_ints()) == [0, 2, 1]
+        and _sizes(flatten, keys) == [None, -2, -1]
+        and _sizes(end, keys)[1:] == [-1, -2]
+    )
+    return keys if detour else None
+
+
+def _sizes(reshape: ir.Node, keys: ir.Value) -> list[int | None]:
+    """Where in the keys' shape each part of a Reshape's target begins; None for a part that is not read from there."""
+    target = _producer(reshape, 1, "Concat")
+    return [_start(_made_by(part, "Slice"), keys) for part in target.inputs] if target is not None else []
+
+
+def _start(part: ir.Node | None, keys: ir.Value) -> int | None:
+    shape = _producer(part, 0, "Shape")
+    if part is None or shape is None or shape.inputs[0] is not keys:
+        return None
+    start = ir.convenience.get_const_tensor(part.inputs[1]) if part.inputs[1] is not None else None
+    return None if start is None else int(start.numpy().item())
+
+
+def _producer(node: ir.Node | None, index: int, operator: str) -> ir.Node | None:
+    return _made_by(node.inputs[index], operator) if node is not None and index < len(node.inputs) else None
+
+
+def _made_by(value: ir.Value | None, operator: str) -> ir.Node | None:
+    producer = value.producer() if value is not None else None
+    return producer if producer is not None and producer.op_type == operator else None

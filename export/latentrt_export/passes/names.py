@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 
 import onnx_ir as ir
 
 __all__ = ["NameNodes"]
 
+# How torch spells a module that was reached past its parent's `__getattr__`.
+_THROUGH_DICT = re.compile(r"__dict__\['_modules'\]\['(\w+)'\]")
 # torch's word for a node that its own passes made.
 _NOWHERE = "_empty_nn_module_stack_from_metadata_hook"
 
@@ -48,4 +51,4 @@ def _scope(node: ir.Node, *, otherwise: str) -> str:
     modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
     if modules and modules[-1] == _NOWHERE:
         return otherwise
-    return modules[-1].removeprefix("model.") if modules else ""
+    return _THROUGH_DICT.sub(r"\1", modules[-1]).removeprefix("model.") if modules else ""

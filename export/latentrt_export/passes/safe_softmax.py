@@ -23,10 +23,10 @@ class DropSafeSoftmax(ir.passes.InPlacePass):
 
 
 def _is_guard(node: ir.Node) -> bool:
-    if node.op_type != "Where":
+    if node.op_type != "Where" or node.outputs[0].is_graph_output():
         return False
-    condition, _, kept = node.inputs
-    if condition is None or kept is None:
+    condition, instead, kept = node.inputs
+    if condition is None or kept is None or not _is_zero(instead):
         return False
     test, source = condition.producer(), kept.producer()
     return (
@@ -36,3 +36,8 @@ def _is_guard(node: ir.Node) -> bool:
         and test.inputs[0] is kept
         and source.op_type == "Softmax"
     )
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    constant = ir.convenience.get_const_tensor(value) if value is not None else None
+    return constant is not None and not constant.numpy().any()

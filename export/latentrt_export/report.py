@@ -1,0 +1,114 @@
+"""How is an export shown on the command line: while it goes, and when it is done?"""
+
+from __future__ import annotations
+
+import time
+from typing import Self
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from latentrt.manifest import Component, GateFigure, GraphRecord, Manifest
+
+__all__ = ["Reporter", "print_table"]
+
+_MEASURES = {"relative": "relative to the largest value", "absolute": "absolute", "levels": "in levels of 255"}
+
+
+class Reporter:
+    """On a terminal a line per submodule that counts its seconds; elsewhere a line when it is finished."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def phase(self, submodule: str, text: str) -> None:
+        """Show what a submodule has come to."""
+        if submodule not in self._tasks:
+            self._tasks[submodule] = self._progress.add_task("", total=1)
+        self._progress.update(self._tasks[submodule], description=f"{submodule:<14}  {text}")
+
+    def done(self, submodule: str, component: Component) -> None:
+        """Show that a submodule is finished, after how long and with how much memory."""
+        peak = f"peak memory {_gibibytes(component.export_peak_bytes)}"
+        self.phase(submodule, f"done, {peak}")
+        self._progress.update(self._tasks[submodule], completed=1)
+        if not self._console.is_terminal:
+            total = time.monotonic() - self._started
+            self._print(f"{submodule:<14}  done in {component.export_seconds:.0f} s ({total:.0f} s so far), {peak}")
+
+    def warn(self, text: str) -> None:
+        """Print a warning above the running lines."""
+        self._print(f"warning: {text}", style="yellow")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # Soft: a line in a log is one line, however long.
+        self._console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def print_table(manifest: Manifest, console: Console | None = None) -> None:
+    """Print what was exported, a line per graph, in at most 80 columns."""
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for heading in ("component", "graph"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("nodes", "weights", "size", "memory", "gate"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, component in manifest.components.items():
+        for index, (precision, graph) in enumerate(component.graphs.items()):
+            # A component's graphs share its weights, and the process that made them.
+            shared = _shared(manifest, component) if index == 0 else ("", "", "")
+            table.add_row(name if index == 0 else "", precision, str(graph.nodes), *shared, _gate(graph))
+    console = console or Console(highlight=False)
+    console.print(table)
+    console.print(_legend(manifest), soft_wrap=True)
+
+
+def _shared(manifest: Manifest, component: Component) -> tuple[str, str, str]:
+    size = manifest.files[component.weights.file].size
+    return (
+        f"{component.weights.parameters / 1e6:.1f} M",
+        decimal(size),
+        _gibibytes(component.export_peak_bytes),
+    )
+
+
+def _gibibytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _gate(graph: GraphRecord) -> str:
+    worst = _worst(graph)
+    return f"{worst.figure:.1e} ≤ {worst.bound:.1e}" if worst is not None else "none"
+
+
+def _worst(graph: GraphRecord) -> GateFigure | None:
+    """The figure that came nearest to its bound."""
+    return max(graph.gate, key=lambda gate: gate.figure / gate.bound, default=None)
+
+
+def _legend(manifest: Manifest) -> str:
+    """What the figures of the gate measure, in words."""
+    measured: dict[str, list[str]] = {}
+    for name, component in manifest.components.items():
+        for worst in filter(None, map(_worst, component.graphs.values())):
+            names = measured.setdefault(_MEASURES[worst.measure], [])
+            names += [name] if name not in names else []
+    lines = [f"  {measure}: {', '.join(names)}" for measure, names in measured.items()]
+    explained = [
+        "memory: the peak of the process that exported it",
+        "gate: the largest difference from torch, and its bound",
+    ]
+    return "\n".join([*explained, *lines])

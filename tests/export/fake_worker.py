@@ -1,0 +1,79 @@
+"""An exporter whose submodules take no time: small files in place of graphs and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from latentrt.manifest import Component, GateFigure, GraphRecord, WeightsRecord
+from latentrt.tensors import TensorSpec
+from latentrt_export.worker import Done, Job
+from tests.export.skeleton import write_skeleton
+from tests.tiny import write_tokenizer
+
+FACTS = {
+    "family": "stable-diffusion-1",
+    "text_layers": 3,
+    "factor": 8,
+    "scaling_factor": 0.18215,
+    "latent_channels": 4,
+    "latent_height": 8,
+    "latent_width": 8,
+}
+
+
+@dataclass
+class FakeWorker:
+    """Stands where `run_worker` does.
+
+    Attributes:
+        content: what the files hold.
+        fail: the error to raise at a submodule, by its name.
+        jobs: what was asked, in order.
+    """
+
+    content: bytes = b"fake"
+    fail: dict[str, BaseException] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+
+    def __call__(self, job: Job, on_phase: Callable[[str], None]) -> Done:
+        self.jobs.append(job)
+        on_phase("tracing")
+        folder = Path(job.folder)
+        folder.mkdir()
+        for name in ("model.onnx", "model.safetensors"):
+            (folder / name).write_bytes(self.content)
+        if job.submodule in self.fail:
+            raise self.fail[job.submodule]
+        return Done(component=fake_component(job), facts=FACTS)
+
+
+def fake_component(job: Job) -> Component:
+    spec = TensorSpec("x", "float32", ("batch", 4))
+    gate = GateFigure(output="x", shapes={"x": (1, 4)}, measure="relative", figure=2e-6, bound=1e-4)
+    graph = GraphRecord(file=f"{job.prefix}model.onnx", opset=21, nodes=3, gate=(gate,))
+    return Component(
+        inputs=(spec,),
+        outputs=(spec,),
+        weights=WeightsRecord(
+            file=f"{job.prefix}model.safetensors", dtype=job.precision, tensors=1, parameters=123_456_789
+        ),
+        graphs={job.precision: graph},
+        export_peak_bytes=3 * 2**30,
+        export_seconds=12.3,
+    )
+
+
+def install(monkeypatch: pytest.MonkeyPatch, worker: FakeWorker) -> FakeWorker:
+    monkeypatch.setattr("latentrt_export.write.run_worker", worker)
+    return worker
+
+
+def write_described(folder: Path, *, safety: bool = True) -> Path:
+    """A checkpoint that everything but a worker can read."""
+    write_skeleton(folder, safety=safety)
+    write_tokenizer(folder / "tokenizer", "sd1", "bpe")
+    return folder

@@ -1,0 +1,63 @@
+"""Checkpoints that are all description: the files of a diffusers folder, with weights of one number each.
+
+Enough for everything that is decided before weights are loaded, and written in no time.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from tests.tiny import PREPROCESSOR, SCHEDULERS, model_index
+
+STEMS = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "safety_checker": "model",
+}
+
+
+def write_skeleton(folder: Path, *, safety: bool = True, variant: str | None = None) -> Path:
+    """Write a checkpoint that `open_checkpoint` takes; return the folder."""
+    write_json(folder / "model_index.json", model_index("sd1", with_safety=safety))
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULERS["sd1"])
+    suffix = f".{variant}" if variant else ""
+    for part, stem in STEMS.items():
+        if part != "safety_checker" or safety:
+            write_json(folder / part / "config.json", {})
+            write_weights(folder / part / f"{stem}{suffix}.safetensors")
+    if safety:
+        write_json(folder / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR)
+    (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nWeights of one number each.\n")
+    return folder
+
+
+def write_weights(path: Path, *names: str) -> Path:
+    """A whole safetensors file."""
+    save_file({name: np.zeros(4, np.float32) for name in names or ("weight",)}, path)
+    return path
+
+
+def write_shards(folder: Path, stem: str, *, variant: str = "") -> list[Path]:
+    """Two shards and their index, named as diffusers and transformers name them; any single file is removed."""
+    suffix = f".{variant}" if variant else ""
+    (folder / f"{stem}{suffix}.safetensors").unlink(missing_ok=True)
+    shards = [f"{stem}{suffix}-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    write_json(
+        folder / f"{stem}.safetensors.index{suffix}.json",
+        {"metadata": {}, "weight_map": {"first": shards[0], "second": shards[1], "third": shards[1]}},
+    )
+    write_weights(folder / shards[0], "first")
+    write_weights(folder / shards[1], "second", "third")
+    return [folder / shard for shard in shards]
+
+
+def write_json(path: Path, value: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return path

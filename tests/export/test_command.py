@@ -1,0 +1,200 @@
+"""`latentrt export`: exit codes, sentences in place of tracebacks, and what is left when it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from latentrt import cli
+from latentrt.errors import ExportError, GateError
+from tests.export.fake_worker import FakeWorker, install, write_described
+from tests.export.skeleton import write_skeleton
+from tests.export.test_workers import without
+from tests.exported import Exported
+
+LATENTRT = [sys.executable, "-c", "from latentrt.cli import main; main()"]
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> FakeWorker:
+    return install(monkeypatch, FakeWorker())
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_described(tmp_path / "model")
+
+
+def call(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", *map(str, arguments)])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_success(model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(model, tmp_path / "bundle") == 0
+    output = capsys.readouterr()
+    assert "component" in output.out
+    assert f"{tmp_path / 'bundle'}: float32, exported in 0 s" in output.out
+    assert [line.split()[:2] for line in output.err.splitlines()] == [[job.submodule, "done"] for job in worker.jobs]
+
+
+def test_options_reach_the_exporter(model: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    other = write_skeleton(tmp_path / "other")
+    write_skeleton(model, variant="fp16")
+    options = ["--precision", "float16", "--variant", "fp16", "--safety-checker", str(other)]
+    assert call(model, tmp_path / "bundle", *options) == 0
+    assert {(job.precision, job.variant) for job in worker.jobs[:-1]} == {("float16", "fp16")}
+    assert worker.jobs[-1].checkpoint == str(other)
+
+
+def test_warnings_are_shown(tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_described(tmp_path / "model", safety=False)
+    assert call(model, tmp_path / "bundle") == 0
+    assert "warning: the checkpoint has no safety checker" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(GateError("unet: too far"), 5), (ExportError("killed"), 5), (OSError(28, "No space"), 8)]
+)
+def test_a_failure_is_a_sentence_and_an_exit_code(
+    model: Path,
+    tmp_path: Path,
+    worker: FakeWorker,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+) -> None:
+    worker.fail["unet"] = error
+    assert call(model, tmp_path / "bundle") == code
+    output = capsys.readouterr()
+    assert "\nerror: " in output.err
+    assert "Traceback" not in output.err
+    assert "component" not in output.out, "there is no table of what there is not"
+
+
+def test_debug_shows_the_traceback(model: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    worker.fail["unet"] = GateError("unet: too far")
+    with pytest.raises(GateError):
+        cli.main(["--debug", "export", str(model), str(tmp_path / "bundle")])
+
+
+def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(tmp_path / "nothing", tmp_path / "bundle") == 3
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_what_exists(model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(model, tmp_path / "bundle") == 0
+    assert call(model, tmp_path / "bundle") == 8
+    assert "--overwrite" in capsys.readouterr().err
+    assert call(model, tmp_path / "bundle", "--overwrite") == 0
+
+
+def test_a_place_below_a_file(model: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    (tmp_path / "file").write_text("x")
+    assert call(model, tmp_path / "file" / "bundle") == 8
+
+
+@pytest.mark.parametrize("option", [["--precision", "int3"], ["--prediction-type", "sample"], ["--unheard-of"]])
+def test_a_wrong_call(model: Path, tmp_path: Path, option: list[str]) -> None:
+    assert call(model, tmp_path / "bundle", *option) == 2
+
+
+# Real processes
+
+
+def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [*LATENTRT, "export", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("absent", "extra"), [(("onnxruntime",), "cpu"), (("torch",), "export"), (("diffusers", "transformers"), "export")]
+)
+def test_what_is_not_installed_is_named(model: Path, tmp_path: Path, absent: tuple[str, ...], extra: str) -> None:
+    (tmp_path / "site").mkdir()
+    environment = {**os.environ, "PYTHONPATH": without(tmp_path / "site", *absent)}
+    ended = run(model, tmp_path / "bundle", env=environment)
+    assert ended.returncode == 7
+    assert f"pip install 'latentrt[{extra}]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_full_disk(sd1: Exported, tmp_path: Path) -> None:
+    """A limit on the size of a file stands for a disk that is full: the weights of the text encoder are larger."""
+    limit = (100_000, 100_000)
+    ended = run(
+        sd1.checkpoint,
+        tmp_path / "out" / "bundle",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert ended.returncode == 8, ended.stderr
+    assert "error: text_encoder: its files cannot be written, there is no room for them in" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def earlier(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle that is there already."""
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, FakeWorker(content=b"earlier"))
+        assert call(sd1.checkpoint, tmp_path / "out" / "bundle") == 0
+    return tmp_path / "out" / "bundle"
+
+
+def start(checkpoint: Path, bundle: Path) -> subprocess.Popen[str]:
+    command = [*LATENTRT, "export", str(checkpoint), str(bundle), "--overwrite"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 128 + signal.SIGTERM),
+        (signal.SIGKILL, -9),
+    ],
+    ids=["INT", "TERM", "KILL"],
+)
+def test_interrupted_in_the_middle(sd1: Exported, earlier: Path, number: int, code: int) -> None:
+    before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+    process = start(sd1.checkpoint, earlier)
+    try:
+        # The worker has made its folder: it is at work, and so is the parent that waits for it.
+        wait_for(lambda: list(earlier.parent.glob(".bundle.export-*/bundle/text_encoder")))
+        workers = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()} == before
+    left = sorted(path.name for path in earlier.parent.iterdir() if path.name != "bundle")
+    if number == signal.SIGKILL:
+        assert len(left) == 1
+        assert left[0].startswith(".bundle.export-")
+    else:
+        assert left == []
+    assert len(workers) == 1
+    wait_for(lambda: not workers[0].is_running() or workers[0].status() == psutil.STATUS_ZOMBIE, seconds=30)

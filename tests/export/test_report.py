@@ -1,0 +1,87 @@
+"""What an export looks like: one readable line per graph, and a log that says how far it has come."""
+
+from __future__ import annotations
+
+import io
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from latentrt.bundle import Bundle
+from latentrt.manifest import Manifest
+from latentrt_export.report import Reporter, print_table
+from latentrt_export.worker import Job
+from tests.export.fake_worker import fake_component
+from tests.exported import Exported
+
+JOB = Job(
+    submodule="text_encoder",
+    checkpoint="",
+    variant=None,
+    precision="float32",
+    folder="",
+    prefix="text_encoder/",
+    known="",
+)
+
+
+def printed(manifest: Manifest, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    print_table(manifest, console)
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_has_a_line_per_graph(request: pytest.FixtureRequest, family: str, width: int) -> None:
+    exported: Exported = request.getfixturevalue(family)
+    manifest = Bundle.open(exported.bundle).manifest
+    lines = printed(manifest, width)
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["component", "graph", "nodes", "weights", "size", "memory", "gate"]
+    graphs = sum(len(component.graphs) for component in manifest.components.values())
+    end = next(index for index, line in enumerate(lines) if line.startswith("memory:"))
+    rows = lines[2:end]
+    assert len(rows) == graphs
+    for name, component in manifest.components.items():
+        row = next(row for row in rows if row.startswith(name))
+        assert str(next(iter(component.graphs.values())).nodes) in row.split()
+        assert " ≤ " in row
+        assert "GiB" in row
+    assert "…" not in "".join(lines)
+
+
+def test_a_full_size_model_fits_as_well(sd1: Exported) -> None:
+    manifest = Bundle.open(sd1.bundle).manifest
+    component = fake_component(JOB)
+    large = dict.fromkeys(manifest.components, component)
+    files = {**manifest.files, "text_encoder/model.safetensors": manifest.files["LICENSE"]}
+    lines = printed(msgspec.structs.replace(manifest, components=large, files=files), 80)
+    assert any("123.5 M" in line and "3.0 GiB" in line and "2e-06 ≤ 0.0001" in line for line in lines)
+    assert all(len(line) <= 80 for line in lines if "GiB" in line)
+
+
+def test_a_log_has_a_line_per_finished_submodule() -> None:
+    file = io.StringIO()
+    with Reporter(Console(file=file, width=40)) as reporter:
+        reporter.phase("text_encoder", "tracing")
+        assert file.getvalue() == ""
+        reporter.warn("[bold]something[/bold] " + "long " * 20)
+        reporter.done("text_encoder", fake_component(JOB))
+        lines = file.getvalue().splitlines()
+    assert lines[0].startswith("warning: [bold]something[/bold] long")
+    assert lines[1] == "text_encoder    done in 12 s (0 s so far), peak memory 3.0 GiB"
+    assert len(lines) == 2
+    assert file.getvalue().splitlines() == lines, "nothing is added at the end"
+
+
+def test_a_terminal_shows_the_phase_and_the_seconds() -> None:
+    file = io.StringIO()
+    with Reporter(Console(file=file, force_terminal=True, width=80)) as reporter:
+        reporter.phase("text_encoder", "tracing")
+        reporter._progress.refresh()
+        assert "tracing 0:00:00" in file.getvalue().replace("\x1b[33m", "")
+        reporter.done("text_encoder", fake_component(JOB))
+    assert "done, peak memory 3.0 GiB" in file.getvalue()

@@ -1,0 +1,169 @@
+"""A submodule's process: what it reports, and every way in which it can die."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTError, MissingExtraError, OutputError
+from latentrt_export.worker import Done, Failed, Job, Message, Phase
+from latentrt_export.workers import run_worker
+from tests.export.fake_worker import FACTS, fake_component
+
+JOB = Job(
+    submodule="text_encoder",
+    checkpoint="/nowhere",
+    variant=None,
+    precision="float32",
+    folder="/nowhere/bundle",
+    prefix="text_encoder/",
+    known="/nowhere/known.npz",
+)
+
+
+@pytest.fixture
+def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is run in place of the interpreter: write into it what the worker does."""
+    script = tmp_path / "python"
+    script.touch()
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    return script
+
+
+def dies(interpreter: Path, shell: str) -> LatentRTError:
+    interpreter.write_text(f"#!/bin/sh\n{shell}\n")
+    with pytest.raises(LatentRTError) as death:
+        run_worker(JOB, lambda text: None)
+    return death.value
+
+
+def says(*messages: Message) -> str:
+    return "\n".join(f"echo '{msgspec.json.encode(message).decode()}'" for message in messages)
+
+
+def test_phases_and_the_result_are_handed_on(interpreter: Path) -> None:
+    done = Done(component=fake_component(JOB), facts=FACTS)
+    interpreter.write_text(f"#!/bin/sh\nread job\n{says(Phase('loading'), Phase('tracing'), done)}\n")
+    phases: list[str] = []
+    assert run_worker(JOB, phases.append) == done
+    assert phases == ["loading", "tracing"]
+
+
+def test_killed(interpreter: Path) -> None:
+    death = dies(interpreter, "read job; kill -KILL $$")
+    assert isinstance(death, ExportError)
+    assert "text_encoder: its process was killed, most likely for want of memory" in str(death)
+
+
+@pytest.mark.parametrize("words", ["MemoryError", "RuntimeError: [enforce fail] can't allocate memory: 1 bytes"])
+def test_out_of_memory_in_words(interpreter: Path, words: str) -> None:
+    assert "want of memory" in str(dies(interpreter, f'read job; echo "{words}" >&2; exit 1'))
+
+
+def test_crashed(interpreter: Path) -> None:
+    death = str(dies(interpreter, "read job; echo 'Traceback …' >&2; echo 'ZeroDivisionError: by zero' >&2; exit 1"))
+    assert "text_encoder: its process ended with status 1 and said:" in death
+    assert death.endswith("ZeroDivisionError: by zero")
+
+
+def test_only_the_end_of_a_long_log_is_shown(interpreter: Path) -> None:
+    death = str(dies(interpreter, "read job; yes noise | head -10000 >&2; echo 'the end' >&2; exit 1"))
+    assert death.endswith("the end")
+    assert len(death) < 2200
+
+
+def test_a_signal_has_its_name(interpreter: Path) -> None:
+    assert "was ended by SIGSEGV" in str(dies(interpreter, "read job; kill -SEGV $$"))
+
+
+def test_dead_before_it_has_read_its_job(interpreter: Path) -> None:
+    assert "ended with status 3 and said:\nno such thing" in str(dies(interpreter, "echo no such thing >&2; exit 3"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "OSError: [Errno 28] No space left on device",
+        "SafetensorError: I/O error: File too large (os error 27)",
+        "OSError: [Errno 122] Disk quota exceeded",
+    ],
+)
+def test_no_room(interpreter: Path, words: str) -> None:
+    death = dies(interpreter, f"read job; echo '{words}' >&2; exit 1")
+    assert isinstance(death, OutputError)
+    assert "no room for them" in str(death)
+
+
+@pytest.mark.parametrize("error", [GateError("unet: too far"), CheckpointError("torn"), OutputError("full")])
+def test_its_errors_are_raised_as_they_were(interpreter: Path, error: LatentRTError) -> None:
+    death = dies(interpreter, "read job\n" + says(Failed(kind=type(error).__name__, message=str(error))))
+    assert type(death) is type(error)
+    assert str(death) == str(error)
+
+
+def test_a_real_workers_error(tmp_path: Path) -> None:
+    job = msgspec.structs.replace(JOB, checkpoint=str(tmp_path))
+    with pytest.raises(CheckpointError, match="text_encoder: its weights cannot be loaded"):
+        run_worker(job, lambda text: None)
+
+
+def without(folder: Path, *packages: str) -> str:
+    """A folder for PYTHONPATH with which an interpreter finds all packages but these."""
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "class Finder(PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        f"        return None if name.split('.')[0] in {packages!r} else PathFinder.find_spec(name, path, target)\n"
+        "sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]\n"
+    )
+    return str(folder)
+
+
+def test_a_missing_extra_crosses_the_border(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", without(tmp_path, "diffusers"))
+    job = msgspec.structs.replace(JOB, submodule="unet")
+    with pytest.raises(MissingExtraError, match=r"pip install 'latentrt\[export\]'") as absence:
+        run_worker(job, lambda text: None)
+    assert (absence.value.package, absence.value.extra) == ("diffusers", "export")
+
+
+def test_a_file_in_the_current_folder_is_not_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError):
+        run_worker(msgspec.structs.replace(JOB, checkpoint=str(tmp_path)), lambda text: None)
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    code = "import time; from latentrt_export import worker; worker._export = lambda *a: time.sleep(60); worker.main()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(msgspec.json.encode(JOB) + b"\n")
+    process.stdin.flush()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    process.stdin.close()
+    assert process.wait(timeout=10) == 1
+    process.stdout.close()
+
+
+def test_the_peak_is_the_workers_own(tmp_path: Path) -> None:
+    """What `ru_maxrss` says of a small process depends on the one that started it."""
+    from latentrt_export.worker import _peak_bytes
+
+    here = _peak_bytes()
+    assert psutil.Process(os.getpid()).memory_info().rss <= here * 1.01
+    code = "from latentrt_export.worker import _peak_bytes; print(_peak_bytes())"
+    ballast = b"\1" * 300_000_000
+    small = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert small < len(ballast)

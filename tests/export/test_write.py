@@ -1,0 +1,227 @@
+"""What a bundle is made of, what a user is warned of, and what stays when it cannot be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentrt.bundle import Bundle
+from latentrt.digests import file_record
+from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTError, OutputError
+from latentrt_export import single_file
+from latentrt_export.export import export_checkpoint
+from latentrt_export.single_file import SingleFile
+from latentrt_export.worker import SUBMODULES
+from tests.export.fake_worker import FakeWorker, install, write_described
+from tests.export.skeleton import write_json, write_skeleton, write_weights
+from tests.exported import Silent
+from tests.tiny import SCHEDULERS
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return write_described(tmp_path / "model")
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> FakeWorker:
+    return install(monkeypatch, FakeWorker())
+
+
+def export(checkpoint: Path, bundle: Path, **options: Any) -> Silent:
+    progress = Silent()
+    export_checkpoint(checkpoint, bundle, progress=progress, **options)
+    return progress
+
+
+def test_a_bundle_that_opens_and_verifies(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    (checkpoint / "LICENSE").write_text("Text")
+    progress = export(checkpoint, tmp_path / "bundle")
+    bundle = Bundle.open(tmp_path / "bundle")
+    for name in bundle.manifest.files:
+        bundle.read(name)
+    manifest = bundle.manifest
+    assert set(manifest.components) == set(SUBMODULES)
+    assert manifest.files.keys() >= {"LICENSE", "MODEL_CARD.md", "tokenizer/tokenizer.json", "unet/model.onnx"}
+    on_disk = {path.relative_to(bundle.folder).as_posix() for path in bundle.folder.rglob("*") if path.is_file()}
+    assert on_disk == {*manifest.files, "bundle.json"}
+    assert (manifest.defaults.height, manifest.limits.min_side, manifest.latents.factor) == (64, 64, 8)
+    assert progress.warnings == []
+
+
+def test_the_source_is_recorded(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    export(checkpoint, tmp_path / "bundle")
+    source = Bundle.open(tmp_path / "bundle").manifest.source
+    assert (source.name, source.layout) == ("model", "diffusers")
+    assert set(source.weights) == {
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "safety_checker/model.safetensors",
+    }
+
+
+def test_submodules_one_after_the_other(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    progress = export(checkpoint, tmp_path / "bundle")
+    assert [job.submodule for job in worker.jobs] == list(SUBMODULES)
+    assert progress.phases == [(name, text) for name in SUBMODULES for text in ("tracing", "done")]
+
+
+# The safety checker
+
+
+def test_without_a_safety_checker_a_warning(tmp_path: Path, worker: FakeWorker) -> None:
+    progress = export(write_described(tmp_path / "model", safety=False), tmp_path / "bundle")
+    assert len(progress.warnings) == 1
+    assert "has no safety checker" in progress.warnings[0]
+    assert "--safety-checker PATH" in progress.warnings[0]
+    assert "safety_checker" not in Bundle.open(tmp_path / "bundle").manifest.components
+
+
+def test_another_safety_checker(tmp_path: Path, worker: FakeWorker) -> None:
+    checkpoint = write_described(tmp_path / "model", safety=False)
+    other = write_skeleton(tmp_path / "other", variant="fp16")
+    progress = export(checkpoint, tmp_path / "bundle", safety_checker=other)
+    assert progress.warnings == []
+    assert (worker.jobs[-1].checkpoint, worker.jobs[-1].variant) == (str(other), "fp16")
+    weights = Bundle.open(tmp_path / "bundle").manifest.source.weights
+    assert [name for name in weights if name.startswith("safety")] == ["safety_checker/model.fp16.safetensors"]
+
+
+def test_a_wrong_safety_checker_costs_no_time(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    with pytest.raises(CheckpointError, match="is no safety checker"):
+        export(checkpoint, tmp_path / "bundle", safety_checker=tmp_path / "nowhere")
+    assert worker.jobs == []
+
+
+# Licence and scheduler
+
+
+def test_an_unknown_licence_is_a_warning(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    (checkpoint / "README.md").unlink()
+    progress = export(checkpoint, tmp_path / "bundle")
+    assert any("no licence was found" in text for text in progress.warnings)
+    assert Bundle.open(tmp_path / "bundle").manifest.licence.name == "unknown"
+
+
+def test_a_scheduler_that_cannot_be_run_is_a_warning(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    config = {**SCHEDULERS["sd1"], "_class_name": "ScoreSdeVeScheduler"}
+    write_json(checkpoint / "scheduler" / "scheduler_config.json", config)
+    progress = export(checkpoint, tmp_path / "bundle")
+    assert len(progress.warnings) == 1
+    assert "ScoreSdeVeScheduler" in progress.warnings[0]
+    assert "--sampler" in progress.warnings[0]
+    assert Bundle.open(tmp_path / "bundle").manifest.scheduler.class_name == "ScoreSdeVeScheduler"
+
+
+def test_a_noise_schedule_that_is_none_is_refused(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    config = {**SCHEDULERS["sd1"], "beta_schedule": "sideways"}
+    write_json(checkpoint / "scheduler" / "scheduler_config.json", config)
+    with pytest.raises(CheckpointError, match=r"noise schedule.*sideways"):
+        export(checkpoint, tmp_path / "bundle")
+    assert worker.jobs == []
+
+
+def test_a_tokenizer_that_is_missing(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    (checkpoint / "tokenizer" / "vocab.json").unlink()
+    with pytest.raises(CheckpointError, match=r"neither tokenizer\.json nor vocab\.json and merges\.txt"):
+        export(checkpoint, tmp_path / "bundle")
+
+
+def test_a_tokenizer_that_is_damaged(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    (checkpoint / "tokenizer" / "vocab.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read as a CLIP tokenizer"):
+        export(checkpoint, tmp_path / "bundle")
+
+
+# Failures
+
+
+@pytest.fixture
+def earlier(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle that is there already."""
+    install(monkeypatch, FakeWorker(content=b"earlier"))
+    export(checkpoint, tmp_path / "out" / "bundle")
+    return tmp_path / "out" / "bundle"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("submodule", SUBMODULES)
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        (GateError("unet: too far"), GateError),
+        (ExportError("killed"), ExportError),
+        (OSError(28, "No space left on device"), OutputError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=["gate", "worker", "disk", "interrupt"],
+)
+def test_a_failure_leaves_the_earlier_bundle(
+    checkpoint: Path,
+    earlier: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    submodule: str,
+    error: BaseException,
+    seen: type[BaseException],
+) -> None:
+    before = contents(earlier.parent)
+    install(monkeypatch, FakeWorker(content=b"later", fail={submodule: error}))
+    with pytest.raises(seen):
+        export(checkpoint, earlier, overwrite=True)
+    assert contents(earlier.parent) == before
+    assert [path.name for path in earlier.parent.iterdir()] == ["bundle"]
+
+
+def test_without_overwrite_nothing_starts(checkpoint: Path, earlier: Path, worker: FakeWorker) -> None:
+    with pytest.raises(OutputError, match="--overwrite"):
+        export(checkpoint, earlier)
+    assert worker.jobs == []
+
+
+def test_overwrite(checkpoint: Path, earlier: Path, worker: FakeWorker) -> None:
+    export(checkpoint, earlier, overwrite=True)
+    assert (earlier / "unet" / "model.onnx").read_bytes() == b"fake"
+    assert [path.name for path in earlier.parent.iterdir()] == ["bundle"]
+
+
+def test_a_bad_checkpoint_makes_no_folders(tmp_path: Path) -> None:
+    with pytest.raises(LatentRTError, match="is not a folder"):
+        export(tmp_path / "nothing", tmp_path / "new" / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+# A single file
+
+
+@pytest.fixture
+def single(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A single-file checkpoint whose unpacking is somebody else's test."""
+    path = write_weights(tmp_path / "merged v2.safetensors")
+    stated = SingleFile(path=path, family="stable-diffusion-1", prediction_type=None, licence="mit")
+    monkeypatch.setattr(single_file, "detect", lambda file: stated)
+    monkeypatch.setattr(single_file, "unpack", lambda file, into, **options: write_described(into, safety=False))
+    return path
+
+
+def test_a_single_file_is_its_own_source(single: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    other = write_skeleton(tmp_path / "other")
+    export(single, tmp_path / "new" / "bundle", safety_checker=other)
+    manifest = Bundle.open(tmp_path / "new" / "bundle").manifest
+    assert (manifest.source.name, manifest.source.layout) == ("merged v2", "single-file")
+    assert manifest.source.weights.keys() == {"merged v2.safetensors", "safety_checker/model.safetensors"}
+    assert manifest.source.weights["merged v2.safetensors"] == file_record(single).sha256
+    assert manifest.licence.name == "mit"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["bundle"]
+
+
+def test_what_a_single_file_was_unpacked_into_goes(single: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    worker.fail["vae_encoder"] = GateError("too far")
+    with pytest.raises(GateError):
+        export(single, tmp_path / "new" / "bundle")
+    assert not (tmp_path / "new").exists()
