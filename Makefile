@@ -36,8 +36,9 @@ test: setup lint types
 test-slow: setup
 	$(PYTEST) -m "slow and not gpu"
 
+# pytest's 5: no test was selected, as none needs a GPU yet.
 test-gpu: setup
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest -m gpu || [ $$? -eq 5 ]
 
 lint: setup
 	$(BIN)/ruff check .

@@ -87,7 +87,7 @@ def open_checkpoint(
         weights=weights,
         sources={f"{part}/{file.name}": file for part, found in weights.items() for file in found.files},
         scheduler_class=str(scheduler.pop("_class_name", None) or _class_of(index, "scheduler")),
-        scheduler_config={key: value for key, value in scheduler.items() if not key.startswith("_")},
+        scheduler_config={key: value for key, value in scheduler.items() if key != "_diffusers_version"},
         licence=stated_licence(documents),
         documents=documents,
     )

@@ -114,8 +114,9 @@ class _GraphMaker:
         self._point_at_stored(companion)
         float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
         self.phase("measuring ranges")
-        measured = [trial.feeds for trial in rounded[:2]]
-        ranges = measure_ranges(companion, self.folder / "ranges.onnx", measured, self.weights)
+        ranges = measure_ranges(
+            companion, self.folder / "ranges.onnx", [trial.feeds for trial in rounded], self.weights
+        )
         must_stay = nodes_in_float32(self.model, ranges)
         kept = compute_in_half(
             self.model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from latentrt.errors import CheckpointError
 from latentrt.manifest import Manifest, Precision
 from latentrt_export import single_file
 from latentrt_export.checkpoint import Checkpoint, open_checkpoint
@@ -54,6 +55,7 @@ def export_checkpoint(
     """
     require()
     with staged(bundle, overwrite=overwrite) as stage:
+        _refuse_what_would_be_ignored(checkpoint, variant, prediction_type, config)
         if checkpoint.is_file():
             opened = _unpacked(checkpoint, stage.scratch / "unpacked", prediction_type, config, safety_checker)
         else:
@@ -63,6 +65,18 @@ def export_checkpoint(
                 "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
             )
         return write_bundle(opened, stage, precision=precision, progress=progress)
+
+
+def _refuse_what_would_be_ignored(
+    checkpoint: Path, variant: str | None, prediction_type: str | None, config: Path | None
+) -> None:
+    if checkpoint.is_file() and variant is not None:
+        raise CheckpointError(f"found variant {variant} with a single file, which has one set of weights; leave it out")
+    if checkpoint.is_dir() and (prediction_type is not None or config is not None):
+        raise CheckpointError(
+            "found a prediction type or a config for a diffusers folder, which has its own; they are for single files. "
+            "Change scheduler/scheduler_config.json if it is wrong"
+        )
 
 
 def _unpacked(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from latentrt.errors import CheckpointError
 
@@ -43,7 +42,7 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
             output_loading_info=True,
             dtype=torch.float32,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except Exception as error:  # a configuration of nonsense fails in as many ways as there are layers
         raise CheckpointError(f"{folder.name}: its weights cannot be loaded: {error}") from error
     for kind, words in _KINDS.items():
         # position_ids is a constant that old transformers stored as if it were a weight.

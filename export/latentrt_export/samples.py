@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 __all__ = ["PROMPTS", "pictures", "tiled"]
 
 PROMPTS = (
-    "",
-    "a red circle on a blue background",
     "a photograph of an astronaut riding a horse on the moon, 35mm film, dramatic light, highly detailed",
+    "",
     "oil painting of a stormy sea with a lighthouse; thick brush strokes, by a dutch master of the 17th century",
+    "a red circle on a blue background",
 )
 
 

@@ -128,9 +128,11 @@ def unpack(
 
 
 def _refuse_pickle(path: Path) -> None:
-    if path.suffix not in PICKLES:
+    if path.suffix.lower() not in PICKLES:
         return
     safe = str(path.with_suffix(".safetensors"))
+    if Path(safe).is_file():
+        raise CheckpointError(f"{path.name} is a pickle, which is never opened here; {safe} lies beside it, name that")
     code = (
         "import torch; from safetensors.torch import save_file; "
         f"d = torch.load({str(path)!r}, map_location='cpu', weights_only=True); d = d.get('state_dict', d); "

@@ -76,9 +76,10 @@ def _take_place(bundle: Path, place: Path, *, former: Path) -> None:
     if not place.exists():
         bundle.rename(place)
         return
-    place.rename(former)
     try:
+        place.rename(former)
         bundle.rename(place)
-    except BaseException:
-        former.rename(place)
-        raise
+    finally:
+        # Also when a signal comes between the two, or right after either.
+        if former.exists() and not place.exists():
+            former.rename(place)

@@ -87,7 +87,7 @@ class UNet(Submodule):
     def sample(self, case: Case, known: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> Arrays:
         """Encoded pictures with the noise of some timesteps, beside encoded prompts."""
         # (B,): from nearly all noise to nearly none
-        timestep = np.resize(np.array([801.0, 981.0, 401.0, 21.0], np.float32), case.batch)
+        timestep = np.resize(np.array([981.0, 21.0, 401.0, 801.0], np.float32), case.batch)
         alpha_bar = known["alphas_cumprod"][timestep.astype(np.int64)][:, None, None, None]
         clean = tiled(known["latents"], case.batch, case.height, case.width)
         noise = rng.standard_normal(clean.shape)

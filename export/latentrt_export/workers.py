@@ -85,4 +85,9 @@ def _died(job: Job, status: int, log: IO[bytes]) -> LatentRTError:
             "Close other programs, or export on a machine with more"
         )
     ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    return ExportError(f"{job.submodule}: its process {ended} and said:\n{tail}")
+    # The whole of it is below, for whoever mends it; a user needs the last line.
+    error = ExportError(
+        f"{job.submodule}: its process {ended} and said: {tail.splitlines()[-1] if tail else 'nothing'}"
+    )
+    error.add_note(tail)
+    return error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -95,7 +94,11 @@ def _warn_of_what_a_run_will_need(checkpoint: Checkpoint, progress: Progress) ->
 
 def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
     for name, path in checkpoint.documents.items():
-        shutil.copyfile(path, bundle / name)
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        (bundle / name).write_bytes(text)
     return Licence(name=checkpoint.licence, file="LICENSE" if "LICENSE" in checkpoint.documents else None)
 
 

@@ -10,20 +10,43 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latentrt.bundle import Bundle
-    from latentrt.errors import LatentRTError
-    from latentrt.pipeline import Pipeline
-    from latentrt.request import Request
+    from latentrt.errors import BundleError, LatentRTError, RequestError, SafetyError
+    from latentrt.pipeline import Pipeline, Step
+    from latentrt.request import Order, Request
+    from latentrt.result import Result
+    from latentrt.safety import Verdict
     from latentrt.schedule import Schedule
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "LatentRTError", "Pipeline", "Request", "Schedule", "__version__"]
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "LatentRTError",
+    "Order",
+    "Pipeline",
+    "Request",
+    "RequestError",
+    "Result",
+    "SafetyError",
+    "Schedule",
+    "Step",
+    "Verdict",
+    "__version__",
+]
 
 _HOMES = {
     "Bundle": "bundle",
+    "BundleError": "errors",
     "LatentRTError": "errors",
+    "Order": "request",
     "Pipeline": "pipeline",
     "Request": "request",
+    "RequestError": "errors",
+    "Result": "result",
+    "SafetyError": "errors",
     "Schedule": "schedule",
+    "Step": "pipeline",
+    "Verdict": "safety",
 }
 
 

@@ -52,8 +52,9 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0, or the exit code of the error's branch (`latentrt.errors`), with one sentence
     on stderr."""
     given = sys.argv[1:] if args is None else args
-    # Wherever it stands: whoever adds it to a command that failed adds it at the end.
-    arguments = [argument for argument in given if argument != "--debug"]
+    # At the end too: that is where it is added to a command that failed.
+    debug = given[:1] == ["--debug"] or given[-1:] == ["--debug"]
+    arguments = given[:-1] if given[-1:] == ["--debug"] else given
     try:
         status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
     except click.ClickException as error:
@@ -63,7 +64,7 @@ def main(args: list[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except Exception as error:
-        if "--debug" in given:
+        if debug:
             raise
         _fail(error)
     sys.exit(status if isinstance(status, int) else 0)

@@ -10,7 +10,7 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from latentrt.errors import LatentRTError, OutputError, RequestError
 from latentrt.picture_texts import carry_texts
 from latentrt.printable import printable
 
-__all__ = ["check_output", "open_picture", "save", "to_pictures", "to_pixels"]
+__all__ = ["check_output", "open_picture", "save", "to_pictures"]
 
 Pixels = NDArray[np.uint8]
 
@@ -47,26 +47,17 @@ def to_pictures(pixels: Pixels) -> list[Image.Image]:
     return [Image.fromarray(image) for image in pixels]
 
 
-def to_pixels(pictures: Sequence[Image.Image]) -> Pixels:
-    """Pictures of one size, of any mode → pixels (images, height, width, 3).
-
-    Raises:
-        RequestError: there is none, or their sizes differ.
-    """
-    sizes = {picture.size for picture in pictures}
-    if len(sizes) != 1:
-        raise RequestError(f"found pictures of the sizes {sorted(sizes)}, expected one size")
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-
-
-def check_output(path: str | os.PathLike[str]) -> None:
+def check_output(path: str | os.PathLike[str], texts: Mapping[str, str] | None = None) -> None:
     """Refuse a path that no picture can be written to; ask before the work of drawing one.
+
+    Args:
+        texts: what the file is going to say of the picture, as far as it is known.
 
     Raises:
         OutputError: the extension is unknown, the folder is missing or may not be written to, or a folder stands there.
     """
     place = Path(path)
-    _format(place)
+    carry_texts(_format(place), texts or {})
     if place.exists() and not place.is_file():
         raise OutputError(f"{place} is not a file, expected the path of a picture to write")
     try:

@@ -51,6 +51,8 @@ class PictureRecord(msgspec.Struct, frozen=True, kw_only=True):
     bundle_name: str
     latentrt_version: str
     safety: SafetyRecord
+    # What was given as an array, of which a file cannot say more: `latents` (then no seed draws this picture again), ….
+    given: tuple[str, ...] = ()
 
 
 class PictureMetadata(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 
 from latentrt import noise, safety, samplers
 from latentrt.bundle import Bundle
-from latentrt.conditioning import condition
-from latentrt.errors import RequestError
+from latentrt.conditioning import Conditioning, condition
+from latentrt.errors import BackendError, RequestError
 from latentrt.guidance import guide
 from latentrt.request import Order, Request, resolve
 from latentrt.result import OutputType, Result, make_result
@@ -57,7 +58,7 @@ class Step:
 
 
 class Pipeline:
-    """A bundle that is ready to draw. Graphs are loaded when they are first needed and kept.
+    """A bundle that is ready to draw. Graphs are loaded when they are first needed and kept; threads may share it.
 
     Args:
         bundle: what to draw from.
@@ -69,6 +70,7 @@ class Pipeline:
         self._open_session = open_session
         self._sessions: dict[str, Session] = {}
         self._tokenizer: Tokenizer | None = None
+        self._loading = threading.Lock()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, digest: str | None = None, threads: int | None = None) -> Self:
@@ -122,8 +124,6 @@ class Pipeline:
         Raises:
             RequestError: the request is impossible. SafetyError: the pictures could not be checked.
         """
-        if output_type not in ("pil", "np", "latent"):
-            raise RequestError(f"found output_type {output_type!r}, expected one of pil, np, latent")
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -159,9 +159,8 @@ class Pipeline:
             SafetyError: the pictures are to be checked, and the bundle has no classifier.
         """
         order = resolve(request, self.bundle.manifest)
+        self.schedule(order)
         safety.require_classifier(self.bundle.manifest, order.safety)
-        if order.safety == "off":
-            log.warning("the safety check is switched off; the pictures' metadata says so")
         return order
 
     def schedule(self, order: Order) -> Schedule:
@@ -181,28 +180,39 @@ class Pipeline:
         """
         order = self.resolve(request) if isinstance(request, Request) else request
         schedule = self.schedule(order)
-        embeddings = condition(order, self._text(), self._session("text_encoder"))
+        self.bundle.check(self._files(order))
+        conditionings = condition(order, self._text(), self._session("text_encoder"))
         generators = [noise.Generator(seed) for seed in order.seeds]
         latents = self._first_latents(order, schedule, generators)
         denoiser = self._session("unet")
         loop = denoise(
             schedule,
             latents,
-            model=lambda timestep, sample: _ask(denoiser, sample, timestep, embeddings, order),
+            model=lambda timestep, sample: _ask(denoiser, sample, timestep, conditionings, order),
             noise=lambda: noise.draw(generators, latents.shape[1:]),
         )
         changed = None
         for k, timestep in enumerate(schedule.t):
             step = Step(k, len(schedule), float(timestep), loop.send(changed))
+            _check_finite(step.latents, timestep)
             yield step
-            changed = step.latents
+            changed = _checked(step.latents, latents.shape)
 
     def finish(self, order: Order, latents: Latents, output_type: OutputType = "pil") -> Result:
         """Make of the last latents what was asked for, checked as the order's safety policy says.
 
+        Args:
+            order: what `resolve` gave.
+            latents: what the last step left.
+            output_type: as for the call.
+
         Raises:
             SafetyError: the classifier failed; nothing is handed out.
         """
+        if output_type not in ("pil", "np", "latent"):
+            raise RequestError(f"found output_type {output_type!r}, expected one of pil, np, latent")
+        if order.safety == "off":
+            log.warning("the safety check is switched off; the pictures' metadata says so")
         if output_type == "latent":
             return make_result(self.bundle, order, latents, None, "latent")
         pixels = self._decode(latents)
@@ -222,26 +232,61 @@ class Pipeline:
         standard = noise.draw(generators, shape) if order.latents is None else order.latents
         return standard * np.float32(schedule.init_noise_sigma)
 
+    def _files(self, order: Order) -> list[str]:
+        """What a run reads, to be compared with its hashes at once and before any work."""
+        components = ["text_encoder", "unet", "vae_decoder", *([] if order.safety == "off" else ["safety_checker"])]
+        records = [self.bundle.manifest.components[name] for name in components]
+        graphs = [graph.file for record in records for graph in record.graphs.values()]
+        return [self.bundle.manifest.tokenizer.file, *graphs, *(record.weights.file for record in records)]
+
     def _session(self, component: str) -> Session:
-        if component not in self._sessions:
-            self._sessions[component] = self._open_session(component)
-        return self._sessions[component]
+        with self._loading:
+            if component not in self._sessions:
+                self._sessions[component] = self._open_session(component)
+            return self._sessions[component]
 
     def _text(self) -> Tokenizer:
-        if self._tokenizer is None:
-            record = self.bundle.manifest.tokenizer
-            self._tokenizer = Tokenizer.from_json(self.bundle.read(record.file), record)
-        return self._tokenizer
+        with self._loading:
+            if self._tokenizer is None:
+                record = self.bundle.manifest.tokenizer
+                self._tokenizer = Tokenizer.from_json(self.bundle.read(record.file), record)
+            return self._tokenizer
 
 
 def _ask(
-    denoiser: Session, sample: Latents, timestep: np.float32, embeddings: NDArray[np.float32], order: Order
+    denoiser: Session,
+    sample: Latents,
+    timestep: np.float32,
+    conditionings: Sequence[Conditioning],
+    order: Order,
 ) -> Latents:
-    """The (guided) model output for every picture, in one evaluation."""
-    if order.guided:
-        sample = np.concatenate(
-            [sample, sample]
-        )  # (2B, C, h, w): the negative prompts' half first, as in the embeddings
-    timesteps = np.full(len(sample), timestep, np.float32)
-    outputs: Latents = run(denoiser, sample=sample, timestep=timesteps, encoder_hidden_states=embeddings)["noise_pred"]
-    return guide(outputs, order.guidance_scale, order.guidance_rescale) if order.guided else outputs
+    """The (guided) model output for every picture: one evaluation, or one for each number of tokens."""
+    outputs = np.empty_like(sample)
+    for told in conditionings:
+        part = sample[told.pictures]
+        if order.guided:
+            part = np.concatenate([part, part])  # (2B, C, h, w): the negative half first, as in the embeddings
+        feeds = {"timestep": np.full(len(part), timestep, np.float32), "encoder_hidden_states": told.embeddings}
+        predicted: Latents = run(denoiser, sample=part, **feeds)["noise_pred"]
+        _check_finite(predicted, timestep)
+        if order.guided:
+            predicted = guide(predicted, order.guidance_scale, order.guidance_rescale)
+        outputs[told.pictures] = predicted
+    return outputs
+
+
+def _check_finite(values: Latents, timestep: np.float32) -> None:
+    """Half overflows without a word, and what is not a number would be decoded to a black picture that looks clear."""
+    if not np.isfinite(values).all():
+        raise BackendError(
+            f"timestep {timestep:g} gave values that are not finite numbers; lower the guidance scale, or export the "
+            "bundle in float32"
+        )
+
+
+def _checked(latents: object, shape: tuple[int, ...]) -> Latents:
+    """The latents that a consumer of the steps wants to go on with."""
+    if not isinstance(latents, np.ndarray) or latents.shape != shape or not np.isfinite(latents).all():
+        found = getattr(latents, "shape", type(latents).__name__)
+        raise RequestError(f"latents to go on with: found {found}, expected a numpy array of finite numbers, {shape}")
+    return latents.astype(np.float32, copy=False)

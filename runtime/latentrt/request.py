@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt import safety
+from latentrt import safety, samplers
 from latentrt.errors import RequestError
 from latentrt.manifest import Limits, Manifest
 
@@ -138,8 +138,8 @@ def resolve(request: Request, manifest: Manifest) -> Order:
         asked_clip_skip=request.clip_skip,
         seeds=_seeds(request.seed, pictures),
         latents=_latents(request.latents, latent_shape),
-        sampler=request.sampler or manifest.scheduler.class_name,
-        karras=request.karras,
+        sampler=_sampler(manifest.scheduler.class_name if request.sampler is None else request.sampler),
+        karras=_karras(request.karras),
         safety=safety.check_policy(manifest.safety if request.safety is None else request.safety),
     )
 
@@ -149,8 +149,8 @@ def _prompts(request: Request) -> tuple[tuple[str, ...] | None, int]:
         found = "neither" if request.prompt is None else "both"
         raise RequestError(f"found {found} of prompt and prompt_embeds, expected one of them")
     if request.prompt is None:
-        embeds = request.prompt_embeds
-        return None, len(embeds) if isinstance(embeds, np.ndarray) and embeds.ndim == 3 else 1
+        # What is no array of embeddings is refused with its shape, as one prompt's.
+        return None, max(len(request.prompt_embeds), 1) if np.ndim(request.prompt_embeds) == 3 else 1  # type: ignore[arg-type]
     prompts = _texts("prompt", request.prompt)
     return prompts, len(prompts)
 
@@ -179,7 +179,7 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
             raise RequestError(f"{name}: found {type(text).__name__}, expected a text or a list of texts")
         if not _is_unicode(text):
             raise RequestError(f"{name}: found half a surrogate pair, expected Unicode text")
-    return texts
+    return tuple(map(str, texts))
 
 
 def _is_unicode(text: str) -> bool:
@@ -192,14 +192,15 @@ def _side(name: str, asked: int | None, default: int, manifest: Manifest) -> int
     if isinstance(side, bool) or not isinstance(side, (int, np.integer)):
         raise RequestError(f"{name}: found {side!r}, expected a whole number of pixels")
     if side % factor:
-        low, high = _nearest(int(side), factor, limits)
-        raise RequestError(f"{name}: found {side}, expected a multiple of {factor}; the nearest are {low} and {high}")
+        near = _nearest(int(side), factor, limits)
+        raise RequestError(f"{name}: found {side}, expected a multiple of {factor}; the nearest: {near}")
     return _whole(name, side, limits.min_side, limits.max_side)
 
 
-def _nearest(side: int, factor: int, limits: Limits) -> tuple[int, int]:
+def _nearest(side: int, factor: int, limits: Limits) -> str:
     low = side // factor * factor
-    return max(low, limits.min_side), min(max(low + factor, limits.min_side), limits.max_side)
+    possible = [min(max(near, limits.min_side), limits.max_side) for near in (low, low + factor)]
+    return " and ".join(map(str, dict.fromkeys(possible)))
 
 
 def _whole(name: str, value: object, low: int, high: int) -> int:
@@ -209,24 +210,41 @@ def _whole(name: str, value: object, low: int, high: int) -> int:
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= float(value) <= high:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.integer, np.floating))
+        or not low <= float(value) <= high
+    ):
         raise RequestError(f"{name}: found {value!r}, expected a number from {low:g} to {high:g}")
     return float(value)
 
 
-def _seeds(seed: int | Sequence[int] | None, pictures: int) -> tuple[int, ...]:
+def _sampler(name: object) -> str:
+    if not isinstance(name, str):
+        raise RequestError(f"sampler: found {name!r}, expected a name")
+    samplers.find(name)
+    return name
+
+
+def _karras(value: object) -> bool | None:
+    if value is not None and not isinstance(value, (bool, np.bool_)):
+        raise RequestError(f"karras: found {value!r}, expected True, False or None")
+    return None if value is None else bool(value)
+
+
+def _seeds(seed: object, pictures: int) -> tuple[int, ...]:
     if seed is None:
         seed = secrets.randbelow(2**32)
     if isinstance(seed, (int, np.integer)):
-        first = _whole("seed", seed, 0, MAX_SEED)
+        # The last picture's is a seed too, so that it can be asked for again.
+        first = _whole("seed", seed, 0, MAX_SEED - pictures + 1)
         return tuple(range(first, first + pictures))
-    if not isinstance(seed, Sequence) or isinstance(seed, str):
+    if not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, str):
         raise RequestError(f"seed: found {seed!r}, expected a whole number from 0 to {MAX_SEED}, or a list of them")
-    seeds = tuple(_whole("seed", each, 0, MAX_SEED) for each in seed)
-    if len(seeds) != pictures:
-        found = f"{len(seeds)} seeds" if seeds else "an empty range of seeds"
+    if len(seed) != pictures:
+        found = f"{len(seed)} seeds" if len(seed) else "an empty range of seeds"
         raise RequestError(f"found {found} for {pictures} pictures, expected one number, or a seed for each picture")
-    return seeds
+    return tuple(_whole("seed", each, 0, MAX_SEED) for each in seed)
 
 
 def _embeds(name: str, value: NDArray[Any] | None, count: int, manifest: Manifest) -> NDArray[np.float32] | None:
@@ -250,6 +268,8 @@ def _latents(value: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.f
 
 
 def _finite(name: str, value: NDArray[Any]) -> NDArray[np.float32]:
-    if not np.issubdtype(value.dtype, np.floating) or not np.isfinite(value).all():
-        raise RequestError(f"{name}: found values that are not finite floating-point numbers")
-    return value.astype(np.float32)
+    with np.errstate(over="ignore"):
+        narrowed = value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else None
+    if narrowed is None or not np.isfinite(narrowed).all():
+        raise RequestError(f"{name}: found values that are not finite float32 numbers")
+    return narrowed

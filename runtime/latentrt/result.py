@@ -16,11 +16,12 @@ from latentrt.bundle import Bundle
 from latentrt.errors import RequestError
 from latentrt.metadata import PictureRecord, record_texts
 from latentrt.request import Order
-from latentrt.safety import Verdict, safety_record
+from latentrt.safety import Policy, Verdict, safety_record
 
-__all__ = ["OutputType", "Result", "make_result", "numbered"]
+__all__ = ["OutputType", "Result", "check_places", "make_result", "numbered"]
 
 OutputType = Literal["pil", "np", "latent"]
+_ARRAYS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +74,24 @@ def make_result(
         pictures = images.to_pictures(values)
     elif output_type == "np":
         pictures = values.astype(np.float32) / np.float32(255)
-    records = [_record(bundle, order, index, verdicts) for index in range(len(order.seeds))]
+    policy = "off" if output_type == "latent" else order.safety  # nobody looks at latents
+    records = [_record(bundle, order, index, policy, verdicts) for index in range(len(order.seeds))]
     return Result(images=pictures, seeds=order.seeds, verdicts=verdicts, records=tuple(records))
 
 
-def _record(bundle: Bundle, order: Order, index: int, verdicts: Sequence[Verdict] | None) -> PictureRecord:
+def check_places(bundle: Bundle, order: Order, path: Path) -> None:
+    """Ask, before the work of drawing, whether the pictures and what they say of themselves can be written.
+
+    Raises:
+        OutputError: they cannot.
+    """
+    for index, place in enumerate(numbered(path, len(order.seeds))):
+        images.check_output(place, record_texts(_record(bundle, order, index, order.safety, None)))
+
+
+def _record(
+    bundle: Bundle, order: Order, index: int, policy: Policy, verdicts: Sequence[Verdict] | None
+) -> PictureRecord:
     prompt = index // order.images_per_prompt
     negatives = order.negative_prompts if order.guided else None
     return PictureRecord(
@@ -96,5 +110,6 @@ def _record(bundle: Bundle, order: Order, index: int, verdicts: Sequence[Verdict
         bundle_digest=bundle.digest,
         bundle_name=bundle.manifest.source.name,
         latentrt_version=__version__,
-        safety=safety_record(order.safety, verdicts[index] if verdicts else None),
+        safety=safety_record(policy, verdicts[index] if verdicts else None),
+        given=tuple(name for name in _ARRAYS if getattr(order, name) is not None),
     )

@@ -38,7 +38,7 @@ def map_weights(path: Path) -> dict[str, NDArray[Any]]:
         header = json.loads(mapped[_LENGTH_BYTES:start].tobytes())
         header.pop("__metadata__", None)
         return {name: _view(mapped[start:], entry) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
             f"{path} cannot be read as safetensors of float16 or float32: {error}; export the bundle again"
         ) from error

@@ -14,7 +14,7 @@ from PIL import Image
 
 from latentrt import Bundle, Pipeline, Request
 from latentrt.backends.onnxruntime import open_session
-from latentrt.errors import FeedError, RequestError, SafetyError
+from latentrt.errors import BackendError, FeedError, RequestError, SafetyError
 from latentrt.metadata import read_metadata
 from latentrt.session import Arrays, Session
 from latentrt.tensors import TensorSpec
@@ -234,3 +234,51 @@ def test_a_graph_is_loaded_once_and_only_if_needed(sd1: Exported) -> None:
     assert opened == ["text_encoder", "unet"]
     pipeline(PROMPT, **QUICK)
     assert opened == ["text_encoder", "unet", "vae_decoder", "safety_checker"]
+
+
+def test_a_prompt_of_other_length_beside_it_does_not_change_a_picture(pipeline: Pipeline) -> None:
+    long = " ".join(["star"] * 100)
+    call: dict[str, Any] = {"num_inference_steps": 2, "sampler": "euler_a", "output_type": "latent"}
+    batch = pipeline(
+        [PROMPT, long, "blue"], negative_prompt=["", "", long], num_images_per_prompt=2, seed=3, **call
+    ).images
+    for index, (prompt, negative) in enumerate([(PROMPT, ""), (long, ""), ("blue", long)]):
+        alone = pipeline(prompt, negative_prompt=negative, num_images_per_prompt=2, seed=3 + 2 * index, **call).images
+        assert np.abs(batch[2 * index : 2 * index + 2] - alone).max() <= 1e-5 * np.abs(alone).max()
+
+
+def test_negative_embeddings_are_ignored_without_guidance(pipeline: Pipeline) -> None:
+    call: dict[str, Any] = {"guidance_scale": 1.0, "output_type": "latent", **QUICK}
+    other = np.ones((1, 154, 32), np.float32)
+    np.testing.assert_array_equal(
+        pipeline(PROMPT, negative_prompt_embeds=other, **call).images, pipeline(PROMPT, **call).images
+    )
+
+
+@pytest.mark.parametrize("changed", [None, [0.0], np.zeros((2, 4, 8, 8)), np.full((1, 4, 8, 8), np.nan)], ids=str)
+def test_a_callback_gives_back_latents_or_is_told_so(pipeline: Pipeline, changed: Any) -> None:
+    with pytest.raises(RequestError, match="latents to go on with: found"):
+        pipeline(PROMPT, callback_on_step_end=lambda *_: {"latents": changed}, **QUICK)
+
+
+def test_a_denoiser_that_overflows_is_not_a_black_picture(sd1: Exported) -> None:
+    bundle = Bundle.open(sd1.bundle)
+
+    def open_one(component: str) -> Session:
+        session = open_session(bundle, component)
+        return Fake(session, noise_pred=lambda noise: noise * np.inf) if component == "unet" else session
+
+    with pytest.raises(BackendError, match="timestep 999 gave values that are not finite"):
+        Pipeline(bundle, open_one)(PROMPT, **QUICK)
+
+
+def test_what_cannot_be_drawn_is_refused_before_it_is_begun(pipeline: Pipeline) -> None:
+    for asked in ({"sampler": "nope"}, {"sampler": ""}, {"sampler": "pndm", "karras": True}, {"karras": "yes"}):
+        with pytest.raises(RequestError):
+            pipeline.resolve(Request(prompt=PROMPT, **asked))
+
+
+def test_what_was_given_as_arrays_is_on_record(pipeline: Pipeline) -> None:
+    noise = np.zeros((1, 4, 8, 8), np.float32)
+    assert pipeline(PROMPT, latents=noise, **QUICK).records[0].given == ("latents",)
+    assert pipeline(PROMPT, output_type="latent", **QUICK).records[0].safety.policy == "off"

@@ -59,9 +59,13 @@ def test_one_negative_prompt_serves_all(manifest: Manifest) -> None:
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"height": 100}, "multiple of 8; the nearest are 96 and 104"),
-        ({"width": 67}, "multiple of 8; the nearest are 64 and 72"),
-        ({"width": -5}, "multiple of 8"),
+        ({"height": 100}, "multiple of 8; the nearest: 96 and 104"),
+        ({"width": 67}, "multiple of 8; the nearest: 64 and 72"),
+        ({"width": -5}, "multiple of 8; the nearest: 16"),
+        ({"width": 4001}, "multiple of 8; the nearest: 128"),
+        ({"karras": 1}, "karras: found 1"),
+        ({"sampler": "nope"}, "found sampler 'nope'"),
+        ({"seed": 2**63 - 1, "num_images_per_prompt": 2}, "seed: found"),
         ({"height": "64"}, "whole number of pixels"),
         ({"height": True}, "whole number of pixels"),
         ({"height": 8}, "height: found 8"),
@@ -113,7 +117,10 @@ def test_latents_must_be_finite(manifest: Manifest) -> None:
         order(manifest, latents=latents)
 
 
-def test_the_last_seed_must_be_one_too(manifest: Manifest) -> None:
-    """Picture i takes seed + i, beyond the largest seed as well: torch's generator counts modulo 2**32 and takes any 64
-    bits."""
-    assert order(manifest, num_images_per_prompt=2, seed=MAX_SEED).seeds == (MAX_SEED, MAX_SEED + 1)
+def test_the_last_seed_can_be_asked_for_again(manifest: Manifest) -> None:
+    assert order(manifest, num_images_per_prompt=2, seed=MAX_SEED - 1).seeds == (MAX_SEED - 1, MAX_SEED)
+
+
+def test_numpys_own_kinds_are_taken_and_made_plain(manifest: Manifest) -> None:
+    decided = order(manifest, prompt=np.str_("a"), karras=np.bool_(True), seed=np.array([3]), height=np.int64(64))
+    assert (type(decided.prompts[0]), decided.karras, decided.seeds) == (str, True, (3,))  # type: ignore[index]

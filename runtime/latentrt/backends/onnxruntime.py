@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from latentrt.bundle import Bundle
 from latentrt.errors import BackendError, MissingExtraError
-from latentrt.manifest import Precision
 from latentrt.session import Arrays
 from latentrt.tensors import TensorSpec
 from latentrt.weights import map_weights
 
 __all__ = ["OnnxRuntimeSession", "open_session"]
+
+_NOWHERE = os.path.join(os.devnull, "nowhere")
 
 
 class OnnxRuntimeSession:
@@ -40,13 +42,13 @@ class OnnxRuntimeSession:
 def open_session(bundle: Bundle, component: str, *, threads: int | None = None) -> OnnxRuntimeSession:
     """Load a component of a bundle for the CPU.
 
-    A CPU computes in float32: half arithmetic there is emulated and slower. Where a bundle has a graph that computes in
-    float32 from its half weights, that is the one.
+    A CPU computes in float32: half arithmetic there is emulated and slower. A half bundle has a graph that computes in
+    float32 from its half weights, and that is the one.
 
     Args:
         bundle: its files are verified before they are parsed.
         component: `unet`, `text_encoder`, ….
-        threads: of each operator; one per core if None.
+        threads: of each operator; one per core that this process may use if None.
 
     Raises:
         MissingExtraError: no ONNX Runtime is installed.
@@ -54,22 +56,38 @@ def open_session(bundle: Bundle, component: str, *, threads: int | None = None) 
         BackendError: ONNX Runtime refuses the graph.
     """
     runtime = _onnxruntime()
-    record = bundle.manifest.components[component]
-    precision: Precision = "float32" if "float32" in record.graphs else "float16"
-    graph_name, weights_name = bundle.component_files(component, precision)
-    graph, weights = bundle.read(graph_name), map_weights(bundle.path(weights_name))
+    graph_name, weights_name = bundle.component_files(component, "float32")
+    graph, weights = bundle.read(graph_name), bundle.path(weights_name)
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or _cores()
     options.log_severity_level = 3
-    # The graph comes as the very bytes that were hashed, and the weights by name: ONNX Runtime opens no file itself,
-    # and would not follow the links that a hub cache is made of.
-    values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-    options.add_external_initializers(list(weights), values)
+    _point_at_weights(runtime, options, weights)
     try:
         session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BackendError(f"{component}: ONNX Runtime {runtime.__version__} refuses the graph: {error}") from error
+    record = bundle.manifest.components[component]
     return OnnxRuntimeSession(session, record.inputs, record.outputs)
+
+
+def _point_at_weights(runtime: Any, options: Any, weights: Path) -> None:
+    """Tell ONNX Runtime where the weights lie that a graph, given as the very bytes that were hashed, names by file.
+
+    It opens them itself, in the folder it is told and not outside of it, which costs half the memory of handing them
+    over. But it follows no link, and a hub cache is made of them: there they are mapped and handed over by name, and
+    the folder is one that does not exist, so that nothing else is looked for where the process happens to be.
+    """
+    folder = str(weights.parent)
+    if weights.is_symlink():
+        folder, mapped = _NOWHERE, map_weights(weights)
+        values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in mapped.values()]
+        options.add_external_initializers(list(mapped), values)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+
+
+def _cores() -> int:
+    # Only Linux knows what the process may use, which in a container is less than what there is.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _onnxruntime() -> Any:

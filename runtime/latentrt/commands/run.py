@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,11 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 
     name = "seeds"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | list[int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Sequence[int]:
         first, dots, last = value.partition("..")
         try:
             if dots:
-                return list(range(int(first), int(last) + 1))
+                return range(int(first), int(last) + 1)
             return [int(part) for part in value.split(",")] if "," in value else int(value)
         except ValueError:
             self.fail(f"found {value!r}, expected a number, a list such as 7,9,11 or a range such as 7..10", param, ctx)
@@ -70,7 +71,7 @@ def run(
     prompt: tuple[str, ...],
     output: Path,
     negative_prompt: str | None,
-    seed: int | list[int] | None,
+    seed: int | Sequence[int] | None,
     steps: int | None,
     sampler: str | None,
     karras: bool | None,
@@ -87,10 +88,9 @@ def run(
     quiet: bool,
 ) -> None:
     """Draw one picture from BUNDLE for each PROMPT."""
-    from latentrt.images import check_output
     from latentrt.pipeline import Pipeline
     from latentrt.request import Request
-    from latentrt.result import numbered
+    from latentrt.result import check_places
 
     started = time.monotonic()
     pipeline = Pipeline.load(bundle, digest=digest, threads=threads)
@@ -111,16 +111,15 @@ def run(
         safety=safety,
     )
     order = pipeline.resolve(request)
-    for place in numbered(output, len(order.seeds)):
-        check_output(place)
+    check_places(pipeline.bundle, order, output)
     result = pipeline.finish(order, _latents(pipeline, order, quiet=quiet))
     paths = result.save(output)
     if not quiet:
         _report(paths, result, time.monotonic() - started)
 
 
-def _images_per_prompt(images: int | None, seed: int | list[int] | None, prompts: int) -> int:
-    if images is not None or not isinstance(seed, list):
+def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, prompts: int) -> int:
+    if images is not None or not isinstance(seed, Sequence):
         return 1 if images is None else images
     if not seed:
         raise RequestError("found an empty range of seeds, expected the first not to be above the last, as in 7..10")
@@ -141,7 +140,8 @@ def _latents(pipeline: Pipeline, order: Order, *, quiet: bool) -> Any:
     )
 
     columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as progress:
         task = progress.add_task("", total=None)
         latents = None
         for step in pipeline.steps(order):

@@ -38,7 +38,7 @@ class Sampler(ABC):
     title: ClassVar[str]
     class_name: ClassVar[str]
 
-    num_train_timesteps: Annotated[int, msgspec.Meta(ge=2)] = 1000
+    num_train_timesteps: Annotated[int, msgspec.Meta(ge=2, le=1_000_000)] = 1000
     beta_start: PositiveFloat = 0.0001
     beta_end: PositiveFloat = 0.02
     beta_schedule: sigmas.BetaSchedule = "linear"
@@ -53,6 +53,10 @@ class Sampler(ABC):
             RequestError: a key that the class has holds a value of the wrong type, or one that cannot be honoured.
         """
         left_to_default = config.get("_use_default_values", ())
+        if not isinstance(left_to_default, (list, tuple)):
+            raise RequestError(
+                f"the scheduler's configuration says _use_default_values: {left_to_default!r}, expected a list of keys"
+            )
         hints = get_type_hints(cls, include_extras=True)
         given = [field.name for field in fields(cls) if field.name in config and field.name not in left_to_default]
         return cls(**{name: cls._honoured(name, config[name], hints[name]) for name in given})

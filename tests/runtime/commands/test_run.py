@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +64,13 @@ def test_several_prompts(sd1: Exported, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--height", "100"), "multiple of 8; the nearest are 96 and 104"),
+        (("--height", "100"), "multiple of 8; the nearest: 96 and 104"),
         (("--width", "100000"), "width: found 100000"),
         (("--steps", "0"), "num_inference_steps: found 0"),
         (("--sampler", "eular"), "dpmpp_2m (DPMSolverMultistepScheduler)"),
         (("--sampler", "ddim", "--karras"), "karras"),
         (("--seed", "9..5"), "empty range of seeds"),
+        (("--seed", "1..99999999999"), "num_images_per_prompt: found 99999999999"),
         (("--seed", "-1"), "seed: found -1"),
         (("--seed", "seven"), "expected a number, a list such as 7,9,11"),
         (("--images", "33"), "33"),
@@ -150,3 +153,21 @@ def test_a_traceback_only_if_it_is_asked_for(sd1: Exported, tmp_path: Path) -> N
 
 def copied(model: Exported, place: Path) -> Path:
     return Path(shutil.copytree(model.bundle, place / "bundle"))
+
+
+def test_a_prompt_too_long_for_a_jpeg_is_refused_before_the_work(sd1: Exported, tmp_path: Path) -> None:
+    long = "star " * 20_000
+    refused = latentrt("run", sd1.bundle, long, "--steps", "1000", "--sampler", "euler", "-o", tmp_path / "out.jpg")
+    assert_refused(refused, 8, "65,533")
+
+
+def test_ctrl_c_ends_a_run_and_leaves_nothing(sd1: Exported, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from latentrt.cli import main; main()", "run", str(sd1.bundle), "a star"]
+    command += ["--steps", "900", "--sampler", "euler", "-o", str(tmp_path / "out.png")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(3)  # in the middle of the steps
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.strip() == "interrupted"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,73 @@
+"""The forms of a checkpoint that `make test` exports in part only, each exported whole and drawn beside diffusers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentrt import Bundle, Pipeline
+from latentrt_export.export import export_checkpoint
+from tests.exported import Exported, Silent
+from tests.ldm import write_single_file
+from tests.test_parity import LATENTS_BOUND, oracle_of
+from tests.tiny import Family, make_checkpoint
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
+]  # of the oracle's own dependencies
+
+CALL: dict[str, Any] = {"num_inference_steps": 4, "height": 72, "width": 88}
+
+
+def single_file(checkpoint: Path, family: Family, folder: Path) -> Path:
+    """The checkpoint as one file in the original layout."""
+    return write_single_file(checkpoint, folder / "model.safetensors", family)
+
+
+def hub_cache(checkpoint: Path, family: Family, folder: Path) -> Path:
+    """The checkpoint as the hub's client keeps it: a snapshot of links to blobs."""
+    snapshot = folder / "models--owner--name" / "snapshots" / "0123abcd"
+    blobs = folder / "models--owner--name" / "blobs"
+    blobs.mkdir(parents=True)
+    for path in (path for path in sorted(checkpoint.rglob("*")) if path.is_file()):
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        blob.write_bytes(path.read_bytes())
+        link = snapshot / path.relative_to(checkpoint)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(*[".."] * (len(path.relative_to(checkpoint).parts) + 1)) / "blobs" / blob.name)
+    return snapshot
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("form", [single_file, hub_cache])
+def test_it_draws_what_diffusers_draws_from_the_folder(
+    tmp_path: Path, family: Family, form: Callable[[Path, Family, Path], Path]
+) -> None:
+    folder = make_checkpoint(tmp_path / "folder", family, safety="none")
+    given = form(folder, family, tmp_path)
+    bundle = tmp_path / "bundle"
+    config = folder if given.is_file() else None
+    export_checkpoint(given, bundle, config=config, progress=Silent())
+    expected, _ = oracle_of(Exported(family=family, checkpoint=folder, variant=None, bundle=bundle))(
+        "euler_a", [7], prompt="a red circle", **CALL
+    )
+    pipeline = Pipeline.load(bundle)
+    found = pipeline("a red circle", seed=7, sampler="euler_a", output_type="latent", safety="off", **CALL).images
+    assert np.abs(found - expected).max() <= LATENTS_BOUND * np.abs(expected).max()
+    assert pipeline.bundle.manifest.source.layout == ("single-file" if given.is_file() else "diffusers")
+
+
+def test_float16_of_an_sd1_is_close_to_its_float32(tmp_path: Path, sd1: Exported) -> None:
+    bundle = tmp_path / "bundle"
+    export_checkpoint(sd1.checkpoint, bundle, precision="float16", progress=Silent())
+    assert set(Bundle.open(bundle).manifest.components["unet"].graphs) == {"float16", "float32"}
+    call: dict[str, Any] = {"seed": 7, "output_type": "latent", **CALL}
+    exact, half = (Pipeline.load(path)("a red circle", **call).images for path in (sd1.bundle, bundle))
+    # The weights are rounded to 2**-11 each and guidance multiplies what that costs by 7.5.
+    assert np.abs(half - exact).max() <= 3e-2 * np.abs(exact).max()
