@@ -21,10 +21,12 @@ _NOWHERE = os.path.join(os.devnull, "nowhere")
 
 
 class OnnxRuntimeSession:
-    """One graph, loaded by ONNX Runtime."""
+    """One graph, loaded by ONNX Runtime. `held` is what it was handed, and has to outlive it."""
 
-    def __init__(self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-        self._session, self._inputs = session, inputs
+    def __init__(
+        self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], held: list[Any]
+    ) -> None:
+        self._session, self._inputs, self._held = session, inputs, held
         self._outputs = [spec.name for spec in outputs]
 
     @property
@@ -61,28 +63,32 @@ def open_session(bundle: Bundle, component: str, *, threads: int | None = None) 
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or _cores()
     options.log_severity_level = 3
-    _point_at_weights(runtime, options, weights)
+    held = _point_at_weights(runtime, options, weights)
     try:
         session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BackendError(f"{component}: ONNX Runtime {runtime.__version__} refuses the graph: {error}") from error
     record = bundle.manifest.components[component]
-    return OnnxRuntimeSession(session, record.inputs, record.outputs)
+    return OnnxRuntimeSession(session, record.inputs, record.outputs, held)
 
 
-def _point_at_weights(runtime: Any, options: Any, weights: Path) -> None:
+def _point_at_weights(runtime: Any, options: Any, weights: Path) -> list[Any]:
     """Tell ONNX Runtime where the weights lie that a graph, given as the very bytes that were hashed, names by file.
 
     It opens them itself, in the folder it is told and not outside of it, which costs half the memory of handing them
     over. But it follows no link, and a hub cache is made of them: there they are mapped and handed over by name, and
     the folder is one that does not exist, so that nothing else is looked for where the process happens to be.
+
+    Returns:
+        What was handed over, which has to outlive the session.
     """
-    folder = str(weights.parent)
+    folder, values = str(weights.parent), []
     if weights.is_symlink():
         folder, mapped = _NOWHERE, map_weights(weights)
         values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in mapped.values()]
         options.add_external_initializers(list(mapped), values)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    return values
 
 
 def _cores() -> int:
