@@ -34,7 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the JSON report")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    Path("scratch").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir="scratch") as folder:
         os.environ["LATENTRT_CACHE"] = str(Path(folder).absolute() / "cache")
         report = {"command": "python -m benchmarks.hashing", "machine": machine(), **measure(Path(folder) / "bundle")}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

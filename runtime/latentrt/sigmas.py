@@ -170,7 +170,7 @@ def at_timesteps(alpha_bar: Float32s, t: NDArray[np.int64], final: float | np.fl
     if t.max() >= len(alpha_bar):
         raise RequestError(
             f"found a step at timestep {t.max()}, but training has only 0 to {len(alpha_bar) - 1}; "
-            "lower steps_offset in the scheduler's configuration, or choose timestep_spacing 'trailing'"
+            "ask for fewer steps; or lower the configuration's steps_offset, or choose timestep_spacing 'trailing'"
         )
     return np.where(t >= 0, alpha_bar[np.maximum(t, 0)], np.float64(final))
 

@@ -110,6 +110,13 @@ def test_damaged_configuration(checkpoint: Path) -> None:
         VaeDecoder.load(checkpoint, None)
 
 
+def test_a_configuration_of_nonsense_is_one_sentence(checkpoint: Path) -> None:
+    config = checkpoint / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_attention_heads": 0}))
+    with pytest.raises(CheckpointError, match="text_encoder: its weights cannot be loaded"):
+        TextEncoder.load(checkpoint, None)
+
+
 def test_old_attention_names_come_out_under_the_current_ones(checkpoint: Path) -> None:
     """Published SD 1.x autoencoders call their attention's weights query, key, value and proj_attn."""
     expected = {**VaeDecoder.load(checkpoint, None).weights(), **VaeEncoder.load(checkpoint, None).weights()}

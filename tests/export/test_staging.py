@@ -140,3 +140,22 @@ def test_no_room(tmp_path: Path) -> None:
     ):
         raise OSError(28, "No space left on device")
     assert listed(tmp_path) == []
+
+
+def test_a_signal_between_the_renames_leaves_the_earlier_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, rename = bundle_at(tmp_path / "bundle"), Path.rename
+
+    def rename_then_be_asked_to_end(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        monkeypatch.setattr(Path, "rename", rename)
+        if self == place:
+            raise SystemExit(143)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename_then_be_asked_to_end)
+    with pytest.raises(SystemExit), staged(place, overwrite=True) as stage:
+        (stage.bundle / "bundle.json").write_text("new")
+    assert (place / "bundle.json").read_text() == "earlier"
+    assert listed(tmp_path) == ["bundle"]

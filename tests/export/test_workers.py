@@ -84,7 +84,13 @@ def test_a_signal_has_its_name(interpreter: Path) -> None:
 
 
 def test_dead_before_it_has_read_its_job(interpreter: Path) -> None:
-    assert "ended with status 3 and said:\nno such thing" in str(dies(interpreter, "echo no such thing >&2; exit 3"))
+    assert "ended with status 3 and said: no such thing" in str(dies(interpreter, "echo no such thing >&2; exit 3"))
+
+
+def test_a_user_sees_the_last_line_and_debug_the_rest(interpreter: Path) -> None:
+    death = dies(interpreter, "read job; echo Traceback >&2; echo ZeroDivisionError: by zero >&2; exit 1")
+    assert str(death).endswith("said: ZeroDivisionError: by zero")
+    assert death.__notes__ == ["Traceback\nZeroDivisionError: by zero"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+"""What an export is told and would not heed is refused, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentrt.errors import CheckpointError
+from latentrt_export.export import export_checkpoint
+from tests.exported import Exported, Silent
+
+
+def test_a_single_file_has_no_variants(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="found variant fp16 with a single file"):
+        export_checkpoint(file, tmp_path / "bundle", variant="fp16", progress=Silent())
+
+
+@pytest.mark.parametrize("told", [{"prediction_type": "v_prediction"}, {"config": Path("elsewhere")}])
+def test_a_folder_says_itself_what_it_is(sd1: Exported, tmp_path: Path, told: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="they are for single files"):
+        export_checkpoint(sd1.checkpoint, tmp_path / "bundle", progress=Silent(), **told)
+    assert list(tmp_path.iterdir()) == []
