@@ -3,16 +3,17 @@
 Every graph is run beside torch, on sizes that were not traced, before it may be shipped.
 
 The bounds, one place for all: output → measure, bound of a graph that computes in float32, bound of one that computes
-in half. Each is several times the largest figure seen, on tiny random checkpoints and on a full-size Stable Diffusion
-1.5 of random weights (`docs/measurements.md`), as a trained model reaches further. What defects cost (a swapped
-weight, a wrong epsilon in a norm) is in `tests/export/test_verify.py`.
+in half. Each but the pixels' is several times the largest figure seen, on tiny random checkpoints and on a full-size
+Stable Diffusion 1.5 of random weights (`docs/measurements.md`), as a trained model reaches further. What defects cost
+(a swapped weight, a wrong epsilon in a norm) is in `tests/export/test_verify.py`.
 
 * float32 differs from torch by the order of sums: 1.3e-5 of the largest value seen in the encoder, 3e-6 elsewhere. Over
   half weights it is judged beside torch with the same rounded weights, so the bound is the same.
 * half adds the rounding of every weight and value, 2⁻¹¹ each: 2.4e-3 seen, beside torch with the checkpoint's own
   weights.
-* pixels are integers: one level where a value sits on the edge between two. Half was 2 levels off.
-* cosines are compared on their scale of −1 … 1: 5e-6 seen, 1e-3 in half. Scores are cosines less a threshold, rounded
+* pixels are integers: one level where a value sits on the edge between two, which is seen and allowed. Half was 2
+  levels off, 4 are allowed.
+* cosines are compared on their scale of −1 … 1: 4e-6 seen, 1.3e-4 in half. Scores are cosines less a threshold, rounded
   to three places as the torch checker does, so one step of that, 0.001, comes on top; and where a special-care score is
   on its edge, the 0.01 that it adds to the others in half.
 * a verdict is not compared: it flips at its threshold however close the score is.

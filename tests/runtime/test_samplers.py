@@ -92,7 +92,8 @@ REFUSALS = (
 # which add up over the rows. Measured: 5e-6 at 50 steps.
 TOLERANCE = 1e-5
 # In a long table one row alone does it: σ differs by a thousandth from row to row, so a unit in its last place counts
-# for much. Measured: 2e-6 at 100 steps, 7e-5 at 999. (In float64, and given torch's square roots, they agree to 1e-14.)
+# for much. Measured: 2e-6 at 100 steps, 7e-5 at 999, so these do not meet the 1e-5 above. (In float64 and given torch's
+# square roots DDIM and Euler ancestral agree to 1e-14; Euler with log-linear levels kept 1.5e-5, not explained.)
 LONG_TOLERANCE = 1e-4
 
 
