@@ -1,8 +1,8 @@
 """How noisy is the latent, when?
 
 First the training noise schedule, which a checkpoint fixes: β → ᾱ → σ. It reproduces the constants that diffusers
-rounds to float32: β and ᾱ to the bit; where a square root enters (σ, zero SNR) torch's own is a unit in the last place
-off here and there. Then the grids, the few times at which a sampler visits it.
+rounds to float32, to the bit, except that every square root is rounded correctly (torch's own, where a σ or zero SNR
+needs one, is a unit in the last place off here and there). Then the grids, the few times at which a sampler visits it.
 """
 
 from __future__ import annotations

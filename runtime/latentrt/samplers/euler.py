@@ -65,7 +65,8 @@ class Euler(Sampler):
         else:
             # One level more than there are steps: unless Karras' grid replaces it, it ends there and not at `final`.
             high, low = np.log(training[[-1, 0]])
-            levels = np.exp(sigmas.linspace_float32(high, low, count + 1)).astype(np.float64)
+            levels = np.exp(sigmas.linspace_float32(high, low, count + 1).astype(np.float64))
+            levels = levels.astype(np.float32).astype(np.float64)
         if self.use_karras_sigmas:
             levels = sigmas.karras(self.sigma_max or levels[0], self.sigma_min or levels[-1], count)
             t = sigmas.timesteps_of_sigmas(levels, training)
