@@ -17,9 +17,9 @@ from latentrt.noise import Generator, draw
 SEEDS = [0, 1, 2**32 - 1, 2**32, 2**63 - 1, 2**64 - 1, *(7919**i % 2**63 for i in range(1, 95))]
 SHAPES = [(1,), (3,), (15,), (16,), (17,), (31,), (33,), (1, 4, 1, 1), (4, 17, 15), (1, 4, 8, 8), (0,)]
 
-# torch's kernel takes logarithm, sine and cosine from polynomials in float32, and which ones depends on the CPU.
-# Measured: at most 3 units in the last place, 4.8e-7.
-ULPS = 3
+# torch's kernel for x86 gives these to the bit. Elsewhere it has other logarithms, sines and cosines: correctly rounded
+# ones would be at most 3 units in the last place (4.8e-7) away.
+ULPS = 0 if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else 3
 
 
 def torch_generator(seed: int) -> torch.Generator:
@@ -45,10 +45,8 @@ def test_equals_torch_over_seeds_and_sizes(shape: tuple[int, ...]) -> None:
 
 def test_equals_torch_at_the_size_of_a_large_latent() -> None:
     shape = (4, 128, 128)
-    ours, theirs = Generator(7).normal(shape), torch.randn(shape, generator=torch_generator(7))
-    assert_same(ours, theirs)
-    # Most numbers are the same to the bit (measured: 83 %), or some step above has lost its rounding.
-    assert np.mean(ours == theirs.numpy()) > 0.75
+    for seed in range(20):
+        assert_same(Generator(seed).normal(shape), torch.randn(shape, generator=torch_generator(seed)))
 
 
 @settings(deadline=None, max_examples=60)
@@ -80,6 +78,14 @@ def test_only_the_low_32_bits_of_a_seed_count() -> None:
 def test_what_is_not_a_seed_is_refused(seed: object) -> None:
     with pytest.raises(RequestError, match=r"found seed .*, expected a whole number from 0 to 2\*\*64 - 1"):
         Generator(seed)  # type: ignore[arg-type]
+
+
+def test_no_zero_is_negative() -> None:
+    """Where log 1 = 0 is drawn, √(−2 · 0) = −0."""
+    seed = 12  # the first for which a million words have one whose low 24 bits are 0 in the place of u1
+    ours, theirs = Generator(seed).normal((2**20,)), torch.randn(2**20, generator=torch_generator(seed)).numpy()
+    assert np.any(ours == 0)
+    np.testing.assert_array_equal(np.signbit(ours), np.signbit(theirs))
 
 
 def test_numbers_are_standard_normal() -> None:
