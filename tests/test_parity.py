@@ -100,6 +100,11 @@ def test_pictures_are_diffusers_pictures(
     assert_same(*pair, sampler, list(range(11, 11 + images)), prompt=PROMPT, **call)
 
 
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_fifty_steps(pair: tuple[Pipeline, Oracle], sampler: str) -> None:
+    assert_same(*pair, sampler, [21], prompt=PROMPT, num_inference_steps=50, height=64, width=64)
+
+
 def test_own_scheduler_is_the_default(pair: tuple[Pipeline, Oracle]) -> None:
     assert_same(*pair, None, [0], prompt=PROMPT, num_inference_steps=6, height=64, width=64)
 

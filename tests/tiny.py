@@ -137,6 +137,8 @@ def safety_checker(*, strict: bool) -> StableDiffusionSafetyChecker:
         "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "vocab_size": 8,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
     }
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, text_config=text, projection_dim=32)).eval()
     with torch.no_grad():

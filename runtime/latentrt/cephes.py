@@ -1,8 +1,8 @@
 """Which logarithm, sine and cosine does torch make noise with?
 
 Those of Cephes (S. Moshier, netlib.org/cephes, `logf`, `sinf` and `cosf`): polynomials in float32, evaluated as torch's
-vectorised kernel for x86 does it (`aten/src/ATen/native/cpu/avx_mathfun.h`), where the compiler has fused each product
-with the sum that follows. Here a fused one is computed in float64, in which a product of two float32 is exact, and
+kernel for AVX2 does it (`aten/src/ATen/native/cpu/avx_mathfun.h`), where the compiler has fused products with the sums
+that follow them. Here a fused one is computed in float64, in which a product of two float32 is exact, and
 rounded to float32. All of it is plain IEEE arithmetic, so every machine gets the same bits.
 
 That rounds the sum twice, which in principle can differ from once. A slow test shows that it does not for any of the
@@ -42,7 +42,7 @@ def log(x: Float32s) -> Float32s:
 
 
 def sincos(x: Float32s) -> tuple[Float32s, Float32s]:
-    """Sine and cosine of angles from 0 to 8192 radians, float32."""
+    """Sine and cosine of angles from 0 to 2π, float32."""
     octant = (x * _FOUR_OVER_PI).astype(np.int32) + 1 & ~1  # of the nearest multiple of π/2
     for part in _PI_OVER_FOUR:
         x = _fused(octant.astype(np.float32), -part, x)

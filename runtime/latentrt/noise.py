@@ -5,8 +5,8 @@ normal numbers of it, both Box-Muller (1958); which of them it takes depends on 
 references are `normal_fill` in `aten/src/ATen/native/cpu/DistributionTemplates.h` and `normal_distribution` in
 `aten/src/ATen/core/DistributionsHelper.h`.
 
-The numbers are torch's on x86 to the bit, here on every machine. torch itself takes other polynomials elsewhere, whose
-last bits differ.
+The numbers are those of torch's kernel for AVX2 to the bit, here on every machine. On one without AVX2 torch's own are
+up to 2.4e-6 away from them.
 """
 
 from __future__ import annotations

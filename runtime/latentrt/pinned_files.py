@@ -49,7 +49,7 @@ class PinnedFiles:
                 data = stream.read(record.size + 1)
             _check_hash(name, hash_bytes(data), record)
         except IntegrityError as error:
-            raise self._damaged([str(error)]) from None
+            raise self._damaged([str(error)], 1) from None
         return data
 
     def check(self, names: Iterable[str]) -> None:
@@ -99,7 +99,7 @@ class PinnedFiles:
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
             faults = list(pool.map(lambda name: self._fault(name, cache, progress), names))
         if wrong := [fault for fault in faults if fault is not None]:
-            raise self._damaged(wrong)
+            raise self._damaged(wrong, len(names))
 
     def _fault(self, name: str, cache: DigestCache | None, progress: Progress | None) -> str | None:
         """What is wrong with one file, in words."""
@@ -118,10 +118,10 @@ class PinnedFiles:
         _check_hash(name, sha256, record)
         self._intact[name] = Stamp.of(found)
 
-    def _damaged(self, faults: list[str]) -> IntegrityError:
-        count, listed = f"{len(faults)} of its {len(self._records)} files", "\n  ".join(faults)
+    def _damaged(self, faults: list[str], compared: int) -> IntegrityError:
+        wrong, listed = f"wrong, {len(faults)} of {compared} files compared", "\n  ".join(faults)
         return IntegrityError(
-            f"{self._reach.folder} is not what its bundle.json pins, {count} are wrong:\n  {listed}\n"
+            f"{self._reach.folder} is not what its bundle.json pins; {wrong}:\n  {listed}\n"
             "Copy or download the bundle again, or write a new one: latentrt export CHECKPOINT BUNDLE"
         )
 

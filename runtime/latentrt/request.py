@@ -36,7 +36,7 @@ class Request:
             default if None.
         guidance_rescale: φ of Lin et al. 2023, section 3.4; 0 leaves the guided output as it is.
         num_images_per_prompt: pictures for each prompt.
-        eta: how much noise DDIM adds, 0 to 1. Other samplers ignore it.
+        eta: how much noise DDIM adds, 0 to 1. Other samplers take none.
         latents: float32 [pictures, channels, height / factor, width / factor] of standard normal noise, in place of the
             seed's.
         prompt_embeds: float32 [prompts, tokens, width of the encoder], in place of `prompt`.

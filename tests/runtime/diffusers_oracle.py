@@ -50,10 +50,10 @@ def scheduler(class_name: str, config: Mapping[str, Any], steps: int, *, exact: 
 
 
 class RoundedOnce(TorchFunctionMode):
-    """Square roots, powers, exponentials and logarithms of float32, rounded correctly.
+    """Square roots, powers, exponentials and logarithms of float32, computed in float64 and rounded.
 
-    torch takes MKL's, which are a unit in the last place off for 6 values in 1,000, and not the same ones on every
-    machine.
+    torch takes MKL's, of which some are a unit in the last place off (6 square roots in 1,000), and not the same ones
+    on every machine.
     """
 
     FUNCTIONS = frozenset(

@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 
 from latentrt import samplers
@@ -57,10 +56,9 @@ def test_karras_false_asks_nothing_of_a_sampler_without_it() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(samplers.SAMPLERS) - {"ddim"}))
-def test_eta_acts_on_ddim_alone(name: str) -> None:
-    with_eta, without = (samplers.schedule(name, ON_DISK, 5, eta=eta) for eta in (1.0, 0.0))
-    np.testing.assert_array_equal(with_eta.s, without.s)
-    np.testing.assert_array_equal(with_eta.noise_draws, without.noise_draws)
+def test_eta_is_refused_where_it_means_nothing(name: str) -> None:
+    with pytest.raises(RequestError, match=r"found eta 0\.5 with \w+, which takes none; leave it at 0, or use ddim"):
+        samplers.schedule(name, ON_DISK, 5, eta=0.5)
 
 
 def test_draws_are_counted_as_diffusers_draws() -> None:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latentrt.bundle import Bundle
+from latentrt.errors import BundleError
 from latentrt.manifest import Component, GateFigure, Manifest
 from latentrt.manifest_checks import MANIFEST_NAME
 from latentrt.printable import printable
@@ -44,6 +45,8 @@ def inspect(path: str, as_json: bool) -> None:
 
     Nothing is verified here; `latentrt verify` does that.
     """
+    if not os.path.lexists(path):
+        raise BundleError(f"{path} does not exist, expected the folder of a bundle, or a picture")
     if os.path.isfile(path) and os.path.basename(path) != MANIFEST_NAME:
         _inspect_picture(path, as_json)
     else:

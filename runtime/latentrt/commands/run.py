@@ -155,7 +155,8 @@ def _report(paths: list[Path], result: Result, seconds: float) -> None:
     for path, record, verdict in zip(paths, result.records, verdicts, strict=True):
         words = f"{record.sampler}, {record.num_inference_steps} steps"
         click.echo(f"{path}: seed {record.seed}, {words}, safety {_safety_words(record.safety.policy, verdict)}")
-    click.echo(f"{len(paths)} in {seconds:.1f} s", err=True)
+    pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
+    click.echo(f"{pictures} in {seconds:.1f} s, loading included", err=True)
 
 
 def _safety_words(policy: str, verdict: Verdict | None) -> str:

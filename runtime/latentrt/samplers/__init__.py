@@ -63,7 +63,8 @@ def schedule(
         num_inference_steps: at least 1.
         karras: whether the noise levels are those of Karras et al. 2022, whatever the configuration says; None leaves
             it to that.
-        eta: how much noise DDIM adds, 0 (none) to 1 (as much as DDPM). The other samplers take no notice of it.
+        eta: how much noise DDIM adds, 0 (none) to 1 (as much as DDPM). diffusers ignores it with other samplers; here
+            it is refused.
 
     Raises:
         RequestError: a name, value or combination that cannot be honoured, and what can.
@@ -73,6 +74,11 @@ def schedule(
     if not 0 <= eta <= 1:
         raise RequestError(f"found eta {eta}, expected a number from 0 to 1")
     sampler = find(name).read(config)
+    if eta and not sampler.takes_eta:
+        names = ", ".join(known for known, each in SAMPLERS.items() if each.takes_eta)
+        raise RequestError(
+            f"found eta {eta:g} with {sampler.class_name}, which takes none; leave it at 0, or use {names}"
+        )
     if karras is not None:
         sampler = _with_karras(sampler, karras)
     return sampler.schedule(num_inference_steps, eta)

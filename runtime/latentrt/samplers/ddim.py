@@ -20,6 +20,7 @@ class DDIM(Sampler):
 
     title: ClassVar[str] = "DDIM (Song et al. 2021); eta adds noise"
     class_name: ClassVar[str] = "DDIMScheduler"
+    takes_eta: ClassVar[bool] = True
 
     prediction_type: prediction.PredictionType = "epsilon"
     timestep_spacing: sigmas.Spacing = "leading"

@@ -33,10 +33,12 @@ class Sampler(ABC):
     Attributes:
         title: what the sampler is, for people.
         class_name: the diffusers class whose configuration this reads and whose numbers it reproduces.
+        takes_eta: whether `eta` means anything to it.
     """
 
     title: ClassVar[str]
     class_name: ClassVar[str]
+    takes_eta: ClassVar[bool] = False
 
     num_train_timesteps: Annotated[int, msgspec.Meta(ge=2, le=1_000_000)] = 1000
     beta_start: PositiveFloat = 0.0001
@@ -77,7 +79,7 @@ class Sampler(ABC):
 
         Args:
             num_inference_steps: how many steps were asked for, at least 1; a table may have more rows than steps.
-            eta: how much noise DDIM adds, 0 to 1; as in diffusers the other samplers take no notice of it.
+            eta: how much noise DDIM adds, 0 to 1; 0 for a sampler that takes none.
 
         Raises:
             RequestError: there is no such table, and why.

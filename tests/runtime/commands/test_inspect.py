@@ -149,7 +149,7 @@ def test_an_endless_text_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        ("missing", 4, "does not exist"),
+        ("missing", 4, "does not exist, expected the folder of a bundle, or a picture"),
         ("empty", 4, "has no bundle.json"),
         ("text.png", 2, "is not a picture"),
         ("record.png", 2, "latentrt record"),
