@@ -49,7 +49,9 @@ def test_the_files_of_a_component(folder: Path) -> None:
 
 
 def test_a_pinned_digest(folder: Path) -> None:
-    everything(Bundle.open(folder, digest_of(folder)))
+    bundle = Bundle.open(folder, digest_of(folder))
+    everything(bundle)
+    assert bundle.digest == digest_of(folder)
 
 
 def test_another_bundle_than_the_pinned_one(folder: Path) -> None:

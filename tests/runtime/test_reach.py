@@ -29,12 +29,14 @@ def test_a_link_within_the_bundle(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "store")
     (folder / WEIGHTS).symlink_to("../store")
     everything(Bundle.open(folder))
+    assert Reach(folder).resolve(WEIGHTS) == folder / "store"
 
 
 def test_a_hard_link_from_elsewhere(folder: Path, tmp_path: Path) -> None:
     (folder / WEIGHTS).rename(tmp_path / "store")
     os.link(tmp_path / "store", folder / WEIGHTS)
     everything(Bundle.open(folder))
+    assert Reach(folder).resolve(WEIGHTS) == folder / WEIGHTS
 
 
 def test_a_link_on_the_way_to_the_bundle(folder: Path, tmp_path: Path) -> None:
@@ -60,6 +62,7 @@ def test_a_bundle_in_a_folder_of_a_hub_snapshot(tmp_path: Path) -> None:
     (folder / WEIGHTS).rename(blobs / "4f0c")
     (folder / WEIGHTS).symlink_to(blobs / "4f0c")
     everything(Bundle.open(folder))
+    assert Reach(folder).resolve(WEIGHTS) == blobs / "4f0c"
 
 
 def test_a_link_out_of_the_bundle_even_to_the_right_bytes(folder: Path, tmp_path: Path) -> None:
