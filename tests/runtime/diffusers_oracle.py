@@ -101,6 +101,15 @@ def run(
         yield shown.numpy(), x.numpy()
 
 
+def levels(made: Any) -> Vectors:
+    """Noise per signal at every row, float64 of the constants that diffusers rounds to float32."""
+    if hasattr(made, "sigmas"):
+        return np.asarray(made.sigmas[: len(made.timesteps)], np.float64)
+    alpha_bar = np.asarray(made.alphas_cumprod[made.timesteps], np.float64)
+    with np.errstate(divide="ignore"):  # zero SNR
+        return np.sqrt((1 - alpha_bar) / alpha_bar)
+
+
 def theirs(made: Any, eta: float = 0.0) -> Iterator[tuple[Vectors, Vectors]]:
     """For each row the coefficients of the denoiser's input and of the latents after it, as diffusers has them."""
     basis = _Basis(len(made.timesteps), made.alphas_cumprod.numpy().dtype)

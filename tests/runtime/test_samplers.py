@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from latentrt import samplers
 from latentrt.errors import RequestError
@@ -93,13 +92,11 @@ REFUSALS = (
 # Measured: 7e-7 accumulated over 50 rows, 3e-6 in one row of 999.
 TOLERANCE = 1e-5
 
-# Against diffusers as it is, with its own float32. DDIM and PNDM subtract nearly equal numbers where the signal is
-# weakest (squared cosine, zero SNR, eta 1). Measured over the cases below: 2.4e-4 and 2.9e-4, more than 1e-5 in up to 5
-# of 40; the others 4.7e-6.
-AS_IT_IS = {"ddim": 4e-4, "pndm": 4e-4, "euler": 1e-5, "euler_a": 1e-5, "dpmpp_2m": 1e-5}
-# One row of 999, where σ differs by a thousandth from row to row, so a wrong last place of a square root counts for
-# much. Measured: DDIM 2.0e-4, the others 2.8e-5.
-LONG_AS_IT_IS = 4e-4
+# Against diffusers as it is, with its own float32. In a table of hundreds of rows σ differs by a thousandth from row to
+# row, so a wrong last place of torch's square roots counts for much: measured 3.2e-5.
+LONG_AS_IT_IS = 1e-4
+# Where diffusers subtracts nearly equal float32 numbers (see `cancels`). Measured over the large grid: 7.7e-4.
+CANCELLED = 1e-3
 
 
 def cases(name: str, count: int) -> Iterator[tuple[dict[str, Any], float]]:
@@ -112,99 +109,88 @@ def cases(name: str, count: int) -> Iterator[tuple[dict[str, Any], float]]:
         yield config.pop("betas") | config, eta
 
 
+def cancels(name: str, config: dict[str, Any], eta: float) -> bool:
+    """Whether diffusers, as it is, loses more than the tolerance in a table of up to 100 rows.
+
+    DDIM with eta 1 is left with little of 1 − ᾱ' − σ². PNDM, given v, takes x out of √(ᾱ'/ᾱ)·x again, which is large
+    where the signal is weak; Stable Diffusion's betas do not go so far. With epsilon other terms outweigh the loss.
+    """
+    epsilon = config.get("prediction_type", "epsilon") == "epsilon"
+    if name == "ddim":
+        return eta == 1 and not epsilon
+    return name == "pndm" and not epsilon and config.get("beta_schedule") != "scaled_linear"
+
+
 def assert_equals_diffusers(
-    name: str,
-    config: dict[str, Any],
-    steps: int,
-    eta: float,
-    *,
-    tolerance: float | None = None,
-    afresh: bool = False,
+    name: str, config: dict[str, Any], steps: int, eta: float, *, exact: bool = True, afresh: bool = False
 ) -> None:
-    """With the exact oracle, or with diffusers as it is and the tolerance that this needs."""
     try:
         schedule = samplers.schedule(name, config, steps, eta=eta)
     except RequestError as refusal:
         if not any(reason in str(refusal) for reason in REFUSALS):
             raise
         return
-    exact = tolerance is None
     made = oracle.scheduler(samplers.find(name).class_name, config, steps, exact=exact)
     if made.timesteps[-1] < 0:
         return  # see test_trailing_spacing_stops_before_timestep_minus_one
     assert_same_grid(schedule, made, exact=exact)
+    tolerance = TOLERANCE
+    if not exact:
+        tolerance = CANCELLED if cancels(name, config, eta) else LONG_AS_IT_IS if steps > 100 else TOLERANCE
     for i, (found, expected) in enumerate(oracle.beside(schedule, made, eta, afresh=afresh)):
         if np.all(np.isfinite(expected)):  # the exceptions have tests in test_sampler_exceptions.py
             error = np.max(np.abs(found - expected)) / np.max(np.abs(expected))
-            assert error <= (tolerance or TOLERANCE), f"row {i // 2} of {config}, {steps} steps, eta {eta}: {error}"
+            assert error <= tolerance, f"row {i // 2} of {config}, {steps} steps, eta {eta}: {error}"
 
 
 def assert_same_grid(schedule: Schedule, made: Any, *, exact: bool) -> None:
     # As it is, a Karras grid's timesteps are interpolated between σ that are a unit in the last place off here and
     # there. Measured: 6e-5.
-    np.testing.assert_allclose(schedule.t, made.timesteps.numpy(), rtol=0, atol=0 if exact else 3e-4)
+    tolerance = 3e-4 if made.config.get("use_karras_sigmas") and not exact else 0
+    np.testing.assert_allclose(schedule.t, made.timesteps.numpy(), rtol=0, atol=tolerance)
     # Float32 rounding, at zero SNR of values that went through a dozen of them.
     assert schedule.init_noise_sigma == pytest.approx(float(made.init_noise_sigma), rel=1e-6)
     if exact:
-        np.testing.assert_allclose(levels(schedule), their_levels(made), rtol=1e-13)  # float64: no float32 is missing
+        with np.errstate(divide="ignore"):  # zero SNR
+            levels = schedule.sigma / schedule.alpha
+        np.testing.assert_allclose(levels, oracle.levels(made), rtol=1e-13)  # float64: no float32 rounding is missing
 
 
-def levels(schedule: Schedule) -> NDArray[np.float64]:
-    with np.errstate(divide="ignore"):  # zero SNR
-        return schedule.sigma / schedule.alpha
+# Each with the exact oracle, and with diffusers as it is.
+both = pytest.mark.parametrize("exact", [True, False], ids=["exact", "as it is"])
 
 
-def their_levels(made: Any) -> NDArray[np.float64]:
-    """Noise per signal at every row, of the constants that diffusers rounds to float32."""
-    if hasattr(made, "sigmas"):
-        given: NDArray[np.float64] = made.sigmas.numpy()[: len(made.timesteps)]
-        return given
-    alpha_bar = made.alphas_cumprod[made.timesteps].numpy()
-    with np.errstate(divide="ignore"):
-        computed: NDArray[np.float64] = np.sqrt((1 - alpha_bar) / alpha_bar)
-    return computed
-
-
+@both
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 25, 50])
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_table_equals_diffusers(name: str, steps: int) -> None:
+def test_table_equals_diffusers(name: str, steps: int, exact: bool) -> None:
     for config, eta in cases(name, 40):
-        assert_equals_diffusers(name, config, steps, eta)
+        assert_equals_diffusers(name, config, steps, eta, exact=exact)
 
 
-@pytest.mark.parametrize("steps", [4, 25, 50])
+@both
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_table_equals_diffusers_as_it_is(name: str, steps: int) -> None:
-    for config, eta in cases(name, 40):
-        assert_equals_diffusers(name, config, steps, eta, tolerance=AS_IT_IS[name])
-
-
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_a_long_table_equals_diffusers_as_it_is(name: str) -> None:
-    for config, eta in cases(name, 6):
-        assert_equals_diffusers(name, config, 999, eta, tolerance=LONG_AS_IT_IS, afresh=True)
-
-
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_a_long_table_equals_diffusers_row_by_row(name: str) -> None:
+def test_a_long_table_equals_diffusers_row_by_row(name: str, exact: bool) -> None:
     for config, eta in cases(name, 2):
-        assert_equals_diffusers(name, config, 999, eta, afresh=True)
+        assert_equals_diffusers(name, config, 999, eta, exact=exact, afresh=True)
 
 
+@both
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 10, 20, 25])
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_table_equals_diffusers_on_the_large_grid(name: str, steps: int) -> None:
+def test_table_equals_diffusers_on_the_large_grid(name: str, steps: int, exact: bool) -> None:
     for config, eta in cases(name, 400):
-        assert_equals_diffusers(name, config, steps, eta)
+        assert_equals_diffusers(name, config, steps, eta, exact=exact)
 
 
+@both
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [50, 100, 333, 500, 998, 999, 1000])
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_long_tables_equal_diffusers_row_by_row(name: str, steps: int) -> None:
+def test_long_tables_equal_diffusers_row_by_row(name: str, steps: int, exact: bool) -> None:
     for config, eta in cases(name, 12):
-        assert_equals_diffusers(name, config, steps, eta, afresh=True)
+        assert_equals_diffusers(name, config, steps, eta, exact=exact, afresh=True)
 
 
 def test_every_sampler_is_compared() -> None:

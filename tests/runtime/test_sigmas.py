@@ -52,14 +52,16 @@ def test_sigmas_are_diffusers(schedule: sigmas.BetaSchedule, start: float, end: 
     assert ulps(levels, expected) <= (0 if exact else 1)
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize(("schedule", "start", "end"), SCHEDULES)
-def test_zero_snr_is_diffusers_to_the_bit(schedule: sigmas.BetaSchedule, start: float, end: float) -> None:
-    """Given right square roots: a wrong one at either end scales the whole schedule, by 12 units of the last place."""
-    expected = theirs(schedule, start, end, exact=True, rescale_betas_zero_snr=True)
+def test_zero_snr_is_diffusers(schedule: sigmas.BetaSchedule, start: float, end: float, exact: bool) -> None:
+    """To the bit, given right square roots."""
+    expected = theirs(schedule, start, end, exact=exact, rescale_betas_zero_snr=True)
     alpha_bar = sigmas.alphas_cumprod(sigmas.rescale_zero_snr(sigmas.betas(schedule, start, end, T)))
     assert alpha_bar[-1] == 0
-    np.testing.assert_array_equal(alpha_bar[:-1], expected.alphas_cumprod.numpy()[:-1])
-    np.testing.assert_array_equal(sigmas.sigmas(alpha_bar), expected.sigmas.numpy()[-2::-1])
+    # A wrong root at either end scales the whole schedule, and the product carries others on. Measured: 4 and 12 units.
+    assert ulps(alpha_bar[:-1], expected.alphas_cumprod.numpy()[:-1]) <= (0 if exact else 8)
+    assert ulps(sigmas.sigmas(alpha_bar), expected.sigmas.numpy()[-2::-1]) <= (0 if exact else 16)
 
 
 def test_grids_descend_within_training() -> None:
