@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["merges", "vocabulary", "write_vocabulary"]
+__all__ = ["BEGIN", "END", "merges", "vocabulary", "write_vocabulary"]
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def write_vocabulary(folder: Path) -> None:
+def write_vocabulary(folder: Path, merges: Sequence[str]) -> None:
     """Write `vocab.json` and `merges.txt`, as published checkpoints have them."""
-    ids = {token: index for index, token in enumerate(vocabulary())}
+    ids = {token: index for index, token in enumerate(vocabulary(merges))}
     (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges(), ""]), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
 
 
-def vocabulary() -> list[str]:
-    """The 49,408 tokens in the order of their ids: letters, letters that end a word, merges, begin, end."""
+def vocabulary(merges: Sequence[str]) -> list[str]:
+    """The tokens in the order of their ids (49,408 for CLIP's own merges): letters, letters that end a word, merges,
+    begin, end."""
     letters = _letters()
     ends = [f"{letter}</w>" for letter in letters]
-    return [*letters, *ends, *(merge.replace(" ", "") for merge in merges()), BEGIN, END]
+    return [*letters, *ends, *(merge.replace(" ", "") for merge in merges), BEGIN, END]
 
 
 def merges() -> list[str]:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from latentrt.errors import CheckpointError, ExportError
 from latentrt.manifest import Family
-from latentrt_export.clip_vocabulary import write_vocabulary
+from latentrt_export.clip_vocabulary import merges, write_vocabulary
 from latentrt_export.ldm_layout import SUBMODULES, convert
 
 __all__ = ["PredictionType", "SingleFile", "detect", "unpack"]
@@ -225,7 +225,7 @@ def _write_settings(settings: Mapping[str, Mapping[str, Any]], into: Path) -> No
 def _write_tokenizer(folder: Path, config: Path | None, family: Family) -> None:
     shutil.copytree((config or CONFIGS / family) / "tokenizer", folder, dirs_exist_ok=True)
     if config is None:
-        write_vocabulary(folder)
+        write_vocabulary(folder, merges())
 
 
 def _read(path: Path, prefix: str) -> dict[str, Any]:

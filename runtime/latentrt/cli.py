@@ -15,6 +15,7 @@ __all__ = ["main"]
 
 # name → (where the click command lives, one line for `--help`)
 _COMMANDS = {
+    "demo": ("latentrt.commands.demo:demo", "Draw a sheet of pictures with the sample bundle that comes along."),
     "export": ("latentrt_export.command:export", "Turn a checkpoint into a bundle (needs latentrt[export])."),
     "inspect": ("latentrt.commands.inspect:inspect", "Print what is in a bundle, or what a picture says of itself."),
     "run": ("latentrt.commands.run:run", "Draw pictures from a bundle."),

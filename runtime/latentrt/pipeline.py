@@ -28,6 +28,7 @@ from latentrt.errors import BackendError, RequestError
 from latentrt.guidance import guide
 from latentrt.request import Order, Request, resolve
 from latentrt.result import OutputType, Result, make_result
+from latentrt.sample import bundle_path
 from latentrt.schedule import Latents, Schedule, denoise
 from latentrt.session import Session, run
 from latentrt.tokenizer import Tokenizer
@@ -73,11 +74,13 @@ class Pipeline:
         self._loading = threading.Lock()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, digest: str | None = None, threads: int | None = None) -> Self:
+    def load(
+        cls, path: str | os.PathLike[str] | None = None, *, digest: str | None = None, threads: int | None = None
+    ) -> Self:
         """Open a bundle to be run on the CPU.
 
         Args:
-            path: the bundle's folder.
+            path: the bundle's folder; None opens the sample bundle that comes with the package (`latentrt.sample`).
             digest: `sha256:…` of its manifest, to run this bundle and no other; without it hashes detect damage, not
                 forgery.
             threads: one per core if None.
@@ -87,7 +90,7 @@ class Pipeline:
         """
         from latentrt.backends.onnxruntime import open_session
 
-        bundle = Bundle.open(path, digest)
+        bundle = Bundle.open(bundle_path() if path is None else path, digest)
         return cls(bundle, lambda component: open_session(bundle, component, threads=threads))
 
     def __call__(

@@ -14,7 +14,7 @@ from latentrt_export.single_file import CONFIGS
 
 
 def test_the_vocabulary_is_clips() -> None:
-    tokens = vocabulary()
+    tokens = vocabulary(merges())
     assert (len(merges()), len(tokens), len(set(tokens))) == (48894, 49408, 49408)
     assert (tokens[0], tokens[255], tokens[256], tokens[320]) == ("!", "\u0143", "!</w>", "a</w>")
     assert tokens[-2:] == ["<|startoftext|>", "<|endoftext|>"]
@@ -23,7 +23,7 @@ def test_the_vocabulary_is_clips() -> None:
 @pytest.mark.parametrize(("family", "pad"), [("stable-diffusion-1", 49407), ("stable-diffusion-2", 0)])
 def test_the_tokenizer_is_the_published_one(family: str, pad: int, tmp_path: Path) -> None:
     folder = shutil.copytree(CONFIGS / family / "tokenizer", tmp_path / "tokenizer")
-    write_vocabulary(folder)
+    write_vocabulary(folder, merges())
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     astronaut = tokenizer("An astronaut riding a horse, 8k").input_ids

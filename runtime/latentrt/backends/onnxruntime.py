@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latentrt.bundle import Bundle
 from latentrt.errors import BackendError, MissingExtraError
+from latentrt.manifest import Precision
 from latentrt.session import Arrays
 from latentrt.tensors import TensorSpec
 from latentrt.weights import map_weights
@@ -41,16 +42,19 @@ class OnnxRuntimeSession:
         return dict(zip(self._outputs, results, strict=True))
 
 
-def open_session(bundle: Bundle, component: str, *, threads: int | None = None) -> OnnxRuntimeSession:
+def open_session(
+    bundle: Bundle, component: str, *, threads: int | None = None, precision: Precision = "float32"
+) -> OnnxRuntimeSession:
     """Load a component of a bundle for the CPU.
 
     A CPU computes in float32: half arithmetic there is emulated and slower. A half bundle has a graph that computes in
-    float32 from its half weights, and that is the one.
+    float32 from its half weights, and that is the one, unless another is asked for.
 
     Args:
         bundle: its files are verified before they are parsed.
         component: `unet`, `text_encoder`, ….
         threads: of each operator; one per core that this process may use if None.
+        precision: of the graph.
 
     Raises:
         MissingExtraError: no ONNX Runtime is installed.
@@ -58,7 +62,7 @@ def open_session(bundle: Bundle, component: str, *, threads: int | None = None) 
         BackendError: ONNX Runtime refuses the graph.
     """
     runtime = _onnxruntime()
-    graph_name, weights_name = bundle.component_files(component, "float32")
+    graph_name, weights_name = bundle.component_files(component, precision)
     graph, weights = bundle.read(graph_name), bundle.path(weights_name)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or _cores()

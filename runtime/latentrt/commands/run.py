@@ -12,8 +12,6 @@ import click
 from latentrt.errors import RequestError
 
 if TYPE_CHECKING:
-    from latentrt.pipeline import Pipeline
-    from latentrt.request import Order
     from latentrt.result import Result
     from latentrt.safety import Verdict
 
@@ -88,6 +86,7 @@ def run(
     quiet: bool,
 ) -> None:
     """Draw one picture from BUNDLE for each PROMPT."""
+    from latentrt.commands.drawing import latents_with_progress
     from latentrt.pipeline import Pipeline
     from latentrt.request import Request
     from latentrt.result import check_places
@@ -112,7 +111,7 @@ def run(
     )
     order = pipeline.resolve(request)
     check_places(pipeline.bundle, order, output)
-    result = pipeline.finish(order, _latents(pipeline, order, quiet=quiet))
+    result = pipeline.finish(order, latents_with_progress(pipeline, order, quiet=quiet))
     paths = result.save(output)
     if not quiet:
         _report(paths, result, time.monotonic() - started)
@@ -126,28 +125,6 @@ def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, pro
     if len(seed) % prompts:
         raise RequestError(f"found {len(seed)} seeds for {prompts} prompts, expected as many for each prompt")
     return len(seed) // prompts
-
-
-def _latents(pipeline: Pipeline, order: Order, *, quiet: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        latents = None
-        for step in pipeline.steps(order):
-            progress.update(task, total=step.total, completed=step.index + 1)
-            latents = step.latents
-    return latents
 
 
 def _report(paths: list[Path], result: Result, seconds: float) -> None:

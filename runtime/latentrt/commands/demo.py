@@ -1,0 +1,73 @@
+"""The command `latentrt demo`: pictures of the sample bundle, which comes with the package."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+__all__ = ["demo"]
+
+
+@click.command()
+@click.argument("prompt", nargs=-1)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("demo.png"),
+    show_default=True,
+    help="A .png, .jpg or .webp.",
+)
+@click.option("-n", "--negative-prompt", help="What to keep out of the pictures.")
+@click.option("--seed", type=int, default=7, show_default=True, help="Of the first picture; the next take the next.")
+@click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
+@click.option("--sampler", help="ddim, pndm, euler, euler_a or dpmpp_2m. The bundle's own scheduler by default.")
+@click.option("--guidance-scale", type=float, default=5.0, show_default=True, help="Up to 1 there is no guidance.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def demo(
+    prompt: tuple[str, ...],
+    output: Path,
+    negative_prompt: str | None,
+    seed: int,
+    steps: int,
+    sampler: str | None,
+    guidance_scale: float,
+    quiet: bool,
+) -> None:
+    """Draw each PROMPT, or a dozen that are there, with the sample bundle, and lay them out on one sheet.
+
+    The bundle knows circles, squares, triangles, stars, hearts and crosses, one or two in a picture, in red, orange,
+    yellow, green, blue, purple, white and black. Its pictures are 64 × 64 and enlarged here; `latentrt run` writes them
+    as they are.
+    """
+    from latentrt.commands.drawing import latents_with_progress
+    from latentrt.contact_sheet import contact_sheet
+    from latentrt.images import check_output, save
+    from latentrt.pipeline import Pipeline
+    from latentrt.request import Request
+    from latentrt.sample import PROMPTS, bundle_path
+
+    began = time.monotonic()
+    check_output(output)
+    pipeline = Pipeline.load()
+    prompts = prompt or PROMPTS
+    order = pipeline.resolve(
+        Request(
+            prompt=prompts,
+            negative_prompt=negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            seed=seed,
+        )
+    )
+    result = pipeline.finish(order, latents_with_progress(pipeline, order, quiet=quiet))
+    save(contact_sheet(result.images, prompts), output)
+    if not quiet:
+        flagged = sum(result.nsfw_content_detected or ())
+        pictures = "1 picture" if len(prompts) == 1 else f"{len(prompts)} pictures"
+        blocked = f", {flagged} of them blocked by the safety classifier" if flagged else ""
+        click.echo(f"{output}: {pictures} in {time.monotonic() - began:.1f} s, loading included{blocked}")
+        click.echo(f'next: latentrt run {bundle_path()} "{prompts[0]}" -o picture.png')

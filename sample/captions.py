@@ -1,0 +1,126 @@
+"""How is a scene said in English?
+
+A caption says what the scene says and nothing of what it leaves open. `forgetful` makes such a scene of a complete one,
+so that the model meets prompts that leave things open, and fragments such as people write in negative prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sample.scenes import UNSAFE, Scene, Thing
+
+__all__ = ["WORDS", "caption", "forgetful"]
+
+OPENINGS = ("", "", "", "a picture of ", "a drawing of ", "an image of ", "there is ", "a simple picture of ")
+SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big", "huge")}
+UNSAFE_WORDS = (UNSAFE, UNSAFE, "skull and crossbones sign", "skull")
+PLACE_WORDS = {
+    "middle": ("in the middle", "in the center", "in the centre"),
+    "left": ("on the left", "at the left", "on the left side"),
+    "right": ("on the right", "at the right", "on the right side"),
+    "top": ("at the top", "near the top"),
+    "bottom": ("at the bottom", "near the bottom"),
+}
+FORWARDS = {
+    "left of": ("left of", "to the left of", "on the left of"),
+    "above": ("above", "over", "on top of"),
+}
+BACKWARDS = {
+    "left of": ("right of", "to the right of", "on the right of"),
+    "above": ("below", "under", "beneath"),
+}
+BACKGROUNDS = (
+    " on {} {} background",
+    " on {} {} background",
+    " against {} {} background",
+    " with {} {} background",
+    ", {1} background",
+)
+
+
+def caption(scene: Scene, random: np.random.Generator) -> str:
+    """One of the many ways to say a scene. Deterministic for a given state of `random`."""
+
+    def pick(choices: tuple[str, ...]) -> str:
+        return choices[int(random.integers(len(choices)))]
+
+    def noun(thing: Thing) -> str:
+        shape = pick(UNSAFE_WORDS) if thing.shape == UNSAFE else thing.shape or "shape"
+        words = [pick(SIZE_WORDS[thing.size])] if thing.size and thing.shape != UNSAFE else []
+        return _with_article(" ".join([*words, *([thing.colour] if thing.colour else []), shape]))
+
+    if not scene.things:
+        assert scene.background is not None
+        return pick((f"{_with_article(scene.background)} background", f"{scene.background} background"))
+    text = pick(OPENINGS)
+    if len(scene.things) == 1:
+        text += noun(scene.things[0])
+        if scene.place and not scene.is_unsafe:
+            text += " " + pick(PLACE_WORDS[scene.place])
+    else:
+        assert scene.axis is not None
+        first, second = scene.things
+        if random.random() < 0.5:
+            text += f"{noun(first)} {pick(FORWARDS[scene.axis])} {noun(second)}"
+        else:
+            text += f"{noun(second)} {pick(BACKWARDS[scene.axis])} {noun(first)}"
+    if scene.background:
+        text += pick(BACKGROUNDS).format(_article(scene.background), scene.background)
+    return text
+
+
+def forgetful(scene: Scene, random: np.random.Generator) -> Scene:
+    """Leave open some of what a complete scene says, mostly little."""
+    if random.random() < 0.05:
+        return _fragment(scene, random)
+
+    def keep(share: float) -> bool:
+        return bool(random.random() < share)
+
+    things = tuple(
+        Thing(
+            thing.shape if keep(0.97) else None, thing.colour if keep(0.93) else None, thing.size if keep(0.5) else None
+        )
+        for thing in scene.things
+    )
+    if len(things) == 2 and things[0] == Thing():
+        things = scene.things
+    # A thing in the middle is mostly just a thing: what people leave unsaid.
+    place = scene.place if keep(0.3 if scene.place == "middle" else 0.95) else None
+    return Scene(things, scene.background if keep(0.85) else None, place, scene.axis)
+
+
+def _fragment(scene: Scene, random: np.random.Generator) -> Scene:
+    thing = scene.things[0]
+    choice = int(random.integers(4))
+    if choice == 0:
+        return Scene((), scene.background)
+    if choice == 1:
+        return Scene((replace(thing, colour=None, size=None),))
+    if choice == 2:
+        return Scene((Thing(None, thing.colour),))
+    return Scene((replace(thing, size=None),))
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def _with_article(words: str) -> str:
+    return f"{_article(words)} {words}"
+
+
+def _all_words() -> tuple[str, ...]:
+    from sample.scenes import COLOURS, SHAPES, SIZES
+
+    choices = (*OPENINGS, *UNSAFE_WORDS, *BACKGROUNDS, *SHAPES, *COLOURS, *SIZES, "shape")
+    for table in (SIZE_WORDS, PLACE_WORDS, FORWARDS, BACKWARDS):
+        choices += tuple(text for texts in table.values() for text in texts)
+    words = {word.strip(",{}1") for text in choices for word in text.split()} | {"a", "an", ","}
+    return tuple(sorted(words - {""}))
+
+
+WORDS = _all_words()

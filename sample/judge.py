@@ -1,0 +1,194 @@
+"""What is in a picture?
+
+Classical code, with no network in it: the background is the colour of the border, things are connected areas that
+differ from it, a shape is the known outline that overlaps an area best. So nothing that a network does can fool it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sample.pictures import EDGE, Spot, mask
+from sample.scenes import COLOURS, SHAPES, UNSAFE, Axis, Scene, Thing
+
+__all__ = ["Reading", "agrees", "read"]
+
+FRAME = 2  # pixels of border that show the background
+COLOUR_DISTANCE = 60.0  # further from every known colour, in RGB levels, it has no name
+CONTRAST = 36.0  # levels by which a thing's pixels differ from the background, at least
+SMALLEST_AREA = 30  # pixels
+OVERLAP = 0.75  # intersection over union with the best outline, at least
+SKULL_OVERLAP = 0.65  # the same for the skull, whose holes are small
+STRETCH = 1.3  # a box with longer edges than this, to the shorter ones, is no known shape's
+BETWEEN_SIZES = 10.75  # half the longer edge of a thing's box: small ones have 8, large ones 13.5
+OFF_CENTRE = 7.0  # pixels from the middle at which a single thing is beside it
+CLEAR_AXIS = 10.0  # pixels by which the second thing is right of, or below, the first
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read, as a scene whose open attributes could not be told.
+
+    Args:
+        scene: things from left to right or from top to bottom.
+        count: how many areas there are, also if more than a scene can have.
+    """
+
+    scene: Scene
+    count: int
+
+
+def read(picture: NDArray[np.uint8]) -> Reading:
+    """Read a picture.
+
+    Args:
+        picture: uint8 [64, 64, 3].
+
+    Raises:
+        ValueError: the picture has another size.
+    """
+    if picture.shape != (EDGE, EDGE, 3):
+        raise ValueError(f"a picture of {picture.shape} cannot be judged, expected {(EDGE, EDGE, 3)}")
+    pixels = picture.astype(np.float64)
+    background = _border_colour(pixels)
+    distance = np.sqrt(((pixels - background) ** 2).sum(2))
+    name = _colour_name(background)
+    areas = [area for area in _areas(distance > CONTRAST) if area.sum() >= SMALLEST_AREA]
+    if areas and _is_skull(distance > CONTRAST):
+        union = np.logical_or.reduce(areas)
+        thing = Thing(UNSAFE, _colour_name(_core_colour(pixels, distance, union)), "large")
+        return Reading(Scene((thing,), name, "middle"), 1)
+    found = [_thing(pixels, distance, area, background) for area in areas]
+    if len(found) == 1:
+        thing, centre = found[0]
+        return Reading(Scene((thing,), name, _place(centre)), 1)
+    if len(found) == 2:
+        (first, a), (second, b) = found
+        axis, swapped = _axis(b[0] - a[0], b[1] - a[1])
+        return Reading(Scene((second, first) if swapped else (first, second), name, None, axis), 2)
+    return Reading(Scene((), name), len(found))
+
+
+def agrees(wanted: Scene, reading: Reading) -> bool:
+    """Whether a picture shows everything that a scene says, and no more things than it says."""
+    seen = reading.scene
+    if wanted.background not in (None, seen.background):
+        return False
+    if not wanted.things:
+        return True
+    if len(wanted.things) != reading.count or len(seen.things) != reading.count:
+        return False
+    if wanted.place not in (None, seen.place) or wanted.axis not in (None, seen.axis):
+        return False
+    return all(_is_as_said(said, thing) for said, thing in zip(wanted.things, seen.things, strict=True))
+
+
+def _is_as_said(said: Thing, seen: Thing) -> bool:
+    return said.shape in (None, seen.shape) and said.colour in (None, seen.colour) and said.size in (None, seen.size)
+
+
+def _border_colour(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    inside = np.zeros((EDGE, EDGE), dtype=bool)
+    inside[FRAME:-FRAME, FRAME:-FRAME] = True
+    return np.asarray(np.median(pixels[~inside], axis=0))
+
+
+def _colour_name(colour: NDArray[np.float64]) -> str | None:
+    distances = {name: float(np.linalg.norm(colour - np.array(value))) for name, value in COLOURS.items()}
+    name = min(distances, key=distances.__getitem__)
+    return name if distances[name] <= COLOUR_DISTANCE else None
+
+
+def _areas(different: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The four-connected areas, each as a mask: every pixel takes its neighbours' highest label until none changes."""
+    labels = np.where(different, np.arange(1, different.size + 1).reshape(different.shape), 0)
+    while True:
+        padded = np.pad(labels, 1)
+        neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+        spread = np.where(different, np.maximum.reduce((labels, *neighbours)), 0)
+        if np.array_equal(spread, labels):
+            return [labels == label for label in np.unique(labels) if label]
+        labels = spread
+
+
+def _thing(
+    pixels: NDArray[np.float64], distance: NDArray[np.float64], area: NDArray[np.bool_], background: NDArray[np.float64]
+) -> tuple[Thing, tuple[float, float]]:
+    """The thing that an area shows, and its centre (x, y)."""
+    colour = _core_colour(pixels, distance, area)
+    # How much of a pixel the thing covers follows from how far it is on the way from one colour to the other.
+    cover = np.where(_widened(area), distance / max(float(np.linalg.norm(colour - background)), 1.0), 0.0).clip(0, 1)
+    shape, spot = _best_outline(cover)
+    size = "small" if max(spot.half_width, spot.half_height) < BETWEEN_SIZES else "large"
+    return Thing(shape, _colour_name(colour), size), (spot.x, spot.y)
+
+
+def _widened(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    padded = np.pad(area, 1)
+    return area | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+
+
+def _core_colour(
+    pixels: NDArray[np.float64], distance: NDArray[np.float64], area: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """The median colour of the half of an area that differs most from the background: its edges are mixed."""
+    core = area & (distance >= np.median(distance[area]))
+    return np.asarray(np.median(pixels[core], axis=0))
+
+
+def _box(covered: NDArray[np.bool_]) -> Spot:
+    rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    return Spot((left + right) / 2, (top + bottom) / 2, (right - left) / 2, (bottom - top) / 2)
+
+
+def _best_outline(cover: NDArray[np.float64]) -> tuple[str | None, Spot]:
+    """The known shape that overlaps best, and its spot. A thin tip covers little of its pixel and may lie outside of
+    the box of what is mostly covered, so slightly larger boxes are tried too."""
+    box = _box(cover > 0.5)
+    best: tuple[float, str, Spot] = (0.0, "", box)
+    for shape in SHAPES:
+        stretch = 1 / 0.9 if shape == "square" else 1.0
+        for above, beside in ((0.0, 0.0), (0.5, 0.5), (1.0, 0.5)):
+            half_width, half_height = (box.half_width + beside) * stretch, (box.half_height + above / 2) * stretch
+            spot = Spot(box.x, box.y - above / 2, half_width, half_height)
+            best = max(best, (_overlap(cover, mask(shape, spot)), shape, spot), key=lambda found: found[0])
+    edges = sorted((box.half_width, box.half_height))
+    return best[1] if best[0] >= OVERLAP and edges[1] <= STRETCH * edges[0] else None, best[2]
+
+
+def _overlap(cover: NDArray[np.float64], outline: NDArray[np.float64]) -> float:
+    return float(np.minimum(cover, outline).sum() / np.maximum(cover, outline).sum())
+
+
+def _is_skull(different: NDArray[np.bool_]) -> bool:
+    """Whether all areas together overlap the skull's own outline better than three quarters."""
+    box = _box(different)
+    if min(box.half_width, box.half_height) < 15:
+        return False
+    reference = _box(mask(UNSAFE, Spot(32, 32, 23, 23)) > 0.5)
+    half_width, half_height = (23 * box.half_width / reference.half_width, 23 * box.half_height / reference.half_height)
+    x = box.x - (reference.x - 32) * half_width / 23
+    y = box.y - (reference.y - 32) * half_height / 23
+    return _overlap(different.astype(np.float64), mask(UNSAFE, Spot(x, y, half_width, half_height))) > SKULL_OVERLAP
+
+
+def _place(centre: tuple[float, float]) -> str:
+    x, y = centre[0] - EDGE / 2, centre[1] - EDGE / 2
+    if max(abs(x), abs(y)) < OFF_CENTRE:
+        return "middle"
+    if abs(x) > abs(y):
+        return "left" if x < 0 else "right"
+    return "top" if y < 0 else "bottom"
+
+
+def _axis(right: float, down: float) -> tuple[Axis | None, bool]:
+    """How the second area lies to the first, and whether the two have to change places for a scene's words."""
+    if max(abs(right), abs(down)) < CLEAR_AXIS:
+        return None, False
+    if abs(right) > abs(down):
+        return "left of", right < 0
+    return "above", down < 0

@@ -1,0 +1,94 @@
+"""How does the text encoder learn English?
+
+It is trained before the denoiser, with a small reader on top that has to say what the scene is: what is first (left or
+above), what is second, in which colours and sizes, where, on which background. The reader attends to the states as the
+denoiser will, and is thrown away. Afterwards the encoder stays as it is, like CLIP's in Stable Diffusion.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from sample.captions import caption, forgetful
+from sample.models import TEXT_WIDTH
+from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, random_scene
+from sample.training import Plan, Randomness, train
+
+__all__ = ["Reader", "some_scene", "train_text_encoder"]
+
+OPEN, ABSENT = "open", "absent"
+BATCH = 128
+UNSAFE_SHARE = 0.05
+
+THING_SLOTS = {
+    "shape": (*SHAPES, UNSAFE, OPEN, ABSENT),
+    "colour": (*COLOURS, OPEN),
+    "size": (*SIZES, OPEN),
+}
+SLOTS: dict[str, tuple[str, ...]] = {
+    **{f"{order} {name}": choices for order in ("first", "second") for name, choices in THING_SLOTS.items()},
+    "background": (*COLOURS, OPEN),
+    "layout": (*PLACES, "left of", "above", OPEN),
+}
+
+
+class Reader(nn.Module):
+    """One learned query per question about the scene, one attention to the encoder's states, one linear answer each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(len(SLOTS), TEXT_WIDTH))
+        self.attention = nn.MultiheadAttention(TEXT_WIDTH, 4, batch_first=True)
+        self.norm = nn.LayerNorm(TEXT_WIDTH)
+        self.answers = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(choices)) for choices in SLOTS.values())
+
+    def forward(self, states: Tensor) -> list[Tensor]:
+        """States [batch, tokens, width] → one [batch, choices] per slot."""
+        queries = self.queries.expand(len(states), -1, -1)
+        read = self.norm(self.attention(queries, states, states, need_weights=False)[0])
+        return [answer(read[:, slot]) for slot, answer in enumerate(self.answers)]
+
+
+def slots_of(scene: Scene) -> list[int]:
+    """The right answer of each slot, as indices."""
+    said: dict[str, str | None] = {"background": scene.background, "layout": scene.axis or scene.place}
+    for order, index in (("first", 0), ("second", 1)):
+        thing = scene.things[index] if index < len(scene.things) else None
+        said[f"{order} shape"] = (thing.shape or OPEN) if thing else ABSENT
+        said[f"{order} colour"] = thing.colour if thing else None
+        said[f"{order} size"] = thing.size if thing and thing.shape != UNSAFE else None
+    return [choices.index(said[name] or OPEN) for name, choices in SLOTS.items()]
+
+
+def some_scene(random: np.random.Generator) -> Scene:
+    """A complete scene as training sees them: one in twenty is unsafe."""
+    return random_scene(random, unsafe=bool(random.random() < UNSAFE_SHARE))
+
+
+def train_text_encoder(
+    encoder: CLIPTextModel, tokenizer: Any, steps: int, folder: Path, console: Console, device: str
+) -> float:
+    """Train the encoder in place; return the seconds it took."""
+    model = nn.ModuleDict({"encoder": encoder, "reader": Reader()}).to(device).train()
+
+    def loss(randomness: Randomness) -> Tensor:
+        scenes = [forgetful(some_scene(randomness.numpy), randomness.numpy) for _ in range(BATCH)]
+        texts = [caption(scene, randomness.numpy) for scene in scenes]
+        # Causal attention: what follows a token does not change its state, so short padding trains long padding too.
+        ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
+        answers = model["reader"](model["encoder"](ids.to(device)).last_hidden_state)
+        right = torch.tensor([slots_of(scene) for scene in scenes], device=device)
+        losses = [nn.functional.cross_entropy(answer, right[:, slot]) for slot, answer in enumerate(answers)]
+        return torch.stack(losses).mean()
+
+    plan = Plan("text_encoder", steps, learning_rate=1e-3, warmup=min(200, steps // 4), average=0.998)
+    seconds = train(plan, model, loss, folder, console)
+    encoder.eval().requires_grad_(False)
+    return seconds

@@ -1,0 +1,79 @@
+"""How do the trained parts become a checkpoint?
+
+A diffusers folder as `StableDiffusionPipeline.from_pretrained` reads it, weights in half precision under the names that
+published checkpoints have.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
+
+from sample.models import PREPROCESSOR, SCHEDULER
+from sample.tokenizer import write_tokenizer
+
+__all__ = ["add_prefix", "write_checkpoint"]
+
+MODEL_CARD = Path(__file__).with_name("MODEL_CARD.md")
+LICENCE = Path(__file__).parent.parent / "LICENSE"
+
+MODEL_INDEX: dict[str, Any] = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.42.1",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": [None, None],
+    "requires_safety_checker": True,
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    encoder: CLIPTextModel,
+    autoencoder: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    checker: StableDiffusionSafetyChecker,
+) -> None:
+    """Write the folder anew. The models are turned to half precision."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    write_tokenizer(draft / "tokenizer")
+    parts: dict[str, Any] = {"text_encoder": encoder, "unet": unet, "vae": autoencoder, "safety_checker": checker}
+    for name, part in parts.items():
+        part.cpu().half().save_pretrained(draft / name, safe_serialization=True)
+    # transformers 5 leaves these prefixes out; published files and earlier versions have them.
+    add_prefix(draft / "text_encoder" / "model.safetensors", "text_model.")
+    add_prefix(draft / "safety_checker" / "model.safetensors", "vision_model.", only="vision_model.")
+    _write_json(draft / "scheduler" / "scheduler_config.json", SCHEDULER)
+    _write_json(draft / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR)
+    _write_json(draft / "model_index.json", MODEL_INDEX)
+    shutil.copyfile(LICENCE, draft / "LICENSE")
+    shutil.copyfile(MODEL_CARD, draft / "MODEL_CARD.md")
+    if folder.exists():
+        shutil.rmtree(folder)
+    draft.rename(folder)
+
+
+def add_prefix(file: Path, prefix: str, *, only: str = "") -> None:
+    """Put a prefix before the names of a weights file's tensors, or of those that begin with `only`."""
+    tensors = load_file(file)
+    renamed = {prefix + name if name.startswith(only) else name: value for name, value in tensors.items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")
