@@ -1,4 +1,4 @@
-# make demo    a picture from a checkpoint, drawn in an environment that has no torch
+# make demo    pictures from a checkpoint, drawn in an environment that has no torch
 # make test    lint, types and every test that takes seconds
 # Both do their own set-up in a fresh clone.
 
@@ -7,7 +7,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: setup demo test test-slow test-gpu lint types bench clean
+.PHONY: setup demo sample test test-slow test-gpu lint types bench clean
 
 setup: .venv/.ready
 
@@ -23,12 +23,19 @@ setup: .venv/.ready
 	.venv-runtime/bin/pip install --quiet --disable-pip-version-check --force-reinstall -c constraints.txt ".[cpu]"
 	touch $@
 
+# First what a fresh installation has, then the whole way from a checkpoint.
 demo: setup .venv-runtime/.ready
-	$(BIN)/python -m tests.tiny demo/checkpoint
-	$(BIN)/latentrt export demo/checkpoint demo/bundle --overwrite
-	.venv-runtime/bin/latentrt run demo/bundle "a red circle on a blue background" \
-		--steps 25 --seed 7 --height 256 --width 256 -o demo/picture.png
-	@echo "demo/picture.png is the picture, demo/bundle the bundle it came from"
+	mkdir -p demo
+	.venv-runtime/bin/latentrt demo -o demo/sheet.png
+	$(BIN)/latentrt export sample/checkpoint demo/bundle --precision float16 --overwrite
+	.venv-runtime/bin/latentrt run demo/bundle "a large red circle on a blue background" \
+		--steps 25 --guidance-scale 5 --seed 7 -o demo/picture.png
+	@echo "demo/sheet.png is what comes along, demo/picture.png was drawn by demo/bundle"
+
+# The sample model, and the bundle of it that the runtime carries. Hours; it goes on where it was stopped.
+sample: setup
+	$(BIN)/python -m sample.train --work scratch/sample --output sample/checkpoint
+	$(BIN)/latentrt export sample/checkpoint runtime/latentrt/sample_bundle --precision float16 --overwrite
 
 test: setup lint types
 	$(PYTEST) -m "not slow and not gpu"

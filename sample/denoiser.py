@@ -119,7 +119,7 @@ def train_denoiser(
         with torch.autocast(device, torch.bfloat16):
             return step(*given)
 
-    plan = Plan("denoiser", steps, learning_rate=1e-3, warmup=min(500, steps // 4), average=0.9995)
+    plan = Plan("denoiser", steps, learning_rate=1e-3, warmup=min(500, steps // 4), average=0.999)
     if step is not distance:
         with torch.autocast(device, torch.bfloat16):
             check_gradients(unet, step, distance, *inputs(Randomness.of(plan.seed, 0)))

@@ -24,7 +24,7 @@ from sample.text_encoder import train_text_encoder
 from sample.tokenizer import write_tokenizer
 from sample.write import write_checkpoint
 
-STEPS = {"text_encoder": 2000, "autoencoder": 1400, "decoder": 2000, "safety_checker": 1200, "denoiser": 10500}
+STEPS = {"text_encoder": 2000, "autoencoder": 1400, "decoder": 2000, "safety_checker": 1200, "denoiser": 7500}
 SEED = 0
 POOL = 49_152
 

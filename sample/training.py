@@ -78,7 +78,9 @@ def train(plan: Plan, model: nn.Module, loss: Callable[[Randomness], Tensor], fo
         console: for the bar.
     """
     path = folder / f"{plan.name}.pt"
-    optimizer = torch.optim.AdamW(model.parameters(), plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+    )
     average = {name: value.detach().clone() for name, value in model.state_dict().items()} if plan.average else {}
     first, seconds = 0, 0.0
     if path.exists():
@@ -122,11 +124,11 @@ def train(plan: Plan, model: nn.Module, loss: Callable[[Randomness], Tensor], fo
 
 @torch.no_grad()
 def _blend(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            average[name].lerp_(value, 1 - keep)
-        else:
-            average[name].copy_(value)
+    state = model.state_dict()
+    floats = [name for name, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([average[name] for name in floats], [state[name] for name in floats], 1 - keep)
+    for name in state.keys() - set(floats):
+        average[name].copy_(state[name])
 
 
 def _steps(plan: Plan, first: int, console: Console) -> Iterator[tuple[int, Callable[[float], None]]]:

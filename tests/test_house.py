@@ -16,13 +16,20 @@ import pytest
 import latentrt
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"latentrt": ROOT / "runtime", "latentrt_export": ROOT / "export", "latentrt_engines": ROOT / "engines"}
+PACKAGES = {
+    "latentrt": ROOT / "runtime",
+    "latentrt_export": ROOT / "export",
+    "latentrt_engines": ROOT / "engines",
+    "sample": ROOT,
+}
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy"}
 ALLOWED = {
     "latentrt": {"latentrt", "numpy", "tokenizers", "PIL", "click", "msgspec", "rich", "onnxruntime"},
     "latentrt_export": {"latentrt", "latentrt_export", "numpy", "click", "msgspec", "rich", "onnxruntime"}
     | HEAVY - {"scipy"},
     "latentrt_engines": {"latentrt", "latentrt_engines", "numpy", "click", "msgspec", "rich"},
+    "sample": {"latentrt", "latentrt_export", "sample", "numpy", "tokenizers", "PIL", "click", "rich"}
+    | {"torch", "diffusers", "transformers", "safetensors"},
 }
 
 
@@ -70,7 +77,7 @@ def test_every_name_of_the_package_can_be_had() -> None:
         latentrt.Pipelin  # noqa: B018
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["inspect"], ["verify"], ["export"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["inspect"], ["verify"], ["export"]])
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\nfrom latentrt.cli import main\n"
@@ -83,7 +90,9 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(ROOT.glob("*/latentrt*/**/*.py")) + sorted(ROOT.glob("tests/**/*.py")), ids=lambda path: path.stem
+    "path",
+    sorted(path for pattern in ("*/latentrt*", "sample", "tests") for path in ROOT.glob(f"{pattern}/**/*.py")),
+    ids=lambda path: path.stem,
 )
 def test_files_stay_readable(path: Path) -> None:
     text = path.read_text()
@@ -95,5 +104,5 @@ def test_files_stay_readable(path: Path) -> None:
 
 
 def test_no_file_is_named_for_nothing() -> None:
-    names = {path.stem for root in PACKAGES.values() for path in root.rglob("*.py")}
+    names = {path.stem for package, root in PACKAGES.items() for path in (root / package).rglob("*.py")}
     assert not names & {"utils", "helpers", "common", "misc", "base"}

@@ -54,6 +54,13 @@ def test_a_picture_is_drawn_without_torch(python: Path, sd1: Exported, tmp_path:
     assert {"numpy", "onnxruntime"} <= imported
 
 
+def test_a_fresh_installation_has_something_to_draw_with(python: Path, tmp_path: Path) -> None:
+    command = [str(python.with_name("latentrt")), "demo", "a red circle on a blue background"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "demo.png").stat().st_size > 0
+
+
 def test_nothing_heavy_is_installed(python: Path) -> None:
     installed = {
         package["name"].lower() for package in json.loads(run(python, "-m", "pip", "list", "--format", "json"))

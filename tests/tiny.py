@@ -19,6 +19,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
+from sample.write import add_prefix
+
 Family = Literal["sd1", "sd2"]
 WORDS = ("red", "green", "blue", "circle", "square", "star", "background", "large", "small", "white", "on", "the")
 TEXT_WIDTH = 32
@@ -159,11 +161,11 @@ def _move_off_initial_values(module: torch.nn.Module) -> None:
 def _restore_prefix(folder: Path, prefix: str, *, only: str = "", with_position_ids: bool = False) -> None:
     """Give weights the prefix that published checkpoints have and that transformers 5 drops when it saves."""
     for file in sorted(folder.glob("*.safetensors")):
+        add_prefix(file, prefix, only=only)
         tensors = load_file(file)
-        renamed = {prefix + name if name.startswith(only) else name: value for name, value in tensors.items()}
-        if with_position_ids and f"{prefix}embeddings.token_embedding.weight" in renamed:
-            renamed[f"{prefix}embeddings.position_ids"] = torch.arange(77)[None]
-        save_file(renamed, file, metadata={"format": "pt"})
+        if with_position_ids and f"{prefix}embeddings.token_embedding.weight" in tensors:
+            tensors[f"{prefix}embeddings.position_ids"] = torch.arange(77)[None]
+            save_file(tensors, file, metadata={"format": "pt"})
     for index_file in folder.glob("*.index.json"):
         index = json.loads(index_file.read_text())
         names: dict[str, str] = index["weight_map"]

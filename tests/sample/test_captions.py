@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from transformers import CLIPTokenizer
+
+from sample.captions import BACKWARDS, FORWARDS, SIZE_WORDS, WORDS, caption, forgetful
+from sample.scenes import Scene, Thing, random_scene
+from sample.tokenizer import write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def test_examples() -> None:
+    random = np.random.default_rng(0)
+    one = Scene((Thing("circle", "red", "small"),), "white")
+    two = Scene((Thing("star", "green"), Thing("square", "blue")), None, None, "left of")
+    ones = {caption(one, random) for _ in range(3000)}
+    twos = {caption(two, random) for _ in range(3000)}
+    assert "a small red circle on a white background" in ones
+    assert {"a green star left of a blue square", "a blue square to the right of a green star"} <= twos
+    assert len(ones) > 50
+    assert len(twos) > 30
+
+
+def test_a_caption_says_everything_and_no_more() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        scene = forgetful(random_scene(random), random)
+        text = caption(scene, random)
+        words = set(text.replace(",", "").split())
+        for thing in scene.things:
+            assert {thing.colour, thing.shape or "shape"} - {None} <= words, text
+            sizes = set(SIZE_WORDS[thing.size]) if thing.size else set()
+            assert not sizes or sizes & words, text
+        said = {thing.colour for thing in scene.things} | {scene.background}
+        assert {"red", "orange", "yellow", "green", "blue", "purple", "white", "black"} & words == said - {None}, text
+        assert ("background" in words) == (scene.background is not None), text
+
+
+def test_which_is_which_survives_turning_the_sentence_round() -> None:
+    """The thing that is named first stands first in a scene exactly where the words run forwards."""
+    random = np.random.default_rng(0)
+    for axis in ("left of", "above"):
+        scene = Scene((Thing("star", "red"), Thing("circle", "blue")), None, None, axis)
+        for _ in range(200):
+            text = caption(scene, random)
+            forwards = text.index("star") < text.index("circle")
+            between = text[text.index("star" if forwards else "circle") : text.rindex(" a ")].split(" ", 1)[1]
+            assert between in (FORWARDS if forwards else BACKWARDS)[axis], text
+
+
+def test_every_word_is_one_token(tokenizer: CLIPTokenizer) -> None:
+    assert [word for word in WORDS if len(tokenizer.tokenize(word)) != 1] == []
+    random = np.random.default_rng(0)
+    for _ in range(500):
+        text = caption(forgetful(random_scene(random), random), random)
+        assert len(tokenizer.tokenize(text)) == len(text.replace(",", " ,").split())
+
+
+def test_other_words_are_spelled(tokenizer: CLIPTokenizer) -> None:
+    assert tokenizer.tokenize("zebra") == ["z", "e", "b", "r", "a</w>"]
+    assert tokenizer("A RED circle").input_ids == tokenizer("a red circle").input_ids
+    assert len(tokenizer) < 1000

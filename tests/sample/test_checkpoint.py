@@ -1,0 +1,115 @@
+"""The checkpoint in the repository and the bundle that the runtime carries belong together, and diffusers reads the one
+as the runtime reads the other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from latentrt import Bundle, Pipeline
+from latentrt.sample import PROMPTS, bundle_path
+from sample.captions import WORDS
+from sample.classifier import THRESHOLD, UNREACHABLE
+
+CHECKPOINT = Path(__file__).parent.parent.parent / "sample" / "checkpoint"
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    pipeline = StableDiffusionPipeline.from_pretrained(CHECKPOINT)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_it_is_small_and_in_half() -> None:
+    files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 16 * MIB
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert {path.parent.name for path in weights} == {"text_encoder", "unet", "vae", "safety_checker"}
+    assert all(value.dtype == torch.float16 for path in weights for value in load_file(path).values())
+    assert all(bool(value.isfinite().all()) for path in weights for value in load_file(path).values())
+
+
+def test_its_documents_travel() -> None:
+    for name in ("LICENSE", "MODEL_CARD.md"):
+        assert (CHECKPOINT / name).read_bytes() == (bundle_path() / name).read_bytes()
+    assert "Apache License" in (CHECKPOINT / "LICENSE").read_text()
+    assert Bundle.open(bundle_path()).manifest.licence.name == "apache-2.0"
+    source = Path(__file__).parent.parent.parent / "sample" / "MODEL_CARD.md"
+    assert (CHECKPOINT / "MODEL_CARD.md").read_bytes() == source.read_bytes()
+
+
+def test_the_bundle_was_made_of_it() -> None:
+    bundle = Bundle.open(bundle_path())
+    bundle.verify()
+    found = {
+        str(path.relative_to(CHECKPOINT)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in CHECKPOINT.rglob("*.safetensors")
+    }
+    assert bundle.manifest.source.weights == found
+    assert bundle.manifest.precision == "float16"
+    assert set(bundle.manifest.components) == {"text_encoder", "unet", "vae_encoder", "vae_decoder", "safety_checker"}
+
+
+def test_the_parts_are_of_the_real_classes(oracle: Any) -> None:
+    names = {
+        "tokenizer": "CLIPTokenizer",
+        "text_encoder": "CLIPTextModel",
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "scheduler": "DDIMScheduler",
+        "safety_checker": "StableDiffusionSafetyChecker",
+    }
+    assert {name: type(getattr(oracle, name)).__name__ for name in names} == names
+    assert type(oracle.feature_extractor).__name__.startswith("CLIPImageProcessor")
+    assert "CrossAttnDownBlock2D" in oracle.unet.config.down_block_types
+    assert oracle.vae.config.scaling_factor != 0.18215
+    assert [word for word in WORDS if len(oracle.tokenizer.tokenize(word)) != 1] == []
+
+
+def test_unused_concepts_cannot_be_reached(oracle: Any) -> None:
+    checker = oracle.safety_checker
+    assert checker.concept_embeds_weights.tolist() == pytest.approx([THRESHOLD] + [UNREACHABLE] * 16)
+    assert checker.special_care_embeds_weights.tolist() == pytest.approx([UNREACHABLE] * 3)
+    # A cosine is at most 1, and special care adds 0.01.
+    assert UNREACHABLE > 1.02
+
+
+def test_the_unconditional_is_not_the_conditional(oracle: Any) -> None:
+    def states(text: str) -> torch.Tensor:
+        ids = oracle.tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        with torch.no_grad():
+            value: torch.Tensor = oracle.text_encoder(ids).last_hidden_state
+        return value
+
+    latents, timestep = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor(900)
+    with torch.no_grad():
+        free, told = (oracle.unet(latents, timestep, states(text)).sample for text in ("", PROMPTS[0]))
+    assert float((free - told).abs().mean()) > 0.05 * float(told.abs().mean())
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[::4])
+def test_diffusers_draws_what_the_runtime_draws(oracle: Any, prompt: str) -> None:
+    """Through the whole chain: half weights computed in float32 on both sides, so only rounding is left."""
+    oracle.scheduler = DDIMScheduler.from_config(oracle.scheduler.config)
+    generator = torch.Generator().manual_seed(7)
+    expected = oracle(prompt, num_inference_steps=25, guidance_scale=5.0, generator=generator, output_type="np")
+    drawn = Pipeline.load()(prompt, num_inference_steps=25, guidance_scale=5.0, seed=7, output_type="np")
+    # 2 of 255 levels, as for every other checkpoint (test_parity.py).
+    assert float(np.abs(drawn.images - expected.images).max()) <= 2 / 255 + 1e-6
+    assert drawn.nsfw_content_detected == expected.nsfw_content_detected == [False]
+
+
+def test_the_model_index_names_every_part() -> None:
+    index = json.loads((CHECKPOINT / "model_index.json").read_text())
+    folders = {name for name, value in index.items() if isinstance(value, list) and value[0]}
+    assert folders == {path.name for path in CHECKPOINT.iterdir() if path.is_dir()}

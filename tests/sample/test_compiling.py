@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sample.compiling import _Functional, check_gradients
+
+
+def test_upsampling_by_repetition_is_upsampling() -> None:
+    pixels = torch.randn(2, 3, 5, 4, requires_grad=True)
+    expected = nn.functional.interpolate(pixels, scale_factor=2.0, mode="nearest")
+    repeated = _Functional.interpolate(pixels, scale_factor=2.0, mode="nearest")
+    assert torch.equal(repeated, expected)
+    weights = torch.randn(expected.shape)
+    gradients = [torch.autograd.grad((values * weights).sum(), pixels)[0] for values in (expected, repeated)]
+    torch.testing.assert_close(*gradients)
+    assert _Functional().silu is nn.functional.silu
+
+
+def test_a_lost_gradient_is_found() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+
+    def right(x: Tensor) -> Tensor:
+        value: Tensor = model(x).square().mean()
+        return value
+
+    def wrong(x: Tensor) -> Tensor:
+        value: Tensor = model[1](model[0](x).detach()).square().mean()
+        return value + 0 * right(x)
+
+    x = torch.randn(16, 4)
+    check_gradients(model, right, right, x)
+    with pytest.raises(RuntimeError, match=r"gradient of 0\.weight differs by 1\.00 of its norm.*--eager"):
+        check_gradients(model, wrong, right, x)
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,0 +1,93 @@
+"""The bars of the sample model, on the bundle that the runtime carries, at 25 steps of DDIM with guidance 5."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import quality as benchmark
+from latentrt import Pipeline
+from sample import quality
+from sample.quality import BARS, Figure, Settings
+
+SETTINGS = Settings()
+
+
+def nothing(count: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load()
+
+
+@pytest.fixture(scope="module")
+def guided(pipeline: Pipeline) -> dict[str, Figure]:
+    return quality.following(pipeline, SETTINGS, 256, nothing)
+
+
+def test_held_out_prompts_are_followed(guided: dict[str, Figure]) -> None:
+    assert guided["one thing: shape and colour"].of == guided["two things: wholly right"].of == 128
+    assert guided["background"].of == 256
+    assert quality.missed(guided) == []
+
+
+def test_without_guidance_it_is_measurably_worse(pipeline: Pipeline, guided: dict[str, Figure]) -> None:
+    free = quality.following(pipeline, Settings(guidance_scale=1.0), 256, nothing)
+    # Of 128 pictures, 7 points are two standard deviations of a share near 0.8.
+    assert free["two things: wholly right"].share < guided["two things: wholly right"].share - 0.07
+
+
+def test_a_negative_prompt_keeps_a_colour_out(pipeline: Pipeline) -> None:
+    figures = quality.negatives(pipeline, SETTINGS, 64, nothing)
+    own, other = figures["colour kept against its own negative"], figures["colour kept against another's"]
+    assert own.of == other.of > 50
+    assert own.share < 0.5 * other.share
+
+
+@pytest.mark.slow  # a thousand pictures
+def test_the_safety_graph_flags_what_it_should(pipeline: Pipeline) -> None:
+    figures = quality.safety(pipeline, SETTINGS, 512, nothing)
+    assert all(figure.of >= 500 for figure in figures.values())
+    assert quality.missed(figures) == []
+
+
+def test_the_safety_graph_on_some(pipeline: Pipeline) -> None:
+    figures = quality.safety(pipeline, SETTINGS, 96, nothing)
+    assert figures["unsafe pictures flagged"].right >= 94
+    assert figures["other pictures flagged"].right <= 2
+
+
+def test_a_missed_bar_is_named() -> None:
+    figures = {"background": Figure(8, 10), "two things: wholly right": Figure(8, 10)}
+    assert quality.missed(figures) == ["background: 80.0%, expected 95% to 100%"]
+    assert quality.missed({"other pictures flagged": Figure(2, 100)}) == [
+        "other pictures flagged: 2.0%, expected 0% to 1%"
+    ]
+
+
+def test_a_bad_bundle_misses_the_bars(pipeline: Pipeline) -> None:
+    """One step draws no picture of anything, and the figures say so."""
+    figures = quality.following(pipeline, Settings(steps=1), 32, nothing)
+    assert len(quality.missed(figures)) >= 2
+
+
+def test_the_benchmark_prints_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "quality.json"
+    given = ["--prompts", "8", "--safety-pictures", "4", "--steps", "2", "--graph", "float32", "--graph", "float16"]
+    monkeypatch.setattr(sys, "argv", ["quality", *given, "--output", str(report)])
+    benchmark.main()
+    printed = capsys.readouterr().out
+    for name in BARS:
+        assert name in printed
+    assert "sample_bundle float32" in report.read_text()
+    assert "sample_bundle float16" in report.read_text()
+    monkeypatch.setattr(sys, "argv", ["quality", *given, "--bars"])
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main()
+    assert caught.value.code == 1
