@@ -18,7 +18,7 @@ setup: .venv/.ready
 	touch $@
 
 # The runtime as a user installs it: no torch, no diffusers, no transformers, no onnx.
-.venv-runtime/.ready: pyproject.toml constraints.txt $(shell find runtime -name '*.py' 2>/dev/null)
+.venv-runtime/.ready: pyproject.toml constraints.txt $(shell find runtime -type f -not -name '*.pyc' 2>/dev/null)
 	$(PYTHON) -m venv .venv-runtime
 	.venv-runtime/bin/pip install --quiet --disable-pip-version-check --force-reinstall -c constraints.txt ".[cpu]"
 	touch $@

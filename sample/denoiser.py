@@ -49,9 +49,12 @@ def make_pool(
     parts: list[Tensor] = []
     for start in track(range(0, size, 64), description="        latents", console=console):
         batch = [some_scene(random) for _ in range(min(64, size - start))]
-        pictures = [draw(scene, np.random.default_rng([POOL_SEED, start + index])) for index, scene in enumerate(batch)]
         scenes += batch
         if not path.exists():
+            seeds = range(start, start + len(batch))
+            pictures = [
+                draw(scene, np.random.default_rng([POOL_SEED, seed])) for scene, seed in zip(batch, seeds, strict=True)
+            ]
             parts.append(encode(autoencoder, pictures, device))
     if parts:
         torch.save(torch.cat(parts), path)

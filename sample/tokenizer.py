@@ -7,6 +7,8 @@ spelled in bytes, as CLIP does.
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,26 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def _learn_merges() -> list[str]:
-    from tokenizers import Tokenizer, models, trainers
+    """Merge the most frequent neighbours (of several, the first in the alphabet) until every word is one token.
 
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False, special_tokens=[]
-    )
-    tokenizer.train_from_iterator(sorted(WORDS), trainer)
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [" ".join(pair) for pair in merges]
+    The tokenizers package learns the same merges, but orders those that are equally frequent by chance, and with them
+    the ids.
+    """
+    words = [[*word[:-1], word[-1] + "</w>"] for word in sorted(WORDS)]
+    merges = []
+    while any(len(word) > 1 for word in words):
+        counts = Counter(pair for word in words for pair in pairwise(word))
+        pair = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(" ".join(pair))
+        words = [_merged(word, pair) for word in words]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    parts: list[str] = []
+    for part in word:
+        if parts and (parts[-1], part) == pair:
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return parts

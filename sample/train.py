@@ -24,7 +24,7 @@ from sample.text_encoder import train_text_encoder
 from sample.tokenizer import write_tokenizer
 from sample.write import write_checkpoint
 
-STEPS = {"text_encoder": 2000, "autoencoder": 1400, "decoder": 2000, "safety_checker": 1200, "denoiser": 7500}
+STEPS = {"text_encoder": 1000, "autoencoder": 1400, "decoder": 1000, "safety_checker": 800, "denoiser": 6500}
 SEED = 0
 POOL = 49_152
 
@@ -44,7 +44,7 @@ def main(work: Path, output: Path, only: str | None, length: float, compile_: bo
     """Train the sample model and write it as a diffusers folder."""
     console = Console()
     work.mkdir(parents=True, exist_ok=True)
-    steps = {part: max(8, round(count * length)) for part, count in STEPS.items()}
+    steps = {part: max(2, round(count * length)) for part, count in STEPS.items()}
     seconds: dict[str, float] = {}
     make = compile_step if compile_ else run_eagerly
 

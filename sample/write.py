@@ -54,6 +54,7 @@ def write_checkpoint(
     parts: dict[str, Any] = {"text_encoder": encoder, "unet": unet, "vae": autoencoder, "safety_checker": checker}
     for name, part in parts.items():
         part.cpu().half().save_pretrained(draft / name, safe_serialization=True)
+        _state_float32(draft / name / "config.json")
     # transformers 5 leaves these prefixes out; published files and earlier versions have them.
     add_prefix(draft / "text_encoder" / "model.safetensors", "text_model.")
     add_prefix(draft / "safety_checker" / "model.safetensors", "vision_model.", only="vision_model.")
@@ -72,6 +73,13 @@ def add_prefix(file: Path, prefix: str, *, only: str = "") -> None:
     tensors = load_file(file)
     renamed = {prefix + name if name.startswith(only) else name: value for name, value in tensors.items()}
     save_file(renamed, file, metadata={"format": "pt"})
+
+
+def _state_float32(config: Path) -> None:
+    """What transformers loads a model in, unless it is told: in half, beside diffusers' float32, a pipeline fails."""
+    entries = json.loads(config.read_text())
+    if entries.pop("dtype", None):
+        _write_json(config, {**entries, "torch_dtype": "float32"})
 
 
 def _write_json(path: Path, value: Any) -> None:

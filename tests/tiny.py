@@ -1,9 +1,8 @@
 """Random tiny checkpoints in the real layout: every submodule, a small real CLIP tokenizer, the files that the hub's
 copies have.
 
-Their pictures mean nothing. What they prove is that two implementations compute the same thing, and weights of any
-value do for that: norms and biases are moved off their initial ones and zeros, so that a parameter bound to the wrong
-name shows.
+They prove that two implementations compute the same thing, and weights of any value do for that: norms and biases are
+moved off their initial ones and zeros, so that a parameter bound to the wrong name shows.
 """
 
 from __future__ import annotations

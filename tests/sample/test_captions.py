@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from transformers import CLIPTokenizer
@@ -7,6 +12,8 @@ from transformers import CLIPTokenizer
 from sample.captions import BACKWARDS, FORWARDS, SIZE_WORDS, WORDS, caption, forgetful
 from sample.scenes import Scene, Thing, random_scene
 from sample.tokenizer import write_tokenizer
+
+CHECKPOINT = Path(__file__).parent.parent.parent / "sample" / "checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +68,20 @@ def test_every_word_is_one_token(tokenizer: CLIPTokenizer) -> None:
     for _ in range(500):
         text = caption(forgetful(random_scene(random), random), random)
         assert len(tokenizer.tokenize(text)) == len(text.replace(",", " ,").split())
+
+
+def test_the_merges_do_not_depend_on_chance(tmp_path: Path) -> None:
+    """An encoder that is given other ids than it was trained with understands nothing."""
+    write_tokenizer(tmp_path)
+    learned = (tmp_path / "merges.txt").read_bytes()
+    assert learned == (CHECKPOINT / "tokenizer" / "merges.txt").read_bytes()
+    code = "from pathlib import Path; from sample.tokenizer import write_tokenizer; write_tokenizer(Path({!r}))"
+    for hash_seed in ("1", "2"):
+        again = tmp_path / hash_seed
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", code.format(str(again))]
+        subprocess.run(command, check=True, env=environment, cwd=CHECKPOINT.parent.parent)
+        assert (again / "merges.txt").read_bytes() == learned
 
 
 def test_other_words_are_spelled(tokenizer: CLIPTokenizer) -> None:
