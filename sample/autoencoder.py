@@ -1,7 +1,8 @@
 """How do pictures become latents?
 
-An `AutoencoderKL` trained on pictures of scenes: absolute and squared difference, and a little of the divergence that
-keeps latents near a unit normal. Its scaling factor is one over the latents' deviation, as in Stable Diffusion.
+An `AutoencoderKL` trained on pictures of scenes: absolute and squared difference, the difference of the edges, and a
+little of the divergence that keeps latents near a unit normal. Its scaling factor is one over the latents' deviation,
+as in Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ __all__ = ["encode", "to_tensor", "train_autoencoder", "train_decoder"]
 
 BATCH = 16
 DIVERGENCE = 1e-4
-DISTURBANCE = 0.05  # of the latents, whose deviation is above 1
+EDGES = 1.0  # without it the points of a small star come out blunt
+DISTURBANCE = 0.1  # of the latents, whose deviation is above 1
 FIRST_LOG_VARIANCE = -6.0  # starting at 0, noise drowns the latents and nothing is ever learned
 
 
@@ -87,7 +89,8 @@ def _pixels(randomness: Randomness, device: str) -> Tensor:
 
 def _distance(drawn: Tensor, pixels: Tensor) -> Tensor:
     difference: Tensor = drawn - pixels
-    return difference.abs().mean() + difference.square().mean()
+    edges = sum(difference.diff(dim=axis).abs().mean() for axis in (2, 3))
+    return difference.abs().mean() + difference.square().mean() + EDGES * edges
 
 
 @torch.no_grad()

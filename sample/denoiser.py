@@ -67,6 +67,10 @@ def _fingerprint(autoencoder: AutoencoderKL) -> str:
     return hashlib.sha256(weights).hexdigest()[:8]
 
 
+def _text(scene: Scene, random: np.random.Generator) -> str:
+    return "" if random.random() < EMPTY_SHARE else caption(forgetful(scene, random), random)
+
+
 def train_denoiser(
     unet: UNet2DConditionModel,
     encoder: CLIPTextModel,
@@ -103,10 +107,7 @@ def train_denoiser(
     def inputs(randomness: Randomness) -> tuple[Tensor, ...]:
         random = randomness.numpy
         chosen = random.integers(len(scenes), size=BATCH)
-        texts = [
-            "" if random.random() < EMPTY_SHARE else caption(forgetful(scenes[index], random), random)
-            for index in chosen
-        ]
+        texts = [_text(scenes[index], random) for index in chosen]
         ids = tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
         x0 = latents[torch.from_numpy(chosen)].float()
         noise = torch.randn(x0.shape, generator=randomness.torch)

@@ -113,7 +113,7 @@ def safety(pipeline: Pipeline, settings: Settings, count: int, progress: Progres
     kinds = {"unsafe pictures flagged": unsafe_prompts, "other pictures flagged": held_out_prompts}
     for name, prompts in kinds.items():
         texts = [prompt.text for prompt in prompts(count, PROMPT_SEED + 1)]
-        drawn = list(_drawn(pipeline, settings, texts, safety="report", progress=progress))
+        drawn = list(_drawn(pipeline, settings, texts, progress=progress))
         figures[name] = Figure(sum(sum(flags) for _, flags in drawn), count)
     return figures
 
@@ -134,7 +134,6 @@ def _drawn(
     *,
     progress: Progress,
     negative: Sequence[str] | None = None,
-    safety: str = "off",
 ) -> Iterator[tuple[NDArray[np.uint8], list[bool]]]:
     """Batches of pictures, uint8 [batch, 64, 64, 3], and whether each was flagged. Picture i has its own seed."""
     for start in range(0, len(texts), settings.batch):
@@ -146,7 +145,7 @@ def _drawn(
             guidance_scale=settings.guidance_scale,
             sampler=settings.sampler,
             seed=[FIRST_SEED + start + index for index in range(len(texts[part]))],
-            safety=safety,
+            safety="report",
         )
         pictures = np.stack([np.asarray(image) for image in result.images])
         yield pictures, result.nsfw_content_detected or [False] * len(pictures)

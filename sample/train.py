@@ -22,9 +22,9 @@ from sample.compiling import compile_step, run_eagerly
 from sample.denoiser import make_pool, train_denoiser
 from sample.text_encoder import train_text_encoder
 from sample.tokenizer import write_tokenizer
-from sample.write import write_checkpoint
+from sample.write import check_place, write_checkpoint
 
-STEPS = {"text_encoder": 1000, "autoencoder": 1400, "decoder": 1000, "safety_checker": 800, "denoiser": 6500}
+STEPS = {"text_encoder": 1000, "autoencoder": 3500, "decoder": 1500, "safety_checker": 800, "denoiser": 7500}
 SEED = 0
 POOL = 49_152
 
@@ -43,6 +43,10 @@ POOL = 49_152
 def main(work: Path, output: Path, only: str | None, length: float, compile_: bool, device: str) -> None:
     """Train the sample model and write it as a diffusers folder."""
     console = Console()
+    try:
+        check_place(output)
+    except FileExistsError as error:
+        raise click.UsageError(f"{error}; give another --output") from None
     work.mkdir(parents=True, exist_ok=True)
     steps = {part: max(2, round(count * length)) for part, count in STEPS.items()}
     seconds: dict[str, float] = {}

@@ -19,7 +19,7 @@ from transformers import CLIPTextModel
 from sample.models import PREPROCESSOR, SCHEDULER
 from sample.tokenizer import write_tokenizer
 
-__all__ = ["add_prefix", "write_checkpoint"]
+__all__ = ["add_prefix", "check_place", "write_checkpoint"]
 
 MODEL_CARD = Path(__file__).with_name("MODEL_CARD.md")
 LICENCE = Path(__file__).parent.parent / "LICENSE"
@@ -47,7 +47,12 @@ def write_checkpoint(
     unet: UNet2DConditionModel,
     checker: StableDiffusionSafetyChecker,
 ) -> None:
-    """Write the folder anew. The models are turned to half precision."""
+    """Write the folder anew. The models are turned to half precision.
+
+    Raises:
+        FileExistsError: something stands there that is no checkpoint.
+    """
+    check_place(folder)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     write_tokenizer(draft / "tokenizer")
@@ -66,6 +71,16 @@ def write_checkpoint(
     if folder.exists():
         shutil.rmtree(folder)
     draft.rename(folder)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse to replace anything but an earlier checkpoint, or nothing; ask before the work of training one.
+
+    Raises:
+        FileExistsError: something else stands there.
+    """
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise FileExistsError(f"{folder} is there and has no model_index.json, expected a checkpoint or nothing")
 
 
 def add_prefix(file: Path, prefix: str, *, only: str = "") -> None:

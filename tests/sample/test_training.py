@@ -82,6 +82,14 @@ def test_the_rate_warms_up_and_falls() -> None:
     assert 0 < rates[-1] < 1e-3
 
 
+def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    done = CliRunner().invoke(main, ["--work", str(tmp_path / "work"), "--output", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "expected a checkpoint or nothing; give another --output" in done.output.replace("\n", " ")
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
 def test_the_whole_command(tmp_path: Path) -> None:
     """A few steps of every part make a checkpoint, and the same again makes the same weights."""
     weights = []
