@@ -57,8 +57,10 @@ types: setup
 # The full-size figures take half an hour, 24 GB of disk and 12 GiB of memory.
 bench: setup
 	$(BIN)/python -m benchmarks.startup --output benchmarks/results/startup.json
+	$(BIN)/python -m benchmarks.quality --graph float32 --graph float16 --output benchmarks/results/quality.json
 	$(BIN)/python -m benchmarks.hashing --output benchmarks/results/hashing.json
 	$(BIN)/python -m benchmarks.full_size --work scratch/full --output benchmarks/results/full_size.json
 
+# The states in scratch/sample stay: they are an hour of training.
 clean:
-	rm -rf .venv .venv-runtime demo scratch
+	rm -rf .venv .venv-runtime demo scratch/full scratch/bundles

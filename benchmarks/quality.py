@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from latentrt import Bundle, Pipeline
 from latentrt.backends.onnxruntime import open_session
 from latentrt.sample import bundle_path
 from sample import quality
+from sample.prompts import held_out_prompts
 from sample.quality import BARS, Figure, Settings
 
 
@@ -73,20 +74,24 @@ def measure(
     """Every figure of a bundle run by one of its graphs."""
     bundle = Bundle.open(path)
     pipeline = Pipeline(bundle, lambda component: open_session(bundle, component, precision=graph))
-    unguided = Settings(settings.steps, 1.0, settings.sampler)
-    parts: list[tuple[str, int, Callable[[Callable[[int], None]], dict[str, Figure]]]] = [
-        ("", prompts, lambda bar: quality.following(pipeline, settings, prompts, bar)),
-        (" (guidance 1)", prompts, lambda bar: quality.following(pipeline, unguided, prompts, bar)),
-        ("", 3 * (prompts // 2), lambda bar: quality.negatives(pipeline, settings, prompts // 2, bar)),
-        ("", 2 * safety_pictures, lambda bar: quality.safety(pipeline, settings, safety_pictures, bar)),
-    ]
+    unguided = replace(settings, guidance_scale=1.0)
+    asked = held_out_prompts(prompts, quality.PROMPT_SEED)
     figures: dict[str, Figure] = {}
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"{path.name} {graph}", total=sum(count for _, count, _ in parts))
-        for suffix, count, part in parts:
-            if count:
-                found = part(lambda drawn: progress.advance(task, drawn))
-                figures.update({key + suffix: value for key, value in found.items()})
+        total = 2 * prompts + 3 * (prompts // 2) + 2 * safety_pictures
+        task = progress.add_task(f"{path.name} {graph}", total=total)
+
+        def bar(drawn: int) -> None:
+            progress.advance(task, drawn)
+
+        guided, free = (quality.readings(pipeline, one, asked, bar) for one in (settings, unguided))
+        figures |= quality.following(asked, guided)
+        figures |= {f"{key} (guidance 1)": value for key, value in quality.following(asked, free).items()}
+        names = "wholly right with guidance alone", "wholly right without it alone"
+        figures |= dict(zip(names, quality.compared(asked, guided, free), strict=True))
+        figures |= quality.negatives(pipeline, settings, prompts // 2, bar)
+        if safety_pictures:
+            figures |= quality.safety(pipeline, settings, safety_pictures, bar)
     return figures
 
 

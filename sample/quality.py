@@ -15,10 +15,21 @@ from numpy.typing import NDArray
 from latentrt import Pipeline
 from sample.captions import caption
 from sample.judge import Reading, agrees, read
-from sample.prompts import held_out_prompts, unsafe_prompts
+from sample.prompts import Prompt, held_out_prompts, unsafe_prompts
 from sample.scenes import COLOURS, Scene, Thing, random_scene
 
-__all__ = ["BARS", "Figure", "Settings", "following", "missed", "negatives", "safety"]
+__all__ = [
+    "BARS",
+    "PROMPT_SEED",
+    "Figure",
+    "Settings",
+    "compared",
+    "following",
+    "missed",
+    "negatives",
+    "readings",
+    "safety",
+]
 
 FIRST_SEED = 1000
 PROMPT_SEED = 2026
@@ -58,18 +69,15 @@ BARS: dict[str, tuple[float, float]] = {
 Progress = Callable[[int], None]
 
 
-def following(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Figure]:
-    """What held-out prompts ask for, and whether it is to be seen.
+def readings(pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress) -> list[Reading]:
+    """What the judge reads off one picture of each prompt; `progress` is called with the number that were drawn."""
+    drawn = _drawn(pipeline, settings, [prompt.text for prompt in prompts], progress=progress)
+    return [read(picture) for pictures, _ in drawn for picture in pictures]
 
-    Args:
-        count: of prompts, half of them of one thing and half of two.
-        progress: called with the number of pictures that were drawn.
-    """
-    prompts = held_out_prompts(count, PROMPT_SEED)
-    readings: list[Reading] = []
-    for pictures, _ in _drawn(pipeline, settings, [prompt.text for prompt in prompts], progress=progress):
-        readings += [read(picture) for picture in pictures]
-    pairs = [(prompt.scene, reading) for prompt, reading in zip(prompts, readings, strict=True)]
+
+def following(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> dict[str, Figure]:
+    """What prompts ask for, and whether it is to be seen."""
+    pairs = [(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)]
     one = [pair for pair in pairs if len(pair[0].things) == 1]
     two = [pair for pair in pairs if len(pair[0].things) == 2]
     return {
@@ -81,6 +89,17 @@ def following(pipeline: Pipeline, settings: Settings, count: int, progress: Prog
         "two things: shapes and colours": _share([(_only(scene, "shape", "colour"), seen) for scene, seen in two]),
         "two things: wholly right": _share(two),
     }
+
+
+def compared(prompts: Sequence[Prompt], seen: Sequence[Reading], others: Sequence[Reading]) -> tuple[Figure, Figure]:
+    """How many prompts are wholly right in the first pictures alone, and how many in the second alone.
+
+    Of the same prompts and noise: a sign test of the two counts says whether one way of drawing is better.
+    """
+    first = [agrees(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)]
+    second = [agrees(prompt.scene, reading) for prompt, reading in zip(prompts, others, strict=True)]
+    alone = sum(one and not two for one, two in zip(first, second, strict=True))
+    return Figure(alone, len(prompts)), Figure(alone + sum(second) - sum(first), len(prompts))
 
 
 def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Figure]:

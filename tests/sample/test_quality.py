@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import comb
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,24 @@ import pytest
 from benchmarks import quality as benchmark
 from latentrt import Pipeline
 from sample import quality
+from sample.judge import Reading
+from sample.prompts import held_out_prompts
 from sample.quality import BARS, Figure, Settings
 
 SETTINGS = Settings()
+UNGUIDED = Settings(guidance_scale=1.0)
+ALL = held_out_prompts(256, quality.PROMPT_SEED)
+FEW = ALL[:96]
 
 
 def nothing(count: int) -> None:
     pass
+
+
+def sign_test(first: Figure, second: Figure) -> float:
+    """The chance of at least as many in the first, were either as likely as the other."""
+    count = first.right + second.right
+    return sum(comb(count, right) for right in range(first.right, count + 1)) / 2.0**count
 
 
 @pytest.fixture(scope="module")
@@ -25,31 +37,33 @@ def pipeline() -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def guided(pipeline: Pipeline) -> dict[str, Figure]:
-    return quality.following(pipeline, SETTINGS, 96, nothing)
+def guided(pipeline: Pipeline) -> list[Reading]:
+    return quality.readings(pipeline, SETTINGS, FEW, nothing)
 
 
 @pytest.mark.slow
 def test_held_out_prompts_are_followed(pipeline: Pipeline) -> None:
-    figures = quality.following(pipeline, SETTINGS, 256, nothing)
+    seen = quality.readings(pipeline, SETTINGS, ALL, nothing)
+    figures = quality.following(ALL, seen)
     assert figures["one thing: shape and colour"].of == figures["two things: wholly right"].of == 128
     assert figures["background"].of == 256
     assert quality.missed(figures) == []
 
+    free = quality.readings(pipeline, UNGUIDED, ALL, nothing)
+    assert sign_test(*quality.compared(ALL, seen, free)) < 0.01
 
-def test_some_held_out_prompts_are_followed(guided: dict[str, Figure]) -> None:
+
+def test_some_held_out_prompts_are_followed(guided: list[Reading]) -> None:
     """The bars less two standard deviations of as few pictures; the slow test above holds the bars themselves."""
-    assert guided["one thing: shape and colour"].right >= 0.89 * 48
-    assert guided["background"].right >= 0.91 * 96
-    assert guided["two things: wholly right"].right >= 0.57 * 48
+    figures = quality.following(FEW, guided)
+    assert figures["one thing: shape and colour"].right >= 0.89 * 48
+    assert figures["background"].right >= 0.91 * 96
+    assert figures["two things: wholly right"].right >= 0.57 * 48
 
 
-def test_without_guidance_it_is_measurably_worse(pipeline: Pipeline, guided: dict[str, Figure]) -> None:
-    free = quality.following(pipeline, Settings(guidance_scale=1.0), 96, nothing)
-    right = [figures["one thing: wholly right"].right + figures["two things: wholly right"].right
-             for figures in (free, guided)]  # fmt: skip
-    # The same prompts and noise: 87 and 80 of 96 were right when this was written.
-    assert right[0] <= right[1] - 4
+def test_without_guidance_it_is_measurably_worse(pipeline: Pipeline, guided: list[Reading]) -> None:
+    free = quality.readings(pipeline, UNGUIDED, FEW, nothing)
+    assert sign_test(*quality.compared(FEW, guided, free)) < 0.05
 
 
 def test_a_negative_prompt_keeps_a_colour_out(pipeline: Pipeline) -> None:
@@ -82,7 +96,7 @@ def test_a_missed_bar_is_named() -> None:
 
 def test_a_bad_bundle_misses_the_bars(pipeline: Pipeline) -> None:
     """One step draws no picture of anything, and the figures say so."""
-    figures = quality.following(pipeline, Settings(steps=1), 32, nothing)
+    figures = quality.following(FEW[:32], quality.readings(pipeline, Settings(steps=1), FEW[:32], nothing))
     assert len(quality.missed(figures)) >= 2
 
 
