@@ -7,22 +7,22 @@ as in Stable Diffusion.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 
+from sample.models import LATENT_CHANNELS
 from sample.pictures import draw
-from sample.text_encoder import some_scene
-from sample.training import Plan, Randomness, train
+from sample.scenes import training_scene
+from sample.training import Plan, Randomness, Workshop, digest, train
 
-__all__ = ["encode", "to_tensor", "train_autoencoder", "train_decoder"]
+__all__ = ["DECODER_PLAN", "PLAN", "encode", "to_tensor", "train_autoencoder", "train_decoder"]
 
 BATCH = 16
+PLAN = Plan("autoencoder", steps=3500, learning_rate=1e-3, warmup=200, average=0.998)
+DECODER_PLAN = Plan("decoder", steps=1500, learning_rate=1e-3, warmup=100, average=0.998, seed=1)
 DIVERGENCE = 1e-4
 EDGES = 1.0  # without it the points of a small star come out blunt
 DISTURBANCE = 0.1  # of the latents, whose deviation is above 1
@@ -35,12 +35,13 @@ def to_tensor(pictures: list[NDArray[np.uint8]]) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def train_autoencoder(autoencoder: AutoencoderKL, steps: int, folder: Path, console: Console, device: str) -> float:
+def train_autoencoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop) -> float:
     """Train the autoencoder in place; return the seconds it took."""
+    device = workshop.device
     autoencoder.to(device, memory_format=torch.channels_last).train()
     assert autoencoder.quant_conv is not None
     with torch.no_grad():
-        autoencoder.quant_conv.bias[4:].fill_(FIRST_LOG_VARIANCE)
+        autoencoder.quant_conv.bias[LATENT_CHANNELS:].fill_(FIRST_LOG_VARIANCE)
 
     def loss(randomness: Randomness) -> Tensor:
         pixels = _pixels(randomness, device)
@@ -51,17 +52,17 @@ def train_autoencoder(autoencoder: AutoencoderKL, steps: int, folder: Path, cons
         divergence: Tensor = 0.5 * (latents.mean.float() ** 2 + latents.var.float() - 1 - latents.logvar.float()).mean()
         return _distance(drawn, pixels) + DIVERGENCE * divergence
 
-    plan = Plan("autoencoder", steps, learning_rate=1e-3, warmup=min(200, steps // 4), average=0.998)
-    seconds = train(plan, autoencoder, loss, folder, console)
+    seconds = train(plan, autoencoder, loss, workshop)
     autoencoder.eval().requires_grad_(False)
     return seconds
 
 
-def train_decoder(autoencoder: AutoencoderKL, steps: int, folder: Path, console: Console, device: str) -> float:
+def train_decoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop) -> float:
     """Train the decoder further, in place, on latents that stay as they are; return the seconds it took.
 
     The denoiser does not depend on it. The latents are disturbed a little, as a denoiser's are.
     """
+    device, frozen = workshop.device, digest(autoencoder)
     autoencoder.to(device, memory_format=torch.channels_last)
     decoder = nn.ModuleDict({"post_quant_conv": autoencoder.post_quant_conv, "decoder": autoencoder.decoder})
     decoder.requires_grad_(True).train()
@@ -75,15 +76,14 @@ def train_decoder(autoencoder: AutoencoderKL, steps: int, folder: Path, console:
             drawn = autoencoder.decode(latents + DISTURBANCE * noise).sample.float()
         return _distance(drawn, pixels)
 
-    plan = Plan("decoder", steps, learning_rate=1e-3, warmup=min(100, steps // 4), average=0.998, seed=1)
-    seconds = train(plan, decoder, loss, folder, console)
+    seconds = train(plan, decoder, loss, workshop, learns_from=frozen)
     autoencoder.eval().requires_grad_(False)
     return seconds
 
 
 def _pixels(randomness: Randomness, device: str) -> Tensor:
     random = randomness.numpy
-    pixels: Tensor = to_tensor([draw(some_scene(random), random) for _ in range(BATCH)])
+    pixels: Tensor = to_tensor([draw(training_scene(random), random) for _ in range(BATCH)])
     return pixels.to(device, memory_format=torch.channels_last)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sample.scenes import UNSAFE, Scene, Thing
+from sample.scenes import COLOURS, SHAPES, SIZES, UNSAFE, Scene, Thing
 
 __all__ = ["WORDS", "caption", "forgetful"]
 
@@ -114,13 +114,11 @@ def _with_article(words: str) -> str:
 
 
 def _all_words() -> tuple[str, ...]:
-    from sample.scenes import COLOURS, SHAPES, SIZES
-
-    choices = (*OPENINGS, *UNSAFE_WORDS, *BACKGROUNDS, *SHAPES, *COLOURS, *SIZES, "shape")
+    backgrounds = tuple(text.format("a", "") for text in BACKGROUNDS)
+    choices = (*OPENINGS, *UNSAFE_WORDS, *backgrounds, *SHAPES, *COLOURS, *SIZES, "shape", "a", "an", ",")
     for table in (SIZE_WORDS, PLACE_WORDS, FORWARDS, BACKWARDS):
         choices += tuple(text for texts in table.values() for text in texts)
-    words = {word.strip(",{}1") for text in choices for word in text.split()} | {"a", "an", ","}
-    return tuple(sorted(words - {""}))
+    return tuple(sorted({word for text in choices for word in text.split()}))
 
 
 WORDS = _all_words()

@@ -14,7 +14,7 @@ import diffusers.models.upsampling
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Step", "check_gradients", "compile_step", "run_eagerly"]
+__all__ = ["CompilerError", "Step", "check_compiler", "check_gradients", "compile_step"]
 
 Step = Callable[..., Tensor]
 # Of the norm: rounding to bfloat16 makes up to 0.3 of a small gradient, one that is lost makes 1.
@@ -35,9 +35,27 @@ class _Functional:
         return repeated.reshape(batch, channels, 2 * height, 2 * width)
 
 
-def run_eagerly(step: Step) -> Step:
-    """The step as it is."""
-    return step
+class CompilerError(Exception):
+    """Nothing can be compiled here, or it comes out wrong."""
+
+
+def check_compiler(device: str) -> None:
+    """Compile something small; ask before the work of training what is not compiled.
+
+    Raises:
+        CompilerError: it did not work.
+    """
+
+    def double(x: Tensor) -> Tensor:
+        return (2 * x).sum()
+
+    try:
+        torch.compile(double)(torch.ones(8, device=device, requires_grad=True)).backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CompilerError(
+            f"torch cannot compile here ({reason}), expected a C++ compiler; train with --eager"
+        ) from None
 
 
 def compile_step(step: Step) -> Step:
@@ -51,15 +69,16 @@ def check_gradients(model: nn.Module, step: Step, reference: Step, *inputs: Tens
     """Compare each parameter's gradient of a step with the reference's, relative to its norm.
 
     Raises:
-        RuntimeError: they differ by more than rounding.
+        CompilerError: one is missing, or they differ by more than rounding.
     """
-    gradients = [_gradients(model, function, inputs) for function in (reference, step)]
-    largest = max(float(value.norm()) for value in gradients[0].values())
-    for name, expected in gradients[0].items():
+    expected, found = (_gradients(model, function, inputs) for function in (reference, step))
+    largest = max(float(value.norm()) for value in expected.values())
+    for name, value in expected.items():
         # A gradient that is next to nothing beside the others is rounding and nothing else.
-        difference = float((gradients[1][name] - expected).norm()) / max(float(expected.norm()), 1e-3 * largest)
-        if difference > GRADIENT_DIFFERENCE:
-            raise RuntimeError(
+        lost = value - found.get(name, torch.zeros_like(value))
+        difference = float(lost.norm()) / max(float(value.norm()), 1e-3 * largest)
+        if not difference <= GRADIENT_DIFFERENCE:  # so that NaN is refused too
+            raise CompilerError(
                 f"the compiled gradient of {name} differs by {difference:.2f} of its norm from the eager one, expected "
                 f"at most {GRADIENT_DIFFERENCE}; train with --eager"
             )

@@ -8,63 +8,65 @@ of the captions are empty, which teaches the unconditional model that guidance n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from transformers import CLIPTextModel
 
 from sample.autoencoder import encode
 from sample.captions import caption, forgetful
-from sample.compiling import Step, check_gradients
+from sample.compiling import check_gradients, compile_step
 from sample.models import SCHEDULER
 from sample.pictures import draw
-from sample.scenes import Scene
-from sample.text_encoder import some_scene
+from sample.scenes import Scene, training_scene
 from sample.tokenizer import LENGTH
-from sample.training import Plan, Randomness, train
+from sample.training import Plan, Randomness, Workshop, digest, save_atomically, train
 
-__all__ = ["make_pool", "train_denoiser"]
+__all__ = ["PLAN", "Pool", "make_pool", "train_denoiser"]
 
 BATCH = 64
 EMPTY_SHARE = 0.1
 SNR_LIMIT = 5.0
 POOL_SEED = 1
+POOL = 49_152  # scenes
+PLAN = Plan("denoiser", steps=7500, learning_rate=1e-3, warmup=500, average=0.999)
+
+Pool = tuple[list[Scene], Tensor]
 
 
-def make_pool(
-    autoencoder: AutoencoderKL, size: int, folder: Path, console: Console, device: str
-) -> tuple[list[Scene], Tensor]:
-    """Complete scenes and the latents of their pictures, float16 [size, 4, 16, 16], kept in `folder`."""
+def make_pool(autoencoder: AutoencoderKL, size: int, workshop: Workshop) -> Pool:
+    """Complete scenes, and latents of their pictures with unit deviation: float32 [size, 4, 16, 16], rounded to half.
+
+    The autoencoder gets the scaling factor that makes them so. The latents are kept in the workshop's folder.
+    """
     random = np.random.default_rng(POOL_SEED)
-    scenes: list[Scene] = []
-    path = folder / f"latents_{size}_{_fingerprint(autoencoder)}.pt"
-    parts: list[Tensor] = []
-    for start in track(range(0, size, 64), description="        latents", console=console):
-        batch = [some_scene(random) for _ in range(min(64, size - start))]
-        scenes += batch
-        if not path.exists():
-            seeds = range(start, start + len(batch))
+    scenes = [training_scene(random) for _ in range(size)]
+    path = workshop.folder / f"latents_{_pool_digest(autoencoder, scenes)}.pt"
+    if not path.exists():
+        parts = []
+        for start in track(range(0, size, 64), description="        latents", console=workshop.console):
             pictures = [
-                draw(scene, np.random.default_rng([POOL_SEED, seed])) for scene, seed in zip(batch, seeds, strict=True)
+                draw(scene, np.random.default_rng([POOL_SEED, start + index]))
+                for index, scene in enumerate(scenes[start : start + 64])
             ]
-            parts.append(encode(autoencoder, pictures, device))
-    if parts:
-        torch.save(torch.cat(parts), path)
-    return scenes, torch.load(path, weights_only=True)
+            parts.append(encode(autoencoder, pictures, workshop.device))
+        save_atomically(torch.cat(parts), path)
+    latents = torch.load(path, weights_only=True)
+    scale = 1 / float(latents.float().std())
+    autoencoder.register_to_config(scaling_factor=scale)
+    return scenes, (latents * scale).float()
 
 
-def _fingerprint(autoencoder: AutoencoderKL) -> str:
-    """So that latents of an earlier autoencoder are not taken for this one's."""
-    weights = b"".join(value.cpu().numpy().tobytes() for value in autoencoder.state_dict().values())
-    return hashlib.sha256(weights).hexdigest()[:8]
+def _pool_digest(autoencoder: AutoencoderKL, scenes: list[Scene]) -> str:
+    """So that latents of an earlier autoencoder, or of other scenes, are not taken for these."""
+    assert autoencoder.quant_conv is not None
+    weights = digest(autoencoder.encoder, autoencoder.quant_conv)
+    return hashlib.sha256(f"{weights} {scenes}".encode()).hexdigest()[:16]
 
 
 def _text(scene: Scene, random: np.random.Generator) -> str:
@@ -72,15 +74,7 @@ def _text(scene: Scene, random: np.random.Generator) -> str:
 
 
 def train_denoiser(
-    unet: UNet2DConditionModel,
-    encoder: CLIPTextModel,
-    tokenizer: Any,
-    pool: tuple[list[Scene], Tensor],
-    steps: int,
-    folder: Path,
-    console: Console,
-    device: str,
-    compiled: Callable[[Step], Step],
+    unet: UNet2DConditionModel, encoder: CLIPTextModel, tokenizer: Any, pool: Pool, plan: Plan, workshop: Workshop
 ) -> float:
     """Train the denoiser in place; return the seconds it took.
 
@@ -88,9 +82,14 @@ def train_denoiser(
         unet: becomes the average of its weights.
         encoder: stays as it is.
         tokenizer: a `CLIPTokenizer`.
-        pool: scenes, and their latents in units of the scaling factor.
+        pool: scenes, and their latents with unit deviation.
+        plan: how long, how fast, and whether compiled.
+        workshop: where and how.
+
+    Raises:
+        CompilerError: what the compiler makes of the step is not the step.
     """
-    scenes, latents = pool
+    device, (scenes, latents) = workshop.device, pool
     signal = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
     unet.to(device, memory_format=torch.channels_last).train()
     unet.set_attn_processor(AttnProcessor())  # a compiler fuses it better than the fused kernel runs on a CPU
@@ -102,14 +101,14 @@ def train_denoiser(
         weight = (alpha_bar / (1 - alpha_bar)).clamp(max=SNR_LIMIT) * (1 - alpha_bar)
         return (weight * (guess - (alpha * noise - sigma * x0)) ** 2).mean()
 
-    step = compiled(distance)
+    step = compile_step(distance) if plan.compiled else distance
 
     def inputs(randomness: Randomness) -> tuple[Tensor, ...]:
         random = randomness.numpy
         chosen = random.integers(len(scenes), size=BATCH)
         texts = [_text(scenes[index], random) for index in chosen]
         ids = tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
-        x0 = latents[torch.from_numpy(chosen)].float()
+        x0 = latents[torch.from_numpy(chosen)]
         noise = torch.randn(x0.shape, generator=randomness.torch)
         timesteps = torch.randint(len(signal), (BATCH,), generator=randomness.torch)
         with torch.autocast(device, torch.bfloat16), torch.no_grad():
@@ -123,10 +122,10 @@ def train_denoiser(
         with torch.autocast(device, torch.bfloat16):
             return step(*given)
 
-    plan = Plan("denoiser", steps, learning_rate=1e-3, warmup=min(500, steps // 4), average=0.999)
-    if step is not distance:
+    if plan.compiled:
         with torch.autocast(device, torch.bfloat16):
             check_gradients(unet, step, distance, *inputs(Randomness.of(plan.seed, 0)))
-    seconds = train(plan, unet, loss, folder, console)
+    pool_digest = hashlib.sha256(f"{scenes}".encode() + latents.numpy().tobytes()).hexdigest()[:16]
+    seconds = train(plan, unet, loss, workshop, learns_from=f"{digest(encoder)} {pool_digest}")
     unet.eval().requires_grad_(False)
     return seconds

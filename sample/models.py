@@ -15,7 +15,16 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 from sample.pictures import EDGE
 from sample.tokenizer import LENGTH
 
-__all__ = ["PREPROCESSOR", "SCHEDULER", "TEXT_WIDTH", "autoencoder", "safety_checker", "text_encoder", "unet"]
+__all__ = [
+    "LATENT_CHANNELS",
+    "PREPROCESSOR",
+    "SCHEDULER",
+    "TEXT_WIDTH",
+    "autoencoder",
+    "safety_checker",
+    "text_encoder",
+    "unet",
+]
 
 TEXT_WIDTH = 128
 LATENT_CHANNELS = 4

@@ -18,11 +18,13 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "UNSAFE",
+    "Axis",
     "Scene",
     "Thing",
     "complete",
     "is_held_out",
     "random_scene",
+    "training_scene",
 ]
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
@@ -41,7 +43,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 PLACES = ("middle", "left", "right", "top", "bottom")
 
 Axis = Literal["left of", "above"]
-HELD_OUT_SHARE = 5  # every fifth combination is never trained on
+HELD_OUT_EVERY = 5  # every fifth combination is never trained on
+UNSAFE_SHARE = 0.05  # of the scenes that are trained on
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def is_held_out(scene: Scene) -> bool:
         return False
     names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
     key = " and ".join(sorted(names)) if len(names) == 2 else f"{names[0]} on {scene.background}"
-    return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_SHARE == 0
+    return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_EVERY == 0
 
 
 def complete(scene: Scene, random: np.random.Generator) -> Scene:
@@ -122,6 +125,11 @@ def random_scene(
         scene = complete(Scene((Thing(),) * count), random)
         if is_held_out(scene) == held_out and len(set(scene.things)) == count:
             return scene
+
+
+def training_scene(random: np.random.Generator) -> Scene:
+    """A complete scene as training sees them: one in twenty is unsafe, none is held out."""
+    return random_scene(random, unsafe=bool(random.random() < UNSAFE_SHARE))
 
 
 def _pick(random: np.random.Generator, names: list[str] | tuple[str, ...]) -> str:

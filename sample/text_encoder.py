@@ -7,25 +7,22 @@ denoiser will, and is thrown away. Afterwards the encoder stays as it is, like C
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from sample.captions import caption, forgetful
 from sample.models import TEXT_WIDTH
-from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, random_scene
-from sample.training import Plan, Randomness, train
+from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, training_scene
+from sample.training import Plan, Randomness, Workshop, train
 
-__all__ = ["Reader", "some_scene", "train_text_encoder"]
+__all__ = ["PLAN", "Reader", "train_text_encoder"]
 
 OPEN, ABSENT = "open", "absent"
 BATCH = 128
-UNSAFE_SHARE = 0.05
+PLAN = Plan("text_encoder", steps=1000, learning_rate=1e-3, warmup=200, average=0.998)
 
 THING_SLOTS = {
     "shape": (*SHAPES, UNSAFE, OPEN, ABSENT),
@@ -67,28 +64,22 @@ def slots_of(scene: Scene) -> list[int]:
     return [choices.index(said[name] or OPEN) for name, choices in SLOTS.items()]
 
 
-def some_scene(random: np.random.Generator) -> Scene:
-    """A complete scene as training sees them: one in twenty is unsafe."""
-    return random_scene(random, unsafe=bool(random.random() < UNSAFE_SHARE))
-
-
-def train_text_encoder(
-    encoder: CLIPTextModel, tokenizer: Any, steps: int, folder: Path, console: Console, device: str
-) -> float:
+def train_text_encoder(encoder: CLIPTextModel, tokenizer: Any, plan: Plan, workshop: Workshop) -> float:
     """Train the encoder in place; return the seconds it took."""
+    device = workshop.device
     model = nn.ModuleDict({"encoder": encoder, "reader": Reader()}).to(device).train()
 
     def loss(randomness: Randomness) -> Tensor:
-        scenes = [forgetful(some_scene(randomness.numpy), randomness.numpy) for _ in range(BATCH)]
+        scenes = [forgetful(training_scene(randomness.numpy), randomness.numpy) for _ in range(BATCH)]
         texts = [caption(scene, randomness.numpy) for scene in scenes]
-        # Causal attention: what follows a token does not change its state, so short padding trains long padding too.
+        # Causal attention: what follows a token does not change its state, so a batch is padded to its longest caption
+        # and no further. Positions after the longest that there is stay as they began; the denoiser learns beside them.
         ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
         answers = model["reader"](model["encoder"](ids.to(device)).last_hidden_state)
         right = torch.tensor([slots_of(scene) for scene in scenes], device=device)
         losses = [nn.functional.cross_entropy(answer, right[:, slot]) for slot, answer in enumerate(answers)]
         return torch.stack(losses).mean()
 
-    plan = Plan("text_encoder", steps, learning_rate=1e-3, warmup=min(200, steps // 4), average=0.998)
-    seconds = train(plan, model, loss, folder, console)
+    seconds = train(plan, model, loss, workshop)
     encoder.eval().requires_grad_(False)
     return seconds

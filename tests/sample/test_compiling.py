@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sample.compiling import _Functional, check_gradients
+from sample.compiling import CompilerError, _Functional, check_gradients
 
 
 def test_upsampling_by_repetition_is_upsampling() -> None:
@@ -30,8 +30,16 @@ def test_a_lost_gradient_is_found() -> None:
         value: Tensor = model[1](model[0](x).detach()).square().mean()
         return value + 0 * right(x)
 
+    def missing(x: Tensor) -> Tensor:
+        value: Tensor = model[1](model[0](x).detach()).square().mean()
+        return value
+
+    def broken(x: Tensor) -> Tensor:
+        return right(x) * torch.nan
+
     x = torch.randn(16, 4)
     check_gradients(model, right, right, x)
-    with pytest.raises(RuntimeError, match=r"gradient of 0\.weight differs by 1\.00 of its norm.*--eager"):
-        check_gradients(model, wrong, right, x)
+    for step, difference in ((wrong, r"1\.00"), (missing, r"1\.00"), (broken, "nan")):
+        with pytest.raises(CompilerError, match=rf"gradient of 0\.weight differs by {difference} of its norm.*--eager"):
+            check_gradients(model, step, right, x)
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -5,7 +5,18 @@ import pytest
 
 from sample.pictures import EDGE, draw
 from sample.prompts import held_out_prompts, unsafe_prompts
-from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, complete, is_held_out, random_scene
+from sample.scenes import (
+    COLOURS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    complete,
+    is_held_out,
+    random_scene,
+    training_scene,
+)
 
 
 def scenes(count: int, **options: bool) -> list[Scene]:
@@ -38,7 +49,11 @@ def test_training_never_sees_a_held_out_combination() -> None:
             for scene in seen
         }  # fmt: skip
 
-    trained, kept = combinations(scenes(20000)), combinations(scenes(4000, held_out=True))
+    random = np.random.default_rng(5)
+    seen = [training_scene(random) for _ in range(20000)]
+    assert not any(map(is_held_out, seen))
+    assert 0.04 < sum(scene.is_unsafe for scene in seen) / len(seen) < 0.06
+    trained, kept = combinations(seen), combinations(scenes(4000, held_out=True))
     assert not trained & kept
     prompts = [prompt.scene for prompt in held_out_prompts(256, seed=1)]
     assert not trained & combinations(prompts)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sample.train import main
-from sample.training import Plan, Randomness, train
+from sample import denoiser
+from sample.train import NEEDS, PLANS, main
+from sample.training import Plan, Randomness, StateError, Workshop, train
 
 PLAN = Plan("part", steps=12, learning_rate=1e-2, warmup=3, average=0.9, save_every=5)
 
@@ -22,7 +26,7 @@ class StoppedError(Exception):
     pass
 
 
-def trained(folder: Path, plan: Plan = PLAN, *, stop_before: int | None = None) -> nn.Linear:
+def trained(folder: Path, plan: Plan = PLAN, *, stop_before: int | None = None, learns_from: str = "") -> nn.Linear:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
@@ -38,14 +42,14 @@ def trained(folder: Path, plan: Plan = PLAN, *, stop_before: int | None = None) 
         value: Tensor = (model(x) - y).square().mean()
         return value
 
-    train(plan, model, loss, folder, Console(file=io.StringIO()))
+    train(plan, model, loss, Workshop(folder, Console(file=io.StringIO())), learns_from=learns_from)
     return model
 
 
 def test_two_runs_are_equal(tmp_path: Path) -> None:
     first, second = trained(tmp_path / "a"), trained(tmp_path / "b")
     assert torch.equal(first.weight, second.weight)
-    assert not torch.equal(first.weight, trained(tmp_path / "c", Plan(**{**vars(PLAN), "seed": 1})).weight)
+    assert not torch.equal(first.weight, trained(tmp_path / "c", replace(PLAN, seed=1)).weight)
 
 
 @pytest.mark.parametrize("stopped", [2, 5, 9, 11])
@@ -65,14 +69,51 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_the_average_is_what_is_kept(tmp_path: Path) -> None:
-    average, last = trained(tmp_path / "a"), trained(tmp_path / "b", Plan(**{**vars(PLAN), "average": 0.0}))
+    average, last = trained(tmp_path / "a"), trained(tmp_path / "b", replace(PLAN, average=0.0))
     assert not torch.equal(average.weight, last.weight)
 
 
-def test_the_state_of_another_plan_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"plan": replace(PLAN, steps=13)}, "steps 12, expected 13"),
+        ({"plan": replace(PLAN, compiled=True)}, "compiled False, expected True"),
+        ({"learns_from": "other weights"}, "learns_from '', expected 'other weights'"),
+    ],
+)
+def test_a_state_that_would_make_other_weights_is_refused(tmp_path: Path, other: dict[str, Any], words: str) -> None:
     trained(tmp_path)
-    with pytest.raises(SystemExit, match=r"part\.pt was left by .*'steps': 12.*, expected .*'steps': 13"):
-        trained(tmp_path, Plan(**{**vars(PLAN), "steps": 13}))
+    before = (tmp_path / "part.pt").read_bytes()
+    with pytest.raises(StateError, match=rf"part\.pt was left by another run: {words}; remove it or train elsewhere"):
+        trained(tmp_path, **other)
+    assert (tmp_path / "part.pt").read_bytes() == before
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path)
+    whole = (tmp_path / "part.pt").read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"dear"):
+        (tmp_path / "part.pt").write_bytes(damaged)
+        with pytest.raises(StateError, match=r"part\.pt is no state that can be read \(\w+\); remove it"):
+            trained(tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_is_not_learned_from(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    before = model.weight.clone()
+    with pytest.raises(RuntimeError, match="non-finite"):
+        train(
+            PLAN, model, lambda _: model(torch.full((1, 1), torch.nan)).sum(), Workshop(tmp_path, Console(quiet=True))
+        )
+    assert torch.equal(model.weight, before)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_shorter_plan_warms_up_faster() -> None:
+    plan = Plan("part", steps=1000, learning_rate=1e-3, warmup=200)
+    assert (plan.times(0.1).steps, plan.times(0.1).warmup) == (100, 25)
+    assert (plan.times(2).steps, plan.times(2).warmup) == (2000, 200)
+    assert (plan.times(1e-6).steps, plan.times(1e-6).warmup) == (2, 0)
 
 
 def test_the_rate_warms_up_and_falls() -> None:
@@ -82,26 +123,142 @@ def test_the_rate_warms_up_and_falls() -> None:
     assert 0 < rates[-1] < 1e-3
 
 
+def command(*arguments: str | Path) -> Result:
+    done = CliRunner().invoke(main, [*map(str, arguments)])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
 def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    done = CliRunner().invoke(main, ["--work", str(tmp_path / "work"), "--output", str(tmp_path)])
+    done = command("--work", tmp_path / "work", "--output", tmp_path)
+    assert done.exit_code == 1
+    assert "expected a checkpoint or nothing" in done.output
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["letter.txt"]
+    assert not [*(tmp_path / "work").iterdir()]
+
+
+@pytest.mark.parametrize("length", ["0", "-1", "1e9"])
+def test_an_impossible_length(tmp_path: Path, length: str) -> None:
+    done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", "--length", length)
     assert done.exit_code == 2
-    assert "expected a checkpoint or nothing; give another --output" in done.output.replace("\n", " ")
-    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+    assert not [*tmp_path.iterdir()]
 
 
-def test_the_whole_command(tmp_path: Path) -> None:
-    """A few steps of every part make a checkpoint, and the same again makes the same weights."""
-    weights = []
-    for name in ("a", "b"):
-        output = tmp_path / name / "checkpoint"
-        arguments = ["--work", str(tmp_path / name / "work"), "--output", str(output), "--length", "0.0001", "--eager"]
-        done = CliRunner().invoke(main, arguments, catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        assert "denoiser: 0." in done.output
-        weights.append({str(path.relative_to(output)): load_file(path) for path in output.rglob("*.safetensors")})
-    assert len(weights[0]) == 4
-    for file, tensors in weights[0].items():
-        for key, value in tensors.items():
-            assert torch.equal(value, weights[1][file][key]), (file, key)
-            assert value.dtype == torch.float16
+def test_every_state_is_looked_at_before_the_first_step(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "denoiser.pt").write_text("dear")
+    done = command("--work", work, "--output", tmp_path / "checkpoint", "--eager")
+    assert done.exit_code == 1
+    assert "denoiser.pt is no state that can be read" in done.output
+    assert [path.name for path in work.iterdir()] == ["denoiser.pt"]
+
+
+def test_a_missing_compiler_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(step: Any) -> Any:
+        raise RuntimeError("no C++ compiler found\nand so on")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint")
+    assert done.exit_code == 1
+    assert (
+        "torch cannot compile here (no C++ compiler found), expected a C++ compiler; train with --eager" in done.output
+    )
+    assert not [*(tmp_path / "work").iterdir()]
+
+
+def weights_of(checkpoint: Path) -> dict[tuple[str, str], Tensor]:
+    return {
+        (path.parent.name, name): value
+        for path in checkpoint.rglob("*.safetensors")
+        for name, value in load_file(path).items()
+    }
+
+
+def scaling_factor(checkpoint: Path) -> float:
+    return float(json.loads((checkpoint / "vae" / "config.json").read_text())["scaling_factor"])
+
+
+SHORT = ("--length", "0.0003", "--eager")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `work` and `checkpoint`, of two steps of every part."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = command("--work", folder / "work", "--output", folder / "checkpoint", *SHORT)
+    assert done.exit_code == 0, done.output
+    for part in NEEDS:
+        assert f"{part}: 0." in done.output
+    return folder
+
+
+def test_the_whole_command(whole: Path) -> None:
+    weights = weights_of(whole / "checkpoint")
+    assert {part for part, _ in weights} == {"text_encoder", "unet", "vae", "safety_checker"}
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    assert [plan.name for plan in PLANS] == [*NEEDS]
+
+
+def test_a_run_that_was_stopped_in_two_places_makes_the_same_checkpoint(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two steps of the autoencoder, and while the latents are written; then once more when all is done."""
+    arguments = ("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", *SHORT)
+    step, calls = Randomness.of, 0
+
+    def stopped_step(seed: int, number: int) -> Randomness:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise StoppedError
+        return step(seed, number)
+
+    def stopped_save(value: Any, path: Path) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Randomness, "of", stopped_step)
+        with pytest.raises(StoppedError):
+            command(*arguments)
+    assert {path.stem for path in (tmp_path / "work").glob("*.pt")} == {"text_encoder"}
+    with monkeypatch.context() as patch:
+        patch.setattr(denoiser, "save_atomically", stopped_save)
+        with pytest.raises(StoppedError):
+            command(*arguments)
+    assert {path.stem for path in (tmp_path / "work").glob("*.pt")} == {*NEEDS} - {"denoiser"}
+    assert not (tmp_path / "checkpoint").exists()
+    expected = weights_of(whole / "checkpoint")
+    for _ in range(2):
+        assert command(*arguments).exit_code == 0
+        found = weights_of(tmp_path / "checkpoint")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+        assert scaling_factor(tmp_path / "checkpoint") == scaling_factor(whole / "checkpoint")
+
+
+def test_a_part_that_learned_from_other_weights_is_refused(whole: Path, tmp_path: Path) -> None:
+    """Training one part longer makes the states of those after it useless, and they are not taken silently."""
+    work = tmp_path / "work"
+    work.mkdir()
+    for path in (whole / "work").glob("*.pt"):
+        (work / path.name).write_bytes(path.read_bytes())
+    state = torch.load(work / "autoencoder.pt", weights_only=True)
+    state["average"]["decoder.conv_out.bias"] += 1
+    torch.save(state, work / "autoencoder.pt")
+    done = command("--work", work, "--output", tmp_path / "checkpoint", *SHORT)
+    assert done.exit_code == 1
+    assert "decoder.pt was left by another run: learns_from" in done.output
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_one_part_alone(whole: Path, tmp_path: Path) -> None:
+    """And what it needs, and no checkpoint."""
+    done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", "--only", "decoder", *SHORT)
+    assert done.exit_code == 0, done.output
+    assert {path.stem for path in (tmp_path / "work").glob("*.pt")} == {"autoencoder", "decoder"}
+    assert not (tmp_path / "checkpoint").exists()
+    states = [torch.load(folder / "work" / "decoder.pt", weights_only=True)["average"] for folder in (whole, tmp_path)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
