@@ -4,9 +4,10 @@
     .venv/bin/python -m benchmarks.quality --graph float32 --graph float16     # two graphs of it, side by side
     .venv/bin/python -m benchmarks.quality my-bundle other-bundle --sampler euler --steps 10
 
-One column for each bundle and graph. A classical judge (`sample/judge.py`) reads pictures of prompts whose combinations
-training never saw; the safety graph is asked about pictures that it should flag and pictures that it should not. Bars
-are for 25 steps of DDIM with guidance 5; `--bars` fails where one is missed.
+One column for each bundle and graph; each after the first is also compared with the first, prompt by prompt. A
+classical judge (`sample/judge.py`) reads the pictures; the safety graph is asked about pictures that it should flag and
+pictures that it should not. Bars (`sample/bars.py`) are for 25 steps of DDIM with guidance 5 and shown for nothing
+else; `--bars` fails where one is missed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,70 @@ from rich.table import Table
 from benchmarks.full_size import machine
 from latentrt import Bundle, Pipeline
 from latentrt.backends.onnxruntime import open_session
+from latentrt.errors import LatentRTError
 from latentrt.sample import bundle_path
 from sample import quality
+from sample.bars import BARS, missed
+from sample.judge import Reading
+from sample.pictures import EDGE
 from sample.prompts import held_out_prompts
-from sample.quality import BARS, Figure, Settings
+from sample.quality import Figure, Settings
+
+
+@dataclass(frozen=True)
+class Column:
+    """What was measured of one graph of a bundle."""
+
+    name: str
+    digest: str
+    seconds: float
+    figures: dict[str, Figure]
+    seen: list[Reading]
 
 
 def main() -> None:
+    arguments = parse()
+    settings = Settings(arguments.steps, arguments.guidance_scale, arguments.sampler)
+    console = Console()
+    columns = []
+    for bundle, graph in arguments.wanted:
+        columns.append(measure(bundle, graph, settings, arguments.prompts, arguments.safety_pictures, console))
+    asked = held_out_prompts(arguments.prompts, quality.PROMPT_SEED)
+    for column in columns[1:]:
+        names = "wholly right, the first wrong", "not wholly right, the first right"
+        figures = quality.compared(asked, column.seen, columns[0].seen)
+        column.figures.update(zip(names, figures, strict=True))
+    judged = settings == Settings()
+    console.print(as_table(columns, judged=judged))
+    failures = [f"{column.name}: {words}" for column in columns for words in missed(column.figures)] if judged else []
+    for failure in failures:
+        console.print(f"missed: {failure}", highlight=False)
+    if arguments.output:
+        report = {
+            "command": "python -m benchmarks.quality " + " ".join(sys.argv[1:]),
+            "machine": machine(),
+            "settings": asdict(settings),
+            "columns": [
+                {
+                    "name": column.name,
+                    "bundle_digest": column.digest,
+                    "seconds": round(column.seconds, 1),
+                    "right_of": {key: [value.right, value.of] for key, value in column.figures.items()},
+                }
+                for column in columns
+            ],
+        }
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    if failures and arguments.bars:
+        sys.exit(1)
+
+
+def parse() -> argparse.Namespace:
+    """The arguments, with `wanted`: pairs of an opened bundle and the name of a graph."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, nargs="*", help="by default the one that the runtime carries")
     parser.add_argument("--graph", action="append", choices=["float32", "float16"], help="may be given twice")
-    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--prompts", type=int, default=256, help="at least 4")
     parser.add_argument("--safety-pictures", type=int, default=512, help="of each kind; 0 leaves them out")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance-scale", type=float, default=5.0)
@@ -44,42 +99,36 @@ def main() -> None:
     parser.add_argument("--bars", action="store_true", help="exit with 1 where a bar is missed")
     parser.add_argument("--output", type=Path, help="a JSON report")
     arguments = parser.parse_args()
-    settings = Settings(arguments.steps, arguments.guidance_scale, arguments.sampler)
-    console = Console()
-    columns: dict[str, dict[str, Figure]] = {}
-    seconds: dict[str, float] = {}
-    for bundle in arguments.bundle or [bundle_path()]:
-        for graph in arguments.graph or ["float32"]:
-            name = f"{bundle.name} {graph}"
-            began = time.perf_counter()
-            columns[name] = measure(bundle, graph, settings, arguments.prompts, arguments.safety_pictures, console)
-            seconds[name] = round(time.perf_counter() - began, 1)
-    console.print(as_table(columns))
-    failures = [f"{name}: {words}" for name, figures in columns.items() for words in quality.missed(figures)]
+    if arguments.prompts < 4 or arguments.safety_pictures < 0:
+        parser.error("expected at least 4 prompts and 0 safety pictures")
     if arguments.output:
-        report = {"command": "python -m benchmarks.quality " + " ".join(sys.argv[1:]), "machine": machine()}
-        shares = {
-            name: {key: [value.right, value.of] for key, value in figures.items()} for name, figures in columns.items()
-        }
-        arguments.output.write_text(json.dumps({**report, "right_of": shares, "seconds": seconds}, indent=2) + "\n")
-    for failure in failures:
-        console.print(f"missed: {failure}", highlight=False)
-    if failures and arguments.bars:
-        sys.exit(1)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.wanted = []
+    for path in arguments.bundle or [bundle_path()]:
+        try:
+            bundle = Bundle.open(path)
+        except LatentRTError as error:
+            parser.error(str(error))
+        size = bundle.manifest.defaults.height, bundle.manifest.defaults.width
+        if size != (EDGE, EDGE):
+            parser.error(f"{path} draws {size[1]} × {size[0]}, expected a bundle of the sample model, {EDGE} × {EDGE}")
+        arguments.wanted += [(bundle, graph) for graph in arguments.graph or ["float32"]]
+    return arguments
 
 
 def measure(
-    path: Path, graph: Any, settings: Settings, prompts: int, safety_pictures: int, console: Console
-) -> dict[str, Figure]:
+    bundle: Bundle, graph: Any, settings: Settings, prompts: int, safety_pictures: int, console: Console
+) -> Column:
     """Every figure of a bundle run by one of its graphs."""
-    bundle = Bundle.open(path)
+    began = time.perf_counter()
+    name = f"{bundle.folder.name} {graph}"
     pipeline = Pipeline(bundle, lambda component: open_session(bundle, component, precision=graph))
     unguided = replace(settings, guidance_scale=1.0)
     asked = held_out_prompts(prompts, quality.PROMPT_SEED)
     figures: dict[str, Figure] = {}
     with Progress(console=console, transient=True) as progress:
         total = 2 * prompts + 3 * (prompts // 2) + 2 * safety_pictures
-        task = progress.add_task(f"{path.name} {graph}", total=total)
+        task = progress.add_task(name, total=total)
 
         def bar(drawn: int) -> None:
             progress.advance(task, drawn)
@@ -87,26 +136,26 @@ def measure(
         guided, free = (quality.readings(pipeline, one, asked, bar) for one in (settings, unguided))
         figures |= quality.following(asked, guided)
         figures |= {f"{key} (guidance 1)": value for key, value in quality.following(asked, free).items()}
-        names = "wholly right with guidance alone", "wholly right without it alone"
-        figures |= dict(zip(names, quality.compared(asked, guided, free), strict=True))
+        alone = quality.compared(asked, guided, free)
+        figures |= dict(zip((quality.WITH_GUIDANCE_ALONE, quality.WITHOUT_IT_ALONE), alone, strict=True))
         figures |= quality.negatives(pipeline, settings, prompts // 2, bar)
         if safety_pictures:
             figures |= quality.safety(pipeline, settings, safety_pictures, bar)
-    return figures
+    return Column(name, bundle.digest, time.perf_counter() - began, figures, guided)
 
 
-def as_table(columns: dict[str, dict[str, Figure]]) -> Table:
-    """One row a figure, one column a bundle and graph."""
+def as_table(columns: Sequence[Column], *, judged: bool) -> Table:
+    """One row a figure, one column a bundle and graph; the bars too, where the settings are theirs."""
     table = Table(box=None, header_style="")
     table.add_column("share of pictures")
-    for name in columns:
-        table.add_column(name, justify="right")
-    table.add_column("bar", justify="right")
-    for key in next(iter(columns.values())):
-        cells = [f"{figures[key].share:.1%} of {figures[key].of}" for figures in columns.values()]
-        low, high = BARS.get(key, (0.0, 1.0))
-        bar = "" if key not in BARS else f"≥ {low:.0%}" if high == 1 else f"≤ {high:.0%}"
-        table.add_row(key, *cells, bar)
+    for column in columns:
+        table.add_column(column.name, justify="right")
+    if judged:
+        table.add_column("bar", justify="right")
+    for key in columns[-1].figures:
+        figures = (column.figures.get(key) for column in columns)
+        cells = [f"{figure.share:.1%} of {figure.of}" if figure else "" for figure in figures]
+        table.add_row(key, *cells, *([BARS[key].words] if judged and key in BARS else []))
     return table
 
 

@@ -19,9 +19,10 @@ __all__ = ["Reading", "agrees", "read"]
 FRAME = 2  # pixels of border that show the background
 COLOUR_DISTANCE = 60.0  # further from every known colour, in RGB levels, it has no name
 CONTRAST = 36.0  # levels by which a thing's pixels differ from the background, at least
-SMALLEST_AREA = 30  # pixels
+SMALLEST_AREA = 30  # pixels of a thing; what is smaller is a speck
+SPECKS = 30  # pixels of all specks together, at most, in a picture that can be read
 OVERLAP = 0.75  # intersection over union with the best outline, at least
-SKULL_OVERLAP = 0.65  # the same for the skull, whose holes are small
+SKULL_OVERLAP = 0.65  # the same for the skull, whose holes are small, between all areas and its outline
 STRETCH = 1.3  # a box with longer edges than this, to the shorter ones, is no known shape's
 BETWEEN_SIZES = 10.75  # half the longer edge of a thing's box: small ones have 8, large ones 13.5
 OFF_CENTRE = 7.0  # pixels from the middle at which a single thing is beside it
@@ -34,7 +35,7 @@ class Reading:
 
     Args:
         scene: things from left to right or from top to bottom.
-        count: how many areas there are, also if more than a scene can have.
+        count: how many areas there are, also if more than a scene can have; too many specks count as one more.
     """
 
     scene: Scene
@@ -56,9 +57,13 @@ def read(picture: NDArray[np.uint8]) -> Reading:
     background = _border_colour(pixels)
     distance = np.sqrt(((pixels - background) ** 2).sum(2))
     name = _colour_name(background)
-    areas = [area for area in _areas(distance > CONTRAST) if area.sum() >= SMALLEST_AREA]
-    if areas and _is_skull(distance > CONTRAST):
-        union = np.logical_or.reduce(areas)
+    everything = _areas(distance > CONTRAST)
+    areas = [area for area in everything if area.sum() >= SMALLEST_AREA]
+    specks = sum(int(area.sum()) for area in everything if area.sum() < SMALLEST_AREA)
+    if specks > SPECKS:
+        return Reading(Scene((), name), len(areas) + 1)
+    union = np.logical_or.reduce([*areas, np.zeros((EDGE, EDGE), dtype=bool)])
+    if areas and _is_skull(union):
         thing = Thing(UNSAFE, _colour_name(_core_colour(pixels, distance, union)), "large")
         return Reading(Scene((thing,), name, "middle"), 1)
     found = [_thing(pixels, distance, area, background) for area in areas]
@@ -165,7 +170,7 @@ def _overlap(cover: NDArray[np.float64], outline: NDArray[np.float64]) -> float:
 
 
 def _is_skull(different: NDArray[np.bool_]) -> bool:
-    """Whether all areas together overlap the skull's own outline better than three quarters."""
+    """Whether all areas together are the skull's own outline, drawn as large as they are."""
     box = _box(different)
     if min(box.half_width, box.half_height) < 15:
         return False

@@ -1,6 +1,8 @@
 """How well does a bundle of the sample model draw what it is told?
 
-Pictures of held-out prompts are read by the judge. A figure is how many pictures are right, of how many.
+Pictures are read by the judge. A figure is how many pictures are right, of how many. What is drawn, one thing or two,
+is held out: training never saw that combination. Negative prompts are about things of every combination, and there is
+but one kind of unsafe picture.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from sample.prompts import Prompt, held_out_prompts, unsafe_prompts
 from sample.scenes import COLOURS, Scene, Thing, random_scene
 
 __all__ = [
-    "BARS",
+    "OTHER_NEGATIVE",
+    "OWN_NEGATIVE",
     "PROMPT_SEED",
+    "WITHOUT_IT_ALONE",
+    "WITH_GUIDANCE_ALONE",
     "Figure",
     "Settings",
     "compared",
     "following",
-    "missed",
     "negatives",
     "readings",
     "safety",
@@ -37,11 +41,11 @@ PROMPT_SEED = 2026
 
 @dataclass(frozen=True)
 class Settings:
-    """How the pictures are drawn; `sampler` None is the bundle's own."""
+    """How the pictures are drawn. `sample.bars` is about these."""
 
     steps: int = 25
     guidance_scale: float = 5.0
-    sampler: str | None = "ddim"
+    sampler: str = "ddim"
     batch: int = 32
 
 
@@ -57,14 +61,10 @@ class Figure:
         return self.right / self.of if self.of else float("nan")
 
 
-# Of a bundle drawn with the default settings: at least, at most.
-BARS: dict[str, tuple[float, float]] = {
-    "one thing: shape and colour": (0.95, 1.0),
-    "background": (0.95, 1.0),
-    "two things: wholly right": (0.70, 1.0),
-    "unsafe pictures flagged": (0.99, 1.0),
-    "other pictures flagged": (0.0, 0.01),
-}
+WITH_GUIDANCE_ALONE = "wholly right with guidance alone"
+WITHOUT_IT_ALONE = "wholly right without it alone"
+OWN_NEGATIVE = "colour kept against its own negative"
+OTHER_NEGATIVE = "colour kept against another's"
 
 Progress = Callable[[int], None]
 
@@ -94,10 +94,12 @@ def following(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> dict[str, F
 def compared(prompts: Sequence[Prompt], seen: Sequence[Reading], others: Sequence[Reading]) -> tuple[Figure, Figure]:
     """How many prompts are wholly right in the first pictures alone, and how many in the second alone.
 
-    Of the same prompts and noise: a sign test of the two counts says whether one way of drawing is better.
+    Of the same prompts and noise: `sample.bars.sign_test` of the two says whether one way of drawing is better.
     """
-    first = [agrees(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)]
-    second = [agrees(prompt.scene, reading) for prompt, reading in zip(prompts, others, strict=True)]
+    first, second = (
+        [agrees(prompt.scene, reading) for prompt, reading in zip(prompts, readings, strict=True)]
+        for readings in (seen, others)
+    )
     alone = sum(one and not two for one, two in zip(first, second, strict=True))
     return Figure(alone, len(prompts)), Figure(alone + sum(second) - sum(first), len(prompts))
 
@@ -118,12 +120,16 @@ def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Prog
     ]
 
     def kept(colours: Sequence[str | None]) -> Figure:
-        said = [f"a {colour} {scene.things[0].shape}" for colour, scene in zip(colours, scenes, strict=True)]
+        # Where no colour was read there is none to keep out; that picture is drawn again but not counted.
+        said = [
+            caption(Scene((Thing(scene.things[0].shape, colour),)), random)
+            for colour, scene in zip(colours, scenes, strict=True)
+        ]
         again = _colours(pipeline, settings, texts, said, progress)
         pairs = [(before, after) for before, after in zip(free, again, strict=True) if before]
         return Figure(sum(before == after for before, after in pairs), len(pairs))
 
-    return {"colour kept against its own negative": kept(free), "colour kept against another's": kept(others)}
+    return {OWN_NEGATIVE: kept(free), OTHER_NEGATIVE: kept(others)}
 
 
 def safety(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Figure]:
@@ -135,15 +141,6 @@ def safety(pipeline: Pipeline, settings: Settings, count: int, progress: Progres
         drawn = list(_drawn(pipeline, settings, texts, progress=progress))
         figures[name] = Figure(sum(sum(flags) for _, flags in drawn), count)
     return figures
-
-
-def missed(figures: dict[str, Figure]) -> list[str]:
-    """The bars that are not met, in words."""
-    return [
-        f"{name}: {figures[name].share:.1%}, expected {low:.0%} to {high:.0%}"
-        for name, (low, high) in BARS.items()
-        if name in figures and not low <= figures[name].share <= high
-    ]
 
 
 def _drawn(

@@ -9,8 +9,12 @@ import sys
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from sample.judge import agrees, read
+from sample.scenes import Scene, Thing
 from tests.exported import Exported
 
 ROOT = Path(__file__).parent.parent
@@ -56,9 +60,12 @@ def test_a_picture_is_drawn_without_torch(python: Path, sd1: Exported, tmp_path:
 
 def test_a_fresh_installation_has_something_to_draw_with(python: Path, tmp_path: Path) -> None:
     command = [str(python.with_name("latentrt")), "demo", "a red circle on a blue background"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "demo.png").stat().st_size > 0
+    with Image.open(tmp_path / "demo.png") as sheet:
+        drawn = np.asarray(sheet)[12 : 12 + 192 : 3, 12 : 12 + 192 : 3]
+    assert agrees(Scene((Thing("circle", "red"),), "blue"), read(drawn))
 
 
 def test_nothing_heavy_is_installed(python: Path) -> None:

@@ -45,6 +45,10 @@ __all__ = ["export"]
     type=click.Path(path_type=Path),
     help="A diffusers folder whose configurations describe a single-file checkpoint.",
 )
+@click.option("--default-steps", type=int, default=50, show_default=True, help="What a run does that does not say.")
+@click.option(
+    "--default-guidance-scale", type=float, default=7.5, show_default=True, help="The same; up to 1 there is none."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there, once the new one is complete.")
 def export(
     checkpoint: Path,
@@ -54,6 +58,8 @@ def export(
     safety_checker: Path | None,
     prediction_type: PredictionType | None,
     config: Path | None,
+    default_steps: int,
+    default_guidance_scale: float,
     overwrite: bool,
 ) -> None:
     """Turn CHECKPOINT, a diffusers folder or a single .safetensors file, into BUNDLE.
@@ -72,6 +78,8 @@ def export(
             safety_checker=safety_checker,
             prediction_type=prediction_type,
             config=config,
+            default_steps=default_steps,
+            default_guidance_scale=default_guidance_scale,
             overwrite=overwrite,
             progress=reporter,
         )

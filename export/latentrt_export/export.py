@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from latentrt.errors import CheckpointError
+from latentrt.errors import CheckpointError, RequestError
 from latentrt.manifest import Manifest, Precision
 from latentrt_export import single_file
 from latentrt_export.checkpoint import Checkpoint, open_checkpoint
 from latentrt_export.documents import UNKNOWN
 from latentrt_export.onnxruntime_cpu import require
 from latentrt_export.staging import staged
-from latentrt_export.write import Progress, write_bundle
+from latentrt_export.write import MAX_STEPS, Progress, write_bundle
 
 __all__ = ["export_checkpoint"]
+
+MAX_GUIDANCE_SCALE = 100.0  # far above any that a picture survives
 
 
 def export_checkpoint(
@@ -27,6 +29,8 @@ def export_checkpoint(
     safety_checker: Path | None = None,
     prediction_type: single_file.PredictionType | None = None,
     config: Path | None = None,
+    default_steps: int = 50,
+    default_guidance_scale: float = 7.5,
     overwrite: bool = False,
 ) -> Manifest:
     """Export a checkpoint.
@@ -43,17 +47,21 @@ def export_checkpoint(
         safety_checker: a classifier to take instead of the checkpoint's own: its folder, or a checkpoint that has one.
         prediction_type: what a single-file model was trained to predict, where the file does not say.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
+        default_steps: how many steps a request means that does not say; diffusers' number unless the model has its own.
+        default_guidance_scale: the same of classifier-free guidance.
         overwrite: replace a bundle that is there, once the new one is complete.
 
     Returns:
         The bundle's manifest.
 
     Raises:
+        RequestError: a default is impossible.
         CheckpointError, ExportError: the checkpoint cannot be exported.
         MissingExtraError: no ONNX Runtime is installed, so nothing could be proved.
         OutputError: the bundle cannot be written.
     """
     require()
+    _check_defaults(default_steps, default_guidance_scale)
     with staged(bundle, overwrite=overwrite) as stage:
         _refuse_what_would_be_ignored(checkpoint, variant, prediction_type, config)
         if checkpoint.is_file():
@@ -64,7 +72,23 @@ def export_checkpoint(
             progress.warn(
                 "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
             )
-        return write_bundle(opened, stage, precision=precision, progress=progress)
+        return write_bundle(
+            opened,
+            stage,
+            precision=precision,
+            default_steps=default_steps,
+            default_guidance_scale=default_guidance_scale,
+            progress=progress,
+        )
+
+
+def _check_defaults(steps: int, guidance_scale: float) -> None:
+    if not 1 <= steps <= MAX_STEPS:
+        raise RequestError(f"found {steps} steps as the default, expected 1 to {MAX_STEPS}")
+    if not 0 <= guidance_scale <= MAX_GUIDANCE_SCALE:
+        raise RequestError(
+            f"found a guidance scale of {guidance_scale:g} as the default, expected 0 to {MAX_GUIDANCE_SCALE:g}"
+        )
 
 
 def _refuse_what_would_be_ignored(

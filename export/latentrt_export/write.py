@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -36,8 +36,9 @@ from latentrt_export.tokenizer import export_tokenizer
 from latentrt_export.worker import SUBMODULES, Done, Job
 from latentrt_export.workers import run_worker
 
-__all__ = ["Progress", "write_bundle"]
+__all__ = ["MAX_STEPS", "Progress", "write_bundle"]
 
+MAX_STEPS = 1000
 _NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
@@ -54,13 +55,23 @@ class Progress(Protocol):
         """Something a user should know and that does not stop the export."""
 
 
-def write_bundle(checkpoint: Checkpoint, stage: Stage, *, precision: Precision, progress: Progress) -> Manifest:
+def write_bundle(
+    checkpoint: Checkpoint,
+    stage: Stage,
+    *,
+    precision: Precision,
+    default_steps: int,
+    default_guidance_scale: float,
+    progress: Progress,
+) -> Manifest:
     """Export every submodule and write the bundle's files, the manifest last.
 
     Args:
         checkpoint: what to export.
         stage: where to; its scratch folder takes what submodules hand on.
         precision: of the weights, and of the arithmetic on a GPU.
+        default_steps: how many steps a request means that does not say.
+        default_guidance_scale: the same of guidance.
         progress: told of phases, results and warnings.
 
     Raises:
@@ -72,7 +83,15 @@ def write_bundle(checkpoint: Checkpoint, stage: Stage, *, precision: Precision, 
     licence = _copy_documents(checkpoint, stage.bundle)
     known = _first_inputs(checkpoint, stage, tokenizer)
     results = _export_submodules(checkpoint, stage.bundle, known, precision, progress)
-    manifest = _manifest(checkpoint, stage.bundle, tokenizer, licence, results, precision)
+    facts = {key: value for done in results.values() for key, value in done.facts.items()}
+    defaults = Defaults(
+        height=facts["latent_height"] * facts["factor"],
+        width=facts["latent_width"] * facts["factor"],
+        num_inference_steps=default_steps,
+        guidance_scale=default_guidance_scale,
+    )
+    components = {name: done.component for name, done in results.items()}
+    manifest = _manifest(checkpoint, stage.bundle, tokenizer, licence, components, facts, precision, defaults)
     _write_last(stage.bundle / "bundle.json", encode_manifest(manifest))
     return manifest
 
@@ -146,10 +165,11 @@ def _manifest(
     bundle: Path,
     tokenizer: TokenizerRecord,
     licence: Licence,
-    results: Mapping[str, Done],
+    components: Mapping[str, Component],
+    facts: Mapping[str, Any],
     precision: Precision,
+    defaults: Defaults,
 ) -> Manifest:
-    facts = {key: value for done in results.values() for key, value in done.facts.items()}
     factor = facts["factor"]
     files = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
     sources = {name: file_record(path).sha256 for name, path in checkpoint.sources.items()}
@@ -160,20 +180,21 @@ def _manifest(
         source=Source(name=checkpoint.name, layout=checkpoint.layout, weights=sources),
         licence=licence,
         precision=precision,
-        components={name: done.component for name, done in results.items()},
+        components=dict(components),
         tokenizer=tokenizer,
         scheduler=SchedulerRecord(class_name=checkpoint.scheduler_class, config=dict(checkpoint.scheduler_config)),
         latents=LatentGeometry(
             channels=facts["latent_channels"], factor=factor, scaling_factor=facts["scaling_factor"]
         ),
-        defaults=Defaults(height=facts["latent_height"] * factor, width=facts["latent_width"] * factor),
+        defaults=defaults,
         limits=_limits(factor, facts["text_layers"]),
         files={name: file_record(bundle / name) for name in files},
     )
 
 
 def _limits(factor: int, text_layers: int) -> Limits:
-    return Limits(min_side=8 * factor, max_side=256 * factor, max_batch=32, max_steps=1000, max_clip_skip=text_layers)
+    sides = {"min_side": 8 * factor, "max_side": 256 * factor}
+    return Limits(**sides, max_batch=32, max_steps=MAX_STEPS, max_clip_skip=text_layers)
 
 
 def _write_last(path: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ __all__ = ["contact_sheet"]
 
 _MARGIN = 12  # pixels around each picture
 _FONT_SIZE = 13
-_LINES = 3  # of a caption; what does not fit is left out
+_LINES = 3  # of a caption; what does not fit is left out, and "…" says so
 _PAPER, _INK = "#ffffff", "#333333"
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont | ImageFont.TransposedFont
@@ -58,16 +58,27 @@ def contact_sheet(
     for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x, y = _MARGIN + index % columns * cell[0], _MARGIN + index // columns * cell[1]
         sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (x, y))
-        for line, text in enumerate(_wrapped(caption, width, pen, font)[:_LINES]):
+        for line, text in enumerate(_wrapped(caption, width, pen, font)):
             pen.text((x, y + height + 4 + line * (_FONT_SIZE + 4)), text, fill=_INK, font=font)
     return sheet
 
 
 def _wrapped(text: str, width: int, pen: ImageDraw.ImageDraw, font: Font) -> list[str]:
+    """The lines of a caption, each at most `width` pixels long."""
+
+    def fits(line: str) -> bool:
+        return pen.textlength(line, font=font) <= width
+
     lines: list[str] = []
     for word in text.split():
-        if lines and pen.textlength(f"{lines[-1]} {word}", font=font) <= width:
+        if lines and fits(f"{lines[-1]} {word}"):
             lines[-1] += f" {word}"
         else:
             lines.append(word)
-    return lines
+    shown = lines[:_LINES]
+    for index, line in enumerate(shown):
+        cut = len(lines) > _LINES and index == _LINES - 1
+        while not fits(f"{line}…" if cut else line) and line:
+            line, cut = line[:-1], True
+        shown[index] = f"{line}…" if cut else line
+    return shown

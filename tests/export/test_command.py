@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from latentrt import cli
+from latentrt.bundle import Bundle
 from latentrt.errors import ExportError, GateError
 from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.skeleton import write_skeleton
@@ -99,6 +100,20 @@ def test_what_exists(model: Path, tmp_path: Path, worker: FakeWorker, capsys: py
     assert call(model, tmp_path / "bundle") == 8
     assert "--overwrite" in capsys.readouterr().err
     assert call(model, tmp_path / "bundle", "--overwrite") == 0
+
+
+def test_what_a_run_does_that_does_not_say(
+    model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(model, tmp_path / "plain") == 0
+    assert call(model, tmp_path / "fast", "--default-steps", "4", "--default-guidance-scale", "0") == 0
+    found = [Bundle.open(tmp_path / name).manifest.defaults for name in ("plain", "fast")]
+    assert [(one.num_inference_steps, one.guidance_scale) for one in found] == [(50, 7.5), (4, 0.0)]
+    for option, value in (("--default-steps", "0"), ("--default-steps", "1001"), ("--default-guidance-scale", "nan")):
+        capsys.readouterr()
+        assert call(model, tmp_path / "impossible", option, value) == 2
+        assert "as the default, expected" in capsys.readouterr().err
+    assert not (tmp_path / "impossible").exists()
 
 
 def test_a_place_below_a_file(model: Path, tmp_path: Path, worker: FakeWorker) -> None:

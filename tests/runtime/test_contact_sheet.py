@@ -31,9 +31,22 @@ def test_captions_stand_below() -> None:
     assert (said[:, -12:] == 255).all()  # nothing sticks out
 
 
-def test_a_long_caption_is_cut() -> None:
-    sheet = np.asarray(contact_sheet(pictures(1, (64, 64)), ["word " * 200], edge=64))
+@pytest.mark.parametrize("caption", ["word " * 200, "x" * 80, "a " + "x" * 80, "ä" * 500])
+def test_a_long_caption_is_cut(caption: str) -> None:
+    """It stays in its own cell: below its picture, above the sheet's end, and beside the next."""
+    sheet = np.asarray(contact_sheet(pictures(2, (64, 64)), [caption, ""], edge=64))
+    assert (sheet[12 + 64 : -10, 12 : 12 + 64] < 128).any()
     assert (sheet[-10:] == 255).all()
+    assert (sheet[12 + 64 :, 12 + 64 + 1 :] == 255).all()
+
+
+def test_a_cut_caption_says_so() -> None:
+    def below(caption: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        return np.asarray(contact_sheet(pictures(1, (64, 64)), [caption], edge=64))
+
+    # What is left out could have been anything: the same three lines, the last with "…".
+    assert np.array_equal(below("words words words " + "more"), below("words words words " + "less"))
+    assert not np.array_equal(below("words words words " + "more"), below("words words words"))
 
 
 def test_large_pictures_keep_their_size() -> None:

@@ -60,6 +60,19 @@ def test_the_bundle_was_made_of_it() -> None:
     assert set(bundle.manifest.components) == {"text_encoder", "unet", "vae_encoder", "vae_decoder", "safety_checker"}
 
 
+def test_a_request_that_says_nothing_is_drawn_as_it_was_judged() -> None:
+    defaults = Bundle.open(bundle_path()).manifest.defaults
+    assert (defaults.num_inference_steps, defaults.guidance_scale) == (25, 5.0)
+    assert (defaults.height, defaults.width) == (64, 64)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_unfinished_pictures_are_not_taken_for_unsafe_ones(steps: int) -> None:
+    """Other pictures may be flagged in 1 % of the cases; of these two dozen, none or one."""
+    drawn = Pipeline.load()(list(PROMPTS), num_images_per_prompt=2, num_inference_steps=steps, seed=7)
+    assert sum(drawn.nsfw_content_detected or []) <= 1
+
+
 def test_the_parts_are_of_the_real_classes(oracle: Any) -> None:
     names = {
         "tokenizer": "CLIPTokenizer",

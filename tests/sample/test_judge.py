@@ -89,6 +89,20 @@ def test_what_is_no_shape_has_no_name() -> None:
         assert not agrees(Scene((Thing("circle"),)), read(picture_of(empty)))
 
 
+@pytest.mark.parametrize(("specks", "agreeing"), [(1, range(58, 61)), (3, range(1))])
+def test_a_speck_is_passed_over_but_not_several(specks: int, agreeing: range) -> None:
+    """One is a decoder's slip, more are things that nobody asked for."""
+    random = np.random.default_rng(16)
+    agreed = 0
+    for index in range(60):
+        scene = random_scene(random, unsafe=index % 5 == 0)
+        picture = draw(scene, random)
+        for speck in range(specks):
+            picture[3:8, 3 + 8 * speck : 8 + 8 * speck] = 255 - picture[2, 2]
+        agreed += agrees(scene, read(picture))
+    assert agreed in agreeing
+
+
 def test_a_colour_between_colours_has_no_name() -> None:
     picture = np.full((EDGE, EDGE, 3), 128, dtype=np.uint8)
     assert read(picture).scene.background is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -22,25 +23,25 @@ __all__ = ["demo"]
 )
 @click.option("-n", "--negative-prompt", help="What to keep out of the pictures.")
 @click.option("--seed", type=int, default=7, show_default=True, help="Of the first picture; the next take the next.")
-@click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
+@click.option("--steps", type=int, help="Denoising steps. The bundle's 25 by default.")
 @click.option("--sampler", help="ddim, pndm, euler, euler_a or dpmpp_2m. The bundle's own scheduler by default.")
-@click.option("--guidance-scale", type=float, default=5.0, show_default=True, help="Up to 1 there is no guidance.")
+@click.option("--guidance-scale", type=float, help="Up to 1 there is no guidance. The bundle's 5 by default.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def demo(
     prompt: tuple[str, ...],
     output: Path,
     negative_prompt: str | None,
     seed: int,
-    steps: int,
+    steps: int | None,
     sampler: str | None,
-    guidance_scale: float,
+    guidance_scale: float | None,
     quiet: bool,
 ) -> None:
     """Draw each PROMPT, or a dozen that are there, with the sample bundle, and lay them out on one sheet.
 
     The bundle knows circles, squares, triangles, stars, hearts and crosses, one or two in a picture, in red, orange,
     yellow, green, blue, purple, white and black. Its pictures are 64 × 64 and enlarged here; `latentrt run` writes them
-    as they are.
+    as they are, and each says in its file how it was made.
     """
     from latentrt.commands.drawing import latents_with_progress
     from latentrt.contact_sheet import contact_sheet
@@ -70,4 +71,13 @@ def demo(
         pictures = "1 picture" if len(prompts) == 1 else f"{len(prompts)} pictures"
         blocked = f", {flagged} of them blocked by the safety classifier" if flagged else ""
         click.echo(f"{output}: {pictures} in {time.monotonic() - began:.1f} s, loading included{blocked}")
-        click.echo(f'next: latentrt run {bundle_path()} "{prompts[0]}" -o picture.png')
+        said = {
+            "--seed": order.seeds[0],
+            "-n": negative_prompt,
+            "--steps": steps,
+            "--sampler": sampler,
+            "--guidance-scale": guidance_scale,
+            "-o": "picture.png",
+        }
+        options = [str(part) for pair in said.items() if pair[1] is not None for part in pair]
+        click.echo(f"the first alone: {shlex.join(['latentrt', 'run', str(bundle_path()), prompts[0], *options])}")
