@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def write_checkpoint(
         FileExistsError: something stands there that is no checkpoint.
     """
     check_place(folder)
+    folder = folder.resolve()
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     write_tokenizer(draft / "tokenizer")
@@ -78,9 +80,13 @@ def check_place(folder: Path) -> None:
 
     Raises:
         FileExistsError: something else stands there.
+        OSError: nothing can be written beside it.
     """
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise FileExistsError(f"{folder} is there and has no model_index.json, expected a checkpoint or nothing")
+    folder.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder.resolve().parent):
+        pass
 
 
 def add_prefix(file: Path, prefix: str, *, only: str = "") -> None:

@@ -160,11 +160,11 @@ def test_what_the_benchmark_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     larger = small_bundle.write_bundle(tmp_path / "larger")
-    small_bundle.edit_manifest(larger, lambda tree: tree["defaults"].update(height=512))
+    small_bundle.edit_manifest(larger, lambda tree: tree["defaults"].update(height=128))
     for arguments, words in (
         (["--prompts", "1"], "expected at least 4 prompts"),
         ([tmp_path], "bundle.json"),
-        ([larger], "draws 64 × 512, expected a bundle of the sample model, 64 × 64"),
+        ([larger], "draws 64 × 128, expected a bundle of the sample model, 64 × 64"),
     ):
         assert run_benchmark(monkeypatch, *arguments) == 2
         assert words in capsys.readouterr().err

@@ -139,6 +139,14 @@ def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
     assert not [*(tmp_path / "work").iterdir()]
 
 
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("dear")
+    done = command("--work", tmp_path / "work", "--output", tmp_path / "file" / "checkpoint")
+    assert done.exit_code == 1
+    assert "Error: [Errno" in done.output
+    assert not [*(tmp_path / "work").iterdir()]
+
+
 @pytest.mark.parametrize("length", ["0", "-1", "1e9"])
 def test_an_impossible_length(tmp_path: Path, length: str) -> None:
     done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", "--length", length)
