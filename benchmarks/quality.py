@@ -40,10 +40,10 @@ from sample.quality import Figure, Settings
 
 @dataclass(frozen=True)
 class Column:
-    """What was measured of one graph of a bundle."""
+    """What was measured of one graph of a bundle; `weights` are the SHA-256 of the checkpoint's files."""
 
     name: str
-    digest: str
+    weights: dict[str, str]
     seconds: float
     figures: dict[str, Figure]
     seen: list[Reading]
@@ -74,7 +74,7 @@ def main() -> None:
             "columns": [
                 {
                     "name": column.name,
-                    "bundle_digest": column.digest,
+                    "weights": column.weights,
                     "seconds": round(column.seconds, 1),
                     "right_of": {key: [value.right, value.of] for key, value in column.figures.items()},
                 }
@@ -141,7 +141,7 @@ def measure(
         figures |= quality.negatives(pipeline, settings, prompts // 2, bar)
         if safety_pictures:
             figures |= quality.safety(pipeline, settings, safety_pictures, bar)
-    return Column(name, bundle.digest, time.perf_counter() - began, figures, guided)
+    return Column(name, dict(bundle.manifest.source.weights), time.perf_counter() - began, figures, guided)
 
 
 def as_table(columns: Sequence[Column], *, judged: bool) -> Table:
