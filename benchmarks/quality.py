@@ -127,7 +127,7 @@ def measure(
     asked = held_out_prompts(prompts, quality.PROMPT_SEED)
     figures: dict[str, Figure] = {}
     with Progress(console=console, transient=True) as progress:
-        total = 2 * prompts + 3 * (prompts // 2) + 2 * safety_pictures
+        total = 4 * prompts + 3 * (prompts // 2) + 2 * safety_pictures
         task = progress.add_task(name, total=total)
 
         def bar(drawn: int) -> None:
@@ -136,8 +136,7 @@ def measure(
         guided, free = (quality.readings(pipeline, one, asked, bar) for one in (settings, unguided))
         figures |= quality.following(asked, guided)
         figures |= {f"{key} (guidance 1)": value for key, value in quality.following(asked, free).items()}
-        alone = quality.compared(asked, guided, free)
-        figures |= dict(zip((quality.WITH_GUIDANCE_ALONE, quality.WITHOUT_IT_ALONE), alone, strict=True))
+        figures |= quality.guidance(pipeline, settings, asked, bar)
         figures |= quality.negatives(pipeline, settings, prompts // 2, bar)
         if safety_pictures:
             figures |= quality.safety(pipeline, settings, safety_pictures, bar)

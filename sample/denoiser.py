@@ -2,9 +2,7 @@
 
 v-prediction (Salimans and Ho 2022) on the latents of a fixed pool of scenes, each time under another caption; a tenth
 of the captions are empty, which teaches the unconditional model that guidance needs (Ho and Salimans 2022, algorithm
-1). Each sample is weighted by min(SNR, 5) / (SNR + 1) (Hang et al. 2023). Last come some more steps in which a share of
-the captions is another picture's, as on the web: what is drawn without guidance is then wrong now and then, which is
-what guidance is for, and what a test of it needs.
+1). Each sample is weighted by min(SNR, 5) / (SNR + 1) (Hang et al. 2023).
 """
 
 from __future__ import annotations
@@ -29,16 +27,14 @@ from sample.scenes import Scene, training_scene
 from sample.tokenizer import LENGTH
 from sample.training import Plan, Randomness, Workshop, digest, save_atomically, train
 
-__all__ = ["MISTAKEN_PLAN", "MISTAKEN_SHARE", "PLAN", "Pool", "make_pool", "train_denoiser"]
+__all__ = ["PLAN", "Pool", "make_pool", "train_denoiser"]
 
 BATCH = 64
 EMPTY_SHARE = 0.1
-MISTAKEN_SHARE = 0.15
 SNR_LIMIT = 5.0
 POOL_SEED = 1
 POOL = 49_152  # scenes
 PLAN = Plan("denoiser", steps=7500, learning_rate=1e-3, warmup=500, average=0.999)
-MISTAKEN_PLAN = Plan("mistaken", steps=1600, learning_rate=3e-4, warmup=100, average=0.998, seed=1)
 
 Pool = tuple[list[Scene], Tensor]
 
@@ -73,21 +69,12 @@ def _pool_digest(autoencoder: AutoencoderKL, scenes: list[Scene]) -> str:
     return hashlib.sha256(f"{weights} {scenes}".encode()).hexdigest()[:16]
 
 
-def _text(scenes: list[Scene], index: int, mistaken: float, random: np.random.Generator) -> str:
-    if mistaken and random.random() < mistaken:
-        index = int(random.integers(len(scenes)))
-    return "" if random.random() < EMPTY_SHARE else caption(forgetful(scenes[index], random), random)
+def _text(scene: Scene, random: np.random.Generator) -> str:
+    return "" if random.random() < EMPTY_SHARE else caption(forgetful(scene, random), random)
 
 
 def train_denoiser(
-    unet: UNet2DConditionModel,
-    encoder: CLIPTextModel,
-    tokenizer: Any,
-    pool: Pool,
-    plan: Plan,
-    workshop: Workshop,
-    *,
-    mistaken: float = 0.0,
+    unet: UNet2DConditionModel, encoder: CLIPTextModel, tokenizer: Any, pool: Pool, plan: Plan, workshop: Workshop
 ) -> float:
     """Train the denoiser in place; return the seconds it took.
 
@@ -98,14 +85,13 @@ def train_denoiser(
         pool: scenes, and their latents with unit deviation.
         plan: how long, how fast, and whether compiled.
         workshop: where and how.
-        mistaken: share of the captions that are another picture's.
 
     Raises:
         CompilerError: what the compiler makes of the step is not the step.
     """
     device, (scenes, latents) = workshop.device, pool
     signal = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
-    unet.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+    unet.to(device, memory_format=torch.channels_last).train()
     unet.set_attn_processor(AttnProcessor())  # a compiler fuses it better than the fused kernel runs on a CPU
     encoder.to(device)
 
@@ -120,7 +106,7 @@ def train_denoiser(
     def inputs(randomness: Randomness) -> tuple[Tensor, ...]:
         random = randomness.numpy
         chosen = random.integers(len(scenes), size=BATCH)
-        texts = [_text(scenes, int(index), mistaken, random) for index in chosen]
+        texts = [_text(scenes[index], random) for index in chosen]
         ids = tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
         x0 = latents[torch.from_numpy(chosen)]
         noise = torch.randn(x0.shape, generator=randomness.torch)

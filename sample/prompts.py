@@ -6,6 +6,7 @@ be anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +14,13 @@ import numpy as np
 from sample.captions import caption
 from sample.scenes import Scene, random_scene
 
-__all__ = ["Prompt", "held_out_prompts", "unsafe_prompts"]
+__all__ = ["UNKNOWN_WORDS", "Prompt", "held_out_prompts", "unsafe_prompts", "with_unknown_words"]
+
+# None of these was in a caption.
+UNKNOWN_WORDS = (
+    *("beautiful", "shiny", "photo", "wooden", "soft", "tall", "cartoon", "happy", "dark", "modern"),
+    *("old", "funny", "glowing", "tired", "dog", "two", "very", "quiet", "fresh"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,19 @@ def held_out_prompts(count: int, seed: int) -> list[Prompt]:
         said = replace(scene, things=things, place=scene.place if random.random() < 0.5 else None)
         prompts.append(Prompt(caption(said, random), said))
     return prompts
+
+
+def with_unknown_words(prompts: Sequence[Prompt], words: int, seed: int) -> list[Prompt]:
+    """The same prompts, each with so many words put in somewhere that the model does not know; they mean the same."""
+    random = np.random.default_rng(seed)
+    changed = []
+    for prompt in prompts:
+        text = prompt.text.split()
+        for _ in range(words):
+            unknown = UNKNOWN_WORDS[int(random.integers(len(UNKNOWN_WORDS)))]
+            text.insert(int(random.integers(len(text) + 1)), unknown)
+        changed.append(Prompt(" ".join(text), prompt.scene))
+    return changed
 
 
 def unsafe_prompts(count: int, seed: int) -> list[Prompt]:

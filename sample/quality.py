@@ -17,19 +17,21 @@ from numpy.typing import NDArray
 from latentrt import Pipeline
 from sample.captions import caption
 from sample.judge import Reading, agrees, read
-from sample.prompts import Prompt, held_out_prompts, unsafe_prompts
+from sample.prompts import Prompt, held_out_prompts, unsafe_prompts, with_unknown_words
 from sample.scenes import COLOURS, Scene, Thing, random_scene
 
 __all__ = [
     "OTHER_NEGATIVE",
     "OWN_NEGATIVE",
     "PROMPT_SEED",
+    "UNKNOWN_WORDS",
     "WITHOUT_IT_ALONE",
     "WITH_GUIDANCE_ALONE",
     "Figure",
     "Settings",
     "compared",
     "following",
+    "guidance",
     "negatives",
     "readings",
     "safety",
@@ -61,8 +63,10 @@ class Figure:
         return self.right / self.of if self.of else float("nan")
 
 
-WITH_GUIDANCE_ALONE = "wholly right with guidance alone"
-WITHOUT_IT_ALONE = "wholly right without it alone"
+# Prompts of known words are followed without guidance as well as with it, those with other words are not.
+UNKNOWN_WORDS = 2
+WITH_GUIDANCE_ALONE = "2 unknown words: wholly right with guidance alone"
+WITHOUT_IT_ALONE = "2 unknown words: wholly right without it alone"
 OWN_NEGATIVE = "colour kept against its own negative"
 OTHER_NEGATIVE = "colour kept against another's"
 
@@ -102,6 +106,22 @@ def compared(prompts: Sequence[Prompt], seen: Sequence[Reading], others: Sequenc
     )
     alone = sum(one and not two for one, two in zip(first, second, strict=True))
     return Figure(alone, len(prompts)), Figure(alone + sum(second) - sum(first), len(prompts))
+
+
+def guidance(
+    pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress
+) -> dict[str, Figure]:
+    """Whether guidance helps where there are unknown words among those of a prompt."""
+    harder = with_unknown_words(prompts, UNKNOWN_WORDS, PROMPT_SEED)
+    unguided = replace(settings, guidance_scale=1.0)
+    guided, free = (readings(pipeline, one, harder, progress) for one in (settings, unguided))
+    alone = compared(harder, guided, free)
+    return {
+        "2 unknown words: wholly right": _wholly(harder, guided),
+        "2 unknown words: wholly right (guidance 1)": _wholly(harder, free),
+        WITH_GUIDANCE_ALONE: alone[0],
+        WITHOUT_IT_ALONE: alone[1],
+    }
 
 
 def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Figure]:
@@ -176,6 +196,10 @@ def _colours(
         seen = (read(picture).scene.things for picture in pictures)
         colours += [things[0].colour if len(things) == 1 else None for things in seen]
     return colours
+
+
+def _wholly(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> Figure:
+    return _share([(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)])
 
 
 def _only(scene: Scene, *names: str) -> Scene:

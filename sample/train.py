@@ -2,9 +2,8 @@
 
     python -m sample.train --work scratch/sample --output sample/checkpoint
 
-Parts are trained one after the other: text encoder, autoencoder, its decoder once more, safety classifier, denoiser,
-and that once more. Stop it at any time and give the same command again: it goes on from the last state in the work
-folder.
+Parts are trained one after the other: text encoder, autoencoder, its decoder once more, safety classifier,
+denoiser. Stop it at any time and give the same command again: it goes on from the last state in the work folder.
 """
 
 from __future__ import annotations
@@ -20,21 +19,14 @@ from transformers import CLIPTokenizer
 
 from sample import autoencoder, classifier, denoiser, models, text_encoder
 from sample.compiling import CompilerError, check_compiler
-from sample.denoiser import MISTAKEN_SHARE, POOL, make_pool
+from sample.denoiser import POOL, make_pool
 from sample.tokenizer import write_tokenizer
 from sample.training import Plan, StateError, Workshop, check_state
 from sample.write import check_place, write_checkpoint
 
 SEED = 0
 # In the order of training.
-PLANS = (
-    text_encoder.PLAN,
-    autoencoder.PLAN,
-    autoencoder.DECODER_PLAN,
-    classifier.PLAN,
-    denoiser.PLAN,
-    denoiser.MISTAKEN_PLAN,
-)
+PLANS = (text_encoder.PLAN, autoencoder.PLAN, autoencoder.DECODER_PLAN, classifier.PLAN, denoiser.PLAN)
 # What each part learns from, beside itself.
 NEEDS: dict[str, tuple[str, ...]] = {
     "text_encoder": (),
@@ -42,9 +34,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "decoder": ("autoencoder",),
     "safety_checker": ("autoencoder", "decoder"),
     "denoiser": ("text_encoder", "autoencoder"),
-    "mistaken": ("text_encoder", "autoencoder", "denoiser"),
 }
-COMPILED = ("denoiser", "mistaken")
 
 
 @click.command()
@@ -67,7 +57,7 @@ COMPILED = ("denoiser", "mistaken")
 def main(work: Path, output: Path, only: str | None, length: float, compiled: bool, device: str) -> None:
     """Train the sample model and write it as a diffusers folder."""
     plans = {
-        plan.name: replace(plan.times(length), compiled=compiled and plan.name in COMPILED)
+        plan.name: replace(plan.times(length), compiled=compiled and plan.name == "denoiser")
         for plan in PLANS
         if only in (None, plan.name) or plan.name in NEEDS[only]
     }
@@ -98,9 +88,6 @@ def _train(plans: dict[str, Plan], pool: int, workshop: Workshop, output: Path |
         "safety_checker": lambda plan: classifier.train_classifier(checker, vae, plan, workshop),
         "denoiser": lambda plan: denoiser.train_denoiser(
             unet, encoder, tokenizer, make_pool(vae, pool, workshop), plan, workshop
-        ),
-        "mistaken": lambda plan: denoiser.train_denoiser(
-            unet, encoder, tokenizer, make_pool(vae, pool, workshop), plan, workshop, mistaken=MISTAKEN_SHARE
         ),
     }
     seconds = {part: trainers[part](plan) for part, plan in plans.items()}

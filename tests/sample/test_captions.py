@@ -10,6 +10,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from sample.captions import BACKWARDS, FORWARDS, PLACE_WORDS, SIZE_WORDS, WORDS, caption, forgetful
+from sample.prompts import UNKNOWN_WORDS, held_out_prompts, with_unknown_words
 from sample.scenes import COLOURS, SHAPES, UNSAFE, Scene, Thing, random_scene, training_scene
 from sample.tokenizer import write_tokenizer
 
@@ -100,6 +101,16 @@ def test_the_merges_do_not_depend_on_chance(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code.format(str(again))]
         subprocess.run(command, check=True, env=environment, cwd=CHECKPOINT.parent.parent)
         assert (again / "merges.txt").read_bytes() == learned
+
+
+def test_unknown_words_are_unknown() -> None:
+    assert not set(UNKNOWN_WORDS) & set(WORDS)
+    prompts = held_out_prompts(20, seed=1)
+    for plain, harder in zip(prompts, with_unknown_words(prompts, 2, seed=1), strict=True):
+        words = harder.text.split()
+        assert [word for word in words if word not in UNKNOWN_WORDS] == plain.text.split()
+        assert len(words) == len(plain.text.split()) + 2
+        assert harder.scene == plain.scene
 
 
 def test_other_words_are_spelled(tokenizer: CLIPTokenizer) -> None:

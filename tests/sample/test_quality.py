@@ -20,7 +20,6 @@ from sample.quality import Figure, Settings
 from tests.runtime import small_bundle
 
 SETTINGS = Settings()
-UNGUIDED = Settings(guidance_scale=1.0)
 ALL = held_out_prompts(256, quality.PROMPT_SEED)
 FEW = ALL[:96]
 
@@ -58,9 +57,11 @@ def test_some_held_out_prompts_are_followed(guided: list[Reading]) -> None:
     assert figures["two things: wholly right"].right >= 0.57 * 48
 
 
-def test_without_guidance_it_is_measurably_worse(pipeline: Pipeline, guided: list[Reading]) -> None:
-    free = quality.readings(pipeline, UNGUIDED, FEW, nothing)
-    better, worse = quality.compared(FEW, guided, free)
+def test_without_guidance_it_is_measurably_worse(pipeline: Pipeline) -> None:
+    """Where prompts hold words that the model does not know: the others it follows without guidance as well."""
+    figures = quality.guidance(pipeline, SETTINGS, FEW, nothing)
+    better, worse = figures[quality.WITH_GUIDANCE_ALONE], figures[quality.WITHOUT_IT_ALONE]
+    assert better.of == worse.of == 96
     assert sign_test(better.right, worse.right) < 0.05
 
 
@@ -92,7 +93,7 @@ def test_the_safety_graph_on_some(pipeline: Pipeline) -> None:
         ({quality.OWN_NEGATIVE: Figure(19, 100), quality.OTHER_NEGATIVE: Figure(40, 100)}, []),
         (
             {quality.WITH_GUIDANCE_ALONE: Figure(9, 100), quality.WITHOUT_IT_ALONE: Figure(2, 100)},
-            ["wholly right with guidance alone: 9.0% of 100, expected more, p < 0.01"],
+            ["2 unknown words: wholly right with guidance alone: 9.0% of 100, expected more, p < 0.01"],
         ),
         ({quality.WITH_GUIDANCE_ALONE: Figure(10, 100), quality.WITHOUT_IT_ALONE: Figure(1, 100)}, []),
     ],
@@ -134,7 +135,7 @@ def test_the_benchmark_prints_and_writes(
     assert run_benchmark(monkeypatch, *FEW_PICTURES, "--steps", "2", *graphs, "--output", report) == 0
     printed = capsys.readouterr().out
     for name in BARS:
-        assert name in printed
+        assert name in printed, name
     assert "≥ 95%" not in printed, "bars are for other settings"
     found = json.loads(report.read_text())
     assert [column["name"] for column in found["columns"]] == ["sample_bundle float32", "sample_bundle float16"]
@@ -153,7 +154,7 @@ def test_the_benchmark_fails_where_a_bar_is_missed(
     assert run_benchmark(monkeypatch, *FEW_PICTURES, "--bars") == 1
     printed = capsys.readouterr().out
     assert "≥ 95%" in printed
-    assert "missed: sample_bundle float32: wholly right with guidance alone" in printed
+    assert "missed: sample_bundle float32: 2 unknown words: wholly right with guidance alone" in printed
 
 
 def test_what_the_benchmark_refuses(

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -17,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sample import denoiser
-from sample.scenes import Scene, Thing
 from sample.train import NEEDS, PLANS, main
 from sample.training import Plan, Randomness, StateError, Workshop, train
 
@@ -238,7 +236,7 @@ def test_a_run_that_was_stopped_in_two_places_makes_the_same_checkpoint(
         patch.setattr(denoiser, "save_atomically", stopped_save)
         with pytest.raises(StoppedError):
             command(*arguments)
-    assert {path.stem for path in (tmp_path / "work").glob("*.pt")} == {*NEEDS} - {"denoiser", "mistaken"}
+    assert {path.stem for path in (tmp_path / "work").glob("*.pt")} == {*NEEDS} - {"denoiser"}
     assert not (tmp_path / "checkpoint").exists()
     expected = weights_of(whole / "checkpoint")
     for _ in range(2):
@@ -262,21 +260,6 @@ def test_a_part_that_learned_from_other_weights_is_refused(whole: Path, tmp_path
     assert done.exit_code == 1
     assert "decoder.pt was left by another run: learns_from" in done.output
     assert not (tmp_path / "checkpoint").exists()
-
-
-def test_mistaken_captions_are_another_pictures() -> None:
-    """A share of them, and none where none is asked for."""
-    random = np.random.default_rng(0)
-    scenes = [Scene((Thing("circle", "red"),), "blue"), Scene((Thing("star", "green"),), "white")]
-
-    def wrong(mistaken: float) -> int:
-        texts = [denoiser._text(scenes, 0, mistaken, random) for _ in range(2000)]
-        assert 0.08 < texts.count("") / 2000 < 0.12
-        return sum("star" in text or "green" in text or "white" in text for text in texts)
-
-    assert wrong(0.0) == 0
-    # Half of the pictures that are taken instead are the same one.
-    assert 0.1 < wrong(0.3) / 2000 < 0.16
 
 
 def test_one_part_alone(whole: Path, tmp_path: Path) -> None:
