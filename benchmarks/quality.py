@@ -65,7 +65,7 @@ def main() -> None:
     console.print(as_table(columns, judged=judged))
     failures = [f"{column.name}: {words}" for column in columns for words in missed(column.figures)] if judged else []
     for failure in failures:
-        console.print(f"missed: {failure}", highlight=False)
+        console.print(f"missed: {failure}", highlight=False, soft_wrap=True)
     if arguments.output:
         report = {
             "command": "python -m benchmarks.quality " + " ".join(sys.argv[1:]),
@@ -146,7 +146,7 @@ def measure(
 def as_table(columns: Sequence[Column], *, judged: bool) -> Table:
     """One row a figure, one column a bundle and graph; the bars too, where the settings are theirs."""
     table = Table(box=None, header_style="")
-    table.add_column("share of pictures")
+    table.add_column("share of pictures", no_wrap=True)
     for column in columns:
         table.add_column(column.name, justify="right")
     if judged:

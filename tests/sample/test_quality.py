@@ -120,6 +120,7 @@ FEW_PICTURES = ("--prompts", "8", "--safety-pictures", "4")
 
 def run_benchmark(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     monkeypatch.setattr(sys, "argv", ["quality", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "160")
     try:
         benchmark.main()
     except SystemExit as end:
@@ -150,11 +151,11 @@ def test_the_benchmark_prints_and_writes(
 def test_the_benchmark_fails_where_a_bar_is_missed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Eight prompts are too few to show that guidance helps."""
+    """Eight prompts are too few to show that guidance or a negative helps."""
     assert run_benchmark(monkeypatch, *FEW_PICTURES, "--bars") == 1
     printed = capsys.readouterr().out
     assert "≥ 95%" in printed
-    assert "missed: sample_bundle float32: 2 unknown words: wholly right with guidance alone" in printed
+    assert "missed: sample_bundle float32: colour kept against its own negative: 25.0% of 4, expected < half" in printed
 
 
 def test_what_the_benchmark_refuses(
