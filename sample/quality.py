@@ -24,7 +24,6 @@ __all__ = [
     "OTHER_NEGATIVE",
     "OWN_NEGATIVE",
     "PROMPT_SEED",
-    "UNKNOWN_WORDS",
     "WITHOUT_IT_ALONE",
     "WITH_GUIDANCE_ALONE",
     "Figure",
@@ -64,9 +63,9 @@ class Figure:
 
 
 # Prompts of known words are followed without guidance as well as with it, those with other words are not.
-UNKNOWN_WORDS = 2
-WITH_GUIDANCE_ALONE = "2 unknown words: wholly right with guidance alone"
-WITHOUT_IT_ALONE = "2 unknown words: wholly right without it alone"
+UNKNOWN = 2
+WITH_GUIDANCE_ALONE = f"{UNKNOWN} unknown words: wholly right with guidance alone"
+WITHOUT_IT_ALONE = f"{UNKNOWN} unknown words: wholly right without it alone"
 OWN_NEGATIVE = "colour kept against its own negative"
 OTHER_NEGATIVE = "colour kept against another's"
 
@@ -112,13 +111,13 @@ def guidance(
     pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress
 ) -> dict[str, Figure]:
     """Whether guidance helps where there are unknown words among those of a prompt."""
-    harder = with_unknown_words(prompts, UNKNOWN_WORDS, PROMPT_SEED)
+    harder = with_unknown_words(prompts, UNKNOWN, PROMPT_SEED)
     unguided = replace(settings, guidance_scale=1.0)
     guided, free = (readings(pipeline, one, harder, progress) for one in (settings, unguided))
     alone = compared(harder, guided, free)
     return {
-        "2 unknown words: wholly right": _wholly(harder, guided),
-        "2 unknown words: wholly right (guidance 1)": _wholly(harder, free),
+        f"{UNKNOWN} unknown words: wholly right": _wholly(harder, guided),
+        f"{UNKNOWN} unknown words: wholly right (guidance 1)": _wholly(harder, free),
         WITH_GUIDANCE_ALONE: alone[0],
         WITHOUT_IT_ALONE: alone[1],
     }

@@ -47,8 +47,7 @@ def export_checkpoint(
         safety_checker: a classifier to take instead of the checkpoint's own: its folder, or a checkpoint that has one.
         prediction_type: what a single-file model was trained to predict, where the file does not say.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
-        default_steps: how many steps a request means that does not say; diffusers' number unless the model has its own.
-        default_guidance_scale: the same of classifier-free guidance.
+        default_steps, default_guidance_scale: what a request means that does not say them; diffusers' own by default.
         overwrite: replace a bundle that is there, once the new one is complete.
 
     Returns:
