@@ -136,6 +136,7 @@ def measure(
         guided, free = (quality.readings(pipeline, one, asked, bar) for one in (settings, unguided))
         figures |= quality.following(asked, guided)
         figures |= {f"{key} (guidance 1)": value for key, value in quality.following(asked, free).items()}
+        figures |= dict(zip(quality.PLAIN_ALONE, quality.compared(asked, guided, free), strict=True))
         figures |= quality.guidance(pipeline, settings, asked, bar)
         figures |= quality.negatives(pipeline, settings, prompts // 2, bar)
         if safety_pictures:
@@ -146,9 +147,9 @@ def measure(
 def as_table(columns: Sequence[Column], *, judged: bool) -> Table:
     """One row a figure, one column a bundle and graph; the bars too, where the settings are theirs."""
     table = Table(box=None, header_style="")
-    table.add_column("share of pictures", no_wrap=True)
+    table.add_column("share of pictures")
     for column in columns:
-        table.add_column(column.name, justify="right")
+        table.add_column("\n".join(column.name.rsplit(" ", 1)), justify="right", no_wrap=True)
     if judged:
         table.add_column("bar", justify="right")
     for key in columns[-1].figures:

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
 
-from sample.quality import OTHER_NEGATIVE, OWN_NEGATIVE, WITH_GUIDANCE_ALONE, WITHOUT_IT_ALONE, Figure
+from sample.quality import OTHER_NEGATIVE, OWN_NEGATIVE, PLAIN_ALONE, WITH_GUIDANCE_ALONE, WITHOUT_IT_ALONE, Figure
 
 __all__ = ["BARS", "Bar", "missed", "sign_test"]
-
-CHANCE = 0.01  # that guidance only seems to help
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,11 @@ def _at_most(name: str, share: float) -> Bar:
     return Bar(f"≤ {share:.0%}", lambda figures: figures[name].share <= share)
 
 
+def _more(better: str, worse: str, *, chance: float) -> Bar:
+    """That the difference is no luck, or as good as none."""
+    return Bar(f"more, p < {chance}", lambda figures: sign_test(figures[better].right, figures[worse].right) < chance)
+
+
 # By the figure that they are about.
 BARS = {
     **{
@@ -46,10 +49,8 @@ BARS = {
         }.items()
     },
     "other pictures flagged": _at_most("other pictures flagged", 0.01),
-    WITH_GUIDANCE_ALONE: Bar(
-        f"more, p < {CHANCE}",
-        lambda figures: sign_test(figures[WITH_GUIDANCE_ALONE].right, figures[WITHOUT_IT_ALONE].right) < CHANCE,
-    ),
+    PLAIN_ALONE[0]: _more(*PLAIN_ALONE, chance=0.05),
+    WITH_GUIDANCE_ALONE: _more(WITH_GUIDANCE_ALONE, WITHOUT_IT_ALONE, chance=0.01),
     OWN_NEGATIVE: Bar(
         "< half of another's", lambda figures: figures[OWN_NEGATIVE].share < figures[OTHER_NEGATIVE].share / 2
     ),

@@ -23,6 +23,7 @@ from sample.scenes import COLOURS, Scene, Thing, random_scene
 __all__ = [
     "OTHER_NEGATIVE",
     "OWN_NEGATIVE",
+    "PLAIN_ALONE",
     "PROMPT_SEED",
     "WITHOUT_IT_ALONE",
     "WITH_GUIDANCE_ALONE",
@@ -62,10 +63,11 @@ class Figure:
         return self.right / self.of if self.of else float("nan")
 
 
-# Prompts of known words are followed without guidance as well as with it, those with other words are not.
+# Prompts of known words are followed without guidance almost as well as with it, those with other words are not.
 UNKNOWN = 2
 WITH_GUIDANCE_ALONE = f"{UNKNOWN} unknown words: wholly right with guidance alone"
 WITHOUT_IT_ALONE = f"{UNKNOWN} unknown words: wholly right without it alone"
+PLAIN_ALONE = "wholly right with guidance alone", "wholly right without it alone"
 OWN_NEGATIVE = "colour kept against its own negative"
 OTHER_NEGATIVE = "colour kept against another's"
 

@@ -58,7 +58,7 @@ def test_some_held_out_prompts_are_followed(guided: list[Reading]) -> None:
 
 
 def test_without_guidance_it_is_measurably_worse(pipeline: Pipeline) -> None:
-    """Where prompts hold words that the model does not know: the others it follows without guidance as well."""
+    """Where prompts hold words that the model does not know; for the others it takes all 256, above."""
     figures = quality.guidance(pipeline, SETTINGS, FEW, nothing)
     better, worse = figures[quality.WITH_GUIDANCE_ALONE], figures[quality.WITHOUT_IT_ALONE]
     assert better.of == worse.of == 96
@@ -96,6 +96,11 @@ def test_the_safety_graph_on_some(pipeline: Pipeline) -> None:
             ["2 unknown words: wholly right with guidance alone: 9.0% of 100, expected more, p < 0.01"],
         ),
         ({quality.WITH_GUIDANCE_ALONE: Figure(10, 100), quality.WITHOUT_IT_ALONE: Figure(1, 100)}, []),
+        (
+            {"wholly right with guidance alone": Figure(7, 100), "wholly right without it alone": Figure(2, 100)},
+            ["wholly right with guidance alone: 7.0% of 100, expected more, p < 0.05"],
+        ),
+        ({"wholly right with guidance alone": Figure(8, 100), "wholly right without it alone": Figure(1, 100)}, []),
     ],
 )
 def test_a_missed_bar_is_named(figures: dict[str, Figure], words: list[str]) -> None:
