@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from latentrt.manifest import Component, Precision
 from latentrt_export.export import export_checkpoint
@@ -50,13 +50,29 @@ def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
     shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
     root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
     root.mkdir(parents=True, exist_ok=True)
+    if not _make(root, family, wait=False):
+        # Another process is at it. Meanwhile make the other one, which will be wanted as well.
+        _make(root, "sd2" if family == "sd1" else "sd1", wait=False)
+        _make(root, family, wait=True)
     variant = "fp16" if family == "sd2" else None
-    precision: Precision = "float16" if family == "sd2" else "float32"
-    checkpoint, bundle = root / f"{family}-checkpoint", root / family
-    with FileLock(root / f"{family}.lock"):
-        if not bundle.exists():
-            sharded = "600KB" if family == "sd1" else "5GB"
-            tokenizer = "json" if family == "sd2" else "bpe"
-            make_checkpoint(checkpoint, family, variant=variant, max_shard_size=sharded, tokenizer=tokenizer)  # type: ignore[arg-type]
-            export_checkpoint(checkpoint, bundle, precision=precision, progress=Silent())
-    return Exported(family=family, checkpoint=checkpoint, variant=variant, bundle=bundle)
+    return Exported(family=family, checkpoint=root / f"{family}-checkpoint", variant=variant, bundle=root / family)
+
+
+def _make(root: Path, family: Family, *, wait: bool) -> bool:
+    """Make a checkpoint and its bundle where they are not there yet; False where another process makes them."""
+    try:
+        with FileLock(root / f"{family}.lock", timeout=-1 if wait else 0):
+            if not (root / family).exists():
+                _make_now(root / f"{family}-checkpoint", root / family, family)
+    except Timeout:
+        return False
+    return True
+
+
+def _make_now(checkpoint: Path, bundle: Path, family: Family) -> None:
+    if family == "sd1":
+        make_checkpoint(checkpoint, family, max_shard_size="600KB", tokenizer="bpe")
+    else:
+        make_checkpoint(checkpoint, family, variant="fp16", tokenizer="json")
+    precision: Precision = "float32" if family == "sd1" else "float16"
+    export_checkpoint(checkpoint, bundle, precision=precision, progress=Silent())
