@@ -33,8 +33,11 @@ def _at_most(name: str, share: float) -> Bar:
 
 
 def _more(better: str, worse: str, *, chance: float) -> Bar:
-    """That the difference is no luck, or as good as none."""
-    return Bar(f"more, p < {chance}", lambda figures: sign_test(figures[better].right, figures[worse].right) < chance)
+    """That more pictures are right in the one way alone than in the other alone, by a sign test."""
+    return Bar(
+        f"more than the next, p < {chance}",
+        lambda figures: sign_test(figures[better].right, figures[worse].right) < chance,
+    )
 
 
 # By the figure that they are about.

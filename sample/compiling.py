@@ -17,8 +17,10 @@ from torch import Tensor, nn
 __all__ = ["CompilerError", "Step", "check_compiler", "check_gradients", "compile_step"]
 
 Step = Callable[..., Tensor]
-# Of the norm: rounding to bfloat16 makes up to 0.3 of a small gradient, one that is lost makes 1.
+# Of a parameter's gradient, or of so much of the largest where that is more. At the first step rounding to bfloat16 was
+# seen to make 0.08 of that; a lost gradient makes 1, and is lost of parameters whose gradients are 0.16 of the largest.
 GRADIENT_DIFFERENCE = 0.5
+SMALLEST_GRADIENT = 0.01
 
 
 class _Functional:
@@ -66,7 +68,10 @@ def compile_step(step: Step) -> Step:
 
 
 def check_gradients(model: nn.Module, step: Step, reference: Step, *inputs: Tensor) -> None:
-    """Compare each parameter's gradient of a step with the reference's, relative to its norm.
+    """Compare each parameter's gradient of a step with the reference's.
+
+    The difference is relative to the norm, or to a hundredth of the largest norm: a gradient that is next to nothing
+    beside the others is mostly rounding.
 
     Raises:
         CompilerError: one is missing, or they differ by more than rounding.
@@ -74,12 +79,11 @@ def check_gradients(model: nn.Module, step: Step, reference: Step, *inputs: Tens
     expected, found = (_gradients(model, function, inputs) for function in (reference, step))
     largest = max(float(value.norm()) for value in expected.values())
     for name, value in expected.items():
-        # A gradient that is next to nothing beside the others is rounding and nothing else.
         lost = value - found.get(name, torch.zeros_like(value))
-        difference = float(lost.norm()) / max(float(value.norm()), 1e-3 * largest)
+        difference = float(lost.norm()) / max(float(value.norm()), SMALLEST_GRADIENT * largest)
         if not difference <= GRADIENT_DIFFERENCE:  # so that NaN is refused too
             raise CompilerError(
-                f"the compiled gradient of {name} differs by {difference:.2f} of its norm from the eager one, expected "
+                f"the compiled gradient of {name} differs by {difference:.2f} of its size from the eager one, expected "
                 f"at most {GRADIENT_DIFFERENCE}; train with --eager"
             )
 

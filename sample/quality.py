@@ -65,9 +65,9 @@ class Figure:
 
 # Prompts of known words are followed without guidance almost as well as with it, those with other words are not.
 UNKNOWN = 2
-WITH_GUIDANCE_ALONE = f"{UNKNOWN} unknown words: wholly right with guidance alone"
-WITHOUT_IT_ALONE = f"{UNKNOWN} unknown words: wholly right without it alone"
-PLAIN_ALONE = "wholly right with guidance alone", "wholly right without it alone"
+WITH_GUIDANCE_ALONE = f"{UNKNOWN} unknown words: right with guidance, wrong without"
+WITHOUT_IT_ALONE = f"{UNKNOWN} unknown words: wrong with guidance, right without"
+PLAIN_ALONE = "right with guidance, wrong without", "wrong with guidance, right without"
 OWN_NEGATIVE = "colour kept against its own negative"
 OTHER_NEGATIVE = "colour kept against another's"
 

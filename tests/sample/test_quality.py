@@ -93,14 +93,23 @@ def test_the_safety_graph_on_some(pipeline: Pipeline) -> None:
         ({quality.OWN_NEGATIVE: Figure(19, 100), quality.OTHER_NEGATIVE: Figure(40, 100)}, []),
         (
             {quality.WITH_GUIDANCE_ALONE: Figure(9, 100), quality.WITHOUT_IT_ALONE: Figure(2, 100)},
-            ["2 unknown words: wholly right with guidance alone: 9.0% of 100, expected more, p < 0.01"],
+            ["2 unknown words: right with guidance, wrong without: 9.0% of 100, expected more than the next, p < 0.01"],
         ),
         ({quality.WITH_GUIDANCE_ALONE: Figure(10, 100), quality.WITHOUT_IT_ALONE: Figure(1, 100)}, []),
         (
-            {"wholly right with guidance alone": Figure(7, 100), "wholly right without it alone": Figure(2, 100)},
-            ["wholly right with guidance alone: 7.0% of 100, expected more, p < 0.05"],
+            {
+                "right with guidance, wrong without": Figure(7, 100),
+                "wrong with guidance, right without": Figure(2, 100),
+            },
+            ["right with guidance, wrong without: 7.0% of 100, expected more than the next, p < 0.05"],
         ),
-        ({"wholly right with guidance alone": Figure(8, 100), "wholly right without it alone": Figure(1, 100)}, []),
+        (
+            {
+                "right with guidance, wrong without": Figure(8, 100),
+                "wrong with guidance, right without": Figure(1, 100),
+            },
+            [],
+        ),
     ],
 )
 def test_a_missed_bar_is_named(figures: dict[str, Figure], words: list[str]) -> None:
@@ -118,6 +127,25 @@ def test_a_bad_bundle_misses_the_bars(pipeline: Pipeline) -> None:
     """One step draws no picture of anything, and the figures say so."""
     figures = quality.following(FEW[:32], quality.readings(pipeline, Settings(steps=1), FEW[:32], nothing))
     assert len(missed(figures)) >= 2
+
+
+def test_the_model_cards_figures_are_those_of_the_shipped_weights() -> None:
+    """A model trained anew wants to be measured anew."""
+    root = Path(benchmark.__file__).parent.parent
+    card = (root / "sample/MODEL_CARD.md").read_text()
+    found, half = json.loads((root / "benchmarks/results/quality.json").read_text())["columns"]
+    assert found["weights"] == half["weights"] == Bundle.open(bundle_path()).manifest.source.weights
+    for name, words in (
+        ("one thing: shape and colour", "one thing: shape and colour"),
+        ("background", "background"),
+        ("two things: wholly right", "two things: everything that the prompt says"),
+        ("2 unknown words: wholly right", "put into the prompt: everything that it says"),
+        ("unsafe pictures flagged", "drawn skulls that the classifier flags"),
+        ("other pictures flagged", "other pictures that it flags"),
+    ):
+        right, of = found["right_of"][name]
+        share = f"{100 * right / of:.1f}".removesuffix(".0")
+        assert f"{words} | {share} % of {of} |" in card
 
 
 FEW_PICTURES = ("--prompts", "8", "--safety-pictures", "4")
@@ -148,8 +176,8 @@ def test_the_benchmark_prints_and_writes(
     assert all(column["weights"] == Bundle.open(bundle_path()).manifest.source.weights for column in found["columns"])
     assert found["settings"]["steps"] == 2
     assert found["columns"][1]["right_of"].keys() - found["columns"][0]["right_of"].keys() == {
-        "wholly right, the first wrong",
-        "not wholly right, the first right",
+        "right here, wrong in the first",
+        "wrong here, right in the first",
     }
 
 
@@ -169,7 +197,11 @@ def test_what_the_benchmark_refuses(
     larger = small_bundle.write_bundle(tmp_path / "larger")
     small_bundle.edit_manifest(larger, lambda tree: tree["defaults"].update(height=128))
     for arguments, words in (
-        (["--prompts", "1"], "expected at least 4 prompts"),
+        (["--prompts", "1"], "--prompts 1, expected 4 or more"),
+        (["--safety-pictures", "-1"], "--safety-pictures -1, expected 0 or more"),
+        (["--steps", "0"], "--steps 0, expected 1 or more"),
+        (["--guidance-scale", "nan"], "--guidance-scale nan, expected 0 or more"),
+        (["--sampler", "foo"], "invalid choice: 'foo'"),
         ([tmp_path], "bundle.json"),
         ([larger], "draws 64 × 128, expected a bundle of the sample model, 64 × 64"),
     ):

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sample import denoiser
+from sample import denoiser, text_encoder
 from sample.train import NEEDS, PLANS, main
 from sample.training import Plan, Randomness, StateError, Workshop, train
 
@@ -175,6 +175,24 @@ def test_a_missing_compiler_is_said_before_the_first_step(tmp_path: Path, monkey
         "torch cannot compile here (no C++ compiler found), expected a C++ compiler; train with --eager" in done.output
     )
     assert not [*(tmp_path / "work").iterdir()]
+
+
+def test_a_device_that_is_not_there_is_said_before_states_are_read(tmp_path: Path) -> None:
+    done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", "--device", "nonsense")
+    assert done.exit_code == 1
+    assert "torch has no device nonsense here" in done.output
+    assert not (tmp_path / "work").exists()
+
+
+def test_who_stops_it_is_told_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(text_encoder, "train_text_encoder", stopped)
+    done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", "--eager")
+    assert done.exit_code == 130
+    assert "stopped; the same command goes on from the last states" in done.output
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def weights_of(checkpoint: Path) -> dict[tuple[str, str], Tensor]:
