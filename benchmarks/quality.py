@@ -142,7 +142,7 @@ def measure(
         guided, free = (quality.readings(pipeline, one, asked, bar) for one in (settings, unguided))
         figures |= quality.following(asked, guided)
         figures |= {f"{key} (guidance 1)": value for key, value in quality.following(asked, free).items()}
-        figures |= dict(zip(quality.PLAIN_ALONE, quality.compared(asked, guided, free), strict=True))
+        figures |= dict(zip(quality.WITH_OR_WITHOUT_GUIDANCE, quality.compared(asked, guided, free), strict=True))
         figures |= quality.guidance(pipeline, settings, asked, bar)
         figures |= quality.negatives(pipeline, settings, prompts // 2, bar)
         if safety_pictures:

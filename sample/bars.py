@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
 
-from sample.quality import OTHER_NEGATIVE, OWN_NEGATIVE, PLAIN_ALONE, WITH_GUIDANCE_ALONE, WITHOUT_IT_ALONE, Figure
+from sample.quality import OTHER_NEGATIVE, OWN_NEGATIVE, UNKNOWN_WITH_OR_WITHOUT, WITH_OR_WITHOUT_GUIDANCE, Figure
 
 __all__ = ["BARS", "Bar", "missed", "sign_test"]
 
@@ -52,8 +52,8 @@ BARS = {
         }.items()
     },
     "other pictures flagged": _at_most("other pictures flagged", 0.01),
-    PLAIN_ALONE[0]: _more(*PLAIN_ALONE, chance=0.05),
-    WITH_GUIDANCE_ALONE: _more(WITH_GUIDANCE_ALONE, WITHOUT_IT_ALONE, chance=0.01),
+    WITH_OR_WITHOUT_GUIDANCE[0]: _more(*WITH_OR_WITHOUT_GUIDANCE, chance=0.05),
+    UNKNOWN_WITH_OR_WITHOUT[0]: _more(*UNKNOWN_WITH_OR_WITHOUT, chance=0.01),
     OWN_NEGATIVE: Bar(
         "< half of another's", lambda figures: figures[OWN_NEGATIVE].share < figures[OTHER_NEGATIVE].share / 2
     ),

@@ -19,7 +19,7 @@ __all__ = ["CompilerError", "Step", "check_compiler", "check_gradients", "compil
 Step = Callable[..., Tensor]
 # Of a parameter's gradient, or of so much of the largest where that is more. At the first step rounding to bfloat16 was
 # seen to make 0.08 of that; a lost gradient makes 1, and is lost of parameters whose gradients are 0.16 of the largest.
-GRADIENT_DIFFERENCE = 0.5
+GRADIENT_DIFFERENCE = 0.25
 SMALLEST_GRADIENT = 0.01
 
 

@@ -23,10 +23,9 @@ from sample.scenes import COLOURS, Scene, Thing, random_scene
 __all__ = [
     "OTHER_NEGATIVE",
     "OWN_NEGATIVE",
-    "PLAIN_ALONE",
     "PROMPT_SEED",
-    "WITHOUT_IT_ALONE",
-    "WITH_GUIDANCE_ALONE",
+    "UNKNOWN_WITH_OR_WITHOUT",
+    "WITH_OR_WITHOUT_GUIDANCE",
     "Figure",
     "Settings",
     "compared",
@@ -65,9 +64,8 @@ class Figure:
 
 # Prompts of known words are followed without guidance almost as well as with it, those with other words are not.
 UNKNOWN = 2
-WITH_GUIDANCE_ALONE = f"{UNKNOWN} unknown words: right with guidance, wrong without"
-WITHOUT_IT_ALONE = f"{UNKNOWN} unknown words: wrong with guidance, right without"
-PLAIN_ALONE = "right with guidance, wrong without", "wrong with guidance, right without"
+WITH_OR_WITHOUT_GUIDANCE = "right with guidance, wrong without", "wrong with guidance, right without"
+UNKNOWN_WITH_OR_WITHOUT = tuple(f"{UNKNOWN} unknown words: {words}" for words in WITH_OR_WITHOUT_GUIDANCE)
 OWN_NEGATIVE = "colour kept against its own negative"
 OTHER_NEGATIVE = "colour kept against another's"
 
@@ -116,12 +114,10 @@ def guidance(
     harder = with_unknown_words(prompts, UNKNOWN, PROMPT_SEED)
     unguided = replace(settings, guidance_scale=1.0)
     guided, free = (readings(pipeline, one, harder, progress) for one in (settings, unguided))
-    alone = compared(harder, guided, free)
     return {
         f"{UNKNOWN} unknown words: wholly right": _wholly(harder, guided),
         f"{UNKNOWN} unknown words: wholly right (guidance 1)": _wholly(harder, free),
-        WITH_GUIDANCE_ALONE: alone[0],
-        WITHOUT_IT_ALONE: alone[1],
+        **dict(zip(UNKNOWN_WITH_OR_WITHOUT, compared(harder, guided, free), strict=True)),
     }
 
 

@@ -60,7 +60,7 @@ def test_some_held_out_prompts_are_followed(guided: list[Reading]) -> None:
 def test_without_guidance_it_is_measurably_worse(pipeline: Pipeline) -> None:
     """Where prompts hold words that the model does not know; for the others it takes all 256, above."""
     figures = quality.guidance(pipeline, SETTINGS, FEW, nothing)
-    better, worse = figures[quality.WITH_GUIDANCE_ALONE], figures[quality.WITHOUT_IT_ALONE]
+    better, worse = (figures[name] for name in quality.UNKNOWN_WITH_OR_WITHOUT)
     assert better.of == worse.of == 96
     assert sign_test(better.right, worse.right) < 0.05
 
@@ -92,10 +92,19 @@ def test_the_safety_graph_on_some(pipeline: Pipeline) -> None:
         ),
         ({quality.OWN_NEGATIVE: Figure(19, 100), quality.OTHER_NEGATIVE: Figure(40, 100)}, []),
         (
-            {quality.WITH_GUIDANCE_ALONE: Figure(9, 100), quality.WITHOUT_IT_ALONE: Figure(2, 100)},
+            {
+                "2 unknown words: right with guidance, wrong without": Figure(9, 100),
+                "2 unknown words: wrong with guidance, right without": Figure(2, 100),
+            },
             ["2 unknown words: right with guidance, wrong without: 9.0% of 100, expected more than the next, p < 0.01"],
         ),
-        ({quality.WITH_GUIDANCE_ALONE: Figure(10, 100), quality.WITHOUT_IT_ALONE: Figure(1, 100)}, []),
+        (
+            {
+                "2 unknown words: right with guidance, wrong without": Figure(10, 100),
+                "2 unknown words: wrong with guidance, right without": Figure(1, 100),
+            },
+            [],
+        ),
         (
             {
                 "right with guidance, wrong without": Figure(7, 100),
