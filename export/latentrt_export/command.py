@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
 from latentrt.errors import MissingExtraError
 from latentrt.manifest import Manifest, Precision
+from latentrt.worker_process import terminable
 
 if TYPE_CHECKING:
     from latentrt_export.single_file import PredictionType
@@ -69,7 +67,7 @@ def export(
     from latentrt_export.report import Reporter, print_table
 
     started = time.monotonic()
-    with _terminable(), Reporter() as reporter:
+    with terminable(), Reporter() as reporter:
         manifest = _exporter()(
             checkpoint,
             bundle,
@@ -94,20 +92,3 @@ def _exporter() -> Callable[..., Manifest]:
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "export", "export a checkpoint") from error
     return export_checkpoint
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Being asked to end unwinds like Ctrl-C, so that what is half made is removed. Who ignores a signal still does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for number in asked:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in asked:
-            signal.signal(number, signal.SIG_DFL)

@@ -14,15 +14,21 @@ Every error that latentrt raises on purpose is one of these, and says what was f
     ├── BackendError                   7   a graph cannot be run here
     │   ├── MissingExtraError          7   an optional dependency is not installed
     │   └── FeedError                  7   a graph was fed something that its signature does not allow
-    └── OutputError                    8   a result cannot be written
+    ├── OutputError                    8   a result cannot be written
+    └── EngineError                    9   an engine cannot be had
+        ├── BuildError                 9   a graph cannot be made into a plan here
+        └── EngineDamagedError         9   a plan or its record is not what was written
 """
 
 from __future__ import annotations
 
 __all__ = [
     "BackendError",
+    "BuildError",
     "BundleError",
     "CheckpointError",
+    "EngineDamagedError",
+    "EngineError",
     "ExportError",
     "FeedError",
     "GateError",
@@ -115,3 +121,17 @@ class OutputError(LatentRTError):
     """A result cannot be written: the disk is full, the folder is read-only, the format is unknown."""
 
     exit_code = 8
+
+
+class EngineError(LatentRTError):
+    """An engine cannot be had: not built, not kept, not found, not fit for this machine."""
+
+    exit_code = 9
+
+
+class BuildError(EngineError):
+    """A graph cannot be made into a plan here; whatever engine was there before is as it was."""
+
+
+class EngineDamagedError(EngineError):
+    """A plan or its record is not what was written: truncated, changed, or put there by something else."""

@@ -11,7 +11,9 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["cache_root", "private_folder"]
+from latentrt.errors import EngineError
+
+__all__ = ["cache_root", "private_folder", "require_private_folder"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,13 +37,25 @@ def private_folder(name: str) -> Path | None:
 
     A cache is a convenience: its absence is logged, never an error.
     """
+    try:
+        return require_private_folder(name)
+    except EngineError as error:
+        _log.info("nothing is cached: %s", error)
+        return None
+
+
+def require_private_folder(name: str) -> Path:
+    """The same for what has no other place to be.
+
+    Raises:
+        EngineError: saying which folder it is, what is wrong with it, and what to do.
+    """
     root = cache_root()
     if root is None:
-        return None
+        raise EngineError("this user has no home to keep a cache in; name a folder with LATENTRT_CACHE")
     for folder in (root, root / name):
         if problem := _make_private(folder):
-            _log.info("nothing is cached: %s %s", folder, problem)
-            return None
+            raise EngineError(f"{folder} {problem}; LATENTRT_CACHE names another folder")
     return root / name
 
 

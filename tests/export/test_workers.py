@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTError, MissingExtraError, OutputError
-from latentrt_export.worker import Done, Failed, Job, Message, Phase
+from latentrt.worker_process import Failed
+from latentrt_export.worker import Done, Job, Message, Phase
 from latentrt_export.workers import run_worker
 from tests.export.fake_worker import FACTS, fake_component
 
@@ -165,11 +166,11 @@ def test_a_worker_ends_with_its_parent() -> None:
 
 def test_the_peak_is_the_workers_own(tmp_path: Path) -> None:
     """What `ru_maxrss` says of a small process depends on the one that started it."""
-    from latentrt_export.worker import _peak_bytes
+    from latentrt.worker_process import peak_bytes
 
-    here = _peak_bytes()
+    here = peak_bytes()
     assert psutil.Process(os.getpid()).memory_info().rss <= here * 1.01
-    code = "from latentrt_export.worker import _peak_bytes; print(_peak_bytes())"
+    code = "from latentrt.worker_process import peak_bytes; print(peak_bytes())"
     ballast = b"\1" * 300_000_000
     small = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert small < len(ballast)
