@@ -20,7 +20,16 @@ from filelock import FileLock, Timeout
 
 from latentrt.atomic_file import write_atomically
 from latentrt.engine_record import EngineRecord
-from latentrt.engine_store import ASIDE, LOCKS, RECORD_NAME, WEIGHTS_NAME, EngineStore, StoredEngine, plan_name
+from latentrt.engine_store import (
+    ASIDE,
+    LOCKS,
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    EngineStore,
+    StoredEngine,
+    encode_record,
+    plan_name,
+)
 from latentrt.errors import EngineDamagedError, EngineError
 
 __all__ = ["EngineCache"]
@@ -95,8 +104,7 @@ class EngineCache(EngineStore):
             engine.folder.mkdir(mode=0o700, exist_ok=True)
             os.replace(draft, engine.plan_path)
             write_atomically(engine.folder / WEIGHTS_NAME, msgspec.json.encode(arrays), mode=0o600)
-            encoded = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-            write_atomically(engine.folder / RECORD_NAME, encoded, mode=0o600)
+            write_atomically(engine.folder / RECORD_NAME, encode_record(record), mode=0o600)
         for other in engine.folder.glob("*.plan"):
             if other.name != plan_name(record):
                 other.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from latentrt.engine_record import EngineOptions, LibraryName
@@ -66,6 +67,18 @@ class Library:
         for problem in problems(options, capabilities, gpu):
             raise RequestError(problem)
 
+    def check_timing_cache(self, path: Path | None) -> None:
+        """Refuse a timing cache that would not be used.
+
+        Raises:
+            RequestError: TensorRT-RTX has none, as it times kernels on the machine that runs them.
+        """
+        if path is not None and not self.needs_gpu:
+            raise RequestError(
+                f"{self} uses no timing cache: its kernels are chosen on the machine that runs them; leave out "
+                "--timing-cache"
+            )
+
     def _tensorrt_problems(
         self, options: EngineOptions, capabilities: tuple[str, ...], gpu: Gpu | NoGpu
     ) -> Iterator[str]:
@@ -95,7 +108,7 @@ class Library:
             )
         if options.version_compatible:
             yield (
-                f"{self} makes no version-compatible plans: its lean runtime is not part of the package; leave out "
+                f"{self} makes no version-compatible plans: each belongs to one release; leave out "
                 "--version-compatible, and build again after an upgrade"
             )
         if isinstance(gpu, NoGpu):

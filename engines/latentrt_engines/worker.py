@@ -24,6 +24,7 @@ from latentrt.errors import BuildError, LatentRTError, OutputError
 from latentrt.manifest import Component, FileRecord
 from latentrt.weights import map_weights
 from latentrt.worker_process import Failed, peak_bytes, take_job
+from latentrt_engines.array_digests import array_digests
 from latentrt_engines.library import Library, load_library
 from latentrt_engines.monitor import PhaseTree, make_monitor
 from latentrt_engines.network import Log, check_network, make_log, parse_network
@@ -106,7 +107,7 @@ class _Builder:
         record = _write(Path(self.job.draft), plan)
         return Built(
             plan=record,
-            arrays={name: _array_digest(array) for name, array in weights.items()},
+            arrays=array_digests(weights),
             seconds=round(time.monotonic() - began, 3),
             peak_bytes=peak_bytes(),
             workspace_bytes=self.workspace_bytes,
@@ -167,7 +168,7 @@ class _Builder:
     def _failure(self, library: Library) -> Exception:
         """Why there is no plan, by what the library logged."""
         said, name = self.log.text(), self.identity.component
-        if needed := _workspace_needed(said, self.workspace_bytes):
+        if (needed := _workspace_needed(said, self.workspace_bytes)) is not None:
             return BuildError(
                 f"{name}: a workspace of {self.workspace_bytes:,} bytes is too small for a layer{needed}; give more "
                 "with --workspace"
@@ -235,11 +236,6 @@ def _write(path: Path, plan: memoryview) -> FileRecord:
     except OSError as error:
         raise OutputError(f"the plan, {plan.nbytes:,} bytes, cannot be written: {error.strerror}") from None
     return FileRecord(sha256=hashlib.sha256(plan).hexdigest(), size=plan.nbytes)
-
-
-def _array_digest(array: NDArray[Any]) -> str:
-    """Short, as it only tells what changed; what pins the weights is the SHA-256 of their file."""
-    return hashlib.blake2b(array.reshape(-1).view("u1").data, digest_size=8).hexdigest()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from latentrt.samplers.ddim import DDIM
 from latentrt.tokenizer import Tokenizer
 from latentrt_export.checkpoint import Checkpoint
 from latentrt_export.samples import PROMPTS
-from latentrt_export.staging import Stage
+from latentrt.staging import Stage
 from latentrt_export.tokenizer import export_tokenizer
 from latentrt_export.worker import SUBMODULES, Done, Job
 from latentrt_export.workers import run_worker

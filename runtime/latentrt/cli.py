@@ -15,9 +15,15 @@ __all__ = ["main"]
 
 # name → (where the click command lives, one line for `--help`)
 _COMMANDS = {
+    "build": (
+        "latentrt_engines.commands.build:build",
+        "Turn a bundle into TensorRT engines (needs a library's extra).",
+    ),
     "demo": ("latentrt.commands.demo:demo", "Draw a sheet of pictures with the sample bundle that comes along."),
+    "engines": ("latentrt_engines.commands.engines:engines", "List, explain, check, prune and seal engines."),
     "export": ("latentrt_export.command:export", "Turn a checkpoint into a bundle (needs latentrt[export])."),
     "inspect": ("latentrt.commands.inspect:inspect", "Print what is in a bundle, or what a picture says of itself."),
+    "plan": ("latentrt_engines.commands.plan:plan", "Print which engines a fleet of GPUs wants, and which are there."),
     "run": ("latentrt.commands.run:run", "Draw pictures from a bundle."),
     "verify": ("latentrt.commands.verify:verify", "Hash every file of a bundle and compare it with the manifest."),
 }

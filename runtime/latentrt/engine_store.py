@@ -36,7 +36,17 @@ from latentrt.errors import EngineDamagedError, EngineError
 from latentrt.printable import printable
 from latentrt.user_cache import require_private_folder
 
-__all__ = ["ASIDE", "LOCKS", "RECORD_NAME", "WEIGHTS_NAME", "EngineStore", "StoredEngine", "decode_record", "plan_name"]
+__all__ = [
+    "ASIDE",
+    "LOCKS",
+    "RECORD_NAME",
+    "WEIGHTS_NAME",
+    "EngineStore",
+    "StoredEngine",
+    "decode_record",
+    "encode_record",
+    "plan_name",
+]
 
 RECORD_NAME, WEIGHTS_NAME = "record.json", "weights.json"
 LOCKS, ASIDE = "locks", "aside"
@@ -176,6 +186,12 @@ def decode_record(data: bytes, name: str) -> EngineRecord:
     if record.format_version != ENGINE_FORMAT:
         raise EngineDamagedError(f"{name} is of format {record.format_version}, this latentrt reads {ENGINE_FORMAT}")
     return record
+
+
+def encode_record(record: EngineRecord) -> bytes:
+    """A `record.json` that people can read: indented, shapes on one line."""
+    text = msgspec.json.format(msgspec.json.encode(record), indent=2)
+    return re.sub(rb"\[[\s\d,]+\]", lambda shape: b" ".join(shape[0].split()), text) + b"\n"
 
 
 def _gone(error: EngineDamagedError) -> NoReturn:

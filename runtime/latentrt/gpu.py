@@ -49,11 +49,11 @@ def find_gpu(driver: Callable[[], Any] | None = None) -> Gpu | NoGpu:
         return NoGpu(reason="cuda-bindings is not installed", mend="pip install 'latentrt[rtx]'")
     try:
         return _first_gpu(cuda)
-    except Exception as error:  # pathfinder's error for a missing libcuda has no public class
-        return NoGpu(
-            reason=f"the NVIDIA driver cannot be used: {_first_sentence(error)}",
-            mend="install NVIDIA's driver, or give the container access to the GPU",
-        )
+    except Exception as error:
+        # Pathfinder's error for a missing libcuda has no public class.
+        missing = type(error).__name__ == "DynamicLibNotFoundError"
+        reason = "there is no NVIDIA driver" if missing else f"the NVIDIA driver cannot be used ({error})"
+        return NoGpu(reason=reason, mend="install NVIDIA's driver, or give the container access to the GPU")
 
 
 def _bindings() -> Any:
@@ -85,7 +85,3 @@ def _ask(cuda: Any, answer: tuple[Any, ...]) -> Any:
     if status != cuda.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"{status.name}")
     return values[0] if values else None
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).split("\n")[0] or type(error).__name__

@@ -28,6 +28,7 @@ __all__ = [
     "Precision",
     "Record",
     "SchedulerRecord",
+    "SealedEngine",
     "Sha256",
     "Source",
     "TokenizerRecord",
@@ -182,8 +183,18 @@ class Source(Record, frozen=True, kw_only=True):
     weights: dict[str, Sha256]
 
 
+class SealedEngine(Record, frozen=True, kw_only=True):
+    """An engine that travels with the bundle: the files of its record and of its plan.
+
+    What it is built of and for is in the record (`latentrt.engine_record`).
+    """
+
+    record: RelativePath
+    plan: RelativePath
+
+
 class Manifest(Record, frozen=True, kw_only=True):
-    """The whole of `bundle.json`."""
+    """The whole of `bundle.json`. `engines` are by their keys."""
 
     format_version: Positive
     created_by: str
@@ -198,4 +209,5 @@ class Manifest(Record, frozen=True, kw_only=True):
     defaults: Defaults
     limits: Limits
     safety: Literal["block", "blur", "report"] = "block"
+    engines: dict[Sha256, SealedEngine] = {}
     files: dict[RelativePath, FileRecord]

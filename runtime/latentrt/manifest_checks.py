@@ -33,6 +33,9 @@ def named_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield component.weights.file, f"the weights of {name}"
         for precision, graph in component.graphs.items():
             yield graph.file, f"the {precision} graph of {name}"
+    for key, engine in manifest.engines.items():
+        yield engine.record, f"the record of the engine {key[:12]}"
+        yield engine.plan, f"the plan of the engine {key[:12]}"
     yield manifest.tokenizer.file, "the tokenizer"
     if manifest.licence.file is not None:
         yield manifest.licence.file, "the licence"

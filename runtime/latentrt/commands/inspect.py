@@ -104,6 +104,8 @@ def _bundle_lines(bundle: Bundle) -> Lines:
     for name, sha256 in manifest.source.weights.items():
         yield "", f"{name}  sha256:{sha256}"
     yield from _use_lines(manifest)
+    for key, engine in manifest.engines.items():
+        yield "engine", f"{key[:12]}  {decimal(manifest.files[engine.plan].size)}  {engine.plan}"
     yield "files", f"{len(manifest.files)}, {decimal(sum(record.size for record in manifest.files.values()))}"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latentrt.errors import OutputError
-from latentrt_export.staging import staged
+from latentrt.staging import staged
 
 
 def bundle_at(place: Path, content: str = "earlier") -> Path:

@@ -1,0 +1,151 @@
+"""The commands `latentrt engines list | why | verify | prune | seal`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+import msgspec
+
+from latentrt_engines.ask import Ask, ask_options, target_options
+
+__all__ = ["engines"]
+
+_SHOWN = 12  # digits of a key: enough for people, and for `seal` to find it
+
+
+@click.group()
+def engines() -> None:
+    """What is built, why something is not, whether it is intact; and a bundle that brings its engines along."""
+
+
+@engines.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON, for a program to read.")
+def list_engines(as_json: bool) -> None:
+    """Print the engines of the cache."""
+    from rich.console import Console
+    from rich.filesize import decimal
+
+    from latentrt_engines.cache import EngineCache
+    from latentrt_engines.report import plain_table, target_words
+
+    cache = EngineCache()
+    there = list(cache.engines())
+    if as_json:
+        click.echo(json.dumps([{"key": one.key, **msgspec.to_builtins(one.record)} for one in there], indent=2))
+        return
+    rows = [
+        (
+            engine.key[:_SHOWN],
+            engine.record.identity.component,
+            engine.record.identity.precision,
+            target_words(engine.record.identity),
+            f"{engine.record.identity.library} {engine.record.identity.library_version}",
+            str(next(iter(engine.record.identity.profile.values()), "")),
+            decimal(engine.record.plan.size),
+            engine.record.build.built_at[:16].replace("T", " "),
+            engine.record.check.ran_on or "not run",
+        )
+        for engine in sorted(there, key=lambda one: (one.record.identity.component, one.record.build.built_at))
+    ]
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 180
+    headings = ("key", "component", "precision", "for", "library", "shapes", "size", "built", "checked on")
+    console.print(plain_table(headings, rows))
+    size = decimal(sum(engine.record.plan.size for engine in there))
+    console.print(f"{len(there)} engines, {size}, in {cache.folder}", soft_wrap=True)
+
+
+@engines.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@target_options
+@ask_options
+def why(bundle: Path, ask: Ask, gpus: str | None, capabilities: str | None) -> None:
+    """Print, for each engine that BUNDLE wants, whether it is there, and if not, how what is there differs."""
+    from latentrt.bundle import Bundle
+    from latentrt_engines.cache import EngineCache
+    from latentrt_engines.report import target_words
+    from latentrt_engines.why import explain
+
+    opened = Bundle.open(bundle)
+    wants = ask.wants(opened, gpus, capabilities)
+    pictures = "; ".join(map(str, wants.profiles))
+    click.echo(f"wanted: {wants.library}, for {target_words(wants.engines[0].identity)}; pictures {pictures}")
+    for answer in explain(wants.engines, opened, EngineCache()):
+        name, nearest = answer.wanted.component, answer.nearest
+        if nearest is None:
+            click.echo(f"{name:<14}  {'; '.join(answer.differs)}")
+            continue
+        place = f"{nearest.key[:_SHOWN]} {'in the bundle' if answer.sealed else 'in the cache'}"
+        if not answer.differs:
+            click.echo(f"{name:<14}  there: {place}")
+            continue
+        click.echo(f"{name:<14}  missing; nearest is {place}:")
+        for words in answer.differs:
+            click.echo(f"{'':<14}    {words}")
+
+
+@engines.command()
+def verify() -> None:
+    """Compare every plan of the cache with its hash; move what fails aside."""
+    from latentrt.errors import EngineDamagedError
+    from latentrt_engines.cache import EngineCache
+
+    cache, keys = EngineCache(), EngineCache().keys()
+    intact = [key for key in keys if cache.intact(key) is not None]
+    if damaged := [key for key in keys if key not in intact]:
+        listed = "\n  ".join(damaged)
+        raise EngineDamagedError(
+            f"{len(damaged)} of {len(keys)} engines are not what was built; they were moved aside, to "
+            f"{cache.folder / 'aside'}:\n  {listed}\nBuild them again: latentrt build"
+        )
+    click.echo(f"intact: {len(keys)} engines in {cache.folder}")
+
+
+@engines.command()
+@click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Also what was not used for so long.")
+@click.option("--all", "everything", is_flag=True, help="Every engine.")
+@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
+def prune(older_than: float | None, everything: bool, dry_run: bool) -> None:
+    """Delete what no run can use: what was moved aside, what a killed build left, engines of other versions of a
+    library that is installed."""
+    from rich.filesize import decimal
+
+    from latentrt_engines.cache import EngineCache
+    from latentrt_engines.prune import prunable
+
+    cache = EngineCache()
+    not_used_since = None if older_than is None else time.time() - older_than * 86400
+    found = prunable(cache, everything=everything, not_used_since=not_used_since)
+    for each in found:
+        click.echo(f"{'would delete' if dry_run else 'deleting'} {each.path.name[:_SHOWN]}: {each.reason}")
+        if not dry_run:
+            cache.delete(each.path)
+    freed = decimal(sum(each.size_bytes for each in found))
+    click.echo(f"{len(found)} things, {freed}{' (nothing was deleted)' if dry_run else ''}, in {cache.folder}")
+
+
+@engines.command("seal")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("keys", nargs=-1)
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that is there, once the new one is complete.")
+@click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
+def seal_engines(bundle: Path, out: Path, keys: tuple[str, ...], overwrite: bool, digest: str | None) -> None:
+    """Write OUT: BUNDLE and its engines, pinned by a new digest, for machines that must not build.
+
+    KEYS are the beginnings of engines' keys; all engines of BUNDLE in the cache if there are none.
+    """
+    from latentrt.bundle import Bundle
+    from latentrt_engines.cache import EngineCache
+    from latentrt_engines.seal import choose_engines, seal
+
+    opened, cache = Bundle.open(bundle, digest), EngineCache()
+    chosen = choose_engines(cache, opened, keys)
+    sealed = seal(opened, chosen, cache, out, overwrite=overwrite)
+    for engine in chosen:
+        click.echo(f"sealed {engine.key[:_SHOWN]}  {engine.record.identity.component}")
+    click.echo(f"{out}: {len(sealed.manifest.engines)} engines\ndigest: {sealed.digest}")

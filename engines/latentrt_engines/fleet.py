@@ -1,0 +1,116 @@
+"""Which GPUs do people call by name, and what does each want?
+
+Compute capabilities: NVIDIA's lists, developer.nvidia.com/cuda-gpus and /cuda-legacy-gpus. TensorRT-RTX is for GeForce
+and RTX cards (its support matrix: 7.5, 8.6, 8.9, 12.0, 12.1); data-centre cards and Jetson boards build with TensorRT,
+on themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from latentrt.engine_record import LibraryName
+from latentrt.errors import RequestError
+
+__all__ = ["GPUS", "FleetGpu", "find_fleet_gpu", "parse_capabilities", "parse_fleet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetGpu:
+    """A GPU by the name people use.
+
+    Attributes:
+        label: such as `rtx4090`.
+        driver_name: how the driver's name for it begins.
+        compute_capability: such as `8.9`.
+        library: what builds for it.
+    """
+
+    label: str
+    driver_name: str
+    compute_capability: str
+    library: LibraryName
+
+
+def _rtx(capability: str, **names: str) -> dict[str, FleetGpu]:
+    return {
+        label: FleetGpu(label=label, driver_name=name, compute_capability=capability, library="tensorrt_rtx")
+        for label, name in names.items()
+    }
+
+
+def _tensorrt(capability: str, **names: str) -> dict[str, FleetGpu]:
+    return {
+        label: FleetGpu(label=label, driver_name=name, compute_capability=capability, library="tensorrt")
+        for label, name in names.items()
+    }
+
+
+def _geforce(capability: str, *models: str) -> dict[str, FleetGpu]:
+    """`4070 Ti` → rtx4070ti, NVIDIA GeForce RTX 4070 Ti."""
+    names = {f"rtx{model.replace(' ', '').lower()}": f"NVIDIA GeForce RTX {model}" for model in models}
+    return _rtx(capability, **names)
+
+
+GPUS: dict[str, FleetGpu] = {
+    **_geforce("7.5", "2060", "2070", "2080", "2080 Ti"),
+    **_geforce("8.6", "3050", "3060", "3060 Ti", "3070", "3070 Ti", "3080", "3080 Ti", "3090", "3090 Ti"),
+    **_geforce("8.9", "4060", "4060 Ti", "4070", "4070 Ti", "4080", "4090"),
+    **_geforce("12.0", "5060", "5060 Ti", "5070", "5070 Ti", "5080", "5090"),
+    **_rtx("8.6", rtxa2000="NVIDIA RTX A2000", rtxa4000="NVIDIA RTX A4000", rtxa5000="NVIDIA RTX A5000"),
+    **_rtx("8.6", rtxa6000="NVIDIA RTX A6000"),
+    **_rtx("8.9", rtx2000ada="NVIDIA RTX 2000 Ada", rtx4000ada="NVIDIA RTX 4000 Ada"),
+    **_rtx("8.9", rtx4500ada="NVIDIA RTX 4500 Ada", rtx5000ada="NVIDIA RTX 5000 Ada", rtx6000ada="NVIDIA RTX 6000 Ada"),
+    **_rtx("12.0", rtxpro6000="NVIDIA RTX PRO 6000 Blackwell"),
+    **_rtx("12.1", gb10="NVIDIA GB10"),
+    **_tensorrt("7.5", t4="Tesla T4"),
+    **_tensorrt("8.0", a30="NVIDIA A30", a100="NVIDIA A100"),
+    **_tensorrt("8.6", a2="NVIDIA A2", a10="NVIDIA A10", a10g="NVIDIA A10G", a16="NVIDIA A16", a40="NVIDIA A40"),
+    **_tensorrt("8.7", orin="Orin"),
+    **_tensorrt("8.9", l4="NVIDIA L4", l40="NVIDIA L40", l40s="NVIDIA L40S"),
+    **_tensorrt("9.0", h100="NVIDIA H100", h200="NVIDIA H200", gh200="NVIDIA GH200"),
+    **_tensorrt("10.0", b200="NVIDIA B200"),
+    **_tensorrt("10.3", b300="NVIDIA B300"),
+    **_tensorrt("11.0", thor="NVIDIA Thor"),
+}
+
+
+def find_fleet_gpu(name: str) -> FleetGpu:
+    """A GPU by its name, however it is written: `rtx4090`, `RTX 4090`, `NVIDIA GeForce RTX 4090`.
+
+    Raises:
+        RequestError: no GPU is known by it.
+    """
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    label = re.sub("^(nvidia|geforce|tesla|jetson)+", "", plain)
+    if label in GPUS:
+        return GPUS[label]
+    raise RequestError(
+        f"found the GPU {name!r}, expected one of {', '.join(GPUS)}; any other by what it can do: "
+        "--compute-capabilities 8.9"
+    )
+
+
+def parse_fleet(text: str) -> tuple[FleetGpu, ...]:
+    """`rtx4090,l4,h100`.
+
+    Raises:
+        RequestError: no GPU is known by one of the names.
+    """
+    names = [name for name in text.split(",") if name.strip()]
+    if not names:
+        raise RequestError(f"found the GPUs {text!r}, expected at least one, as in rtx4090,l4")
+    return tuple({gpu.label: gpu for gpu in map(find_fleet_gpu, names)}.values())
+
+
+def parse_capabilities(text: str) -> tuple[str, ...]:
+    """`8.6,8.9`.
+
+    Raises:
+        RequestError: it is of another form.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d+\.\d", part) for part in parts):
+        raise RequestError(f"found the compute capabilities {text!r}, expected such as 8.9 or 8.6,8.9,12.0")
+    return tuple(parts)

@@ -1,0 +1,123 @@
+"""Which engines does a fleet want, which are there, and which can be built on this machine?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from latentrt.bundle import Bundle
+from latentrt.engine_record import EngineIdentity, EngineRecord, differences, this_platform
+from latentrt.engine_store import EngineStore
+from latentrt.errors import BackendError, RequestError
+from latentrt.gpu import Gpu, NoGpu
+from latentrt.sealed_engines import sealed_engines
+from latentrt_engines.ask import Ask
+from latentrt_engines.fleet import FleetGpu
+from latentrt_engines.library import Library, load_library
+from latentrt_engines.wanted import Wanted
+
+__all__ = ["PlannedEngine", "plan_fleet"]
+
+# What a plan holds besides its weights: seen 1 to 6 MB for small graphs, 20 MB for a full-size denoiser.
+_KERNEL_BYTES = 5_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedEngine:
+    """One engine for one GPU of the fleet.
+
+    Attributes:
+        there: `cache`, `bundle` (sealed into it), or None.
+        size_bytes: of the plan; an estimate where it is not there.
+        obstacle: why this machine cannot build it; None if it can.
+    """
+
+    gpu: FleetGpu
+    wanted: Wanted
+    there: str | None
+    size_bytes: int
+    obstacle: str | None
+
+
+def plan_fleet(
+    bundle: Bundle, ask: Ask, fleet: Iterable[FleetGpu], store: EngineStore, here: Gpu | NoGpu
+) -> list[PlannedEngine]:
+    """Each engine that each GPU wants.
+
+    Raises:
+        RequestError: the bundle cannot draw what is asked for, or no GPU can be served like that.
+    """
+    cached = [engine.record for engine in store.engines()]
+    sealed = [engine.record for engine in sealed_engines(bundle)]
+    planned = []
+    for gpu in fleet:
+        library, obstacle = _builder(gpu, ask, here)
+        for wanted in ask.engines(bundle, ask.profiles(bundle), library, (gpu.compute_capability,), _as_gpu(gpu)):
+            found, there = _find(wanted, gpu, library, sealed, cached)
+            size = found.plan.size if found else _estimate(wanted, bundle)
+            planned.append(PlannedEngine(gpu=gpu, wanted=wanted, there=there, size_bytes=size, obstacle=obstacle))
+    return planned
+
+
+def _builder(gpu: FleetGpu, ask: Ask, here: Gpu | NoGpu) -> tuple[Library, str | None]:
+    """The library that builds for a GPU, and why it cannot do that here."""
+    name = ask.library or gpu.library
+    try:
+        library = load_library(name)
+    except BackendError as error:
+        # What is there can be told all the same: of any version.
+        return Library(name=name, module=None, version=""), str(error)
+    if library.needs_gpu and not (isinstance(here, Gpu) and here.name.startswith(gpu.driver_name)):
+        return library, f"{library} builds on the GPU itself, run this command there"
+    try:
+        library.check(ask.options(), (gpu.compute_capability,), here)
+    except (RequestError, BackendError) as error:
+        return library, str(error)
+    return library, None
+
+
+def _as_gpu(gpu: FleetGpu) -> Gpu:
+    return Gpu(name=gpu.driver_name, compute_capability=gpu.compute_capability, memory_bytes=0, cuda="")
+
+
+def _find(
+    wanted: Wanted,
+    gpu: FleetGpu,
+    library: Library,
+    sealed: Sequence[EngineRecord],
+    cached: Sequence[EngineRecord],
+) -> tuple[EngineRecord | None, str | None]:
+    for place, records in (("bundle", sealed), ("cache", cached)):
+        for record in records:
+            if _runs_on(record.identity, gpu, library) and _is_what_is_wanted(record.identity, wanted.identity):
+                return record, place
+    return None, None
+
+
+def _runs_on(identity: EngineIdentity, gpu: FleetGpu, library: Library) -> bool:
+    if identity.library != library.name or identity.library_version != (library.version or identity.library_version):
+        return False
+    if identity.platform != this_platform():
+        return False
+    if gpu.compute_capability not in identity.compute_capabilities:
+        return False
+    return identity.gpu is None or identity.gpu.startswith(gpu.driver_name)
+
+
+def _is_what_is_wanted(found: EngineIdentity, wanted: EngineIdentity) -> bool:
+    """Whether only the target differs, which `_runs_on` looks at."""
+    aimed = msgspec.structs.replace(
+        wanted,
+        library_version=found.library_version,
+        platform=found.platform,
+        compute_capabilities=found.compute_capabilities,
+        gpu=found.gpu,
+    )
+    return not differences(found, aimed)
+
+
+def _estimate(wanted: Wanted, bundle: Bundle) -> int:
+    _, weights = bundle.component_files(wanted.component, wanted.identity.precision)
+    return _KERNEL_BYTES + (0 if wanted.identity.weights is None else bundle.manifest.files[weights].size)

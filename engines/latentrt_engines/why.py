@@ -1,0 +1,74 @@
+"""Is the engine there that is wanted; and if not, what differs between it and what is there?"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from latentrt.bundle import Bundle
+from latentrt.engine_record import EngineIdentity, EngineRecord, differences
+from latentrt.engine_store import WEIGHTS_NAME, EngineStore, StoredEngine
+from latentrt.sealed_engines import sealed_engines
+from latentrt.weights import map_weights
+from latentrt_engines.array_digests import array_digests
+from latentrt_engines.wanted import Wanted
+
+__all__ = ["Answer", "explain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is there in place of an engine that is wanted.
+
+    Attributes:
+        nearest: the engine itself, or the one that differs least, or None if nothing is built of that submodule.
+        sealed: whether it is in the bundle rather than in the cache.
+        differs: in which ways; nothing if it is the one.
+    """
+
+    wanted: Wanted
+    nearest: EngineRecord | None
+    sealed: bool
+    differs: tuple[str, ...]
+
+
+def explain(wanted: Iterable[Wanted], bundle: Bundle, store: EngineStore) -> list[Answer]:
+    """For each engine that is wanted, the nearest that is there, and what differs."""
+    cached = list(store.engines())
+    sealed = [engine.record for engine in sealed_engines(bundle)]
+    return [_Answering(each, bundle, cached, sealed).answer() for each in wanted]
+
+
+class _Answering:
+    def __init__(
+        self, wanted: Wanted, bundle: Bundle, cached: Sequence[StoredEngine], sealed: Sequence[EngineRecord]
+    ) -> None:
+        self.wanted, self.bundle, self.cached, self.sealed = wanted, bundle, cached, sealed
+
+    def answer(self) -> Answer:
+        """The exact engine, sealed before cached; else the one with the fewest differences."""
+        name = self.wanted.component
+        candidates = [(record, True) for record in self.sealed if record.identity.component == name]
+        candidates += [(engine.record, False) for engine in self.cached if engine.record.identity.component == name]
+        if not candidates:
+            return Answer(wanted=self.wanted, nearest=None, sealed=False, differs=(f"nothing is built of {name}",))
+        record, sealed = min(candidates, key=lambda one: len(differences(one[0].identity, self.wanted.identity)))
+        words = differences(record.identity, self.wanted.identity, self._arrays(record))
+        return Answer(wanted=self.wanted, nearest=record, sealed=sealed, differs=tuple(words))
+
+    def _arrays(self, record: EngineRecord) -> str:
+        """How many arrays changed, in words; nothing where it cannot be told, or they did not."""
+        identity: EngineIdentity = self.wanted.identity
+        if record.identity.weights == identity.weights or None in (record.identity.weights, identity.weights):
+            return ""
+        with contextlib.suppress(StopIteration, OSError, msgspec.DecodeError):
+            engine = next(engine for engine in self.cached if engine.key == record.key)
+            then = msgspec.json.decode((engine.folder / WEIGHTS_NAME).read_bytes(), type=dict[str, str])
+            _, weights = self.bundle.component_files(identity.component, identity.precision)
+            now = array_digests(map_weights(self.bundle.path(weights)))
+            changed = sum(then.get(name) != now.get(name) for name in then.keys() | now.keys())
+            return f"{changed} arrays" if changed == len(now) else f"{changed} of {len(now)} arrays"
+        return ""
