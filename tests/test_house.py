@@ -24,10 +24,10 @@ PACKAGES = {
 }
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy"}
 ALLOWED = {
-    "latentrt": {"latentrt", "numpy", "tokenizers", "PIL", "click", "msgspec", "rich", "onnxruntime"},
+    "latentrt": {"latentrt", "numpy", "tokenizers", "PIL", "click", "msgspec", "rich", "onnxruntime", "cuda"},
     "latentrt_export": {"latentrt", "latentrt_export", "numpy", "click", "msgspec", "rich", "onnxruntime"}
     | HEAVY - {"scipy"},
-    "latentrt_engines": {"latentrt", "latentrt_engines", "numpy", "click", "msgspec", "rich"},
+    "latentrt_engines": {"latentrt", "latentrt_engines", "numpy", "click", "msgspec", "rich", "filelock"},
     "sample": {"latentrt", "latentrt_export", "sample", "numpy", "tokenizers", "PIL", "click", "rich"}
     | {"torch", "diffusers", "transformers", "safetensors"},
 }
@@ -77,7 +77,7 @@ def test_every_name_of_the_package_can_be_had() -> None:
         latentrt.Pipelin  # noqa: B018
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["inspect"], ["verify"], ["export"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["inspect"], ["verify"], ["export"], ["build"], ["plan"], ["engines"]])
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\nfrom latentrt.cli import main\n"

@@ -62,7 +62,7 @@ def build_engines(
 
     Raises:
         BundleError: the bundle is damaged. BuildError: a graph cannot be built. EngineError: the cache cannot be
-            written. OutputError: there is no room. Whatever was there before is as it was.
+            written, or there is no room. Whatever was there before is as it was.
     """
     for each in wanted:
         yield _Build(bundle, each, cache, progress, timing_cache).engine(force=force)

@@ -32,7 +32,7 @@ from latentrt.engine_store import (
 )
 from latentrt.errors import EngineDamagedError, EngineError
 
-__all__ = ["EngineCache"]
+__all__ = ["EngineCache", "in_words"]
 
 _DRAFTS = "drafts"
 
@@ -57,7 +57,7 @@ class EngineCache(EngineStore):
         Raises:
             EngineError: nothing can be written into the cache.
         """
-        with _in_words(self.folder):
+        with in_words(self.folder):
             for name in (LOCKS, _DRAFTS):
                 (self.folder / name).mkdir(mode=0o700, exist_ok=True)
             lock = FileLock(self.folder / LOCKS / f"{key}.lock", mode=0o600)
@@ -68,8 +68,10 @@ class EngineCache(EngineStore):
                 lock.acquire()
         draft = self.folder / _DRAFTS / f"{key}.plan"
         try:
-            # A draft that is there was left by a process that was killed: nobody else may write here.
-            draft.unlink(missing_ok=True)
+            with in_words(self.folder):
+                # What is there was left by a process that was killed: nobody else may write here. Opened now, so that
+                # a folder that cannot be written to is known before the work.
+                draft.write_bytes(b"")
             yield draft
         finally:
             with contextlib.suppress(OSError):
@@ -100,7 +102,7 @@ class EngineCache(EngineStore):
             EngineError: it cannot be written; the earlier engine is as it was.
         """
         engine = StoredEngine(self.folder / record.key, record)
-        with _in_words(self.folder):
+        with in_words(self.folder):
             engine.folder.mkdir(mode=0o700, exist_ok=True)
             os.replace(draft, engine.plan_path)
             write_atomically(engine.folder / WEIGHTS_NAME, msgspec.json.encode(arrays), mode=0o600)
@@ -140,8 +142,12 @@ class EngineCache(EngineStore):
 
 
 @contextlib.contextmanager
-def _in_words(folder: Path) -> Iterator[None]:
-    """What the system refuses, as a sentence."""
+def in_words(folder: Path) -> Iterator[None]:
+    """What the system refuses when something is written into the cache, as a sentence.
+
+    Raises:
+        EngineError: in place of an OSError.
+    """
     try:
         yield
     except OSError as error:

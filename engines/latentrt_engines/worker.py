@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from latentrt.bundle import Bundle
 from latentrt.engine_record import EngineIdentity
-from latentrt.errors import BuildError, LatentRTError, OutputError
+from latentrt.errors import BuildError, LatentRTError
 from latentrt.manifest import Component, FileRecord
 from latentrt.weights import map_weights
 from latentrt.worker_process import Failed, peak_bytes, take_job
 from latentrt_engines.array_digests import array_digests
+from latentrt_engines.cache import in_words
 from latentrt_engines.library import Library, load_library
 from latentrt_engines.monitor import PhaseTree, make_monitor
 from latentrt_engines.network import Log, check_network, make_log, parse_network
@@ -228,13 +229,10 @@ def _workspace_needed(said: str, workspace_bytes: int) -> str | None:
 
 
 def _write(path: Path, plan: memoryview) -> FileRecord:
-    try:
-        with open(path, "wb") as stream:
-            stream.write(plan)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise OutputError(f"the plan, {plan.nbytes:,} bytes, cannot be written: {error.strerror}") from None
+    with in_words(path.parent.parent), open(path, "wb") as stream:
+        stream.write(plan)
+        stream.flush()
+        os.fsync(stream.fileno())
     return FileRecord(sha256=hashlib.sha256(plan).hexdigest(), size=plan.nbytes)
 
 
