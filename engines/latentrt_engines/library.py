@@ -7,38 +7,22 @@ starts, as its own answer would be an internal error after the work.
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentrt.engine_record import EngineOptions, LibraryName
-from latentrt.errors import BackendError, MissingExtraError, RequestError
+from latentrt.errors import BackendError, RequestError
 from latentrt.gpu import Gpu, NoGpu
+from latentrt.tensorrt_library import EXTRAS, TITLES, LoadedLibrary, import_library
 
-__all__ = ["EXTRAS", "Library", "installed_libraries", "load_library"]
-
-EXTRAS: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
-_WORDS: dict[LibraryName, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+__all__ = ["Library", "installed_libraries", "load_library"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Library:
-    """One of the two, imported.
-
-    Attributes:
-        module: `tensorrt` or `tensorrt_rtx`.
-        version: with the CUDA major version it was made for, as in `1.7.1.116+cu13`.
-    """
-
-    name: LibraryName
-    module: Any
-    version: str
-
-    def __str__(self) -> str:
-        return f"{_WORDS[self.name]} {self.version}"
+class Library(LoadedLibrary):
+    """One of the two, and what it can build."""
 
     @property
     def needs_gpu(self) -> bool:
@@ -132,13 +116,8 @@ def load_library(name: LibraryName) -> Library:
     Raises:
         MissingExtraError: it is not installed. BackendError: it is, and cannot be loaded.
     """
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(name, EXTRAS[name], f"build engines with {_WORDS[name]}") from error
-    except (ImportError, OSError, RuntimeError) as error:  # its shared libraries are missing, or are for another CUDA
-        raise BackendError(f"{name} is installed and cannot be loaded: {error}; install it again") from error
-    return Library(name=name, module=module, version=f"{module.__version__}{_cuda_suffix(name)}")
+    loaded = import_library(name, f"build engines with {TITLES[name]}")
+    return Library(name=name, module=loaded.module, version=loaded.version)
 
 
 def installed_libraries() -> dict[LibraryName, Library | str]:
@@ -150,17 +129,6 @@ def installed_libraries() -> dict[LibraryName, Library | str]:
         except BackendError as error:
             found[name] = str(error)
     return found
-
-
-def _cuda_suffix(name: LibraryName) -> str:
-    """`+cu13`, as the wheel for that CUDA is called: plans and their kernels belong to one."""
-    for major in range(20, 10, -1):
-        try:
-            importlib.metadata.version(f"{name}_cu{major}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return f"+cu{major}"
-    return ""
 
 
 def _contradictions(options: EngineOptions) -> Iterator[str]:

@@ -1,0 +1,110 @@
+"""Engines that nobody built: true records of a bundle's submodules, beside made-up bytes in place of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from latentrt.bundle import Bundle
+from latentrt.digests import hash_bytes
+from latentrt.engine_record import (
+    ENGINE_FORMAT,
+    BuildFigures,
+    EngineIdentity,
+    EngineOptions,
+    EngineRecord,
+    SelfCheck,
+    this_platform,
+)
+from latentrt.engine_store import StoredEngine
+from latentrt.gpu import Gpu, NoGpu
+from latentrt.manifest import FileRecord
+from latentrt.weights import map_weights
+from latentrt_engines.array_digests import array_digests
+from latentrt_engines.ask import Ask
+from latentrt_engines.cache import EngineCache
+from latentrt_engines.library import Library
+from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.wanted import Wanted
+
+RTX = Library(name="tensorrt_rtx", module=None, version="1.2.3.4+cu13")
+TENSORRT = Library(name="tensorrt", module=None, version="11.0.0.1+cu13")
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", memory_bytes=80 << 30, cuda="13.0")
+RTX4090 = Gpu(name="NVIDIA GeForce RTX 4090", compute_capability="8.9", memory_bytes=24 << 30, cuda="13.0")
+NO_GPU = NoGpu(reason="there is no NVIDIA driver", mend="buy one")
+PLAN = b"the kernels of nobody"
+
+
+def identity(bundle: Bundle, component: str, **changes: Any) -> EngineIdentity:
+    """Of an engine for one picture of the bundle's own size on a GPU of capability 8.9, but for what is changed."""
+    manifest = bundle.manifest
+    precision = changes.get("precision", manifest.precision)
+    graph, weights = bundle.component_files(component, precision)
+    usual = EngineIdentity(
+        component=component,
+        precision=precision,
+        graph=manifest.files[graph].sha256,
+        weights=manifest.files[weights].sha256,
+        profile=component_profile(component, manifest.components[component], picture_profile(manifest), manifest),
+        options=EngineOptions(),
+        library=RTX.name,
+        library_version=RTX.version,
+        platform=this_platform(),
+        compute_capabilities=("8.9",),
+    )
+    return msgspec.structs.replace(usual, **changes)
+
+
+def wanted(bundle: Bundle, component: str, **changes: Any) -> Wanted:
+    """An engine that somebody wants."""
+    return Wanted(identity=identity(bundle, component, **changes), profile=picture_profile(bundle.manifest))
+
+
+def record(bundle: Bundle, of: EngineIdentity, plan: bytes = PLAN) -> EngineRecord:
+    """What is known of an engine."""
+    component = bundle.manifest.components[of.component]
+    return EngineRecord(
+        format_version=ENGINE_FORMAT,
+        identity=of,
+        plan=FileRecord(sha256=hash_bytes(plan), size=len(plan)),
+        inputs=component.inputs,
+        outputs=component.outputs,
+        build=BuildFigures(
+            seconds=1.5,
+            peak_bytes=1 << 30,
+            workspace_bytes=1 << 28,
+            built_at="2026-01-02T03:04:05+00:00",
+            created_by="latentrt 0.1.0",
+        ),
+        check=SelfCheck(ran_on=None, not_run_because="nobody built it"),
+    )
+
+
+def publish(cache: EngineCache, bundle: Bundle, of: EngineIdentity, plan: bytes = PLAN) -> StoredEngine:
+    """Put an engine into the cache as a build does, with the digests of the bundle's own arrays."""
+    _, weights = bundle.component_files(of.component, of.precision)
+    made = record(bundle, of, plan)
+    with cache.locked(made.key) as draft:
+        draft.write_bytes(plan)
+        return cache.publish(made, draft, array_digests(map_weights(bundle.path(weights))))
+
+
+def publish_wanted(cache: EngineCache, bundle: Bundle, *components: str, **given: Any) -> list[StoredEngine]:
+    """Put into the cache what `latentrt build --gpu rtx4090` with these options would, of all submodules or some.
+
+    The library's version is the installed one's, so that commands find the engines.
+    """
+    ask = Ask(component=components, **given)
+    return [
+        publish(cache, bundle, one.identity, f"{PLAN!r} of {one.key}".encode())
+        for one in ask.wants(bundle, "rtx4090", None, NO_GPU).engines
+    ]
+
+
+@dataclass(frozen=True)
+class FakeTensorRT:
+    """Stands where the module `tensorrt` does."""
+
+    __version__: str = "11.0.0.1"

@@ -1,0 +1,57 @@
+"""A pipeline that draws nothing and remembers what its graphs were fed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.bundle import Bundle
+from latentrt.manifest import Component
+from latentrt.pipeline import Pipeline
+from latentrt.session import Arrays, Session
+from latentrt.tensors import TensorSpec
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class RecordingSession:
+    """A graph by the manifest's signature that answers with zeros, for pictures that nothing is found in."""
+
+    def __init__(self, component: Component, fed: list[Shapes]) -> None:
+        self._component, self._fed = component, fed
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._component.inputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        self._fed.append({name: array.shape for name, array in feeds.items()})
+        axes = {
+            axis: size
+            for spec in self.inputs
+            for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+            if isinstance(axis, str)
+        }
+        return {spec.name: np.zeros(_sizes(spec, axes), spec.dtype) for spec in self._component.outputs}
+
+
+def _sizes(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
+    sizes = []
+    for axis in spec.shape:
+        factor, _, name = str(axis).rpartition("*")
+        sizes.append(axis if isinstance(axis, int) else int(factor or 1) * axes[name])
+    return tuple(sizes)
+
+
+def feeds_of(bundle: Bundle, **request: Any) -> dict[str, list[Shapes]]:
+    """Draw; return the shapes of every feed, by the submodule it went to."""
+    fed: dict[str, list[Shapes]] = {}
+
+    def open_session(component: str) -> Session:
+        return RecordingSession(bundle.manifest.components[component], fed.setdefault(component, []))
+
+    Pipeline(bundle, open_session)(num_inference_steps=2, sampler="euler", seed=1, **request)
+    return fed

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from latentrt.bundle import Bundle
+from latentrt.errors import BuildError
+from latentrt.manifest import Component
+from latentrt.tensors import TensorSpec
+from latentrt.weights import map_weights
+from latentrt_engines.library import Library, load_library
+from latentrt_engines.network import Log, check_network, make_log, parse_network
+from tests.exported import Exported
+
+Weights = Mapping[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Library:
+    return load_library("tensorrt_rtx")
+
+
+def read(bundle: Bundle, component: str) -> tuple[bytes, dict[str, NDArray[Any]]]:
+    graph, weights = bundle.component_files(component, bundle.manifest.precision)
+    return bundle.read(graph), map_weights(bundle.path(weights))
+
+
+class Parsed:
+    """A network, and everything that has to outlive it."""
+
+    def __init__(self, rtx: Library, component: str, graph: bytes, weights: Weights) -> None:
+        self.log, self._logger = make_log(rtx)
+        self._builder, self._weights = rtx.module.Builder(self._logger), weights
+        self.network, self._parser = parse_network(rtx, self._logger, self._builder, component, graph, weights)
+
+
+def refusal(rtx: Library, graph: bytes, weights: Weights) -> str:
+    with pytest.raises(BuildError) as refused:
+        Parsed(rtx, "unet", graph, weights)
+    return str(refused.value)
+
+
+def edited(graph: bytes, edit: Callable[[onnx.ModelProto], None]) -> bytes:
+    """The graph, changed; its weights stay where they are."""
+    model = onnx.load_model_from_string(graph)
+    edit(model)
+    return model.SerializeToString()
+
+
+# Parsing
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sample"])
+def test_every_graph_is_parsed_and_is_what_the_manifest_says(
+    rtx: Library, sample: Bundle, request: pytest.FixtureRequest, name: str
+) -> None:
+    bundle = sample if name == "sample" else Bundle.open(request.getfixturevalue(name).bundle)
+    for component, record in bundle.manifest.components.items():
+        parsed = Parsed(rtx, component, *read(bundle, component))
+        assert parsed.network.num_layers > 0
+        assert parsed.log.errors == []
+        check_network(rtx, parsed.network, component, record)
+
+
+def test_an_unknown_op_is_named_with_its_node_and_module(rtx: Library, sd1: Exported) -> None:
+    graph, weights = read(Bundle.open(sd1.bundle), "unet")
+    chosen: list[onnx.NodeProto] = []
+
+    def break_it(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if "down_blocks.0/resnets.0" in node.name.replace("_.", "."))
+        node.op_type = "Frobnicate"
+        chosen.append(node)
+
+    said = refusal(rtx, edited(graph, break_it), weights)
+    assert said.startswith(f"unet: {rtx} cannot parse the graph: node {chosen[0].name} (number ")
+    assert f"op Frobnicate, module {chosen[0].name.rpartition('/')[0]}: " in said
+    assert "down_blocks.0/resnets.0" in said
+
+
+def test_a_node_of_no_module(rtx: Library, sd1: Exported) -> None:
+    graph, weights = read(Bundle.open(sd1.bundle), "unet")
+
+    def break_it(model: onnx.ModelProto) -> None:
+        model.graph.node[0].op_type, model.graph.node[0].name = "Frobnicate", "first"
+
+    assert "node first (number 0), op Frobnicate, module the submodule itself: " in refusal(
+        rtx, edited(graph, break_it), weights
+    )
+
+
+@pytest.mark.parametrize("graph", [b"", b"no graph at all", b"\0" * 1000, b"\x08\x07" * 8])
+def test_what_is_no_graph(rtx: Library, sd1: Exported, graph: bytes) -> None:
+    _, weights = read(Bundle.open(sd1.bundle), "unet")
+    for given in ({}, weights):
+        said = refusal(rtx, graph, given)
+        assert said.startswith("unet: ")
+        assert "cannot parse the graph" in said
+
+
+def test_a_truncated_graph(rtx: Library, sd1: Exported) -> None:
+    graph, weights = read(Bundle.open(sd1.bundle), "unet")
+    assert "cannot parse the graph" in refusal(rtx, graph[: len(graph) // 2], weights)
+
+
+def test_missing_weights(rtx: Library, sd1: Exported) -> None:
+    """The library would look for a file beside the graph, of which it has only the bytes."""
+    graph, weights = read(Bundle.open(sd1.bundle), "unet")
+    gone = "conv_in.weight"
+    said = refusal(rtx, graph, {name: array for name, array in weights.items() if name != gone})
+    assert "cannot parse the graph" in said
+    assert gone in said
+
+
+def test_weights_that_the_graph_does_not_have(rtx: Library, sd1: Exported) -> None:
+    graph, weights = read(Bundle.open(sd1.bundle), "unet")
+    said = refusal(rtx, graph, {**weights, "conv_in.weigth": np.ones(4, np.float32)})
+    assert said == "unet: the weights have conv_in.weigth, which the graph does not, or in another size"
+
+
+@pytest.mark.parametrize("change", [lambda array: array[:-1], lambda array: array.astype(np.float16)])
+def test_weights_of_another_size(
+    rtx: Library, sd1: Exported, change: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    graph, weights = read(Bundle.open(sd1.bundle), "unet")
+    weights["conv_in.weight"] = np.ascontiguousarray(change(weights["conv_in.weight"]))
+    said = refusal(rtx, graph, weights)
+    assert said == "unet: the weights have conv_in.weight, which the graph does not, or in another size"
+
+
+# What was parsed, beside the manifest
+
+
+@pytest.fixture(scope="module")
+def unet(rtx: Library, sd1: Exported) -> Parsed:
+    return Parsed(rtx, "unet", *read(Bundle.open(sd1.bundle), "unet"))
+
+
+@pytest.fixture
+def record(sd1: Exported) -> Component:
+    return Bundle.open(sd1.bundle).manifest.components["unet"]
+
+
+def with_input(record: Component, index: int, **changes: Any) -> Component:
+    specs = list(record.inputs)
+    specs[index] = msgspec.structs.replace(specs[index], **changes)
+    return msgspec.structs.replace(record, inputs=tuple(specs))
+
+
+def mismatch(rtx: Library, parsed: Parsed, record: Component) -> str:
+    with pytest.raises(BuildError) as refused:
+        check_network(rtx, parsed.network, "unet", record)
+    return str(refused.value)
+
+
+def test_another_dtype(rtx: Library, unet: Parsed, record: Component) -> None:
+    doctored = with_input(record, 0, dtype="float16")
+    assert mismatch(rtx, unet, doctored) == (
+        f"unet: {rtx} sees the input sample as float32, the manifest says float16"
+    )
+
+
+def test_another_dtype_of_an_output(rtx: Library, unet: Parsed, record: Component) -> None:
+    spec = msgspec.structs.replace(record.outputs[0], dtype="uint8")
+    assert mismatch(rtx, unet, msgspec.structs.replace(record, outputs=(spec,))) == (
+        f"unet: {rtx} sees the output noise_pred as float32, the manifest says uint8"
+    )
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [("batch", 9, "height", "width"), ("batch", 4, "height"), ("batch", 4, "height", "width", 1), (2, 4, 8, 8)],
+)
+def test_another_shape(rtx: Library, unet: Parsed, record: Component, shape: tuple[int | str, ...]) -> None:
+    said = mismatch(rtx, unet, with_input(record, 0, shape=shape))
+    written = ", ".join(map(str, shape))
+    assert said == (
+        f"unet: {rtx} sees the input sample as [-1, 4, -1, -1], the manifest says sample float32[{written}]"
+    )
+
+
+def test_an_axis_that_the_manifest_leaves_free_is_free(rtx: Library, unet: Parsed, record: Component) -> None:
+    """Else the build would begin, and fail at a profile of another size than the graph's."""
+    said = mismatch(rtx, unet, with_input(record, 0, shape=("batch", "channels", "height", "width")))
+    assert "sees the input sample as [-1, 4, -1, -1], the manifest says" in said
+
+
+def test_another_name(rtx: Library, unet: Parsed, record: Component) -> None:
+    said = mismatch(rtx, unet, with_input(record, 0, name="latents"))
+    assert "sees the inputs ['encoder_hidden_states', 'sample', 'timestep'], the manifest has ['encoder_hid" in said
+    assert "'latents'" in said
+
+
+def test_an_input_too_many_and_one_too_few(rtx: Library, unet: Parsed, record: Component) -> None:
+    more = msgspec.structs.replace(record, inputs=(*record.inputs, TensorSpec("control", "float32", ("batch",))))
+    assert "'control'" in mismatch(rtx, unet, more)
+    fewer = msgspec.structs.replace(record, inputs=record.inputs[1:])
+    assert "sees the inputs" in mismatch(rtx, unet, fewer)
+
+
+def test_the_log_keeps_errors_and_warnings_apart(rtx: Library) -> None:
+    log, logger = make_log(rtx)
+    severities = rtx.module.ILogger
+    for severity in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"):
+        logger.log(getattr(severities, severity), severity.lower())
+    assert (log.errors, log.warnings) == (["internal_error", "error"], ["warning"])
+    assert log.text() == "internal_error\nerror"
+    assert Log().text() == ""

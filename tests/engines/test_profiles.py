@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentrt.bundle import Bundle
+from latentrt.engine_record import ShapeRange
+from latentrt.errors import RequestError
+from latentrt.sample import bundle_path
+from latentrt.tensors import TensorSpec
+from latentrt_engines.profiles import (
+    Guidance,
+    PictureProfile,
+    Span,
+    component_profile,
+    parse_count,
+    parse_size,
+    picture_profile,
+)
+from tests.engines.recording import feeds_of
+
+BUNDLES = ("sd1", "sd2", "sample")
+SAMPLE = Bundle.open(bundle_path()).manifest
+LONG = " ".join(["red circle"] * 60)  # 120 tokens: two chunks of 75
+
+
+@pytest.fixture(params=BUNDLES)
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    if request.param == "sample":
+        return Bundle.open(bundle_path())
+    return Bundle.open(request.getfixturevalue(request.param).bundle)
+
+
+def span(low: int, best: int, high: int) -> Span:
+    return Span(min=low, opt=best, max=high)
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "height"),
+    [
+        ("512", span(512, 512, 512), span(512, 512, 512)),
+        ("512x768", span(512, 512, 512), span(768, 768, 768)),
+        ("512×768", span(512, 512, 512), span(768, 768, 768)),
+        ("256..1024", span(256, 640, 1024), span(256, 448, 1024)),
+        ("256x512..512x1024", span(256, 512, 512), span(512, 512, 1024)),
+        ("704..1024", span(704, 704, 1024), span(704, 704, 1024)),
+        ("256x256:512x384:1024x768", span(256, 512, 1024), span(256, 384, 768)),
+        ("256:512:1024", span(256, 512, 1024), span(256, 512, 1024)),
+    ],
+)
+def test_the_forms_of_a_size(text: str, width: Span, height: Span) -> None:
+    """A range is best at the usual size, here 640 × 448, or at what it holds nearest to it."""
+    assert parse_size(text, (640, 448)) == (width, height)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("4", span(4, 4, 4)), ("1..4", span(1, 1, 4)), ("1:2:4", span(1, 2, 4))]
+)
+def test_the_forms_of_a_count(text: str, expected: Span) -> None:
+    assert parse_count("batch", text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "512x", "x512", "512x512x3", "a", "256..", "..256", "1..2..3", "1:2", "1:2:3:4", "-64", "6.4e1"]
+)
+def test_a_size_of_another_form(text: str) -> None:
+    with pytest.raises(RequestError, match=r"^found the size .*, expected 512x512, a range 256\.\.1024 or min:opt:max"):
+        parse_size(text, (64, 64))
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:2", "1..", "1..2..3", "1.5", "1_0", "²"])
+def test_a_count_of_another_form(text: str) -> None:
+    with pytest.raises(RequestError, match=r"^found the batch .*, expected a number, a range 1\.\.4 or min:opt:max"):
+        parse_count("batch", text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "4..1", "4:1:8", "1:8:4", "0:1:2"])
+def test_a_count_in_the_wrong_order(text: str) -> None:
+    with pytest.raises(RequestError, match=f"^found the chunks '{text}', expected at least 1 and smallest"):
+        parse_count("chunks", text)
+
+
+@pytest.mark.parametrize("text", ["0", "1024..256", "512x512:256x256:1024x1024"])
+def test_a_size_in_the_wrong_order(text: str) -> None:
+    with pytest.raises(RequestError, match=f"^found the size '{text}', expected at least 1 and smallest"):
+        parse_size(text, (512, 512))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ({"size": "2048"}, "found a width of 2048 pixels, expected 32 to 1024, this bundle's limits"),
+        ({"size": "64x16"}, "found a height of 16 pixels, expected 32 to 1024, this bundle's limits"),
+        ({"size": "64..1028"}, "found a width of 1028 pixels, expected 32 to 1024, this bundle's limits"),
+        ({"size": "66x64"}, "found a width of 66 pixels, expected a multiple of 4: 64 or 68"),
+        ({"size": "64:64:99"}, "found a width of 99 pixels, expected a multiple of 4: 96 or 100"),
+        ({"batch": "33"}, "found a batch of 33, this bundle's limit is 32"),
+    ],
+)
+def test_what_the_bundle_cannot_draw(words: dict[str, str], sentence: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        picture_profile(SAMPLE, **words)  # type: ignore[arg-type]
+    assert str(refusal.value) == sentence
+
+
+def test_what_is_not_said_is_the_bundles_own() -> None:
+    sixty_four, one = Span.of(64), Span.of(1)
+    expected = PictureProfile(width=sixty_four, height=sixty_four, batch=one, chunks=one, guidance="on")
+    assert picture_profile(SAMPLE) == expected
+    for scale, guidance in ((0.0, "off"), (1.0, "off"), (1.1, "on")):
+        defaults = msgspec.structs.replace(SAMPLE.defaults, guidance_scale=scale)
+        assert picture_profile(msgspec.structs.replace(SAMPLE, defaults=defaults)).guidance == guidance
+
+
+def test_a_profile_in_words() -> None:
+    assert str(picture_profile(SAMPLE)) == "64x64, batch 1, guidance on"
+    ranged = picture_profile(SAMPLE, size="32x32:64x96:128x128", batch="1:1:4", chunks="1..2", guidance="both")
+    assert str(ranged) == "32x32:64x96:128x128, batch 1:1:4, chunks 1:1:2, guidance both"
+
+
+def test_an_axis_that_no_picture_says_anything_of() -> None:
+    unet = SAMPLE.components["unet"]
+    strange = msgspec.structs.replace(unet, inputs=(*unet.inputs, TensorSpec("depth", "float32", ("batch", "layers"))))
+    with pytest.raises(RequestError, match=r"unet has the input depth float32\[batch, layers\].*its axis layers is"):
+        component_profile("unet", strange, picture_profile(SAMPLE), SAMPLE)
+
+
+def test_every_input_of_every_submodule_has_shapes_of_its_rank(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    profile = picture_profile(manifest, size="64:64:128", batch="1..4")
+    assert {"text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"} == set(manifest.components)
+    for name, component in manifest.components.items():
+        shapes = component_profile(name, component, profile, manifest)
+        assert list(shapes) == [spec.name for spec in component.inputs]
+        for spec in component.inputs:
+            fixed = [(index, axis) for index, axis in enumerate(spec.shape) if isinstance(axis, int)]
+            for shape in (shapes[spec.name].min, shapes[spec.name].opt, shapes[spec.name].max):
+                assert len(shape) == len(spec.shape)
+                assert [(index, shape[index]) for index, _ in fixed] == fixed
+
+
+def test_the_encoder_takes_one_picture_in_pixels() -> None:
+    profile = picture_profile(SAMPLE, size="64x32:64x64:128x96", batch="4")
+    found = component_profile("vae_encoder", SAMPLE.components["vae_encoder"], profile, SAMPLE)
+    assert found == {"pixels": ShapeRange(min=(1, 3, 32, 64), opt=(1, 3, 64, 64), max=(1, 3, 96, 128))}
+
+
+def spans(smallest: int, largest: int, factor: int = 1) -> st.SearchStrategy[Span]:
+    numbers = st.lists(st.integers(smallest, largest), min_size=3, max_size=3).map(sorted)
+    return numbers.map(lambda three: span(*(number * factor for number in three)))
+
+
+@given(
+    st.builds(
+        PictureProfile,
+        width=spans(8, 256, factor=4),
+        height=spans(8, 256, factor=4),
+        batch=spans(1, 32),
+        chunks=spans(1, 9),
+        guidance=st.sampled_from(["on", "off", "both"]),
+    )
+)
+def test_the_usual_shape_lies_between_the_smallest_and_the_largest(profile: PictureProfile) -> None:
+    for name, component in SAMPLE.components.items():
+        for shapes in component_profile(name, component, profile, SAMPLE).values():
+            for low, best, high in zip(shapes.min, shapes.opt, shapes.max, strict=True):
+                assert 1 <= low <= best <= high
+
+
+# What the pipeline feeds, beside what an engine is built for
+
+
+def uncovered(bundle: Bundle, request: dict[str, Any], words: dict[str, Any]) -> set[str]:
+    """The submodules that are fed what engines of such pictures do not take."""
+    profile = picture_profile(bundle.manifest, **words)
+    fed = feeds_of(bundle, **request)
+    assert set(fed) == {"text_encoder", "unet", "vae_decoder", "safety_checker"}
+    return {
+        name
+        for name, feeds in fed.items()
+        for shapes in feeds
+        for given, shape in shapes.items()
+        if not component_profile(name, bundle.manifest.components[name], profile, bundle.manifest)[given].covers(shape)
+    }
+
+
+THREE = ["a red circle", "a blue star", "a green heart"]
+SAME = {
+    "nothing said": ({"prompt": "a red circle"}, {}),
+    "several prompts": ({"prompt": THREE}, {"batch": "3"}),
+    "the same prompt twice": ({"prompt": [THREE[0], *THREE[:2]]}, {"batch": "3"}),
+    "several pictures of a prompt": ({"prompt": "a red circle", "num_images_per_prompt": 2}, {"batch": "2"}),
+    "no guidance": ({"prompt": THREE, "guidance_scale": 0.0}, {"batch": "3", "guidance": "off"}),
+    "guidance": ({"prompt": THREE, "guidance_scale": 3.0}, {"batch": "3", "guidance": "on"}),
+    "wide": ({"prompt": "a red circle", "width": 128, "height": 64}, {"size": "128x64"}),
+    "high": ({"prompt": "a red circle", "width": 72, "height": 96}, {"size": "72x96"}),
+    "a long prompt": ({"prompt": LONG}, {"chunks": "2"}),
+    "a long negative prompt": ({"prompt": THREE, "negative_prompt": LONG}, {"chunks": "2", "batch": "3"}),
+    "clip skip": ({"prompt": THREE, "clip_skip": 1}, {"batch": "3"}),
+    "short and long": ({"prompt": [*THREE, LONG]}, {"chunks": "1..2", "batch": "1..4"}),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_an_engine_takes_what_the_pipeline_feeds_for_the_pictures_it_is_built_for(bundle: Bundle, case: str) -> None:
+    assert uncovered(bundle, *SAME[case]) == set()
+
+
+@pytest.mark.parametrize("guidance", ["on", "off"])
+@pytest.mark.parametrize("side", [64, 96, 128])
+@pytest.mark.parametrize("prompts", [THREE[:1], THREE, [LONG, *THREE]])
+def test_a_ranged_engine_takes_all_that_lies_between(
+    sd1: Any, prompts: list[str], side: int, guidance: Guidance
+) -> None:
+    request = {"prompt": prompts, "width": side, "guidance_scale": 2.0 if guidance == "on" else 1.0}
+    words = {"size": "64:64:128", "batch": "1..4", "chunks": "1..2", "guidance": "both"}
+    assert uncovered(Bundle.open(sd1.bundle), request, words) == set()
+
+
+@pytest.mark.parametrize(
+    ("request_", "words", "expected"),
+    [
+        ({"prompt": "a", "width": 128}, {}, {"unet", "vae_decoder", "safety_checker"}),
+        ({"prompt": "a", "height": 72}, {"size": "64x80:64x80:64x96"}, {"unet", "vae_decoder", "safety_checker"}),
+        ({"prompt": THREE}, {"batch": "1..2"}, {"text_encoder", "unet", "safety_checker"}),
+        ({"prompt": "a", "num_images_per_prompt": 3}, {"batch": "1..2"}, {"unet", "safety_checker"}),
+        ({"prompt": "a"}, {"batch": "2"}, {"unet", "safety_checker"}),
+        ({"prompt": LONG}, {}, {"text_encoder", "unet"}),
+        ({"prompt": "a"}, {"chunks": "2"}, {"unet"}),
+        ({"prompt": "a", "guidance_scale": 1.0}, {"guidance": "on"}, {"unet"}),
+        ({"prompt": "a", "guidance_scale": 5.0}, {"guidance": "off"}, {"unet"}),
+    ],
+)
+def test_what_an_engine_was_not_built_for_is_not_covered(
+    bundle: Bundle, request_: dict[str, Any], words: dict[str, Any], expected: set[str]
+) -> None:
+    assert uncovered(bundle, request_, words) == expected
