@@ -57,6 +57,7 @@ def condition(order: Order, tokenizer: Tokenizer, encoder: Session) -> tuple[Con
             _check_length(embeddings, chunks * tokenizer.frame.length, negative)
             other = negative.embeddings(prompts, chunks, tokenizer, encoder).repeat(order.images_per_prompt, axis=0)
             embeddings = _stacked(other, embeddings)
+        embeddings.setflags(write=False)  # so that a backend may keep them on its device from step to step
         images = np.arange(order.images_per_prompt)
         told.append(Conditioning(np.concatenate([prompt * len(images) + images for prompt in prompts]), embeddings))
     return tuple(told)

@@ -16,22 +16,25 @@ import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import noise, safety, samplers
 from latentrt.bundle import Bundle
-from latentrt.conditioning import Conditioning, condition
-from latentrt.errors import BackendError, RequestError
-from latentrt.guidance import guide
+from latentrt.conditioning import condition
+from latentrt.denoiser import ask, check_finite
+from latentrt.errors import RequestError
 from latentrt.request import Order, Request, resolve
 from latentrt.result import OutputType, Result, make_result
 from latentrt.sample import bundle_path
 from latentrt.schedule import Latents, Schedule, denoise
 from latentrt.session import Session, run
 from latentrt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from latentrt.device import Device
 
 __all__ = ["Pipeline", "Step"]
 
@@ -63,11 +66,15 @@ class Pipeline:
 
     Args:
         bundle: what to draw from.
-        open_session: loads a component's graph by name. Tests put their own here; `Pipeline.load` puts ONNX Runtime.
+        open_session: loads a component's graph by name. Tests put their own here; `Pipeline.load` what runs best.
+
+    Attributes:
+        runs_on: component → what runs it and why, in words, where that is known.
     """
 
     def __init__(self, bundle: Bundle, open_session: OpenSession) -> None:
         self.bundle = bundle
+        self.runs_on: dict[str, str] = getattr(open_session, "choices", {})
         self._open_session = open_session
         self._sessions: dict[str, Session] = {}
         self._tokenizer: Tokenizer | None = None
@@ -75,23 +82,36 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str] | None = None, *, digest: str | None = None, threads: int | None = None
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        device: Device = "auto",
+        digest: str | None = None,
+        threads: int | None = None,
+        provider: str | None = None,
     ) -> Self:
-        """Open a bundle to be run on the CPU.
+        """Open a bundle to be run on the best that this machine has, or on what is named.
 
         Args:
             path: the bundle's folder; None opens the sample bundle that comes with the package (`latentrt.sample`).
+            device: `auto`: engines for this GPU, else ONNX Runtime on it, else on the CPU, and `runs_on` says which and
+                why; `cpu`, `cuda` (ONNX Runtime) or `tensorrt` (engines only) are taken or refused.
             digest: `sha256:…` of its manifest, to run this bundle and no other; without it hashes detect damage, not
                 forgery.
-            threads: one per core if None.
+            threads: on the CPU; one per core if None.
+            provider: one of ONNX Runtime's execution providers by its name, in place of a device.
 
         Raises:
             BundleError: there is no bundle, or it is damaged, or not the one that is pinned.
+            BackendError, EngineError: the device that is named cannot be had.
         """
-        from latentrt.backends.onnxruntime import open_session
+        from latentrt.device import choose_sessions
 
         bundle = Bundle.open(bundle_path() if path is None else path, digest)
-        return cls(bundle, lambda component: open_session(bundle, component, threads=threads))
+        sessions = choose_sessions(bundle, device, threads=threads, provider=provider)
+        for component, words in sessions.choices.items():
+            log.info("%s runs on %s", component, words)
+        return cls(bundle, sessions)
 
     def __call__(
         self,
@@ -191,13 +211,13 @@ class Pipeline:
         loop = denoise(
             schedule,
             latents,
-            model=lambda timestep, sample: _ask(denoiser, sample, timestep, conditionings, order),
+            model=lambda timestep, sample: ask(denoiser, sample, timestep, conditionings, order),
             noise=lambda: noise.draw(generators, latents.shape[1:]),
         )
         changed = None
         for k, timestep in enumerate(schedule.t):
             step = Step(k, len(schedule), float(timestep), loop.send(changed))
-            _check_finite(step.latents, timestep)
+            check_finite(step.latents, timestep)
             yield step
             changed = _checked(step.latents, latents.shape)
 
@@ -254,37 +274,6 @@ class Pipeline:
                 record = self.bundle.manifest.tokenizer
                 self._tokenizer = Tokenizer.from_json(self.bundle.read(record.file), record)
             return self._tokenizer
-
-
-def _ask(
-    denoiser: Session,
-    sample: Latents,
-    timestep: np.float32,
-    conditionings: Sequence[Conditioning],
-    order: Order,
-) -> Latents:
-    """The (guided) model output for every picture: one evaluation, or one for each number of tokens."""
-    outputs = np.empty_like(sample)
-    for told in conditionings:
-        part = sample[told.pictures]
-        if order.guided:
-            part = np.concatenate([part, part])  # (2B, C, h, w): the negative half first, as in the embeddings
-        feeds = {"timestep": np.full(len(part), timestep, np.float32), "encoder_hidden_states": told.embeddings}
-        predicted: Latents = run(denoiser, sample=part, **feeds)["noise_pred"]
-        _check_finite(predicted, timestep)
-        if order.guided:
-            predicted = guide(predicted, order.guidance_scale, order.guidance_rescale)
-        outputs[told.pictures] = predicted
-    return outputs
-
-
-def _check_finite(values: Latents, timestep: np.float32) -> None:
-    """Half overflows without a word, and what is not a number would be decoded to a black picture that looks clear."""
-    if not np.isfinite(values).all():
-        raise BackendError(
-            f"timestep {timestep:g} gave values that are not finite numbers; lower the guidance scale, or export the "
-            "bundle in float32"
-        )
 
 
 def _checked(latents: object, shape: tuple[int, ...]) -> Latents:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["DType", "TensorSpec", "check_feeds"]
+__all__ = ["DType", "TensorSpec", "axis_sizes", "check_feeds", "sized"]
 
 DType = Literal["float16", "float32", "uint8", "int64", "bool"]
 
@@ -59,3 +59,30 @@ def _check_feed(spec: TensorSpec, array: NDArray[np.generic], sizes: dict[str, i
         expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
         if size != expected or size == 0:
             raise FeedError(f"input {spec.name}: found shape {array.shape}, but axis {axis} of {spec} is {expected}")
+
+
+def axis_sizes(specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """How long each named axis is, told from the shapes of the inputs.
+
+    Args:
+        specs: the graph's inputs. shapes: of each of them, checked with `check_feeds`.
+    """
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        for size, axis in zip(shapes[spec.name], spec.shape, strict=True):
+            if isinstance(axis, str):
+                factor, _, name = axis.rpartition("*")
+                sizes[name] = size // int(factor or 1)
+    return sizes
+
+
+def sized(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a tensor whose named axes have these sizes."""
+    shape = []
+    for axis in spec.shape:
+        if isinstance(axis, int):
+            shape.append(axis)
+            continue
+        factor, _, name = axis.rpartition("*")
+        shape.append(int(factor or 1) * sizes[name])
+    return tuple(shape)

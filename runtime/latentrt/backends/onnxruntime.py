@@ -9,14 +9,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from latentrt.backends.bound_session import BoundSession
 from latentrt.bundle import Bundle
 from latentrt.errors import BackendError, MissingExtraError
 from latentrt.manifest import Precision
-from latentrt.session import Arrays
+from latentrt.session import Arrays, Session
 from latentrt.tensors import TensorSpec
 from latentrt.weights import map_weights
 
-__all__ = ["OnnxRuntimeSession", "open_session"]
+__all__ = ["CUDA", "OnnxRuntimeSession", "available_providers", "open_on_provider", "open_session"]
+
+CUDA = "CUDAExecutionProvider"
 
 _NOWHERE = os.path.join(os.devnull, "nowhere")
 
@@ -62,6 +65,76 @@ def open_session(
         BackendError: ONNX Runtime refuses the graph.
     """
     runtime = _onnxruntime()
+    session, held = _open(runtime, bundle, component, precision, ["CPUExecutionProvider"], threads)
+    record = bundle.manifest.components[component]
+    return OnnxRuntimeSession(session, record.inputs, record.outputs, held)
+
+
+def open_on_provider(
+    bundle: Bundle,
+    component: str,
+    provider: str = CUDA,
+    *,
+    threads: int | None = None,
+    precision: Precision | None = None,
+) -> Session:
+    """Load a component of a bundle for another of ONNX Runtime's execution providers.
+
+    Args:
+        bundle, component, threads: as for `open_session`.
+        provider: by ONNX Runtime's name, such as `CUDAExecutionProvider`; the part before `ExecutionProvider` will do.
+        precision: of the graph; the bundle's own if None.
+
+    Raises:
+        BackendError: this ONNX Runtime does not have that provider, or cannot use it here. Running on a CPU instead,
+            without a word, is what ONNX Runtime does with a GPU that it cannot use; here it is an error.
+        MissingExtraError, BundleError: as for `open_session`.
+    """
+    runtime = _onnxruntime()
+    name = _full_name(runtime, provider)
+    options = {**_PROVIDER_OPTIONS.get(name, {})}
+    chosen = precision or bundle.manifest.precision
+    session, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
+    if name not in session.get_providers():
+        raise BackendError(
+            f"{component}: ONNX Runtime {runtime.__version__} cannot use {name} here, most likely as a library of "
+            "CUDA or cuDNN is missing; its own log names it. Install it, or run on the CPU: --device cpu"
+        )
+    record = bundle.manifest.components[component]
+    if name == CUDA:
+        return BoundSession(runtime, session, record.inputs, record.outputs, held, device="cuda", graphs=True)
+    return OnnxRuntimeSession(session, record.inputs, record.outputs, held)
+
+
+def available_providers() -> list[str]:
+    """The execution providers that the installed ONNX Runtime was made with; none if there is no ONNX Runtime."""
+    try:
+        return list(_onnxruntime().get_available_providers())
+    except MissingExtraError:
+        return []
+
+
+# float32 graphs are exact, so no TF32; the search for convolutions' algorithms would take minutes at the first run.
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
+    CUDA: {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": "1"}
+}
+
+
+def _full_name(runtime: Any, provider: str) -> str:
+    available: list[str] = runtime.get_available_providers()
+    for name in available:
+        if provider.lower() in (name.lower(), name.lower().removesuffix("executionprovider")):
+            return name
+    mend = "; pip install 'latentrt[gpu]' in place of [cpu]" if provider.lower().startswith("cuda") else ""
+    raise BackendError(
+        f"found the provider {provider!r}, this ONNX Runtime {runtime.__version__} has {', '.join(available)}{mend}"
+    )
+
+
+def _open(
+    runtime: Any, bundle: Bundle, component: str, precision: Precision, providers: list[Any], threads: int | None
+) -> tuple[Any, list[Any]]:
+    """ONNX Runtime's session, and what has to outlive it."""
     graph_name, weights_name = bundle.component_files(component, precision)
     graph, weights = bundle.read(graph_name), bundle.path(weights_name)
     options = runtime.SessionOptions()
@@ -69,11 +142,10 @@ def open_session(
     options.log_severity_level = 3
     held = _point_at_weights(runtime, options, weights)
     try:
-        session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = runtime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     except Exception as error:
         raise BackendError(f"{component}: ONNX Runtime {runtime.__version__} refuses the graph: {error}") from error
-    record = bundle.manifest.components[component]
-    return OnnxRuntimeSession(session, record.inputs, record.outputs, held)
+    return session, held
 
 
 def _point_at_weights(runtime: Any, options: Any, weights: Path) -> list[Any]:

@@ -1,0 +1,112 @@
+"""A graph of ONNX Runtime whose inputs and outputs stay at their places on a device.
+
+Without binding, every run allocates on the device and copies through pageable memory. Bound values keep their
+addresses, so CUDA can record a run and launch it again (ONNX Runtime's documentation of the CUDA execution provider:
+fixed shapes and addresses, one graph id for each set of shapes, recorded and launched by the same thread).
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.errors import BackendError
+from latentrt.session import Arrays
+from latentrt.tensors import TensorSpec, axis_sizes, sized
+
+__all__ = ["BoundSession"]
+
+# A recorded run keeps its own buffers on the device, so only so many sets of shapes are kept.
+_MOST_SHAPES = 4
+
+
+@dataclass
+class _Binding:
+    """The values of one set of shapes, where they stay."""
+
+    io: Any
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    graph_id: int
+    fed: dict[str, NDArray[Any]]
+
+
+class BoundSession:
+    """One graph, loaded by ONNX Runtime for a device.
+
+    Args:
+        runtime: the onnxruntime module. session: its session.
+        inputs, outputs: the graph's signature.
+        held: what has to outlive the session.
+        device: where values are kept, by ONNX Runtime's name.
+        graphs: whether runs are recorded as CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        runtime: Any,
+        session: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        held: list[Any],
+        *,
+        device: str,
+        graphs: bool,
+    ) -> None:
+        self._runtime, self._session, self._inputs, self._outputs, self._held = runtime, session, inputs, outputs, held
+        self._device, self._graphs = device, graphs
+        self._bindings: dict[tuple[int, tuple[tuple[int, ...], ...]], _Binding] = {}
+        self._ids, self._lock = itertools.count(1), threading.Lock()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        with self._lock:
+            try:
+                return self._run(feeds)
+            except Exception as error:  # the package's own exceptions have no common class
+                raise BackendError(f"ONNX Runtime failed: {error}") from error
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        binding = self._binding({name: array.shape for name, array in feeds.items()})
+        for name, array in feeds.items():
+            # The very array of the last run, which nobody can have written to, is there already.
+            if binding.fed.get(name) is not array or array.flags.writeable:
+                binding.inputs[name].update_inplace(np.ascontiguousarray(array))
+                binding.fed[name] = array
+        options = self._runtime.RunOptions()
+        if self._graphs:
+            options.add_run_config_entry("gpu_graph_id", str(binding.graph_id))
+        self._session.run_with_iobinding(binding.io, options)
+        return {name: value.numpy() for name, value in binding.outputs.items()}
+
+    def _binding(self, shapes: dict[str, tuple[int, ...]]) -> _Binding:
+        # A recorded run belongs to the thread that recorded it.
+        key = (threading.get_ident() if self._graphs else 0, tuple(shapes[spec.name] for spec in self._inputs))
+        if key not in self._bindings:
+            while len(self._bindings) >= _MOST_SHAPES:
+                self._bindings.pop(next(iter(self._bindings)))
+            self._bindings[key] = self._bind(shapes)
+        return self._bindings[key]
+
+    def _bind(self, shapes: dict[str, tuple[int, ...]]) -> _Binding:
+        sizes = axis_sizes(self._inputs, shapes)
+        binding = _Binding(self._session.io_binding(), {}, {}, next(self._ids), {})
+        for spec in self._inputs:
+            binding.inputs[spec.name] = self._value(spec, shapes[spec.name])
+            binding.io.bind_ortvalue_input(spec.name, binding.inputs[spec.name])
+        for spec in self._outputs:
+            binding.outputs[spec.name] = self._value(spec, sized(spec, sizes))
+            binding.io.bind_ortvalue_output(spec.name, binding.outputs[spec.name])
+        return binding
+
+    def _value(self, spec: TensorSpec, shape: tuple[int, ...]) -> Any:
+        return self._runtime.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(spec.dtype), self._device, 0)

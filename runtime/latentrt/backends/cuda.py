@@ -1,0 +1,134 @@
+"""Device memory, streams and graphs through CUDA's own Python bindings: no torch.
+
+One thin face over `cuda.bindings.runtime`, whose every call returns its status first. Sizes are bytes, addresses are
+integers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from latentrt.errors import BackendError, MissingExtraError
+
+__all__ = ["Cuda", "DeviceBuffer", "load_cuda"]
+
+
+def load_cuda() -> Cuda:
+    """The bindings of the CUDA runtime.
+
+    Raises:
+        MissingExtraError: they are not installed.
+    """
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise MissingExtraError("cuda.bindings", "rtx", "use a GPU") from error
+    return Cuda(runtime)
+
+
+class Cuda:
+    """The calls that running an engine takes.
+
+    Args:
+        api: `cuda.bindings.runtime`, or what a test puts in its place.
+
+    Every method raises BackendError where the call fails; the message is CUDA's own name of what went wrong.
+    """
+
+    def __init__(self, api: Any) -> None:
+        self.api = api
+
+    def allocate(self, size: int) -> int:
+        """Device memory; its address."""
+        return int(self._ask(self.api.cudaMalloc(size), f"{size:,} bytes of the GPU's memory"))
+
+    def free(self, address: int) -> None:
+        """Give device memory back."""
+        self._ask(self.api.cudaFree(address), "giving memory back")
+
+    def memory(self) -> tuple[int, int]:
+        """The GPU's free memory, and all of it."""
+        free, total = self._answers(self.api.cudaMemGetInfo(), "asking for the free memory")
+        return int(free), int(total)
+
+    def make_stream(self) -> int:
+        """A stream, as the number that other libraries take."""
+        return int(self._ask(self.api.cudaStreamCreate(), "making a stream"))
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for everything that was put on a stream."""
+        self._ask(self.api.cudaStreamSynchronize(stream), "running")
+
+    def upload(self, address: int, array: NDArray[Any], stream: int) -> None:
+        """Copy a contiguous array to the device. The array has to stay until the stream is synchronised."""
+        kind = self.api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._ask(
+            self.api.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, stream), "copying to the GPU"
+        )
+
+    def download(self, array: NDArray[Any], address: int, stream: int) -> None:
+        """Copy from the device into a contiguous array, which has its contents once the stream is synchronised."""
+        self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost", stream)
+
+    def begin_capture(self, stream: int) -> None:
+        """From here on, work on the stream is recorded, not done."""
+        mode = self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._ask(self.api.cudaStreamBeginCapture(stream, mode), "beginning a CUDA graph")
+
+    def end_capture(self, stream: int) -> Any:
+        """What was recorded, ready to be launched."""
+        graph = self._ask(self.api.cudaStreamEndCapture(stream), "ending a CUDA graph")
+        try:
+            return self._ask(self.api.cudaGraphInstantiate(graph, 0), "making a CUDA graph")
+        finally:
+            self.api.cudaGraphDestroy(graph)
+
+    def launch(self, graph: Any, stream: int) -> None:
+        """Do what a graph recorded."""
+        self._ask(self.api.cudaGraphLaunch(graph, stream), "launching a CUDA graph")
+
+    def destroy_graph(self, graph: Any) -> None:
+        """Give a graph back."""
+        self._ask(self.api.cudaGraphExecDestroy(graph), "giving a CUDA graph back")
+
+    def _copy(self, target: int, source: int, size: int, kind: str, stream: int) -> None:
+        direction = getattr(self.api.cudaMemcpyKind, kind)
+        self._ask(self.api.cudaMemcpyAsync(target, source, size, direction, stream), f"copying ({kind})")
+
+    def _ask(self, answer: Any, doing: str) -> Any:
+        values = self._answers(answer, doing)
+        return values[0] if values else None
+
+    def _answers(self, answer: Any, doing: str) -> tuple[Any, ...]:
+        status, *values = answer
+        if status != self.api.cudaError_t.cudaSuccess:
+            self.api.cudaGetLastError()  # or the next call would report it again
+            raise BackendError(f"CUDA failed at {doing}: {getattr(status, 'name', status)}")
+        return tuple(values)
+
+
+class DeviceBuffer:
+    """Device memory that grows and is kept: the largest use decides its size.
+
+    Attributes:
+        address: 0 while it is empty. It changes when the buffer grows.
+    """
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda, self.address, self.size = cuda, 0, 0
+
+    def at_least(self, size: int) -> bool:
+        """Make it hold so many bytes; whether it moved. What it held is lost then."""
+        if size <= self.size:
+            return False
+        self.close()
+        self.address, self.size = self._cuda.allocate(size), size
+        return True
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self.address:
+            address, self.address, self.size = self.address, 0, 0
+            self._cuda.free(address)

@@ -1,0 +1,163 @@
+"""What runs each submodule on this machine, and why that?
+
+The ladder, best first: an engine for this GPU, ONNX Runtime on the GPU, ONNX Runtime on the CPU. `auto` takes the best
+that can be had, submodule by submodule, and says why it is not better; a device that is named is taken or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from latentrt.backends import onnxruntime as ort
+from latentrt.bundle import Bundle
+from latentrt.engine_choice import EngineSource, Machine, Misfit, engines_for
+from latentrt.engine_record import LibraryName
+from latentrt.errors import BackendError, EngineError, RequestError
+from latentrt.gpu import Gpu, NoGpu, find_gpu
+from latentrt.session import Session
+from latentrt.tensorrt_library import TITLES, LoadedLibrary, find_libraries
+
+__all__ = ["Device", "SessionSource", "Sessions", "choose_sessions", "find_machine", "why_no_engine"]
+
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+SessionSource = Callable[[str], Session]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What runs one submodule, in words; and how it is opened."""
+
+    words: str
+    open: Callable[[], Session]
+
+
+class Sessions:
+    """Opens each submodule of a bundle where it runs best. Call it with a submodule's name.
+
+    Attributes:
+        choices: submodule → what runs it and why, in words.
+    """
+
+    def __init__(self, choices: dict[str, _Choice]) -> None:
+        self._choices = choices
+        self.choices = {name: choice.words for name, choice in choices.items()}
+
+    def __call__(self, component: str) -> Session:
+        if component not in self._choices:
+            raise BackendError(f"found the component {component!r}, this bundle has {', '.join(self._choices)}")
+        return self._choices[component].open()
+
+
+def choose_sessions(
+    bundle: Bundle, device: Device = "auto", *, threads: int | None = None, provider: str | None = None
+) -> Sessions:
+    """Decide what runs each submodule. Nothing is loaded yet.
+
+    Args:
+        device: `auto`; `cpu` and `cuda` are ONNX Runtime; `tensorrt` is engines of either library, and nothing else.
+        threads: on the CPU; one per core if None.
+        provider: one of ONNX Runtime's execution providers, by its name, in place of a device.
+
+    Raises:
+        RequestError: there is no such device. BackendError: it cannot be had here. EngineError: the engines cannot.
+    """
+    if device not in get_args(Device):
+        raise RequestError(f"found the device {device!r}, expected one of {', '.join(get_args(Device))}")
+    if provider is not None and device != "auto":
+        raise RequestError(f"found the device {device} and the provider {provider}, expected one of the two")
+    choosing = _Choosing(bundle, threads)
+    if provider is not None:
+        return Sessions({name: choosing.on_provider(name, provider) for name in bundle.manifest.components})
+    return Sessions({name: choosing.choose(name, device) for name in bundle.manifest.components})
+
+
+def find_machine(gpu: Gpu) -> tuple[Machine, dict[LibraryName, LoadedLibrary | str]]:
+    """What engines run on here, and each library or why it cannot be used."""
+    libraries = find_libraries()
+    versions = {name: found.version for name, found in libraries.items() if isinstance(found, LoadedLibrary)}
+    return Machine(gpu=gpu, versions=versions), libraries
+
+
+def why_no_engine(component: str, others: list[Misfit]) -> str:
+    """Why no engine runs a submodule, in a clause, with what would mend it."""
+    if not others:
+        return f"no engine is built of {component} (latentrt build)"
+    nearest = min(others, key=lambda misfit: len(misfit.reasons))
+    return f"{', '.join(nearest.reasons)} (latentrt build)"
+
+
+class _Choosing:
+    """Decides for one bundle; looks at the machine once, and only where it matters."""
+
+    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+        self.bundle, self.threads = bundle, threads
+        self._gpu: Gpu | NoGpu | None = None
+        self._machine: tuple[Machine, dict[LibraryName, LoadedLibrary | str]] | None = None
+        self._devices: dict[LibraryName, object] = {}
+
+    def choose(self, name: str, device: Device) -> _Choice:
+        if device == "cpu":
+            return self._on_cpu(name, "as asked")
+        if device == "cuda":
+            return self.on_provider(name, ort.CUDA)
+        if self._gpu is None:
+            self._gpu = find_gpu()
+        if isinstance(self._gpu, NoGpu):
+            if device == "tensorrt":
+                raise BackendError(f"engines run on a GPU, and here {self._gpu.reason}; {self._gpu.mend}")
+            return self._on_cpu(name, self._gpu.reason)
+        return self._on_gpu(name, self._gpu, engines_only=device == "tensorrt")
+
+    def _on_gpu(self, name: str, gpu: Gpu, *, engines_only: bool) -> _Choice:
+        self._machine = self._machine or find_machine(gpu)
+        fit, others = engines_for(self.bundle, name, self._machine[0])
+        if fit:
+            return self._on_engines(name, fit, engines_only=engines_only)
+        why = why_no_engine(name, others)
+        if engines_only:
+            raise EngineError(f"{name} has no engine that runs on {gpu}: {why}")
+        return self._without_engine(name, why)
+
+    def _without_engine(self, name: str, why: str) -> _Choice:
+        if ort.CUDA in ort.available_providers():
+            choice = self.on_provider(name, ort.CUDA)
+            return _Choice(f"{choice.words}; {why}", choice.open)
+        return self._on_cpu(name, f"{why}, and this ONNX Runtime has no CUDA (pip install 'latentrt[gpu]')")
+
+    def _on_engines(self, name: str, fit: list[EngineSource], *, engines_only: bool) -> _Choice:
+        from latentrt.engine_sessions import ChosenByShape
+
+        record = fit[0].record
+        otherwise = None if engines_only else self._without_engine(name, "no engine covers that shape").open
+        more = f" and {len(fit) - 1} more" if len(fit) > 1 else ""
+        words = f"{TITLES[record.identity.library]} engine {record.key[:12]}{more}"
+        return _Choice(words, lambda: ChosenByShape(name, fit, self._load, otherwise))
+
+    def _load(self, source: EngineSource) -> Session:
+        from latentrt.backends.runtime_cache import RuntimeCache
+        from latentrt.backends.tensorrt import EngineDevice, EngineSession
+        from latentrt.engine_store import EngineStore
+
+        assert self._machine is not None, "engines are chosen by what the machine is"
+        library_name = source.record.identity.library
+        if library_name not in self._devices:
+            library = self._machine[1][library_name]
+            assert isinstance(library, LoadedLibrary), "only engines of a library that is here are chosen"
+            self._devices[library_name] = EngineDevice(library)
+        device = self._devices[library_name]
+        assert isinstance(device, EngineDevice)
+        cache = None
+        if library_name == "tensorrt_rtx":
+            cache = RuntimeCache(EngineStore().folder / source.record.key)
+        return EngineSession(device, source.plan(), source.record, cache)
+
+    def on_provider(self, name: str, provider: str) -> _Choice:
+        """ONNX Runtime with one of its execution providers."""
+        words = "ONNX Runtime on the GPU" if provider == ort.CUDA else f"ONNX Runtime with {provider}"
+        return _Choice(words, lambda: ort.open_on_provider(self.bundle, name, provider, threads=self.threads))
+
+    def _on_cpu(self, name: str, why: str) -> _Choice:
+        words = f"ONNX Runtime on the CPU: {why}"
+        return _Choice(words, lambda: ort.open_session(self.bundle, name, threads=self.threads))

@@ -1,0 +1,91 @@
+"""Which of a submodule's engines runs what it is fed; and what if none does?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from latentrt.engine_choice import EngineSource
+from latentrt.errors import BackendError, EngineDamagedError, EngineError
+from latentrt.session import Arrays, Session
+from latentrt.tensors import TensorSpec
+
+__all__ = ["ChosenByShape"]
+
+_log = logging.getLogger("latentrt")
+
+
+class _Loaded(Protocol):
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays: ...
+
+
+class ChosenByShape:
+    """A submodule whose engines were built for different shapes, each loaded when it is first needed.
+
+    Args:
+        name: of the submodule.
+        sources: its engines that run here, the best first.
+        load: plan → session. A plan is hashed before.
+        otherwise: opens what runs shapes that no engine covers; None refuses them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sources: Sequence[EngineSource],
+        load: Callable[[EngineSource], _Loaded],
+        otherwise: Callable[[], Session] | None,
+    ) -> None:
+        self._name, self._sources, self._load, self._open_otherwise = name, list(sources), load, otherwise
+        self._loaded: dict[str, _Loaded] = {}
+        self._otherwise: Session | None = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._sources[0].record.inputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        shapes = {name: array.shape for name, array in feeds.items()}
+        for source in list(self._sources):
+            if _covers(source, shapes):
+                try:
+                    return self._session(source).run(feeds)
+                except EngineDamagedError as error:
+                    _log.warning("%s", error)
+                    self._drop(source)
+        return self._without_engine(shapes).run(feeds)
+
+    def _session(self, source: EngineSource) -> _Loaded:
+        key = source.record.key
+        if key not in self._loaded:
+            self._loaded[key] = self._load(source)
+        return self._loaded[key]
+
+    def _drop(self, source: EngineSource) -> None:
+        # The last one stays listed, for its signature; it is tried again, and by then it may have been built again.
+        if len(self._sources) > 1:
+            self._sources.remove(source)
+
+    def _without_engine(self, shapes: Mapping[str, tuple[int, ...]]) -> Session:
+        name, shape = next(iter(shapes.items()))
+        covered = "; ".join(str(source.record.identity.profile[name]) for source in self._sources)
+        words = (
+            f"{self._name}: no engine runs {name} of shape {'×'.join(map(str, shape))}, those that are there {covered}"
+        )
+        mend = "build one: latentrt build --size … --batch …"
+        if self._open_otherwise is None:
+            raise EngineError(f"{words}; {mend}")
+        if self._otherwise is None:
+            _log.warning("%s; ONNX Runtime runs it. For an engine, %s", words, mend)
+            self._otherwise = self._open_otherwise()
+        return self._otherwise
+
+
+def _covers(source: EngineSource, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    profile = source.record.identity.profile
+    if profile.keys() != shapes.keys():
+        raise BackendError(f"found inputs {sorted(shapes)}, expected {sorted(profile)}")
+    return all(profile[name].covers(shape) for name, shape in shapes.items())
