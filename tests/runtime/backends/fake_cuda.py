@@ -1,0 +1,126 @@
+"""A CUDA runtime in the host's memory, with the names of `cuda.bindings.runtime` that latentrt calls.
+
+Work on a stream is put off until the stream is synchronised, as on a GPU; copies stay inside what was allocated; what
+is put on a stream that is being captured is recorded instead. So a mistake in order, size or lifetime shows here too.
+"""
+
+# ruff: noqa: N802, N815 (the names are CUDA's)
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+Work = Callable[[], None]
+
+
+class FakeError(Enum):
+    cudaSuccess = 0
+    cudaErrorMemoryAllocation = 2
+    cudaErrorStreamCaptureInvalidated = 901
+
+
+class FakeCopyKind(Enum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+
+
+class FakeCaptureMode(Enum):
+    cudaStreamCaptureModeThreadLocal = 1
+
+
+class FakeCudaApi:
+    """In place of the module.
+
+    Attributes:
+        allocated: address → buffer.
+        counts: how often each kind of thing was done.
+        limit: bytes that the GPU has.
+    """
+
+    cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode = FakeError, FakeCopyKind, FakeCaptureMode
+
+    def __init__(self, limit: int = 1 << 30) -> None:
+        self.allocated: dict[int, ctypes.Array[ctypes.c_char]] = {}
+        self.limit, self.queue = limit, list[Work]()
+        self.capturing: list[Work] | None = None
+        self.counts = dict.fromkeys(("uploads", "downloads", "launches", "captures", "allocations"), 0)
+
+    def enqueue(self, work: Work) -> None:
+        """Put work on the stream."""
+        (self.queue if self.capturing is None else self.capturing).append(work)
+
+    def check_range(self, address: int, size: int) -> None:
+        """Fail where a range is not inside one allocation."""
+        inside = (
+            start <= address and address + size <= start + len(buffer) for start, buffer in self.allocated.items()
+        )
+        assert any(inside), f"{size} bytes at {address} were not allocated"
+
+    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
+        if sum(map(len, self.allocated.values())) + size > self.limit:
+            return (FakeError.cudaErrorMemoryAllocation, 0)
+        buffer = ctypes.create_string_buffer(size)
+        self.allocated[ctypes.addressof(buffer)] = buffer
+        self.counts["allocations"] += 1
+        return (FakeError.cudaSuccess, ctypes.addressof(buffer))
+
+    def cudaFree(self, address: int) -> tuple[Any, ...]:
+        del self.allocated[address]
+        return (FakeError.cudaSuccess,)
+
+    def cudaMemGetInfo(self) -> tuple[Any, ...]:
+        used = sum(map(len, self.allocated.values()))
+        return (FakeError.cudaSuccess, self.limit - used, self.limit)
+
+    def cudaStreamCreate(self) -> tuple[Any, ...]:
+        return (FakeError.cudaSuccess, 7)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
+        assert self.capturing is None, "a stream that is captured cannot be waited for"
+        queue, self.queue = self.queue, []
+        for work in queue:
+            work()
+        return (FakeError.cudaSuccess,)
+
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: FakeCopyKind, stream: int) -> tuple[Any, ...]:
+        up = kind is FakeCopyKind.cudaMemcpyHostToDevice
+        self.check_range(target if up else source, size)
+        self.counts["uploads" if up else "downloads"] += 1
+
+        def copy() -> None:
+            ctypes.memmove(target, source, size)
+
+        self.enqueue(copy)
+        return (FakeError.cudaSuccess,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: FakeCaptureMode) -> tuple[Any, ...]:
+        self.capturing = []
+        return (FakeError.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
+        recorded, self.capturing = self.capturing, None
+        self.counts["captures"] += 1
+        return (FakeError.cudaSuccess, recorded)
+
+    def cudaGraphInstantiate(self, graph: list[Work], flags: int) -> tuple[Any, ...]:
+        return (FakeError.cudaSuccess, list(graph))
+
+    def cudaGraphDestroy(self, graph: list[Work]) -> tuple[Any, ...]:
+        graph.clear()
+        return (FakeError.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, graph: list[Work]) -> tuple[Any, ...]:
+        graph.clear()
+        return (FakeError.cudaSuccess,)
+
+    def cudaGraphLaunch(self, graph: list[Work], stream: int) -> tuple[Any, ...]:
+        self.counts["launches"] += 1
+        for work in graph:
+            self.enqueue(work)
+        return (FakeError.cudaSuccess,)
+
+    def cudaGetLastError(self) -> tuple[Any, ...]:
+        return (FakeError.cudaSuccess,)

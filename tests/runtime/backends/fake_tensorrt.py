@@ -1,0 +1,176 @@
+"""TensorRT by its own names, whose plans say which graph of which bundle they are, and which ONNX Runtime computes.
+
+What is checked here is what the library would check: shapes within the profile, addresses and lent memory that were
+allocated, enough of it. A test compares the names with those of the real library's classes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.backends.onnxruntime import open_session
+from latentrt.bundle import Bundle
+from latentrt.engine_record import EngineRecord, LibraryName, ShapeRange
+from latentrt.tensorrt_library import LoadedLibrary
+from latentrt.tensors import TensorSpec, axis_sizes, sized
+from tests.runtime.backends.fake_cuda import FakeCudaApi
+
+# What a context says it needs per element of its inputs.
+SCRATCH_PER_ELEMENT = 2
+
+
+def fake_plan(bundle: Bundle, record: EngineRecord) -> bytes:
+    """A plan that `FakeRuntime` loads."""
+    identity = record.identity
+    profile = {name: [shapes.min, shapes.opt, shapes.max] for name, shapes in identity.profile.items()}
+    names = {"bundle": str(bundle.folder), "component": identity.component, "precision": "float32", "profile": profile}
+    return json.dumps(names).encode()
+
+
+def fake_library(cuda: FakeCudaApi, name: LibraryName = "tensorrt", version: str = "11.1+cu13") -> LoadedLibrary:
+    """The library, over a fake CUDA."""
+    module = FakeModule()
+    module.Runtime = lambda logger: FakeRuntime(logger, cuda)
+    return LoadedLibrary(name=name, module=module, version=version)
+
+
+class FakeLogger:
+    ERROR, WARNING = 1, 2
+
+    def log(self, severity: int, message: str) -> None: ...
+
+
+class FakeModule:
+    """In place of the module `tensorrt`."""
+
+    ILogger = FakeLogger
+    Runtime: Any
+
+    class ExecutionContextAllocationStrategy:
+        USER_MANAGED = "user managed"
+
+    class CudaGraphStrategy:
+        WHOLE_GRAPH_CAPTURE = "whole graph"
+
+
+class FakeRuntime:
+    engine_host_code_allowed = False
+
+    def __init__(self, logger: FakeLogger, cuda: FakeCudaApi) -> None:
+        self.logger, self.cuda = logger, cuda
+
+    def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine | None:
+        try:
+            return FakeEngine(json.loads(plan), self.cuda)
+        except ValueError:
+            self.logger.log(1, "Serialization assertion magicTagRead == kMAGIC_TAG failed")
+            return None
+
+
+class FakeRuntimeCache:
+    def __init__(self) -> None:
+        self.compiled = b""
+
+    def deserialize(self, data: bytes) -> bool:
+        self.compiled = data
+        return data.startswith(b"kernels")
+
+    def serialize(self) -> bytes:
+        return self.compiled or b"kernels"
+
+
+class FakeRuntimeConfig:
+    cuda_graph_strategy = ""
+
+    def __init__(self) -> None:
+        self.strategy, self.cache = "", FakeRuntimeCache()
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache()
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> None:
+        self.cache = cache
+
+
+class FakeEngine:
+    def __init__(self, plan: dict[str, Any], cuda: FakeCudaApi) -> None:
+        self.cuda = cuda
+        bundle = Bundle.open(Path(plan["bundle"]))
+        self.component = bundle.manifest.components[plan["component"]]
+        self.session = open_session(bundle, plan["component"], threads=1)
+        self.profile = {
+            name: ShapeRange(min=tuple(low), opt=tuple(best), max=tuple(high))
+            for name, (low, best, high) in plan["profile"].items()
+        }
+
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        return FakeRuntimeConfig()
+
+    def create_execution_context(self, how: Any) -> FakeContext:
+        strategy = how.strategy if isinstance(how, FakeRuntimeConfig) else how
+        assert strategy == FakeModule.ExecutionContextAllocationStrategy.USER_MANAGED
+        return FakeContext(self)
+
+
+class FakeContext:
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine, self.cuda = engine, engine.cuda
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.lent = (0, 0)
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        if not self.engine.profile[name].covers(shape):
+            return False
+        self.shapes[name] = shape
+        return True
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        return SCRATCH_PER_ELEMENT * sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= self.update_device_memory_size_for_shapes()
+        self.cuda.check_range(address, size)
+        self.lent = (address, size)
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        if name in self.shapes:
+            return self.shapes[name]
+        spec = next(spec for spec in self.engine.component.outputs if spec.name == name)
+        return sized(spec, axis_sizes(self.engine.component.inputs, self.shapes))
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        shapes, addresses, lent = dict(self.shapes), dict(self.addresses), self.lent
+        outputs = {spec.name: self.get_tensor_shape(spec.name) for spec in self.engine.component.outputs}
+
+        def work() -> None:
+            self.cuda.check_range(*lent)
+            feeds = {spec.name: self._at(spec, addresses, shapes[spec.name]) for spec in self.engine.component.inputs}
+            results = self.engine.session.run({name: array.copy() for name, array in feeds.items()})
+            for spec in self.engine.component.outputs:
+                self._at(spec, addresses, outputs[spec.name])[...] = results[spec.name]
+
+        self.cuda.enqueue(work)
+        return True
+
+    def _at(self, spec: TensorSpec, addresses: dict[str, int], shape: tuple[int, ...]) -> NDArray[Any]:
+        """The tensor in device memory."""
+        dtype = np.dtype(spec.dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        self.cuda.check_range(addresses[spec.name], size)
+        memory = (ctypes.c_char * size).from_address(addresses[spec.name])
+        tensor: NDArray[Any] = np.frombuffer(memoryview(memory), dtype).reshape(shape)
+        return tensor

@@ -1,0 +1,262 @@
+"""Engines at the seam of the library: what is copied, shared, recorded and refused.
+
+The libraries need a GPU to run a plan, so CUDA and TensorRT are stood in for here; the names that the stand-ins have
+are compared with the real ones. `make test-gpu` runs the real ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from latentrt.backends.cuda import Cuda, DeviceBuffer
+from latentrt.backends.onnxruntime import open_session
+from latentrt.backends.runtime_cache import RuntimeCache
+from latentrt.backends.tensorrt import EngineDevice, EngineSession
+from latentrt.bundle import Bundle
+from latentrt.engine_record import EngineRecord
+from latentrt.errors import BackendError, EngineError
+from latentrt.sample import bundle_path
+from latentrt_engines.profiles import component_profile, picture_profile
+from tests.engines import made_up
+from tests.runtime.backends import fake_cuda, fake_tensorrt
+from tests.runtime.backends.fake_cuda import FakeCudaApi
+from tests.runtime.backends.fake_tensorrt import fake_library, fake_plan
+
+Feeds = dict[str, NDArray[Any]]
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    return Bundle.open(bundle_path())
+
+
+@pytest.fixture
+def api() -> FakeCudaApi:
+    return FakeCudaApi()
+
+
+@pytest.fixture
+def device(api: FakeCudaApi) -> EngineDevice:
+    return EngineDevice(fake_library(api), Cuda(api))
+
+
+def record(bundle: Bundle, component: str = "vae_decoder", size: str = "32..128") -> EngineRecord:
+    manifest = bundle.manifest
+    pictures = picture_profile(manifest, size=size, batch="1..4")
+    profile = component_profile(component, manifest.components[component], pictures, manifest)
+    return made_up.record(bundle, made_up.identity(bundle, component, profile=profile))
+
+
+def session(device: EngineDevice, bundle: Bundle, component: str = "vae_decoder") -> EngineSession:
+    engine = record(bundle, component)
+    return EngineSession(device, fake_plan(bundle, engine), engine)
+
+
+def latents(height: int = 8, seed: int = 0) -> Feeds:
+    return {"latents": np.random.default_rng(seed).standard_normal((1, 4, height, 12), np.float32)}
+
+
+def test_an_engine_computes_what_its_graph_does(device: EngineDevice, bundle: Bundle) -> None:
+    engine, graph = session(device, bundle), open_session(bundle, "vae_decoder", threads=1)
+    # The first run, the one that is recorded, those that are launched; other sizes, and back.
+    for seed, height in enumerate((8, 8, 8, 8, 16, 16, 16, 8, 8)):
+        feeds = latents(height, seed)
+        np.testing.assert_array_equal(engine.run(feeds)["pixels"], graph.run(feeds)["pixels"])
+
+
+def test_results_are_the_callers_own(device: EngineDevice, bundle: Bundle) -> None:
+    engine = session(device, bundle)
+    first = engine.run(latents(seed=1))["pixels"]
+    kept = first.copy()
+    engine.run(latents(seed=2))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_the_second_run_of_a_shape_is_recorded_and_later_ones_are_launched(
+    device: EngineDevice, bundle: Bundle, api: FakeCudaApi
+) -> None:
+    engine = session(device, bundle)
+    seen = []
+    for height in (8, 8, 8, 16, 16, 8):
+        engine.run(latents(height))
+        seen.append((api.counts["captures"], api.counts["launches"]))
+    assert seen == [(0, 0), (1, 1), (1, 2), (1, 2), (2, 3), (2, 3)]
+
+
+def test_an_engine_that_cannot_be_recorded_runs_without(
+    device: EngineDevice, bundle: Bundle, api: FakeCudaApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def invalid(stream: int) -> tuple[Any, ...]:
+        api.capturing = None
+        return (fake_cuda.FakeError.cudaErrorStreamCaptureInvalidated, None)
+
+    monkeypatch.setattr(api, "cudaStreamEndCapture", invalid)
+    engine, graph = session(device, bundle), open_session(bundle, "vae_decoder", threads=1)
+    for seed in range(4):
+        feeds = latents(seed=seed)
+        np.testing.assert_array_equal(engine.run(feeds)["pixels"], graph.run(feeds)["pixels"])
+    assert api.counts["launches"] == 0
+
+
+def test_memory_is_allocated_once_for_a_shape_and_kept(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
+    engine = session(device, bundle)
+    engine.run(latents(16))
+    allocated = api.counts["allocations"]
+    for height in (16, 8, 16, 8):
+        engine.run(latents(height))
+    assert api.counts["allocations"] == allocated
+
+
+def test_activations_of_all_engines_share_one_memory(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
+    """An engine whose memory was moved by another one, which needed more, is lent the new one."""
+    decoder, encoder = session(device, bundle), session(device, bundle, "vae_encoder")
+    graph = open_session(bundle, "vae_decoder", threads=1)
+    decoder.run(latents())
+    decoder.run(latents())
+    before = device.scratch.size
+    encoder.run({"pixels": np.zeros((1, 3, 128, 128), np.float32)})
+    assert device.scratch.size > before
+    for seed in (1, 2, 3):
+        feeds = latents(seed=seed)
+        np.testing.assert_array_equal(decoder.run(feeds)["pixels"], graph.run(feeds)["pixels"])
+    assert device.scratch.address in api.allocated
+
+
+def test_an_array_that_cannot_have_changed_is_not_copied_again(
+    device: EngineDevice, bundle: Bundle, api: FakeCudaApi
+) -> None:
+    engine = session(device, bundle)
+    feeds = latents()
+    counts = []
+    for _ in range(2):
+        engine.run(feeds)
+        counts.append(api.counts["uploads"])
+    feeds["latents"].setflags(write=False)
+    for _ in range(3):
+        engine.run(feeds)
+        counts.append(api.counts["uploads"])
+    # Whoever can write to it may have done so; the last of them was not asked to be read-only when it was copied.
+    assert counts == [1, 2, 2, 2, 2]
+
+
+def test_a_shape_outside_the_profile_is_refused_and_the_next_run_is_right(device: EngineDevice, bundle: Bundle) -> None:
+    engine, graph = session(device, bundle), open_session(bundle, "vae_decoder", threads=1)
+    engine.run(latents())
+    with pytest.raises(
+        BackendError, match=r"found latents of shape \(1, 4, 99, 12\), the engine was built for 1×4×8×8"
+    ):
+        engine.run(latents(99))
+    np.testing.assert_array_equal(engine.run(latents())["pixels"], graph.run(latents())["pixels"])
+
+
+def test_covers_tells_before_a_run(device: EngineDevice, bundle: Bundle) -> None:
+    engine = session(device, bundle)
+    assert engine.covers({"latents": (1, 4, 32, 8)})
+    assert not engine.covers({"latents": (1, 4, 33, 8)})
+    assert not engine.covers({"latents": (2, 4, 8, 8)})
+
+
+def test_a_plan_that_the_library_does_not_load_says_what_it_says(device: EngineDevice, bundle: Bundle) -> None:
+    with pytest.raises(
+        EngineError, match=r"TensorRT 11.1\+cu13 does not load the engine .*magicTagRead.*build --force"
+    ):
+        EngineSession(device, b"not a plan", record(bundle))
+
+
+def test_a_gpu_without_room_is_an_error_of_ours(bundle: Bundle) -> None:
+    api = FakeCudaApi(limit=100)
+    engine = session(EngineDevice(fake_library(api), Cuda(api)), bundle)
+    with pytest.raises(BackendError, match=r"CUDA failed at .* bytes of the GPU's memory: cudaErrorMemoryAllocation"):
+        engine.run(latents())
+
+
+def test_a_library_that_would_run_host_code_is_refused(api: FakeCudaApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_tensorrt.FakeRuntime, "engine_host_code_allowed", True)
+    with pytest.raises(EngineError, match="host code"):
+        EngineDevice(fake_library(api), Cuda(api))
+
+
+def test_closing_gives_all_memory_back(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
+    engine = session(device, bundle)
+    for _ in range(3):
+        engine.run(latents())
+    engine.close()
+    device.scratch.close()
+    assert api.allocated == {}
+
+
+def test_rtx_keeps_what_it_compiled_beside_the_engine(bundle: Bundle, api: FakeCudaApi, tmp_path: Path) -> None:
+    device = EngineDevice(fake_library(api, "tensorrt_rtx"), Cuda(api))
+    engine = record(bundle)
+    folder = tmp_path / engine.key
+    EngineSession(device, fake_plan(bundle, engine), engine, RuntimeCache(folder)).run(latents())
+    (kept,) = folder.glob("*.rtcache")
+    assert kept.read_bytes() == b"kernels"
+    again = EngineSession(device, fake_plan(bundle, engine), engine, RuntimeCache(folder))
+    again.run(latents())
+    assert list(folder.glob("*.rtcache")) == [kept]
+    # The library records its runs itself.
+    assert api.counts["captures"] == 0
+
+
+def test_a_runtime_cache_that_was_changed_is_not_handed_to_the_library(
+    bundle: Bundle, api: FakeCudaApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, engine = EngineDevice(fake_library(api, "tensorrt_rtx"), Cuda(api)), record(bundle)
+    EngineSession(device, fake_plan(bundle, engine), engine, RuntimeCache(tmp_path)).run(latents())
+    (kept,) = tmp_path.glob("*.rtcache")
+    kept.write_bytes(b"kernels of somebody else")
+    handed = list[bytes]()
+
+    def deserialize(self: object, data: bytes) -> bool:
+        handed.append(data)
+        return True
+
+    monkeypatch.setattr(fake_tensorrt.FakeRuntimeCache, "deserialize", deserialize)
+    EngineSession(device, fake_plan(bundle, engine), engine, RuntimeCache(tmp_path)).run(latents())
+    assert handed == []
+    assert [path.read_bytes() for path in tmp_path.glob("*.rtcache")] == [b"kernels"]
+
+
+def test_a_buffer_grows_and_never_shrinks(api: FakeCudaApi) -> None:
+    buffer = DeviceBuffer(Cuda(api))
+    assert [buffer.at_least(size) for size in (10, 5, 10, 11)] == [True, False, False, True]
+    assert len(api.allocated) == 1
+
+
+def public(fake: type) -> set[str]:
+    return {name for name in vars(fake) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("fake", "real"),
+    [
+        (fake_tensorrt.FakeRuntime, "Runtime"),
+        (fake_tensorrt.FakeEngine, "ICudaEngine"),
+        (fake_tensorrt.FakeContext, "IExecutionContext"),
+        (fake_tensorrt.FakeRuntimeConfig, "IRuntimeConfig"),
+        (fake_tensorrt.FakeRuntimeCache, "IRuntimeCache"),
+        (fake_tensorrt.FakeModule.ExecutionContextAllocationStrategy, "ExecutionContextAllocationStrategy"),
+        (fake_tensorrt.FakeModule.CudaGraphStrategy, "CudaGraphStrategy"),
+    ],
+)
+def test_the_stand_ins_have_names_of_the_real_library(fake: type, real: str) -> None:
+    import tensorrt_rtx
+
+    assert public(fake) <= set(dir(getattr(tensorrt_rtx, real)))
+
+
+def test_the_stand_in_for_cuda_has_names_of_the_real_bindings() -> None:
+    from cuda.bindings import runtime
+
+    own = {"enqueue", "check_range"}
+    assert public(FakeCudaApi) - own <= set(dir(runtime))
+    for enum in (fake_cuda.FakeError, fake_cuda.FakeCopyKind, fake_cuda.FakeCaptureMode):
+        real = {fake_cuda.FakeError: "cudaError_t", fake_cuda.FakeCopyKind: "cudaMemcpyKind"}
+        members = getattr(runtime, real.get(enum, "cudaStreamCaptureMode")).__members__
+        assert {member.name for member in enum} <= set(members)
