@@ -15,11 +15,16 @@ __all__ = ["main"]
 
 # name → (where the click command lives, one line for `--help`)
 _COMMANDS = {
+    "bench": ("latentrt.commands.bench:bench", "Measure a bundle on each backend that this machine can run."),
     "build": (
         "latentrt_engines.commands.build:build",
         "Turn a bundle into TensorRT engines (needs a library's extra).",
     ),
     "demo": ("latentrt.commands.demo:demo", "Draw a sheet of pictures with the sample bundle that comes along."),
+    "doctor": (
+        "latentrt.commands.doctor:doctor",
+        "Print what this machine can run, and what would mend the rest.",
+    ),
     "engines": ("latentrt_engines.commands.engines:engines", "List, explain, check, prune and seal engines."),
     "export": ("latentrt_export.command:export", "Turn a checkpoint into a bundle (needs latentrt[export])."),
     "inspect": ("latentrt.commands.inspect:inspect", "Print what is in a bundle, or what a picture says of itself."),

@@ -72,9 +72,8 @@ class ChosenByShape:
     def _without_engine(self, shapes: Mapping[str, tuple[int, ...]]) -> Session:
         name, shape = next(iter(shapes.items()))
         covered = "; ".join(str(source.record.identity.profile[name]) for source in self._sources)
-        words = (
-            f"{self._name}: no engine runs {name} of shape {'×'.join(map(str, shape))}, those that are there {covered}"
-        )
+        asked = "×".join(map(str, shape))
+        words = f"{self._name}: no engine runs {name} of shape {asked}, those that are there run {covered}"
         mend = "build one: latentrt build --size … --batch …"
         if self._open_otherwise is None:
             raise EngineError(f"{words}; {mend}")

@@ -86,7 +86,8 @@ class BoundSession:
         if self._graphs:
             options.add_run_config_entry("gpu_graph_id", str(binding.graph_id))
         self._session.run_with_iobinding(binding.io, options)
-        return {name: value.numpy() for name, value in binding.outputs.items()}
+        # A copy, as the next run writes to the same place.
+        return {name: np.array(value.numpy()) for name, value in binding.outputs.items()}
 
     def _binding(self, shapes: dict[str, tuple[int, ...]]) -> _Binding:
         # A recorded run belongs to the thread that recorded it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 from latentrt.errors import RequestError
 
 if TYPE_CHECKING:
+    from latentrt.device import Device
     from latentrt.result import Result
     from latentrt.safety import Verdict
 
@@ -62,6 +63,8 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @click.option("--images", type=int, help="Pictures per prompt.  [default: 1, or one for each seed]")
 @click.option("--safety", help="What is done with a flagged picture: block, blur, report; off checks nothing.")
 @click.option("--digest", help="sha256:… of the manifest: run this bundle and no other.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (ONNX Runtime) or tensorrt.")
+@click.option("--provider", help="One of ONNX Runtime's execution providers, by its name.")
 @click.option("--threads", type=click.IntRange(min=1), help="One per core by default.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(
@@ -82,6 +85,8 @@ def run(
     images: int | None,
     safety: str | None,
     digest: str | None,
+    device: Device,
+    provider: str | None,
     threads: int | None,
     quiet: bool,
 ) -> None:
@@ -92,7 +97,7 @@ def run(
     from latentrt.result import check_places
 
     started = time.monotonic()
-    pipeline = Pipeline.load(bundle, digest=digest, threads=threads)
+    pipeline = Pipeline.load(bundle, device=device, digest=digest, threads=threads, provider=provider)
     request = Request(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -115,6 +120,7 @@ def run(
     paths = result.save(output)
     if not quiet:
         _report(paths, result, time.monotonic() - started)
+        _report_backends(pipeline.runs_on)
 
 
 def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, prompts: int) -> int:
@@ -134,6 +140,12 @@ def _report(paths: list[Path], result: Result, seconds: float) -> None:
         click.echo(f"{path}: seed {record.seed}, {words}, safety {_safety_words(record.safety.policy, verdict)}")
     pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
     click.echo(f"{pictures} in {seconds:.1f} s, loading included", err=True)
+
+
+def _report_backends(runs_on: Mapping[str, str]) -> None:
+    for words in dict.fromkeys(runs_on.values()):
+        components = [name for name, each in runs_on.items() if each == words]
+        click.echo(f"{'all' if len(components) == len(runs_on) else ', '.join(components)} on {words}", err=True)
 
 
 def _safety_words(policy: str, verdict: Verdict | None) -> str:

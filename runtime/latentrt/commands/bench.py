@@ -1,0 +1,148 @@
+"""`latentrt bench`: how fast is a bundle here, on each backend that this machine can run?"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from latentrt.errors import BackendError, LatentRTError, OutputError
+
+if TYPE_CHECKING:
+    from latentrt.bench import BenchJob, Measured
+
+__all__ = ["bench"]
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--device", "devices", multiple=True, help="cpu, cuda or tensorrt; several stand side by side.")
+@click.option("--provider", "providers", multiple=True, help="One of ONNX Runtime's execution providers, by its name.")
+@click.option("--prompt", default="a red circle on a blue background", show_default=True)
+@click.option("--width", type=int, help="In pixels. The bundle's default by default.")
+@click.option("--height", type=int, help="In pixels.")
+@click.option("--steps", type=int, help="Denoising steps. The bundle's default by default.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
+@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Pictures after the first.")
+@click.option("--threads", type=click.IntRange(min=1), help="On the CPU. One per core by default.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there, too.")
+@click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
+def bench(
+    bundle: Path,
+    devices: tuple[str, ...],
+    providers: tuple[str, ...],
+    prompt: str,
+    width: int | None,
+    height: int | None,
+    steps: int | None,
+    batch: int,
+    runs: int,
+    threads: int | None,
+    json_path: Path | None,
+    digest: str | None,
+) -> None:
+    """Measure BUNDLE: the first picture, pictures after it, each submodule, memory; each backend in a process of its
+    own. Without --device and --provider, every backend that this machine can run."""
+    from latentrt.bench import BenchJob
+    from latentrt.bundle import Bundle
+
+    opened = Bundle.open(bundle, digest)
+    job = BenchJob(
+        bundle=str(opened.folder),
+        digest=opened.digest,
+        device="auto",
+        provider=None,
+        threads=threads,
+        prompt=prompt,
+        width=width,
+        height=height,
+        steps=steps,
+        batch=batch,
+        runs=runs,
+    )
+    measured: dict[str, Measured] = {}
+    asked = bool(devices or providers)
+    for name, each in _jobs(job, devices, providers):
+        try:
+            measured[name] = _measure(name, each)
+        except BackendError as error:
+            if asked:
+                raise
+            click.echo(f"{name}: {error}", err=True)
+    _print(measured)
+    if json_path is not None:
+        _write(json_path, job, measured)
+
+
+def _jobs(job: BenchJob, devices: tuple[str, ...], providers: tuple[str, ...]) -> list[tuple[str, BenchJob]]:
+    import msgspec
+
+    if not devices and not providers:
+        devices = _devices_here()
+    jobs = [(device, msgspec.structs.replace(job, device=device)) for device in devices]
+    return jobs + [(provider, msgspec.structs.replace(job, provider=provider)) for provider in providers]
+
+
+def _devices_here() -> tuple[str, ...]:
+    """What is worth trying: a GPU's backends only where there is one."""
+    from latentrt.backends.onnxruntime import CUDA, available_providers
+    from latentrt.gpu import Gpu, find_gpu
+
+    here = ("cpu",)
+    if isinstance(find_gpu(), Gpu):
+        here = (*(("cuda",) if CUDA in available_providers() else ()), "auto", *here)
+    return here
+
+
+def _measure(name: str, job: BenchJob) -> Measured:
+    import msgspec
+
+    from latentrt.bench import Measured, Message
+    from latentrt.worker_process import WorkerProcess
+
+    click.echo(f"measuring {name} …", err=True)
+    with WorkerProcess("latentrt.bench", job) as worker:
+        for line in worker.messages():
+            message: Message = msgspec.json.decode(line, type=Message)
+            if isinstance(message, Measured):
+                return message
+            raise message.as_raised(LatentRTError)
+        raise worker.ending().error(name, BackendError)
+
+
+def _print(measured: dict[str, Measured]) -> None:
+    for name, figures in measured.items():
+        click.echo(f"\n{name}")
+        for words in sorted(set(figures.runs_on.values())):
+            components = [component for component, each in figures.runs_on.items() if each == words]
+            click.echo(f"  {', '.join(components)}: {words}")
+        gpu = "" if figures.gpu_bytes is None else f", GPU memory in use {figures.gpu_bytes / 2**30:.1f} GiB"
+        click.echo(f"  first picture {figures.load_ms + figures.first_ms:,.0f} ms, loading included")
+        click.echo(f"  peak memory {figures.peak_bytes / 2**30:.2f} GiB{gpu}")
+        click.echo(f"  {'':<16}{'runs':>6}{'p50 ms':>12}{'p90 ms':>12}{'p99 ms':>12}")
+        rows = {"picture": figures.picture, **figures.submodules}
+        for row, one in rows.items():
+            click.echo(f"  {row:<16}{one.count:>6}{one.p50_ms:>12,.1f}{one.p90_ms:>12,.1f}{one.p99_ms:>12,.1f}")
+
+
+def _write(path: Path, job: BenchJob, measured: dict[str, Measured]) -> None:
+    import msgspec
+
+    from latentrt import __version__
+    from latentrt.atomic_file import write_atomically
+
+    asked: Any = msgspec.to_builtins(job)
+    report = {
+        "latentrt": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "asked": {key: value for key, value in asked.items() if key not in ("bundle", "device", "provider")},
+        "measured": {name: msgspec.to_builtins(figures) for name, figures in measured.items()},
+    }
+    try:
+        write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error

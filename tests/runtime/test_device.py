@@ -1,0 +1,184 @@
+"""What runs each submodule: a GPU and its libraries are stood in for, the graphs are real."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentrt import Pipeline, device
+from latentrt.backends import onnxruntime as ort
+from latentrt.backends import tensorrt
+from latentrt.backends.cuda import Cuda
+from latentrt.bundle import Bundle
+from latentrt.device import choose_sessions
+from latentrt.errors import BackendError, EngineError, RequestError
+from latentrt.gpu import Gpu
+from latentrt.sample import bundle_path
+from latentrt_engines.cache import EngineCache
+from latentrt_engines.profiles import component_profile, picture_profile
+from tests.engines import made_up
+from tests.runtime.backends.fake_cuda import FakeCudaApi
+from tests.runtime.backends.fake_tensorrt import fake_library, fake_plan
+
+COMPONENTS = ["safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder"]
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    return Bundle.open(bundle_path())
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
+    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
+    return EngineCache()
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> FakeCudaApi:
+    """An RTX 4090 with TensorRT-RTX."""
+    return with_gpu(monkeypatch, made_up.RTX4090)
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> FakeCudaApi:
+    api = FakeCudaApi()
+    library = fake_library(api, "tensorrt_rtx", made_up.RTX.version)
+    monkeypatch.setattr(device, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(device, "find_libraries", lambda: {"tensorrt": "not here", "tensorrt_rtx": library})
+    monkeypatch.setattr(tensorrt, "load_cuda", lambda: Cuda(api))
+    return api
+
+
+def build(cache: EngineCache, bundle: Bundle, *components: str, size: str = "32..64", batch: str = "1") -> None:
+    """Engines of stand-in plans that ONNX Runtime computes."""
+    pictures = picture_profile(bundle.manifest, size=size, batch=batch)
+    for name in components or COMPONENTS:
+        profile = component_profile(name, bundle.manifest.components[name], pictures, bundle.manifest)
+        identity = made_up.identity(bundle, name, profile=profile)
+        made_up.publish(cache, bundle, identity, fake_plan(bundle, made_up.record(bundle, identity)))
+
+
+def test_without_a_gpu_the_cpu_runs_everything_and_says_why(
+    bundle: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "find_gpu", lambda: made_up.NO_GPU)
+    build(cache, bundle)
+    choices = choose_sessions(bundle).choices
+    assert choices == dict.fromkeys(COMPONENTS, "ONNX Runtime on the CPU: there is no NVIDIA driver")
+
+
+def test_engines_for_this_gpu_are_taken_and_draw_the_same_picture(
+    bundle: Bundle, cache: EngineCache, api: FakeCudaApi
+) -> None:
+    build(cache, bundle)
+    with_engines = Pipeline.load(bundle_path(), device="auto")
+    assert all(words.startswith("TensorRT-RTX engine ") for words in with_engines.runs_on.values())
+    on_cpu = Pipeline.load(bundle_path(), device="cpu", threads=1)
+    pictures = [
+        pipeline("a red circle", seed=7, num_inference_steps=4, height=48, width=64, output_type="np").images
+        for pipeline in (with_engines, on_cpu)
+    ]
+    np.testing.assert_array_equal(*pictures)
+    # Four steps: latents, timestep; the embeddings once. One run of the decoder and of the classifier, two of text.
+    assert api.counts["uploads"] == 4 * 2 + 1 + 1 + 1 + 2 * 2
+
+
+def test_what_no_engine_covers_goes_to_onnxruntime_and_is_said_once(
+    bundle: Bundle, cache: EngineCache, api: FakeCudaApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(cache, bundle)
+    pipeline = Pipeline.load(bundle_path())
+    with caplog.at_level(logging.WARNING, "latentrt"):
+        for _ in range(2):
+            pipeline("a red circle", seed=7, num_inference_steps=2, height=128, width=64)
+    said = [record.message for record in caplog.records if "unet" in record.message]
+    assert said == [
+        "unet: no engine runs sample of shape 2×4×32×16, those that are there run 2×4×8×8 … 2×4×16×16; ONNX Runtime "
+        "runs it. For an engine, build one: latentrt build --size … --batch …"
+    ]
+
+
+def test_engines_only_refuses_what_no_engine_covers(bundle: Bundle, cache: EngineCache, api: FakeCudaApi) -> None:
+    build(cache, bundle)
+    pipeline = Pipeline.load(bundle_path(), device="tensorrt")
+    pipeline("a red circle", seed=7, num_inference_steps=1)
+    with pytest.raises(EngineError, match="unet: no engine runs sample of shape 2×4×32×16"):
+        pipeline("a red circle", seed=7, num_inference_steps=1, height=128, width=64)
+
+
+def test_the_engine_for_the_fewest_shapes_runs_what_both_cover(
+    bundle: Bundle, cache: EngineCache, api: FakeCudaApi
+) -> None:
+    build(cache, bundle, size="32..64")
+    build(cache, bundle, "unet", size="64x64")
+    narrow = made_up.identity(bundle, "unet")
+    pipeline = Pipeline.load(bundle_path())
+    assert pipeline.runs_on["unet"] == f"TensorRT-RTX engine {made_up.record(bundle, narrow).key[:12]} and 1 more"
+
+
+def test_no_engine_for_this_gpu_says_what_differs(
+    bundle: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpu(monkeypatch, made_up.H100)
+    build(cache, bundle, "unet")
+    choices = choose_sessions(bundle).choices
+    assert choices["unet"] == (
+        "ONNX Runtime on the CPU: built for 8.9, this GPU is 9.0 (latentrt build), and this ONNX Runtime has no CUDA "
+        "(pip install 'latentrt[gpu]')"
+    )
+    assert "no engine is built of vae_decoder (latentrt build)" in choices["vae_decoder"]
+    with pytest.raises(
+        EngineError, match=r"safety_checker has no engine that runs on NVIDIA H100 80GB HBM3 .*: no engine"
+    ):
+        choose_sessions(bundle, "tensorrt")
+
+
+def test_onnxruntime_on_the_gpu_comes_before_the_cpu(
+    bundle: Bundle, cache: EngineCache, api: FakeCudaApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "available_providers", lambda: [ort.CUDA, "CPUExecutionProvider"])
+    choices = choose_sessions(bundle).choices
+    assert choices["unet"] == "ONNX Runtime on the GPU; no engine is built of unet (latentrt build)"
+
+
+def test_a_damaged_engine_does_not_run_and_another_backend_does(
+    bundle: Bundle, cache: EngineCache, api: FakeCudaApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(cache, bundle)
+    damaged = next(engine for engine in cache.engines() if engine.record.identity.component == "vae_decoder")
+    damaged.plan_path.write_bytes(damaged.plan_path.read_bytes()[:-1] + b" ")
+    pipeline = Pipeline.load(bundle_path())
+    with caplog.at_level(logging.WARNING, "latentrt"):
+        assert pipeline("a red circle", seed=7, num_inference_steps=1).images
+    assert "it was moved to" in caplog.text
+    assert cache.get(damaged.key) is None
+
+
+def test_a_device_that_is_named_is_taken_or_refused(
+    bundle: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "find_gpu", lambda: made_up.NO_GPU)
+    assert choose_sessions(bundle, "cpu").choices["unet"] == "ONNX Runtime on the CPU: as asked"
+    with pytest.raises(BackendError, match="engines run on a GPU, and here there is no NVIDIA driver; buy one"):
+        choose_sessions(bundle, "tensorrt")
+    with pytest.raises(BackendError, match=r"found the provider 'CUDAExecutionProvider'.*latentrt\[gpu\]"):
+        choose_sessions(bundle, "cuda")("unet")
+    with pytest.raises(RequestError, match="found the device 'tpu', expected one of auto, cpu, cuda, tensorrt"):
+        choose_sessions(bundle, "tpu")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="expected one of the two"):
+        choose_sessions(bundle, "cpu", provider="cpu")
+    with pytest.raises(BackendError, match="found the component 'nope'"):
+        choose_sessions(bundle)("nope")
+
+
+def test_a_provider_by_name(bundle: Bundle) -> None:
+    sessions = choose_sessions(bundle, provider="cpu", threads=1)
+    assert sessions.choices["unet"] == "ONNX Runtime with cpu"
+    assert sessions("vae_decoder").inputs == bundle.manifest.components["vae_decoder"].inputs
+    with pytest.raises(
+        BackendError, match=r"found the provider 'npu', this ONNX Runtime .* has .*CPUExecutionProvider"
+    ):
+        choose_sessions(bundle, provider="npu")("unet")
