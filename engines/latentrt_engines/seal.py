@@ -20,7 +20,7 @@ from latentrt.manifest_json import encode_manifest
 from latentrt.staging import staged
 from latentrt_engines.cache import EngineCache
 
-__all__ = ["choose_engines", "is_of_bundle", "seal"]
+__all__ = ["choose_engines", "find_engine", "is_of_bundle", "seal"]
 
 
 def is_of_bundle(identity: EngineIdentity, bundle: Bundle) -> bool:
@@ -48,17 +48,27 @@ def choose_engines(cache: EngineCache, bundle: Bundle, keys: Iterable[str]) -> l
     return [_one(key, there, of_bundle, bundle) for key in keys] if keys else of_bundle
 
 
-def _one(key: str, there: list[StoredEngine], of_bundle: list[StoredEngine], bundle: Bundle) -> StoredEngine:
+def find_engine(key: str, there: list[StoredEngine]) -> StoredEngine:
+    """The engine whose key begins like this.
+
+    Raises:
+        RequestError: none has such a key, or several have.
+    """
     found = [engine for engine in there if engine.key.startswith(key)]
     if len(found) != 1:
         words = "no engine has" if not found else f"{len(found)} engines have"
         raise RequestError(f"{words} a key that begins with {key!r}; latentrt engines list shows them")
-    if found[0] not in of_bundle:
+    return found[0]
+
+
+def _one(key: str, there: list[StoredEngine], of_bundle: list[StoredEngine], bundle: Bundle) -> StoredEngine:
+    found = find_engine(key, there)
+    if found not in of_bundle:
         raise RequestError(
             f"the engine {key} was built of other weights or another graph than {bundle.folder} has; latentrt engines "
             "why tells what differs"
         )
-    return found[0]
+    return found
 
 
 def seal(bundle: Bundle, engines: Iterable[StoredEngine], cache: EngineCache, out: Path, *, overwrite: bool) -> Bundle:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from latentrt.backends import onnxruntime as ort
 from latentrt.bundle import Bundle
 from latentrt.engine_choice import EngineSource, Machine, Misfit, engines_for
-from latentrt.engine_record import LibraryName
+from latentrt.engine_record import EngineRecord, LibraryName
 from latentrt.errors import BackendError, EngineError, RequestError
 from latentrt.gpu import Gpu, NoGpu, find_gpu
 from latentrt.session import Session
 from latentrt.tensorrt_library import TITLES, LoadedLibrary, find_libraries
+from latentrt.weights import map_weights
+
+if TYPE_CHECKING:
+    from latentrt.backends.tensorrt import NamedWeights
 
 __all__ = ["Device", "SessionSource", "Sessions", "choose_sessions", "find_machine", "why_no_engine"]
 
@@ -151,7 +155,15 @@ class _Choosing:
         cache = None
         if library_name == "tensorrt_rtx":
             cache = RuntimeCache(EngineStore().folder / source.record.key)
-        return EngineSession(device, source.plan(), source.record, cache)
+        weights = self._weights(source.record) if source.record.identity.options.strip_weights else None
+        return EngineSession(device, source.plan(), source.record, cache, weights)
+
+    def _weights(self, record: EngineRecord) -> NamedWeights:
+        """What a plan that is kept without weights is given when it is loaded."""
+        from latentrt.backends.tensorrt import NamedWeights
+
+        _, name = self.bundle.component_files(record.identity.component, record.identity.precision)
+        return NamedWeights(map_weights(self.bundle.path(name)), self.bundle.manifest.files[name].sha256)
 
     def on_provider(self, name: str, provider: str) -> _Choice:
         """ONNX Runtime with one of its execution providers."""

@@ -1,4 +1,4 @@
-"""The commands `latentrt engines list | why | verify | prune | seal`."""
+"""The commands `latentrt engines list | why | verify | prune | seal | refit`."""
 
 from __future__ import annotations
 
@@ -149,3 +149,27 @@ def seal_engines(bundle: Path, out: Path, keys: tuple[str, ...], overwrite: bool
     for engine in chosen:
         click.echo(f"sealed {engine.key[:_SHOWN]}  {engine.record.identity.component}")
     click.echo(f"{out}: {len(sealed.manifest.engines)} engines\ndigest: {sealed.digest}")
+
+
+@engines.command("refit")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("key")
+@click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
+def refit_command(bundle: Path, key: str, digest: str | None) -> None:
+    """Give a copy of the refittable engine KEY the weights of BUNDLE, a checkpoint of the same architecture.
+
+    It runs on the engine's own GPU and takes seconds where a build takes minutes. The engine KEY stays as it is.
+    """
+    from latentrt.backends.tensorrt import EngineDevice
+    from latentrt.bundle import Bundle
+    from latentrt_engines.cache import EngineCache
+    from latentrt_engines.library import load_library
+    from latentrt_engines.refit import refit_engine, refitted_identity
+    from latentrt_engines.seal import find_engine
+
+    opened, cache = Bundle.open(bundle, digest), EngineCache()
+    engine = find_engine(key, list(cache.engines()))
+    refitted_identity(engine, opened)
+    device = EngineDevice(load_library(engine.record.identity.library))
+    made = refit_engine(engine, opened, cache, device)
+    click.echo(f"{made.key[:_SHOWN]}  {made.record.identity.component}, with the weights of {bundle}")

@@ -13,12 +13,14 @@ import logging
 import math
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.cuda import Cuda, DeviceBuffer, load_cuda
+from latentrt.backends.refit import refit
 from latentrt.backends.runtime_cache import RuntimeCache
 from latentrt.engine_record import EngineRecord
 from latentrt.errors import BackendError, EngineError
@@ -26,9 +28,17 @@ from latentrt.session import Arrays
 from latentrt.tensorrt_library import LoadedLibrary
 from latentrt.tensors import TensorSpec
 
-__all__ = ["EngineDevice", "EngineSession"]
+__all__ = ["EngineDevice", "EngineSession", "NamedWeights"]
 
 _log = logging.getLogger("latentrt")
+
+
+@dataclass(frozen=True)
+class NamedWeights:
+    """Arrays by their names, and the SHA-256 of the file they were mapped from."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    sha256: str
 
 
 class EngineDevice:
@@ -78,14 +88,27 @@ class EngineSession:
         plan: bytes that were hashed and compared.
         record: of the engine.
         cache: where TensorRT-RTX keeps what it compiles just in time; None keeps nothing.
+        weights: for a plan that is kept without its own.
+
+    Attributes:
+        weights: the SHA-256 of the weights' file that the engine holds; None after a plan without weights was loaded
+            without any.
     """
 
     def __init__(
-        self, device: EngineDevice, plan: bytes, record: EngineRecord, cache: RuntimeCache | None = None
+        self,
+        device: EngineDevice,
+        plan: bytes,
+        record: EngineRecord,
+        cache: RuntimeCache | None = None,
+        weights: NamedWeights | None = None,
     ) -> None:
         self.record, self._device, self._cache = record, device, cache
         self._name = record.identity.component
         self._engine = device.deserialize(plan, record)
+        self.weights = record.identity.weights
+        if weights is not None:
+            self._replace(weights)
         self._captures_itself = device.library.name == "tensorrt_rtx"
         self._context = self._make_context()
         self._buffers = {spec.name: DeviceBuffer(device.cuda) for spec in (*record.inputs, *record.outputs)}
@@ -100,6 +123,22 @@ class EngineSession:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         return self.record.inputs
+
+    def refit(self, weights: NamedWeights) -> None:
+        """Replace all weights, by those of another checkpoint of the same architecture or by the first ones again.
+
+        Raises:
+            EngineError: as `latentrt.backends.refit` says.
+        """
+        with self._device.lock:
+            self._replace(weights)
+            # A recorded run may hold values that were derived from the former weights.
+            self._forget_graph()
+            self._runs_of_shape = 0
+
+    def _replace(self, weights: NamedWeights) -> None:
+        refit(self._device.library, self._engine, self._device.logger, self._name, weights.arrays)
+        self.weights = weights.sha256
 
     def covers(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether inputs of these shapes may be fed."""

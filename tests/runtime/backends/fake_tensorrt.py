@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import ctypes
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
-from latentrt.backends.onnxruntime import open_session
+from latentrt.backends.onnxruntime import OnnxRuntimeSession, open_session
 from latentrt.bundle import Bundle
 from latentrt.engine_record import EngineRecord, LibraryName, ShapeRange
 from latentrt.tensorrt_library import LoadedLibrary
 from latentrt.tensors import TensorSpec, axis_sizes, sized
+from latentrt.weights import map_weights
+from latentrt_engines.array_digests import array_digests
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 
 # What a context says it needs per element of its inputs.
@@ -57,6 +61,17 @@ class FakeModule:
 
     class CudaGraphStrategy:
         WHOLE_GRAPH_CAPTURE = "whole graph"
+
+    class SerializationFlag:
+        EXCLUDE_WEIGHTS, INCLUDE_REFIT = "exclude weights", "include refit"
+
+    def Weights(self, dtype: FakeDType, address: int, count: int) -> NDArray[Any]:  # noqa: N802, the library's name
+        memory = (ctypes.c_char * (count * np.dtype(dtype.numpy).itemsize)).from_address(address)
+        weights: NDArray[Any] = np.frombuffer(memoryview(memory), dtype.numpy)
+        return weights
+
+    def Refitter(self, engine: FakeEngine, logger: FakeLogger) -> FakeRefitter:  # noqa: N802, the library's name
+        return FakeRefitter(engine)
 
 
 class FakeRuntime:
@@ -101,16 +116,41 @@ class FakeRuntimeConfig:
         self.cache = cache
 
 
+class FakeSerializationConfig:
+    def __init__(self) -> None:
+        self.flags = {FakeModule.SerializationFlag.EXCLUDE_WEIGHTS}
+
+    def clear_flag(self, flag: str) -> bool:
+        self.flags.discard(flag)
+        return True
+
+    def set_flag(self, flag: str) -> bool:
+        self.flags.add(flag)
+        return True
+
+
 class FakeEngine:
+    """It computes with the weights of the bundle that its plan names, and with others once it is refitted."""
+
+    refittable = True
+
     def __init__(self, plan: dict[str, Any], cuda: FakeCudaApi) -> None:
-        self.cuda = cuda
-        bundle = Bundle.open(Path(plan["bundle"]))
-        self.component = bundle.manifest.components[plan["component"]]
-        self.session = open_session(bundle, plan["component"], threads=1)
+        self.cuda, self.plan = cuda, plan
+        self.bundle = Bundle.open(Path(plan["bundle"]))
+        self.component = self.bundle.manifest.components[plan["component"]]
+        self.session = open_session(self.bundle, plan["component"], threads=1)
+        self.weights = map_weights(self.bundle.folder / self.component.weights.file)
         self.profile = {
             name: ShapeRange(min=tuple(low), opt=tuple(best), max=tuple(high))
             for name, (low, best, high) in plan["profile"].items()
         }
+
+    def create_serialization_config(self) -> FakeSerializationConfig:
+        return FakeSerializationConfig()
+
+    def serialize_with_config(self, config: FakeSerializationConfig) -> bytes:
+        assert config.flags == {FakeModule.SerializationFlag.INCLUDE_REFIT}
+        return json.dumps({**self.plan, "refitted": array_digests(self.weights)}).encode()
 
     def create_runtime_config(self) -> FakeRuntimeConfig:
         return FakeRuntimeConfig()
@@ -119,6 +159,58 @@ class FakeEngine:
         strategy = how.strategy if isinstance(how, FakeRuntimeConfig) else how
         assert strategy == FakeModule.ExecutionContextAllocationStrategy.USER_MANAGED
         return FakeContext(self)
+
+
+@dataclass(frozen=True)
+class FakeDType:
+    name: str
+    numpy: str
+
+
+@dataclass(frozen=True)
+class FakePrototype:
+    dtype: FakeDType
+    size: int
+
+
+_FAKE_DTYPES = {"float16": FakeDType("HALF", "float16"), "float32": FakeDType("FLOAT", "float32")}
+
+
+class FakeRefitter:
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+        self._new: dict[str, NDArray[Any]] = {}
+
+    def get_all_weights(self) -> list[str]:
+        return list(self._engine.weights)
+
+    def get_weights_prototype(self, name: str) -> FakePrototype:
+        array = self._engine.weights[name]
+        return FakePrototype(_FAKE_DTYPES[array.dtype.name], array.size)
+
+    def set_named_weights(self, name: str, weights: NDArray[Any]) -> bool:
+        self._new[name] = weights
+        return True
+
+    def get_missing_weights(self) -> list[str]:
+        return [name for name in self._engine.weights if name not in self._new]
+
+    def refit_cuda_engine(self) -> bool:
+        former = self._engine.weights
+        self._engine.weights = {name: array.reshape(former[name].shape).copy() for name, array in self._new.items()}
+        self._engine.session = session_with(self._engine)
+        return True
+
+
+def session_with(engine: FakeEngine) -> OnnxRuntimeSession:
+    """The engine's graph over the weights that it holds now."""
+    names = engine.component.graphs["float32"].file
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in engine.weights.values()]
+    options.add_external_initializers(list(engine.weights), values)
+    session = onnxruntime.InferenceSession(engine.bundle.read(names), options, providers=["CPUExecutionProvider"])
+    return OnnxRuntimeSession(session, engine.component.inputs, engine.component.outputs, values)
 
 
 class FakeContext:

@@ -1,0 +1,203 @@
+"""Other weights into an engine, by name: completeness before, digests after. The library is stood in for; its
+stand-in computes with the weights that it was given, so that pictures tell."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from latentrt.backends import refit as seam
+from latentrt.backends.cuda import Cuda
+from latentrt.backends.onnxruntime import open_session
+from latentrt.backends.refit import refit
+from latentrt.backends.tensorrt import EngineDevice, EngineSession, NamedWeights
+from latentrt.bundle import Bundle
+from latentrt.digests import file_record
+from latentrt.engine_record import EngineOptions
+from latentrt.engine_store import StoredEngine
+from latentrt.errors import EngineError, RequestError
+from latentrt.sample import bundle_path
+from latentrt.weights import map_weights
+from latentrt_engines.cache import EngineCache
+from latentrt_engines.refit import refit_engine
+from tests.engines import made_up
+from tests.runtime import small_bundle
+from tests.runtime.backends import fake_tensorrt
+from tests.runtime.backends.fake_cuda import FakeCudaApi
+from tests.runtime.backends.fake_tensorrt import fake_library, fake_plan
+
+WEIGHTS = "vae_decoder/model.safetensors"
+LATENTS = np.random.default_rng(0).standard_normal((1, 4, 16, 16), np.float32)
+
+
+@pytest.fixture
+def base() -> Bundle:
+    return Bundle.open(bundle_path())
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Bundle:
+    """Another checkpoint of the same architecture."""
+    folder = tmp_path / "tuned"
+    shutil.copytree(bundle_path(), folder)
+    raw = np.memmap(folder / WEIGHTS, np.uint8, "r+")
+    values = raw[8 + int.from_bytes(raw[:8].tobytes(), "little") :].view(np.float16)  # every array is half
+    values *= (1 + 0.1 * np.random.default_rng(1).standard_normal(values.shape)).astype(np.float16)
+    raw.flush()
+    record = file_record(folder / WEIGHTS)
+    small_bundle.edit_manifest(
+        folder, lambda tree: tree["files"][WEIGHTS].update(sha256=record.sha256, size=record.size)
+    )
+    return Bundle.open(folder)
+
+
+@pytest.fixture
+def device() -> EngineDevice:
+    api = FakeCudaApi()
+    return EngineDevice(fake_library(api), Cuda(api))
+
+
+def named(bundle: Bundle) -> NamedWeights:
+    return NamedWeights(map_weights(bundle.path(WEIGHTS)), bundle.manifest.files[WEIGHTS].sha256)
+
+
+def published(cache: EngineCache, bundle: Bundle, options: EngineOptions) -> StoredEngine:
+    identity = made_up.identity(bundle, "vae_decoder", options=options)
+    return made_up.publish(cache, bundle, identity, fake_plan(bundle, made_up.record(bundle, identity)))
+
+
+def picture(session: EngineSession) -> bytes:
+    return session.run({"latents": LATENTS})["pixels"].tobytes()
+
+
+def test_weights_there_and_back_give_the_digests_and_the_pictures(
+    base: Bundle, tuned: Bundle, device: EngineDevice, cache: EngineCache
+) -> None:
+    """Also once runs are recorded: what was recorded belongs to the former weights."""
+    engine = published(cache, base, EngineOptions(refittable=True))
+    session = EngineSession(device, cache.plan(engine), engine.record)
+    digests, pictures = [session.weights], [picture(session) for _ in range(3)]
+    for bundle in (tuned, base):
+        session.refit(named(bundle))
+        digests.append(session.weights)
+        pictures += [picture(session) for _ in range(3)]
+    a, b = (bundle.manifest.files[WEIGHTS].sha256 for bundle in (base, tuned))
+    assert digests == [a, b, a]
+    assert len(set(pictures[:3])) == len(set(pictures[3:6])) == 1
+    assert pictures[:3] == pictures[6:]
+    assert pictures[0] != pictures[3]
+    expected = open_session(tuned, "vae_decoder", threads=1).run({"latents": LATENTS})["pixels"]
+    assert pictures[3] == expected.tobytes()
+
+
+def test_a_refitted_engine_is_a_new_one_and_the_old_stays(
+    base: Bundle, tuned: Bundle, device: EngineDevice, cache: EngineCache
+) -> None:
+    engine = published(cache, base, EngineOptions(refittable=True))
+    made = refit_engine(engine, tuned, cache, device)
+    assert made.record.identity == msgspec.structs.replace(
+        engine.record.identity, weights=tuned.manifest.files[WEIGHTS].sha256
+    )
+    assert made.record.refitted_from == engine.key
+    assert made.record.check.not_run_because == f"its weights were replaced in {engine.key[:12]}"
+    assert cache.plan(made) != cache.plan(engine)
+    assert refit_engine(engine, tuned, cache, device) == made
+    assert refit_engine(made, base, cache, device) == engine
+
+
+def test_an_engine_that_was_not_built_for_it_is_not_refitted(
+    base: Bundle, tuned: Bundle, device: EngineDevice, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = published(cache, base, EngineOptions())
+    with pytest.raises(RequestError, match=r"was not built to be refitted; build one that is: latentrt build --refit"):
+        refit_engine(engine, tuned, cache, device)
+    monkeypatch.setattr(fake_tensorrt.FakeEngine, "refittable", False)
+    session = EngineSession(device, cache.plan(engine), engine.record)
+    with pytest.raises(EngineError, match="vae_decoder: this engine was not built to be refitted"):
+        session.refit(named(tuned))
+
+
+def test_another_architecture_is_refused(base: Bundle, tuned: Bundle, device: EngineDevice, cache: EngineCache) -> None:
+    engine = published(cache, base, EngineOptions(refittable=True))
+    record = msgspec.structs.replace(
+        engine.record, identity=msgspec.structs.replace(engine.record.identity, graph="0" * 64)
+    )
+    with pytest.raises(RequestError, match="was built of another graph of vae_decoder"):
+        refit_engine(StoredEngine(engine.folder, record), tuned, cache, device)
+
+
+@pytest.mark.parametrize("case", ["missing", "unknown", "size", "dtype"])
+def test_completeness_is_checked_before_anything_is_replaced(
+    base: Bundle, tuned: Bundle, device: EngineDevice, cache: EngineCache, case: str
+) -> None:
+    engine = published(cache, base, EngineOptions(refittable=True))
+    session = EngineSession(device, cache.plan(engine), engine.record)
+    before = picture(session)
+    arrays = dict(named(tuned).arrays)
+    name = "decoder.conv_in.bias"
+    array = arrays[name]
+    if case == "missing":
+        del arrays[name]
+        words = f"{name} is missing"
+    elif case == "unknown":
+        arrays["decoder.conv_in.lora"] = array
+        words = "decoder.conv_in.lora is unknown to the engine"
+    elif case == "size":
+        arrays[name] = array[:-1]
+        words = f"{name} has {array.size - 1} float16, the engine {array.size} float16"
+    else:
+        arrays[name] = array.astype(np.float32)
+        words = f"{name} has {array.size} float32, the engine {array.size} float16"
+    with pytest.raises(EngineError, match=f"nothing was replaced: {words}"):
+        session.refit(NamedWeights(arrays, "0" * 64))
+    assert session.weights == base.manifest.files[WEIGHTS].sha256
+    assert picture(session) == before
+
+
+def test_what_the_library_refuses_is_told(
+    base: Bundle, tuned: Bundle, device: EngineDevice, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = published(cache, base, EngineOptions(refittable=True))
+    loaded = device.deserialize(cache.plan(engine), engine.record)
+    arrays = named(tuned).arrays
+
+    def refitted() -> None:
+        refit(device.library, loaded, device.logger, "vae_decoder", arrays)
+
+    monkeypatch.setattr(fake_tensorrt.FakeRefitter, "refit_cuda_engine", lambda self: False)
+    with pytest.raises(EngineError, match="failed to replace the weights; load the engine anew"):
+        refitted()
+    monkeypatch.setattr(fake_tensorrt.FakeRefitter, "get_missing_weights", lambda self: ["another"])
+    with pytest.raises(EngineError, match="also wants another; nothing was replaced"):
+        refitted()
+    monkeypatch.setattr(fake_tensorrt.FakeRefitter, "set_named_weights", lambda self, name, weights: False)
+    with pytest.raises(EngineError, match="does not take the weights of"):
+        refitted()
+
+
+def test_a_plan_that_is_kept_without_weights_is_given_the_bundles(
+    base: Bundle, tuned: Bundle, device: EngineDevice, cache: EngineCache
+) -> None:
+    identity = made_up.identity(base, "vae_decoder", weights=None, options=EngineOptions(strip_weights=True))
+    record = made_up.record(base, identity)
+    session = EngineSession(device, fake_plan(base, record), record, weights=named(tuned))
+    expected = open_session(tuned, "vae_decoder", threads=1).run({"latents": LATENTS})["pixels"]
+    assert picture(session) == expected.tobytes()
+    assert session.weights == tuned.manifest.files[WEIGHTS].sha256
+
+
+def test_the_stand_in_has_names_of_the_real_library() -> None:
+    import tensorrt_rtx
+
+    for fake, real in (
+        (fake_tensorrt.FakeRefitter, "Refitter"),
+        (fake_tensorrt.FakeSerializationConfig, "ISerializationConfig"),
+    ):
+        assert {name for name in vars(fake) if not name.startswith("_")} <= set(dir(getattr(tensorrt_rtx, real)))
+    assert hasattr(tensorrt_rtx, "Weights")
+    assert {"EXCLUDE_WEIGHTS", "INCLUDE_REFIT"} <= set(tensorrt_rtx.SerializationFlag.__members__)
+    assert seam._DTYPES.keys() <= set(tensorrt_rtx.DataType.__members__)
