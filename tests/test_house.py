@@ -77,7 +77,9 @@ def test_every_name_of_the_package_can_be_had() -> None:
         latentrt.Pipelin  # noqa: B018
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["inspect"], ["verify"], ["export"], ["build"], ["plan"], ["engines"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["demo"], ["inspect"], ["verify"], ["export"], ["build"], ["plan"], ["engines"]]
+)
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\nfrom latentrt.cli import main\n"

@@ -15,7 +15,7 @@ from latentrt.engine_record import EngineOptions, HardwareCompatibility, Library
 from latentrt.errors import RequestError
 from latentrt.gpu import Gpu, NoGpu, find_gpu
 from latentrt.manifest import Precision
-from latentrt_engines.fleet import parse_capabilities, parse_fleet
+from latentrt_engines.fleet import by_driver_name, parse_capabilities, parse_fleet
 from latentrt_engines.library import Library
 from latentrt_engines.profiles import Guidance, PictureProfile, picture_profile
 from latentrt_engines.wanted import Wanted, choose_components, choose_library, choose_targets, wanted_engines
@@ -25,6 +25,7 @@ __all__ = ["Ask", "Wants", "ask_options", "parse_bytes", "target_options"]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_MOST_BYTES = 1 << 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +88,12 @@ class Ask:
         Raises:
             RequestError: it cannot be done. BackendError: no library can do it here.
         """
-        named = [gpu.compute_capability for gpu in parse_fleet(gpus)] if gpus else []
-        named += parse_capabilities(capabilities) if capabilities else []
         gpu = here or find_gpu()
+        fleet = parse_fleet(gpus) if gpus else ()
+        if isinstance(gpu, Gpu) and fleet == (by_driver_name(gpu.name),):
+            fleet = ()  # the one that is named is the one of this machine
+        named = [each.compute_capability for each in fleet]
+        named += parse_capabilities(capabilities) if capabilities else []
         profiles = self.profiles(bundle)
         choose_components(bundle, self.component)
         library = choose_library(self.library, gpu, named_targets=bool(named))
@@ -141,7 +145,12 @@ _OPTIONS = (
     click.option(
         "--size", multiple=True, help="WIDTHxHEIGHT, a range 256..1024 or min:opt:max; several make several engines."
     ),
-    click.option("--batch", default="1", show_default=True, help="Pictures at once: 4, 1..4 or min:opt:max as 1:1:4."),
+    click.option(
+        "--batch",
+        default="1",
+        show_default=True,
+        help="Pictures at once: 4, 1..4 or min:opt:max as 1:1:4; prompts of other lengths run apart.",
+    ),
     click.option(
         "--chunks", default="1", show_default=True, help="Of 75 tokens that a prompt may fill; the same forms."
     ),
@@ -198,6 +207,7 @@ def parse_bytes(name: str, text: str) -> int:
         RequestError: it is of another form, or nothing.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if found is None or found[2].upper() not in _UNITS or float(found[1]) == 0:
+    count = 0 if found is None else int(float(found[1]) * _UNITS.get(found[2].upper(), 0))
+    if not 1 <= count <= _MOST_BYTES:
         raise RequestError(f"found the {name} {text!r}, expected such as 2GiB or 512MiB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return count

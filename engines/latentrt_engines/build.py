@@ -13,7 +13,7 @@ import msgspec
 
 from latentrt import __version__
 from latentrt.bundle import Bundle
-from latentrt.engine_record import ENGINE_FORMAT, BuildFigures, EngineRecord, SelfCheck
+from latentrt.engine_record import ENGINE_FORMAT, BuildFigures, EngineRecord
 from latentrt.engine_store import StoredEngine
 from latentrt.errors import BuildError, EngineError
 from latentrt.worker_process import Failed, WorkerProcess
@@ -111,7 +111,7 @@ class _Build:
             inputs=component.inputs,
             outputs=component.outputs,
             build=figures,
-            check=SelfCheck(ran_on=None, not_run_because="there is no GPU in the machine that built it"),
+            check=built.check,
         )
         return self.cache.publish(record, draft, built.arrays)
 

@@ -118,7 +118,7 @@ class EngineCache(EngineStore):
         drafts = [path for path in (self.folder / _DRAFTS).glob("*.plan") if not self._is_locked(path.stem)]
         bare = [
             self.folder / key
-            for key in self.keys()
+            for key in self.all_keys()
             if not (self.folder / key / RECORD_NAME).exists() and not self._is_locked(key)
         ]
         return [*aside, *drafts, *bare]

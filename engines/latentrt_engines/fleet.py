@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from latentrt.engine_record import LibraryName
 from latentrt.errors import RequestError
 
-__all__ = ["GPUS", "FleetGpu", "find_fleet_gpu", "parse_capabilities", "parse_fleet"]
+__all__ = ["GPUS", "FleetGpu", "by_driver_name", "find_fleet_gpu", "parse_capabilities", "parse_fleet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +84,19 @@ def find_fleet_gpu(name: str) -> FleetGpu:
     """
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     label = re.sub("^(nvidia|geforce|tesla|jetson)+", "", plain)
-    if label in GPUS:
-        return GPUS[label]
+    found = GPUS.get(label) or by_driver_name(name)
+    if found is not None:
+        return found
     raise RequestError(
         f"found the GPU {name!r}, expected one of {', '.join(GPUS)}; any other by what it can do: "
         "--compute-capabilities 8.9"
     )
+
+
+def by_driver_name(name: str) -> FleetGpu | None:
+    """The GPU that a driver calls so: `NVIDIA L40S` is an l40s, and no l4, though its name begins like one's."""
+    matching = [gpu for gpu in GPUS.values() if name.startswith(gpu.driver_name)]
+    return max(matching, key=lambda gpu: len(gpu.driver_name), default=None)
 
 
 def parse_fleet(text: str) -> tuple[FleetGpu, ...]:

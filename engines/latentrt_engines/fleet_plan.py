@@ -14,7 +14,7 @@ from latentrt.errors import BackendError, RequestError
 from latentrt.gpu import Gpu, NoGpu
 from latentrt.sealed_engines import sealed_engines
 from latentrt_engines.ask import Ask
-from latentrt_engines.fleet import FleetGpu
+from latentrt_engines.fleet import FleetGpu, by_driver_name
 from latentrt_engines.library import Library, load_library
 from latentrt_engines.wanted import Wanted
 
@@ -54,7 +54,8 @@ def plan_fleet(
     planned = []
     for gpu in fleet:
         library, obstacle = _builder(gpu, ask, here)
-        for wanted in ask.engines(bundle, ask.profiles(bundle), library, (gpu.compute_capability,), _as_gpu(gpu)):
+        target = here if _is(here, gpu) else _as_gpu(gpu)
+        for wanted in ask.engines(bundle, ask.profiles(bundle), library, (gpu.compute_capability,), target):
             found, there = _find(wanted, gpu, library, sealed, cached)
             size = found.plan.size if found else _estimate(wanted, bundle)
             planned.append(PlannedEngine(gpu=gpu, wanted=wanted, there=there, size_bytes=size, obstacle=obstacle))
@@ -69,13 +70,18 @@ def _builder(gpu: FleetGpu, ask: Ask, here: Gpu | NoGpu) -> tuple[Library, str |
     except BackendError as error:
         # What is there can be told all the same: of any version.
         return Library(name=name, module=None, version=""), str(error)
-    if library.needs_gpu and not (isinstance(here, Gpu) and here.name.startswith(gpu.driver_name)):
+    if library.needs_gpu and not _is(here, gpu):
         return library, f"{library} builds on the GPU itself, run this command there"
     try:
         library.check(ask.options(), (gpu.compute_capability,), here)
     except (RequestError, BackendError) as error:
         return library, str(error)
     return library, None
+
+
+def _is(here: Gpu | NoGpu, gpu: FleetGpu) -> bool:
+    """Whether the GPU of this machine is one of these."""
+    return isinstance(here, Gpu) and by_driver_name(here.name) == gpu
 
 
 def _as_gpu(gpu: FleetGpu) -> Gpu:
@@ -103,7 +109,7 @@ def _runs_on(identity: EngineIdentity, gpu: FleetGpu, library: Library) -> bool:
         return False
     if gpu.compute_capability not in identity.compute_capabilities:
         return False
-    return identity.gpu is None or identity.gpu.startswith(gpu.driver_name)
+    return identity.gpu is None or identity.gpu == gpu.driver_name or by_driver_name(identity.gpu) == gpu
 
 
 def _is_what_is_wanted(found: EngineIdentity, wanted: EngineIdentity) -> bool:

@@ -56,6 +56,11 @@ class PhaseTree:
         with self._lock:
             self._phases.pop(name, None)
 
+    def tell(self, text: str) -> None:
+        """Report something that is not one of the library's phases."""
+        with self._lock:
+            self._report(self._furthest, text)
+
     def _tell(self, name: str) -> None:
         self._furthest = max(self._furthest, self._fraction(name))
         if time.monotonic() - self._reported >= _SECONDS_BETWEEN_REPORTS:

@@ -110,18 +110,19 @@ def check_network(library: Library, network: Any, name: str, component: Componen
         if set(expected) != set(found):
             raise BuildError(f"{name}: {library} sees the {kind}s {sorted(found)}, the manifest has {sorted(expected)}")
         for tensor in tensors:
-            if problem := _mismatch(tensor, expected[tensor.name]):
+            if problem := _mismatch(tensor, expected[tensor.name], free=kind == "input"):
                 raise BuildError(f"{name}: {library} sees the {kind} {tensor.name} as {problem}")
 
 
-def _mismatch(tensor: Any, spec: TensorSpec) -> str | None:
+def _mismatch(tensor: Any, spec: TensorSpec, *, free: bool) -> str | None:
+    """What the library sees otherwise than the manifest; `free` is whether a named axis has to be free."""
     dtype = _DTYPES.get(tensor.dtype.name, tensor.dtype.name)
     if dtype != spec.dtype:
         return f"{dtype}, the manifest says {spec.dtype}"
     sizes = tuple(tensor.shape)
-    same_rank = len(sizes) == len(spec.shape)
-    if not same_rank or any(
-        isinstance(axis, int) and size != axis for size, axis in zip(sizes, spec.shape, strict=True)
+    if len(sizes) != len(spec.shape) or any(
+        size != (axis if isinstance(axis, int) else -1) and (free or isinstance(axis, int))
+        for size, axis in zip(sizes, spec.shape, strict=True)
     ):
         return f"{list(sizes)}, the manifest says {spec}"
     return None

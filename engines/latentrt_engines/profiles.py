@@ -138,7 +138,7 @@ def parse_count(name: str, text: str) -> Span:
     Raises:
         RequestError: it is of another form.
     """
-    low, best, high = _three(text, name, int, "a number, a range 1..4 or min:opt:max as in 1:1:4")
+    low, best, high = _three(text, name, _parse_number, "a number, a range 1..4 or min:opt:max as in 1:1:4")
     return _span(name, text, low, low if best is None else best, high)
 
 
@@ -219,6 +219,12 @@ def _check_side(name: str, span: Span, manifest: Manifest) -> None:
 
 
 _SIDES = re.compile(r"(\d+)(?:[x×](\d+))?")
+
+
+def _parse_number(text: str) -> int:
+    if not re.fullmatch(r"-?\d+", text, re.ASCII):
+        raise ValueError(text)
+    return int(text)
 
 
 def _parse_sides(text: str) -> tuple[int, int]:

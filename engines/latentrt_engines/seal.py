@@ -90,11 +90,19 @@ def seal(bundle: Bundle, engines: Iterable[StoredEngine], cache: EngineCache, ou
             shutil.copyfile(bundle.path(name), target)
         sealed = dict(bundle.manifest.engines)
         for engine in engines:
+            if engine.key in sealed:  # built again since it was sealed
+                _remove(sealed[engine.key], stage.bundle, files)
             sealed[engine.key] = _add(engine, cache, stage.bundle, files)
         manifest: Manifest = msgspec.structs.replace(bundle.manifest, engines=sealed, files=files)
         write_atomically(stage.bundle / MANIFEST_NAME, encode_manifest(manifest))
         Bundle.open(stage.bundle, trust_cache=False).verify()
     return Bundle.open(out)
+
+
+def _remove(sealed: SealedEngine, folder: Path, files: dict[str, FileRecord]) -> None:
+    for name in (sealed.record, sealed.plan):
+        del files[name]
+        (folder / name).unlink()
 
 
 def _add(engine: StoredEngine, cache: EngineCache, folder: Path, files: dict[str, FileRecord]) -> SealedEngine:

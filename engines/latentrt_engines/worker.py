@@ -18,10 +18,14 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
+from latentrt.backends.onnxruntime import open_session
+from latentrt.backends.tensorrt import EngineDevice, EngineSession, NamedWeights
 from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity
+from latentrt.engine_record import ENGINE_FORMAT, BuildFigures, EngineIdentity, EngineRecord, SelfCheck
 from latentrt.errors import BuildError, LatentRTError
-from latentrt.manifest import Component, FileRecord
+from latentrt.gpu import NoGpu, find_gpu
+from latentrt.manifest import Component, FileRecord, Precision
+from latentrt.session import Session
 from latentrt.weights import map_weights
 from latentrt.worker_process import Failed, peak_bytes, take_job
 from latentrt_engines.array_digests import array_digests
@@ -29,8 +33,12 @@ from latentrt_engines.cache import in_words
 from latentrt_engines.library import Library, load_library
 from latentrt_engines.monitor import PhaseTree, make_monitor
 from latentrt_engines.network import Log, check_network, make_log, parse_network
+from latentrt_engines.self_check import check_engine
 
 __all__ = ["BuildJob", "Built", "Message", "OutOfMemory", "Phase"]
+
+
+NamedArrays = Mapping[str, NDArray[Any]]
 
 
 class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +66,7 @@ class Built(msgspec.Struct, frozen=True, tag="built", kw_only=True):
     """The plan is in the draft's file."""
 
     plan: FileRecord
+    check: SelfCheck
     arrays: dict[str, str]
     seconds: float
     peak_bytes: int
@@ -105,25 +114,54 @@ class _Builder:
         library = load_library(self.identity.library)
         component, graph, weights = self._read()
         plan = self._plan(library, component, graph, weights)
+        seconds = round(time.monotonic() - began, 3)
         record = _write(Path(self.job.draft), plan)
+        self.tree.tell("running the engine beside ONNX Runtime")
         return Built(
             plan=record,
+            check=self._check(library, component, plan, record, weights),
             arrays=array_digests(weights),
-            seconds=round(time.monotonic() - began, 3),
+            seconds=seconds,
             peak_bytes=peak_bytes(),
             workspace_bytes=self.workspace_bytes,
         )
 
-    def _read(self) -> tuple[Component, bytes, Mapping[str, NDArray[Any]]]:
+    def _check(
+        self, library: Library, component: Component, plan: memoryview, pinned: FileRecord, weights: NamedArrays
+    ) -> SelfCheck:
+        """Run the engine, where there is a GPU that it is for."""
+        gpu, identity = find_gpu(), self.identity
+        if isinstance(gpu, NoGpu):
+            return SelfCheck(ran_on=None, not_run_because="there is no GPU in the machine that built it")
+        if gpu.compute_capability not in identity.compute_capabilities:
+            return SelfCheck(ran_on=None, not_run_because=f"it was built on {gpu.name}, which is not what it is for")
+        bundle = Bundle.open(self.job.bundle, self.job.digest)
+        figures = BuildFigures(seconds=0, peak_bytes=0, workspace_bytes=0, built_at="", created_by="")
+        record = EngineRecord(
+            format_version=ENGINE_FORMAT,
+            identity=identity,
+            plan=pinned,
+            inputs=component.inputs,
+            outputs=component.outputs,
+            build=figures,
+            check=SelfCheck(ran_on=None),
+        )
+        given = NamedWeights(weights, pinned.sha256) if identity.weights is None else None
+        engine = EngineSession(EngineDevice(library), bytes(plan), record, weights=given)
+
+        def reference(name: str, precision: Precision) -> Session:
+            return open_session(bundle, name, precision=precision)
+
+        return SelfCheck(ran_on=gpu.name, figures=check_engine(engine, identity, bundle, reference))
+
+    def _read(self) -> tuple[Component, bytes, NamedArrays]:
         """The graph and its weights, compared with the hashes that identify the engine."""
         bundle = Bundle.open(self.job.bundle, self.job.digest)
         graph, weights = bundle.component_files(self.identity.component, self.identity.precision)
         component = bundle.manifest.components[self.identity.component]
         return component, bundle.read(graph), map_weights(bundle.path(weights))
 
-    def _plan(
-        self, library: Library, component: Component, graph: bytes, weights: Mapping[str, NDArray[Any]]
-    ) -> memoryview:
+    def _plan(self, library: Library, component: Component, graph: bytes, weights: NamedArrays) -> memoryview:
         trt, name = library.module, self.identity.component
         self.log, logger = make_log(library)
         builder = trt.Builder(logger)
@@ -205,7 +243,7 @@ def _set_capabilities(library: Library, config: Any, capabilities: tuple[str, ..
             raise BuildError(f"{library} does not take compute capability {capability}")
 
 
-def _mark_refittable(library: Library, network: Any, name: str, weights: Mapping[str, NDArray[Any]]) -> None:
+def _mark_refittable(library: Library, network: Any, name: str, weights: NamedArrays) -> None:
     """Each weight by its own name, so that a refit is complete or refused."""
     if strangers := [weight for weight in weights if not network.mark_weights_refittable(weight)]:
         raise BuildError(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.manifest import Manifest, Precision
+from latentrt.staging import staged
 from latentrt_export import single_file
 from latentrt_export.checkpoint import Checkpoint, open_checkpoint
 from latentrt_export.documents import UNKNOWN
 from latentrt_export.onnxruntime_cpu import require
-from latentrt.staging import staged
 from latentrt_export.write import MAX_STEPS, Progress, write_bundle
 
 __all__ = ["export_checkpoint"]

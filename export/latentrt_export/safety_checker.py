@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from latentrt.errors import CheckpointError
+from latentrt.gate_inputs import pictures
 from latentrt.tensors import TensorSpec
 from latentrt_export.clip_preprocessing import ClipPreprocessing, PreprocessorConfig, read_preprocessor_config
 from latentrt_export.loading import load_pretrained
-from latentrt_export.samples import pictures
 from latentrt_export.submodule import Arrays, Case, Submodule
 
 __all__ = ["SafetyChecker"]

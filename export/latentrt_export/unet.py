@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentrt.errors import CheckpointError
+from latentrt.gate_inputs import tiled
 from latentrt.tensors import TensorSpec
 from latentrt_export.loading import load_pretrained
-from latentrt_export.samples import tiled
 from latentrt_export.submodule import Arrays, Case, Submodule
 
 __all__ = ["UNet"]

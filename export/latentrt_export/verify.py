@@ -22,17 +22,15 @@ Stable Diffusion 1.5 of random weights (`docs/measurements.md`), as a trained mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import GateError
+from latentrt.gate import NOT_COMPARED, Measure, difference, words
 from latentrt.manifest import GateFigure, Precision
 
-__all__ = ["Measure", "compare", "gate_of"]
-
-Measure = Literal["relative", "absolute", "levels"]
+__all__ = ["compare", "gate_of"]
 
 # Where nothing else is said: hidden states, noise, a latent distribution.
 _RELATIVE: tuple[Measure, dict[Precision, float]] = ("relative", {"float32": 1e-4, "float16": 1e-2})
@@ -43,7 +41,6 @@ _GATES: dict[str, tuple[Measure, dict[Precision, float]]] = {
     "concept_scores": ("absolute", {"float32": 1.1e-3, "float16": 1.6e-2}),
     "special_care_scores": ("absolute", {"float32": 1.1e-3, "float16": 1.6e-2}),
 }
-_NOT_COMPARED = {"flagged"}
 
 
 def gate_of(output: str, precision: Precision) -> tuple[Measure, float]:
@@ -75,33 +72,15 @@ def compare(
     shapes = {name: array.shape for name, array in feeds.items()}
     figures = []
     for output, reference in expected.items():
-        if output in _NOT_COMPARED:
+        if output in NOT_COMPARED:
             continue
         measure, bound = gate_of(output, precision)
-        figure = _difference(reference, found[output], measure)
+        figure = difference(reference, found[output], measure)
         if not figure <= bound:
+            wrong = words(reference, found[output], figure, measure, "torch's")
             raise GateError(
-                f"{component}: the {precision} graph's {output} {_words(reference, found[output], figure, measure)} "
-                f"for inputs of shape {shapes}; the bound is {bound:g}. No bundle was written"
+                f"{component}: the {precision} graph's {output} {wrong} for inputs "
+                f" of shape {shapes}; the bound is {bound:g}. No bundle was written"
             )
         figures.append(GateFigure(output=output, shapes=shapes, measure=measure, figure=figure, bound=bound))
     return figures
-
-
-def _difference(reference: NDArray[Any], found: NDArray[Any], measure: Measure) -> float:
-    if reference.shape != found.shape or not (np.isfinite(found).all() and np.isfinite(reference).all()):
-        return float("nan")
-    difference = float(np.abs(found.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
-    if measure != "relative":
-        return difference
-    return difference / max(float(np.abs(reference).max(initial=0.0)), float(np.finfo(np.float32).tiny))
-
-
-def _words(reference: NDArray[Any], found: NDArray[Any], figure: float, measure: Measure) -> str:
-    if reference.shape != found.shape:
-        return f"has the shape {found.shape}, torch's {reference.shape},"
-    if not np.isfinite(reference).all():
-        return "cannot be judged, torch's has values that are not finite,"
-    if not np.isfinite(found).all():
-        return "has values that are not finite"
-    return f"is {figure:.3g} ({measure}) from torch's"

@@ -12,6 +12,7 @@ import numpy as np
 from latentrt import __version__
 from latentrt.digests import file_record
 from latentrt.errors import CheckpointError, RequestError
+from latentrt.gate_inputs import PROMPTS
 from latentrt.manifest import (
     FORMAT_VERSION,
     Component,
@@ -28,10 +29,9 @@ from latentrt.manifest import (
 from latentrt.manifest_json import encode_manifest
 from latentrt.samplers import find
 from latentrt.samplers.ddim import DDIM
+from latentrt.staging import Stage
 from latentrt.tokenizer import Tokenizer
 from latentrt_export.checkpoint import Checkpoint
-from latentrt_export.samples import PROMPTS
-from latentrt.staging import Stage
 from latentrt_export.tokenizer import export_tokenizer
 from latentrt_export.worker import SUBMODULES, Done, Job
 from latentrt_export.workers import run_worker

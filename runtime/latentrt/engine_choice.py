@@ -57,7 +57,9 @@ class _Cached:
         return self.engine.record
 
     def plan(self) -> bytes:
-        return self.store.plan(self.engine)
+        data = self.store.plan(self.engine)
+        self.store.mark_used(self.engine)
+        return data
 
 
 def engines_for(bundle: Bundle, component: str, machine: Machine) -> tuple[list[EngineSource], list[Misfit]]:

@@ -50,7 +50,7 @@ class ShapeRange(Record, frozen=True, kw_only=True):
     max: tuple[int, ...]
 
     def __str__(self) -> str:
-        shapes = dict.fromkeys((self.min, self.opt, self.max))
+        shapes = (self.min,) if self.min == self.max else (self.min, self.opt, self.max)
         return " … ".join("×".join(map(str, shape)) for shape in shapes)
 
     def covers(self, shape: tuple[int, ...]) -> bool:
@@ -178,15 +178,18 @@ def _differences(found: EngineIdentity, wanted: EngineIdentity, arrays: str) -> 
         yield f"built of {found.component}, wanted {wanted.component}"
         return
     name = wanted.component
+    precision = "" if found.precision == wanted.precision else f"{found.precision} there, {wanted.precision} wanted"
     if found.graph != wanted.graph:
-        precisions = f" ({found.precision} there, {wanted.precision} wanted)"
-        yield f"graph changed: {name}{precisions if found.precision != wanted.precision else ''}"
+        yield f"graph changed: {name}{precision and f' ({precision})'}"
+    elif precision:
+        yield f"precision: {precision}"
     if found.weights != wanted.weights:
         yield _weights_words(found, wanted, arrays)
     yield from _target_differences(found, wanted)
-    for key, shapes in wanted.profile.items():
-        if found.profile.get(key) != shapes:
-            yield f"profile of {key}: {found.profile.get(key)} there, {shapes} wanted"
+    for key in {**wanted.profile, **found.profile}:
+        there, here = found.profile.get(key), wanted.profile.get(key)
+        if there != here:
+            yield f"profile of {key}: {there or 'nothing'} there, {here or 'nothing'} wanted"
     yield from _option_differences(found.options, wanted.options)
 
 
@@ -208,7 +211,8 @@ def _target_differences(found: EngineIdentity, wanted: EngineIdentity) -> Iterat
     if found.compute_capabilities != wanted.compute_capabilities:
         yield f"built for {', '.join(found.compute_capabilities)}, {_gpu_words(wanted)}"
     elif found.gpu != wanted.gpu:
-        yield f"built for {found.gpu or 'any GPU of its kind'}, this is {wanted.gpu or 'for any of its kind'}"
+        here = f"this is {wanted.gpu}" if wanted.gpu else "wanted for any of its kind"
+        yield f"built for {found.gpu or 'any GPU of its kind'}, {here}"
 
 
 def _gpu_words(wanted: EngineIdentity) -> str:

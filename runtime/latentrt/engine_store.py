@@ -61,6 +61,10 @@ def plan_name(record: EngineRecord) -> str:
     return f"{record.plan.sha256}.plan"
 
 
+class _Versioned(msgspec.Struct):
+    format_version: int
+
+
 @dataclass(frozen=True)
 class StoredEngine:
     """An engine in the store: its folder, and its record. Its plan has not been looked at yet."""
@@ -113,7 +117,7 @@ class EngineStore:
             )
         return StoredEngine(folder, record)
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         """The keys under which something lies, an engine or not."""
         with contextlib.suppress(FileNotFoundError):
             return sorted(name for name in os.listdir(self.folder) if _KEY.fullmatch(name))
@@ -121,7 +125,7 @@ class EngineStore:
 
     def engines(self) -> Iterator[StoredEngine]:
         """Every engine whose record can be read; the others are logged."""
-        for key in self.keys():
+        for key in self.all_keys():
             try:
                 engine = self.get(key)
             except EngineDamagedError as error:
@@ -144,9 +148,12 @@ class EngineStore:
                 return self.plan(current) if current is not None else _gone(error)
             where = self.set_aside(engine.key, str(error))
             raise EngineDamagedError(f"{error}; it was moved to {where}, build it again: latentrt build") from None
-        with contextlib.suppress(OSError):
-            os.utime(engine.folder / RECORD_NAME)  # when it was last used, for pruning
         return data
+
+    def mark_used(self, engine: StoredEngine) -> None:
+        """Note that an engine was loaded, for pruning: its record's time is when it was last used."""
+        with contextlib.suppress(OSError):
+            os.utime(engine.folder / RECORD_NAME)
 
     def set_aside(self, key: str, reason: str) -> Path:
         """Move what lies under a key out of the way, with the reason beside it.
@@ -158,7 +165,8 @@ class EngineStore:
         try:
             target.parent.mkdir(mode=0o700, exist_ok=True)
             os.rename(self.folder / key, target)
-            (target / "reason.txt").write_text(f"{reason}\n")
+            if target.is_dir():
+                (target / "reason.txt").write_text(f"{reason}\n")
         except FileNotFoundError:
             pass  # somebody else was faster
         except OSError as error:
@@ -180,11 +188,13 @@ def decode_record(data: bytes, name: str) -> EngineRecord:
         EngineDamagedError: it is not one, or is of a newer format.
     """
     try:
-        record = msgspec.json.decode(data, type=EngineRecord)
+        # Before anything else: a newer format may differ in everything else.
+        version = msgspec.json.decode(data, type=_Versioned).format_version
+        record = msgspec.json.decode(data, type=EngineRecord) if version == ENGINE_FORMAT else None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineDamagedError(f"{name} is not the record of an engine: {printable(str(error))}") from None
-    if record.format_version != ENGINE_FORMAT:
-        raise EngineDamagedError(f"{name} is of format {record.format_version}, this latentrt reads {ENGINE_FORMAT}")
+    if record is None:
+        raise EngineDamagedError(f"{name} is of format {version}, this latentrt reads {ENGINE_FORMAT}")
     return record
 
 

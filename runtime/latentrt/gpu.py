@@ -37,6 +37,9 @@ class NoGpu:
     mend: str
 
 
+_NOTHING_SHOWN = NoGpu(reason="the driver shows no GPU", mend="check CUDA_VISIBLE_DEVICES and nvidia-smi")
+
+
 def find_gpu(driver: Callable[[], Any] | None = None) -> Gpu | NoGpu:
     """The first GPU that CUDA shows this process (`CUDA_VISIBLE_DEVICES` chooses).
 
@@ -51,6 +54,8 @@ def find_gpu(driver: Callable[[], Any] | None = None) -> Gpu | NoGpu:
         return _first_gpu(cuda)
     except Exception as error:
         # Pathfinder's error for a missing libcuda has no public class.
+        if "CUDA_ERROR_NO_DEVICE" in str(error):
+            return _NOTHING_SHOWN
         missing = type(error).__name__ == "DynamicLibNotFoundError"
         reason = "there is no NVIDIA driver" if missing else f"the NVIDIA driver cannot be used ({error})"
         return NoGpu(reason=reason, mend="install NVIDIA's driver, or give the container access to the GPU")
@@ -66,7 +71,7 @@ def _first_gpu(cuda: Any) -> Gpu | NoGpu:
     _ask(cuda, cuda.cuInit(0))
     version = _ask(cuda, cuda.cuDriverGetVersion())
     if _ask(cuda, cuda.cuDeviceGetCount()) == 0:
-        return NoGpu(reason="the driver shows no GPU", mend="check CUDA_VISIBLE_DEVICES and nvidia-smi")
+        return _NOTHING_SHOWN
     device = _ask(cuda, cuda.cuDeviceGet(0))
     attribute = cuda.CUdevice_attribute
     major = _ask(cuda, cuda.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))

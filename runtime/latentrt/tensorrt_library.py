@@ -47,9 +47,10 @@ def import_library(name: LibraryName, purpose: str) -> LoadedLibrary:
     """
     try:
         module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(name, EXTRAS[name], purpose) from error
-    except (ImportError, OSError, RuntimeError) as error:  # its shared libraries are missing, or are for another CUDA
+    except (ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise MissingExtraError(name, EXTRAS[name], purpose) from error
+        # Its shared libraries are missing, or are for another CUDA.
         raise BackendError(f"{name} is installed and cannot be loaded: {error}; install it again") from error
     return LoadedLibrary(name=name, module=module, version=f"{module.__version__}{_cuda_suffix(name)}")
 

@@ -76,11 +76,17 @@ class Ending:
         """An error that tells of it: the last line, which a user needs, and the rest as a note for whoever mends it."""
         ended = f"ended with status {self.status}"
         if self.status < 0:
-            ended = f"was ended by {signal.Signals(-self.status).name}"
+            ended = f"was ended by {_signal_name(-self.status)}"
         last = self.said.splitlines()[-1] if self.said else "nothing"
         error = error_class(f"{name}: its process {ended} and said: {last}")
         error.add_note(self.said)
         return error
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):  # real-time signals have no names
+        return signal.Signals(number).name
+    return f"signal {number}"
 
 
 class WorkerProcess:

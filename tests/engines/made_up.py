@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnx
+from safetensors.numpy import load_file, save_file
 
 from latentrt.bundle import Bundle
-from latentrt.digests import hash_bytes
+from latentrt.digests import file_record, hash_bytes
 from latentrt.engine_record import (
     ENGINE_FORMAT,
     BuildFigures,
@@ -21,6 +25,8 @@ from latentrt.engine_record import (
 from latentrt.engine_store import StoredEngine
 from latentrt.gpu import Gpu, NoGpu
 from latentrt.manifest import FileRecord
+from latentrt.manifest_json import encode_manifest
+from latentrt.sample import bundle_path
 from latentrt.weights import map_weights
 from latentrt_engines.array_digests import array_digests
 from latentrt_engines.ask import Ask
@@ -101,6 +107,33 @@ def publish_wanted(cache: EngineCache, bundle: Bundle, *components: str, **given
         publish(cache, bundle, one.identity, f"{PLAN!r} of {one.key}".encode())
         for one in ask.wants(bundle, "rtx4090", None, NO_GPU).engines
     ]
+
+
+def retrained(folder: Path, *names: str) -> Bundle:
+    """The sample bundle with other numbers in some arrays of its denoiser, in all of them if none is named."""
+    shutil.copytree(bundle_path(), folder)
+    manifest = Bundle.open(folder).manifest
+    weights = manifest.components["unet"].weights.file
+    arrays = load_file(folder / weights)
+    for name in names or arrays:
+        arrays[name] = arrays[name] + 1
+    save_file(arrays, folder / weights)
+    files = {**manifest.files, weights: file_record(folder / weights)}
+    (folder / "bundle.json").write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))
+    return Bundle.open(folder)
+
+
+def broken(folder: Path, component: str) -> Bundle:
+    """The sample bundle with a graph that no library can build, pinned as if it were meant."""
+    shutil.copytree(bundle_path(), folder)
+    manifest = Bundle.open(folder).manifest
+    graph = manifest.components[component].graphs[manifest.precision].file
+    model = onnx.load(folder / graph, load_external_data=False)
+    model.graph.node[0].op_type = "Frobnicate"
+    (folder / graph).write_bytes(model.SerializeToString())
+    files = {**manifest.files, graph: file_record(folder / graph)}
+    (folder / "bundle.json").write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))
+    return Bundle.open(folder)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from latentrt.bundle import Bundle
 from latentrt.manifest import Component
 from latentrt.pipeline import Pipeline
 from latentrt.session import Arrays, Session
-from latentrt.tensors import TensorSpec
+from latentrt.tensors import TensorSpec, axis_sizes, sized
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -28,22 +28,10 @@ class RecordingSession:
         return self._component.inputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        self._fed.append({name: array.shape for name, array in feeds.items()})
-        axes = {
-            axis: size
-            for spec in self.inputs
-            for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
-            if isinstance(axis, str)
-        }
-        return {spec.name: np.zeros(_sizes(spec, axes), spec.dtype) for spec in self._component.outputs}
-
-
-def _sizes(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
-    sizes = []
-    for axis in spec.shape:
-        factor, _, name = str(axis).rpartition("*")
-        sizes.append(axis if isinstance(axis, int) else int(factor or 1) * axes[name])
-    return tuple(sizes)
+        shapes = {name: array.shape for name, array in feeds.items()}
+        self._fed.append(shapes)
+        sizes = axis_sizes(self.inputs, shapes)
+        return {spec.name: np.zeros(sized(spec, sizes), spec.dtype) for spec in self._component.outputs}
 
 
 def feeds_of(bundle: Bundle, **request: Any) -> dict[str, list[Shapes]]:

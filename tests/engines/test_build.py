@@ -10,7 +10,7 @@ import pytest
 
 from latentrt.bundle import Bundle
 from latentrt.digests import hash_bytes
-from latentrt.engine_record import EngineOptions, LibraryName
+from latentrt.engine_record import EngineOptions, LibraryName, SelfCheck
 from latentrt.engine_store import WEIGHTS_NAME
 from latentrt.errors import BuildError, EngineError, IntegrityError
 from latentrt.manifest import FileRecord, Precision
@@ -160,7 +160,9 @@ class Attempts:
 
 def made() -> Built:
     plan = FileRecord(sha256=hash_bytes(b"plan"), size=4)
-    return Built(plan=plan, arrays={}, seconds=1.0, peak_bytes=1, workspace_bytes=512 << 20)
+    return Built(
+        plan=plan, check=SelfCheck(ran_on=None), arrays={}, seconds=1.0, peak_bytes=1, workspace_bytes=512 << 20
+    )
 
 
 def test_out_of_memory_is_tried_again_with_less_and_says_so(

@@ -24,7 +24,7 @@ from latentrt_engines.profiles import (
 from tests.engines.recording import feeds_of
 
 BUNDLES = ("sd1", "sd2", "sample")
-SAMPLE = Bundle.open(bundle_path()).manifest
+SAMPLE = Bundle.open(bundle_path(), trust_cache=False).manifest
 LONG = " ".join(["red circle"] * 60)  # 120 tokens: two chunks of 75
 
 
@@ -189,7 +189,7 @@ def uncovered(bundle: Bundle, request: dict[str, Any], words: dict[str, Any]) ->
 
 
 THREE = ["a red circle", "a blue star", "a green heart"]
-SAME = {
+SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nothing said": ({"prompt": "a red circle"}, {}),
     "several prompts": ({"prompt": THREE}, {"batch": "3"}),
     "the same prompt twice": ({"prompt": [THREE[0], *THREE[:2]]}, {"batch": "3"}),

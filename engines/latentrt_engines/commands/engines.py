@@ -94,15 +94,19 @@ def verify() -> None:
     from latentrt.errors import EngineDamagedError
     from latentrt_engines.cache import EngineCache
 
-    cache, keys = EngineCache(), EngineCache().keys()
-    intact = [key for key in keys if cache.intact(key) is not None]
-    if damaged := [key for key in keys if key not in intact]:
+    cache, intact, damaged = EngineCache(), 0, list[str]()
+    for key in cache.all_keys():
+        if cache.intact(key) is not None:
+            intact += 1
+        elif not (cache.folder / key).exists():  # what is still there is being built
+            damaged.append(key)
+    if damaged:
         listed = "\n  ".join(damaged)
         raise EngineDamagedError(
-            f"{len(damaged)} of {len(keys)} engines are not what was built; they were moved aside, to "
+            f"not what was built: {len(damaged)} of {intact + len(damaged)}; they were moved aside, to "
             f"{cache.folder / 'aside'}:\n  {listed}\nBuild them again: latentrt build"
         )
-    click.echo(f"intact: {len(keys)} engines in {cache.folder}")
+    click.echo(f"intact: {intact} engines in {cache.folder}")
 
 
 @engines.command()

@@ -1,0 +1,35 @@
+"""The command line, as its tests call it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from latentrt import cli
+
+
+@dataclass(frozen=True)
+class Called:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Caller:
+    """Calls `latentrt …`."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> Called:
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main([*map(str, arguments)])
+        assert isinstance(end.value.code, int)
+        said = self._capsys.readouterr()
+        assert "Traceback" not in said.err
+        return Called(end.value.code, said.out, said.err)

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.engines.commands.calling import Caller
+
+
+@pytest.fixture
+def latentrt(capsys: pytest.CaptureFixture[str]) -> Caller:
+    return Caller(capsys)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from latentrt.sample import bundle_path
+from latentrt_engines.cache import EngineCache
+from tests.engines.commands.calling import Caller
+from tests.engines.made_up import broken
+
+FOR_4090 = ("--gpu", "rtx4090")
+SMALL = (*FOR_4090, "--component", "vae_encoder", "--component", "vae_decoder")
+
+
+def test_engines_are_built_once(latentrt: Caller, cache: EngineCache) -> None:
+    first = latentrt("build", bundle_path(), *SMALL)
+    assert first.code == 0, first.err
+    lines = first.err.splitlines()
+    assert re.fullmatch(r"TensorRT-RTX \S+, for 8\.9; pictures 64x64, batch 1, guidance on", lines[0])
+    assert [line.split()[0] for line in lines[1:3]] == ["vae_encoder", "vae_decoder"]
+    assert all(re.search(r"MB, built in \d+\.\d s, peak memory \d\.\d GiB$", line) for line in lines[1:3])
+    assert lines[3].startswith("compared with the manifest and not run yet: ")
+    assert re.fullmatch(rf"2 engines in {cache.folder}, \d+ s\n", first.out)
+
+    second = latentrt("build", bundle_path(), *SMALL)
+    assert second.code == 0
+    assert second.err.count("there already") == 2
+    assert len(list(cache.engines())) == 2
+
+
+def test_force_builds_again(latentrt: Caller, cache: EngineCache) -> None:
+    call = ("build", bundle_path(), *FOR_4090, "--component", "vae_decoder")
+    assert latentrt(*call).code == 0
+    (before,) = (engine.record for engine in cache.engines())
+    forced = latentrt(*call, "--force")
+    assert "built in" in forced.err
+    (after,) = (engine.record for engine in cache.engines())
+    assert after.identity == before.identity
+    assert after.build != before.build
+
+
+def test_a_graph_that_cannot_be_built(latentrt: Caller, cache: EngineCache, tmp_path: Path) -> None:
+    bundle = broken(tmp_path / "bundle", "vae_decoder")
+    ended = latentrt("build", bundle.folder, *SMALL)
+    assert ended.code == 9
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert "vae_decoder: TensorRT-RTX" in error
+    assert "op Frobnicate" in error
+    assert [engine.record.identity.component for engine in cache.engines()] == ["vae_encoder"], "built before it"
+    assert ended.out == "", "there is no count of what there is not"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (("--gpu", "rtx1"), 2, "error: found the GPU 'rtx1'"),
+        (("--compute-capabilities", "9.0"), 2, "cannot build for compute capability 9.0"),
+        ((*FOR_4090, "--size", "63"), 2, "error: found a width of 63 pixels"),
+        ((*FOR_4090, "--component", "vae"), 2, "error: found the component 'vae'"),
+        ((*FOR_4090, "--workspace", "much"), 2, "error: found the workspace 'much'"),
+        ((*FOR_4090, "--version-compatible", "--refittable"), 2, "exclude each other"),
+        ((*FOR_4090, "--timing-cache", "times"), 2, "leave out --timing-cache"),
+        ((*FOR_4090, "--digest", "sha256:0"), 2, "error: found the digest"),
+        ((*FOR_4090, "--digest", f"sha256:{'0' * 64}"), 4, "expected the pinned"),
+        ((*FOR_4090, "--guidance", "maybe"), 2, "Invalid value for '--guidance'"),
+        ((*FOR_4090, "--unheard-of"), 2, "No such option"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(
+    latentrt: Caller, cache: EngineCache, options: tuple[str, ...], code: int, sentence: str
+) -> None:
+    ended = latentrt("build", bundle_path(), *options)
+    assert (ended.code, ended.out) == (code, "")
+    assert sentence in ended.err
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_no_bundle(latentrt: Caller, tmp_path: Path) -> None:
+    ended = latentrt("build", tmp_path / "nothing", *FOR_4090)
+    assert ended.code == 4
+    assert "latentrt export CHECKPOINT BUNDLE" in ended.err
+
+
+def test_a_library_that_is_not_installed(latentrt: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    ended = latentrt("build", bundle_path(), *FOR_4090, "--library", "tensorrt")
+    assert ended.code == 7
+    assert "pip install 'latentrt[tensorrt]'" in ended.err
+
+
+def test_a_cache_that_others_can_reach_into(latentrt: Caller, cache: EngineCache) -> None:
+    cache.folder.chmod(0o777)
+    ended = latentrt("build", bundle_path(), *SMALL)
+    assert ended.code == 9
+    assert "is open to others" in ended.err
+
+
+def test_no_room(latentrt: Caller, cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before the build, which takes minutes for a large model."""
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1))
+    ended = latentrt("build", bundle_path(), *SMALL)
+    assert ended.code == 9
+    assert "its engine needs about 1 MB, and" in ended.err
+    assert "latentrt engines prune" in ended.err
+    assert list(cache.engines()) == []

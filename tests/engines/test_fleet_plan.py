@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentrt.bundle import Bundle
+from latentrt.engine_record import EngineIdentity
+from latentrt.errors import RequestError
+from latentrt.gpu import Gpu, NoGpu
+from latentrt_engines.ask import Ask
+from latentrt_engines.cache import EngineCache
+from latentrt_engines.fleet import parse_fleet
+from latentrt_engines.fleet_plan import PlannedEngine, plan_fleet
+from latentrt_engines.library import load_library
+from latentrt_engines.seal import seal
+from tests.engines.made_up import H100, NO_GPU, PLAN, FakeTensorRT, identity, publish
+
+RTX = load_library("tensorrt_rtx")
+L40S = Gpu(name="NVIDIA L40S", compute_capability="8.9", memory_bytes=48 << 30, cuda="13.0")
+
+
+@pytest.fixture
+def tensorrt(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make it look as if TensorRT were installed; its version."""
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT())
+    return load_library("tensorrt").version
+
+
+def plan(bundle: Bundle, cache: EngineCache, gpus: str, here: Gpu | NoGpu = NO_GPU, **ask: Any) -> list[PlannedEngine]:
+    """Of the denoiser alone, unless it is said."""
+    asked = Ask(**{"component": ("unet",), **ask})
+    return plan_fleet(bundle, asked, parse_fleet(gpus), cache, here)
+
+
+def places(planned: list[PlannedEngine]) -> dict[str, str | None]:
+    return {each.gpu.label: each.there for each in planned}
+
+
+def rtx_engine(bundle: Bundle, *capabilities: str, **changes: Any) -> EngineIdentity:
+    changes = {"library_version": RTX.version, **changes}
+    return identity(bundle, "unet", compute_capabilities=capabilities, **changes)
+
+
+# What is wanted
+
+
+def test_every_submodule_and_size_for_every_gpu(sample: Bundle, cache: EngineCache) -> None:
+    planned = plan(sample, cache, "rtx4090,rtx3060", component=(), size=("64", "128"))
+    components = list(sample.manifest.components)
+    expected = 2 * (2 * len(components) - 1)  # the text encoder's engine serves all sizes
+    assert len(planned) == expected
+    for label, capability in (("rtx4090", "8.9"), ("rtx3060", "8.6")):
+        of_gpu = [each for each in planned if each.gpu.label == label]
+        assert {each.wanted.component for each in of_gpu} == set(components)
+        assert {each.wanted.identity.compute_capabilities for each in of_gpu} == {(capability,)}
+
+
+def test_gpus_of_one_capability_share_an_engine(sample: Bundle, cache: EngineCache) -> None:
+    first, second = plan(sample, cache, "rtx4090,rtx4060")
+    assert first.wanted.key == second.wanted.key
+
+
+def test_what_the_bundle_cannot_draw(sample: Bundle, cache: EngineCache) -> None:
+    with pytest.raises(RequestError, match="found a width of 63 pixels"):
+        plan(sample, cache, "rtx4090", size=("63",))
+    with pytest.raises(RequestError, match="found the component 'vae'"):
+        plan(sample, cache, "rtx4090", component=("vae",))
+
+
+# What is there
+
+
+def test_nothing_is_there(sample: Bundle, cache: EngineCache) -> None:
+    (planned,) = plan(sample, cache, "rtx4090")
+    assert (planned.there, planned.obstacle) == (None, None)
+
+
+def test_in_the_cache(sample: Bundle, cache: EngineCache) -> None:
+    publish(cache, sample, rtx_engine(sample, "8.9"))
+    assert places(plan(sample, cache, "rtx4090,rtx4060,rtx3060")) == {
+        "rtx4090": "cache",
+        "rtx4060": "cache",
+        "rtx3060": None,
+    }
+
+
+def test_sealed_into_the_bundle(sample: Bundle, cache: EngineCache, tmp_path: Path) -> None:
+    engine = publish(cache, sample, rtx_engine(sample, "8.9"))
+    bundle = seal(sample, [engine], cache, tmp_path / "out", overwrite=False)
+    assert places(plan(bundle, cache, "rtx4090")) == {"rtx4090": "bundle"}
+    cache.remove(engine.key)
+    assert places(plan(bundle, cache, "rtx4090")) == {"rtx4090": "bundle"}
+
+
+def test_an_engine_for_several_capabilities_is_there_for_each(sample: Bundle, cache: EngineCache) -> None:
+    publish(cache, sample, rtx_engine(sample, "8.6", "8.9"))
+    assert places(plan(sample, cache, "rtx3060,rtx4090,rtx5090")) == {
+        "rtx3060": "cache",
+        "rtx4090": "cache",
+        "rtx5090": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"library_version": "1.0+cu12"},
+        {"platform": "elsewhere-riscv"},
+        {"weights": "0" * 64},
+        {"graph": "0" * 64},
+        {"precision": "float32"},
+        {"profile": {}},
+    ],
+)
+def test_an_engine_that_is_not_the_one_is_not_there(
+    sample: Bundle, cache: EngineCache, changes: dict[str, Any]
+) -> None:
+    publish(cache, sample, rtx_engine(sample, "8.9", **changes))
+    assert places(plan(sample, cache, "rtx4090")) == {"rtx4090": None}
+
+
+def tensorrt_engine(bundle: Bundle, version: str, gpu: str, capability: str) -> EngineIdentity:
+    target: dict[str, Any] = {"library": "tensorrt", "library_version": version, "gpu": gpu}
+    return identity(bundle, "unet", compute_capabilities=(capability,), **target)
+
+
+def test_an_engine_of_a_gpu_with_its_memory_in_its_name(sample: Bundle, cache: EngineCache, tensorrt: str) -> None:
+    publish(cache, sample, tensorrt_engine(sample, tensorrt, H100.name, "9.0"))
+    assert places(plan(sample, cache, "h100,h200")) == {"h100": "cache", "h200": None}
+
+
+@pytest.mark.parametrize(("gpu", "label"), [("NVIDIA L40S", "l4"), ("NVIDIA L40S", "l40"), ("NVIDIA A10G", "a10")])
+def test_an_engine_of_a_gpu_whose_name_begins_like_anothers(
+    sample: Bundle, cache: EngineCache, tensorrt: str, gpu: str, label: str
+) -> None:
+    """A TensorRT plan belongs to the model it was built on, and L40S is no L4."""
+    capability = parse_fleet(label)[0].compute_capability
+    publish(cache, sample, tensorrt_engine(sample, tensorrt, gpu, capability))
+    found = places(plan(sample, cache, f"{label},{gpu}"))
+    assert found == {label: None, parse_fleet(gpu)[0].label: "cache"}
+
+
+def test_an_engine_of_any_version_is_there_where_the_library_is_not(sample: Bundle, cache: EngineCache) -> None:
+    """As for who plans on a laptop with a bundle that was sealed elsewhere."""
+    publish(cache, sample, tensorrt_engine(sample, "10.0", "NVIDIA L4", "8.9"))
+    assert places(plan(sample, cache, "l4")) == {"l4": "cache"}
+
+
+# Who can build the rest
+
+
+def test_a_library_that_is_not_installed(sample: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (planned,) = plan(sample, cache, "l4")
+    assert planned.obstacle is not None
+    assert "tensorrt is needed to build engines with TensorRT and is not installed" in planned.obstacle
+
+
+@pytest.mark.parametrize("here", [NO_GPU, H100, L40S], ids=["no GPU", "H100", "L40S"])
+def test_a_gpu_that_is_not_in_this_machine(
+    sample: Bundle, cache: EngineCache, tensorrt: str, here: Gpu | NoGpu
+) -> None:
+    (planned,) = plan(sample, cache, "l4", here)
+    assert planned.obstacle == f"TensorRT {tensorrt} builds on the GPU itself, run this command there"
+
+
+def test_the_gpu_in_this_machine(sample: Bundle, cache: EngineCache, tensorrt: str) -> None:
+    planned = plan(sample, cache, "h100,l4", H100)
+    assert {each.gpu.label: each.obstacle is None for each in planned} == {"h100": True, "l4": False}
+
+
+def test_what_is_planned_for_the_gpu_in_this_machine_is_what_build_builds(
+    sample: Bundle, cache: EngineCache, tensorrt: str
+) -> None:
+    """Else `plan --run` would build an engine under a name that no run looks for."""
+    (planned,) = plan(sample, cache, "h100", H100)
+    (built,) = Ask(component=("unet",), library="tensorrt").wants(sample, None, None, H100).engines
+    assert planned.wanted.key == built.key
+
+
+def test_what_the_library_cannot_do(sample: Bundle, cache: EngineCache) -> None:
+    (planned,) = plan(sample, cache, "rtx4090", refittable=True)
+    assert planned.obstacle is not None
+    assert "makes refittable plans only on a machine with a GPU" in planned.obstacle
+    (planned,) = plan(sample, cache, "h100", library="tensorrt_rtx")
+    assert planned.obstacle is not None
+    assert "cannot build for compute capability 9.0" in planned.obstacle
+
+
+# How large
+
+
+def test_the_size_of_what_is_there_and_an_estimate_of_what_is_not(sample: Bundle, cache: EngineCache) -> None:
+    publish(cache, sample, rtx_engine(sample, "8.9"))
+    there, missing = plan(sample, cache, "rtx4090,rtx5090")
+    weights = sample.manifest.files[sample.manifest.components["unet"].weights.file].size
+    assert there.size_bytes == len(PLAN)
+    assert weights < missing.size_bytes < weights + 50_000_000
+
+
+def test_an_estimate_of_a_plan_without_weights(sample: Bundle, cache: EngineCache) -> None:
+    (whole,) = plan(sample, cache, "rtx4090")
+    (stripped,) = plan(sample, cache, "rtx4090", strip_weights=True)
+    weights = sample.manifest.files[sample.manifest.components["unet"].weights.file].size
+    assert whole.size_bytes - stripped.size_bytes == weights

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentrt.bundle import Bundle
+from latentrt.weights import map_weights
+from latentrt_engines import monitor
+from latentrt_engines.library import load_library
+from latentrt_engines.monitor import PhaseTree, make_monitor
+from latentrt_engines.network import make_log, parse_network
+
+
+class Reports(list[tuple[float, str]]):
+    """What a tree reports."""
+
+    def __call__(self, fraction: float, name: str) -> None:
+        self.append((fraction, name))
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> Reports:
+    """Of a tree that does not wait between reports."""
+    monkeypatch.setattr(monitor, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    return Reports()
+
+
+def test_a_phase_takes_part_of_one_step_of_the_phase_it_is_in(reports: Reports) -> None:
+    tree = PhaseTree(reports)
+    tree.start("build", None, 2)
+    tree.start("graph", "build", 4)
+    for step in range(4):
+        tree.step("graph", step)
+    tree.finish("graph")
+    tree.step("build", 0)
+    tree.start("kernels", "build", 1)
+    tree.step("kernels", 0)
+    tree.finish("kernels")
+    tree.step("build", 1)
+    assert reports == [
+        (0.0, "build"),
+        (0.0, "graph"),
+        (0.125, "graph"),
+        (0.25, "graph"),
+        (0.375, "graph"),
+        (0.5, "graph"),
+        (0.5, "build"),
+        (0.5, "kernels"),
+        (1.0, "kernels"),
+        (1.0, "build"),
+    ]
+
+
+def test_three_deep(reports: Reports) -> None:
+    tree = PhaseTree(reports)
+    tree.start("a", None, 2)
+    tree.step("a", 0)
+    tree.start("b", "a", 2)
+    tree.step("b", 0)
+    tree.start("c", "b", 2)
+    tree.step("c", 0)
+    # Half of a, half of b's half, half of c's quarter.
+    assert reports[-1] == (0.5 + 0.25 + 0.125, "c")
+
+
+def test_more_steps_than_were_said(reports: Reports) -> None:
+    tree = PhaseTree(reports)
+    tree.start("a", None, 0)
+    for step in range(3):
+        tree.step("a", step)
+    assert [fraction for fraction, _ in reports] == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_a_phase_that_nobody_started_or_whose_parent_is_gone(reports: Reports) -> None:
+    tree = PhaseTree(reports)
+    tree.step("unknown", 0)
+    tree.finish("unknown")
+    assert reports == []
+    tree.start("orphan", "gone", 2)
+    tree.step("orphan", 0)
+    assert reports[-1] == (0.5, "orphan")
+
+
+_NAMES = st.sampled_from("abcde")
+_CALLS = st.one_of(
+    st.tuples(st.just("start"), _NAMES, st.integers(0, 5)),
+    st.tuples(st.just("step"), _NAMES, st.integers(0, 9)),
+    st.tuples(st.just("finish"), _NAMES, st.just(0)),
+)
+
+
+@given(st.lists(_CALLS))
+def test_the_fraction_never_falls_and_is_a_fraction(calls: list[tuple[str, str, int]]) -> None:
+    """Whatever is called; a name is in use once at a time, and a parent was there before, as the library promises."""
+    reports = Reports()
+    tree = PhaseTree(reports)
+    running: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor, "_SECONDS_BETWEEN_REPORTS", 0.0)
+        for call, name, number in calls:
+            if call == "start" and name not in running:
+                tree.start(name, running[-1] if running else None, number)
+                running.append(name)
+            elif call == "step":
+                tree.step(name, number)
+            elif call == "finish" and running[-1:] == [name]:
+                tree.finish(name)
+                running.pop()
+    fractions = [fraction for fraction, _ in reports]
+    assert fractions == sorted(fractions)
+    assert all(0 <= fraction <= 1 for fraction in fractions)
+
+
+def test_reports_come_one_at_a_time_from_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    inside, together = [0], []
+    reports = Reports()
+
+    def report(fraction: float, name: str) -> None:
+        inside[0] += 1
+        time.sleep(1e-4)
+        together.append(inside[0])
+        reports(fraction, name)
+        inside[0] -= 1
+
+    tree = PhaseTree(report)
+    tree.start("build", None, 8)
+
+    def work(number: int) -> None:
+        tree.start(f"phase {number}", "build", 10)
+        for step in range(10):
+            tree.step(f"phase {number}", step)
+        tree.finish(f"phase {number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert set(together) == {1}
+    fractions = [fraction for fraction, _ in reports]
+    assert len(fractions) == 1 + 8 * 11
+    assert fractions == sorted(fractions)
+
+
+def test_reports_are_rare() -> None:
+    """A build has thousands of steps, and each report is a line through a pipe."""
+    reports = Reports()
+    tree = PhaseTree(reports)
+    began = time.monotonic()
+    tree.start("build", None, 100_000)
+    for step in range(100_000):
+        tree.step("build", step)
+    most = 1 + (time.monotonic() - began) / monitor._SECONDS_BETWEEN_REPORTS
+    assert 1 <= len(reports) <= most + 1
+
+
+def test_a_real_build_tells_of_its_phases(sample: Bundle, reports: Reports) -> None:
+    library = load_library("tensorrt_rtx")
+    trt: Any = library.module
+    graph, weights = sample.component_files("vae_decoder", "float16")
+    arrays = map_weights(sample.path(weights))
+    _, logger = make_log(library)
+    builder = trt.Builder(logger)
+    network, parser = parse_network(library, logger, builder, "vae_decoder", sample.read(graph), arrays)
+    config, profile, shape = builder.create_builder_config(), builder.create_optimization_profile(), (1, 4, 16, 16)
+    config.num_compute_capabilities = 2
+    for index, capability in enumerate(("8.9", "12.0")):
+        config.set_compute_capability(library.capabilities()[capability], index)
+    profile.set_shape("latents", shape, shape, shape)
+    config.add_optimization_profile(profile)
+    config.progress_monitor = make_monitor(library, PhaseTree(reports))
+    assert builder.build_serialized_network(network, config) is not None
+    del parser
+    fractions = [fraction for fraction, _ in reports]
+    assert fractions == sorted(fractions)
+    assert len({name for _, name in reports}) > 1
+    assert fractions[-1] > 0.5, "it ends near the end"

@@ -1,0 +1,146 @@
+"""What `tests/export/test_workers.py` does not see of a worker: its endings in words, and being asked to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from latentrt.errors import BuildError, CheckpointError, EngineError, ExportError, LatentRTError, MissingExtraError
+from latentrt.worker_process import Ending, Failed, WorkerProcess, terminable
+
+# The modules that workers run as lie here.
+ECHO = """
+import msgspec
+from latentrt.worker_process import take_job
+line, report = take_job()
+job = msgspec.json.decode(line)
+print("noise on standard output")
+for number in range(job["count"]):
+    report(msgspec.convert({"number": number}, msgspec.defstruct("Said", [("number", int)])))
+"""
+
+
+class Job(msgspec.Struct):
+    count: int
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path / "made_up_worker.py"
+
+
+def test_messages_come_through_and_prints_do_not(module: Path) -> None:
+    module.write_text(ECHO)
+    with WorkerProcess("made_up_worker", Job(3)) as worker:
+        assert [msgspec.json.decode(line) for line in worker.messages()] == [{"number": n} for n in range(3)]
+        assert worker.ending() == Ending(0, "noise on standard output")
+
+
+def test_a_worker_that_does_not_read_its_job(module: Path) -> None:
+    module.write_text("raise SystemExit('not today')")
+    with WorkerProcess("made_up_worker", Job(0)) as worker:
+        assert list(worker.messages()) == []
+        assert worker.ending() == Ending(1, "not today")
+
+
+def test_leaving_the_block_ends_the_worker(module: Path) -> None:
+    module.write_text("import time; print('here', flush=True); time.sleep(600)")
+    with WorkerProcess("made_up_worker", Job(0)) as worker:
+        assert next(worker.messages()) == b"here\n"
+        process = worker._process
+        assert process.poll() is None
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("ending", "no_room", "no_memory"),
+    [
+        (Ending(1, "OSError: [Errno 28] No space left on device"), True, False),
+        (Ending(1, "Disk quota exceeded"), True, False),
+        (Ending(1, "MemoryError"), False, True),
+        (Ending(-signal.SIGABRT, "terminate called after throwing an instance of 'std::bad_alloc'"), False, True),
+        (Ending(-signal.SIGKILL, ""), False, True),
+        (Ending(-signal.SIGSEGV, ""), False, False),
+        (Ending(0, ""), False, False),
+    ],
+)
+def test_what_an_ending_means(ending: Ending, no_room: bool, no_memory: bool) -> None:
+    assert (ending.no_room, ending.no_memory) == (no_room, no_memory)
+
+
+@pytest.mark.parametrize(
+    ("ending", "sentence"),
+    [
+        (Ending(3, "one\ntwo"), "unet: its process ended with status 3 and said: two"),
+        (Ending(0, ""), "unet: its process ended with status 0 and said: nothing"),
+        (Ending(-signal.SIGSEGV, ""), "unet: its process was ended by SIGSEGV and said: nothing"),
+        (Ending(-int(signal.SIGRTMIN) - 3, "x"), "unet: its process was ended by signal 37 and said: x"),
+    ],
+)
+def test_an_ending_as_an_error(ending: Ending, sentence: str) -> None:
+    """Of whichever class the parent's command has; a real-time signal has no name of its own."""
+    error = ending.error("unet", BuildError)
+    assert isinstance(error, BuildError)
+    assert str(error) == sentence
+    assert error.__notes__ == [ending.said]
+
+
+@pytest.mark.parametrize(
+    "error", [BuildError("no"), EngineError("no"), CheckpointError("no"), MissingExtraError("a", "b", "do c")]
+)
+def test_an_error_crosses_the_border(error: LatentRTError) -> None:
+    raised = msgspec.json.decode(msgspec.json.encode(Failed.of(error)), type=Failed).as_raised(ExportError)
+    assert (type(raised), str(raised)) == (type(error), str(error))
+    assert raised.__reduce__() == error.__reduce__()
+
+
+def test_an_error_whose_class_is_not_known_here() -> None:
+    raised = Failed(kind="ErrorOfTomorrow", message="no").as_raised(BuildError)
+    assert (type(raised), str(raised)) == (BuildError, "no")
+
+
+def test_being_asked_to_end_unwinds() -> None:
+    unwound: list[int] = []
+
+    def work() -> None:
+        with terminable():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+            finally:
+                unwound.append(1)
+
+    with pytest.raises(SystemExit) as end:
+        work()
+    assert (end.value.code, unwound) == (128 + signal.SIGTERM, [1])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_who_ignores_a_signal_still_does() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_file_in_the_current_folder_is_not_a_package(
+    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "made_up_worker.py").write_text("raise SystemExit('the wrong one')")
+    module.write_text(ECHO)
+    monkeypatch.chdir(elsewhere)
+    with WorkerProcess("made_up_worker", Job(1)) as worker:
+        assert len(list(worker.messages())) == 1
+    assert sys.flags.safe_path is False, "else this says nothing of -P"
