@@ -1,0 +1,84 @@
+"""What do engines of a full-size Stable Diffusion 1.5 cost to build, on a machine without a GPU?
+
+    .venv/bin/python -m benchmarks.full_size_checkpoint scratch/full/checkpoint
+    .venv/bin/latentrt export scratch/full/checkpoint scratch/full/float16 --precision float16
+    .venv/bin/python -m benchmarks.engines scratch/full/float16 --output benchmarks/results/engines.json
+
+Builds a plan of every submodule for one picture of 512 × 512 with guidance, and for 256 to 768 pixels and one to four
+pictures, with TensorRT-RTX, for compute capability 8.9. Engines go into a cache of their own, which is removed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.full_size import machine
+from latentrt.bundle import Bundle
+from latentrt.engine_record import EngineOptions
+from latentrt.gpu import find_gpu
+from latentrt_engines.build import build_engines
+from latentrt_engines.cache import EngineCache
+from latentrt_engines.library import Library, load_library
+from latentrt_engines.profiles import picture_profile
+from latentrt_engines.report import Reporter
+from latentrt_engines.wanted import wanted_engines
+
+CAPABILITY = "8.9"
+PICTURES = {"512x512, batch 1": ("512x512", "1"), "256 to 768, batch 1 to 4": ("256x256:512x512:768x768", "1:1:4")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
+    arguments = parser.parse_args()
+    bundle, library = Bundle.open(arguments.bundle), load_library("tensorrt_rtx")
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.engines",
+        "machine": machine(),
+        "library": str(library),
+        "compute_capability": CAPABILITY,
+        "precision": bundle.manifest.precision,
+        "weights_bytes": {
+            name: bundle.manifest.files[component.weights.file].size
+            for name, component in bundle.manifest.components.items()
+        },
+    }
+    report["engines"] = {words: measure(bundle, library, *said) for words, said in PICTURES.items()}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report["engines"], indent=2))
+
+
+def measure(bundle: Bundle, library: Library, size: str, batch: str) -> dict[str, Any]:
+    """Build every submodule once, into a cache that is empty."""
+    wanted = wanted_engines(
+        bundle,
+        tuple(bundle.manifest.components),
+        picture_profile(bundle.manifest, size=size, batch=batch),
+        library=library,
+        options=EngineOptions(),
+        capabilities=(CAPABILITY,),
+        gpu=find_gpu(),
+    )
+    # Beside the bundle, where there is room for weights; a temporary file system is often memory.
+    with tempfile.TemporaryDirectory(dir=bundle.folder.parent) as folder, Reporter() as reporter:
+        os.chmod(folder, 0o700)
+        engines = list(build_engines(bundle, wanted, EngineCache(Path(folder)), reporter))
+    return {
+        engine.record.identity.component: {
+            "seconds": round(engine.record.build.seconds, 1),
+            "peak_gib": round(engine.record.build.peak_bytes / 2**30, 2),
+            "plan_bytes": engine.record.plan.size,
+        }
+        for engine in engines
+    }
+
+
+if __name__ == "__main__":
+    main()

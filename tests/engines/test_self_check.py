@@ -1,0 +1,147 @@
+"""The check of an engine before it is accepted, with ONNX Runtime in the engine's place: what it measures, what it
+refuses. On a GPU, `make test-gpu` has it judge real engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from latentrt.backends.onnxruntime import open_session
+from latentrt.bundle import Bundle
+from latentrt.engine_record import EngineIdentity, EngineOptions
+from latentrt.errors import BuildError
+from latentrt.gate import NOT_COMPARED
+from latentrt.manifest import Precision
+from latentrt.sample import bundle_path
+from latentrt.session import Arrays, Session
+from latentrt.tensors import TensorSpec, check_feeds
+from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.self_check import GateInputs, check_engine
+from tests.engines import made_up
+from tests.exported import Exported
+
+COMPONENTS = ["safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder"]
+
+
+class Reference:
+    """Opens graphs on ONNX Runtime's CPU, each once."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._opened: dict[tuple[str, Precision], Session] = {}
+
+    def __call__(self, component: str, precision: Precision) -> Session:
+        key = (component, precision)
+        if key not in self._opened:
+            self._opened[key] = open_session(self._bundle, component, threads=1, precision=precision)
+        return self._opened[key]
+
+
+class Wrong:
+    """An engine whose outputs are changed."""
+
+    def __init__(self, session: Session, **changes: Any) -> None:
+        self._session, self._changes = session, changes
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._session.inputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        outputs = self._session.run(feeds)
+        return outputs | {name: change(outputs[name]) for name, change in self._changes.items()}
+
+
+def identity(bundle: Bundle, component: str, options: EngineOptions | None = None) -> EngineIdentity:
+    manifest = bundle.manifest
+    factor = manifest.latents.factor
+    pictures = picture_profile(manifest, size=f"{8 * factor}..{16 * factor}", batch="1..2")
+    profile = component_profile(component, manifest.components[component], pictures, manifest)
+    return made_up.identity(bundle, component, profile=profile, options=options or EngineOptions())
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("name", ["sd2", "sample"])
+def test_the_half_graph_meets_its_bounds(request: pytest.FixtureRequest, name: str, component: str) -> None:
+    """On a CPU half graphs compute in float32 between casts, so this is the least that an engine differs by."""
+    folder = bundle_path() if name == "sample" else request.getfixturevalue(name).bundle
+    bundle = Bundle.open(folder)
+    reference, wanted = Reference(bundle), identity(bundle, component)
+    figures = check_engine(reference(component, "float16"), wanted, bundle, reference)
+    outputs = [spec.name for spec in bundle.manifest.components[component].outputs if spec.name not in NOT_COMPARED]
+    cases = {str([getattr(shapes, which) for shapes in wanted.profile.values()]) for which in ("min", "opt", "max")}
+    assert [figure.output for figure in figures] == outputs * len(cases)
+    assert all(figure.figure <= figure.bound for figure in figures)
+    assert any(figure.figure > 0 for figure in figures) or component in ("vae_decoder", "safety_checker")
+
+
+def test_an_engine_that_is_the_graph_differs_by_nothing(sd1: Exported) -> None:
+    bundle = Bundle.open(sd1.bundle)
+    reference = Reference(bundle)
+    figures = check_engine(reference("unet", "float32"), identity(bundle, "unet"), bundle, reference)
+    assert [figure.figure for figure in figures] == [0.0, 0.0]
+    # The usual size is the smallest here, and is run once.
+    assert [figure.shapes["sample"] for figure in figures] == [(2, 4, 8, 8), (4, 4, 16, 16)]
+
+
+def nan_in_one(array: NDArray[Any]) -> NDArray[Any]:
+    array = array.copy()
+    array.flat[0] = np.nan
+    return array
+
+
+@pytest.mark.parametrize(
+    ("component", "changes", "words"),
+    [
+        ("unet", {"noise_pred": lambda array: array * 1.05}, r"noise_pred is 0\.0.* \(relative\) from ONNX Runtime's"),
+        ("unet", {"noise_pred": nan_in_one}, "noise_pred has values that are not finite"),
+        ("unet", {"noise_pred": lambda array: array[..., 1:]}, "noise_pred has the shape"),
+        ("vae_decoder", {"pixels": lambda array: array ^ 8}, r"pixels is 8 \(levels\)"),
+        ("safety_checker", {"concept_cosines": lambda array: array + 0.01}, r"concept_cosines is .* \(absolute\)"),
+    ],
+)
+def test_an_engine_that_is_too_far_is_refused(component: str, changes: dict[str, Any], words: str) -> None:
+    bundle = Bundle.open(bundle_path())
+    reference = Reference(bundle)
+    engine = Wrong(reference(component, "float32"), **changes)
+    with pytest.raises(BuildError, match=rf"{component}: the engine's {words}.*The engine was not kept"):
+        check_engine(engine, identity(bundle, component), bundle, reference)
+
+
+def test_tf32_is_allowed_what_its_ten_bits_cost(sd1: Exported) -> None:
+    bundle = Bundle.open(sd1.bundle)
+    reference = Reference(bundle)
+    engine = Wrong(reference("unet", "float32"), noise_pred=lambda array: array * (1 + 2**-10))
+    with pytest.raises(BuildError, match=r"the bound is 0\.0001"):
+        check_engine(engine, identity(bundle, "unet"), bundle, reference)
+    assert check_engine(engine, identity(bundle, "unet", EngineOptions(tf32=True)), bundle, reference)
+
+
+def test_an_output_without_a_bound_cannot_be_judged() -> None:
+    bundle = Bundle.open(bundle_path())
+    component = bundle.manifest.components["vae_decoder"]
+    graphs = {name: msgspec.structs.replace(graph, gate=()) for name, graph in component.graphs.items()}
+    bundle.manifest.components["vae_decoder"] = msgspec.structs.replace(component, graphs=graphs)
+    reference = Reference(bundle)
+    with pytest.raises(BuildError, match="vae_decoder: the manifest states no bound for pixels"):
+        check_engine(reference("vae_decoder", "float32"), identity(bundle, "vae_decoder"), bundle, reference)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_inputs_are_real_fit_any_shape_and_are_the_same_every_time(component: str) -> None:
+    bundle = Bundle.open(bundle_path())
+    profile = identity(bundle, component).profile
+    shapes = {name: shape.max for name, shape in profile.items()}
+    first, second = (GateInputs(bundle, Reference(bundle)).feeds(component, shapes) for _ in range(2))
+    check_feeds(bundle.manifest.components[component].inputs, first)
+    for name, array in first.items():
+        assert array.shape == shapes[name]
+        np.testing.assert_array_equal(array, second[name])
+        if array.dtype.kind == "f":
+            assert np.isfinite(array).all()
+            assert array.std() > 0.1

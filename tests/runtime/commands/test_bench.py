@@ -1,0 +1,57 @@
+"""`latentrt bench`: the sample bundle on this machine's CPU, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from latentrt.bench import quantiles
+from latentrt.cli import main
+from latentrt.sample import bundle_path
+
+
+def run(*arguments: str) -> int | str | None:
+    with pytest.raises(SystemExit) as end:
+        main(["bench", str(bundle_path()), *arguments])
+    return end.value.code
+
+
+def test_a_table_and_the_same_figures_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "bench.json"
+    assert run("--device", "cpu", "--steps", "3", "--runs", "2", "--threads", "1", "--json", str(report)) == 0
+    said = capsys.readouterr().out
+    measured = json.loads(report.read_text())["measured"]["cpu"]
+    submodules = measured["submodules"]
+    # Two texts, three steps, and one run of each other submodule, for both pictures; the first does not count.
+    counts = {name: figures["count"] for name, figures in submodules.items()}
+    assert counts == {"safety_checker": 2, "text_encoder": 4, "unet": 6, "vae_decoder": 2}
+    for figures in (*submodules.values(), measured["picture"]):
+        assert 0 < figures["p50_ms"] <= figures["p90_ms"] <= figures["p99_ms"]
+    # A picture is its submodules and little else, and the first one also loads them.
+    assert measured["picture"]["p50_ms"] > 3 * submodules["unet"]["p50_ms"] * 0.5
+    assert measured["peak_bytes"] > 50 << 20
+    assert measured["runs_on"]["unet"] == "ONNX Runtime on the CPU: as asked"
+    assert f"{measured['picture']['p50_ms']:,.1f}" in said
+    assert "safety_checker, text_encoder, unet, vae_decoder, vae_encoder: ONNX Runtime on the CPU: as asked" in said
+
+
+def test_a_backend_that_is_named_and_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--device", "cuda", "--steps", "1", "--runs", "1") == 7
+    assert "error: found the provider 'CUDAExecutionProvider'" in capsys.readouterr().err
+    assert run("--provider", "npu", "--steps", "1", "--runs", "1") == 7
+
+
+def test_an_impossible_request_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--device", "cpu", "--width", "33", "--runs", "1") == 2
+    assert "33" in capsys.readouterr().err
+
+
+def test_quantiles_are_by_nearest_rank() -> None:
+    hundred = quantiles([float(number) for number in range(100, 0, -1)])
+    assert (hundred.count, hundred.p50_ms, hundred.p90_ms, hundred.p99_ms) == (100, 50, 90, 99)
+    one = quantiles([7.0])
+    assert (one.p50_ms, one.p90_ms, one.p99_ms) == (7, 7, 7)
+    few = quantiles([1.0, 2.0, 3.0])
+    assert (few.p50_ms, few.p90_ms, few.p99_ms) == (2, 3, 3)
