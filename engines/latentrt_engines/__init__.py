@@ -1,2 +1,1 @@
-"""A bundle becomes TensorRT engines, one set for each GPU. Holds no code yet: the runtime runs bundles on ONNX
-Runtime."""
+"""A bundle becomes TensorRT engines: for the GPU of this machine, or for GPUs that are not there."""

@@ -167,7 +167,7 @@ class _Builder:
         builder = trt.Builder(logger)
         network, parser = parse_network(library, logger, builder, name, graph, weights)
         check_network(library, network, name, component)
-        if self.identity.options.refittable:
+        if self.identity.options.refittable or self.identity.options.strip_weights:
             _mark_refittable(library, network, name, weights)
         config = self._config(library, builder)
         config.progress_monitor = make_monitor(library, self.tree)
@@ -223,9 +223,9 @@ def _flags(library: Library, identity: EngineIdentity) -> dict[str, bool]:
     """Builder flags by their names, set or cleared whatever the library's default."""
     options = identity.options
     flags = {"TF32": options.tf32}
-    if options.refittable:
+    if options.refittable or options.strip_weights:
         flags["REFIT_INDIVIDUAL"] = True
-    if options.strip_weights:
+    if options.strip_weights:  # what is marked as refittable is what is left out
         flags["STRIP_PLAN"] = True
     if options.weight_streaming:
         flags["WEIGHT_STREAMING"] = True

@@ -41,9 +41,11 @@ def base() -> Bundle:
 
 @pytest.fixture
 def tuned(tmp_path: Path) -> Bundle:
-    """Another checkpoint of the same architecture."""
-    folder = tmp_path / "tuned"
-    shutil.copytree(bundle_path(), folder)
+    return retuned(Path(shutil.copytree(bundle_path(), tmp_path / "tuned")))
+
+
+def retuned(folder: Path) -> Bundle:
+    """Make of a copy of the sample another checkpoint of the same architecture."""
     raw = np.memmap(folder / WEIGHTS, np.uint8, "r+")
     values = raw[8 + int.from_bytes(raw[:8].tobytes(), "little") :].view(np.float16)  # every array is half
     values *= (1 + 0.1 * np.random.default_rng(1).standard_normal(values.shape)).astype(np.float16)

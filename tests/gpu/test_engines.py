@@ -1,0 +1,135 @@
+"""Engines that run: built here, for the GPU of this machine. `make test-gpu`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from latentrt import Pipeline
+from latentrt.backends.onnxruntime import CUDA, available_providers
+from latentrt.backends.tensorrt import EngineDevice, EngineSession
+from latentrt.bundle import Bundle
+from latentrt.engine_record import EngineOptions, LibraryName
+from latentrt.gpu import Gpu, NoGpu, find_gpu
+from latentrt.sample import bundle_path
+from latentrt_engines.build import build_engines
+from latentrt_engines.cache import EngineCache
+from latentrt_engines.library import Library, installed_libraries
+from latentrt_engines.profiles import picture_profile
+from latentrt_engines.wanted import Wanted, wanted_engines
+from tests.engines.real_builds import Told
+from tests.engines.test_refit import named, retuned
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = ("a large red circle on a blue background", "a white heart above a small red square on a black background")
+LIBRARIES: tuple[LibraryName, ...] = ("tensorrt", "tensorrt_rtx")
+
+
+@pytest.fixture
+def gpu() -> Gpu:
+    found = find_gpu()
+    if isinstance(found, NoGpu):
+        pytest.skip(f"engines run on a GPU, and {found.reason}")
+    return found
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest, gpu: Gpu) -> Library:
+    """Each library that builds for this GPU."""
+    found = installed_libraries()[request.param]
+    if not isinstance(found, Library):
+        pytest.skip(found)
+    if not found.needs_gpu and gpu.compute_capability not in found.capabilities():
+        pytest.skip(f"{found} does not build for compute capability {gpu.compute_capability}")
+    return found
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
+    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
+    return EngineCache()
+
+
+def wanted(
+    bundle: Bundle, library: Library, gpu: Gpu, *components: str, options: EngineOptions | None = None
+) -> list[Wanted]:
+    return wanted_engines(
+        bundle,
+        components or tuple(bundle.manifest.components),
+        picture_profile(bundle.manifest, size="64..128", batch="1..2"),
+        library=library,
+        options=options or EngineOptions(),
+        capabilities=(gpu.compute_capability,),
+        gpu=gpu,
+    )
+
+
+def psnr(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Of pictures in 0 … 1, in dB."""
+    error = float(np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2))
+    return float("inf") if error == 0 else -10 * float(np.log10(error))
+
+
+def draw(pipeline: Pipeline, width: int = 64) -> tuple[NDArray[np.float32], list[bool]]:
+    result = pipeline(PROMPTS, seed=7, width=width, height=64, output_type="np", safety="report")
+    return np.asarray(result.images), [verdict.flagged for verdict in result.verdicts or ()]
+
+
+def test_every_engine_is_run_before_it_is_accepted_and_draws_what_the_cpu_draws(
+    gpu: Gpu, library: Library, cache: EngineCache
+) -> None:
+    bundle = Bundle.open(bundle_path())
+    for engine in build_engines(bundle, wanted(bundle, library, gpu), cache, Told()):
+        assert engine.record.check.ran_on == gpu.name
+        assert engine.record.check.figures
+    with_engines, on_cpu = Pipeline.load(device="tensorrt"), Pipeline.load(device="cpu")
+    for width in (64, 96, 64):  # the range is used, and what is recorded for a shape is kept apart
+        (found, flagged), (expected, verdicts) = draw(with_engines, width), draw(on_cpu, width)
+        assert psnr(found, expected) >= 40  # half's rounding; a wrong step or weight is below 25
+        assert flagged == verdicts
+    again, _ = draw(with_engines)
+    np.testing.assert_array_equal(again, draw(with_engines)[0])
+
+
+def test_onnxruntime_on_the_gpu_draws_what_the_cpu_draws(gpu: Gpu) -> None:
+    if CUDA not in available_providers():
+        pytest.skip("this ONNX Runtime has no CUDA: pip install 'latentrt[gpu]'")
+    on_gpu, on_cpu = Pipeline.load(device="cuda"), Pipeline.load(device="cpu")
+    for width in (64, 96, 64):
+        (found, flagged), (expected, verdicts) = draw(on_gpu, width), draw(on_cpu, width)
+        assert psnr(found, expected) >= 40
+        assert flagged == verdicts
+
+
+def test_weights_there_and_back_give_the_same_bits(
+    gpu: Gpu, library: Library, cache: EngineCache, tmp_path: Path
+) -> None:
+    base = Bundle.open(bundle_path())
+    tuned = retuned(Path(shutil.copytree(bundle_path(), tmp_path / "tuned")))
+    (engine,) = build_engines(
+        base, wanted(base, library, gpu, "vae_decoder", options=EngineOptions(refittable=True)), cache, Told()
+    )
+    session = EngineSession(EngineDevice(library), cache.plan(engine), engine.record)
+    latents = np.random.default_rng(0).standard_normal((1, 4, 16, 16), np.float32)
+    seen = [session.run({"latents": latents})["pixels"].tobytes() for _ in range(3)]
+    for bundle in (tuned, base):
+        session.refit(named(bundle))
+        seen += [session.run({"latents": latents})["pixels"].tobytes() for _ in range(3)]
+    assert len(set(seen[:3])) == 1
+    assert seen[:3] == seen[6:]
+    assert seen[3] != seen[0]
+
+
+def test_a_stripped_plan_is_small_and_draws_the_same(gpu: Gpu, library: Library, cache: EngineCache) -> None:
+    bundle = Bundle.open(bundle_path())
+    (engine,) = build_engines(
+        bundle, wanted(bundle, library, gpu, "unet", options=EngineOptions(strip_weights=True)), cache, Told()
+    )
+    weights = bundle.manifest.files[bundle.manifest.components["unet"].weights.file].size
+    assert engine.record.plan.size < weights
+    assert engine.record.check.ran_on == gpu.name
