@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from latentrt import __version__
+from latentrt.backends.engine_device import EngineDevice
 from latentrt.backends.refit import refit
-from latentrt.backends.tensorrt import EngineDevice
 from latentrt.bundle import Bundle
 from latentrt.digests import hash_bytes
 from latentrt.engine_record import BuildFigures, EngineIdentity, EngineRecord, SelfCheck, engine_key

@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
+from latentrt.backends.engine_device import EngineDevice
 from latentrt.backends.onnxruntime import open_session
-from latentrt.backends.tensorrt import EngineDevice, EngineSession, NamedWeights
+from latentrt.backends.tensorrt import EngineSession, NamedWeights
 from latentrt.bundle import Bundle
 from latentrt.engine_record import ENGINE_FORMAT, BuildFigures, EngineIdentity, EngineRecord, SelfCheck
 from latentrt.errors import BuildError, LatentRTError

@@ -140,8 +140,9 @@ class _Choosing:
         return _Choice(words, lambda: ChosenByShape(name, fit, self._load, otherwise))
 
     def _load(self, source: EngineSource) -> Session:
+        from latentrt.backends.engine_device import EngineDevice
         from latentrt.backends.runtime_cache import RuntimeCache
-        from latentrt.backends.tensorrt import EngineDevice, EngineSession
+        from latentrt.backends.tensorrt import EngineSession
         from latentrt.engine_store import EngineStore
 
         assert self._machine is not None, "engines are chosen by what the machine is"

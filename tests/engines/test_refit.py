@@ -12,9 +12,10 @@ import pytest
 
 from latentrt.backends import refit as seam
 from latentrt.backends.cuda import Cuda
+from latentrt.backends.engine_device import EngineDevice
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.refit import refit
-from latentrt.backends.tensorrt import EngineDevice, EngineSession, NamedWeights
+from latentrt.backends.tensorrt import EngineSession, NamedWeights
 from latentrt.bundle import Bundle
 from latentrt.digests import file_record
 from latentrt.engine_record import EngineOptions

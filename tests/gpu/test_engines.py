@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt import Pipeline
+from latentrt.backends.engine_device import EngineDevice
 from latentrt.backends.onnxruntime import CUDA, available_providers
-from latentrt.backends.tensorrt import EngineDevice, EngineSession
+from latentrt.backends.tensorrt import EngineSession
 from latentrt.bundle import Bundle
 from latentrt.engine_record import EngineOptions, LibraryName
 from latentrt.gpu import Gpu, NoGpu, find_gpu

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from latentrt import Pipeline, device
+from latentrt.backends import engine_device
 from latentrt.backends import onnxruntime as ort
-from latentrt.backends import tensorrt
 from latentrt.backends.cuda import Cuda
 from latentrt.bundle import Bundle
 from latentrt.device import choose_sessions
@@ -48,7 +48,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> FakeCudaApi:
     library = fake_library(api, "tensorrt_rtx", made_up.RTX.version)
     monkeypatch.setattr(device, "find_gpu", lambda: gpu)
     monkeypatch.setattr(device, "find_libraries", lambda: {"tensorrt": "not here", "tensorrt_rtx": library})
-    monkeypatch.setattr(tensorrt, "load_cuda", lambda: Cuda(api))
+    monkeypatch.setattr(engine_device, "load_cuda", lambda: Cuda(api))
     return api
 
 

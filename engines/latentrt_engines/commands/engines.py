@@ -164,7 +164,7 @@ def refit_command(bundle: Path, key: str, digest: str | None) -> None:
 
     It runs on the engine's own GPU and takes seconds where a build takes minutes. The engine KEY stays as it is.
     """
-    from latentrt.backends.tensorrt import EngineDevice
+    from latentrt.backends.engine_device import EngineDevice
     from latentrt.bundle import Bundle
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.library import load_library

@@ -9,9 +9,7 @@ the very array it was at the last run, as the prompt's embeddings are at each st
 
 from __future__ import annotations
 
-import logging
 import math
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.backends.cuda import Cuda, DeviceBuffer, load_cuda
+from latentrt.backends.cuda import DeviceBuffer
+from latentrt.backends.engine_device import EngineDevice
+from latentrt.backends.recorded_work import RecordedWork
 from latentrt.backends.refit import refit
 from latentrt.backends.runtime_cache import RuntimeCache
 from latentrt.engine_record import EngineRecord
 from latentrt.errors import BackendError, EngineError
 from latentrt.session import Arrays
-from latentrt.tensorrt_library import LoadedLibrary
 from latentrt.tensors import TensorSpec
 
 __all__ = ["EngineDevice", "EngineSession", "NamedWeights"]
-
-_log = logging.getLogger("latentrt")
 
 
 @dataclass(frozen=True)
@@ -39,45 +36,6 @@ class NamedWeights:
 
     arrays: Mapping[str, NDArray[Any]]
     sha256: str
-
-
-class EngineDevice:
-    """What the engines of a pipeline share.
-
-    Args:
-        library: TensorRT or TensorRT-RTX.
-        cuda: the bindings, or what a test puts in their place.
-
-    Attributes:
-        lock: held while an engine runs.
-    """
-
-    def __init__(self, library: LoadedLibrary, cuda: Cuda | None = None) -> None:
-        self.library, self.cuda = library, cuda or load_cuda()
-        self.lock = threading.Lock()
-        self.stream = self.cuda.make_stream()
-        self.scratch = DeviceBuffer(self.cuda)
-        self.said: list[str] = []
-        self.logger = _make_logger(library, self.said)
-        self.runtime = library.module.Runtime(self.logger)
-        if self.runtime.engine_host_code_allowed:
-            raise EngineError(f"{library} would run host code out of a plan; latentrt does not")
-
-    def deserialize(self, plan: bytes, record: EngineRecord) -> Any:
-        """A plan whose hash was checked → the library's engine.
-
-        Raises:
-            EngineError: with what the library says of it.
-        """
-        self.said.clear()
-        engine = self.runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            words = "; ".join(self.said[-2:]) or "it does not say why"
-            raise EngineError(
-                f"{record.identity.component}: {self.library} does not load the engine {record.key[:12]}: {words}. "
-                "Build it again: latentrt build --force"
-            )
-        return engine
 
 
 class EngineSession:
@@ -91,6 +49,7 @@ class EngineSession:
         weights: for a plan that is kept without its own.
 
     Attributes:
+        epoch: counts the times that what was recorded of a run ceased to be right.
         weights: the SHA-256 of the weights' file that the engine holds; None after a plan without weights was loaded
             without any.
     """
@@ -109,14 +68,14 @@ class EngineSession:
         self.weights = record.identity.weights
         if weights is not None:
             self._replace(weights)
-        self._captures_itself = device.library.name == "tensorrt_rtx"
+        self._is_rtx = device.library.name == "tensorrt_rtx"
         self._context = self._make_context()
         self._buffers = {spec.name: DeviceBuffer(device.cuda) for spec in (*record.inputs, *record.outputs)}
         self._fed: dict[str, NDArray[Any]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._graph: Any = None
-        self._runs_of_shape = 0
-        self._graphs_work = True
+        # TensorRT-RTX records its runs itself.
+        self._recorded = RecordedWork(device.cuda, device.stream, self._name, records=not self._is_rtx)
+        self.epoch = 0
         self._needed = 0
         self._lent = (0, 0)
 
@@ -133,8 +92,7 @@ class EngineSession:
         with self._device.lock:
             self._replace(weights)
             # A recorded run may hold values that were derived from the former weights.
-            self._forget_graph()
-            self._runs_of_shape = 0
+            self._begin_anew()
 
     def _replace(self, weights: NamedWeights) -> None:
         refit(self._device.library, self._engine, self._device.logger, self._name, weights.arrays)
@@ -146,25 +104,25 @@ class EngineSession:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         with self._device.lock:
-            self._prepare({name: array.shape for name, array in feeds.items()})
-            held = self._feed(feeds)
-            self._execute()
+            self.prepare({name: array.shape for name, array in feeds.items()})
+            held = [self.feed(name, array) for name, array in feeds.items()]
+            self._recorded.run(self.enqueue)
             outputs = self._fetch()
             self._device.cuda.synchronize(self._device.stream)
             del held
-            self._keep_compiled()
+            self.keep_compiled(first=self._recorded.runs == 1)
             return outputs
 
     def close(self) -> None:
         """Give the device's memory back."""
-        self._forget_graph()
+        self._begin_anew()
         for buffer in self._buffers.values():
             buffer.close()
 
     def _make_context(self) -> Any:
         trt, engine = self._device.library.module, self._engine
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not self._captures_itself:
+        if not self._is_rtx:
             context = engine.create_execution_context(strategy)
         else:
             config = engine.create_runtime_config()
@@ -177,8 +135,9 @@ class EngineSession:
             raise EngineError(f"{self._name}: no context for the engine: {self._words()}")
         return context
 
-    def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Tell the context shapes and addresses, where they are other than at the last run."""
+    def prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Tell the context shapes and addresses, where they are other than at the last run. The device's lock is held,
+        here and below, until what is put on the stream is whole."""
         changed = shapes != self._shapes
         if changed:
             self._shapes = {}  # of no use if what follows fails
@@ -186,8 +145,34 @@ class EngineSession:
             self._set_addresses()
             self._shapes = shapes
         if self._lend_scratch() or changed:
-            self._forget_graph()
-            self._runs_of_shape = 0
+            self._begin_anew()
+
+    def address(self, name: str) -> int:
+        """Where an input or output lies on the device, once the shapes are prepared."""
+        return self._buffers[name].address
+
+    def feed(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """Copy an input to the device, unless it is there; what has to stay until the stream is synchronised."""
+        if self._fed.get(name) is array and not array.flags.writeable:
+            return array
+        held = np.ascontiguousarray(array)
+        self._device.cuda.upload(self.address(name), held, self._device.stream)
+        self._fed[name] = array
+        return held
+
+    def enqueue(self) -> None:
+        """Put a run on the stream."""
+        if not self._context.execute_async_v3(self._device.stream):
+            raise BackendError(f"{self._name}: the engine failed: {self._words()}")
+
+    def keep_compiled(self, *, first: bool) -> None:
+        """After the first run with some shapes, write down what was compiled for it."""
+        if self._cache is not None and first:
+            self._cache.save()
+
+    def _begin_anew(self) -> None:
+        self.epoch += 1
+        self._recorded.forget()
 
     def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
@@ -216,54 +201,6 @@ class EngineSession:
         self._lent = lent
         return True
 
-    def _feed(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Copy what changed; the arrays that have to stay until the copies are done."""
-        held = []
-        for name, array in feeds.items():
-            if self._fed.get(name) is array and not array.flags.writeable:
-                continue
-            held.append(np.ascontiguousarray(array))
-            self._device.cuda.upload(self._buffers[name].address, held[-1], self._device.stream)
-            self._fed[name] = array
-        return held
-
-    def _execute(self) -> None:
-        """Run, the third time and later by launching what the second run recorded."""
-        cuda, stream = self._device.cuda, self._device.stream
-        if self._graph is not None:
-            cuda.launch(self._graph, stream)
-            return
-        if self._runs_of_shape == 1 and self._graphs_work and not self._captures_itself:
-            self._capture()
-        self._runs_of_shape += 1
-        if self._graph is not None:
-            cuda.launch(self._graph, stream)
-        else:
-            self._enqueue()
-
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._device.stream):
-            raise BackendError(f"{self._name}: the engine failed: {self._words()}")
-
-    def _capture(self) -> None:
-        """Record a run as a CUDA graph; an engine that cannot be recorded goes on without."""
-        cuda, stream = self._device.cuda, self._device.stream
-        try:
-            cuda.begin_capture(stream)
-            try:
-                self._enqueue()
-            finally:
-                graph = cuda.end_capture(stream)
-            self._graph = graph
-        except BackendError as error:
-            self._graphs_work = False
-            _log.info("%s runs without a CUDA graph: %s", self._name, error)
-
-    def _forget_graph(self) -> None:
-        if self._graph is not None:
-            graph, self._graph = self._graph, None
-            self._device.cuda.destroy_graph(graph)
-
     def _fetch(self) -> Arrays:
         outputs = {}
         for spec in self.record.outputs:
@@ -272,25 +209,5 @@ class EngineSession:
             outputs[spec.name] = array
         return outputs
 
-    def _keep_compiled(self) -> None:
-        if self._cache is not None and self._runs_of_shape == 1:
-            self._cache.save()
-
     def _words(self) -> str:
         return "; ".join(self._device.said[-2:]) or "it does not say why"
-
-
-def _make_logger(library: LoadedLibrary, said: list[str]) -> Any:
-    trt = library.module
-    base: Any = trt.ILogger
-
-    class Logger(base):  # type: ignore[misc]  # the library's classes have no types
-        def __init__(self) -> None:
-            base.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                said.append(message)
-                _log.debug("%s: %s", library.name, message)
-
-    return Logger()

@@ -14,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt.backends.cuda import Cuda, DeviceBuffer
+from latentrt.backends.engine_device import EngineDevice
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.runtime_cache import RuntimeCache
-from latentrt.backends.tensorrt import EngineDevice, EngineSession
+from latentrt.backends.tensorrt import EngineSession
 from latentrt.bundle import Bundle
 from latentrt.engine_record import EngineRecord
 from latentrt.errors import BackendError, EngineError

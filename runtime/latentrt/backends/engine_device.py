@@ -1,0 +1,71 @@
+"""What do the engines of a pipeline share on the GPU?"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from latentrt.backends.cuda import Cuda, DeviceBuffer, load_cuda
+from latentrt.engine_record import EngineRecord
+from latentrt.errors import EngineError
+from latentrt.tensorrt_library import LoadedLibrary
+
+__all__ = ["EngineDevice"]
+
+_log = logging.getLogger("latentrt")
+
+
+class EngineDevice:
+    """What the engines of a pipeline share.
+
+    Args:
+        library: TensorRT or TensorRT-RTX.
+        cuda: the bindings, or what a test puts in their place.
+
+    Attributes:
+        lock: held while an engine runs.
+    """
+
+    def __init__(self, library: LoadedLibrary, cuda: Cuda | None = None) -> None:
+        self.library, self.cuda = library, cuda or load_cuda()
+        self.lock = threading.Lock()
+        self.stream = self.cuda.make_stream()
+        self.scratch = DeviceBuffer(self.cuda)
+        self.said: list[str] = []
+        self.logger = _make_logger(library, self.said)
+        self.runtime = library.module.Runtime(self.logger)
+        if self.runtime.engine_host_code_allowed:
+            raise EngineError(f"{library} would run host code out of a plan; latentrt does not")
+
+    def deserialize(self, plan: bytes, record: EngineRecord) -> Any:
+        """A plan whose hash was checked → the library's engine.
+
+        Raises:
+            EngineError: with what the library says of it.
+        """
+        self.said.clear()
+        engine = self.runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            words = "; ".join(self.said[-2:]) or "it does not say why"
+            raise EngineError(
+                f"{record.identity.component}: {self.library} does not load the engine {record.key[:12]}: {words}. "
+                "Build it again: latentrt build --force"
+            )
+        return engine
+
+
+def _make_logger(library: LoadedLibrary, said: list[str]) -> Any:
+    trt = library.module
+    base: Any = trt.ILogger
+
+    class Logger(base):  # type: ignore[misc]  # the library's classes have no types
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                said.append(message)
+                _log.debug("%s: %s", library.name, message)
+
+    return Logger()
