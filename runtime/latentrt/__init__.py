@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latentrt.bundle import Bundle
     from latentrt.errors import BundleError, LatentRTError, RequestError, SafetyError
-    from latentrt.pipeline import Pipeline, Step
+    from latentrt.pipeline import Pipeline
     from latentrt.request import Order, Request
     from latentrt.result import Result
     from latentrt.safety import Verdict
     from latentrt.schedule import Schedule
+    from latentrt.step import Step
 
 __version__ = "0.1.0"
 __all__ = [
@@ -45,7 +46,7 @@ _HOMES = {
     "Result": "result",
     "SafetyError": "errors",
     "Schedule": "schedule",
-    "Step": "pipeline",
+    "Step": "step",
     "Verdict": "safety",
 }
 

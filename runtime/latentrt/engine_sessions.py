@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.engine_choice import EngineSource
 from latentrt.errors import BackendError, EngineDamagedError, EngineError
+from latentrt.schedule import Latents, Schedule
 from latentrt.session import Arrays, Session
 from latentrt.tensors import TensorSpec
+from latentrt.trajectory import KeepsLatents, Trajectory
 
 __all__ = ["ChosenByShape"]
 
@@ -57,6 +60,34 @@ class ChosenByShape:
                     _log.warning("%s", error)
                     self._drop(source)
         return self._without_engine(shapes).run(feeds)
+
+    def trajectory(
+        self,
+        schedule: Schedule,
+        latents: Latents,
+        embeddings: NDArray[np.float32],
+        guidance_scale: float | None,
+        noise: Callable[[], Latents],
+    ) -> Trajectory | None:
+        """A denoising loop on the device of the engine that covers it (`latentrt.trajectory.KeepsLatents`); None where
+        no engine does."""
+        batch = embeddings.shape[0]
+        shapes = {
+            "sample": (batch, *latents.shape[1:]),
+            "timestep": (batch,),
+            "encoder_hidden_states": embeddings.shape,
+        }
+        for source in list(self._sources):
+            if _covers(source, shapes):
+                try:
+                    session = self._session(source)
+                except EngineDamagedError as error:
+                    _log.warning("%s", error)
+                    self._drop(source)
+                    continue
+                if isinstance(session, KeepsLatents):
+                    return session.trajectory(schedule, latents, embeddings, guidance_scale, noise)
+        return None
 
     def _session(self, source: EngineSource) -> _Loaded:
         key = source.record.key

@@ -15,22 +15,21 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt import noise, safety, samplers
+from latentrt import noise, safety, samplers, trajectory
 from latentrt.bundle import Bundle
 from latentrt.conditioning import condition
-from latentrt.denoiser import ask, check_finite
 from latentrt.errors import RequestError
 from latentrt.request import Order, Request, resolve
 from latentrt.result import OutputType, Result, make_result
 from latentrt.sample import bundle_path
-from latentrt.schedule import Latents, Schedule, denoise
+from latentrt.schedule import Latents, Schedule
 from latentrt.session import Session, run
+from latentrt.step import Step
 from latentrt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -42,23 +41,6 @@ log = logging.getLogger("latentrt")
 
 OpenSession = Callable[[str], Session]
 StepCallback = Callable[["Pipeline", int, float, dict[str, Any]], dict[str, Any] | None]
-
-
-@dataclass
-class Step:
-    """One model evaluation that has been made.
-
-    Attributes:
-        index, total: which of how many; a sampler may need more evaluations than it was asked for steps.
-        timestep: what the denoiser was told.
-        latents: float32 [pictures, channels, height / factor, width / factor], after the step. What stands here when
-            the generator is resumed is what it goes on with.
-    """
-
-    index: int
-    total: int
-    timestep: float
-    latents: Latents
 
 
 class Pipeline:
@@ -171,7 +153,8 @@ class Pipeline:
             if callback_on_step_end is not None:
                 changed = callback_on_step_end(self, step.index, step.timestep, {"latents": step.latents}) or {}
                 step.latents = changed.get("latents", step.latents)
-            final = step.latents
+            if step.index == step.total - 1:
+                final = step.latents
         return self.finish(order, final, output_type)
 
     def resolve(self, request: Request) -> Order:
@@ -208,18 +191,20 @@ class Pipeline:
         generators = [noise.Generator(seed) for seed in order.seeds]
         latents = self._first_latents(order, schedule, generators)
         denoiser = self._session("unet")
-        loop = denoise(
-            schedule,
-            latents,
-            model=lambda timestep, sample: ask(denoiser, sample, timestep, conditionings, order),
-            noise=lambda: noise.draw(generators, latents.shape[1:]),
+        loop = trajectory.begin(
+            denoiser, schedule, latents, conditionings, order, lambda: noise.draw(generators, latents.shape[1:])
         )
-        changed = None
-        for k, timestep in enumerate(schedule.t):
-            step = Step(k, len(schedule), float(timestep), loop.send(changed))
-            check_finite(step.latents, timestep)
-            yield step
-            changed = _checked(step.latents, latents.shape)
+        changed = step = None
+        try:
+            for k, timestep in enumerate(schedule.t):
+                step = Step(k, len(schedule), float(timestep), loop.step(changed))
+                yield step
+                # Who never looked cannot have changed them.
+                changed = _checked(step.latents, latents.shape) if step.looked_at else None
+        finally:
+            if step is not None:
+                step.settle()
+            loop.close()
 
     def finish(self, order: Order, latents: Latents, output_type: OutputType = "pil") -> Result:
         """Make of the last latents what was asked for, checked as the order's safety policy says.

@@ -61,7 +61,7 @@ def retuned(folder: Path) -> Bundle:
 @pytest.fixture
 def device() -> EngineDevice:
     api = FakeCudaApi()
-    return EngineDevice(fake_library(api), Cuda(api))
+    return EngineDevice(fake_library(api), Cuda(api, api.driver))
 
 
 def named(bundle: Bundle) -> NamedWeights:

@@ -48,7 +48,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> FakeCudaApi:
     library = fake_library(api, "tensorrt_rtx", made_up.RTX.version)
     monkeypatch.setattr(device, "find_gpu", lambda: gpu)
     monkeypatch.setattr(device, "find_libraries", lambda: {"tensorrt": "not here", "tensorrt_rtx": library})
-    monkeypatch.setattr(engine_device, "load_cuda", lambda: Cuda(api))
+    monkeypatch.setattr(engine_device, "load_cuda", lambda: Cuda(api, api.driver))
     return api
 
 
@@ -82,8 +82,9 @@ def test_engines_for_this_gpu_are_taken_and_draw_the_same_picture(
         for pipeline in (with_engines, on_cpu)
     ]
     np.testing.assert_array_equal(*pictures)
-    # Four steps: latents, timestep; the embeddings once. One run of the decoder and of the classifier, two of text.
-    assert api.counts["uploads"] == 4 * 2 + 1 + 1 + 1 + 2 * 2
+    # Two texts and their clip_skip; the embeddings, the latents, the table and two counters, once for all steps; one
+    # input of the decoder and one of the classifier.
+    assert api.counts["uploads"] == 2 * 2 + 5 + 1 + 1
 
 
 def test_what_no_engine_covers_goes_to_onnxruntime_and_is_said_once(

@@ -6,6 +6,7 @@ integers.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from numpy.typing import NDArray
@@ -14,18 +15,20 @@ from latentrt.errors import BackendError, MissingExtraError
 
 __all__ = ["Cuda", "DeviceBuffer", "load_cuda"]
 
+_BLOCK = 256  # threads
+
 
 def load_cuda() -> Cuda:
-    """The bindings of the CUDA runtime.
+    """The bindings of the CUDA runtime and of the driver.
 
     Raises:
         MissingExtraError: they are not installed.
     """
     try:
-        from cuda.bindings import runtime
+        from cuda.bindings import driver, runtime
     except ImportError as error:
         raise MissingExtraError("cuda.bindings", "rtx", "use a GPU") from error
-    return Cuda(runtime)
+    return Cuda(runtime, driver)
 
 
 class Cuda:
@@ -33,12 +36,13 @@ class Cuda:
 
     Args:
         api: `cuda.bindings.runtime`, or what a test puts in its place.
+        driver: `cuda.bindings.driver`, which loads kernels and launches them.
 
     Every method raises BackendError where the call fails; the message is CUDA's own name of what went wrong.
     """
 
-    def __init__(self, api: Any) -> None:
-        self.api = api
+    def __init__(self, api: Any, driver: Any) -> None:
+        self.api, self.driver = api, driver
 
     def allocate(self, size: int) -> int:
         """Device memory; its address."""
@@ -92,6 +96,42 @@ class Cuda:
     def destroy_graph(self, graph: Any) -> None:
         """Give a graph back."""
         self._ask(self.api.cudaGraphExecDestroy(graph), "giving a CUDA graph back")
+
+    def make_event(self) -> Any:
+        """A mark that can be put on a stream and waited for."""
+        return self._ask(self.api.cudaEventCreate(), "making an event")
+
+    def record(self, event: Any, stream: int) -> None:
+        """Put the mark behind all that is on the stream."""
+        self._ask(self.api.cudaEventRecord(event, stream), "recording an event")
+
+    def wait(self, event: Any) -> None:
+        """Wait until the stream has come to the mark."""
+        self._ask(self.api.cudaEventSynchronize(event), "running")
+
+    def load_kernels(self, ptx: bytes, *names: str) -> tuple[Any, ...]:
+        """The kernels of a PTX text, compiled by the driver for its GPU."""
+        module = self._ask_driver(self.driver.cuModuleLoadData(ptx), "loading kernels")
+        return tuple(
+            self._ask_driver(self.driver.cuModuleGetFunction(module, name.encode()), f"finding the kernel {name}")
+            for name in names
+        )
+
+    def start(
+        self, kernel: Any, threads: int, stream: int, addresses: tuple[int, ...], numbers: tuple[int, ...]
+    ) -> None:
+        """Put a kernel on a stream, with at least so many threads. It takes pointers first, then C ints."""
+        types = (*[ctypes.c_void_p] * len(addresses), *[ctypes.c_int] * len(numbers))
+        blocks = -(-threads // _BLOCK)
+        arguments = ((*addresses, *numbers), types)
+        launched = self.driver.cuLaunchKernel(kernel, blocks, 1, 1, _BLOCK, 1, 1, 0, stream, arguments, 0)
+        self._ask_driver(launched, "starting a kernel")
+
+    def _ask_driver(self, answer: Any, doing: str) -> Any:
+        status, *values = answer
+        if status != self.driver.CUresult.CUDA_SUCCESS:
+            raise BackendError(f"CUDA failed at {doing}: {getattr(status, 'name', status)}")
+        return values[0] if values else None
 
     def _copy(self, target: int, source: int, size: int, kind: str, stream: int) -> None:
         direction = getattr(self.api.cudaMemcpyKind, kind)

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from latentrt.backends.cuda import Cuda, DeviceBuffer, load_cuda
+from latentrt.backends.device_loop import LoopPool
 from latentrt.engine_record import EngineRecord
 from latentrt.errors import EngineError
 from latentrt.tensorrt_library import LoadedLibrary
@@ -24,7 +25,9 @@ class EngineDevice:
         cuda: the bindings, or what a test puts in their place.
 
     Attributes:
-        lock: held while an engine runs.
+        lock: held while something is put on the stream that has to stay together.
+        scratch: the activations of whichever engine runs.
+        loops: denoising loops whose latents stay on the device.
     """
 
     def __init__(self, library: LoadedLibrary, cuda: Cuda | None = None) -> None:
@@ -32,6 +35,7 @@ class EngineDevice:
         self.lock = threading.Lock()
         self.stream = self.cuda.make_stream()
         self.scratch = DeviceBuffer(self.cuda)
+        self.loops = LoopPool(self)
         self.said: list[str] = []
         self.logger = _make_logger(library, self.said)
         self.runtime = library.module.Runtime(self.logger)

@@ -9,8 +9,9 @@ the very array it was at the last run, as the prompt's embeddings are at each st
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.cuda import DeviceBuffer
+from latentrt.backends.device_loop import DeviceTrajectory, LoopShape
 from latentrt.backends.engine_device import EngineDevice
 from latentrt.backends.recorded_work import RecordedWork
 from latentrt.backends.refit import refit
 from latentrt.backends.runtime_cache import RuntimeCache
 from latentrt.engine_record import EngineRecord
 from latentrt.errors import BackendError, EngineError
+from latentrt.schedule import Latents, Schedule
 from latentrt.session import Arrays
 from latentrt.tensors import TensorSpec
 
-__all__ = ["EngineDevice", "EngineSession", "NamedWeights"]
+__all__ = ["EngineSession", "NamedWeights"]
+
+_log = logging.getLogger("latentrt")
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,26 @@ class EngineSession:
             self.keep_compiled(first=self._recorded.runs == 1)
             return outputs
 
+    def trajectory(
+        self,
+        schedule: Schedule,
+        latents: Latents,
+        embeddings: NDArray[np.float32],
+        guidance_scale: float | None,
+        noise: Callable[[], Latents],
+    ) -> DeviceTrajectory | None:
+        """A denoising loop whose latents stay on the device (`latentrt.trajectory.KeepsLatents`); None where the driver
+        does not take its kernels."""
+        try:
+            _ = self._device.loops.kernels
+        except BackendError as error:
+            _log.info("latents do not stay on the device: %s", error)
+            return None
+        guided = guidance_scale is not None
+        shape = LoopShape(self, latents.shape, embeddings.shape, guided, schedule.memory)
+        scale = 0.0 if guidance_scale is None else guidance_scale
+        return DeviceTrajectory(self._device.loops, shape, schedule, latents, embeddings, scale, noise)
+
     def close(self) -> None:
         """Give the device's memory back."""
         self._begin_anew()
@@ -159,6 +184,11 @@ class EngineSession:
         self._device.cuda.upload(self.address(name), held, self._device.stream)
         self._fed[name] = array
         return held
+
+    def forget_fed(self, *names: str) -> None:
+        """Something else has written to these inputs."""
+        for name in names:
+            self._fed.pop(name, None)
 
     def enqueue(self) -> None:
         """Put a run on the stream."""

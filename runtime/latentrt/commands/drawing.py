@@ -30,5 +30,6 @@ def latents_with_progress(pipeline: Pipeline, order: Order, *, quiet: bool) -> A
         latents = None
         for step in pipeline.steps(order):
             progress.update(task, total=step.total, completed=step.index + 1)
-            latents = step.latents
+            if step.index == step.total - 1:
+                latents = step.latents
     return latents

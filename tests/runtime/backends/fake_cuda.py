@@ -9,9 +9,15 @@ is put on a stream that is being captured is recorded instead. So a mistake in o
 from __future__ import annotations
 
 import ctypes
+import functools
+import subprocess
+import tempfile
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from typing import Any
+
+from latentrt.backends import device_loop
 
 Work = Callable[[], None]
 
@@ -31,6 +37,68 @@ class FakeCaptureMode(Enum):
     cudaStreamCaptureModeThreadLocal = 1
 
 
+class FakeResult(Enum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222
+
+
+# row.cu as C, a thread after the other.
+_HOST = """
+#define __global__ static
+static struct { int x; } blockIdx, blockDim, threadIdx;
+#include "row.cu"
+#define EACH_THREAD(call) \\
+    blockDim.x = block; \\
+    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) \\
+        for (threadIdx.x = 0; threadIdx.x < block; threadIdx.x++) call
+void run_show(int blocks, int block, float *sample, float *timestep, const float *latents, const float *table,
+              const int *cursor, int width, int count, int evaluations, int guided)
+{ EACH_THREAD(show(sample, timestep, latents, table, cursor, width, count, evaluations, guided)); }
+void run_advance(int blocks, int block, float *latents, float *previous, float *history, const float *output,
+                 const float *noise, const float *table, const int *cursor, int *broken, int width, int memory,
+                 int count, int guided)
+{ EACH_THREAD(advance(latents, previous, history, output, noise, table, cursor, broken,
+                      width, memory, count, guided)); }
+void run_turn(int blocks, int block, int *cursor) { EACH_THREAD(turn(cursor)); }
+"""
+
+
+@functools.cache
+def host_kernels() -> ctypes.CDLL:
+    """The kernels, compiled for the host, products and sums rounded one by one as on the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "row.c", Path(folder) / "row.so"
+        source.write_text(_HOST)
+        include = f"-I{Path(device_loop.__file__).parent}"
+        flags = ["-O1", "-ffp-contract=off", "-shared", "-fPIC", include, "-o", str(library)]
+        subprocess.run(["cc", *flags, str(source)], check=True)
+        return ctypes.CDLL(str(library))
+
+
+class FakeDriver:
+    """In place of `cuda.bindings.driver`: kernels are the host's, and launches wait on the stream."""
+
+    CUresult = FakeResult
+
+    def __init__(self, api: FakeCudaApi) -> None:
+        self.api = api
+
+    def cuModuleLoadData(self, ptx: bytes) -> tuple[Any, ...]:
+        assert ptx.startswith(b"// of row.cu")
+        return (FakeResult.CUDA_SUCCESS, host_kernels())
+
+    def cuModuleGetFunction(self, module: ctypes.CDLL, name: bytes) -> tuple[Any, ...]:
+        return (FakeResult.CUDA_SUCCESS, getattr(module, f"run_{name.decode()}"))
+
+    def cuLaunchKernel(self, kernel: Any, *launch: Any) -> tuple[Any, ...]:
+        blocks, _, _, block, _, _, shared, stream, (values, types), extra = launch
+        assert (shared, stream, extra) == (0, 7, 0)
+        self.api.counts["kernels"] += 1
+        arguments = [kind(value) for value, kind in zip(values, types, strict=True)]
+        self.api.enqueue(lambda: kernel(blocks, block, *arguments))
+        return (FakeResult.CUDA_SUCCESS,)
+
+
 class FakeCudaApi:
     """In place of the module.
 
@@ -46,7 +114,8 @@ class FakeCudaApi:
         self.allocated: dict[int, ctypes.Array[ctypes.c_char]] = {}
         self.limit, self.queue = limit, list[Work]()
         self.capturing: list[Work] | None = None
-        self.counts = dict.fromkeys(("uploads", "downloads", "launches", "captures", "allocations"), 0)
+        self.counts = dict.fromkeys(("uploads", "downloads", "launches", "captures", "allocations", "kernels"), 0)
+        self.driver = FakeDriver(self)
 
     def enqueue(self, work: Work) -> None:
         """Put work on the stream."""
@@ -121,6 +190,16 @@ class FakeCudaApi:
         for work in graph:
             self.enqueue(work)
         return (FakeError.cudaSuccess,)
+
+    def cudaEventCreate(self) -> tuple[Any, ...]:
+        return (FakeError.cudaSuccess, object())
+
+    def cudaEventRecord(self, event: object, stream: int) -> tuple[Any, ...]:
+        assert self.capturing is None
+        return (FakeError.cudaSuccess,)
+
+    def cudaEventSynchronize(self, event: object) -> tuple[Any, ...]:
+        return self.cudaStreamSynchronize(7)
 
     def cudaGetLastError(self) -> tuple[Any, ...]:
         return (FakeError.cudaSuccess,)

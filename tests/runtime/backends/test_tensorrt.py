@@ -43,7 +43,7 @@ def api() -> FakeCudaApi:
 
 @pytest.fixture
 def device(api: FakeCudaApi) -> EngineDevice:
-    return EngineDevice(fake_library(api), Cuda(api))
+    return EngineDevice(fake_library(api), Cuda(api, api.driver))
 
 
 def record(bundle: Bundle, component: str = "vae_decoder", size: str = "32..128") -> EngineRecord:
@@ -171,7 +171,7 @@ def test_a_plan_that_the_library_does_not_load_says_what_it_says(device: EngineD
 
 def test_a_gpu_without_room_is_an_error_of_ours(bundle: Bundle) -> None:
     api = FakeCudaApi(limit=100)
-    engine = session(EngineDevice(fake_library(api), Cuda(api)), bundle)
+    engine = session(EngineDevice(fake_library(api), Cuda(api, api.driver)), bundle)
     with pytest.raises(BackendError, match=r"CUDA failed at .* bytes of the GPU's memory: cudaErrorMemoryAllocation"):
         engine.run(latents())
 
@@ -179,7 +179,7 @@ def test_a_gpu_without_room_is_an_error_of_ours(bundle: Bundle) -> None:
 def test_a_library_that_would_run_host_code_is_refused(api: FakeCudaApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_tensorrt.FakeRuntime, "engine_host_code_allowed", True)
     with pytest.raises(EngineError, match="host code"):
-        EngineDevice(fake_library(api), Cuda(api))
+        EngineDevice(fake_library(api), Cuda(api, api.driver))
 
 
 def test_closing_gives_all_memory_back(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
@@ -192,7 +192,7 @@ def test_closing_gives_all_memory_back(device: EngineDevice, bundle: Bundle, api
 
 
 def test_rtx_keeps_what_it_compiled_beside_the_engine(bundle: Bundle, api: FakeCudaApi, tmp_path: Path) -> None:
-    device = EngineDevice(fake_library(api, "tensorrt_rtx"), Cuda(api))
+    device = EngineDevice(fake_library(api, "tensorrt_rtx"), Cuda(api, api.driver))
     engine = record(bundle)
     folder = tmp_path / engine.key
     EngineSession(device, fake_plan(bundle, engine), engine, RuntimeCache(folder)).run(latents())
@@ -208,7 +208,7 @@ def test_rtx_keeps_what_it_compiled_beside_the_engine(bundle: Bundle, api: FakeC
 def test_a_runtime_cache_that_was_changed_is_not_handed_to_the_library(
     bundle: Bundle, api: FakeCudaApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device, engine = EngineDevice(fake_library(api, "tensorrt_rtx"), Cuda(api)), record(bundle)
+    device, engine = EngineDevice(fake_library(api, "tensorrt_rtx"), Cuda(api, api.driver)), record(bundle)
     EngineSession(device, fake_plan(bundle, engine), engine, RuntimeCache(tmp_path)).run(latents())
     (kept,) = tmp_path.glob("*.rtcache")
     kept.write_bytes(b"kernels of somebody else")
@@ -225,7 +225,7 @@ def test_a_runtime_cache_that_was_changed_is_not_handed_to_the_library(
 
 
 def test_a_buffer_grows_and_never_shrinks(api: FakeCudaApi) -> None:
-    buffer = DeviceBuffer(Cuda(api))
+    buffer = DeviceBuffer(Cuda(api, api.driver))
     assert [buffer.at_least(size) for size in (10, 5, 10, 11)] == [True, False, False, True]
     assert len(api.allocated) == 1
 

@@ -1,0 +1,255 @@
+"""Latents that stay on the device while they are denoised: engine, guidance and row, step after step.
+
+A step is the denoiser's engine between two small kernels (`row.cu`): one makes its inputs of the latents, the other
+does what the schedule's row says. The table and the number of the row lie in device memory, so a recorded step serves
+every row, every sampler and every guidance scale; it is launched once for each row, and nothing comes back to the host
+but what somebody looks at.
+
+The host stays one step ahead of the device, so that leaving the loop early leaves next to nothing to be done.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.backends.cuda import DeviceBuffer
+from latentrt.backends.recorded_work import RecordedWork
+from latentrt.errors import BackendError, RequestError
+from latentrt.schedule import Latents, Schedule
+
+if TYPE_CHECKING:
+    from latentrt.backends.engine_device import EngineDevice
+    from latentrt.backends.tensorrt import EngineSession
+
+__all__ = ["DeviceLoop", "DeviceTrajectory", "LoopPool", "loop_table"]
+
+# The columns of row.cu, in its order; the guidance scale and the weights of the memory follow.
+_COLUMNS = ("t", "c_in", "p", "q", "limit", "u", "w", "a", "e", "d", "s")
+_KERNELS = ("show", "advance", "turn")
+
+
+def loop_table(schedule: Schedule, guidance_scale: float) -> NDArray[np.float32]:
+    """The rows as the kernels read them: float32 [N, 12 + memory]."""
+    columns = [getattr(schedule, name).astype(np.float32) for name in _COLUMNS]
+    scale = np.full(len(schedule), guidance_scale, np.float32)
+    return np.ascontiguousarray(np.column_stack([*columns, scale, schedule.b.astype(np.float32)]), np.float32)
+
+
+@dataclass(frozen=True)
+class LoopShape:
+    """What a recorded step depends on: the engine, the latents' shape, the prompts' tokens, guidance, memory."""
+
+    session: EngineSession
+    latents: tuple[int, ...]
+    embeddings: tuple[int, ...]
+    guided: bool
+    memory: int
+
+
+class LoopPool:
+    """Loops that are kept, with their memory and what they recorded, from picture to picture."""
+
+    def __init__(self, device: EngineDevice) -> None:
+        self._device, self._lock = device, threading.Lock()
+        self._idle: dict[LoopShape, list[DeviceLoop]] = {}
+
+    def take(self, shape: LoopShape) -> DeviceLoop:
+        """An idle loop, or a new one."""
+        with self._lock:
+            if idle := self._idle.get(shape):
+                return idle.pop()
+        return DeviceLoop(self._device, shape, self.kernels)
+
+    @functools.cached_property
+    def kernels(self) -> tuple[Any, ...]:
+        """The kernels, compiled by the driver.
+
+        Raises:
+            BackendError: the driver does not take them.
+        """
+        return self._device.cuda.load_kernels(_ptx(), *_KERNELS)
+
+    def put_back(self, shape: LoopShape, loop: DeviceLoop) -> None:
+        """Let others use a loop."""
+        with self._lock:
+            self._idle.setdefault(shape, []).append(loop)
+
+
+def _ptx() -> bytes:
+    return resources.files("latentrt.backends").joinpath("row.ptx").read_bytes()
+
+
+class DeviceLoop:
+    """The memory and the recorded step of one denoising loop at a time."""
+
+    def __init__(self, device: EngineDevice, shape: LoopShape, kernels: tuple[Any, ...]) -> None:
+        self._device, self.shape = device, shape
+        self._show, self._advance, self._turn = kernels
+        self._count = int(np.prod(shape.latents))
+        self._buffers = {
+            name: DeviceBuffer(device.cuda)
+            for name in ("latents", "previous", "history", "noise", "table", "cursor", "broken")
+        }
+        for name, arrays in (("latents", 1), ("previous", 1), ("history", max(shape.memory, 1)), ("noise", 1)):
+            self._buffers[name].at_least(4 * self._count * arrays)
+        for name in ("cursor", "broken"):
+            self._buffers[name].at_least(4)
+        self._step = RecordedWork(device.cuda, device.stream, "a step", records=device.library.name == "tensorrt")
+        self._epoch = -1
+        self._event = device.cuda.make_event()
+        self._width = 0
+        # What copies read: those of the row that is on the stream, and those since.
+        self._held: list[Any] = []
+        self._pending: list[Any] = []
+
+    def begin(self, latents: Latents, table: NDArray[np.float32]) -> None:
+        """Put the first latents and the table on the device."""
+        with self._device.lock:
+            if self._buffers["table"].at_least(table.nbytes):
+                self._step.forget()
+            zero = np.zeros(1, np.int32)
+            self._width = table.shape[1]
+            for name, array in (("latents", latents), ("table", table), ("cursor", zero), ("broken", zero)):
+                self._upload(name, array)
+            self._synchronize()
+
+    def step(self, embeddings: NDArray[np.float32], noise: Latents | None) -> None:
+        """One row, put on the stream."""
+        session, cuda, stream = self.shape.session, self._device.cuda, self._device.stream
+        with self._device.lock:
+            session.prepare(self._engine_shapes())
+            if session.epoch != self._epoch:
+                self._step.forget()
+                self._epoch = session.epoch
+            self._pending.append(session.feed("encoder_hidden_states", embeddings))
+            if noise is not None:
+                self._upload("noise", noise)
+            self._step.run(self._enqueue)
+            session.forget_fed("sample", "timestep")
+            if self._step.runs == 1:
+                self._synchronize()
+                session.keep_compiled(first=True)
+            else:
+                cuda.wait(self._event)  # for the row before, with this one on the stream already
+                self._held, self._pending = self._pending, []
+            cuda.record(self._event, stream)
+
+    def fetch(self) -> tuple[Latents, int]:
+        """The latents as they are now, and the first row, counted from 1, that broke them; 0 if none did."""
+        latents, broken = np.empty(self.shape.latents, np.float32), np.zeros(1, np.int32)
+        with self._device.lock:
+            cuda, stream = self._device.cuda, self._device.stream
+            cuda.download(latents, self._buffers["latents"].address, stream)
+            cuda.download(broken, self._buffers["broken"].address, stream)
+            self._synchronize()
+        return latents, int(broken[0])
+
+    def replace(self, latents: Latents) -> None:
+        """Go on with other latents."""
+        with self._device.lock:
+            self._upload("latents", latents)
+
+    def _upload(self, name: str, array: NDArray[Any]) -> None:
+        self._pending.append(np.ascontiguousarray(array))
+        self._device.cuda.upload(self._buffers[name].address, self._pending[-1], self._device.stream)
+
+    def _synchronize(self) -> None:
+        self._device.cuda.synchronize(self._device.stream)
+        self._held, self._pending = [], []
+
+    def _engine_shapes(self) -> dict[str, tuple[int, ...]]:
+        batch = self.shape.latents[0] * (2 if self.shape.guided else 1)
+        return {
+            "sample": (batch, *self.shape.latents[1:]),
+            "timestep": (batch,),
+            "encoder_hidden_states": self.shape.embeddings,
+        }
+
+    def _enqueue(self) -> None:
+        """The kernels and the engine, in their order."""
+        session, cuda, stream = self.shape.session, self._device.cuda, self._device.stream
+        at = {name: buffer.address for name, buffer in self._buffers.items()}
+        guided, evaluations = int(self.shape.guided), self._engine_shapes()["timestep"][0]
+        cuda.start(
+            self._show,
+            max(self._count, evaluations),
+            stream,
+            (session.address("sample"), session.address("timestep"), at["latents"], at["table"], at["cursor"]),
+            (self._width, self._count, evaluations, guided),
+        )
+        session.enqueue()
+        loop_memory = (at["latents"], at["previous"], at["history"])
+        tables = (at["noise"], at["table"], at["cursor"], at["broken"])
+        cuda.start(
+            self._advance,
+            self._count,
+            stream,
+            (*loop_memory, session.address("noise_pred"), *tables),
+            (self._width, self.shape.memory, self._count, guided),
+        )
+        cuda.start(self._turn, 1, stream, (at["cursor"],), ())
+
+
+class DeviceTrajectory:
+    """One denoising loop, row by row.
+
+    Args:
+        pool: of the engine's device.
+        shape: of the loop. schedule: its table. latents: x_0.
+        embeddings: what the denoiser is told of the prompts, read-only.
+        guidance_scale: of classifier-free guidance.
+        noise: the next draw of standard normal noise.
+    """
+
+    def __init__(
+        self,
+        pool: LoopPool,
+        shape: LoopShape,
+        schedule: Schedule,
+        latents: Latents,
+        embeddings: NDArray[np.float32],
+        guidance_scale: float,
+        noise: Callable[[], Latents],
+    ) -> None:
+        self._pool, self._shape, self._schedule = pool, shape, schedule
+        self._embeddings, self._noise, self._row = embeddings, noise, 0
+        self._loop = pool.take(shape)
+        self._loop.begin(latents, loop_table(schedule, guidance_scale))
+
+    def step(self, changed: Latents | None) -> Callable[[], Latents]:
+        """Do a row, with other latents if there are; what fetches those after it."""
+        if changed is not None:
+            self._loop.replace(changed)
+        noise = None
+        for _ in range(self._schedule.noise_draws[self._row]):
+            noise = self._noise()
+        self._loop.step(self._embeddings, noise)
+        self._row += 1
+        row = self._row
+        return lambda: self._fetch(row)
+
+    def close(self) -> None:
+        """Let others use the loop's memory."""
+        self._pool.put_back(self._shape, self._loop)
+
+    def _fetch(self, row: int) -> Latents:
+        if row != self._row:
+            raise RequestError(
+                f"the latents after row {row} are gone, the loop has come to row {self._row}; read them before the "
+                "generator of steps is resumed"
+            )
+        latents, broken = self._loop.fetch()
+        if broken:
+            raise BackendError(
+                f"timestep {self._schedule.t[broken - 1]:g} gave values that are not finite numbers; lower the "
+                "guidance scale, or export the bundle in float32"
+            )
+        return latents

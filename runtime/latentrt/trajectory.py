@@ -1,0 +1,98 @@
+"""Where do latents live while they are denoised: on the host, or on a device?
+
+On the host the table is run in numpy (`latentrt.schedule.denoise`) and the denoiser is asked once for each row. A
+backend whose denoiser can keep latents on its device offers `trajectory`, and does rows there, as far as it knows how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.conditioning import Conditioning
+from latentrt.denoiser import ask, check_finite
+from latentrt.request import Order
+from latentrt.schedule import Latents, Schedule, denoise
+from latentrt.session import Session
+
+__all__ = ["KeepsLatents", "Trajectory", "begin"]
+
+
+class Trajectory(Protocol):
+    """A denoising loop that is done row by row."""
+
+    def step(self, changed: Latents | None) -> Callable[[], Latents]:
+        """Do a row, with other latents if there are; what fetches those after it."""
+
+    def close(self) -> None:
+        """No more rows are wanted."""
+
+
+@runtime_checkable
+class KeepsLatents(Protocol):
+    """A denoiser that can keep latents on its device."""
+
+    def trajectory(
+        self,
+        schedule: Schedule,
+        latents: Latents,
+        embeddings: NDArray[np.float32],
+        guidance_scale: float | None,
+        noise: Callable[[], Latents],
+    ) -> Trajectory | None:
+        """A loop on the device; None where this one has to be done on the host.
+
+        Args:
+            latents: x_0, float32 [batch, channels, height, width].
+            embeddings: float32 [batch, tokens, width], or [2 · batch, …] with the negative prompts first.
+            guidance_scale: None without guidance.
+            noise: the next draw of standard normal noise.
+        """
+
+
+def begin(
+    denoiser: Session,
+    schedule: Schedule,
+    latents: Latents,
+    conditionings: Sequence[Conditioning],
+    order: Order,
+    noise: Callable[[], Latents],
+) -> Trajectory:
+    """The loop of an order, on the denoiser's device where that can be."""
+    # Prompts of different lengths are asked apart, and rescaled guidance looks at whole pictures.
+    if isinstance(denoiser, KeepsLatents) and len(conditionings) == 1 and not order.guidance_rescale:
+        scale = order.guidance_scale if order.guided else None
+        found = denoiser.trajectory(schedule, latents, conditionings[0].embeddings, scale, noise)
+        if found is not None:
+            return found
+    return _OnHost(denoiser, schedule, latents, conditionings, order, noise)
+
+
+class _OnHost:
+    def __init__(
+        self,
+        denoiser: Session,
+        schedule: Schedule,
+        latents: Latents,
+        conditionings: Sequence[Conditioning],
+        order: Order,
+        noise: Callable[[], Latents],
+    ) -> None:
+        self._rows = iter(schedule.t)
+        self._loop = denoise(
+            schedule,
+            latents,
+            model=lambda timestep, sample: ask(denoiser, sample, timestep, conditionings, order),
+            noise=noise,
+        )
+
+    def step(self, changed: Latents | None) -> Callable[[], Latents]:
+        latents = self._loop.send(changed)
+        check_finite(latents, next(self._rows))
+        return lambda: latents
+
+    def close(self) -> None:
+        self._loop.close()
