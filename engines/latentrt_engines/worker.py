@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from latentrt_engines.library import Library, load_library
 from latentrt_engines.monitor import PhaseTree, make_monitor
 from latentrt_engines.network import Log, check_network, make_log, parse_network
 from latentrt_engines.self_check import check_engine
+from latentrt_engines.timing_cache import use_timing_cache
 
 __all__ = ["BuildJob", "Built", "Message", "OutOfMemory", "Phase"]
 
@@ -109,6 +110,7 @@ class _Builder:
         self.tree = PhaseTree(report)
         self.workspace_bytes = job.workspace_bytes or 0
         self.log = Log()
+        self.save_times: Callable[[], None] = lambda: None
 
     def build(self) -> Built:
         began = time.monotonic()
@@ -176,6 +178,7 @@ class _Builder:
         if plan is None:
             raise self._failure(library)
         del parser
+        self.save_times()
         return memoryview(plan)
 
     def _config(self, library: Library, builder: Any) -> Any:
@@ -194,7 +197,7 @@ class _Builder:
         if not library.needs_gpu:
             _set_capabilities(library, config, self.identity.compute_capabilities)
         if self.job.timing_cache is not None:
-            _use_timing_cache(config, Path(self.job.timing_cache))
+            self.save_times = use_timing_cache(config, Path(self.job.timing_cache), self.tree.tell)
         self._add_profile(builder, config)
         return config
 
@@ -251,10 +254,6 @@ def _mark_refittable(library: Library, network: Any, name: str, weights: NamedAr
             f"{name}: {library} knows no weights called {', '.join(strangers[:3])}"
             f"{' …' if len(strangers) > 3 else ''}, {len(strangers)} of {len(weights)}: they could not be replaced"
         )
-
-
-def _use_timing_cache(config: Any, path: Path) -> None:
-    config.set_timing_cache(config.create_timing_cache(path.read_bytes() if path.exists() else b""), False)
 
 
 _REQUESTED = re.compile(r"Requested size was (\d+) bytes")

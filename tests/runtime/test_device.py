@@ -14,11 +14,12 @@ from latentrt.backends import onnxruntime as ort
 from latentrt.backends.cuda import Cuda
 from latentrt.bundle import Bundle
 from latentrt.device import choose_sessions
-from latentrt.errors import BackendError, EngineError, RequestError
+from latentrt.errors import BackendError, EngineError, IntegrityError, RequestError, SafetyError
 from latentrt.gpu import Gpu
 from latentrt.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.seal import seal
 from tests.engines import made_up
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.backends.fake_tensorrt import fake_library, fake_plan
@@ -118,6 +119,21 @@ def test_the_engine_for_the_fewest_shapes_runs_what_both_cover(
     narrow = made_up.identity(bundle, "unet")
     pipeline = Pipeline.load(bundle_path())
     assert pipeline.runs_on["unet"] == f"TensorRT-RTX engine {made_up.record(bundle, narrow).key[:12]} and 1 more"
+
+
+def test_a_sealed_engine_is_taken_where_the_cache_is_empty(
+    bundle: Bundle, cache: EngineCache, api: FakeCudaApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(cache, bundle)
+    sealed = seal(bundle, list(cache.engines()), cache, tmp_path / "sealed", overwrite=False)
+    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "another"))
+    pipeline = Pipeline.load(tmp_path / "sealed", device="tensorrt", digest=sealed.digest)
+    assert pipeline("a red circle", seed=7, num_inference_steps=1).images
+    # Its plan is checked like every file of a bundle.
+    engine = next(iter(sealed.manifest.engines.values()))
+    (tmp_path / "sealed" / engine.plan).write_bytes(b"another plan")
+    with pytest.raises((IntegrityError, SafetyError), match="is not what its bundle"):
+        Pipeline.load(tmp_path / "sealed", device="tensorrt")("a red circle", seed=7, num_inference_steps=1)
 
 
 def test_no_engine_for_this_gpu_says_what_differs(
