@@ -29,6 +29,7 @@ from rich.table import Table
 from benchmarks.full_size import machine
 from latentrt import Bundle, Pipeline
 from latentrt.backends.onnxruntime import open_session
+from latentrt.device import choose_sessions
 from latentrt.errors import LatentRTError
 from latentrt.sample import bundle_path
 from latentrt.samplers import SAMPLERS
@@ -95,6 +96,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--graph", action="append", choices=["float32", "float16"], help="by default float32; may be given twice"
     )
+    parser.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        choices=["cuda", "tensorrt"],
+        help="a GPU's backend beside the graphs; may be given twice. Engines: --batch 1..32 --guidance both",
+    )
     parser.add_argument("--prompts", type=int, default=256, help="at least 4, by default 256")
     parser.add_argument("--safety-pictures", type=int, default=512, help="of each kind, by default 512; 0: none")
     parser.add_argument("--steps", type=int, default=25, help="by default 25")
@@ -118,17 +126,20 @@ def parse() -> argparse.Namespace:
         size = bundle.manifest.defaults.height, bundle.manifest.defaults.width
         if size != (EDGE, EDGE):
             parser.error(f"{path} draws {size[1]} × {size[0]}, expected a bundle of the sample model, {EDGE} × {EDGE}")
-        arguments.wanted += [(bundle, graph) for graph in arguments.graph or ["float32"]]
+        arguments.wanted += [(bundle, backend) for backend in [*(arguments.graph or ["float32"]), *arguments.device]]
     return arguments
 
 
 def measure(
-    bundle: Bundle, graph: Any, settings: Settings, prompts: int, safety_pictures: int, console: Console
+    bundle: Bundle, backend: Any, settings: Settings, prompts: int, safety_pictures: int, console: Console
 ) -> Column:
-    """Every figure of a bundle run by one of its graphs."""
+    """Every figure of a bundle run by one of its graphs on the CPU, or by a GPU's backend."""
     began = time.perf_counter()
-    name = f"{bundle.folder.name} {graph}"
-    pipeline = Pipeline(bundle, lambda component: open_session(bundle, component, precision=graph))
+    name = f"{bundle.folder.name} {backend}"
+    if backend in ("cuda", "tensorrt"):
+        pipeline = Pipeline(bundle, choose_sessions(bundle, backend))
+    else:
+        pipeline = Pipeline(bundle, lambda component: open_session(bundle, component, precision=backend))
     unguided = replace(settings, guidance_scale=1.0)
     asked = held_out_prompts(prompts, quality.PROMPT_SEED)
     figures: dict[str, Figure] = {}
