@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import LatentRTError
+from latentrt.schedule import Latents, Schedule
 from latentrt.session import Arrays, Session
 from latentrt.tensors import TensorSpec
+from latentrt.trajectory import KeepsLatents, Trajectory
 from latentrt.worker_process import Failed, peak_bytes, take_job
 
-__all__ = ["BenchJob", "Measured", "Message", "Quantiles", "TimedSession", "quantiles"]
+__all__ = ["BenchJob", "Measured", "Message", "Quantiles", "TimedDenoiser", "TimedSession", "quantiles", "timed"]
 
 _MS = 1000.0
 
@@ -89,6 +92,43 @@ class TimedSession:
         return outputs
 
 
+class TimedDenoiser(TimedSession):
+    """The same for a denoiser that keeps latents on its device: how long each row of its loop took. The host is a row
+    ahead, so what it waits for is the row before."""
+
+    def trajectory(
+        self,
+        schedule: Schedule,
+        latents: Latents,
+        embeddings: NDArray[np.float32],
+        guidance_scale: float | None,
+        noise: Callable[[], Latents],
+    ) -> Trajectory | None:
+        """`latentrt.trajectory.KeepsLatents`."""
+        assert isinstance(self._session, KeepsLatents)
+        loop = self._session.trajectory(schedule, latents, embeddings, guidance_scale, noise)
+        return None if loop is None else _TimedTrajectory(loop, self._durations_ms)
+
+
+class _TimedTrajectory:
+    def __init__(self, loop: Trajectory, durations_ms: list[float]) -> None:
+        self._loop, self._durations_ms = loop, durations_ms
+
+    def step(self, changed: Latents | None) -> Callable[[], Latents]:
+        began = time.perf_counter()
+        fetch = self._loop.step(changed)
+        self._durations_ms.append((time.perf_counter() - began) * _MS)
+        return fetch
+
+    def close(self) -> None:
+        self._loop.close()
+
+
+def timed(session: Session, durations_ms: list[float]) -> TimedSession:
+    """The session, keeping how long it takes."""
+    return (TimedDenoiser if isinstance(session, KeepsLatents) else TimedSession)(session, durations_ms)
+
+
 def quantiles(durations_ms: Sequence[float]) -> Quantiles:
     """The median, the 90th and the 99th percentile by nearest rank."""
     ordered = sorted(durations_ms)
@@ -110,11 +150,11 @@ def main() -> None:
 
 def _measure(job: BenchJob) -> Measured:
     began = time.perf_counter()
-    draw, runs_on, timed = _prepare(job)
+    draw, runs_on, taken = _prepare(job)
     loaded = time.perf_counter()
     draw()
     first = time.perf_counter()
-    for durations in timed.values():
+    for durations in taken.values():
         durations.clear()
     pictures = list(_timed(draw, job.runs))
     return Measured(
@@ -122,7 +162,7 @@ def _measure(job: BenchJob) -> Measured:
         load_ms=round((loaded - began) * _MS, 3),
         first_ms=round((first - loaded) * _MS, 3),
         picture=quantiles(pictures),
-        submodules={name: quantiles(durations) for name, durations in timed.items() if durations},
+        submodules={name: quantiles(durations) for name, durations in taken.items() if durations},
         peak_bytes=peak_bytes(),
         gpu_bytes=_gpu_bytes(),
     )
@@ -137,8 +177,8 @@ def _prepare(job: BenchJob) -> tuple[Callable[[], object], dict[str, str], dict[
     bundle = Bundle.open(job.bundle, job.digest)
     device: Any = job.device
     sessions = choose_sessions(bundle, device, threads=job.threads, provider=job.provider)
-    timed: dict[str, list[float]] = {name: [] for name in bundle.manifest.components}
-    pipeline = Pipeline(bundle, lambda name: TimedSession(sessions(name), timed[name]))
+    durations: dict[str, list[float]] = {name: [] for name in bundle.manifest.components}
+    pipeline = Pipeline(bundle, lambda name: timed(sessions(name), durations[name]))
     # A bundle without a classifier is measured without one.
     safety = None if "safety_checker" in bundle.manifest.components else "off"
 
@@ -154,7 +194,7 @@ def _prepare(job: BenchJob) -> tuple[Callable[[], object], dict[str, str], dict[
             output_type="np",
         )
 
-    return draw, sessions.choices, timed
+    return draw, sessions.choices, durations
 
 
 def _timed(draw: Callable[[], object], runs: int) -> Iterator[float]:

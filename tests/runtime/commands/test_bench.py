@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from latentrt.bench import quantiles
+from latentrt.backends.onnxruntime import open_session
+from latentrt.bench import quantiles, timed
+from latentrt.bundle import Bundle
 from latentrt.cli import main
 from latentrt.sample import bundle_path
+from latentrt.samplers.ddim import DDIM
+from latentrt.schedule import Latents
+from latentrt.session import Arrays
+from latentrt.trajectory import KeepsLatents
 
 
 def run(*arguments: str) -> int | str | None:
@@ -46,6 +54,40 @@ def test_a_backend_that_is_named_and_is_not_there_is_an_error(capsys: pytest.Cap
 def test_an_impossible_request_is_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--device", "cpu", "--width", "33", "--runs", "1") == 2
     assert "33" in capsys.readouterr().err
+
+
+class Loop:
+    """A denoising loop on some device."""
+
+    def step(self, changed: Latents | None) -> Callable[[], Latents]:
+        return lambda: np.zeros((1, 4, 8, 8), np.float32)
+
+    def close(self) -> None: ...
+
+
+class Denoiser:
+    """A session that keeps latents on its device."""
+
+    inputs = ()
+
+    def run(self, feeds: object) -> Arrays:
+        raise AssertionError
+
+    def trajectory(self, *arguments: object) -> Loop:
+        return Loop()
+
+
+def test_a_loop_on_the_device_is_measured_and_not_another_one() -> None:
+    durations = list[float]()
+    denoiser = timed(Denoiser(), durations)
+    assert isinstance(denoiser, KeepsLatents)
+    latents = np.zeros((1, 4, 8, 8), np.float32)
+    loop = denoiser.trajectory(DDIM().schedule(3), latents, latents[0], 5.0, lambda: latents)
+    assert loop is not None
+    for _ in range(3):
+        assert loop.step(None)().shape == latents.shape
+    assert len(durations) == 3
+    assert not isinstance(timed(open_session(Bundle.open(bundle_path()), "unet", threads=1), []), KeepsLatents)
 
 
 def test_quantiles_are_by_nearest_rank() -> None:
