@@ -15,7 +15,7 @@ from latentrt.engine_record import EngineOptions, HardwareCompatibility, Library
 from latentrt.errors import RequestError
 from latentrt.gpu import Gpu, NoGpu, find_gpu
 from latentrt.manifest import Precision
-from latentrt_engines.fleet import by_driver_name, parse_capabilities, parse_fleet
+from latentrt_engines.fleet import FleetGpu, by_driver_name, parse_capabilities, parse_fleet
 from latentrt_engines.library import Library
 from latentrt_engines.profiles import Guidance, PictureProfile, picture_profile
 from latentrt_engines.wanted import Wanted, choose_components, choose_library, choose_targets, wanted_engines
@@ -92,6 +92,8 @@ class Ask:
         fleet = parse_fleet(gpus) if gpus else ()
         if isinstance(gpu, Gpu) and fleet == (by_driver_name(gpu.name),):
             fleet = ()  # the one that is named is the one of this machine
+        if self.library is None:
+            _check_fleet(fleet)
         named = [each.compute_capability for each in fleet]
         named += parse_capabilities(capabilities) if capabilities else []
         profiles = self.profiles(bundle)
@@ -127,6 +129,16 @@ class Ask:
         return list(engines.values())
 
 
+def _check_fleet(fleet: Sequence[FleetGpu]) -> None:
+    """Refuse GPUs whose engines are built on themselves, where they are not the one of this machine."""
+    if others := [gpu.label for gpu in fleet if gpu.library == "tensorrt"]:
+        names, themselves = ", ".join(others), "itself" if len(others) == 1 else "themselves"
+        raise RequestError(
+            f"engines for {names} are built with TensorRT on {themselves}: run latentrt build there, without --gpu. "
+            "latentrt plan shows who builds what; --library tensorrt_rtx builds for its compute capability all the same"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wants:
     """What is wanted, and with what it is built."""
@@ -143,7 +155,9 @@ _OPTIONS = (
         "--precision", type=click.Choice(["float16", "float32"]), help="Of the graph. The bundle's by default."
     ),
     click.option(
-        "--size", multiple=True, help="WIDTHxHEIGHT, a range 256..1024 or min:opt:max; several make several engines."
+        "--size",
+        multiple=True,
+        help="WIDTHxHEIGHT, a range 256..1024 (best at the bundle's size) or min:opt:max; may be given several times.",
     ),
     click.option(
         "--batch",
@@ -193,8 +207,13 @@ def ask_options(command: Callable[..., _R]) -> Callable[..., _R]:
 def target_options(command: Callable[_P, _R]) -> Callable[_P, _R]:
     """Give a command `--gpu` and `--compute-capabilities`."""
     for option in (
-        click.option("--compute-capabilities", "capabilities", help="For these GPUs, as 8.6,8.9 (TensorRT-RTX)."),
-        click.option("--gpu", "gpus", help="For these GPUs by name, as rtx4090,rtx5090. This machine's by default."),
+        click.option("--compute-capabilities", "capabilities", help="For these too, as 8.6,8.9 (TensorRT-RTX)."),
+        click.option(
+            "--gpu",
+            "--gpus",
+            "gpus",
+            help="For these, as rtx4090,rtx5090, one plan for all. This machine's by default.",
+        ),
     ):
         command = option(command)
     return command

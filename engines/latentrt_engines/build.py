@@ -88,10 +88,21 @@ class _Build:
 
         with self.cache.locked(self.wanted.key, on_wait) as draft:
             # Who waited wanted it built, and now it is.
-            there = self.cache.intact(self.wanted.key) if waited or not force else None
+            there = self._there() if waited or not force else None
             engine = there or self._build(draft)
         self.progress.done(self.name, engine, built=there is None)
         return engine
+
+    def _there(self) -> StoredEngine | None:
+        """The engine, or one plan for more GPUs; what fails its hash is moved aside, and said to be."""
+        other = self.cache.find(self.wanted.identity)
+        for key in dict.fromkeys([self.wanted.key, *([other.key] if other else [])]):
+            was_there = (self.cache.folder / key).exists()
+            if (engine := self.cache.intact(key)) is not None:
+                return engine
+            if was_there and not (self.cache.folder / key).exists():
+                self.progress.warn(f"{self.name}: what was there is not what was built; moved aside, and built again")
+        return None
 
     def _build(self, draft: Path) -> StoredEngine:
         self._check_room()

@@ -7,6 +7,7 @@ on themselves.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 
@@ -53,10 +54,12 @@ def _geforce(capability: str, *models: str) -> dict[str, FleetGpu]:
     return _rtx(capability, **names)
 
 
+_EXAMPLES = ("rtx4090", "rtx3060", "rtxa6000", "l4", "a100", "h100", "orin")
 GPUS: dict[str, FleetGpu] = {
     **_geforce("7.5", "2060", "2070", "2080", "2080 Ti"),
     **_geforce("8.6", "3050", "3060", "3060 Ti", "3070", "3070 Ti", "3080", "3080 Ti", "3090", "3090 Ti"),
-    **_geforce("8.9", "4060", "4060 Ti", "4070", "4070 Ti", "4080", "4090"),
+    **_geforce("8.9", "4060", "4060 Ti", "4070", "4070 SUPER", "4070 Ti", "4070 Ti SUPER"),
+    **_geforce("8.9", "4080", "4080 SUPER", "4090"),
     **_geforce("12.0", "5060", "5060 Ti", "5070", "5070 Ti", "5080", "5090"),
     **_rtx("8.6", rtxa2000="NVIDIA RTX A2000", rtxa4000="NVIDIA RTX A4000", rtxa5000="NVIDIA RTX A5000"),
     **_rtx("8.6", rtxa6000="NVIDIA RTX A6000"),
@@ -87,10 +90,12 @@ def find_fleet_gpu(name: str) -> FleetGpu:
     found = GPUS.get(label) or by_driver_name(name)
     if found is not None:
         return found
-    raise RequestError(
-        f"found the GPU {name!r}, expected one of {', '.join(GPUS)}; any other by what it can do: "
-        "--compute-capabilities 8.9"
-    )
+    if re.fullmatch(r"\d+\.\d", name.strip()):
+        capability = name.strip()
+        return FleetGpu(label=capability, driver_name="", compute_capability=capability, library="tensorrt_rtx")
+    near = difflib.get_close_matches(label, GPUS, n=3)
+    meant = f"did you mean {' or '.join(near)}? A" if near else f"expected one such as {', '.join(_EXAMPLES)}; a"
+    raise RequestError(f"found the GPU {name!r}, {meant} card that has no name here by its compute capability, as 8.9")
 
 
 def by_driver_name(name: str) -> FleetGpu | None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import msgspec
 
 from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity, EngineRecord, differences, this_platform
+from latentrt.engine_record import EngineIdentity, EngineRecord, serves, this_platform
 from latentrt.engine_store import EngineStore
 from latentrt.errors import BackendError, RequestError
 from latentrt.gpu import Gpu, NoGpu
 from latentrt.sealed_engines import sealed_engines
+from latentrt.tensorrt_library import TITLES
 from latentrt_engines.ask import Ask
 from latentrt_engines.fleet import FleetGpu, by_driver_name
 from latentrt_engines.library import Library, load_library
@@ -30,15 +31,19 @@ class PlannedEngine:
 
     Attributes:
         there: `cache`, `bundle` (sealed into it), or None.
+        key: of the engine that is there, which may be for more GPUs; of the one to be built if none is.
         size_bytes: of the plan; an estimate where it is not there.
         obstacle: why this machine cannot build it; None if it can.
+        elsewhere: whether the GPU's own machine can.
     """
 
     gpu: FleetGpu
     wanted: Wanted
     there: str | None
+    key: str
     size_bytes: int
     obstacle: str | None
+    elsewhere: bool
 
 
 def plan_fleet(
@@ -49,7 +54,7 @@ def plan_fleet(
     Raises:
         RequestError: the bundle cannot draw what is asked for, or no GPU can be served like that.
     """
-    cached = [engine.record for engine in store.engines()]
+    cached = [engine.record for engine in store.engines() if engine.seems_whole]
     sealed = [engine.record for engine in sealed_engines(bundle)]
     planned = []
     for gpu in fleet:
@@ -57,8 +62,17 @@ def plan_fleet(
         target = here if _is(here, gpu) else _as_gpu(gpu)
         for wanted in ask.engines(bundle, ask.profiles(bundle), library, (gpu.compute_capability,), target):
             found, there = _find(wanted, gpu, library, sealed, cached)
-            size = found.plan.size if found else _estimate(wanted, bundle)
-            planned.append(PlannedEngine(gpu=gpu, wanted=wanted, there=there, size_bytes=size, obstacle=obstacle))
+            planned.append(
+                PlannedEngine(
+                    gpu=gpu,
+                    wanted=wanted,
+                    there=there,
+                    key=found.key if found else wanted.key,
+                    size_bytes=found.plan.size if found else _estimate(wanted, bundle),
+                    obstacle=obstacle,
+                    elsewhere=obstacle is not None and library.needs_gpu,
+                )
+            )
     return planned
 
 
@@ -69,9 +83,13 @@ def _builder(gpu: FleetGpu, ask: Ask, here: Gpu | NoGpu) -> tuple[Library, str |
         library = load_library(name)
     except BackendError as error:
         # What is there can be told all the same: of any version.
-        return Library(name=name, module=None, version=""), str(error)
+        library, obstacle = Library(name=name, module=None, version=""), str(error)
+        if not library.needs_gpu:
+            return library, obstacle
     if library.needs_gpu and not _is(here, gpu):
-        return library, f"{library} builds on the GPU itself, run this command there"
+        return library, f"{TITLES[name]} builds on the GPU itself: run latentrt build there"
+    if library.module is None:
+        return library, obstacle
     try:
         library.check(ask.options(), (gpu.compute_capability,), here)
     except (RequestError, BackendError) as error:
@@ -89,15 +107,11 @@ def _as_gpu(gpu: FleetGpu) -> Gpu:
 
 
 def _find(
-    wanted: Wanted,
-    gpu: FleetGpu,
-    library: Library,
-    sealed: Sequence[EngineRecord],
-    cached: Sequence[EngineRecord],
+    wanted: Wanted, gpu: FleetGpu, library: Library, sealed: Sequence[EngineRecord], cached: Sequence[EngineRecord]
 ) -> tuple[EngineRecord | None, str | None]:
     for place, records in (("bundle", sealed), ("cache", cached)):
         for record in records:
-            if _runs_on(record.identity, gpu, library) and _is_what_is_wanted(record.identity, wanted.identity):
+            if _runs_on(record.identity, gpu, library) and serves(_aimed(record.identity, wanted), wanted.identity):
                 return record, place
     return None, None
 
@@ -112,16 +126,12 @@ def _runs_on(identity: EngineIdentity, gpu: FleetGpu, library: Library) -> bool:
     return identity.gpu is None or identity.gpu == gpu.driver_name or by_driver_name(identity.gpu) == gpu
 
 
-def _is_what_is_wanted(found: EngineIdentity, wanted: EngineIdentity) -> bool:
-    """Whether only the target differs, which `_runs_on` looks at."""
-    aimed = msgspec.structs.replace(
-        wanted,
-        library_version=found.library_version,
-        platform=found.platform,
-        compute_capabilities=found.compute_capabilities,
-        gpu=found.gpu,
+def _aimed(found: EngineIdentity, wanted: Wanted) -> EngineIdentity:
+    """The engine with what `_runs_on` has looked at as it is wanted."""
+    identity = wanted.identity
+    return msgspec.structs.replace(
+        found, library_version=identity.library_version, platform=identity.platform, gpu=identity.gpu
     )
-    return not differences(found, aimed)
 
 
 def _estimate(wanted: Wanted, bundle: Bundle) -> int:

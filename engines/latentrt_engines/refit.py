@@ -15,7 +15,7 @@ from latentrt.bundle import Bundle
 from latentrt.digests import hash_bytes
 from latentrt.engine_record import BuildFigures, EngineIdentity, EngineRecord, SelfCheck, engine_key
 from latentrt.engine_store import StoredEngine
-from latentrt.errors import RequestError
+from latentrt.errors import EngineError, RequestError
 from latentrt.manifest import FileRecord
 from latentrt.weights import map_weights
 from latentrt.worker_process import peak_bytes
@@ -80,7 +80,10 @@ def _with_weights(engine: StoredEngine, cache: EngineCache, device: EngineDevice
     config.clear_flag(flags.EXCLUDE_WEIGHTS)
     if hasattr(flags, "INCLUDE_REFIT"):  # TensorRT 10.14: or a copy of it could not be refitted in its turn
         config.set_flag(flags.INCLUDE_REFIT)
-    return bytes(memoryview(loaded.serialize_with_config(config)))
+    plan = loaded.serialize_with_config(config)
+    if plan is None:
+        raise EngineError(f"{device.library} cannot write the refitted engine: {device.words()}")
+    return bytes(memoryview(plan))
 
 
 def _record(former: EngineRecord, identity: EngineIdentity, plan: bytes, seconds: float) -> EngineRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,8 @@ from latentrt.staging import staged
 from latentrt_engines.cache import EngineCache
 
 __all__ = ["choose_engines", "find_engine", "is_of_bundle", "seal"]
+
+_SHORTEST_KEY = 4
 
 
 def is_of_bundle(identity: EngineIdentity, bundle: Bundle) -> bool:
@@ -54,6 +57,8 @@ def find_engine(key: str, there: list[StoredEngine]) -> StoredEngine:
     Raises:
         RequestError: none has such a key, or several have.
     """
+    if len(key) < _SHORTEST_KEY:
+        raise RequestError(f"found the key {key!r}, expected its first {_SHORTEST_KEY} digits or more")
     found = [engine for engine in there if engine.key.startswith(key)]
     if len(found) != 1:
         words = "no engine has" if not found else f"{len(found)} engines have"
@@ -82,6 +87,8 @@ def seal(bundle: Bundle, engines: Iterable[StoredEngine], cache: EngineCache, ou
     Raises:
         EngineDamagedError: a plan is not what was built. OutputError: something is in the way, or there is no room.
     """
+    if os.path.realpath(out) == str(bundle.folder):
+        raise RequestError(f"{out} is the bundle itself; seal into another folder, as its digest stays what it is")
     with staged(out, overwrite=overwrite) as stage:
         files = dict(bundle.manifest.files)
         for name in files:

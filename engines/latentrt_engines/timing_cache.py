@@ -27,7 +27,7 @@ def use_timing_cache(config: Any, path: Path, warn: Callable[[str], None]) -> Ca
         BuildError: the file cannot be read or written.
     """
     cache = config.create_timing_cache(_read(path))
-    if not config.set_timing_cache(cache, False):
+    if cache is None or not config.set_timing_cache(cache, False):
         warn(f"{path} holds the times of another GPU or version, and is begun anew")
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)

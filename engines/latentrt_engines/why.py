@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity, EngineRecord, differences
+from latentrt.engine_record import EngineIdentity, EngineRecord, differences, serves
 from latentrt.engine_store import WEIGHTS_NAME, EngineStore, StoredEngine
 from latentrt.sealed_engines import sealed_engines
 from latentrt.weights import map_weights
@@ -42,6 +42,19 @@ def explain(wanted: Iterable[Wanted], bundle: Bundle, store: EngineStore) -> lis
     return [_Answering(each, bundle, cached, sealed).answer() for each in wanted]
 
 
+def _distance(found: EngineIdentity, wanted: EngineIdentity) -> tuple[int, ...]:
+    """How near an engine is: of the same graph first, then of the same weights, for the same shapes, for the GPUs."""
+    missing = set(wanted.compute_capabilities) - set(found.compute_capabilities)
+    return (
+        not serves(found, wanted),
+        found.graph != wanted.graph,
+        found.weights != wanted.weights,
+        found.profile != wanted.profile,
+        len(missing),
+        len(differences(found, wanted)),
+    )
+
+
 class _Answering:
     def __init__(
         self, wanted: Wanted, bundle: Bundle, cached: Sequence[StoredEngine], sealed: Sequence[EngineRecord]
@@ -52,11 +65,18 @@ class _Answering:
         """The exact engine, sealed before cached; else the one with the fewest differences."""
         name = self.wanted.component
         candidates = [(record, True) for record in self.sealed if record.identity.component == name]
-        candidates += [(engine.record, False) for engine in self.cached if engine.record.identity.component == name]
+        candidates += [
+            (engine.record, False)
+            for engine in self.cached
+            if engine.record.identity.component == name and engine.seems_whole
+        ]
         if not candidates:
             return Answer(wanted=self.wanted, nearest=None, sealed=False, differs=(f"nothing is built of {name}",))
-        record, sealed = min(candidates, key=lambda one: len(differences(one[0].identity, self.wanted.identity)))
-        words = differences(record.identity, self.wanted.identity, self._arrays(record))
+        record, sealed = min(candidates, key=lambda one: _distance(one[0].identity, self.wanted.identity))
+        identity = self.wanted.identity
+        words = (
+            [] if serves(record.identity, identity) else differences(record.identity, identity, self._arrays(record))
+        )
         return Answer(wanted=self.wanted, nearest=record, sealed=sealed, differs=tuple(words))
 
     def _arrays(self, record: EngineRecord) -> str:
@@ -69,6 +89,8 @@ class _Answering:
             then = msgspec.json.decode((engine.folder / WEIGHTS_NAME).read_bytes(), type=dict[str, str])
             _, weights = self.bundle.component_files(identity.component, identity.precision)
             now = array_digests(map_weights(self.bundle.path(weights)))
-            changed = sum(then.get(name) != now.get(name) for name in then.keys() | now.keys())
+            if then.keys() != now.keys():
+                return f"other arrays ({len(then)} there, {len(now)} here)"
+            changed = sum(then[name] != now[name] for name in now)
             return f"{changed} arrays" if changed == len(now) else f"{changed} of {len(now)} arrays"
         return ""

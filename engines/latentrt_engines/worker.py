@@ -149,7 +149,8 @@ class _Builder:
             build=figures,
             check=SelfCheck(ran_on=None),
         )
-        given = NamedWeights(weights, pinned.sha256) if identity.weights is None else None
+        stored = bundle.manifest.files[component.weights.file].sha256
+        given = NamedWeights(weights, stored) if identity.weights is None else None
         engine = EngineSession(EngineDevice(library), bytes(plan), record, weights=given)
 
         def reference(name: str, precision: Precision) -> Session:
@@ -194,6 +195,9 @@ class _Builder:
         if options.hardware_compatibility != "none":
             level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
             config.hardware_compatibility_level = level
+        # Memory for activations is then what the shapes at hand need, not the largest.
+        if (preview := getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)) is not None:
+            config.set_preview_feature(preview, True)
         if not library.needs_gpu:
             _set_capabilities(library, config, self.identity.compute_capabilities)
         if self.job.timing_cache is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latentrt.bundle import Bundle
-    from latentrt.errors import BundleError, LatentRTError, RequestError, SafetyError
+    from latentrt.errors import BackendError, BundleError, EngineError, LatentRTError, RequestError, SafetyError
     from latentrt.pipeline import Pipeline
     from latentrt.request import Order, Request
     from latentrt.result import Result
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "BackendError",
     "Bundle",
     "BundleError",
+    "EngineError",
     "LatentRTError",
     "Order",
     "Pipeline",
@@ -36,8 +38,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BackendError": "errors",
     "Bundle": "bundle",
     "BundleError": "errors",
+    "EngineError": "errors",
     "LatentRTError": "errors",
     "Order": "request",
     "Pipeline": "pipeline",

@@ -158,7 +158,7 @@ def _measure(job: BenchJob) -> Measured:
         durations.clear()
     pictures = list(_timed(draw, job.runs))
     return Measured(
-        runs_on=runs_on,
+        runs_on=dict(runs_on),
         load_ms=round((loaded - began) * _MS, 3),
         first_ms=round((first - loaded) * _MS, 3),
         picture=quantiles(pictures),
@@ -168,7 +168,7 @@ def _measure(job: BenchJob) -> Measured:
     )
 
 
-def _prepare(job: BenchJob) -> tuple[Callable[[], object], dict[str, str], dict[str, list[float]]]:
+def _prepare(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[str, list[float]]]:
     """What draws one picture, what each submodule runs on, and where their durations go."""
     from latentrt.bundle import Bundle
     from latentrt.device import choose_sessions

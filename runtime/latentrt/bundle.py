@@ -128,7 +128,7 @@ class Bundle:
         """
         found = self.manifest.components.get(component)
         if found is None or precision not in found.graphs:
-            has = {name: sorted(part.graphs) for name, part in self.manifest.components.items()}
+            has = ", ".join(f"{name} in {' and '.join(part.graphs)}" for name, part in self.manifest.components.items())
             raise BundleError(f"{self.folder} has no {precision} graph of {component}; it has {has}")
         return found.graphs[precision].file, found.weights.file
 

@@ -6,8 +6,12 @@ that can be had, submodule by submodule, and says why it is not better; a device
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from latentrt.backends import onnxruntime as ort
@@ -23,10 +27,11 @@ from latentrt.weights import map_weights
 if TYPE_CHECKING:
     from latentrt.backends.tensorrt import NamedWeights
 
-__all__ = ["Device", "SessionSource", "Sessions", "choose_sessions", "find_machine", "why_no_engine"]
+__all__ = ["Device", "SessionSource", "Sessions", "check_device", "choose_sessions", "find_machine", "why_no_engine"]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 SessionSource = Callable[[str], Session]
+_log = logging.getLogger("latentrt")
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Sessions:
 
     def __init__(self, choices: dict[str, _Choice]) -> None:
         self._choices = choices
-        self.choices = {name: choice.words for name, choice in choices.items()}
+        self.choices = MappingProxyType({name: choice.words for name, choice in choices.items()})
 
     def __call__(self, component: str) -> Session:
         if component not in self._choices:
@@ -67,14 +72,23 @@ def choose_sessions(
     Raises:
         RequestError: there is no such device. BackendError: it cannot be had here. EngineError: the engines cannot.
     """
-    if device not in get_args(Device):
-        raise RequestError(f"found the device {device!r}, expected one of {', '.join(get_args(Device))}")
+    check_device(device)
     if provider is not None and device != "auto":
         raise RequestError(f"found the device {device} and the provider {provider}, expected one of the two")
     choosing = _Choosing(bundle, threads)
     if provider is not None:
         return Sessions({name: choosing.on_provider(name, provider) for name in bundle.manifest.components})
     return Sessions({name: choosing.choose(name, device) for name in bundle.manifest.components})
+
+
+def check_device(device: str) -> None:
+    """Refuse what is no device.
+
+    Raises:
+        RequestError: naming those there are.
+    """
+    if device not in get_args(Device):
+        raise RequestError(f"found the device {device!r}, expected one of {', '.join(get_args(Device))}")
 
 
 def find_machine(gpu: Gpu) -> tuple[Machine, dict[LibraryName, LoadedLibrary | str]]:
@@ -100,6 +114,7 @@ class _Choosing:
         self._gpu: Gpu | NoGpu | None = None
         self._machine: tuple[Machine, dict[LibraryName, LoadedLibrary | str]] | None = None
         self._devices: dict[LibraryName, object] = {}
+        self._loading = threading.Lock()
 
     def choose(self, name: str, device: Device) -> _Choice:
         if device == "cpu":
@@ -127,8 +142,16 @@ class _Choosing:
     def _without_engine(self, name: str, why: str) -> _Choice:
         if ort.CUDA in ort.available_providers():
             choice = self.on_provider(name, ort.CUDA)
-            return _Choice(f"{choice.words}; {why}", choice.open)
+            return _Choice(f"{choice.words}; {why}", lambda: self._gpu_or_cpu(name))
         return self._on_cpu(name, f"{why}, and this ONNX Runtime has no CUDA (pip install 'latentrt[gpu]')")
+
+    def _gpu_or_cpu(self, name: str) -> Session:
+        """ONNX Runtime on the GPU; on the CPU where its libraries turn out not to be there."""
+        try:
+            return ort.open_on_provider(self.bundle, name, threads=self.threads)
+        except BackendError as error:
+            _log.warning("%s runs on the CPU: %s", name, error)
+            return ort.open_session(self.bundle, name, threads=self.threads)
 
     def _on_engines(self, name: str, fit: list[EngineSource], *, engines_only: bool) -> _Choice:
         from latentrt.engine_sessions import ChosenByShape
@@ -147,15 +170,17 @@ class _Choosing:
 
         assert self._machine is not None, "engines are chosen by what the machine is"
         library_name = source.record.identity.library
-        if library_name not in self._devices:
-            library = self._machine[1][library_name]
-            assert isinstance(library, LoadedLibrary), "only engines of a library that is here are chosen"
-            self._devices[library_name] = EngineDevice(library)
+        with self._loading:  # submodules that are loaded at once share one device
+            if library_name not in self._devices:
+                library = self._machine[1][library_name]
+                assert isinstance(library, LoadedLibrary), "only engines of a library that is here are chosen"
+                self._devices[library_name] = EngineDevice(library)
         device = self._devices[library_name]
         assert isinstance(device, EngineDevice)
         cache = None
         if library_name == "tensorrt_rtx":
-            cache = RuntimeCache(EngineStore().folder / source.record.key)
+            with contextlib.suppress(EngineError):  # a user without a cache compiles at each start
+                cache = RuntimeCache(EngineStore().folder / source.record.key)
         weights = self._weights(source.record) if source.record.identity.options.strip_weights else None
         return EngineSession(device, source.plan(), source.record, cache, weights)
 
@@ -167,7 +192,8 @@ class _Choosing:
         return NamedWeights(map_weights(self.bundle.path(name)), self.bundle.manifest.files[name].sha256)
 
     def on_provider(self, name: str, provider: str) -> _Choice:
-        """ONNX Runtime with one of its execution providers."""
+        """ONNX Runtime with one of its execution providers, which it has to have."""
+        ort.check_provider(provider)
         words = "ONNX Runtime on the GPU" if provider == ort.CUDA else f"ONNX Runtime with {provider}"
         return _Choice(words, lambda: ort.open_on_provider(self.bundle, name, provider, threads=self.threads))
 

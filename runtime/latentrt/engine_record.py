@@ -33,6 +33,7 @@ __all__ = [
     "ShapeRange",
     "differences",
     "engine_key",
+    "serves",
     "this_platform",
 ]
 
@@ -159,6 +160,14 @@ def engine_key(identity: EngineIdentity) -> str:
     return hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()
 
 
+def serves(found: EngineIdentity, wanted: EngineIdentity) -> bool:
+    """Whether an engine that is there does what another one is wanted for: the same one, or one plan for more GPUs."""
+    if not set(wanted.compute_capabilities) <= set(found.compute_capabilities):
+        return False
+    aimed = msgspec.structs.replace(found, compute_capabilities=wanted.compute_capabilities)
+    return engine_key(aimed) == engine_key(wanted)
+
+
 def this_platform() -> str:
     """Operating system and processor, which a plan belongs to."""
     return f"{sys.platform}-{platform.machine().lower()}"
@@ -208,7 +217,7 @@ def _target_differences(found: EngineIdentity, wanted: EngineIdentity) -> Iterat
         yield f"built by {found.library} {found.library_version}, this is {wanted.library_version}"
     if found.platform != wanted.platform:
         yield f"built for {found.platform}, this is {wanted.platform}"
-    if found.compute_capabilities != wanted.compute_capabilities:
+    if not set(wanted.compute_capabilities) <= set(found.compute_capabilities):
         yield f"built for {', '.join(found.compute_capabilities)}, {_gpu_words(wanted)}"
     elif found.gpu != wanted.gpu:
         here = f"this is {wanted.gpu}" if wanted.gpu else "wanted for any of its kind"

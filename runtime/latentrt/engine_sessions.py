@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.engine_choice import EngineSource
-from latentrt.errors import BackendError, EngineDamagedError, EngineError
+from latentrt.errors import BackendError, EngineError
 from latentrt.schedule import Latents, Schedule
 from latentrt.session import Arrays, Session
 from latentrt.tensors import TensorSpec
@@ -43,7 +44,8 @@ class ChosenByShape:
         otherwise: Callable[[], Session] | None,
     ) -> None:
         self._name, self._sources, self._load, self._open_otherwise = name, list(sources), load, otherwise
-        self._loaded: dict[str, _Loaded] = {}
+        self._loaded: dict[str, _Loaded | None] = {}
+        self._loading = threading.Lock()
         self._otherwise: Session | None = None
 
     @property
@@ -53,12 +55,8 @@ class ChosenByShape:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         shapes = {name: array.shape for name, array in feeds.items()}
         for source in list(self._sources):
-            if _covers(source, shapes):
-                try:
-                    return self._session(source).run(feeds)
-                except EngineDamagedError as error:
-                    _log.warning("%s", error)
-                    self._drop(source)
+            if _covers(source, shapes) and (session := self._session(source)) is not None:
+                return session.run(feeds)
         return self._without_engine(shapes).run(feeds)
 
     def trajectory(
@@ -78,27 +76,29 @@ class ChosenByShape:
             "encoder_hidden_states": embeddings.shape,
         }
         for source in list(self._sources):
-            if _covers(source, shapes):
-                try:
-                    session = self._session(source)
-                except EngineDamagedError as error:
-                    _log.warning("%s", error)
-                    self._drop(source)
-                    continue
+            if _covers(source, shapes) and (session := self._session(source)) is not None:
                 if isinstance(session, KeepsLatents):
                     return session.trajectory(schedule, latents, embeddings, guidance_scale, noise)
+                return None
         return None
 
-    def _session(self, source: EngineSource) -> _Loaded:
+    def _session(self, source: EngineSource) -> _Loaded | None:
+        """The engine, loaded once however many threads want it; None for one that cannot be, where something else
+        can run what it was for."""
         key = source.record.key
-        if key not in self._loaded:
-            self._loaded[key] = self._load(source)
-        return self._loaded[key]
+        with self._loading:
+            if key not in self._loaded:
+                self._loaded[key] = self._load_or_not(source)
+            return self._loaded[key]
 
-    def _drop(self, source: EngineSource) -> None:
-        # The last one stays listed, for its signature; it is tried again, and by then it may have been built again.
-        if len(self._sources) > 1:
-            self._sources.remove(source)
+    def _load_or_not(self, source: EngineSource) -> _Loaded | None:
+        try:
+            return self._load(source)
+        except (BackendError, EngineError) as error:
+            if self._open_otherwise is None and len(self._sources) == 1:
+                raise
+            _log.warning("%s", error)
+            return None
 
     def _without_engine(self, shapes: Mapping[str, tuple[int, ...]]) -> Session:
         name, shape = next(iter(shapes.items()))

@@ -6,7 +6,7 @@ Engines live in the user's own cache, a folder each::
       <key>/record.json        what it is (`latentrt.engine_record`)
       <key>/<sha256>.plan      the plan; its record names it by its hash, so a new one never overwrites the old
       <key>/weights.json       a digest of each of its arrays, to tell what changed
-      <key>/runtime.cache      what TensorRT-RTX compiled just in time on this machine
+      <key>/<sha256>.rtcache   what TensorRT-RTX compiled just in time on this machine
       locks/<key>.lock         held by whoever builds that engine now; an empty file means nothing
       aside/<key>.<when>/      what failed its hash
 
@@ -31,7 +31,7 @@ from typing import NoReturn
 import msgspec
 
 from latentrt.digests import hash_bytes, open_regular
-from latentrt.engine_record import ENGINE_FORMAT, EngineRecord
+from latentrt.engine_record import ENGINE_FORMAT, EngineIdentity, EngineRecord, serves
 from latentrt.errors import EngineDamagedError, EngineError
 from latentrt.printable import printable
 from latentrt.user_cache import require_private_folder
@@ -81,6 +81,13 @@ class StoredEngine:
     def plan_path(self) -> Path:
         """Where the plan lies."""
         return self.folder / plan_name(self.record)
+
+    @property
+    def seems_whole(self) -> bool:
+        """Whether the plan is there, in its size. It has not been hashed."""
+        with contextlib.suppress(OSError):
+            return self.plan_path.stat().st_size == self.record.plan.size
+        return False
 
 
 class EngineStore:
@@ -133,6 +140,13 @@ class EngineStore:
                 continue
             if engine is not None:
                 yield engine
+
+    def find(self, wanted: EngineIdentity) -> StoredEngine | None:
+        """The engine that is wanted, or one plan for more GPUs; its plan is there, and of the right size."""
+        for engine in self.engines():
+            if serves(engine.record.identity, wanted) and engine.seems_whole:
+                return engine
+        return None
 
     def plan(self, engine: StoredEngine) -> bytes:
         """The plan, the very bytes that were hashed.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -56,7 +56,7 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, open_session: OpenSession) -> None:
         self.bundle = bundle
-        self.runs_on: dict[str, str] = getattr(open_session, "choices", {})
+        self.runs_on: Mapping[str, str] = getattr(open_session, "choices", {})
         self._open_session = open_session
         self._sessions: dict[str, Session] = {}
         self._tokenizer: Tokenizer | None = None
@@ -202,9 +202,11 @@ class Pipeline:
                 # Who never looked cannot have changed them.
                 changed = _checked(step.latents, latents.shape) if step.looked_at else None
         finally:
-            if step is not None:
-                step.settle()
-            loop.close()
+            try:
+                if step is not None:
+                    step.settle()
+            finally:
+                loop.close()
 
     def finish(self, order: Order, latents: Latents, output_type: OutputType = "pil") -> Result:
         """Make of the last latents what was asked for, checked as the order's safety policy says.

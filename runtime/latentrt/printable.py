@@ -6,7 +6,7 @@ direction of the line. Whatever is shown to a person goes through here.
 
 from __future__ import annotations
 
-__all__ = ["printable"]
+__all__ = ["counted", "printable"]
 
 # Invisible, but they join letters in Persian and Hindi, and emoji into one; they can only change the look of their
 # neighbours.
@@ -24,3 +24,8 @@ def printable(text: str, keep: str = "") -> str:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 engine`, `2 engines`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -55,7 +55,7 @@ def require_private_folder(name: str) -> Path:
         raise EngineError("this user has no home to keep a cache in; name a folder with LATENTRT_CACHE")
     for folder in (root, root / name):
         if problem := _make_private(folder):
-            raise EngineError(f"{folder} {problem}; LATENTRT_CACHE names another folder")
+            raise EngineError(f"{folder} {problem}, or name another folder with LATENTRT_CACHE")
     return root / name
 
 
@@ -76,6 +76,6 @@ def _exposure(found: os.stat_result) -> str | None:
         return "is not a folder of its own (a link is not followed)"
     if found.st_uid != os.geteuid():
         return f"belongs to user {found.st_uid}, expected {os.geteuid()}"
-    if mode := stat.S_IMODE(found.st_mode) & 0o077:
-        return f"is open to others (mode bits {mode:03o}); chmod 700 it"
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        return f"is open to others (mode {stat.S_IMODE(found.st_mode):03o}, expected 700); chmod 700 it"
     return None

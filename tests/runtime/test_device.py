@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from latentrt_engines.cache import EngineCache
 from latentrt_engines.profiles import component_profile, picture_profile
 from latentrt_engines.seal import seal
 from tests.engines import made_up
+from tests.runtime.backends import fake_tensorrt
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.backends.fake_tensorrt import fake_library, fake_plan
 
@@ -153,12 +156,59 @@ def test_no_engine_for_this_gpu_says_what_differs(
         choose_sessions(bundle, "tensorrt")
 
 
-def test_onnxruntime_on_the_gpu_comes_before_the_cpu(
+def test_onnxruntime_on_the_gpu_comes_before_the_cpu_and_the_cpu_steps_in(
+    bundle: Bundle,
+    cache: EngineCache,
+    api: FakeCudaApi,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """ONNX Runtime says what it was made with; whether CUDA's libraries are there shows when a graph is opened."""
+    monkeypatch.setattr(ort, "available_providers", lambda: [ort.CUDA, "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "check_provider", lambda provider: None)
+    sessions = choose_sessions(bundle)
+    assert sessions.choices["unet"] == "ONNX Runtime on the GPU; no engine is built of unet (latentrt build)"
+    with caplog.at_level(logging.WARNING, "latentrt"):
+        assert sessions("vae_decoder").inputs == bundle.manifest.components["vae_decoder"].inputs
+    assert "vae_decoder runs on the CPU: found the provider 'CUDAExecutionProvider'" in caplog.text
+    with pytest.raises(BackendError, match="found the provider"):
+        choose_sessions(bundle, "cuda")("vae_decoder")
+
+
+def test_an_engine_that_the_library_does_not_load_is_passed_over_and_tried_once(
+    bundle: Bundle, cache: EngineCache, api: FakeCudaApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = made_up.identity(bundle, "vae_decoder")
+    made_up.publish(cache, bundle, identity, b"a plan that it does not load")
+    with caplog.at_level(logging.WARNING, "latentrt"):
+        pipeline = Pipeline.load(bundle_path())
+        for _ in range(2):
+            assert pipeline("a red circle", seed=7, num_inference_steps=1).images
+    assert caplog.text.count("does not load the engine") == 1
+
+
+def test_threads_load_an_engine_once(
     bundle: Bundle, cache: EngineCache, api: FakeCudaApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ort, "available_providers", lambda: [ort.CUDA, "CPUExecutionProvider"])
-    choices = choose_sessions(bundle).choices
-    assert choices["unet"] == "ONNX Runtime on the GPU; no engine is built of unet (latentrt build)"
+    build(cache, bundle)
+    loaded = list[str]()
+    deserialize = fake_tensorrt.FakeRuntime.deserialize_cuda_engine
+
+    def counting(self: fake_tensorrt.FakeRuntime, plan: bytes) -> fake_tensorrt.FakeEngine | None:
+        loaded.append(json.loads(plan)["component"])
+        return deserialize(self, plan)
+
+    monkeypatch.setattr(fake_tensorrt.FakeRuntime, "deserialize_cuda_engine", counting)
+    pipeline = Pipeline.load(bundle_path())
+    expected = np.asarray(pipeline("a red circle", seed=7, num_inference_steps=2, output_type="np").images)
+    pipeline = Pipeline.load(bundle_path())
+    loaded.clear()
+    with ThreadPoolExecutor(4) as pool:
+        draw = lambda _: pipeline("a red circle", seed=7, num_inference_steps=2, output_type="np").images  # noqa: E731
+        pictures = list(pool.map(draw, range(4)))
+    assert sorted(loaded) == ["safety_checker", "text_encoder", "unet", "vae_decoder"]
+    for picture in pictures:
+        np.testing.assert_array_equal(np.asarray(picture), expected)
 
 
 def test_a_damaged_engine_does_not_run_and_another_backend_does(
@@ -182,7 +232,7 @@ def test_a_device_that_is_named_is_taken_or_refused(
     with pytest.raises(BackendError, match="engines run on a GPU, and here there is no NVIDIA driver; buy one"):
         choose_sessions(bundle, "tensorrt")
     with pytest.raises(BackendError, match=r"found the provider 'CUDAExecutionProvider'.*latentrt\[gpu\]"):
-        choose_sessions(bundle, "cuda")("unet")
+        choose_sessions(bundle, "cuda")
     with pytest.raises(RequestError, match="found the device 'tpu', expected one of auto, cpu, cuda, tensorrt"):
         choose_sessions(bundle, "tpu")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected one of the two"):
@@ -198,4 +248,4 @@ def test_a_provider_by_name(bundle: Bundle) -> None:
     with pytest.raises(
         BackendError, match=r"found the provider 'npu', this ONNX Runtime .* has .*CPUExecutionProvider"
     ):
-        choose_sessions(bundle, provider="npu")("unet")
+        choose_sessions(bundle, provider="npu")

@@ -14,6 +14,7 @@ from latentrt.engine_record import (
     ShapeRange,
     differences,
     engine_key,
+    serves,
     this_platform,
 )
 
@@ -161,7 +162,9 @@ def test_weights_in_words() -> None:
 
 def test_targets_in_words() -> None:
     portable = changed(gpu=None, compute_capabilities=("8.6", "8.9"))
-    assert differences(portable, changed(gpu=None)) == ["built for 8.6, 8.9, wanted 8.9"]
+    assert differences(portable, changed(gpu=None)) == [], "it is for this one too"
+    more = changed(gpu=None, compute_capabilities=("8.9", "12.0"))
+    assert differences(portable, more) == ["built for 8.6, 8.9, wanted 8.9, 12.0"]
     assert differences(changed(gpu=None), IDENTITY) == ["built for any GPU of its kind, this is NVIDIA L4"]
     (any_gpu,) = differences(IDENTITY, changed(gpu=None))
     assert any_gpu.startswith("built for NVIDIA L4, ")
@@ -173,6 +176,44 @@ def test_everything_at_once() -> None:
     # One library's version says nothing of another's, nor a name of a GPU of another capability.
     assert len(clauses) == len(other) - len(["precision", "library_version", "gpu"])
     assert len(set(clauses)) == len(clauses)
+
+
+# Serving
+
+
+PORTABLE = changed(gpu=None, compute_capabilities=("8.6", "8.9", "12.0"))
+
+
+@pytest.mark.parametrize("wanted", [("8.6",), ("8.9",), ("8.6", "12.0"), ("8.6", "8.9", "12.0")])
+def test_one_plan_for_more_gpus_serves_fewer(wanted: tuple[str, ...]) -> None:
+    assert serves(PORTABLE, changed(gpu=None, compute_capabilities=wanted))
+
+
+@pytest.mark.parametrize("wanted", [("9.0",), ("8.9", "9.0"), ("8.6", "8.9", "12.0", "12.1")])
+def test_a_plan_serves_no_gpu_that_it_is_not_for(wanted: tuple[str, ...]) -> None:
+    assert not serves(PORTABLE, changed(gpu=None, compute_capabilities=wanted))
+
+
+@pytest.mark.parametrize("field", [field for field in CHANGES if field != "compute_capabilities"])
+def test_what_differs_otherwise_does_not_serve(field: str) -> None:
+    """However many GPUs it is for, and even if it is for the very same."""
+    other = changed(**{field: CHANGES[field][0]})
+    more = msgspec.structs.replace(other, compute_capabilities=("8.6", "8.9"))
+    for found in (other, more):
+        assert not serves(found, IDENTITY)
+        assert differences(found, IDENTITY) != []
+
+
+@pytest.mark.parametrize("field", OPTIONS)
+def test_an_engine_of_another_option_does_not_serve(field: str) -> None:
+    found = changed(options=EngineOptions(**{field: OPTIONS[field][0]}))
+    assert not serves(found, IDENTITY)
+    assert not serves(IDENTITY, found)
+
+
+def test_plans_with_weights_and_without_do_not_serve_each_other() -> None:
+    assert not serves(changed(weights=None), IDENTITY)
+    assert not serves(IDENTITY, changed(weights=None))
 
 
 # Shapes

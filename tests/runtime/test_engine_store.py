@@ -68,7 +68,7 @@ def test_the_store_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert EngineStore().folder == tmp_path / "cache" / "engines"
     assert (tmp_path / "cache" / "engines").stat().st_mode & 0o777 == 0o700
     (tmp_path / "cache" / "engines").chmod(0o777)
-    with pytest.raises(EngineError, match=r"is open to others .*chmod 700 it; LATENTRT_CACHE names another folder"):
+    with pytest.raises(EngineError, match=r"is open to others \(mode 777, expected 700\); chmod 700 it, or name anoth"):
         EngineStore()
 
 
@@ -166,6 +166,23 @@ def test_an_engine_that_somebody_deleted_meanwhile(store: EngineStore) -> None:
     with pytest.raises(EngineDamagedError, match="cannot be read: No such file"):
         store.plan(engine)
     assert aside(store) == []
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_has_another_size_is_not_found(store: EngineStore, kind: str) -> None:
+    engine = put(store)
+    assert store.find(RECORD.identity) == engine
+    DAMAGE[kind][0](engine.plan_path)
+    assert (
+        engine.seems_whole == (store.find(RECORD.identity) is not None) == (kind in ("a flipped bit", "foreign bytes"))
+    )
+    assert aside(store) == [], "looking for an engine moves nothing"
+
+
+def test_one_plan_for_more_gpus_is_found(store: EngineStore) -> None:
+    more = put(store, record(SAMPLE, identity(SAMPLE, "unet", compute_capabilities=("8.6", "8.9"))))
+    assert store.find(RECORD.identity) == more
+    assert store.find(identity(SAMPLE, "unet", compute_capabilities=("8.9", "12.0"))) is None
 
 
 # Records

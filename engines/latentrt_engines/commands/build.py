@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from latentrt.printable import counted
 from latentrt.worker_process import terminable
 from latentrt_engines.ask import Ask, ask_options, target_options
 
@@ -49,4 +50,4 @@ def build(
         engines = list(build_engines(opened, wants.engines, cache, reporter, force=force, timing_cache=timing_cache))
     if unrun := {why for engine in engines if (why := engine.record.check.not_run_because)}:
         click.echo(f"compared with the manifest and not run yet: {'; '.join(sorted(unrun))}", err=True)
-    click.echo(f"{len(engines)} engines in {cache.folder}, {time.monotonic() - began:.0f} s")
+    click.echo(f"{counted(len(engines), 'engine')} in {cache.folder}, {time.monotonic() - began:.0f} s")

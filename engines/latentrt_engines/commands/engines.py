@@ -1,4 +1,4 @@
-"""The commands `latentrt engines list | why | verify | prune | seal | refit`."""
+"""The commands `latentrt engines list | show | why | verify | prune | seal | refit`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import click
 import msgspec
 
+from latentrt.printable import counted
 from latentrt_engines.ask import Ask, ask_options, target_options
 
 __all__ = ["engines"]
 
-_SHOWN = 12  # digits of a key: enough for people, and for `seal` to find it
+_SHOWN = 12  # digits of a key: enough for people, and for commands to find it
 
 
 @click.group()
@@ -22,44 +23,47 @@ def engines() -> None:
 
 
 @engines.command("list")
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON, for a program to read.")
-def list_engines(as_json: bool) -> None:
-    """Print the engines of the cache."""
+def list_engines(bundle: Path | None, as_json: bool) -> None:
+    """Print the engines of the cache, or those that were built of BUNDLE."""
     from rich.console import Console
     from rich.filesize import decimal
 
+    from latentrt.bundle import Bundle
     from latentrt_engines.cache import EngineCache
-    from latentrt_engines.report import plain_table, target_words
+    from latentrt_engines.report import ENGINE_HEADINGS, engine_row, plain_table
+    from latentrt_engines.seal import is_of_bundle
 
     cache = EngineCache()
     there = list(cache.engines())
+    if bundle is not None:
+        opened = Bundle.open(bundle)
+        there = [engine for engine in there if is_of_bundle(engine.record.identity, opened)]
     if as_json:
         click.echo(json.dumps([{"key": one.key, **msgspec.to_builtins(one.record)} for one in there], indent=2))
         return
-    rows = [
-        (
-            engine.key[:_SHOWN],
-            engine.record.identity.component,
-            engine.record.identity.precision,
-            target_words(engine.record.identity),
-            f"{engine.record.identity.library} {engine.record.identity.library_version}",
-            str(next(iter(engine.record.identity.profile.values()), "")),
-            decimal(engine.record.plan.size),
-            engine.record.build.built_at[:16].replace("T", " "),
-            engine.record.check.ran_on or "not run",
-        )
-        for engine in sorted(there, key=lambda one: (one.record.identity.component, one.record.build.built_at))
-    ]
+    there.sort(key=lambda one: (one.record.identity.component, one.record.build.built_at))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 180
-    headings = ("key", "component", "precision", "for", "library", "shapes", "size", "built", "checked on")
-    console.print(plain_table(headings, rows))
+    console.print(plain_table(ENGINE_HEADINGS, [engine_row(engine) for engine in there]))
     size = decimal(sum(engine.record.plan.size for engine in there))
-    console.print(f"{len(there)} engines, {size}, in {cache.folder}", soft_wrap=True)
+    console.print(f"{counted(len(there), 'engine')}, {size}, in {cache.folder}", soft_wrap=True)
 
 
-@engines.command()
+@engines.command(short_help="Print the record of an engine.")
+@click.argument("key")
+def show(key: str) -> None:
+    """Print the record of the engine whose key begins with KEY, as JSON."""
+    from latentrt.engine_store import encode_record
+    from latentrt_engines.cache import EngineCache
+    from latentrt_engines.seal import find_engine
+
+    click.echo(encode_record(find_engine(key, list(EngineCache().engines())).record).decode(), nl=False)
+
+
+@engines.command(short_help="Is an engine there, and if not, what differs?")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @target_options
 @ask_options
@@ -88,7 +92,7 @@ def why(bundle: Path, ask: Ask, gpus: str | None, capabilities: str | None) -> N
             click.echo(f"{'':<14}    {words}")
 
 
-@engines.command()
+@engines.command(short_help="Compare every plan with its hash.")
 def verify() -> None:
     """Compare every plan of the cache with its hash; move what fails aside."""
     from latentrt.errors import EngineDamagedError
@@ -106,10 +110,10 @@ def verify() -> None:
             f"not what was built: {len(damaged)} of {intact + len(damaged)}; they were moved aside, to "
             f"{cache.folder / 'aside'}:\n  {listed}\nBuild them again: latentrt build"
         )
-    click.echo(f"intact: {intact} engines in {cache.folder}")
+    click.echo(f"intact: {counted(intact, 'engine')} in {cache.folder}")
 
 
-@engines.command()
+@engines.command(short_help="Delete what no run can use.")
 @click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Also what was not used for so long.")
 @click.option("--all", "everything", is_flag=True, help="Every engine.")
 @click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
@@ -129,10 +133,12 @@ def prune(older_than: float | None, everything: bool, dry_run: bool) -> None:
         if not dry_run:
             cache.delete(each.path)
     freed = decimal(sum(each.size_bytes for each in found))
-    click.echo(f"{len(found)} things, {freed}{' (nothing was deleted)' if dry_run else ''}, in {cache.folder}")
+    click.echo(
+        f"{counted(len(found), 'thing')}, {freed}{' (nothing was deleted)' if dry_run else ''}, in {cache.folder}"
+    )
 
 
-@engines.command("seal")
+@engines.command("seal", short_help="Write a bundle that brings its engines along.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("keys", nargs=-1)
@@ -152,10 +158,11 @@ def seal_engines(bundle: Path, out: Path, keys: tuple[str, ...], overwrite: bool
     sealed = seal(opened, chosen, cache, out, overwrite=overwrite)
     for engine in chosen:
         click.echo(f"sealed {engine.key[:_SHOWN]}  {engine.record.identity.component}")
-    click.echo(f"{out}: {len(sealed.manifest.engines)} engines\ndigest: {sealed.digest}")
+    click.echo(f"{out}: {counted(len(sealed.manifest.engines), 'engine')}, {len(chosen)} of them sealed now")
+    click.echo(f"digest: {sealed.digest}")
 
 
-@engines.command("refit")
+@engines.command("refit", short_help="Other weights into a refittable engine.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("key")
 @click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from latentrt.errors import EngineError
+from latentrt.printable import counted
 from latentrt.worker_process import terminable
 from latentrt_engines.ask import Ask, ask_options
 
@@ -21,12 +23,15 @@ __all__ = ["plan"]
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--gpus", required=True, help="The fleet, as rtx4090,l4,h100,orin.")
+@click.option(
+    "--gpus", "--gpu", required=True, help="The fleet, as rtx4090,l4,h100,orin; a card without a name as 8.9."
+)
 @ask_options
 @click.option("--run", is_flag=True, help="Build what this machine can and is not there; goes on where it was stopped.")
+@click.option("--check", is_flag=True, help="Exit with 9 where an engine is not there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, for a program to read.")
 @click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
-def plan(bundle: Path, gpus: str, ask: Ask, run: bool, as_json: bool, digest: str | None) -> None:
+def plan(bundle: Path, gpus: str, ask: Ask, run: bool, check: bool, as_json: bool, digest: str | None) -> None:
     """Print which engines of BUNDLE a fleet of GPUs wants, which are there, and who can build the others.
 
     What is there is in this user's cache, or sealed into the bundle.
@@ -46,6 +51,10 @@ def plan(bundle: Path, gpus: str, ask: Ask, run: bool, as_json: bool, digest: st
         click.echo(json.dumps([_as_json(each) for each in planned], indent=2))
     else:
         _print(planned)
+    if check and (missing := {each.key for each in planned if each.there is None}):
+        raise EngineError(
+            f"{counted(len(missing), 'engine')} of this fleet {'is' if len(missing) == 1 else 'are'} missing"
+        )
 
 
 def _build(bundle: Bundle, planned: list[PlannedEngine], cache: EngineCache) -> None:
@@ -55,16 +64,19 @@ def _build(bundle: Bundle, planned: list[PlannedEngine], cache: EngineCache) -> 
     from latentrt_engines.build import build_engines
     from latentrt_engines.report import Reporter
 
-    missing = {each.wanted.key: each.wanted for each in planned if each.there is None and each.obstacle is None}
+    # Those that seem to be there too, as a build compares them with their hashes.
+    wanted = {each.wanted.key: each for each in planned if each.there != "bundle" and each.obstacle is None}
     failures = []
-    with terminable(), Reporter() as reporter:
-        for wanted in missing.values():
+    with terminable():
+        for each in wanted.values():
+            click.echo(f"for {each.gpu.label}, {each.wanted.profile}:", err=True)
             try:
-                list(build_engines(bundle, [wanted], cache, reporter))
+                with Reporter() as reporter:
+                    list(build_engines(bundle, [each.wanted], cache, reporter))
             except BuildError as error:
                 failures.append(str(error))
     if failures:
-        raise BuildError(f"{len(failures)} of {len(missing)} engines could not be built:\n  " + "\n  ".join(failures))
+        raise BuildError(f"{len(failures)} of {len(wanted)} engines could not be built:\n  " + "\n  ".join(failures))
 
 
 def _print(planned: list[PlannedEngine]) -> None:
@@ -80,7 +92,7 @@ def _print(planned: list[PlannedEngine]) -> None:
             each.wanted.component,
             str(each.wanted.profile),
             decimal(each.size_bytes) if each.there else f"~{decimal(each.size_bytes)}",
-            f"in the {each.there}" if each.there else ("on its own machine" if each.obstacle else "can be built here"),
+            _state(each),
         )
         for each in planned
     ]
@@ -93,6 +105,14 @@ def _print(planned: list[PlannedEngine]) -> None:
     console.print(_summary(planned))
 
 
+def _state(each: PlannedEngine) -> str:
+    if each.there:
+        return f"in the {each.there}"
+    if each.obstacle is None:
+        return "can be built here"
+    return "on its own machine" if each.elsewhere else "cannot be built here"
+
+
 def _obstacles(planned: list[PlannedEngine]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for each in planned:
@@ -103,11 +123,14 @@ def _obstacles(planned: list[PlannedEngine]) -> dict[str, list[str]]:
 
 
 def _summary(planned: list[PlannedEngine]) -> str:
-    distinct = {(each.wanted.key, each.there, each.obstacle) for each in planned}
-    there = sum(place is not None for _, place, _ in distinct)
-    here = sum(place is None and obstacle is None for _, place, obstacle in distinct)
-    elsewhere = len(distinct) - there - here
-    return f"{len(distinct)} different engines: {there} there, {here} can be built here (--run), {elsewhere} elsewhere"
+    states = list({each.key: _state(each) for each in planned}.values())
+    here, elsewhere, nowhere = (
+        states.count(state) for state in ("can be built here", "on its own machine", "cannot be built here")
+    )
+    there = len(states) - here - elsewhere - nowhere
+    words = [f"{there} there", f"{here} can be built here (--run)", f"{elsewhere} on their own machines"]
+    words += [f"{nowhere} cannot be built here"] if nowhere else []
+    return f"{counted(len(states), 'different engine')}: {', '.join(words)}"
 
 
 def _as_json(each: PlannedEngine) -> dict[str, object]:
@@ -117,9 +140,10 @@ def _as_json(each: PlannedEngine) -> dict[str, object]:
         "library": each.wanted.identity.library,
         "component": each.wanted.component,
         "pictures": str(each.wanted.profile),
-        "key": each.wanted.key,
+        "key": each.key,
         "there": each.there,
         "size_bytes": each.size_bytes,
         "size_is_estimated": each.there is None,
         "obstacle": each.obstacle,
+        "elsewhere": each.elsewhere,
     }

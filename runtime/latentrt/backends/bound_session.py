@@ -23,7 +23,7 @@ from latentrt.tensors import TensorSpec, axis_sizes, sized
 __all__ = ["BoundSession"]
 
 # A recorded run keeps its own buffers on the device, so only so many sets of shapes are kept.
-_MOST_SHAPES = 4
+_MOST_SHAPES = 8
 
 
 @dataclass
@@ -94,9 +94,14 @@ class BoundSession:
         key = (threading.get_ident() if self._graphs else 0, tuple(shapes[spec.name] for spec in self._inputs))
         if key not in self._bindings:
             while len(self._bindings) >= _MOST_SHAPES:
-                self._bindings.pop(next(iter(self._bindings)))
+                self._release(self._bindings.pop(next(iter(self._bindings))))
             self._bindings[key] = self._bind(shapes)
         return self._bindings[key]
+
+    def _release(self, binding: _Binding) -> None:
+        """A recorded run outlives its binding, unless it is let go."""
+        if self._graphs and hasattr(self._session, "release_captured_graph"):  # ONNX Runtime 1.27 and later
+            self._session.release_captured_graph(binding.graph_id)
 
     def _bind(self, shapes: dict[str, tuple[int, ...]]) -> _Binding:
         sizes = axis_sizes(self._inputs, shapes)

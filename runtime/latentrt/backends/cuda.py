@@ -6,7 +6,9 @@ integers.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import weakref
 from typing import Any
 
 from numpy.typing import NDArray
@@ -59,7 +61,9 @@ class Cuda:
 
     def make_stream(self) -> int:
         """A stream, as the number that other libraries take."""
-        return int(self._ask(self.api.cudaStreamCreate(), "making a stream"))
+        # One that does not wait for the default stream: recording a run would keep other libraries from using that.
+        flags = self.api.cudaStreamNonBlocking
+        return int(self._ask(self.api.cudaStreamCreateWithFlags(flags), "making a stream"))
 
     def synchronize(self, stream: int) -> None:
         """Wait for everything that was put on a stream."""
@@ -111,6 +115,7 @@ class Cuda:
 
     def load_kernels(self, ptx: bytes, *names: str) -> tuple[Any, ...]:
         """The kernels of a PTX text, compiled by the driver for its GPU."""
+        self._use_device()
         module = self._ask_driver(self.driver.cuModuleLoadData(ptx), "loading kernels")
         return tuple(
             self._ask_driver(self.driver.cuModuleGetFunction(module, name.encode()), f"finding the kernel {name}")
@@ -121,11 +126,16 @@ class Cuda:
         self, kernel: Any, threads: int, stream: int, addresses: tuple[int, ...], numbers: tuple[int, ...]
     ) -> None:
         """Put a kernel on a stream, with at least so many threads. It takes pointers first, then C ints."""
+        self._use_device()
         types = (*[ctypes.c_void_p] * len(addresses), *[ctypes.c_int] * len(numbers))
         blocks = -(-threads // _BLOCK)
         arguments = ((*addresses, *numbers), types)
         launched = self.driver.cuLaunchKernel(kernel, blocks, 1, 1, _BLOCK, 1, 1, 0, stream, arguments, 0)
         self._ask_driver(launched, "starting a kernel")
+
+    def _use_device(self) -> None:
+        """The driver's own calls need the context that the runtime's make current, in whichever thread this is."""
+        self._ask(self.api.cudaSetDevice(0), "choosing the GPU")
 
     def _ask_driver(self, answer: Any, doing: str) -> Any:
         status, *values = answer
@@ -159,16 +169,28 @@ class DeviceBuffer:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda, self.address, self.size = cuda, 0, 0
 
+    @property
+    def alive(self) -> bool:
+        """Whether the memory is still there: what is collected together with its buffer may outlive it a little."""
+        return bool(self.address) and self._finalizer.alive
+
     def at_least(self, size: int) -> bool:
         """Make it hold so many bytes; whether it moved. What it held is lost then."""
         if size <= self.size:
             return False
         self.close()
         self.address, self.size = self._cuda.allocate(size), size
+        self._finalizer = weakref.finalize(self, _free, self._cuda, self.address)
         return True
 
     def close(self) -> None:
         """Give the memory back."""
         if self.address:
-            address, self.address, self.size = self.address, 0, 0
-            self._cuda.free(address)
+            self.address, self.size = 0, 0
+            self._finalizer()
+
+
+def _free(cuda: Cuda, address: int) -> None:
+    # At the end of the process CUDA may be gone already, and its memory with it.
+    with contextlib.suppress(BackendError):
+        cuda.free(address)

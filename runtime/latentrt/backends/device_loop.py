@@ -26,14 +26,15 @@ from latentrt.errors import BackendError, RequestError
 from latentrt.schedule import Latents, Schedule
 
 if TYPE_CHECKING:
+    from latentrt.backends.engine_context import EngineContext
     from latentrt.backends.engine_device import EngineDevice
-    from latentrt.backends.tensorrt import EngineSession
 
 __all__ = ["DeviceLoop", "DeviceTrajectory", "LoopPool", "loop_table"]
 
 # The columns of row.cu, in its order; the guidance scale and the weights of the memory follow.
 _COLUMNS = ("t", "c_in", "p", "q", "limit", "u", "w", "a", "e", "d", "s")
 _KERNELS = ("show", "advance", "turn")
+_MOST_IDLE = 4
 
 
 def loop_table(schedule: Schedule, guidance_scale: float) -> NDArray[np.float32]:
@@ -45,13 +46,18 @@ def loop_table(schedule: Schedule, guidance_scale: float) -> NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LoopShape:
-    """What a recorded step depends on: the engine, the latents' shape, the prompts' tokens, guidance, memory."""
+    """What a recorded step depends on: the shapes of latents and embeddings, guidance, the depth of the memory."""
 
-    session: EngineSession
     latents: tuple[int, ...]
     embeddings: tuple[int, ...]
     guided: bool
     memory: int
+
+    @property
+    def engine_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the denoiser's inputs."""
+        batch = self.latents[0] * (2 if self.guided else 1)
+        return {"sample": (batch, *self.latents[1:]), "timestep": (batch,), "encoder_hidden_states": self.embeddings}
 
 
 class LoopPool:
@@ -59,14 +65,16 @@ class LoopPool:
 
     def __init__(self, device: EngineDevice) -> None:
         self._device, self._lock = device, threading.Lock()
-        self._idle: dict[LoopShape, list[DeviceLoop]] = {}
+        self._idle: list[DeviceLoop] = []
 
-    def take(self, shape: LoopShape) -> DeviceLoop:
+    def take(self, context: EngineContext, shape: LoopShape) -> DeviceLoop:
         """An idle loop, or a new one."""
         with self._lock:
-            if idle := self._idle.get(shape):
-                return idle.pop()
-        return DeviceLoop(self._device, shape, self.kernels)
+            for loop in self._idle:
+                if loop.context is context and loop.shape == shape:
+                    self._idle.remove(loop)
+                    return loop
+        return DeviceLoop(self._device, context, shape, self.kernels)
 
     @functools.cached_property
     def kernels(self) -> tuple[Any, ...]:
@@ -77,10 +85,13 @@ class LoopPool:
         """
         return self._device.cuda.load_kernels(_ptx(), *_KERNELS)
 
-    def put_back(self, shape: LoopShape, loop: DeviceLoop) -> None:
-        """Let others use a loop."""
+    def put_back(self, loop: DeviceLoop) -> None:
+        """Let others use a loop; the one that was idle for longest goes when there are many."""
         with self._lock:
-            self._idle.setdefault(shape, []).append(loop)
+            self._idle.append(loop)
+            evicted = self._idle.pop(0) if len(self._idle) > _MOST_IDLE else None
+        if evicted is not None:
+            evicted.close()
 
 
 def _ptx() -> bytes:
@@ -90,8 +101,10 @@ def _ptx() -> bytes:
 class DeviceLoop:
     """The memory and the recorded step of one denoising loop at a time."""
 
-    def __init__(self, device: EngineDevice, shape: LoopShape, kernels: tuple[Any, ...]) -> None:
-        self._device, self.shape = device, shape
+    def __init__(
+        self, device: EngineDevice, context: EngineContext, shape: LoopShape, kernels: tuple[Any, ...]
+    ) -> None:
+        self._device, self.context, self.shape = device, context, shape
         self._show, self._advance, self._turn = kernels
         self._count = int(np.prod(shape.latents))
         self._buffers = {
@@ -102,7 +115,7 @@ class DeviceLoop:
             self._buffers[name].at_least(4 * self._count * arrays)
         for name in ("cursor", "broken"):
             self._buffers[name].at_least(4)
-        self._step = RecordedWork(device.cuda, device.stream, "a step", records=device.library.name == "tensorrt")
+        self._step = RecordedWork(device.cuda, device.stream, "a step", records=context.session.records_runs)
         self._epoch = -1
         self._event = device.cuda.make_event()
         self._width = 0
@@ -123,20 +136,20 @@ class DeviceLoop:
 
     def step(self, embeddings: NDArray[np.float32], noise: Latents | None) -> None:
         """One row, put on the stream."""
-        session, cuda, stream = self.shape.session, self._device.cuda, self._device.stream
+        context, cuda, stream = self.context, self._device.cuda, self._device.stream
         with self._device.lock:
-            session.prepare(self._engine_shapes())
-            if session.epoch != self._epoch:
+            context.prepare()
+            if context.epoch != self._epoch:
                 self._step.forget()
-                self._epoch = session.epoch
-            self._pending.append(session.feed("encoder_hidden_states", embeddings))
+                self._epoch = context.epoch
+            # The kernels write these two.
+            context.forget_fed("sample", "timestep")
+            self._pending.append(context.feed("encoder_hidden_states", embeddings))
             if noise is not None:
                 self._upload("noise", noise)
             self._step.run(self._enqueue)
-            session.forget_fed("sample", "timestep")
             if self._step.runs == 1:
                 self._synchronize()
-                session.keep_compiled(first=True)
             else:
                 cuda.wait(self._event)  # for the row before, with this one on the stream already
                 self._held, self._pending = self._pending, []
@@ -144,6 +157,8 @@ class DeviceLoop:
 
     def fetch(self) -> tuple[Latents, int]:
         """The latents as they are now, and the first row, counted from 1, that broke them; 0 if none did."""
+        if not self._buffers["latents"].alive:
+            raise BackendError("the pipeline that drew these latents is gone, and they with it")
         latents, broken = np.empty(self.shape.latents, np.float32), np.zeros(1, np.int32)
         with self._device.lock:
             cuda, stream = self._device.cuda, self._device.stream
@@ -158,6 +173,7 @@ class DeviceLoop:
             self._upload("latents", latents)
 
     def _upload(self, name: str, array: NDArray[Any]) -> None:
+        assert array.nbytes <= self._buffers[name].size
         self._pending.append(np.ascontiguousarray(array))
         self._device.cuda.upload(self._buffers[name].address, self._pending[-1], self._device.stream)
 
@@ -165,34 +181,33 @@ class DeviceLoop:
         self._device.cuda.synchronize(self._device.stream)
         self._held, self._pending = [], []
 
-    def _engine_shapes(self) -> dict[str, tuple[int, ...]]:
-        batch = self.shape.latents[0] * (2 if self.shape.guided else 1)
-        return {
-            "sample": (batch, *self.shape.latents[1:]),
-            "timestep": (batch,),
-            "encoder_hidden_states": self.shape.embeddings,
-        }
+    def close(self) -> None:
+        """Give the device's memory back."""
+        with self._device.lock:
+            self._step.forget()
+            for buffer in self._buffers.values():
+                buffer.close()
 
     def _enqueue(self) -> None:
         """The kernels and the engine, in their order."""
-        session, cuda, stream = self.shape.session, self._device.cuda, self._device.stream
+        context, cuda, stream = self.context, self._device.cuda, self._device.stream
         at = {name: buffer.address for name, buffer in self._buffers.items()}
-        guided, evaluations = int(self.shape.guided), self._engine_shapes()["timestep"][0]
+        guided, evaluations = int(self.shape.guided), self.shape.engine_shapes["timestep"][0]
         cuda.start(
             self._show,
             max(self._count, evaluations),
             stream,
-            (session.address("sample"), session.address("timestep"), at["latents"], at["table"], at["cursor"]),
+            (context.address("sample"), context.address("timestep"), at["latents"], at["table"], at["cursor"]),
             (self._width, self._count, evaluations, guided),
         )
-        session.enqueue()
+        context.enqueue()
         loop_memory = (at["latents"], at["previous"], at["history"])
         tables = (at["noise"], at["table"], at["cursor"], at["broken"])
         cuda.start(
             self._advance,
             self._count,
             stream,
-            (*loop_memory, session.address("noise_pred"), *tables),
+            (*loop_memory, context.address("noise_pred"), *tables),
             (self._width, self.shape.memory, self._count, guided),
         )
         cuda.start(self._turn, 1, stream, (at["cursor"],), ())
@@ -202,7 +217,7 @@ class DeviceTrajectory:
     """One denoising loop, row by row.
 
     Args:
-        pool: of the engine's device.
+        context: of the denoiser's engine.
         shape: of the loop. schedule: its table. latents: x_0.
         embeddings: what the denoiser is told of the prompts, read-only.
         guidance_scale: of classifier-free guidance.
@@ -211,7 +226,7 @@ class DeviceTrajectory:
 
     def __init__(
         self,
-        pool: LoopPool,
+        context: EngineContext,
         shape: LoopShape,
         schedule: Schedule,
         latents: Latents,
@@ -219,10 +234,14 @@ class DeviceTrajectory:
         guidance_scale: float,
         noise: Callable[[], Latents],
     ) -> None:
-        self._pool, self._shape, self._schedule = pool, shape, schedule
+        self._context, self._pool, self._schedule = context, context.session.device.loops, schedule
         self._embeddings, self._noise, self._row = embeddings, noise, 0
-        self._loop = pool.take(shape)
-        self._loop.begin(latents, loop_table(schedule, guidance_scale))
+        self._loop = self._pool.take(context, shape)
+        try:
+            self._loop.begin(latents, loop_table(schedule, guidance_scale))
+        except BaseException:
+            self._loop.close()
+            raise
 
     def step(self, changed: Latents | None) -> Callable[[], Latents]:
         """Do a row, with other latents if there are; what fetches those after it."""
@@ -238,7 +257,8 @@ class DeviceTrajectory:
 
     def close(self) -> None:
         """Let others use the loop's memory."""
-        self._pool.put_back(self._shape, self._loop)
+        self._pool.put_back(self._loop)
+        self._context.session.keep_compiled()
 
     def _fetch(self, row: int) -> Latents:
         if row != self._row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from typing import Any
 
 from latentrt.backends.cuda import Cuda, DeviceBuffer, load_cuda
@@ -28,6 +29,7 @@ class EngineDevice:
         lock: held while something is put on the stream that has to stay together.
         scratch: the activations of whichever engine runs.
         loops: denoising loops whose latents stay on the device.
+        user_managed: how contexts get their memory for activations: they are lent it.
     """
 
     def __init__(self, library: LoadedLibrary, cuda: Cuda | None = None) -> None:
@@ -36,7 +38,8 @@ class EngineDevice:
         self.stream = self.cuda.make_stream()
         self.scratch = DeviceBuffer(self.cuda)
         self.loops = LoopPool(self)
-        self.said: list[str] = []
+        self.user_managed = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.said: deque[str] = deque(maxlen=20)
         self.logger = _make_logger(library, self.said)
         self.runtime = library.module.Runtime(self.logger)
         if self.runtime.engine_host_code_allowed:
@@ -51,15 +54,19 @@ class EngineDevice:
         self.said.clear()
         engine = self.runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            words = "; ".join(self.said[-2:]) or "it does not say why"
             raise EngineError(
-                f"{record.identity.component}: {self.library} does not load the engine {record.key[:12]}: {words}. "
+                f"{record.identity.component}: {self.library} does not load the engine {record.key[:12]}: "
+                f"{self.words()}. "
                 "Build it again: latentrt build --force"
             )
         return engine
 
+    def words(self) -> str:
+        """What the library said last."""
+        return "; ".join(list(self.said)[-2:]) or "it does not say why"
 
-def _make_logger(library: LoadedLibrary, said: list[str]) -> Any:
+
+def _make_logger(library: LoadedLibrary, said: deque[str]) -> Any:
     trt = library.module
     base: Any = trt.ILogger
 

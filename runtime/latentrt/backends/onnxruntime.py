@@ -17,7 +17,7 @@ from latentrt.session import Arrays, Session
 from latentrt.tensors import TensorSpec
 from latentrt.weights import map_weights
 
-__all__ = ["CUDA", "OnnxRuntimeSession", "available_providers", "open_on_provider", "open_session"]
+__all__ = ["CUDA", "OnnxRuntimeSession", "available_providers", "check_provider", "open_on_provider", "open_session"]
 
 CUDA = "CUDAExecutionProvider"
 
@@ -92,18 +92,34 @@ def open_on_provider(
     """
     runtime = _onnxruntime()
     name = _full_name(runtime, provider)
-    options = {**_PROVIDER_OPTIONS.get(name, {})}
-    chosen = precision or bundle.manifest.precision
-    session, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
+    options, chosen = {**_PROVIDER_OPTIONS.get(name, {})}, precision or bundle.manifest.precision
+    try:
+        session, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
+    except BackendError as error:
+        # A graph with parts that only the CPU computes cannot be recorded, as the safety classifier's preprocessing.
+        if "graph capture" not in str(error):
+            raise
+        options["enable_cuda_graph"] = "0"
+        session, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
     if name not in session.get_providers():
         raise BackendError(
             f"{component}: ONNX Runtime {runtime.__version__} cannot use {name} here, most likely as a library of "
             "CUDA or cuDNN is missing; its own log names it. Install it, or run on the CPU: --device cpu"
         )
     record = bundle.manifest.components[component]
-    if name == CUDA:
-        return BoundSession(runtime, session, record.inputs, record.outputs, held, device="cuda", graphs=True)
-    return OnnxRuntimeSession(session, record.inputs, record.outputs, held)
+    if name != CUDA:
+        return OnnxRuntimeSession(session, record.inputs, record.outputs, held)
+    graphs = options["enable_cuda_graph"] == "1"
+    return BoundSession(runtime, session, record.inputs, record.outputs, held, device="cuda", graphs=graphs)
+
+
+def check_provider(provider: str) -> None:
+    """Refuse a provider that the installed ONNX Runtime was not made with.
+
+    Raises:
+        BackendError: naming those it has. MissingExtraError: there is no ONNX Runtime.
+    """
+    _full_name(_onnxruntime(), provider)
 
 
 def available_providers() -> list[str]:

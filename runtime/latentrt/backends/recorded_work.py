@@ -7,7 +7,9 @@ what was recorded, for as long as shapes and addresses stay.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -46,17 +48,22 @@ class RecordedWork:
         """What was recorded is no longer right; begin anew."""
         self.runs = 0
         if self._graph is not None:
-            graph, self._graph = self._graph, None
-            self._cuda.destroy_graph(graph)
+            self._cuda.synchronize(self._stream)  # it may be under way
+            self._graph = None
+            self._finalizer()
 
     def _record(self, work: Callable[[], None]) -> None:
         try:
             self._cuda.begin_capture(self._stream)
             try:
                 work()
-            finally:
-                graph = self._cuda.end_capture(self._stream)
-            self._graph = graph
+            except BaseException:
+                with contextlib.suppress(BackendError):
+                    self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
+                raise
+            self._graph = self._cuda.end_capture(self._stream)
         except BackendError as error:
             self._records = False
             _log.info("%s runs without a CUDA graph: %s", self._name, error)
+            return
+        self._finalizer = weakref.finalize(self, self._cuda.destroy_graph, self._graph)

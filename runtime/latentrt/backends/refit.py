@@ -6,7 +6,7 @@ has to be complete and of the engine's sizes before anything is replaced, as a h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -21,7 +21,12 @@ _SHOWN = 3
 
 
 def refit(
-    library: LoadedLibrary, engine: Any, logger: Any, component: str, weights: Mapping[str, NDArray[Any]]
+    library: LoadedLibrary,
+    engine: Any,
+    logger: Any,
+    component: str,
+    weights: Mapping[str, NDArray[Any]],
+    on_begin: Callable[[], None] = lambda: None,
 ) -> None:
     """Replace all weights of an engine. No work with it may be under way; its contexts stay good.
 
@@ -29,6 +34,7 @@ def refit(
         engine: the library's, refittable.
         component: for the errors.
         weights: contiguous arrays by their names, of another checkpoint of the same architecture.
+        on_begin: called when everything is complete, right before anything is replaced.
 
     Raises:
         EngineError: the engine is not refittable, a weight is missing, unknown, or of another size or dtype: nothing
@@ -53,6 +59,7 @@ def refit(
             raise EngineError(f"{component}: {library} does not take the weights of {name}; nothing was replaced")
     if missing := list(refitter.get_missing_weights()):
         raise EngineError(f"{component}: {library} also wants {', '.join(missing[:_SHOWN])}; nothing was replaced")
+    on_begin()
     if not refitter.refit_cuda_engine():
         raise EngineError(f"{component}: {library} failed to replace the weights; load the engine anew")
 

@@ -63,23 +63,36 @@ def bench(
         batch=batch,
         runs=runs,
     )
-    measured: dict[str, Measured] = {}
-    asked = bool(devices or providers)
-    for name, each in _jobs(job, devices, providers):
-        try:
-            measured[name] = _measure(name, each)
-        except BackendError as error:
-            if asked:
-                raise
-            click.echo(f"{name}: {error}", err=True)
+    if json_path is not None and not json_path.absolute().parent.is_dir():
+        raise OutputError(f"{json_path.parent} is not a folder; the figures could not be written there")
+    measured, failure = _measure_all(_jobs(job, devices, providers))
     _print(measured)
     if json_path is not None:
         _write(json_path, job, measured)
+    if failure is not None and (devices or providers):
+        raise failure
+
+
+def _measure_all(jobs: list[tuple[str, BenchJob]]) -> tuple[dict[str, Measured], BackendError | None]:
+    """What was measured, and why the first backend that could not be run could not."""
+    measured: dict[str, Measured] = {}
+    first: BackendError | None = None
+    for name, job in jobs:
+        try:
+            measured[name] = _measure(name, job)
+        except BackendError as error:
+            click.echo(f"{name}: {error}", err=True)
+            first = first or error
+    return measured, first
 
 
 def _jobs(job: BenchJob, devices: tuple[str, ...], providers: tuple[str, ...]) -> list[tuple[str, BenchJob]]:
     import msgspec
 
+    from latentrt.device import check_device
+
+    for device in devices:
+        check_device(device)
     if not devices and not providers:
         devices = _devices_here()
     jobs = [(device, msgspec.structs.replace(job, device=device)) for device in devices]
@@ -126,6 +139,9 @@ def _print(measured: dict[str, Measured]) -> None:
         rows = {"picture": figures.picture, **figures.submodules}
         for row, one in rows.items():
             click.echo(f"  {row:<16}{one.count:>6}{one.p50_ms:>12,.1f}{one.p90_ms:>12,.1f}{one.p99_ms:>12,.1f}")
+
+    if measured:
+        click.echo("\npercentiles are by nearest rank: of fewer than 100 runs the 99th is the longest")
 
 
 def _write(path: Path, job: BenchJob, measured: dict[str, Measured]) -> None:

@@ -24,6 +24,7 @@ from latentrt.errors import BundleError
 from latentrt.manifest import Component, GateFigure, Manifest
 from latentrt.manifest_checks import MANIFEST_NAME
 from latentrt.printable import printable
+from latentrt.sealed_engines import sealed_engines
 
 if TYPE_CHECKING:
     from latentrt.metadata import PictureMetadata, PictureRecord
@@ -104,8 +105,11 @@ def _bundle_lines(bundle: Bundle) -> Lines:
     for name, sha256 in manifest.source.weights.items():
         yield "", f"{name}  sha256:{sha256}"
     yield from _use_lines(manifest)
-    for key, engine in manifest.engines.items():
-        yield "engine", f"{key[:12]}  {decimal(manifest.files[engine.plan].size)}  {engine.plan}"
+    for engine in sealed_engines(bundle):
+        identity, size = engine.record.identity, decimal(engine.record.plan.size)
+        target = f"{identity.gpu or ', '.join(identity.compute_capabilities)}, {identity.library}"
+        shapes = next(iter(identity.profile.values()), "")
+        yield "engine", f"{engine.record.key[:12]}  {identity.component}, {shapes}, for {target}, {size}"
     yield "files", f"{len(manifest.files)}, {decimal(sum(record.size for record in manifest.files.values()))}"
 
 
@@ -182,7 +186,7 @@ def _picture_lines(path: str, metadata: PictureMetadata) -> Lines:
 
 def _record_lines(record: PictureRecord) -> Lines:
     for field in record.__struct_fields__:
-        if field != "safety" and (value := getattr(record, field)) is not None:
+        if field != "safety" and (value := getattr(record, field)) not in (None, ()):
             yield _LABELS.get(field, field.replace("_", " ")), str(value)
     safety = record.safety
     yield "safety", "off, nothing was asked" if safety.policy == "off" else safety.policy

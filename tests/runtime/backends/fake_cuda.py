@@ -12,6 +12,7 @@ import ctypes
 import functools
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -84,6 +85,7 @@ class FakeDriver:
         self.api = api
 
     def cuModuleLoadData(self, ptx: bytes) -> tuple[Any, ...]:
+        assert threading.get_ident() in self.api.current
         assert ptx.startswith(b"// of row.cu")
         return (FakeResult.CUDA_SUCCESS, host_kernels())
 
@@ -92,6 +94,7 @@ class FakeDriver:
 
     def cuLaunchKernel(self, kernel: Any, *launch: Any) -> tuple[Any, ...]:
         blocks, _, _, block, _, _, shared, stream, (values, types), extra = launch
+        assert threading.get_ident() in self.api.current
         assert (shared, stream, extra) == (0, 7, 0)
         self.api.counts["kernels"] += 1
         arguments = [kind(value) for value, kind in zip(values, types, strict=True)]
@@ -109,6 +112,7 @@ class FakeCudaApi:
     """
 
     cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode = FakeError, FakeCopyKind, FakeCaptureMode
+    cudaStreamNonBlocking = 1
 
     def __init__(self, limit: int = 1 << 30) -> None:
         self.allocated: dict[int, ctypes.Array[ctypes.c_char]] = {}
@@ -116,6 +120,8 @@ class FakeCudaApi:
         self.capturing: list[Work] | None = None
         self.counts = dict.fromkeys(("uploads", "downloads", "launches", "captures", "allocations", "kernels"), 0)
         self.driver = FakeDriver(self)
+        # The threads in which a context is current; the driver's own calls need one.
+        self.current: set[int] = set()
 
     def enqueue(self, work: Work) -> None:
         """Put work on the stream."""
@@ -129,6 +135,7 @@ class FakeCudaApi:
         assert any(inside), f"{size} bytes at {address} were not allocated"
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
+        assert self.capturing is None, "nothing is allocated in what is recorded"
         if sum(map(len, self.allocated.values())) + size > self.limit:
             return (FakeError.cudaErrorMemoryAllocation, 0)
         buffer = ctypes.create_string_buffer(size)
@@ -137,6 +144,7 @@ class FakeCudaApi:
         return (FakeError.cudaSuccess, ctypes.addressof(buffer))
 
     def cudaFree(self, address: int) -> tuple[Any, ...]:
+        self.cudaStreamSynchronize(7)  # as the real one does
         del self.allocated[address]
         return (FakeError.cudaSuccess,)
 
@@ -144,7 +152,12 @@ class FakeCudaApi:
         used = sum(map(len, self.allocated.values()))
         return (FakeError.cudaSuccess, self.limit - used, self.limit)
 
-    def cudaStreamCreate(self) -> tuple[Any, ...]:
+    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
+        self.current.add(threading.get_ident())
+        return (FakeError.cudaSuccess,)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
+        assert flags == self.cudaStreamNonBlocking
         return (FakeError.cudaSuccess, 7)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
@@ -182,6 +195,7 @@ class FakeCudaApi:
         return (FakeError.cudaSuccess,)
 
     def cudaGraphExecDestroy(self, graph: list[Work]) -> tuple[Any, ...]:
+        assert not any(work in self.queue for work in graph), "it is under way"
         graph.clear()
         return (FakeError.cudaSuccess,)
 

@@ -133,6 +133,7 @@ class FakeEngine:
     """It computes with the weights of the bundle that its plan names, and with others once it is refitted."""
 
     refittable = True
+    device_memory_size_v2 = 1 << 20
 
     def __init__(self, plan: dict[str, Any], cuda: FakeCudaApi) -> None:
         self.cuda, self.plan = cuda, plan
@@ -196,6 +197,7 @@ class FakeRefitter:
         return [name for name in self._engine.weights if name not in self._new]
 
     def refit_cuda_engine(self) -> bool:
+        assert not self._engine.cuda.queue, "the engine has work under way"
         former = self._engine.weights
         self._engine.weights = {name: array.reshape(former[name].shape).copy() for name, array in self._new.items()}
         self._engine.session = session_with(self._engine)
@@ -219,6 +221,7 @@ class FakeContext:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.lent = (0, 0)
+        self.runs = 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         if not self.engine.profile[name].covers(shape):
@@ -245,6 +248,11 @@ class FakeContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
+        specs = (*self.engine.component.inputs, *self.engine.component.outputs)
+        assert self.addresses.keys() == {spec.name for spec in specs}
+        assert self.lent[0], "no memory was lent"
+        assert self.runs or self.cuda.capturing is None, "the first run sets things up, and cannot be recorded"
+        self.runs += 1
         shapes, addresses, lent = dict(self.shapes), dict(self.addresses), self.lent
         outputs = {spec.name: self.get_tensor_shape(spec.name) for spec in self.engine.component.outputs}
 
