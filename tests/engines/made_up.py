@@ -97,15 +97,17 @@ def publish(cache: EngineCache, bundle: Bundle, of: EngineIdentity, plan: bytes 
         return cache.publish(made, draft, array_digests(map_weights(bundle.path(weights))))
 
 
-def publish_wanted(cache: EngineCache, bundle: Bundle, *components: str, **given: Any) -> list[StoredEngine]:
-    """Put into the cache what `latentrt build --gpu rtx4090` with these options would, of all submodules or some.
+def publish_wanted(
+    cache: EngineCache, bundle: Bundle, *components: str, gpus: str = "rtx4090", **given: Any
+) -> list[StoredEngine]:
+    """Put into the cache what `latentrt build --gpu GPUS` with these options would, of all submodules or some.
 
     The library's version is the installed one's, so that commands find the engines.
     """
     ask = Ask(component=components, **given)
     return [
         publish(cache, bundle, one.identity, f"{PLAN!r} of {one.key}".encode())
-        for one in ask.wants(bundle, "rtx4090", None, NO_GPU).engines
+        for one in ask.wants(bundle, gpus, None, NO_GPU).engines
     ]
 
 

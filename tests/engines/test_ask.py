@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -10,7 +11,7 @@ from latentrt.bundle import Bundle
 from latentrt.engine_record import EngineOptions
 from latentrt.errors import BackendError, BundleError, LatentRTError, RequestError
 from latentrt_engines.ask import Ask, Wants, ask_options, parse_bytes, target_options
-from tests.engines.made_up import NO_GPU, RTX4090
+from tests.engines.made_up import H100, NO_GPU, RTX4090, FakeTensorRT
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,8 @@ def test_what_is_asked_for_reaches_every_engine(sample: Bundle) -> None:
         ({"gpus": "rtx1"}, RequestError, "found the GPU 'rtx1'"),
         ({"gpus": None, "capabilities": "x"}, RequestError, "found the compute capabilities 'x'"),
         ({"gpus": None}, RequestError, "nothing says which GPU to build for"),
-        ({"gpus": "h100"}, RequestError, "cannot build for compute capability 9.0"),
+        ({"gpus": "h100", "library": "tensorrt_rtx"}, RequestError, "cannot build for compute capability 9.0"),
+        ({"gpus": "9.0"}, RequestError, "cannot build for compute capability 9.0"),
         ({"size": ("63",)}, RequestError, "found a width of 63 pixels"),
         ({"size": ("64", "big")}, RequestError, "found the size 'big'"),
         ({"batch": "99"}, RequestError, "found a batch of 99"),
@@ -126,6 +128,43 @@ def test_what_cannot_be_had_is_said_first(
     bundle = Bundle.open(request.getfixturevalue(given.pop("bundle")).bundle) if "bundle" in given else sample
     with pytest.raises(error, match=sentence):
         wants(bundle, **given)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words"),
+    [
+        ("h100", "h100 are built with TensorRT on itself"),
+        ("rtx4090,l4,h100", "l4, h100 are built with TensorRT on themselves"),
+    ],
+)
+def test_gpus_whose_engines_are_built_on_themselves(sample: Bundle, gpus: str, words: str) -> None:
+    """Not by a library that they are not meant for, under a name that no run looks for."""
+    with pytest.raises(RequestError, match=f"^engines for {words}: run latentrt build there, without --gpu") as error:
+        wants(sample, gpus)
+    assert "latentrt plan shows who builds what; --library tensorrt_rtx is for whoever" in str(error.value)
+
+
+def test_a_library_for_them_all_the_same(sample: Bundle) -> None:
+    found = wants(sample, "l4", library="tensorrt_rtx", component=("unet",))
+    assert [engine.identity.compute_capabilities for engine in found.engines] == [("8.9",)]
+    assert found.library.name == "tensorrt_rtx"
+
+
+def test_this_machines_gpu_by_its_name(sample: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT())
+    found = Ask().wants(sample, "h100", None, H100)
+    assert {engine.identity.gpu for engine in found.engines} == {H100.name}
+    assert [engine.key for engine in found.engines] == [
+        engine.key for engine in Ask().wants(sample, None, None, H100).engines
+    ]
+    with pytest.raises(RequestError, match=r"^engines for l4 are built with TensorRT on itself"):
+        Ask().wants(sample, "l4", None, H100)
+
+
+def test_a_card_without_a_name_by_its_capability(sample: Bundle) -> None:
+    found = wants(sample, "8.9,rtx3060,8.6", component=("unet",))
+    assert [engine.identity.compute_capabilities for engine in found.engines] == [("8.6", "8.9")]
+    assert [engine.key for engine in wants(sample, "8.9").engines] == [engine.key for engine in wants(sample).engines]
 
 
 def test_the_options_on_the_command_line() -> None:
@@ -165,6 +204,7 @@ def test_the_options_on_the_command_line() -> None:
         tf32=True,
         library="tensorrt",
     )
-    assert targets == [(None, None), ("rtx4090", "8.6")]
+    assert call("--gpus rtx4090") == 0
+    assert targets == [(None, None), ("rtx4090", "8.6"), ("rtx4090", None)]
     for wrong in ("--guidance maybe", "--library onnx", "--precision int8", "--builder-optimization-level high"):
         assert call(wrong) == 2

@@ -11,7 +11,7 @@ import pytest
 from latentrt.bundle import Bundle
 from latentrt.digests import hash_bytes
 from latentrt.engine_record import EngineOptions, LibraryName, SelfCheck
-from latentrt.engine_store import WEIGHTS_NAME
+from latentrt.engine_store import WEIGHTS_NAME, StoredEngine
 from latentrt.errors import BuildError, EngineError, IntegrityError
 from latentrt.manifest import FileRecord, Precision
 from latentrt.sample import bundle_path
@@ -19,8 +19,10 @@ from latentrt.worker_process import Ending
 from latentrt_engines import build as build_module
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.worker import BuildJob, Built, OutOfMemory
+from tests.engines.made_up import publish
 from tests.engines.real_builds import SIZES, Told, built, usable_libraries, wanted
 from tests.exported import Exported
+from tests.runtime.small_bundle import change_byte
 
 BUNDLES = [("sd1", "float32"), ("sd2", "float16"), ("sd2", "float32"), ("sample", "float16"), ("sample", "float32")]
 
@@ -78,6 +80,44 @@ def test_what_is_there_is_not_built_again_unless_forced(sample: Bundle, cache: E
     assert forced.record.build != first.record.build
     assert told.finished == [("text_encoder", True), ("text_encoder", False), ("text_encoder", True)]
     assert [path.name for path in first.folder.glob("*.plan")] == [forced.plan_path.name]
+
+
+@pytest.fixture
+def portable(sample: Bundle, cache: EngineCache) -> StoredEngine:
+    """One plan for more GPUs than the tests ask for."""
+    (asked,) = wanted(sample, "unet")
+    return publish(cache, sample, msgspec.structs.replace(asked.identity, compute_capabilities=("8.6", "8.9")))
+
+
+def test_one_plan_for_more_gpus_is_not_built_again(
+    sample: Bundle, cache: EngineCache, portable: StoredEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "WorkerProcess", None)
+    told = Told()
+    assert built(sample, wanted(sample, "unet"), cache, told) == [portable]
+    assert (told.finished, told.warnings) == ([("unet", False)], [])
+    assert cache.all_keys() == [portable.key]
+
+
+def test_a_plan_for_more_gpus_that_is_damaged_is_moved_aside_and_the_engine_built(
+    sample: Bundle, cache: EngineCache, portable: StoredEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_byte(portable.plan_path)
+    monkeypatch.setattr(build_module, "WorkerProcess", Attempts(made()))
+    told = Told()
+    (engine,) = built(sample, wanted(sample, "unet"), cache, told)
+    assert told.warnings == ["unet: what was there is not what was built; moved aside, and built again"]
+    assert engine.record.identity == wanted(sample, "unet")[0].identity
+    assert cache.all_keys() == [engine.key]
+    assert [path.name.split(".")[0] for path in (cache.folder / "aside").iterdir()] == [portable.key]
+
+
+def test_force_builds_beside_a_plan_for_more_gpus(
+    sample: Bundle, cache: EngineCache, portable: StoredEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "WorkerProcess", Attempts(made()))
+    (engine,) = build_module.build_engines(sample, wanted(sample, "unet"), cache, Told(), force=True)
+    assert sorted(cache.all_keys()) == sorted([engine.key, portable.key])
 
 
 def test_progress_names_phases_and_does_not_go_back(sample: Bundle, cache: EngineCache) -> None:

@@ -179,7 +179,8 @@ def test_a_folder_that_others_can_reach_is_not_used(root: Path) -> None:
     root.chmod(0o755)
     code, said = finish(build_command(bundle_path(), root, *BUILD))
     assert code == 9
-    assert f"error: {root} is open to others (mode bits 055); chmod 700 it" in said
+    mend = "chmod 700 it, or name another folder with LATENTRT_CACHE"
+    assert f"error: {root} is open to others (mode 755, expected 700); {mend}" in said
 
 
 def truncated(engine: StoredEngine, other: StoredEngine) -> None:
@@ -228,6 +229,9 @@ def test_damage_is_found_moved_aside_and_mended_by_a_build(
         assert cache.get(engine.key) is None
     (mended,) = built(sample, wanted(sample, "text_encoder"), cache, told)
     assert told.finished == [("text_encoder", True)]
+    # Said where the build found it; `plan` has said so itself.
+    said = ["text_encoder: what was there is not what was built; moved aside, and built again"]
+    assert told.warnings == (said if damage in (foreign_engine, no_record) else [])
     assert mended.record.identity == engine.record.identity
     assert cache.plan(mended)
     (aside,) = (cache.folder / "aside").iterdir()

@@ -46,14 +46,34 @@ def test_no_two_gpus_share_a_drivers_name() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", ["rtx9999", "", "nvidia", "4090", "h100x"])
-def test_an_unknown_gpu(name: str) -> None:
-    with pytest.raises(RequestError, match=r"expected one of rtx2060.*, l4.*any other.*: --compute-capabilities 8\.9"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rtx9999", "expected one such as rtx4090, rtx3060, rtxa6000, l4, a100, h100, orin; a"),
+        ("", "expected one such as rtx4090, rtx3060, rtxa6000, l4, a100, h100, orin; a"),
+        ("nvidia", "expected one such as rtx4090, rtx3060, rtxa6000, l4, a100, h100, orin; a"),
+        ("8.90", "expected one such as rtx4090, rtx3060, rtxa6000, l4, a100, h100, orin; a"),
+        ("4090", "did you mean rtx4090? A"),
+        ("RTX 4091", "did you mean rtx4090 or rtx5090 or rtx4080? A"),
+        ("h100x", "did you mean h100 or h200 or a100? A"),
+    ],
+)
+def test_an_unknown_gpu(name: str, words: str) -> None:
+    with pytest.raises(RequestError) as refused:
         find_fleet_gpu(name)
+    rest = "card that has no name here by its compute capability, as 8.9"
+    assert str(refused.value) == f"found the GPU {name!r}, {words} {rest}"
+
+
+@pytest.mark.parametrize("text", ["8.9", " 8.9 "])
+def test_a_card_without_a_name_by_its_capability(text: str) -> None:
+    gpu = find_fleet_gpu(text)
+    assert (gpu.label, gpu.compute_capability, gpu.library) == ("8.9", "8.9", "tensorrt_rtx")
 
 
 def test_a_fleet() -> None:
     assert [gpu.label for gpu in parse_fleet("rtx4090, L4,h100,,RTX 4090")] == ["rtx4090", "l4", "h100"]
+    assert [gpu.label for gpu in parse_fleet("12.1,l4, 8.9,12.1")] == ["12.1", "l4", "8.9"]
 
 
 @pytest.mark.parametrize("text", ["", ",", " , "])

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity
+from latentrt.engine_record import EngineIdentity, EngineOptions
 from latentrt.errors import RequestError
 from latentrt.gpu import Gpu, NoGpu
 from latentrt_engines.ask import Ask
@@ -104,6 +106,40 @@ def test_an_engine_for_several_capabilities_is_there_for_each(sample: Bundle, ca
     }
 
 
+def test_the_key_is_that_of_the_engine_that_is_there(sample: Bundle, cache: EngineCache) -> None:
+    engine = publish(cache, sample, rtx_engine(sample, "8.6", "8.9"))
+    planned = {each.gpu.label: each for each in plan(sample, cache, "rtx3060,rtx4090,rtx5090")}
+    assert {planned["rtx3060"].key, planned["rtx4090"].key} == {engine.key}
+    assert planned["rtx4090"].wanted.key != engine.key
+    assert planned["rtx5090"].key == planned["rtx5090"].wanted.key
+
+
+def test_a_card_without_a_name_by_its_capability(sample: Bundle, cache: EngineCache) -> None:
+    engine = publish(cache, sample, rtx_engine(sample, "8.9"))
+    planned = {each.gpu.label: each for each in plan(sample, cache, "8.9,rtx4090,7.5,10.0")}
+    assert {label: each.there for label, each in planned.items()} == {
+        "8.9": "cache",
+        "rtx4090": "cache",
+        "7.5": None,
+        "10.0": None,
+    }
+    assert planned["8.9"].key == planned["rtx4090"].key == engine.key
+    assert planned["7.5"].obstacle is None
+    assert "cannot build for compute capability 10.0" in (planned["10.0"].obstacle or "")
+
+
+@pytest.mark.parametrize("damage", [lambda plan: os.truncate(plan, 3), Path.unlink], ids=["truncated", "missing"])
+def test_a_plan_of_another_size_is_not_there(
+    sample: Bundle, cache: EngineCache, damage: Callable[[Path], None]
+) -> None:
+    engine = publish(cache, sample, rtx_engine(sample, "8.9"))
+    damage(engine.plan_path)
+    (planned,) = plan(sample, cache, "rtx4090")
+    assert (planned.there, planned.obstacle) == (None, None)
+    assert planned.size_bytes > len(PLAN), "an estimate"
+    assert engine.folder.exists(), "looking moves nothing"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -113,6 +149,7 @@ def test_an_engine_for_several_capabilities_is_there_for_each(sample: Bundle, ca
         {"graph": "0" * 64},
         {"precision": "float32"},
         {"profile": {}},
+        {"options": EngineOptions(tf32=True)},
     ],
 )
 def test_an_engine_that_is_not_the_one_is_not_there(
@@ -154,9 +191,21 @@ def test_an_engine_of_any_version_is_there_where_the_library_is_not(sample: Bund
 
 def test_a_library_that_is_not_installed(sample: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    (planned,) = plan(sample, cache, "l4")
+    (planned,) = plan(sample, cache, "h100", H100)
     assert planned.obstacle is not None
     assert "tensorrt is needed to build engines with TensorRT and is not installed" in planned.obstacle
+    (planned,) = plan(sample, cache, "l4", H100)
+    assert planned.obstacle == "TensorRT builds on the GPU itself: run latentrt build there", "not for this machine"
+
+
+def test_a_library_that_needs_no_gpu_is_not_installed(
+    sample: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    (planned,) = plan(sample, cache, "rtx4090")
+    assert planned.obstacle is not None
+    assert "is needed to build engines with TensorRT-RTX and is not installed" in planned.obstacle
+    assert not planned.elsewhere, "any machine that has it builds them"
 
 
 @pytest.mark.parametrize("here", [NO_GPU, H100, L40S], ids=["no GPU", "H100", "L40S"])
@@ -164,12 +213,16 @@ def test_a_gpu_that_is_not_in_this_machine(
     sample: Bundle, cache: EngineCache, tensorrt: str, here: Gpu | NoGpu
 ) -> None:
     (planned,) = plan(sample, cache, "l4", here)
-    assert planned.obstacle == f"TensorRT {tensorrt} builds on the GPU itself, run this command there"
+    assert planned.obstacle == "TensorRT builds on the GPU itself: run latentrt build there"
+    assert planned.elsewhere
 
 
 def test_the_gpu_in_this_machine(sample: Bundle, cache: EngineCache, tensorrt: str) -> None:
     planned = plan(sample, cache, "h100,l4", H100)
-    assert {each.gpu.label: each.obstacle is None for each in planned} == {"h100": True, "l4": False}
+    assert {each.gpu.label: (each.obstacle is None, each.elsewhere) for each in planned} == {
+        "h100": (True, False),
+        "l4": (False, True),
+    }
 
 
 def test_what_is_planned_for_the_gpu_in_this_machine_is_what_build_builds(
@@ -185,9 +238,11 @@ def test_what_the_library_cannot_do(sample: Bundle, cache: EngineCache) -> None:
     (planned,) = plan(sample, cache, "rtx4090", refittable=True)
     assert planned.obstacle is not None
     assert "makes refittable plans only on a machine with a GPU" in planned.obstacle
+    assert not planned.elsewhere
     (planned,) = plan(sample, cache, "h100", library="tensorrt_rtx")
     assert planned.obstacle is not None
     assert "cannot build for compute capability 9.0" in planned.obstacle
+    assert not planned.elsewhere, "nor can the GPU's own machine"
 
 
 # How large

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from latentrt.bundle import Bundle
+from latentrt.engine_record import EngineIdentity, engine_key
 from latentrt.engine_store import RECORD_NAME, StoredEngine
 from latentrt.errors import EngineDamagedError, EngineError, IntegrityError, LatentRTError, OutputError, RequestError
 from latentrt.sealed_engines import sealed_engines
 from latentrt_engines.cache import EngineCache
-from latentrt_engines.seal import choose_engines, is_of_bundle, seal
+from latentrt_engines.seal import choose_engines, find_engine, is_of_bundle, seal
 from tests.engines.made_up import identity, publish, retrained
 from tests.exported import Exported
 from tests.runtime.small_bundle import change_byte
@@ -39,18 +41,38 @@ def test_those_whose_keys_begin_so(sample: Bundle, cache: EngineCache, engines: 
 
 
 def test_a_key_that_no_engine_has(sample: Bundle, cache: EngineCache, engines: list[StoredEngine]) -> None:
-    for key in ("x", "0" * 64):
+    for key in ("xxxx", "0" * 64):
         with pytest.raises(RequestError, match=f"^no engine has a key that begins with '{key}'; latentrt engines list"):
             choose_engines(cache, sample, [key])
 
 
-def test_a_beginning_that_several_keys_have(sample: Bundle, cache: EngineCache, engines: list[StoredEngine]) -> None:
-    for number in range(16):  # two of more than sixteen keys begin with the same digit
-        publish(cache, sample, identity(sample, "unet", library_version=f"{number}"))
-    first = [engine.key[0] for engine in cache.engines()]
-    digit = max(first, key=first.count)
-    with pytest.raises(RequestError, match=f"^{first.count(digit)} engines have a key that begins with '{digit}'"):
-        choose_engines(cache, sample, [digit])
+@pytest.mark.parametrize("digits", [0, 1, 3])
+def test_a_beginning_that_is_too_short(cache: EngineCache, engines: list[StoredEngine], digits: int) -> None:
+    """Even if one engine alone has it today: tomorrow another one may."""
+    key = engines[0].key[:digits]
+    with pytest.raises(RequestError, match=f"^found the key '{key}', expected its first 4 digits or more$"):
+        find_engine(key, engines[:1])
+    assert find_engine(engines[0].key[:4], engines[:1]) == engines[0]
+
+
+def two_with_one_beginning(bundle: Bundle) -> tuple[EngineIdentity, EngineIdentity]:
+    """Two whose keys begin with the same four digits; some hundreds are enough for that."""
+    seen: dict[str, EngineIdentity] = {}
+    usual = identity(bundle, "unet")
+    for number in itertools.count():
+        made = msgspec.structs.replace(usual, library_version=f"{number}")
+        earlier = seen.setdefault(engine_key(made)[:4], made)
+        if earlier != made:
+            return earlier, made
+    raise AssertionError
+
+
+def test_a_beginning_that_several_keys_have(sample: Bundle, cache: EngineCache) -> None:
+    first, second = (publish(cache, sample, each) for each in two_with_one_beginning(sample))
+    digits = first.key[:4]
+    with pytest.raises(RequestError, match=f"^2 engines have a key that begins with '{digits}'; latentrt engines list"):
+        choose_engines(cache, sample, [digits])
+    assert choose_engines(cache, sample, [second.key[:12]]) == [second]
 
 
 def test_an_engine_of_other_weights(
@@ -156,11 +178,16 @@ def test_what_exists_is_replaced_on_demand_only(
     assert len(seal(sample, engines, cache, tmp_path / "out", overwrite=True).manifest.engines) == 2
 
 
-def test_a_bundle_can_be_sealed_into_its_own_place(
-    cache: EngineCache, engines: list[StoredEngine], tmp_path: Path, earlier: dict[str, bytes]
+@pytest.mark.parametrize("place", ["out", "link", "elsewhere/../out"])
+def test_a_bundle_is_not_sealed_into_its_own_place(
+    cache: EngineCache, engines: list[StoredEngine], tmp_path: Path, earlier: dict[str, bytes], place: str
 ) -> None:
-    bundle = Bundle.open(tmp_path / "out")
-    assert len(seal(bundle, engines, cache, tmp_path / "out", overwrite=True).manifest.engines) == 2
+    """Its digest would be another, and whoever pins it would find it damaged."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with pytest.raises(RequestError, match=f"^{tmp_path / place} is the bundle itself; seal into another folder, as "):
+        seal(Bundle.open(tmp_path / "out"), engines, cache, tmp_path / place, overwrite=True)
+    assert content(tmp_path / "out") == earlier
 
 
 @pytest.mark.parametrize("damaged", ["plan", "weights"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from latentrt.errors import IntegrityError
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.seal import seal
 from latentrt_engines.why import Answer, explain
-from tests.engines.made_up import H100, TENSORRT, identity, publish, retrained, wanted
+from tests.engines.made_up import H100, PLAN, TENSORRT, identity, publish, retrained, wanted
 from tests.runtime.small_bundle import change_byte
 
 
@@ -59,6 +60,44 @@ def test_the_nearest_is_the_one_with_the_fewest_differences(sample: Bundle, cach
     found = answer(sample, cache)
     assert found.nearest == near.record
     assert len(found.differs) == 1
+
+
+def test_one_plan_for_more_gpus_is_there(sample: Bundle, cache: EngineCache) -> None:
+    engine = publish(cache, sample, identity(sample, "unet", compute_capabilities=("8.6", "8.9")))
+    publish(cache, sample, identity(sample, "unet", compute_capabilities=("12.0",)))
+    found = answer(sample, cache)
+    assert (found.nearest, found.sealed, found.differs) == (engine.record, False, ())
+    missing = answer(sample, cache, compute_capabilities=("8.9", "9.0"))
+    assert (missing.nearest, missing.differs) == (engine.record, ("built for 8.6, 8.9, wanted 8.9, 9.0",))
+
+
+def test_the_nearest_is_of_the_graph_then_the_weights_then_the_shapes_then_the_gpus(
+    sample: Bundle, cache: EngineCache
+) -> None:
+    """However many clauses it takes to say what else differs: that can be built again, another graph cannot be met."""
+    other = {"library_version": "0", "options": EngineOptions(tf32=True, refittable=True)}
+    order: list[dict[str, Any]] = [
+        {"graph": "0" * 64},
+        {"weights": "0" * 64},
+        {"profile": {}, **other},
+        {"compute_capabilities": ("8.6",), **other},
+        other,
+        {"compute_capabilities": ("8.6", "8.9", "12.0")},
+    ]
+    for changes in order:  # each is nearer than all before it
+        engine = publish(cache, sample, identity(sample, "unet", **changes))
+        assert answer(sample, cache).nearest == engine.record
+
+
+def test_a_plan_of_another_size_is_not_there(sample: Bundle, cache: EngineCache) -> None:
+    engine = publish(cache, sample, identity(sample, "unet"))
+    near = publish(cache, sample, identity(sample, "unet", options=EngineOptions(tf32=True)))
+    os.truncate(engine.plan_path, len(PLAN) - 1)
+    found = answer(sample, cache)
+    assert (found.nearest, found.differs) == (near.record, ("tf32: on there, off wanted",))
+    near.plan_path.unlink()
+    found = answer(sample, cache)
+    assert (found.nearest, found.differs) == (None, ("nothing is built of unet",))
 
 
 # Weights

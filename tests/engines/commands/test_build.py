@@ -26,7 +26,7 @@ def test_engines_are_built_once(latentrt: Caller, cache: EngineCache) -> None:
     assert lines[3].startswith("compared with the manifest and not run yet: ")
     assert re.fullmatch(rf"2 engines in {cache.folder}, \d+ s\n", first.out)
 
-    second = latentrt("build", bundle_path(), *SMALL)
+    second = latentrt("build", bundle_path(), "--gpus", "8.9", *SMALL[2:])
     assert second.code == 0
     assert second.err.count("there already") == 2
     assert len(list(cache.engines())) == 2
@@ -41,6 +41,16 @@ def test_force_builds_again(latentrt: Caller, cache: EngineCache) -> None:
     (after,) = (engine.record for engine in cache.engines())
     assert after.identity == before.identity
     assert after.build != before.build
+
+
+def test_one_plan_for_more_gpus_is_there_already(latentrt: Caller, cache: EngineCache) -> None:
+    decoder = ("--component", "vae_decoder")
+    assert latentrt("build", bundle_path(), "--gpu", "rtx4090,rtx3060", *decoder).code == 0
+    (engine,) = cache.engines()
+    ended = latentrt("build", bundle_path(), *FOR_4090, *decoder)
+    assert "there already" in ended.err
+    assert re.fullmatch(rf"1 engine in {cache.folder}, \d+ s\n", ended.out)
+    assert cache.all_keys() == [engine.key]
 
 
 def test_a_graph_that_cannot_be_built(latentrt: Caller, cache: EngineCache, tmp_path: Path) -> None:
@@ -59,6 +69,8 @@ def test_a_graph_that_cannot_be_built(latentrt: Caller, cache: EngineCache, tmp_
     [
         (("--gpu", "rtx1"), 2, "error: found the GPU 'rtx1'"),
         (("--compute-capabilities", "9.0"), 2, "cannot build for compute capability 9.0"),
+        (("--gpu", "l4"), 2, "error: engines for l4 are built with TensorRT on itself: run latentrt build there, "),
+        (("--gpus", "rtx4090,l4,h100"), 2, "error: engines for l4, h100 are built with TensorRT on themselves"),
         ((*FOR_4090, "--size", "63"), 2, "error: found a width of 63 pixels"),
         ((*FOR_4090, "--component", "vae"), 2, "error: found the component 'vae'"),
         ((*FOR_4090, "--workspace", "much"), 2, "error: found the workspace 'much'"),

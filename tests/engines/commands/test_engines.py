@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from latentrt.bundle import Bundle
+from latentrt.engine_record import EngineOptions
 from latentrt.engine_store import RECORD_NAME, StoredEngine
 from latentrt.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.engines.commands.calling import Caller
-from tests.engines.made_up import H100, identity, publish, publish_wanted, retrained
+from tests.engines.made_up import H100, PLAN, identity, publish, publish_wanted, retrained
 from tests.runtime.small_bundle import change_byte
 
 FOR_4090 = ("--gpu", "rtx4090")
@@ -22,6 +23,11 @@ FOR_4090 = ("--gpu", "rtx4090")
 def built(sample: Bundle, cache: EngineCache) -> list[StoredEngine]:
     """What `latentrt build --gpu rtx4090` leaves of two submodules."""
     return publish_wanted(cache, sample, "unet", "vae_decoder")
+
+
+def cells(line: str) -> list[str]:
+    """Of a row of a table, but those that are empty."""
+    return re.split(r"\s{2,}", line.strip())
 
 
 # list
@@ -36,17 +42,56 @@ def test_an_empty_list(latentrt: Caller, cache: EngineCache) -> None:
 
 def test_the_list(latentrt: Caller, sample: Bundle, cache: EngineCache, built: list[StoredEngine]) -> None:
     target = {"library": "tensorrt", "library_version": "11.0", "gpu": H100.name, "compute_capabilities": ("9.0",)}
-    publish(cache, sample, identity(sample, "safety_checker", **target))
+    options = EngineOptions(optimization_level=5, refittable=True)
+    publish(cache, sample, identity(sample, "safety_checker", **target, options=options))
+    portable = identity(sample, "vae_encoder", compute_capabilities=("8.6", "8.9"), profile={}, library_version="1.2")
+    publish(cache, sample, portable)
     ended = latentrt("engines", "list")
     lines = ended.out.splitlines()
-    assert [re.split(r"\s{2,}", line.strip())[1:4] for line in lines[2:-1]] == [
-        ["safety_checker", "float16", "NVIDIA H100 80GB HBM3"],
-        ["unet", "float16", "8.9"],
-        ["vae_decoder", "float16", "8.9"],
+    assert lines[0].split() == ["key", "component", "for", "shapes", "options", "size", "built", "checked", "on"]
+    rtx, built_at = built[0].record.identity.library_version, ["2026-01-02 03:04", "not run"]
+    sizes = [f"{engine.record.plan.size} bytes" for engine in built]
+    assert [cells(line)[1:] for line in lines[2:-1]] == [
+        [
+            "safety_checker float16",
+            f"{H100.name}, tensorrt 11.0",
+            "1×64×64×3",
+            "optimization level 5, refittable",
+            f"{len(PLAN)} bytes",
+            *built_at,
+        ],
+        ["unet float16", f"8.9, tensorrt_rtx {rtx}", "2×4×16×16", sizes[0], *built_at],
+        ["vae_decoder float16", f"8.9, tensorrt_rtx {rtx}", "1×4×16×16", sizes[1], *built_at],
+        ["vae_encoder float16", "8.6, 8.9, tensorrt_rtx 1.2", f"{len(PLAN)} bytes", *built_at],
     ]
     assert lines[3].startswith(built[0].key[:12])
-    assert all(line.rstrip().endswith("2026-01-02 03:04   not run") for line in lines[2:-1])
-    assert lines[-1].startswith("3 engines, ")
+    size = 2 * len(PLAN) + sum(engine.record.plan.size for engine in built)
+    assert lines[-1] == f"4 engines, {size} bytes, in {cache.folder}"
+
+
+def test_a_list_of_one(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
+    publish(cache, sample, identity(sample, "unet"))
+    assert latentrt("engines", "list").out.splitlines()[-1] == f"1 engine, {len(PLAN)} bytes, in {cache.folder}"
+
+
+def test_a_plan_of_another_size_is_called_damaged(latentrt: Caller, built: list[StoredEngine]) -> None:
+    os.truncate(built[0].plan_path, 3)
+    built[1].plan_path.unlink()
+    assert [cells(line)[4] for line in latentrt("engines", "list").out.splitlines()[2:-1]] == ["damaged", "damaged"]
+
+
+def test_the_list_of_a_bundle(latentrt: Caller, cache: EngineCache, built: list[StoredEngine], tmp_path: Path) -> None:
+    other = retrained(tmp_path / "b", "conv_in.weight")  # of another denoiser and the same decoder
+    (engine,) = publish_wanted(cache, other, "unet")
+    listed = {
+        folder: {one["key"] for one in json.loads(latentrt("engines", "list", folder, "--json").out)}
+        for folder in (bundle_path(), other.folder)
+    }
+    assert listed == {bundle_path(): {one.key for one in built}, other.folder: {engine.key, built[1].key}}
+    lines = latentrt("engines", "list", other.folder).out.splitlines()
+    assert [cells(line)[0] for line in lines[2:-1]] == [engine.key[:12], built[1].key[:12]]
+    assert lines[-1].startswith("2 engines, ")
+    assert latentrt("engines", "list", tmp_path / "nothing").code == 4
 
 
 def test_the_list_as_json(latentrt: Caller, built: list[StoredEngine]) -> None:
@@ -55,6 +100,25 @@ def test_the_list_as_json(latentrt: Caller, built: list[StoredEngine]) -> None:
     for engine in built:
         assert listed[engine.key]["identity"]["component"] == engine.record.identity.component
         assert listed[engine.key]["plan"]["sha256"] == engine.record.plan.sha256
+
+
+# show
+
+
+def test_show(latentrt: Caller, built: list[StoredEngine]) -> None:
+    ended = latentrt("engines", "show", built[0].key[:12])
+    assert (ended.code, ended.out.encode()) == (0, (built[0].folder / RECORD_NAME).read_bytes())
+    assert json.loads(ended.out)["identity"]["component"] == "unet"
+
+
+def test_what_cannot_be_shown(latentrt: Caller, built: list[StoredEngine]) -> None:
+    for key, sentence in (
+        (built[0].key[:3], f"error: found the key '{built[0].key[:3]}', expected its first 4 digits or more\n"),
+        ("0" * 64, f"error: no engine has a key that begins with '{'0' * 64}'; latentrt engines list shows them\n"),
+    ):
+        ended = latentrt("engines", "show", key)
+        assert (ended.code, ended.out, ended.err) == (2, "", sentence)
+    assert latentrt("engines", "show").code == 2
 
 
 # why
@@ -74,6 +138,24 @@ def test_why(latentrt: Caller, built: list[StoredEngine], tmp_path: Path) -> Non
         f"vae_decoder     there: {built[1].key[:12]} in the cache",
         "vae_encoder     nothing is built of vae_encoder",
     ]
+
+
+def test_why_of_one_plan_for_more_gpus(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
+    (engine,) = publish_wanted(cache, sample, "unet", gpus="rtx4090,rtx3060")
+    for gpus in ("rtx4090", "rtx3060", "8.9,8.6"):
+        ended = latentrt("engines", "why", bundle_path(), "--gpu", gpus, "--component", "unet")
+        assert ended.out.splitlines()[1:] == [f"unet            there: {engine.key[:12]} in the cache"]
+    ended = latentrt("engines", "why", bundle_path(), "--gpu", "rtx4090,rtx5090", "--component", "unet")
+    assert ended.out.splitlines()[1:] == [
+        f"unet            missing; nearest is {engine.key[:12]} in the cache:",
+        "                  built for 8.6, 8.9, wanted 8.9, 12.0",
+    ]
+
+
+def test_why_of_a_plan_of_another_size(latentrt: Caller, built: list[StoredEngine]) -> None:
+    os.truncate(built[0].plan_path, 3)
+    ended = latentrt("engines", "why", bundle_path(), *FOR_4090, "--component", "unet")
+    assert ended.out.splitlines()[1:] == ["unet            nothing is built of unet"]
 
 
 def test_why_of_sealed_engines(latentrt: Caller, cache: EngineCache, built: list[StoredEngine], tmp_path: Path) -> None:
@@ -105,7 +187,7 @@ def test_damage_is_found_and_moved_aside(
     assert f"not what was built: 1 of 2; they were moved aside, to {cache.folder / 'aside'}:" in ended.err
     assert built[0].key in ended.err
     assert built[1].key not in ended.err
-    assert latentrt("engines", "verify").out == f"intact: 1 engines in {cache.folder}\n"
+    assert latentrt("engines", "verify").out == f"intact: 1 engine in {cache.folder}\n"
     (moved,) = (cache.folder / "aside").iterdir()
     assert (moved / "reason.txt").read_text()
 
@@ -124,7 +206,8 @@ def test_verifying_is_not_using(latentrt: Caller, built: list[StoredEngine]) -> 
     """Else whoever verifies every night would never prune."""
     os.utime(built[0].folder / RECORD_NAME, (0, 0))
     assert latentrt("engines", "verify").code == 0
-    assert "1 things" in latentrt("engines", "prune", "--older-than", "1", "--dry-run").out
+    dry = latentrt("engines", "prune", "--older-than", "1", "--dry-run")
+    assert re.fullmatch(r"1 thing, .* \(nothing was deleted\), in .*", dry.out.splitlines()[-1])
 
 
 # prune
@@ -169,14 +252,29 @@ def test_seal(latentrt: Caller, cache: EngineCache, built: list[StoredEngine], t
     sealed = Bundle.open(out)
     assert ended.out.splitlines() == [
         f"sealed {built[0].key[:12]}  unet",
-        f"{out}: 1 engines",
+        f"{out}: 1 engine, 1 of them sealed now",
         f"digest: {sealed.digest}",
     ]
     assert latentrt("verify", out, "--digest", sealed.digest).code == 0
     shown = latentrt("inspect", out)
-    assert re.search(rf"^engine +{built[0].key[:12]}  .*{built[0].plan_path.name}$", shown.out, re.MULTILINE)
+    words = rf"unet, 2×4×16×16, for 8\.9, tensorrt_rtx, {built[0].record.plan.size} bytes"
+    assert re.search(rf"^engine +{built[0].key[:12]}  {words}$", shown.out, re.MULTILINE)
     assert latentrt("engines", "seal", bundle_path(), out).code == 8
-    assert latentrt("engines", "seal", bundle_path(), out, "--overwrite").out.count("sealed ") == 2
+    assert latentrt("engines", "seal", bundle_path(), out, "--overwrite").out.count("\nsealed ") == 1
+
+
+def test_sealing_more_into_a_bundle_that_has_some(
+    latentrt: Caller, cache: EngineCache, built: list[StoredEngine], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert latentrt("engines", "seal", bundle_path(), first, built[0].key[:12]).code == 0
+    ended = latentrt("engines", "seal", first, second, built[1].key[:4])
+    assert ended.out.splitlines()[1] == f"{second}: 2 engines, 1 of them sealed now"
+    itself = latentrt("engines", "seal", first, first, "--overwrite")
+    assert (itself.code, itself.out) == (2, "")
+    words = "is the bundle itself; seal into another folder, as its digest stays what it is"
+    assert itself.err == f"error: {first} {words}\n"
+    assert len(Bundle.open(first).manifest.engines) == 1
 
 
 def test_what_cannot_be_sealed(latentrt: Caller, sample: Bundle, cache: EngineCache, tmp_path: Path) -> None:

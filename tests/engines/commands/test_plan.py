@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from latentrt.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.engines.commands.calling import Caller
 from tests.engines.made_up import broken, publish_wanted
+from tests.runtime.small_bundle import change_byte
 
 FLEET = ("--gpus", "rtx4090,rtx4060,h100")
 
@@ -25,7 +28,13 @@ def _no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 def rows(out: str) -> list[list[str]]:
     """The table's cells, below its headings."""
     below = out.splitlines()[2:]
-    return [re.split(r"\s{2,}", line.strip()) for line in below if re.match(r"\w+ \(\d", line)]
+    return [re.split(r"\s{2,}", line.strip()) for line in below if re.match(r"\S+ \(\d", line)]
+
+
+def said(line: str) -> str:
+    """A line of a build, less its figures."""
+    words = re.sub(r"(?<=\S)\s{2,}.*there already.*", " there already", line)
+    return re.sub(r"(?<=\S)\s{2,}.*MB, built in .*", " built", words)
 
 
 def test_the_table(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
@@ -43,8 +52,72 @@ def test_the_table(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None
     ]
     assert [row[4].startswith("~") for row in rows(ended.out)] == [False, True, False, True, True, True]
     obstacle, summary = ended.out.splitlines()[-2:]
-    assert obstacle.startswith("h100: tensorrt is needed to build engines with TensorRT and is not installed; pip")
-    assert summary == "4 different engines: 1 there, 1 can be built here (--run), 2 elsewhere"
+    assert obstacle == "h100: TensorRT builds on the GPU itself: run latentrt build there"
+    assert summary == "4 different engines: 1 there, 1 can be built here (--run), 2 on their own machines"
+
+
+def test_what_no_machine_builds_like_that(latentrt: Caller, cache: EngineCache) -> None:
+    """On its own machine it would be refused too."""
+    asked = ("--component", "unet", "--library", "tensorrt_rtx")
+    ended = latentrt("plan", bundle_path(), "--gpus", "rtx4090,h100,8.9", *asked)
+    assert [row[5] for row in rows(ended.out)] == ["can be built here", "cannot be built here", "can be built here"]
+    assert rows(ended.out)[2][0] == "8.9 (8.9)"
+    obstacle, summary = ended.out.splitlines()[-2:]
+    assert re.match(r"h100: TensorRT-RTX .* cannot build for compute capability 9\.0", obstacle)
+    counts = "0 there, 1 can be built here (--run), 0 on their own machines, 1 cannot be built here"
+    assert summary == f"2 different engines: {counts}", "a card without a name shares the engine of its kind"
+
+
+def test_one_plan_for_more_gpus_is_one_engine(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
+    (engine,) = publish_wanted(cache, sample, "unet", gpus="rtx4090,rtx3060")
+    call = ("plan", bundle_path(), "--gpu", "rtx4090,rtx3060,8.6", "--component", "unet")
+    counts = "1 there, 0 can be built here (--run), 0 on their own machines"
+    assert latentrt(*call).out.splitlines()[-1] == f"1 different engine: {counts}"
+    planned = json.loads(latentrt(*call, "--json").out)
+    assert [(each["gpu"], each["there"]) for each in planned] == [
+        ("rtx4090", "cache"),
+        ("rtx3060", "cache"),
+        ("8.6", "cache"),
+    ]
+    assert {(each["key"], each["size_bytes"]) for each in planned} == {(engine.key, engine.record.plan.size)}
+
+
+# --check
+
+
+def test_check_of_a_fleet_that_has_all(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
+    publish_wanted(cache, sample, "unet")
+    call = ("plan", bundle_path(), "--gpus", "rtx4090,rtx4060", "--component", "unet")
+    ended = latentrt(*call, "--check")
+    assert (ended.code, ended.out, ended.err) == (0, latentrt(*call).out, "")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sentence"),
+    [
+        ("rtx3060,8.6", "error: 1 engine of this fleet is missing\n"),
+        ("rtx4090,rtx3060,h100", "error: 2 engines of this fleet are missing\n"),
+    ],
+)
+def test_check_of_a_fleet_that_lacks_some(
+    latentrt: Caller, sample: Bundle, cache: EngineCache, gpus: str, sentence: str
+) -> None:
+    publish_wanted(cache, sample, "unet")
+    call = ("plan", bundle_path(), "--gpus", gpus, "--component", "unet")
+    for form in ((), ("--json",)):
+        plain, ended = latentrt(*call, *form), latentrt(*call, *form, "--check")
+        assert plain.code == 0
+        assert (ended.code, ended.out, ended.err) == (9, plain.out, sentence), "and the plan is told all the same"
+
+
+def test_check_after_a_run(latentrt: Caller, cache: EngineCache) -> None:
+    call = ("plan", bundle_path(), "--gpus", "rtx4090", "--component", "vae_decoder", "--check")
+    assert latentrt(*call).code == 9
+    assert latentrt(*call, "--run").code == 0
+    assert latentrt(*call).code == 0
+
+
+# --json
 
 
 def test_json(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
@@ -63,9 +136,14 @@ def test_json(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
         "size_bytes": engine.record.plan.size,
         "size_is_estimated": False,
         "obstacle": None,
+        "elsewhere": False,
     }
     assert second == {**first, "gpu": "rtx4060"}
-    assert (third["there"], third["size_is_estimated"], "tensorrt" in third["obstacle"]) == (None, True, True)
+    assert (third["there"], third["size_is_estimated"], third["elsewhere"]) == (None, True, True)
+    assert third["obstacle"] == "TensorRT builds on the GPU itself: run latentrt build there"
+
+
+# --run
 
 
 def test_run_builds_what_is_missing_once_and_goes_on_where_it_was(
@@ -75,10 +153,56 @@ def test_run_builds_what_is_missing_once_and_goes_on_where_it_was(
     call = ("plan", bundle_path(), *FLEET, "--component", "vae_encoder", "--component", "vae_decoder", "--run")
     first = latentrt(*call)
     assert first.code == 0, first.err
-    assert [line.split()[0] for line in first.err.splitlines()] == ["vae_decoder"], "one engine for two GPUs"
-    assert first.out.splitlines()[-1] == "4 different engines: 2 there, 0 can be built here (--run), 2 elsewhere"
+    heading = "for rtx4060, 64x64, batch 1, guidance on:"
+    assert [said(line) for line in first.err.splitlines()] == [
+        heading,
+        "vae_encoder there already",
+        heading,
+        "vae_decoder built",
+    ], "one engine for two GPUs"
+    counts = "2 there, 0 can be built here (--run), 2 on their own machines"
+    assert first.out.splitlines()[-1] == f"4 different engines: {counts}"
     second = latentrt(*call)
-    assert (second.code, second.err, second.out) == (0, "", first.out)
+    assert (second.code, second.err.count("there already"), second.err.count("built in")) == (0, 2, 0)
+    assert second.out == first.out
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "truncated": lambda plan: os.truncate(plan, 3),
+    "missing": Path.unlink,
+    "flipped": change_byte,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_run_builds_again_what_is_damaged_and_says_so(
+    latentrt: Caller, sample: Bundle, cache: EngineCache, damage: str
+) -> None:
+    """A plan of the right size counts as there until it is hashed, and a run hashes it."""
+    (engine,) = publish_wanted(cache, sample, "vae_decoder")
+    DAMAGE[damage](engine.plan_path)
+    call = ("plan", bundle_path(), "--gpus", "rtx4090", "--component", "vae_decoder")
+    assert rows(latentrt(*call).out)[0][5] == ("in the cache" if damage == "flipped" else "can be built here")
+    ended = latentrt(*call, "--run")
+    assert ended.code == 0, ended.err
+    heading, warning, built = ended.err.splitlines()
+    assert heading == "for rtx4090, 64x64, batch 1, guidance on:"
+    assert warning == "warning: vae_decoder: what was there is not what was built; moved aside, and built again"
+    assert said(built) == "vae_decoder built"
+    assert cache.plan(*cache.engines())
+    assert [path.name.split(".")[0] for path in (cache.folder / "aside").iterdir()] == [engine.key]
+    assert rows(ended.out)[0][5] == "in the cache"
+    assert "there already" in latentrt(*call, "--run").err
+
+
+def test_run_leaves_what_the_bundle_brings_along(
+    latentrt: Caller, sample: Bundle, cache: EngineCache, tmp_path: Path
+) -> None:
+    publish_wanted(cache, sample, "unet", gpus="rtx4090,rtx3060")
+    assert latentrt("engines", "seal", bundle_path(), tmp_path / "out").code == 0
+    call = ("plan", tmp_path / "out", "--gpus", "rtx4090,rtx3060", "--component", "unet", "--run")
+    ended = latentrt(*call)
+    assert (ended.code, ended.err, [row[5] for row in rows(ended.out)]) == (0, "", ["in the bundle"] * 2)
 
 
 def test_run_with_json_prints_json_alone(latentrt: Caller, cache: EngineCache) -> None:
@@ -98,7 +222,8 @@ def test_one_that_fails_does_not_keep_the_others_from_being_built(
     assert "error: 1 of 3 engines could not be built:\n  safety_checker: TensorRT-RTX" in ended.err
     assert {engine.record.identity.component for engine in cache.engines()} == {"vae_decoder", "vae_encoder"}
     again = latentrt("plan", bundle.folder, "--gpus", "rtx4090", *components, "--run")
-    assert "1 of 1 engines could not be built" in again.err
+    assert "error: 1 of 3 engines could not be built:\n  safety_checker: TensorRT-RTX" in again.err
+    assert again.err.count("there already") == 2
 
 
 @pytest.mark.parametrize(
