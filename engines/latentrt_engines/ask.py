@@ -135,7 +135,7 @@ def _check_fleet(fleet: Sequence[FleetGpu]) -> None:
         names, themselves = ", ".join(others), "itself" if len(others) == 1 else "themselves"
         raise RequestError(
             f"engines for {names} are built with TensorRT on {themselves}: run latentrt build there, without --gpu. "
-            "latentrt plan shows who builds what; --library tensorrt_rtx is for whoever wants its plans there all the same"
+            "latentrt plan shows who builds what; --library tensorrt_rtx is for whoever wants its plans there"
         )
 
 

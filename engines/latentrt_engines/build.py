@@ -95,13 +95,18 @@ class _Build:
 
     def _there(self) -> StoredEngine | None:
         """The engine, or one plan for more GPUs; what fails its hash is moved aside, and said to be."""
-        other = self.cache.find(self.wanted.identity)
-        for key in dict.fromkeys([self.wanted.key, *([other.key] if other else [])]):
+        tried, damaged = set[str](), False
+        key: str | None = self.wanted.key
+        while key is not None and key not in tried:
+            tried.add(key)
             was_there = (self.cache.folder / key).exists()
             if (engine := self.cache.intact(key)) is not None:
                 return engine
-            if was_there and not (self.cache.folder / key).exists():
-                self.progress.warn(f"{self.name}: what was there is not what was built; moved aside, and built again")
+            damaged |= was_there and not (self.cache.folder / key).exists()
+            other = self.cache.find(self.wanted.identity)
+            key = other.key if other is not None else None
+        if damaged:
+            self.progress.warn(f"{self.name}: what was there is not what was built; moved aside, and built again")
         return None
 
     def _build(self, draft: Path) -> StoredEngine:

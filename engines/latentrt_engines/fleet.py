@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from latentrt.engine_record import LibraryName
 from latentrt.errors import RequestError
 
-__all__ = ["GPUS", "FleetGpu", "by_driver_name", "find_fleet_gpu", "parse_capabilities", "parse_fleet"]
+__all__ = ["GPUS", "UNNAMED", "FleetGpu", "by_driver_name", "find_fleet_gpu", "parse_capabilities", "parse_fleet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ def _geforce(capability: str, *models: str) -> dict[str, FleetGpu]:
     return _rtx(capability, **names)
 
 
+UNNAMED = "any GPU"  # the driver's name of a card that is known by its compute capability
 _EXAMPLES = ("rtx4090", "rtx3060", "rtxa6000", "l4", "a100", "h100", "orin")
 GPUS: dict[str, FleetGpu] = {
     **_geforce("7.5", "2060", "2070", "2080", "2080 Ti"),
@@ -92,7 +93,7 @@ def find_fleet_gpu(name: str) -> FleetGpu:
         return found
     if re.fullmatch(r"\d+\.\d", name.strip()):
         capability = name.strip()
-        return FleetGpu(label=capability, driver_name="", compute_capability=capability, library="tensorrt_rtx")
+        return FleetGpu(label=capability, driver_name=UNNAMED, compute_capability=capability, library="tensorrt_rtx")
     near = difflib.get_close_matches(label, GPUS, n=3)
     meant = f"did you mean {' or '.join(near)}? A" if near else f"expected one such as {', '.join(_EXAMPLES)}; a"
     raise RequestError(f"found the GPU {name!r}, {meant} card that has no name here by its compute capability, as 8.9")

@@ -15,7 +15,7 @@ from latentrt.gpu import Gpu, NoGpu
 from latentrt.sealed_engines import sealed_engines
 from latentrt.tensorrt_library import TITLES
 from latentrt_engines.ask import Ask
-from latentrt_engines.fleet import FleetGpu, by_driver_name
+from latentrt_engines.fleet import UNNAMED, FleetGpu, by_driver_name
 from latentrt_engines.library import Library, load_library
 from latentrt_engines.wanted import Wanted
 
@@ -70,7 +70,7 @@ def plan_fleet(
                     key=found.key if found else wanted.key,
                     size_bytes=found.plan.size if found else _estimate(wanted, bundle),
                     obstacle=obstacle,
-                    elsewhere=obstacle is not None and library.needs_gpu,
+                    elsewhere=obstacle is not None and library.needs_gpu and not _is(here, gpu),
                 )
             )
     return planned
@@ -99,7 +99,11 @@ def _builder(gpu: FleetGpu, ask: Ask, here: Gpu | NoGpu) -> tuple[Library, str |
 
 def _is(here: Gpu | NoGpu, gpu: FleetGpu) -> bool:
     """Whether the GPU of this machine is one of these."""
-    return isinstance(here, Gpu) and by_driver_name(here.name) == gpu
+    if not isinstance(here, Gpu):
+        return False
+    if gpu.driver_name == UNNAMED:
+        return here.compute_capability == gpu.compute_capability
+    return by_driver_name(here.name) == gpu
 
 
 def _as_gpu(gpu: FleetGpu) -> Gpu:
@@ -111,18 +115,22 @@ def _find(
 ) -> tuple[EngineRecord | None, str | None]:
     for place, records in (("bundle", sealed), ("cache", cached)):
         for record in records:
-            if _runs_on(record.identity, gpu, library) and serves(_aimed(record.identity, wanted), wanted.identity):
+            runs = _runs_on(record.identity, gpu, wanted, library)
+            if runs and serves(_aimed(record.identity, wanted), wanted.identity):
                 return record, place
     return None, None
 
 
-def _runs_on(identity: EngineIdentity, gpu: FleetGpu, library: Library) -> bool:
+def _runs_on(identity: EngineIdentity, gpu: FleetGpu, wanted: Wanted, library: Library) -> bool:
     if identity.library != library.name or identity.library_version != (library.version or identity.library_version):
         return False
     if identity.platform != this_platform():
         return False
     if gpu.compute_capability not in identity.compute_capabilities:
         return False
+    # Of this machine's GPU the whole name is known; of another, what it begins with.
+    if wanted.identity.gpu not in (None, gpu.driver_name):
+        return identity.gpu == wanted.identity.gpu
     return identity.gpu is None or identity.gpu == gpu.driver_name or by_driver_name(identity.gpu) == gpu
 
 

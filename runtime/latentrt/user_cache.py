@@ -55,7 +55,8 @@ def require_private_folder(name: str) -> Path:
         raise EngineError("this user has no home to keep a cache in; name a folder with LATENTRT_CACHE")
     for folder in (root, root / name):
         if problem := _make_private(folder):
-            raise EngineError(f"{folder} {problem}, or name another folder with LATENTRT_CACHE")
+            or_else = ", or" if "chmod" in problem else ";"
+            raise EngineError(f"{folder} {problem}{or_else} name another folder with LATENTRT_CACHE")
     return root / name
 
 

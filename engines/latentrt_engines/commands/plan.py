@@ -65,11 +65,15 @@ def _build(bundle: Bundle, planned: list[PlannedEngine], cache: EngineCache) -> 
     from latentrt_engines.report import Reporter
 
     # Those that seem to be there too, as a build compares them with their hashes.
-    wanted = {each.wanted.key: each for each in planned if each.there != "bundle" and each.obstacle is None}
+    wanted: dict[str, list[PlannedEngine]] = {}
+    for each in planned:
+        if each.there != "bundle" and each.obstacle is None:
+            wanted.setdefault(each.wanted.key, []).append(each)
     failures = []
     with terminable():
-        for each in wanted.values():
-            click.echo(f"for {each.gpu.label}, {each.wanted.profile}:", err=True)
+        for each, *others in wanted.values():
+            labels = ", ".join([each.gpu.label, *(other.gpu.label for other in others)])
+            click.echo(f"for {labels}, {each.wanted.profile}:", err=True)
             try:
                 with Reporter() as reporter:
                     list(build_engines(bundle, [each.wanted], cache, reporter))
@@ -123,7 +127,9 @@ def _obstacles(planned: list[PlannedEngine]) -> dict[str, list[str]]:
 
 
 def _summary(planned: list[PlannedEngine]) -> str:
-    states = list({each.key: _state(each) for each in planned}.values())
+    # What several GPUs share is as the one has it that can do most.
+    best = sorted(planned, key=lambda each: (each.there is not None, each.obstacle is None))
+    states = list({each.key: _state(each) for each in best}.values())
     here, elsewhere, nowhere = (
         states.count(state) for state in ("can be built here", "on its own machine", "cannot be built here")
     )

@@ -153,7 +153,7 @@ def test_run_builds_what_is_missing_once_and_goes_on_where_it_was(
     call = ("plan", bundle_path(), *FLEET, "--component", "vae_encoder", "--component", "vae_decoder", "--run")
     first = latentrt(*call)
     assert first.code == 0, first.err
-    heading = "for rtx4060, 64x64, batch 1, guidance on:"
+    heading = "for rtx4090, rtx4060, 64x64, batch 1, guidance on:"
     assert [said(line) for line in first.err.splitlines()] == [
         heading,
         "vae_encoder there already",
