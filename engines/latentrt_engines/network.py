@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from latentrt.errors import BuildError
 from latentrt.manifest import Component
+from latentrt.tensorrt_library import make_logger
 from latentrt.tensors import TensorSpec
 from latentrt_engines.library import Library
 
@@ -31,20 +32,8 @@ class Log:
 
 def make_log(library: Library) -> tuple[Log, Any]:
     """A log, and the library's own logger that writes into it."""
-    trt, log = library.module, Log()
-    base: Any = trt.ILogger
-
-    class Logger(base):  # type: ignore[misc]  # the library's classes have no types
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                log.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                log.warnings.append(message)
-
-    return log, Logger()
+    log = Log()
+    return log, make_logger(library, log.errors.append, log.warnings.append)
 
 
 def parse_network(

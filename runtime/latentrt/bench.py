@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import LatentRTError
-from latentrt.schedule import Latents, Schedule
+from latentrt.schedule import Latents
 from latentrt.session import Arrays, Session
 from latentrt.tensors import TensorSpec
-from latentrt.trajectory import KeepsLatents, Trajectory
+from latentrt.trajectory import Denoising, KeepsLatents, Trajectory
 from latentrt.worker_process import Failed, peak_bytes, take_job
 
 __all__ = ["BenchJob", "Measured", "Message", "Quantiles", "TimedDenoiser", "TimedSession", "quantiles", "timed"]
@@ -96,17 +95,10 @@ class TimedDenoiser(TimedSession):
     """The same for a denoiser that keeps latents on its device: how long each row of its loop took. The host is a row
     ahead, so what it waits for is the row before."""
 
-    def trajectory(
-        self,
-        schedule: Schedule,
-        latents: Latents,
-        embeddings: NDArray[np.float32],
-        guidance_scale: float | None,
-        noise: Callable[[], Latents],
-    ) -> Trajectory | None:
+    def trajectory(self, job: Denoising) -> Trajectory | None:
         """`latentrt.trajectory.KeepsLatents`."""
         assert isinstance(self._session, KeepsLatents)
-        loop = self._session.trajectory(schedule, latents, embeddings, guidance_scale, noise)
+        loop = self._session.trajectory(job)
         return None if loop is None else _TimedTrajectory(loop, self._durations_ms)
 
 

@@ -7,15 +7,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.engine_choice import EngineSource
 from latentrt.errors import BackendError, EngineError
-from latentrt.schedule import Latents, Schedule
 from latentrt.session import Arrays, Session
 from latentrt.tensors import TensorSpec
-from latentrt.trajectory import KeepsLatents, Trajectory
+from latentrt.trajectory import Denoising, KeepsLatents, Trajectory
 
 __all__ = ["ChosenByShape"]
 
@@ -59,26 +57,19 @@ class ChosenByShape:
                 return session.run(feeds)
         return self._without_engine(shapes).run(feeds)
 
-    def trajectory(
-        self,
-        schedule: Schedule,
-        latents: Latents,
-        embeddings: NDArray[np.float32],
-        guidance_scale: float | None,
-        noise: Callable[[], Latents],
-    ) -> Trajectory | None:
+    def trajectory(self, job: Denoising) -> Trajectory | None:
         """A denoising loop on the device of the engine that covers it (`latentrt.trajectory.KeepsLatents`); None where
         no engine does."""
-        batch = embeddings.shape[0]
+        batch = job.embeddings.shape[0]
         shapes = {
-            "sample": (batch, *latents.shape[1:]),
+            "sample": (batch, *job.latents.shape[1:]),
             "timestep": (batch,),
-            "encoder_hidden_states": embeddings.shape,
+            "encoder_hidden_states": job.embeddings.shape,
         }
         for source in list(self._sources):
             if _covers(source, shapes) and (session := self._session(source)) is not None:
                 if isinstance(session, KeepsLatents):
-                    return session.trajectory(schedule, latents, embeddings, guidance_scale, noise)
+                    return session.trajectory(job)
                 return None
         return None
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from latentrt.engine_record import LibraryName
 from latentrt.errors import BackendError, MissingExtraError
 
-__all__ = ["EXTRAS", "TITLES", "LoadedLibrary", "find_libraries", "import_library"]
+__all__ = ["EXTRAS", "TITLES", "LoadedLibrary", "find_libraries", "import_library", "make_logger"]
 
 EXTRAS: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 TITLES: dict[LibraryName, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
@@ -53,6 +54,24 @@ def import_library(name: LibraryName, purpose: str) -> LoadedLibrary:
         # Its shared libraries are missing, or are for another CUDA.
         raise BackendError(f"{name} is installed and cannot be loaded: {error}; install it again") from error
     return LoadedLibrary(name=name, module=module, version=f"{module.__version__}{_cuda_suffix(name)}")
+
+
+def make_logger(library: LoadedLibrary, on_error: Callable[[str], None], on_warning: Callable[[str], None]) -> Any:
+    """The library's own logger, which hands errors and warnings on."""
+    trt = library.module
+    base: Any = trt.ILogger
+
+    class Logger(base):  # type: ignore[misc]  # the library's classes have no types
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                on_error(message)
+            elif severity == trt.ILogger.WARNING:
+                on_warning(message)
+
+    return Logger()
 
 
 def find_libraries(purpose: str = "run engines") -> dict[LibraryName, LoadedLibrary | str]:

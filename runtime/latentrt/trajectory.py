@@ -7,6 +7,7 @@ backend whose denoiser can keep latents on its device offers `trajectory`, and d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +19,27 @@ from latentrt.request import Order
 from latentrt.schedule import Latents, Schedule, denoise
 from latentrt.session import Session
 
-__all__ = ["KeepsLatents", "Trajectory", "begin"]
+__all__ = ["Denoising", "KeepsLatents", "Trajectory", "begin"]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """What a loop is to do.
+
+    Attributes:
+        schedule: its table.
+        latents: x_0, float32 [batch, channels, height, width].
+        embeddings: what the denoiser is told of the prompts, read-only: float32 [batch, tokens, width], or
+            [2 · batch, …] with the negative prompts first.
+        guidance_scale: None without guidance.
+        noise: the next draw of standard normal noise, in the latents' shape.
+    """
+
+    schedule: Schedule
+    latents: Latents
+    embeddings: NDArray[np.float32]
+    guidance_scale: float | None
+    noise: Callable[[], Latents]
 
 
 class Trajectory(Protocol):
@@ -35,22 +56,8 @@ class Trajectory(Protocol):
 class KeepsLatents(Protocol):
     """A denoiser that can keep latents on its device."""
 
-    def trajectory(
-        self,
-        schedule: Schedule,
-        latents: Latents,
-        embeddings: NDArray[np.float32],
-        guidance_scale: float | None,
-        noise: Callable[[], Latents],
-    ) -> Trajectory | None:
-        """A loop on the device; None where this one has to be done on the host.
-
-        Args:
-            latents: x_0, float32 [batch, channels, height, width].
-            embeddings: float32 [batch, tokens, width], or [2 · batch, …] with the negative prompts first.
-            guidance_scale: None without guidance.
-            noise: the next draw of standard normal noise.
-        """
+    def trajectory(self, job: Denoising) -> Trajectory | None:
+        """A loop on the device; None where this one has to be done on the host."""
 
 
 def begin(
@@ -65,7 +72,7 @@ def begin(
     # Prompts of different lengths are asked apart, and rescaled guidance looks at whole pictures.
     if isinstance(denoiser, KeepsLatents) and len(conditionings) == 1 and not order.guidance_rescale:
         scale = order.guidance_scale if order.guided else None
-        found = denoiser.trajectory(schedule, latents, conditionings[0].embeddings, scale, noise)
+        found = denoiser.trajectory(Denoising(schedule, latents, conditionings[0].embeddings, scale, noise))
         if found is not None:
             return found
     return _OnHost(denoiser, schedule, latents, conditionings, order, noise)

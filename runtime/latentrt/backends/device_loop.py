@@ -24,6 +24,7 @@ from latentrt.backends.cuda import DeviceBuffer
 from latentrt.backends.recorded_work import RecordedWork
 from latentrt.errors import BackendError, RequestError
 from latentrt.schedule import Latents, Schedule
+from latentrt.trajectory import Denoising
 
 if TYPE_CHECKING:
     from latentrt.backends.engine_context import EngineContext
@@ -52,6 +53,12 @@ class LoopShape:
     embeddings: tuple[int, ...]
     guided: bool
     memory: int
+
+    @classmethod
+    def of(cls, job: Denoising) -> LoopShape:
+        """The shape of a loop."""
+        guided = job.guidance_scale is not None
+        return cls(job.latents.shape, job.embeddings.shape, guided, job.schedule.memory)
 
     @property
     def engine_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -218,27 +225,14 @@ class DeviceTrajectory:
 
     Args:
         context: of the denoiser's engine.
-        shape: of the loop. schedule: its table. latents: x_0.
-        embeddings: what the denoiser is told of the prompts, read-only.
-        guidance_scale: of classifier-free guidance.
-        noise: the next draw of standard normal noise.
+        shape: of the loop. job: what it is to do.
     """
 
-    def __init__(
-        self,
-        context: EngineContext,
-        shape: LoopShape,
-        schedule: Schedule,
-        latents: Latents,
-        embeddings: NDArray[np.float32],
-        guidance_scale: float,
-        noise: Callable[[], Latents],
-    ) -> None:
-        self._context, self._pool, self._schedule = context, context.session.device.loops, schedule
-        self._embeddings, self._noise, self._row = embeddings, noise, 0
+    def __init__(self, context: EngineContext, shape: LoopShape, job: Denoising) -> None:
+        self._context, self._pool, self._job, self._row = context, context.session.device.loops, job, 0
         self._loop = self._pool.take(context, shape)
         try:
-            self._loop.begin(latents, loop_table(schedule, guidance_scale))
+            self._loop.begin(job.latents, loop_table(job.schedule, job.guidance_scale or 0.0))
         except BaseException:
             self._loop.close()
             raise
@@ -248,9 +242,9 @@ class DeviceTrajectory:
         if changed is not None:
             self._loop.replace(changed)
         noise = None
-        for _ in range(self._schedule.noise_draws[self._row]):
-            noise = self._noise()
-        self._loop.step(self._embeddings, noise)
+        for _ in range(self._job.schedule.noise_draws[self._row]):
+            noise = self._job.noise()
+        self._loop.step(self._job.embeddings, noise)
         self._row += 1
         row = self._row
         return lambda: self._fetch(row)
@@ -269,7 +263,7 @@ class DeviceTrajectory:
         latents, broken = self._loop.fetch()
         if broken:
             raise BackendError(
-                f"timestep {self._schedule.t[broken - 1]:g} gave values that are not finite numbers; lower the "
+                f"timestep {self._job.schedule.t[broken - 1]:g} gave values that are not finite numbers; lower the "
                 "guidance scale, or export the bundle in float32"
             )
         return latents

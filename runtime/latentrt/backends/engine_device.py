@@ -11,7 +11,7 @@ from latentrt.backends.cuda import Cuda, DeviceBuffer, load_cuda
 from latentrt.backends.device_loop import LoopPool
 from latentrt.engine_record import EngineRecord
 from latentrt.errors import EngineError
-from latentrt.tensorrt_library import LoadedLibrary
+from latentrt.tensorrt_library import LoadedLibrary, make_logger
 
 __all__ = ["EngineDevice"]
 
@@ -40,7 +40,7 @@ class EngineDevice:
         self.loops = LoopPool(self)
         self.user_managed = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         self.said: deque[str] = deque(maxlen=20)
-        self.logger = _make_logger(library, self.said)
+        self.logger = make_logger(library, self.said.append, lambda message: _log.debug("%s: %s", library, message))
         self.runtime = library.module.Runtime(self.logger)
         if self.runtime.engine_host_code_allowed:
             raise EngineError(f"{library} would run host code out of a plan; latentrt does not")
@@ -64,19 +64,3 @@ class EngineDevice:
     def words(self) -> str:
         """What the library said last."""
         return "; ".join(list(self.said)[-2:]) or "it does not say why"
-
-
-def _make_logger(library: LoadedLibrary, said: deque[str]) -> Any:
-    trt = library.module
-    base: Any = trt.ILogger
-
-    class Logger(base):  # type: ignore[misc]  # the library's classes have no types
-        def __init__(self) -> None:
-            base.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                said.append(message)
-                _log.debug("%s: %s", library.name, message)
-
-    return Logger()

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.device_loop import DeviceTrajectory, LoopShape
@@ -26,9 +25,9 @@ from latentrt.backends.refit import refit
 from latentrt.backends.runtime_cache import RuntimeCache
 from latentrt.engine_record import EngineRecord
 from latentrt.errors import BackendError, EngineError
-from latentrt.schedule import Latents, Schedule
 from latentrt.session import Arrays
 from latentrt.tensors import TensorSpec
+from latentrt.trajectory import Denoising
 
 __all__ = ["EngineSession", "NamedWeights"]
 
@@ -97,22 +96,14 @@ class EngineSession:
         self.keep_compiled()
         return outputs
 
-    def trajectory(
-        self,
-        schedule: Schedule,
-        latents: Latents,
-        embeddings: NDArray[np.float32],
-        guidance_scale: float | None,
-        noise: Callable[[], Latents],
-    ) -> DeviceTrajectory | None:
+    def trajectory(self, job: Denoising) -> DeviceTrajectory | None:
         """A denoising loop whose latents stay on the device (`latentrt.trajectory.KeepsLatents`); None where the driver
         does not take its kernels, or has no memory left for it."""
-        shape = LoopShape(latents.shape, embeddings.shape, guidance_scale is not None, schedule.memory)
-        scale = 0.0 if guidance_scale is None else guidance_scale
+        shape = LoopShape.of(job)
         try:
             with self.device.lock:
                 context = self.context(shape.engine_shapes)
-            return DeviceTrajectory(context, shape, schedule, latents, embeddings, scale, noise)
+            return DeviceTrajectory(context, shape, job)
         except BackendError as error:
             _log.info("latents do not stay on the device: %s", error)
             return None
