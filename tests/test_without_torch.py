@@ -91,6 +91,24 @@ def test_export_names_the_extra_that_it_needs(python: Path, sd1: Exported, tmp_p
     assert "Traceback" not in done.stderr
 
 
+def test_a_fleet_is_planned_without_a_library_and_a_build_names_its_extra(python: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "LATENTRT_CACHE": str(tmp_path / "cache")}
+    bundle = str(ROOT / "runtime/latentrt/sample_bundle")
+
+    def latentrt(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(python.with_name("latentrt")), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    planned = latentrt("plan", bundle, "--gpus", "rtx4090,h100", "--component", "unet")
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert "1 on their own machines, 1 cannot be built here" in planned.stdout
+    assert latentrt("engines", "list").returncode == latentrt("engines", "prune").returncode == 0
+    assert latentrt("doctor", bundle).returncode == 0
+    build = latentrt("build", bundle, "--gpu", "rtx4090")
+    assert build.returncode == 7
+    assert "pip install 'latentrt[rtx]'" in build.stderr
+
+
 def test_the_versions_agree(python: Path) -> None:
     assert run(python, "-c", "import latentrt; print(latentrt.__version__)").strip() in run(
         python, "-m", "pip", "show", "latentrt"

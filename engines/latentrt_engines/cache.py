@@ -14,9 +14,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from latentrt.atomic_file import write_atomically
 from latentrt.engine_record import EngineRecord
@@ -30,7 +30,10 @@ from latentrt.engine_store import (
     encode_record,
     plan_name,
 )
-from latentrt.errors import EngineDamagedError, EngineError
+from latentrt.errors import EngineDamagedError, EngineError, MissingExtraError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 __all__ = ["EngineCache", "in_words"]
 
@@ -60,10 +63,10 @@ class EngineCache(EngineStore):
         with in_words(self.folder):
             for name in (LOCKS, _DRAFTS):
                 (self.folder / name).mkdir(mode=0o700, exist_ok=True)
-            lock = FileLock(self.folder / LOCKS / f"{key}.lock", mode=0o600)
+            lock = _lock(self.folder / LOCKS / f"{key}.lock")
             try:
                 lock.acquire(timeout=0)
-            except Timeout:
+            except TimeoutError:
                 on_wait()
                 lock.acquire()
         draft = self.folder / _DRAFTS / f"{key}.plan"
@@ -134,11 +137,23 @@ class EngineCache(EngineStore):
             path.unlink(missing_ok=True)
 
     def _is_locked(self, key: str) -> bool:
+        lock = _lock(self.folder / LOCKS / f"{key}.lock")
         try:
-            with FileLock(self.folder / LOCKS / f"{key}.lock", timeout=0):
-                return False
-        except Timeout:
+            lock.acquire(timeout=0)
+        except TimeoutError:
             return True
+        lock.release()
+        return False
+
+
+def _lock(path: Path) -> BaseFileLock:
+    """A lock that the system lets go with the process. Only who builds or deletes needs it: to list and to plan, what
+    the runtime brings will do."""
+    try:
+        from filelock import FileLock
+    except ImportError as error:
+        raise MissingExtraError("filelock", "rtx", "build or delete engines") from error
+    return FileLock(path, mode=0o600)
 
 
 @contextlib.contextmanager
