@@ -181,6 +181,7 @@ class DeviceBuffer:
         self.close()
         self.address, self.size = self._cuda.allocate(size), size
         self._finalizer = weakref.finalize(self, _free, self._cuda, self.address)
+        self._finalizer.atexit = False  # the process's memory goes with it
         return True
 
     def close(self) -> None:
@@ -191,6 +192,6 @@ class DeviceBuffer:
 
 
 def _free(cuda: Cuda, address: int) -> None:
-    # At the end of the process CUDA may be gone already, and its memory with it.
+    # After a failure of CUDA nothing can be given back any more.
     with contextlib.suppress(BackendError):
         cuda.free(address)

@@ -67,3 +67,4 @@ class RecordedWork:
             _log.info("%s runs without a CUDA graph: %s", self._name, error)
             return
         self._finalizer = weakref.finalize(self, self._cuda.destroy_graph, self._graph)
+        self._finalizer.atexit = False  # CUDA may be gone before
