@@ -24,8 +24,8 @@ from latentrt_engines.worker import BuildJob, Built, Message, OutOfMemory, Phase
 __all__ = ["Progress", "build_engines"]
 
 _SMALLEST_WORKSPACE_BYTES = 256 << 20
-# Where the library's own limit, all of the GPU's memory or none at all, was too much.
-_FIRST_RETRY_BYTES = 8 << 30
+# The library's own limit may be all of the GPU's memory, or none at all.
+_LARGEST_RETRY_BYTES = 2 << 30
 _PLAN_OVERHEAD = 1.1
 
 
@@ -191,10 +191,8 @@ class _Build:
 
 
 def _smaller(workspace_bytes: int) -> int | None:
-    """The next workspace to try; None where it makes no sense to go on."""
-    if not 0 < workspace_bytes <= _FIRST_RETRY_BYTES:
-        return _FIRST_RETRY_BYTES // 4
-    smaller = workspace_bytes // 4
+    """The next workspace to try after one (0: the library's own limit); None where it makes no sense to go on."""
+    smaller = min(workspace_bytes // 4, _LARGEST_RETRY_BYTES) if workspace_bytes else _LARGEST_RETRY_BYTES
     return smaller if smaller >= _SMALLEST_WORKSPACE_BYTES else None
 
 

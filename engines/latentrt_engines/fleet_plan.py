@@ -79,22 +79,16 @@ def plan_fleet(
 def _builder(gpu: FleetGpu, ask: Ask, here: Gpu | NoGpu) -> tuple[Library, str | None]:
     """The library that builds for a GPU, and why it cannot do that here."""
     name = ask.library or gpu.library
+    # Where it is not installed, what is there can be told all the same: of any version.
+    library, obstacle = Library(name=name, module=None, version=""), None
     try:
         library = load_library(name)
-    except BackendError as error:
-        # What is there can be told all the same: of any version.
-        library, obstacle = Library(name=name, module=None, version=""), str(error)
-        if not library.needs_gpu:
-            return library, obstacle
-    if library.needs_gpu and not _is(here, gpu):
-        return library, f"{TITLES[name]} builds on the GPU itself: run latentrt build there"
-    if library.module is None:
-        return library, obstacle
-    try:
         library.check(ask.options(), (gpu.compute_capability,), here)
     except (RequestError, BackendError) as error:
-        return library, str(error)
-    return library, None
+        obstacle = str(error)
+    if library.needs_gpu and not _is(here, gpu):
+        obstacle = f"{TITLES[name]} builds on the GPU itself: run latentrt build there"
+    return library, obstacle
 
 
 def _is(here: Gpu | NoGpu, gpu: FleetGpu) -> bool:

@@ -19,12 +19,12 @@ import msgspec
 from numpy.typing import NDArray
 
 from latentrt.backends.engine_device import EngineDevice
-from latentrt.backends.onnxruntime import open_session
+from latentrt.backends.onnxruntime import open_session, require
 from latentrt.backends.tensorrt import EngineSession, NamedWeights
 from latentrt.bundle import Bundle
 from latentrt.engine_record import ENGINE_FORMAT, BuildFigures, EngineIdentity, EngineRecord, SelfCheck
 from latentrt.errors import BuildError, LatentRTError
-from latentrt.gpu import NoGpu, find_gpu
+from latentrt.gpu import Gpu, NoGpu, find_gpu
 from latentrt.manifest import Component, FileRecord, Precision
 from latentrt.session import Session
 from latentrt.weights import map_weights
@@ -115,11 +115,12 @@ class _Builder:
     def build(self) -> Built:
         began = time.monotonic()
         library = load_library(self.identity.library)
+        if isinstance(find_gpu(), Gpu):
+            require()  # the engine will be run beside it; known before the work
         component, graph, weights = self._read()
         plan = self._plan(library, component, graph, weights)
         seconds = round(time.monotonic() - began, 3)
         record = _write(Path(self.job.draft), plan)
-        self.tree.tell("running the engine beside ONNX Runtime")
         return Built(
             plan=record,
             check=self._check(library, component, plan, record, weights),
@@ -138,6 +139,7 @@ class _Builder:
             return SelfCheck(ran_on=None, not_run_because="there is no GPU in the machine that built it")
         if gpu.compute_capability not in identity.compute_capabilities:
             return SelfCheck(ran_on=None, not_run_because=f"it was built on {gpu.name}, which is not what it is for")
+        self.tree.tell("running the engine beside ONNX Runtime")
         bundle = Bundle.open(self.job.bundle, self.job.digest)
         figures = BuildFigures(seconds=0, peak_bytes=0, workspace_bytes=0, built_at="", created_by="")
         record = EngineRecord(

@@ -27,10 +27,9 @@ from latentrt.weights import map_weights
 if TYPE_CHECKING:
     from latentrt.backends.tensorrt import NamedWeights
 
-__all__ = ["Device", "SessionSource", "Sessions", "check_device", "choose_sessions", "find_machine", "why_no_engine"]
+__all__ = ["Device", "Sessions", "check_device", "choose_sessions", "find_machine", "why_no_engine"]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
-SessionSource = Callable[[str], Session]
 _log = logging.getLogger("latentrt")
 
 

@@ -26,7 +26,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import msgspec
 
@@ -158,8 +157,10 @@ class EngineStore:
             data = _read_plan(engine)
         except EngineDamagedError as error:
             current = self.get(engine.key)
-            if current is None or current.record != engine.record:  # a build took its place meanwhile
-                return self.plan(current) if current is not None else _gone(error)
+            if current is None:
+                raise
+            if current.record != engine.record:  # a build took its place meanwhile
+                return self.plan(current)
             where = self.set_aside(engine.key, str(error))
             raise EngineDamagedError(f"{error}; it was moved to {where}, build it again: latentrt build") from None
         return data
@@ -216,10 +217,6 @@ def encode_record(record: EngineRecord) -> bytes:
     """A `record.json` that people can read: indented, shapes on one line."""
     text = msgspec.json.format(msgspec.json.encode(record), indent=2)
     return re.sub(rb"\[[\s\d,]+\]", lambda shape: b" ".join(shape[0].split()), text) + b"\n"
-
-
-def _gone(error: EngineDamagedError) -> NoReturn:
-    raise error
 
 
 def _read_plan(engine: StoredEngine) -> bytes:

@@ -153,9 +153,7 @@ class Pipeline:
             if callback_on_step_end is not None:
                 changed = callback_on_step_end(self, step.index, step.timestep, {"latents": step.latents}) or {}
                 step.latents = changed.get("latents", step.latents)
-            if step.index == step.total - 1:
-                final = step.latents
-        return self.finish(order, final, output_type)
+        return self.finish(order, step.latents, output_type)
 
     def resolve(self, request: Request) -> Order:
         """Decide everything that a request leaves open, a random seed included.

@@ -17,7 +17,15 @@ from latentrt.session import Arrays, Session
 from latentrt.tensors import TensorSpec
 from latentrt.weights import map_weights
 
-__all__ = ["CUDA", "OnnxRuntimeSession", "available_providers", "check_provider", "open_on_provider", "open_session"]
+__all__ = [
+    "CUDA",
+    "OnnxRuntimeSession",
+    "available_providers",
+    "check_provider",
+    "open_on_provider",
+    "open_session",
+    "require",
+]
 
 CUDA = "CUDAExecutionProvider"
 
@@ -64,7 +72,7 @@ def open_session(
         BundleError: the component's files are missing or not the ones that the manifest pins.
         BackendError: ONNX Runtime refuses the graph.
     """
-    runtime = _onnxruntime()
+    runtime = require()
     session, held = _open(runtime, bundle, component, precision, ["CPUExecutionProvider"], threads)
     record = bundle.manifest.components[component]
     return OnnxRuntimeSession(session, record.inputs, record.outputs, held)
@@ -90,7 +98,7 @@ def open_on_provider(
             without a word, is what ONNX Runtime does with a GPU that it cannot use; here it is an error.
         MissingExtraError, BundleError: as for `open_session`.
     """
-    runtime = _onnxruntime()
+    runtime = require()
     name = _full_name(runtime, provider)
     options, chosen = {**_PROVIDER_OPTIONS.get(name, {})}, precision or bundle.manifest.precision
     try:
@@ -119,13 +127,13 @@ def check_provider(provider: str) -> None:
     Raises:
         BackendError: naming those it has. MissingExtraError: there is no ONNX Runtime.
     """
-    _full_name(_onnxruntime(), provider)
+    _full_name(require(), provider)
 
 
 def available_providers() -> list[str]:
     """The execution providers that the installed ONNX Runtime was made with; none if there is no ONNX Runtime."""
     try:
-        return list(_onnxruntime().get_available_providers())
+        return list(require().get_available_providers())
     except MissingExtraError:
         return []
 
@@ -188,7 +196,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _onnxruntime() -> Any:
+def require() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        MissingExtraError: no ONNX Runtime is installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:

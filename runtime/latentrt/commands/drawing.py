@@ -27,9 +27,6 @@ def latents_with_progress(pipeline: Pipeline, order: Order, *, quiet: bool) -> A
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as progress:
         task = progress.add_task("", total=None)
-        latents = None
         for step in pipeline.steps(order):
             progress.update(task, total=step.total, completed=step.index + 1)
-            if step.index == step.total - 1:
-                latents = step.latents
-    return latents
+    return step.latents
