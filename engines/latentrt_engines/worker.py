@@ -39,7 +39,6 @@ from latentrt_engines.timing_cache import use_timing_cache
 
 __all__ = ["BuildJob", "Built", "Message", "OutOfMemory", "Phase"]
 
-
 NamedArrays = Mapping[str, NDArray[Any]]
 
 
@@ -116,7 +115,7 @@ class _Builder:
         began = time.monotonic()
         library = load_library(self.identity.library)
         if isinstance(find_gpu(), Gpu):
-            require()  # the engine will be run beside it; known before the work
+            require("run the engine beside its graph")  # said before the work
         component, graph, weights = self._read()
         plan = self._plan(library, component, graph, weights)
         seconds = round(time.monotonic() - began, 3)

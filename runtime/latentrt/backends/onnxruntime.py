@@ -196,8 +196,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def require() -> Any:
+def require(purpose: str = "run a bundle on the CPU") -> Any:
     """The onnxruntime module.
+
+    Args:
+        purpose: what it is needed for, as the end of the sentence "… is needed to …".
 
     Raises:
         MissingExtraError: no ONNX Runtime is installed.
@@ -205,5 +208,5 @@ def require() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtraError("onnxruntime", "cpu", "run a bundle on the CPU") from error
+        raise MissingExtraError("onnxruntime", "cpu", purpose) from error
     return onnxruntime
