@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import msgspec
@@ -12,13 +13,15 @@ from latentrt.bundle import Bundle
 from latentrt.digests import hash_bytes
 from latentrt.engine_record import EngineOptions, LibraryName, SelfCheck
 from latentrt.engine_store import WEIGHTS_NAME, StoredEngine
-from latentrt.errors import BuildError, EngineError, IntegrityError
+from latentrt.errors import BuildError, EngineError, IntegrityError, MissingExtraError
 from latentrt.manifest import FileRecord, Precision
 from latentrt.sample import bundle_path
 from latentrt.worker_process import Ending
 from latentrt_engines import build as build_module
+from latentrt_engines import worker
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.worker import BuildJob, Built, OutOfMemory
+from tests.engines import made_up
 from tests.engines.made_up import publish
 from tests.engines.real_builds import SIZES, Told, built, usable_libraries, wanted
 from tests.exported import Exported
@@ -157,6 +160,25 @@ def test_a_damaged_bundle_is_found_before_anything_is_parsed(sd1: Exported, tmp_
     (folder / weights).write_bytes(data)
     with pytest.raises(IntegrityError, match="SHA-256"):
         built(bundle, asked, EngineCache(tmp_path))
+
+
+def test_what_the_check_needs_is_said_before_the_build(
+    sample: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with a GPU the engine is run beside ONNX Runtime, which has to be there."""
+    (asked,) = wanted(sample, "text_encoder")
+    job = BuildJob(
+        bundle=str(sample.folder),
+        digest=sample.digest,
+        identity=asked.identity,
+        workspace_bytes=None,
+        timing_cache=None,
+        draft=str(tmp_path / "draft"),
+    )
+    monkeypatch.setattr(worker, "find_gpu", lambda: made_up.RTX4090)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"onnxruntime is needed to run the engine beside its graph .*\[cpu\]"):
+        worker._Builder(job, lambda fraction, text: pytest.fail("it has begun")).build()
 
 
 def test_too_little_room_is_said_before_the_build(
