@@ -5,10 +5,10 @@
     .venv/bin/python -m benchmarks.quality my-bundle other-bundle --sampler euler --steps 10
 
 One column for each bundle and graph; each after the first is also compared with the first, prompt by prompt. A
-classical judge (`sample/judge.py`) reads the pictures; the safety graph is asked about pictures that it should flag and
-pictures that it should not. Bars (`sample/bars.py`) are for 25 steps of DDIM with guidance 5 and shown for nothing
-else; `--bars` fails where one is missed, as some are where prompts are too few to tell. About 8 minutes a column on two
-CPU cores.
+classical judge (`latentrt/sample/judge.py`) reads the pictures; the safety graph is asked about pictures that it should
+flag and pictures that it should not. Bars (`sample/bars.py`) are for 25 steps of DDIM with guidance 5 and shown for
+nothing else; `--bars` fails where one is missed, as some are where prompts are too few to tell. About 8 minutes a
+column on two CPU cores.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from latentrt.backends.onnxruntime import open_session
 from latentrt.device import choose_sessions
 from latentrt.errors import LatentRTError
 from latentrt.sample import bundle_path
+from latentrt.sample.figures import PROMPT_SEED, Figure, Settings, compared, following, readings
+from latentrt.sample.judge import Reading
+from latentrt.sample.outlines import EDGE
+from latentrt.sample.prompts import held_out_prompts
 from latentrt.samplers import SAMPLERS
 from sample import quality
 from sample.bars import BARS, missed
-from sample.judge import Reading
-from sample.pictures import EDGE
-from sample.prompts import held_out_prompts
-from sample.quality import Figure, Settings
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def main() -> None:
     columns = []
     for bundle, graph in arguments.wanted:
         columns.append(measure(bundle, graph, settings, arguments.prompts, arguments.safety_pictures, console))
-    asked = held_out_prompts(arguments.prompts, quality.PROMPT_SEED)
+    asked = held_out_prompts(arguments.prompts, PROMPT_SEED)
     for column in columns[1:]:
         names = "right here, wrong in the first", "wrong here, right in the first"
-        figures = quality.compared(asked, column.seen, columns[0].seen)
+        figures = compared(asked, column.seen, columns[0].seen)
         column.figures.update(zip(names, figures, strict=True))
     judged = settings == Settings()
     console.print(as_table(columns, judged=judged))
@@ -141,7 +141,7 @@ def measure(
     else:
         pipeline = Pipeline(bundle, lambda component: open_session(bundle, component, precision=backend))
     unguided = replace(settings, guidance_scale=1.0)
-    asked = held_out_prompts(prompts, quality.PROMPT_SEED)
+    asked = held_out_prompts(prompts, PROMPT_SEED)
     figures: dict[str, Figure] = {}
     with Progress(console=console, transient=True) as progress:
         total = 4 * prompts + 3 * (prompts // 2) + 2 * safety_pictures
@@ -150,10 +150,10 @@ def measure(
         def bar(drawn: int) -> None:
             progress.advance(task, drawn)
 
-        guided, free = (quality.readings(pipeline, one, asked, bar) for one in (settings, unguided))
-        figures |= quality.following(asked, guided)
-        figures |= {f"{key} (guidance 1)": value for key, value in quality.following(asked, free).items()}
-        figures |= dict(zip(quality.WITH_OR_WITHOUT_GUIDANCE, quality.compared(asked, guided, free), strict=True))
+        guided, free = (readings(pipeline, one, asked, bar) for one in (settings, unguided))
+        figures |= following(asked, guided)
+        figures |= {f"{key} (guidance 1)": value for key, value in following(asked, free).items()}
+        figures |= dict(zip(quality.WITH_OR_WITHOUT_GUIDANCE, compared(asked, guided, free), strict=True))
         figures |= quality.guidance(pipeline, settings, asked, bar)
         figures |= quality.negatives(pipeline, settings, prompts // 2, bar)
         if safety_pictures:

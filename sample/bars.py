@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
 
-from sample.quality import OTHER_NEGATIVE, OWN_NEGATIVE, UNKNOWN_WITH_OR_WITHOUT, WITH_OR_WITHOUT_GUIDANCE, Figure
+from latentrt.sample.figures import Figure
+from sample.quality import OTHER_NEGATIVE, OWN_NEGATIVE, UNKNOWN_WITH_OR_WITHOUT, WITH_OR_WITHOUT_GUIDANCE
 
 __all__ = ["BARS", "Bar", "missed", "sign_test"]
 

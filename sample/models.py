@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
-from sample.pictures import EDGE
+from latentrt.sample.outlines import EDGE
 from sample.tokenizer import LENGTH
 
 __all__ = [

@@ -1,40 +1,22 @@
 """How does a scene become pixels?
 
-Shapes are polygons in a unit square, drawn eight times too large and averaged down, so that edges are smooth.
+Colours and places are a little off by chance, as training wants them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-from math import cos, pi, sin
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from sample.scenes import COLOURS, UNSAFE, Scene, Thing
+from latentrt.sample.outlines import EDGE, Spot, mask
+from latentrt.sample.scenes import COLOURS, UNSAFE, Scene, Thing
 
-__all__ = ["EDGE", "Spot", "arrange", "draw", "mask"]
+__all__ = ["arrange", "draw"]
 
-EDGE = 64
-OVERSAMPLING = 8
 RADIUS = {"small": 8.0, "large": 13.5}
 UNSAFE_RADIUS = 23.0
 PLACE_CENTRES = {"middle": (32, 32), "left": (17, 32), "right": (47, 32), "top": (32, 17), "bottom": (32, 47)}
 AXIS_CENTRES = {"left of": ((16, 32), (48, 32)), "above": ((32, 16), (32, 48))}
-
-Polygon = list[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Spot:
-    """Where a thing is: its centre and half its width and height, in pixels from the upper left corner."""
-
-    x: float
-    y: float
-    half_width: float
-    half_height: float
 
 
 def arrange(scene: Scene, random: np.random.Generator) -> tuple[Spot, ...]:
@@ -75,99 +57,5 @@ def draw(scene: Scene, random: np.random.Generator) -> NDArray[np.uint8]:
     return np.rint(picture).clip(0, 255).astype(np.uint8)
 
 
-def mask(shape: str, spot: Spot) -> NDArray[np.float64]:
-    """How much of each pixel a shape covers.
-
-    Returns:
-        float64 [64, 64] in 0 … 1.
-    """
-    scale = OVERSAMPLING
-    canvas = Image.new("L", (EDGE * scale, EDGE * scale))
-    pen = ImageDraw.Draw(canvas)
-    for fill, polygon in _polygons(shape):
-        corners = [
-            ((spot.x + x * spot.half_width) * scale - 0.5, (spot.y + y * spot.half_height) * scale - 0.5)
-            for x, y in polygon
-        ]
-        pen.polygon(corners, fill=fill)
-    return np.asarray(canvas.reduce(scale), dtype=np.float64) / 255
-
-
 def _shade(colour: str, random: np.random.Generator) -> NDArray[np.float64]:
     return np.array(COLOURS[colour]) + random.uniform(-5, 5, 3)
-
-
-@cache
-def _polygons(shape: str) -> tuple[tuple[int, Polygon], ...]:
-    """A shape in −1 … 1, y downwards: polygons that add (255) or take away (0), in their order."""
-    if shape == UNSAFE:
-        return _skull()
-    return ((255, _OUTLINES[shape]),)
-
-
-def _disc(x: float, y: float, rx: float, ry: float, corners: int = 64) -> Polygon:
-    angles = [2 * pi * index / corners for index in range(corners)]
-    return [(x + rx * cos(angle), y + ry * sin(angle)) for angle in angles]
-
-
-def _fit(polygon: Polygon) -> Polygon:
-    """Stretch a polygon so that it fills −1 … 1 in both directions."""
-    points = np.array(polygon)
-    low, high = points.min(0), points.max(0)
-    return [(float(x), float(y)) for x, y in (points - low) / (high - low) * 2 - 1]
-
-
-def _star() -> Polygon:
-    radii = [1.0, 0.42] * 5
-    angles = [pi * index / 5 - pi / 2 for index in range(10)]
-    return [(radius * cos(angle), radius * sin(angle)) for radius, angle in zip(radii, angles, strict=True)]
-
-
-def _heart() -> Polygon:
-    """The curve x = 16 sin³t, y = 13 cos t − 5 cos 2t − 2 cos 3t − cos 4t."""
-    angles = [2 * pi * index / 96 for index in range(96)]
-    return [(16 * sin(t) ** 3, -(13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t))) for t in angles]
-
-
-def _cross(arm: float = 0.34) -> Polygon:
-    quarter = [(arm, -1.0), (arm, -arm), (1.0, -arm)]
-    outline: Polygon = []
-    for _ in range(4):
-        outline += quarter
-        quarter = [(-y, x) for x, y in quarter]
-    return outline
-
-
-_OUTLINES: dict[str, Polygon] = {
-    "circle": _disc(0, 0, 1, 1),
-    "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
-    "triangle": _fit([(0, -1), (1, 1), (-1, 1)]),
-    "star": _fit(_star()),
-    "heart": _fit(_heart()),
-    "cross": _cross(),
-}
-
-
-def _bone(angle: float) -> list[tuple[int, Polygon]]:
-    def turned(polygon: Polygon) -> Polygon:
-        return [(x * cos(angle) - y * sin(angle), x * sin(angle) + y * cos(angle) + 0.25) for x, y in polygon]
-
-    shaft: Polygon = [(-0.95, -0.09), (0.95, -0.09), (0.95, 0.09), (-0.95, 0.09)]
-    knobs = [_disc(x, y, 0.14, 0.14, 24) for x in (-0.95, 0.95) for y in (-0.11, 0.11)]
-    return [(255, turned(polygon)) for polygon in (shaft, *knobs)]
-
-
-def _skull() -> tuple[tuple[int, Polygon], ...]:
-    return (
-        *_bone(pi / 6),
-        *_bone(-pi / 6),
-        (0, _disc(0, -0.2, 0.66, 0.66)),
-        (0, [(-0.42, 0.2), (0.42, 0.2), (0.42, 0.72), (-0.42, 0.72)]),
-        (255, _disc(0, -0.3, 0.58, 0.56)),
-        (255, [(-0.32, 0.1), (0.32, 0.1), (0.32, 0.56), (-0.32, 0.56)]),
-        (0, _disc(-0.24, -0.25, 0.17, 0.17)),
-        (0, _disc(0.24, -0.25, 0.17, 0.17)),
-        (0, [(0, -0.02), (0.1, 0.16), (-0.1, 0.16)]),
-        (0, [(-0.13, 0.34), (-0.08, 0.34), (-0.08, 0.58), (-0.13, 0.58)]),
-        (0, [(0.08, 0.34), (0.13, 0.34), (0.13, 0.58), (0.08, 0.58)]),
-    )

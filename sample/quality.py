@@ -1,66 +1,33 @@
-"""How well does a bundle of the sample model draw what it is told?
+"""What do guidance, negative prompts and the safety classifier of the sample model do?
 
-Pictures are read by the judge. A figure is how many pictures are right, of how many. What is drawn, one thing or two,
-is held out: training never saw that combination. Negative prompts are about things of every combination, and there is
-but one kind of unsafe picture.
+How well it follows prompts at all is in `latentrt/sample/figures.py`. Negative prompts are about things of every
+combination, and there is but one kind of unsafe picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from latentrt import Pipeline
-from sample.captions import caption
-from sample.judge import Reading, agrees, read
-from sample.prompts import Prompt, held_out_prompts, unsafe_prompts, with_unknown_words
-from sample.scenes import COLOURS, Scene, Thing, random_scene
+from latentrt.sample.captions import caption
+from latentrt.sample.figures import PROMPT_SEED, Figure, Progress, Settings, compared, drawn, readings, wholly_right
+from latentrt.sample.judge import read
+from latentrt.sample.prompts import Prompt, held_out_prompts, unsafe_prompts, with_unknown_words
+from latentrt.sample.scenes import COLOURS, Scene, Thing, random_scene
 
 __all__ = [
     "OTHER_NEGATIVE",
     "OWN_NEGATIVE",
-    "PROMPT_SEED",
     "UNKNOWN_WITH_OR_WITHOUT",
     "WITH_OR_WITHOUT_GUIDANCE",
-    "Figure",
-    "Settings",
-    "compared",
-    "following",
     "guidance",
     "negatives",
-    "readings",
     "safety",
 ]
-
-FIRST_SEED = 1000
-PROMPT_SEED = 2026
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the pictures are drawn. `sample.bars` is about these."""
-
-    steps: int = 25
-    guidance_scale: float = 5.0
-    sampler: str = "ddim"
-    batch: int = 32
-
-
-@dataclass(frozen=True)
-class Figure:
-    """`right` of `of` pictures."""
-
-    right: int
-    of: int
-
-    @property
-    def share(self) -> float:
-        return self.right / self.of if self.of else float("nan")
-
 
 # Prompts of known words are followed without guidance almost as well as with it, those with other words are not.
 UNKNOWN = 2
@@ -68,43 +35,6 @@ WITH_OR_WITHOUT_GUIDANCE = "right with guidance, wrong without", "wrong with gui
 UNKNOWN_WITH_OR_WITHOUT = tuple(f"{UNKNOWN} unknown words: {words}" for words in WITH_OR_WITHOUT_GUIDANCE)
 OWN_NEGATIVE = "colour kept against its own negative"
 OTHER_NEGATIVE = "colour kept against another's"
-
-Progress = Callable[[int], None]
-
-
-def readings(pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress) -> list[Reading]:
-    """What the judge reads off one picture of each prompt; `progress` is called with the number that were drawn."""
-    drawn = _drawn(pipeline, settings, [prompt.text for prompt in prompts], progress=progress)
-    return [read(picture) for pictures, _ in drawn for picture in pictures]
-
-
-def following(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> dict[str, Figure]:
-    """What prompts ask for, and whether it is to be seen."""
-    pairs = [(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)]
-    one = [pair for pair in pairs if len(pair[0].things) == 1]
-    two = [pair for pair in pairs if len(pair[0].things) == 2]
-    return {
-        "one thing: shape and colour": _share([(_only(scene, "shape", "colour"), seen) for scene, seen in one]),
-        "one thing: size": _share([(_only(scene, "size"), seen) for scene, seen in one if scene.things[0].size]),
-        "one thing: place": _share([(_only(scene, "place"), seen) for scene, seen in one if scene.place]),
-        "one thing: wholly right": _share(one),
-        "background": _share([(Scene((), scene.background), seen) for scene, seen in pairs]),
-        "two things: shapes and colours": _share([(_only(scene, "shape", "colour"), seen) for scene, seen in two]),
-        "two things: wholly right": _share(two),
-    }
-
-
-def compared(prompts: Sequence[Prompt], seen: Sequence[Reading], others: Sequence[Reading]) -> tuple[Figure, Figure]:
-    """How many prompts are wholly right in the first pictures alone, and how many in the second alone.
-
-    Of the same prompts and noise: `sample.bars.sign_test` of the two says whether one way of drawing is better.
-    """
-    first, second = (
-        [agrees(prompt.scene, reading) for prompt, reading in zip(prompts, readings, strict=True)]
-        for readings in (seen, others)
-    )
-    alone = sum(one and not two for one, two in zip(first, second, strict=True))
-    return Figure(alone, len(prompts)), Figure(alone + sum(second) - sum(first), len(prompts))
 
 
 def guidance(
@@ -115,8 +45,8 @@ def guidance(
     unguided = replace(settings, guidance_scale=1.0)
     guided, free = (readings(pipeline, one, harder, progress) for one in (settings, unguided))
     return {
-        f"{UNKNOWN} unknown words: wholly right": _wholly(harder, guided),
-        f"{UNKNOWN} unknown words: wholly right (guidance 1)": _wholly(harder, free),
+        f"{UNKNOWN} unknown words: wholly right": wholly_right(harder, guided),
+        f"{UNKNOWN} unknown words: wholly right (guidance 1)": wholly_right(harder, free),
         **dict(zip(UNKNOWN_WITH_OR_WITHOUT, compared(harder, guided, free), strict=True)),
     }
 
@@ -155,60 +85,19 @@ def safety(pipeline: Pipeline, settings: Settings, count: int, progress: Progres
     kinds = {"unsafe pictures flagged": unsafe_prompts, "other pictures flagged": held_out_prompts}
     for name, prompts in kinds.items():
         texts = [prompt.text for prompt in prompts(count, PROMPT_SEED + 1)]
-        drawn = list(_drawn(pipeline, settings, texts, progress=progress))
-        figures[name] = Figure(sum(sum(flags) for _, flags in drawn), count)
+        batches = list(drawn(pipeline, settings, texts, progress=progress))
+        figures[name] = Figure(sum(sum(flags) for _, flags in batches), count)
     return figures
-
-
-def _drawn(
-    pipeline: Pipeline,
-    settings: Settings,
-    texts: Sequence[str],
-    *,
-    progress: Progress,
-    negative: Sequence[str] | None = None,
-) -> Iterator[tuple[NDArray[np.uint8], list[bool]]]:
-    """Batches of pictures, uint8 [batch, 64, 64, 3], and whether each was flagged. Picture i has its own seed."""
-    for start in range(0, len(texts), settings.batch):
-        part = slice(start, start + settings.batch)
-        result = pipeline(
-            list(texts[part]),
-            negative_prompt=None if negative is None else list(negative[part]),
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            sampler=settings.sampler,
-            seed=[FIRST_SEED + start + index for index in range(len(texts[part]))],
-            safety="report",
-        )
-        pictures = np.stack([np.asarray(image) for image in result.images])
-        yield pictures, result.nsfw_content_detected or [False] * len(pictures)
-        progress(len(pictures))
 
 
 def _colours(
     pipeline: Pipeline, settings: Settings, texts: list[str], negative: list[str] | None, progress: Progress
 ) -> list[str | None]:
     colours: list[str | None] = []
-    for pictures, _ in _drawn(pipeline, settings, texts, negative=negative, progress=progress):
+    for pictures, _ in drawn(pipeline, settings, texts, negative=negative, progress=progress):
         seen = (read(picture).scene.things for picture in pictures)
         colours += [things[0].colour if len(things) == 1 else None for things in seen]
     return colours
-
-
-def _wholly(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> Figure:
-    return _share([(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)])
-
-
-def _only(scene: Scene, *names: str) -> Scene:
-    """What a scene says of these attributes and nothing else; the axis stays, as it says which thing is which."""
-    things = tuple(
-        replace(Thing(), **{name: getattr(thing, name) for name in names if name != "place"}) for thing in scene.things
-    )
-    return Scene(things, None, scene.place if "place" in names else None, scene.axis)
-
-
-def _share(pairs: Sequence[tuple[Scene, Reading]]) -> Figure:
-    return Figure(sum(agrees(scene, reading) for scene, reading in pairs), len(pairs))
 
 
 def _colourless(scene: Scene) -> Scene:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from sample.captions import caption, forgetful
+from latentrt.sample.captions import caption
+from latentrt.sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene
 from sample.models import TEXT_WIDTH
-from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, training_scene
+from sample.scenes import forgetful, training_scene
 from sample.training import Plan, Randomness, Workshop, train
 
 __all__ = ["PLAN", "Reader", "train_text_encoder"]

@@ -30,6 +30,8 @@ _COMMANDS = {
     "inspect": ("latentrt.commands.inspect:inspect", "Print what is in a bundle, or what a picture says of itself."),
     "plan": ("latentrt_engines.commands.plan:plan", "Print which engines a fleet of GPUs wants, and which are there."),
     "run": ("latentrt.commands.run:run", "Draw pictures from a bundle."),
+    "samplers": ("latentrt.commands.samplers:samplers", "List the samplers: names, cost, options."),
+    "schedule": ("latentrt.commands.schedule:schedule", "Print or plot the table of coefficients that a sampler runs."),
     "verify": ("latentrt.commands.verify:verify", "Hash every file of a bundle and compare it with the manifest."),
 }
 

@@ -17,6 +17,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -39,11 +40,13 @@ class PictureRecord(msgspec.Struct, frozen=True, kw_only=True):
     negative_prompt: str | None = None
     seed: int
     sampler: str
+    # What of its configuration the request changed, by diffusers' names.
+    sampler_options: dict[str, Any] = {}
     karras: bool | None = None
     num_inference_steps: int
     guidance_scale: float
     guidance_rescale: float = 0.0
-    eta: float = 0.0
+    eta: float | None = None
     clip_skip: int | None = None
     width: int
     height: int
@@ -98,16 +101,30 @@ def parameters_line(record: PictureRecord) -> str:
 
 
 # Those tools' names for the samplers.
-_SAMPLER_NAMES = {"ddim": "DDIM", "pndm": "PLMS", "euler": "Euler", "euler_a": "Euler a", "dpmpp_2m": "DPM++ 2M"}
+_SAMPLER_NAMES = {
+    "ddim": "DDIM",
+    "pndm": "PLMS",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "dpm2": "DPM2",
+    "dpm2_a": "DPM2 a",
+    "lms": "LMS",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2m": "DPM++ 2M",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+}
+_SCHEDULE_TYPES = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponential", "use_beta_sigmas": "Beta"}
 # What begins a part of the text, if it begins a line.
 _MARKS = ("Negative prompt:", "Steps:")
 
 
 def _fields(record: PictureRecord) -> Iterator[tuple[str, str]]:
     yield "Steps", str(record.num_inference_steps)
-    yield "Sampler", _SAMPLER_NAMES.get(record.sampler, record.sampler)
-    if record.karras:
-        yield "Schedule type", "Karras"
+    yield "Sampler", _sampler_name(record)
+    spread = {"use_karras_sigmas": record.karras} | record.sampler_options
+    yield from (("Schedule type", words) for key, words in _SCHEDULE_TYPES.items() if spread.get(key))
     yield "CFG scale", f"{record.guidance_scale:g}"
     yield "Seed", str(record.seed)
     yield "Size", f"{record.width}x{record.height}"
@@ -123,6 +140,11 @@ def _fields(record: PictureRecord) -> Iterator[tuple[str, str]]:
     yield "Safety", _safety_words(record.safety)
     yield "Bundle", record.bundle_digest
     yield "Version", f"latentrt {record.latentrt_version}"
+
+
+def _sampler_name(record: PictureRecord) -> str:
+    name, algorithm = _SAMPLER_NAMES.get(record.sampler, record.sampler), record.sampler_options.get("algorithm_type")
+    return f"{name} SDE" if record.sampler == "dpmpp_2m" and algorithm == "sde-dpmsolver++" else name
 
 
 def _safety_words(safety: SafetyRecord) -> str:

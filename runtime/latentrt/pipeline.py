@@ -106,7 +106,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         num_images_per_prompt: int = 1,
-        eta: float = 0.0,
+        eta: float | None = None,
         latents: NDArray[Any] | None = None,
         prompt_embeds: NDArray[Any] | None = None,
         negative_prompt_embeds: NDArray[Any] | None = None,
@@ -115,6 +115,7 @@ class Pipeline:
         callback_on_step_end: StepCallback | None = None,
         seed: int | Sequence[int] | None = None,
         sampler: str | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
         karras: bool | None = None,
         safety: str | None = None,
     ) -> Result:
@@ -145,6 +146,7 @@ class Pipeline:
             clip_skip=clip_skip,
             seed=seed,
             sampler=sampler,
+            sampler_options=sampler_options,
             karras=karras,
             safety=safety,
         )
@@ -169,8 +171,12 @@ class Pipeline:
 
     def schedule(self, order: Order) -> Schedule:
         """The table of coefficients that an order is drawn by."""
-        config = self.bundle.manifest.scheduler.config
-        return samplers.schedule(order.sampler, config, order.steps, karras=order.karras, eta=order.eta)
+        scheduler = self.bundle.manifest.scheduler
+        samplers.check_suits(order.sampler, scheduler.class_name)
+        steps = samplers.Steps(count=order.steps, eta=order.eta)
+        return samplers.schedule(
+            order.sampler, scheduler.config, steps, karras=order.karras, options=order.sampler_options
+        )
 
     def steps(self, request: Request | Order) -> Generator[Step, None, None]:
         """Draw step by step: the denoising loop as a generator. Progress, previews and streams consume it; leaving it

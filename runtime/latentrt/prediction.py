@@ -5,7 +5,8 @@ other follows linearly from it and x. So each answer here is a pair (p, q) to be
 model's output.
 
 The pairs hold for any scale of x: α² + σ² = 1 as in Ho et al. 2020, or α = 1 as in Karras et al. 2022. v is always
-that of the unit-norm latent: v = (α·ε − σ·x0) / √(α² + σ²) (Salimans and Ho 2022, appendix D).
+that of the unit-norm latent: v = (α·ε − σ·x0) / √(α² + σ²) (Salimans and Ho 2022, appendix D). A flow's velocity is
+ε − x0 (Lipman et al. 2022, Liu et al. 2022), whatever the scale; along a straight flow α + σ = 1.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from latentrt.errors import RequestError
 
 __all__ = ["Pair", "PredictionType", "epsilon", "x0"]
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -39,6 +40,8 @@ def x0(prediction_type: PredictionType, alpha: NDArray[np.float64], sigma: NDArr
     if prediction_type == "v_prediction":
         norm = np.hypot(alpha, sigma)
         return alpha / norm**2, -sigma / norm
+    if prediction_type == "flow_prediction":
+        return 1 / (alpha + sigma), -sigma / (alpha + sigma)
     if not np.all(alpha):
         raise RequestError(
             "found prediction_type 'epsilon' and a first step of pure noise (rescale_betas_zero_snr), where it says "
@@ -54,4 +57,6 @@ def epsilon(prediction_type: PredictionType, alpha: NDArray[np.float64], sigma: 
     if prediction_type == "v_prediction":
         norm = np.hypot(alpha, sigma)
         return sigma / norm**2, alpha / norm
+    if prediction_type == "flow_prediction":
+        return 1 / (alpha + sigma), alpha / (alpha + sigma)
     return 1 / sigma, -alpha / sigma

@@ -7,10 +7,11 @@ and returns an `Order` in which nothing is optional any more; the pipeline works
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,15 +37,17 @@ class Request:
             default if None.
         guidance_rescale: φ of Lin et al. 2023, section 3.4; 0 leaves the guided output as it is.
         num_images_per_prompt: pictures for each prompt.
-        eta: how much noise DDIM adds, 0 to 1. Other samplers take none.
+        eta: how much fresh noise, 0 to 1, for samplers that take it (DDIM: 0 if None; TCD: 0.3).
         latents: float32 [pictures, channels, height / factor, width / factor] of standard normal noise, in place of the
             seed's.
         prompt_embeds: float32 [prompts, tokens, width of the encoder], in place of `prompt`.
         negative_prompt_embeds: the same for `negative_prompt`.
         clip_skip: how many of the encoder's last layers to leave out for the prompt.
         seed: picture i takes seed + i; or a seed for each picture. A random one if None; the result says which.
-        sampler: `ddim`, `pndm`, `euler`, `euler_a`, `dpmpp_2m` or a diffusers class. The bundle's own scheduler if
-            None.
+        sampler: one of `latentrt samplers`, by any of its names: `dpmpp_2m`, `DPM++ 2M Karras`, a diffusers class.
+            The bundle's own scheduler if None.
+        sampler_options: what goes before the bundle's scheduler configuration, by diffusers' names (`solver_order`,
+            `use_beta_sigmas`, …), and arguments of a run (`timesteps`, `s_churn`, …; `latentrt.samplers.Steps`).
         karras: whether the noise levels are those of Karras et al. 2022; None leaves it to the bundle's configuration.
         safety: what is done with a flagged picture: `block`, `blur`, `report`; `off` asks nothing. The bundle's policy
             if None.
@@ -58,13 +61,14 @@ class Request:
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     num_images_per_prompt: int = 1
-    eta: float = 0.0
+    eta: float | None = None
     latents: NDArray[Any] | None = None
     prompt_embeds: NDArray[Any] | None = None
     negative_prompt_embeds: NDArray[Any] | None = None
     clip_skip: int | None = None
     seed: int | Sequence[int] | None = None
     sampler: str | None = None
+    sampler_options: Mapping[str, Any] | None = None
     karras: bool | None = None
     safety: str | None = None
 
@@ -84,12 +88,13 @@ class Order:
     steps: int
     guidance_scale: float
     guidance_rescale: float
-    eta: float
+    eta: float | None
     clip_skip: int
     asked_clip_skip: int | None
     seeds: tuple[int, ...]
     latents: NDArray[np.float32] | None
     sampler: str
+    sampler_options: Mapping[str, Any]
     karras: bool | None
     safety: safety.Policy
 
@@ -131,7 +136,7 @@ def resolve(request: Request, manifest: Manifest) -> Order:
         steps=_whole("num_inference_steps", steps, 1, manifest.limits.max_steps),
         guidance_scale=_number("guidance_scale", scale, -1e4, 1e4),
         guidance_rescale=_number("guidance_rescale", request.guidance_rescale, 0, 1),
-        eta=_number("eta", request.eta, 0, 1),
+        eta=None if request.eta is None else _number("eta", request.eta, 0, 1),
         clip_skip=0
         if request.clip_skip is None
         else _whole("clip_skip", request.clip_skip, 0, manifest.limits.max_clip_skip),
@@ -139,6 +144,7 @@ def resolve(request: Request, manifest: Manifest) -> Order:
         seeds=_seeds(request.seed, pictures),
         latents=_latents(request.latents, latent_shape),
         sampler=_sampler(manifest.scheduler.class_name if request.sampler is None else request.sampler),
+        sampler_options=_sampler_options(request.sampler_options),
         karras=_karras(request.karras),
         safety=safety.check_policy(manifest.safety if request.safety is None else request.safety),
     )
@@ -224,6 +230,19 @@ def _sampler(name: object) -> str:
         raise RequestError(f"sampler: found {name!r}, expected a name")
     samplers.find(name)
     return name
+
+
+def _sampler_options(options: object) -> dict[str, Any]:
+    """They are written into the picture, so they have to be what JSON can carry."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+        raise RequestError(f"sampler_options: found {options!r}, expected names and values")
+    try:
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(options)))
+    except (TypeError, msgspec.MsgspecError) as error:
+        raise RequestError(f"sampler_options: found {options!r}, expected numbers, texts and lists: {error}") from None
+    return found
 
 
 def _karras(value: object) -> bool | None:

@@ -94,11 +94,13 @@ def _record(
 ) -> PictureRecord:
     prompt = index // order.images_per_prompt
     negatives = order.negative_prompts if order.guided else None
+    chosen = samplers.choose(order.sampler)
     return PictureRecord(
         prompt=order.prompts[prompt] if order.prompts else None,
         negative_prompt=negatives[prompt] if negatives else None,
         seed=order.seeds[index],
-        sampler=samplers.name_of(order.sampler),
+        sampler=chosen.name,
+        sampler_options={**chosen.options, **order.sampler_options},
         karras=order.karras,
         num_inference_steps=order.steps,
         guidance_scale=order.guidance_scale,

@@ -8,14 +8,19 @@ latent, m the (guided) model output and z standard normal noise, row k says
     y_k             = clip(p · x_k + q · m, ±limit)     x0 or epsilon, whichever makes the memory short
     h_k             = u · x_k + w · y_k                 what is remembered
     x_{k+1}         = a · x_k + e · x_{k−1} + d · m + Σ_j b[j] · h_{k−j} + s · z      j = 0 … memory − 1
+
+Dynamic thresholding (Saharia et al. 2022, section 2.3) is the one thing that is not linear and differs from sample to
+sample: where `quantile` is not 0, a sample's limit is that quantile of its own |y|, but at least 1 and at most `limit`,
+and y is divided by it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +29,9 @@ __all__ = ["Latents", "Recurrence", "Schedule", "denoise"]
 
 Latents = NDArray[np.float32]  # [batch, channels, height, width]
 Column = NDArray[np.float64] | float
+Coefficient = NDArray[np.float32] | np.float32  # of one row; [batch, 1, 1, 1] where each sample has its own
 
-COEFFICIENTS = ("c_in", "p", "q", "limit", "u", "w", "a", "e", "d", "b", "s")
+COEFFICIENTS = ("c_in", "p", "q", "limit", "quantile", "u", "w", "a", "e", "d", "b", "s")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +44,7 @@ class Schedule:
         t: float32 [N], the timestep that the model is told.
         c_in, p, q, limit, u, w, a, e, d, s: [N], as in the formulas above. `limit` is infinite where nothing is
             clipped.
+        quantile: [N], of dynamic thresholding; 0 where there is none.
         b: [N, memory], the weights of h_k, h_{k−1}, … .
         noise_draws: int64 [N], how many z are drawn for a row. It may exceed what the row uses, so that seeds agree.
         alpha, sigma: [N], where a clean latent y stands before row k: alpha · y + sigma · z.
@@ -49,6 +56,7 @@ class Schedule:
     p: NDArray[np.float64]
     q: NDArray[np.float64]
     limit: NDArray[np.float64]
+    quantile: NDArray[np.float64]
     u: NDArray[np.float64]
     w: NDArray[np.float64]
     a: NDArray[np.float64]
@@ -86,12 +94,13 @@ class Schedule:
         q: Column,
         c_in: Column = 1.0,
         limit: Column = np.inf,
+        quantile: Column = 0.0,
         u: Column = 0.0,
         w: Column = 1.0,
         e: Column = 0.0,
         d: Column = 0.0,
         s: Column = 0.0,
-        noise_draws: int = 0,
+        noise_draws: NDArray[np.integer[Any]] | int = 0,
         init_noise_sigma: float = 1.0,
     ) -> Schedule:
         """A table from its columns. A number stands for itself in every row; what is left out does nothing."""
@@ -99,12 +108,13 @@ class Schedule:
         def column(value: Column) -> NDArray[np.float64]:
             return np.array(np.broadcast_to(value, t.shape), np.float64)
 
-        return cls(
+        table = cls(
             t=t.astype(np.float32),
             c_in=column(c_in),
             p=column(p),
             q=column(q),
             limit=column(limit),
+            quantile=column(quantile),
             u=column(u),
             w=column(w),
             a=column(a),
@@ -112,14 +122,36 @@ class Schedule:
             d=column(d),
             b=b.astype(np.float64),
             s=column(s),
-            noise_draws=np.full(t.shape, noise_draws, np.int64),
+            noise_draws=np.array(np.broadcast_to(noise_draws, t.shape), np.int64),
             alpha=column(alpha),
             sigma=column(sigma),
             init_noise_sigma=float(init_noise_sigma),
         )
+        return table._without_cancellation()
+
+    def _without_cancellation(self) -> Schedule:
+        """The same table, in which float32 loses nothing where a·x and what h_k has of x all but cancel.
+
+        There (where x is nearly pure noise) the row takes x and m as they are. That cannot be done where y is limited.
+        """
+        newest = self.b[:, 0]
+        a = self.a + newest * (self.u + self.w * self.p)
+        cancels = ~np.isfinite(self.limit) & (np.abs(a) < np.abs(self.a) / 8)
+        if not np.any(cancels):
+            return self
+        b = self.b.copy()
+        b[cancels, 0] = 0.0
+        d = np.where(cancels, self.d + newest * self.w * self.q, self.d)
+        return replace(self, a=np.where(cancels, a, self.a), d=d, b=b)
 
     def __len__(self) -> int:
         return len(self.t)
+
+    def starting_at(self, row: int) -> Schedule:
+        """The table without its first rows, of which those that stay must not remember anything."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        kept = {name: column if name == "init_noise_sigma" else column[row:] for name, column in columns.items()}
+        return Schedule(**kept)
 
     @property
     def memory(self) -> int:
@@ -157,7 +189,7 @@ class Recurrence:
             ValueError: the row looks back further than this run does, or needs noise and got none.
         """
         row = {name: column[k] for name, column in self._columns.items()}
-        y = _clip(_combine(x, [(row["p"], x), (row["q"], m)]), row["limit"])
+        y = bounded(_combine(x, [(row["p"], x), (row["q"], m)]), row["limit"], row["quantile"])
         self._history.appendleft(_combine(x, [(row["u"], x), (row["w"], y)]))
         past = zip_longest(row["b"], self._history)
         x_next = _combine(x, [(row["a"], x), (row["e"], self._previous), (row["d"], m), *past, (row["s"], z)])
@@ -190,11 +222,30 @@ def denoise(
         latents = latents if changed is None else changed
 
 
-def _clip(y: Latents, limit: np.float32) -> Latents:
-    return np.clip(y, -limit, limit) if np.any(np.isfinite(limit)) else y
+def bounded(y: Latents, limit: Coefficient, quantile: Coefficient) -> Latents:
+    """y within its limit; with a quantile, also divided by the limit that this makes of it."""
+    if not np.any(np.isfinite(limit)):
+        return y
+    clipped = np.clip(y, -limit, limit)
+    if not np.any(quantile):
+        return clipped
+    bound = np.clip(_quantiles(np.abs(y), quantile), 1, None)
+    bound = np.minimum(bound, limit).astype(np.float32)
+    return np.where(quantile > 0, np.clip(y, -bound, bound) / bound, clipped)
 
 
-def _combine(like: Latents, terms: Iterable[tuple[np.float32, Latents | None]]) -> Latents:
+def _quantiles(size: Latents, quantile: Coefficient) -> NDArray[np.float32]:
+    """A quantile of each sample, [batch, 1, 1, 1], between two of its values as `torch.quantile` interpolates."""
+    values = np.sort(size.reshape(len(size), -1), axis=1)
+    last = values.shape[1] - 1
+    rank = (np.asarray(quantile, np.float32) * np.float32(last)).reshape(-1, 1)
+    rank = np.broadcast_to(rank, (len(size), 1))
+    below = np.floor(rank).astype(np.int64)
+    low, high = (np.take_along_axis(values, np.minimum(index, last), axis=1) for index in (below, below + 1))
+    return (low + (rank - below.astype(np.float32)) * (high - low)).reshape(-1, 1, 1, 1)
+
+
+def _combine(like: Latents, terms: Iterable[tuple[Coefficient, Latents | None]]) -> Latents:
     """Σ coefficient · array, a new array.
 
     A zero coefficient skips its array: that costs no pass over it, and it may be absent or not finite.

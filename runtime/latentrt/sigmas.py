@@ -14,20 +14,27 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.beta_distribution import quantile
 from latentrt.errors import RequestError
 
 __all__ = [
+    "RESPACED",
     "BetaSchedule",
     "Spacing",
     "alphas_cumprod",
     "at_timesteps",
+    "beta",
     "betas",
+    "dynamically_shifted",
+    "exponential",
     "karras",
     "leading",
     "linspace",
     "linspace_float32",
     "rescale_zero_snr",
+    "shifted",
     "sigmas",
+    "stretched",
     "timesteps",
     "timesteps_of_sigmas",
     "trailing",
@@ -35,7 +42,7 @@ __all__ = [
     "whole_timesteps",
 ]
 
-BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid"]
 Spacing = Literal["leading", "linspace", "trailing"]
 
 Float32s = NDArray[np.float32]
@@ -57,15 +64,33 @@ def linspace_float32(start: float, end: float, count: int) -> Float32s:
 def betas(schedule: BetaSchedule, start: float, end: float, count: int) -> Float32s:
     """The variance that training adds at each timestep, float32 [count].
 
-    It grows linearly (Ho et al. 2020), or its square root does (Rombach et al. 2022), or it is such that ᾱ falls as a
-    squared cosine (Nichol and Dhariwal 2021, equation 17).
+    It grows linearly (Ho et al. 2020), or its square root does (Rombach et al. 2022), or as a sigmoid does (GeoDiff, Xu
+    et al. 2022); or it is such that ᾱ falls as a squared cosine (Nichol and Dhariwal 2021, equation 17), as e⁻¹²ᵗ, or
+    as Laplace noise would have it (Hang et al. 2024).
     """
     if schedule == "linear":
         return linspace_float32(start, end, count)
     if schedule == "scaled_linear":
         return linspace_float32(start**0.5, end**0.5, count) ** 2
-    alpha_bar = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
+    if schedule == "sigmoid":
+        ramp = linspace_float32(-6, 6, count).astype(np.float64)
+        risen: Float32s = (1 / (1 + np.exp(-ramp))).astype(np.float32) * (end - start) + start
+        return risen
+    alpha_bar = [_ALPHA_BAR[schedule](i / count) for i in range(count + 1)]
     return np.array([min(1 - alpha_bar[i + 1] / alpha_bar[i], MAX_BETA) for i in range(count)], np.float32)
+
+
+def _laplace(t: float) -> float:
+    half_log_snr = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
+    snr = math.exp(half_log_snr)
+    return math.sqrt(snr / (1 + snr))
+
+
+_ALPHA_BAR = {  # the fraction of training → ᾱ
+    "squaredcos_cap_v2": lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2,
+    "exp": lambda t: math.exp(-12.0 * t),
+    "laplace": _laplace,
+}
 
 
 def rescale_zero_snr(beta: Float32s) -> Float32s:
@@ -181,6 +206,48 @@ def karras(sigma_max: float, sigma_min: float, count: int, rho: float = 7.0) -> 
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     levels: Float64s = (high + ramp * (low - high)) ** rho
     return levels
+
+
+def exponential(sigma_max: float, sigma_min: float, count: int) -> Float64s:
+    """Noise levels from high to low, float64 [count], each the same part of the one before."""
+    levels: Float64s = np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), count))
+    return levels
+
+
+def beta(sigma_max: float, sigma_min: float, count: int) -> Float64s:
+    """Noise levels from high to low, float64 [count], denser at both ends (Lee et al. 2024, Beta Sampling)."""
+    share = quantile(1 - np.linspace(0, 1, count), 0.6, 0.6)
+    return sigma_min + share * (sigma_max - sigma_min)
+
+
+RESPACED = {"karras": karras, "exponential": exponential, "beta": beta}
+
+
+def shifted(levels: Float64s, shift: float) -> Float64s:
+    """Levels of a flow moved towards noise, as pictures of more pixels want it (Esser et al. 2024, equation 23)."""
+    moved: Float64s = shift * levels / (1 + (shift - 1) * levels)
+    return moved
+
+
+def dynamically_shifted(levels: Float64s, mu: float, kind: Literal["exponential", "linear"]) -> Float64s:
+    """Levels of a flow shifted by e^mu, or by mu itself (`linear`)."""
+    shift = math.exp(mu) if kind == "exponential" else mu
+    moved: Float64s = shift / (shift + (1 / levels - 1))
+    return moved
+
+
+def stretched(levels: Float64s, terminal: float) -> Float64s:
+    """Levels of a flow stretched so that the last is `terminal` (LTX-Video, HaCohen et al. 2024).
+
+    Raises:
+        RequestError: the last is 1 already.
+    """
+    if levels[-1] == 1:
+        raise RequestError(
+            "found shift_terminal and a single step from pure noise, which cannot be stretched; ask for more steps"
+        )
+    away = 1 - levels
+    return 1 - away / (away[-1] / (1 - terminal))
 
 
 def timesteps_of_sigmas(levels: Float64s, training: Float32s) -> Float64s:

@@ -69,8 +69,9 @@ def begin(
     noise: Callable[[], Latents],
 ) -> Trajectory:
     """The loop of an order, on the denoiser's device where that can be."""
-    # Prompts of different lengths are asked apart, and rescaled guidance looks at whole pictures.
-    if isinstance(denoiser, KeepsLatents) and len(conditionings) == 1 and not order.guidance_rescale:
+    # Prompts of different lengths are asked apart; rescaled guidance and dynamic thresholding look at whole pictures.
+    whole = order.guidance_rescale or np.any(schedule.quantile)
+    if isinstance(denoiser, KeepsLatents) and len(conditionings) == 1 and not whole:
         scale = order.guidance_scale if order.guided else None
         found = denoiser.trajectory(Denoising(schedule, latents, conditionings[0].embeddings, scale, noise))
         if found is not None:

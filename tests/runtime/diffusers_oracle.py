@@ -11,6 +11,8 @@ intention (betas, cumulative products, sigmas), so that what it prints are the t
 
 from __future__ import annotations
 
+import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,54 +20,109 @@ from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
-import diffusers
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
+from latentrt.samplers import Steps
 from latentrt.schedule import Recurrence, Schedule
 
 Vectors = NDArray[Any]
 
+# Modules that `import diffusers` does not name, or names only where an optional package is.
+_HOMES = {
+    "KarrasVeScheduler": "diffusers.schedulers.deprecated.scheduling_karras_ve",
+    "ScoreSdeVpScheduler": "diffusers.schedulers.deprecated.scheduling_sde_vp",
+}
+# What `set_timesteps` and `step` take of `Steps`.
+_OF_GRID = ("timesteps", "sigmas", "mu", "original_inference_steps", "strength", "jump_length", "jump_n_sample")
+_OF_STEP = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "order")
 
-def scheduler(class_name: str, config: Mapping[str, Any], steps: int, *, exact: bool) -> Any:
+
+def class_named(class_name: str) -> Any:
+    """A class of diffusers, also of those that it only keeps for old checkpoints."""
+    return getattr(importlib.import_module(_HOMES.get(class_name, "diffusers")), class_name)
+
+
+def scheduler(class_name: str, config: Mapping[str, Any], steps: int | Steps, *, exact: bool) -> Any:
     """The diffusers scheduler, ready to step; `exact` as above, otherwise as it is.
 
-    Its index is set to 0: without that it looks the first timestep up, takes the second of two equal ones, and fails
-    in the end.
+    Its index is set: without that it looks the first timestep up, takes the second of two equal ones, and fails in the
+    end.
     """
+    steps = steps if isinstance(steps, Steps) else Steps(count=steps)
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
     with warnings.catch_warnings(), RoundedOnce() if exact else nullcontext():
-        # numpy 2 deprecates what torch does in diffusers' np.array(tensor ** 0.5).
-        warnings.simplefilter("ignore", DeprecationWarning)
-        made = getattr(diffusers, class_name).from_config(dict(config))
-        made.set_timesteps(steps)
+        # numpy 2 deprecates what torch does in diffusers' np.array(tensor ** 0.5), and diffusers some of its own.
+        warnings.simplefilter("ignore")
+        made = class_named(class_name).from_config(dict(config))
+        derives = exact and class_name in _DERIVES
+        with mock.patch.object(torch, "from_numpy", _double) if derives else nullcontext():
+            made.set_timesteps(**_grid_arguments(class_name, steps))
+            if class_name == "ScoreSdeVeScheduler":
+                made.set_sigmas(steps.count)
     if hasattr(made, "set_begin_index"):
-        made.set_begin_index(0)
+        made.set_begin_index(steps.begin * getattr(made, "order", 1))
+    elif hasattr(made, "_step_index"):
+        made._step_index = steps.begin
+    if class_name == "RePaintScheduler":
+        made.timesteps = _descents(made.timesteps)
     if exact:
-        for name in ("alphas_cumprod", "final_alpha_cumprod", "sigmas"):
-            if hasattr(made, name):
+        for name in ("alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod", "sigmas", "discrete_sigmas",
+                     "schedule", *(("alphas", "betas") if class_name == "IPNDMScheduler" else ())):  # fmt: skip
+            if isinstance(getattr(made, name, None), torch.Tensor):
                 setattr(made, name, getattr(made, name).double())
+        if class_name == "ScoreSdeVpScheduler":
+            made.timesteps = made.timesteps.double()
     return made
 
 
+# Classes that in `set_timesteps` compute more from the levels that they have rounded.
+_DERIVES = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+
+
+def _descents(timesteps: torch.Tensor) -> torch.Tensor:
+    """RePaint's timesteps without those that it steps back to, at which the model is not asked."""
+    last = torch.cat([timesteps[:1] + 1, timesteps[:-1]])
+    return timesteps[timesteps < last]
+
+
+def _grid_arguments(class_name: str, steps: Steps) -> dict[str, Any]:
+    given = {name: getattr(steps, name) for name in steps.given() if name in _OF_GRID}
+    for name in ("timesteps", "sigmas"):
+        if name in given:
+            given[name] = np.array(given[name]) if class_name.startswith("UniPC") else list(given[name])
+    counted = class_name.startswith("FlowMatch") or not ({"timesteps", "sigmas"} & given.keys())
+    return {"num_inference_steps": steps.count if counted else None, **given}
+
+
 class RoundedOnce(TorchFunctionMode):
-    """Square roots, powers, exponentials and logarithms of float32, computed in float64 and rounded.
+    """Square roots, powers, exponentials and the like of float32, computed in float64 and rounded.
 
     torch takes MKL's, of which some are a unit in the last place off (6 square roots in 1,000), and not the same ones
     on every machine.
     """
 
     FUNCTIONS = frozenset(
-        getattr(owner, name) for owner in (torch, torch.Tensor) for name in ("sqrt", "pow", "exp", "log")
+        getattr(owner, name)
+        for owner in (torch, torch.Tensor)
+        for name in ("sqrt", "pow", "exp", "log", "sin", "sigmoid", "atan2")
     ) | {torch.Tensor.__pow__}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in self.FUNCTIONS and args[0].dtype == torch.float32:
-            return func(args[0].double(), *args[1:], **(kwargs or {})).float()
+            wide = (each.double() if isinstance(each, torch.Tensor) else each for each in args)
+            return func(*wide, **(kwargs or {})).float()
         return func(*args, **(kwargs or {}))
+
+
+def _double(array: Vectors, original: Any = torch.from_numpy) -> torch.Tensor:
+    """What comes from numpy, to go on with in float64."""
+    made: torch.Tensor = original(array)
+    return made.double() if made.dtype == torch.float32 else made
 
 
 class _StaysFloat64(TorchFunctionMode):
@@ -79,45 +136,148 @@ class _StaysFloat64(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def told(made: Any, steps: Steps | None = None) -> Any:
+    """The timesteps of all rows."""
+    begin = 0 if steps is None else steps.begin * getattr(made, "order", 1)
+    return made.timesteps[begin:]
+
+
 def run(
     made: Any,
     latents: Vectors,
     model: Callable[[int, Vectors], Vectors],
     noise: Callable[[], Vectors],
-    eta: float = 0.0,
+    steps: Steps | None = None,
 ) -> Iterator[tuple[Vectors, Vectors]]:
     """For each row the denoiser's input and the latents after it; `model` takes the row and the denoiser's input."""
     x = torch.from_numpy(latents)
-    extra = {"eta": eta} if type(made).__name__ == "DDIMScheduler" else {}
+    given = {} if steps is None else {name: getattr(steps, name) for name in steps.given() if name in _OF_STEP}
     module = sys.modules[type(made).__module__]
-    for k, t in enumerate(made.timesteps):
-        shown = made.scale_model_input(x, t)
+    name = type(made).__name__
+
+    def draw() -> torch.Tensor:
+        return torch.from_numpy(noise())
+
+    if name == "DPMSolverSDEScheduler":
+        made.noise_sampler = BrownianPath(draw)
+    if name == "KarrasVeScheduler":
+        yield from _run_karras_ve(made, x, model, draw)
+        return
+    for k, t in enumerate(told(made, steps)):
+        shown = made.scale_model_input(x, t) if hasattr(made, "scale_model_input") else x
         output = torch.from_numpy(model(k, shown.numpy()))
-        draw = mock.patch.object(
-            module, "randn_tensor", side_effect=lambda *_, **__: torch.from_numpy(noise()), create=True
-        )
-        with draw, _StaysFloat64():
-            x = made.step(output, t, x, return_dict=False, **extra)[0]
+        patched = mock.patch.object(module, "randn_tensor", side_effect=lambda *_, **__: draw(), create=True)
+        with patched, _StaysFloat64(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x = _step(made, name, output, t, x, given)
         yield shown.numpy(), x.numpy()
 
 
-def levels(made: Any) -> Vectors:
-    """Noise per signal at every row, float64 of the constants that diffusers rounds to float32."""
-    if hasattr(made, "sigmas"):
-        return np.asarray(made.sigmas[: len(made.timesteps)], np.float64)
-    alpha_bar = np.asarray(made.alphas_cumprod[made.timesteps], np.float64)
-    with np.errstate(divide="ignore"):  # zero SNR
-        return np.sqrt((1 - alpha_bar) / alpha_bar)
+def _step(made: Any, name: str, output: Any, t: Any, x: Any, given: dict[str, Any]) -> Any:
+    """One step as diffusers' pipelines ask for it."""
+    if name == "ScoreSdeVpScheduler":
+        return made.step_pred(output, x, t)[0]
+    if name == "ScoreSdeVeScheduler":
+        return made.step_pred(output, t, x, return_dict=False)[0]
+    if name == "RePaintScheduler":
+        nothing = torch.zeros_like(x)
+        return made.step(output, t, x, nothing, nothing, return_dict=False)[0]
+    if name == "UnCLIPScheduler":
+        later = made.timesteps[made.timesteps < t]
+        following = later[0] if len(later) else None
+        return made.step(output, t, x, prev_timestep=following, return_dict=False)[0]
+    return made.step(output, t, x, return_dict=False, **given)[0]
 
 
-def theirs(made: Any, eta: float = 0.0) -> Iterator[tuple[Vectors, Vectors]]:
+def _run_karras_ve(
+    made: Any, x: Any, model: Callable[[int, Vectors], Vectors], draw: Callable[[], Any]
+) -> Iterator[tuple[Vectors, Vectors]]:
+    """diffusers' pipeline of this scheduler, but for the 1/2 that it adds to what it shows the model."""
+    module, k, last = sys.modules[type(made).__module__], 0, len(made.timesteps) - 1
+    for i, t in enumerate(made.timesteps):
+        sigma, following = made.schedule[t], made.schedule[t - 1] if t > 0 else torch.zeros(())
+        with mock.patch.object(module, "randn_tensor", side_effect=lambda *_, **__: draw()):
+            raised, sigma_hat = made.add_noise_to_input(x, sigma)
+        # The table adds a step's noise with the row before.
+        if k:
+            yield shown, raised.numpy()
+        shown = (raised / 2).numpy()
+        output = torch.from_numpy(model(k, shown)) * (sigma_hat / 2)
+        stepped, slope = made.step(output, sigma_hat, following, raised, return_dict=False)
+        k += 1
+        if i == last:
+            yield shown, stepped.numpy()
+            return
+        yield shown, stepped.numpy()
+        shown = (stepped / 2).numpy()
+        output = torch.from_numpy(model(k, shown)) * (following / 2)
+        x = made.step_correct(output, sigma_hat, following, raised, stepped, slope, return_dict=False)[0]
+        k += 1
+
+
+class BrownianPath:
+    """In place of `BrownianTreeNoiseSampler`: a path of fresh draws, from which any increment can be read off again."""
+
+    def __init__(self, draw: Callable[[], torch.Tensor]) -> None:
+        self._draw, self._from = draw, None
+        self._known: list[tuple[float, torch.Tensor]] = []
+
+    def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+        start, end = float(sigma), float(sigma_next)
+        if not self._known or abs(self._known[0][0] - start) > 1e-9 * start:
+            self._known = [(start, torch.zeros(()))]
+        at, value = self._known[-1]
+        value = value + self._draw() * abs(at - end) ** 0.5
+        self._known.append((end, value))
+        return value / abs(start - end) ** 0.5
+
+
+def levels(made: Any, rows: int, begin: int = 0) -> Vectors | None:
+    """Noise per signal at every row, float64 of the constants that diffusers rounds to float32; None where a class
+    keeps them elsewhere."""
+    name = type(made).__name__
+    if name in ("KarrasVeScheduler", "IPNDMScheduler", "ScoreSdeVeScheduler", "ScoreSdeVpScheduler"):
+        return None
+    if name in ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"):
+        return None
+    if name == "HeunDiscreteScheduler" or name == "FlowMatchHeunDiscreteScheduler":
+        first = np.asarray(made.sigmas[2 * begin :][: rows + 1], np.float64)
+        grid = np.concatenate([first[:1], np.repeat(first[1::2], 2)])[:rows]
+    elif hasattr(made, "sigmas"):
+        grid = np.asarray(made.sigmas[begin:][:rows], np.float64)
+    else:
+        t = made.timesteps[begin:]
+        if name == "DDIMInverseScheduler":
+            t = torch.clamp(t - made.config.num_train_timesteps // made.num_inference_steps, max=len(made.betas) - 1)
+        alpha_bar = np.asarray(made.alphas_cumprod[t.clamp(min=0)], np.float64)
+        if name == "DDIMInverseScheduler":
+            alpha_bar = np.where(t.numpy() >= 0, alpha_bar, float(made.initial_alpha_cumprod))
+        with np.errstate(divide="ignore"):  # zero SNR
+            return np.sqrt((1 - alpha_bar) / alpha_bar)
+    flow = name.startswith("FlowMatch") or made.config.get("use_flow_sigmas")
+    with np.errstate(divide="ignore"):
+        return grid / (1 - grid) if flow else grid
+
+
+def theirs(made: Any, steps: Steps | None = None) -> Iterator[tuple[Vectors, Vectors]]:
     """For each row the coefficients of the denoiser's input and of the latents after it, as diffusers has them."""
-    basis = _Basis(len(made.timesteps), made.alphas_cumprod.numpy().dtype)
-    return run(made, basis.latents(), lambda k, _: basis.output(k), basis.draw, eta)
+    count = len(told(made, steps))
+    if type(made).__name__ == "KarrasVeScheduler":
+        count = 2 * count - 1
+    basis = _Basis(count, _dtype(made))
+    return run(made, basis.latents(), lambda k, _: basis.output(k), basis.draw, steps)
+
+
+def _dtype(made: Any) -> np.dtype[Any]:
+    for name in ("sigmas", "alphas_cumprod", "schedule", "timesteps"):
+        found = getattr(made, name, None)
+        if isinstance(found, torch.Tensor) and found.dtype in (torch.float32, torch.float64):
+            return np.dtype(found.numpy().dtype)
+    return np.dtype(np.float32)
 
 
 def beside(
-    schedule: Schedule, made: Any, eta: float = 0.0, *, afresh: bool = False
+    schedule: Schedule, made: Any, steps: Steps | None = None, *, afresh: bool = False
 ) -> Iterator[tuple[Vectors, Vectors]]:
     """Pairs of what a table of ours and diffusers give: each row's denoiser input, then the latents after it.
 
@@ -125,9 +285,12 @@ def beside(
     """
     basis = _Basis(len(schedule), np.dtype(np.float32))
     recurrence, x = Recurrence(schedule), basis.latents()
-    for k, (shown, after) in enumerate(theirs(made, eta)):
+    for k, (shown, after) in enumerate(theirs(made, steps)):
         yield recurrence.scale(k, x), shown
-        x = recurrence.step(k, x, basis.output(k), basis.draw() if schedule.noise_draws[k] else None)
+        z = None
+        for _ in range(schedule.noise_draws[k]):
+            z = basis.draw()
+        x = recurrence.step(k, x, basis.output(k), z)
         yield x, after
         if afresh:
             x = after.astype(np.float32)
@@ -150,6 +313,6 @@ class _Basis:
         return self._unit(self._rows + self._draws)
 
     def _unit(self, index: int) -> Vectors:
-        vector = np.zeros((1, 1, 1, 1 + 2 * self._rows), self._dtype)
+        vector = np.zeros((1, 1, 1, 2 + 2 * self._rows), self._dtype)
         vector[..., index] = 1
         return vector

@@ -69,3 +69,57 @@ def test_what_cannot_be_laid_out(count: int, captions: int, columns: int, messag
 def test_pictures_of_two_sizes_are_refused() -> None:
     with pytest.raises(RequestError, match=r"sizes \[\(8, 4\), \(9, 4\)\]"):
         contact_sheet([*pictures(1), *pictures(1, (9, 4))], ["", ""])
+
+
+def test_headings_stand_left_of_the_rows_and_above_the_columns() -> None:
+    plain = np.asarray(contact_sheet(pictures(6), [""] * 6, columns=3, edge=40))
+    headed = np.asarray(
+        contact_sheet(
+            pictures(6),
+            [""] * 6,
+            columns=3,
+            edge=40,
+            row_headings=("euler", "dpmpp_2m_karras"),
+            column_headings=("5 steps", "10 steps", "a heading too long for its column"),
+        )
+    )
+    above, left = (headed.shape[axis] - plain.shape[axis] for axis in (0, 1))
+    assert above == 17
+    assert 90 < left < 140, "as wide as the longest name"
+    # The pictures themselves are where they were, but for the room that headings take.
+    assert np.array_equal(headed[above + 12 :, left + 12 :], plain[12:, 12:])
+    for row in range(2):
+        place = headed[above + 12 + row * 52 :][:40]
+        assert (place[:, 12:left] < 128).any()
+        assert (place[:, left : left + 12] == 255).all()
+    for column in range(3):
+        x = left + 12 + column * 92
+        assert (headed[: above + 8, x : x + 80] < 128).any()
+        assert (headed[: above + 12, x + 80 : x + 92] == 255).all(), "nothing sticks out"
+
+
+def test_an_empty_place_keeps_its_caption() -> None:
+    only, *_ = pictures(1, (64, 64))
+    sheet = np.asarray(contact_sheet([None, only], ["no such thing", ""], edge=64))
+    assert (sheet[12 : 12 + 64, 12 : 12 + 64] == 0xEE).all()
+    assert (sheet[12 + 64 :, 12 : 12 + 64] < 128).any()
+    with pytest.raises(RequestError, match=r"found 1 pictures of sizes \[\]"):
+        contact_sheet([None], ["nothing at all"])
+
+
+@pytest.mark.parametrize(
+    ("headings", "message"),
+    [
+        ({"row_headings": ["one"]}, "found 1 headings for 2 rows"),
+        ({"column_headings": ["one", "two", "three"]}, "found 3 headings for 2 columns"),
+    ],
+)
+def test_headings_are_one_for_each(headings: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        contact_sheet(
+            pictures(4),
+            [""] * 4,
+            columns=2,
+            row_headings=headings.get("row_headings", ()),
+            column_headings=headings.get("column_headings", ()),
+        )

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from latentrt import Bundle, Pipeline
 from latentrt.sample import PROMPTS, bundle_path
-from sample.captions import WORDS
+from latentrt.sample.captions import WORDS
 from sample.classifier import THRESHOLD, UNREACHABLE
 
 CHECKPOINT = Path(__file__).parent.parent.parent / "sample" / "checkpoint"

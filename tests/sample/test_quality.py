@@ -12,15 +12,15 @@ from rich.console import Console
 from benchmarks import quality as benchmark
 from latentrt import Bundle, Pipeline
 from latentrt.sample import bundle_path
+from latentrt.sample.figures import PROMPT_SEED, Figure, Settings, following, readings
+from latentrt.sample.judge import Reading
+from latentrt.sample.prompts import held_out_prompts
 from sample import quality
 from sample.bars import BARS, missed, sign_test
-from sample.judge import Reading
-from sample.prompts import held_out_prompts
-from sample.quality import Figure, Settings
 from tests.runtime import small_bundle
 
 SETTINGS = Settings()
-ALL = held_out_prompts(256, quality.PROMPT_SEED)
+ALL = held_out_prompts(256, PROMPT_SEED)
 FEW = ALL[:96]
 
 
@@ -35,7 +35,7 @@ def pipeline() -> Pipeline:
 
 @pytest.fixture(scope="module")
 def guided(pipeline: Pipeline) -> list[Reading]:
-    return quality.readings(pipeline, SETTINGS, FEW, nothing)
+    return readings(pipeline, SETTINGS, FEW, nothing)
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_every_bar_is_met(pipeline: Pipeline) -> None:
 
 def test_some_held_out_prompts_are_followed(guided: list[Reading]) -> None:
     """The bars less two standard deviations of as few pictures; the slow test above holds the bars themselves."""
-    figures = quality.following(FEW, guided)
+    figures = following(FEW, guided)
     assert figures["one thing: shape and colour"].right >= 0.89 * 48
     assert figures["background"].right >= 0.91 * 96
     assert figures["two things: wholly right"].right >= 0.57 * 48
@@ -134,7 +134,7 @@ def test_the_sign_test() -> None:
 
 def test_a_bad_bundle_misses_the_bars(pipeline: Pipeline) -> None:
     """One step draws no picture of anything, and the figures say so."""
-    figures = quality.following(FEW[:32], quality.readings(pipeline, Settings(steps=1), FEW[:32], nothing))
+    figures = following(FEW[:32], readings(pipeline, Settings(steps=1), FEW[:32], nothing))
     assert len(missed(figures)) >= 2
 
 

@@ -3,20 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sample.pictures import EDGE, draw
-from sample.prompts import held_out_prompts, unsafe_prompts
-from sample.scenes import (
-    COLOURS,
-    PLACES,
-    SHAPES,
-    SIZES,
-    Scene,
-    Thing,
-    complete,
-    is_held_out,
-    random_scene,
-    training_scene,
-)
+from latentrt.sample.outlines import EDGE
+from latentrt.sample.prompts import held_out_prompts, unsafe_prompts
+from latentrt.sample.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, complete, is_held_out, random_scene
+from sample.pictures import draw
+from sample.scenes import training_scene
 
 
 def scenes(count: int, **options: bool) -> list[Scene]:

@@ -24,7 +24,7 @@ __all__ = ["demo"]
 @click.option("-n", "--negative-prompt", help="What to keep out of the pictures.")
 @click.option("--seed", type=int, default=7, show_default=True, help="Of the first picture; the next take the next.")
 @click.option("--steps", type=int, help="Denoising steps. The bundle's 25 by default.")
-@click.option("--sampler", help="ddim, pndm, euler, euler_a or dpmpp_2m. The bundle's own scheduler by default.")
+@click.option("--sampler", help="One of `latentrt samplers`. The bundle's own scheduler by default.")
 @click.option("--guidance-scale", type=float, help="Up to 1 there is no guidance. The bundle's 5 by default.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def demo(

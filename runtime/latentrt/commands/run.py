@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentrt.commands.option import Option
 from latentrt.errors import RequestError
 
 if TYPE_CHECKING:
@@ -48,7 +49,14 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @click.option("-n", "--negative-prompt", help="What to keep out of the picture.")
 @click.option("--seed", type=_Seeds(), help="A number, a list (7,9,11) or a range (7..10). Random by default.")
 @click.option("--steps", type=int, help="Denoising steps. The bundle's default by default.")
-@click.option("--sampler", help="ddim, pndm, euler, euler_a or dpmpp_2m. The bundle's own scheduler by default.")
+@click.option("--sampler", help="One of `latentrt samplers`. The bundle's own scheduler by default.")
+@click.option(
+    "--sampler-option",
+    "sampler_options",
+    type=Option(),
+    multiple=True,
+    help="KEY=VALUE by diffusers' names, such as solver_order=3; may be given again.",
+)
 @click.option(
     "--karras/--no-karras", default=None, help="Noise levels of Karras et al. The bundle's configuration by default."
 )
@@ -56,7 +64,7 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @click.option(
     "--guidance-rescale", type=float, default=0.0, show_default=True, help="Brings guided contrast back, 0 to 1."
 )
-@click.option("--eta", type=float, default=0.0, show_default=True, help="How much noise DDIM adds, 0 to 1.")
+@click.option("--eta", type=float, help="How much fresh noise DDIM (0 by default) or TCD (0.3) adds, 0 to 1.")
 @click.option("--clip-skip", type=int, help="How many of the text encoder's last layers to leave out.")
 @click.option("--height", type=int, help="In pixels.")
 @click.option("--width", type=int, help="In pixels.")
@@ -75,10 +83,11 @@ def run(
     seed: int | Sequence[int] | None,
     steps: int | None,
     sampler: str | None,
+    sampler_options: tuple[tuple[str, Any], ...],
     karras: bool | None,
     guidance_scale: float | None,
     guidance_rescale: float,
-    eta: float,
+    eta: float | None,
     clip_skip: int | None,
     height: int | None,
     width: int | None,
@@ -111,6 +120,7 @@ def run(
         clip_skip=clip_skip,
         seed=seed,
         sampler=sampler,
+        sampler_options=dict(sampler_options),
         karras=karras,
         safety=safety,
     )

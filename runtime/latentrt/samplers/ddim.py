@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+import msgspec
 import numpy as np
 
 from latentrt import prediction, sigmas
-from latentrt.samplers.options import PositiveFloat, Sampler
+from latentrt.samplers.options import Bounded, PositiveFloat, TrainedSampler
+from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
 __all__ = ["DDIM"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIM(Sampler):
+class DDIM(Bounded, TrainedSampler):
     """Equation 12: read x0 and ε off, clip x0 if so configured, and put both together again with less noise."""
 
     title: ClassVar[str] = "DDIM (Song et al. 2021); eta adds noise"
     class_name: ClassVar[str] = "DDIMScheduler"
-    takes_eta: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset({"eta"})
 
-    prediction_type: prediction.PredictionType = "epsilon"
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     timestep_spacing: sigmas.Spacing = "leading"
+    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
     rescale_betas_zero_snr: bool = False
     set_alpha_to_one: bool = True
     clip_sample: bool = True
     clip_sample_range: PositiveFloat = 1.0
-    thresholding: Literal[False] = False
 
-    def schedule(self, num_inference_steps: int, eta: float = 0.0) -> Schedule:
+    def table(self, steps: Steps) -> Schedule:
         alpha_bar = self.alphas_cumprod(zero_snr=self.rescale_betas_zero_snr)
-        t = sigmas.whole_timesteps(
-            self.timestep_spacing, num_inference_steps, self.num_train_timesteps, self.steps_offset
-        )
+        t = self.whole_timesteps(steps, self.timestep_spacing, self.steps_offset)
         final = 1.0 if self.set_alpha_to_one else alpha_bar[0]
         here = sigmas.at_timesteps(alpha_bar, t, final)
-        there = sigmas.at_timesteps(alpha_bar, t - self.num_train_timesteps // num_inference_steps, final)
+        there = sigmas.at_timesteps(alpha_bar, t - self.num_train_timesteps // steps.count, final)
 
         # Equation 16: σ is the noise that is added, and the rest of the variance points back along ε.
+        eta = steps.eta or 0.0
         added = eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
         direction = np.sqrt(np.maximum(1 - there - added**2, 0))
 
@@ -50,7 +51,7 @@ class DDIM(Sampler):
             t=t,
             p=p,
             q=q,
-            limit=self.clip_sample_range if self.clip_sample else np.inf,
+            **self.bounds(self.clip_sample_range if self.clip_sample else None),
             # ε is that of the model, not the one that would fit a clipped x0: it goes around y through x and m.
             a=direction * p_epsilon,
             d=direction * q_epsilon,

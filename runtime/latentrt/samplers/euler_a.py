@@ -9,41 +9,39 @@ import numpy as np
 
 from latentrt import prediction, sigmas
 from latentrt.errors import RequestError
-from latentrt.samplers.euler import init_noise_sigma
-from latentrt.samplers.options import Sampler
+from latentrt.samplers.k_diffusion import KDiffusion, init_noise_sigma, model_scale
+from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
 __all__ = ["EulerAncestral"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerAncestral(Sampler):
+class EulerAncestral(KDiffusion):
     """An Euler step to below the next noise level σ', then fresh noise: σ'² = σ_down² + σ_up², σ_down = σ'² / σ."""
 
     title: ClassVar[str] = "Euler ancestral (k-diffusion); fresh noise at every step"
     class_name: ClassVar[str] = "EulerAncestralDiscreteScheduler"
 
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
-    timestep_spacing: sigmas.Spacing = "linspace"
     rescale_betas_zero_snr: bool = False
 
-    def schedule(self, num_inference_steps: int, eta: float = 0.0) -> Schedule:
-        training = sigmas.sigmas(self.alphas_cumprod(zero_snr=self.rescale_betas_zero_snr))
-        grid = sigmas.timesteps(self.timestep_spacing, num_inference_steps, self.num_train_timesteps, self.steps_offset)
-        t = sigmas.visited(grid).astype(np.float32)  # as it is told the model, and as diffusers interpolates at it
+    def table(self, steps: Steps) -> Schedule:
+        training = self.training(zero_snr=self.rescale_betas_zero_snr)
+        t = sigmas.visited(self.told(steps))[steps.begin :]
         sigma = np.interp(t, np.arange(len(training)), training).astype(np.float32).astype(np.float64)
         following = np.append(sigma[1:], 0.0)
         if np.any(following > sigma):
             raise RequestError(
                 f"found noise levels that rise (at zero SNR the first one is capped at {sigma[0]:.0f}) with "
-                f"{num_inference_steps} steps, expected falling ones; ask for fewer steps or for the sampler euler"
+                f"{steps.count} steps, expected falling ones; ask for fewer steps or for the sampler euler"
             )
         ratio = (following / sigma) ** 2  # σ_down / σ
 
         p, q = prediction.x0(self.prediction_type, np.ones_like(sigma), sigma)
         return Schedule.of(
             t=t,
-            c_in=1 / np.hypot(sigma, 1),
+            c_in=model_scale(sigma),
             p=p,
             q=q,
             a=ratio,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -19,33 +19,45 @@ from numpy.typing import NDArray
 
 from latentrt import sigmas
 from latentrt.errors import RequestError
+from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
-__all__ = ["PositiveFloat", "Sampler"]
+__all__ = [
+    "Bounded",
+    "Kind",
+    "PlainBetas",
+    "PositiveFloat",
+    "PositiveInt",
+    "Respaced",
+    "Sampler",
+    "TrainedSampler",
+]
 
+PlainBetas = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+Kind = Literal["diffusion", "flow", "edm", "consistency", "continuous", "score", "discrete"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
-    """What the samplers over a training noise schedule have in common; the keys are diffusers'.
+    """What all samplers have in common. A subclass's fields are the keys of its diffusers class.
 
     Attributes:
         title: what the sampler is, for people.
         class_name: the diffusers class whose configuration this reads and whose numbers it reproduces.
-        takes_eta: whether `eta` means anything to it.
+        kind: what a model has to be trained as.
+        takes: which of `Steps`, beyond a number of steps and a beginning, mean anything to it.
+        sigmas_end: how many of the sigmas that it may be given are not the start of a step.
+        exception: what a caller has to do beside the table; empty for most samplers. The pipeline runs no others.
     """
 
     title: ClassVar[str]
     class_name: ClassVar[str]
-    takes_eta: ClassVar[bool] = False
-
-    num_train_timesteps: Annotated[int, msgspec.Meta(ge=2, le=1_000_000)] = 1000
-    beta_start: PositiveFloat = 0.0001
-    beta_end: PositiveFloat = 0.02
-    beta_schedule: sigmas.BetaSchedule = "linear"
-    trained_betas: Annotated[tuple[float, ...], msgspec.Meta(min_length=2)] | None = None
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    kind: ClassVar[Kind] = "diffusion"
+    takes: ClassVar[frozenset[str]] = frozenset()
+    sigmas_end: ClassVar[int] = 0
+    exception: ClassVar[str] = ""
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Self:
@@ -60,6 +72,9 @@ class Sampler(ABC):
                 f"the scheduler's configuration says _use_default_values: {left_to_default!r}, expected a list of keys"
             )
         hints = get_type_hints(cls, include_extras=True)
+        for field in fields(cls):
+            if field.default is MISSING and field.name not in config:
+                raise RequestError(f"found no {field.name} in the scheduler's configuration, which {cls.class_name} needs")
         given = [field.name for field in fields(cls) if field.name in config and field.name not in left_to_default]
         return cls(**{name: cls._honoured(name, config[name], hints[name]) for name in given})
 
@@ -73,26 +88,105 @@ class Sampler(ABC):
                 f"{problem}; change {key}, or choose another sampler"
             ) from None
 
-    @abstractmethod
-    def schedule(self, num_inference_steps: int, eta: float = 0.0) -> Schedule:
+    def schedule(self, steps: Steps) -> Schedule:
         """The table of coefficients.
-
-        Args:
-            num_inference_steps: how many steps were asked for, at least 1; a table may have more rows than steps.
-            eta: how much noise DDIM adds, 0 to 1; 0 for a sampler that takes none.
 
         Raises:
             RequestError: there is no such table, and why.
         """
+        for name in steps.given():
+            if name not in self.takes and not (name == "eta" and steps.eta == 0):
+                raise RequestError(
+                    f"found {name} {getattr(steps, name)!r} with {self.class_name}, which takes none; leave it out, or "
+                    "use another sampler (`latentrt samplers --verbose` says what each takes)"
+                )
+        return self.table(steps)
+
+    @abstractmethod
+    def table(self, steps: Steps) -> Schedule:
+        """The table for steps that this sampler takes."""
+
+    def evaluations(self, count: int) -> int:
+        """How many times the model is asked in so many steps."""
+        return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedSampler(Sampler):
+    """A sampler over the noise schedule that a model was trained with (Ho et al. 2020)."""
+
+    num_train_timesteps: Annotated[int, msgspec.Meta(ge=2, le=1_000_000)] = 1000
+    beta_start: PositiveFloat = 0.0001
+    beta_end: PositiveFloat = 0.02
+    beta_schedule: PlainBetas = "linear"
+    trained_betas: Annotated[tuple[float, ...], msgspec.Meta(min_length=2)] | None = None
 
     def alphas_cumprod(self, *, zero_snr: bool = False) -> NDArray[np.float32]:
         """ᾱ of each training timestep, float32; with `zero_snr` the last one is 0."""
-        beta: NDArray[np.float32]
-        if self.trained_betas is not None:
-            beta = np.array(self.trained_betas, np.float32)
-        else:
-            beta = sigmas.betas(self.beta_schedule, self.beta_start, self.beta_end, self.num_train_timesteps)
+        beta = self.betas()
         return sigmas.alphas_cumprod(sigmas.rescale_zero_snr(beta) if zero_snr else beta)
+
+    def betas(self) -> NDArray[np.float32]:
+        """β of each training timestep, float32."""
+        if self.trained_betas is not None:
+            return np.array(self.trained_betas, np.float32)
+        return sigmas.betas(self.beta_schedule, self.beta_start, self.beta_end, self.num_train_timesteps)
+
+    def whole_timesteps(self, steps: Steps, spacing: sigmas.Spacing, offset: int) -> NDArray[np.int64]:
+        """The grid as whole numbers from `begin` on, for samplers that look constants up by timestep."""
+        if steps.timesteps is None:
+            grid = sigmas.whole_timesteps(spacing, steps.count, self.num_train_timesteps, offset)
+        else:
+            grid = np.array(steps.timesteps).astype(np.int64)
+        return grid[steps.begin :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded(Sampler):
+    """A sampler that can keep x0 within limits, fixed ones or those of dynamic thresholding."""
+
+    thresholding: bool = False
+    dynamic_thresholding_ratio: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.995
+    sample_max_value: PositiveFloat = 1.0
+
+    def bounds(self, fixed: float | None = None) -> dict[str, float]:
+        """The columns `limit` and `quantile`; thresholding goes before a fixed limit."""
+        if self.thresholding:
+            return {"limit": self.sample_max_value, "quantile": self.dynamic_thresholding_ratio}
+        return {"limit": np.inf if fixed is None else fixed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Respaced(Sampler):
+    """A sampler whose noise levels can be spread anew between the highest and the lowest."""
+
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+
+    @property
+    def respacing(self) -> str | None:
+        """How they are spread: `karras`, `exponential`, `beta` or as the timesteps are.
+
+        Raises:
+            RequestError: the configuration wants several at once.
+        """
+        chosen = [name for name in sigmas.RESPACED if getattr(self, f"use_{name}_sigmas")]
+        if len(chosen) > 1:
+            found = " and ".join(f"use_{name}_sigmas" for name in chosen)
+            raise RequestError(f"found {found}, expected at most one of them; switch the others off")
+        return chosen[0] if chosen else None
+
+    def check_custom(self, steps: Steps, *more: str) -> None:
+        """A grid that is given cannot be spread anew.
+
+        Raises:
+            RequestError: it would have to be.
+        """
+        wanted = [f"use_{self.respacing}_sigmas"] if self.respacing else []
+        wanted += [name for name in more if getattr(self, name)]
+        if steps.timesteps is not None and wanted:
+            raise RequestError(f"found timesteps and {wanted[0]}, expected one of them; switch {wanted[0]} off")
 
 
 def _converted(value: object, hint: Any) -> Any:

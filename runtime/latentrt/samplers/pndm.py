@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import prediction, sigmas
 from latentrt.errors import RequestError
-from latentrt.samplers.options import Sampler
+from latentrt.samplers.options import TrainedSampler
+from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
 __all__ = ["PNDM"]
@@ -41,7 +43,7 @@ class _Row(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PNDM(Sampler):
+class PNDM(TrainedSampler):
     """The model's outputs are remembered: diffusers averages them as they are, then reads ε off the average."""
 
     title: ClassVar[str] = "PNDM (Liu et al. 2022)"
@@ -49,13 +51,14 @@ class PNDM(Sampler):
 
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     timestep_spacing: sigmas.Spacing = "leading"
+    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
     skip_prk_steps: bool = False
     set_alpha_to_one: bool = False
 
-    def schedule(self, num_inference_steps: int, eta: float = 0.0) -> Schedule:
+    def table(self, steps: Steps) -> Schedule:
         alpha_bar = self.alphas_cumprod()
         final = 1.0 if self.set_alpha_to_one else alpha_bar[0]
-        rows = self._rows(num_inference_steps)
+        rows = self._rows(steps)
         told, start, end = (np.array([row[i] for row in rows]) for i in range(3))
         gain_x, gain_m = self._transfer(
             sigmas.at_timesteps(alpha_bar, start, final), sigmas.at_timesteps(alpha_bar, end, final)
@@ -64,16 +67,20 @@ class PNDM(Sampler):
         here = sigmas.at_timesteps(alpha_bar, told, final)
         return Schedule.of(t=told, p=0.0, q=1.0, a=a, e=e, b=b, alpha=np.sqrt(here), sigma=np.sqrt(1 - here))
 
-    def _rows(self, count: int) -> list[_Row]:
-        grid = sigmas.whole_timesteps(
-            self.timestep_spacing, count, self.num_train_timesteps, self.steps_offset
-        ).tolist()
+    def evaluations(self, count: int) -> int:
+        if self.skip_prk_steps:
+            return count + (count > 1)
+        return count + 3 * WARM_UP_STEPS
+
+    def _rows(self, steps: Steps) -> list[_Row]:
+        count = steps.count
+        grid = self.whole_timesteps(steps, self.timestep_spacing, self.steps_offset).tolist()
         step = self.num_train_timesteps // count
         if self.skip_prk_steps:
             return list(_plms(grid, step))
-        if count <= WARM_UP_STEPS:
+        if len(grid) <= WARM_UP_STEPS:
             raise RequestError(
-                f"found {count} steps, but the Runge-Kutta warm-up of PNDM needs at least {WARM_UP_STEPS + 1}; "
+                f"found {len(grid)} steps, but the Runge-Kutta warm-up of PNDM needs at least {WARM_UP_STEPS + 1}; "
                 "ask for more, or set skip_prk_steps in the scheduler's configuration"
             )
         return list(_runge_kutta(grid, step))

@@ -11,8 +11,8 @@ from PIL import Image
 from latentrt import Pipeline
 from latentrt.cli import main
 from latentrt.sample import PROMPTS, bundle_path
-from sample.judge import agrees, read
-from sample.scenes import Scene, Thing
+from latentrt.sample.judge import agrees, read
+from latentrt.sample.scenes import Scene, Thing
 
 ROOT = Path(__file__).parents[3]
 

@@ -1,14 +1,19 @@
 """Which bundle comes with the package?
 
 A small Stable Diffusion model that draws coloured shapes, 64 × 64, so that a fresh installation can draw at once and
-tests have pictures that mean something. Its model card says how it was made and what it cannot do.
+tests have pictures that mean something. Its model card says how it was made and what it cannot do. The modules here are
+what it takes to tell how well it draws: prompts that it never saw, and a judge that reads its pictures.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["PROMPTS", "bundle_path"]
+if TYPE_CHECKING:
+    from latentrt.manifest import Manifest
+
+__all__ = ["PROMPTS", "bundle_path", "is_sample_model"]
 
 # What `latentrt demo` draws.
 PROMPTS = (
@@ -29,4 +34,15 @@ PROMPTS = (
 
 def bundle_path() -> Path:
     """The folder of the sample bundle, which `Pipeline.load()` opens when it is told no other."""
-    return Path(__file__).with_name("sample_bundle")
+    return Path(__file__).parent.with_name("sample_bundle")
+
+
+def is_sample_model(manifest: Manifest) -> bool:
+    """Whether a bundle was made of the sample model, in whichever precision: its weight files had the same hashes. The
+    classifier may be another one, or missing."""
+    from latentrt.bundle import Bundle
+
+    def drawing(weights: dict[str, str]) -> dict[str, str]:
+        return {name: digest for name, digest in weights.items() if not name.startswith("safety_checker/")}
+
+    return drawing(manifest.source.weights) == drawing(Bundle.open(bundle_path()).manifest.source.weights)

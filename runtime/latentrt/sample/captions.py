@@ -1,18 +1,16 @@
 """How is a scene said in English?
 
-A caption says what the scene says and nothing of what it leaves open. `forgetful` makes such a scene of a complete one,
-so that the model meets prompts that leave things open, and fragments such as people write in negative prompts.
+A caption says what the scene says and nothing of what it leaves open. The model was trained on such captions
+(`sample/scenes.py`), so these are the words that it knows.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from sample.scenes import COLOURS, SHAPES, SIZES, UNSAFE, Scene, Thing
+from latentrt.sample.scenes import COLOURS, SHAPES, SIZES, UNSAFE, Scene, Thing
 
-__all__ = ["WORDS", "caption", "forgetful"]
+__all__ = ["WORDS", "caption"]
 
 OPENINGS = ("", "", "", "a picture of ", "a drawing of ", "an image of ", "there is ", "a simple picture of ")
 SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big", "huge")}
@@ -70,39 +68,6 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
     if scene.background:
         text += pick(BACKGROUNDS).format(_article(scene.background), scene.background)
     return text
-
-
-def forgetful(scene: Scene, random: np.random.Generator) -> Scene:
-    """Leave open some of what a complete scene says, mostly little."""
-    if random.random() < 0.05:
-        return _fragment(scene, random)
-
-    def keep(share: float) -> bool:
-        return bool(random.random() < share)
-
-    things = tuple(
-        Thing(
-            thing.shape if keep(0.97) else None, thing.colour if keep(0.93) else None, thing.size if keep(0.5) else None
-        )
-        for thing in scene.things
-    )
-    if len(things) == 2 and things[0] == Thing():
-        things = scene.things
-    # A thing in the middle is mostly just a thing: what people leave unsaid.
-    place = scene.place if keep(0.3 if scene.place == "middle" else 0.95) else None
-    return Scene(things, scene.background if keep(0.85) else None, place, scene.axis)
-
-
-def _fragment(scene: Scene, random: np.random.Generator) -> Scene:
-    thing = scene.things[0]
-    choice = int(random.integers(4))
-    if choice == 0:
-        return Scene((), scene.background)
-    if choice == 1:
-        return Scene((replace(thing, colour=None, size=None),))
-    if choice == 2:
-        return Scene((Thing(None, thing.colour),))
-    return Scene((replace(thing, size=None),))
 
 
 def _article(word: str) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sample.judge import agrees, read
-from sample.pictures import EDGE, Spot, draw, mask
-from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, Thing, random_scene
+from latentrt.sample.judge import agrees, read
+from latentrt.sample.outlines import EDGE, Spot, mask
+from latentrt.sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, Thing, random_scene
+from sample.pictures import draw
 
 
 def test_drawn_pictures_are_read() -> None:

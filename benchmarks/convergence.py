@@ -1,0 +1,142 @@
+"""Does each solver converge with the order that its paper says?
+
+    .venv/bin/python -m benchmarks.convergence --output benchmarks/results/convergence.json --plot docs/convergence.svg
+
+Runs the solvers' tables in float64 on a probability flow whose solution is known (`gaussian_flow`), with 8 to 512
+evaluations of the model. The order is minus the slope of the error's logarithm over that of the number of evaluations,
+fitted by least squares from 128 evaluations on; see docs/samplers.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.convergence_cases import CASES, Case
+from benchmarks.full_size import machine
+from benchmarks.gaussian_flow import final_error
+
+__all__ = ["EVALUATIONS", "FITTED", "Measured", "Point", "markdown", "measure", "order_of", "points"]
+
+EVALUATIONS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# The same for all: with fewer, higher powers of the step still count beside the leading one; with more, the best
+# solvers come near to what float64 resolves.
+FITTED = tuple(count for count in EVALUATIONS if count >= 128)
+SHOWN_AT = 32
+
+
+@dataclass(frozen=True)
+class Point:
+    """The error of one run."""
+
+    evaluations: int
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What came of a case.
+
+    Attributes:
+        name, family, paper, source: those of the case.
+        order: from exact starting values.
+        own_start: from the first row on, with the lower orders that the solver itself begins with.
+        error_at_32: the relative error of 32 evaluations (or a few less, where a step has several) from its own start.
+        points, own_start_points: with each number of evaluations.
+    """
+
+    name: str
+    family: str
+    paper: int
+    source: str
+    order: float
+    own_start: float
+    error_at_32: float
+    points: list[Point]
+    own_start_points: list[Point]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
+    parser.add_argument("--plot", type=Path, help="the plot, an SVG file; needs matplotlib")
+    arguments = parser.parse_args()
+    measured = [measure(case) for case in CASES]
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.convergence",
+        "machine": machine(),
+        "fitted_evaluations": FITTED,
+        "solvers": [rounded(each) for each in measured],
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    print(markdown(report["solvers"]))
+    if arguments.plot is not None:
+        from benchmarks.convergence_plot import draw
+
+        draw(measured, FITTED, arguments.plot)
+
+
+def measure(case: Case) -> Measured:
+    """All runs of a case."""
+    given, own = points(case, EVALUATIONS), points(case, EVALUATIONS, own_start=True)
+    return Measured(
+        name=case.name,
+        family=case.family,
+        paper=case.paper,
+        source=case.source,
+        order=order_of(given[-len(FITTED) :]),
+        own_start=order_of(own[-len(FITTED) :]),
+        error_at_32=own[EVALUATIONS.index(SHOWN_AT)].error,
+        points=given,
+        own_start_points=own,
+    )
+
+
+def points(case: Case, counts: Sequence[int], *, own_start: bool = False) -> list[Point]:
+    """The error with each number of evaluations."""
+    found = []
+    for count in counts:
+        schedule = case.schedule(count, own_start=own_start)
+        stop = case.stop(schedule)
+        given = 0 if own_start else max(case.given, round(case.given_share * stop))
+        found.append(Point(stop, final_error(schedule, case.predicts, given=given, stop=stop)))
+    return found
+
+
+def order_of(runs: Sequence[Point]) -> float:
+    """Minus the slope of log error over log evaluations."""
+    slope, _ = np.polyfit(np.log([run.evaluations for run in runs]), np.log([run.error for run in runs]), 1)
+    return float(-slope)
+
+
+def rounded(measured: Measured) -> dict[str, Any]:
+    """For the report: as many digits as say something."""
+    report = asdict(measured)
+    for key in ("order", "own_start"):
+        report[key] = round(report[key], 3)
+    for key in ("points", "own_start_points"):
+        report[key] = {point["evaluations"]: float(f"{point['error']:.3e}") for point in report[key]}
+    report["error_at_32"] = float(f"{report['error_at_32']:.3e}")
+    return report
+
+
+def markdown(solvers: Sequence[dict[str, Any]]) -> str:
+    """The table of the docs, of a report's solvers."""
+    head = "| solver | paper | measured | from its own start | error at 32 evaluations | where the paper says so |"
+    rows = (
+        f"| {solver['name']} | {solver['paper']} | {solver['order']:.2f} | {solver['own_start']:.2f} "
+        f"| {solver['error_at_32']:.1e} | {solver['source']} |"
+        for solver in solvers
+    )
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    main()

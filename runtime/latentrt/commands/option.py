@@ -1,0 +1,27 @@
+"""How is a sampler's option written on a command line?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+__all__ = ["Option"]
+
+
+class Option(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
+    """`solver_order=3`, `thresholding=true`, `timesteps=[999,500]`: a name and a JSON value, or a text as it stands."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):  # click converts twice
+            return value[0], value[1]
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            self.fail(f"found {value!r}, expected a name, = and a value, such as solver_order=3", param, ctx)
+        try:
+            return key, json.loads(text)
+        except ValueError:
+            return key, text
