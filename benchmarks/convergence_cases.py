@@ -177,7 +177,7 @@ def _deis() -> Iterator[Case]:
             config={**KARRAS, "lower_order_final": False, "solver_order": order},
             given=order - 1,
             paper=order,
-            source="Zhang and Chen 2022, section 3",
+            source="Zhang and Chen 2022",
         )
 
 
@@ -219,12 +219,12 @@ def _sa_solver() -> Iterator[Case]:
                 },
                 given=max(predictor, corrector),
                 paper=corrector,
-                source="Xue et al. 2023, section 5",
+                source="Xue et al. 2023",
             )
 
 
 def _whole_timesteps() -> Iterator[Case]:
-    family, liu = "DDIM and PNDM", "Liu et al. 2022, section 3"
+    family, liu = "DDIM and PNDM", "Liu et al. 2022"
     ddim = {**FINE, "clip_sample": False}
     yield Case(name="DDIM", family=family, sampler="ddim", config=ddim, until=LAST_EIGHTH, paper=1, source=DPM_SOLVER)
     for name, skip, given in (("PLMS", True, 5), ("PNDM", False, 12)):
@@ -266,28 +266,19 @@ def _edm() -> Iterator[Case]:
 
 
 def _flow() -> Iterator[Case]:
-    family = "Flows"
     for shift in (1.0, 3.0):
-        yield Case(
-            name=f"Flow Euler, shift {shift:g}",
-            family=family,
-            sampler="flow_euler",
-            config={"shift": shift},
-            predicts="velocity",
-            paper=1,
-            source=f"{HAIRER}, I.7",
-        )
-        yield Case(
-            name=f"Flow Heun, shift {shift:g}",
-            family=family,
-            sampler="flow_heun",
-            config={"shift": shift},
-            predicts="velocity",
-            per_count=2,
-            whole=2,
-            paper=2,
-            source=RUNGE,
-        )
+        for name, evaluations, paper, source in (("Euler", 1, 1, f"{HAIRER}, I.7"), ("Heun", 2, 2, RUNGE)):
+            yield Case(
+                name=f"Flow {name}, shift {shift:g}",
+                family="Flows",
+                sampler=f"flow_{name.lower()}",
+                config={"shift": shift},
+                predicts="velocity",
+                per_count=evaluations,
+                whole=evaluations,
+                paper=paper,
+                source=source,
+            )
 
 
 CASES: tuple[Case, ...] = (

@@ -14,7 +14,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError:
-    raise SystemExit("found no matplotlib, which draws the plot; pip install 'latentrt[dev]'") from None
+    raise SystemExit("found no matplotlib, which draws the plot; pip install 'latentrt[plot]'") from None
 
 __all__ = ["draw"]
 
@@ -78,7 +78,7 @@ def _curves(panel: Axes, family: Sequence[Measured]) -> None:
     for each in family:
         colour, marker = COLOURS[each.paper], next(markers[each.paper])
         _curve(panel, each.points, f"{each.name}: {each.order:.2f}", colour, marker, "-")
-        if each.order - each.own_start > 0.25:
+        if each.order - each.own_start > 0.2:
             _curve(panel, each.own_start_points, f"its own start: {each.own_start:.2f}", colour, marker, ":")
     panel.legend(loc="lower left", fontsize=7, frameon=False, labelspacing=0.25, handlelength=2.2)
 

@@ -20,6 +20,10 @@ _COMMANDS = {
         "latentrt_engines.commands.build:build",
         "Turn a bundle into TensorRT engines (needs a library's extra).",
     ),
+    "compare": (
+        "latentrt.commands.compare:compare",
+        "Draw one prompt by several samplers and step counts, on one sheet, with their times.",
+    ),
     "demo": ("latentrt.commands.demo:demo", "Draw a sheet of pictures with the sample bundle that comes along."),
     "doctor": (
         "latentrt.commands.doctor:doctor",

@@ -23,20 +23,28 @@ BETAS: list[Any] = [STABLE_DIFFUSION, {"beta_schedule": "linear"}, {"beta_schedu
 SPACING = {"timestep_spacing": ["leading", "linspace", "trailing"], "steps_offset": [0, 1]}
 BEGIN = {"begin": [0, 0, 2]}
 RESPACED: list[Any] = [{}, {}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"use_beta_sigmas": True}]
-BOTH_RESPACED = {"use_karras_sigmas": True, "use_beta_sigmas": True}
 THREE: list[Any] = ["epsilon", "v_prediction", "sample"]
 THRESHOLD: list[Any] = [{}, {}, {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.6}]
 CLIP: list[Any] = [{"clip_sample": False}, {"clip_sample": False}, {"clip_sample": True, "clip_sample_range": 0.8}]
 CHURN: list[Any] = [{}, {}, {"s_churn": 5.0, "s_tmin": 0.1, "s_tmax": 9.0, "s_noise": 1.003}, {"s_churn": 900.0}]
-FLOW: list[Any] = [{}, {}, {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}]
+FLOW = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
 DYNAMIC = {"use_dynamic_shifting": True, "mu": 0.7}
+LEVELS: list[Any] = [*RESPACED, FLOW]
+ALGORITHMS: list[Any] = [
+    {"algorithm_type": "dpmsolver++"},
+    {"algorithm_type": "dpmsolver++", "final_sigmas_type": "sigma_min"},
+    {"algorithm_type": "sde-dpmsolver++"},
+    {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "sigma_min"},
+    {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
+]
 ORDERS: list[Any] = [1, 2, 3]
 SOLVERS: list[Any] = ["midpoint", "heun"]
 FINAL: list[Any] = ["zero", "sigma_min"]
 DISTILLED: dict[str, list[Any]] = {
     "betas": BETAS,
     "prediction_type": THREE,
-    "original_inference_steps": [50, {"original_inference_steps": 100}, 1000],
+    "original": [{}, {"original_inference_steps": 100}],
     "rescale_betas_zero_snr": [False, True],
     "clip": CLIP,
     "threshold": THRESHOLD,
@@ -45,11 +53,11 @@ DISTILLED: dict[str, list[Any]] = {
     **BEGIN,
 }
 FLOW_MATCH: dict[str, list[Any]] = {
-    "num_train_timesteps": [1000, 200],
+    "num_train_timesteps": [1000, 1200],
     "shift": [1.0, 3.0],
     "shift_terminal": [None, 0.1],
-    "dynamic": [{}, DYNAMIC, DYNAMIC | {"time_shift_type": "linear"}, {"mu": 0.7}, {"use_dynamic_shifting": True}],
-    "respaced": [*RESPACED, BOTH_RESPACED],
+    "dynamic": [{}, DYNAMIC, DYNAMIC | {"time_shift_type": "linear"}],
+    "respaced": RESPACED,
     "invert_sigmas": [False, False, True],
     "grid": [{}, {}, {}, {"sigmas": (1.0, 0.7, 0.2)}, {"timesteps": (1000.0, 600.0, 50.0)}],
     **BEGIN,
@@ -80,11 +88,11 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "betas": [*BETAS, {"beta_schedule": "sigmoid"}, {"beta_schedule": "laplace"}],
         **SPACING,
         "prediction_type": THREE,
-        "variance_type": ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned"],
+        "variance_type": ["fixed_small", "fixed_small_log", "fixed_large"],
         "rescale_betas_zero_snr": [False, True],
         "clip": CLIP,
         "threshold": THRESHOLD,
-        "timesteps": [None, None, (999, 500, 20), (20, 500)],
+        "timesteps": [None, None, (999, 500, 20)],
         **BEGIN,
     },
     "pndm": {
@@ -102,7 +110,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "final_sigmas_type": FINAL,
         "interpolation_type": ["linear", "log_linear"],
         "timestep_type": ["discrete", "continuous"],
-        "respaced": [*RESPACED, BOTH_RESPACED],
+        "respaced": RESPACED,
         "ends": [{}, {"sigma_min": 0.1}, {"sigma_max": 10.0}],
         "churn": CHURN,
         "grid": [{}, {}, {}, {"timesteps": (999.0, 500.5, 20.0)}, {"sigmas": (14.0, 3.0, 0.5, 0.0)}],
@@ -111,7 +119,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "euler_a": {
         "betas": BETAS,
         **SPACING,
-        "prediction_type": ["epsilon", "v_prediction", "sample"],
+        "prediction_type": ["epsilon", "v_prediction"],
         "rescale_betas_zero_snr": [False, True],
         **BEGIN,
     },
@@ -119,25 +127,25 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         "betas": [*BETAS, {"beta_schedule": "exp"}],
         **SPACING,
         "prediction_type": THREE,
-        "respaced": [*RESPACED, BOTH_RESPACED],
+        "respaced": RESPACED,
         "clip": CLIP,
         "timesteps": [None, None, (999.0, 500.5, 20.0)],
         **BEGIN,
     },
-    "dpm2": {"betas": BETAS, **SPACING, "prediction_type": THREE, "respaced": [*RESPACED, BOTH_RESPACED], **BEGIN},
-    "dpm2_a": {"betas": BETAS, **SPACING, "prediction_type": THREE, "respaced": [*RESPACED, BOTH_RESPACED], **BEGIN},
+    "dpm2": {"betas": BETAS, **SPACING, "prediction_type": THREE[:2], "respaced": RESPACED, **BEGIN},
+    "dpm2_a": {"betas": BETAS, **SPACING, "prediction_type": THREE[:2], "respaced": RESPACED, **BEGIN},
     "lms": {
         "betas": BETAS,
         **SPACING,
         "prediction_type": THREE,
-        "respaced": [*RESPACED, BOTH_RESPACED],
+        "respaced": RESPACED,
         "order": [4, 3, 2, 1],
     },
     "dpmpp_sde": {
         "betas": BETAS,
         **SPACING,
-        "prediction_type": THREE,
-        "respaced": [*RESPACED, BOTH_RESPACED],
+        "prediction_type": THREE[:2],
+        "respaced": RESPACED,
         "s_noise": [1.0, 0.7],
         **BEGIN,
     },
@@ -146,57 +154,49 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         **SPACING,
         "prediction_type": THREE,
         "rescale_betas_zero_snr": [False, True],
-        "final_sigmas_type": FINAL,
-        "respaced": [*RESPACED, {"use_lu_lambdas": True}, BOTH_RESPACED, {"use_karras_sigmas": True, **FLOW[2]}],
-        "algorithm_type": ["dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"],
+        "levels": [*LEVELS, FLOW | DYNAMIC, {"use_lu_lambdas": True}, {"timesteps": (999, 500, 20)}],
+        "algorithm": ALGORITHMS,
         "solver_type": [*SOLVERS, "bh2"],
         "solver_order": [2, 3, 1],
         "euler_at_final": [False, True],
         "lower_order_final": [True, False],
         "lambda_min_clipped": [-float("inf"), -float("inf"), -2.0],
         "threshold": THRESHOLD,
-        "flow": [*FLOW, FLOW[2] | DYNAMIC, {"mu": 0.7}],
-        "timesteps": [None, None, None, (999, 500, 20)],
         **BEGIN,
     },
     "dpmpp_2m_inverse": {
         "betas": BETAS,
         **SPACING,
         "prediction_type": THREE,
-        "respaced": [*RESPACED, BOTH_RESPACED],
-        "algorithm_type": ["dpmsolver++", "dpmsolver", "sde-dpmsolver++"],
+        "levels": LEVELS,
+        "algorithm_type": ["dpmsolver++", "dpmsolver"],
         "solver_type": SOLVERS,
         "solver_order": ORDERS,
         "euler_at_final": [False, True],
         "lower_order_final": [True, False],
         "lambda_min_clipped": [-float("inf"), -2.0],
         "threshold": THRESHOLD,
-        "flow": FLOW,
     },
     "dpmpp_2s": {
         "betas": BETAS,
         "prediction_type": THREE,
-        "final_sigmas_type": FINAL,
-        "respaced": [*RESPACED, BOTH_RESPACED],
-        "algorithm_type": ["dpmsolver++", "dpmsolver", "sde-dpmsolver++", "deis"],
+        "levels": [*LEVELS, FLOW | DYNAMIC, {"timesteps": (999, 500, 20)}],
+        "algorithm": [*ALGORITHMS[:5], {"algorithm_type": "deis", "final_sigmas_type": "sigma_min"}],
         "solver_type": SOLVERS,
         "solver_order": ORDERS,
         "lower_order_final": [True, False],
         "lambda_min_clipped": [-float("inf"), -2.0],
         "threshold": THRESHOLD,
-        "flow": [*FLOW, FLOW[2] | DYNAMIC],
-        "timesteps": [None, None, None, (999, 500, 20)],
         **BEGIN,
     },
     "deis": {
         "betas": BETAS,
         **SPACING,
         "prediction_type": THREE,
-        "respaced": [*RESPACED, BOTH_RESPACED],
+        "levels": [*LEVELS, FLOW | DYNAMIC],
         "solver_order": ORDERS,
         "lower_order_final": [True, False],
         "threshold": THRESHOLD,
-        "flow": [*FLOW, FLOW[2] | DYNAMIC],
         **BEGIN,
     },
     "unipc": {
@@ -204,45 +204,41 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
         **SPACING,
         "prediction_type": THREE,
         "rescale_betas_zero_snr": [False, True],
-        "final_sigmas_type": FINAL,
-        "respaced": [*RESPACED, BOTH_RESPACED],
-        "predict_x0": [True, True, False],
+        "levels": [
+            *LEVELS,
+            FLOW | DYNAMIC,
+            FLOW | {"shift_terminal": 0.1},
+            FLOW | {"sigmas": (1.0, 0.6, 0.2)},
+            FLOW | {"use_karras_sigmas": True},
+        ],
+        "unknown": [{}, {"final_sigmas_type": "sigma_min"}, {"final_sigmas_type": "sigma_min", "predict_x0": False}],
         "solver_type": ["bh1", "bh2", "heun"],
         "solver_order": [2, 3, 1],
         "lower_order_final": [True, True, False],
         "disable_corrector": [[], [0, 2]],
         "ends": [{}, {"sigma_min": 0.1, "sigma_max": 10.0}],
         "threshold": THRESHOLD,
-        "flow": [*FLOW, FLOW[2] | DYNAMIC, FLOW[2] | {"shift_terminal": 0.1}, FLOW[2] | {"sigmas": (1.0, 0.6, 0.2)}],
         **BEGIN,
     },
     "sa_solver": {
         "betas": BETAS,
         **SPACING,
         "prediction_type": THREE,
-        "respaced": [*RESPACED, BOTH_RESPACED],
+        "levels": LEVELS,
         "algorithm_type": ["data_prediction", "data_prediction", "noise_prediction"],
         "predictor_order": [2, 1, 3],
         "corrector_order": [2, 1, 3, 4],
         "lower_order_final": [True, False],
         "lambda_min_clipped": [-float("inf"), -2.0],
         "threshold": THRESHOLD,
-        "flow": FLOW,
         **BEGIN,
     },
     "lcm": DISTILLED,
     "tcd": DISTILLED | {"eta": [None, 0.0, 0.7], "clip": [{}], "threshold": [{}]},
-    "unclip": {
-        "num_train_timesteps": [1000, 100],
-        "prediction_type": ["epsilon", "sample", "v_prediction"],
-        "variance_type": ["fixed_small_log", "fixed_small"],
-        "clip": CLIP,
-        "betas": [{}, {"beta_schedule": "linear"}],
-        **BEGIN,
-    },
+    "unclip": {"num_train_timesteps": [1000, 100], "prediction_type": ["epsilon", "sample"], "clip": CLIP, **BEGIN},
     "repaint": {
         "betas": [*BETAS, {"beta_schedule": "sigmoid"}],
-        "eta": [{"eta": 0.0}, {"eta": 0.5}, {"eta": 1.0}],
+        "eta": [0.0, 0.5, 1.0],
         "clip": [{"clip_sample": False}, {"clip_sample": True}],
         "jumps": [{}, {"jump_length": 3, "jump_n_sample": 2}],
     },
@@ -250,7 +246,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "consistency": {
         "num_train_timesteps": [40, 151],
         "ends": [{}, {"sigma_min": 0.01, "sigma_max": 20.0, "sigma_data": 1.0}],
-        "s_noise": [{"s_noise": 1.0}, {"s_noise": 0.8}],
+        "s_noise": [1.0, 0.8],
         "rho": [7.0, 3.0],
         "clip": [{"clip_denoised": False}, {"clip_denoised": True}],
         "timesteps": [None, None, (30, 17, 2)],
@@ -259,7 +255,7 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "edm_euler": {
         "ends": [{}, {"sigma_min": 0.01, "sigma_max": 20.0, "sigma_data": 1.0}],
         "sigma_schedule": ["karras", "exponential"],
-        "prediction_type": ["epsilon", "v_prediction", "sample"],
+        "prediction_type": ["epsilon", "v_prediction"],
         "rho": [7.0, 3.0],
         "final_sigmas_type": FINAL,
         "churn": CHURN,
@@ -268,10 +264,10 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "edm_dpmpp_2m": {
         "ends": [{}, {"sigma_min": 0.01, "sigma_max": 20.0, "sigma_data": 1.0}],
         "sigma_schedule": ["karras", "exponential"],
-        "prediction_type": ["epsilon", "v_prediction", "sample"],
+        "prediction_type": ["epsilon", "v_prediction"],
         "rho": [7.0, 3.0],
         "final_sigmas_type": FINAL,
-        "algorithm_type": ["dpmsolver++", "sde-dpmsolver++", "deis"],
+        "algorithm_type": ["dpmsolver++", "sde-dpmsolver++"],
         "solver_type": SOLVERS,
         "solver_order": ORDERS,
         "euler_at_final": [False, True],
@@ -289,6 +285,60 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "sde_ve": {"ends": [{}, {"sigma_min": 0.1, "sigma_max": 50.0}], "sampling_eps": [1e-5, 1e-3], **BEGIN},
     "sde_vp": {"betas": [{}, {"beta_min": 0.2, "beta_max": 12.0}], "sampling_eps": [1e-3, 1e-2], **BEGIN},
 }
+
+BOTH = {"use_karras_sigmas": True, "use_beta_sigmas": True}
+# What is to be refused, each beside nothing else.
+REFUSED: dict[str, list[dict[str, Any]]] = {
+    "ddim": [{"beta_schedule": "sigmoid"}, {"timestep_spacing": "leadng"}, {"s_churn": 1.0}],
+    "ddim_inverse": [{"timestep_spacing": "linspace"}],
+    "ddpm": [{"variance_type": "fixed_large_log"}, {"variance_type": "learned"}, {"timesteps": (20, 500)},
+             {"timesteps": (1000, 500)}],
+    "pndm": [{"prediction_type": "sample"}],
+    "euler": [BOTH, {"use_karras_sigmas": True, "timesteps": (999.0, 20.0)}, {"timestep_spacing": "x"},
+              {"timesteps": (999.0,), "sigmas": (14.0, 0.0)}, {"interpolation_type": "cubic"}],
+    "euler_a": [{"prediction_type": "sample"}],
+    "heun": [BOTH, {"use_beta_sigmas": True, "timesteps": (999.0, 20.0)}, {"beta_schedule": "laplace"}],
+    "dpm2": [BOTH, {"prediction_type": "sample"}],
+    "dpm2_a": [BOTH, {"prediction_type": "sample"}],
+    "lms": [BOTH, {"beta_schedule": "exp"}],
+    "dpmpp_sde": [BOTH, {"prediction_type": "sample"}],
+    "dpmpp_2m": [
+        BOTH, {"algorithm_type": "dpmsolver"}, {"algorithm_type": "sde-dpmsolver"}, {"algorithm_type": "deis"},
+        {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min", "solver_order": 3},
+        {"algorithm_type": "unipc"}, {"solver_type": "rk4"}, {"solver_order": 4}, {"mu": 0.7},
+        {"use_lu_lambdas": True, "timesteps": (999, 20)}, FLOW | {"timesteps": (999, 20)}, FLOW | BOTH,
+        FLOW | {"use_karras_sigmas": True}, {"prediction_type": "x0"}, {"final_sigmas_type": "one"},
+        FLOW | {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, FLOW | {"use_lu_lambdas": True},
+    ],
+    "dpmpp_2m_inverse": [BOTH, {"algorithm_type": "sde-dpmsolver++"}, FLOW | {"use_beta_sigmas": True}],
+    "dpmpp_2s": [
+        BOTH, {"algorithm_type": "dpmsolver"}, {"algorithm_type": "deis"}, {"algorithm_type": "sde-dpmsolver"},
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "thresholding": True},
+        FLOW | {"timesteps": (999, 20)}, FLOW | {"use_exponential_sigmas": True}, {"mu": 0.7},
+    ],
+    "deis": [BOTH, {"algorithm_type": "unipc"}, {"solver_type": "rk4"}, {"mu": 0.7},
+             FLOW | {"use_karras_sigmas": True}],
+    "unipc": [
+        BOTH, {"shift_terminal": 0.1}, {"sigmas": (1.0, 0.5)}, FLOW | {"use_dynamic_shifting": True}, {"mu": 0.7},
+        {"lower_order_final": False}, {"predict_x0": False}, FLOW | {"use_beta_sigmas": True},
+        FLOW | {"predict_x0": False, "final_sigmas_type": "sigma_min"},
+    ],
+    "sa_solver": [BOTH, {"algorithm_type": "noise_prediction", "thresholding": True}, FLOW | {"use_beta_sigmas": True},
+                  FLOW | {"algorithm_type": "noise_prediction"}],
+    "lcm": [{"original_inference_steps": 2000}, {"original_inference_steps": 3}, {"timesteps": (1000, 1)},
+            {"timesteps": (1, 500)}],
+    "tcd": [{"num_train_timesteps": 40}, {"original_inference_steps": 3}, {"timesteps": (1000, 1)}],
+    "unclip": [{"prediction_type": "v_prediction"}, {"variance_type": "fixed_small"}, {"beta_schedule": "linear"}],
+    "repaint": [{"beta_schedule": "laplace"}],
+    "ipndm": [{"trained_betas": [1.0, 0.5]}],
+    "consistency": [{"timesteps": (40, 1)}, {"timesteps": (1, 2)}],
+    "edm_euler": [{"prediction_type": "sample"}, {"sigma_schedule": "linear"}, {"final_sigmas_type": "x"}],
+    "edm_dpmpp_2m": [{"prediction_type": "sample"}, {"algorithm_type": "deis"}, {"algorithm_type": "dpmsolver"},
+                     {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "lower_order_final": False}],
+    "flow_euler": [BOTH, {"use_dynamic_shifting": True}, {"mu": 0.7}, {"time_shift_type": "cubic"}],
+    "flow_lcm": [BOTH, {"use_dynamic_shifting": True}, {"mu": 0.7}],
+    "karras_ve": [{"s_max": 1e9}],
+}  # fmt: skip
 
 MOST = 60  # combinations of a sampler, where all of them would be more
 
@@ -329,6 +379,12 @@ def cases(name: str) -> tuple[Case, ...]:
     return tuple(made)
 
 
+def refused(name: str) -> list[Case]:
+    """Combinations that are to be refused, each but for one thing as Stable Diffusion has it."""
+    base = STABLE_DIFFUSION if hasattr(samplers.SAMPLERS[name], "beta_start") else {}
+    return [_case(name, {"betas": base, "wrong": wrong}) for wrong in REFUSED.get(name, [])]
+
+
 def _size(values: list[list[Any]]) -> int:
     size = 1
     for each in values:
@@ -342,8 +398,7 @@ def _case(name: str, row: Mapping[str, Any]) -> Case:
     asked: dict[str, Any] = {}
     for key, value in row.items():
         for each, wanted in value.items() if isinstance(value, dict) else [(key, value)]:
-            nested = isinstance(value, dict) and each == key  # `{"eta": {"eta": …}}` is of the configuration
-            if each in known and (each not in Steps.__dataclass_fields__ or nested or each == "s_noise"):
+            if each in known:
                 config[each] = wanted
             elif wanted is not None:
                 asked[each] = wanted

@@ -22,7 +22,7 @@ from latentrt.samplers import Steps
 from latentrt.schedule import Latents, Recurrence, Schedule
 from latentrt.schedule import denoise as run
 from tests.runtime import diffusers_oracle as oracle
-from tests.runtime.sampler_grid import OPTIONS, STABLE_DIFFUSION, Case, cases
+from tests.runtime.sampler_grid import OPTIONS, STABLE_DIFFUSION, Case, cases, refused
 
 # scheduler_config.json of Stable Diffusion 1.5 as it stands on disk.
 ON_DISK = STABLE_DIFFUSION | {
@@ -64,6 +64,7 @@ STRICTER = (
     "found begin",
     "trained_betas, expected",
     "within s_min … s_max",
+    "says solver_order: 4",
 )
 
 # Against the row's largest coefficient. With the exact oracle what is left is our own float32, a coefficient cast once.
@@ -83,14 +84,17 @@ def theirs(case: Case, steps: Steps, *, exact: bool) -> Any:
 
 def accepted(case: Case, count: int) -> tuple[Steps, Schedule, Any] | None:
     """Both sides of a combination; None where both refuse it, or we do where diffusers goes wrong."""
+    refusal = ""
     try:
         steps = case.steps(count)
         schedule = ours(case, steps)
-    except RequestError as refusal:
-        if not any(reason in str(refusal) for reason in STRICTER):
-            assert refuses(case, count), f"{case}, {count} steps: only we refuse it: {refusal}"
-        return None
-    return steps, schedule, theirs(case, steps, exact=True)
+    except RequestError as error:
+        refusal = str(error)
+    if not refusal:
+        return steps, schedule, theirs(case, steps, exact=True)
+    if not any(reason in refusal for reason in STRICTER):
+        assert refuses(case, count), f"{case}, {count} steps: only we refuse it: {refusal}"
+    return None
 
 
 def refuses(case: Case, count: int) -> bool:
@@ -119,7 +123,7 @@ def assert_equals_diffusers(case: Case, count: int) -> None:
         for i, (row, expected) in enumerate(oracle.beside(schedule, made, steps, afresh=count > 100)):
             if not np.all(np.isfinite(expected)):
                 return  # each has a test in test_sampler_exceptions.py
-            error = np.max(np.abs(row - expected)) / np.max(np.abs(expected))
+            error = np.max(np.abs(row - expected)) / (np.max(np.abs(expected)) or 1)
             assert error <= TOLERANCE, f"row {i // 2} of {case}, {count} steps: {error}"
 
 
@@ -182,7 +186,15 @@ def test_the_grid_is_large_and_mostly_accepted() -> None:
                 taken += 1
             except RequestError:
                 pass
-        assert taken >= max(len(each) // 5, 6), name
+        assert taken >= len(each) // 2, name
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_diffusers_refuses_is_refused_in_words(name: str) -> None:
+    for case in refused(name):
+        with pytest.raises(RequestError, match=r"found|says") as refusal:
+            ours(case, case.steps(10))
+        assert refuses(case, 10) or any(reason in str(refusal.value) for reason in STRICTER), case
 
 
 every = pytest.mark.parametrize("name", OPTIONS)
@@ -192,14 +204,14 @@ COUNTS = [1, 2, 3, 4, 10, 25, 50]
 @every
 def test_table_equals_diffusers(name: str) -> None:
     """One number of steps for each combination, each in turn."""
-    for i, case in enumerate(cases(name)[:20]):
+    for i, case in enumerate(cases(name)[:14]):
         assert_equals_diffusers(case, COUNTS[i % len(COUNTS)])
 
 
 @every
 def test_latents_equal_diffusers(name: str) -> None:
     limited = [case for case in cases(name) if not case.linear]
-    for case in [*limited[:4], *cases(name)[:4]]:
+    for case in [*limited[:3], *cases(name)[:3]]:
         assert_latents_equal_diffusers(case, 6)
 
 

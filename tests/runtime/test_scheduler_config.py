@@ -17,7 +17,12 @@ def write(place: Path, text: str | bytes) -> Path:
 
 
 def test_what_the_file_says(tmp_path: Path) -> None:
-    config: dict[str, Any] = {"_class_name": "DDIMScheduler", "trained_betas": [0.1, 2e-3], "clip_sample": False, "é": None}
+    config: dict[str, Any] = {
+        "_class_name": "DDIMScheduler",
+        "trained_betas": [0.1, 2e-3],
+        "clip_sample": False,
+        "é": None,
+    }
     assert read_scheduler_config(write(tmp_path / "config.json", json.dumps(config))) == config
 
 

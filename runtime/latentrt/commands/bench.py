@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentrt.errors import BackendError, LatentRTError, OutputError
+from latentrt.errors import BackendError, LatentRTError
 
 if TYPE_CHECKING:
     from latentrt.bench import BenchJob, Measured
@@ -48,6 +46,7 @@ def bench(
     own. Without --device and --provider, every backend that this machine can run."""
     from latentrt.bench import BenchJob
     from latentrt.bundle import Bundle
+    from latentrt.commands.report import check_report, write_report
 
     opened = Bundle.open(bundle, digest)
     job = BenchJob(
@@ -63,12 +62,11 @@ def bench(
         batch=batch,
         runs=runs,
     )
-    if json_path is not None and not json_path.absolute().parent.is_dir():
-        raise OutputError(f"{json_path.parent} is not a folder; the figures could not be written there")
+    check_report(json_path)
     measured, failure = _measure_all(_jobs(job, devices, providers))
     _print(measured)
     if json_path is not None:
-        _write(json_path, job, measured)
+        write_report(json_path, _figures(job, measured))
     if failure is not None and (devices or providers):
         raise failure
 
@@ -144,21 +142,11 @@ def _print(measured: dict[str, Measured]) -> None:
         click.echo("\npercentiles are by nearest rank: of fewer than 100 runs the 99th is the longest")
 
 
-def _write(path: Path, job: BenchJob, measured: dict[str, Measured]) -> None:
+def _figures(job: BenchJob, measured: dict[str, Measured]) -> dict[str, Any]:
     import msgspec
 
-    from latentrt import __version__
-    from latentrt.atomic_file import write_atomically
-
     asked: Any = msgspec.to_builtins(job)
-    report = {
-        "latentrt": __version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
+    return {
         "asked": {key: value for key, value in asked.items() if key not in ("bundle", "device", "provider")},
         "measured": {name: msgspec.to_builtins(figures) for name, figures in measured.items()},
     }
-    try:
-        write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error

@@ -5,14 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from latentrt.pipeline import Pipeline
     from latentrt.request import Order
 
-__all__ = ["latents_with_progress"]
+__all__ = ["drawing_progress", "latents_with_progress"]
 
 
 def latents_with_progress(pipeline: Pipeline, order: Order, *, quiet: bool) -> Any:
-    """The latents after the last step; a bar on stderr, where that is a terminal, says how far it is."""
+    """The latents after the last step, with a bar that says how far it is."""
+    with drawing_progress(quiet=quiet) as progress:
+        task = progress.add_task("", total=None)
+        for step in pipeline.steps(order):
+            progress.update(task, total=step.total, completed=step.index + 1)
+    return step.latents
+
+
+def drawing_progress(*, quiet: bool) -> Progress:
+    """A bar on stderr, where that is a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -25,8 +36,4 @@ def latents_with_progress(pipeline: Pipeline, order: Order, *, quiet: bool) -> A
 
     columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        for step in pipeline.steps(order):
-            progress.update(task, total=step.total, completed=step.index + 1)
-    return step.latents
+    return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)

@@ -68,14 +68,14 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic for type c
     "pairs",
     type=Option(),
     multiple=True,
-    help="KEY=VALUE: a key of the configuration, such as solver_order=3, or what else a sampler takes in a run, such as "
-    "s_churn=10 (`latentrt samplers --verbose` lists both). VALUE is JSON, or a text. May be given again.",
+    help="A key of the configuration, such as solver_order=3, or what else a run takes, such as s_churn=10 "
+    "(`latentrt samplers --verbose` lists both). VALUE is JSON, or a text. May be given again.",
 )
 @click.option(
     "--format",
     "form",
     type=click.Choice(["table", "csv", "json"]),
-    help="table for people, with six digits; csv and json with all of them.  [default: as the extension of -o, or table]",
+    help="table for people, with six digits; csv and json with all of them.  [default: what -o ends in, or table]",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it there, not to stdout.")
 @click.option(

@@ -16,7 +16,18 @@ from latentrt.samplers.options import Sampler
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
-__all__ = ["SAMPLERS", "Choice", "Sampler", "Steps", "aliases_of", "check_suits", "choose", "find", "name_of", "schedule"]
+__all__ = [
+    "SAMPLERS",
+    "Choice",
+    "Sampler",
+    "Steps",
+    "aliases_of",
+    "check_suits",
+    "choose",
+    "find",
+    "name_of",
+    "schedule",
+]
 
 # name, which is its module → the class in it, and the diffusers class whose configuration that reads.
 _CLASSES = {

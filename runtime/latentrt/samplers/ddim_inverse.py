@@ -37,9 +37,7 @@ class DDIMInverse(TrainedSampler):
 
     def table(self, steps: Steps) -> Schedule:
         alpha_bar = self.alphas_cumprod(zero_snr=self.rescale_betas_zero_snr)
-        grid = sigmas.whole_timesteps(
-            self.timestep_spacing, steps.count, self.num_train_timesteps, self.steps_offset
-        )
+        grid = sigmas.whole_timesteps(self.timestep_spacing, steps.count, self.num_train_timesteps, self.steps_offset)
         t = grid[::-1][steps.begin :]
         first = 1.0 if self.set_alpha_to_one else alpha_bar[0]
         before = np.minimum(t - self.num_train_timesteps // steps.count, self.num_train_timesteps - 1)

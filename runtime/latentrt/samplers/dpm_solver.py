@@ -42,7 +42,7 @@ def solver_step(algorithm: Algorithm, there: Levels, h: Float64s, keep_alpha: Fl
     Args:
         algorithm: in x0 (`++`) or in ε, with noise (`sde-`) or without.
         there: the noise after it.
-        h: its length in λ; may be infinite in x0.
+        h: its length in λ; may be infinite in x0. Where rounding has the last step go back a little, no noise is added.
         keep_alpha, keep_sigma: α and σ after it in parts of those before.
     """
     noisy, in_x0 = algorithm.startswith("sde"), algorithm.endswith("++")
@@ -55,7 +55,7 @@ def solver_step(algorithm: Algorithm, there: Levels, h: Float64s, keep_alpha: Fl
         if noisy:
             curve = curve - there.alpha  # diffusers' sign of 1/2, which no other of the three has
         keep = keep_sigma * np.exp(-h) if noisy else keep_sigma
-        noise = there.sigma * np.sqrt(-np.expm1(-2 * h)) if noisy else np.zeros_like(h)
+        noise = there.sigma * np.sqrt(np.maximum(-np.expm1(-2 * h), 0)) if noisy else np.zeros_like(h)
         value = there.alpha * gone
         return Step(keep, value, value / 2, slope, curve, noise)
     twice = 2 if noisy else 1
@@ -63,7 +63,7 @@ def solver_step(algorithm: Algorithm, there: Levels, h: Float64s, keep_alpha: Fl
     value = -twice * there.sigma * grown
     slope = -twice * there.sigma * (_over(grown, h, 1.0) - 1)
     curve = -twice * there.sigma * (_over(_over(grown - h, h, 0.0), h, 0.5) - 0.5)
-    noise = there.sigma * np.sqrt(np.expm1(2 * h)) if noisy else np.zeros_like(h)
+    noise = there.sigma * np.sqrt(np.maximum(np.expm1(2 * h), 0)) if noisy else np.zeros_like(h)
     return Step(keep_alpha, value, value / 2, slope, curve, noise)
 
 
@@ -82,6 +82,9 @@ def check_final_level(algorithm_type: str, final_sigmas_type: str) -> None:
 
 def multistep_weights(step: Step, solver_type: str, h: Float64s, order: NDArray[np.int64]) -> Float64s:
     """The weights of what is remembered, newest first, [N, 3] (DPM-Solver++, algorithm 2 and appendix B).
+
+    D2 is the divided difference, as the authors' code and diffusers have it; that is half the second derivative, where
+    `curve` is made for the whole, so that with solver_order 3 the method is of order 2 (docs/samplers.md measures it).
 
     Args:
         step: of each row.

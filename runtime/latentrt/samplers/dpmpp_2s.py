@@ -107,7 +107,12 @@ class _Rows:
         self._algorithm, self._levels = algorithm, levels
         self._heun = solver.solver_type == "heun"
         count = len(order)
-        self.a, self.e, self.s, self.b = np.zeros(count), np.zeros(count), np.zeros(count), np.zeros((count, max(order)))
+        self.a, self.e, self.s, self.b = (
+            np.zeros(count),
+            np.zeros(count),
+            np.zeros(count),
+            np.zeros((count, max(order))),
+        )
         u, w = np.zeros(count), np.ones(count)
         noisy = algorithm.startswith("sde")
         for k, stage in enumerate(order):

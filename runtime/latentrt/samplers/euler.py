@@ -41,11 +41,13 @@ class Euler(Respaced, KDiffusion):
         t, levels = self._grid(steps, self.training(zero_snr=self.rescale_betas_zero_snr))
         if self.timestep_type == "continuous" and self.prediction_type == "v_prediction":
             t = 0.25 * np.log(levels[:-1])
+        # diffusers shares s_churn out over its levels, of which logarithmic interpolation leaves one too many.
+        shares = len(t) + (self.interpolation_type == "log_linear" and not self.respacing and steps.sigmas is None)
         t, levels = t[steps.begin :], levels[steps.begin :]
         sigma, predicted = levels[:-1], self.prediction_type
         if predicted == "original_sample":
             predicted = "sample"
-        raised = churned(sigma, steps, len(levels) - 1 + steps.begin)
+        raised = churned(sigma, steps, shares)
         # The raised latent is read with the level it has; v is that of the unit-norm latent before, as in diffusers.
         p, q = prediction.x0(predicted, np.ones_like(sigma), raised if predicted == "epsilon" else sigma)
         return Schedule.of(

@@ -31,6 +31,4 @@ class FlowEuler(RespacedFlow):
             rows = {"p": 1.0, "q": -sigma, "a": 0.0, "b": (1 - following)[:, np.newaxis], "s": following}
         else:
             rows = {"p": 0.0, "q": 1.0, "a": 1.0, "b": np.diff(levels)[:, np.newaxis]}
-        return Schedule.of(
-            t=t, **rows, noise_draws=int(self.stochastic_sampling), alpha=1 - sigma, sigma=sigma
-        )
+        return Schedule.of(t=t, **rows, noise_draws=int(self.stochastic_sampling), alpha=1 - sigma, sigma=sigma)

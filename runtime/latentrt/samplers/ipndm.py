@@ -1,4 +1,7 @@
-"""iPNDM: Adams-Bashforth from the first step on, of order up to 4 (crowsonkb's `v-diffusion-pytorch`, `plms_sample`)."""
+"""iPNDM: the last four ε averaged after Adams and Bashforth from the first step on (v-diffusion-pytorch, `plms_sample`).
+
+The averages are those of equal steps in σ / α, which the steps here are not, so that it is of order 2 (docs/samplers.md).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class IPNDM(Sampler):
     `trained_betas` are the σ themselves, one more than there are steps, as in diffusers.
     """
 
-    title: ClassVar[str] = "iPNDM, for models of continuous time; order 4"
+    title: ClassVar[str] = "iPNDM, for models of continuous time; averages 4 outputs"
     class_name: ClassVar[str] = "IPNDMScheduler"
     kind: ClassVar[Kind] = "continuous"
 

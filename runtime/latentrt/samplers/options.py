@@ -74,7 +74,9 @@ class Sampler(ABC):
         hints = get_type_hints(cls, include_extras=True)
         for field in fields(cls):
             if field.default is MISSING and field.name not in config:
-                raise RequestError(f"found no {field.name} in the scheduler's configuration, which {cls.class_name} needs")
+                raise RequestError(
+                    f"found no {field.name} in the scheduler's configuration, which {cls.class_name} needs"
+                )
         given = [field.name for field in fields(cls) if field.name in config and field.name not in left_to_default]
         return cls(**{name: cls._honoured(name, config[name], hints[name]) for name in given})
 

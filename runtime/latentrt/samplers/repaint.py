@@ -63,9 +63,7 @@ class RePaint(TrainedSampler):
     def visits(self, steps: Steps) -> list[tuple[int, list[int]]]:
         """Each row's timestep, and those from which it steps back after the row (figure 3 and appendix B)."""
         stride = self._stride(steps)
-        jumps = {
-            j: steps.jump_n_sample - 1 for j in range(0, steps.count - steps.jump_length, steps.jump_length)
-        }
+        jumps = dict.fromkeys(range(0, steps.count - steps.jump_length, steps.jump_length), steps.jump_n_sample - 1)
         rows: list[tuple[int, list[int]]] = []
         t = steps.count - steps.begin
         while t >= 1:

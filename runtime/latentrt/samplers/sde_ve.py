@@ -29,7 +29,9 @@ class ScoreSdeVe(Sampler):
     title: ClassVar[str] = "Reverse VE SDE (Song et al. 2021); a Langevin corrector beside the table"
     class_name: ClassVar[str] = "ScoreSdeVeScheduler"
     kind: ClassVar[Kind] = "score"
-    exception: ClassVar[str] = "its corrector depends on norms; `latentrt.samplers.sde_ve.langevin` does it before a row"
+    exception: ClassVar[str] = (
+        "its corrector depends on norms; `latentrt.samplers.sde_ve.langevin` does it before a row"
+    )
 
     num_train_timesteps: PositiveInt = 2000
     snr: PositiveFloat = 0.15

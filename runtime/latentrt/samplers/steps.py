@@ -76,7 +76,9 @@ class Steps:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and low <= value <= high):
-                wanted = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
+                wanted = (
+                    f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
+                )
                 raise RequestError(f"found {name} {value!r}, expected {wanted}")
         if self.begin >= self.count:
             raise RequestError(f"found begin {self.begin} of {self.count} steps, expected at most {self.count - 1}")

@@ -111,6 +111,8 @@ class UniPC(LogSNR):
             raise RequestError("found sigmas, which this sampler takes only along a flow (use_flow_sigmas)")
         if self.use_dynamic_shifting and steps.mu is None:
             raise RequestError("found use_dynamic_shifting, which needs mu, the logarithm of the shift; give it")
+        if steps.mu is not None and not self.use_dynamic_shifting:
+            raise RequestError("found mu, which needs use_dynamic_shifting in the scheduler's configuration; set that")
         zero = self.final_sigmas_type == "zero"
         if self.use_flow_sigmas and self.respacing == "karras" and steps.sigmas is None:
             grid = self._spread(training, steps)
@@ -143,8 +145,6 @@ class UniPC(LogSNR):
             grid = np.array(steps.sigmas, np.float64)
         if steps.mu is None:
             grid = sigmas.shifted(grid, self.flow_shift)
-        elif not self.use_dynamic_shifting:
-            raise RequestError("found mu, which needs use_dynamic_shifting in the scheduler's configuration")
         else:
             grid = sigmas.dynamically_shifted(grid, steps.mu, self.time_shift_type)
         if self.shift_terminal:
@@ -172,9 +172,11 @@ def _weights(known: Float64s, target: float, sign: float, *, corrects: bool, bh1
     whole = np.expm1(hh)  # h·φ₁
     if order == 1 and not corrects:
         return np.array([whole])
+    if h == 0 and not corrects:
+        return np.zeros(order)  # the last of Karras' levels is the end of training's
     big_b = hh if bh1 else whole
-    ratios = np.append((known[1:] - known[0]) / h, 1.0)  # r_1 …, 1
-    if not h or len(np.unique(ratios)) < order or np.any(ratios == 0):
+    ratios = np.append((known[1:] - known[0]) / (h or 1.0), 1.0)  # r_1 …, 1
+    if h == 0 or len(np.unique(ratios)) < order or np.any(ratios == 0):
         raise RequestError(
             "found two steps at the same noise level, between which a solver of order 2 finds no slope; "
             "ask for fewer steps, or set solver_order to 1"
