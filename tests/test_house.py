@@ -79,7 +79,8 @@ def test_every_name_of_the_package_can_be_had() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["demo"], ["inspect"], ["verify"], ["export"], ["build"], ["plan"], ["engines"]]
+    "command",
+    [[], ["run"], ["demo"], ["compare"], ["inspect"], ["verify"], ["export"], ["build"], ["plan"], ["engines"]],
 )
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (

@@ -33,17 +33,6 @@ __all__ = [
     "suiting_samplers",
     "warm_up",
 ]
-    "ORDINARY",
-    "SPECIAL",
-    "Cell",
-    "default_samplers",
-    "drawn",
-    "first_order",
-    "judged",
-    "plan",
-    "suiting_samplers",
-    "warm_up",
-]
 
 # What is compared where nobody says what: those of these that suit the model, after the bundle's own.
 ORDINARY = (

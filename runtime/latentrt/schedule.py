@@ -17,21 +17,18 @@ and y is divided by it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields, replace
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.row import COEFFICIENTS, Latents, advanced, remembered, scaled
+
 __all__ = ["Latents", "Recurrence", "Schedule", "denoise"]
 
-Latents = NDArray[np.float32]  # [batch, channels, height, width]
 Column = NDArray[np.float64] | float
-Coefficient = NDArray[np.float32] | np.float32  # of one row; [batch, 1, 1, 1] where each sample has its own
-
-COEFFICIENTS = ("c_in", "p", "q", "limit", "quantile", "u", "w", "a", "e", "d", "b", "s")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,9 +159,8 @@ class Schedule:
 class Recurrence:
     """A table being run: the coefficients in float32, the latent of the row before, and the last `memory` of h.
 
-    Rows are taken in order, from any row whose predecessors the table does not look back to. A coefficient is a number
-    here; where each sample of a batch follows its own table it is an array [batch, 1, 1, 1], and nothing below
-    changes.
+    Rows are taken in order, from any row whose predecessors the table does not look back to. Where each sample of a
+    batch follows a table of its own, `latentrt.mixed_batch` does the same.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -174,7 +170,7 @@ class Recurrence:
 
     def scale(self, k: int, x: Latents) -> Latents:
         """What the denoiser is shown of the latent x_k."""
-        return _combine(x, [(self._columns["c_in"][k], x)])
+        return scaled(self._columns["c_in"][k], x)
 
     def step(self, k: int, x: Latents, m: Latents, z: Latents | None = None) -> Latents:
         """Row k: from x_k to x_{k+1}.
@@ -189,10 +185,8 @@ class Recurrence:
             ValueError: the row looks back further than this run does, or needs noise and got none.
         """
         row = {name: column[k] for name, column in self._columns.items()}
-        y = bounded(_combine(x, [(row["p"], x), (row["q"], m)]), row["limit"], row["quantile"])
-        self._history.appendleft(_combine(x, [(row["u"], x), (row["w"], y)]))
-        past = zip_longest(row["b"], self._history)
-        x_next = _combine(x, [(row["a"], x), (row["e"], self._previous), (row["d"], m), *past, (row["s"], z)])
+        self._history.appendleft(remembered(row, x, m))
+        x_next = advanced(row, x, m, self._previous, self._history, z)
         self._previous = x
         return x_next
 
@@ -220,41 +214,3 @@ def denoise(
         latents = recurrence.step(k, latents, output, z)
         changed = yield latents
         latents = latents if changed is None else changed
-
-
-def bounded(y: Latents, limit: Coefficient, quantile: Coefficient) -> Latents:
-    """y within its limit; with a quantile, also divided by the limit that this makes of it."""
-    if not np.any(np.isfinite(limit)):
-        return y
-    clipped = np.clip(y, -limit, limit)
-    if not np.any(quantile):
-        return clipped
-    bound = np.clip(_quantiles(np.abs(y), quantile), 1, None)
-    bound = np.minimum(bound, limit).astype(np.float32)
-    return np.where(quantile > 0, np.clip(y, -bound, bound) / bound, clipped)
-
-
-def _quantiles(size: Latents, quantile: Coefficient) -> NDArray[np.float32]:
-    """A quantile of each sample, [batch, 1, 1, 1], between two of its values as `torch.quantile` interpolates."""
-    values = np.sort(size.reshape(len(size), -1), axis=1)
-    last = values.shape[1] - 1
-    rank = (np.asarray(quantile, np.float32) * np.float32(last)).reshape(-1, 1)
-    rank = np.broadcast_to(rank, (len(size), 1))
-    below = np.floor(rank).astype(np.int64)
-    low, high = (np.take_along_axis(values, np.minimum(index, last), axis=1) for index in (below, below + 1))
-    return (low + (rank - below.astype(np.float32)) * (high - low)).reshape(-1, 1, 1, 1)
-
-
-def _combine(like: Latents, terms: Iterable[tuple[Coefficient, Latents | None]]) -> Latents:
-    """Σ coefficient · array, a new array.
-
-    A zero coefficient skips its array: that costs no pass over it, and it may be absent or not finite.
-    """
-    total = np.zeros_like(like)
-    for coefficient, array in terms:
-        if not np.any(coefficient):
-            continue
-        if array is None:
-            raise ValueError("a row needs noise, an earlier latent or an earlier output, and there is none")
-        total += coefficient * array
-    return total

@@ -247,7 +247,8 @@ def stretched(levels: Float64s, terminal: float) -> Float64s:
             "found shift_terminal and a single step from pure noise, which cannot be stretched; ask for more steps"
         )
     away = 1 - levels
-    return 1 - away / (away[-1] / (1 - terminal))
+    reaching: Float64s = 1 - away / (away[-1] / (1 - terminal))
+    return reaching
 
 
 def timesteps_of_sigmas(levels: Float64s, training: Float32s) -> Float64s:

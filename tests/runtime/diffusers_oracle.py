@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from latentrt.samplers import Steps
 from latentrt.schedule import Recurrence, Schedule
+from tests.runtime.diffusers_oddities import BrownianPath, descents, run_karras_ve
 
 Vectors = NDArray[Any]
 
@@ -67,7 +68,7 @@ def scheduler(class_name: str, config: Mapping[str, Any], steps: int | Steps, *,
     elif hasattr(made, "_step_index"):
         made._step_index = steps.begin
     if class_name == "RePaintScheduler":
-        made.timesteps = _descents(made.timesteps)
+        made.timesteps = descents(made.timesteps)
     if exact:
         for name in ("alphas_cumprod", "final_alpha_cumprod", "initial_alpha_cumprod", "sigmas", "discrete_sigmas",
                      "schedule", *(("alphas", "betas") if class_name == "IPNDMScheduler" else ())):  # fmt: skip
@@ -80,12 +81,6 @@ def scheduler(class_name: str, config: Mapping[str, Any], steps: int | Steps, *,
 
 # Classes that in `set_timesteps` compute more from the levels that they have rounded.
 _DERIVES = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
-
-
-def _descents(timesteps: torch.Tensor) -> torch.Tensor:
-    """RePaint's timesteps without those that it steps back to, at which the model is not asked."""
-    last = torch.cat([timesteps[:1] + 1, timesteps[:-1]])
-    return timesteps[timesteps < last]
 
 
 def _grid_arguments(class_name: str, steps: Steps) -> dict[str, Any]:
@@ -161,7 +156,7 @@ def run(
     if name == "DPMSolverSDEScheduler":
         made.noise_sampler = BrownianPath(draw)
     if name == "KarrasVeScheduler":
-        yield from _run_karras_ve(made, x, model, draw)
+        yield from run_karras_ve(made, x, model, draw)
         return
     for k, t in enumerate(told(made, steps)):
         shown = made.scale_model_input(x, t) if hasattr(made, "scale_model_input") else x
@@ -187,76 +182,6 @@ def _step(made: Any, name: str, output: Any, t: Any, x: Any, given: dict[str, An
         following = later[0] if len(later) else None
         return made.step(output, t, x, prev_timestep=following, return_dict=False)[0]
     return made.step(output, t, x, return_dict=False, **given)[0]
-
-
-def _run_karras_ve(
-    made: Any, x: Any, model: Callable[[int, Vectors], Vectors], draw: Callable[[], Any]
-) -> Iterator[tuple[Vectors, Vectors]]:
-    """diffusers' pipeline of this scheduler, but for the 1/2 that it adds to what it shows the model."""
-    module, k, last = sys.modules[type(made).__module__], 0, len(made.timesteps) - 1
-    for i, t in enumerate(made.timesteps):
-        sigma, following = made.schedule[t], made.schedule[t - 1] if t > 0 else torch.zeros(())
-        with mock.patch.object(module, "randn_tensor", side_effect=lambda *_, **__: draw()):
-            raised, sigma_hat = made.add_noise_to_input(x, sigma)
-        # The table adds a step's noise with the row before.
-        if k:
-            yield shown, raised.numpy()
-        shown = (raised / 2).numpy()
-        output = torch.from_numpy(model(k, shown)) * (sigma_hat / 2)
-        stepped, slope = made.step(output, sigma_hat, following, raised, return_dict=False)
-        k += 1
-        if i == last:
-            yield shown, stepped.numpy()
-            return
-        yield shown, stepped.numpy()
-        shown = (stepped / 2).numpy()
-        output = torch.from_numpy(model(k, shown)) * (following / 2)
-        x = made.step_correct(output, sigma_hat, following, raised, stepped, slope, return_dict=False)[0]
-        k += 1
-
-
-class BrownianPath:
-    """In place of `BrownianTreeNoiseSampler`: a path of fresh draws, from which any increment can be read off again."""
-
-    def __init__(self, draw: Callable[[], torch.Tensor]) -> None:
-        self._draw, self._from = draw, None
-        self._known: list[tuple[float, torch.Tensor]] = []
-
-    def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
-        start, end = float(sigma), float(sigma_next)
-        if not self._known or abs(self._known[0][0] - start) > 1e-9 * start:
-            self._known = [(start, torch.zeros(()))]
-        at, value = self._known[-1]
-        value = value + self._draw() * abs(at - end) ** 0.5
-        self._known.append((end, value))
-        return value / abs(start - end) ** 0.5
-
-
-def levels(made: Any, rows: int, begin: int = 0) -> Vectors | None:
-    """Noise per signal at every row, float64 of the constants that diffusers rounds to float32; None where a class
-    keeps them elsewhere."""
-    name = type(made).__name__
-    if name in ("KarrasVeScheduler", "IPNDMScheduler", "ScoreSdeVeScheduler", "ScoreSdeVpScheduler"):
-        return None
-    if name in ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"):
-        return None
-    if name == "HeunDiscreteScheduler" or name == "FlowMatchHeunDiscreteScheduler":
-        first = np.asarray(made.sigmas[2 * begin :][: rows + 1], np.float64)
-        grid = np.concatenate([first[:1], np.repeat(first[1::2], 2)])[:rows]
-    elif hasattr(made, "sigmas"):
-        grid = np.asarray(made.sigmas[begin:][:rows], np.float64)
-    else:
-        t = made.timesteps[begin:]
-        if name == "DDIMInverseScheduler":
-            t = torch.clamp(t - made.config.num_train_timesteps // made.num_inference_steps, max=len(made.betas) - 1)
-        alpha_bar = np.asarray(made.alphas_cumprod[t.clamp(min=0)], np.float64)
-        if name == "DDIMInverseScheduler":
-            alpha_bar = np.where(t.numpy() >= 0, alpha_bar, float(made.initial_alpha_cumprod))
-        with np.errstate(divide="ignore"):  # zero SNR
-            return np.sqrt((1 - alpha_bar) / alpha_bar)
-    flow = name.startswith("FlowMatch") or made.config.get("use_flow_sigmas")
-    with np.errstate(divide="ignore"):
-        return grid / (1 - grid) if flow else grid
 
 
 def theirs(made: Any, steps: Steps | None = None) -> Iterator[tuple[Vectors, Vectors]]:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
-import diffusers
+import numpy as np
 import pytest
 
 from latentrt import samplers
 from latentrt.errors import RequestError
+from latentrt.samplers import Steps
 from latentrt.samplers.options import Sampler
+from tests.runtime import diffusers_oracle as oracle
+from tests.runtime.sampler_values import STABLE_DIFFUSION
 from tests.runtime.test_samplers import ON_DISK
 
-# Parameters of the diffusers classes that change nothing here: they belong to options that are refused.
-IDLE = {"dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"}
+# Parameters of the diffusers classes that are no options: UniPC's default is a list, DDIM inverse's stands for others.
+SPARE = {"kwargs"}
 
 
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=lambda sampler: sampler.class_name)
 def test_options_are_the_class_s_with_its_defaults(sampler: type[Sampler]) -> None:
-    parameters = inspect.signature(getattr(diffusers, sampler.class_name)).parameters
-    expected = {key: parameter.default for key, parameter in parameters.items() if key not in IDLE}
-    assert {field.name: field.default for field in fields(sampler)} == expected
+    parameters = inspect.signature(oracle.class_named(sampler.class_name)).parameters
+    expected = {
+        key: tuple(parameter.default) if isinstance(parameter.default, list) else parameter.default
+        for key, parameter in parameters.items()
+        if key not in SPARE
+    }
+    found = {
+        field.name: inspect.Parameter.empty if field.default is MISSING else field.default for field in fields(sampler)
+    }
+    assert found == expected
 
 
 def test_keys_of_other_schedulers_are_ignored() -> None:
@@ -55,28 +65,36 @@ def test_karras_false_asks_nothing_of_a_sampler_without_it() -> None:
     assert len(samplers.schedule("ddim", ON_DISK, 8, karras=False)) == 8
 
 
-@pytest.mark.parametrize("name", sorted(set(samplers.SAMPLERS) - {"ddim"}))
+@pytest.mark.parametrize("name", sorted(set(samplers.SAMPLERS) - {"ddim", "tcd", "vq_diffusion"}))
 def test_eta_is_refused_where_it_means_nothing(name: str) -> None:
-    with pytest.raises(RequestError, match=r"found eta 0\.5 with \w+, which takes none; leave it at 0, or use ddim"):
-        samplers.schedule(name, ON_DISK, 5, eta=0.5)
+    with pytest.raises(RequestError, match=r"found eta 0\.5 with \w+, which takes none; leave it out, or use another"):
+        samplers.schedule(name, {}, Steps(count=5, eta=0.5))
+    samplers.schedule(name, {}, Steps(count=5, eta=0.0))  # which is what it means to take none
 
 
 def test_draws_are_counted_as_diffusers_draws() -> None:
     assert samplers.schedule("ddim", ON_DISK, 4).noise_draws.tolist() == [0] * 4
-    assert samplers.schedule("ddim", ON_DISK, 4, eta=0.5).noise_draws.tolist() == [1] * 4
+    assert samplers.schedule("ddim", ON_DISK, Steps(count=4, eta=0.5)).noise_draws.tolist() == [1] * 4
     ancestral = samplers.schedule("euler_a", ON_DISK, 4)
     assert ancestral.noise_draws.tolist() == [1] * 4
     assert ancestral.s[-1] == 0
+    assert samplers.schedule("dpm2_a", ON_DISK, 3).noise_draws.tolist() == [0, 1, 0, 1, 0]
+    assert samplers.schedule("ddpm", ON_DISK | {"steps_offset": 0}, 3).noise_draws.tolist() == [1, 1, 0]
+    assert samplers.schedule("lcm", ON_DISK, 3).noise_draws.tolist() == [1, 1, 0]
 
 
 def test_memory_is_short() -> None:
-    assert {name: samplers.schedule(name, ON_DISK, 20).memory for name in samplers.SAMPLERS} == {
-        "ddim": 1,
-        "pndm": 5,
-        "euler": 1,
-        "euler_a": 1,
-        "dpmpp_2m": 2,
+    memory = {
+        name: samplers.schedule(name, {}, 20).memory
+        for name in samplers.SAMPLERS
+        if name not in ("pndm", "vq_diffusion")
     }
+    assert max(memory.values()) == 4
+    assert memory["ddim"] == memory["euler"] == memory["dpm2"] == memory["flow_euler"] == 1
+    assert memory["dpmpp_2m"] == memory["dpmpp_2s"] == memory["deis"] == memory["heun"] == 2
+    assert memory["unipc"] == memory["sa_solver"] == 3
+    assert memory["lms"] == memory["ipndm"] == 4
+    assert samplers.schedule("pndm", ON_DISK, 20).memory == 5
     assert samplers.schedule("pndm", ON_DISK | {"skip_prk_steps": False}, 20).memory == 13
 
 
@@ -86,18 +104,37 @@ def test_a_sampler_goes_by_both_names(name: str) -> None:
     assert samplers.find(sampler.class_name) is sampler
 
 
+def test_options_go_before_the_configuration() -> None:
+    config = ON_DISK | {"timestep_spacing": "leading", "_use_default_values": ["timestep_spacing", "solver_order"]}
+    asked = samplers.schedule("dpmpp_2m", config, 8, options={"timestep_spacing": "trailing", "solver_order": 3})
+    meant = samplers.schedule("dpmpp_2m", STABLE_DIFFUSION | {"timestep_spacing": "trailing", "solver_order": 3}, 8)
+    np.testing.assert_array_equal(asked.b, meant.b)
+    np.testing.assert_array_equal(asked.t, meant.t)
+
+
+def test_options_of_a_run_go_before_the_steps() -> None:
+    asked = samplers.schedule("euler", ON_DISK, 50, options={"timesteps": [900, 500, 100], "s_churn": 3.0})
+    meant = samplers.schedule("euler", ON_DISK, Steps(count=3, timesteps=(900, 500, 100), s_churn=3.0))
+    np.testing.assert_array_equal(asked.s, meant.s)
+    assert asked.t.tolist() == [900, 500, 100]
+
+
 # Refusals.
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(RequestError, match=r"found sampler 'ddmi', expected one of ddim \(DDIMScheduler\), pndm"):
+    with pytest.raises(
+        RequestError,
+        match=r"found sampler 'ddmi', expected one of ddim, ddim_inverse, .*`latentrt samplers` lists them all",
+    ):
         samplers.schedule("ddmi", {}, 10)
 
 
 @pytest.mark.parametrize(
     ("name", "key", "value", "expected"),
     [
-        ("ddim", "thresholding", True, "expected False"),
+        ("ddim", "thresholding", 1, "Expected `bool`"),
+        ("ddim", "dynamic_thresholding_ratio", 1.5, "Expected `float` <= 1.0"),
         ("ddim", "timestep_spacing", "leadng", "expected 'leading' or 'linspace' or 'trailing'"),
         ("ddim", "prediction_type", "velocity", "expected 'epsilon' or 'v_prediction' or 'sample'"),
         ("ddim", "beta_schedule", "sigmoid", "expected 'linear' or 'scaled_linear' or 'squaredcos_cap_v2'"),
@@ -109,20 +146,17 @@ def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
         ("ddim", "beta_start", None, "Expected `float`, got `null`"),
         ("ddim", "trained_betas", [0.1, "0.2"], "Expected `float`, got `str`"),
         ("pndm", "prediction_type", "sample", "expected 'epsilon' or 'v_prediction'"),
-        ("euler", "use_beta_sigmas", True, "expected False"),
-        ("euler", "use_exponential_sigmas", True, "expected False"),
-        ("euler", "timestep_type", "continuous", "expected 'discrete'"),
+        ("euler", "timestep_type", "whole", "expected 'discrete' or 'continuous'"),
         ("euler", "final_sigmas_type", "one", "expected 'zero' or 'sigma_min'"),
         ("euler_a", "prediction_type", "sample", "expected 'epsilon' or 'v_prediction'"),
-        ("dpmpp_2m", "solver_order", 3, "expected 1 or 2"),
-        ("dpmpp_2m", "solver_order", True, "expected 1 or 2"),
-        ("dpmpp_2m", "algorithm_type", "sde-dpmsolver++", "expected 'dpmsolver\\+\\+' or 'deis'"),
-        ("dpmpp_2m", "algorithm_type", "dpmsolver", "expected 'dpmsolver\\+\\+' or 'deis'"),
-        ("dpmpp_2m", "use_lu_lambdas", True, "expected False"),
-        ("dpmpp_2m", "use_flow_sigmas", True, "expected False"),
-        ("dpmpp_2m", "prediction_type", "flow_prediction", "expected 'epsilon' or 'v_prediction' or 'sample'"),
-        ("dpmpp_2m", "variance_type", "learned", "Expected `null`, got `str`"),
-        ("dpmpp_2m", "thresholding", True, "expected False"),
+        ("dpmpp_2m", "solver_order", 4, "expected 1 or 2 or 3"),
+        ("dpmpp_2m", "solver_order", True, "expected 1 or 2 or 3"),
+        ("dpmpp_2m", "algorithm_type", "unipc", "expected 'dpmsolver' or 'dpmsolver\\+\\+' or"),
+        ("dpmpp_2m", "prediction_type", "x0", "expected 'epsilon' or 'v_prediction' or 'sample' or 'flow_prediction'"),
+        ("dpmpp_2m", "variance_type", "learned", "Invalid enum value 'learned'"),
+        ("unipc", "solver_p", {"_class_name": "DDIMScheduler"}, "Expected `null`"),
+        ("flow_lcm", "scale_factors", [0.5, 1.0], "Expected `null`"),
+        ("sa_solver", "tau_func", "constant", "Expected `null`"),
     ],
 )
 def test_a_value_that_cannot_be_honoured_is_refused(name: str, key: str, value: object, expected: str) -> None:
@@ -132,7 +166,7 @@ def test_a_value_that_cannot_be_honoured_is_refused(name: str, key: str, value: 
 
 @pytest.mark.parametrize("name", ["ddim", "pndm", "euler_a"])
 def test_karras_is_refused_where_there_is_none(name: str) -> None:
-    with pytest.raises(RequestError, match="has no such noise levels; those that have: euler, dpmpp_2m"):
+    with pytest.raises(RequestError, match=r"has no such noise levels; those that have: euler, heun, .*dpmpp_2m"):
         samplers.schedule(name, ON_DISK, 10, karras=True)
 
 
@@ -142,13 +176,69 @@ def test_what_is_not_a_number_of_steps_is_refused(steps: Any) -> None:
         samplers.schedule("ddim", ON_DISK, steps)
 
 
-@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
-def test_an_eta_outside_its_range_is_refused(eta: float) -> None:
-    with pytest.raises(RequestError, match="expected a number from 0 to 1"):
-        samplers.schedule("ddim", ON_DISK, 10, eta=eta)
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"eta": -0.1}, "found eta -0.1, expected a number from 0 to 1"),
+        ({"eta": 1.1}, "expected a number from 0 to 1"),
+        ({"eta": float("nan")}, "expected a number from 0 to 1"),
+        ({"eta": "0.5"}, "expected a number from 0 to 1"),
+        ({"begin": 10}, "found begin 10 of 10 steps, expected at most 9"),
+        ({"begin": None}, "found begin None, expected a whole number of at least 0"),
+        ({"s_churn": -1.0}, "found s_churn -1.0, expected a number of at least 0"),
+        ({"timesteps": ()}, "timesteps: found \\(\\), expected numbers from 0"),
+        ({"timesteps": 5}, "timesteps: found 5, expected numbers from 0"),
+        ({"timesteps": (5, "a")}, "expected numbers from 0"),
+        ({"timesteps": (5, float("nan"))}, "expected numbers from 0"),
+        ({"timesteps": (100, 900)}, "timesteps: found 100, 900, expected them to descend"),
+        ({"sigmas": (1.0, 1.0)}, "sigmas: found 1, 1, expected them to descend"),
+        ({"sigmas": (1.0,), "timesteps": (1,)}, "found both timesteps and sigmas"),
+    ],
+    ids=str,
+)
+def test_steps_that_are_none_are_refused(asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        Steps(count=10, **asked)
 
 
-@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_an_option_that_a_sampler_does_not_have_is_refused_with_those_it_has() -> None:
+    with pytest.raises(
+        RequestError, match=r"found option 'solver_ordr', which unipc does not have; expected one of .*solver_order"
+    ):
+        samplers.schedule("unipc", ON_DISK, 10, options={"solver_ordr": 2})
+
+
+def test_a_grid_beyond_training_is_refused() -> None:
+    for name in ("euler", "heun", "dpmpp_2m", "ddpm", "lcm"):
+        with pytest.raises(RequestError, match="found timestep 1000, but training has only 0 to 999"):
+            samplers.schedule(name, ON_DISK, 2, options={"timesteps": [1000, 5]})
+    with pytest.raises(RequestError, match=r"found timestep 10\.5, expected whole ones with DDPMScheduler"):
+        samplers.schedule("ddpm", ON_DISK, 2, options={"timesteps": [10.5, 5]})
+
+
+@pytest.mark.parametrize("name", ["repaint", "karras_ve", "sde_ve", "vq_diffusion"])
+def test_what_is_more_than_a_table_is_not_drawn_with(name: str) -> None:
+    with pytest.raises(RequestError, match=f"found sampler {name}, which is more than a table: it"):
+        samplers.check_suits(name, "PNDMScheduler")
+
+
+def test_a_sampler_for_another_kind_of_model_is_not_drawn_with() -> None:
+    with pytest.raises(
+        RequestError, match="found sampler flow_euler for flow models, but this bundle's model is one of diffusion"
+    ):
+        samplers.check_suits("flow_euler", "DDIMScheduler")
+    samplers.check_suits("flow_heun", "FlowMatchEulerDiscreteScheduler")
+    samplers.check_suits("heun", "SomebodysOwnScheduler")
+
+
+def test_vq_diffusion_has_no_table() -> None:
+    with pytest.raises(RequestError, match="which therefore has no table"):
+        samplers.schedule("vq_diffusion", {"num_vec_classes": 8}, 5)
+    with pytest.raises(RequestError, match="found no num_vec_classes"):
+        samplers.schedule("vq_diffusion", {}, 5)
+
+
+@pytest.mark.parametrize("name", ["ddim", "pndm", "euler", "heun", "lms", "dpmpp_2m", "deis", "unipc", "sa_solver"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_more_steps_than_timesteps_are_refused(name: str, spacing: str) -> None:
     with pytest.raises(RequestError, match=r"found 1001 steps, but .*; ask for at most that many"):

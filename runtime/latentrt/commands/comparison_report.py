@@ -11,7 +11,7 @@ from PIL.Image import Image
 from latentrt.comparison import Cell, first_order
 from latentrt.contact_sheet import contact_sheet
 from latentrt.pipeline import Pipeline
-from latentrt.printable import printable
+from latentrt.printable import counted, printable
 
 __all__ = ["figures", "print_table", "sheet"]
 
@@ -19,17 +19,23 @@ __all__ = ["figures", "print_table", "sheet"]
 def print_table(cells: Sequence[Cell]) -> None:
     """The words below each picture, in rows and columns, then why what is refused is refused."""
     counts, rows = _grid(cells)
-    table = [["sampler", *(f"{count} steps" for count in counts)]]
+    table = [["sampler", *(counted(count, "step") for count in counts)]]
     table += [[printable(name), *map(_words, row)] for name, row in rows.items()]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-    refused: dict[str, list[str]] = {}
+    for reason, refused in _refused(cells).items():
+        which = [f"{printable(name)} in {', '.join(steps)}" for name, steps in refused.items()]
+        click.echo(f"refused: {'; '.join(which)}: {reason}")
+
+
+def _refused(cells: Sequence[Cell]) -> dict[str, dict[str, list[str]]]:
+    """Reason → sampler → step counts."""
+    reasons: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
         if cell.order is None:
-            refused.setdefault(cell.refusal, []).append(f"{printable(cell.sampler)} in {cell.steps} steps")
-    for reason, which in refused.items():
-        click.echo(f"refused: {', '.join(which)}: {reason}")
+            reasons.setdefault(cell.refusal, {}).setdefault(cell.sampler, []).append(counted(cell.steps, "step"))
+    return reasons
 
 
 def _words(cell: Cell) -> str:
@@ -48,13 +54,14 @@ def _words(cell: Cell) -> str:
 
 
 def sheet(cells: Sequence[Cell]) -> Image:
+    """The pictures, a row for each sampler, and the same words below them."""
     counts, rows = _grid(cells)
     return contact_sheet(
         [cell.picture for cell in cells],
         [_words(cell) if cell.order else f"refused: {printable(cell.refusal.partition(';')[0])}" for cell in cells],
         columns=len(counts),
         row_headings=[printable(name) for name in rows],
-        column_headings=[f"{count} steps" for count in counts],
+        column_headings=[counted(count, "step") for count in counts],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import click
@@ -22,6 +23,12 @@ class Option(click.ParamType):  # type: ignore[type-arg]  # generic for type che
         if not equals or not key:
             self.fail(f"found {value!r}, expected a name, = and a value, such as solver_order=3", param, ctx)
         try:
-            return key, json.loads(text)
-        except ValueError:
+            return key, json.loads(text, parse_constant=str, parse_float=_finite)
+        except (ValueError, RecursionError):
             return key, text
+
+
+def _finite(text: str) -> float | str:
+    """A number that is one: `1e999` stays a text, which no option takes for a number."""
+    number = float(text)
+    return number if math.isfinite(number) else text

@@ -37,7 +37,9 @@ class Consistency(Sampler):
         if steps.timesteps is None:
             index = sigmas.leading(steps.count, self.num_train_timesteps)
         else:
-            index = np.array(steps.timesteps).astype(np.int64).astype(np.float64)
+            index = np.array(steps.timesteps, np.float64)
+            if np.any(index != index.round()):
+                raise RequestError(f"found timesteps {steps.timesteps}, expected whole ones; round them")
         if index[0] >= self.num_train_timesteps or self.num_train_timesteps < 2:
             raise RequestError(
                 f"found timestep {index[0]:g}, but training has only 0 to {self.num_train_timesteps - 1}; "

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import msgspec
 import numpy as np
 
 from latentrt import prediction, sigmas
-from latentrt.samplers.options import Bounded, PositiveFloat, TrainedSampler
+from latentrt.samplers.options import Bounded, PositiveFloat, StepsOffset, TrainedSampler
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -26,7 +25,7 @@ class DDIM(Bounded, TrainedSampler):
 
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     timestep_spacing: sigmas.Spacing = "leading"
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
     rescale_betas_zero_snr: bool = False
     set_alpha_to_one: bool = True
     clip_sample: bool = True

@@ -1,4 +1,4 @@
-"""DDIM backwards: from a picture to the noise that it is drawn from (Mokady et al. 2022, arXiv:2211.09794, section 3.2).
+"""DDIM backwards: from a picture to the noise that it is drawn from (Mokady et al. 2022, arXiv:2211.09794).
 
 It is DDIM's equation 12 from less noise to more.
 """
@@ -6,14 +6,13 @@ It is DDIM's equation 12 from less noise to more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import msgspec
 import numpy as np
 
 from latentrt import prediction, sigmas
 from latentrt.errors import RequestError
-from latentrt.samplers.options import PositiveFloat, TrainedSampler
+from latentrt.samplers.options import PositiveFloat, StepsOffset, TrainedSampler
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -29,7 +28,7 @@ class DDIMInverse(TrainedSampler):
 
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     timestep_spacing: Literal["leading", "trailing"] = "leading"
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
     rescale_betas_zero_snr: bool = False
     set_alpha_to_one: bool = True
     clip_sample: bool = True

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import prediction, sigmas
-from latentrt.errors import RequestError
-from latentrt.samplers.options import Bounded, PositiveFloat, TrainedSampler
+from latentrt.samplers.options import Bounded, PositiveFloat, StepsOffset, TrainedSampler
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -32,7 +30,7 @@ class DDPM(Bounded, TrainedSampler):
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large"] = "fixed_small"
     timestep_spacing: sigmas.Spacing = "leading"
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
     rescale_betas_zero_snr: bool = False
     clip_sample: bool = True
     clip_sample_range: PositiveFloat = 1.0
@@ -40,10 +38,6 @@ class DDPM(Bounded, TrainedSampler):
     def table(self, steps: Steps) -> Schedule:
         alpha_bar = self.alphas_cumprod(zero_snr=self.rescale_betas_zero_snr)
         t = self.whole_timesteps(steps, self.timestep_spacing, self.steps_offset)
-        if steps.timesteps is not None and not t[0] < self.num_train_timesteps:
-            raise RequestError(
-                f"found timestep {t[0]}, but training has only 0 to {self.num_train_timesteps - 1}; give smaller ones"
-            )
         here = sigmas.at_timesteps(alpha_bar, t, 1.0)
         there = sigmas.at_timesteps(alpha_bar, np.append(t[1:], -1), 1.0)
         beta = 1 - here / there

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +12,7 @@ from latentrt import sigmas
 from latentrt.errors import RequestError
 from latentrt.samplers.lagrange import adams_weights
 from latentrt.samplers.log_snr import Levels, LogSNR, orders
+from latentrt.samplers.options import StepsOffset
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -37,7 +37,7 @@ class DEIS(LogSNR):
     solver_type: Literal["logrho", "midpoint", "heun", "bh1", "bh2"] = "logrho"
     lower_order_final: bool = True
     timestep_spacing: sigmas.Spacing = "linspace"
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
     use_dynamic_shifting: bool = False
     time_shift_type: Literal["exponential", "linear"] = "exponential"
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import sigmas
 from latentrt.errors import RequestError
-from latentrt.samplers.dpm_solver import check_final_level, multistep_weights, solver_step
+from latentrt.samplers.dpm_solver import Algorithm, check_final_level, multistep_weights, solver_step
 from latentrt.samplers.log_snr import FixedVariance, Levels, LogSNR, orders, usable_timesteps
+from latentrt.samplers.options import StepsOffset
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -42,7 +42,7 @@ class DPMSolverMultistep(LogSNR):
     lambda_min_clipped: float = -np.inf
     variance_type: FixedVariance | None = None
     timestep_spacing: sigmas.Spacing = "linspace"
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
     rescale_betas_zero_snr: bool = False
     use_lu_lambdas: bool = False
     use_dynamic_shifting: bool = False
@@ -84,9 +84,9 @@ class DPMSolverMultistep(LogSNR):
         return found[0].astype(np.int64), found[1]
 
 
-def columns(solver: Any, t: NDArray[np.int64], levels: Levels, order: NDArray[np.int64]) -> Schedule:
+def columns(solver: Any, t: NDArray[Any], levels: Levels, order: NDArray[np.int64]) -> Schedule:
     """The table of a multistep solver whose steps have these orders."""
-    algorithm = "dpmsolver++" if solver.algorithm_type == "deis" else solver.algorithm_type
+    algorithm: Algorithm = "dpmsolver++" if solver.algorithm_type == "deis" else solver.algorithm_type
     if algorithm == "sde-dpmsolver" and np.any(order == 3):
         raise RequestError(
             "found algorithm_type 'sde-dpmsolver' and solver_order 3, for which there is no formula; set solver_order "

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import sigmas
 from latentrt.samplers.dpmpp_2m import columns
 from latentrt.samplers.log_snr import FixedVariance, LogSNR, orders, usable_timesteps
+from latentrt.samplers.options import StepsOffset
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -35,7 +35,7 @@ class DPMSolverMultistepInverse(LogSNR):
     lambda_min_clipped: float = -np.inf
     variance_type: FixedVariance | None = None
     timestep_spacing: sigmas.Spacing = "linspace"
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
 
     def table(self, steps: Steps) -> Schedule:
         t, grid = self._grid(steps, sigmas.sigmas(self.alphas_cumprod()))

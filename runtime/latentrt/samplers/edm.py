@@ -44,10 +44,12 @@ class EDM(Sampler):
         """
         if self.sigma_schedule == "exponential":
             rising = sigmas.linspace_float32(math.log(self.sigma_min), math.log(self.sigma_max), len(ramp))
-            return np.exp(rising.astype(np.float64)).astype(np.float32).astype(np.float64)[::-1]
+            levels: Float64s = np.exp(rising.astype(np.float64)).astype(np.float32).astype(np.float64)
+            return levels[::-1]
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         root = (high + ramp * ramp.dtype.type(low - high)).astype(ramp.dtype)
-        return (root.astype(np.float64) ** self.rho).astype(np.float32).astype(np.float64)
+        spread: Float64s = (root.astype(np.float64) ** self.rho).astype(np.float32).astype(np.float64)
+        return spread
 
     def scales(self, sigma: Float64s) -> tuple[Float64s, Float64s]:
         """c_skip and c_out."""

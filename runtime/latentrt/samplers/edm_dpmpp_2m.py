@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from latentrt.errors import RequestError
-from latentrt.samplers.dpm_solver import check_final_level, multistep_weights, solver_step
+from latentrt.samplers.dpm_solver import Algorithm, check_final_level, multistep_weights, solver_step
 from latentrt.samplers.edm import EDM
 from latentrt.samplers.log_snr import Levels, orders
 from latentrt.samplers.options import Bounded
@@ -34,7 +34,7 @@ class EDMDPMSolverMultistep(Bounded, EDM):
 
     def table(self, steps: Steps) -> Schedule:
         check_final_level(self.algorithm_type, self.final_sigmas_type)
-        algorithm = "sde-dpmsolver++" if self.algorithm_type == "sde-dpmsolver++" else "dpmsolver++"
+        algorithm: Algorithm = "sde-dpmsolver++" if self.algorithm_type == "sde-dpmsolver++" else "dpmsolver++"
         zero = self.final_sigmas_type == "zero"
         grid = np.append(self.grid(linspace_float32(0, 1, steps.count)), 0.0 if zero else np.float32(self.sigma_min))
         sigma = grid[steps.begin :]

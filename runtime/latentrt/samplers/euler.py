@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,8 @@ class Euler(Respaced, KDiffusion):
     def _grid(self, steps: Steps, training: NDArray[np.float32]) -> tuple[Float64s, Float64s]:
         """Timesteps [N], and the noise levels at each of them and after the last [N + 1]: float32 values in float64."""
         self.check_custom(steps)
+        if steps.sigmas is not None and len(steps.sigmas) < 2:
+            raise RequestError("found 1 sigma, expected at least 2: the last is where the last step ends")
         if steps.sigmas is not None:
             given = np.array(steps.sigmas, np.float32).astype(np.float64)
             return sigmas.timesteps_of_sigmas(given[:-1], training), given
@@ -87,7 +89,7 @@ class Euler(Respaced, KDiffusion):
         return t, np.append(levels, final)[: len(t) + 1].astype(np.float32).astype(np.float64)
 
 
-def euler_columns(levels: Float64s, raised: Float64s, p: Float64s, steps: Steps) -> dict[str, NDArray[np.generic]]:
+def euler_columns(levels: Float64s, raised: Float64s, p: Float64s, steps: Steps) -> dict[str, Any]:
     """The columns a, b and s of x' = x̂ + (σ' − σ̂)(x̂ − x0(x̂)) / σ̂, where x̂ is x raised to σ̂ by noise.
 
     Args:

@@ -7,7 +7,7 @@ al. 2022, https://arxiv.org/abs/2210.02747; Esser et al. 2024, https://arxiv.org
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -76,18 +76,18 @@ class RespacedFlow(Respaced, Flow):
         levels = sigma.astype(np.float32)
         if self.invert_sigmas:
             levels = 1 - levels
-        t = levels * np.float32(self.num_train_timesteps)
+        t: NDArray[np.float32] = levels * np.float32(self.num_train_timesteps)
         if steps.timesteps is not None and not self.invert_sigmas:
             t = np.array(steps.timesteps, np.float32)
-        levels = np.append(levels, np.float32(self.invert_sigmas)).astype(np.float64)
-        return t[steps.begin :], levels[steps.begin :]
+        ended = np.append(levels, np.float32(self.invert_sigmas)).astype(np.float64)
+        return t[steps.begin :], ended[steps.begin :]
 
-    def _given(self, steps: Steps) -> Float64s:
+    def _given(self, steps: Steps) -> NDArray[Any]:
         """Unshifted levels: those that were given in float32, as diffusers goes on with them."""
         if steps.sigmas is not None and not (steps.sigmas[0] <= 1 and steps.sigmas[-1] > 0):
             raise RequestError(
-                f"found sigmas from {steps.sigmas[0]:g} to {steps.sigmas[-1]:g}, expected them above 0 and up to 1; the "
-                "end of the flow is added to them"
+                f"found sigmas from {steps.sigmas[0]:g} to {steps.sigmas[-1]:g}, expected them above 0 and up to "
+                "1; the end of the flow is added to them"
             )
         if steps.timesteps is not None and not steps.timesteps[0] <= self.num_train_timesteps:
             raise RequestError(
@@ -95,12 +95,12 @@ class RespacedFlow(Respaced, Flow):
                 "smaller ones"
             )
         if steps.sigmas is not None:
-            return np.array(steps.sigmas, np.float32)  # type: ignore[return-value]
+            return np.array(steps.sigmas, np.float32)
         if steps.timesteps is not None:
-            return np.array(steps.timesteps, np.float32) / np.float32(self.num_train_timesteps)  # type: ignore[no-any-return]
+            return np.array(steps.timesteps, np.float32) / np.float32(self.num_train_timesteps)
         return self.spread(steps, shifts_ends=not self.use_dynamic_shifting)
 
-    def _shifted(self, steps: Steps, sigma: Float64s) -> Float64s:
+    def _shifted(self, steps: Steps, sigma: NDArray[Any]) -> NDArray[Any]:
         if not self.use_dynamic_shifting:
             if steps.mu is not None:
                 raise RequestError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class FlowEuler(RespacedFlow):
     def table(self, steps: Steps) -> Schedule:
         t, levels = self.grid(steps)
         sigma, following = levels[:-1], levels[1:]
+        rows: dict[str, Any]
         if self.stochastic_sampling:
             # y = x0.
             rows = {"p": 1.0, "q": -sigma, "a": 0.0, "b": (1 - following)[:, np.newaxis], "s": following}

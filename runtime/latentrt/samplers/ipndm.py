@@ -1,6 +1,7 @@
-"""iPNDM: the last four ε averaged after Adams and Bashforth from the first step on (v-diffusion-pytorch, `plms_sample`).
+"""iPNDM: the last four ε averaged after Adams and Bashforth (`plms_sample` of v-diffusion-pytorch).
 
-The averages are those of equal steps in σ / α, which the steps here are not, so that it is of order 2 (docs/samplers.md).
+The averages are those of equal steps in σ / α, which the steps here are not, so that it is of order 2
+(docs/samplers.md).
 """
 
 from __future__ import annotations

@@ -7,14 +7,13 @@ the names are those of Katherine Crowson's k-diffusion.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import prediction, sigmas
-from latentrt.samplers.options import PlainBetas, PositiveFloat, Respaced, TrainedSampler
+from latentrt.samplers.options import PlainBetas, PositiveFloat, Respaced, StepsOffset, TrainedSampler
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -40,7 +39,7 @@ class KDiffusion(TrainedSampler):
     """A sampler over the σ of training."""
 
     timestep_spacing: sigmas.Spacing = "linspace"
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
 
     def training(self, *, zero_snr: bool = False) -> NDArray[np.float32]:
         """The σ of each training timestep, float32, ascending."""
@@ -49,7 +48,7 @@ class KDiffusion(TrainedSampler):
     def told(self, steps: Steps) -> Float64s:
         """The timesteps of all steps before levels are spread anew: float32 values, and maybe one of −1."""
         if steps.timesteps is not None:
-            return np.array(steps.timesteps, np.float32).astype(np.float64)
+            return self.given_timesteps(steps, whole=False).astype(np.float32).astype(np.float64)
         grid = sigmas.timesteps(self.timestep_spacing, steps.count, self.num_train_timesteps, self.steps_offset)
         return grid.astype(np.float32).astype(np.float64)  # as diffusers interpolates at it
 
@@ -140,7 +139,7 @@ def midpoint_table(
     )
 
 
-def slopes(kind: prediction.PredictionType, sigma: Float64s) -> dict[str, Float64s | float]:
+def slopes(kind: prediction.PredictionType, sigma: Float64s) -> dict[str, Any]:
     """The columns that remember dx/dσ = ε."""
     p, q = prediction.epsilon(kind, np.ones_like(sigma), sigma)
     return {"p": p, "q": q, "c_in": model_scale(sigma)}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import prediction, sigmas
 from latentrt.errors import RequestError
-from latentrt.samplers.options import Bounded, PositiveFloat, PositiveInt, TrainedSampler
+from latentrt.samplers.options import Bounded, PositiveFloat, PositiveInt, StepsOffset, TrainedSampler
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -33,7 +32,7 @@ class Distilled(Bounded, TrainedSampler):
     clip_sample: bool = False
     clip_sample_range: PositiveFloat = 1.0
     set_alpha_to_one: bool = True
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     timestep_spacing: sigmas.Spacing = "leading"
     timestep_scaling: float = 10.0
@@ -42,12 +41,7 @@ class Distilled(Bounded, TrainedSampler):
     def grid(self, steps: Steps, taught: NDArray[Any]) -> NDArray[np.int64]:
         """The timesteps, of those that were taught."""
         if steps.timesteps is not None:
-            grid = np.array(steps.timesteps).astype(np.int64)
-            if grid[0] >= self.num_train_timesteps:
-                raise RequestError(
-                    f"found timestep {grid[0]}, but training has only 0 to {self.num_train_timesteps - 1}; "
-                    "give smaller ones"
-                )
+            grid = self.given_timesteps(steps, whole=True).astype(np.int64)
             left_out = max(len(grid) - int(len(grid) * steps.strength), 0)
             return steps.rest(grid[left_out:])
         if steps.count > len(taught):
@@ -82,7 +76,7 @@ class LCM(Distilled):
         here = sigmas.at_timesteps(alpha_bar, t, 1.0)
         last = np.arange(len(t)) == len(t) - 1
         there = np.where(last, 1.0, np.append(here[1:], 1.0))
-        scaled = t * self.timestep_scaling
+        scaled = t.astype(np.float64) * self.timestep_scaling
         c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
         c_out = scaled / np.hypot(scaled, SIGMA_DATA)
         alpha, sigma = np.sqrt(here), np.sqrt(1 - here)

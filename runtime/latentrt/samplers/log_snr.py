@@ -65,7 +65,7 @@ class LogSNR(Bounded, Respaced, TrainedSampler):
     def whole_grid(self, steps: Steps, spacing: sigmas.Spacing, offset: int, usable: int) -> Float64s:
         """Timesteps descending: one more than asked for, less the last, over the first `usable` of training."""
         if steps.timesteps is not None:
-            return np.array(steps.timesteps).astype(np.int64).astype(np.float64)
+            return self.given_timesteps(steps, whole=True)
         if spacing == "trailing":
             return sigmas.visited(sigmas.trailing(steps.count, self.num_train_timesteps, usable))
         if steps.count >= usable:

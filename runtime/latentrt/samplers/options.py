@@ -30,11 +30,13 @@ __all__ = [
     "PositiveInt",
     "Respaced",
     "Sampler",
+    "StepsOffset",
     "TrainedSampler",
 ]
 
 PlainBetas = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+StepsOffset = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 Kind = Literal["diffusion", "flow", "edm", "consistency", "continuous", "score", "discrete"]
 
@@ -139,8 +141,22 @@ class TrainedSampler(Sampler):
         if steps.timesteps is None:
             grid = sigmas.whole_timesteps(spacing, steps.count, self.num_train_timesteps, offset)
         else:
-            grid = np.array(steps.timesteps).astype(np.int64)
+            grid = self.given_timesteps(steps, whole=True).astype(np.int64)
         return grid[steps.begin :]
+
+    def given_timesteps(self, steps: Steps, *, whole: bool) -> NDArray[np.float64]:
+        """The timesteps that were asked for.
+
+        Raises:
+            RequestError: one lies beyond training, or between its timesteps where `whole` ones are wanted.
+        """
+        grid, last = np.array(steps.timesteps, np.float64), self.num_train_timesteps - 1
+        if grid[0] > last:
+            raise RequestError(f"found timestep {grid[0]:g}, but training has only 0 to {last}; give smaller ones")
+        if whole and np.any(grid != grid.round()):
+            found = grid[grid != grid.round()][0]
+            raise RequestError(f"found timestep {found:g}, expected whole ones with {self.class_name}; round them")
+        return grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +167,7 @@ class Bounded(Sampler):
     dynamic_thresholding_ratio: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.995
     sample_max_value: PositiveFloat = 1.0
 
-    def bounds(self, fixed: float | None = None) -> dict[str, float]:
+    def bounds(self, fixed: float | None = None) -> dict[str, Any]:
         """The columns `limit` and `quantile`; thresholding goes before a fixed limit."""
         if self.thresholding:
             return {"limit": self.sample_max_value, "quantile": self.dynamic_thresholding_ratio}

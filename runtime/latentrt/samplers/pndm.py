@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import prediction, sigmas
 from latentrt.errors import RequestError
-from latentrt.samplers.options import TrainedSampler
+from latentrt.samplers.options import StepsOffset, TrainedSampler
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -51,7 +50,7 @@ class PNDM(TrainedSampler):
 
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     timestep_spacing: sigmas.Spacing = "leading"
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
     skip_prk_steps: bool = False
     set_alpha_to_one: bool = False
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +13,7 @@ from latentrt.errors import RequestError
 from latentrt.samplers.corrector import corrected_weights
 from latentrt.samplers.lagrange import adams_weights
 from latentrt.samplers.log_snr import FixedVariance, Levels, LogSNR, usable_timesteps
+from latentrt.samplers.options import StepsOffset
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -38,7 +38,7 @@ class SASolver(LogSNR):
     lambda_min_clipped: float = -np.inf
     variance_type: FixedVariance | None = None
     timestep_spacing: sigmas.Spacing = "linspace"
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
 
     def table(self, steps: Steps) -> Schedule:
         if self.thresholding and self.algorithm_type == "noise_prediction":
@@ -111,4 +111,5 @@ class SASolver(LogSNR):
             exact = (h * twice - 1 + np.exp(-twice * h)) / twice**2
             shift = (h**2 / 2 - exact) / (points[0] - points[1]) if h else 0.0
             weights = weights + shift * np.array([1.0, -1.0])
-        return twice * (levels.alpha[k + 1] if in_x0 else -levels.sigma[k + 1]) * weights
+        scale = levels.alpha[k + 1] if in_x0 else -levels.sigma[k + 1]
+        return np.asarray(twice * scale * weights)

@@ -37,7 +37,7 @@ class ScoreSdeVe(Sampler):
     snr: PositiveFloat = 0.15
     sigma_min: PositiveFloat = 0.01
     sigma_max: PositiveFloat = 1348.0
-    sampling_eps: PositiveFloat = 1e-5
+    sampling_eps: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
     correct_steps: Annotated[int, msgspec.Meta(ge=0)] = 1
 
     def table(self, steps: Steps) -> Schedule:
@@ -83,4 +83,5 @@ def langevin(score: Latents, latents: Latents, noise: Latents, snr: float) -> La
     if not score_norm:
         raise RequestError("found a score of zero, expected one that says where to go; check the model")
     step = 2 * (snr * noise_norm / score_norm) ** 2
-    return latents + np.float32(step) * score + np.float32(np.sqrt(2 * step)) * noise
+    moved: Latents = latents + np.float32(step) * score + np.float32(np.sqrt(2 * step)) * noise
+    return moved

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+import msgspec
 import numpy as np
 
 from latentrt.samplers.options import Kind, PositiveFloat, PositiveInt, Sampler
@@ -26,7 +27,7 @@ class ScoreSdeVp(Sampler):
     num_train_timesteps: PositiveInt = 2000
     beta_min: PositiveFloat = 0.1
     beta_max: PositiveFloat = 20.0
-    sampling_eps: PositiveFloat = 1e-3
+    sampling_eps: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-3
 
     def table(self, steps: Steps) -> Schedule:
         told = linspace_float32(1, self.sampling_eps, steps.count)[steps.begin :]

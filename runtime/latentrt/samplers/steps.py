@@ -6,6 +6,7 @@ arguments of diffusers' `set_timesteps` and `step`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -68,18 +69,20 @@ class Steps:
     jump_n_sample: int = 10
 
     def __post_init__(self) -> None:
+        optional = {field.name for field in fields(self) if field.default is None}
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 shown = "num_inference_steps" if name == "count" else name
                 raise RequestError(f"found {shown} {value!r}, expected a whole number of at least {least}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and low <= value <= high):
-                wanted = (
-                    f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
-                )
-                raise RequestError(f"found {name} {value!r}, expected {wanted}")
+            if (value is None and name in optional) or (_is_number(value) and low <= value <= high):
+                continue
+            wanted = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
+            raise RequestError(f"found {name} {value!r}, expected {wanted}")
         if self.begin >= self.count:
             raise RequestError(f"found begin {self.begin} of {self.count} steps, expected at most {self.count - 1}")
         self._check_grid()
@@ -91,9 +94,13 @@ class Steps:
             grid = getattr(self, name)
             if grid is None:
                 continue
-            if not grid or not all(_is_number(each) and math.isfinite(each) and each >= 0 for each in grid):
-                raise RequestError(f"{name}: found {grid!r}, expected numbers of at least 0")
-            if any(later >= earlier for earlier, later in zip(grid, grid[1:], strict=False)):
+            if (
+                not isinstance(grid, tuple)
+                or not grid
+                or not all(_is_number(each) and 0 <= each < 1e9 for each in grid)
+            ):
+                raise RequestError(f"{name}: found {grid!r}, expected numbers from 0 to 1e9")
+            if any(later >= earlier for earlier, later in itertools.pairwise(grid)):
                 raise RequestError(f"{name}: found {_shown(grid)}, expected them to descend")
 
     def rest(self, grid: NDArray[Scalar]) -> NDArray[Scalar]:

@@ -34,8 +34,8 @@ class UnCLIP(Sampler):
     def table(self, steps: Steps) -> Schedule:
         if not 1 < steps.count <= self.num_train_timesteps:
             raise RequestError(
-                f"found {steps.count} steps, expected 2 to {self.num_train_timesteps}: the grid of UnCLIP has the first "
-                "and the last timestep"
+                f"found {steps.count} steps, expected 2 to {self.num_train_timesteps}: the grid of UnCLIP has "
+                "the first and the last timestep"
             )
         trained = sigmas.betas("squaredcos_cap_v2", 0, 0, self.num_train_timesteps)
         alpha_bar = sigmas.alphas_cumprod(trained)

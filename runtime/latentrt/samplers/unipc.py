@@ -14,7 +14,7 @@ from latentrt import sigmas
 from latentrt.errors import RequestError
 from latentrt.samplers.corrector import corrected_weights
 from latentrt.samplers.log_snr import LogSNR
-from latentrt.samplers.options import PositiveFloat
+from latentrt.samplers.options import PositiveFloat, StepsOffset
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -42,7 +42,7 @@ class UniPC(LogSNR):
     disable_corrector: tuple[int, ...] = ()
     solver_p: None = None
     timestep_spacing: sigmas.Spacing = "linspace"
-    steps_offset: Annotated[int, msgspec.Meta(ge=0)] = 0
+    steps_offset: StepsOffset = 0
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
     rescale_betas_zero_snr: bool = False
     use_dynamic_shifting: bool = False

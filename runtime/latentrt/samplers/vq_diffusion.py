@@ -82,7 +82,8 @@ class VQDiffusion(Sampler):
         kept, other, masked = self._log_shares(cumulative=True)[:, t - 1]
         spread = np.logaddexp(q - total + kept, other)
         spread = np.concatenate([spread, np.full_like(total, masked)], axis=1)
-        return spread + self._to_known(one_hot, x_t, t, cumulative=False) + total
+        posterior: Float32s = spread + self._to_known(one_hot, x_t, t, cumulative=False) + total
+        return posterior
 
     def _to_known(self, one_hot: Float32s, x_t: NDArray[np.int64], t: int, *, cumulative: bool) -> Float32s:
         """log q(x_t | x_0) or log q(x_t | x_{t−1}), of the state that is known."""
@@ -90,7 +91,8 @@ class VQDiffusion(Sampler):
         log_q = np.logaddexp(one_hot[:, :-1] + kept, other)
         log_q = np.where((x_t == self.num_vec_classes - 1)[:, np.newaxis], masked, log_q)
         # What is masked stays so.
-        return log_q if cumulative else np.concatenate([log_q, one_hot[:, -1:]], axis=1)
+        known: Float32s = log_q if cumulative else np.concatenate([log_q, one_hot[:, -1:]], axis=1)
+        return known
 
     def _log_shares(self, *, cumulative: bool) -> Float32s:
         """The logarithms of α, β and γ at each timestep, float32 [3, timesteps (+ 1)]."""
@@ -104,10 +106,12 @@ class VQDiffusion(Sampler):
             masked = 1 - (1 - masked) / np.append(1, 1 - masked[:-1])
         other = (1 - kept - masked) / (self.num_vec_classes - 1)
         with np.errstate(divide="ignore"):
-            return np.log(np.stack([kept, other, masked])).astype(np.float32)
+            shares: Float32s = np.log(np.stack([kept, other, masked])).astype(np.float32)
+        return shares
 
 
 def _log_sum(q: Float32s) -> Float32s:
     """log Σ e^q over the classes, [batch, 1, pixels]."""
     most = q.max(axis=1, keepdims=True)
-    return most + np.log(np.sum(np.exp(q - most), axis=1, keepdims=True))
+    total: Float32s = most + np.log(np.sum(np.exp(q - most), axis=1, keepdims=True))
+    return total

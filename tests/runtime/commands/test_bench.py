@@ -14,6 +14,7 @@ from latentrt.bench import quantiles, timed
 from latentrt.bundle import Bundle
 from latentrt.cli import main
 from latentrt.sample import bundle_path
+from latentrt.samplers import Steps
 from latentrt.samplers.ddim import DDIM
 from latentrt.schedule import Latents
 from latentrt.session import Arrays
@@ -82,7 +83,7 @@ def test_a_loop_on_the_device_is_measured_and_not_another_one() -> None:
     denoiser = timed(Denoiser(), durations)
     assert isinstance(denoiser, KeepsLatents)
     latents = np.zeros((1, 4, 8, 8), np.float32)
-    loop = denoiser.trajectory(Denoising(DDIM().schedule(3), latents, latents[0], 5.0, lambda: latents))
+    loop = denoiser.trajectory(Denoising(DDIM().schedule(Steps(count=3)), latents, latents[0], 5.0, lambda: latents))
     assert loop is not None
     for _ in range(3):
         assert loop.step(None)().shape == latents.shape

@@ -1,0 +1,168 @@
+"""How well does the sample model follow prompts, by each sampler, in few steps and in many?
+
+    .venv/bin/python -m benchmarks.samplers --output benchmarks/results/samplers.json --markdown scratch/samplers.md
+    .venv/bin/python -m benchmarks.samplers --samplers euler,DDIM --steps 2,3,4 --prompts 64 --output scratch/few.json
+
+Every sampler that suits the model draws the same held-out prompts from the same noise, with the bundle's own guidance
+scale, and a classical judge reads the pictures. What is in the report already is not measured again, so that a run that
+was stopped goes on where it was. About two minutes for each sampler on two CPU cores, four where a step asks the model
+twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.full_size import machine
+from latentrt import Pipeline
+from latentrt.atomic_file import write_atomically
+from latentrt.comparison import Cell, judged, plan, suiting_samplers
+from latentrt.errors import LatentRTError
+from latentrt.printable import counted
+from latentrt.request import Request
+from latentrt.sample import is_sample_model
+from latentrt.sample.figures import PROMPT_SEED
+from latentrt.sample.prompts import Prompt, held_out_prompts
+
+# Beside every sampler by its own name: what people mean by these names.
+VARIANTS = ("plms", "dpmpp_2m_karras", "dpmpp_2m_sde_karras")
+# Figure → its heading in the printed table; the report has all of them.
+COLUMNS = {
+    "wholly right": "right",
+    "one thing: wholly right": "one thing",
+    "two things: wholly right": "two things",
+    "background": "background",
+}
+
+
+def main() -> None:
+    arguments = parse()
+    pipeline, cells, report = arguments.pipeline, arguments.cells, arguments.report
+    prompts = held_out_prompts(arguments.prompts, PROMPT_SEED)
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("drawing", total=sum(cell.evaluations for cell in cells) * len(prompts))
+        for cell in cells:
+            row = report["measured"].setdefault(cell.sampler, {})
+            if str(cell.steps) in row:
+                progress.advance(task, cell.evaluations * len(prompts))
+                continue
+            row[str(cell.steps)] = measure(pipeline, cell, prompts, lambda count: progress.advance(task, count))
+            write_atomically(arguments.output, (json.dumps(report, indent=2) + "\n").encode())
+    console.print(as_table(report["measured"], cells))
+    if arguments.markdown:
+        arguments.markdown.write_text(as_markdown(report["measured"], arguments.samplers, arguments.steps))
+
+
+def parse() -> argparse.Namespace:
+    """The arguments, with the `pipeline`, the `cells` to measure and the `report` that is gone on with."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, nargs="?", help="by default the one that the runtime carries")
+    parser.add_argument("--samplers", help="names with commas between them; by default all that suit the model")
+    parser.add_argument("--steps", default="5,10,25", help="by default 5,10,25")
+    parser.add_argument("--prompts", type=int, default=256, help="by default 256")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
+    parser.add_argument("--markdown", type=Path, help="a table of the shares that are wholly right")
+    arguments = parser.parse_args()
+    try:
+        arguments.steps = [int(part) for part in arguments.steps.split(",")]
+    except ValueError:
+        parser.error(f"--steps {arguments.steps}, expected whole numbers with commas between them")
+    if arguments.prompts < 1:
+        parser.error(f"--prompts {arguments.prompts}, expected 1 or more")
+    try:
+        arguments.pipeline = Pipeline.load(arguments.bundle, device="cpu")
+    except LatentRTError as error:
+        parser.error(str(error))
+    manifest = arguments.pipeline.bundle.manifest
+    if not is_sample_model(manifest):
+        parser.error(f"{arguments.bundle} is not of the sample model, whose pictures alone the judge can read")
+    names = [name.strip() for name in arguments.samplers.split(",")] if arguments.samplers else None
+    arguments.samplers = names or [*suiting_samplers(manifest.scheduler.class_name), *VARIANTS]
+    try:
+        request = Request(prompt="", seed=0)
+        arguments.cells = plan(arguments.pipeline, request, arguments.samplers, arguments.steps)
+    except LatentRTError as error:
+        parser.error(str(error))
+    arguments.report = report_to_go_on_with(parser, arguments)
+    return arguments
+
+
+def report_to_go_on_with(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was written before, if that was measured in the same way; an empty report if there is none."""
+    manifest = arguments.pipeline.bundle.manifest
+    settings = {
+        "prompts": arguments.prompts,
+        "guidance_scale": manifest.defaults.guidance_scale,
+        "weights": dict(manifest.source.weights),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.output.exists():
+        report: dict[str, Any] = json.loads(arguments.output.read_text())
+        if report.get("settings") != settings:
+            parser.error(f"{arguments.output} has figures of other prompts or weights; move it away to begin anew")
+        return report
+    return {"command": "python -m benchmarks.samplers", "machine": machine(), "settings": settings, "measured": {}}
+
+
+def measure(pipeline: Pipeline, cell: Cell, prompts: Sequence[Prompt], progress: Any) -> dict[str, Any]:
+    """What is right, or why nothing can be drawn; `seconds` are those of all pictures and of judging them."""
+    if cell.order is None:
+        return {"refused": cell.refusal}
+    began = time.perf_counter()
+    figures = judged(pipeline, cell, prompts, progress).figures
+    return {
+        "evaluations": cell.evaluations,
+        "seconds": round(time.perf_counter() - began, 1),
+        "right_of": {name: [figure.right, figure.of] for name, figure in figures.items()},
+    }
+
+
+def as_table(measured: dict[str, Any], cells: Sequence[Cell]) -> Table:
+    """One row a sampler and number of steps."""
+    table = Table(box=None, header_style="")
+    table.add_column("sampler", no_wrap=True)
+    for name in ("steps", "evaluations", *COLUMNS.values(), "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cell in cells:
+        found = measured[cell.sampler][str(cell.steps)]
+        if "refused" in found:
+            table.add_row(cell.sampler, str(cell.steps), "refused")
+            continue
+        shares = [_share(*found["right_of"][name]) for name in COLUMNS]
+        table.add_row(cell.sampler, str(cell.steps), str(found["evaluations"]), *shares, f"{found['seconds']:.1f}")
+    return table
+
+
+def as_markdown(measured: dict[str, Any], names: Sequence[str], counts: Sequence[int]) -> str:
+    """The shares that are wholly right: one row a sampler, one column a number of steps."""
+    lines = ["| sampler | " + " | ".join(counted(count, "step") for count in counts) + " |"]
+    lines.append("|---|" + "---:|" * len(counts))
+    for name in names:
+        cells = [_markdown_cell(measured[name][str(count)], count) for count in counts]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_cell(found: dict[str, Any], count: int) -> str:
+    if "refused" in found:
+        return "–"
+    more = "" if found["evaluations"] == count else f" ({found['evaluations']} evaluations)"
+    return _share(*found["right_of"]["wholly right"]) + more
+
+
+def _share(right: int, of: int) -> str:
+    return f"{right / of:.1%}" if of else ""
+
+
+if __name__ == "__main__":
+    main()

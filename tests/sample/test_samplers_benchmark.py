@@ -1,0 +1,66 @@
+"""`python -m benchmarks.samplers`, in few steps of few prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import samplers as benchmark
+from tests.exported import Exported
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["samplers", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "160")
+    try:
+        benchmark.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_it_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, table = tmp_path / "new" / "samplers.json", tmp_path / "table.md"
+    asked = ("--prompts", "4", "--steps", "1,3", "--output", report, "--markdown", table)
+    assert run(monkeypatch, *asked, "--samplers", "euler") == 0
+    first = json.loads(report.read_text())
+    assert first["measured"]["euler"]["3"]["right_of"]["wholly right"][1] == 4
+    # What is there is taken as it is, whatever it says.
+    first["measured"]["euler"]["3"]["right_of"]["wholly right"] = [3, 4]
+    report.write_text(json.dumps(first))
+    capsys.readouterr()
+    assert run(monkeypatch, *asked, "--samplers", "euler, pndm,heun") == 0
+    found = json.loads(report.read_text())
+    assert found["measured"]["euler"] == first["measured"]["euler"]
+    assert "needs at least 4" in found["measured"]["pndm"]["1"]["refused"]
+    assert found["measured"]["heun"]["3"]["evaluations"] == 5
+    assert "two things" in capsys.readouterr().out
+    lines = table.read_text().splitlines()
+    assert lines[0] == "| sampler | 1 step | 3 steps |"
+    assert lines[2].startswith("| `euler` | ")
+    assert lines[2].endswith(" | 75.0% |")
+    assert lines[3] == "| `pndm` | – | – |"
+    assert "(5 evaluations)" in lines[4]
+
+
+def test_what_it_refuses(
+    sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "samplers.json"
+    report.write_text('{"settings": {"prompts": 256}}')
+    for arguments, words in (
+        ((), "samplers.json has figures of other prompts or weights"),
+        (("--steps", "5,x"), "--steps 5,x, expected whole numbers"),
+        (("--prompts", "0"), "--prompts 0, expected 1 or more"),
+        (("--samplers", "eular"), "found sampler 'eular'"),
+        ((tmp_path,), "bundle.json"),
+        ((sd1.bundle,), "is not of the sample model"),
+    ):
+        assert run(monkeypatch, *arguments, "--output", report) == 2
+        assert words in capsys.readouterr().err
+    assert report.read_text() == '{"settings": {"prompts": 256}}'
