@@ -66,7 +66,8 @@ def _quantiles(size: Latents, quantile: Coefficient) -> NDArray[np.float32]:
     rank = np.broadcast_to(rank, (len(size), 1))
     below = np.floor(rank).astype(np.int64)
     low, high = (np.take_along_axis(values, np.minimum(index, last), axis=1) for index in (below, below + 1))
-    return (low + (rank - below.astype(np.float32)) * (high - low)).reshape(-1, 1, 1, 1)
+    between: NDArray[np.float32] = low + (rank - below.astype(np.float32)) * (high - low)
+    return between.reshape(-1, 1, 1, 1)
 
 
 def _combined(like: Latents, terms: Iterable[tuple[Coefficient, Latents | None]]) -> Latents:

@@ -258,11 +258,19 @@ def timesteps_of_sigmas(levels: Float64s, training: Float32s) -> Float64s:
 
     Args:
         levels: float64 [N].
-        training: the σ of every training timestep, float32 [T], ascending.
+        training: the σ of every training timestep, float32 [T], ascending; at zero SNR the one before last may be
+            above the last, which `ALMOST_ZERO` caps.
     """
     log_levels, log_training = np.log(np.maximum(levels, 1e-10)), np.log(training)
-    low = np.clip(np.searchsorted(log_training, log_levels, side="right") - 1, 0, len(training) - 2)
+    low = np.clip(_last_up_to(log_training, log_levels), 0, len(training) - 2)
     below, above = log_training[low], log_training[low + 1]
     weight = np.clip((below - log_levels) / (below - above), 0, 1)
     t: Float64s = (1 - weight) * low + weight * (low + 1)
     return t
+
+
+def _last_up_to(values: Float32s, limits: Float64s) -> NDArray[np.intp]:
+    """The index of the last value that is not above each limit, −1 where there is none."""
+    if np.all(values[1:] >= values[:-1]):
+        return np.searchsorted(values, limits, side="right") - 1
+    return np.array([np.flatnonzero(values <= limit).max(initial=-1) for limit in limits])

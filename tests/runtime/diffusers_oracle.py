@@ -15,6 +15,7 @@ import importlib
 import logging
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
+from latentrt import row
 from latentrt.samplers import Steps
 from latentrt.schedule import Recurrence, Schedule
 from tests.runtime.diffusers_oddities import BrownianPath, descents, run_karras_ve
@@ -201,15 +203,34 @@ def _dtype(made: Any) -> np.dtype[Any]:
     return np.dtype(np.float32)
 
 
+class Exactly:
+    """A table being run in float64 by the arithmetic of `latentrt.row`: what its coefficients say, without rounding."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule, self._previous, self._history = schedule, None, deque[Any](maxlen=schedule.memory)
+
+    def scale(self, k: int, x: Any) -> Any:
+        return row.scaled(self._schedule.c_in[k], x)
+
+    def step(self, k: int, x: Any, m: Any, z: Any = None) -> Any:
+        columns = {name: getattr(self._schedule, name)[k] for name in row.COEFFICIENTS}
+        self._history.appendleft(row.remembered(columns, x, m))
+        after = row.advanced(columns, x, m, self._previous, self._history, z)
+        self._previous = x
+        return after
+
+
 def beside(
-    schedule: Schedule, made: Any, steps: Steps | None = None, *, afresh: bool = False
+    schedule: Schedule, made: Any, steps: Steps | None = None, *, exact: bool = False
 ) -> Iterator[tuple[Vectors, Vectors]]:
     """Pairs of what a table of ours and diffusers give: each row's denoiser input, then the latents after it.
 
-    `afresh` starts each row from diffusers' latents, so that a long table's rounding errors do not add up.
+    `exact` runs ours in float64.
     """
-    basis = _Basis(len(schedule), np.dtype(np.float32))
-    recurrence, x = Recurrence(schedule), basis.latents()
+    dtype = np.dtype(np.float64 if exact else np.float32)
+    basis = _Basis(len(schedule), dtype)
+    recurrence: Any = Exactly(schedule) if exact else Recurrence(schedule)
+    x = basis.latents()
     for k, (shown, after) in enumerate(theirs(made, steps)):
         yield recurrence.scale(k, x), shown
         z = None
@@ -217,8 +238,6 @@ def beside(
             z = basis.draw()
         x = recurrence.step(k, x, basis.output(k), z)
         yield x, after
-        if afresh:
-            x = after.astype(np.float32)
 
 
 class _Basis:

@@ -74,7 +74,7 @@ def test_repaint_inpaints_as_diffusers_pipeline_does(eta: float, clip_sample: bo
 
 
 def test_langevin_corrects_as_diffusers_does() -> None:
-    """Predictor and corrector of diffusers' pipeline: the corrector first, at the level that the predictor begins at."""
+    """Predictor and corrector of diffusers' pipeline: the corrector first, at the level of the predictor."""
     scheduler = ScoreSdeVeScheduler(num_train_timesteps=8, sigma_max=30.0)
     scheduler.set_timesteps(8)
     scheduler.set_sigmas(8)
