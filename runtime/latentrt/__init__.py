@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latentrt.bundle import Bundle
     from latentrt.errors import BackendError, BundleError, EngineError, LatentRTError, RequestError, SafetyError
+    from latentrt.mixed_batch import MixedBatch
     from latentrt.pipeline import Pipeline
     from latentrt.request import Order, Request
     from latentrt.result import Result
@@ -25,6 +26,7 @@ __all__ = [
     "BundleError",
     "EngineError",
     "LatentRTError",
+    "MixedBatch",
     "Order",
     "Pipeline",
     "Request",
@@ -43,6 +45,7 @@ _HOMES = {
     "BundleError": "errors",
     "EngineError": "errors",
     "LatentRTError": "errors",
+    "MixedBatch": "mixed_batch",
     "Order": "request",
     "Pipeline": "pipeline",
     "Request": "request",

@@ -182,6 +182,23 @@ class Respaced(Sampler):
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
 
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> Self:
+        """As for every sampler; and the ends of levels that another scheduler's configuration brings along, which
+        diffusers would take for this one's, are not passed over.
+
+        Raises:
+            RequestError: also where there are such ends, and this class has none.
+        """
+        made = super().read(config)
+        for key in ("sigma_min", "sigma_max"):
+            if made.respacing and config.get(key) is not None and not hasattr(made, key):
+                raise RequestError(
+                    f"the scheduler's configuration says {key}: {config[key]!r}, which {cls.class_name} has no such "
+                    f"option for beside use_{made.respacing}_sigmas; take {key} out, or use euler or unipc"
+                )
+        return made
+
     @property
     def respacing(self) -> str | None:
         """How they are spread: `karras`, `exponential`, `beta` or as the timesteps are.

@@ -28,7 +28,22 @@ from tests.runtime.backends import fake_cuda
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.backends.fake_tensorrt import fake_library, fake_plan
 
-SAMPLERS = ["ddim", "pndm", "euler", "euler_a", "dpmpp_2m"]
+# One for each way in which a row may be filled: memory, earlier latents, noise, mixtures, second stages.
+SAMPLERS = [
+    "ddim",
+    "pndm",
+    "euler",
+    "euler_a",
+    "heun",
+    "dpmpp_2m",
+    "dpmpp_sde",
+    "dpmpp_2s",
+    "deis",
+    "unipc",
+    "sa_solver",
+    "lms",
+    "tcd",
+]
 
 
 @pytest.fixture(scope="module")
