@@ -110,3 +110,12 @@ def test_files_stay_readable(path: Path) -> None:
 def test_no_file_is_named_for_nothing() -> None:
     names = {path.stem for package, root in PACKAGES.items() for path in (root / package).rglob("*.py")}
     assert not names & {"utils", "helpers", "common", "misc", "base"}
+
+
+def test_contributing_shows_a_sampler_as_it_is() -> None:
+    shown = (ROOT / "CONTRIBUTING.md").read_text()
+    code, registered, compared = (block.split("```")[0].strip("\n") for block in shown.split("```python\n")[1:4])
+    samplers = ROOT / "runtime/latentrt/samplers"
+    assert code == (samplers / "edm_euler.py").read_text().rstrip()
+    assert f"{registered}\n" in (samplers / "__init__.py").read_text()
+    assert f"{compared}\n" in (ROOT / "tests/runtime/sampler_values.py").read_text()

@@ -85,7 +85,7 @@ def test_a_picture_from_embeddings_has_no_prompt() -> None:
 
 
 def test_a_sampler_without_a_name_elsewhere_keeps_ours() -> None:
-    assert "Sampler: lcm," in parameters_line(changed(sampler="lcm"))
+    assert "Sampler: ipndm," in parameters_line(changed(sampler="ipndm"))
 
 
 @pytest.mark.parametrize(

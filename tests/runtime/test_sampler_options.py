@@ -233,7 +233,7 @@ def test_a_sampler_for_another_kind_of_model_is_not_drawn_with() -> None:
 
 def test_ends_of_levels_that_are_another_class_s_are_not_passed_over() -> None:
     config = ON_DISK | {"sigma_min": 0.1, "sigma_max": None}
-    with pytest.raises(RequestError, match="says sigma_min: 0.1, which HeunDiscreteScheduler has no such option for"):
+    with pytest.raises(RequestError, match=r"says sigma_min: 0\.1, which HeunDiscreteScheduler has no such option for"):
         samplers.schedule("heun", config, 5, karras=True)
     assert len(samplers.schedule("heun", config, 5)) == 9
     assert samplers.schedule("euler", config, 5, karras=True).sigma[-1] == pytest.approx(0.1)

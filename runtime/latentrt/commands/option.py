@@ -23,9 +23,14 @@ class Option(click.ParamType):  # type: ignore[type-arg]  # generic for type che
         if not equals or not key:
             self.fail(f"found {value!r}, expected a name, = and a value, such as solver_order=3", param, ctx)
         try:
-            return key, json.loads(text, parse_constant=str, parse_float=_finite)
+            return key, json.loads(text, parse_constant=_constant, parse_float=_finite)
         except (ValueError, RecursionError):
             return key, text
+
+
+def _constant(text: str) -> float | str:
+    """Infinity, as diffusers writes it for `lambda_min_clipped`; NaN stays a text."""
+    return text if text == "NaN" else float(text)
 
 
 def _finite(text: str) -> float | str:

@@ -212,7 +212,7 @@ def test_a_plot_beside_the_table(capsys: pytest.CaptureFixture[str], tmp_path: P
         (["--sampler", "ddpm", "--timesteps", "9,8", "--steps", "2"], "found --steps and timesteps"),
         (["--sampler", "euler", "--timesteps", "9,8", "--sigmas", "2,1"], "found both timesteps and sigmas"),
         (["--sampler", "flow_euler", "--mu", "1"], "found mu, which needs use_dynamic_shifting"),
-        (["--sampler", "edm_euler", "--option", "sigma_max=1e999"], "has no table of finite numbers"),
+        (["--sampler", "edm_euler", "--option", "sigma_max=1e308"], "has no table of finite numbers"),
         (["--sampler", "vq_diffusion", "--option", "num_vec_classes=9"], "whose states are classes"),
         (["--sampler", "ddim", "--format", "xml"], "'xml' is not one of"),
         (["--config", "missing.json"], "missing.json cannot be read: No such file"),
