@@ -62,6 +62,9 @@ bench: setup
 	$(BIN)/python -m benchmarks.startup --output benchmarks/results/startup.json
 	$(BIN)/python -m benchmarks.quality --graph float32 --graph float16 --output benchmarks/results/quality.json
 	$(BIN)/python -m benchmarks.hashing --output benchmarks/results/hashing.json
+	$(BIN)/python -m benchmarks.convergence --output benchmarks/results/convergence.json --plot docs/convergence.svg
+	rm -f benchmarks/results/samplers.json  # what is in a report is not measured again
+	$(BIN)/python -m benchmarks.samplers --prompts 128 --output benchmarks/results/samplers.json
 	$(BIN)/python -m benchmarks.full_size --work scratch/full --output benchmarks/results/full_size.json
 
 # The states in scratch/sample stay: they are an hour of training.

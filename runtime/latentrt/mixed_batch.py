@@ -39,10 +39,10 @@ class Sample:
         noise: its next draw of standard normal noise, of the same shape; None for a table that draws none.
     """
 
-    schedule: Schedule
+    schedule: Schedule = field(repr=False)
     row: int
-    latents: Latents
-    noise: Callable[[], Latents] | None = None
+    latents: Latents = field(repr=False)
+    noise: Callable[[], Latents] | None = field(default=None, repr=False)
     _previous: Latents | None = field(default=None, repr=False)
     _history: list[Latents] = field(default_factory=list, repr=False)  # newest first
 
@@ -74,7 +74,7 @@ class MixedBatch:
 
         Args:
             schedule: its table.
-            latents: before `row`, float32 [channels, height, width], of the same shape as the others'.
+            latents: before `row` (`Schedule.first_latents`), float32 [channels, height, width], of the others' shape.
             row: where it begins; no row from there on may look back beyond it.
             noise: its next draw of standard normal noise, of the latents' shape.
 
@@ -82,8 +82,9 @@ class MixedBatch:
             ValueError: the latents have another shape, the row is none of the table's, or noise is drawn and there is
                 none.
         """
-        if latents.dtype != np.float32 or (self.samples and latents.shape != self.samples[0].latents.shape):
-            wanted = self.samples[0].latents.shape if self.samples else "any shape"
+        wanted = self.samples[0].latents.shape if self.samples else "(channels, height, width)"
+        shape = wanted if self.samples else latents.shape
+        if latents.dtype != np.float32 or latents.ndim != 3 or latents.shape != shape:
             raise ValueError(f"latents: found {latents.dtype} {latents.shape}, expected float32 {wanted}")
         if not 0 <= row < len(schedule):
             raise ValueError(f"found row {row} of a table of {len(schedule)}, expected 0 to {len(schedule) - 1}")
@@ -94,7 +95,13 @@ class MixedBatch:
         return sample
 
     def show(self) -> tuple[NDArray[np.float32], Latents]:
-        """What the denoiser is to be asked: timesteps [batch] and its input [batch, channels, height, width]."""
+        """What the denoiser is to be asked: timesteps [batch] and its input [batch, channels, height, width].
+
+        Raises:
+            ValueError: no sample is under way.
+        """
+        if not self.samples:
+            raise ValueError("found no samples under way, expected some; add one")
         timesteps = np.array([sample.schedule.t[sample.row] for sample in self.samples], np.float32)
         return timesteps, scaled(self._column("c_in"), self._stacked([sample.latents for sample in self.samples]))
 

@@ -244,7 +244,7 @@ class Pipeline:
         geometry = self.bundle.manifest.latents
         shape = (geometry.channels, order.height // geometry.factor, order.width // geometry.factor)
         standard = noise.draw(generators, shape) if order.latents is None else order.latents
-        return standard * np.float32(schedule.init_noise_sigma)
+        return schedule.first_latents(standard)
 
     def _files(self, order: Order) -> list[str]:
         """What a run reads, to be compared with its hashes at once and before any work."""

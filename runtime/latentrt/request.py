@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -121,9 +120,9 @@ def resolve(request: Request, manifest: Manifest) -> Order:
     width = _side("width", request.width, manifest.defaults.width, manifest)
     geometry = manifest.latents
     latent_shape = (pictures, geometry.channels, height // geometry.factor, width // geometry.factor)
-    steps = (
-        manifest.defaults.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
-    )
+    sampler = _sampler(manifest.scheduler.class_name if request.sampler is None else request.sampler)
+    options = _sampler_options(request.sampler_options)
+    steps = _steps(request.num_inference_steps, samplers.steps_of_grid(sampler, options), manifest)
     scale = manifest.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     return Order(
         prompts=prompts,
@@ -133,7 +132,7 @@ def resolve(request: Request, manifest: Manifest) -> Order:
         images_per_prompt=per_prompt,
         height=height,
         width=width,
-        steps=_whole("num_inference_steps", steps, 1, manifest.limits.max_steps),
+        steps=steps,
         guidance_scale=_number("guidance_scale", scale, -1e4, 1e4),
         guidance_rescale=_number("guidance_rescale", request.guidance_rescale, 0, 1),
         eta=None if request.eta is None else _number("eta", request.eta, 0, 1),
@@ -143,8 +142,8 @@ def resolve(request: Request, manifest: Manifest) -> Order:
         asked_clip_skip=request.clip_skip,
         seeds=_seeds(request.seed, pictures),
         latents=_latents(request.latents, latent_shape),
-        sampler=_sampler(manifest.scheduler.class_name if request.sampler is None else request.sampler),
-        sampler_options=_sampler_options(request.sampler_options),
+        sampler=sampler,
+        sampler_options=options,
         karras=_karras(request.karras),
         safety=safety.check_policy(manifest.safety if request.safety is None else request.safety),
     )
@@ -225,6 +224,16 @@ def _number(name: str, value: object, low: float, high: float) -> float:
     return float(value)
 
 
+def _steps(asked: object, of_grid: int | None, manifest: Manifest) -> int:
+    if of_grid is not None and asked is not None:
+        raise RequestError(
+            f"found num_inference_steps {asked!r} and a grid of {of_grid} steps, which say how many there are; leave "
+            "out num_inference_steps"
+        )
+    steps = manifest.defaults.num_inference_steps if asked is None else asked
+    return _whole("num_inference_steps", steps if of_grid is None else of_grid, 1, manifest.limits.max_steps)
+
+
 def _sampler(name: object) -> str:
     if not isinstance(name, str):
         raise RequestError(f"sampler: found {name!r}, expected a name")
@@ -238,11 +247,18 @@ def _sampler_options(options: object) -> dict[str, Any]:
         return {}
     if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
         raise RequestError(f"sampler_options: found {options!r}, expected names and values")
-    try:
-        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(options)))
-    except (TypeError, msgspec.MsgspecError) as error:
-        raise RequestError(f"sampler_options: found {options!r}, expected numbers, texts and lists: {error}") from None
-    return found
+    for name in ("begin", "strength"):
+        if name in options:
+            raise RequestError(f"found sampler option {name!r}, which is of image to image, and that is not there yet")
+    if not all(map(_is_plain, options.values())):
+        raise RequestError(f"sampler_options: found {options!r}, expected numbers, texts, and lists of them")
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(each, (int, float, str)) for each in value)
+    return value is None or (isinstance(value, (int, float, str)) and value == value)  # NaN is not
 
 
 def _karras(value: object) -> bool | None:

@@ -100,7 +100,7 @@ def _record(
         negative_prompt=negatives[prompt] if negatives else None,
         seed=order.seeds[index],
         sampler=chosen.name,
-        sampler_options={**chosen.options, **order.sampler_options},
+        sampler_options={name: _written(value) for name, value in {**chosen.options, **order.sampler_options}.items()},
         karras=order.karras,
         num_inference_steps=order.steps,
         guidance_scale=order.guidance_scale,
@@ -115,3 +115,8 @@ def _record(
         safety=safety_record(policy, verdicts[index] if verdicts else None),
         given=tuple(name for name in _ARRAYS if getattr(order, name) is not None),
     )
+
+
+def _written(value: object) -> object:
+    """As JSON can carry it, which knows no infinity."""
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value

@@ -74,8 +74,10 @@ class Schedule:
                 raise ValueError(
                     f"column {name}: found shape {column.shape}, expected {len(self.t)} rows and {rank} axes"
                 )
-            if name != "limit" and not np.all(np.isfinite(column)):
-                raise ValueError(f"column {name}: found {column}, expected finite numbers")
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(column.astype(np.float32))  # as the loop has it
+            if name != "limit" and not np.all(finite):
+                raise ValueError(f"column {name}: found {column[~finite][0]}, expected finite float32 numbers")
             column.setflags(write=False)
 
     @classmethod
@@ -143,6 +145,25 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.t)
+
+    def first_latents(self, noise: Latents, clean: Latents | None = None, *, row: int = 0) -> Latents:
+        """The latents that a row begins with.
+
+        Args:
+            noise: standard normal, float32, of any shape.
+            clean: the latents of a picture to begin from; None begins from noise alone, at the first row.
+            row: where it begins. A table made with `Steps.begin` begins at its own first row.
+
+        Raises:
+            ValueError: a later row is to begin from noise alone.
+        """
+        if clean is None:
+            if row:
+                raise ValueError(
+                    f"found row {row} and no clean latents, expected the first row, or latents to begin from"
+                )
+            return noise * np.float32(self.init_noise_sigma)
+        return np.float32(self.alpha[row]) * clean + np.float32(self.sigma[row]) * noise
 
     def starting_at(self, row: int) -> Schedule:
         """The table without its first rows, of which those that stay must not remember anything."""

@@ -85,12 +85,20 @@ def as_table(schedule: Schedule, title: str) -> str:
     shown = active(schedule)
     cells = [["row", *map(str, range(len(schedule)))]]
     cells += [[name, *map(_short, column.tolist())] for name, column in shown.items()]
+    cells.insert(2, ["sigma", *map(_short, _levels(schedule))])
     widths = [max(map(len, column)) for column in cells]
     lines = [title, f"init_noise_sigma {schedule.init_noise_sigma:.9g}", ""]
     lines += [_line(row, widths) for row in zip(*cells, strict=True)]
     if idle := [name for name in found if name not in shown]:
         lines += ["", f"left out, as they do nothing in any row: {', '.join(idle)}"]
     return "\n".join(lines) + "\n"
+
+
+def _levels(schedule: Schedule) -> list[float]:
+    """The noise beside an unscaled picture at each row, which is no column of the formula."""
+    with np.errstate(divide="ignore"):
+        levels: list[float] = (schedule.sigma / schedule.alpha).tolist()
+    return levels
 
 
 def _line(row: Iterable[str], widths: list[int]) -> str:

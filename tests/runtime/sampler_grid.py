@@ -1,6 +1,7 @@
 """Which combinations of options are compared with diffusers?
 
-Of the values in `sampler_values.py`, every two of every two options.
+Of the values in `sampler_values.py`, every two of every two options; `python -m tests.runtime.sampler_grid` counts
+them.
 """
 
 from __future__ import annotations
@@ -75,3 +76,8 @@ def combined(name: str, row: Mapping[str, Any]) -> Case:
             elif wanted is not None:
                 asked[each] = wanted
     return Case(name, config, asked)
+
+
+if __name__ == "__main__":
+    counts = {name: len(cases(name)) for name in OPTIONS}
+    print(*(f"{name} {count}" for name, count in counts.items()), f"together {sum(counts.values())}", sep="\n")

@@ -77,6 +77,16 @@ def test_one_negative_prompt_serves_all(manifest: Manifest) -> None:
         ({"guidance_scale": float("inf")}, "guidance_scale: found inf"),
         ({"guidance_rescale": 1.5}, "number from 0 to 1"),
         ({"eta": -0.1}, "eta: found -0.1"),
+        ({"sampler_options": [1]}, "sampler_options: found [1], expected names and values"),
+        ({"sampler_options": {1: 2}}, "expected names and values"),
+        ({"sampler_options": {"mu": float("nan")}}, "expected numbers, texts, and lists of them"),
+        ({"sampler_options": {"mu": object()}}, "expected numbers, texts, and lists of them"),
+        ({"sampler_options": {"begin": 3}}, "found sampler option 'begin', which is of image to image"),
+        (
+            {"sampler_options": {"timesteps": [900, 500]}, "num_inference_steps": 7},
+            "found num_inference_steps 7 and a grid of 2 steps",
+        ),
+        ({"sampler_options": {"timesteps": list(range(999, 0, -1))}}, "num_inference_steps: found 999"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt: found 0"),
         ({"num_images_per_prompt": 10_000}, "num_images_per_prompt: found 10000"),
         ({"prompt": ["a"] * 5}, "5 pictures in one request"),
@@ -124,3 +134,13 @@ def test_the_last_seed_can_be_asked_for_again(manifest: Manifest) -> None:
 def test_numpys_own_kinds_are_taken_and_made_plain(manifest: Manifest) -> None:
     decided = order(manifest, prompt=np.str_("a"), karras=np.bool_(True), seed=np.array([3]), height=np.int64(64))
     assert (type(decided.prompts[0]), decided.karras, decided.seeds) == (str, True, (3,))  # type: ignore[index]
+
+
+def test_a_grid_says_how_many_steps_there_are(manifest: Manifest) -> None:
+    assert order(manifest, sampler="euler", sampler_options={"timesteps": (900, 500, 20)}).steps == 3
+    assert order(manifest, sampler="euler", sampler_options={"sigmas": [14.0, 2.0, 0.0]}).steps == 2
+    assert order(manifest, sampler="unipc", sampler_options={"sigmas": [1.0, 0.5]}).steps == 2
+
+
+def test_infinity_is_an_option_like_others(manifest: Manifest) -> None:
+    assert order(manifest, sampler_options={"s_tmax": float("inf")}).sampler_options == {"s_tmax": float("inf")}

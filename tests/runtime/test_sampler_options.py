@@ -186,10 +186,10 @@ def test_what_is_not_a_number_of_steps_is_refused(steps: Any) -> None:
         ({"begin": 10}, "found begin 10 of 10 steps, expected at most 9"),
         ({"begin": None}, "found begin None, expected a whole number of at least 0"),
         ({"s_churn": -1.0}, "found s_churn -1.0, expected a number of at least 0"),
-        ({"timesteps": ()}, "timesteps: found \\(\\), expected numbers from 0"),
-        ({"timesteps": 5}, "timesteps: found 5, expected numbers from 0"),
-        ({"timesteps": (5, "a")}, "expected numbers from 0"),
-        ({"timesteps": (5, float("nan"))}, "expected numbers from 0"),
+        ({"timesteps": ()}, "timesteps: found \\(\\), expected a list of numbers"),
+        ({"timesteps": 5}, "timesteps: found 5, expected a list of numbers"),
+        ({"timesteps": (5, "a")}, "expected a list of numbers"),
+        ({"timesteps": (5, float("nan"))}, "expected a list of numbers"),
         ({"timesteps": (100, 900)}, "timesteps: found 100, 900, expected them to descend"),
         ({"sigmas": (1.0, 1.0)}, "sigmas: found 1, 1, expected them to descend"),
         ({"sigmas": (1.0,), "timesteps": (1,)}, "found both timesteps and sigmas"),
@@ -220,6 +220,37 @@ def test_a_grid_beyond_training_is_refused() -> None:
 def test_what_is_more_than_a_table_is_not_drawn_with(name: str) -> None:
     with pytest.raises(RequestError, match=f"found sampler {name}, which is more than a table: it"):
         samplers.check_suits(name, "PNDMScheduler")
+
+
+@pytest.mark.parametrize("name", ["ddim_inverse", "dpmpp_2m_inverse"])
+def test_what_goes_backwards_does_not_draw(name: str) -> None:
+    with pytest.raises(RequestError, match="which goes from a picture to the noise"):
+        samplers.check_suits(name, "PNDMScheduler")
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("eular", "euler"), ("dpmp_2m", "dpmpp_2m"), ("Unipcc", "unipc")])
+def test_a_slip_of_the_pen_is_told_what_is_near(wrong: str, near: str) -> None:
+    with pytest.raises(RequestError, match=rf"found sampler '{wrong}', .*\(near it: .*{near}"):
+        samplers.choose(wrong)
+
+
+def test_levels_are_spread_once() -> None:
+    with pytest.raises(RequestError, match="which spreads its noise levels twice"):
+        samplers.choose("lms_karras_beta")
+    with pytest.raises(RequestError, match="found sigmas and use_karras_sigmas, expected one of them"):
+        samplers.schedule("euler_karras", {}, 5, options={"sigmas": [14.0, 1.0, 0.0]})
+
+
+def test_numbers_that_make_no_table_are_refused_in_a_sentence() -> None:
+    for name, options in (
+        ("euler", {"beta_end": 0.9}),
+        ("ddim", {"beta_end": 1.0}),
+        ("euler", {"s_noise": 1e300, "s_churn": 10}),
+    ):
+        with pytest.raises(
+            RequestError, match=r"no table of finite numbers|says nothing of the picture|adds no noise or more than all"
+        ):
+            samplers.schedule(name, {}, 50, options=options)
 
 
 def test_a_sampler_for_another_kind_of_model_is_not_drawn_with() -> None:

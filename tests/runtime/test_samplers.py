@@ -51,6 +51,7 @@ STRICTER = (
     "found use_lu_lambdas and use_",
     "found use_flow_sigmas and other levels",
     "found timesteps and use_flow_sigmas",
+    "found sigmas and use_",
     "a last level of zero",
     "two steps at the same noise level",
     "found shift_terminal and a single step",

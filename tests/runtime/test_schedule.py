@@ -53,7 +53,7 @@ def test_columns_of_other_lengths_are_refused(columns: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_coefficients_that_are_not_numbers_are_refused(value: float) -> None:
-    with pytest.raises(ValueError, match=r"column e: .* expected finite numbers"):
+    with pytest.raises(ValueError, match=r"column e: .* expected finite float32 numbers"):
         table(e=value)
 
 
@@ -119,3 +119,19 @@ def test_denoise_draws_what_the_table_says_and_yields_every_row() -> None:
     assert after == [1, 2, 2]
     assert told == [2, 1, 0]
     assert len(drawn) == 3  # also for the row whose s is 0
+
+
+def test_first_latents_are_noise_or_a_noised_picture() -> None:
+    schedule = table(3, alpha=np.array([0.5, 0.25, 2.0]), sigma=np.array([4.0, 2.0, 1.0]), init_noise_sigma=8.0)
+    noise, clean = full(3), full(1)
+    np.testing.assert_array_equal(schedule.first_latents(noise), full(24))
+    np.testing.assert_array_equal(schedule.first_latents(noise, clean), full(12.5))
+    np.testing.assert_array_equal(schedule.first_latents(noise, clean, row=1), full(6.25))
+    np.testing.assert_array_equal(schedule.starting_at(1).first_latents(noise, clean), full(6.25))
+    with pytest.raises(ValueError, match="found row 1 and no clean latents"):
+        schedule.first_latents(noise, row=1)
+
+
+def test_a_table_that_float32_cannot_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"column s: found 1e\+39, expected finite float32 numbers"):
+        table(s=1e39)

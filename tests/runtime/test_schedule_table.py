@@ -73,14 +73,16 @@ def test_a_table_for_people_lines_up_and_says_what_it_leaves_out(name: str) -> N
     assert (title, empty, gap) == ("the title", "", "")
     assert noise == f"init_noise_sigma {made.init_noise_sigma:.9g}"
     shown = heading.split()
-    assert shown == ["row", *active(made)]
+    assert shown == ["row", "t", "sigma", *list(active(made))[1:]]
     assert len(rows) == len(made)
     assert {len(row) for row in rows} == {len(heading)}
     for row, line in enumerate(rows):
         values = [float(cell) for cell in line.split()]
-        assert values == pytest.approx([row, *(column[row] for column in active(made).values())], rel=1e-5)
+        sigma = made.sigma[row] / made.alpha[row] if made.alpha[row] else float("inf")
+        timestep, *others = (column[row] for column in active(made).values())
+        assert values == pytest.approx([row, timestep, sigma, *others], rel=1e-5)
     idle = left_out.removeprefix("left out, as they do nothing in any row: ").split(", ")
-    assert sorted(idle + shown[1:]) == sorted(columns(made))
+    assert sorted(idle + [name for name in shown[1:] if name != "sigma"]) == sorted(columns(made))
 
 
 def test_what_does_nothing() -> None:

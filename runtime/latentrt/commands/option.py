@@ -11,6 +11,9 @@ import click
 __all__ = ["Option"]
 
 
+_PYTHON = {"True": True, "False": False, "None": None}
+
+
 class Option(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
     """`solver_order=3`, `thresholding=true`, `timesteps=[999,500]`: a name and a JSON value, or a text as it stands."""
 
@@ -22,6 +25,8 @@ class Option(click.ParamType):  # type: ignore[type-arg]  # generic for type che
         key, equals, text = value.partition("=")
         if not equals or not key:
             self.fail(f"found {value!r}, expected a name, = and a value, such as solver_order=3", param, ctx)
+        if text in _PYTHON:
+            return key, _PYTHON[text]
         try:
             return key, json.loads(text, parse_constant=_constant, parse_float=_finite)
         except (ValueError, RecursionError):

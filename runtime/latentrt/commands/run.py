@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ import click
 
 from latentrt.commands.option import Option
 from latentrt.errors import RequestError
+from latentrt.printable import counted
 
 if TYPE_CHECKING:
     from latentrt.device import Device
+    from latentrt.metadata import PictureRecord
     from latentrt.result import Result
     from latentrt.safety import Verdict
 
@@ -146,10 +149,17 @@ def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, pro
 def _report(paths: list[Path], result: Result, seconds: float) -> None:
     verdicts = result.verdicts or [None] * len(paths)
     for path, record, verdict in zip(paths, result.records, verdicts, strict=True):
-        words = f"{record.sampler}, {record.num_inference_steps} steps"
+        words = f"{_sampler_words(record)}, {counted(record.num_inference_steps, 'step')}"
         click.echo(f"{path}: seed {record.seed}, {words}, safety {_safety_words(record.safety.policy, verdict)}")
     pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
     click.echo(f"{pictures} in {seconds:.1f} s, loading included", err=True)
+
+
+def _sampler_words(record: PictureRecord) -> str:
+    """Its name, and what of its configuration was changed and is not switched off."""
+    changed = {"use_karras_sigmas": record.karras, **record.sampler_options}
+    words = [name if value is True else f"{name}={json.dumps(value)}" for name, value in changed.items() if value]
+    return " ".join([record.sampler, *words])
 
 
 def _report_backends(runs_on: Mapping[str, str]) -> None:

@@ -61,7 +61,11 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic for type c
 @click.option("--eta", type=float, help="How much fresh noise, 0 to 1, where a sampler takes it (ddim, tcd).")
 @click.option("--begin", type=int, help="Leave out so many steps at the noisy end, as image to image does.")
 @click.option("--timesteps", type=_Numbers(), help="The grid itself, in place of --steps: 999,750,500,250.")
-@click.option("--sigmas", type=_Numbers(), help="The same by noise levels: 14.6,5,1.8,0.6.")
+@click.option(
+    "--sigmas",
+    type=_Numbers(),
+    help="The same by noise levels, down to where the last step ends: 14.6,5,1.8,0.6,0. Flows end at 0 by themselves.",
+)
 @click.option("--mu", type=float, help="Logarithm of a flow's shift, with use_dynamic_shifting.")
 @click.option(
     "--option",
@@ -181,19 +185,9 @@ def _named(name: str | None, path: Path | None) -> tuple[str, dict[str, Any]]:
 def _table(
     name: str, config: Mapping[str, Any], count: int, karras: bool | None, options: Mapping[str, Any]
 ) -> Schedule:
-    import numpy as np
-
     from latentrt import samplers
 
-    try:
-        # What is not finite in the end is refused; on the way to it numpy need not warn.
-        with np.errstate(all="ignore"):
-            return samplers.schedule(name, config, count, karras=karras, options=options)
-    except (ValueError, ArithmeticError) as error:
-        raise RequestError(
-            f"{printable(name)} has no table of finite numbers with these options ({printable(str(error))}); choose "
-            "values nearer to the defaults"
-        ) from error
+    return samplers.schedule(name, config, count, karras=karras, options=options)
 
 
 def _title(choice: Choice, table: Schedule, karras: bool | None, options: Mapping[str, Any]) -> str:

@@ -5,10 +5,13 @@ To add one: write a module here with a subclass of `Sampler`, name it in `_CLASS
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+import numpy as np
 
 from latentrt.errors import RequestError
 from latentrt.samplers.aliases import ALIASES, RESPACINGS, normalised
@@ -117,10 +120,16 @@ def choose(name: str) -> Choice:
     for ending, kind in RESPACINGS.items():
         if plain.endswith(ending) and plain != ending:
             choice = choose(plain.removesuffix(ending))
+            if any(f"use_{each}_sigmas" in choice.options for each in RESPACINGS.values()):
+                raise RequestError(
+                    f"found sampler {name!r}, which spreads its noise levels twice; leave out one ending"
+                )
             return replace(choice, options={**choice.options, **_respacing(choice.sampler, kind)})
+    near = difflib.get_close_matches(plain, [*_CLASSES, *ALIASES], n=2)
+    words = f" (near it: {' or '.join(near)})" if near else ""
     raise RequestError(
-        f"found sampler {name!r}, expected one of {', '.join(_CLASSES)}, or another name for one of them; "
-        "`latentrt samplers` lists them all"
+        f"found sampler {name!r}, expected one of "
+        f"{', '.join(_CLASSES)}, or another name for one of them{words}; `latentrt samplers` lists them all"
     )
 
 
@@ -154,6 +163,11 @@ def check_suits(name: str, model: str) -> None:
         RequestError: it cannot, or it is no table, and what can be done.
     """
     sampler = find(name)
+    if sampler.backwards:
+        raise RequestError(
+            f"found sampler {name_of(name)}, which goes from a picture to the noise that it is drawn from; to draw, "
+            "take another"
+        )
     if sampler.exception:
         raise RequestError(f"found sampler {name_of(name)}, which is more than a table: {sampler.exception}")
     own = find(model) if any(model == class_name for _, class_name in _CLASSES.values()) else None
@@ -205,7 +219,16 @@ def schedule(
                 f"{', '.join(sorted(known | choice.sampler.takes | {'begin'}))}"
             )
     sampler = choice.sampler.read(_with(config, wanted))
-    return sampler.schedule(_counted(sampler, replace(steps, **asked) if asked else steps))
+    steps = _counted(choice.sampler, replace(steps, **asked) if asked else steps)
+    try:
+        # What is not finite in the end is refused; on the way to it numpy need not warn.
+        with np.errstate(all="ignore"):
+            return sampler.schedule(steps)
+    except (ValueError, ArithmeticError) as error:
+        raise RequestError(
+            f"{choice.name} has no table of finite numbers with these options ({error}); choose values nearer to the "
+            "defaults"
+        ) from error
 
 
 def _with(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +240,16 @@ def _with(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any
     return changed
 
 
-def _counted(sampler: Sampler, steps: Steps) -> Steps:
+def steps_of_grid(name: str, options: Mapping[str, Any]) -> int | None:
+    """How many steps the grid has that is given among a request's options; None where none is."""
+    for key, ends in (("timesteps", 0), ("sigmas", find(name).sigmas_end)):
+        grid = options.get(key)
+        if isinstance(grid, (list, tuple)):
+            return max(len(grid) - ends, 1)
+    return None
+
+
+def _counted(sampler: type[Sampler], steps: Steps) -> Steps:
     """Steps whose number is that of the grid that is given."""
     if steps.timesteps is not None:
         return replace(steps, count=len(steps.timesteps))

@@ -25,6 +25,7 @@ class DDIMInverse(TrainedSampler):
 
     title: ClassVar[str] = "DDIM backwards, from a picture to its noise"
     class_name: ClassVar[str] = "DDIMInverseScheduler"
+    backwards: ClassVar[bool] = True
 
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     timestep_spacing: Literal["leading", "trailing"] = "leading"

@@ -26,6 +26,7 @@ class DPMSolverMultistepInverse(LogSNR):
 
     title: ClassVar[str] = "DPM-Solver++ multistep backwards, from a picture to its noise"
     class_name: ClassVar[str] = "DPMSolverMultistepInverseScheduler"
+    backwards: ClassVar[bool] = True
 
     solver_order: Literal[1, 2, 3] = 2
     algorithm_type: Literal["dpmsolver", "dpmsolver++", "deis"] = "dpmsolver++"

@@ -50,6 +50,7 @@ class Sampler(ABC):
         class_name: the diffusers class whose configuration this reads and whose numbers it reproduces.
         kind: what a model has to be trained as.
         takes: which of `Steps`, beyond a number of steps and a beginning, mean anything to it.
+        backwards: whether it goes from a picture to noise.
         sigmas_end: how many of the sigmas that it may be given are not the start of a step.
         exception: what a caller has to do beside the table; empty for most samplers. The pipeline runs no others.
     """
@@ -59,6 +60,7 @@ class Sampler(ABC):
     kind: ClassVar[Kind] = "diffusion"
     takes: ClassVar[frozenset[str]] = frozenset()
     sigmas_end: ClassVar[int] = 0
+    backwards: ClassVar[bool] = False
     exception: ClassVar[str] = ""
 
     @classmethod
@@ -220,8 +222,9 @@ class Respaced(Sampler):
         """
         wanted = [f"use_{self.respacing}_sigmas"] if self.respacing else []
         wanted += [name for name in more if getattr(self, name)]
-        if steps.timesteps is not None and wanted:
-            raise RequestError(f"found timesteps and {wanted[0]}, expected one of them; switch {wanted[0]} off")
+        given = "timesteps" if steps.timesteps is not None else "sigmas"
+        if getattr(steps, given) is not None and wanted:
+            raise RequestError(f"found {given} and {wanted[0]}, expected one of them; switch {wanted[0]} off")
 
 
 def _converted(value: object, hint: Any) -> Any:

@@ -99,7 +99,9 @@ class Steps:
                 or not grid
                 or not all(_is_number(each) and 0 <= each < 1e9 for each in grid)
             ):
-                raise RequestError(f"{name}: found {grid!r}, expected numbers from 0 to 1e9")
+                raise RequestError(
+                    f"{name}: found {grid!r}, expected a list of numbers from 0 to 1e9, such as [900, 500]"
+                )
             if any(later >= earlier for earlier, later in itertools.pairwise(grid)):
                 raise RequestError(f"{name}: found {_shown(grid)}, expected them to descend")
 

@@ -55,7 +55,7 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     title, noise, _, heading, *rows = out.splitlines()
     assert title == "dpmpp_2m (DPMSolverMultistepScheduler), 12 rows, use_karras_sigmas true"
     assert noise == "init_noise_sigma 1"
-    assert heading.split() == ["row", "t", "p", "q", "a", "b0", "b1"]
+    assert heading.split() == ["row", "t", "sigma", "p", "q", "a", "b0", "b1"]
     assert [row.split()[0] for row in rows[:12]] == [str(row) for row in range(12)]
     assert rows[-1] == "left out, as they do nothing in any row: c_in, limit, u, w, e, d, s, noise_draws"
 
