@@ -1,7 +1,7 @@
 """Where has a beta distribution that much of its probability?
 
 The beta grid of noise levels asks it (`sigmas.beta`). The regularised incomplete beta function is its power series
-(Abramowitz and Stegun 26.5.4), which on [0, 1/2] gains a binary digit with every term; the other half of the interval
+(Abramowitz and Stegun 26.5.23), which on [0, 1/2] gains a binary digit with every term; the other half of the interval
 is the mirror image of it. The inverse is Newton's.
 """
 

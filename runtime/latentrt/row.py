@@ -1,7 +1,6 @@
 """What does a row of a table do with a latent?
 
-The arithmetic of `latentrt.schedule`'s formulas, in float32. A coefficient is a number, or an array [batch, 1, 1, 1]
-where each sample has its own.
+The arithmetic of `latentrt.schedule`'s formulas, in the precision of what it is given.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 
 __all__ = ["COEFFICIENTS", "Coefficient", "Latents", "Row", "advanced", "remembered", "scaled"]
 
-Latents = NDArray[np.float32]  # [batch, channels, height, width]
-Coefficient = NDArray[np.float32] | np.float32
+Latents = NDArray[np.float32]  # [batch, channels, height, width], or one of them
+Coefficient = np.float32
 Row = Mapping[str, Any]  # a coefficient by its name; b is as many as the memory is deep
 
 COEFFICIENTS = ("c_in", "p", "q", "limit", "quantile", "u", "w", "a", "e", "d", "b", "s")
@@ -47,27 +46,24 @@ def advanced(
 
 def _bounded(y: Latents, limit: Coefficient, quantile: Coefficient) -> Latents:
     """y within its limit; with a quantile, also divided by the limit that this makes of it."""
-    if not np.any(np.isfinite(limit)):
+    if not np.isfinite(limit):
         return y
-    clipped = np.clip(y, -limit, limit)
-    if not np.any(quantile):
-        return clipped
-    bound = np.clip(_quantiles(np.abs(y), quantile), 1, None)
-    bound = np.minimum(bound, limit).astype(np.float32)
-    thresholded: Latents = np.where(quantile > 0, np.clip(y, -bound, bound) / bound, clipped)
+    if not quantile:
+        return np.clip(y, -limit, limit)
+    bound = np.minimum(np.maximum(_quantiles(np.abs(y), quantile), 1), limit).astype(y.dtype)
+    thresholded: Latents = np.clip(y, -bound, bound) / bound
     return thresholded
 
 
-def _quantiles(size: Latents, quantile: Coefficient) -> NDArray[np.float32]:
-    """A quantile of each sample, [batch, 1, 1, 1], between two of its values as `torch.quantile` interpolates."""
-    values = np.sort(size.reshape(len(size), -1), axis=1)
-    last = values.shape[1] - 1
-    rank = (np.asarray(quantile, np.float32) * np.float32(last)).reshape(-1, 1)
-    rank = np.broadcast_to(rank, (len(size), 1))
-    below = np.floor(rank).astype(np.int64)
-    low, high = (np.take_along_axis(values, np.minimum(index, last), axis=1) for index in (below, below + 1))
-    between: NDArray[np.float32] = low + (rank - below.astype(np.float32)) * (high - low)
-    return between.reshape(-1, 1, 1, 1)
+def _quantiles(size: Latents, quantile: Coefficient) -> Latents:
+    """A quantile of each sample, [batch, 1, 1, 1] or [1, 1, 1], between two values as `torch.quantile` interpolates."""
+    samples = size.reshape(*size.shape[:-3], -1)
+    values = np.sort(samples, axis=-1)
+    rank = np.float32(quantile) * np.float32(values.shape[-1] - 1)
+    below = int(rank)
+    low, high = (values[..., min(index, values.shape[-1] - 1)] for index in (below, below + 1))
+    between: Latents = low + values.dtype.type(rank - np.float32(below)) * (high - low)
+    return between[..., np.newaxis, np.newaxis, np.newaxis]
 
 
 def _combined(like: Latents, terms: Iterable[tuple[Coefficient, Latents | None]]) -> Latents:
@@ -81,9 +77,5 @@ def _combined(like: Latents, terms: Iterable[tuple[Coefficient, Latents | None]]
             continue
         if array is None:
             raise ValueError("a row needs noise, an earlier latent or an earlier output, and there is none")
-        if np.ndim(coefficient):
-            # Sample by sample, as each would be alone: where its coefficient is zero, an array may be anything.
-            total += np.multiply(coefficient, array, out=np.zeros_like(like), where=coefficient != 0)
-        else:
-            total += coefficient * array
+        total += coefficient * array
     return total

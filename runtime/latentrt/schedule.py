@@ -44,7 +44,7 @@ class Schedule:
         quantile: [N], of dynamic thresholding; 0 where there is none.
         b: [N, memory], the weights of h_k, h_{k−1}, … .
         noise_draws: int64 [N], how many z are drawn for a row. It may exceed what the row uses, so that seeds agree.
-        alpha, sigma: [N], where a clean latent y stands before row k: alpha · y + sigma · z.
+        alpha, sigma: [N], where a clean latent x0 stands before row k: alpha · x0 + sigma · z.
         init_noise_sigma: what multiplies standard normal noise to make x_0.
     """
 
@@ -67,6 +67,10 @@ class Schedule:
     init_noise_sigma: float
 
     def __post_init__(self) -> None:
+        if not len(self.t) or not np.isfinite(self.init_noise_sigma):
+            raise ValueError(
+                f"found {len(self.t)} rows and init_noise_sigma {self.init_noise_sigma}, expected some, finite"
+            )
         for name in (field.name for field in fields(self) if field.name != "init_noise_sigma"):
             column = getattr(self, name)
             rank = 2 if name == "b" else 1
@@ -145,6 +149,11 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.t)
+
+    def looks_back_beyond(self, row: int) -> bool:
+        """Whether this row or a later one uses what was there before it: an earlier latent, or what was remembered."""
+        age = np.arange(len(self) - row)[:, np.newaxis]  # how many rows are remembered, but for each row's own
+        return bool(self.e[row] != 0 or np.any(self.b[row:][np.arange(self.memory) > age] != 0))
 
     def first_latents(self, noise: Latents, clean: Latents | None = None, *, row: int = 0) -> Latents:
         """The latents that a row begins with.

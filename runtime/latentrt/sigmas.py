@@ -25,6 +25,7 @@ __all__ = [
     "at_timesteps",
     "beta",
     "betas",
+    "check_ends",
     "dynamically_shifted",
     "exponential",
     "karras",
@@ -220,6 +221,16 @@ def beta(sigma_max: float, sigma_min: float, count: int) -> Float64s:
     return sigma_min + share * (sigma_max - sigma_min)
 
 
+def check_ends(low: float | None, high: float | None) -> None:
+    """Levels that fall have ends that do.
+
+    Raises:
+        RequestError: they do not.
+    """
+    if low is not None and high is not None and not low < high:
+        raise RequestError(f"found sigma_min {low:g} and sigma_max {high:g}, expected the first below the second")
+
+
 RESPACED = {"karras": karras, "exponential": exponential, "beta": beta}
 
 
@@ -231,6 +242,10 @@ def shifted(levels: Float64s, shift: float) -> Float64s:
 
 def dynamically_shifted(levels: Float64s, mu: float, kind: Literal["exponential", "linear"]) -> Float64s:
     """Levels of a flow shifted by e^mu, or by mu itself (`linear`)."""
+    if kind == "linear" and not mu > 0:
+        raise RequestError(
+            f"found mu {mu:g} and time_shift_type 'linear', where mu is the shift itself; give one above 0"
+        )
     shift = math.exp(mu) if kind == "exponential" else mu
     moved: Float64s = shift / (shift + (1 / levels - 1))
     return moved
@@ -273,4 +288,4 @@ def _last_up_to(values: Float32s, limits: Float64s) -> NDArray[np.intp]:
     """The index of the last value that is not above each limit, −1 where there is none."""
     if np.all(values[1:] >= values[:-1]):
         return np.searchsorted(values, limits, side="right") - 1
-    return np.array([np.flatnonzero(values <= limit).max(initial=-1) for limit in limits])
+    return np.array([np.flatnonzero(values <= limit).max(initial=-1) for limit in limits], np.intp)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["BrownianPath", "descents", "levels", "run_karras_ve"]
+__all__ = ["BrownianPath", "descents", "levels", "noised", "run_karras_ve"]
 
 Vectors = NDArray[Any]
 
@@ -93,3 +93,22 @@ def levels(made: Any, rows: int, begin: int = 0) -> Vectors | None:
     flow = name.startswith("FlowMatch") or made.config.get("use_flow_sigmas")
     with np.errstate(divide="ignore"):
         return grid / (1 - grid) if flow else grid
+
+
+def noised(made: Any, row: int, clean: float, noise: float) -> float | None:
+    """Where diffusers puts a clean latent at a row, with noise; None where the class does not say."""
+    name, order = type(made).__name__, getattr(made, "order", 1)
+    if name in ("RePaintScheduler", "KarrasVeScheduler", "ScoreSdeVeScheduler") or (order == 2 and row % 2):
+        return None  # nothing begins at a second stage, and diffusers has no level for it
+    if hasattr(made, "set_begin_index"):
+        made._step_index = None
+        made.set_begin_index(row)
+    elif int((made.timesteps == made.timesteps[row]).sum()) > 1:
+        return None  # looked up by its timestep, of which there are several
+    place = getattr(made, "scale_noise", None) or getattr(made, "add_noise", None)
+    if place is None:
+        return None
+    latents, draw = (torch.tensor([[each]], dtype=torch.float64) for each in (clean, noise))
+    told = made.timesteps[row]
+    result = place(latents, told[None], draw) if hasattr(made, "scale_noise") else place(latents, draw, told[None])
+    return float(result)

@@ -186,12 +186,16 @@ def _step(made: Any, name: str, output: Any, t: Any, x: Any, given: dict[str, An
     return made.step(output, t, x, return_dict=False, **given)[0]
 
 
-def theirs(made: Any, steps: Steps | None = None) -> Iterator[tuple[Vectors, Vectors]]:
+def theirs(
+    made: Any, steps: Steps | None = None, bases: list[_Basis] | None = None
+) -> Iterator[tuple[Vectors, Vectors]]:
     """For each row the coefficients of the denoiser's input and of the latents after it, as diffusers has them."""
     count = len(told(made, steps))
     if type(made).__name__ == "KarrasVeScheduler":
         count = 2 * count - 1
     basis = _Basis(count, _dtype(made))
+    if bases is not None:
+        bases.append(basis)
     return run(made, basis.latents(), lambda k, _: basis.output(k), basis.draw, steps)
 
 
@@ -230,21 +234,23 @@ def beside(
     dtype = np.dtype(np.float64 if exact else np.float32)
     basis = _Basis(len(schedule), dtype)
     recurrence: Any = Exactly(schedule) if exact else Recurrence(schedule)
-    x = basis.latents()
-    for k, (shown, after) in enumerate(theirs(made, steps)):
+    x, bases = basis.latents(), list[_Basis]()
+    for k, (shown, after) in enumerate(theirs(made, steps, bases)):
         yield recurrence.scale(k, x), shown
         z = None
         for _ in range(schedule.noise_draws[k]):
             z = basis.draw()
         x = recurrence.step(k, x, basis.output(k), z)
         yield x, after
+    # Also those that go unused, so that seeds agree.
+    assert basis.draws == bases[0].draws, f"{basis.draws} draws, diffusers {bases[0].draws}"
 
 
 class _Basis:
     """Unit vectors [1, 1, 1, 1 + 2·rows]: the first latent, then the model's outputs, then the draws."""
 
     def __init__(self, rows: int, dtype: np.dtype[Any]) -> None:
-        self._rows, self._dtype, self._draws = rows, dtype, 0
+        self._rows, self._dtype, self.draws = rows, dtype, 0
 
     def latents(self) -> Vectors:
         return self._unit(0)
@@ -253,8 +259,8 @@ class _Basis:
         return self._unit(1 + k)
 
     def draw(self) -> Vectors:
-        self._draws += 1
-        return self._unit(self._rows + self._draws)
+        self.draws += 1
+        return self._unit(self._rows + self.draws)
 
     def _unit(self, index: int) -> Vectors:
         vector = np.zeros((1, 1, 1, 2 + 2 * self._rows), self._dtype)

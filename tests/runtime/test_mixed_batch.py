@@ -139,14 +139,39 @@ def test_what_cannot_join_is_refused(latents: Any, more: dict[str, Any], words: 
 
 def test_a_row_that_looks_back_too_far_is_refused() -> None:
     batch = MixedBatch()
-    Request(1, samplers.schedule("dpmpp_2m", ON_DISK, 8), row=4).join(batch)
-    timesteps, shown = batch.show()
-    with pytest.raises(ValueError, match=r"row 4 looks back to before its sample began; .*`Steps\.begin`"):
-        batch.step(model(timesteps, shown))
+    for name, row in (("dpmpp_2m", 4), ("heun", 3), ("pndm", 4)):
+        with pytest.raises(ValueError, match=rf"found row {row} of a table that looks back .*`Steps\.begin`"):
+            Request(1, samplers.schedule(name, ON_DISK, 8), row=row).join(batch)
+    assert not batch.samples
 
 
-def test_outputs_of_another_shape_are_refused() -> None:
+def test_samples_may_join_and_leave_while_the_model_is_asked() -> None:
     batch = MixedBatch()
-    Request(1, samplers.schedule("ddim", ON_DISK, 3)).join(batch)
-    with pytest.raises(ValueError, match="outputs: found"):
+    stays, leaves, joins = (request(seed, "dpmpp_2m", Steps(count=5)) for seed in (1, 2, 3))
+    kept, left = stays.join(batch), leaves.join(batch)
+    shown = batch.show()
+    batch.cancel(left)
+    late = joins.join(batch)
+    batch.step(model(*shown))
+    assert (kept.row, left.row, late.row) == (1, 0, 0)
+    while batch.samples:
+        batch.step(model(*batch.show()))
+    for each, sample in ((stays, kept), (joins, late)):
+        np.testing.assert_array_equal(sample.latents, each.alone())
+    with pytest.raises(ValueError, match="not in list"):
+        batch.cancel(left)
+
+
+def test_outputs_of_another_shape_are_refused_and_asked_for_again() -> None:
+    batch = MixedBatch()
+    asked = Request(1, samplers.schedule("ddim", ON_DISK, 1))
+    sample = asked.join(batch)
+    with pytest.raises(ValueError, match=r"outputs: found .* expected a call of show before"):
+        batch.step(np.zeros((1, *SHAPE), np.float32))
+    shown = batch.show()
+    with pytest.raises(ValueError, match=r"outputs: found \(2, 4, 3, 5\), expected \(1, 4, 3, 5\)"):
         batch.step(np.zeros((2, *SHAPE), np.float32))
+    assert batch.step(model(*shown)) == [sample]
+    np.testing.assert_array_equal(sample.latents, asked.alone())
+    with pytest.raises(ValueError, match="found no samples under way"):
+        batch.show()

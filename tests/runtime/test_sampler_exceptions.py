@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from latentrt import samplers
+from latentrt.errors import RequestError
 from latentrt.samplers import Steps
 from latentrt.schedule import Schedule
+from tests.runtime import diffusers_oddities as oddities
 from tests.runtime import diffusers_oracle as oracle
 from tests.runtime.sampler_values import STABLE_DIFFUSION
 from tests.runtime.test_samplers import ON_DISK, TOLERANCE, TRAINED
@@ -89,6 +91,28 @@ def test_dpm_solver_keeps_its_place_among_equal_timesteps() -> None:
     assert len(set(schedule.t.tolist())) < 40
     made = oracle.scheduler("DPMSolverMultistepScheduler", config, 40, exact=True)
     assert rows(schedule, made, Steps(count=40)) <= TOLERANCE
+
+
+def test_sa_solver_places_latents_on_its_own_levels() -> None:
+    """diffusers takes α and σ of the whole timestep instead, which is another level where levels are spread anew."""
+    config = STABLE_DIFFUSION | {"use_karras_sigmas": True}
+    schedule = samplers.schedule("sa_solver", config, 10)
+    made = oracle.scheduler("SASolverScheduler", config, 10, exact=True)
+    np.testing.assert_allclose(schedule.sigma / schedule.alpha, made.sigmas[:10], rtol=1e-12)
+    expected = oddities.noised(made, 4, 0.6, -1.3)
+    assert expected != pytest.approx(schedule.alpha[4] * 0.6 - schedule.sigma[4] * 1.3, rel=1e-4)
+
+
+def test_lcm_ends_with_a_picture() -> None:
+    """With timesteps and a strength, diffusers counts those that it leaves out, and ends with noise. Refused here."""
+    with pytest.raises(RequestError, match=r"found timesteps and strength 0\.5, expected one of them"):
+        samplers.schedule("lcm", {}, Steps(count=4, timesteps=(999, 759, 499, 259), strength=0.5))
+
+
+@pytest.mark.parametrize(("name", "config"), [("karras_ve", {"s_max": 1e9}), ("ipndm", {"trained_betas": [1.0, 0.5]})])
+def test_what_diffusers_takes_and_a_table_cannot_say_is_refused(name: str, config: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="found"):
+        samplers.schedule(name, config, 10)
 
 
 def test_ancestral_steps_from_very_high_noise_are_numbers() -> None:

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import numpy as np
-
 from latentrt.errors import RequestError
 from latentrt.samplers.aliases import ALIASES, RESPACINGS, normalised
 from latentrt.samplers.options import Sampler
@@ -109,12 +107,10 @@ def choose(name: str) -> Choice:
     Raises:
         RequestError: there is none.
     """
+    plain = normalised(name).removeprefix("sample_").removesuffix("scheduler")
     for known, (_, class_name) in _CLASSES.items():
-        if name in (known, class_name):
+        if plain in (known, normalised(class_name).removesuffix("scheduler")):
             return Choice(known)
-    plain = normalised(name)
-    if plain in _CLASSES:
-        return Choice(plain)
     if plain in ALIASES:
         return Choice(*ALIASES[plain])
     for ending, kind in RESPACINGS.items():
@@ -211,7 +207,7 @@ def schedule(
     for key, value in (options or {}).items():
         if key in known:
             wanted[key] = value
-        elif key in Steps.__dataclass_fields__:
+        elif key in choice.sampler.takes | {"begin", "eta"}:
             asked[key] = tuple(value) if isinstance(value, list) else value
         else:
             raise RequestError(
@@ -219,16 +215,7 @@ def schedule(
                 f"{', '.join(sorted(known | choice.sampler.takes | {'begin'}))}"
             )
     sampler = choice.sampler.read(_with(config, wanted))
-    steps = _counted(choice.sampler, replace(steps, **asked) if asked else steps)
-    try:
-        # What is not finite in the end is refused; on the way to it numpy need not warn.
-        with np.errstate(all="ignore"):
-            return sampler.schedule(steps)
-    except (ValueError, ArithmeticError) as error:
-        raise RequestError(
-            f"{choice.name} has no table of finite numbers with these options ({error}); choose values nearer to the "
-            "defaults"
-        ) from error
+    return sampler.schedule(replace(steps, **asked) if asked else steps)
 
 
 def _with(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,15 +234,6 @@ def steps_of_grid(name: str, options: Mapping[str, Any]) -> int | None:
         if isinstance(grid, (list, tuple)):
             return max(len(grid) - ends, 1)
     return None
-
-
-def _counted(sampler: type[Sampler], steps: Steps) -> Steps:
-    """Steps whose number is that of the grid that is given."""
-    if steps.timesteps is not None:
-        return replace(steps, count=len(steps.timesteps))
-    if steps.sigmas is not None:
-        return replace(steps, count=max(len(steps.sigmas) - sampler.sigmas_end, 1))
-    return steps
 
 
 def _respacing(sampler: type[Sampler], kind: str) -> dict[str, bool]:

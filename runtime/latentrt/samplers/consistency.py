@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+import msgspec
 import numpy as np
 
 from latentrt import sigmas
@@ -29,11 +30,12 @@ class Consistency(Sampler):
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0
     sigma_data: PositiveFloat = 0.5
-    s_noise: float = 1.0
+    s_noise: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     rho: PositiveFloat = 7.0
     clip_denoised: bool = True
 
     def table(self, steps: Steps) -> Schedule:
+        sigmas.check_ends(self.sigma_min, self.sigma_max)
         if steps.timesteps is None:
             index = sigmas.leading(steps.count, self.num_train_timesteps)
         else:

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import sigmas
-from latentrt.errors import RequestError
 from latentrt.samplers.lagrange import adams_weights
-from latentrt.samplers.log_snr import Levels, LogSNR, orders
+from latentrt.samplers.log_snr import Levels, LogSNR, check_levels_differ, orders
 from latentrt.samplers.options import StepsOffset
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
@@ -83,11 +82,7 @@ def _weights(levels: Levels, order: NDArray[np.int64]) -> Float64s:
     for degree in range(1, weights.shape[1] + 1):
         rows = np.flatnonzero(order == degree)
         points = np.stack([log_rho[rows - j] for j in range(degree)], axis=1)
-        if np.any(np.diff(points, axis=1) == 0):
-            raise RequestError(
-                "found two steps at the same noise level, between which a solver of order 2 finds no slope; "
-                "ask for fewer steps, or set solver_order to 1"
-            )
+        check_levels_differ(differ=bool(np.all(np.diff(points, axis=1) != 0)))
         # ∫ε dρ over log ρ is ∫ε e^(log ρ); α_t·ρ_t = σ_t.
         within = adams_weights(points, log_rho[rows], end[rows], rate=1.0)
         weights[rows, :degree] = levels.sigma[1:][rows, np.newaxis] * within

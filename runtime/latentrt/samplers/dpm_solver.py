@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import RequestError
-from latentrt.samplers.log_snr import Levels
+from latentrt.samplers.log_snr import Levels, check_levels_differ
 
 __all__ = ["Algorithm", "Step", "check_final_level", "multistep_weights", "solver_step"]
 
@@ -99,11 +99,7 @@ def multistep_weights(step: Step, solver_type: str, h: Float64s, order: NDArray[
     weights[:, 0] = step.value
     second, third = np.flatnonzero(order == 2), np.flatnonzero(order == 3)
     later = np.concatenate([second, third])
-    if np.any(h[later - 1] == 0) or np.any(h[third - 2] == 0):
-        raise RequestError(
-            "found two steps at the same noise level, between which a solver of order 2 finds no slope; "
-            "ask for fewer steps, or set solver_order to 1"
-        )
+    check_levels_differ(differ=bool(np.all(h[later - 1] != 0) and np.all(h[third - 2] != 0)))
     slope = (step.half if solver_type == "midpoint" else step.slope)[second] * h[second] / h[second - 1]
     weights[second, 0] += slope
     weights[second, 1] -= slope

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from latentrt import sigmas
 from latentrt.errors import RequestError
 from latentrt.samplers.dpm_solver import Step, check_final_level, solver_step
-from latentrt.samplers.log_snr import FixedVariance, Levels, LogSNR, usable_timesteps
+from latentrt.samplers.log_snr import FixedVariance, Levels, LogSNR, check_levels_differ, usable_timesteps
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
 
@@ -148,11 +148,7 @@ class _Rows:
         if k == first:
             return step, weights
         inside = log_snr[k:first:-1] - log_snr[first]  # of the values, newest first
-        if not np.all(inside) or len(np.unique(inside)) < len(inside):
-            raise RequestError(
-                "found two steps at the same noise level, between which a solver of order 2 finds no slope; "
-                "ask for fewer steps, or set solver_order to 1"
-            )
+        check_levels_differ(differ=bool(np.all(inside) and len(np.unique(inside)) == len(inside)))
         per_step = h[0] / inside
         if k == first + 1:
             slope = (step.slope if self._heun else step.half)[0] * per_step[0]

@@ -57,7 +57,7 @@ class DPMSolverSDE(TwoStage):
         first = interleaved(np.append(1 - ratio_1, 1.0), 1 - ratio_2)
         second = interleaved(none, -again * (1 - ratio_1))
         return Schedule.of(
-            t=interleaved(t, self._middle_timesteps(middle, training)),
+            t=interleaved(t, sigmas.timesteps_of_sigmas(middle, training)),
             c_in=model_scale(sigma),
             p=p,
             q=q,
@@ -70,9 +70,6 @@ class DPMSolverSDE(TwoStage):
             sigma=sigma,
             init_noise_sigma=init_noise_sigma(levels[0], self.timestep_spacing),
         )
-
-    def _middle_timesteps(self, middle: Float64s, training: NDArray[np.float32]) -> Float64s:
-        return sigmas.timesteps_of_sigmas(middle, training)
 
 
 def _ancestral(here: Float64s, there: Float64s, s_noise: float) -> tuple[Float64s, Float64s]:

@@ -42,6 +42,7 @@ class EDM(Sampler):
         Args:
             ramp: 0 … 1 [N]; the levels of Karras et al. are computed in its precision.
         """
+        sigmas.check_ends(self.sigma_min, self.sigma_max)
         if self.sigma_schedule == "exponential":
             rising = sigmas.linspace_float32(math.log(self.sigma_min), math.log(self.sigma_max), len(ramp))
             levels: Float64s = np.exp(rising.astype(np.float64)).astype(np.float32).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Euler's method on the probability flow (Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 1)."""
+"""Euler's method on the probability flow (Karras et al. 2022, https://arxiv.org/abs/2206.00364, section 3)."""
 
 from __future__ import annotations
 
@@ -82,6 +82,8 @@ class Euler(Respaced, KDiffusion):
             levels = levels.astype(np.float32).astype(np.float64)
         if self.respacing:
             high, low = self.sigma_max or levels[0], self.sigma_min or levels[-1]
+            if len(levels) > 1:
+                sigmas.check_ends(low, high)
             levels = sigmas.RESPACED[self.respacing](high, low, steps.count)
             t = sigmas.timesteps_of_sigmas(levels, training)
         elif self.interpolation_type == "linear":

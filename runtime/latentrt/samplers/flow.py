@@ -73,7 +73,7 @@ class RespacedFlow(Respaced, Flow):
             sigma = sigmas.stretched(sigma, self.shift_terminal)
         if self.respacing:
             sigma = sigmas.RESPACED[self.respacing](float(sigma[0]), float(sigma[-1]), len(sigma))
-        levels = sigma.astype(np.float32)
+        levels = np.minimum(sigma.astype(np.float32), 1)  # rounding may leave more than all of it noise
         if self.invert_sigmas:
             levels = 1 - levels
         t: NDArray[np.float32] = levels * np.float32(self.num_train_timesteps)

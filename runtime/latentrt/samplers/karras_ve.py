@@ -7,8 +7,9 @@ shown to the model as (x + 1) / 2: c_in halves them, the 1/2 that is added is th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+import msgspec
 import numpy as np
 
 from latentrt.errors import RequestError
@@ -16,8 +17,11 @@ from latentrt.samplers.k_diffusion import MAX_CHURN, interleaved
 from latentrt.samplers.options import Kind, PositiveFloat, Sampler
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
+from latentrt.sigmas import check_ends
 
 __all__ = ["KarrasVe"]
+
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +36,15 @@ class KarrasVe(Sampler):
 
     sigma_min: PositiveFloat = 0.02
     sigma_max: PositiveFloat = 100.0
-    s_noise: float = 1.007
-    s_churn: float = 80.0
-    s_min: float = 0.05
-    s_max: float = 50.0
+    s_noise: NotNegative = 1.007
+    s_churn: NotNegative = 80.0
+    s_min: NotNegative = 0.05
+    s_max: NotNegative = 50.0
 
     def table(self, steps: Steps) -> Schedule:
         if steps.count < 2:
             raise RequestError("found 1 step, expected at least 2: the grid has the highest and the lowest level")
+        check_ends(self.sigma_min, self.sigma_max)
         ratio = self.sigma_min**2 / self.sigma_max**2
         share = np.arange(steps.count) / (steps.count - 1)
         levels = np.append(self.sigma_max**2 * ratio**share, 0.0).astype(np.float32).astype(np.float64)[steps.begin :]

@@ -42,8 +42,12 @@ class Distilled(Bounded, TrainedSampler):
         """The timesteps, of those that were taught."""
         if steps.timesteps is not None:
             grid = self.given_timesteps(steps, whole=True).astype(np.int64)
-            left_out = max(len(grid) - int(len(grid) * steps.strength), 0)
-            return steps.rest(grid[left_out:])
+            if steps.strength < 1:
+                raise RequestError(
+                    f"found timesteps and strength {steps.strength:g}, expected one of them; leave out "
+                    "the first timesteps"
+                )
+            return steps.rest(grid)
         if steps.count > len(taught):
             raise RequestError(
                 f"found {steps.count} steps, but the model was distilled on {len(taught)} (original_inference_steps "

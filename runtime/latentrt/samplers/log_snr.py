@@ -18,7 +18,7 @@ from latentrt.errors import RequestError
 from latentrt.samplers.options import Bounded, PositiveFloat, Respaced, TrainedSampler
 from latentrt.samplers.steps import Steps
 
-__all__ = ["FEW_STEPS", "FixedVariance", "Levels", "LogSNR", "orders", "usable_timesteps"]
+__all__ = ["FEW_STEPS", "FixedVariance", "Levels", "LogSNR", "check_levels_differ", "orders", "usable_timesteps"]
 
 Float64s = NDArray[np.float64]
 
@@ -174,6 +174,19 @@ def orders(steps: Steps, rows: int, solver_order: int, *, lower_final: bool, fir
     if few or first_at_end:
         order[-1] = 1
     return order
+
+
+def check_levels_differ(*, differ: bool) -> None:
+    """A polynomial goes through values at different levels.
+
+    Raises:
+        RequestError: two are at the same.
+    """
+    if not differ:
+        raise RequestError(
+            "found two steps at the same noise level, between which there is no slope; ask for fewer steps, or for a "
+            "solver of order 1"
+        )
 
 
 def usable_timesteps(training: NDArray[np.float32], lambda_min_clipped: float) -> int:

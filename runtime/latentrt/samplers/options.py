@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -106,7 +106,19 @@ class Sampler(ABC):
                     f"found {name} {getattr(steps, name)!r} with {self.class_name}, which takes none; leave it out, or "
                     "use another sampler (`latentrt samplers --verbose` says what each takes)"
                 )
-        return self.table(steps)
+        for key, ends in (("timesteps", 0), ("sigmas", self.sigmas_end)):
+            grid = getattr(steps, key)
+            if grid is not None:
+                steps = replace(steps, count=max(len(grid) - ends, 1))
+        try:
+            # What is not finite in the end is refused; on the way to it numpy need not warn.
+            with np.errstate(all="ignore"):
+                return self.table(steps)
+        except (ValueError, ArithmeticError) as error:
+            raise RequestError(
+                f"{self.class_name} has no table of finite numbers with these options ({error}); choose values nearer "
+                "to the defaults"
+            ) from error
 
     @abstractmethod
     def table(self, steps: Steps) -> Schedule:
@@ -135,6 +147,11 @@ class TrainedSampler(Sampler):
     def betas(self) -> NDArray[np.float32]:
         """β of each training timestep, float32."""
         if self.trained_betas is not None:
+            if len(self.trained_betas) != self.num_train_timesteps:
+                raise RequestError(
+                    f"found {len(self.trained_betas)} trained_betas for {self.num_train_timesteps} timesteps of "
+                    "training, expected as many; correct num_train_timesteps in the scheduler's configuration"
+                )
             return np.array(self.trained_betas, np.float32)
         return sigmas.betas(self.beta_schedule, self.beta_start, self.beta_end, self.num_train_timesteps)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,7 +33,7 @@ class RePaint(TrainedSampler):
     exception: ClassVar[str] = "it needs a mask and steps back; `latentrt.samplers.repaint.inpaint` runs it"
 
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"  # type: ignore[assignment]  # more than its base
-    eta: float = 0.0
+    eta: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     clip_sample: bool = True
 
     def table(self, steps: Steps) -> Schedule:

@@ -12,7 +12,7 @@ from latentrt import sigmas
 from latentrt.errors import RequestError
 from latentrt.samplers.corrector import corrected_weights
 from latentrt.samplers.lagrange import adams_weights
-from latentrt.samplers.log_snr import FixedVariance, Levels, LogSNR, usable_timesteps
+from latentrt.samplers.log_snr import FixedVariance, Levels, LogSNR, check_levels_differ, usable_timesteps
 from latentrt.samplers.options import StepsOffset
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
@@ -96,11 +96,7 @@ class SASolver(LogSNR):
     def _step(self, levels: Levels, tau: float, points: Float64s, k: int, *, predicts: bool) -> Float64s:
         """The weights at some points of the step from row k, whose integrals are the paper's equations 14 and 17."""
         start, end = levels.log_snr[k : k + 2]
-        if len(np.unique(points)) < len(points):
-            raise RequestError(
-                "found two steps at the same noise level, between which a solver of order 2 finds no slope; "
-                "ask for fewer steps, or set predictor_order and corrector_order to 1"
-            )
+        check_levels_differ(differ=bool(len(np.unique(points)) == len(points)))
         twice = 1 + tau**2
         in_x0 = self.algorithm_type == "data_prediction"
         rate = twice if in_x0 else -1.0

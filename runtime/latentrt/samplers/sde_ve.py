@@ -17,7 +17,7 @@ from latentrt.errors import RequestError
 from latentrt.samplers.options import Kind, PositiveFloat, PositiveInt, Sampler
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Latents, Schedule
-from latentrt.sigmas import linspace_float32
+from latentrt.sigmas import check_ends, linspace_float32
 
 __all__ = ["ScoreSdeVe", "langevin"]
 
@@ -41,6 +41,7 @@ class ScoreSdeVe(Sampler):
     correct_steps: Annotated[int, msgspec.Meta(ge=0)] = 1
 
     def table(self, steps: Steps) -> Schedule:
+        check_ends(self.sigma_min, self.sigma_max)
         told = linspace_float32(1, self.sampling_eps, steps.count)
         index = (told * np.float32(steps.count - 1)).astype(np.int64)  # cut off in float32, as diffusers does
         ends = np.log(self.sigma_min), np.log(self.sigma_max)

@@ -1,4 +1,4 @@
-"""The reverse VP SDE, by Euler and Maruyama (Song et al. 2021, https://arxiv.org/abs/2011.13456, algorithm 3)."""
+"""The reverse VP SDE by the method of Euler and Maruyama (Song et al. 2021, https://arxiv.org/abs/2011.13456)."""
 
 from __future__ import annotations
 

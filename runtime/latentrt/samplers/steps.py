@@ -26,11 +26,18 @@ _RANGES: dict[str, tuple[float, float]] = {
     "s_churn": (0, math.inf),
     "s_tmin": (0, math.inf),
     "s_tmax": (0, math.inf),
-    "s_noise": (0, math.inf),
+    "s_noise": (0, 1e6),
     "strength": (0, 1),
     "mu": (-100, 100),
 }
-_LEAST = {"count": 1, "begin": 0, "order": 1, "original_inference_steps": 1, "jump_length": 1, "jump_n_sample": 1}
+_WHOLE = {
+    "count": (1, None),
+    "begin": (0, None),
+    "order": (1, 12),  # each remembers another latent
+    "original_inference_steps": (1, None),
+    "jump_length": (1, 1000),
+    "jump_n_sample": (1, 100),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +77,15 @@ class Steps:
 
     def __post_init__(self) -> None:
         optional = {field.name for field in fields(self) if field.default is None}
-        for name, least in _LEAST.items():
+        for name, (least, most) in _WHOLE.items():
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or value < least or (most is not None and value > most):
                 shown = "num_inference_steps" if name == "count" else name
-                raise RequestError(f"found {shown} {value!r}, expected a whole number of at least {least}")
+                wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+                raise RequestError(f"found {shown} {value!r}, expected a whole number {wanted}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if (value is None and name in optional) or (_is_number(value) and low <= value <= high):
@@ -109,7 +118,7 @@ class Steps:
         """What of a grid's steps is left from `begin` on.
 
         Raises:
-            RequestError: nothing.
+            RequestError: nothing would be left.
         """
         if self.begin >= len(grid):
             raise RequestError(f"found begin {self.begin} of the {len(grid)} steps that this grid has; begin earlier")

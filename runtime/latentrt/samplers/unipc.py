@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from latentrt import sigmas
 from latentrt.errors import RequestError
 from latentrt.samplers.corrector import corrected_weights
-from latentrt.samplers.log_snr import LogSNR
+from latentrt.samplers.log_snr import LogSNR, check_levels_differ
 from latentrt.samplers.options import PositiveFloat, StepsOffset
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Schedule
@@ -136,6 +136,7 @@ class UniPC(LogSNR):
     def _spread(self, training: NDArray[np.float32], steps: Steps) -> Float64s:
         high = float(training[-1]) if self.sigma_max is None else self.sigma_max
         low = float(training[0]) if self.sigma_min is None else self.sigma_min
+        sigmas.check_ends(low, high)
         return sigmas.RESPACED[str(self.respacing)](high, low, steps.count)
 
     def _flow(self, steps: Steps) -> Float64s:
@@ -143,6 +144,8 @@ class UniPC(LogSNR):
             grid = np.linspace(1, 1 / self.num_train_timesteps, steps.count + 1)[:-1]
         else:
             grid = np.array(steps.sigmas, np.float64)
+            if not 0 < grid[-1] <= grid[0] <= 1:
+                raise RequestError(f"found sigmas from {grid[0]:g} to {grid[-1]:g}, expected them above 0 and up to 1")
         if steps.mu is None:
             grid = sigmas.shifted(grid, self.flow_shift)
         else:
@@ -176,11 +179,7 @@ def _weights(known: Float64s, target: float, sign: float, *, corrects: bool, bh1
         return np.zeros(order)  # the last of Karras' levels is the end of training's
     big_b = hh if bh1 else whole
     ratios = np.append((known[1:] - known[0]) / (h or 1.0), 1.0)  # r_1 …, 1
-    if h == 0 or len(np.unique(ratios)) < order or np.any(ratios == 0):
-        raise RequestError(
-            "found two steps at the same noise level, between which a solver of order 2 finds no slope; "
-            "ask for fewer steps, or set solver_order to 1"
-        )
+    check_levels_differ(differ=bool(h != 0 and len(np.unique(ratios)) == order and np.all(ratios != 0)))
     moments, phi = np.empty(order), whole / hh - 1
     for i in range(order):
         moments[i] = phi * factorial(i + 1) / big_b

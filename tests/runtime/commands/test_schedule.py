@@ -73,7 +73,7 @@ def test_without_a_configuration_it_is_the_class_s_defaults(capsys: pytest.Captu
     [
         ("DDIMScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
         ("PNDMScheduler", {"skip_prk_steps": True, "beta_schedule": "scaled_linear", "steps_offset": 1}),
-        ("EulerDiscreteScheduler", {"trained_betas": [0.1, 0.2, 0.3, 0.4]}),
+        ("EulerDiscreteScheduler", {"trained_betas": [0.1, 0.2, 0.3, 0.4], "num_train_timesteps": 4}),
         ("EulerAncestralDiscreteScheduler", {}),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
         ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
