@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,5 +119,5 @@ def _record(
 
 
 def _written(value: object) -> object:
-    """As JSON can carry it, which knows no infinity."""
-    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
+    """As JSON can carry it, which knows no infinity: that is a text, as diffusers' configurations name it."""
+    return json.dumps(value) if isinstance(value, float) and not np.isfinite(value) else value

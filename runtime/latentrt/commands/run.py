@@ -158,7 +158,8 @@ def _report(paths: list[Path], result: Result, seconds: float) -> None:
 def _sampler_words(record: PictureRecord) -> str:
     """Its name, and what of its configuration was changed and is not switched off."""
     changed = {"use_karras_sigmas": record.karras, **record.sampler_options}
-    words = [name if value is True else f"{name}={json.dumps(value)}" for name, value in changed.items() if value]
+    said = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changed.items() if value}
+    words = [name if text == "true" else f"{name}={text}" for name, text in said.items()]
     return " ".join([record.sampler, *words])
 
 

@@ -54,6 +54,27 @@ def test_a_range_of_seeds_is_a_picture_each(sd1: Exported, tmp_path: Path) -> No
     assert np.abs(many - one).max() <= 1  # a batch may order float32 sums otherwise, and the decoder rounds
 
 
+def test_a_sampler_by_another_tool_s_name_and_its_options(sd1: Exported, tmp_path: Path) -> None:
+    quick = ("--seed", "7", "-o", tmp_path / "out.png")
+    options = ("--sampler-option", "solver_order=3", "--sampler-option", "lambda_min_clipped=-Infinity")
+    done = latentrt("run", sd1.bundle, "a star", "--sampler", "DPM++ 2M Karras", "--steps", "3", *options, *quick)
+    assert done.returncode == 0, done.stderr
+    words = "dpmpp_2m use_karras_sigmas solver_order=3 lambda_min_clipped=-Infinity, 3 steps"
+    assert words in done.stdout
+    record = read_metadata(tmp_path / "out.png").record
+    assert record is not None
+    assert record.sampler == "dpmpp_2m"
+    assert record.sampler_options["use_karras_sigmas"] is True
+    assert record.sampler_options["solver_order"] == 3
+    assert record.sampler_options["lambda_min_clipped"] == "-Infinity"
+
+    done = latentrt(
+        "run", sd1.bundle, "a star", "--sampler", "euler", "--sampler-option", "timesteps=[900,400]", *quick
+    )
+    assert done.returncode == 0, done.stderr
+    assert "euler timesteps=[900, 400], 2 steps" in done.stdout
+
+
 def test_several_prompts(sd1: Exported, tmp_path: Path) -> None:
     done = latentrt("run", sd1.bundle, "a star", "a circle", *QUICK, "-o", tmp_path / "out.png")
     assert done.returncode == 0, done.stderr
@@ -67,6 +88,13 @@ def test_several_prompts(sd1: Exported, tmp_path: Path) -> None:
         (("--height", "100"), "multiple of 8; the nearest: 96 and 104"),
         (("--width", "100000"), "width: found 100000"),
         (("--steps", "0"), "num_inference_steps: found 0"),
+        (
+            ("--sampler", "heun", "--sampler-option", "solver_order=3"),
+            "found option 'solver_order', which heun does not",
+        ),
+        (("--sampler", "heun", "--sampler-option", "count=9"), "found option 'count', which heun does not have"),
+        (("--sampler", "flow_euler"), "for flow models, but this bundle's model is one of diffusion"),
+        (("--sampler", "repaint"), "which is more than a table"),
         (("--sampler", "eular"), "dpmpp_2m, dpmpp_2m_inverse, dpmpp_2s"),
         (("--sampler", "ddim", "--karras"), "karras"),
         (("--seed", "9..5"), "empty range of seeds"),
