@@ -27,7 +27,7 @@ from latentrt.manifest import (
     TokenizerRecord,
 )
 from latentrt.manifest_json import encode_manifest
-from latentrt.samplers import find
+from latentrt.samplers import check_suits, find
 from latentrt.samplers.ddim import DDIM
 from latentrt.staging import Stage
 from latentrt.tokenizer import Tokenizer
@@ -105,10 +105,9 @@ def _warn_of_what_a_run_will_need(checkpoint: Checkpoint, progress: Progress) ->
         )
     try:
         find(checkpoint.scheduler_class).read(checkpoint.scheduler_config)
+        check_suits(checkpoint.scheduler_class, checkpoint.scheduler_class)
     except RequestError as error:
-        progress.warn(
-            f"the checkpoint's own scheduler cannot be run yet, name another with --sampler at each run: {error}"
-        )
+        progress.warn(f"the checkpoint's own scheduler cannot be run, name another with --sampler at each run: {error}")
 
 
 def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:

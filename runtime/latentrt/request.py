@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from latentrt import safety, samplers
 from latentrt.errors import RequestError
 from latentrt.manifest import Limits, Manifest
+from latentrt.sampler_request import karras_levels, sampler_name, sampler_options
 
 __all__ = ["MAX_SEED", "Order", "Request", "resolve"]
 
@@ -120,8 +121,8 @@ def resolve(request: Request, manifest: Manifest) -> Order:
     width = _side("width", request.width, manifest.defaults.width, manifest)
     geometry = manifest.latents
     latent_shape = (pictures, geometry.channels, height // geometry.factor, width // geometry.factor)
-    sampler = _sampler(manifest.scheduler.class_name if request.sampler is None else request.sampler)
-    options = _sampler_options(request.sampler_options)
+    sampler = sampler_name(manifest.scheduler.class_name if request.sampler is None else request.sampler)
+    options = sampler_options(request.sampler_options)
     steps = _steps(request.num_inference_steps, samplers.steps_of_grid(sampler, options), manifest)
     scale = manifest.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     return Order(
@@ -144,7 +145,7 @@ def resolve(request: Request, manifest: Manifest) -> Order:
         latents=_latents(request.latents, latent_shape),
         sampler=sampler,
         sampler_options=options,
-        karras=_karras(request.karras),
+        karras=karras_levels(request.karras),
         safety=safety.check_policy(manifest.safety if request.safety is None else request.safety),
     )
 
@@ -232,39 +233,6 @@ def _steps(asked: object, of_grid: int | None, manifest: Manifest) -> int:
         )
     steps = manifest.defaults.num_inference_steps if asked is None else asked
     return _whole("num_inference_steps", steps if of_grid is None else of_grid, 1, manifest.limits.max_steps)
-
-
-def _sampler(name: object) -> str:
-    if not isinstance(name, str):
-        raise RequestError(f"sampler: found {name!r}, expected a name")
-    samplers.find(name)
-    return name
-
-
-def _sampler_options(options: object) -> dict[str, Any]:
-    """They are written into the picture, so they have to be what JSON can carry."""
-    if options is None:
-        return {}
-    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
-        raise RequestError(f"sampler_options: found {options!r}, expected names and values")
-    for name in ("begin", "strength"):
-        if name in options:
-            raise RequestError(f"found sampler option {name!r}, which is of image to image, and that is not there yet")
-    if not all(map(_is_plain, options.values())):
-        raise RequestError(f"sampler_options: found {options!r}, expected numbers, texts, and lists of them")
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(isinstance(each, (int, float, str)) for each in value)
-    return value is None or (isinstance(value, (int, float, str)) and value == value)  # NaN is not
-
-
-def _karras(value: object) -> bool | None:
-    if value is not None and not isinstance(value, (bool, np.bool_)):
-        raise RequestError(f"karras: found {value!r}, expected True, False or None")
-    return None if value is None else bool(value)
 
 
 def _seeds(seed: object, pictures: int) -> tuple[int, ...]:
