@@ -107,7 +107,10 @@ def _warn_of_what_a_run_will_need(checkpoint: Checkpoint, progress: Progress) ->
         find(checkpoint.scheduler_class).read(checkpoint.scheduler_config)
         check_suits(checkpoint.scheduler_class, checkpoint.scheduler_class)
     except RequestError as error:
-        progress.warn(f"the checkpoint's own scheduler cannot be run, name another with --sampler at each run: {error}")
+        progress.warn(
+            f"the checkpoint's own scheduler, {checkpoint.scheduler_class}, cannot be run; name another with --sampler at each "
+            f"run: {error}"
+        )
 
 
 def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
