@@ -108,8 +108,8 @@ def _warn_of_what_a_run_will_need(checkpoint: Checkpoint, progress: Progress) ->
         check_suits(checkpoint.scheduler_class, checkpoint.scheduler_class)
     except RequestError as error:
         progress.warn(
-            f"the checkpoint's own scheduler, {checkpoint.scheduler_class}, cannot be run; name another with --sampler at each "
-            f"run: {error}"
+            f"the checkpoint's own scheduler, {checkpoint.scheduler_class}, cannot be run; name another with --sampler "
+            f"at each run: {error}"
         )
 
 
