@@ -8,8 +8,7 @@ asked by `latentrt.manifest_checks`.
 from __future__ import annotations
 
 import json
-import math
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
@@ -17,6 +16,7 @@ from latentrt.errors import ManifestError
 from latentrt.manifest import FORMAT_VERSION, Manifest
 from latentrt.manifest_checks import check_manifest
 from latentrt.printable import printable
+from latentrt.strict_json import AmbiguousJSONError, parse_json
 
 __all__ = ["MAX_MANIFEST_BYTES", "decode_manifest", "encode_manifest", "schema"]
 
@@ -79,44 +79,9 @@ def _parse(data: bytes) -> Any:
     if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"bundle.json is larger than {MAX_MANIFEST_BYTES:,} bytes, which no manifest is. {_MEND}")
     try:
-        return json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            parse_int=_int64,
-        )
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"bundle.json is not UTF-8 (byte {error.start}), expected JSON in UTF-8. {_MEND}") from None
-    except RecursionError:
-        raise ManifestError(f"bundle.json is nested deeper than any manifest is. {_MEND}") from None
-    except ValueError as error:
-        raise ManifestError(f"bundle.json is not JSON, it may be truncated: {printable(str(error))}. {_MEND}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ManifestError(f"bundle.json has the key {twice!r} twice in one object, expected it once. {_MEND}")
-    return tree
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ManifestError(f"bundle.json has the number {name}, expected finite numbers, as JSON has no other. {_MEND}")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    return number if math.isfinite(number) else _refuse_constant(digits)
-
-
-def _int64(digits: str) -> int:
-    # Length first: converting a number of a million digits takes a while.
-    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-        raise ManifestError(f"bundle.json has the number {digits[:25]}, expected one of 64 bits. {_MEND}")
-    return int(digits)
+        return parse_json(data)
+    except AmbiguousJSONError as error:
+        raise ManifestError(f"bundle.json {error}. {_MEND}") from None
 
 
 def _check_version(tree: Any) -> None:

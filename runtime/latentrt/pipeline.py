@@ -122,8 +122,7 @@ class Pipeline:
         """Draw. The arguments are those of `Request`, and two more.
 
         Args:
-            output_type: `pil` for pictures, `np` for float32 pixels in 0 … 1, of 256 levels, [pictures, height, width,
-                3], `latent` for the latents, which no classifier has looked at.
+            output_type: `pil`; `np` for float32 pixels in 0 … 1 [pictures, height, width, 3]; `latent`, unclassified.
             callback_on_step_end: called as (pipeline, index, timestep, {"latents": …}) after each step; a dict that it
                 returns may hold other latents to go on with.
 
