@@ -5,7 +5,6 @@ To add one: write a module here with a subclass of `Sampler`, name it in `_CLASS
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -121,6 +120,8 @@ def choose(name: str) -> Choice:
                     f"found sampler {name!r}, which spreads its noise levels twice; leave out one ending"
                 )
             return replace(choice, options={**choice.options, **_respacing(choice.sampler, kind)})
+    import difflib  # here, as a run needs it not
+
     near = difflib.get_close_matches(plain, [*_CLASSES, *ALIASES], n=2)
     words = f" (near it: {' or '.join(near)})" if near else ""
     raise RequestError(
