@@ -8,7 +8,38 @@ from latentrt import samplers
 from tests.runtime.sampler_grid import Case, combined
 from tests.runtime.sampler_values import FLOW, STABLE_DIFFUSION
 
-__all__ = ["REFUSED", "refused"]
+__all__ = ["REFUSED", "STRICTER", "refused"]
+
+# What is refused here and not by diffusers, which goes on to NaN or passes over what it was told.
+STRICTER = (
+    "says nothing of the picture",
+    "where a picture says nothing of it",
+    "between which there is no slope",
+    "the grid of UnCLIP has",
+    "'fixed_large_log', which DDPMScheduler cannot honour",
+    "says variance_type: 'learned'",
+    "says variance_type: 'fixed_small', which UnCLIPScheduler cannot",
+    "'sde-dpmsolver++', which DPMSolverMultistepInverseScheduler cannot honour",
+    "along a flow sigma is at most 1",
+    "found use_lu_lambdas and use_",
+    "found use_flow_sigmas and other levels",
+    "found timesteps and use_flow_sigmas",
+    "found sigmas and use_",
+    "a last level of zero",
+    "two steps at the same noise level",
+    "no table of finite numbers",
+    "found shift_terminal and a single step",
+    "found mu",
+    "noise levels that rise",
+    "at least 2: the grid has the highest and the lowest level",
+    "but training has only up to",
+    "steps, but",
+    "found a step at timestep",
+    "found begin",
+    "trained_betas, expected",
+    "within s_min … s_max",
+    "says solver_order: 4",
+)
 
 BOTH = {"use_karras_sigmas": True, "use_beta_sigmas": True}
 # What is to be refused, each beside nothing else.

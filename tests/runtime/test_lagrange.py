@@ -33,7 +33,7 @@ def test_weights_are_exact_also_where_levels_crowd(order: int, spread: float, ra
     """Where diffusers' closed forms lose everything: 999 beta levels lie as close as this at the noisy end, and there
     SA-Solver's of order 4 are 3e-2 away from these."""
     # Exact differences, so that nothing is lost before the method begins.
-    step = 2.0 ** np.round(np.log2(spread))
+    step = float(2.0 ** np.round(np.log2(spread)))
     points = [-2.0 - step * factor for factor in (0.0, 1.0, 1.75, 3.0)][:order]
     start, end = points[0], points[0] + 1.25 * step
     found = adams_weights(np.array([points]), np.array([start]), np.array([end]), rate)[0]

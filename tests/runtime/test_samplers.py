@@ -20,7 +20,7 @@ from latentrt.sigmas import RESPACED
 from tests.runtime import diffusers_oddities as oddities
 from tests.runtime import diffusers_oracle as oracle
 from tests.runtime.sampler_grid import Case, cases
-from tests.runtime.sampler_refusals import refused
+from tests.runtime.sampler_refusals import STRICTER, refused
 from tests.runtime.sampler_values import OPTIONS, STABLE_DIFFUSION
 
 # scheduler_config.json of Stable Diffusion 1.5 as it stands on disk.
@@ -37,37 +37,6 @@ ON_DISK = STABLE_DIFFUSION | {
 # Those that have their numbers from such a configuration.
 TRAINED = [name for name in OPTIONS if hasattr(samplers.SAMPLERS[name], "beta_start")]
 ORDINARY = [name for name in TRAINED if "inverse" not in name and name != "repaint"]
-
-# What is refused here and not by diffusers, which goes on to NaN or passes over what it was told.
-STRICTER = (
-    "says nothing of the picture",
-    "where a picture says nothing of it",
-    "between which there is no slope",
-    "the grid of UnCLIP has",
-    "'fixed_large_log', which DDPMScheduler cannot honour",
-    "says variance_type: 'learned'",
-    "says variance_type: 'fixed_small', which UnCLIPScheduler cannot",
-    "'sde-dpmsolver++', which DPMSolverMultistepInverseScheduler cannot honour",
-    "along a flow sigma is at most 1",
-    "found use_lu_lambdas and use_",
-    "found use_flow_sigmas and other levels",
-    "found timesteps and use_flow_sigmas",
-    "found sigmas and use_",
-    "a last level of zero",
-    "two steps at the same noise level",
-    "no table of finite numbers",
-    "found shift_terminal and a single step",
-    "found mu",
-    "noise levels that rise",
-    "at least 2: the grid has the highest and the lowest level",
-    "but training has only up to",
-    "steps, but",
-    "found a step at timestep",
-    "found begin",
-    "trained_betas, expected",
-    "within s_min … s_max",
-    "says solver_order: 4",
-)
 
 # Against the row's largest coefficient, both sides in float64 and accumulated from the first row on.
 TOLERANCE = 1e-5
