@@ -110,6 +110,8 @@ class RoundedOnce(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.Tensor.__rpow__ and args[0].dtype == torch.float32:
+            return (float(np.float32(args[1])) ** args[0].double()).float()  # torch rounds the base, too
         if func in self.FUNCTIONS and args[0].dtype == torch.float32:
             wide = (each.double() if isinstance(each, torch.Tensor) else each for each in args)
             return func(*wide, **(kwargs or {})).float()

@@ -45,9 +45,11 @@ class KarrasVe(Sampler):
         if steps.count < 2:
             raise RequestError("found 1 step, expected at least 2: the grid has the highest and the lowest level")
         check_ends(self.sigma_min, self.sigma_max)
-        ratio = self.sigma_min**2 / self.sigma_max**2
-        share = np.arange(steps.count) / (steps.count - 1)
-        levels = np.append(self.sigma_max**2 * ratio**share, 0.0).astype(np.float32).astype(np.float64)[steps.begin :]
+        # In float32, as torch computes it.
+        ratio = np.float64(np.float32(self.sigma_min**2 / self.sigma_max**2))
+        share = np.arange(steps.count, dtype=np.float32) / np.float32(steps.count - 1)
+        fallen = np.float32(self.sigma_max**2) * (ratio ** share.astype(np.float64)).astype(np.float32)
+        levels = np.append(fallen, 0.0).astype(np.float64)[steps.begin :]
         sigma, following = levels[:-1], levels[1:]
         gamma = np.where((self.s_min <= sigma) & (sigma <= self.s_max), min(self.s_churn / steps.count, MAX_CHURN), 0)
         raised = sigma * (1 + gamma)
