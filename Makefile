@@ -14,7 +14,7 @@ setup: .venv/.ready
 # Everything in one call, so that pip sees torch's pin together with whatever depends on torch.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,export,rtx,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,openvino,export,rtx,dev]"
 	touch $@
 
 # The runtime as a user installs it: no torch, no diffusers, no transformers, no onnx.

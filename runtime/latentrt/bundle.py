@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from latentrt.digest_cache import DigestCache
 from latentrt.digests import Progress, hash_bytes
 from latentrt.errors import BundleError, IntegrityError, RequestError
-from latentrt.manifest import Manifest, Precision
+from latentrt.manifest import Manifest, PartName, Precision
 from latentrt.manifest_checks import MANIFEST_NAME
 from latentrt.manifest_json import MAX_MANIFEST_BYTES, decode_manifest
 from latentrt.pinned_files import PinnedFiles
@@ -120,17 +120,28 @@ class Bundle:
         """
         self._files.verify(progress)
 
-    def component_files(self, component: str, precision: Precision) -> tuple[str, str]:
+    def component_files(self, component: str, precision: Precision, part: PartName | None = None) -> tuple[str, str]:
         """The names of a component's files: the graph that computes in `precision`, and the weights.
+
+        Args:
+            part: of which the graph is wanted; None is the whole component.
 
         Raises:
             BundleError: the bundle has no such component, or no such graph of it.
         """
         found = self.manifest.components.get(component)
-        if found is None or precision not in found.graphs:
-            has = ", ".join(f"{name} in {' and '.join(part.graphs)}" for name, part in self.manifest.components.items())
-            raise BundleError(f"{self.folder} has no {precision} graph of {component}; it has {has}")
-        return found.graphs[precision].file, found.weights.file
+        owner = found if found is None or part is None else found.parts.get(part)
+        if found is None or owner is None or precision not in owner.graphs:
+            what = component if part is None else f"{component}'s {part} part"
+            has = ", ".join(self._graphs_in_words())
+            raise BundleError(f"{self.folder} has no {precision} graph of {what}; it has {has}")
+        return owner.graphs[precision].file, found.weights.file
+
+    def _graphs_in_words(self) -> Iterator[str]:
+        for name, component in self.manifest.components.items():
+            yield f"{name} in {' and '.join(component.graphs)}"
+            for part_name, part in component.parts.items():
+                yield f"its {part_name} part in {' and '.join(part.graphs)}"
 
 
 def check_digest_form(digest: str) -> None:

@@ -24,6 +24,8 @@ __all__ = [
     "Licence",
     "Limits",
     "Manifest",
+    "Part",
+    "PartName",
     "Positive",
     "Precision",
     "Record",
@@ -37,7 +39,8 @@ __all__ = [
 
 FORMAT_VERSION = 1
 
-Precision = Literal["float16", "float32"]
+Precision = Literal["float16", "float32", "int8"]
+PartName = Literal["timestep", "prompt", "loop", "shallow", "sliced"]
 Family = Literal["stable-diffusion-1", "stable-diffusion-2"]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -96,6 +99,20 @@ class WeightsRecord(Record, frozen=True, kw_only=True):
     layouts: dict[str, str] = {}
 
 
+class Part(Record, frozen=True, kw_only=True):
+    """Another graph of a submodule, over the same weights: a piece of the whole one, or another way to its outputs.
+
+    Of a denoiser, `timestep` is what depends on the timestep alone, `prompt` what depends on the embeddings alone, and
+    `loop` the rest, which takes their outputs as inputs: together they are the whole graph. `shallow` is of `loop` what
+    is left for a step that takes the deep features of an earlier one. `sliced` has the whole graph's signature and
+    needs less memory.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    graphs: dict[Precision, GraphRecord]
+
+
 class Component(Record, frozen=True, kw_only=True):
     """A submodule: one signature, one weights file, and a graph for each precision it can compute in.
 
@@ -106,6 +123,7 @@ class Component(Record, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     weights: WeightsRecord
     graphs: dict[Precision, GraphRecord]
+    parts: dict[PartName, Part] = {}
     export_peak_bytes: Count
     export_seconds: float
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from latentrt.errors import ManifestError
-from latentrt.manifest import Component, Manifest
+from latentrt.manifest import Component, Manifest, Part
 
 __all__ = ["MANIFEST_NAME", "NEEDED_COMPONENTS", "check_manifest", "named_files"]
 
@@ -33,6 +33,9 @@ def named_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield component.weights.file, f"the weights of {name}"
         for precision, graph in component.graphs.items():
             yield graph.file, f"the {precision} graph of {name}"
+        for part_name, part in component.parts.items():
+            for precision, graph in part.graphs.items():
+                yield graph.file, f"the {precision} graph of {name}'s {part_name} part"
     for key, engine in manifest.engines.items():
         yield engine.record, f"the record of the engine {key[:12]}"
         yield engine.plan, f"the plan of the engine {key[:12]}"
@@ -78,11 +81,20 @@ def _path_problem(name: str) -> str | None:
 def _component_problems(name: str, component: Component, precision: str) -> Iterator[str]:
     if precision not in component.graphs:
         yield f"{name} has graphs for {sorted(component.graphs)}, expected one for the bundle's precision, {precision}"
-    for kind, specs in (("input", component.inputs), ("output", component.outputs)):
+    yield from _signature_problems(name, component)
+    for part_name, part in component.parts.items():
+        whose = f"{name}'s {part_name} part"
+        yield from _signature_problems(whose, part)
+        if not part.graphs:
+            yield f"{whose} has no graph, expected at least one"
+
+
+def _signature_problems(whose: str, graphs: Component | Part) -> Iterator[str]:
+    for kind, specs in (("input", graphs.inputs), ("output", graphs.outputs)):
         names = [spec.name for spec in specs]
         if not names or len(set(names)) != len(names):
-            yield f"{name} has the {kind}s {names}, expected at least one and each name once"
-    for graph in component.graphs.values():
+            yield f"{whose} has the {kind}s {names}, expected at least one and each name once"
+    for graph in graphs.graphs.values():
         for gate in graph.gate:
             if gate.figure > gate.bound:
                 yield f"{graph.file!r} missed its gate, {gate.figure:g} for {gate.output!r}, expected ≤ {gate.bound:g}"
