@@ -24,8 +24,8 @@ PACKAGES = {
 }
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy"}
 ALLOWED = {
-    "latentrt": {"latentrt", "numpy", "tokenizers", "PIL", "click", "msgspec", "rich", "onnxruntime", "cuda"}
-    | {"matplotlib"},
+    "latentrt": {"latentrt", "numpy", "tokenizers", "PIL", "click", "msgspec", "rich", "onnxruntime", "openvino"}
+    | {"cuda", "matplotlib"},
     "latentrt_export": {"latentrt", "latentrt_export", "numpy", "click", "msgspec", "rich", "onnxruntime"}
     | HEAVY - {"scipy"},
     "latentrt_engines": {"latentrt", "latentrt_engines", "numpy", "click", "msgspec", "rich", "filelock"},

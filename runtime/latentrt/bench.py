@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import LatentRTError
 from latentrt.schedule import Latents
 from latentrt.session import Arrays, Session
+from latentrt.split_denoiser import InParts, ReusesFeatures
 from latentrt.tensors import TensorSpec
 from latentrt.trajectory import Denoising, KeepsLatents, Trajectory
 from latentrt.worker_process import Failed, peak_bytes, take_job
@@ -34,6 +36,7 @@ class BenchJob(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     provider: str | None
     threads: int | None
+    precision: str | None
     prompt: str
     width: int | None
     height: int | None
@@ -102,6 +105,27 @@ class TimedDenoiser(TimedSession):
         return None if loop is None else _TimedTrajectory(loop, self._durations_ms)
 
 
+class TimedInParts(TimedSession):
+    """The same for a denoiser in parts, of which each run has its own."""
+
+    def begin(self, timesteps: NDArray[np.float32]) -> Session:
+        """`latentrt.split_denoiser.InParts`."""
+        assert isinstance(self._session, InParts)
+        return TimedRun(self._session.begin(timesteps), self._durations_ms)
+
+
+class TimedRun(TimedSession):
+    """The same for such a run."""
+
+    def run_reusing(self, feeds: Mapping[str, NDArray[Any]], deep_features: NDArray[np.float32]) -> Arrays:
+        """`latentrt.split_denoiser.ReusesFeatures`."""
+        assert isinstance(self._session, ReusesFeatures)
+        began = time.perf_counter()
+        outputs = self._session.run_reusing(feeds, deep_features)
+        self._durations_ms.append((time.perf_counter() - began) * _MS)
+        return outputs
+
+
 class _TimedTrajectory:
     def __init__(self, loop: Trajectory, durations_ms: list[float]) -> None:
         self._loop, self._durations_ms = loop, durations_ms
@@ -118,7 +142,9 @@ class _TimedTrajectory:
 
 def timed(session: Session, durations_ms: list[float]) -> TimedSession:
     """The session, keeping how long it takes."""
-    return (TimedDenoiser if isinstance(session, KeepsLatents) else TimedSession)(session, durations_ms)
+    if isinstance(session, KeepsLatents):
+        return TimedDenoiser(session, durations_ms)
+    return (TimedInParts if isinstance(session, InParts) else TimedSession)(session, durations_ms)
 
 
 def quantiles(durations_ms: Sequence[float]) -> Quantiles:
@@ -163,12 +189,15 @@ def _measure(job: BenchJob) -> Measured:
 def _prepare(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[str, list[float]]]:
     """What draws one picture, what each submodule runs on, and where their durations go."""
     from latentrt.bundle import Bundle
+    from latentrt.cpu_choice import Preferences
     from latentrt.device import choose_sessions
     from latentrt.pipeline import Pipeline
 
     bundle = Bundle.open(job.bundle, job.digest)
     device: Any = job.device
-    sessions = choose_sessions(bundle, device, threads=job.threads, provider=job.provider)
+    precision: Any = job.precision
+    preferences = Preferences(threads=job.threads, precision=precision)
+    sessions = choose_sessions(bundle, device, provider=job.provider, preferences=preferences)
     durations: dict[str, list[float]] = {name: [] for name in bundle.manifest.components}
     pipeline = Pipeline(bundle, lambda name: timed(sessions(name), durations[name]))
     # A bundle without a classifier is measured without one.

@@ -1,7 +1,8 @@
 """What runs each submodule on this machine, and why that?
 
-The ladder, best first: an engine for this GPU, ONNX Runtime on the GPU, ONNX Runtime on the CPU. `auto` takes the best
-that can be had, submodule by submodule, and says why it is not better; a device that is named is taken or refused.
+The ladder, best first: an engine for this GPU, ONNX Runtime on the GPU, OpenVINO on the CPU, ONNX Runtime on the CPU.
+`auto` takes the best that can be had, submodule by submodule, and says why it is not better; a device that is named is
+taken or refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from latentrt.backends import onnxruntime as ort
+from latentrt.backends import openvino as ov
 from latentrt.bundle import Bundle
+from latentrt.cpu_choice import CpuBackend, Preferences, check_preferences, choose_on_cpu
 from latentrt.engine_choice import EngineSource, Machine, Misfit, engines_for
 from latentrt.engine_record import EngineRecord, LibraryName
 from latentrt.errors import BackendError, EngineError, RequestError
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Device", "Sessions", "check_device", "choose_sessions", "find_machine", "why_no_engine"]
 
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+Device = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 _log = logging.getLogger("latentrt")
 
 
@@ -59,22 +62,34 @@ class Sessions:
 
 
 def choose_sessions(
-    bundle: Bundle, device: Device = "auto", *, threads: int | None = None, provider: str | None = None
+    bundle: Bundle,
+    device: Device = "auto",
+    *,
+    provider: str | None = None,
+    preferences: Preferences | None = None,
 ) -> Sessions:
     """Decide what runs each submodule. Nothing is loaded yet.
 
     Args:
-        device: `auto`; `cpu` and `cuda` are ONNX Runtime; `tensorrt` is engines of either library, and nothing else.
-        threads: on the CPU; one per core if None.
+        device: `auto`; `cpu` and `cuda` are ONNX Runtime; `openvino` is a CPU as well; `tensorrt` is engines of either
+            library, and nothing else.
         provider: one of ONNX Runtime's execution providers, by its name, in place of a device.
+        preferences: how, where that is open.
 
     Raises:
         RequestError: there is no such device. BackendError: it cannot be had here. EngineError: the engines cannot.
     """
     check_device(device)
+    preferences = preferences or Preferences()
+    check_preferences(preferences)
     if provider is not None and device != "auto":
         raise RequestError(f"found the device {device} and the provider {provider}, expected one of the two")
-    choosing = _Choosing(bundle, threads)
+    if preferences.precision is not None and (provider is not None or device in ("cuda", "tensorrt")):
+        raise RequestError(
+            f"found the precision {preferences.precision} with {provider or device}; it is what a CPU computes in, and "
+            "elsewhere it is the bundle's or the engine's. Leave it out"
+        )
+    choosing = _Choosing(bundle, preferences)
     if provider is not None:
         return Sessions({name: choosing.on_provider(name, provider) for name in bundle.manifest.components})
     return Sessions({name: choosing.choose(name, device) for name in bundle.manifest.components})
@@ -108,16 +123,16 @@ def why_no_engine(component: str, others: list[Misfit]) -> str:
 class _Choosing:
     """Decides for one bundle; looks at the machine once, and only where it matters."""
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
-        self.bundle, self.threads = bundle, threads
+    def __init__(self, bundle: Bundle, preferences: Preferences) -> None:
+        self.bundle, self.preferences, self.threads = bundle, preferences, preferences.threads
         self._gpu: Gpu | NoGpu | None = None
         self._machine: tuple[Machine, dict[LibraryName, LoadedLibrary | str]] | None = None
         self._devices: dict[LibraryName, object] = {}
         self._loading = threading.Lock()
 
     def choose(self, name: str, device: Device) -> _Choice:
-        if device == "cpu":
-            return self._on_cpu(name, "as asked")
+        if device in ("cpu", "openvino"):
+            return self._on_cpu(name, "as asked", "onnxruntime" if device == "cpu" else "openvino")
         if device == "cuda":
             return self.on_provider(name, ort.CUDA)
         if self._gpu is None:
@@ -150,7 +165,7 @@ class _Choosing:
             return ort.open_on_provider(self.bundle, name, threads=self.threads)
         except BackendError as error:
             _log.warning("%s runs on the CPU: %s", name, error)
-            return ort.open_session(self.bundle, name, threads=self.threads)
+            return self._on_cpu(name, str(error)).open()
 
     def _on_engines(self, name: str, fit: list[EngineSource], *, engines_only: bool) -> _Choice:
         from latentrt.engine_sessions import ChosenByShape
@@ -196,6 +211,8 @@ class _Choosing:
         words = "ONNX Runtime on the GPU" if provider == ort.CUDA else f"ONNX Runtime with {provider}"
         return _Choice(words, lambda: ort.open_on_provider(self.bundle, name, provider, threads=self.threads))
 
-    def _on_cpu(self, name: str, why: str) -> _Choice:
-        words = f"ONNX Runtime on the CPU: {why}"
-        return _Choice(words, lambda: ort.open_session(self.bundle, name, threads=self.threads))
+    def _on_cpu(self, name: str, why: str, backend: CpuBackend | None = None) -> _Choice:
+        """The backend that is named, else the best that is installed."""
+        backend = backend or ("openvino" if ov.is_installed() else "onnxruntime")
+        words, opens = choose_on_cpu(self.bundle, name, backend, self.preferences)
+        return _Choice(f"{words}: {why}", opens)

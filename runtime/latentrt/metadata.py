@@ -46,6 +46,9 @@ class PictureRecord(msgspec.Struct, frozen=True, kw_only=True):
     num_inference_steps: int
     guidance_scale: float
     guidance_rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    deep_cache: int = 1
     eta: float | None = None
     clip_skip: int | None = None
     width: int

@@ -33,6 +33,8 @@ from latentrt.step import Step
 from latentrt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from latentrt.backends.openvino import PerformanceHint
+    from latentrt.cpu_choice import ComputePrecision
     from latentrt.device import Device
 
 __all__ = ["Pipeline", "Step"]
@@ -49,13 +51,15 @@ class Pipeline:
     Args:
         bundle: what to draw from.
         open_session: loads a component's graph by name. Tests put their own here; `Pipeline.load` what runs best.
+        low_memory: let each component go as soon as its work is done.
 
     Attributes:
         runs_on: component → what runs it and why, in words, where that is known.
     """
 
-    def __init__(self, bundle: Bundle, open_session: OpenSession) -> None:
+    def __init__(self, bundle: Bundle, open_session: OpenSession, *, low_memory: bool = False) -> None:
         self.bundle = bundle
+        self._keeps = not low_memory
         self.runs_on: Mapping[str, str] = getattr(open_session, "choices", {})
         self._open_session = open_session
         self._sessions: dict[str, Session] = {}
@@ -71,29 +75,41 @@ class Pipeline:
         digest: str | None = None,
         threads: int | None = None,
         provider: str | None = None,
+        precision: ComputePrecision | None = None,
+        performance_hint: PerformanceHint = "latency",
+        low_memory: bool = False,
     ) -> Self:
         """Open a bundle to be run on the best that this machine has, or on what is named.
 
         Args:
             path: the bundle's folder; None opens the sample bundle that comes with the package (`latentrt.sample`).
-            device: `auto`: engines for this GPU, else ONNX Runtime on it, else on the CPU, and `runs_on` says which and
-                why; `cpu`, `cuda` (ONNX Runtime) or `tensorrt` (engines only) are taken or refused.
+            device: `auto`: engines for this GPU, else ONNX Runtime on it, else the CPU, by OpenVINO where it is
+                installed and else by ONNX Runtime, and `runs_on` says which and why; `cpu`, `cuda` (ONNX Runtime),
+                `openvino` or `tensorrt` (engines only) are taken or refused.
             digest: `sha256:…` of its manifest, to run this bundle and no other; without it hashes detect damage, not
                 forgery.
             threads: on the CPU; one per core if None.
             provider: one of ONNX Runtime's execution providers by its name, in place of a device.
+            precision: what a CPU computes in: `float32`, `bfloat16` (OpenVINO) or `int8` (a bundle of int8, whose
+                default it is; otherwise float32 is).
+            performance_hint: of OpenVINO: `latency`, or `throughput` where several threads draw at once.
+            low_memory: let each submodule go as soon as its work is done, and decode in slices where the bundle can.
 
         Raises:
             BundleError: there is no bundle, or it is damaged, or not the one that is pinned.
             BackendError, EngineError: the device that is named cannot be had.
         """
+        from latentrt.cpu_choice import Preferences
         from latentrt.device import choose_sessions
 
+        preferences = Preferences(
+            threads=threads, precision=precision, performance_hint=performance_hint, low_memory=low_memory
+        )
         bundle = Bundle.open(bundle_path() if path is None else path, digest)
-        sessions = choose_sessions(bundle, device, threads=threads, provider=provider)
+        sessions = choose_sessions(bundle, device, provider=provider, preferences=preferences)
         for component, words in sessions.choices.items():
             log.info("%s runs on %s", component, words)
-        return cls(bundle, sessions)
+        return cls(bundle, sessions, low_memory=low_memory)
 
     def __call__(
         self,
@@ -105,6 +121,9 @@ class Pipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        deep_cache: int = 1,
         num_images_per_prompt: int = 1,
         eta: float | None = None,
         latents: NDArray[Any] | None = None,
@@ -137,6 +156,9 @@ class Pipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
+            guidance_start=guidance_start,
+            guidance_end=guidance_end,
+            deep_cache=deep_cache,
             num_images_per_prompt=num_images_per_prompt,
             eta=eta,
             latents=latents,
@@ -191,6 +213,7 @@ class Pipeline:
         schedule = self.schedule(order)
         self.bundle.check(self._files(order))
         conditionings = condition(order, self._text(), self._session("text_encoder"))
+        self._done_with("text_encoder")
         generators = [noise.Generator(seed) for seed in order.seeds]
         latents = self._first_latents(order, schedule, generators)
         denoiser = self._session("unet")
@@ -203,13 +226,14 @@ class Pipeline:
                 step = Step(k, len(schedule), float(timestep), loop.step(changed))
                 yield step
                 # Who never looked cannot have changed them.
-                changed = _checked(step.latents, latents.shape) if step.looked_at else None
+                changed = trajectory.check_changed(step.latents, latents.shape) if step.looked_at else None
         finally:
             try:
                 if step is not None:
                     step.settle()
             finally:
                 loop.close()
+                self._done_with("unet")
 
     def finish(self, order: Order, latents: Latents, output_type: OutputType = "pil") -> Result:
         """Make of the last latents what was asked for, checked as the order's safety policy says.
@@ -230,6 +254,7 @@ class Pipeline:
             return make_result(self.bundle, order, latents, None, "latent")
         pixels = self._decode(latents)
         verdicts = None if order.safety == "off" else safety.judge(lambda: self._session("safety_checker"), pixels)
+        self._done_with("safety_checker")
         pixels = safety.apply_policy(order.safety, pixels, verdicts or ())
         return make_result(self.bundle, order, pixels, verdicts, output_type)
 
@@ -237,7 +262,9 @@ class Pipeline:
         """Latents → uint8 [pictures, height, width, 3]; one at a time, as the decoder's activations are the run's
         largest."""
         decoder = self._session("vae_decoder")
-        return np.concatenate([run(decoder, latents=image[np.newaxis])["pixels"] for image in latents])
+        pixels = np.concatenate([run(decoder, latents=image[np.newaxis])["pixels"] for image in latents])
+        self._done_with("vae_decoder")
+        return pixels
 
     def _first_latents(self, order: Order, schedule: Schedule, generators: Sequence[noise.Generator]) -> Latents:
         geometry = self.bundle.manifest.latents
@@ -258,17 +285,14 @@ class Pipeline:
                 self._sessions[component] = self._open_session(component)
             return self._sessions[component]
 
+    def _done_with(self, component: str) -> None:
+        if not self._keeps:
+            with self._loading:
+                self._sessions.pop(component, None)
+
     def _text(self) -> Tokenizer:
         with self._loading:
             if self._tokenizer is None:
                 record = self.bundle.manifest.tokenizer
                 self._tokenizer = Tokenizer.from_json(self.bundle.read(record.file), record)
             return self._tokenizer
-
-
-def _checked(latents: object, shape: tuple[int, ...]) -> Latents:
-    """The latents that a consumer of the steps wants to go on with."""
-    if not isinstance(latents, np.ndarray) or latents.shape != shape or not np.isfinite(latents).all():
-        found = getattr(latents, "shape", type(latents).__name__)
-        raise RequestError(f"latents to go on with: found {found}, expected a numpy array of finite numbers, {shape}")
-    return latents.astype(np.float32, copy=False)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import safety, samplers
+from latentrt.approximation import Approximation
 from latentrt.errors import RequestError
 from latentrt.manifest import Limits, Manifest
 from latentrt.sampler_request import karras_levels, sampler_name, sampler_options
@@ -36,6 +37,7 @@ class Request:
         guidance_scale: w of classifier-free guidance (Ho and Salimans 2022); up to 1 there is none. The bundle's
             default if None.
         guidance_rescale: φ of Lin et al. 2023, section 3.4; 0 leaves the guided output as it is.
+        guidance_start, guidance_end, deep_cache: work to leave out, at a price (`latentrt.approximation`).
         num_images_per_prompt: pictures for each prompt.
         eta: how much fresh noise, 0 to 1, for samplers that take it (DDIM: 0 if None; TCD: 0.3).
         latents: float32 [pictures, channels, height / factor, width / factor] of standard normal noise, in place of the
@@ -60,6 +62,9 @@ class Request:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    deep_cache: int = 1
     num_images_per_prompt: int = 1
     eta: float | None = None
     latents: NDArray[Any] | None = None
@@ -88,6 +93,7 @@ class Order:
     steps: int
     guidance_scale: float
     guidance_rescale: float
+    approximation: Approximation
     eta: float | None
     clip_skip: int
     asked_clip_skip: int | None
@@ -136,6 +142,7 @@ def resolve(request: Request, manifest: Manifest) -> Order:
         steps=steps,
         guidance_scale=_number("guidance_scale", scale, -1e4, 1e4),
         guidance_rescale=_number("guidance_rescale", request.guidance_rescale, 0, 1),
+        approximation=_approximation(request, manifest),
         eta=None if request.eta is None else _number("eta", request.eta, 0, 1),
         clip_skip=0
         if request.clip_skip is None
@@ -148,6 +155,14 @@ def resolve(request: Request, manifest: Manifest) -> Order:
         karras=karras_levels(request.karras),
         safety=safety.check_policy(manifest.safety if request.safety is None else request.safety),
     )
+
+
+def _approximation(request: Request, manifest: Manifest) -> Approximation:
+    found = Approximation(
+        guidance_start=request.guidance_start, guidance_end=request.guidance_end, deep_cache=request.deep_cache
+    )
+    found.check(manifest)
+    return found
 
 
 def _prompts(request: Request) -> tuple[tuple[str, ...] | None, int]:

@@ -13,13 +13,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.approximation import EXACT
 from latentrt.conditioning import Conditioning
-from latentrt.denoiser import ask, check_finite
+from latentrt.denoiser import Asking, check_finite
+from latentrt.errors import RequestError
 from latentrt.request import Order
 from latentrt.schedule import Latents, Schedule, denoise
 from latentrt.session import Session
 
-__all__ = ["Denoising", "KeepsLatents", "Trajectory", "begin"]
+__all__ = ["Denoising", "KeepsLatents", "Trajectory", "begin", "check_changed"]
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ def begin(
     noise: Callable[[], Latents],
 ) -> Trajectory:
     """The loop of an order, on the denoiser's device where that can be."""
-    # Prompts of different lengths are asked apart; rescaled guidance and dynamic thresholding look at whole pictures.
-    whole = order.guidance_rescale or np.any(schedule.quantile)
-    if isinstance(denoiser, KeepsLatents) and len(conditionings) == 1 and not whole:
+    # Prompts of different lengths are asked apart; rescaled guidance and dynamic thresholding look at whole pictures;
+    # what is left out differs from row to row.
+    on_host = order.guidance_rescale or np.any(schedule.quantile) or order.approximation != EXACT
+    if isinstance(denoiser, KeepsLatents) and len(conditionings) == 1 and not on_host:
         scale = order.guidance_scale if order.guided else None
         found = denoiser.trajectory(Denoising(schedule, latents, conditionings[0].embeddings, scale, noise))
         if found is not None:
@@ -93,7 +96,7 @@ class _OnHost:
         self._loop = denoise(
             schedule,
             latents,
-            model=lambda timestep, sample: ask(denoiser, sample, timestep, conditionings, order),
+            model=Asking(denoiser, schedule.t, conditionings, order),
             noise=noise,
         )
 
@@ -104,3 +107,15 @@ class _OnHost:
 
     def close(self) -> None:
         self._loop.close()
+
+
+def check_changed(latents: object, shape: tuple[int, ...]) -> Latents:
+    """The latents that a consumer of the steps wants to go on with.
+
+    Raises:
+        RequestError: they are not finite numbers of that shape.
+    """
+    if not isinstance(latents, np.ndarray) or latents.shape != shape or not np.isfinite(latents).all():
+        found = getattr(latents, "shape", type(latents).__name__)
+        raise RequestError(f"latents to go on with: found {found}, expected a numpy array of finite numbers, {shape}")
+    return latents.astype(np.float32, copy=False)

@@ -13,8 +13,10 @@ import pytest
 from latentrt import Pipeline, device
 from latentrt.backends import engine_device
 from latentrt.backends import onnxruntime as ort
+from latentrt.backends import openvino as ov
 from latentrt.backends.cuda import Cuda
 from latentrt.bundle import Bundle
+from latentrt.cpu_choice import Preferences
 from latentrt.device import choose_sessions
 from latentrt.errors import BackendError, EngineError, IntegrityError, RequestError, SafetyError
 from latentrt.gpu import Gpu
@@ -65,13 +67,15 @@ def build(cache: EngineCache, bundle: Bundle, *components: str, size: str = "32.
         made_up.publish(cache, bundle, identity, fake_plan(bundle, made_up.record(bundle, identity)))
 
 
+@pytest.mark.parametrize("title", ["ONNX Runtime on the CPU", "OpenVINO on the CPU in float32"])
 def test_without_a_gpu_the_cpu_runs_everything_and_says_why(
-    bundle: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+    title: str, bundle: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "find_gpu", lambda: made_up.NO_GPU)
+    monkeypatch.setattr(ov, "is_installed", lambda: title.startswith("OpenVINO"))
     build(cache, bundle)
     choices = choose_sessions(bundle).choices
-    assert choices == dict.fromkeys(COMPONENTS, "ONNX Runtime on the CPU: there is no NVIDIA driver")
+    assert choices == dict.fromkeys(COMPONENTS, f"{title}: there is no NVIDIA driver")
 
 
 def test_engines_for_this_gpu_are_taken_and_draw_the_same_picture(
@@ -146,8 +150,8 @@ def test_no_engine_for_this_gpu_says_what_differs(
     build(cache, bundle, "unet")
     choices = choose_sessions(bundle).choices
     assert choices["unet"] == (
-        "ONNX Runtime on the CPU: built for 8.9, this GPU is 9.0 (latentrt build), and this ONNX Runtime has no CUDA "
-        "(pip install 'latentrt[gpu]')"
+        "OpenVINO on the CPU in float32: built for 8.9, this GPU is 9.0 (latentrt build), and this ONNX Runtime has no "
+        "CUDA (pip install 'latentrt[gpu]')"
     )
     assert "no engine is built of vae_decoder (latentrt build)" in choices["vae_decoder"]
     with pytest.raises(
@@ -229,11 +233,12 @@ def test_a_device_that_is_named_is_taken_or_refused(
 ) -> None:
     monkeypatch.setattr(device, "find_gpu", lambda: made_up.NO_GPU)
     assert choose_sessions(bundle, "cpu").choices["unet"] == "ONNX Runtime on the CPU: as asked"
+    assert choose_sessions(bundle, "openvino").choices["unet"] == "OpenVINO on the CPU in float32: as asked"
     with pytest.raises(BackendError, match="engines run on a GPU, and here there is no NVIDIA driver; buy one"):
         choose_sessions(bundle, "tensorrt")
     with pytest.raises(BackendError, match=r"found the provider 'CUDAExecutionProvider'.*latentrt\[gpu\]"):
         choose_sessions(bundle, "cuda")
-    with pytest.raises(RequestError, match="found the device 'tpu', expected one of auto, cpu, cuda, tensorrt"):
+    with pytest.raises(RequestError, match="found the device 'tpu', expected one of auto, cpu, openvino, cuda"):
         choose_sessions(bundle, "tpu")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected one of the two"):
         choose_sessions(bundle, "cpu", provider="cpu")
@@ -242,7 +247,7 @@ def test_a_device_that_is_named_is_taken_or_refused(
 
 
 def test_a_provider_by_name(bundle: Bundle) -> None:
-    sessions = choose_sessions(bundle, provider="cpu", threads=1)
+    sessions = choose_sessions(bundle, provider="cpu", preferences=Preferences(threads=1))
     assert sessions.choices["unet"] == "ONNX Runtime with cpu"
     assert sessions("vae_decoder").inputs == bundle.manifest.components["vae_decoder"].inputs
     with pytest.raises(

@@ -10,9 +10,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from latentrt.backends.bound_session import BoundSession
+from latentrt.backends.cores import usable_cores
 from latentrt.bundle import Bundle
 from latentrt.errors import BackendError, MissingExtraError
-from latentrt.manifest import Precision
+from latentrt.manifest import PartName, Precision
 from latentrt.session import Arrays, Session
 from latentrt.tensors import TensorSpec
 from latentrt.weights import map_weights
@@ -54,7 +55,12 @@ class OnnxRuntimeSession:
 
 
 def open_session(
-    bundle: Bundle, component: str, *, threads: int | None = None, precision: Precision = "float32"
+    bundle: Bundle,
+    component: str,
+    *,
+    threads: int | None = None,
+    precision: Precision = "float32",
+    part: PartName | None = None,
 ) -> OnnxRuntimeSession:
     """Load a component of a bundle for the CPU.
 
@@ -66,6 +72,7 @@ def open_session(
         component: `unet`, `text_encoder`, ….
         threads: of each operator; one per core that this process may use if None.
         precision: of the graph.
+        part: of the component; None is the whole.
 
     Raises:
         MissingExtraError: no ONNX Runtime is installed.
@@ -73,9 +80,10 @@ def open_session(
         BackendError: ONNX Runtime refuses the graph.
     """
     runtime = require()
-    session, held = _open(runtime, bundle, component, precision, ["CPUExecutionProvider"], threads)
+    session, held = _open(runtime, bundle, component, precision, ["CPUExecutionProvider"], threads, part)
     record = bundle.manifest.components[component]
-    return OnnxRuntimeSession(session, record.inputs, record.outputs, held)
+    signature = record if part is None else record.parts[part]
+    return OnnxRuntimeSession(session, signature.inputs, signature.outputs, held)
 
 
 def open_on_provider(
@@ -100,7 +108,7 @@ def open_on_provider(
     """
     runtime = require()
     name = _full_name(runtime, provider)
-    options, chosen = {**_PROVIDER_OPTIONS.get(name, {})}, precision or bundle.manifest.precision
+    options, chosen = {**_PROVIDER_OPTIONS.get(name, {})}, precision or _own_precision(bundle, component)
     try:
         session, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
     except BackendError as error:
@@ -144,6 +152,14 @@ _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
 }
 
 
+def _own_precision(bundle: Bundle, component: str) -> Precision:
+    """The bundle's; of int8, which is for CPUs, what the component has beside."""
+    record, own = bundle.manifest.components.get(component), bundle.manifest.precision
+    if own != "int8" or record is None:
+        return own
+    return "float16" if "float16" in record.graphs else "float32"
+
+
 def _full_name(runtime: Any, provider: str) -> str:
     available: list[str] = runtime.get_available_providers()
     for name in available:
@@ -156,13 +172,19 @@ def _full_name(runtime: Any, provider: str) -> str:
 
 
 def _open(
-    runtime: Any, bundle: Bundle, component: str, precision: Precision, providers: list[Any], threads: int | None
+    runtime: Any,
+    bundle: Bundle,
+    component: str,
+    precision: Precision,
+    providers: list[Any],
+    threads: int | None,
+    part: PartName | None = None,
 ) -> tuple[Any, list[Any]]:
     """ONNX Runtime's session, and what has to outlive it."""
-    graph_name, weights_name = bundle.component_files(component, precision)
+    graph_name, weights_name = bundle.component_files(component, precision, part)
     graph, weights = bundle.read(graph_name), bundle.path(weights_name)
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or _cores()
+    options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 3
     held = _point_at_weights(runtime, options, weights)
     try:
@@ -189,11 +211,6 @@ def _point_at_weights(runtime: Any, options: Any, weights: Path) -> list[Any]:
         options.add_external_initializers(list(mapped), values)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     return values
-
-
-def _cores() -> int:
-    # Only Linux knows what the process may use, which in a container is less than what there is.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require(purpose: str = "run a bundle on the CPU") -> Any:

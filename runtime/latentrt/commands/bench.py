@@ -17,7 +17,7 @@ __all__ = ["bench"]
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", "devices", multiple=True, help="cpu, cuda or tensorrt; several stand side by side.")
+@click.option("--device", "devices", multiple=True, help="cpu, openvino, cuda or tensorrt; several stand side by side.")
 @click.option("--provider", "providers", multiple=True, help="One of ONNX Runtime's execution providers, by its name.")
 @click.option("--prompt", default="a red circle on a blue background", show_default=True)
 @click.option("--width", type=int, help="In pixels. The bundle's default by default.")
@@ -26,6 +26,7 @@ __all__ = ["bench"]
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Pictures after the first.")
 @click.option("--threads", type=click.IntRange(min=1), help="On the CPU. One per core by default.")
+@click.option("--precision", help="What a CPU computes in: float32, bfloat16 (OpenVINO), int8 (a bundle of int8).")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there, too.")
 @click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
 def bench(
@@ -39,6 +40,7 @@ def bench(
     batch: int,
     runs: int,
     threads: int | None,
+    precision: str | None,
     json_path: Path | None,
     digest: str | None,
 ) -> None:
@@ -55,6 +57,7 @@ def bench(
         device="auto",
         provider=None,
         threads=threads,
+        precision=precision,
         prompt=prompt,
         width=width,
         height=height,
@@ -100,9 +103,10 @@ def _jobs(job: BenchJob, devices: tuple[str, ...], providers: tuple[str, ...]) -
 def _devices_here() -> tuple[str, ...]:
     """What is worth trying: a GPU's backends only where there is one."""
     from latentrt.backends.onnxruntime import CUDA, available_providers
+    from latentrt.backends.openvino import is_installed
     from latentrt.gpu import Gpu, find_gpu
 
-    here = ("cpu",)
+    here: tuple[str, ...] = ("openvino", "cpu") if is_installed() else ("cpu",)
     if isinstance(find_gpu(), Gpu):
         here = (*(("cuda",) if CUDA in available_providers() else ()), "auto", *here)
     return here

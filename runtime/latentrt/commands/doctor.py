@@ -47,6 +47,7 @@ def _machine_lines() -> Lines:
     for name, found in find_libraries().items():
         yield name, found.version if isinstance(found, LoadedLibrary) else f"no: {found}"
     yield "onnxruntime", _onnxruntime_words()
+    yield "openvino", _openvino_words()
     yield "engines", _cache_words()
 
 
@@ -56,6 +57,16 @@ def _onnxruntime_words() -> str:
     except ImportError:
         return "no: it is not installed; pip install 'latentrt[cpu]', or 'latentrt[gpu]' with an NVIDIA GPU"
     return f"{onnxruntime.__version__}, with {', '.join(onnxruntime.get_available_providers())}"
+
+
+def _openvino_words() -> str:
+    from latentrt.backends.openvino import computes_in_bfloat16, is_installed
+
+    if not is_installed():
+        return "no: it is not installed; pip install 'latentrt[openvino]', the fastest on a CPU"
+    from importlib.metadata import version
+
+    return f"{version('openvino')}, this CPU has {'' if computes_in_bfloat16() else 'no '}bfloat16 arithmetic"
 
 
 def _cache_words() -> str:

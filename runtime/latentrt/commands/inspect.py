@@ -186,7 +186,7 @@ def _picture_lines(path: str, metadata: PictureMetadata) -> Lines:
 
 def _record_lines(record: PictureRecord) -> Lines:
     for field in record.__struct_fields__:
-        if field != "safety" and (value := getattr(record, field)) not in (None, ()):
+        if field != "safety" and (value := getattr(record, field)) not in (None, (), _UNSAID.get(field)):
             yield _LABELS.get(field, field.replace("_", " ")), str(value)
     safety = record.safety
     yield "safety", "off, nothing was asked" if safety.policy == "off" else safety.policy
@@ -196,6 +196,8 @@ def _record_lines(record: PictureRecord) -> Lines:
         yield "flagged", f"{'yes' if safety.flagged else 'no'}{concepts}{score}"
 
 
+# What is left out of a run is said where something is.
+_UNSAID = {"guidance_start": 0.0, "guidance_end": 1.0, "deep_cache": 1}
 _LABELS = {
     "negative_prompt": "negative",
     "num_inference_steps": "steps",

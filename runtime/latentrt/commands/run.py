@@ -15,6 +15,7 @@ from latentrt.errors import RequestError
 from latentrt.printable import counted
 
 if TYPE_CHECKING:
+    from latentrt.cpu_choice import ComputePrecision
     from latentrt.device import Device
     from latentrt.metadata import PictureRecord
     from latentrt.result import Result
@@ -67,6 +68,17 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @click.option(
     "--guidance-rescale", type=float, default=0.0, show_default=True, help="Brings guided contrast back, 0 to 1."
 )
+@click.option(
+    "--guidance-start", type=float, default=0.0, show_default=True, help="No guidance before this share of the steps."
+)
+@click.option("--guidance-end", type=float, default=1.0, show_default=True, help="No guidance after it.")
+@click.option(
+    "--deep-cache",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Compute the denoiser's deep layers every so many steps (a bundle exported with --deep-cache).",
+)
 @click.option("--eta", type=float, help="How much fresh noise DDIM (0 by default) or TCD (0.3) adds, 0 to 1.")
 @click.option("--clip-skip", type=int, help="How many of the text encoder's last layers to leave out.")
 @click.option("--height", type=int, help="In pixels.")
@@ -74,9 +86,13 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @click.option("--images", type=int, help="Pictures per prompt.  [default: 1, or one for each seed]")
 @click.option("--safety", help="What is done with a flagged picture: block, blur, report; off checks nothing.")
 @click.option("--digest", help="sha256:… of the manifest: run this bundle and no other.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (ONNX Runtime) or tensorrt.")
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu or cuda (ONNX Runtime), openvino or tensorrt."
+)
 @click.option("--provider", help="One of ONNX Runtime's execution providers, by its name.")
 @click.option("--threads", type=click.IntRange(min=1), help="One per core by default.")
+@click.option("--precision", help="What a CPU computes in: float32, bfloat16 (OpenVINO), int8 (a bundle of int8).")
+@click.option("--low-memory", is_flag=True, help="Let each submodule go when it is done; decode in slices.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(
     bundle: Path,
@@ -90,6 +106,9 @@ def run(
     karras: bool | None,
     guidance_scale: float | None,
     guidance_rescale: float,
+    guidance_start: float,
+    guidance_end: float,
+    deep_cache: int,
     eta: float | None,
     clip_skip: int | None,
     height: int | None,
@@ -100,6 +119,8 @@ def run(
     device: Device,
     provider: str | None,
     threads: int | None,
+    precision: ComputePrecision | None,
+    low_memory: bool,
     quiet: bool,
 ) -> None:
     """Draw one picture from BUNDLE for each PROMPT."""
@@ -109,7 +130,15 @@ def run(
     from latentrt.result import check_places
 
     started = time.monotonic()
-    pipeline = Pipeline.load(bundle, device=device, digest=digest, threads=threads, provider=provider)
+    pipeline = Pipeline.load(
+        bundle,
+        device=device,
+        digest=digest,
+        threads=threads,
+        provider=provider,
+        precision=precision,
+        low_memory=low_memory,
+    )
     request = Request(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -118,6 +147,9 @@ def run(
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
+        guidance_start=guidance_start,
+        guidance_end=guidance_end,
+        deep_cache=deep_cache,
         num_images_per_prompt=_images_per_prompt(images, seed, len(prompt)),
         eta=eta,
         clip_skip=clip_skip,

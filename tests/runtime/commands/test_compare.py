@@ -60,7 +60,7 @@ def test_a_sheet_a_table_and_the_same_figures_as_json(tmp_path: Path, capsys: py
     assert found["asked"]["prompt"] == PROMPT
     assert (found["asked"]["seed"], found["asked"]["guidance_scale"], found["threads"]) == (5, 5.0, 1)
     assert found["bundle"]["digest"] == Bundle.open(bundle_path()).digest
-    assert found["runs_on"]["unet"].startswith("ONNX Runtime on the CPU")
+    assert found["runs_on"]["unet"].startswith("OpenVINO on the CPU")
     cells = {(cell["sampler"], cell["steps"]): cell for cell in found["cells"]}
     assert list(cells) == [(name, steps) for name in names for steps in (3, 4)]
     assert "needs at least 4" in cells["pndm", 3]["refused"]

@@ -61,5 +61,5 @@ def test_a_bundle_is_told_what_runs_it_and_why(monkeypatch: pytest.MonkeyPatch, 
     assert f"unet             TensorRT-RTX engine {fitting.key[:12]}" in said
     assert f"  fits: {fitting.key[:12]}, sample 2×4×16×16; timestep 2" in said
     assert f"  does not fit: {other.key[:12]}, built for 12.0, this GPU is 8.9" in said
-    assert "vae_decoder      ONNX Runtime on the CPU: no engine is built of vae_decoder (latentrt build)" in said
+    assert "vae_decoder      OpenVINO on the CPU in float32: no engine is built of vae_decoder (latentrt build)" in said
     assert f"  mend: latentrt build {bundle_path()} --component vae_decoder" in said

@@ -1,0 +1,266 @@
+"""Graphs on OpenVINO, beside ONNX Runtime on the same graphs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from latentrt import Bundle
+from latentrt.backends import onnxruntime as ort
+from latentrt.backends import openvino as ov
+from latentrt.backends.compiled_cache import CompiledCache
+from latentrt.errors import BackendError, IntegrityError, MissingExtraError
+from latentrt.sample import bundle_path
+from latentrt.session import Arrays, run
+from tests.runtime.backends.test_onnxruntime import pin
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.open(bundle_path())
+
+
+def feeds(component: str, batch: int = 2, side: int = 16) -> Arrays:
+    """Inputs of one component of the sample bundle."""
+    rng = np.random.default_rng(batch)
+
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    made: dict[str, Arrays] = {
+        "text_encoder": {
+            "input_ids": rng.integers(0, 100, (batch, 77)),
+            "clip_skip": np.arange(batch, dtype=np.int64) % 2,
+        },
+        "unet": {
+            "sample": normal(batch, 4, side, side + 8),
+            "timestep": np.linspace(1, 981, batch, dtype=np.float32),
+            "encoder_hidden_states": normal(batch, 77, 128),
+        },
+        "vae_encoder": {"pixels": np.clip(normal(batch, 3, 8 * side, 8 * side), -1, 1)},
+        "vae_decoder": {"latents": normal(batch, 4, side, side)},
+        "safety_checker": {"pixels": rng.integers(0, 256, (batch, 8 * side, 8 * side + 16, 3), dtype=np.uint8)},
+    }
+    return made[component]
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_encoder", "vae_decoder", "safety_checker"])
+def test_every_submodule_is_onnxruntimes_to_rounding(bundle: Bundle, component: str) -> None:
+    given = feeds(component)
+    expected = run(ort.open_session(bundle, component, threads=1), **given)
+    found = run(ov.open_session(bundle, component, threads=1), **given)
+    assert found.keys() == expected.keys()
+    for name, reference in expected.items():
+        assert found[name].dtype == reference.dtype
+        if reference.dtype == np.uint8:
+            # A level where a value lies on the edge between two.
+            assert np.abs(found[name].astype(int) - reference.astype(int)).max() <= 1
+        else:
+            # Sums in another order: 2e-6 of the largest value was seen. Scores are rounded to three places, and one may
+            # fall to the other side.
+            bound = 1.1e-3 if name.endswith("scores") else 2e-5 * max(np.abs(reference).max(), 1)
+            np.testing.assert_allclose(found[name], reference, rtol=0, atol=bound)
+
+
+def test_bfloat16_has_eight_bits(bundle: Bundle) -> None:
+    if not ov.computes_in_bfloat16():
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    given = feeds("unet")
+    exact = run(ov.open_session(bundle, "unet", threads=1), **given)["noise_pred"]
+    found = run(ov.open_session(bundle, "unet", threads=1, arithmetic="bfloat16"), **given)["noise_pred"]
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    # 2⁻⁹ for each rounding, over a hundred layers: 1.5e-2 was seen; below 1e-4 nothing would have been rounded.
+    assert 1e-4 < error < 5e-2
+
+
+def test_bfloat16_is_refused_where_the_cpu_has_none(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ov, "_has_bfloat16", lambda core: False)
+    with pytest.raises(BackendError, match="no bfloat16 arithmetic on this CPU; --precision float32"):
+        ov.open_session(bundle, "unet", arithmetic="bfloat16")
+
+
+def test_what_is_not_installed_names_its_extra(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    ov._library.cache_clear()
+    with pytest.raises(MissingExtraError, match=r"pip install 'latentrt\[openvino\]'"):
+        ov.open_session(bundle, "unet")
+    ov._library.cache_clear()
+
+
+def test_shapes_come_and_go(bundle: Bundle) -> None:
+    """More of them than are kept, the first again at the end."""
+    session = ov.open_session(bundle, "vae_decoder", threads=1)
+    sides = [8, 9, 10, 11, 12, 8]
+    pictures = [run(session, **feeds("vae_decoder", batch=1, side=side))["pixels"] for side in sides]
+    factor = bundle.manifest.latents.factor
+    assert [picture.shape for picture in pictures] == [(1, factor * side, factor * side, 3) for side in sides]
+    np.testing.assert_array_equal(pictures[0], pictures[-1])
+
+
+@pytest.mark.parametrize("hint", ["latency", "throughput"])
+def test_threads_may_share_a_session(bundle: Bundle, hint: ov.PerformanceHint) -> None:
+    session = ov.open_session(bundle, "unet", performance_hint=hint, threads=2)
+    given = [feeds("unet") | {"timestep": np.full(2, t, np.float32)} for t in (1, 200, 500, 900)]
+    alone = [run(session, **each)["noise_pred"] for each in given]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda each: run(session, **each)["noise_pred"], given * 3))
+    for reference, found in zip(alone * 3, together, strict=True):
+        np.testing.assert_array_equal(found, reference)
+
+
+def test_what_the_library_refuses_is_an_error_of_ours(bundle: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    graph = folder / "unet" / "model.float32.onnx"
+    graph.write_bytes(b"no graph at all")
+    pin(folder, graph)
+    session = ov.open_session(Bundle.open(folder), "unet")
+    with pytest.raises(BackendError, match="OpenVINO failed"):
+        run(session, **feeds("unet"))
+
+
+def test_damage_is_found_before_anything_is_parsed(bundle: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    weights = folder / "unet" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"unet/model\.safetensors"):
+        ov.open_session(Bundle.open(folder), "unet")
+
+
+def test_a_graph_cannot_reach_out_of_its_folder(bundle: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    graph = folder / "vae_decoder" / "model.float32.onnx"
+    model = onnx.load(graph, load_external_data=False)
+    weight = next(weight for weight in model.graph.initializer if weight.external_data)
+    next(entry for entry in weight.external_data if entry.key == "location").value = "../../secret.bin"
+    graph.write_bytes(model.SerializeToString())
+    (tmp_path / "secret.bin").write_bytes(bytes(4 << 20))
+    pin(folder, graph)
+    with pytest.raises(BackendError, match="outside the base directory"):
+        run(ov.open_session(Bundle.open(folder), "vae_decoder"), **feeds("vae_decoder"))
+
+
+def linked(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle as a hub cache holds it."""
+    for path in bundle.folder.rglob("*"):
+        if path.is_file():
+            place = folder / "snapshots" / "0123abcd" / path.relative_to(bundle.folder)
+            blob = folder / "blobs" / f"{len(list(folder.rglob('*')))}"
+            for each in (place, blob):
+                each.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, blob)
+            place.symlink_to(blob)
+    return Bundle.open(folder / "snapshots" / "0123abcd")
+
+
+def test_links_of_a_hub_cache_are_the_same_files(bundle: Bundle, tmp_path: Path) -> None:
+    given = feeds("vae_decoder")
+    plain = run(ov.open_session(bundle, "vae_decoder", threads=1), **given)
+    hub = tmp_path / "models--owner--name"
+    found = run(ov.open_session(linked(bundle, hub), "vae_decoder", threads=1), **given)
+    np.testing.assert_array_equal(found["pixels"], plain["pixels"])
+
+
+def test_links_to_another_disk_are_refused_in_words(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = linked(bundle, tmp_path / "models--owner--name")
+    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
+
+    def fail(source: str, target: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", fail)
+    with pytest.raises(BackendError, match=r"Invalid cross-device link.*put LATENTRT_CACHE on the same disk, or copy"):
+        run(ov.open_session(hub, "vae_decoder"), **feeds("vae_decoder"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "compiled"
+
+
+class _Compiling:
+    """OpenVINO's core, counting what it does."""
+
+    def __init__(self, core: Any) -> None:
+        self.core, self.done = core, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("compile_model", "import_model"):
+            self.done.append(name)
+        return getattr(self.core, name)
+
+
+def test_what_was_compiled_is_not_compiled_again(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, core = ov._library()
+    counting = _Compiling(core)
+    monkeypatch.setattr(ov, "_library", lambda: (library, counting))
+    given = feeds("vae_decoder")
+    first, second = (run(ov.open_session(bundle, "vae_decoder", threads=1), **given)["pixels"] for _ in range(2))
+    assert counting.done == ["compile_model", "import_model"]
+    np.testing.assert_array_equal(first, second)
+    # What a compiled graph depends on is part of its key.
+    run(ov.open_session(bundle, "vae_decoder", threads=2), **given)
+    run(ov.open_session(bundle, "vae_decoder", threads=1), **feeds("vae_decoder", batch=1))
+    assert counting.done[2:] == ["compile_model", "compile_model"]
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_damaged_cache_is_compiled_anew(bundle: Bundle, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = feeds("vae_decoder")
+    first = run(ov.open_session(bundle, "vae_decoder", threads=1), **given)["pixels"]
+    (kept,) = cache.iterdir()
+    data = bytearray(kept.read_bytes())
+    data[-1] ^= 1
+    kept.write_bytes(data)
+    second = run(ov.open_session(bundle, "vae_decoder", threads=1), **given)["pixels"]
+    assert "is not what was written, and is deleted" in caplog.text
+    np.testing.assert_array_equal(first, second)
+    assert kept.read_bytes() != bytes(data)
+
+
+def test_what_the_library_no_longer_reads_is_compiled_anew(bundle: Bundle, cache: Path) -> None:
+    given = feeds("vae_decoder")
+    first = run(ov.open_session(bundle, "vae_decoder", threads=1), **given)["pixels"]
+    shapes = {name: array.shape for name, array in given.items()}
+    session = ov.open_session(bundle, "vae_decoder", threads=1)
+    assert isinstance(session._cache, CompiledCache)
+    session._cache.write(shapes, b"of another world")
+    np.testing.assert_array_equal(run(session, **given)["pixels"], first)
+    assert session._cache.read(shapes) != b"of another world"
+
+
+def test_a_cache_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentrt.backends.compiled_cache._MOST_FILES", 3)
+    kept = CompiledCache(tmp_path, ["a graph"])
+    for side in range(5):
+        kept.write({"latents": [side]}, b"compiled")
+    assert len(list(tmp_path.iterdir())) == 3
+    assert kept.read({"latents": [4]}) == b"compiled"
+
+
+def test_large_models_are_not_kept(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ov, "_LARGEST_CACHED_WEIGHTS", 1000)
+    run(ov.open_session(bundle, "vae_decoder", threads=1), **feeds("vae_decoder"))
+    assert not cache.exists()
+
+
+def test_a_user_without_a_cache_compiles(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").mkdir(mode=0o755)
+    (tmp_path / "cache").chmod(0o755)
+    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
+    assert run(ov.open_session(bundle, "vae_decoder"), **feeds("vae_decoder"))["pixels"].any()
+    assert not list((tmp_path / "cache").iterdir())

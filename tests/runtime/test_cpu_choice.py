@@ -1,0 +1,122 @@
+"""What runs a submodule on a CPU, and in what arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from latentrt.backends import onnxruntime as ort
+from latentrt.backends import openvino as ov
+from latentrt.bundle import Bundle
+from latentrt.cpu_choice import CpuBackend, Preferences, choose_on_cpu
+from latentrt.device import choose_sessions
+from latentrt.errors import BackendError, RequestError
+from latentrt.manifest import Part
+from latentrt.sample import bundle_path
+from latentrt.split_denoiser import SplitDenoiser
+
+UNET, DECODER, CLASSIFIER = "unet", "vae_decoder", "safety_checker"
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    return Bundle.open(bundle_path())
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked of the backends, in place of opening it."""
+    asked: list[Any] = []
+    monkeypatch.setattr(ov, "open_session", lambda *given, **how: asked.append(("openvino", given[1:], how)))
+    monkeypatch.setattr(ort, "open_session", lambda *given, **how: asked.append(("onnxruntime", given[1:], how)))
+    monkeypatch.setattr(ov, "computes_in_bfloat16", lambda: True)
+    return asked
+
+
+def changed(bundle: Bundle, component: str, *parts: str, precision: str | None = None, int8: bool = False) -> Bundle:
+    """A bundle whose component has parts, or whose weights are int8. Its files are those of before."""
+    record = bundle.manifest.components[component]
+    graphs: Any = {**record.graphs, **({"int8": record.graphs["float32"]} if int8 else {})}
+    made: Any = {name: Part(inputs=record.inputs, outputs=record.outputs, graphs=graphs) for name in parts}
+    components = {
+        **bundle.manifest.components,
+        component: msgspec.structs.replace(record, graphs=graphs, parts=made),
+    }
+    own: Any = precision or bundle.manifest.precision
+    bundle.manifest = msgspec.structs.replace(bundle.manifest, components=components, precision=own)
+    return bundle
+
+
+def words(bundle: Bundle, component: str, backend: CpuBackend, precision: Any = None) -> str:
+    return choose_on_cpu(bundle, component, backend, Preferences(precision=precision))[0]
+
+
+def test_a_cpu_computes_in_float32_unless_it_is_told_otherwise(bundle: Bundle, opened: list[Any]) -> None:
+    assert words(bundle, UNET, "openvino") == "OpenVINO on the CPU in float32"
+    assert words(bundle, UNET, "onnxruntime") == "ONNX Runtime on the CPU"
+    assert words(bundle, UNET, "openvino", "bfloat16") == "OpenVINO on the CPU in bfloat16"
+
+
+def test_what_decides_and_what_costs_nothing_stays_float32(bundle: Bundle, opened: list[Any]) -> None:
+    for component in (CLASSIFIER, "text_encoder"):
+        assert words(bundle, component, "openvino", "bfloat16") == "OpenVINO on the CPU in float32"
+
+
+def test_an_int8_bundle_computes_in_int8(bundle: Bundle, opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(bundle, UNET, precision="int8", int8=True)
+    assert words(bundle, UNET, "openvino") == "OpenVINO on the CPU in int8 and bfloat16"
+    assert words(bundle, DECODER, "openvino") == "OpenVINO on the CPU in bfloat16"
+    assert words(bundle, CLASSIFIER, "openvino") == "OpenVINO on the CPU in float32"
+    assert words(bundle, UNET, "onnxruntime") == "ONNX Runtime on the CPU in int8"
+    assert words(bundle, DECODER, "onnxruntime") == "ONNX Runtime on the CPU"
+    assert words(bundle, UNET, "openvino", "float32") == "OpenVINO on the CPU in float32"
+    monkeypatch.setattr(ov, "computes_in_bfloat16", lambda: False)
+    assert words(bundle, UNET, "openvino") == "OpenVINO on the CPU in int8"
+
+
+def test_a_precision_that_cannot_be_had_is_refused(bundle: Bundle, opened: list[Any]) -> None:
+    with pytest.raises(BackendError, match=r"does not compute in bfloat16 on a CPU, OpenVINO does: --device openvino"):
+        words(bundle, UNET, "onnxruntime", "bfloat16")
+    with pytest.raises(BackendError, match="the precision int8 for a bundle of float16; export it in int8"):
+        words(bundle, UNET, "openvino", "int8")
+    for device in ("cuda", "tensorrt"):
+        with pytest.raises(RequestError, match=f"the precision bfloat16 with {device}; it is what a CPU computes in"):
+            choose_sessions(bundle, device, preferences=Preferences(precision="bfloat16"))
+
+
+def test_what_is_no_preference_is_refused(bundle: Bundle) -> None:
+    wrong: Any = "float8"
+    with pytest.raises(RequestError, match="the precision 'float8', expected one of float32, bfloat16, int8"):
+        choose_sessions(bundle, preferences=Preferences(precision=wrong))
+    with pytest.raises(RequestError, match="hint 'float8', expected one of latency, throughput"):
+        choose_sessions(bundle, preferences=Preferences(performance_hint=wrong))
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_denoiser_in_parts_is_run_in_parts(bundle: Bundle, opened: list[Any], backend: CpuBackend) -> None:
+    changed(bundle, UNET, "timestep", "prompt", "loop")
+    session = choose_on_cpu(bundle, UNET, backend, Preferences(threads=1))[1]()
+    assert isinstance(session, SplitDenoiser)
+    assert opened == [], "a part is loaded when it is needed"
+    session.part("loop")
+    assert [(asked[0], asked[1][0], asked[2]["part"], asked[2]["threads"]) for asked in opened] == [
+        (backend, UNET, "loop", 1)
+    ]
+
+
+def test_parts_of_another_precision_are_not_taken(bundle: Bundle, opened: list[Any]) -> None:
+    changed(bundle, UNET, "timestep", "prompt", "loop")
+    bundle = changed(bundle, UNET, precision="int8", int8=True)
+    choose_on_cpu(bundle, UNET, "onnxruntime", Preferences())[1]()
+    assert [asked[2]["part"] for asked in opened] == [None]
+
+
+@pytest.mark.parametrize(("low_memory", "part"), [(True, "sliced"), (False, None)])
+def test_slices_are_for_low_memory(bundle: Bundle, opened: list[Any], low_memory: bool, part: str | None) -> None:
+    changed(bundle, DECODER, "sliced")
+    said, opens = choose_on_cpu(bundle, DECODER, "openvino", Preferences(low_memory=low_memory))
+    opens()
+    assert opened[0][2]["part"] == part
+    assert said.endswith("in slices") == low_memory
