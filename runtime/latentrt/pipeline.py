@@ -28,8 +28,9 @@ from latentrt.request import Order, Request, resolve
 from latentrt.result import OutputType, Result, make_result
 from latentrt.sample import bundle_path
 from latentrt.schedule import Latents, Schedule
-from latentrt.session import Session, run
+from latentrt.session import run
 from latentrt.step import Step
+from latentrt.submodules import OpenSession, Submodules
 from latentrt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ __all__ = ["Pipeline", "Step"]
 
 log = logging.getLogger("latentrt")
 
-OpenSession = Callable[[str], Session]
 StepCallback = Callable[["Pipeline", int, float, dict[str, Any]], dict[str, Any] | None]
 
 
@@ -59,10 +59,8 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, open_session: OpenSession, *, low_memory: bool = False) -> None:
         self.bundle = bundle
-        self._keeps = not low_memory
         self.runs_on: Mapping[str, str] = getattr(open_session, "choices", {})
-        self._open_session = open_session
-        self._sessions: dict[str, Session] = {}
+        self._submodules = Submodules(open_session, low_memory=low_memory)
         self._tokenizer: Tokenizer | None = None
         self._loading = threading.Lock()
 
@@ -212,11 +210,12 @@ class Pipeline:
         order = self.resolve(request) if isinstance(request, Request) else request
         schedule = self.schedule(order)
         self.bundle.check(self._files(order))
-        conditionings = condition(order, self._text(), self._session("text_encoder"))
-        self._done_with("text_encoder")
+        self._load_denoiser_ahead(order)
+        conditionings = condition(order, self._text(), self._submodules("text_encoder"))
+        self._submodules.done_with("text_encoder")
         generators = [noise.Generator(seed) for seed in order.seeds]
         latents = self._first_latents(order, schedule, generators)
-        denoiser = self._session("unet")
+        denoiser = self._submodules("unet")
         loop = trajectory.begin(
             denoiser, schedule, latents, conditionings, order, lambda: noise.draw(generators, latents.shape[1:])
         )
@@ -233,7 +232,7 @@ class Pipeline:
                     step.settle()
             finally:
                 loop.close()
-                self._done_with("unet")
+                self._submodules.done_with("unet")
 
     def finish(self, order: Order, latents: Latents, output_type: OutputType = "pil") -> Result:
         """Make of the last latents what was asked for, checked as the order's safety policy says.
@@ -252,18 +251,21 @@ class Pipeline:
             log.warning("the safety check is switched off; the pictures' metadata says so")
         if output_type == "latent":
             return make_result(self.bundle, order, latents, None, "latent")
+        if order.safety != "off":
+            sizes = {"batch": len(latents), "height": order.height, "width": order.width}
+            self._submodules.load_ahead("safety_checker", sizes)
         pixels = self._decode(latents)
-        verdicts = None if order.safety == "off" else safety.judge(lambda: self._session("safety_checker"), pixels)
-        self._done_with("safety_checker")
+        verdicts = None if order.safety == "off" else safety.judge(lambda: self._submodules("safety_checker"), pixels)
+        self._submodules.done_with("safety_checker")
         pixels = safety.apply_policy(order.safety, pixels, verdicts or ())
         return make_result(self.bundle, order, pixels, verdicts, output_type)
 
     def _decode(self, latents: Latents) -> NDArray[np.uint8]:
         """Latents → uint8 [pictures, height, width, 3]; one at a time, as the decoder's activations are the run's
         largest."""
-        decoder = self._session("vae_decoder")
+        decoder = self._submodules("vae_decoder")
         pixels = np.concatenate([run(decoder, latents=image[np.newaxis])["pixels"] for image in latents])
-        self._done_with("vae_decoder")
+        self._submodules.done_with("vae_decoder")
         return pixels
 
     def _first_latents(self, order: Order, schedule: Schedule, generators: Sequence[noise.Generator]) -> Latents:
@@ -279,16 +281,12 @@ class Pipeline:
         graphs = [graph.file for record in records for graph in record.graphs.values()]
         return [self.bundle.manifest.tokenizer.file, *graphs, *(record.weights.file for record in records)]
 
-    def _session(self, component: str) -> Session:
-        with self._loading:
-            if component not in self._sessions:
-                self._sessions[component] = self._open_session(component)
-            return self._sessions[component]
-
-    def _done_with(self, component: str) -> None:
-        if not self._keeps:
-            with self._loading:
-                self._sessions.pop(component, None)
+    def _load_denoiser_ahead(self, order: Order) -> None:
+        """While the prompts are encoded, which are most likely of one chunk."""
+        factor, pictures = self.bundle.manifest.latents.factor, len(order.seeds)
+        batch, tokens = 2 * pictures if order.guided else pictures, self.bundle.manifest.tokenizer.length
+        sizes = {"batch": batch, "height": order.height // factor, "width": order.width // factor, "tokens": tokens}
+        self._submodules.load_ahead("unet", sizes)
 
     def _text(self) -> Tokenizer:
         with self._loading:

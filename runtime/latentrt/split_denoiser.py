@@ -7,6 +7,7 @@ timesteps go through the first part at once, and each array of embeddings goes t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from latentrt.manifest import PartName
 from latentrt.session import Arrays, Session
+from latentrt.submodules import Prepares
 from latentrt.tensors import TensorSpec
 
 __all__ = ["DEEP_FEATURES", "DenoiserRun", "InParts", "ReusesFeatures", "SplitDenoiser"]
@@ -53,6 +55,7 @@ class SplitDenoiser:
     def __init__(self, inputs: tuple[TensorSpec, ...], open_part: OpenPart) -> None:
         self._inputs, self._open_part = inputs, open_part
         self._parts: dict[PartName, Session] = {}
+        self._loading = threading.Lock()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -60,9 +63,16 @@ class SplitDenoiser:
 
     def part(self, name: PartName) -> Session:
         """A part, loaded."""
-        if name not in self._parts:
-            self._parts[name] = self._open_part(name)
-        return self._parts[name]
+        with self._loading:
+            if name not in self._parts:
+                self._parts[name] = self._open_part(name)
+            return self._parts[name]
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """`latentrt.submodules.Prepares`, of the part that a step runs."""
+        loop = self.part("loop")
+        if isinstance(loop, Prepares):
+            loop.prepare(sizes)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         return self.begin(feeds["timestep"]).run(feeds)

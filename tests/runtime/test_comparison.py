@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentrt import Pipeline
+from latentrt import Bundle, Pipeline
 from latentrt.comparison import (
     SPECIAL,
     Cell,
@@ -14,11 +14,15 @@ from latentrt.comparison import (
     suiting_samplers,
     warm_up,
 )
+from latentrt.cpu_choice import Preferences
+from latentrt.device import choose_sessions
 from latentrt.errors import RequestError
 from latentrt.request import Request
+from latentrt.sample import bundle_path
 from latentrt.sample.figures import PROMPT_SEED, Settings, following, readings
 from latentrt.sample.prompts import held_out_prompts
 from latentrt.samplers import SAMPLERS
+from latentrt.session import Session
 
 REQUEST = Request(prompt="a red circle", seed=3)
 
@@ -77,15 +81,14 @@ def test_the_first_run_is_the_picture_and_the_median_the_time(pipeline: Pipeline
 
 def test_loading_is_not_timed() -> None:
     """All that a picture needs is opened before the first one is timed."""
-    pipeline = Pipeline.load(threads=1)
-    opened: list[str] = []
-    inner = pipeline._open_session
+    bundle, opened = Bundle.open(bundle_path()), list[str]()
+    sessions = choose_sessions(bundle, preferences=Preferences(threads=1))
 
-    def open_session(name: str):  # type: ignore[no-untyped-def]
+    def open_session(name: str) -> Session:
         opened.append(name)
-        return inner(name)
+        return sessions(name)
 
-    pipeline._open_session = open_session
+    pipeline = Pipeline(bundle, open_session)
     cells = plan(pipeline, REQUEST, ["ddim"], [2])
     warm_up(pipeline, cells)
     assert sorted(opened) == ["safety_checker", "text_encoder", "unet", "vae_decoder"]

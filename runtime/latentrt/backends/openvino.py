@@ -27,7 +27,7 @@ from latentrt.bundle import Bundle
 from latentrt.errors import BackendError, MissingExtraError
 from latentrt.manifest import PartName, Precision
 from latentrt.session import Arrays
-from latentrt.tensors import TensorSpec
+from latentrt.tensors import TensorSpec, sized
 
 __all__ = ["Arithmetic", "OpenVinoSession", "PerformanceHint", "computes_in_bfloat16", "is_installed", "open_session"]
 
@@ -84,6 +84,13 @@ class OpenVinoSession:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         return self._inputs
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """Compile for inputs whose named axes have these sizes (`latentrt.submodules.Prepares`)."""
+        try:
+            self._compiled_for({spec.name: sized(spec, sizes) for spec in self._inputs})
+        except Exception as error:
+            raise BackendError(f"OpenVINO failed: {error}") from error
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         try:

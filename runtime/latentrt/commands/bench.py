@@ -27,6 +27,7 @@ __all__ = ["bench"]
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Pictures after the first.")
 @click.option("--threads", type=click.IntRange(min=1), help="On the CPU. One per core by default.")
 @click.option("--precision", help="What a CPU computes in: float32, bfloat16 (OpenVINO), int8 (a bundle of int8).")
+@click.option("--low-memory", is_flag=True, help="Let each submodule go when it is done; decode in slices.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there, too.")
 @click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
 def bench(
@@ -41,6 +42,7 @@ def bench(
     runs: int,
     threads: int | None,
     precision: str | None,
+    low_memory: bool,
     json_path: Path | None,
     digest: str | None,
 ) -> None:
@@ -58,6 +60,7 @@ def bench(
         provider=None,
         threads=threads,
         precision=precision,
+        low_memory=low_memory,
         prompt=prompt,
         width=width,
         height=height,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +17,9 @@ __all__ = ["drawing_progress", "latents_with_progress"]
 
 def latents_with_progress(pipeline: Pipeline, order: Order, *, quiet: bool) -> Any:
     """The latents after the last step, with a bar that says how far it is."""
+    # Importing what draws a bar takes longer than a step of a small model.
+    if quiet or not sys.stderr.isatty():
+        return deque(pipeline.steps(order), maxlen=1)[0].latents
     with drawing_progress(quiet=quiet) as progress:
         task = progress.add_task("", total=None)
         for step in pipeline.steps(order):

@@ -1,0 +1,123 @@
+"""When a submodule is loaded, and when it is let go."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from latentrt.errors import BackendError
+from latentrt.session import Arrays
+from latentrt.submodules import Submodules
+
+SIZES = {"batch": 2, "height": 8, "width": 8}
+
+
+class _Session:
+    inputs = ()
+
+    def __init__(self) -> None:
+        self.prepared: list[Mapping[str, int]] = []
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        self.prepared.append(sizes)
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        return {}
+
+
+class _Loader:
+    """Opens sessions; `opened` are those it was asked for. `fails` of them cannot be had."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.opened, self.fails = list[str](), fails
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def __call__(self, name: str) -> _Session:
+        self.go_on.wait(10)
+        self.opened.append(name)
+        if len(self.opened) <= self.fails:
+            raise BackendError(f"{name} cannot be had")
+        return _Session()
+
+
+def threads_are_done() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("latentrt-load"):
+            thread.join(10)
+
+
+def test_each_is_loaded_once_whoever_asks() -> None:
+    loader = _Loader()
+    submodules = Submodules(loader, low_memory=False)
+    loader.go_on.clear()
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(submodules, "unet") for _ in range(4)]
+        loader.go_on.set()
+        assert len({id(each.result(10)) for each in asked}) == 1
+    assert loader.opened == ["unet"]
+
+
+def test_different_ones_are_loaded_side_by_side() -> None:
+    """A submodule that takes long does not keep another waiting."""
+    loader, slow = _Loader(), threading.Event()
+
+    def open_session(name: str) -> _Session:
+        if name == "unet":
+            assert slow.wait(10)
+        return loader(name)
+
+    submodules = Submodules(open_session, low_memory=False)
+    submodules.load_ahead("unet", SIZES)
+    submodules("text_encoder")
+    assert loader.opened == ["text_encoder"]
+    slow.set()
+    submodules("unet")
+    assert loader.opened == ["text_encoder", "unet"]
+
+
+def test_what_is_loaded_ahead_is_prepared() -> None:
+    loader = _Loader()
+    submodules = Submodules(loader, low_memory=False)
+    submodules.load_ahead("unet", SIZES)
+    threads_are_done()
+    session = submodules("unet")
+    assert isinstance(session, _Session)
+    assert session.prepared == [SIZES]
+    submodules.load_ahead("unet", SIZES)
+    threads_are_done()
+    assert (loader.opened, session.prepared) == (["unet"], [SIZES])
+
+
+def test_a_failure_is_told_to_whoever_needs_it_each_time() -> None:
+    loader = _Loader(fails=3)
+    submodules = Submodules(loader, low_memory=False)
+    submodules.load_ahead("unet", SIZES)
+    threads_are_done()
+    for _ in range(2):
+        with pytest.raises(BackendError, match="unet cannot be had"):
+            submodules("unet")
+    assert isinstance(submodules("unet"), _Session)
+
+
+def test_where_memory_is_short_nothing_is_there_before_or_after() -> None:
+    loader = _Loader()
+    submodules = Submodules(loader, low_memory=True)
+    submodules.load_ahead("unet", SIZES)
+    threads_are_done()
+    assert loader.opened == []
+    first = submodules("unet")
+    assert submodules("unet") is first
+    submodules.done_with("unet")
+    assert submodules("unet") is not first
+
+
+def test_otherwise_what_is_done_with_is_kept() -> None:
+    submodules = Submodules(_Loader(), low_memory=False)
+    first = submodules("unet")
+    submodules.done_with("unet")
+    assert submodules("unet") is first
