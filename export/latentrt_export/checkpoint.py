@@ -16,7 +16,7 @@ from latentrt_export.documents import find_documents, stated_licence
 from latentrt_export.json_file import read_object
 from latentrt_export.weight_files import Weights, find_weights
 
-__all__ = ["PIPELINE_CLASSES", "Checkpoint", "Layout", "open_checkpoint"]
+__all__ = ["PIPELINE_CLASSES", "Checkpoint", "Layout", "open_checkpoint", "preview_factor"]
 
 PIPELINE_CLASSES = ("StableDiffusionPipeline",)
 Layout = Literal["diffusers", "single-file"]
@@ -31,7 +31,8 @@ class Checkpoint:
         folder: where it lies.
         name: what the manifest calls it.
         layout: how the user gave it.
-        weights: submodule folder → where it is loaded from; `safety_checker` is there only if there is a classifier.
+        weights: submodule folder → where it is loaded from; `safety_checker` is there only if there is a classifier,
+            `preview_decoder` only if one was given.
         sources: the files whose digests the manifest records: name → file.
         scheduler_class, scheduler_config: as read from disk.
         licence: its name as the model card states it, `unknown` if nowhere.
@@ -54,6 +55,7 @@ def open_checkpoint(
     *,
     variant: str | None = None,
     safety_checker: Path | None = None,
+    preview_decoder: Path | None = None,
     name: str | None = None,
     layout: Layout = "diffusers",
 ) -> Checkpoint:
@@ -63,6 +65,7 @@ def open_checkpoint(
         folder: as the hub or `save_pretrained` make it; symlinks are followed.
         variant: which weight files to take where there are several; by default the plain ones, else `fp16`.
         safety_checker: a classifier to take instead of the folder's own: its folder, or a checkpoint that has one.
+        preview_decoder: a tiny autoencoder's folder, for pictures at a fraction of the decoder's work.
         name, layout: what the manifest says of the source; by default a folder of this name.
 
     Raises:
@@ -76,6 +79,9 @@ def open_checkpoint(
         weights["safety_checker"] = _find_classifier(safety_checker, variant)
     elif _class_of(index, "safety_checker") is not None and (folder / "safety_checker").is_dir():
         weights["safety_checker"] = _find_classifier(folder, variant)
+    if preview_decoder is not None:
+        own = read_object(folder / "vae" / "config.json")
+        weights["preview_decoder"] = _find_preview_decoder(preview_decoder, own, variant)
     if variant and all(found.variant != variant for found in weights.values()):
         raise CheckpointError(
             f"{folder} has no weights of the variant {variant}; leave --variant out to take the plain ones"
@@ -133,6 +139,31 @@ def _find_classifier(path: Path, variant: str | None) -> Weights:
         )
     read_object(processor / "preprocessor_config.json")
     return find_weights(path, folder, "model", variant)
+
+
+def _find_preview_decoder(path: Path, autoencoder: Mapping[str, Any], variant: str | None) -> Weights:
+    """Its weights, once it is known that it decodes the latents of the checkpoint's own autoencoder."""
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} is no tiny autoencoder; expected its folder, with config.json and safetensors")
+    config = read_object(path / "config.json")
+    if config.get("_class_name") != "AutoencoderTiny":
+        raise CheckpointError(f"{path} holds a {config.get('_class_name')}, expected an AutoencoderTiny")
+    found = (config.get("latent_channels", 4), preview_factor(config))
+    wanted = (autoencoder.get("latent_channels", 4), 2 ** (len(autoencoder.get("block_out_channels", (0,) * 4)) - 1))
+    if found != wanted:
+        raise CheckpointError(
+            f"{path} decodes latents of {found[0]} channels to {found[1]} times their size, and this checkpoint's have "
+            f"{wanted[0]} channels and {wanted[1]} times"
+        )
+    return find_weights(path, path, "diffusion_pytorch_model", variant)
+
+
+def preview_factor(config: Mapping[str, Any]) -> int:
+    """How many pixels of a side a tiny autoencoder makes of a latent, by its configuration; the defaults are
+    diffusers'."""
+    scale: int = config.get("upsampling_scaling_factor", 2)
+    blocks: int = len(config.get("decoder_block_out_channels", (64,) * 4)) - 1
+    return int(scale**blocks)
 
 
 def _name_of(folder: Path) -> str:

@@ -34,6 +34,11 @@ __all__ = ["export"]
     "--safety-checker", type=click.Path(path_type=Path), help="A classifier's folder, or a checkpoint that has one."
 )
 @click.option(
+    "--preview-decoder",
+    type=click.Path(path_type=Path),
+    help="The folder of a tiny autoencoder (TAESD), whose decoder comes along for previews.",
+)
+@click.option(
     "--prediction-type",
     type=click.Choice(["epsilon", "v_prediction"]),
     help="What a single-file checkpoint was trained to predict.",
@@ -54,6 +59,7 @@ def export(
     precision: Precision,
     variant: str | None,
     safety_checker: Path | None,
+    preview_decoder: Path | None,
     prediction_type: PredictionType | None,
     config: Path | None,
     default_steps: int,
@@ -74,6 +80,7 @@ def export(
             precision=precision,
             variant=variant,
             safety_checker=safety_checker,
+            preview_decoder=preview_decoder,
             prediction_type=prediction_type,
             config=config,
             default_steps=default_steps,

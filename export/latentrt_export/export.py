@@ -27,6 +27,7 @@ def export_checkpoint(
     precision: Precision = "float32",
     variant: str | None = None,
     safety_checker: Path | None = None,
+    preview_decoder: Path | None = None,
     prediction_type: single_file.PredictionType | None = None,
     config: Path | None = None,
     default_steps: int = 50,
@@ -45,6 +46,7 @@ def export_checkpoint(
         precision: `float32`, or `float16` for half weights with a half graph and a float32 one over them.
         variant: which weight files of a folder to take (`fp16`).
         safety_checker: a classifier to take instead of the checkpoint's own: its folder, or a checkpoint that has one.
+        preview_decoder: a tiny autoencoder (diffusers' `AutoencoderTiny`) whose decoder comes along, for previews.
         prediction_type: what a single-file model was trained to predict, where the file does not say.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
         default_steps, default_guidance_scale: what a request means that does not say them; diffusers' own by default.
@@ -64,9 +66,12 @@ def export_checkpoint(
     with staged(bundle, overwrite=overwrite) as stage:
         _refuse_what_would_be_ignored(checkpoint, variant, prediction_type, config)
         if checkpoint.is_file():
-            opened = _unpacked(checkpoint, stage.scratch / "unpacked", prediction_type, config, safety_checker)
+            unpacked = stage.scratch / "unpacked"
+            opened = _unpacked(checkpoint, unpacked, prediction_type, config, safety_checker, preview_decoder)
         else:
-            opened = open_checkpoint(checkpoint, variant=variant, safety_checker=safety_checker)
+            opened = open_checkpoint(
+                checkpoint, variant=variant, safety_checker=safety_checker, preview_decoder=preview_decoder
+            )
         if opened.licence == UNKNOWN:
             progress.warn(
                 "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
@@ -108,10 +113,13 @@ def _unpacked(
     prediction_type: single_file.PredictionType | None,
     config: Path | None,
     safety_checker: Path | None,
+    preview_decoder: Path | None,
 ) -> Checkpoint:
     """A single file, as the folder that it is unpacked into."""
     stated = single_file.detect(file).licence
     single_file.unpack(file, folder, prediction_type=prediction_type, config=config)
-    opened = open_checkpoint(folder, safety_checker=safety_checker, name=file.stem, layout="single-file")
+    opened = open_checkpoint(
+        folder, safety_checker=safety_checker, preview_decoder=preview_decoder, name=file.stem, layout="single-file"
+    )
     others = {name: path for name, path in opened.sources.items() if not path.is_relative_to(folder)}
     return replace(opened, licence=stated or opened.licence, sources={file.name: file, **others})

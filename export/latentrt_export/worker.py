@@ -27,6 +27,7 @@ SUBMODULES = {
     "text_encoder": ("text_encoder:TextEncoder", "text_encoder"),
     "vae_encoder": ("vae:VaeEncoder", "vae"),
     "vae_decoder": ("vae:VaeDecoder", "vae"),
+    "preview_decoder": ("preview_decoder:PreviewDecoder", "preview_decoder"),
     "unet": ("unet:UNet", "unet"),
     "safety_checker": ("safety_checker:SafetyChecker", "safety_checker"),
 }

@@ -6,12 +6,14 @@ Nothing is, unless a request asks for it; what each costs is measured in docs/cp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from latentrt.errors import RequestError
 from latentrt.manifest import Manifest
 
-__all__ = ["EXACT", "Approximation"]
+__all__ = ["EXACT", "Approximation", "Decoder"]
 
+Decoder = Literal["full", "preview"]
 _MOST_REUSED = 50
 
 
@@ -25,11 +27,18 @@ class Approximation:
             What belongs to the interval is decided as diffusers does for `control_guidance_start` and `_end`.
         deep_cache: every so many rows the denoiser is run whole, and the rows between take its deep features from
             there (DeepCache, Ma et al. 2023, arXiv 2312.00858, with its uniform interval N); 1 reuses nothing.
+        decoder: `full`, or `preview` for the tiny autoencoder's decoder.
     """
 
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     deep_cache: int = 1
+    decoder: Decoder = "full"
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether something is left out of the loop."""
+        return (self.guidance_start, self.guidance_end, self.deep_cache) != (0, 1, 1)
 
     def guides(self, row: int, rows: int) -> bool:
         """Whether guidance, where there is any, is applied at a row."""
@@ -58,7 +67,14 @@ class Approximation:
         if interval > 1 and "shallow" not in manifest.components["unet"].parts:
             raise RequestError(
                 f"found deep_cache {interval}, and this bundle's denoiser has no shallow part; export it with one: "
-                "latentrt export CHECKPOINT BUNDLE --deep-cache"
+                "latentrt export CHECKPOINT BUNDLE --deep-cache 0"
+            )
+        if self.decoder not in get_args(Decoder):
+            raise RequestError(f"decoder: found {self.decoder!r}, expected one of {', '.join(get_args(Decoder))}")
+        if self.decoder == "preview" and "preview_decoder" not in manifest.components:
+            raise RequestError(
+                "found the decoder preview, and this bundle has none; export it with one: latentrt export CHECKPOINT "
+                "BUNDLE --preview-decoder FOLDER"
             )
 
 

@@ -137,6 +137,14 @@ class Bundle:
             raise BundleError(f"{self.folder} has no {precision} graph of {what}; it has {has}")
         return owner.graphs[precision].file, found.weights.file
 
+    def files_of(self, components: Iterable[str]) -> Iterator[str]:
+        """The names of all files of components: weights, and graphs of every precision and part."""
+        for name in components:
+            record = self.manifest.components[name]
+            yield record.weights.file
+            for graphs in (record.graphs, *(part.graphs for part in record.parts.values())):
+                yield from (graph.file for graph in graphs.values())
+
     def _graphs_in_words(self) -> Iterator[str]:
         for name, component in self.manifest.components.items():
             yield f"{name} in {' and '.join(component.graphs)}"

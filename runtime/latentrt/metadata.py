@@ -49,6 +49,7 @@ class PictureRecord(msgspec.Struct, frozen=True, kw_only=True):
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     deep_cache: int = 1
+    decoder: str = "full"
     eta: float | None = None
     clip_skip: int | None = None
     width: int

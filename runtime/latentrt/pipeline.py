@@ -34,6 +34,7 @@ from latentrt.submodules import OpenSession, Submodules
 from latentrt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from latentrt.approximation import Decoder
     from latentrt.backends.openvino import PerformanceHint
     from latentrt.cpu_choice import ComputePrecision
     from latentrt.device import Device
@@ -122,6 +123,7 @@ class Pipeline:
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         deep_cache: int = 1,
+        decoder: Decoder = "full",
         num_images_per_prompt: int = 1,
         eta: float | None = None,
         latents: NDArray[Any] | None = None,
@@ -157,6 +159,7 @@ class Pipeline:
             guidance_start=guidance_start,
             guidance_end=guidance_end,
             deep_cache=deep_cache,
+            decoder=decoder,
             num_images_per_prompt=num_images_per_prompt,
             eta=eta,
             latents=latents,
@@ -209,7 +212,9 @@ class Pipeline:
         """
         order = self.resolve(request) if isinstance(request, Request) else request
         schedule = self.schedule(order)
-        self.bundle.check(self._files(order))
+        # At once and before any work, for everything that the run is going to read.
+        needed = ["text_encoder", "unet", _decoder_of(order), *([] if order.safety == "off" else ["safety_checker"])]
+        self.bundle.check([self.bundle.manifest.tokenizer.file, *self.bundle.files_of(needed)])
         self._load_denoiser_ahead(order)
         conditionings = condition(order, self._text(), self._submodules("text_encoder"))
         self._submodules.done_with("text_encoder")
@@ -254,18 +259,19 @@ class Pipeline:
         if order.safety != "off":
             sizes = {"batch": len(latents), "height": order.height, "width": order.width}
             self._submodules.load_ahead("safety_checker", sizes)
-        pixels = self._decode(latents)
+        pixels = self._decode(order, latents)
         verdicts = None if order.safety == "off" else safety.judge(lambda: self._submodules("safety_checker"), pixels)
         self._submodules.done_with("safety_checker")
         pixels = safety.apply_policy(order.safety, pixels, verdicts or ())
         return make_result(self.bundle, order, pixels, verdicts, output_type)
 
-    def _decode(self, latents: Latents) -> NDArray[np.uint8]:
+    def _decode(self, order: Order, latents: Latents) -> NDArray[np.uint8]:
         """Latents → uint8 [pictures, height, width, 3]; one at a time, as the decoder's activations are the run's
         largest."""
-        decoder = self._submodules("vae_decoder")
+        name = _decoder_of(order)
+        decoder = self._submodules(name)
         pixels = np.concatenate([run(decoder, latents=image[np.newaxis])["pixels"] for image in latents])
-        self._submodules.done_with("vae_decoder")
+        self._submodules.done_with(name)
         return pixels
 
     def _first_latents(self, order: Order, schedule: Schedule, generators: Sequence[noise.Generator]) -> Latents:
@@ -273,13 +279,6 @@ class Pipeline:
         shape = (geometry.channels, order.height // geometry.factor, order.width // geometry.factor)
         standard = noise.draw(generators, shape) if order.latents is None else order.latents
         return schedule.first_latents(standard)
-
-    def _files(self, order: Order) -> list[str]:
-        """What a run reads, to be compared with its hashes at once and before any work."""
-        components = ["text_encoder", "unet", "vae_decoder", *([] if order.safety == "off" else ["safety_checker"])]
-        records = [self.bundle.manifest.components[name] for name in components]
-        graphs = [graph.file for record in records for graph in record.graphs.values()]
-        return [self.bundle.manifest.tokenizer.file, *graphs, *(record.weights.file for record in records)]
 
     def _load_denoiser_ahead(self, order: Order) -> None:
         """While the prompts are encoded, which are most likely of one chunk."""
@@ -294,3 +293,7 @@ class Pipeline:
                 record = self.bundle.manifest.tokenizer
                 self._tokenizer = Tokenizer.from_json(self.bundle.read(record.file), record)
             return self._tokenizer
+
+
+def _decoder_of(order: Order) -> str:
+    return "preview_decoder" if order.approximation.decoder == "preview" else "vae_decoder"

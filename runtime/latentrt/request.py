@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import safety, samplers
-from latentrt.approximation import Approximation
+from latentrt.approximation import Approximation, Decoder
 from latentrt.errors import RequestError
 from latentrt.manifest import Limits, Manifest
 from latentrt.sampler_request import karras_levels, sampler_name, sampler_options
@@ -37,7 +37,7 @@ class Request:
         guidance_scale: w of classifier-free guidance (Ho and Salimans 2022); up to 1 there is none. The bundle's
             default if None.
         guidance_rescale: φ of Lin et al. 2023, section 3.4; 0 leaves the guided output as it is.
-        guidance_start, guidance_end, deep_cache: work to leave out, at a price (`latentrt.approximation`).
+        guidance_start, guidance_end, deep_cache, decoder: work to leave out, at a price (`latentrt.approximation`).
         num_images_per_prompt: pictures for each prompt.
         eta: how much fresh noise, 0 to 1, for samplers that take it (DDIM: 0 if None; TCD: 0.3).
         latents: float32 [pictures, channels, height / factor, width / factor] of standard normal noise, in place of the
@@ -65,6 +65,7 @@ class Request:
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     deep_cache: int = 1
+    decoder: Decoder = "full"
     num_images_per_prompt: int = 1
     eta: float | None = None
     latents: NDArray[Any] | None = None
@@ -159,7 +160,10 @@ def resolve(request: Request, manifest: Manifest) -> Order:
 
 def _approximation(request: Request, manifest: Manifest) -> Approximation:
     found = Approximation(
-        guidance_start=request.guidance_start, guidance_end=request.guidance_end, deep_cache=request.deep_cache
+        guidance_start=request.guidance_start,
+        guidance_end=request.guidance_end,
+        deep_cache=request.deep_cache,
+        decoder=request.decoder,
     )
     found.check(manifest)
     return found

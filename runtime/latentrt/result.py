@@ -109,6 +109,7 @@ def _record(
         guidance_start=order.approximation.guidance_start,
         guidance_end=order.approximation.guidance_end,
         deep_cache=order.approximation.deep_cache,
+        decoder=order.approximation.decoder,
         eta=order.eta,
         clip_skip=order.asked_clip_skip,
         width=order.width,

@@ -13,7 +13,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.approximation import EXACT
 from latentrt.conditioning import Conditioning
 from latentrt.denoiser import Asking, check_finite
 from latentrt.errors import RequestError
@@ -73,7 +72,7 @@ def begin(
     """The loop of an order, on the denoiser's device where that can be."""
     # Prompts of different lengths are asked apart; rescaled guidance and dynamic thresholding look at whole pictures;
     # what is left out differs from row to row.
-    on_host = order.guidance_rescale or np.any(schedule.quantile) or order.approximation != EXACT
+    on_host = order.guidance_rescale or np.any(schedule.quantile) or order.approximation.changes_rows
     if isinstance(denoiser, KeepsLatents) and len(conditionings) == 1 and not on_host:
         scale = order.guidance_scale if order.guided else None
         found = denoiser.trajectory(Denoising(schedule, latents, conditionings[0].embeddings, scale, noise))

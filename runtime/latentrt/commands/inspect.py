@@ -197,7 +197,7 @@ def _record_lines(record: PictureRecord) -> Lines:
 
 
 # What is left out of a run is said where something is.
-_UNSAID = {"guidance_start": 0.0, "guidance_end": 1.0, "deep_cache": 1}
+_UNSAID = {"guidance_start": 0.0, "guidance_end": 1.0, "deep_cache": 1, "decoder": "full"}
 _LABELS = {
     "negative_prompt": "negative",
     "num_inference_steps": "steps",

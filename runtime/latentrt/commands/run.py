@@ -15,6 +15,7 @@ from latentrt.errors import RequestError
 from latentrt.printable import counted
 
 if TYPE_CHECKING:
+    from latentrt.approximation import Decoder
     from latentrt.cpu_choice import ComputePrecision
     from latentrt.device import Device
     from latentrt.metadata import PictureRecord
@@ -79,6 +80,9 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     show_default=True,
     help="Compute the denoiser's deep layers every so many steps (a bundle exported with --deep-cache).",
 )
+@click.option(
+    "--decoder", default="full", show_default=True, help="full, or preview (a bundle exported with --preview-decoder)."
+)
 @click.option("--eta", type=float, help="How much fresh noise DDIM (0 by default) or TCD (0.3) adds, 0 to 1.")
 @click.option("--clip-skip", type=int, help="How many of the text encoder's last layers to leave out.")
 @click.option("--height", type=int, help="In pixels.")
@@ -109,6 +113,7 @@ def run(
     guidance_start: float,
     guidance_end: float,
     deep_cache: int,
+    decoder: Decoder,
     eta: float | None,
     clip_skip: int | None,
     height: int | None,
@@ -150,6 +155,7 @@ def run(
         guidance_start=guidance_start,
         guidance_end=guidance_end,
         deep_cache=deep_cache,
+        decoder=decoder,
         num_images_per_prompt=_images_per_prompt(images, seed, len(prompt)),
         eta=eta,
         clip_skip=clip_skip,
