@@ -52,6 +52,13 @@ __all__ = ["export"]
 @click.option(
     "--default-guidance-scale", type=float, default=7.5, show_default=True, help="The same; up to 1 there is none."
 )
+@click.option("--no-parts", is_flag=True, help="Leave out the parts that the denoiser's loop need not compute again.")
+@click.option(
+    "--deep-cache",
+    type=int,
+    metavar="BRANCH",
+    help="Add a part that takes deep features of an earlier step; branch 0 leaves the least to compute.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there, once the new one is complete.")
 def export(
     checkpoint: Path,
@@ -64,6 +71,8 @@ def export(
     config: Path | None,
     default_steps: int,
     default_guidance_scale: float,
+    no_parts: bool,
+    deep_cache: int | None,
     overwrite: bool,
 ) -> None:
     """Turn CHECKPOINT, a diffusers folder or a single .safetensors file, into BUNDLE.
@@ -85,6 +94,8 @@ def export(
             config=config,
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
+            parts=not no_parts,
+            deep_cache=deep_cache,
             overwrite=overwrite,
             progress=reporter,
         )

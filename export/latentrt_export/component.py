@@ -16,6 +16,7 @@ from latentrt.manifest import Component, GateFigure, GraphRecord, Precision
 from latentrt_export import verify
 from latentrt_export.graph import OPSET, trace
 from latentrt_export.onnxruntime_cpu import Graph, require
+from latentrt_export.parts import PartsMaker, Run
 from latentrt_export.precision import compute_in_float32, compute_in_half, nodes_in_float32
 from latentrt_export.ranges import measure_ranges
 from latentrt_export.submodule import Arrays, Submodule
@@ -39,6 +40,7 @@ def export_component(
     precision: Precision,
     known: Mapping[str, NDArray[Any]],
     phase: Callable[[str], None],
+    parts: PartsMaker | None = None,
 ) -> tuple[Component, Arrays]:
     """Trace, store, rewrite and judge one submodule.
 
@@ -48,6 +50,7 @@ def export_component(
         prefix: what the bundle calls the folder (`unet/`).
         known: what earlier submodules made, for inputs.
         phase: told what is being done.
+        parts: what divides each graph, where the submodule is to have parts.
 
     Returns:
         The component's record, and what later submodules may use as inputs.
@@ -64,13 +67,14 @@ def export_component(
     learnt = submodule.passes_on(exact[-1].feeds, exact[-1].expected, known)
     phase("tracing")
     model = trace(submodule, submodule.sample(submodule.traced, known, rng))
-    maker = _GraphMaker(submodule, model, folder, prefix, precision, phase)
+    maker = _GraphMaker(submodule, model, folder, prefix, precision, phase, parts)
     graphs = maker.float32(exact) if precision == "float32" else maker.float16(feeds, exact)
     component = Component(
         inputs=submodule.inputs,
         outputs=submodule.outputs,
         weights=maker.stored.record(f"{prefix}model.safetensors", precision),
         graphs=graphs,
+        parts=parts.parts if parts is not None else {},
         export_peak_bytes=0,
         export_seconds=0.0,
     )
@@ -91,8 +95,10 @@ class _GraphMaker:
         prefix: str,
         precision: Precision,
         phase: Callable[[str], None],
+        parts: PartsMaker | None,
     ) -> None:
         self.submodule, self.model, self.folder, self.prefix, self.phase = submodule, model, folder, prefix, phase
+        self.parts = parts
         self.weights = tuple(submodule.weights())
         if precision == "float16":
             _round_to_half(submodule)
@@ -144,12 +150,17 @@ class _GraphMaker:
         ir.save(model, self.folder / file)
         graph = Graph(self.folder / file)
         figures: list[GateFigure] = []
+        runs: list[Run] = []
         for trial in trials:
-            found = graph.run(trial.feeds)
-            figures += verify.compare(self.prefix.rstrip("/"), precision, trial.feeds, trial.expected, found)
-        return GraphRecord(
+            runs.append(Run(trial.feeds, graph.run(trial.feeds)))
+            figures += verify.compare(self.prefix.rstrip("/"), precision, trial.feeds, trial.expected, runs[-1].outputs)
+        del graph  # before its parts are loaded
+        record = GraphRecord(
             file=f"{self.prefix}{file}", opset=OPSET, nodes=len(model.graph), float32_nodes=kept, gate=tuple(figures)
         )
+        if self.parts is not None:
+            self.parts.make(model, record, precision, runs)
+        return record
 
 
 def _round_to_half(submodule: Submodule) -> None:

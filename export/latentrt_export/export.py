@@ -10,8 +10,11 @@ from latentrt.manifest import Manifest, Precision
 from latentrt.staging import staged
 from latentrt_export import single_file
 from latentrt_export.checkpoint import Checkpoint, open_checkpoint
+from latentrt_export.deep_cache import check_branch, count_branches
 from latentrt_export.documents import UNKNOWN
+from latentrt_export.json_file import read_object
 from latentrt_export.onnxruntime_cpu import require
+from latentrt_export.worker import Division
 from latentrt_export.write import MAX_STEPS, Progress, write_bundle
 
 __all__ = ["export_checkpoint"]
@@ -32,6 +35,8 @@ def export_checkpoint(
     config: Path | None = None,
     default_steps: int = 50,
     default_guidance_scale: float = 7.5,
+    parts: bool = True,
+    deep_cache: int | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Export a checkpoint.
@@ -50,19 +55,23 @@ def export_checkpoint(
         prediction_type: what a single-file model was trained to predict, where the file does not say.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
         default_steps, default_guidance_scale: what a request means that does not say them; diffusers' own by default.
+        parts: beside the whole denoiser, what its loop need not compute again, and the rest (`division.py`).
+        deep_cache: the branch at which the loop is cut for a part `shallow`, 0 the shallowest; None for no such part.
         overwrite: replace a bundle that is there, once the new one is complete.
 
     Returns:
         The bundle's manifest.
 
     Raises:
-        RequestError: a default is impossible.
+        RequestError: a default is impossible, or the denoiser has no such branch.
         CheckpointError, ExportError: the checkpoint cannot be exported.
         MissingExtraError: no ONNX Runtime is installed, so nothing could be proved.
         OutputError: the bundle cannot be written.
     """
     require()
     _check_defaults(default_steps, default_guidance_scale)
+    if deep_cache is not None and not parts:
+        raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
     with staged(bundle, overwrite=overwrite) as stage:
         _refuse_what_would_be_ignored(checkpoint, variant, prediction_type, config)
         if checkpoint.is_file():
@@ -72,6 +81,9 @@ def export_checkpoint(
             opened = open_checkpoint(
                 checkpoint, variant=variant, safety_checker=safety_checker, preview_decoder=preview_decoder
             )
+        if deep_cache is not None:
+            unet = read_object(opened.weights["unet"].root / "unet" / "config.json")
+            check_branch(deep_cache, count_branches(unet))
         if opened.licence == UNKNOWN:
             progress.warn(
                 "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
@@ -80,6 +92,7 @@ def export_checkpoint(
             opened,
             stage,
             precision=precision,
+            division=Division(deep_cache=deep_cache) if parts else None,
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
             progress=progress,

@@ -71,6 +71,10 @@ def print_table(manifest: Manifest, console: Console | None = None) -> None:
             # A component's graphs share its weights, and the process that made them.
             shared = _shared(manifest, component) if index == 0 else ("", "", "")
             table.add_row(name if index == 0 else "", precision, str(graph.nodes), *shared, _gate(graph))
+        for part_name, part in component.parts.items():
+            for index, (precision, graph) in enumerate(part.graphs.items()):
+                title = f"  {part_name}" if index == 0 else ""
+                table.add_row(title, precision, str(graph.nodes), "", "", "", _gate(graph))
     console = console or Console(highlight=False)
     console.print(table)
     console.print(_legend(manifest), soft_wrap=True)
@@ -109,6 +113,6 @@ def _legend(manifest: Manifest) -> str:
     lines = [f"  {measure}: {', '.join(names)}" for measure, names in measured.items()]
     explained = [
         "memory: the peak of the process that exported it",
-        "gate: the largest difference from torch, and its bound",
+        "gate: the largest difference from torch, of parts from the whole, and its bound",
     ]
     return "\n".join([*explained, *lines])

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from latentrt.manifest import PartName
 from latentrt.tensors import TensorSpec
 
 __all__ = ["Arrays", "Case", "Submodule"]
@@ -44,6 +45,8 @@ class Submodule(nn.Module):
     # Inputs whose arithmetic stays float32 until it meets a weight, as in diffusers: the sines of a timestep lose
     # everything in half.
     float32_inputs: ClassVar[frozenset[str]] = frozenset()
+    # Inputs that change more slowly than the rest: what depends on one alone becomes a part of this name.
+    alone: ClassVar[Mapping[str, PartName]] = {}
     # The sizes it is traced at, and those its graphs are judged at. None of the latter is the former.
     traced: ClassVar[Case]
     judged: ClassVar[tuple[Case, ...]]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentrt.errors import CheckpointError
 from latentrt.gate_inputs import tiled
+from latentrt.manifest import PartName
 from latentrt.tensors import TensorSpec
 from latentrt_export.loading import load_pretrained
 from latentrt_export.submodule import Arrays, Case, Submodule
@@ -37,6 +38,7 @@ class UNet(Submodule):
     """Noisy latents, timesteps and text embeddings → the model output (epsilon or v, as the checkpoint was trained)."""
 
     float32_inputs: ClassVar[frozenset[str]] = frozenset({"timestep"})
+    alone: ClassVar[Mapping[str, PartName]] = {"timestep": "timestep", "encoder_hidden_states": "prompt"}
     traced: ClassVar[Case] = Case(batch=2, height=16, width=24)
     judged: ClassVar[tuple[Case, ...]] = (
         Case(batch=2, height=16, width=16),

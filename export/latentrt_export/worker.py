@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 
 from latentrt.errors import LatentRTError, MissingExtraError
-from latentrt.manifest import Component, Precision
+from latentrt.manifest import Component, PartName, Precision
 from latentrt.worker_process import Failed, peak_bytes, take_job
 
-__all__ = ["SUBMODULES", "Done", "Job", "Message", "Phase"]
+__all__ = ["SUBMODULES", "Division", "Done", "Job", "Message", "Phase"]
 
 # name in the bundle → (module and class of the traceable submodule, folder in the checkpoint), in the order of export:
 # what an earlier one makes of its inputs is what a later one is judged on.
@@ -33,8 +33,17 @@ SUBMODULES = {
 }
 
 
+class Division(msgspec.Struct, frozen=True, kw_only=True):
+    """How a denoiser is divided: `deep_cache` is the branch of its part `shallow`, None for no such part."""
+
+    deep_cache: int | None = None
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What to export: a submodule of a checkpoint, into a folder of the bundle that is being made."""
+    """What to export: a submodule of a checkpoint, into a folder of the bundle that is being made.
+
+    `division` is for one with inputs that leave the loop; None leaves that whole as well.
+    """
 
     submodule: str
     checkpoint: str
@@ -43,6 +52,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     known: str
     prefix: str
+    division: Division | None = None
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
@@ -86,9 +96,17 @@ def _export(job: Job, phase: Callable[[str], None]) -> tuple[Component, dict[str
     with np.load(job.known) as stored:
         known = dict(stored)
     facts = submodule.facts()
-    component, learnt = export_component(submodule, Path(job.folder), job.prefix, job.precision, known, phase)
+    parts = _parts_maker(job, job.division, submodule.alone, phase) if job.division and submodule.alone else None
+    component, learnt = export_component(submodule, Path(job.folder), job.prefix, job.precision, known, phase, parts)
     np.savez(job.known, **{**known, **learnt})
     return component, facts
+
+
+def _parts_maker(job: Job, division: Division, alone: Mapping[str, PartName], phase: Callable[[str], None]) -> Any:
+    from latentrt_export.parts import PartsMaker
+
+    folder = Path(job.folder)
+    return PartsMaker(alone=alone, deep_cache=division.deep_cache, folder=folder, prefix=job.prefix, phase=phase)
 
 
 def _heavy_imports(submodule: str) -> tuple[Any, Any]:

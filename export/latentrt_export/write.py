@@ -33,7 +33,7 @@ from latentrt.staging import Stage
 from latentrt.tokenizer import Tokenizer
 from latentrt_export.checkpoint import Checkpoint
 from latentrt_export.tokenizer import export_tokenizer
-from latentrt_export.worker import SUBMODULES, Done, Job
+from latentrt_export.worker import SUBMODULES, Division, Done, Job
 from latentrt_export.workers import run_worker
 
 __all__ = ["MAX_STEPS", "Progress", "write_bundle"]
@@ -60,6 +60,7 @@ def write_bundle(
     stage: Stage,
     *,
     precision: Precision,
+    division: Division | None,
     default_steps: int,
     default_guidance_scale: float,
     progress: Progress,
@@ -70,6 +71,7 @@ def write_bundle(
         checkpoint: what to export.
         stage: where to; its scratch folder takes what submodules hand on.
         precision: of the weights, and of the arithmetic on a GPU.
+        division: how the denoiser is divided into parts, None for not at all.
         default_steps: how many steps a request means that does not say.
         default_guidance_scale: the same of guidance.
         progress: told of phases, results and warnings.
@@ -82,7 +84,7 @@ def write_bundle(
     tokenizer = export_tokenizer(checkpoint.folder, stage.bundle)
     licence = _copy_documents(checkpoint, stage.bundle)
     known = _first_inputs(checkpoint, stage, tokenizer)
-    results = _export_submodules(checkpoint, stage.bundle, known, precision, progress)
+    results = _export_submodules(checkpoint, stage.bundle, known, precision, division, progress)
     facts = {key: value for done in results.values() for key, value in done.facts.items()}
     defaults = Defaults(
         height=facts["latent_height"] * facts["factor"],
@@ -137,7 +139,12 @@ def _first_inputs(checkpoint: Checkpoint, stage: Stage, tokenizer: TokenizerReco
 
 
 def _export_submodules(
-    checkpoint: Checkpoint, bundle: Path, known: Path, precision: Precision, progress: Progress
+    checkpoint: Checkpoint,
+    bundle: Path,
+    known: Path,
+    precision: Precision,
+    division: Division | None,
+    progress: Progress,
 ) -> dict[str, Done]:
     results: dict[str, Done] = {}
     for name, (_, part) in SUBMODULES.items():
@@ -152,6 +159,7 @@ def _export_submodules(
             folder=str(bundle / name),
             prefix=f"{name}/",
             known=str(known),
+            division=division,
         )
         results[name] = run_worker(job, _told(progress, name))
         progress.done(name, results[name].component)

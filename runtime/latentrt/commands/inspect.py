@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,11 @@ from rich.text import Text
 
 from latentrt.bundle import Bundle
 from latentrt.errors import BundleError
-from latentrt.manifest import Component, GateFigure, Manifest
+from latentrt.manifest import GateFigure, Manifest
 from latentrt.manifest_checks import MANIFEST_NAME
 from latentrt.printable import printable
 from latentrt.sealed_engines import sealed_engines
+from latentrt.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from latentrt.metadata import PictureMetadata, PictureRecord
@@ -144,6 +145,10 @@ def _component_table(manifest: Manifest) -> Table:
         for precision, graph in component.graphs.items():
             counts = (str(graph.opset), f"{graph.nodes:,}", f"{len(graph.float32_nodes):,}", f"{weights.parameters:,}")
             _add_row(table, name, precision, *counts, size, _gate_words(graph.gate), export)
+        for part_name, part in component.parts.items():
+            for precision, graph in part.graphs.items():
+                counts = (str(graph.opset), f"{graph.nodes:,}", f"{len(graph.float32_nodes):,}", "")
+                _add_row(table, f"  {part_name}", precision, *counts, "", _gate_words(graph.gate), "")
     return table
 
 
@@ -156,12 +161,19 @@ def _gate_words(figures: Iterable[GateFigure]) -> str:
 def _signature_table(manifest: Manifest) -> Table:
     table = _table("component", "inputs", "outputs")
     for name, component in manifest.components.items():
-        _add_row(table, name, *_signature(component))
+        _add_row(table, name, "\n".join(map(str, component.inputs)), "\n".join(map(str, component.outputs)))
+        for part_name, part in component.parts.items():
+            _add_row(table, f"  {part_name}", *("\n".join(_in_short(specs)) for specs in (part.inputs, part.outputs)))
     return table
 
 
-def _signature(component: Component) -> tuple[str, str]:
-    return "\n".join(map(str, component.inputs)), "\n".join(map(str, component.outputs))
+def _in_short(specs: Sequence[TensorSpec]) -> Iterator[str]:
+    """What a part takes or gives: those of one kind, which a denoiser has one of in every layer, as their number."""
+    kinds: dict[str, list[TensorSpec]] = {}
+    for spec in specs:
+        kinds.setdefault(spec.name.rpartition(".")[2], []).append(spec)
+    for kind, alike in kinds.items():
+        yield str(alike[0]) if len(alike) == 1 else f"{len(alike)} × {kind}, the first is {alike[0]}"
 
 
 def _table(*columns: str) -> Table:

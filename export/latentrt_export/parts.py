@@ -1,0 +1,145 @@
+"""The parts of a submodule's graphs: their files, their records, and the proof that together they are the whole.
+
+The bounds, by what the whole graph computes in. It is compared with its own parts on the same inputs, all on ONNX
+Runtime, so that nothing differs but where it was cut:
+
+* float32: a cut moves no arithmetic, and without its optimisations ONNX Runtime gives the same bits
+  (`tests/export/test_division.py`). With them it folds a scale into the product behind it, unless a cut lies between:
+  8e-7 of the largest value seen on tiny random checkpoints, FULL_FLOAT32 on a full-size one.
+* half: what crosses a cut is rounded to half there, as the graph says. ONNX Runtime's CPU computes half operations in
+  float32 and rounds at none of its own: 1e-3 seen on tiny random checkpoints, FULL_FLOAT16 on a full-size one.
+* int8: a difference in the last bit may turn into a step of a quantised value; the bound is that of half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from latentrt.errors import ExportError, GateError
+from latentrt.gate import difference, words
+from latentrt.manifest import GateFigure, GraphRecord, Part, PartName, Precision
+from latentrt_export.division import divide, signature
+from latentrt_export.onnxruntime_cpu import Graph
+from latentrt_export.submodule import Arrays
+
+__all__ = ["PartsMaker", "Run"]
+
+_BOUNDS: dict[Precision, float] = {"float32": 1e-5, "float16": 5e-3, "int8": 5e-3}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One set of inputs and what the whole graph makes of it."""
+
+    feeds: Arrays
+    outputs: Arrays
+
+
+@dataclass(kw_only=True)
+class PartsMaker:
+    """Divides a submodule's graphs, one after the other as they are finished.
+
+    Attributes:
+        alone: the inputs that leave the loop, and the part that each becomes.
+        deep_cache: the branch of a part `shallow`, None for no such part.
+        folder: where the files go, beside the weights.
+        prefix: what the bundle calls the folder (`unet/`).
+        phase: told what is being done.
+        parts: what has been made, as the manifest will have it.
+    """
+
+    alone: Mapping[str, PartName]
+    deep_cache: int | None
+    folder: Path
+    prefix: str
+    phase: Callable[[str], None]
+    parts: dict[PartName, Part] = field(default_factory=dict)
+
+    def make(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
+        """Divide one graph, write its parts beside it and judge them.
+
+        Args:
+            model: the finished graph.
+            whole: its record. A part's file is called as it is, with the part's name in place of `model`.
+            precision: what it computes in.
+            runs: what the parts together are compared with.
+
+        Raises:
+            RequestError: there is no such branch to cut `shallow` at.
+            GateError: a part misses its bound.
+            ExportError: the graph cannot be divided.
+        """
+        self.phase(f"checking the parts of the {precision} graph")
+        models = divide(model, self.alone, self.deep_cache)
+        files = {name: Path(whole.file).name.replace("model", name, 1) for name in models}
+        for name, part in models.items():
+            ir.save(part, self.folder / files[name])
+        gates = self._judge(models, files, precision, [*runs])
+        for name, part in models.items():
+            nodes = {node.name for node in part.graph}
+            record = GraphRecord(
+                file=f"{self.prefix}{files[name]}",
+                opset=whole.opset,
+                nodes=len(part.graph),
+                float32_nodes=tuple(node for node in whole.float32_nodes if node in nodes),
+                gate=gates[name],
+            )
+            self._add(name, part, precision, record)
+
+    def _add(self, name: PartName, model: ir.Model, precision: Precision, record: GraphRecord) -> None:
+        inputs, outputs = tuple(signature(model.graph.inputs)), tuple(signature(model.graph.outputs))
+        earlier = self.parts.get(name, Part(inputs=inputs, outputs=outputs, graphs={}))
+        if (earlier.inputs, earlier.outputs) != (inputs, outputs):
+            others = ", ".join(graph.file for graph in earlier.graphs.values())
+            raise ExportError(
+                f"{record.file} has another signature than {others}, expected the same in every precision"
+            )
+        self.parts[name] = Part(inputs=inputs, outputs=outputs, graphs={precision: record, **earlier.graphs})
+
+    def _judge(
+        self, models: Mapping[PartName, ir.Model], files: Mapping[PartName, str], precision: Precision, runs: list[Run]
+    ) -> dict[PartName, tuple[GateFigure, ...]]:
+        """The figures of each part: of those that make up the whole, beside it; of `shallow`, beside `loop`.
+
+        One graph is open at a time, so that this needs no more memory than the whole did.
+        """
+        values = [dict(run.feeds) for run in runs]
+        pieces: tuple[PartName, ...] = (*self.alone.values(), "loop")
+        for name in pieces:
+            self._run(models[name], files[name], values)
+        composed = tuple(_figures("its parts together", precision, runs, values))
+        gates = dict.fromkeys(pieces, composed)
+        if "shallow" in models:
+            loop = [
+                Run(run.feeds, {name: made[name] for name in run.outputs})
+                for run, made in zip(runs, values, strict=True)
+            ]
+            self._run(models["shallow"], files["shallow"], values)
+            gates["shallow"] = tuple(_figures("its shallow part", precision, loop, values))
+        return gates
+
+    def _run(self, model: ir.Model, file: str, values: list[Arrays]) -> None:
+        """Run a part on what is there, and put what it makes there too."""
+        graph = Graph(self.folder / file)
+        names = [str(value.name) for value in model.graph.inputs]
+        for known in values:
+            known.update(graph.run({name: known[name] for name in names}))
+
+
+def _figures(what: str, precision: Precision, runs: Iterable[Run], values: Iterable[Arrays]) -> Iterator[GateFigure]:
+    bound = _BOUNDS[precision]
+    for run, found in zip(runs, values, strict=True):
+        shapes = {name: array.shape for name, array in run.feeds.items()}
+        for output, reference in run.outputs.items():
+            figure = difference(reference, found[output], "relative")
+            if not figure <= bound:
+                wrong = words(reference, found[output], figure, "relative", "its own")
+                raise GateError(
+                    f"the {precision} graph and {what}: {output} {wrong} for inputs of shape {shapes}; "
+                    f"the bound is {bound:g}. No bundle was written; --no-parts leaves the parts out"
+                )
+            yield GateFigure(output=output, shapes=shapes, measure="relative", figure=figure, bound=bound)
