@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
 
-from latentrt.manifest import Component, Precision
+from latentrt.manifest import Component
 from latentrt_export.export import export_checkpoint
-from tests.tiny import Family, make_checkpoint
+from tests.tiny import Family, make_checkpoint, make_preview_decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,8 @@ class Silent:
 
 
 def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
-    """SD 1.x in float32 from sharded weights, or SD 2.x in float16 from the hub's fp16 variant."""
+    """SD 1.x in float32 from sharded weights, or SD 2.x in float16 from the hub's fp16 variant, with a tiny autoencoder
+    and a part for deep features."""
     shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
     root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
     root.mkdir(parents=True, exist_ok=True)
@@ -74,5 +76,10 @@ def _make_now(checkpoint: Path, bundle: Path, family: Family) -> None:
         make_checkpoint(checkpoint, family, max_shard_size="600KB", tokenizer="bpe")
     else:
         make_checkpoint(checkpoint, family, variant="fp16", tokenizer="json")
-    precision: Precision = "float32" if family == "sd1" else "float16"
-    export_checkpoint(checkpoint, bundle, precision=precision, progress=Silent())
+    if family == "sd1":
+        export_checkpoint(checkpoint, bundle, progress=Silent())
+        return
+    # What may come along.
+    preview = make_preview_decoder(checkpoint.with_name(f"{family}-preview"))
+    more: dict[str, Any] = {"preview_decoder": preview, "deep_cache": 0}
+    export_checkpoint(checkpoint, bundle, precision="float16", progress=Silent(), **more)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
@@ -70,6 +70,20 @@ def make_checkpoint(
     _write_json(folder / "model_index.json", model_index(family, with_safety=safety != "none"))
     (folder / "LICENSE").write_text("A licence for a random model: do with it what you like.\n")
     (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nRandom weights.\n")
+    return folder
+
+
+def make_preview_decoder(folder: Path) -> Path:
+    """Write a random tiny autoencoder for the same latents; return its folder."""
+    torch.manual_seed(1)
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    )
+    _move_off_initial_values(tiny)
+    tiny.save_pretrained(folder)
     return folder
 
 

@@ -66,3 +66,16 @@ def test_what_is_impossible_is_refused(manifest: Any, asked: dict[str, Any], wor
 def test_a_bundle_with_the_part_may_reuse(manifest: Any) -> None:
     order = resolve(Request(prompt="a", deep_cache=3), with_shallow_part(manifest))
     assert [order.approximation.reuses(row) for row in range(5)] == [False, True, True, False, True]
+
+
+def test_a_decoder_is_one_of_two(manifest: Any) -> None:
+    with pytest.raises(RequestError, match="decoder: found 'tiny', expected one of full, preview"):
+        resolve(Request(prompt="a", decoder="tiny"), manifest)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="found the decoder preview, and this bundle has none"):
+        resolve(Request(prompt="a", decoder="preview"), manifest)
+
+
+def test_another_decoder_changes_no_row() -> None:
+    assert not Approximation(decoder="preview").changes_rows
+    assert Approximation(deep_cache=2).changes_rows
+    assert Approximation(guidance_end=0.9).changes_rows
