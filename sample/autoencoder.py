@@ -18,7 +18,17 @@ from sample.pictures import draw
 from sample.scenes import training_scene
 from sample.training import Plan, Randomness, Workshop, digest, train
 
-__all__ = ["DECODER_PLAN", "PLAN", "encode", "to_tensor", "train_autoencoder", "train_decoder"]
+__all__ = [
+    "DECODER_PLAN",
+    "DISTURBANCE",
+    "PLAN",
+    "distance",
+    "encode",
+    "pictures",
+    "to_tensor",
+    "train_autoencoder",
+    "train_decoder",
+]
 
 BATCH = 16
 PLAN = Plan("autoencoder", steps=3500, learning_rate=1e-3, warmup=200, average=0.998)
@@ -44,13 +54,13 @@ def train_autoencoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop
         autoencoder.quant_conv.bias[LATENT_CHANNELS:].fill_(FIRST_LOG_VARIANCE)
 
     def loss(randomness: Randomness) -> Tensor:
-        pixels = _pixels(randomness, device)
+        pixels = pictures(randomness, device)
         with torch.autocast(device, torch.bfloat16):
             latents = autoencoder.encode(pixels).latent_dist
             noise = torch.randn(latents.mean.shape, generator=randomness.torch).to(device)
             drawn: Tensor = autoencoder.decode(latents.mean + latents.std * noise).sample.float()
         divergence: Tensor = 0.5 * (latents.mean.float() ** 2 + latents.var.float() - 1 - latents.logvar.float()).mean()
-        return _distance(drawn, pixels) + DIVERGENCE * divergence
+        return distance(drawn, pixels) + DIVERGENCE * divergence
 
     seconds = train(plan, autoencoder, loss, workshop)
     autoencoder.eval().requires_grad_(False)
@@ -68,35 +78,37 @@ def train_decoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop) ->
     decoder.requires_grad_(True).train()
 
     def loss(randomness: Randomness) -> Tensor:
-        pixels = _pixels(randomness, device)
+        pixels = pictures(randomness, device)
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
                 latents = autoencoder.encode(pixels).latent_dist.mean
             noise = torch.randn(latents.shape, generator=randomness.torch).to(device)
             drawn = autoencoder.decode(latents + DISTURBANCE * noise).sample.float()
-        return _distance(drawn, pixels)
+        return distance(drawn, pixels)
 
     seconds = train(plan, decoder, loss, workshop, learns_from=frozen)
     autoencoder.eval().requires_grad_(False)
     return seconds
 
 
-def _pixels(randomness: Randomness, device: str) -> Tensor:
+def pictures(randomness: Randomness, device: str) -> Tensor:
+    """Pictures to train on: float32 [batch, 3, height, width] in −1 … 1."""
     random = randomness.numpy
     pixels: Tensor = to_tensor([draw(training_scene(random), random) for _ in range(BATCH)])
     return pixels.to(device, memory_format=torch.channels_last)
 
 
-def _distance(drawn: Tensor, pixels: Tensor) -> Tensor:
+def distance(drawn: Tensor, pixels: Tensor) -> Tensor:
+    """How far pictures are from what they should be: the absolute and the squared difference, and that of the edges."""
     difference: Tensor = drawn - pixels
     edges = sum(difference.diff(dim=axis).abs().mean() for axis in (2, 3))
     return difference.abs().mean() + difference.square().mean() + EDGES * edges
 
 
 @torch.no_grad()
-def encode(autoencoder: AutoencoderKL, pictures: list[NDArray[np.uint8]], device: str) -> Tensor:
+def encode(autoencoder: AutoencoderKL, images: list[NDArray[np.uint8]], device: str) -> Tensor:
     """The latents' means, without the scaling factor: float16 [batch, 4, height / 4, width / 4]."""
-    pixels = to_tensor(pictures).to(device, memory_format=torch.channels_last)
+    pixels = to_tensor(images).to(device, memory_format=torch.channels_last)
     with torch.autocast(device, torch.bfloat16):
         mean: Tensor = autoencoder.encode(pixels).latent_dist.mean
     return mean.cpu().to(torch.float16, memory_format=torch.contiguous_format)

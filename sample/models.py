@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
@@ -21,6 +21,7 @@ __all__ = [
     "SCHEDULER",
     "TEXT_WIDTH",
     "autoencoder",
+    "preview_decoder",
     "safety_checker",
     "text_encoder",
     "unet",
@@ -92,6 +93,17 @@ def autoencoder() -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         sample_size=EDGE,
+    )
+
+
+def preview_decoder() -> AutoencoderTiny:
+    """Three levels of 24; the class asks for an encoder, which nobody uses."""
+    return AutoencoderTiny(
+        latent_channels=LATENT_CHANNELS,
+        encoder_block_out_channels=(8,) * 3,
+        decoder_block_out_channels=(24,) * 3,
+        num_encoder_blocks=(1,) * 3,
+        num_decoder_blocks=(2, 2, 1),
     )
 
 

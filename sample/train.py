@@ -2,8 +2,9 @@
 
     python -m sample.train --work scratch/sample --output sample/checkpoint
 
-Parts are trained one after the other: text encoder, autoencoder, its decoder once more, safety classifier,
-denoiser. Stop it at any time and give the same command again: it goes on from the last state in the work folder.
+Parts are trained one after the other: text encoder, autoencoder, its decoder once more, preview decoder, safety
+classifier, denoiser. Stop it at any time and give the same command again: it goes on from the last state in the work
+folder.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from rich.console import Console
 from transformers import CLIPTokenizer
 
-from sample import autoencoder, classifier, denoiser, models, text_encoder
+from sample import autoencoder, classifier, denoiser, models, preview_decoder, text_encoder
 from sample.compiling import CompilerError, check_compiler
 from sample.denoiser import POOL, make_pool
 from sample.tokenizer import write_tokenizer
@@ -26,12 +27,20 @@ from sample.write import check_place, write_checkpoint
 
 SEED = 0
 # In the order of training.
-PLANS = (text_encoder.PLAN, autoencoder.PLAN, autoencoder.DECODER_PLAN, classifier.PLAN, denoiser.PLAN)
+PLANS = (
+    text_encoder.PLAN,
+    autoencoder.PLAN,
+    autoencoder.DECODER_PLAN,
+    preview_decoder.PLAN,
+    classifier.PLAN,
+    denoiser.PLAN,
+)
 # What each part learns from, beside itself.
 NEEDS: dict[str, tuple[str, ...]] = {
     "text_encoder": (),
     "autoencoder": (),
     "decoder": ("autoencoder",),
+    "preview_decoder": ("autoencoder",),
     "safety_checker": ("autoencoder", "decoder"),
     "denoiser": ("text_encoder", "autoencoder"),
 }
@@ -57,9 +66,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
 def main(work: Path, output: Path, only: str | None, length: float, compiled: bool, device: str) -> None:
     """Train the sample model and write it as a diffusers folder.
 
-    Text encoder, autoencoder, its decoder once more, safety classifier, denoiser: an hour and a half on two CPU cores,
-    as docs/measurements.md says. Stopped with ctrl-C, the same command goes on from the last states in the work folder,
-    which are written every 500 steps.
+    Text encoder, autoencoder, its decoder once more, preview decoder, safety classifier, denoiser: an hour and a half
+    on two CPU cores, as docs/measurements.md says. Stopped with ctrl-C, the same command goes on from the last states
+    in the work folder, which are written every 500 steps.
     """
     plans = {
         plan.name: replace(plan.times(length), compiled=compiled and plan.name == "denoiser")
@@ -101,10 +110,12 @@ def _train(plans: dict[str, Plan], pool: int, workshop: Workshop, output: Path |
     torch.manual_seed(SEED)
     encoder, vae = models.text_encoder(tokenizer.get_vocab()), models.autoencoder()
     unet, checker = models.unet(), models.safety_checker()
+    tiny = models.preview_decoder()
     trainers: dict[str, Callable[[Plan], float]] = {
         "text_encoder": lambda plan: text_encoder.train_text_encoder(encoder, tokenizer, plan, workshop),
         "autoencoder": lambda plan: autoencoder.train_autoencoder(vae, plan, workshop),
         "decoder": lambda plan: autoencoder.train_decoder(vae, plan, workshop),
+        "preview_decoder": lambda plan: preview_decoder.train_preview_decoder(tiny, vae, plan, workshop),
         "safety_checker": lambda plan: classifier.train_classifier(checker, vae, plan, workshop),
         "denoiser": lambda plan: denoiser.train_denoiser(
             unet, encoder, tokenizer, make_pool(vae, pool, workshop), plan, workshop
@@ -114,7 +125,7 @@ def _train(plans: dict[str, Plan], pool: int, workshop: Workshop, output: Path |
     for part, took in seconds.items():
         workshop.console.print(f"{part:>14}: {took / 60:.1f} min")
     if output:
-        write_checkpoint(output, encoder=encoder, autoencoder=vae, unet=unet, checker=checker)
+        write_checkpoint(output, encoder=encoder, autoencoder=vae, unet=unet, checker=checker, tiny=tiny)
         workshop.console.print(f"{output} is the checkpoint")
 
 

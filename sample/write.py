@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
@@ -47,6 +47,7 @@ def write_checkpoint(
     autoencoder: AutoencoderKL,
     unet: UNet2DConditionModel,
     checker: StableDiffusionSafetyChecker,
+    tiny: AutoencoderTiny,
 ) -> None:
     """Write the folder anew. The models are turned to half precision.
 
@@ -62,6 +63,8 @@ def write_checkpoint(
     for name, part in parts.items():
         part.cpu().half().save_pretrained(draft / name, safe_serialization=True)
         _state_float32(draft / name / "config.json")
+    # No part of diffusers' pipeline, so its index does not name it.
+    tiny.cpu().half().save_pretrained(draft / "preview_decoder", safe_serialization=True)
     # transformers 5 leaves these prefixes out; published files and earlier versions have them.
     add_prefix(draft / "text_encoder" / "model.safetensors", "text_model.")
     add_prefix(draft / "safety_checker" / "model.safetensors", "vision_model.", only="vision_model.")

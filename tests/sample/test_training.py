@@ -223,7 +223,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_whole_command(whole: Path) -> None:
     weights = weights_of(whole / "checkpoint")
-    assert {part for part, _ in weights} == {"text_encoder", "unet", "vae", "safety_checker"}
+    assert {part for part, _ in weights} == {"text_encoder", "unet", "vae", "safety_checker", "preview_decoder"}
     assert {value.dtype for value in weights.values()} == {torch.float16}
     assert [plan.name for plan in PLANS] == [*NEEDS]
 

@@ -199,3 +199,31 @@ def test_ctrl_c_ends_a_run_and_leaves_nothing(sd1: Exported, tmp_path: Path) -> 
     assert process.returncode == 130
     assert said.strip() == "interrupted"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_left_out_is_on_record(sd2: Exported, tmp_path: Path) -> None:
+    """On both of a CPU's backends, which agree on what is left."""
+    left_out = ("--guidance-end", "0.5", "--deep-cache", "2", "--decoder", "preview", "--low-memory")
+    pictures = []
+    for device in ("cpu", "openvino"):
+        place = tmp_path / f"{device}.png"
+        call = ("run", sd2.bundle, "a star", "--steps", "4", "--seed", "7", "--device", device, "-o", place)
+        done = latentrt(*call, *left_out)
+        assert done.returncode == 0, done.stderr
+        pictures.append(np.asarray(Image.open(place)).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2  # sums in another order, then rounding
+    record = read_metadata(tmp_path / "cpu.png").record
+    assert record is not None
+    assert (record.guidance_start, record.guidance_end, record.deep_cache, record.decoder) == (0, 0.5, 2, "preview")
+    inspected = latentrt("inspect", tmp_path / "cpu.png").stdout
+    assert "deep cache    2" in inspected
+    assert "guidance start" not in inspected
+
+
+def test_a_precision_is_a_cpus(sd1: Exported, tmp_path: Path) -> None:
+    call = ("run", sd1.bundle, "a star", *QUICK, "-o", tmp_path / "out.png")
+    assert_refused(latentrt(*call, "--precision", "float8"), 2, "expected one of float32, bfloat16, int8")
+    assert_refused(latentrt(*call, "--device", "cpu", "--precision", "bfloat16"), 7, "OpenVINO does: --device openvino")
+    assert_refused(latentrt(*call, "--precision", "int8"), 7, "for a bundle of float32; export it in int8")
+    assert_refused(latentrt(*call, "--deep-cache", "3"), 2, "has no shallow part; export it with one")
+    assert not (tmp_path / "out.png").exists()
