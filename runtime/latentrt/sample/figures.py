@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.approximation import EXACT, Approximation
 from latentrt.pipeline import Pipeline
 from latentrt.sample.judge import Reading, agrees, read
 from latentrt.sample.prompts import Prompt
@@ -44,6 +45,7 @@ class Settings:
     sampler: str = "ddim"
     batch: int = 32
     safety: str = "report"
+    approximation: Approximation = EXACT
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,10 @@ def drawn(
             sampler=settings.sampler,
             seed=[FIRST_SEED + start + index for index in range(len(texts[part]))],
             safety=settings.safety,
+            guidance_start=settings.approximation.guidance_start,
+            guidance_end=settings.approximation.guidance_end,
+            deep_cache=settings.approximation.deep_cache,
+            decoder=settings.approximation.decoder,
         )
         pictures = np.stack([np.asarray(image) for image in result.images])
         yield pictures, result.nsfw_content_detected or [False] * len(pictures)
