@@ -28,7 +28,7 @@ def _interruptible() -> None:
 
 @pytest.fixture(scope="session")
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A tiny Stable Diffusion 1.x, exported in float32."""
+    """A tiny Stable Diffusion 1.x, exported in float32, with a part for DeepCache."""
     return exported(tmp_path_factory, "sd1")
 
 

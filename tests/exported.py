@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
 
-from latentrt.manifest import Component
+from latentrt.manifest import Component, Precision
 from latentrt_export.export import export_checkpoint
 from tests.tiny import Family, make_checkpoint, make_preview_decoder
 
@@ -47,8 +46,8 @@ class Silent:
 
 
 def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
-    """SD 1.x in float32 from sharded weights, or SD 2.x in float16 from the hub's fp16 variant, with a tiny autoencoder
-    and a part for deep features."""
+    """SD 1.x in float32 from sharded weights, or SD 2.x in float16 from the hub's fp16 variant and with a tiny
+    autoencoder; both with a part for DeepCache."""
     shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
     root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
     root.mkdir(parents=True, exist_ok=True)
@@ -76,10 +75,6 @@ def _make_now(checkpoint: Path, bundle: Path, family: Family) -> None:
         make_checkpoint(checkpoint, family, max_shard_size="600KB", tokenizer="bpe")
     else:
         make_checkpoint(checkpoint, family, variant="fp16", tokenizer="json")
-    if family == "sd1":
-        export_checkpoint(checkpoint, bundle, progress=Silent())
-        return
-    # What may come along.
-    preview = make_preview_decoder(checkpoint.with_name(f"{family}-preview"))
-    more: dict[str, Any] = {"preview_decoder": preview, "deep_cache": 0}
-    export_checkpoint(checkpoint, bundle, precision="float16", progress=Silent(), **more)
+    precision: Precision = "float32" if family == "sd1" else "float16"
+    preview = None if family == "sd1" else make_preview_decoder(checkpoint.with_name(f"{family}-preview"))
+    export_checkpoint(checkpoint, bundle, precision=precision, preview_decoder=preview, deep_cache=0, progress=Silent())

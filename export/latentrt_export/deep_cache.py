@@ -21,6 +21,8 @@ __all__ = ["DEEP_FEATURES", "check_branch", "count_branches", "deep_value"]
 
 DEEP_FEATURES = "deep_features"
 _DIFFUSERS_LEVELS = range(4)  # what a configuration means that does not name its blocks
+# They change a value's type and compute nothing with it.
+_RETYPES = {"Cast", "QuantizeLinear", "DequantizeLinear"}
 # The norm that a residual block of the way up begins with.
 _FIRST_NORM = re.compile(r"up_blocks\.(\d+)\.resnets\.(\d+)\.norm1\.weight")
 
@@ -54,7 +56,7 @@ def deep_value(model: ir.Model, branch: int) -> ir.Value:
     norms = _first_norms(model.graph.initializers)
     check_branch(branch, len(norms))
     norm = _reader(model.graph.initializers[norms[branch]])
-    joined = _past_casts(norm.inputs[0]) if norm is not None else None
+    joined = _original(norm.inputs[0]) if norm is not None else None
     join = joined.producer() if joined is not None else None
     deep = join.inputs[0] if join is not None and join.op_type == "Concat" and len(join.inputs) == 2 else None
     if deep is None:
@@ -69,12 +71,12 @@ def _first_norms(weights: Iterable[str]) -> list[str]:
 
 
 def _reader(weight: ir.Value) -> ir.Node | None:
-    """The node that computes with a weight, behind the casts."""
+    """The node that computes with a weight, in whatever type."""
     for node in weight.consumers():
-        return _reader(node.outputs[0]) if node.op_type == "Cast" else node
+        return _reader(node.outputs[0]) if node.op_type in _RETYPES else node
     return None
 
 
-def _past_casts(value: ir.Value | None) -> ir.Value | None:
+def _original(value: ir.Value | None) -> ir.Value | None:
     node = value.producer() if value is not None else None
-    return _past_casts(node.inputs[0]) if node is not None and node.op_type == "Cast" else value
+    return _original(node.inputs[0]) if node is not None and node.op_type in _RETYPES else value

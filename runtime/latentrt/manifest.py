@@ -62,6 +62,9 @@ class FileRecord(Record, frozen=True, kw_only=True):
 class GateFigure(Record, frozen=True, kw_only=True):
     """How far a graph's output was from the torch module's, on one set of inputs.
 
+    Of a denoiser's `timestep`, `prompt` and `loop` it says how far the three together were from the whole graph, on
+    that one's inputs, and of `shallow` how far it was from `loop` with the features of the same step.
+
     `measure` is `relative` (largest absolute difference over the reference's largest absolute value), `absolute`
     (largest absolute difference) or `levels` (largest difference of uint8 pixels).
     """

@@ -17,6 +17,7 @@ import pytest
 from latentrt import cli
 from latentrt.bundle import Bundle
 from latentrt.errors import ExportError, GateError
+from latentrt_export.worker import Division
 from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.skeleton import write_skeleton
 from tests.export.test_workers import without
@@ -57,6 +58,48 @@ def test_options_reach_the_exporter(model: Path, tmp_path: Path, worker: FakeWor
     assert call(model, tmp_path / "bundle", *options) == 0
     assert {(job.precision, job.variant) for job in worker.jobs[:-1]} == {("float16", "fp16")}
     assert worker.jobs[-1].checkpoint == str(other)
+
+
+@pytest.mark.parametrize(
+    ("options", "division"),
+    [
+        ([], Division(deep_cache=None)),
+        (["--deep-cache", "0"], Division(deep_cache=0)),
+        (["--deep-cache", "11"], Division(deep_cache=11)),
+        (["--no-parts"], None),
+    ],
+)
+def test_how_the_denoiser_is_divided(
+    model: Path, tmp_path: Path, worker: FakeWorker, options: list[str], division: Division | None
+) -> None:
+    assert call(model, tmp_path / "bundle", *options) == 0
+    assert {job.submodule: job.division for job in worker.jobs}["unet"] == division
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--deep-cache", "0", "--no-parts"], "found --deep-cache with --no-parts"),
+        (
+            ["--deep-cache", "12"],
+            "found the DeepCache branch 12, expected one of this denoiser's, 0 (the shallowest) to 11",
+        ),
+        (["--deep-cache", "-1"], "found the DeepCache branch -1"),
+        (["--deep-cache", "deep"], "'deep' is not a valid integer"),
+    ],
+)
+def test_a_division_that_cannot_be_costs_no_time(
+    model: Path,
+    tmp_path: Path,
+    worker: FakeWorker,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+) -> None:
+    assert call(model, tmp_path / "bundle", *options) == 2
+    assert words in capsys.readouterr().err
+    assert worker.jobs == []
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_warnings_are_shown(tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]) -> None:

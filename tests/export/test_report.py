@@ -42,6 +42,8 @@ def test_the_table_has_a_line_per_graph(request: pytest.FixtureRequest, family: 
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["component", "graph", "nodes", "weights", "size", "memory", "gate"]
     graphs = sum(len(component.graphs) for component in manifest.components.values())
+    parts = manifest.components["unet"].parts
+    graphs += sum(len(part.graphs) for part in parts.values())
     end = next(index for index, line in enumerate(lines) if line.startswith("memory:"))
     rows = lines[2:end]
     assert len(rows) == graphs
@@ -50,6 +52,9 @@ def test_the_table_has_a_line_per_graph(request: pytest.FixtureRequest, family: 
         assert str(next(iter(component.graphs.values())).nodes) in row.split()
         assert " ≤ " in row
         assert "GiB" in row
+    for part_name, part in parts.items():
+        row = next(row for row in rows if row.startswith(f"  {part_name} "))
+        assert row.split()[1:3] == [next(iter(part.graphs)), str(next(iter(part.graphs.values())).nodes)]
     assert "…" not in "".join(lines)
 
 

@@ -61,6 +61,25 @@ def test_a_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "64 × 64, 50 steps, guidance scale 7.5" in out
 
 
+def test_a_bundle_with_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = [{"name": f"blocks.{n}.keys", "dtype": "float32", "shape": ["batch", 4, "tokens"]} for n in range(7)]
+    gate = {"output": "out", "shapes": {"in": [1, 4]}, "measure": "relative", "figure": 3e-7, "bound": 1e-5}
+    graph = {"file": "unet/model.onnx", "opset": 21, "nodes": 2345, "gate": [gate]}
+
+    def divide(tree: dict[str, Any]) -> None:
+        unet = tree["components"]["unet"]
+        prompt = {"inputs": unet["inputs"], "outputs": keys, "graphs": {"float32": graph}}
+        unet["parts"] = {"prompt": prompt, "loop": {**prompt, "inputs": keys[:1], "outputs": unet["outputs"]}}
+
+    edit_manifest(folder, divide)
+    assert run("inspect", folder) == 0
+    out = capsys.readouterr().out
+    for shown in ("  prompt ", "  loop ", "2,345", "3e-07 relative of 1e-05 (out)"):
+        assert shown in out
+    assert "7 × keys, the first is blocks.0.keys float32[batch, 4, tokens]" in out
+    assert "  blocks.0.keys float32[batch, 4, tokens]" in out, "one is shown as it is"
+
+
 def test_a_manifest_stands_for_its_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", folder / "bundle.json") == 0
     assert Bundle.open(folder).digest in capsys.readouterr().out

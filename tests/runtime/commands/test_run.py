@@ -225,5 +225,4 @@ def test_a_precision_is_a_cpus(sd1: Exported, tmp_path: Path) -> None:
     assert_refused(latentrt(*call, "--precision", "float8"), 2, "expected one of float32, bfloat16, int8")
     assert_refused(latentrt(*call, "--device", "cpu", "--precision", "bfloat16"), 7, "OpenVINO does: --device openvino")
     assert_refused(latentrt(*call, "--precision", "int8"), 7, "for a bundle of float32; export it in int8")
-    assert_refused(latentrt(*call, "--deep-cache", "3"), 2, "has no shallow part; export it with one")
     assert not (tmp_path / "out.png").exists()

@@ -1,0 +1,185 @@
+"""What leaves the denoiser's loop when it is divided, and what that is worth on a CPU?
+
+    .venv/bin/python -m benchmarks.parts scratch/full/float16/unet --graph float32 --times
+
+Prints each part's share of the whole graph's operations (products, at 512 × 512 by default) and of its weights; with
+`--times`, the seconds that the whole graph and each part take on ONNX Runtime and on OpenVINO, by turns, medians, and
+in parentheses the processors' seconds, which tell more where the machine is not alone. Needs the extra `openvino`,
+which also tells the sizes inside the graphs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnx
+import openvino
+from numpy.typing import NDArray
+
+ORDER = ["timestep", "prompt", "model", "loop", "shallow"]  # each needs what those before it make
+TOKENS = 77
+Feeds = Mapping[str, NDArray[np.float32]]
+Run = Callable[[Feeds], dict[str, NDArray[np.float32]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the denoiser's folder in a bundle that has its parts")
+    parser.add_argument("--graph", default="float32", help="which precision's graphs")
+    parser.add_argument("--side", type=int, default=64, help="of the latents")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--times", action="store_true", help="measure as well")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each graph is opened")
+    parser.add_argument("--repeats", type=int, default=3, help="how often it is run each time")
+    parser.add_argument("--on", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
+    parser.add_argument("--output", type=Path, help="a JSON report")
+    arguments = parser.parse_args()
+    graphs = graph_files(arguments.folder, arguments.graph)
+    report: dict[str, Any] = {"shares": shares(graphs, arguments.batch, arguments.side)}
+    print(table(report["shares"]), flush=True)
+    for name in arguments.on if arguments.times else ():
+        seconds = measure(graphs, BACKENDS[name], arguments)
+        report.setdefault("seconds", {})[name] = seconds
+        print(name + "".join(f", {part} {wall:.3f} s ({cpu:.3f})" for part, (wall, cpu) in seconds.items()), flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def graph_files(folder: Path, precision: str) -> dict[str, Path]:
+    """The whole graph and its parts, those that there are."""
+    suffix = f".{precision}.onnx" if (folder / f"model.{precision}.onnx").exists() else ".onnx"
+    files = {name: folder / f"{name}{suffix}" for name in ORDER}
+    return {name: file for name, file in files.items() if file.exists()}
+
+
+def shares(graphs: Mapping[str, Path], batch: int, side: int) -> dict[str, dict[str, int]]:
+    """Of each graph, the floating-point operations of its products and the bytes of its weights."""
+    return {
+        name: {"operations": operations(read(file, batch, side)), "weight_bytes": weight_bytes(file)}
+        for name, file in graphs.items()
+    }
+
+
+def table(found: Mapping[str, Mapping[str, int]]) -> str:
+    """The shares as lines: absolute figures, and what they are of the whole."""
+    whole = found["model"]
+    lines = [f"{'':<10}{'operations':>22}{'weights':>22}"]
+    for name, figures in found.items():
+        operation, weight = (figures[key] / whole[key] for key in ("operations", "weight_bytes"))
+        work, size = figures["operations"] / 1e9, figures["weight_bytes"] / 1e6
+        lines.append(f"{name:<10}{work:>11.2f} G {operation:>8.2%}{size:>11.1f} MB{weight:>8.2%}")
+    return "\n".join(lines)
+
+
+def read(file: Path, batch: int, side: int) -> Any:
+    """A graph with every size settled."""
+    model = openvino.Core().read_model(file)
+    sizes = {"batch": batch, "height": side, "width": side, "tokens": TOKENS, "deep_height": side, "deep_width": side}
+    described = onnx.load(file, load_external_data=False).graph.input
+    model.reshape(
+        {
+            value.name: [axis.dim_value or sizes[axis.dim_param] for axis in value.type.tensor_type.shape.dim]
+            for value in described
+        }
+    )
+    return model
+
+
+def operations(model: Any) -> int:
+    """Two for each multiplication of a product or a convolution: a multiplication and an addition."""
+    count = 0
+    for node in model.get_ops():
+        kind = node.get_type_name()
+        if kind == "MatMul":
+            transposed = node.get_attributes()["transpose_a"]
+            count += 2 * math.prod(node.output(0).shape) * node.input_value(0).shape[-2 if transposed else -1]
+        elif kind == "Convolution":
+            count += 2 * math.prod(node.output(0).shape) * math.prod([*node.input_value(1).shape][1:])
+    return count
+
+
+def weight_bytes(file: Path) -> int:
+    """The weights that a graph refers to, as they are stored."""
+    return sum(
+        int(next(entry.value for entry in tensor.external_data if entry.key == "length"))
+        for tensor in onnx.load(file, load_external_data=False).graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    )
+
+
+def on_onnxruntime(file: Path, arguments: argparse.Namespace) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = arguments.threads, 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    inputs, outputs = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
+    return lambda feeds: dict(zip(outputs, session.run(outputs, {name: feeds[name] for name in inputs}), strict=True))
+
+
+def on_openvino(precision: str) -> Callable[[Path, argparse.Namespace], Run]:
+    def opened(file: Path, arguments: argparse.Namespace) -> Run:
+        hints = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": arguments.threads,
+        }
+        compiled = openvino.Core().compile_model(read(file, arguments.batch, arguments.side), "CPU", hints)
+        request = compiled.create_infer_request()
+        inputs = [value.any_name for value in compiled.inputs]
+        outputs = [value.any_name for value in compiled.outputs]
+
+        def run(feeds: Feeds) -> dict[str, NDArray[np.float32]]:
+            request.infer({name: feeds[name] for name in inputs}, share_inputs=True)
+            return {name: request.get_tensor(name).data.copy() for name in outputs}
+
+        return run
+
+    return opened
+
+
+BACKENDS = {"onnxruntime": on_onnxruntime, "openvino-f32": on_openvino("f32"), "openvino-bf16": on_openvino("bf16")}
+
+
+def measure(
+    graphs: Mapping[str, Path], opened: Callable[[Path, argparse.Namespace], Run], arguments: argparse.Namespace
+) -> dict[str, tuple[float, float]]:
+    """Median seconds of each graph, by the clock and of the processors, over rounds in which each has its turn.
+
+    One is open at a time, for its memory.
+    """
+    values = inputs_of(graphs["model"], arguments)
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in graphs}
+    for _ in range(arguments.rounds):
+        for name, seconds in taken.items():
+            run = opened(graphs[name], arguments)
+            values.update(run(values))
+            seconds += [timed(run, values) for _ in range(arguments.repeats)]
+            del run
+    return {name: (median(wall for wall, _ in each), median(cpu for _, cpu in each)) for name, each in taken.items()}
+
+
+def inputs_of(file: Path, arguments: argparse.Namespace) -> dict[str, NDArray[np.float32]]:
+    """Noise: how long a graph takes does not depend on the values."""
+    rng = np.random.default_rng(0)
+    model = read(file, arguments.batch, arguments.side)
+    return {value.any_name: rng.standard_normal([*value.shape]).astype(np.float32) for value in model.inputs}
+
+
+def timed(run: Run, values: Feeds) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    run(values)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The parts of a bundle: their files and records, and the gate that a defect in one of them does not pass."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from latentrt.bundle import Bundle
+from latentrt.errors import ExportError, GateError, RequestError
+from latentrt.manifest import Component, GraphRecord, PartName, Precision
+from latentrt_export import division
+from latentrt_export import parts as module
+from latentrt_export.graph import OPSET
+from latentrt_export.onnxruntime_cpu import Graph
+from latentrt_export.parts import PartsMaker, Run
+from latentrt_export.submodule import Case
+from latentrt_export.unet import UNet
+from tests.export.divided import feeds_of
+from tests.exported import Exported
+
+Models = dict[PartName, ir.Model]
+
+
+# What a bundle says of its parts
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    exported: Exported = request.getfixturevalue(request.param)
+    return Bundle.open(exported.bundle)
+
+
+@pytest.fixture(scope="module")
+def unet(bundle: Bundle) -> Component:
+    return bundle.manifest.components["unet"]
+
+
+def test_the_denoiser_has_parts_in_every_precision(bundle: Bundle, unet: Component) -> None:
+    shallow = {"shallow"} if bundle.manifest.precision == "float32" else set()  # as the fixtures were exported
+    assert set(unet.parts) == {"timestep", "prompt", "loop"} | shallow
+    for name, part in unet.parts.items():
+        assert set(part.graphs) == set(unet.graphs)
+        for precision, graph in part.graphs.items():
+            assert graph.file == unet.graphs[precision].file.replace("model", name)
+            assert bundle.component_files("unet", precision, name) == (graph.file, "unet/model.safetensors")
+    assert all(not component.parts for name, component in bundle.manifest.components.items() if name != "unet")
+
+
+def test_records_are_true_of_the_files(bundle: Bundle, unet: Component) -> None:
+    for part in unet.parts.values():
+        for precision, record in part.graphs.items():
+            path = bundle.path(record.file)
+            onnx.checker.check_model(str(path), full_check=True)
+            model = onnx.load(path, load_external_data=False)
+            assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)]
+            assert (record.opset, record.nodes) == (OPSET, len(model.graph.node))
+            assert len({node.name for node in model.graph.node}) == record.nodes
+            for values, specs in ((model.graph.input, part.inputs), (model.graph.output, part.outputs)):
+                assert [_described(value) for value in values] == [(spec.name, spec.shape) for spec in specs]
+            whole = set(unet.graphs[precision].float32_nodes)
+            assert record.float32_nodes == tuple(node.name for node in model.graph.node if node.name in whole)
+
+
+def _described(value: onnx.ValueInfoProto) -> tuple[str, tuple[int | str, ...]]:
+    tensor = value.type.tensor_type
+    assert tensor.elem_type == onnx.TensorProto.FLOAT
+    return value.name, tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
+
+
+def test_weights_stay_in_the_components_file(bundle: Bundle, unet: Component) -> None:
+    for part in unet.parts.values():
+        for record in part.graphs.values():
+            model = onnx.load(bundle.path(record.file), load_external_data=False)
+            outside = [tensor for tensor in model.graph.initializer if tensor.data_location]
+            assert {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"} == {
+                "model.safetensors"
+            }
+            assert all(tensor.name.endswith((".weight", ".bias")) for tensor in outside)
+            assert bundle.path(record.file).stat().st_size < 1024 * record.nodes
+
+
+def test_every_half_node_that_was_kept_is_kept_in_a_part(bundle: Bundle, unet: Component) -> None:
+    for precision, record in unet.graphs.items():
+        kept = {node for part in unet.parts.values() for node in part.graphs[precision].float32_nodes}
+        assert kept == set(record.float32_nodes)
+
+
+def test_figures_are_of_all_sizes_and_within_their_bounds(unet: Component) -> None:
+    for name, part in unet.parts.items():
+        for precision, record in part.graphs.items():
+            shapes = [figure.shapes for figure in record.gate]
+            assert shapes == [figure.shapes for figure in unet.graphs[precision].gate]
+            for figure in record.gate:
+                assert (figure.output, figure.measure) == ("noise_pred", "relative")
+                assert 0 <= figure.figure <= figure.bound == module._BOUNDS[precision]
+            if name == "shallow":
+                # Not a bit: the loop's own nodes on the loop's own values.
+                assert {figure.figure for figure in record.gate} == {0.0}
+
+
+# The gate
+
+
+def make(
+    model: ir.Model, weights: Path, folder: Path, *, precision: Precision = "float32", deep_cache: int | None = None
+) -> PartsMaker:
+    shutil.copy(weights, folder / "model.safetensors")
+    file = "model.onnx" if precision == "float16" else "model.float32.onnx"
+    ir.save(model, folder / file)
+    feeds = feeds_of(model, Case(batch=2, height=5, width=6))
+    runs = [Run(feeds, Graph(folder / file).run(feeds))]
+    phases: list[str] = []
+    maker = PartsMaker(alone=UNet.alone, deep_cache=deep_cache, folder=folder, prefix="unet/", phase=phases.append)
+    record = GraphRecord(file=f"unet/{file}", opset=OPSET, nodes=len(model.graph), float32_nodes=("conv_in/Conv",))
+    maker.make(model, record, precision, runs)
+    assert phases == [f"checking the parts of the {precision} graph"]
+    return maker
+
+
+def test_a_graph_is_divided_beside_itself(sd1: Exported, tmp_path: Path) -> None:
+    folder = sd1.bundle / "unet"
+    maker = make(ir.load(folder / "model.onnx"), folder / "model.safetensors", tmp_path, deep_cache=3)
+    assert set(maker.parts) == {"timestep", "prompt", "loop", "shallow"}
+    for name, part in maker.parts.items():
+        record = part.graphs["float32"]
+        assert record.file == f"unet/{name}.float32.onnx"
+        assert (tmp_path / f"{name}.float32.onnx").exists()
+        assert record.float32_nodes == (("conv_in/Conv",) if name in ("loop", "shallow") else ())
+    assert [spec.name for spec in maker.parts["loop"].outputs] == ["noise_pred", "deep_features"]
+
+
+def other_weight(parts: Models) -> None:
+    """One matrix of keys in place of another of the same shape."""
+    weights = parts["prompt"].graph.initializers
+    one, two = (
+        weights[f"up_blocks.{block}.attn2.to_k.weight"]
+        for block in ("1.attentions.0.transformer_blocks.0", "1.attentions.1.transformer_blocks.0")
+    )
+    one.const_value, two.const_value = two.const_value, one.const_value
+
+
+def swapped_names(parts: Models) -> None:
+    """Two values under each other's name."""
+    one, two = (value for value in parts["timestep"].graph.outputs if str(value.name).startswith("mid_block"))
+    one.name, two.name = two.name, one.name
+
+
+def not_finite(parts: Models) -> None:
+    bias = parts["timestep"].graph.initializers["time_embedding.linear_2.bias"]
+    bias.const_value = ir.tensor(np.full(bias.const_value.shape.numpy(), np.nan, np.float32), name=bias.name)  # type: ignore[union-attr]
+
+
+def other_features(parts: Models) -> None:
+    """The part for an earlier step's features takes the skip in their place."""
+    graph = parts["shallow"].graph
+    features = next(value for value in graph.inputs if value.name == "deep_features")
+    (join,) = features.consumers()
+    ir.convenience.replace_all_uses_with(features, join.inputs[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (other_weight, r"the float32 graph and its parts together: noise_pred is .* \(relative\) from its own"),
+        (swapped_names, "the float32 graph and its parts together: noise_pred is"),
+        (not_finite, "noise_pred has values that are not finite"),
+        (other_features, "the float32 graph and its shallow part: noise_pred is"),
+    ],
+)
+def test_a_defect_in_a_part_is_caught(
+    sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Models], None], words: str
+) -> None:
+    def spoilt(*arguments: object) -> Models:
+        parts = division.divide(*arguments)  # type: ignore[arg-type]
+        spoil(parts)
+        return parts
+
+    monkeypatch.setattr(module, "divide", spoilt)
+    folder = sd1.bundle / "unet"
+    with pytest.raises(GateError, match=words) as miss:
+        make(ir.load(folder / "model.onnx"), folder / "model.safetensors", tmp_path, deep_cache=0)
+    assert "for inputs of shape {'sample': (2, 4, 5, 6)" in str(miss.value)
+    assert "--no-parts leaves the parts out" in str(miss.value)
+
+
+def test_precisions_have_one_signature(sd2: Exported, tmp_path: Path) -> None:
+    folder = sd2.bundle / "unet"
+    half, single = ir.load(folder / "model.onnx"), ir.load(folder / "model.float32.onnx")
+    maker = make(single, folder / "model.safetensors", tmp_path)
+    for node in half.graph:
+        node.name = str(node.name).replace("mid_block", "middle")
+    for value in [*half.graph.initializers.values()]:
+        value.name = str(value.name).replace("mid_block", "middle")
+    record = GraphRecord(file="unet/model.onnx", opset=OPSET, nodes=len(half.graph))
+    with pytest.raises(
+        ExportError, match=r"unet/timestep\.onnx has another signature than unet/timestep\.float32\.onnx"
+    ):
+        maker.make(half, record, "float16", [])
+
+
+def test_a_branch_that_there_is_not_is_refused(sd1: Exported, tmp_path: Path) -> None:
+    folder = sd1.bundle / "unet"
+    with pytest.raises(RequestError, match="branch 6"):
+        make(ir.load(folder / "model.onnx"), folder / "model.safetensors", tmp_path, deep_cache=6)
