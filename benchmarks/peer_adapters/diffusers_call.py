@@ -1,0 +1,74 @@
+"""Pipelines that are called as diffusers' StableDiffusionPipeline is: its own, and Optimum's of both kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.peer_adapters.protocol import Drawn, Job, latents_bytes
+
+__all__ = ["DiffusersPipeline"]
+
+
+class DiffusersPipeline:
+    """Such a pipeline, made ready.
+
+    Args:
+        pipeline: without a safety checker.
+        dtype: torch's, of what the pipeline is fed.
+    """
+
+    def __init__(self, pipeline: Any, job: Job, dtype: Any) -> None:
+        import torch
+        from diffusers import EulerDiscreteScheduler
+
+        pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="linspace")
+        pipeline.set_progress_bar_config(disable=True)
+        self.pipeline, self.job, self.dtype = pipeline, job, dtype
+        noise = torch.frombuffer(bytearray(latents_bytes(job)), dtype=torch.float32)
+        self.latents = noise.reshape(1, 4, job.side // 8, job.side // 8).to(dtype)
+
+    def draw(self, step_ended: Callable[[], None]) -> Drawn:
+        def ended(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            step_ended()
+            return {}
+
+        job = self.job
+        image = self.pipeline(
+            job.prompt,
+            height=job.side,
+            width=job.side,
+            num_inference_steps=job.steps,
+            guidance_scale=job.guidance_scale,
+            latents=self.latents.clone(),
+            callback_on_step_end=ended,
+        ).images[0]
+        return Drawn(image.tobytes())
+
+    def submodules(self) -> Mapping[str, Callable[[], object]]:
+        import torch
+
+        pipeline, latents = self.pipeline, self.latents
+        generator = torch.Generator("cpu").manual_seed(self.job.seed)
+        width = pipeline.unet.config.cross_attention_dim
+        embeddings = torch.randn(2, 77, width, generator=generator).to(self.dtype)
+        pair, timestep = torch.cat([latents, latents]), torch.tensor(500)
+
+        def decode() -> object:
+            decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+            return pipeline.image_processor.postprocess(decoded, output_type="pil")
+
+        runs: dict[str, Callable[[], object]] = {
+            "text_encoder": lambda: pipeline.encode_prompt(self.job.prompt, "cpu", 1, True, ""),
+            "unet": lambda: pipeline.unet(pair, timestep, encoder_hidden_states=embeddings, return_dict=False),
+            "vae_decoder": decode,
+        }
+        return {name: _without_gradients(run) for name, run in runs.items()}
+
+
+def _without_gradients(run: Callable[[], object]) -> Callable[[], object]:
+    import torch
+
+    # Not inference mode: pipelines use this, and a compiled module would be compiled anew for another.
+    no_grad: Callable[[Callable[[], object]], Callable[[], object]] = torch.no_grad()
+    return no_grad(run)

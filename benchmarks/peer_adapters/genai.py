@@ -1,0 +1,120 @@
+"""OpenVINO GenAI."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, latents_bytes, serve
+
+
+class GenAI:
+    """Its pipeline, with static shapes, as its documentation advises. Options: `hint`, the type that it computes in."""
+
+    def __init__(self, job: Job) -> None:
+        import openvino_genai
+
+        self.job = job
+        self.properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": job.options["hint"],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": job.threads,
+        }
+        self.pipeline: Any = openvino_genai.Text2ImagePipeline(job.model)
+        self.pipeline.set_scheduler(_euler(Path(job.model)))
+        self.pipeline.reshape(1, job.side, job.side, job.guidance_scale)
+        self.pipeline.compile("CPU", **self.properties)
+        self.latents = self._tensor()
+
+    def _tensor(self) -> Any:
+        """The noise, as OpenVINO's tensor."""
+        import numpy as np
+        import openvino
+
+        side = self.job.side // 8
+        noise = np.frombuffer(latents_bytes(self.job), np.float32).reshape(1, 4, side, side)
+        return openvino.Tensor(noise.copy())
+
+    def draw(self, step_ended: Callable[[], None]) -> Drawn:
+        def ended(step: int, steps: int, latents: Any) -> bool:
+            step_ended()
+            return False
+
+        tensor = self.pipeline.generate(
+            self.job.prompt,
+            negative_prompt="",
+            height=self.job.side,
+            width=self.job.side,
+            num_inference_steps=self.job.steps,
+            guidance_scale=self.job.guidance_scale,
+            generator=_given(self.latents),
+            callback=ended,
+        )
+        return Drawn(tensor.data.tobytes())
+
+    def submodules(self) -> Mapping[str, Callable[[], object]]:
+        import numpy as np
+        import openvino
+        import openvino_genai
+
+        self.pipeline = None  # two copies of the weights are more than a small machine has
+        gc.collect()
+        model, side = Path(self.job.model), self.job.side
+        text = openvino_genai.CLIPTextModel(model / "text_encoder")
+        unet = openvino_genai.UNet2DConditionModel(model / "unet")
+        vae = openvino_genai.AutoencoderKL(model / "vae_decoder")
+        text.reshape(2)
+        unet.reshape(2, side, side, 77)
+        vae.reshape(1, side, side)
+        for part in (text, unet, vae):
+            part.compile("CPU", **self.properties)
+        states = text.infer(self.job.prompt, "", True)
+        unet.set_hidden_states("encoder_hidden_states", states)
+        pair = openvino.Tensor(np.concatenate([self.latents.data] * 2))
+        timestep = openvino.Tensor(np.array(500, np.int64))
+        return {
+            "text_encoder": lambda: text.infer(self.job.prompt, "", True),
+            "unet": lambda: unet.infer(pair, timestep),
+            "vae_decoder": lambda: vae.decode(self.latents),
+        }
+
+
+def _euler(model: Path) -> Any:
+    import openvino_genai
+
+    config = json.loads((model / "scheduler/scheduler_config.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scheduler_config.json"
+        path.write_text(json.dumps({**config, "timestep_spacing": "linspace"}))
+        return openvino_genai.Scheduler.from_config(path, openvino_genai.Scheduler.Type.EULER_DISCRETE)
+
+
+def _given(latents: Any) -> Any:
+    """A generator that gives the noise that every peer is given."""
+    import openvino_genai
+
+    class Given(openvino_genai.Generator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def next(self) -> float:
+            raise AssertionError("noise is asked for as a tensor")
+
+        def randn_tensor(self, shape: Any) -> Any:
+            assert list(shape) == list(latents.shape), f"found the shape {shape}"
+            return latents
+
+    return Given()
+
+
+def load(job: Job) -> Peer:
+    """The pipeline, compiled."""
+    return GenAI(job)
+
+
+if __name__ == "__main__":
+    serve(load)

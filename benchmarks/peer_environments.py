@@ -1,0 +1,153 @@
+"""What does each program need to be installed, how large is that, and how long does importing it take?
+
+An environment is a virtual environment of its own, as the programs' requirements exclude each other. It is made once
+and used again as long as what is written here (and, for ours, the source) stays what it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.startup import installed_bytes, median
+
+__all__ = ["ENVIRONMENTS", "Environment", "UnavailableError", "described", "last_words", "made"]
+
+ROOT = Path(__file__).parent.parent
+_TORCH = "torch==2.13.0"  # any other may bring gigabytes of CUDA
+_CONSTRAINED = ("-c", str(ROOT / "constraints.txt"))
+
+
+class UnavailableError(Exception):
+    """An environment or a model cannot be had; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What is installed.
+
+    Attributes:
+        installs: what pip is told, one call after the other.
+        imports: what a program that draws with it imports.
+        variables: of the installation. ours: whether it holds latentrt's source.
+    """
+
+    installs: tuple[tuple[str, ...], ...]
+    imports: str
+    variables: dict[str, str] = field(default_factory=dict)
+    ours: bool = False
+
+
+ENVIRONMENTS = {
+    "torch": Environment(
+        installs=((*_CONSTRAINED, _TORCH, "diffusers", "transformers", "accelerate"),),
+        imports="import torch; from diffusers import StableDiffusionPipeline, EulerDiscreteScheduler",
+    ),
+    # transformers below 4.58 takes a hub below 1, and diffusers 0.39 is the last that does as well.
+    "optimum-onnx": Environment(
+        installs=((_TORCH, "optimum-onnx[onnxruntime]==0.1.0", "diffusers==0.39.0", "accelerate==1.15.0"),),
+        imports="from optimum.onnxruntime import ORTStableDiffusionPipeline",
+    ),
+    # It asks for torchvision as well, which it does without.
+    "optimum-intel": Environment(
+        installs=(
+            (
+                *(_TORCH, "optimum==2.3.0", "transformers>=4.51,<5.6", "huggingface-hub<1.22", "nncf>=3.3"),
+                *("openvino==2026.4.1", "openvino-tokenizers==2026.4.1.0", "requests>=2.33,<3", "setuptools"),
+                *("diffusers==0.39.0", "accelerate==1.15.0"),
+            ),
+            ("--no-deps", "optimum-intel==2.2.0"),
+        ),
+        imports="from optimum.intel import OVStableDiffusionPipeline",
+    ),
+    "openvino-genai": Environment(
+        installs=(("openvino-genai==2026.4.1.0", "numpy==2.4.6"),),
+        imports="import openvino, openvino_genai",
+    ),
+    # Compiled here, for this machine; with llamafile's products, which are off by default and faster. pip would take a
+    # wheel that it had compiled before, with whatever options.
+    "stable-diffusion.cpp": Environment(
+        installs=(("--no-cache-dir", "stable-diffusion-cpp-python==0.4.7"),),
+        imports="from stable_diffusion_cpp import StableDiffusion",
+        variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_LLAMAFILE=ON"},
+    ),
+    "latentrt-cpu": Environment(
+        installs=((*_CONSTRAINED, f"{ROOT}[cpu]"),),
+        imports="import latentrt.pipeline, latentrt.backends.onnxruntime, onnxruntime",
+        ours=True,
+    ),
+    "latentrt-openvino": Environment(
+        installs=((*_CONSTRAINED, f"{ROOT}[openvino]"),),
+        imports="import latentrt.pipeline, openvino",
+        ours=True,
+    ),
+}
+
+
+def made(name: str, folder: Path) -> Path:
+    """The environment's Python; it is made if it is not there.
+
+    Args:
+        folder: of all environments.
+
+    Raises:
+        UnavailableError: pip failed; what it said last.
+    """
+    environment, place = ENVIRONMENTS[name], folder / name
+    ready, python, identity = place / ".ready", place / "bin/python", _identity(environment)
+    if ready.exists() and ready.read_text() == identity:
+        return python
+    print(f"installing {name}", file=sys.stderr, flush=True)
+    shutil.rmtree(place, ignore_errors=True)
+    venv.create(place, with_pip=True)
+    for arguments in environment.installs:
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+        done = subprocess.run(
+            command, env={**os.environ, **environment.variables}, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise UnavailableError(f"the environment {name} could not be installed: {last_words(done.stderr)}")
+    ready.write_text(identity)
+    return python
+
+
+def _identity(environment: Environment) -> str:
+    """What an environment was made of."""
+    said: list[Any] = [sys.version, environment.installs, environment.variables]
+    if environment.ours:
+        digest = hashlib.sha256()
+        for path in sorted([ROOT / "pyproject.toml", *(ROOT / "runtime").rglob("*.py")]):
+            digest.update(path.read_bytes())
+        said.append(digest.hexdigest())
+    return json.dumps(said)
+
+
+def last_words(said: str, count: int = 300) -> str:
+    """The last line of what a program said before it failed, without the paths of this machine."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return (lines[-1] if lines else "nothing was said")[:count].replace(str(ROOT), ".")
+
+
+def described(name: str, python: Path) -> dict[str, Any]:
+    """Its size without byte code and pip, its packages, and the median time that its imports take in a fresh
+    process."""
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--disable-pip-version-check", "--format", "json"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    packages = {each["name"]: each["version"] for each in json.loads(listed.stdout)}
+    return {
+        "installed_mb_without_byte_code": round(installed_bytes(python.parent.parent) / 1e6, 1),
+        "import_s": median([python, "-P", "-c", ENVIRONMENTS[name].imports]),
+        "packages": {each: version for each, version in packages.items() if each not in ("pip", "setuptools")},
+    }

@@ -1,0 +1,102 @@
+"""How is a program measured from outside, in a process of its own?"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.peer_adapters.protocol import Job
+from benchmarks.peer_environments import UnavailableError, last_words
+
+__all__ = ["measured"]
+
+ROOT = Path(__file__).parent.parent
+_SAMPLED_S = 0.05
+# Nothing is looked for on a network, and nothing is told anybody.
+_QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+
+
+def measured(
+    python: Path, adapter: str, job: Job, *, variables: dict[str, str], folder: Path, timeout_s: float
+) -> dict[str, Any]:
+    """What an adapter measured, and the largest anonymous memory that its process was seen with while it drew.
+
+    Args:
+        python: of its environment. variables: of its process, beside those that every process is given.
+        folder: where the process stands, and keeps what it compiles.
+
+    Raises:
+        UnavailableError: it failed, or took longer than it may.
+    """
+    command = [str(python), "-P", "-m", f"benchmarks.peer_adapters.{adapter}"]
+    # Read again by whoever reads this once more: a process that others start has their OMP_NUM_THREADS.
+    threads = {name: str(job.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "LATENTRT_CACHE": str(folder / "latentrt")}
+    environment = {**os.environ, **_QUIET, **threads, **caches, "PYTHONPATH": str(ROOT), **variables}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        with process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(asdict(job) | {"began": time.monotonic()}) + "\n")
+            process.stdin.close()
+            lines: queue.Queue[str] = queue.Queue()
+            reader = threading.Thread(target=_read, args=(process.stdout, lines))
+            reader.start()
+            try:
+                found = _watched(process.pid, lines, time.monotonic() + timeout_s)
+            finally:
+                process.kill()
+                reader.join()
+        log.seek(0)
+        if len(found) < 2:
+            raise UnavailableError(last_words(log.read()) if found != ["late"] else f"took longer than {timeout_s:g} s")
+    pictures, apart = found
+    within = pictures.pop("submodules", {})
+    return {**pictures, "submodules": {**within, **apart["submodules"]}}
+
+
+def _watched(pid: int, lines: queue.Queue[str], deadline: float) -> list[Any]:
+    """The process' messages; the first with the largest anonymous memory until then. ["late"] past the deadline."""
+    messages: list[Any] = []
+    largest = 0
+    while time.monotonic() < deadline:
+        if not messages:
+            largest = max(largest, _anonymous_bytes(pid))
+        try:
+            line = lines.get(timeout=_SAMPLED_S)
+        except queue.Empty:
+            continue
+        if not line:
+            return messages
+        messages.append(json.loads(line))
+        if len(messages) == 1:
+            messages[0]["peak_anonymous_bytes"] = largest
+    return ["late"]
+
+
+def _read(stdout: IO[str], lines: queue.Queue[str]) -> None:
+    """An empty line is its end."""
+    for line in stdout:
+        lines.put(line)
+    lines.put("")
+
+
+def _anonymous_bytes(pid: int) -> int:
+    """Resident memory that no file stands behind, which cannot be taken back; 0 once the process is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    kinds = [line.split() for line in status.splitlines() if line.startswith(("RssAnon:", "RssShmem:"))]
+    return sum(int(kind[1]) * 1024 for kind in kinds)
