@@ -25,19 +25,20 @@ _QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TE
 
 
 def measured(
-    python: Path, adapter: str, job: Job, *, variables: dict[str, str], folder: Path, timeout_s: float
+    python: Path, module: str, job: Job, *, variables: dict[str, str], folder: Path, timeout_s: float
 ) -> dict[str, Any]:
     """What an adapter measured, and the largest anonymous memory that its process was seen with while it drew.
 
     Args:
-        python: of its environment. variables: of its process, beside those that every process is given.
+        python: of its environment. module: the adapter.
+        variables: of its process, beside those that every process is given.
         folder: where the process stands, and keeps what it compiles.
 
     Raises:
         UnavailableError: it failed, or took longer than it may.
     """
-    command = [str(python), "-P", "-m", f"benchmarks.peer_adapters.{adapter}"]
-    # Read again by whoever reads this once more: a process that others start has their OMP_NUM_THREADS.
+    command = [str(python), "-P", "-m", module]
+    # Whoever starts this may have set fewer for its own sake.
     threads = {name: str(job.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "LATENTRT_CACHE": str(folder / "latentrt")}
     environment = {**os.environ, **_QUIET, **threads, **caches, "PYTHONPATH": str(ROOT), **variables}

@@ -186,7 +186,7 @@ class Bench:
         )
         found = measured(
             python,
-            configuration.adapter,
+            f"benchmarks.peer_adapters.{configuration.adapter}",
             job,
             variables=configuration.variables,
             folder=self.work,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, latents_bytes
+from benchmarks.peer_adapters.protocol import Drawn, Job, noise
 
 __all__ = ["DiffusersPipeline"]
 
@@ -25,8 +25,8 @@ class DiffusersPipeline:
         pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="linspace")
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline, self.job, self.dtype = pipeline, job, dtype
-        noise = torch.frombuffer(bytearray(latents_bytes(job)), dtype=torch.float32)
-        self.latents = noise.reshape(1, 4, job.side // 8, job.side // 8).to(dtype)
+        values, shape = noise(job)
+        self.latents = torch.frombuffer(bytearray(values), dtype=torch.float32).reshape(shape).to(dtype)
 
     def draw(self, step_ended: Callable[[], None]) -> Drawn:
         def ended(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

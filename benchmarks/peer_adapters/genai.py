@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, latents_bytes, serve
+from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, noise, serve
 
 
 class GenAI:
@@ -35,9 +35,8 @@ class GenAI:
         import numpy as np
         import openvino
 
-        side = self.job.side // 8
-        noise = np.frombuffer(latents_bytes(self.job), np.float32).reshape(1, 4, side, side)
-        return openvino.Tensor(noise.copy())
+        values, shape = noise(self.job)
+        return openvino.Tensor(np.frombuffer(values, np.float32).reshape(shape).copy())
 
     def draw(self, step_ended: Callable[[], None]) -> Drawn:
         def ended(step: int, steps: int, latents: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, latents_bytes, serve
+from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, noise, serve
 
 
 class LatentRT:
@@ -16,8 +16,8 @@ class LatentRT:
         from latentrt.pipeline import Pipeline
         from latentrt.request import Request
 
-        side = job.side // 8
-        self.latents = np.frombuffer(latents_bytes(job), np.float32).reshape(1, 4, side, side)
+        values, shape = noise(job)
+        self.latents = np.frombuffer(values, np.float32).reshape(shape)
         self.pipeline = Pipeline.load(job.model, threads=job.threads, **job.options["load"])
         request = Request(
             prompt=job.prompt,

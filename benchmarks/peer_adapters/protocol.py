@@ -7,6 +7,7 @@ job as a line of JSON on standard input and reads two lines from standard output
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Drawn", "Job", "Peer", "latents_bytes", "serve"]
+__all__ = ["Drawn", "Job", "Peer", "noise", "serve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Job:
     Attributes:
         model: where the peer's own form of the checkpoint lies. options: what else its adapter is told.
         side: of the picture, in pixels. seed: whose noise `latents` holds, for a peer that makes its own.
-        latents: a file of float32 [1, 4, side / 8, side / 8], standard normal.
+        latents: a file of float32 [1, 4, height, width], standard normal, as high as wide.
         picture: where the first picture goes, uint8 [side, side, 3].
         pictures: how many are drawn after the first; None draws none at all.
         calls: how often each submodule is run apart, after one call that does not count.
@@ -123,6 +124,8 @@ def _largest_resident_set() -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
-def latents_bytes(job: Job) -> bytes:
-    """The noise that the picture begins with."""
-    return Path(job.latents).read_bytes()
+def noise(job: Job) -> tuple[bytes, tuple[int, int, int, int]]:
+    """What the picture begins with: float32, and its shape."""
+    values = Path(job.latents).read_bytes()
+    side = math.isqrt(len(values) // 16)
+    return values, (1, 4, side, side)

@@ -1,0 +1,243 @@
+"""`python -m benchmarks.peers`: what is measured of a program, what is said of it, and what becomes of one that fails.
+No peer is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from benchmarks import peers
+from benchmarks.peer_adapters.protocol import Job
+from benchmarks.peer_catalogue import CONFIGURATIONS, REFERENCE, selected
+from benchmarks.peer_environments import ENVIRONMENTS, UnavailableError, last_words
+from benchmarks.peer_models import MODELS, converted, file_bytes, plain_checkpoint
+from benchmarks.peer_process import measured
+from latentrt import noise, sample
+
+ROOT = Path(__file__).parent.parent.parent
+FAKE = "tests.runtime.fake_peer"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    (tmp_path / "noise").write_bytes(noise.Generator(0).normal((1, 4, 8, 8)).tobytes())
+    return Job(
+        model="",
+        options={},
+        prompt="a red circle",
+        side=64,
+        steps=3,
+        guidance_scale=7.5,
+        threads=1,
+        seed=0,
+        latents=str(tmp_path / "noise"),
+        picture=str(tmp_path / "picture"),
+        pictures=2,
+        calls=4,
+        began=0.0,
+    )
+
+
+def measure(job: Job, module: str = FAKE, timeout_s: float = 60) -> dict[str, Any]:
+    variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "runtime")])}
+    folder = Path(job.latents).parent
+    return measured(Path(sys.executable), module, job, variables=variables, folder=folder, timeout_s=timeout_s)
+
+
+def test_every_part_of_a_process_is_measured(job: Job) -> None:
+    held = 200 << 20
+    found = measure(replace(job, options={"hold_bytes": held, "wait_s": 0.3}))
+    assert set(found) == {
+        *("load_s", "first_picture_s", "picture_s", "step_s", "submodules"),
+        *("peak_resident_bytes", "peak_anonymous_bytes"),
+    }
+    assert 0.3 < found["load_s"] < found["first_picture_s"] < 60
+    assert len(found["picture_s"]) == 2
+    assert len(found["step_s"]) == 2 * (job.steps - 1)
+    assert min(found["step_s"]) >= 0.001
+    assert list(found["submodules"]) == ["unet"]
+    assert len(found["submodules"]["unet"]) == 4
+    assert min(found["submodules"]["unet"]) >= 0.002
+    # What it holds is anonymous, and a Python and its libraries are beside it.
+    assert held < found["peak_anonymous_bytes"] < found["peak_resident_bytes"] < held + (200 << 20)
+    assert Path(job.picture).stat().st_size == 64 * 64 * 3
+
+
+def test_submodules_alone_and_those_that_only_the_peer_can_time(job: Job) -> None:
+    assert set(measure(replace(job, pictures=None))) == {
+        *("load_s", "submodules", "peak_resident_bytes", "peak_anonymous_bytes"),
+    }
+    assert not Path(job.picture).exists()
+    assert measure(replace(job, options={"knows": True}))["submodules"] == {"vae_decoder": [0.5, 0.5]}
+    first_only = measure(replace(job, options={"knows": True}, pictures=0, calls=0))
+    assert first_only["submodules"] == {"vae_decoder": [0.5]}
+    assert first_only["picture_s"] == first_only["step_s"] == []
+
+
+def test_a_process_that_fails_says_why(job: Job) -> None:
+    with pytest.raises(UnavailableError, match=r"^RuntimeError: found no such precision$"):
+        measure(replace(job, options={"fail": "found no such precision"}))
+    with pytest.raises(UnavailableError, match=r"No module named benchmarks\.nowhere"):
+        measure(job, "benchmarks.nowhere")
+    with pytest.raises(UnavailableError, match=r"took longer than 0\.5 s"):
+        measure(replace(job, options={"wait_s": 60}), timeout_s=0.5)
+
+
+def test_our_adapter_draws_what_our_pipeline_draws(job: Job, tmp_path: Path) -> None:
+    from latentrt.pipeline import Pipeline
+
+    latents = noise.Generator(0).normal((1, 4, 16, 16))
+    (tmp_path / "noise").write_bytes(latents.tobytes())
+    asked = replace(job, model=str(sample.bundle_path()), steps=2, pictures=1, calls=1)
+    found = measure(replace(asked, options={"load": {"device": "cpu"}}), "benchmarks.peer_adapters.ours")
+    assert set(found["submodules"]) == {"text_encoder", "unet", "vae_decoder"}
+    assert len(found["step_s"]) == 1
+    expected = Pipeline.load(device="cpu", threads=1)(
+        job.prompt,
+        latents=latents,
+        height=job.side,
+        width=job.side,
+        num_inference_steps=2,
+        guidance_scale=7.5,
+        sampler="euler",
+        sampler_options={"timestep_spacing": "linspace"},
+        safety="off",
+    ).images[0]
+    assert Path(job.picture).read_bytes() == expected.tobytes()
+
+
+@pytest.mark.slow
+def test_diffusers_adapter_draws_the_same_from_the_same_noise(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(noise.Generator(0).normal((1, 4, 32, 32)).tobytes())
+    asked = replace(job, side=128, steps=8, pictures=1, calls=1)
+    theirs = replace(asked, model=str(ROOT / "sample/checkpoint"), options={"dtype": "float32"})
+    ours = replace(asked, model=str(sample.bundle_path()), options={"load": {"device": "cpu"}})
+    pictures = []
+    for name, one in (("diffusers_torch", theirs), ("ours", ours)):
+        found = measure(one, f"benchmarks.peer_adapters.{name}", 600)
+        assert set(found["submodules"]) == {"text_encoder", "unet", "vae_decoder"}
+        pictures.append(np.fromfile(job.picture, np.uint8))
+    # The bundle's weights are halves.
+    assert (peers.psnr_db(*pictures) or 99) > 35
+
+
+def test_the_catalogue_names_what_there_is() -> None:
+    names = [each.name for each in CONFIGURATIONS]
+    assert len(set(names)) == len(names)
+    assert REFERENCE in names
+    for each in CONFIGURATIONS:
+        assert each.bits in (8, 16, 32)
+        assert importlib.util.find_spec(f"benchmarks.peer_adapters.{each.adapter}") is not None
+        assert each.environment in ENVIRONMENTS
+        assert each.model in MODELS
+        assert each.ours == (each.adapter == "ours") == ENVIRONMENTS[each.environment].ours
+    for model in MODELS.values():
+        assert model.source in MODELS
+        assert model.environment is None or model.environment in ENVIRONMENTS
+    assert {each.name for each in selected(["GenAI"])} == {name for name in names if "GenAI" in name}
+    assert selected([]) == CONFIGURATIONS
+    with pytest.raises(SystemExit, match="found --only 'tensorflow', expected a part of one of: diffusers float32, "):
+        selected(["tensorflow"])
+
+
+def test_the_plain_checkpoint_is_laid_out_as_it_was_published(tmp_path: Path) -> None:
+    source = ROOT / "sample/checkpoint"
+    weights = load_file(source / "text_encoder/model.safetensors")
+    original = {name.removeprefix("text_model."): value for name, value in weights.items()}
+    for number, given in enumerate((original, {f"text_model.{name}": value for name, value in original.items()})):
+        checkpoint = tmp_path / f"given {number}"
+        plain_checkpoint(source, checkpoint)
+        save_file(given, checkpoint / "text_encoder/model.safetensors")
+        plain_checkpoint(checkpoint, tmp_path / f"plain {number}")
+        found = load_file(tmp_path / f"plain {number}/text_encoder/model.safetensors")
+        assert set(found) == {f"text_model.{name.removeprefix('text_model.')}" for name in original}
+        assert all(np.array_equal(found[f"text_model.{name}"], original[name]) for name in original)
+    index = json.loads((tmp_path / "plain 0/model_index.json").read_text())
+    assert index["safety_checker"] == [None, None]
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert file_bytes(tmp_path / "plain 0") > file_bytes(source / "unet") + file_bytes(source / "vae")
+
+
+def test_a_conversion_that_fails_leaves_nothing_that_is_taken_for_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = replace(MODELS["onnx"], environment=None, command=("-c", "raise SystemExit('found no such task')"))
+    monkeypatch.setitem(MODELS, "onnx", failing)
+    with pytest.raises(UnavailableError, match=r"^onnx could not be converted: found no such task$"):
+        converted("onnx", tmp_path, ROOT / "sample/checkpoint", lambda name: Path(sys.executable))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_last_words_hide_where_this_is() -> None:
+    assert last_words(f"Traceback\n  {ROOT}/x.py\nValueError: no\n\n") == "ValueError: no"
+    assert last_words(f"cannot read {ROOT}/x") == "cannot read ./x"
+    assert last_words("") == "nothing was said"
+
+
+def test_psnr() -> None:
+    black, grey = np.zeros(12, np.uint8), np.full(12, 51, np.uint8)
+    assert peers.psnr_db(black, black) is None
+    assert peers.psnr_db(grey, black) == pytest.approx(20 * np.log10(5), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "given", ["", "checkpoint", "c --work w --output o --steps 1", "c --work w --output o --size 500"]
+)
+def test_what_it_refuses(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        peers.parse(given.split())
+    assert refused.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
+def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, asked = tmp_path / "report.json", []
+    given = [str(ROOT / "sample/checkpoint"), "--work", str(tmp_path / "work"), "--output", str(output)]
+    arguments = peers.parse([*given, "--size", "64", "--rounds", "2", "--pictures", "1"])
+
+    def environment(name: str, folder: Path) -> Path:
+        if name == "optimum-onnx":
+            raise UnavailableError("the environment optimum-onnx could not be installed: no network")
+        return Path(sys.executable)
+
+    def process(python: Path, module: str, job: Job, **others: Any) -> dict[str, Any]:
+        asked.append(Path(job.picture).name)
+        if "GenAI" in job.picture and len(asked) > 3:
+            raise UnavailableError("RuntimeError: out of memory")
+        values = np.frombuffer(Path(job.latents).read_bytes(), np.uint8)
+        Path(job.picture).write_bytes(np.resize(values, 64 * 64 * 3).tobytes())
+        return {"step_s": [1.0], "picture_s": [2.0], "first_picture_s": 3.0, "submodules": {}}
+
+    monkeypatch.setattr(peers, "made", environment)
+    monkeypatch.setattr(peers, "described", lambda name, python: {"packages": {}})
+    monkeypatch.setattr(peers, "converted", lambda *given: ROOT / "sample/checkpoint/scheduler")
+    monkeypatch.setattr(peers, "measured", process)
+    bench = peers.Bench(arguments)
+    for configuration in selected([REFERENCE, "GenAI float32", "optimum-onnx"]):
+        bench.prepare(configuration)
+    for number in range(2):
+        bench.round(number)
+    # In turns; the reference once more for another seed.
+    drawn = [f"{REFERENCE}, noise.u8", f"{REFERENCE}, other.u8", "OpenVINO GenAI float32, noise.u8"]
+    assert asked == [*drawn, drawn[0], drawn[2]]
+    report = json.loads(output.read_text())
+    assert report["skipped"] == {
+        "optimum-onnx float32": "the environment optimum-onnx could not be installed: no network",
+        "OpenVINO GenAI float32": "RuntimeError: out of memory",
+    }
+    assert {name: len(each["rounds"]) for name, each in report["configurations"].items()} == {
+        REFERENCE: 2,
+        "OpenVINO GenAI float32": 1,
+    }
+    assert report["configurations"][REFERENCE]["rounds"][0]["psnr_db"] is None
+    assert 5 < report["psnr_of_another_seed_db"] < 20
+    assert str(tmp_path) not in output.read_text()
