@@ -45,10 +45,15 @@ class LatentRT:
 
         from latentrt.conditioning import condition
         from latentrt.session import run
+        from latentrt.split_denoiser import InParts
 
-        sessions = {name: self.pipeline._session(name) for name in ("text_encoder", "unet", "vae_decoder")}
+        sessions = {name: self.pipeline._submodules(name) for name in ("text_encoder", "unet", "vae_decoder")}
         tokenizer = self.pipeline._text()
         (told,) = condition(self.order, tokenizer, sessions["text_encoder"])
+        # As the loop asks it: what does not depend on the latents is computed by the first call of a run.
+        denoiser = sessions["unet"]
+        if isinstance(denoiser, InParts):
+            denoiser = denoiser.begin(np.full(1, 500, np.float32))
         feeds = {
             "sample": np.concatenate([self.latents, self.latents]),
             "timestep": np.full(2, 500, np.float32),
@@ -56,7 +61,7 @@ class LatentRT:
         }
         return {
             "text_encoder": lambda: condition(self.order, tokenizer, sessions["text_encoder"]),
-            "unet": lambda: run(sessions["unet"], **feeds),
+            "unet": lambda: run(denoiser, **feeds),
             "vae_decoder": lambda: run(sessions["vae_decoder"], latents=self.latents),
         }
 
