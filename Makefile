@@ -37,7 +37,8 @@ demo: setup .venv-runtime/.ready
 sample: setup
 	$(BIN)/python -m sample.train --work scratch/sample --output sample/checkpoint
 	$(BIN)/latentrt export sample/checkpoint runtime/latentrt/sample_bundle --precision float16 \
-		--default-steps 25 --default-guidance-scale 5 --overwrite
+		--default-steps 25 --default-guidance-scale 5 \
+		--preview-decoder sample/checkpoint/preview_decoder --deep-cache 0 --overwrite
 	$(BIN)/latentrt demo -o docs/demo.png
 
 test: setup lint types

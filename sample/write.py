@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from sample.models import PREPROCESSOR, SCHEDULER
+from sample.preview_decoder import SCALE
 from sample.tokenizer import write_tokenizer
 
 __all__ = ["add_prefix", "check_place", "write_checkpoint"]
@@ -64,6 +65,7 @@ def write_checkpoint(
         part.cpu().half().save_pretrained(draft / name, safe_serialization=True)
         _state_float32(draft / name / "config.json")
     # No part of diffusers' pipeline, so its index does not name it.
+    tiny.register_to_config(scaling_factor=autoencoder.config["scaling_factor"] / SCALE)
     tiny.cpu().half().save_pretrained(draft / "preview_decoder", safe_serialization=True)
     # transformers 5 leaves these prefixes out; published files and earlier versions have them.
     add_prefix(draft / "text_encoder" / "model.safetensors", "text_model.")
