@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from latentrt.manifest import Component, Precision
 from latentrt_export.export import export_checkpoint
-from tests.tiny import Family, make_checkpoint, make_preview_decoder
+from tests.tiny import Family, make_checkpoint
+from tests.tiny_preview import make_preview_decoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
@@ -59,7 +59,7 @@ def make_checkpoint(
         modules["safety_checker"] = safety_checker(strict=safety == "strict")
         _write_json(folder / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR)
     for name, module in modules.items():
-        _move_off_initial_values(module)
+        move_off_initial_values(module)
         (module.half() if variant == "fp16" else module).save_pretrained(
             folder / name, variant=variant, max_shard_size=max_shard_size, safe_serialization=True
         )
@@ -70,20 +70,6 @@ def make_checkpoint(
     _write_json(folder / "model_index.json", model_index(family, with_safety=safety != "none"))
     (folder / "LICENSE").write_text("A licence for a random model: do with it what you like.\n")
     (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nRandom weights.\n")
-    return folder
-
-
-def make_preview_decoder(folder: Path) -> Path:
-    """Write a random tiny autoencoder for the same latents; return its folder."""
-    torch.manual_seed(1)
-    tiny = AutoencoderTiny(
-        encoder_block_out_channels=(8,) * 4,
-        decoder_block_out_channels=(8,) * 4,
-        num_encoder_blocks=(1,) * 4,
-        num_decoder_blocks=(1,) * 4,
-    )
-    _move_off_initial_values(tiny)
-    tiny.save_pretrained(folder)
     return folder
 
 
@@ -164,7 +150,7 @@ def safety_checker(*, strict: bool) -> StableDiffusionSafetyChecker:
     return checker
 
 
-def _move_off_initial_values(module: torch.nn.Module) -> None:
+def move_off_initial_values(module: torch.nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim == 1 and "embeds_weights" not in name:

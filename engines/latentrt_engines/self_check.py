@@ -53,7 +53,7 @@ class GateInputs:
                 return self._text(*shapes["input_ids"])
             case "unet":
                 return self._noisy(shapes["sample"], shapes["encoder_hidden_states"][1], rng)
-            case "vae_decoder":
+            case "vae_decoder" | "preview_decoder":
                 return {"latents": self._encoded(shapes["latents"])}
             case "vae_encoder":
                 batch, _, height, width = shapes["pixels"]

@@ -83,7 +83,7 @@ def print_table(manifest: Manifest, console: Console | None = None) -> None:
 def _shared(manifest: Manifest, component: Component) -> tuple[str, str, str]:
     size = manifest.files[component.weights.file].size
     return (
-        f"{component.weights.parameters / 1e6:.4g} M",
+        f"{component.weights.parameters / 1e6:.3g} M",
         decimal(size),
         _gibibytes(component.export_peak_bytes),
     )

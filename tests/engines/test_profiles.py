@@ -132,7 +132,8 @@ def test_an_axis_that_no_picture_says_anything_of() -> None:
 def test_every_input_of_every_submodule_has_shapes_of_its_rank(bundle: Bundle) -> None:
     manifest = bundle.manifest
     profile = picture_profile(manifest, size="64:64:128", batch="1..4")
-    assert {"text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"} == set(manifest.components)
+    always = {"text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"}
+    assert always == set(manifest.components) - {"preview_decoder"}
     for name, component in manifest.components.items():
         shapes = component_profile(name, component, profile, manifest)
         assert list(shapes) == [spec.name for spec in component.inputs]

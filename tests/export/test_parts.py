@@ -42,8 +42,7 @@ def unet(bundle: Bundle) -> Component:
 
 
 def test_the_denoiser_has_parts_in_every_precision(bundle: Bundle, unet: Component) -> None:
-    shallow = {"shallow"} if bundle.manifest.precision == "float32" else set()  # as the fixtures were exported
-    assert set(unet.parts) == {"timestep", "prompt", "loop"} | shallow
+    assert set(unet.parts) == {"timestep", "prompt", "loop", "shallow"}
     for name, part in unet.parts.items():
         assert set(part.graphs) == set(unet.graphs)
         for precision, graph in part.graphs.items():

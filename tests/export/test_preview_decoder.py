@@ -19,7 +19,7 @@ from latentrt.errors import CheckpointError, RequestError
 from latentrt.session import run
 from latentrt_export.checkpoint import open_checkpoint, preview_factor
 from tests.exported import Exported
-from tests.tiny import make_preview_decoder
+from tests.tiny_preview import make_preview_decoder
 
 PROMPT = "a red circle on a blue background"
 

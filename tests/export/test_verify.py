@@ -170,7 +170,7 @@ def test_a_weight_beyond_half_is_caught(tmp_path: Path) -> None:
 def test_every_recorded_figure_is_within_its_bound(request: pytest.FixtureRequest, family: str) -> None:
     exported: Exported = request.getfixturevalue(family)
     components = Bundle.open(exported.bundle).manifest.components
-    assert set(components) == set(SUBMODULES)
+    assert set(components) == set(SUBMODULES) - ({"preview_decoder"} if family == "sd1" else set())
     for name, component in components.items():
         traced = _submodule(name).traced
         for precision, graph in component.graphs.items():

@@ -29,7 +29,7 @@ from tests.runtime.backends import fake_tensorrt
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.backends.fake_tensorrt import fake_library, fake_plan
 
-COMPONENTS = ["safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder"]
+COMPONENTS = ["preview_decoder", "safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_no_engine_for_this_gpu_says_what_differs(
     )
     assert "no engine is built of vae_decoder (latentrt build)" in choices["vae_decoder"]
     with pytest.raises(
-        EngineError, match=r"safety_checker has no engine that runs on NVIDIA H100 80GB HBM3 .*: no engine"
+        EngineError, match=r"preview_decoder has no engine that runs on NVIDIA H100 80GB HBM3 .*: no engine"
     ):
         choose_sessions(bundle, "tensorrt")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -235,23 +234,6 @@ def test_a_graph_is_loaded_once_and_only_if_needed(sd1: Exported) -> None:
     assert sorted(opened) == ["text_encoder", "unet"]  # the second may be opened while the first is
     pipeline(PROMPT, **QUICK)
     assert sorted(opened) == ["safety_checker", "text_encoder", "unet", "vae_decoder"]
-
-
-def test_where_memory_is_short_each_is_there_for_its_work_alone(sd1: Exported) -> None:
-    bundle, events = Bundle.open(sd1.bundle), list[str]()
-
-    def open_one(component: str) -> Session:
-        events.append(f"open {component}")
-        session = open_session(bundle, component)
-        weakref.finalize(session, events.append, f"let go {component}")
-        return session
-
-    plain = Pipeline(bundle, lambda component: open_session(bundle, component))
-    short = Pipeline(bundle, open_one, low_memory=True)
-    expected = plain(PROMPT, output_type="np", **QUICK).images
-    np.testing.assert_array_equal(short(PROMPT, output_type="np", **QUICK).images, expected)
-    order = ["text_encoder", "unet", "vae_decoder", "safety_checker"]
-    assert events == [f"{what} {name}" for name in order for what in ("open", "let go")]
 
 
 def test_a_prompt_of_other_length_beside_it_does_not_change_a_picture(pipeline: Pipeline) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
+from latentrt import Bundle, Pipeline
+from latentrt.backends.onnxruntime import open_session
 from latentrt.errors import BackendError
-from latentrt.session import Arrays
+from latentrt.session import Arrays, Session
 from latentrt.submodules import Submodules
+from tests.exported import Exported
 
 SIZES = {"batch": 2, "height": 8, "width": 8}
 
@@ -121,3 +126,21 @@ def test_otherwise_what_is_done_with_is_kept() -> None:
     first = submodules("unet")
     submodules.done_with("unet")
     assert submodules("unet") is first
+
+
+def test_where_memory_is_short_each_is_there_for_its_work_alone(sd1: Exported) -> None:
+    bundle, events = Bundle.open(sd1.bundle), list[str]()
+
+    def open_one(component: str) -> Session:
+        events.append(f"open {component}")
+        session = open_session(bundle, component)
+        weakref.finalize(session, events.append, f"let go {component}")
+        return session
+
+    quick: dict[str, Any] = {"seed": 7, "num_inference_steps": 2, "output_type": "np"}
+    plain = Pipeline(bundle, lambda component: open_session(bundle, component))
+    short = Pipeline(bundle, open_one, low_memory=True)
+    expected = plain("a star", **quick).images
+    np.testing.assert_array_equal(short("a star", **quick).images, expected)
+    order = ["text_encoder", "unet", "vae_decoder", "safety_checker"]
+    assert events == [f"{what} {name}" for name in order for what in ("open", "let go")]

@@ -34,7 +34,8 @@ def test_it_is_small_and_in_half() -> None:
     files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 16 * MIB
     weights = [path for path in files if path.suffix == ".safetensors"]
-    assert {path.parent.name for path in weights} == {"text_encoder", "unet", "vae", "safety_checker"}
+    parts = {"text_encoder", "unet", "vae", "safety_checker", "preview_decoder"}
+    assert {path.parent.name for path in weights} == parts
     assert all(value.dtype == torch.float16 for path in weights for value in load_file(path).values())
     assert all(bool(value.isfinite().all()) for path in weights for value in load_file(path).values())
 
@@ -57,7 +58,8 @@ def test_the_bundle_was_made_of_it() -> None:
     }
     assert bundle.manifest.source.weights == found
     assert bundle.manifest.precision == "float16"
-    assert set(bundle.manifest.components) == {"text_encoder", "unet", "vae_encoder", "vae_decoder", "safety_checker"}
+    parts = {"text_encoder", "unet", "vae_encoder", "vae_decoder", "preview_decoder", "safety_checker"}
+    assert set(bundle.manifest.components) == parts
 
 
 def test_a_request_that_says_nothing_is_drawn_as_it_was_judged() -> None:
@@ -125,4 +127,5 @@ def test_diffusers_draws_what_the_runtime_draws(oracle: Any, prompt: str) -> Non
 def test_the_model_index_names_every_part() -> None:
     index = json.loads((CHECKPOINT / "model_index.json").read_text())
     folders = {name for name, value in index.items() if isinstance(value, list) and value[0]}
-    assert folders == {path.name for path in CHECKPOINT.iterdir() if path.is_dir()}
+    # The preview decoder is no part of diffusers' pipeline.
+    assert folders == {path.name for path in CHECKPOINT.iterdir() if path.is_dir()} - {"preview_decoder"}
