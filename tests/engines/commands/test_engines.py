@@ -148,7 +148,7 @@ def test_why_of_one_plan_for_more_gpus(latentrt: Caller, sample: Bundle, cache: 
         assert ended.out.splitlines()[1:] == [f"unet            there: {engine.key[:12]} in the cache"]
     ended = latentrt("engines", "why", bundle_path(), "--gpu", "rtx4090,rtx5090", "--component", "unet")
     assert ended.out.splitlines()[1:] == [
-        f"unet missing; nearest is {engine.key[:12]} in the cache:",
+        f"unet            missing; nearest is {engine.key[:12]} in the cache:",
         "                  built for 8.6, 8.9, wanted 8.9, 12.0",
     ]
 
