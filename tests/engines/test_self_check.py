@@ -25,7 +25,7 @@ from latentrt_engines.self_check import GateInputs, check_engine
 from tests.engines import made_up
 from tests.exported import Exported
 
-COMPONENTS = ["preview_decoder", "safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder"]
+COMPONENTS = ["safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder"]
 
 
 class Reference:
