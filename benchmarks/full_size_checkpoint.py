@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
@@ -31,6 +31,7 @@ def make(folder: Path) -> None:
     save(AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / "vae")), folder / "vae")
     save(UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / "unet")), folder / "unet")
     save(safety_checker(), folder / "safety_checker")
+    save(AutoencoderTiny(), folder / "preview_decoder")  # its defaults are TAESD's; no part of diffusers' pipeline
     write_json(folder / "feature_extractor/preprocessor_config.json", PREPROCESSOR)
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]

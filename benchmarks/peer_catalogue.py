@@ -24,6 +24,8 @@ class Configuration:
         environment: what it runs in (`peer_environments`). model: what it is given (`peer_models`).
         ours: whether it is latentrt. approximate: whether it leaves work out, and is compared with nobody.
         apart: whether its submodules can be run apart.
+        bfloat16: whether it is of no use where the CPU does not multiply in bfloat16: torch would emulate it, and
+            OpenVINO would take float32 without a word.
         variables: of its process.
     """
 
@@ -36,6 +38,7 @@ class Configuration:
     ours: bool = False
     approximate: bool = False
     apart: bool = True
+    bfloat16: bool = False
     variables: dict[str, str] = field(default_factory=dict)
     note: str = ""
 
@@ -51,6 +54,7 @@ def _torch(name: str, bits: int, dtype: str, mode: str = "", note: str = "") -> 
         environment="torch",
         model="checkpoint",
         options=options,
+        bfloat16=dtype == "bfloat16",
         variables=variables,
         note=note,
     )
@@ -65,6 +69,7 @@ def _openvino(name: str, bits: int, adapter: str, hint: str, model: str, note: s
         environment=environment,
         model=model,
         options={"hint": hint},
+        bfloat16=bits == 16,
         note=note,
     )
 
@@ -94,12 +99,14 @@ def _ours(
         environment=environment,
         model=model,
         options={"load": load, "request": request or {}},
+        bfloat16=load.get("precision") == "bfloat16",
         ours=True,
         approximate=request is not None,
     )
 
 
 _COMPILED = "graphs that were compiled before are not kept, as weights are packed into them"
+_WEIGHTS_ALONE = "weights alone; it multiplies in bfloat16 where the CPU does, and else in float32"
 _APART = "submodules by its own log, within pictures"
 
 REFERENCE = "diffusers float32"
@@ -136,7 +143,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
         "latentrt-float16",
         {"device": "openvino", "precision": "bfloat16"},
     ),
-    _openvino("OpenVINO GenAI int8", 8, "genai", "bf16", "openvino-int8", "weights alone; it multiplies in bfloat16"),
+    _openvino("OpenVINO GenAI int8", 8, "genai", "bf16", "openvino-int8", _WEIGHTS_ALONE),
     _ggml("stable-diffusion.cpp q8_0", 8, "default", "ggml-q8_0", f"{_APART}; its convolutions take half weights"),
 )
 

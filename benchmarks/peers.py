@@ -37,6 +37,7 @@ from benchmarks.peer_models import converted, file_bytes, warm
 from benchmarks.peer_process import measured
 from benchmarks.peer_report import markdown
 from latentrt import noise
+from latentrt.backends.openvino import computes_in_bfloat16
 
 __all__ = ["Bench", "psnr_db"]
 
@@ -124,6 +125,8 @@ class Bench:
         """Make what it needs, or note why that cannot be had."""
         name, environment = configuration.name, configuration.environment
         try:
+            if configuration.bfloat16 and not computes_in_bfloat16():
+                raise UnavailableError("this CPU does not multiply in bfloat16")
             python = self.python_of(environment)
             checkpoint, models = self.arguments.checkpoint.resolve(), self.work / "models"
             model = converted(configuration.model, models, checkpoint, self.python_of)

@@ -1,10 +1,11 @@
-"""What does it cost to have the runtime, to import it, and to be helped?
+"""What does it cost to have the runtime, to import it, to be helped, and to draw the first picture?
 
     .venv/bin/python -m benchmarks.startup --output benchmarks/results/startup.json
 
 Installs the runtime into a fresh environment, as `pip install "latentrt[cpu]"` does, and measures there: bytes without
-byte code, the median wall time of a bare interpreter, of importing the runtime with its backend, and of `latentrt
---help`.
+byte code, the median wall time of a bare interpreter, of importing the runtime with its backend, of `latentrt --help`,
+and of `latentrt run` with the sample bundle (25 steps, guided), from the start of the process to the file on disk. Then
+the same with `latentrt[openvino]`: the first run, which compiles, and the later ones.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.full_size import machine
 
 ROOT = Path(__file__).parent.parent
 RUNS = 15
+PROMPT = "a large red circle on a blue background"
 
 
 def main() -> None:
@@ -41,21 +43,8 @@ def measure(folder: Path) -> dict[str, Any]:
     cached."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    subprocess.run(
-        [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-c",
-            ROOT / "constraints.txt",
-            f"{ROOT}[cpu]",
-        ],
-        check=True,
-    )
-    return {
+    install(python, "cpu")
+    found = {
         "installed_mb_without_byte_code": round(installed_bytes(folder) / 1e6, 1),
         "bare_interpreter_s": median([python, "-c", "pass"]),
         "import_latentrt_s": median([python, "-c", "import latentrt"]),
@@ -64,7 +53,30 @@ def measure(folder: Path) -> dict[str, Any]:
         ),
         "help_s": median([folder / "bin" / "latentrt", "--help"]),
         "run_help_s": median([folder / "bin" / "latentrt", "run", "--help"]),
+        "picture_onnxruntime_s": median(drawing(folder, "cpu")),
     }
+    install(python, "openvino")
+    began = time.perf_counter()
+    subprocess.run(drawing(folder, "openvino"), check=True)
+    return {
+        **found,
+        "installed_mb_with_openvino": round(installed_bytes(folder) / 1e6, 1),
+        "first_picture_openvino_s": round(time.perf_counter() - began, 3),
+        "picture_openvino_s": median(drawing(folder, "openvino")),
+    }
+
+
+def install(python: Path, extra: str) -> None:
+    """The runtime with an extra, beside what is there."""
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", ROOT / "constraints.txt", f"{ROOT}[{extra}]"], check=True)
+
+
+def drawing(folder: Path, device: str) -> list[Any]:
+    """The command that draws a picture with the sample bundle of an environment; what it keeps is kept there."""
+    bundle = next(folder.glob("lib/python*/site-packages/latentrt/sample_bundle"))
+    command = [folder / "bin" / "latentrt", "run", bundle, PROMPT, "--seed", "7", "--device", device, "--quiet"]
+    return ["env", f"LATENTRT_CACHE={folder / 'cache'}", *command, "-o", folder / "picture.png"]
 
 
 def installed_bytes(folder: Path) -> int:

@@ -70,6 +70,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0, or the exit code of the error's branch (`latentrt.errors`), with one sentence
     on stderr."""
     given = sys.argv[1:] if args is None else args
+    _leave_out_converter()
     # At the end too: that is where it is added to a command that failed.
     debug = given[:1] == ["--debug"] or given[-1:] == ["--debug"]
     arguments = given[:-1] if given[-1:] == ["--debug"] else given
@@ -86,6 +87,11 @@ def main(args: list[str] | None = None) -> None:
             raise
         _fail(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _leave_out_converter() -> None:
+    """Have OpenVINO imported without its model converter, which is half of its import and which no command uses."""
+    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]  # None: it cannot be imported
 
 
 def _fail(error: Exception) -> None:

@@ -110,7 +110,8 @@ class DenoiserRun:
     def _of_timesteps(self, timestep: NDArray[np.float32]) -> Arrays:
         """What the timestep of each sample became."""
         if not all(each in self._places for each in timestep.tolist()):
-            wanted = np.unique(np.array([*self._places, *self._wanted, *timestep.tolist()], np.float32))
+            # Not `np.unique`, which imports masked arrays: a tenth of the time that a small model's loop takes.
+            wanted = np.array(sorted({*self._places, *self._wanted, *timestep.tolist()}), np.float32)
             self._rows = self._denoiser.part("timestep").run({"timestep": wanted})
             self._places = {each: place for place, each in enumerate(wanted.tolist())}
         places = [self._places[each] for each in timestep.tolist()]

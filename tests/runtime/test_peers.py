@@ -199,6 +199,24 @@ def test_what_it_refuses(given: str, capsys: pytest.CaptureFixture[str]) -> None
     assert "expected" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("has", [False, True])
+def test_what_wants_bfloat16_is_left_out_where_there_is_none(
+    has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["checkpoint", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "report.json")]
+    bench = peers.Bench(peers.parse(given))
+    monkeypatch.setattr(peers, "computes_in_bfloat16", lambda: has)
+    monkeypatch.setattr(peers, "made", lambda name, folder: Path(sys.executable))
+    monkeypatch.setattr(peers, "described", lambda name, python: {"packages": {}})
+    monkeypatch.setattr(peers, "converted", lambda *given: ROOT / "sample/checkpoint/scheduler")
+    for configuration in CONFIGURATIONS:
+        bench.prepare(configuration)
+    wanting = {each.name for each in CONFIGURATIONS if "bfloat16" in each.name}
+    assert wanting
+    assert bench.report["skipped"] == ({} if has else dict.fromkeys(wanting, "this CPU does not multiply in bfloat16"))
+    assert set(bench.ready) == {each.name for each in CONFIGURATIONS} - ({*()} if has else wanting)
+
+
 def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, asked = tmp_path / "report.json", []
     given = [str(ROOT / "sample/checkpoint"), "--work", str(tmp_path / "work"), "--output", str(output)]

@@ -40,6 +40,9 @@ _TYPES: dict[Arithmetic, str] = {"float32": "f32", "bfloat16": "bf16"}
 # Of small models compiling is most of the start. Of large ones it is packing weights, which no cache saves, and a
 # compiled model holds its weights: 1.7 GB of disk would save 0.6 of 2.5 seconds.
 _LARGEST_CACHED_WEIGHTS = 64 << 20
+# Code that OpenVINO generates for chains of small operations is generated anew whenever a compiled model is loaded,
+# which was three quarters of that time. What it saves a small model at each run was not to be seen.
+_COMPILES_FAST = {"SNIPPETS_MODE": "DISABLE"}
 
 
 @dataclass
@@ -183,6 +186,7 @@ def open_session(
     files = bundle.manifest.files
     cache = None
     if files[weights_name].size <= _LARGEST_CACHED_WEIGHTS:
+        options |= _COMPILES_FAST
         # What a compiled model depends on, beside its shapes.
         identity = (library.__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), *map(str, options.values()))
         cache = CompiledCache.open((*identity, files[graph_name].sha256, files[weights_name].sha256))
