@@ -33,6 +33,7 @@ OpenPart = Callable[[PartName], Session]
 _SHARE = 10
 # Two more are read for each band, so fewer would cost much for little.
 _FEWEST_ROWS = 8
+_FEWEST_QUERIES = 64
 # How often the rows of a band are there at once, inside of a backend: as they come, normalised, packed for the
 # convolution; and what that gives, packed and as it goes.
 _COPIES_IN, _COPIES_OUT = 3, 2
@@ -143,7 +144,7 @@ class SlicedDecoder:
         """Attention of a few queries at a time: their scores, (B, queries, tokens), are what takes memory."""
         session, attended = self._open_part("attention"), np.empty_like(queries)
         batch, tokens, _ = queries.shape
-        size = _even(tokens, budget // (_COPIES_IN * 4 * batch * tokens))
+        size = _even(tokens, max(budget // (_COPIES_IN * 4 * batch * tokens), _FEWEST_QUERIES))
         for start in range(0, tokens, size):
             first = min(start, tokens - size)  # of one shape, so some of the last ones' are computed again
             feeds = {"queries": np.ascontiguousarray(queries[:, first : first + size]), "keys": keys, "values": values}
@@ -162,8 +163,8 @@ class SlicedDecoder:
             if residual is not None:
                 feeds["residual"] = _padded(residual[:, :, band.first : band.end], band.rows)
             made = session.run({name: feeds[name] for name in stage.takes})[stage.gives.name]
-            made = made[(slice(None),) * axis + (slice(factor * (band.end - band.first)),)]
-            result[(slice(None),) * axis + (slice(factor * band.first, factor * band.end),)] = made
+            made = _rows(made, axis, 0, factor * (band.end - band.first))
+            _rows(result, axis, factor * band.first, factor * band.end)[...] = made
             if statistics is not None:
                 statistics.add(made)
         held.residual = features if stage.kept else None
@@ -199,6 +200,10 @@ def _bands(features: Features, rows: int) -> Iterator[_Band]:
         yield _Band(first, end, rows, band, inside)
 
 
+def _rows(array: NDArray[Any], axis: int, first: int, end: int) -> NDArray[Any]:
+    return array[(slice(None),) * axis + (slice(first, end),)]
+
+
 def _padded(features: Features, rows: int) -> Features:
     """Features with rows of zeros below them, as many as are missing; in one piece of memory."""
     missing = rows - features.shape[2]
@@ -224,7 +229,7 @@ def _statistics_of(features: Features, groups: int) -> dict[str, Features]:
 
 def _even(total: int, most: int) -> int:
     """The size of pieces that are no larger than `most` and, but for the last one, all alike."""
-    return -(-total // -(-total // max(min(most, total), 1)))
+    return -(-total // -(-total // min(most, total)))
 
 
 def _bytes(shape: tuple[int, ...]) -> int:

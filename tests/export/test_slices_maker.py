@@ -99,6 +99,7 @@ def no_edge(parts: Models) -> None:
     (inside,) = (value for value in parts["stage.1"].graph.inputs if value.name == "inside")
     (mask,) = inside.consumers()
     ir.convenience.replace_all_uses_with(mask.outputs[0], mask.inputs[0])  # type: ignore[arg-type]
+    parts["stage.1"].graph.remove(mask)
     parts["stage.1"].graph.inputs.remove(inside)
 
 
