@@ -89,7 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="of pictures, in pixels")
     parser.add_argument("--on", nargs="+", choices=get_args(CpuBackend), default=list(get_args(CpuBackend)))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2, help="decodes of 512 × 512 in each process; one of larger")
+    parser.add_argument("--repeats", type=int, default=1, help="decodes of 512 × 512 in each process; one of larger")
     parser.add_argument("--prompts", type=int, default=16, help="of the sample model")
     parser.add_argument("--output", type=Path, help="a JSON report")
     parser.add_argument("--one", nargs=4, metavar=("WAY", "BACKEND", "SIDE", "FILE"), help=argparse.SUPPRESS)
