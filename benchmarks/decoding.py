@@ -31,7 +31,6 @@ from rich.table import Table
 
 from benchmarks.full_size import machine
 from latentrt import Bundle, Pipeline
-from latentrt.approximation import Decoder
 from latentrt.cpu_choice import CpuBackend, Preferences, choose_on_cpu
 from latentrt.sample import bundle_path
 from latentrt.sample.figures import PROMPT_SEED
@@ -177,16 +176,15 @@ class AnonymousMemory:
 def price_on_sample(prompts: int) -> dict[str, Any]:
     """How far tiles are from the whole decode where weights are trained, on pictures of twice the model's side."""
     pipeline = Pipeline.load(bundle_path())
-    side = 2 * pipeline.bundle.manifest.defaults.height
+    manifest = pipeline.bundle.manifest
+    most, side = manifest.defaults.height // manifest.latents.factor, 2 * manifest.defaults.height
     call: dict[str, Any] = {"seed": 7, "num_inference_steps": _SAMPLE_STEPS, "height": side, "width": side}
     texts = [prompt.text for prompt in held_out_prompts(prompts, PROMPT_SEED)]
-
-    def drawn(decoder: Decoder) -> Pixels:
-        pictures = [pipeline(text, **call, decoder=decoder, safety="off", output_type="np").images for text in texts]
-        pixels: Pixels = np.rint(np.concatenate(pictures) * 255).astype(np.uint8)
-        return pixels
-
-    found = apart(drawn("tiled"), drawn("full"))
+    latents = [pipeline(text, **call, safety="off", output_type="latent").images for text in texts]
+    decode = decoding(choose_on_cpu(pipeline.bundle, "vae_decoder", "onnxruntime", Preferences())[1](), "whole")
+    whole = np.concatenate([decode(one) for one in latents])
+    tiled = [decode_in_tiles(decode, one, most=most, factor=manifest.latents.factor) for one in latents]
+    found = apart(np.concatenate(tiled), whole)
     return {"prompts": prompts, "side": side, "steps": _SAMPLE_STEPS, "tiled": found}
 
 
