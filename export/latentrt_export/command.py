@@ -52,7 +52,7 @@ __all__ = ["export"]
 @click.option(
     "--default-guidance-scale", type=float, default=7.5, show_default=True, help="The same; up to 1 there is none."
 )
-@click.option("--no-parts", is_flag=True, help="Leave out the parts that the denoiser's loop need not compute again.")
+@click.option("--no-parts", is_flag=True, help="Leave out the parts for a shorter loop and for decoding in slices.")
 @click.option(
     "--deep-cache",
     type=int,

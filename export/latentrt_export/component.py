@@ -16,7 +16,7 @@ from latentrt.manifest import Component, GateFigure, GraphRecord, Precision
 from latentrt_export import verify
 from latentrt_export.graph import OPSET, trace
 from latentrt_export.onnxruntime_cpu import Graph, require
-from latentrt_export.parts import PartsMaker, Run
+from latentrt_export.parts import MakesParts, Run
 from latentrt_export.precision import compute_in_float32, compute_in_half, nodes_in_float32
 from latentrt_export.ranges import measure_ranges
 from latentrt_export.submodule import Arrays, Submodule
@@ -40,7 +40,7 @@ def export_component(
     precision: Precision,
     known: Mapping[str, NDArray[Any]],
     phase: Callable[[str], None],
-    parts: PartsMaker | None = None,
+    parts: MakesParts | None = None,
 ) -> tuple[Component, Arrays]:
     """Trace, store, rewrite and judge one submodule.
 
@@ -95,7 +95,7 @@ class _GraphMaker:
         prefix: str,
         precision: Precision,
         phase: Callable[[str], None],
-        parts: PartsMaker | None,
+        parts: MakesParts | None,
     ) -> None:
         self.submodule, self.model, self.folder, self.prefix, self.phase = submodule, model, folder, prefix, phase
         self.parts = parts

@@ -65,7 +65,8 @@ def cut(
         model: the whole; left as it was. The part shares its tensors.
         inputs: which of the whole's inputs the part has.
         takes: values that the part is given, by name, and what it calls them. What it does not need is left out.
-        gives: the part's outputs: values of the whole, by name, and what the part calls them; float32 in any case.
+        gives: the part's outputs: values of the whole, by name, and what the part calls them; float32, unless they are
+            no floats.
 
     Raises:
         ExportError: the outputs depend on something that is neither in `inputs` nor in `takes`.
@@ -144,7 +145,7 @@ def _take(graph: ir.Graph, value: ir.Value, spec: TensorSpec) -> ir.Value:
 
 
 def _give(graph: ir.Graph, value: ir.Value, called: str) -> ir.Value:
-    if value.dtype in (None, ir.DataType.FLOAT):
+    if value.dtype not in _FLOATS - {ir.DataType.FLOAT}:
         value.name = called
         return value
     cast = _cast(value, ir.DataType.FLOAT, f"{called}/Cast")

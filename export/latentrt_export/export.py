@@ -55,7 +55,7 @@ def export_checkpoint(
         prediction_type: what a single-file model was trained to predict, where the file does not say.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
         default_steps, default_guidance_scale: what a request means that does not say them; diffusers' own by default.
-        parts: beside the whole denoiser, what its loop need not compute again, and the rest (`division.py`).
+        parts: of the denoiser, those for a shorter loop (`division.py`); of the decoder, slices (`slices.py`).
         deep_cache: the branch at which the loop is cut for a part `shallow`, 0 the shallowest; None for no such part.
         overwrite: replace a bundle that is there, once the new one is complete.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import onnx_ir as ir
 
@@ -27,7 +28,7 @@ from latentrt_export.division import divide, signature
 from latentrt_export.onnxruntime_cpu import Graph
 from latentrt_export.submodule import Arrays
 
-__all__ = ["PartsMaker", "Run"]
+__all__ = ["MakesParts", "PartsMaker", "Run"]
 
 _BOUNDS: dict[Precision, float] = {"float32": 1e-5, "float16": 5e-3, "int8": 5e-3}
 
@@ -38,6 +39,15 @@ class Run:
 
     feeds: Arrays
     outputs: Arrays
+
+
+class MakesParts(Protocol):
+    """What cuts a submodule's graphs into parts, one after the other as they are finished."""
+
+    parts: dict[PartName, Part]
+
+    def make(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
+        """Cut one graph, write its parts beside it, judge them and put their records into `parts`."""
 
 
 @dataclass(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Self
 
 from rich.box import SIMPLE
@@ -11,7 +12,8 @@ from rich.filesize import decimal
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from latentrt.manifest import Component, GateFigure, GraphRecord, Manifest
+from latentrt.listed_parts import listed_parts
+from latentrt.manifest import Component, GateFigure, Manifest
 
 __all__ = ["Reporter", "print_table"]
 
@@ -70,11 +72,12 @@ def print_table(manifest: Manifest, console: Console | None = None) -> None:
         for index, (precision, graph) in enumerate(component.graphs.items()):
             # A component's graphs share its weights, and the process that made them.
             shared = _shared(manifest, component) if index == 0 else ("", "", "")
-            table.add_row(name if index == 0 else "", precision, str(graph.nodes), *shared, _gate(graph))
-        for part_name, part in component.parts.items():
-            for index, (precision, graph) in enumerate(part.graphs.items()):
-                title = f"  {part_name}" if index == 0 else ""
-                table.add_row(title, precision, str(graph.nodes), "", "", "", _gate(graph))
+            table.add_row(name if index == 0 else "", precision, str(graph.nodes), *shared, _gate(graph.gate))
+        for part in listed_parts(component.parts):
+            for index, precision in enumerate(part.precisions):
+                title = f"  {part.title}" if index == 0 else ""
+                nodes, gate = str(part.nodes(precision)), _gate(part.gate(precision))
+                table.add_row(title, precision, nodes, "", "", "", gate)
     console = console or Console(highlight=False)
     console.print(table)
     console.print(_legend(manifest), soft_wrap=True)
@@ -93,21 +96,21 @@ def _gibibytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-def _gate(graph: GraphRecord) -> str:
-    worst = _worst(graph)
+def _gate(figures: Iterable[GateFigure]) -> str:
+    worst = _worst(figures)
     return f"{worst.figure:.1e} ≤ {worst.bound:.1e}" if worst is not None else "none"
 
 
-def _worst(graph: GraphRecord) -> GateFigure | None:
+def _worst(figures: Iterable[GateFigure]) -> GateFigure | None:
     """The figure that came nearest to its bound."""
-    return max(graph.gate, key=lambda gate: gate.figure / gate.bound, default=None)
+    return max(figures, key=lambda gate: gate.figure / gate.bound, default=None)
 
 
 def _legend(manifest: Manifest) -> str:
     """What the figures of the gate measure, in words."""
     measured: dict[str, list[str]] = {}
     for name, component in manifest.components.items():
-        for worst in filter(None, map(_worst, component.graphs.values())):
+        for worst in filter(None, (_worst(graph.gate) for graph in component.graphs.values())):
             names = measured.setdefault(_MEASURES[worst.measure], [])
             names += [name] if name not in names else []
     lines = [f"  {measure}: {', '.join(names)}" for measure, names in measured.items()]

@@ -47,6 +47,8 @@ class Submodule(nn.Module):
     float32_inputs: ClassVar[frozenset[str]] = frozenset()
     # Inputs that change more slowly than the rest: what depends on one alone becomes a part of this name.
     alone: ClassVar[Mapping[str, PartName]] = {}
+    # Whether it is a decoder that is to have parts for decoding in slices.
+    sliced: ClassVar[bool] = False
     # The sizes it is traced at, and those its graphs are judged at. None of the latter is the former.
     traced: ClassVar[Case]
     judged: ClassVar[tuple[Case, ...]]

@@ -83,6 +83,7 @@ class VaeDecoder(_Autoencoder):
     as diffusers' `VaeImageProcessor.postprocess` and `numpy_to_pil` do.
     """
 
+    sliced: ClassVar[bool] = True
     traced: ClassVar[Case] = Case(batch=2, height=16, width=24)
     judged: ClassVar[tuple[Case, ...]] = (
         Case(batch=1, height=16, width=16),

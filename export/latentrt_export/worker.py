@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from latentrt.errors import LatentRTError, MissingExtraError
-from latentrt.manifest import Component, PartName, Precision
+from latentrt.manifest import Component, Precision
 from latentrt.worker_process import Failed, peak_bytes, take_job
 
 __all__ = ["SUBMODULES", "Division", "Done", "Job", "Message", "Phase"]
@@ -34,7 +34,8 @@ SUBMODULES = {
 
 
 class Division(msgspec.Struct, frozen=True, kw_only=True):
-    """How a denoiser is divided: `deep_cache` is the branch of its part `shallow`, None for no such part."""
+    """That there are to be parts: of the decoder, for slices; of the denoiser, with `deep_cache` the branch of its part
+    `shallow`, None for no such part."""
 
     deep_cache: int | None = None
 
@@ -42,7 +43,7 @@ class Division(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What to export: a submodule of a checkpoint, into a folder of the bundle that is being made.
 
-    `division` is for one with inputs that leave the loop; None leaves that whole as well.
+    `division` is for those that can have parts; None leaves them whole.
     """
 
     submodule: str
@@ -96,16 +97,22 @@ def _export(job: Job, phase: Callable[[str], None]) -> tuple[Component, dict[str
     with np.load(job.known) as stored:
         known = dict(stored)
     facts = submodule.facts()
-    parts = _parts_maker(job, job.division, submodule.alone, phase) if job.division and submodule.alone else None
+    parts = _parts_maker(job, job.division, submodule, phase) if job.division else None
     component, learnt = export_component(submodule, Path(job.folder), job.prefix, job.precision, known, phase, parts)
     np.savez(job.known, **{**known, **learnt})
     return component, facts
 
 
-def _parts_maker(job: Job, division: Division, alone: Mapping[str, PartName], phase: Callable[[str], None]) -> Any:
+def _parts_maker(job: Job, division: Division, submodule: Any, phase: Callable[[str], None]) -> Any:
+    """What makes a submodule's parts, if it is of a kind that has any."""
     from latentrt_export.parts import PartsMaker
+    from latentrt_export.slices_maker import SlicesMaker
 
-    folder = Path(job.folder)
+    folder, alone = Path(job.folder), submodule.alone
+    if submodule.sliced:
+        return SlicesMaker(inputs=submodule.inputs, folder=folder, prefix=job.prefix, phase=phase)
+    if not alone:
+        return None
     return PartsMaker(alone=alone, deep_cache=division.deep_cache, folder=folder, prefix=job.prefix, phase=phase)
 
 

@@ -13,7 +13,7 @@ from latentrt.manifest import Manifest
 
 __all__ = ["EXACT", "Approximation", "Decoder"]
 
-Decoder = Literal["full", "preview"]
+Decoder = Literal["full", "preview", "tiled"]
 _MOST_REUSED = 50
 
 
@@ -27,7 +27,8 @@ class Approximation:
             What belongs to the interval is decided as diffusers does for `control_guidance_start` and `_end`.
         deep_cache: every so many rows the denoiser is run whole, and the rows between take its deep features from
             there (DeepCache, Ma et al. 2023, arXiv 2312.00858, with its uniform interval N); 1 reuses nothing.
-        decoder: `full`, or `preview` for the tiny autoencoder's decoder.
+        decoder: `full`; `preview` for the tiny autoencoder's decoder; `tiled` for overlapped tiles
+            (`latentrt.tiling`) of pictures that are larger than the bundle's default, which cannot be decoded whole.
     """
 
     guidance_start: float = 0.0

@@ -17,6 +17,7 @@ from latentrt.bundle import Bundle
 from latentrt.errors import BackendError, RequestError
 from latentrt.manifest import PartName, Precision
 from latentrt.session import Session
+from latentrt.sliced_decoder import SlicedDecoder, is_sliced
 from latentrt.split_denoiser import SplitDenoiser
 
 __all__ = ["ComputePrecision", "CpuBackend", "Preferences", "check_preferences", "choose_on_cpu"]
@@ -98,15 +99,16 @@ def choose_on_cpu(
             )
         return ort.open_session(bundle, component, part=part, threads=preferences.threads, precision=arithmetic.graph)
 
-    parts = {
+    parts: set[PartName] = {
         name for name, part in bundle.manifest.components[component].parts.items() if arithmetic.graph in part.graphs
     }
     in_words = "" if backend == "onnxruntime" and arithmetic.graph == "float32" else f" in {arithmetic}"
     words = f"{_TITLES[backend]} on the CPU{in_words}"
     if {"timestep", "prompt", "loop"} <= parts:
         return words, lambda: SplitDenoiser(bundle.manifest.components[component].inputs, open_graph)
-    if preferences.low_memory and "sliced" in parts:
-        return f"{words}, in slices", lambda: open_graph("sliced")
+    if preferences.low_memory and is_sliced(parts):
+        record = bundle.manifest.components[component]
+        return f"{words}, in slices", lambda: SlicedDecoder(record.inputs, record.parts, open_graph)
     return words, lambda: open_graph(None)
 
 

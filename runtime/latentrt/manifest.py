@@ -40,7 +40,9 @@ __all__ = [
 FORMAT_VERSION = 1
 
 Precision = Literal["float16", "float32", "int8"]
-PartName = Literal["timestep", "prompt", "loop", "shallow", "sliced"]
+PartName = Annotated[
+    str, msgspec.Meta(pattern=r"^(timestep|prompt|loop|shallow|head|attention|neck|stage\.(0|[1-9][0-9]?))$")
+]
 Family = Literal["stable-diffusion-1", "stable-diffusion-2"]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -107,8 +109,11 @@ class Part(Record, frozen=True, kw_only=True):
 
     Of a denoiser, `timestep` is what depends on the timestep alone, `prompt` what depends on the embeddings alone, and
     `loop` the rest, which takes their outputs as inputs: together they are the whole graph. `shallow` is of `loop` what
-    is left for a step that takes the deep features of an earlier one. `sliced` has the whole graph's signature and
-    needs less memory.
+    is left for a step that takes the deep features of an earlier one.
+
+    Of a decoder, `head`, `attention`, `neck`, `stage.0`, `stage.1`, … are run one after the other, most of them a band
+    at a time (`latentrt.sliced_decoder`). The figure of the last says how far all of them together were from the whole
+    graph.
     """
 
     inputs: tuple[TensorSpec, ...]

@@ -6,10 +6,10 @@ picture needs is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from latentrt.errors import ManifestError
-from latentrt.manifest import Component, Manifest, Part
+from latentrt.manifest import Component, Manifest, Part, PartName
 
 __all__ = ["MANIFEST_NAME", "NEEDED_COMPONENTS", "check_manifest", "named_files"]
 
@@ -87,6 +87,21 @@ def _component_problems(name: str, component: Component, precision: str) -> Iter
         yield from _signature_problems(whose, part)
         if not part.graphs:
             yield f"{whose} has no graph, expected at least one"
+    yield from _stage_problems(name, component.parts)
+
+
+def _stage_problems(name: str, parts: Mapping[PartName, Part]) -> Iterator[str]:
+    """What decodes in slices is run from the first stage to the last, each on what the one before made."""
+    found = [part for part in parts if part.startswith("stage.")]
+    wanted = [f"stage.{number}" for number in range(len(found))]
+    if {*found} != {*wanted}:
+        yield f"{name} has the stages {sorted(found)}, expected {wanted}"
+    if found and ("head" not in parts or ("attention" in parts) != ("neck" in parts)):
+        before = sorted(part for part in parts if part in ("head", "attention", "neck"))
+        yield f"{name} has stages behind {before}, expected head alone, or head, attention and neck"
+    for part in found:
+        if len(parts[part].outputs) != 1 or "features" not in [spec.name for spec in parts[part].inputs]:
+            yield f"{name}'s {part} part is no stage, expected features among its inputs and one output"
 
 
 def _signature_problems(whose: str, graphs: Component | Part) -> Iterator[str]:

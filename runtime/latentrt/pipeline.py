@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt import noise, safety, samplers, trajectory
+from latentrt import autoencoder, noise, safety, samplers, trajectory
 from latentrt.bundle import Bundle
 from latentrt.conditioning import condition
 from latentrt.errors import RequestError
@@ -28,7 +28,6 @@ from latentrt.request import Order, Request, resolve
 from latentrt.result import OutputType, Result, make_result
 from latentrt.sample import bundle_path
 from latentrt.schedule import Latents, Schedule
-from latentrt.session import run
 from latentrt.step import Step
 from latentrt.submodules import OpenSession, Submodules
 from latentrt.tokenizer import Tokenizer
@@ -213,7 +212,12 @@ class Pipeline:
         order = self.resolve(request) if isinstance(request, Request) else request
         schedule = self.schedule(order)
         # At once and before any work, for everything that the run is going to read.
-        needed = ["text_encoder", "unet", _decoder_of(order), *([] if order.safety == "off" else ["safety_checker"])]
+        needed = [
+            "text_encoder",
+            "unet",
+            autoencoder.decoder_of(order),
+            *([] if order.safety == "off" else ["safety_checker"]),
+        ]
         self.bundle.check([self.bundle.manifest.tokenizer.file, *self.bundle.files_of(needed)])
         self._load_denoiser_ahead(order)
         conditionings = condition(order, self._text(), self._submodules("text_encoder"))
@@ -266,11 +270,8 @@ class Pipeline:
         return make_result(self.bundle, order, pixels, verdicts, output_type)
 
     def _decode(self, order: Order, latents: Latents) -> NDArray[np.uint8]:
-        """Latents → uint8 [pictures, height, width, 3]; one at a time, as the decoder's activations are the run's
-        largest."""
-        name = _decoder_of(order)
-        decoder = self._submodules(name)
-        pixels = np.concatenate([run(decoder, latents=image[np.newaxis])["pixels"] for image in latents])
+        name = autoencoder.decoder_of(order)
+        pixels = autoencoder.decode(self._submodules(name), order, latents, self.bundle.manifest)
         self._submodules.done_with(name)
         return pixels
 
@@ -293,7 +294,3 @@ class Pipeline:
                 record = self.bundle.manifest.tokenizer
                 self._tokenizer = Tokenizer.from_json(self.bundle.read(record.file), record)
             return self._tokenizer
-
-
-def _decoder_of(order: Order) -> str:
-    return "preview_decoder" if order.approximation.decoder == "preview" else "vae_decoder"

@@ -68,8 +68,8 @@ def test_a_bundle_with_the_part_may_reuse(manifest: Any) -> None:
     assert [order.approximation.reuses(row) for row in range(5)] == [False, True, True, False, True]
 
 
-def test_a_decoder_is_one_of_two(manifest: Any) -> None:
-    with pytest.raises(RequestError, match="decoder: found 'tiny', expected one of full, preview"):
+def test_a_decoder_is_one_of_three(manifest: Any) -> None:
+    with pytest.raises(RequestError, match="decoder: found 'tiny', expected one of full, preview, tiled"):
         resolve(Request(prompt="a", decoder="tiny"), manifest)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="found the decoder preview, and this bundle has none"):
         resolve(Request(prompt="a", decoder="preview"), manifest)

@@ -15,6 +15,7 @@ from latentrt.device import choose_sessions
 from latentrt.errors import BackendError, RequestError
 from latentrt.manifest import Part
 from latentrt.sample import bundle_path
+from latentrt.sliced_decoder import SlicedDecoder
 from latentrt.split_denoiser import SplitDenoiser
 
 UNET, DECODER, CLASSIFIER = "unet", "vae_decoder", "safety_checker"
@@ -113,10 +114,20 @@ def test_parts_of_another_precision_are_not_taken(bundle: Bundle, opened: list[A
     assert [asked[2]["part"] for asked in opened] == [None]
 
 
-@pytest.mark.parametrize(("low_memory", "part"), [(True, "sliced"), (False, None)])
-def test_slices_are_for_low_memory(bundle: Bundle, opened: list[Any], low_memory: bool, part: str | None) -> None:
-    changed(bundle, DECODER, "sliced")
-    said, opens = choose_on_cpu(bundle, DECODER, "openvino", Preferences(low_memory=low_memory))
+def test_slices_are_for_low_memory(bundle: Bundle, opened: list[Any]) -> None:
+    changed(bundle, DECODER, "head", "stage.0")
+    said, opens = choose_on_cpu(bundle, DECODER, "openvino", Preferences(low_memory=True))
+    assert said == "OpenVINO on the CPU in float32, in slices"
+    assert isinstance(opens(), SlicedDecoder)
+    assert opened == [], "a part is loaded when it is needed"
+    said, opens = choose_on_cpu(bundle, DECODER, "openvino", Preferences())
     opens()
-    assert opened[0][2]["part"] == part
-    assert said.endswith("in slices") == low_memory
+    assert said == "OpenVINO on the CPU in float32"
+    assert opened[0][2]["part"] is None
+
+
+def test_without_slices_a_decoder_is_run_whole(bundle: Bundle, opened: list[Any]) -> None:
+    said, opens = choose_on_cpu(bundle, "preview_decoder", "onnxruntime", Preferences(low_memory=True))
+    assert said == "ONNX Runtime on the CPU"
+    opens()
+    assert opened[0][2]["part"] is None

@@ -115,6 +115,36 @@ def test_a_gate_that_was_missed(tree: Any) -> None:
     assert "missed its gate" in refusal(tree)
 
 
+STAGE = {"inputs": ["features"], "outputs": ["result"]}
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"head": STAGE, "stage.1": STAGE}, r"has the stages ['stage.1'], expected ['stage.0']"),
+        ({"stage.0": STAGE}, "has stages behind [], expected head alone, or head, attention and neck"),
+        ({"head": STAGE, "neck": STAGE, "stage.0": STAGE}, "has stages behind ['head', 'neck']"),
+        ({"head": STAGE, "stage.0": {"inputs": ["rows"], "outputs": ["result"]}}, "stage.0 part is no stage"),
+        ({"head": STAGE, "stage.0": {"inputs": ["features"], "outputs": ["a", "b"]}}, "and one output"),
+    ],
+)
+def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, list[str]]], words: str) -> None:
+    decoder = tree["components"]["vae_decoder"]
+    for name, sides in parts.items():
+        specs = {
+            side: [{"name": each, "dtype": "float32", "shape": ["batch"]} for each in sides[side]] for side in sides
+        }
+        decoder.setdefault("parts", {})[name] = {**specs, "graphs": decoder["graphs"]}
+    assert words in refusal(tree)
+
+
+@pytest.mark.parametrize("name", ["sliced", "stage.", "stage.01", "stage.100", "Head", "head.0"])
+def test_a_part_of_another_name(tree: Any, name: str) -> None:
+    decoder = tree["components"]["vae_decoder"]
+    decoder["parts"] = {name: {key: decoder[key] for key in ("inputs", "outputs", "graphs")}}
+    assert "parts" in refusal(tree)
+
+
 @pytest.mark.parametrize(
     ("side", "pixels", "words"), [("height", 60, "multiple"), ("width", 8, "within"), ("width", 136, "within")]
 )

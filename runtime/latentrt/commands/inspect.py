@@ -21,6 +21,7 @@ from rich.text import Text
 
 from latentrt.bundle import Bundle
 from latentrt.errors import BundleError
+from latentrt.listed_parts import listed_parts
 from latentrt.manifest import GateFigure, Manifest
 from latentrt.manifest_checks import MANIFEST_NAME
 from latentrt.printable import printable
@@ -145,10 +146,11 @@ def _component_table(manifest: Manifest) -> Table:
         for precision, graph in component.graphs.items():
             counts = (str(graph.opset), f"{graph.nodes:,}", f"{len(graph.float32_nodes):,}", f"{weights.parameters:,}")
             _add_row(table, name, precision, *counts, size, _gate_words(graph.gate), export)
-        for part_name, part in component.parts.items():
-            for precision, graph in part.graphs.items():
-                counts = (str(graph.opset), f"{graph.nodes:,}", f"{len(graph.float32_nodes):,}", "")
-                _add_row(table, f"  {part_name}", precision, *counts, "", _gate_words(graph.gate), "")
+        for part in listed_parts(component.parts):
+            for precision in part.precisions:
+                opset = str(part.parts[0].graphs[precision].opset)
+                counts = (opset, f"{part.nodes(precision):,}", f"{part.float32_nodes(precision):,}", "")
+                _add_row(table, f"  {part.title}", precision, *counts, "", _gate_words(part.gate(precision)), "")
     return table
 
 
@@ -162,8 +164,8 @@ def _signature_table(manifest: Manifest) -> Table:
     table = _table("component", "inputs", "outputs")
     for name, component in manifest.components.items():
         _add_row(table, name, "\n".join(map(str, component.inputs)), "\n".join(map(str, component.outputs)))
-        for part_name, part in component.parts.items():
-            _add_row(table, f"  {part_name}", *("\n".join(_in_short(specs)) for specs in (part.inputs, part.outputs)))
+        for part in listed_parts(component.parts):
+            _add_row(table, f"  {part.title}", *("\n".join(_in_short(specs)) for specs in (part.inputs, part.outputs)))
     return table
 
 

@@ -81,7 +81,10 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     help="Compute the denoiser's deep layers every so many steps (a bundle exported with --deep-cache).",
 )
 @click.option(
-    "--decoder", default="full", show_default=True, help="full, or preview (a bundle exported with --preview-decoder)."
+    "--decoder",
+    default="full",
+    show_default=True,
+    help="full, preview (of a bundle that has it), tiled (large pictures).",
 )
 @click.option("--eta", type=float, help="How much fresh noise DDIM (0 by default) or TCD (0.3) adds, 0 to 1.")
 @click.option("--clip-skip", type=int, help="How many of the text encoder's last layers to leave out.")

@@ -1,0 +1,233 @@
+"""What does it take to decode whole, in slices, in tiles, and by the preview decoder?
+
+    .venv/bin/python -m benchmarks.decoding scratch/full/float16 --output benchmarks/results/decoding.json
+
+Each way is run in a process of its own, which decodes one picture's latents and tells its seconds (with loading, and
+without where it is asked to decode again; the processors' seconds, which tell more where the machine is not alone) and
+the most anonymous memory that it held at once, less what it held before anything was loaded; weights that are mapped
+from their file are not in that. Weights of full size are random, and so are the pictures; what tiles cost a trained
+model is measured on pictures of the sample model, of twice its side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.full_size import machine
+from latentrt import Bundle, Pipeline
+from latentrt.cpu_choice import CpuBackend, Preferences, choose_on_cpu
+from latentrt.sample import bundle_path
+from latentrt.sample.figures import PROMPT_SEED
+from latentrt.sample.prompts import held_out_prompts
+from latentrt.session import Session
+from latentrt.sliced_decoder import is_sliced
+from latentrt.tiling import decode_in_tiles
+
+Way = Literal["whole", "sliced", "tiled", "small tiles", "preview"]
+Pixels = NDArray[np.uint8]
+Decode = Callable[[NDArray[np.float32]], Pixels]
+
+_SAMPLE_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was measured of one way. `psnr` and `largest`, in levels of 255, are beside the whole decode; None for no
+    difference, and where the picture is another one by intent."""
+
+    seconds: list[float]
+    processor_seconds: list[float]
+    peak_anonymous_mib: int
+    psnr: float | None = None
+    largest: int | None = None
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.one:
+        one(arguments)
+        return
+    bundle = Bundle.open(arguments.bundle)
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.decoding " + " ".join(sys.argv[1:]),
+        "machine": machine(),
+        "threads": arguments.threads,
+        "full_size": {},
+    }
+    for side in arguments.sides:
+        for backend in arguments.on:
+            found = measure(arguments, backend, side, ways_of(bundle))
+            report["full_size"].setdefault(str(side), {})[backend] = {
+                name: asdict(each) for name, each in found.items()
+            }
+            write(report, arguments.output)
+    report["sample"] = price_on_sample(arguments.prompts)
+    write(report, arguments.output)
+    Console(width=110).print(as_table(report))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="of full size")
+    parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="of pictures, in pixels")
+    parser.add_argument("--on", nargs="+", choices=get_args(CpuBackend), default=list(get_args(CpuBackend)))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1, help="decodes of 512 × 512 in each process; one of larger")
+    parser.add_argument("--prompts", type=int, default=16, help="of the sample model")
+    parser.add_argument("--output", type=Path, help="a JSON report")
+    parser.add_argument("--one", nargs=4, metavar=("WAY", "BACKEND", "SIDE", "FILE"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def ways_of(bundle: Bundle) -> list[Way]:
+    """Those that a bundle has graphs for."""
+    components = bundle.manifest.components
+    ways: list[Way] = ["whole", *(["sliced"] if is_sliced(components["vae_decoder"].parts) else [])]  # type: ignore[list-item]
+    return [*ways, "tiled", "small tiles", *(["preview"] if "preview_decoder" in components else [])]  # type: ignore[list-item]
+
+
+def measure(arguments: argparse.Namespace, backend: str, side: int, ways: Sequence[Way]) -> dict[str, Found]:
+    """Every way, each in a process of its own."""
+    found: dict[str, Found] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for way in ways:
+            file = Path(folder) / f"{way}.npy"
+            repeats = arguments.repeats if side <= 512 else 1
+            call = [sys.executable, "-m", "benchmarks.decoding", str(arguments.bundle), "--repeats", str(repeats)]
+            call += ["--threads", str(arguments.threads), "--one", way, backend, str(side), str(file)]
+            told = json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE).stdout)
+            beside = {} if way in ("whole", "preview") else apart(np.load(file), np.load(Path(folder) / "whole.npy"))
+            found[way] = Found(**told, **beside)
+            print(f"{side} on {backend}, {way}: {found[way]}", flush=True)
+    return found
+
+
+def one(arguments: argparse.Namespace) -> None:
+    """Measure one way, here."""
+    way, backend, side, file = arguments.one
+    bundle = Bundle.open(arguments.bundle)
+    name = "preview_decoder" if way == "preview" else "vae_decoder"
+    bundle.check(bundle.files_of([name]))
+    latents = np.random.default_rng(7).standard_normal((1, 4, int(side) // 8, int(side) // 8), np.float32)
+    preferences = Preferences(threads=arguments.threads, low_memory=way == "sliced")
+    _, opens = choose_on_cpu(bundle, name, backend, preferences)
+    watch, seconds, processor_seconds = AnonymousMemory(), [], []
+    session: Session | None = None
+    for _ in range(arguments.repeats):
+        began, worked = time.perf_counter(), time.process_time()
+        session = session or opens()
+        pixels = decoding(session, way)(latents)
+        seconds.append(round(time.perf_counter() - began, 2))
+        processor_seconds.append(round(time.process_time() - worked, 2))
+    np.save(file, pixels)
+    told = {"seconds": seconds, "processor_seconds": processor_seconds, "peak_anonymous_mib": watch.most_mib()}
+    print(json.dumps(told))
+
+
+def decoding(session: Session, way: str) -> Decode:
+    """Latents → pixels, in one way."""
+
+    def whole(latents: NDArray[np.float32]) -> Pixels:
+        pixels: Pixels = session.run({"latents": latents})["pixels"]
+        return pixels
+
+    most = {"tiled": 64, "small tiles": 32}.get(way)
+    return whole if most is None else lambda latents: decode_in_tiles(whole, latents, most=most, factor=8)
+
+
+class AnonymousMemory:
+    """The most that this process holds from now on, beyond what it holds now."""
+
+    def __init__(self) -> None:
+        self._before = self._most = self._now()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def most_mib(self) -> int:
+        """In MiB."""
+        return (self._most - self._before) >> 10
+
+    def _watch(self) -> None:
+        while True:
+            self._most = max(self._most, self._now())
+            time.sleep(0.005)
+
+    def _now(self) -> int:
+        found = re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        assert found is not None, "Linux tells"
+        return int(found[1])
+
+
+def price_on_sample(prompts: int) -> dict[str, Any]:
+    """How far tiles are from the whole decode where weights are trained, on pictures of twice the model's side."""
+    pipeline = Pipeline.load(bundle_path())
+    manifest = pipeline.bundle.manifest
+    most, side = manifest.defaults.height // manifest.latents.factor, 2 * manifest.defaults.height
+    call: dict[str, Any] = {"seed": 7, "num_inference_steps": _SAMPLE_STEPS, "height": side, "width": side}
+    texts = [prompt.text for prompt in held_out_prompts(prompts, PROMPT_SEED)]
+    latents = [pipeline(text, **call, safety="off", output_type="latent").images for text in texts]
+    decode = decoding(choose_on_cpu(pipeline.bundle, "vae_decoder", "onnxruntime", Preferences())[1](), "whole")
+    whole = np.concatenate([decode(one) for one in latents])
+    tiled = [decode_in_tiles(decode, one, most=most, factor=manifest.latents.factor) for one in latents]
+    found = apart(np.concatenate(tiled), whole)
+    return {"prompts": prompts, "side": side, "steps": _SAMPLE_STEPS, "tiled": found}
+
+
+def apart(pixels: Pixels, whole: Pixels) -> dict[str, Any]:
+    """PSNR in decibels and the largest difference in levels."""
+    off = np.abs(pixels.astype(np.int64) - whole)
+    error = float(np.mean(off**2))
+    return {"psnr": round(10 * float(np.log10(255**2 / error)), 1) if error else None, "largest": int(off.max())}
+
+
+def write(report: dict[str, Any], place: Path | None) -> None:
+    if place:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def as_table(report: dict[str, Any]) -> Table:
+    table = Table(box=None, header_style="")
+    for heading in (
+        "side",
+        "backend",
+        "way",
+        "first s",
+        "again s",
+        "processor s",
+        "peak MiB",
+        "PSNR dB",
+        "largest of 255",
+    ):
+        table.add_column(heading, justify="left" if heading in ("backend", "way") else "right")
+    for side, backends in report["full_size"].items():
+        for backend, ways in backends.items():
+            for way, found in ways.items():
+                first, *again = found["seconds"]
+                figures = [found["peak_anonymous_mib"], found["psnr"], found["largest"]]
+                shown = ["" if figure is None else str(figure) for figure in figures]
+                worked = f"{min(found['processor_seconds']):.1f}"
+                table.add_row(side, backend, way, f"{first:.1f}", f"{min(again):.1f}" if again else "", worked, *shown)
+    sample = report["sample"]
+    tiled = sample["tiled"]
+    table.add_row(str(sample["side"]), "", "sample, tiled", "", "", "", "", str(tiled["psnr"]), str(tiled["largest"]))
+    return table
+
+
+if __name__ == "__main__":
+    main()
