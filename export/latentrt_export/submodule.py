@@ -71,6 +71,10 @@ class Submodule(nn.Module):
         """
         return None
 
+    def choices(self) -> Arrays:
+        """What the last run decided that either way would have been right (`merging_gate.py`); graphs are told."""
+        return {}
+
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the model and only this submodule knows."""
         return {}

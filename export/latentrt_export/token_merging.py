@@ -17,14 +17,17 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from latentrt.errors import CheckpointError
 from latentrt.manifest import TokenMerging
 from latentrt_export.token_merging_ratio import MATCHING, check_ratio
 
-__all__ = ["Matching", "TokenMatching", "install", "merge", "unmerge"]
+__all__ = ["Matching", "TokenMatching", "decided", "install", "merge", "unmerge"]
 
 
 class Matching(NamedTuple):
@@ -32,11 +35,11 @@ class Matching(NamedTuple):
 
     Attributes:
         first: (D,), the destinations among a sample's tokens.
-        unmerged: (B · (R − D),), the rows of sources that stay, in all samples' tokens (B · N) one behind the other.
-        merged: (B · M,), the rows of those that are merged.
+        unmerged: (B, R − D), the sources that stay, counted through all samples' tokens (B · N).
+        merged: (B, M), those that are merged, counted likewise.
         shares: (B, D, M), what of each merged token is in a destination's mean.
         own: (B, D, 1), what of a destination is in its mean.
-        back: (B · N,), the row of each token in what is left (B · R).
+        back: (B, N), where each token is in what is left, counted through all samples (B · R).
     """
 
     first: Tensor
@@ -53,6 +56,8 @@ class TokenMatching(nn.Module):
     def __init__(self, ratio: float) -> None:
         super().__init__()
         self.ratio = Fraction(repr(ratio))
+        # Of the last run: where each token would go, and the order in which they go.
+        self.decided: dict[str, Tensor] = {}
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Matching:
         """tokens: (B, N, C), what enters the block. size: their height and width."""
@@ -62,6 +67,8 @@ class TokenMatching(nn.Module):
         merged = count * self.ratio.numerator // self.ratio.denominator
         best, cell = self._most_similar(tokens, first)
         order = self._order(best, first)
+        if not torch.compiler.is_exporting():
+            self.decided = {"ArgMax": cell, "TopK": order}
         rank = torch.zeros_like(order).scatter(1, order, torch.arange(count).expand(batch, count))
         # Splits, as the tracer knows the sizes of what they give.
         gone, stay, _ = order.split([merged, count - cells - merged, cells], dim=1)
@@ -74,11 +81,11 @@ class TokenMatching(nn.Module):
         sample = torch.arange(batch)[:, None]
         return Matching(
             first=first,
-            unmerged=(stay + sample * count).flatten(),
-            merged=(gone + sample * count).flatten(),
+            unmerged=stay + sample * count,
+            merged=gone + sample * count,
             shares=one_hot * own,
             own=own,
-            back=(back + sample * left).flatten(),
+            back=back + sample * left,
         )
 
     def _most_similar(self, tokens: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,18 +104,15 @@ class TokenMatching(nn.Module):
 
 def merge(tokens: Tensor, matching: Matching) -> Tensor:
     """(B, N, C) → (B, R, C): the sources that stay, then each destination's mean."""
-    batch, _, channels = tokens.shape
     rows = tokens.flatten(0, 1)
-    unmerged = rows.index_select(0, matching.unmerged).reshape(batch, -1, channels)
-    merged = rows.index_select(0, matching.merged).reshape(batch, -1, channels)
+    merged = functional.embedding(matching.merged, rows)
     means = tokens.index_select(1, matching.first) * matching.own + matching.shares @ merged
-    return torch.cat([unmerged, means], dim=1)
+    return torch.cat([functional.embedding(matching.unmerged, rows), means], dim=1)
 
 
 def unmerge(tokens: Tensor, matching: Matching) -> Tensor:
     """(B, R, C) → (B, N, C): a merged token takes its destination's."""
-    batch, _, channels = tokens.shape
-    return tokens.flatten(0, 1).index_select(0, matching.back).reshape(batch, -1, channels)
+    return functional.embedding(matching.back, tokens.flatten(0, 1))
 
 
 def _first_of_cells(size: tuple[int, int]) -> Tensor:
@@ -140,6 +144,16 @@ def install(model: Any, ratio: float) -> TokenMerging:
             "unet: it has no attention at its highest resolution, where tokens are merged; leave --token-merging out"
         )
     return TokenMerging(ratio=ratio, blocks=tuple(names))
+
+
+def decided(model: Any) -> dict[str, NDArray[np.int64]]:
+    """What each matching chose in the last run, by what decides it in a graph (`merging_gate.py`)."""
+    return {
+        f"{name}/{decision}": array.numpy()
+        for name, module in model.named_modules()
+        if isinstance(module, TokenMatching)
+        for decision, array in module.decided.items()
+    }
 
 
 class _Merging:

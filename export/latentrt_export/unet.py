@@ -85,6 +85,9 @@ class UNet(Submodule):
     def merge_tokens(self, ratio: float) -> TokenMerging:
         return token_merging.install(self.model, ratio)
 
+    def choices(self) -> Arrays:
+        return token_merging.decided(self.model)
+
     def facts(self) -> dict[str, Any]:
         size = self.model.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
