@@ -144,7 +144,7 @@ def test_the_blocks_input_decides_and_its_norm_is_what_is_merged() -> None:
         transformer.proj_in.register_forward_hook(lambda *_: _as_picture(tokens, size))
         caught: list[Tensor] = []
         block.register_forward_hook(lambda module, given, made: caught.append(made))
-        transformer(torch.zeros(1, 16, *size), encoder_hidden_states=text)
+        transformer(torch.zeros(1, 16, *size), encoder_hidden_states=text, return_dict=False)
     # 1e-5: as above, through a block.
     torch.testing.assert_close(caught[0], expected, rtol=0, atol=1e-5)
 
