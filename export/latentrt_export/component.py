@@ -18,6 +18,7 @@ from latentrt_export.graph import OPSET, trace
 from latentrt_export.merging_gate import judge_choices, open_told
 from latentrt_export.onnxruntime_cpu import require
 from latentrt_export.parts import PartsMaker, Run
+from latentrt_export.passes.one_attention import FuseSelfAttention
 from latentrt_export.precision import compute_in_float32, compute_in_half, nodes_in_float32
 from latentrt_export.ranges import measure_ranges
 from latentrt_export.submodule import Arrays, Submodule
@@ -120,11 +121,12 @@ class _GraphMaker:
         companion = self.model.clone()
         compute_in_float32(companion, self.weights)
         self._point_at_stored(companion)
-        float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
         self.phase("measuring ranges")
         ranges = measure_ranges(
             companion, self.folder / "ranges.onnx", [trial.feeds for trial in rounded], self.weights
         )
+        FuseSelfAttention()(companion)  # behind the ranges, which know every value of the half graph
+        float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
         must_stay = nodes_in_float32(self.model, ranges)
         kept = compute_in_half(
             self.model,
