@@ -59,6 +59,12 @@ __all__ = ["export"]
     metavar="BRANCH",
     help="Add a part that takes deep features of an earlier step; branch 0 leaves the least to compute.",
 )
+@click.option(
+    "--token-merging",
+    type=float,
+    metavar="RATIO",
+    help="Merge this share of the tokens in the denoiser's largest self-attentions; 0.5 is usual.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there, once the new one is complete.")
 def export(
     checkpoint: Path,
@@ -73,6 +79,7 @@ def export(
     default_guidance_scale: float,
     no_parts: bool,
     deep_cache: int | None,
+    token_merging: float | None,
     overwrite: bool,
 ) -> None:
     """Turn CHECKPOINT, a diffusers folder or a single .safetensors file, into BUNDLE.
@@ -96,6 +103,7 @@ def export(
             default_guidance_scale=default_guidance_scale,
             parts=not no_parts,
             deep_cache=deep_cache,
+            token_merging=token_merging,
             overwrite=overwrite,
             progress=reporter,
         )

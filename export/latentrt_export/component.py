@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from latentrt.manifest import Component, GateFigure, GraphRecord, Precision
 from latentrt_export import verify
 from latentrt_export.graph import OPSET, trace
-from latentrt_export.onnxruntime_cpu import Graph, require
+from latentrt_export.merging_gate import judge_choices, open_told
+from latentrt_export.onnxruntime_cpu import require
 from latentrt_export.parts import MakesParts, Run
+from latentrt_export.passes.one_attention import FuseSelfAttention
 from latentrt_export.precision import compute_in_float32, compute_in_half, nodes_in_float32
 from latentrt_export.ranges import measure_ranges
 from latentrt_export.submodule import Arrays, Submodule
@@ -27,10 +29,11 @@ __all__ = ["export_component"]
 
 @dataclass(frozen=True)
 class _Trial:
-    """One set of inputs and what torch makes of it."""
+    """One set of inputs, what torch makes of it, and what it chose on the way."""
 
     feeds: Arrays
     expected: Arrays
+    choices: Arrays
 
 
 def export_component(
@@ -63,7 +66,7 @@ def export_component(
     rng = np.random.default_rng(0)
     phase("running torch")
     feeds = [submodule.sample(case, known, rng) for case in submodule.judged]
-    exact = [_Trial(feed, submodule.torch_outputs(feed)) for feed in feeds]
+    exact = [_trial(submodule, feed) for feed in feeds]
     learnt = submodule.passes_on(exact[-1].feeds, exact[-1].expected, known)
     phase("tracing")
     model = trace(submodule, submodule.sample(submodule.traced, known, rng))
@@ -113,16 +116,17 @@ class _GraphMaker:
     def float16(self, feeds: Iterable[Arrays], exact: Iterable[_Trial]) -> dict[Precision, GraphRecord]:
         """The half graph, judged by the checkpoint's own weights, and its float32 companion, by the rounded ones."""
         self.phase("running torch on half weights")
-        rounded = [_Trial(feed, self.submodule.torch_outputs(feed)) for feed in feeds]
+        rounded = [_trial(self.submodule, feed) for feed in feeds]
         self._release()
         companion = self.model.clone()
         compute_in_float32(companion, self.weights)
         self._point_at_stored(companion)
-        float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
         self.phase("measuring ranges")
         ranges = measure_ranges(
             companion, self.folder / "ranges.onnx", [trial.feeds for trial in rounded], self.weights
         )
+        FuseSelfAttention()(companion)  # behind the ranges, which know every value of the half graph
+        float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
         must_stay = nodes_in_float32(self.model, ranges)
         kept = compute_in_half(
             self.model,
@@ -148,12 +152,16 @@ class _GraphMaker:
     ) -> GraphRecord:
         self.phase(f"checking the {precision} graph")
         ir.save(model, self.folder / file)
-        graph = Graph(self.folder / file)
+        graph, _ = open_told(model, self.folder / file)
         figures: list[GateFigure] = []
         runs: list[Run] = []
+        component = self.prefix.rstrip("/")
         for trial in trials:
-            runs.append(Run(trial.feeds, graph.run(trial.feeds)))
-            figures += verify.compare(self.prefix.rstrip("/"), precision, trial.feeds, trial.expected, runs[-1].outputs)
+            outputs = graph.run({**trial.feeds, **trial.choices})
+            shapes = {name: array.shape for name, array in trial.feeds.items()}
+            figures += judge_choices(component, precision, outputs, trial.choices, shapes)
+            runs.append(Run(trial.feeds, {name: outputs[name] for name in trial.expected}, trial.choices))
+            figures += verify.compare(component, precision, trial.feeds, trial.expected, runs[-1].outputs)
         del graph  # before its parts are loaded
         record = GraphRecord(
             file=f"{self.prefix}{file}", opset=OPSET, nodes=len(model.graph), float32_nodes=kept, gate=tuple(figures)
@@ -161,6 +169,10 @@ class _GraphMaker:
         if self.parts is not None:
             self.parts.make(model, record, precision, runs)
         return record
+
+
+def _trial(submodule: Submodule, feeds: Arrays) -> _Trial:
+    return _Trial(feeds, submodule.torch_outputs(feeds), submodule.choices())
 
 
 def _round_to_half(submodule: Submodule) -> None:

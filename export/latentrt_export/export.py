@@ -14,6 +14,7 @@ from latentrt_export.deep_cache import check_branch, count_branches
 from latentrt_export.documents import UNKNOWN
 from latentrt_export.json_file import read_object
 from latentrt_export.onnxruntime_cpu import require
+from latentrt_export.token_merging_ratio import check_ratio
 from latentrt_export.worker import Division
 from latentrt_export.write import MAX_STEPS, Progress, write_bundle
 
@@ -37,6 +38,7 @@ def export_checkpoint(
     default_guidance_scale: float = 7.5,
     parts: bool = True,
     deep_cache: int | None = None,
+    token_merging: float | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Export a checkpoint.
@@ -57,19 +59,22 @@ def export_checkpoint(
         default_steps, default_guidance_scale: what a request means that does not say them; diffusers' own by default.
         parts: of the denoiser, those for a shorter loop (`division.py`); of the decoder, slices (`slices.py`).
         deep_cache: the branch at which the loop is cut for a part `shallow`, 0 the shallowest; None for no such part.
+        token_merging: the share of tokens that the denoiser merges (`token_merging.py`); None for none.
         overwrite: replace a bundle that is there, once the new one is complete.
 
     Returns:
         The bundle's manifest.
 
     Raises:
-        RequestError: a default is impossible, or the denoiser has no such branch.
+        RequestError: a default or a ratio is impossible, or the denoiser has no such branch.
         CheckpointError, ExportError: the checkpoint cannot be exported.
         MissingExtraError: no ONNX Runtime is installed, so nothing could be proved.
         OutputError: the bundle cannot be written.
     """
     require()
     _check_defaults(default_steps, default_guidance_scale)
+    if token_merging is not None:
+        check_ratio(token_merging)
     if deep_cache is not None and not parts:
         raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
     with staged(bundle, overwrite=overwrite) as stage:
@@ -93,6 +98,7 @@ def export_checkpoint(
             stage,
             precision=precision,
             division=Division(deep_cache=deep_cache) if parts else None,
+            token_merging=token_merging,
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
             progress=progress,

@@ -25,7 +25,7 @@ from latentrt.errors import ExportError, GateError
 from latentrt.gate import difference, words
 from latentrt.manifest import GateFigure, GraphRecord, Part, PartName, Precision
 from latentrt_export.division import divide, signature
-from latentrt_export.onnxruntime_cpu import Graph
+from latentrt_export.merging_gate import open_told
 from latentrt_export.submodule import Arrays
 
 __all__ = ["MakesParts", "PartsMaker", "Run"]
@@ -35,10 +35,11 @@ _BOUNDS: dict[Precision, float] = {"float32": 1e-5, "float16": 5e-3, "int8": 5e-
 
 @dataclass(frozen=True)
 class Run:
-    """One set of inputs and what the whole graph makes of it."""
+    """One set of inputs and what the whole graph makes of it, told what was chosen on the way."""
 
     feeds: Arrays
     outputs: Arrays
+    choices: Arrays = field(default_factory=dict)
 
 
 class MakesParts(Protocol):
@@ -118,7 +119,7 @@ class PartsMaker:
 
         One graph is open at a time, so that this needs no more memory than the whole did.
         """
-        values = [dict(run.feeds) for run in runs]
+        values = [{**run.feeds, **run.choices} for run in runs]
         pieces: tuple[PartName, ...] = (*self.alone.values(), "loop")
         for name in pieces:
             self._run(models[name], files[name], values)
@@ -135,8 +136,8 @@ class PartsMaker:
 
     def _run(self, model: ir.Model, file: str, values: list[Arrays]) -> None:
         """Run a part on what is there, and put what it makes there too."""
-        graph = Graph(self.folder / file)
-        names = [str(value.name) for value in model.graph.inputs]
+        graph, choices = open_told(model, self.folder / file)
+        names = [*(str(value.name) for value in model.graph.inputs), *choices]
         for known in values:
             known.update(graph.run({name: known[name] for name in names}))
 

@@ -7,8 +7,8 @@ half to make them.
 The half graph follows torch's own promotion: half weights and half inputs pull what they meet into half; what depends
 on neither stays float32 until it does (the sines of a timestep, whose input diffusers keeps in float32; the
 preprocessing of the safety classifier, whose input is uint8). What our own modules compute around the checkpoint's
-(finished pixels, the cosines of the safety classifier) stays float32. Beyond that, a node whose inputs or outputs come
-near half's range on real inputs stays float32, one node at a time.
+(finished pixels, the cosines of the safety classifier, which tokens are merged) stays float32. Beyond that, a node
+whose inputs or outputs come near half's range on real inputs stays float32, one node at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
+
+from latentrt_export.token_merging_ratio import MATCHING
 
 __all__ = ["RANGE_LIMIT", "compute_in_float32", "compute_in_half", "nodes_in_float32"]
 
@@ -40,7 +42,7 @@ def nodes_in_float32(model: ir.Model, ranges: Mapping[str, float]) -> tuple[str,
     return tuple(
         str(node.name)
         for node in model.graph
-        if str(node.name).startswith("/")
+        if _is_our_own(str(node.name))
         or any(
             value is not None and ranges.get(str(value.name), 0.0) > RANGE_LIMIT
             for value in (*node.inputs, *node.outputs)
@@ -188,6 +190,11 @@ def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
     cast = ir.node("Cast", [value], {"to": int(dtype)}, name=name)
     cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = name, ir.TensorType(dtype), value.shape
     return cast
+
+
+def _is_our_own(name: str) -> bool:
+    """Whether a node stands in no module of the checkpoint's (`passes.names`)."""
+    return name.startswith("/") or name.rpartition("/")[0].endswith(f".{MATCHING}")
 
 
 def _is_float(value: ir.Value) -> bool:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from latentrt.manifest import PartName
+from latentrt.manifest import PartName, TokenMerging
 from latentrt.tensors import TensorSpec
 
 __all__ = ["Arrays", "Case", "Submodule"]
@@ -61,6 +61,21 @@ class Submodule(nn.Module):
             CheckpointError: weights are missing, damaged, or of a kind that is not supported.
         """
         raise NotImplementedError
+
+    def merge_tokens(self, ratio: float) -> TokenMerging | None:
+        """Leave a share of the tokens out of self-attention, where a submodule can (`token_merging.py`).
+
+        Returns:
+            What the manifest says of it; None where nothing changed.
+
+        Raises:
+            RequestError, CheckpointError: the ratio is impossible, or there is nothing to merge.
+        """
+        return None
+
+    def choices(self) -> Arrays:
+        """What the last run decided that either way would have been right (`merging_gate.py`); graphs are told."""
+        return {}
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the model and only this submodule knows."""

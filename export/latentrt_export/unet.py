@@ -13,8 +13,9 @@ from torch import Tensor
 
 from latentrt.errors import CheckpointError
 from latentrt.gate_inputs import tiled
-from latentrt.manifest import PartName
+from latentrt.manifest import PartName, TokenMerging
 from latentrt.tensors import TensorSpec
+from latentrt_export import token_merging
 from latentrt_export.loading import load_pretrained
 from latentrt_export.submodule import Arrays, Case, Submodule
 
@@ -80,6 +81,12 @@ class UNet(Submodule):
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         return self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]  # type: ignore[no-any-return]
+
+    def merge_tokens(self, ratio: float) -> TokenMerging:
+        return token_merging.install(self.model, ratio)
+
+    def choices(self) -> Arrays:
+        return token_merging.decided(self.model)
 
     def facts(self) -> dict[str, Any]:
         size = self.model.config.sample_size

@@ -43,7 +43,8 @@ class Division(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What to export: a submodule of a checkpoint, into a folder of the bundle that is being made.
 
-    `division` is for those that can have parts; None leaves them whole.
+    `division` is for those that can have parts; None leaves them whole. `token_merging` is the ratio for one whose
+    self-attention merges; None merges nothing.
     """
 
     submodule: str
@@ -54,6 +55,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     known: str
     prefix: str
     division: Division | None = None
+    token_merging: float | None = None
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
@@ -96,11 +98,12 @@ def _export(job: Job, phase: Callable[[str], None]) -> tuple[Component, dict[str
     submodule = submodule_class.load(Path(job.checkpoint), job.variant)
     with np.load(job.known) as stored:
         known = dict(stored)
+    merging = submodule.merge_tokens(job.token_merging) if job.token_merging is not None else None
     facts = submodule.facts()
     parts = _parts_maker(job, job.division, submodule, phase) if job.division else None
     component, learnt = export_component(submodule, Path(job.folder), job.prefix, job.precision, known, phase, parts)
     np.savez(job.known, **{**known, **learnt})
-    return component, facts
+    return msgspec.structs.replace(component, token_merging=merging), facts
 
 
 def _parts_maker(job: Job, division: Division, submodule: Any, phase: Callable[[str], None]) -> Any:

@@ -61,6 +61,7 @@ def write_bundle(
     *,
     precision: Precision,
     division: Division | None,
+    token_merging: float | None,
     default_steps: int,
     default_guidance_scale: float,
     progress: Progress,
@@ -72,6 +73,7 @@ def write_bundle(
         stage: where to; its scratch folder takes what submodules hand on.
         precision: of the weights, and of the arithmetic on a GPU.
         division: how the denoiser is divided into parts, None for not at all.
+        token_merging: the share of tokens that its self-attention leaves out, None for none.
         default_steps: how many steps a request means that does not say.
         default_guidance_scale: the same of guidance.
         progress: told of phases, results and warnings.
@@ -84,7 +86,7 @@ def write_bundle(
     tokenizer = export_tokenizer(checkpoint.folder, stage.bundle)
     licence = _copy_documents(checkpoint, stage.bundle)
     known = _first_inputs(checkpoint, stage, tokenizer)
-    results = _export_submodules(checkpoint, stage.bundle, known, precision, division, progress)
+    results = _export_submodules(checkpoint, stage.bundle, known, precision, division, token_merging, progress)
     facts = {key: value for done in results.values() for key, value in done.facts.items()}
     defaults = Defaults(
         height=facts["latent_height"] * facts["factor"],
@@ -144,6 +146,7 @@ def _export_submodules(
     known: Path,
     precision: Precision,
     division: Division | None,
+    token_merging: float | None,
     progress: Progress,
 ) -> dict[str, Done]:
     results: dict[str, Done] = {}
@@ -160,6 +163,7 @@ def _export_submodules(
             prefix=f"{name}/",
             known=str(known),
             division=division,
+            token_merging=token_merging,
         )
         results[name] = run_worker(job, _told(progress, name))
         progress.done(name, results[name].component)

@@ -33,6 +33,7 @@ __all__ = [
     "SealedEngine",
     "Sha256",
     "Source",
+    "TokenMerging",
     "TokenizerRecord",
     "WeightsRecord",
 ]
@@ -121,9 +122,17 @@ class Part(Record, frozen=True, kw_only=True):
     graphs: dict[Precision, GraphRecord]
 
 
+class TokenMerging(Record, frozen=True, kw_only=True):
+    """What a denoiser leaves out of its self-attention (ToMe): `ratio` of the tokens is merged in the blocks named."""
+
+    ratio: Annotated[float, msgspec.Meta(gt=0, lt=0.75)]
+    blocks: tuple[str, ...]
+
+
 class Component(Record, frozen=True, kw_only=True):
     """A submodule: one signature, one weights file, and a graph for each precision it can compute in.
 
+    `token_merging` is what its graphs leave out, None for nothing; that the parts do as the whole goes without saying.
     `export_peak_bytes` is the largest resident set of the process that exported it, `export_seconds` its wall time.
     """
 
@@ -132,6 +141,7 @@ class Component(Record, frozen=True, kw_only=True):
     weights: WeightsRecord
     graphs: dict[Precision, GraphRecord]
     parts: dict[PartName, Part] = {}
+    token_merging: TokenMerging | None = None
     export_peak_bytes: Count
     export_seconds: float
 

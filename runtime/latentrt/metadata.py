@@ -50,6 +50,7 @@ class PictureRecord(msgspec.Struct, frozen=True, kw_only=True):
     guidance_end: float = 1.0
     deep_cache: int = 1
     decoder: str = "full"
+    token_merging: float = 0.0
     eta: float | None = None
     clip_skip: int | None = None
     width: int

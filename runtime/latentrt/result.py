@@ -96,6 +96,7 @@ def _record(
     prompt = index // order.images_per_prompt
     negatives = order.negative_prompts if order.guided else None
     chosen = samplers.choose(order.sampler)
+    merging = bundle.manifest.components["unet"].token_merging
     return PictureRecord(
         prompt=order.prompts[prompt] if order.prompts else None,
         negative_prompt=negatives[prompt] if negatives else None,
@@ -110,6 +111,7 @@ def _record(
         guidance_end=order.approximation.guidance_end,
         deep_cache=order.approximation.deep_cache,
         decoder=order.approximation.decoder,
+        token_merging=merging.ratio if merging else 0.0,
         eta=order.eta,
         clip_skip=order.asked_clip_skip,
         width=order.width,

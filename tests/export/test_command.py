@@ -102,6 +102,20 @@ def test_a_division_that_cannot_be_costs_no_time(
     assert not (tmp_path / "bundle").exists()
 
 
+def test_the_ratio_of_merged_tokens_reaches_the_exporter(model: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    assert call(model, tmp_path / "bundle", "--token-merging", "0.5", "--no-parts") == 0
+    assert {job.submodule: job.token_merging for job in worker.jobs}["unet"] == 0.5
+
+
+@pytest.mark.parametrize("ratio", ["0", "0.75", "nan"])
+def test_a_ratio_of_merged_tokens_that_cannot_be_costs_no_time(
+    model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str], ratio: str
+) -> None:
+    assert call(model, tmp_path / "bundle", "--token-merging", ratio) == 2
+    assert f"found the token merging ratio {ratio}, expected one above 0 and below 0.75" in capsys.readouterr().err
+    assert worker.jobs == []
+
+
 def test_warnings_are_shown(tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_described(tmp_path / "model", safety=False)
     assert call(model, tmp_path / "bundle") == 0

@@ -125,6 +125,10 @@ def _use_lines(manifest: Manifest) -> Lines:
     yield "defaults", f"{defaults.width} × {defaults.height}, {steps} steps, guidance scale {guidance:g}"
     sides = f"{limits.min_side} … {limits.max_side} pixels a side"
     yield "limits", f"{sides}, {limits.max_batch} pictures at once, {limits.max_steps} steps"
+    for name, component in manifest.components.items():
+        if merging := component.token_merging:
+            share = f"{merging.ratio:g} of the tokens of {name}, in {len(merging.blocks)} of its blocks"
+            yield "merging", f"{share}: {', '.join(merging.blocks)}"
     missing = "" if "safety_checker" in manifest.components else ", but no classifier: it runs with --safety off only"
     yield "safety", manifest.safety + missing
 
@@ -211,7 +215,7 @@ def _record_lines(record: PictureRecord) -> Lines:
 
 
 # What is left out of a run is said where something is.
-_UNSAID = {"guidance_start": 0.0, "guidance_end": 1.0, "deep_cache": 1, "decoder": "full"}
+_UNSAID = {"guidance_start": 0.0, "guidance_end": 1.0, "deep_cache": 1, "decoder": "full", "token_merging": 0.0}
 _LABELS = {
     "negative_prompt": "negative",
     "num_inference_steps": "steps",

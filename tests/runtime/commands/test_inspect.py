@@ -48,6 +48,22 @@ def picture(place: Path, **changes: Any) -> Path:
     return place
 
 
+def test_a_bundle_whose_tokens_are_merged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def edit(tree: dict[str, Any]) -> None:
+        tree["components"]["unet"]["token_merging"] = {"ratio": 0.5, "blocks": ["down_blocks.0", "up_blocks.3"]}
+
+    edit_manifest(folder, edit)
+    assert run("inspect", folder) == 0
+    assert "0.5 of the tokens of unet, in 2 of its blocks: down_blocks.0, up_blocks.3" in capsys.readouterr().out
+
+
+def test_a_picture_drawn_with_merged_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", picture(tmp_path / "out.png", token_merging=0.5)) == 0
+    assert "token merging 0.5" in capsys.readouterr().out
+    assert run("inspect", picture(tmp_path / "out.png")) == 0
+    assert "token merging" not in capsys.readouterr().out
+
+
 def test_a_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", folder) == 0
     out = capsys.readouterr().out

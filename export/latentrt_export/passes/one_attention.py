@@ -1,0 +1,98 @@
+"""Self-attention as one operator, for the CPU: ONNX Runtime's MultiHeadAttention, which keeps no scores.
+
+Spelled out, every query's score with every key is in memory at once: 1 GiB for two samples of 64 × 64 latents and eight
+heads. As one operator ONNX Runtime goes over the keys in blocks. OpenVINO, which makes one operator of either spelling
+by itself, reads this one too. TensorRT does not, so it stands in graphs for a CPU only.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+__all__ = ["DOMAIN", "FuseSelfAttention"]
+
+DOMAIN = "com.microsoft"
+
+
+class FuseSelfAttention(ir.passes.InPlacePass):
+    """Rewrite softmax((s·Q)(s·K)ᵀ) V between its reshapes to one MultiHeadAttention(Q, K, V), (B, N, H·E) each.
+
+    Only where queries, keys and values are products with one value: keys of cross-attention leave the loop
+    (`division.py`), as they stand in every other graph. Anything else is left alone.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        found = [(end, made) for node in model.graph if (made := _attention(node)) for end in [_end(node)] if end]
+        for end, attention in found:
+            model.graph.insert_before(end, attention)
+            ir.convenience.replace_all_uses_with(end.outputs[0], attention.outputs[0])
+        if found:
+            model.opset_imports[DOMAIN] = 1
+            RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified=bool(found))
+
+
+def _attention(softmax: ir.Node) -> ir.Node | None:
+    """The operator that stands for the attention around a Softmax over keys."""
+    end, scores, means = _end(softmax), _producer(softmax, 0, "MatMul"), _only_reader(softmax, "MatMul")
+    if softmax.op_type != "Softmax" or end is None or scores is None or means is None:
+        return None
+    scaled = [_producer(scores, index, "Mul") for index in (0, 1)]
+    heads = _producer(scaled[0], 0, "Transpose")
+    sources = [_rows(scaled[0]), _rows(_producer(scaled[1], 0, "Transpose")), _rows(means, 1)]
+    products = [source.producer() if source is not None else None for source in sources]
+    inputs = {
+        product.inputs[0] if product is not None and product.op_type == "MatMul" else None for product in products
+    }
+    factors = [_constant(node, 1) for node in scaled]
+    shape = heads.outputs[0].shape if heads is not None else None
+    if len(inputs) != 1 or None in inputs or None in factors or shape is None or not isinstance(shape[1], int):
+        return None
+    scale = float(factors[0]) * float(factors[1])  # type: ignore[arg-type]
+    name = f"{str(softmax.name).rpartition('/')[0]}/MultiHeadAttention"
+    node = ir.node("MultiHeadAttention", sources, {"num_heads": shape[1], "scale": scale}, domain=DOMAIN, name=name)
+    node.outputs[0].name = name
+    node.outputs[0].type, node.outputs[0].shape = end.outputs[0].type, end.outputs[0].shape
+    return node
+
+
+def _end(softmax: ir.Node) -> ir.Node | None:
+    """The Reshape that puts the heads side by side again."""
+    transpose = _only_reader(_only_reader(softmax, "MatMul"), "Transpose")
+    end = _only_reader(transpose, "Reshape")
+    return end if transpose is not None and _swaps_heads(transpose) else None
+
+
+def _rows(node: ir.Node | None, index: int = 0) -> ir.Value | None:
+    """(B, N, H·E), of which an input of a node is a view by heads."""
+    transpose = _producer(node, index, "Transpose")
+    reshape = _producer(transpose, 0, "Reshape")
+    return reshape.inputs[0] if transpose is not None and reshape is not None and _swaps_heads(transpose) else None
+
+
+def _multiplied(product: ir.Value | None) -> ir.Value | None:
+    """What a product with a weight is a product of."""
+    node = product.producer() if product is not None else None
+    return node.inputs[0] if node is not None and node.op_type == "MatMul" else None
+
+
+def _swaps_heads(transpose: ir.Node) -> bool:
+    return list(transpose.attributes["perm"].as_ints()) == [0, 2, 1, 3]
+
+
+def _producer(node: ir.Node | None, index: int, op_type: str) -> ir.Node | None:
+    value = node.inputs[index] if node is not None and index < len(node.inputs) else None
+    producer = value.producer() if value is not None else None
+    return producer if producer is not None and producer.op_type == op_type else None
+
+
+def _only_reader(node: ir.Node | None, op_type: str) -> ir.Node | None:
+    uses = tuple(node.outputs[0].uses()) if node is not None else ()
+    return uses[0].node if len(uses) == 1 and uses[0].node.op_type == op_type else None
+
+
+def _constant(node: ir.Node | None, index: int) -> float | None:
+    value = node.inputs[index] if node is not None else None
+    array = value.const_value.numpy() if value is not None and value.const_value is not None else None
+    return float(array.item()) if array is not None and array.size == 1 else None

@@ -1,0 +1,91 @@
+"""The gate of a graph that chooses: what it is told, and what it takes for wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from latentrt.errors import GateError
+from latentrt_export.graph import trace
+from latentrt_export.merging_gate import judge_choices, open_told
+from latentrt_export.submodule import Arrays
+from tests.export.merged import Merged, noise
+from tests.export.small_graph import small_graph
+
+CELL, ORDER = "token_matching/ArgMax", "token_matching/TopK"
+
+
+@pytest.fixture(scope="module")
+def model() -> ir.Model:
+    return trace(Merged(), {"x": noise(2, 8, 16, 24).numpy()})
+
+
+@pytest.fixture
+def path(model: ir.Model, tmp_path: Path) -> Path:
+    ir.save(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def chosen(x: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
+    """What torch makes of tokens, and what it chose."""
+    module = Merged()
+    return module.torch_outputs({"x": x}), module.choices()
+
+
+def test_a_graph_that_is_told_does_as_it_would_itself(model: ir.Model, path: Path) -> None:
+    x = noise(2, 8, 9, 11).numpy()
+    expected, choices = chosen(x)
+    graph, names = open_told(model, path)
+    assert names == (CELL, ORDER)
+    outputs = graph.run({"x": x, **choices})
+    for name, array in expected.items():
+        np.testing.assert_allclose(outputs[name], array, atol=1e-6)  # means of a few float32
+    (figure,) = judge_choices("unet", "float32", outputs, choices, {"x": x.shape})
+    assert (figure.output, figure.measure) == ("token_matching", "absolute")
+    assert figure.figure < 1e-5
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    assert len(model.graph.inputs) == 1
+
+
+def test_of_two_that_are_alike_either_is_right(model: ir.Model, path: Path) -> None:
+    """All tokens the same: torch takes the first, and a graph that would take another is no worse."""
+    x = np.ones((1, 8, 8, 8), np.float32)
+    expected, choices = chosen(x)
+    other = {**choices, CELL: (choices[CELL] + 1) % 16}
+    outputs = open_told(model, path)[0].run({"x": x, **other})
+    (figure,) = judge_choices("unet", "float32", outputs, other, {})
+    assert figure.figure < 1e-6
+    np.testing.assert_allclose(outputs["long"], expected["long"], atol=1e-6)
+
+
+def test_what_it_is_told_is_what_it_does(model: ir.Model, path: Path) -> None:
+    x = noise(1, 8, 8, 8).numpy()
+    expected, choices = chosen(x)
+    outputs = open_told(model, path)[0].run({"x": x, **choices, CELL: (choices[CELL] + 1) % 16})
+    assert np.abs(outputs["long"] - expected["long"]).max() > 0.1
+
+
+@pytest.mark.parametrize("wrong", [CELL, ORDER])
+def test_a_worse_choice_is_refused(model: ir.Model, path: Path, wrong: str) -> None:
+    x = noise(1, 8, 8, 8).numpy()
+    _, choices = chosen(x)
+    told = dict(choices)
+    if wrong == CELL:
+        told[CELL] = (told[CELL] + 1) % 16
+    else:
+        told[ORDER] = np.concatenate([told[ORDER][:, 47::-1], told[ORDER][:, 48:]], axis=1)
+    outputs = open_told(model, path)[0].run({"x": x, **told})
+    with pytest.raises(GateError, match=r"token_matching another choice than torch's would be better by \d\.\d+"):
+        judge_choices("unet", "float32", outputs, told, {"x": x.shape})
+
+
+def test_a_graph_that_chooses_nothing_is_opened_as_it_is(tmp_path: Path) -> None:
+    model = small_graph("g (float[2] x) => (float[2] y) { y = Neg(x) }")
+    ir.save(model, tmp_path / "model.onnx")
+    graph, names = open_told(model, tmp_path / "model.onnx")
+    assert names == ()
+    assert graph.run({"x": np.ones(2, np.float32)})["y"].tolist() == [-1, -1]
