@@ -68,7 +68,7 @@ def slice_decoder(model: ir.Model) -> dict[PartName, ir.Model]:
 def _stages(values: dict[str, ir.Value]) -> Iterator[_Cut]:
     blocks = _count(values, r"decoder\.up_blocks\.(\d+)\.resnets\.0\.conv1/Conv")
     if not blocks or "pixels" not in values:
-        raise ExportError("found no up_blocks and pixels in the decoder's graph, so it cannot be cut into slices")
+        raise _refused("no up_blocks and pixels in the decoder's graph")
     first = max(blocks - _LEVELS_IN_STAGES, 0)
     if first > 0:
         yield _upsampler(values, first - 1)
@@ -99,7 +99,7 @@ def _taken_by(values: dict[str, ir.Value], name: str) -> str:
     node = values[name].producer() if name in values else None
     source = node.inputs[0] if node is not None else None
     if source is None:
-        raise ExportError(f"found no {name} in the decoder's graph, so it cannot be cut into slices")
+        raise _refused(f"no {name} in the decoder's graph")
     return str(source.name)
 
 
@@ -143,7 +143,7 @@ def _stage(model: ir.Model, values: dict[str, ir.Value], stage: _Cut) -> ir.Mode
         _describe(part, result=_plane(values[stage.gives], rows, width))
     norms = [node for node in part.graph if node.op_type == "GroupNormalization"]
     if len(norms) != (not stage.grows):
-        raise ExportError(f"found {len(norms)} norms before {stage.gives}, so it cannot be computed by rows")
+        raise _refused(f"{len(norms)} norms before {stage.gives}")
     for norm in norms:
         _take_statistics(part.graph, norm)
     _take_halo(part.graph, stage)
@@ -180,7 +180,7 @@ def _take_halo(graph: ir.Graph, stage: _Cut) -> None:
         node for node in graph if node.op_type == "Conv" and list(node.attributes["kernel_shape"].as_ints()) == [3, 3]
     ]
     if [list(node.attributes["pads"].as_ints()) for node in convolutions] != [[1, 1, 1, 1]]:
-        raise ExportError(f"found another convolution than one of 3 × 3 at {stage.gives}, so it cannot be sliced")
+        raise _refused(f"another convolution than one of 3 × 3 at {stage.gives}")
     (convolution,) = convolutions
     convolution.attributes["pads"] = ir.AttrInt64s("pads", [0, 1, 0, 1])
     make = _Making(graph, convolution)
@@ -231,15 +231,19 @@ def _sides_of_latents(value: ir.Value) -> tuple[int | str, ...]:
     """The shape of features whose sides the tracer wrote as multiples of the latents'."""
     sides = [str(size.value) if isinstance(size, ir.SymbolicDim) else "" for size in (value.shape or ())[2:]]
     if [side.rpartition("*")[2] for side in sides] != ["height", "width"]:
-        raise ExportError(f"{value.name} has the shape {value.shape}, expected multiples of the latents' sides")
+        raise _refused(f"{value.name} of the shape {value.shape}, where multiples of the latents' sides are expected")
     return _plane(value, *sides)
 
 
 def _channels(value: ir.Value, axis: int) -> int:
     size = value.shape[axis] if value.shape is not None else None
     if not isinstance(size, int):
-        raise ExportError(f"{value.name} has the shape {value.shape}, expected a number of channels")
+        raise _refused(f"{value.name} of the shape {value.shape}, where a number of channels is expected")
     return size
+
+
+def _refused(found: str) -> ExportError:
+    return ExportError(f"found {found}, so it cannot be cut into slices; --no-parts leaves them out")
 
 
 def _describe(part: ir.Model, **shapes: tuple[int | str, ...]) -> None:
