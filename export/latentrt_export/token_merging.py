@@ -71,7 +71,7 @@ class TokenMatching(nn.Module):
             self.decided = {"ArgMax": cell, "TopK": order}
         rank = torch.zeros_like(order).scatter(1, order, torch.arange(count).expand(batch, count))
         # Splits, as the tracer knows the sizes of what they give.
-        gone, stay, _ = order.split([merged, count - cells - merged, cells], dim=1)
+        gone, stay, _ = torch.split_with_sizes(order, [merged, count - cells - merged, cells], dim=1)
         into = cell.gather(1, gone)
         one_hot = (into[:, None, :] == torch.arange(cells)[None, :, None]).float()  # (B, D, M)
         own = (one_hot.sum(dim=2, keepdim=True) + 1).reciprocal()

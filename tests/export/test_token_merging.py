@@ -51,7 +51,7 @@ def merged_by_hand(values: Floats, into: dict[int, int]) -> dict[int, Floats]:
     groups: dict[int, list[Floats]] = {}
     for token, value in enumerate(values):
         groups.setdefault(into.get(token, token), []).append(value)
-    return {token: np.mean(group, axis=0, dtype=np.float64).astype(np.float32) for token, group in groups.items()}
+    return {token: np.asarray(np.mean(group, axis=0), np.float32) for token, group in groups.items()}
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -150,7 +150,7 @@ def test_the_blocks_input_decides_and_its_norm_is_what_is_merged() -> None:
 
 
 def _as_picture(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, size)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *size)
 
 
 def test_the_blocks_of_the_highest_resolution_merge() -> None:
