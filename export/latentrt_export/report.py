@@ -15,7 +15,12 @@ from latentrt.manifest import Component, GateFigure, GraphRecord, Manifest
 
 __all__ = ["Reporter", "print_table"]
 
-_MEASURES = {"relative": "relative to the largest value", "absolute": "absolute", "levels": "in levels of 255"}
+_MEASURES = {
+    "relative": "relative to the largest value",
+    "absolute": "absolute",
+    "levels": "in levels of 255",
+    "rms": "RMS, relative to the RMS of the output",
+}
 
 
 class Reporter:

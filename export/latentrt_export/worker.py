@@ -18,17 +18,18 @@ import numpy as np
 from latentrt.errors import LatentRTError, MissingExtraError
 from latentrt.manifest import Component, PartName, Precision
 from latentrt.worker_process import Failed, peak_bytes, take_job
+from latentrt_export.quantization_options import Quantizing
 
 __all__ = ["SUBMODULES", "Division", "Done", "Job", "Message", "Phase"]
 
 # name in the bundle → (module and class of the traceable submodule, folder in the checkpoint), in the order of export:
-# what an earlier one makes of its inputs is what a later one is judged on.
+# what an earlier one makes of its inputs is what a later one is judged on, and calibrated.
 SUBMODULES = {
     "text_encoder": ("text_encoder:TextEncoder", "text_encoder"),
     "vae_encoder": ("vae:VaeEncoder", "vae"),
+    "unet": ("unet:UNet", "unet"),
     "vae_decoder": ("vae:VaeDecoder", "vae"),
     "preview_decoder": ("preview_decoder:PreviewDecoder", "preview_decoder"),
-    "unet": ("unet:UNet", "unet"),
     "safety_checker": ("safety_checker:SafetyChecker", "safety_checker"),
 }
 
@@ -42,7 +43,7 @@ class Division(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What to export: a submodule of a checkpoint, into a folder of the bundle that is being made.
 
-    `division` is for one with inputs that leave the loop; None leaves that whole as well.
+    `division` is for one with inputs that leave the loop; None leaves that whole as well. `quantizing` is for int8.
     """
 
     submodule: str
@@ -53,6 +54,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     known: str
     prefix: str
     division: Division | None = None
+    quantizing: Quantizing | None = None
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
@@ -97,7 +99,9 @@ def _export(job: Job, phase: Callable[[str], None]) -> tuple[Component, dict[str
         known = dict(stored)
     facts = submodule.facts()
     parts = _parts_maker(job, job.division, submodule.alone, phase) if job.division and submodule.alone else None
-    component, learnt = export_component(submodule, Path(job.folder), job.prefix, job.precision, known, phase, parts)
+    component, learnt = export_component(
+        submodule, Path(job.folder), job.prefix, job.precision, known, phase, parts, job.quantizing
+    )
     np.savez(job.known, **{**known, **learnt})
     return component, facts
 
