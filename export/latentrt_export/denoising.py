@@ -69,7 +69,5 @@ def _one(
         }
         return guide(run(feeds)["noise_pred"], quantizing.guidance_scale, 0.0)
 
-    latents = schedule.first_latents(noise)
-    for latents in denoise(schedule, latents, model, noise=lambda: noise):  # noqa: B007 - the last ones are wanted
-        pass
-    return latents
+    *_, last = denoise(schedule, schedule.first_latents(noise), model, noise=lambda: noise)
+    return last

@@ -32,8 +32,9 @@ from latentrt_export.verify import rms_bound
 
 __all__ = ["Plan", "plan_int8"]
 
-# Judged on the first sets of inputs alone, which are small, where every layer is asked for.
-_FEW = 2
+# Where every layer is asked for, one of the sets of inputs has to do: it is small, and of a denoiser it has rows of an
+# early, a middle and a late timestep.
+_SMALL = 1
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,24 @@ def plan_int8(
     Returns:
         The plan, and what later submodules may use as inputs: what the calibrating runs ended with.
     """
-    layers = layers_of(submodule)
-    phase("calibrating")
-    learnt: Arrays = {}
-    evaluations = [0]
+    trials = tuple(trials)
+    static, learnt, evaluations = quantizing.method == "static", Arrays(), 0
 
     def run(feeds: Arrays) -> Arrays:
-        evaluations[0] += 1
-        phase(f"calibrating, evaluation {evaluations[0]}")
+        nonlocal evaluations
+        evaluations += 1
+        phase(f"calibrating, evaluation {evaluations}")
         return submodule.torch_outputs(feeds)
 
-    ranges = calibrate(layers, lambda: learnt.update(submodule.calibrate(run, known, quantizing)))
+    def use() -> None:
+        if static:
+            learnt.update(submodule.calibrate(run, known, quantizing))
+        else:  # there is nothing to learn but which layers there are, and how large
+            submodule.torch_outputs(trials[_SMALL][0])
+
+    layers = layers_of(submodule)
+    ranges = calibrate(layers, use)
     layers = {name: layer for name, layer in layers.items() if name in ranges}
-    trials = tuple(trials)
 
     def error(methods: Mapping[str, LayerMethod], judged: Iterable[tuple[Arrays, Arrays]]) -> float:
         with fake_quantized(layers, ranges, methods):
@@ -93,7 +99,7 @@ def plan_int8(
     choice = choose(
         quantizing.method,
         {name: ranges[name].multiplications for name in layers},
-        alone=lambda methods: error(methods, trials[:_FEW]),
+        alone=lambda methods: error(methods, trials[_SMALL : _SMALL + 1]),
         together=lambda methods: error(methods, trials),
         bound=rms_bound(quantizing.method),
         told=phase,
@@ -103,12 +109,11 @@ def plan_int8(
     for name, method in choice.methods.items():
         if method != "float32":
             tensors.update(_stored(canonical[name], layers[name], method, ranges[name]))
-    static = quantizing.method == "static"
     record = Quantization(
         method=quantizing.method,
         weight_bits=weight_limit(quantizing.method).bit_length() + 1,
         steps=quantizing.steps if static else 0,
-        evaluations=evaluations[0] if static else 0,
+        evaluations=evaluations,
         layers={canonical[name]: layer for name, layer in choice.layers.items()},
     )
     return Plan(record, tensors), learnt

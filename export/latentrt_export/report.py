@@ -19,7 +19,7 @@ _MEASURES = {
     "relative": "relative to the largest value",
     "absolute": "absolute",
     "levels": "in levels of 255",
-    "rms": "RMS, relative to the RMS of the output",
+    "rms": "RMS over the output's RMS",
 }
 
 

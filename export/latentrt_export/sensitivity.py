@@ -5,8 +5,8 @@
    different layers add up as squares.
 3. Kept are at least the first ones, up to `_FREE_SHARE` of the multiplications, which costs next to no time; then as
    many as it takes for all the rest together to be within the bound, found by bisection.
-4. Of a layer that is kept by the static method, the weights are int8 all the same where it was the activations' rounding
-   that hurt.
+4. Of a layer that is kept from the static method, the weights are int8 all the same where it was the activations'
+   rounding that hurt.
 """
 
 from __future__ import annotations

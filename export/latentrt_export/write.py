@@ -148,7 +148,7 @@ def _first_inputs(
     except RequestError as error:
         raise CheckpointError(f"its training noise schedule is not one of Stable Diffusion's: {error}") from error
     known = stage.scratch / "known.npz"
-    arrays = {"input_ids": chunks, "alphas_cumprod": noise.alphas_cumprod()}
+    arrays: dict[str, Any] = {"input_ids": chunks, "alphas_cumprod": noise.alphas_cumprod()}
     if quantizing is not None:
         prompts = ["", *(quantizing.prompts or filter(None, PROMPTS))]
         arrays["calibration_ids"] = np.concatenate([ids.chunks(prompt)[:1] for prompt in prompts])  # (1 + P, 77)

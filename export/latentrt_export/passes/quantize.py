@@ -7,13 +7,14 @@ What backends make of it, and why it stands as it does:
   no such thing, and loses no time by it.
 * DequantizeLinear → MatMul becomes MatMulIntegerToFloat. But MatMul and an Add of a vector behind it become a Gemm
   before that, which then is not found; an Add of three dimensions is left alone.
-* Weights of a layer that computes in float are Cast and multiplied, which ONNX Runtime folds at load. A DequantizeLinear
-  it would compute at each run.
+* Weights of a layer that computes in float are Cast and multiplied, which ONNX Runtime folds at load. It would compute
+  a DequantizeLinear at each run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import onnx_ir as ir
 
@@ -23,6 +24,9 @@ __all__ = ["QuantizeLayers"]
 
 _FLOAT, _INT8, _UINT8 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8
 _LAYERS = {"Conv", "Gemm", "MatMul"}
+
+# What onnx_ir says of a value's use: a node, and which of its inputs.
+Use = Any
 
 
 class QuantizeLayers(ir.passes.InPlacePass):
@@ -57,7 +61,7 @@ class _Rewrite:
 
     def __init__(self, model: ir.Model, tensor: Callable[[str], ir.TensorProtocol]) -> None:
         self.graph, self.tensor = model.graph, tensor
-        self.quantized: dict[ir.Value, ir.Value] = {}
+        self.rounded: dict[ir.Value, ir.Value] = {}  # what layers read → the same after having been uint8
 
     def weights_only(self, layer: str) -> None:
         """Behind the weight a Cast and a multiplication with its scale."""
@@ -78,10 +82,11 @@ class _Rewrite:
         _read_instead(uses, dequantize.outputs[0])
         source = node.inputs[0]
         assert source is not None
-        if source not in self.quantized:
-            self.quantized[source] = self._rounded(source, f"{layer}.input", f"{layer}/input")
-            self.graph.insert_before(node, self._nodes_of(self.quantized[source]))
-        node.replace_input_with(0, self.quantized[source])
+        if source not in self.rounded:
+            quantize, dequantize = self._round(source, f"{layer}.input", f"{layer}/input")
+            self.graph.insert_before(node, [quantize, dequantize])
+            self.rounded[source] = dequantize.outputs[0]
+        node.replace_input_with(0, self.rounded[source])
         if node.op_type == "Conv":
             self._round_output(layer, node)
         elif node.op_type == "MatMul":
@@ -90,8 +95,9 @@ class _Rewrite:
     def _round_output(self, layer: str, node: ir.Node) -> None:
         output = node.outputs[0]
         uses = tuple(output.uses())
-        rounded = self._rounded(output, f"{layer}.output", f"{layer}/output")
-        self.graph.insert_after(node, self._nodes_of(rounded))
+        quantize, dequantize = self._round(output, f"{layer}.output", f"{layer}/output")
+        rounded = dequantize.outputs[0]
+        self.graph.insert_after(node, [quantize, dequantize])
         if output.is_graph_output():
             index = [*self.graph.outputs].index(output)
             rounded.name, output.name, rounded.shape = output.name, f"{output.name}/float", output.shape
@@ -112,21 +118,14 @@ class _Rewrite:
                 self.graph.insert_before(add, wide)
                 add.replace_input_with(index, wide.outputs[0])
 
-    def _rounded(self, source: ir.Value, stored: str, name: str) -> ir.Value:
-        """The source after having been uint8; its nodes are not in the graph yet."""
+    def _round(self, source: ir.Value, stored: str, name: str) -> tuple[ir.Node, ir.Node]:
+        """What makes a value uint8, and a float again."""
         scale, zero_point = self._constant(f"{stored}_scale"), self._constant(f"{stored}_zero_point")
         quantize = _node("QuantizeLinear", [source, scale, zero_point], f"{name}/QuantizeLinear", _UINT8, source.shape)
         back = [quantize.outputs[0], scale, zero_point]
-        return _node("DequantizeLinear", back, f"{name}/DequantizeLinear", _FLOAT, source.shape).outputs[0]
+        return quantize, _node("DequantizeLinear", back, f"{name}/DequantizeLinear", _FLOAT, source.shape)
 
-    def _nodes_of(self, rounded: ir.Value) -> list[ir.Node]:
-        dequantize = rounded.producer()
-        assert dequantize is not None and dequantize.inputs[0] is not None
-        quantize = dequantize.inputs[0].producer()
-        assert quantize is not None
-        return [quantize, dequantize]
-
-    def _stored_as_int8(self, layer: str) -> tuple[ir.Value, tuple[ir.Usage, ...]]:
+    def _stored_as_int8(self, layer: str) -> tuple[ir.Value, tuple[Use, ...]]:
         weight = self.graph.initializers[f"{layer}.weight"]
         weight.const_value = self.tensor(f"{layer}.weight")
         weight.dtype = _INT8
@@ -134,7 +133,8 @@ class _Rewrite:
 
     def _constant(self, name: str) -> ir.Value:
         tensor = self.tensor(name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        shape = ir.Shape(size for size in tensor.shape if isinstance(size, int))
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
         return self.graph.initializers.setdefault(name, value)
 
 
@@ -148,10 +148,9 @@ def _layer(node: ir.Node) -> str:
     return name.removesuffix(".weight") if name.endswith(".weight") else ""
 
 
-def _read_instead(uses: tuple[ir.Usage, ...], value: ir.Value) -> None:
+def _read_instead(uses: tuple[Use, ...], value: ir.Value) -> None:
     for use in uses:
-        if use.node is not value.producer():
-            use.node.replace_input_with(use.idx, value)
+        use.node.replace_input_with(use.idx, value)
 
 
 def _node(
