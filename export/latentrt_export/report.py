@@ -12,6 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from rich.table import Table
 
 from latentrt.manifest import Component, GateFigure, GraphRecord, Manifest
+from latentrt.quantization_words import quantization_words
 
 __all__ = ["Reporter", "print_table"]
 
@@ -83,6 +84,8 @@ def print_table(manifest: Manifest, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     console.print(table)
     console.print(_legend(manifest), soft_wrap=True)
+    for line in quantization_words(manifest.components):
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _shared(manifest: Manifest, component: Component) -> tuple[str, str, str]:
