@@ -144,6 +144,8 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
         {"device": "openvino", "precision": "bfloat16"},
     ),
     _openvino("OpenVINO GenAI int8", 8, "genai", "bf16", "openvino-int8", _WEIGHTS_ALONE),
+    _ours("latentrt ONNX Runtime int8", 8, "latentrt-cpu", "latentrt-int8", {"device": "cpu"}),
+    _ours("latentrt OpenVINO int8", 8, "latentrt-openvino", "latentrt-int8", {"device": "openvino"}),
     _ggml("stable-diffusion.cpp q8_0", 8, "default", "ggml-q8_0", f"{_APART}; its convolutions take half weights"),
 )
 

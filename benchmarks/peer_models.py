@@ -66,6 +66,7 @@ MODELS = {
     "ggml-q8_0": _ggml("q8_0"),
     "latentrt-float32": _ours("float32"),
     "latentrt-float16": _ours("float16"),
+    "latentrt-int8": _ours("int8"),
 }
 _SUFFIXES = {"single-file": ".safetensors", "ggml-f16": ".gguf", "ggml-q8_0": ".gguf"}
 

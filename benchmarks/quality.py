@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import Progress
@@ -29,14 +29,16 @@ from rich.table import Table
 from benchmarks.full_size import machine
 from latentrt import Bundle, Pipeline
 from latentrt.backends.onnxruntime import open_session
-from latentrt.device import choose_sessions
+from latentrt.device import Device, choose_sessions
 from latentrt.errors import LatentRTError
+from latentrt.manifest import Precision
 from latentrt.sample import bundle_path
 from latentrt.sample.figures import PROMPT_SEED, Figure, Settings, compared, following, readings
 from latentrt.sample.judge import Reading
 from latentrt.sample.outlines import EDGE
 from latentrt.sample.prompts import held_out_prompts
 from latentrt.samplers import SAMPLERS
+from latentrt.session import Session
 from sample import quality
 from sample.bars import BARS, missed
 
@@ -94,14 +96,17 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, nargs="*", help="by default the one that the runtime carries")
     parser.add_argument(
-        "--graph", action="append", choices=["float32", "float16"], help="by default float32; may be given twice"
+        "--graph",
+        action="append",
+        choices=["float32", "float16", "int8"],
+        help="by default float32, of a bundle of int8 int8; may be given twice",
     )
     parser.add_argument(
         "--device",
         action="append",
         default=[],
-        choices=["cuda", "tensorrt"],
-        help="a GPU's backend beside the graphs; may be given twice. Engines: --batch 1..32 --guidance both",
+        choices=["openvino", "cuda", "tensorrt"],
+        help="a backend beside the graphs; may be given twice. Engines: --batch 1..32 --guidance both",
     )
     parser.add_argument("--prompts", type=int, default=256, help="at least 4, by default 256")
     parser.add_argument("--safety-pictures", type=int, default=512, help="of each kind, by default 512; 0: none")
@@ -126,20 +131,21 @@ def parse() -> argparse.Namespace:
         size = bundle.manifest.defaults.height, bundle.manifest.defaults.width
         if size != (EDGE, EDGE):
             parser.error(f"{path} draws {size[1]} × {size[0]}, expected a bundle of the sample model, {EDGE} × {EDGE}")
-        arguments.wanted += [(bundle, backend) for backend in [*(arguments.graph or ["float32"]), *arguments.device]]
+        own = "int8" if bundle.manifest.precision == "int8" else "float32"
+        arguments.wanted += [(bundle, backend) for backend in [*(arguments.graph or [own]), *arguments.device]]
     return arguments
 
 
 def measure(
     bundle: Bundle, backend: Any, settings: Settings, prompts: int, safety_pictures: int, console: Console
 ) -> Column:
-    """Every figure of a bundle run by one of its graphs on the CPU, or by a GPU's backend."""
+    """Every figure of a bundle run by one of its graphs on ONNX Runtime's CPU, or by another backend."""
     began = time.perf_counter()
     name = f"{bundle.folder.name} {backend}"
-    if backend in ("cuda", "tensorrt"):
+    if backend in get_args(Device):
         pipeline = Pipeline(bundle, choose_sessions(bundle, backend))
     else:
-        pipeline = Pipeline(bundle, lambda component: open_session(bundle, component, precision=backend))
+        pipeline = Pipeline(bundle, lambda component: _on_graph(bundle, component, backend))
     unguided = replace(settings, guidance_scale=1.0)
     asked = held_out_prompts(prompts, PROMPT_SEED)
     figures: dict[str, Figure] = {}
@@ -159,6 +165,12 @@ def measure(
         if safety_pictures:
             figures |= quality.safety(pipeline, settings, safety_pictures, bar)
     return Column(name, dict(bundle.manifest.source.weights), time.perf_counter() - began, figures, guided)
+
+
+def _on_graph(bundle: Bundle, component: str, precision: Precision) -> Session:
+    """A submodule on one of its graphs; of a bundle of int8, some have float32 alone."""
+    has = bundle.manifest.components[component].graphs
+    return open_session(bundle, component, precision="float32" if precision not in has else precision)
 
 
 def as_table(columns: Sequence[Column], *, judged: bool) -> Table:

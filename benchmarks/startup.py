@@ -68,7 +68,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def install(python: Path, extra: str) -> None:
     """The runtime with an extra, beside what is there."""
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip: list[Any] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "-c", ROOT / "constraints.txt", f"{ROOT}[{extra}]"], check=True)
 
 

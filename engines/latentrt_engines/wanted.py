@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from latentrt.bundle import Bundle
 from latentrt.engine_record import EngineIdentity, EngineOptions, LibraryName, engine_key, this_platform
-from latentrt.errors import RequestError
+from latentrt.errors import BundleError, RequestError
 from latentrt.gpu import Gpu, NoGpu
 from latentrt.manifest import Precision
 from latentrt_engines.library import Library, installed_libraries, load_library
@@ -114,8 +114,13 @@ def wanted_engines(
         precision: of the graph; the bundle's own if None.
 
     Raises:
-        BundleError: the bundle has no graph of that precision.
+        BundleError: the bundle has no graph of that precision, or is one for CPUs.
     """
+    if (precision or bundle.manifest.precision) == "int8":
+        raise BundleError(
+            f"{bundle.folder} is a bundle of int8, which is for CPUs; engines are built of float16 or float32: "
+            "latentrt export CHECKPOINT BUNDLE --precision float16"
+        )
     model = None
     if library.needs_gpu and isinstance(gpu, Gpu) and options.hardware_compatibility == "none":
         model = gpu.name

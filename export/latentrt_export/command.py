@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from latentrt.errors import MissingExtraError
-from latentrt.manifest import Manifest, Precision
+from latentrt.manifest import Manifest, Precision, QuantizationMethod
 from latentrt.worker_process import terminable
 
 if TYPE_CHECKING:
@@ -24,11 +24,22 @@ __all__ = ["export"]
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "float16"]),
+    type=click.Choice(["float32", "float16", "int8"]),
     default="float32",
     show_default=True,
-    help="Of the weights and of a GPU's arithmetic.",
+    help="Of the weights and of a GPU's arithmetic; int8 is for CPUs.",
 )
+@click.option(
+    "--quantization",
+    type=click.Choice(["static", "weights"]),
+    help="What int8 rounds: weights and activations (static, the default), or weights alone.",
+)
+@click.option(
+    "--calibration-prompts",
+    type=click.Path(path_type=Path),
+    help="Prompts, one a line, of the runs in which activations are measured.",
+)
+@click.option("--calibration-steps", type=int, help="Of each of those runs; 10 by default.")
 @click.option("--variant", help="Which weight files to take where a checkpoint has several, such as fp16.")
 @click.option(
     "--safety-checker", type=click.Path(path_type=Path), help="A classifier's folder, or a checkpoint that has one."
@@ -70,6 +81,9 @@ def export(
     checkpoint: Path,
     bundle: Path,
     precision: Precision,
+    quantization: QuantizationMethod | None,
+    calibration_prompts: Path | None,
+    calibration_steps: int | None,
     variant: str | None,
     safety_checker: Path | None,
     preview_decoder: Path | None,
@@ -86,14 +100,17 @@ def export(
 
     Every graph is compared with torch on the way; one that misses its bound stops the export and nothing is written.
     """
+    from latentrt_export.quantization_options import read_options
     from latentrt_export.report import Reporter, print_table
 
     started = time.monotonic()
+    quantizing = read_options(quantization, calibration_prompts, calibration_steps, default_guidance_scale)
     with terminable(), Reporter() as reporter:
         manifest = _exporter()(
             checkpoint,
             bundle,
             precision=precision,
+            quantizing=quantizing,
             variant=variant,
             safety_checker=safety_checker,
             preview_decoder=preview_decoder,

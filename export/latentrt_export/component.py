@@ -12,14 +12,17 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from latentrt.manifest import Component, GateFigure, GraphRecord, Precision
+from latentrt.manifest import Component, GateFigure, GraphRecord, Precision, Quantization
 from latentrt_export import verify
 from latentrt_export.graph import OPSET, trace
+from latentrt_export.int8 import Plan, plan_int8
 from latentrt_export.merging_gate import judge_choices, open_told
 from latentrt_export.onnxruntime_cpu import require
 from latentrt_export.parts import MakesParts, Run
 from latentrt_export.passes.one_attention import FuseSelfAttention
+from latentrt_export.passes.quantize import QuantizeLayers
 from latentrt_export.precision import compute_in_float32, compute_in_half, nodes_in_float32
+from latentrt_export.quantization_options import Quantizing
 from latentrt_export.ranges import measure_ranges
 from latentrt_export.submodule import Arrays, Submodule
 from latentrt_export.weights import StoredWeights, store
@@ -44,6 +47,7 @@ def export_component(
     known: Mapping[str, NDArray[Any]],
     phase: Callable[[str], None],
     parts: MakesParts | None = None,
+    quantizing: Quantizing | None = None,
 ) -> tuple[Component, Arrays]:
     """Trace, store, rewrite and judge one submodule.
 
@@ -51,9 +55,11 @@ def export_component(
         submodule: loaded, in float32. Its weights are rounded in place for float16, and given up to save memory.
         folder: where its files go.
         prefix: what the bundle calls the folder (`unet/`).
+        precision: of the bundle. One of int8 has a float32 graph over half weights of what is not quantised.
         known: what earlier submodules made, for inputs.
         phase: told what is being done.
         parts: what divides each graph, where the submodule is to have parts.
+        quantizing: how an int8 graph is made.
 
     Returns:
         The component's record, and what later submodules may use as inputs.
@@ -68,14 +74,25 @@ def export_component(
     feeds = [submodule.sample(case, known, rng) for case in submodule.judged]
     exact = [_trial(submodule, feed) for feed in feeds]
     learnt = submodule.passes_on(exact[-1].feeds, exact[-1].expected, known)
+    plan = None
+    if precision == "int8" and submodule.quantized:
+        pairs = [(trial.feeds, trial.expected) for trial in exact]
+        plan, ended_with = plan_int8(submodule, quantizing or Quantizing(), known, pairs, phase)
+        learnt |= ended_with
+    stored_as: Precision = "float16" if precision == "int8" and plan is None else precision
     phase("tracing")
     model = trace(submodule, submodule.sample(submodule.traced, known, rng))
-    maker = _GraphMaker(submodule, model, folder, prefix, precision, phase, parts)
-    graphs = maker.float32(exact) if precision == "float32" else maker.float16(feeds, exact)
+    maker = _GraphMaker(submodule, model, folder, prefix, stored_as, phase, parts, plan)
+    if plan is not None:
+        graphs = maker.int8(exact, plan)
+    elif precision == "int8":
+        graphs = maker.over_half_weights(feeds)
+    else:
+        graphs = maker.float32(exact) if precision == "float32" else maker.float16(feeds, exact)
     component = Component(
         inputs=submodule.inputs,
         outputs=submodule.outputs,
-        weights=maker.stored.record(f"{prefix}model.safetensors", precision),
+        weights=maker.stored.record(f"{prefix}model.safetensors", stored_as),
         graphs=graphs,
         parts=parts.parts if parts is not None else {},
         export_peak_bytes=0,
@@ -99,6 +116,7 @@ class _GraphMaker:
         precision: Precision,
         phase: Callable[[str], None],
         parts: MakesParts | None,
+        plan: Plan | None,
     ) -> None:
         self.submodule, self.model, self.folder, self.prefix, self.phase = submodule, model, folder, prefix, phase
         self.parts = parts
@@ -106,12 +124,31 @@ class _GraphMaker:
         if precision == "float16":
             _round_to_half(submodule)
         phase("storing weights")
-        self.stored: StoredWeights = store(submodule.weights(), folder / "model.safetensors", precision)
+        quantized = plan.tensors if plan is not None else {}
+        self.stored: StoredWeights = store(submodule.weights(), folder / "model.safetensors", precision, quantized)
 
     def float32(self, trials: Iterable[_Trial]) -> dict[Precision, GraphRecord]:
         """The one graph of a float32 bundle."""
         self._release()
         return {"float32": self._finish(self.model, "model.onnx", "float32", trials)}
+
+    def int8(self, trials: Iterable[_Trial], plan: Plan) -> dict[Precision, GraphRecord]:
+        """The one graph of a quantised submodule, judged by the checkpoint's own weights."""
+        self._release()
+        FuseSelfAttention()(self.model)  # before what queries, keys and values are made of is quantised apart
+        QuantizeLayers(plan.methods, self.stored.external)(self.model)
+        floats = [name for name in self.weights if name not in plan.tensors]
+        compute_in_float32(self.model, floats)
+        return {"int8": self._finish(self.model, "model.onnx", "int8", trials, quantization=plan.record)}
+
+    def over_half_weights(self, feeds: Iterable[Arrays]) -> dict[Precision, GraphRecord]:
+        """The one graph of a submodule that an int8 bundle does not quantise: float32 over rounded weights."""
+        self.phase("running torch on half weights")
+        rounded = [_trial(self.submodule, feed) for feed in feeds]
+        self._release()
+        compute_in_float32(self.model, self.weights)
+        self._point_at_stored(self.model)
+        return {"float32": self._finish(self.model, "model.onnx", "float32", rounded)}
 
     def float16(self, feeds: Iterable[Arrays], exact: Iterable[_Trial]) -> dict[Precision, GraphRecord]:
         """The half graph, judged by the checkpoint's own weights, and its float32 companion, by the rounded ones."""
@@ -148,11 +185,18 @@ class _GraphMaker:
             model.graph.initializers[name].const_value = self.stored.external(name)
 
     def _finish(
-        self, model: ir.Model, file: str, precision: Precision, trials: Iterable[_Trial], kept: tuple[str, ...] = ()
+        self,
+        model: ir.Model,
+        file: str,
+        precision: Precision,
+        trials: Iterable[_Trial],
+        kept: tuple[str, ...] = (),
+        quantization: Quantization | None = None,
     ) -> GraphRecord:
         self.phase(f"checking the {precision} graph")
         ir.save(model, self.folder / file)
         graph, _ = open_told(model, self.folder / file)
+        method = quantization.method if quantization is not None else None
         figures: list[GateFigure] = []
         runs: list[Run] = []
         component = self.prefix.rstrip("/")
@@ -161,10 +205,15 @@ class _GraphMaker:
             shapes = {name: array.shape for name, array in trial.feeds.items()}
             figures += judge_choices(component, precision, outputs, trial.choices, shapes)
             runs.append(Run(trial.feeds, {name: outputs[name] for name in trial.expected}, trial.choices))
-            figures += verify.compare(component, precision, trial.feeds, trial.expected, runs[-1].outputs)
+            figures += verify.compare(component, precision, trial.feeds, trial.expected, runs[-1].outputs, method)
         del graph  # before its parts are loaded
         record = GraphRecord(
-            file=f"{self.prefix}{file}", opset=OPSET, nodes=len(model.graph), float32_nodes=kept, gate=tuple(figures)
+            file=f"{self.prefix}{file}",
+            opset=OPSET,
+            nodes=len(model.graph),
+            float32_nodes=kept,
+            gate=tuple(figures),
+            quantization=quantization,
         )
         if self.parts is not None:
             self.parts.make(model, record, precision, runs)

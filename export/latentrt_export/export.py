@@ -14,6 +14,7 @@ from latentrt_export.deep_cache import check_branch, count_branches
 from latentrt_export.documents import UNKNOWN
 from latentrt_export.json_file import read_object
 from latentrt_export.onnxruntime_cpu import require
+from latentrt_export.quantization_options import Quantizing
 from latentrt_export.token_merging_ratio import check_ratio
 from latentrt_export.worker import Division
 from latentrt_export.write import MAX_STEPS, Progress, write_bundle
@@ -39,6 +40,7 @@ def export_checkpoint(
     parts: bool = True,
     deep_cache: int | None = None,
     token_merging: float | None = None,
+    quantizing: Quantizing | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Export a checkpoint.
@@ -50,7 +52,8 @@ def export_checkpoint(
         checkpoint: a diffusers folder, or a single `.safetensors` file of Stable Diffusion 1.x or 2.x.
         bundle: the folder to make.
         progress: told of phases, results and warnings.
-        precision: `float32`, or `float16` for half weights with a half graph and a float32 one over them.
+        precision: `float32`; `float16` for half weights with a half graph and a float32 one over them; or `int8` for
+            CPUs, with half weights and a float32 graph of what is not quantised.
         variant: which weight files of a folder to take (`fp16`).
         safety_checker: a classifier to take instead of the checkpoint's own: its folder, or a checkpoint that has one.
         preview_decoder: a tiny autoencoder (diffusers' `AutoencoderTiny`) whose decoder comes along, for previews.
@@ -60,6 +63,7 @@ def export_checkpoint(
         parts: of the denoiser, those for a shorter loop (`division.py`); of the decoder, slices (`slices.py`).
         deep_cache: the branch at which the loop is cut for a part `shallow`, 0 the shallowest; None for no such part.
         token_merging: the share of tokens that the denoiser merges (`token_merging.py`); None for none.
+        quantizing: how int8 graphs are made; None is the defaults.
         overwrite: replace a bundle that is there, once the new one is complete.
 
     Returns:
@@ -77,6 +81,10 @@ def export_checkpoint(
         check_ratio(token_merging)
     if deep_cache is not None and not parts:
         raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
+    if quantizing is not None and precision != "int8":
+        raise RequestError(f"found options of quantisation with the precision {precision}, they are for int8")
+    if precision == "int8" and quantizing is None:
+        quantizing = Quantizing()
     with staged(bundle, overwrite=overwrite) as stage:
         _refuse_what_would_be_ignored(checkpoint, variant, prediction_type, config)
         if checkpoint.is_file():
@@ -99,6 +107,7 @@ def export_checkpoint(
             precision=precision,
             division=Division(deep_cache=deep_cache) if parts else None,
             token_merging=token_merging,
+            quantizing=quantizing,
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
             progress=progress,

@@ -14,10 +14,16 @@ from rich.table import Table
 
 from latentrt.listed_parts import listed_parts
 from latentrt.manifest import Component, GateFigure, Manifest
+from latentrt.quantization_words import quantization_words
 
 __all__ = ["Reporter", "print_table"]
 
-_MEASURES = {"relative": "relative to the largest value", "absolute": "absolute", "levels": "in levels of 255"}
+_MEASURES = {
+    "relative": "relative to the largest value",
+    "absolute": "absolute",
+    "levels": "in levels of 255",
+    "rms": "RMS over the output's RMS",
+}
 
 
 class Reporter:
@@ -81,6 +87,8 @@ def print_table(manifest: Manifest, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     console.print(table)
     console.print(_legend(manifest), soft_wrap=True)
+    for line in quantization_words(manifest.components):
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _shared(manifest: Manifest, component: Component) -> tuple[str, str, str]:

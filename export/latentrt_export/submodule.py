@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,6 +14,7 @@ from torch import nn
 
 from latentrt.manifest import PartName, TokenMerging
 from latentrt.tensors import TensorSpec
+from latentrt_export.quantization_options import Quantizing
 
 __all__ = ["Arrays", "Case", "Submodule"]
 
@@ -49,6 +50,8 @@ class Submodule(nn.Module):
     alone: ClassVar[Mapping[str, PartName]] = {}
     # Whether it is a decoder that is to have parts for decoding in slices.
     sliced: ClassVar[bool] = False
+    # Whether an int8 bundle has an int8 graph of it: it takes time, and what it makes is looked at by people alone.
+    quantized: ClassVar[bool] = False
     # The sizes it is traced at, and those its graphs are judged at. None of the latter is the former.
     traced: ClassVar[Case]
     judged: ClassVar[tuple[Case, ...]]
@@ -90,6 +93,12 @@ class Submodule(nn.Module):
     ) -> Arrays:
         """What later submodules may be judged on, made of this one's inputs and outputs."""
         return {}
+
+    def calibrate(
+        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: Quantizing
+    ) -> Arrays:
+        """Evaluate the module, by `run`, on what it is used for; what later submodules may be calibrated on."""
+        raise NotImplementedError
 
     def canonical_name(self, parameter: str) -> str:
         """The name that a parameter has in a current checkpoint, whatever the installed library calls it."""

@@ -74,7 +74,12 @@ class TextEncoder(Submodule):
     def passes_on(
         self, feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], known: Mapping[str, NDArray[Any]]
     ) -> Arrays:
-        return {"text_embeddings": outputs["hidden_states"]}
+        learnt = {"text_embeddings": outputs["hidden_states"]}
+        if "calibration_ids" in known:
+            ids = known["calibration_ids"]
+            calls = self.torch_outputs({"input_ids": ids, "clip_skip": np.zeros(len(ids), np.int64)})
+            learnt["calibration_embeddings"] = calls["hidden_states"]
+        return learnt
 
     def canonical_name(self, parameter: str) -> str:
         name = parameter.removeprefix("model.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,7 +16,9 @@ from latentrt.gate_inputs import tiled
 from latentrt.manifest import PartName, TokenMerging
 from latentrt.tensors import TensorSpec
 from latentrt_export import token_merging
+from latentrt_export.denoising import denoised
 from latentrt_export.loading import load_pretrained
+from latentrt_export.quantization_options import Quantizing
 from latentrt_export.submodule import Arrays, Case, Submodule
 
 __all__ = ["UNet"]
@@ -40,6 +42,7 @@ class UNet(Submodule):
 
     float32_inputs: ClassVar[frozenset[str]] = frozenset({"timestep"})
     alone: ClassVar[Mapping[str, PartName]] = {"timestep": "timestep", "encoder_hidden_states": "prompt"}
+    quantized: ClassVar[bool] = True
     traced: ClassVar[Case] = Case(batch=2, height=16, width=24)
     judged: ClassVar[tuple[Case, ...]] = (
         Case(batch=2, height=16, width=16),
@@ -108,6 +111,15 @@ class UNet(Submodule):
             "timestep": timestep,
             "encoder_hidden_states": np.resize(text, wanted).reshape(case.batch, case.tokens, -1),
         }
+
+    def calibrate(
+        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: Quantizing
+    ) -> Arrays:
+        """Whole runs of the calibration's prompts, each guided away from the empty one, at the size it was trained
+        for."""
+        facts = self.facts()
+        shape = (facts["latent_channels"], facts["latent_height"], facts["latent_width"])
+        return {"denoised": denoised(run, known, shape, quantizing)}
 
     def canonical_name(self, parameter: str) -> str:
         return parameter.removeprefix("model.")

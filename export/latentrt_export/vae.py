@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from latentrt.gate_inputs import pictures, tiled
 from latentrt.tensors import TensorSpec
 from latentrt_export.loading import load_pretrained
+from latentrt_export.quantization_options import Quantizing
 from latentrt_export.submodule import Arrays, Case, Submodule
 
 __all__ = ["VaeDecoder", "VaeEncoder"]
@@ -84,6 +85,7 @@ class VaeDecoder(_Autoencoder):
     """
 
     sliced: ClassVar[bool] = True
+    quantized: ClassVar[bool] = True
     traced: ClassVar[Case] = Case(batch=2, height=16, width=24)
     judged: ClassVar[tuple[Case, ...]] = (
         Case(batch=1, height=16, width=16),
@@ -108,3 +110,11 @@ class VaeDecoder(_Autoencoder):
 
     def sample(self, case: Case, known: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> Arrays:
         return {"latents": tiled(known["latents"], case.batch, case.height, case.width)}
+
+    def calibrate(
+        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: Quantizing
+    ) -> Arrays:
+        """What the denoiser's runs ended with, a picture at a time."""
+        for latents in known["denoised"]:
+            run({"latents": latents[np.newaxis]})
+        return {}

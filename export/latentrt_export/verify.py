@@ -17,6 +17,8 @@ Stable Diffusion 1.5 of random weights (`docs/measurements.md`), as a trained mo
   to three places as the torch checker does, so one step of that, 0.001, comes on top; and where a special-care score is
   on its edge, the 0.01 that it adds to the others in half.
 * a verdict is not compared: it flips at its threshold however close the score is.
+* int8 is judged beside torch with the checkpoint's own weights, by the RMS of the difference over that of the output:
+  rounding is noise on every value, and its largest value says little. Where weights alone are int8 there is less.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ from numpy.typing import NDArray
 
 from latentrt.errors import GateError
 from latentrt.gate import NOT_COMPARED, Measure, difference, words
-from latentrt.manifest import GateFigure, Precision
+from latentrt.manifest import GateFigure, Precision, QuantizationMethod
 
-__all__ = ["compare", "gate_of"]
+__all__ = ["compare", "gate_of", "rms_bound"]
 
 # Where nothing else is said: hidden states, noise, a latent distribution.
+_RMS: dict[QuantizationMethod, float] = {"static": 0.1, "weights": 0.02}
 _RELATIVE: tuple[Measure, dict[Precision, float]] = ("relative", {"float32": 1e-4, "float16": 1e-2})
 _GATES: dict[str, tuple[Measure, dict[Precision, float]]] = {
     "pixels": ("levels", {"float32": 1, "float16": 4}),
@@ -43,8 +46,15 @@ _GATES: dict[str, tuple[Measure, dict[Precision, float]]] = {
 }
 
 
-def gate_of(output: str, precision: Precision) -> tuple[Measure, float]:
-    """How an output is compared, and the largest figure that passes."""
+def rms_bound(method: QuantizationMethod) -> float:
+    """The largest figure that an output of an int8 graph passes with."""
+    return _RMS[method]
+
+
+def gate_of(output: str, precision: Precision, quantized: QuantizationMethod | None = None) -> tuple[Measure, float]:
+    """How an output is compared, and the largest figure that passes; `quantized` is how an int8 graph was."""
+    if quantized is not None:
+        return "rms", rms_bound(quantized)
     measure, bounds = _GATES.get(output, _RELATIVE)
     return measure, bounds[precision]
 
@@ -55,6 +65,7 @@ def compare(
     feeds: Mapping[str, NDArray[Any]],
     expected: Mapping[str, NDArray[Any]],
     found: Mapping[str, NDArray[Any]],
+    quantized: QuantizationMethod | None = None,
 ) -> list[GateFigure]:
     """Compare a graph's outputs with the module's.
 
@@ -62,6 +73,7 @@ def compare(
         component, precision: of the graph, to choose the bounds and to name it.
         feeds: the inputs both were run on.
         expected: what torch gives. found: what the graph gives.
+        quantized: how an int8 graph was.
 
     Returns:
         A figure for each output that is compared.
@@ -74,13 +86,20 @@ def compare(
     for output, reference in expected.items():
         if output in NOT_COMPARED:
             continue
-        measure, bound = gate_of(output, precision)
+        measure, bound = gate_of(output, precision, quantized)
         figure = difference(reference, found[output], measure)
         if not figure <= bound:
             wrong = words(reference, found[output], figure, measure, "torch's")
             raise GateError(
                 f"{component}: the {precision} graph's {output} {wrong} for inputs "
-                f" of shape {shapes}; the bound is {bound:g}. No bundle was written"
+                f" of shape {shapes}; the bound is {bound:g}. No bundle was written{_advice(quantized)}"
             )
         figures.append(GateFigure(output=output, shapes=shapes, measure=measure, figure=figure, bound=bound))
     return figures
+
+
+def _advice(quantized: QuantizationMethod | None) -> str:
+    if quantized is None:
+        return ""
+    milder = "--quantization weights, or " if quantized == "static" else ""
+    return f". This model does not bear it; {milder}--precision float16, may do"

@@ -22,15 +22,25 @@ from latentrt.manifest import Precision, WeightsRecord
 
 __all__ = ["StoredWeights", "store"]
 
-_TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
-_IR_DTYPES = {"F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
+# Of what an int8 submodule does not store as integers.
+_TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.float16}
+_IR_DTYPES = {
+    "F16": ir.DataType.FLOAT16,
+    "F32": ir.DataType.FLOAT,
+    "I8": ir.DataType.INT8,
+    "U8": ir.DataType.UINT8,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredWeights:
-    """A weights file and where each tensor lies in it: name → (dtype, shape, offset in bytes, length in bytes)."""
+    """A weights file and where each tensor lies in it: name → (dtype, shape, offset in bytes, length in bytes).
+
+    `weights` are the names of the checkpoint's own; the others are scales and zero points.
+    """
 
     path: Path
+    weights: frozenset[str]
     places: Mapping[str, tuple[ir.DataType, tuple[int, ...], int, int]]
 
     def external(self, name: str) -> ir.ExternalTensor:
@@ -42,21 +52,32 @@ class StoredWeights:
 
     def record(self, file: str, precision: Precision) -> WeightsRecord:
         """What the manifest says of it."""
-        parameters = sum(math.prod(shape) for _, shape, _, _ in self.places.values())
+        parameters = sum(math.prod(shape) for name, (_, shape, _, _) in self.places.items() if name in self.weights)
         return WeightsRecord(file=file, dtype=precision, tensors=len(self.places), parameters=parameters)
 
 
-def store(weights: Mapping[str, Tensor], path: Path, precision: Precision) -> StoredWeights:
+def store(
+    weights: Mapping[str, Tensor], path: Path, precision: Precision, quantized: Mapping[str, Tensor] | None = None
+) -> StoredWeights:
     """Write weights in a precision.
+
+    Args:
+        weights: by their canonical names.
+        path: of the file.
+        precision: of the file; `int8` stores as half what is not in `quantized`.
+        quantized: what is stored in place of some weights, and beside them, as it is.
 
     A value beyond half's range would become infinite; that is refused by the gate, not here.
     """
-    tensors = {name: weight.to(_TORCH_DTYPES[precision]).contiguous() for name, weight in weights.items()}
+    quantized = quantized or {}
+    floats = {name: weight for name, weight in weights.items() if name not in quantized}
+    tensors = {name: weight.to(_TORCH_DTYPES[precision]).contiguous() for name, weight in floats.items()}
+    tensors |= {name: tensor.contiguous() for name, tensor in quantized.items()}
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(mode)  # safetensors writes a file that only its owner may read and renames it
-    return StoredWeights(path=path, places=_places(path))
+    return StoredWeights(path=path, weights=frozenset(weights), places=_places(path))
 
 
 def _places(path: Path) -> dict[str, tuple[ir.DataType, tuple[int, ...], int, int]]:

@@ -18,17 +18,18 @@ import numpy as np
 from latentrt.errors import LatentRTError, MissingExtraError
 from latentrt.manifest import Component, Precision
 from latentrt.worker_process import Failed, peak_bytes, take_job
+from latentrt_export.quantization_options import Quantizing
 
 __all__ = ["SUBMODULES", "Division", "Done", "Job", "Message", "Phase"]
 
 # name in the bundle → (module and class of the traceable submodule, folder in the checkpoint), in the order of export:
-# what an earlier one makes of its inputs is what a later one is judged on.
+# what an earlier one makes of its inputs is what a later one is judged on, and calibrated.
 SUBMODULES = {
     "text_encoder": ("text_encoder:TextEncoder", "text_encoder"),
     "vae_encoder": ("vae:VaeEncoder", "vae"),
+    "unet": ("unet:UNet", "unet"),
     "vae_decoder": ("vae:VaeDecoder", "vae"),
     "preview_decoder": ("preview_decoder:PreviewDecoder", "preview_decoder"),
-    "unet": ("unet:UNet", "unet"),
     "safety_checker": ("safety_checker:SafetyChecker", "safety_checker"),
 }
 
@@ -44,7 +45,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What to export: a submodule of a checkpoint, into a folder of the bundle that is being made.
 
     `division` is for those that can have parts; None leaves them whole. `token_merging` is the ratio for one whose
-    self-attention merges; None merges nothing.
+    self-attention merges; None merges nothing. `quantizing` is for int8.
     """
 
     submodule: str
@@ -56,6 +57,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str
     division: Division | None = None
     token_merging: float | None = None
+    quantizing: Quantizing | None = None
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
@@ -101,7 +103,9 @@ def _export(job: Job, phase: Callable[[str], None]) -> tuple[Component, dict[str
     merging = submodule.merge_tokens(job.token_merging) if job.token_merging is not None else None
     facts = submodule.facts()
     parts = _parts_maker(job, job.division, submodule, phase) if job.division else None
-    component, learnt = export_component(submodule, Path(job.folder), job.prefix, job.precision, known, phase, parts)
+    component, learnt = export_component(
+        submodule, Path(job.folder), job.prefix, job.precision, known, phase, parts, job.quantizing
+    )
     np.savez(job.known, **{**known, **learnt})
     return msgspec.structs.replace(component, token_merging=merging), facts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ from latentrt.samplers.ddim import DDIM
 from latentrt.staging import Stage
 from latentrt.tokenizer import Tokenizer
 from latentrt_export.checkpoint import Checkpoint
+from latentrt_export.quantization_options import Quantizing
 from latentrt_export.tokenizer import export_tokenizer
 from latentrt_export.worker import SUBMODULES, Division, Done, Job
 from latentrt_export.workers import run_worker
@@ -39,7 +41,14 @@ from latentrt_export.workers import run_worker
 __all__ = ["MAX_STEPS", "Progress", "write_bundle"]
 
 MAX_STEPS = 1000
-_NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+_NOISE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+)
 
 
 class Progress(Protocol):
@@ -62,6 +71,7 @@ def write_bundle(
     precision: Precision,
     division: Division | None,
     token_merging: float | None,
+    quantizing: Quantizing | None,
     default_steps: int,
     default_guidance_scale: float,
     progress: Progress,
@@ -74,6 +84,7 @@ def write_bundle(
         precision: of the weights, and of the arithmetic on a GPU.
         division: how the denoiser is divided into parts, None for not at all.
         token_merging: the share of tokens that its self-attention leaves out, None for none.
+        quantizing: how int8 graphs are made, where the precision is int8.
         default_steps: how many steps a request means that does not say.
         default_guidance_scale: the same of guidance.
         progress: told of phases, results and warnings.
@@ -85,8 +96,10 @@ def write_bundle(
     _warn_of_what_a_run_will_need(checkpoint, progress)
     tokenizer = export_tokenizer(checkpoint.folder, stage.bundle)
     licence = _copy_documents(checkpoint, stage.bundle)
-    known = _first_inputs(checkpoint, stage, tokenizer)
-    results = _export_submodules(checkpoint, stage.bundle, known, precision, division, token_merging, progress)
+    known = _first_inputs(checkpoint, stage, tokenizer, quantizing)
+    results = _export_submodules(
+        checkpoint, stage.bundle, known, precision, division, token_merging, quantizing, progress
+    )
     facts = {key: value for done in results.values() for key, value in done.facts.items()}
     defaults = Defaults(
         height=facts["latent_height"] * facts["factor"],
@@ -127,16 +140,24 @@ def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
     return Licence(name=checkpoint.licence, file="LICENSE" if "LICENSE" in checkpoint.documents else None)
 
 
-def _first_inputs(checkpoint: Checkpoint, stage: Stage, tokenizer: TokenizerRecord) -> Path:
+def _first_inputs(
+    checkpoint: Checkpoint, stage: Stage, tokenizer: TokenizerRecord, quantizing: Quantizing | None
+) -> Path:
     """What the graphs are judged on begins with prompts and the noise levels that the model was trained on."""
     ids = Tokenizer.from_json((stage.bundle / tokenizer.file).read_bytes(), tokenizer)
     chunks = np.concatenate([ids.chunks(prompt)[:1] for prompt in PROMPTS])  # (P, 77)
     try:
-        noise = DDIM.read({key: value for key, value in checkpoint.scheduler_config.items() if key in _NOISE_KEYS})
+        config = {key: value for key, value in checkpoint.scheduler_config.items() if key in _NOISE_KEYS}
+        noise = DDIM.read(config)
     except RequestError as error:
         raise CheckpointError(f"its training noise schedule is not one of Stable Diffusion's: {error}") from error
     known = stage.scratch / "known.npz"
-    np.savez(known, input_ids=chunks, alphas_cumprod=noise.alphas_cumprod())
+    arrays: dict[str, Any] = {"input_ids": chunks, "alphas_cumprod": noise.alphas_cumprod()}
+    if quantizing is not None:
+        prompts = ["", *(quantizing.prompts or filter(None, PROMPTS))]
+        arrays["calibration_ids"] = np.concatenate([ids.chunks(prompt)[:1] for prompt in prompts])  # (1 + P, 77)
+        arrays["noise_schedule"] = np.array(json.dumps(config))
+    np.savez(known, **arrays)
     return known
 
 
@@ -147,6 +168,7 @@ def _export_submodules(
     precision: Precision,
     division: Division | None,
     token_merging: float | None,
+    quantizing: Quantizing | None,
     progress: Progress,
 ) -> dict[str, Done]:
     results: dict[str, Done] = {}
@@ -164,6 +186,7 @@ def _export_submodules(
             known=str(known),
             division=division,
             token_merging=token_merging,
+            quantizing=quantizing,
         )
         results[name] = run_worker(job, _told(progress, name))
         progress.done(name, results[name].component)

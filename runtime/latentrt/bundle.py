@@ -134,7 +134,9 @@ class Bundle:
         if found is None or owner is None or precision not in owner.graphs:
             what = component if part is None else f"{component}'s {part} part"
             has = ", ".join(self._graphs_in_words())
-            raise BundleError(f"{self.folder} has no {precision} graph of {what}; it has {has}")
+            is_int8 = self.manifest.precision == "int8"
+            mend = "; a bundle of int8 is for CPUs, export another: --precision float16" if is_int8 else ""
+            raise BundleError(f"{self.folder} has no {precision} graph of {what}; it has {has}{mend}")
         return owner.graphs[precision].file, found.weights.file
 
     def files_of(self, components: Iterable[str]) -> Iterator[str]:

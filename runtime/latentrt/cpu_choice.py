@@ -120,6 +120,11 @@ def _arithmetic(bundle: Bundle, component: str, backend: CpuBackend, asked: Comp
             f"found the precision int8 for a bundle of {bundle.manifest.precision}; export it in int8: "
             "latentrt export CHECKPOINT BUNDLE --precision int8"
         )
+    if asked in ("float32", "bfloat16") and "float32" not in bundle.manifest.components[component].graphs:
+        raise BackendError(
+            f"found the precision {asked} for a bundle of int8, whose {component} has no float32 graph; leave it out, "
+            "or export another bundle: latentrt export CHECKPOINT BUNDLE --precision float16"
+        )
     if asked == "bfloat16" and backend == "onnxruntime":
         raise BackendError(
             "ONNX Runtime does not compute in bfloat16 on a CPU, OpenVINO does: --device openvino "

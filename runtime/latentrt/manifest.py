@@ -28,6 +28,9 @@ __all__ = [
     "PartName",
     "Positive",
     "Precision",
+    "Quantization",
+    "QuantizationMethod",
+    "QuantizedLayer",
     "Record",
     "SchedulerRecord",
     "SealedEngine",
@@ -41,6 +44,7 @@ __all__ = [
 FORMAT_VERSION = 1
 
 Precision = Literal["float16", "float32", "int8"]
+QuantizationMethod = Literal["static", "weights"]
 PartName = Annotated[
     str, msgspec.Meta(pattern=r"^(timestep|prompt|loop|shallow|head|attention|neck|stage\.(0|[1-9][0-9]?))$")
 ]
@@ -69,20 +73,48 @@ class GateFigure(Record, frozen=True, kw_only=True):
     that one's inputs, and of `shallow` how far it was from `loop` with the features of the same step.
 
     `measure` is `relative` (largest absolute difference over the reference's largest absolute value), `absolute`
-    (largest absolute difference) or `levels` (largest difference of uint8 pixels).
+    (largest absolute difference), `levels` (largest difference of uint8 pixels) or `rms` (root mean square of the
+    difference over that of the reference).
     """
 
     output: str
     shapes: dict[str, tuple[int, ...]]
-    measure: Literal["relative", "absolute", "levels"]
+    measure: Literal["relative", "absolute", "levels", "rms"]
     figure: float
     bound: float
+
+
+class QuantizedLayer(Record, frozen=True, kw_only=True):
+    """What a linear layer or a convolution of an int8 graph computes in, and what decided it.
+
+    `method` is `static` (weights and activations are int8), `weights` (only its weights are) or `float32`. `error` is
+    the relative RMS error of the network's output with this layer alone quantised by the graph's method; `share` is
+    the layer's share of the multiplications of all layers.
+    """
+
+    method: Literal["static", "weights", "float32"]
+    error: float
+    share: float
+
+
+class Quantization(Record, frozen=True, kw_only=True):
+    """How an int8 graph was quantised, layer by layer.
+
+    Activations were calibrated by `evaluations` of the network, in runs of `steps` steps; both are 0 where only weights
+    are quantised.
+    """
+
+    method: QuantizationMethod
+    weight_bits: Positive
+    steps: Count
+    evaluations: Count
+    layers: dict[str, QuantizedLayer]
 
 
 class GraphRecord(Record, frozen=True, kw_only=True):
     """One graph over a component's weights.
 
-    `float32_nodes` names the nodes that compute in float32 in a float16 graph.
+    `float32_nodes` names the nodes that compute in float32 in a float16 graph; `quantization` is an int8 graph's.
     """
 
     file: RelativePath
@@ -90,10 +122,14 @@ class GraphRecord(Record, frozen=True, kw_only=True):
     nodes: Positive
     float32_nodes: tuple[str, ...] = ()
     gate: tuple[GateFigure, ...] = ()
+    quantization: Quantization | None = None
 
 
 class WeightsRecord(Record, frozen=True, kw_only=True):
     """A component's parameters: a safetensors file, under their checkpoint names.
+
+    In a file of int8 a quantised weight stands under its own name, its scale beside it as `…weight_scale`, those of
+    activations as `…input_scale`, `…input_zero_point` and `…output_…`; the rest is half.
 
     `layouts` tells of each that a rewrite stored in another layout than the checkpoint's, and how.
     """

@@ -19,7 +19,12 @@ from latentrt.errors import BundleError
 
 __all__ = ["map_weights"]
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+}
 _LENGTH_BYTES = 8
 
 
@@ -27,10 +32,10 @@ def map_weights(path: Path) -> dict[str, NDArray[Any]]:
     """Map a file whose hash has been checked.
 
     Returns:
-        Read-only arrays by name, float16 or float32, over the file's own pages.
+        Read-only arrays by name, float16, float32, int8 or uint8, over the file's own pages.
 
     Raises:
-        BundleError: it is not a safetensors file of half or float32 weights.
+        BundleError: it is not a safetensors file of such weights.
     """
     try:
         mapped = np.memmap(path, np.uint8, mode="r")
@@ -40,7 +45,7 @@ def map_weights(path: Path) -> dict[str, NDArray[Any]]:
         return {name: _view(mapped[start:], entry) for name, entry in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
-            f"{path} cannot be read as safetensors of float16 or float32: {error}; export the bundle again"
+            f"{path} cannot be read as safetensors of float16, float32, int8 or uint8: {error}; export the bundle again"
         ) from error
 
 

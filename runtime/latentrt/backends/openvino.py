@@ -224,7 +224,12 @@ def _library() -> tuple[Any, Any]:
 
 def _mark_decompression(model: Any) -> None:
     """Say of each cast of a stored weight what OpenVINO's own files say of theirs (`ov::Decompression`), so that it is
-    neither folded nor kept apart from the weight."""
+    neither folded nor kept apart from the weight.
+
+    Not of what comes from a DequantizeLinear, which the graph's casts are told from by their name: a layer whose weight
+    is marked decompresses it and no longer multiplies integers.
+    """
     for node in model.get_ops():
-        if node.get_type_name() == "Convert" and node.input_value(0).get_node().get_type_name() == "Constant":
+        cast = node.get_type_name() == "Convert" and node.get_friendly_name().endswith("/Cast")
+        if cast and node.input_value(0).get_node().get_type_name() == "Constant":
             node.get_rt_info()["decompression_0"] = ""

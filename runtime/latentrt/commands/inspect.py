@@ -25,6 +25,7 @@ from latentrt.listed_parts import listed_parts
 from latentrt.manifest import GateFigure, Manifest
 from latentrt.manifest_checks import MANIFEST_NAME
 from latentrt.printable import printable
+from latentrt.quantization_words import quantization_words
 from latentrt.sealed_engines import sealed_engines
 from latentrt.tensors import TensorSpec
 
@@ -107,6 +108,8 @@ def _bundle_lines(bundle: Bundle) -> Lines:
     for name, sha256 in manifest.source.weights.items():
         yield "", f"{name}  sha256:{sha256}"
     yield from _use_lines(manifest)
+    for line in quantization_words(manifest.components):
+        yield "" if line.startswith(" ") else "int8", line.strip()
     for engine in sealed_engines(bundle):
         identity, size = engine.record.identity, decimal(engine.record.plan.size)
         target = f"{identity.gpu or ', '.join(identity.compute_capabilities)}, {identity.library}"

@@ -1,0 +1,73 @@
+"""Runs of a denoiser in torch, as the runtime would do them, to calibrate it on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.guidance import guide
+from latentrt.noise import Generator
+from latentrt.samplers.ddim import DDIM
+from latentrt.samplers.steps import Steps
+from latentrt.schedule import Latents, Schedule, denoise
+from latentrt_export.quantization_options import Quantizing
+from latentrt_export.submodule import Arrays
+
+__all__ = ["denoised"]
+
+
+# The first step is at the noisiest level, and nothing is clipped, as in Stable Diffusion.
+_FROM_NOISE = {"timestep_spacing": "trailing", "clip_sample": False}
+
+
+def denoised(
+    run: Callable[[Arrays], Arrays],
+    known: Mapping[str, NDArray[Any]],
+    shape: tuple[int, ...],
+    quantizing: Quantizing,
+) -> NDArray[np.float32]:
+    """Denoise each of the calibration's prompts with DDIM, from the noise of a seed of its own.
+
+    Args:
+        run: the denoiser.
+        known: `calibration_embeddings`, float32 [1 + prompts, 77, width], the empty prompt's first, and
+            `noise_schedule`, the training noise schedule and the prediction type as JSON.
+        shape: of latents, (channels, height, width).
+        quantizing: how many steps, and how strongly guided.
+
+    Returns:
+        The last latents of each, float32 [prompts, *shape].
+    """
+    schedule = DDIM.read({**json.loads(str(known["noise_schedule"])), **_FROM_NOISE}).table(
+        Steps(count=quantizing.steps)
+    )
+    empty, *prompts = known["calibration_embeddings"]
+    return np.stack(
+        [
+            _one(run, schedule, np.stack([empty, prompt]), Generator(seed).normal(shape)[np.newaxis], quantizing)[0]
+            for seed, prompt in enumerate(prompts)
+        ]
+    )
+
+
+def _one(
+    run: Callable[[Arrays], Arrays],
+    schedule: Schedule,
+    embeddings: NDArray[np.float32],
+    noise: Latents,
+    quantizing: Quantizing,
+) -> Latents:
+    def model(timestep: np.float32, sample: Latents) -> Latents:
+        feeds = {
+            "sample": np.concatenate([sample, sample]),  # (2, C, h, w): the empty prompt's half first
+            "timestep": np.full(2, timestep, np.float32),
+            "encoder_hidden_states": embeddings,
+        }
+        return guide(run(feeds)["noise_pred"], quantizing.guidance_scale, 0.0)
+
+    *_, last = denoise(schedule, schedule.first_latents(noise), model, noise=lambda: noise)
+    return last
