@@ -133,6 +133,11 @@ def of(bundle: Bundle, library: Library = RTX, gpu: Gpu | NoGpu = NO_GPU, **give
     )
 
 
+def test_a_bundle_of_int8_is_for_cpus(sample: Bundle) -> None:
+    with pytest.raises(BundleError, match="is a bundle of int8, which is for CPUs; engines are built of float16"):
+        of(sample, precision="int8")
+
+
 @pytest.mark.parametrize("precision", [None, "float16", "float32"])
 def test_an_identity_is_made_of_the_bundles_own_hashes(sample: Bundle, precision: Any) -> None:
     engines = of(sample, precision=precision)

@@ -75,9 +75,14 @@ def on_openvino(model: ir.Model, folder: Path, x: Floats) -> Floats:
 
 def compiled(model: ir.Model, folder: Path, shape: tuple[int, ...]) -> Any:
     ir.save(model, folder / "model.onnx")
+    return compiled_file(folder / "model.onnx", "x", shape)
+
+
+def compiled_file(path: Path, source: str, shape: tuple[int, ...]) -> Any:
+    """A graph as the runtime has OpenVINO compile it, for an input of a shape."""
     core = openvino.Core()
-    graph = core.read_model(folder / "model.onnx")
-    graph.reshape({"x": list(shape)})
+    graph = core.read_model(path)
+    graph.reshape({source: list(shape)})
     _mark_decompression(graph)
     return core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
 

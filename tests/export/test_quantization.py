@@ -58,11 +58,11 @@ def ranges_of(network: nn.Module, *inputs: Tensor) -> dict[str, LayerRanges]:
         return calibrate(layers_of(network), lambda: [network(x) for x in inputs])
 
 
-def test_ranges_are_means_of_the_extremes_of_evaluations() -> None:
+def test_ranges_hold_what_any_evaluation_met() -> None:
     network = Network()
     inputs = [torch.rand(1, 2, 4, 4) * scale for scale in (1.0, 3.0)]
     found = ranges_of(network, *inputs)
-    assert found["conv"].input.high == pytest.approx(sum(x.max().item() for x in inputs) / 2)
+    assert found["conv"].input.high == max(x.max().item() for x in inputs)
     assert found["conv"].input.low == 0.0
     # 16 places, 4 outputs of 2 · 9 products; 16 of 3 outputs of 4.
     assert (found["conv"].multiplications, found["fc"].multiplications) == (16 * 4 * 18, 16 * 3 * 4)

@@ -13,10 +13,11 @@ from torch import nn
 
 from latentrt.bundle import Bundle
 from latentrt.errors import GateError
+from latentrt.gate import difference
 from latentrt.manifest import Precision
 from latentrt_export.component import export_component
 from latentrt_export.submodule import Submodule
-from latentrt_export.verify import compare, gate_of
+from latentrt_export.verify import compare, gate_of, rms_bound
 from latentrt_export.worker import SUBMODULES
 from tests.export.test_graph import Small
 from tests.exported import Exported
@@ -42,6 +43,21 @@ def test_pixels_are_counted_in_levels_and_do_not_wrap() -> None:
 
 def test_cosines_are_compared_absolutely() -> None:
     assert judge([0.5, 0.001], [0.5, 0.00105], "concept_cosines") == pytest.approx(5e-5)
+
+
+def test_int8_is_compared_by_the_mean_of_squares() -> None:
+    reference, found = np.array([3.0, 4.0, 0.0]), np.array([3.0, 4.0, 0.5])
+    assert difference(reference, found, "rms") == pytest.approx(0.1)
+    near = {"y": reference + np.array([0.0, 0.0, 0.05])}
+    (figure,) = compare("unet", "int8", FEEDS, {"y": reference}, near, "weights")
+    assert (figure.measure, figure.bound) == ("rms", rms_bound("weights"))
+    assert figure.figure == pytest.approx(0.01)
+    with pytest.raises(
+        GateError, match=r"0.1 \(rms\) .*does not bear it; --quantization weights or --precision float16"
+    ):
+        compare("unet", "int8", FEEDS, {"y": reference}, {"y": found}, "static")
+    with pytest.raises(GateError, match="does not bear it; --precision float16 may do"):
+        compare("unet", "int8", FEEDS, {"y": reference}, {"y": found}, "weights")
 
 
 def test_the_verdict_is_not_compared() -> None:

@@ -12,7 +12,7 @@ from latentrt.backends import openvino as ov
 from latentrt.bundle import Bundle
 from latentrt.cpu_choice import CpuBackend, Preferences, choose_on_cpu
 from latentrt.device import choose_sessions
-from latentrt.errors import BackendError, RequestError
+from latentrt.errors import BackendError, BundleError, RequestError
 from latentrt.manifest import Part
 from latentrt.sample import bundle_path
 from latentrt.sliced_decoder import SlicedDecoder
@@ -85,6 +85,20 @@ def test_a_precision_that_cannot_be_had_is_refused(bundle: Bundle, opened: list[
     for device in ("cuda", "tensorrt"):
         with pytest.raises(RequestError, match=f"the precision bfloat16 with {device}; it is what a CPU computes in"):
             choose_sessions(bundle, device, preferences=Preferences(precision="bfloat16"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_floats_of_an_int8_graph_alone_are_refused(bundle: Bundle, opened: list[Any], precision: Any) -> None:
+    changed(bundle, UNET, precision="int8", int8=True)
+    record = bundle.manifest.components[UNET]
+    alone = msgspec.structs.replace(record, graphs={"int8": record.graphs["int8"]})
+    bundle.manifest = msgspec.structs.replace(bundle.manifest, components={**bundle.manifest.components, UNET: alone})
+    with pytest.raises(
+        BackendError, match=f"the precision {precision} for a bundle of int8, whose unet has no float32"
+    ):
+        words(bundle, UNET, "openvino", precision)
+    with pytest.raises(BundleError, match=r"no float32 graph of unet; .* a bundle of int8 is for CPUs, export another"):
+        bundle.component_files(UNET, "float32")
 
 
 def test_what_is_no_preference_is_refused(bundle: Bundle) -> None:

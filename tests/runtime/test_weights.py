@@ -21,6 +21,8 @@ def test_arrays_are_those_that_were_stored(tmp_path: Path) -> None:
         "a.weight": rng.standard_normal((3, 5)).astype(np.float32),
         "b.bias": rng.standard_normal(7).astype(np.float16),
         "scalar": np.array(2.5, np.float32),
+        "c.weight": rng.integers(-127, 128, (4, 2)).astype(np.int8),
+        "c.input_zero_point": np.array(200, np.uint8),
     }
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     mapped = map_weights(tmp_path / "model.safetensors")

@@ -96,6 +96,27 @@ def test_a_bundle_with_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "  blocks.0.keys float32[batch, 4, tokens]" in out, "one is shown as it is"
 
 
+def test_a_bundle_of_int8(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def layer(method: str, error: float, share: float) -> dict[str, Any]:
+        return {"method": method, "error": error, "share": share}
+
+    layers = {f"kept.{n}": layer("weights", 0.01 * n, 0.001) for n in range(11)}
+    layers |= {"conv_in": layer("float32", 0.5, 0.009), "large": layer("static", 0.001, 0.98)}
+
+    def quantise(tree: dict[str, Any]) -> None:
+        graph = tree["components"]["unet"]["graphs"].pop("float32")
+        how = {"method": "static", "weight_bits": 7, "steps": 10, "evaluations": 30, "layers": layers}
+        tree["components"]["unet"]["graphs"]["int8"] = {**graph, "quantization": how}
+        tree["precision"] = "int8"
+
+    edit_manifest(folder, quantise)
+    assert run("inspect", folder) == 0
+    out = capsys.readouterr().out
+    assert "unet: 1 of 13 layers, 98.0% of the multiplications, have int8 weights and activations of 7 bits" in out
+    assert "cost the output (RMS): conv_in 50.00% (float), kept.10 10.00% (int8 weights)" in out
+    assert "and 2 more" in out
+
+
 def test_a_manifest_stands_for_its_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", folder / "bundle.json") == 0
     assert Bundle.open(folder).digest in capsys.readouterr().out

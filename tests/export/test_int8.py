@@ -1,0 +1,146 @@
+"""A quantised submodule, from torch to what both backends draw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from latentrt.errors import GateError, RequestError
+from latentrt.gate import difference
+from latentrt.guidance import guide
+from latentrt.manifest import Component
+from latentrt.noise import Generator
+from latentrt.samplers.ddim import DDIM
+from latentrt.samplers.steps import Steps
+from latentrt.weights import map_weights
+from latentrt_export import int8
+from latentrt_export.component import export_component
+from latentrt_export.denoising import denoised
+from latentrt_export.export import export_checkpoint
+from latentrt_export.onnxruntime_cpu import Graph
+from latentrt_export.quantization_options import Quantizing
+from latentrt_export.submodule import Arrays
+from latentrt_export.vae import VaeDecoder
+from tests.export.test_passes_quantize import compiled_file
+from tests.exported import Silent
+from tests.tiny import autoencoder, move_off_initial_values
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def made(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Component]:
+    torch.manual_seed(0)
+    model = autoencoder()
+    move_off_initial_values(model)
+    latents = np.random.default_rng(0).normal(size=(3, 4, 16, 16)).astype(np.float32)
+    known: dict[str, NDArray[Any]] = {"latents": latents, "denoised": latents}
+    decoder = VaeDecoder(model)
+    component, _ = export_component(
+        decoder, folder, "vae_decoder/", "int8", known, phases.append, quantizing=Quantizing()
+    )
+    return decoder, component
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Component]:
+    """The decoder of a tiny autoencoder, exported in int8."""
+    folder = tmp_path_factory.mktemp("int8") / "vae_decoder"
+    phases: list[str] = []
+    _, component = made(folder, phases)
+    assert "calibrating, evaluation 3" in phases
+    return folder, component
+
+
+def test_every_layer_has_a_method_and_a_figure(quantised: tuple[Path, Component]) -> None:
+    folder, component = quantised
+    (graph,) = component.graphs.values()
+    record = graph.quantization
+    assert record is not None
+    assert (record.method, record.weight_bits, record.evaluations) == ("static", 7, 3)
+    stored = map_weights(folder / "model.safetensors")
+    shares = 0.0
+    for name, layer in record.layers.items():
+        shares += layer.share
+        weight = stored[f"{name}.weight"]
+        assert (weight.dtype == np.int8) == (layer.method != "float32"), name
+        assert (f"{name}.weight_scale" in stored) == (layer.method != "float32")
+        assert (f"{name}.input_scale" in stored) == (layer.method == "static")
+        if layer.method == "static":
+            assert np.abs(weight.astype(np.int64)).max() <= 63
+    assert shares == pytest.approx(1.0)
+    assert any(layer.method == "static" for layer in record.layers.values())
+    assert any(layer.method != "static" for layer in record.layers.values())
+    assert {array.dtype for name, array in stored.items() if name.endswith(".bias")} == {np.dtype(np.float16)}
+    assert component.weights.parameters == sum(
+        array.size for name, array in stored.items() if name.endswith((".weight", ".bias"))
+    )
+
+
+def test_both_backends_make_what_the_gate_allows(quantised: tuple[Path, Component]) -> None:
+    folder, component = quantised
+    (graph,) = component.graphs.values()
+    assert all(gate.measure == "rms" and gate.figure <= gate.bound for gate in graph.gate)
+    latents = np.random.default_rng(1).normal(size=(1, 4, 16, 16)).astype(np.float32)
+    on_onnxruntime = Graph(folder / "model.onnx").run({"latents": latents})["pixels"]
+    on_openvino = compiled_file(folder / "model.onnx", "latents", latents.shape)({"latents": latents})["pixels"]
+    # Both within the gate's bound of torch, so within twice that of one another.
+    assert difference(on_onnxruntime, on_openvino, "rms") <= 2 * graph.gate[0].bound
+
+
+def test_a_model_that_does_not_bear_it_gets_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is quantised as if nothing hurt; the gate, which looks at the graph itself, does not let it pass."""
+    monkeypatch.setattr(int8, "rms_bound", lambda method: 1e9)
+    monkeypatch.setattr("latentrt_export.verify._RMS", {"static": 1e-6, "weights": 1e-6})
+    with pytest.raises(
+        GateError, match=r"the int8 graph's pixels is .* \(rms\).*--quantization weights or --precision"
+    ):
+        made(tmp_path / "vae_decoder", [])
+
+
+def test_calibrating_runs_are_the_runtimes_own() -> None:
+    """The loop by hand, for a denoiser that is a formula."""
+    embeddings = np.random.default_rng(0).normal(size=(3, 77, 8)).astype(np.float32)
+    known: dict[str, NDArray[Any]] = {
+        "calibration_embeddings": embeddings,
+        "noise_schedule": np.array(json.dumps(NOISE)),
+    }
+    asked: list[float] = []
+
+    def run(feeds: Arrays) -> Arrays:
+        asked.append(float(feeds["timestep"][0]))
+        means = feeds["encoder_hidden_states"].mean(axis=(1, 2))[:, None, None, None]
+        return {"noise_pred": feeds["sample"] * np.float32(0.5) + means}
+
+    quantizing = Quantizing(steps=4, guidance_scale=3.0)
+    found = denoised(run, known, (4, 8, 8), quantizing)
+    assert found.shape == (2, 4, 8, 8)
+    assert asked == [999.0, 749.0, 499.0, 249.0] * 2
+    table = DDIM.read({**NOISE, "clip_sample": False, "timestep_spacing": "trailing"}).table(Steps(count=4))
+    for seed, prompt in enumerate(embeddings[1:]):
+        x = Generator(seed).normal((4, 8, 8))[np.newaxis].astype(np.float64)
+        for row in range(4):
+            both = np.concatenate([x, x])
+            m = guide(np.asarray(run_formula(both, embeddings[0], prompt), np.float32), 3.0, 0.0)
+            y = table.p[row] * x + table.q[row] * m
+            x = table.a[row] * x + table.d[row] * m + table.b[row, 0] * (table.u[row] * x + table.w[row] * y)
+        # float32 against float64 over four steps.
+        np.testing.assert_allclose(found[seed], x[0], rtol=0, atol=1e-5 * np.abs(x).max())
+
+
+def run_formula(both: NDArray[np.float64], *embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    means = np.array([each.mean(dtype=np.float64) for each in embeddings])
+    predicted: NDArray[np.float64] = both * 0.5 + means[:, None, None, None]
+    return predicted
+
+
+def test_options_of_quantisation_are_for_int8(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="options of quantisation with the precision float16, they are for int8"):
+        export_checkpoint(
+            tmp_path, tmp_path / "bundle", precision="float16", quantizing=Quantizing(), progress=Silent()
+        )
