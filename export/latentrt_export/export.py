@@ -74,12 +74,7 @@ def export_checkpoint(
     """
     require()
     _check_defaults(default_steps, default_guidance_scale)
-    if deep_cache is not None and not parts:
-        raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
-    if quantizing is not None and precision != "int8":
-        raise RequestError(f"found options of quantisation with the precision {precision}, they are for int8")
-    if precision == "int8" and quantizing is None:
-        quantizing = Quantizing()
+    _check_options(precision, quantizing, parts, deep_cache)
     with staged(bundle, overwrite=overwrite) as stage:
         _refuse_what_would_be_ignored(checkpoint, variant, prediction_type, config)
         if checkpoint.is_file():
@@ -89,9 +84,7 @@ def export_checkpoint(
             opened = open_checkpoint(
                 checkpoint, variant=variant, safety_checker=safety_checker, preview_decoder=preview_decoder
             )
-        if deep_cache is not None:
-            unet = read_object(opened.weights["unet"].root / "unet" / "config.json")
-            check_branch(deep_cache, count_branches(unet))
+        _check_branch(opened, deep_cache)
         if opened.licence == UNKNOWN:
             progress.warn(
                 "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
@@ -101,7 +94,7 @@ def export_checkpoint(
             stage,
             precision=precision,
             division=Division(deep_cache=deep_cache) if parts else None,
-            quantizing=quantizing,
+            quantizing=quantizing or (Quantizing() if precision == "int8" else None),
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
             progress=progress,
@@ -115,6 +108,19 @@ def _check_defaults(steps: int, guidance_scale: float) -> None:
         raise RequestError(
             f"found a guidance scale of {guidance_scale:g} as the default, expected 0 to {MAX_GUIDANCE_SCALE:g}"
         )
+
+
+def _check_options(precision: Precision, quantizing: Quantizing | None, parts: bool, deep_cache: int | None) -> None:
+    if deep_cache is not None and not parts:
+        raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
+    if quantizing is not None and precision != "int8":
+        raise RequestError(f"found options of quantisation with the precision {precision}, they are for int8")
+
+
+def _check_branch(checkpoint: Checkpoint, branch: int | None) -> None:
+    if branch is not None:
+        unet = read_object(checkpoint.weights["unet"].root / "unet" / "config.json")
+        check_branch(branch, count_branches(unet))
 
 
 def _refuse_what_would_be_ignored(
