@@ -50,7 +50,7 @@ def export_checkpoint(
         checkpoint: a diffusers folder, or a single `.safetensors` file of Stable Diffusion 1.x or 2.x.
         bundle: the folder to make.
         progress: told of phases, results and warnings.
-        precision: `float32`; `float16`, half weights with a half graph and a float32 one over them; or `int8`, for CPUs.
+        precision: `float32`; `float16`, half weights with a half graph and a float32 one over them; `int8`, for CPUs.
         variant: which weight files of a folder to take (`fp16`).
         safety_checker: a classifier to take instead of the checkpoint's own: its folder, or a checkpoint that has one.
         preview_decoder: a tiny autoencoder (diffusers' `AutoencoderTiny`) whose decoder comes along, for previews.
