@@ -52,8 +52,7 @@ def export_checkpoint(
         checkpoint: a diffusers folder, or a single `.safetensors` file of Stable Diffusion 1.x or 2.x.
         bundle: the folder to make.
         progress: told of phases, results and warnings.
-        precision: `float32`; `float16` for half weights with a half graph and a float32 one over them; or `int8` for
-            CPUs, with half weights and a float32 graph of what is not quantised.
+        precision: `float32`; `float16`, half weights with a half graph and a float32 one over them; `int8`, for CPUs.
         variant: which weight files of a folder to take (`fp16`).
         safety_checker: a classifier to take instead of the checkpoint's own: its folder, or a checkpoint that has one.
         preview_decoder: a tiny autoencoder (diffusers' `AutoencoderTiny`) whose decoder comes along, for previews.
@@ -77,14 +76,7 @@ def export_checkpoint(
     """
     require()
     _check_defaults(default_steps, default_guidance_scale)
-    if token_merging is not None:
-        check_ratio(token_merging)
-    if deep_cache is not None and not parts:
-        raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
-    if quantizing is not None and precision != "int8":
-        raise RequestError(f"found options of quantisation with the precision {precision}, they are for int8")
-    if precision == "int8" and quantizing is None:
-        quantizing = Quantizing()
+    _check_options(precision, quantizing, parts, deep_cache, token_merging)
     with staged(bundle, overwrite=overwrite) as stage:
         _refuse_what_would_be_ignored(checkpoint, variant, prediction_type, config)
         if checkpoint.is_file():
@@ -94,9 +86,7 @@ def export_checkpoint(
             opened = open_checkpoint(
                 checkpoint, variant=variant, safety_checker=safety_checker, preview_decoder=preview_decoder
             )
-        if deep_cache is not None:
-            unet = read_object(opened.weights["unet"].root / "unet" / "config.json")
-            check_branch(deep_cache, count_branches(unet))
+        _check_branch(opened, deep_cache)
         if opened.licence == UNKNOWN:
             progress.warn(
                 "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
@@ -107,7 +97,7 @@ def export_checkpoint(
             precision=precision,
             division=Division(deep_cache=deep_cache) if parts else None,
             token_merging=token_merging,
-            quantizing=quantizing,
+            quantizing=quantizing or (Quantizing() if precision == "int8" else None),
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
             progress=progress,
@@ -121,6 +111,27 @@ def _check_defaults(steps: int, guidance_scale: float) -> None:
         raise RequestError(
             f"found a guidance scale of {guidance_scale:g} as the default, expected 0 to {MAX_GUIDANCE_SCALE:g}"
         )
+
+
+def _check_options(
+    precision: Precision,
+    quantizing: Quantizing | None,
+    parts: bool,
+    deep_cache: int | None,
+    token_merging: float | None,
+) -> None:
+    if token_merging is not None:
+        check_ratio(token_merging)
+    if deep_cache is not None and not parts:
+        raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
+    if quantizing is not None and precision != "int8":
+        raise RequestError(f"found options of quantisation with the precision {precision}, they are for int8")
+
+
+def _check_branch(checkpoint: Checkpoint, branch: int | None) -> None:
+    if branch is not None:
+        unet = read_object(checkpoint.weights["unet"].root / "unet" / "config.json")
+        check_branch(branch, count_branches(unet))
 
 
 def _refuse_what_would_be_ignored(

@@ -93,6 +93,7 @@ def test_both_backends_make_what_the_gate_allows(quantised: tuple[Path, Componen
     assert difference(on_onnxruntime, on_openvino, "rms") <= 2 * graph.gate[0].bound
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_bear_it_gets_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is quantised as if nothing hurt; the gate, which looks at the graph itself, does not let it pass."""
     monkeypatch.setattr(int8, "rms_bound", lambda method: 1e9)
