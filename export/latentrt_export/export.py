@@ -73,10 +73,7 @@ def export_checkpoint(
     """
     require()
     _check_defaults(default_steps, default_guidance_scale)
-    if token_merging is not None:
-        check_ratio(token_merging)
-    if deep_cache is not None and not parts:
-        raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
+    _check_left_out(parts, deep_cache, token_merging)
     with staged(bundle, overwrite=overwrite) as stage:
         _refuse_what_would_be_ignored(checkpoint, variant, prediction_type, config)
         if checkpoint.is_file():
@@ -89,10 +86,7 @@ def export_checkpoint(
         if deep_cache is not None:
             unet = read_object(opened.weights["unet"].root / "unet" / "config.json")
             check_branch(deep_cache, count_branches(unet))
-        if opened.licence == UNKNOWN:
-            progress.warn(
-                "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
-            )
+        _warn_of_no_licence(opened, progress)
         return write_bundle(
             opened,
             stage,
@@ -111,6 +105,20 @@ def _check_defaults(steps: int, guidance_scale: float) -> None:
     if not 0 <= guidance_scale <= MAX_GUIDANCE_SCALE:
         raise RequestError(
             f"found a guidance scale of {guidance_scale:g} as the default, expected 0 to {MAX_GUIDANCE_SCALE:g}"
+        )
+
+
+def _check_left_out(parts: bool, deep_cache: int | None, token_merging: float | None) -> None:
+    if token_merging is not None:
+        check_ratio(token_merging)
+    if deep_cache is not None and not parts:
+        raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
+
+
+def _warn_of_no_licence(opened: Checkpoint, progress: Progress) -> None:
+    if opened.licence == UNKNOWN:
+        progress.warn(
+            "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
         )
 
 
