@@ -162,7 +162,6 @@ class _GraphMaker:
         ranges = measure_ranges(
             companion, self.folder / "ranges.onnx", [trial.feeds for trial in rounded], self.weights
         )
-        FuseSelfAttention()(companion)  # behind the ranges, which know every value of the half graph
         float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
         must_stay = nodes_in_float32(self.model, ranges)
         kept = compute_in_half(

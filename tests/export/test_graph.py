@@ -20,7 +20,6 @@ from latentrt.errors import ExportError
 from latentrt.manifest import Component, GraphRecord
 from latentrt.tensors import TensorSpec
 from latentrt_export.graph import OPSET, trace, weights_held_back
-from latentrt_export.passes.one_attention import DOMAIN
 from latentrt_export.submodule import Case, Submodule
 from tests.exported import Exported
 
@@ -60,9 +59,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 def test_graphs_are_valid(subject: Subject) -> None:
     for record, model in subject.graphs:
         onnx.checker.check_model(str(subject.exported.bundle / record.file), full_check=True)
-        own = subject.name == "unet" and record.file.endswith(".float32.onnx")  # a CPU's, over half weights
-        opsets = {opset.domain: opset.version for opset in model.opset_import}
-        assert opsets == {"": OPSET, **({DOMAIN: 1} if own else {})}
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)]
         assert record.opset == OPSET
         assert record.nodes == len(model.graph.node)
 
