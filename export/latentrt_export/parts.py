@@ -27,6 +27,7 @@ from latentrt.gate import difference, words
 from latentrt.manifest import GateFigure, GraphRecord, Part, PartName, Precision
 from latentrt_export.division import divide, signature
 from latentrt_export.merging_gate import open_told
+from latentrt_export.passes.one_attention import FuseSelfAttention
 from latentrt_export.submodule import Arrays
 
 __all__ = ["MakesParts", "PartsMaker", "Run"]
