@@ -87,10 +87,7 @@ def export_checkpoint(
                 checkpoint, variant=variant, safety_checker=safety_checker, preview_decoder=preview_decoder
             )
         _check_branch(opened, deep_cache)
-        if opened.licence == UNKNOWN:
-            progress.warn(
-                "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
-            )
+        _warn_of_no_licence(opened, progress)
         return write_bundle(
             opened,
             stage,
@@ -126,6 +123,13 @@ def _check_options(
         raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
     if quantizing is not None and precision != "int8":
         raise RequestError(f"found options of quantisation with the precision {precision}, they are for int8")
+
+
+def _warn_of_no_licence(opened: Checkpoint, progress: Progress) -> None:
+    if opened.licence == UNKNOWN:
+        progress.warn(
+            "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
+        )
 
 
 def _check_branch(checkpoint: Checkpoint, branch: int | None) -> None:

@@ -14,9 +14,9 @@ class Fake:
     def __init__(self, job: Job) -> None:
         if "fail" in job.options:
             raise RuntimeError(job.options["fail"])
-        time.sleep(job.options.get("wait_s", 0))
-        print("what libraries print is no message")
         self.job, self.held = job, b"x" * job.options.get("hold_bytes", 0)
+        time.sleep(job.options.get("wait_s", 0))  # while what it holds is seen
+        print("what libraries print is no message")
         assert noise(job)[1] == (1, 4, job.side // 8, job.side // 8)
 
     def draw(self, step_ended: Callable[[], None]) -> Drawn:

@@ -22,8 +22,13 @@ def theirs(schedule: str, start: float, end: float, *, exact: bool, **config: An
     return oracle.scheduler("EulerDiscreteScheduler", config, T, exact=exact)
 
 
+def units(ours: NDArray[np.float32], expected: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Of each value's last place."""
+    return np.abs(ours - expected) / np.spacing(ours)
+
+
 def ulps(ours: NDArray[np.float32], expected: NDArray[np.floating[Any]]) -> float:
-    return float(np.max(np.abs(ours - expected) / np.spacing(ours)))
+    return float(units(ours, expected).max())
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 77, 999, 1000])
@@ -59,9 +64,19 @@ def test_zero_snr_is_diffusers(schedule: sigmas.BetaSchedule, start: float, end:
     expected = theirs(schedule, start, end, exact=exact, rescale_betas_zero_snr=True)
     alpha_bar = sigmas.alphas_cumprod(sigmas.rescale_zero_snr(sigmas.betas(schedule, start, end, T)))
     assert alpha_bar[-1] == 0
-    # A wrong root at either end scales the whole schedule, and the product carries others on. Measured: 4 and 12 units.
-    assert ulps(alpha_bar[:-1], expected.alphas_cumprod.numpy()[:-1]) <= (0 if exact else 8)
-    assert ulps(sigmas.sigmas(alpha_bar), expected.sigmas.numpy()[-2::-1]) <= (0 if exact else 16)
+    off = units(alpha_bar[:-1], expected.alphas_cumprod.numpy()[:-1])
+    levels_off = units(sigmas.sigmas(alpha_bar), expected.sigmas.numpy()[-2::-1])
+    if exact:
+        assert off.max() == levels_off.max() == 0
+        return
+    # torch's roots are wrong by a unit for 6 to 218 values in 1,000, by what its MKL has for the CPU. That is squared
+    # and carried on by the product, and grows where the last root is taken off one that is nearly as small; a level
+    # grows where alpha_bar is nearly 1. Measured before that growth: 4 units on an Intel CPU, 11 on an AMD one.
+    roots = np.sqrt(sigmas.alphas_cumprod(sigmas.betas(schedule, start, end, T)).astype(np.float64))
+    bound = 16 * roots[:-1] / (roots[:-1] - roots[-1])
+    assert np.all(off <= bound)
+    assert np.all(levels_off[:-1] <= bound / (1 - alpha_bar[:-1]))
+    assert levels_off[-1] <= 1  # of the level that is set by hand
 
 
 def test_grids_descend_within_training() -> None:
