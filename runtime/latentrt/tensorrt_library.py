@@ -6,7 +6,6 @@ The two have one API under two import names; this is the one place that imports 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +86,8 @@ def find_libraries(purpose: str = "run engines") -> dict[LibraryName, LoadedLibr
 
 def _cuda_suffix(name: LibraryName) -> str:
     """`+cu13`, as the wheel for that CUDA is called: plans and their kernels belong to one."""
+    import importlib.metadata  # which imports an e-mail parser, longer than all of the rest
+
     for major in range(20, 10, -1):
         try:
             importlib.metadata.version(f"{name}_cu{major}")
