@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from latentrt.guidance import guide
 from latentrt.noise import Generator
-from latentrt.samplers.ddim import DDIM
+from latentrt.samplers.euler import Euler
 from latentrt.samplers.steps import Steps
 from latentrt.schedule import Latents, Schedule, denoise
 from latentrt_export.quantization_options import Quantizing
@@ -20,8 +20,8 @@ from latentrt_export.submodule import Arrays
 __all__ = ["denoised"]
 
 
-# The first step is at the noisiest level, and nothing is clipped, as in Stable Diffusion.
-_FROM_NOISE = {"timestep_spacing": "trailing", "clip_sample": False}
+# From the noisiest level to the cleanest one, so that no run meets values beyond those that calibration met.
+_WHOLE = {"timestep_spacing": "linspace"}
 
 
 def denoised(
@@ -30,7 +30,7 @@ def denoised(
     shape: tuple[int, ...],
     quantizing: Quantizing,
 ) -> NDArray[np.float32]:
-    """Denoise each of the calibration's prompts with DDIM, from the noise of a seed of its own.
+    """Denoise each of the calibration's prompts with Euler's method, from the noise of a seed of its own.
 
     Args:
         run: the denoiser.
@@ -42,9 +42,7 @@ def denoised(
     Returns:
         The last latents of each, float32 [prompts, *shape].
     """
-    schedule = DDIM.read({**json.loads(str(known["noise_schedule"])), **_FROM_NOISE}).table(
-        Steps(count=quantizing.steps)
-    )
+    schedule = Euler.read({**json.loads(str(known["noise_schedule"])), **_WHOLE}).table(Steps(count=quantizing.steps))
     empty, *prompts = known["calibration_embeddings"]
     return np.stack(
         [

@@ -16,7 +16,7 @@ from latentrt.gate import difference
 from latentrt.guidance import guide
 from latentrt.manifest import Component
 from latentrt.noise import Generator
-from latentrt.samplers.ddim import DDIM
+from latentrt.samplers.euler import Euler
 from latentrt.samplers.steps import Steps
 from latentrt.weights import map_weights
 from latentrt_export import int8
@@ -121,12 +121,12 @@ def test_calibrating_runs_are_the_runtimes_own() -> None:
     quantizing = Quantizing(steps=4, guidance_scale=3.0)
     found = denoised(run, known, (4, 8, 8), quantizing)
     assert found.shape == (2, 4, 8, 8)
-    assert asked == [999.0, 749.0, 499.0, 249.0] * 2
-    table = DDIM.read({**NOISE, "clip_sample": False, "timestep_spacing": "trailing"}).table(Steps(count=4))
+    assert asked == [999.0, 666.0, 333.0, 0.0] * 2, "from end to end of what the model was trained on"
+    table = Euler.read({**NOISE, "timestep_spacing": "linspace"}).table(Steps(count=4))
     for seed, prompt in enumerate(embeddings[1:]):
-        x = Generator(seed).normal((4, 8, 8))[np.newaxis].astype(np.float64)
+        x = table.init_noise_sigma * Generator(seed).normal((4, 8, 8))[np.newaxis].astype(np.float64)
         for row in range(4):
-            both = np.concatenate([x, x])
+            both = table.c_in[row] * np.concatenate([x, x])
             m = guide(np.asarray(run_formula(both, embeddings[0], prompt), np.float32), 3.0, 0.0)
             y = table.p[row] * x + table.q[row] * m
             x = table.a[row] * x + table.d[row] * m + table.b[row, 0] * (table.u[row] * x + table.w[row] * y)
