@@ -72,9 +72,11 @@ def test_every_submodule_is_onnxruntimes_to_rounding(bundle: Bundle, component: 
             np.testing.assert_allclose(found[name], reference, rtol=0, atol=bound)
 
 
-def test_bfloat16_has_eight_bits(bundle: Bundle) -> None:
+def test_bfloat16_has_eight_bits_or_is_refused(bundle: Bundle) -> None:
     if not ov.computes_in_bfloat16():
-        pytest.skip("this CPU has no bfloat16 arithmetic")
+        with pytest.raises(BackendError, match="found no bfloat16 arithmetic on this CPU"):
+            ov.open_session(bundle, "unet", threads=1, arithmetic="bfloat16")
+        return
     given = feeds("unet")
     exact = run(ov.open_session(bundle, "unet", threads=1), **given)["noise_pred"]
     found = run(ov.open_session(bundle, "unet", threads=1, arithmetic="bfloat16"), **given)["noise_pred"]
