@@ -34,8 +34,9 @@ from latentrt.manifest import GateFigure, Precision, QuantizationMethod
 
 __all__ = ["compare", "gate_of", "rms_bound"]
 
-# Where nothing else is said: hidden states, noise, a latent distribution.
+# Of whatever an int8 graph makes.
 _RMS: dict[QuantizationMethod, float] = {"static": 0.05, "weights": 0.02}
+# Where nothing else is said: hidden states, noise, a latent distribution.
 _RELATIVE: tuple[Measure, dict[Precision, float]] = ("relative", {"float32": 1e-4, "float16": 1e-2})
 _GATES: dict[str, tuple[Measure, dict[Precision, float]]] = {
     "pixels": ("levels", {"float32": 1, "float16": 4}),
