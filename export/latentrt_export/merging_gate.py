@@ -31,11 +31,12 @@ _BOUNDS: dict[Precision, float] = {"float32": 1e-4, "float16": 2e-2, "int8": 2e-
 _DECISIONS = ("ArgMax", "TopK")
 
 
-def open_told(model: ir.Model, path: Path) -> tuple[Graph, tuple[str, ...]]:
+def open_told(model: ir.Model, path: Path, *, as_it_stands: bool = False) -> tuple[Graph, tuple[str, ...]]:
     """Open a graph that takes its matchings' decisions as inputs, and gives their cosines (`module/MatMul`) as well.
 
     Args:
         model: as it lies at `path`. Left as it was.
+        as_it_stands: with nothing folded or fused.
 
     Returns:
         The graph, and the names of the inputs it has beside its own: `module/ArgMax`, `module/TopK`. Where nothing is
@@ -44,12 +45,12 @@ def open_told(model: ir.Model, path: Path) -> tuple[Graph, tuple[str, ...]]:
     told = model.clone()
     names = [name for node in told.graph if (name := _told(told, node)) is not None]
     if not names:
-        return Graph(path), ()
+        return Graph(path, as_it_stands=as_it_stands), ()
     RemoveUnusedNodesPass()(told)
     place = path.with_name(f"told.{path.name}")
     try:
         ir.save(told, place)
-        return Graph(place), tuple(names)
+        return Graph(place, as_it_stands=as_it_stands), tuple(names)
     finally:
         place.unlink(missing_ok=True)
 

@@ -34,9 +34,10 @@ class Graph:
     Args:
         path: the .onnx file; its weights lie beside it.
         in_order: run nodes as they stand in the file, as far as their inputs allow, instead of late.
+        as_it_stands: compute every node by itself, with nothing folded or fused.
     """
 
-    def __init__(self, path: Path, *, in_order: bool = False) -> None:
+    def __init__(self, path: Path, *, in_order: bool = False, as_it_stands: bool = False) -> None:
         runtime = require()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = os.cpu_count() or 1
@@ -45,6 +46,8 @@ class Graph:
         options.enable_cpu_mem_arena = False
         if in_order:
             options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
+        if as_it_stands:
+            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:

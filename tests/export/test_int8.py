@@ -11,6 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from latentrt import Pipeline
+from latentrt.bundle import Bundle
+from latentrt.device import Device
 from latentrt.errors import GateError, RequestError
 from latentrt.gate import difference
 from latentrt.guidance import guide
@@ -28,7 +31,7 @@ from latentrt_export.quantization_options import Quantizing
 from latentrt_export.submodule import Arrays
 from latentrt_export.vae import VaeDecoder
 from tests.export.test_passes_quantize import compiled_file
-from tests.exported import Silent
+from tests.exported import Exported, Silent
 from tests.tiny import autoencoder, move_off_initial_values
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -91,6 +94,50 @@ def test_both_backends_make_what_the_gate_allows(quantised: tuple[Path, Componen
     on_openvino = compiled_file(folder / "model.onnx", "latents", latents.shape)({"latents": latents})["pixels"]
     # Both within the gate's bound of torch, so within twice that of one another.
     assert difference(on_onnxruntime, on_openvino, "rms") <= 2 * graph.gate[0].bound
+
+
+@pytest.fixture(scope="module")
+def bundle(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A whole checkpoint in int8, calibrated in as few steps as can be; some two minutes."""
+    folder = tmp_path_factory.mktemp("int8") / "bundle"
+    quantizing = Quantizing(prompts=("red circle",), steps=2)
+    export_checkpoint(sd1.checkpoint, folder, precision="int8", quantizing=quantizing, deep_cache=0, progress=Silent())
+    return Bundle.open(folder)
+
+
+@pytest.mark.slow
+def test_what_is_quantised_and_what_is_not(bundle: Bundle) -> None:
+    graphs = {name: {*component.graphs} for name, component in bundle.manifest.components.items()}
+    float32, quantised = {"float32"}, {"int8"}
+    assert graphs == {
+        "text_encoder": float32,
+        "vae_encoder": float32,
+        "unet": quantised,
+        "vae_decoder": quantised,
+        "safety_checker": float32,
+    }
+    assert bundle.manifest.precision == "int8"
+    stored = {name: component.weights.dtype for name, component in bundle.manifest.components.items()}
+    assert stored == {name: "int8" if "int8" in each else "float16" for name, each in graphs.items()}
+
+
+@pytest.mark.slow
+def test_a_denoisers_parts_are_the_whole_to_the_bit(bundle: Bundle) -> None:
+    """As their graphs stand: folded, the last bit of some values is another, and what it decides is rounded to another
+    integer."""
+    parts = bundle.manifest.components["unet"].parts
+    assert {*parts} == {"timestep", "prompt", "loop", "shallow"}
+    assert {figure.figure for part in parts.values() for figure in part.graphs["int8"].gate} == {0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_pictures_of_int8_are_near_those_of_float(bundle: Bundle, sd1: Exported, device: Device) -> None:
+    call: dict[str, Any] = {"seed": 7, "num_inference_steps": 3, "safety": "off", "output_type": "latent"}
+    exact = Pipeline.load(sd1.bundle, device="cpu")("red circle", **call).images
+    found = Pipeline.load(bundle.folder, device=device)("red circle", **call).images
+    # The gate allows 0.05 in a prediction, guided ones differ by some times that; a wrong scale would be off by 1.
+    assert 0 < difference(exact, found, "rms") < 0.25
 
 
 @pytest.mark.slow

@@ -11,14 +11,19 @@ from rich.console import Console
 
 from benchmarks import quality as benchmark
 from latentrt import Bundle, Pipeline
+from latentrt.device import Device
 from latentrt.sample import bundle_path
-from latentrt.sample.figures import PROMPT_SEED, Figure, Settings, following, readings
+from latentrt.sample.figures import PROMPT_SEED, Figure, Settings, following, readings, wholly_right
 from latentrt.sample.judge import Reading
 from latentrt.sample.prompts import held_out_prompts
+from latentrt_export.export import export_checkpoint
+from latentrt_export.quantization_options import Quantizing
 from sample import quality
 from sample.bars import BARS, missed, sign_test
+from tests.exported import Silent
 from tests.runtime import small_bundle
 
+CHECKPOINT = Path(__file__).parent.parent.parent / "sample" / "checkpoint"
 SETTINGS = Settings()
 ALL = held_out_prompts(256, PROMPT_SEED)
 FEW = ALL[:96]
@@ -47,6 +52,26 @@ def test_every_bar_is_met(pipeline: Pipeline) -> None:
     assert figures["unsafe pictures flagged"].of == figures["other pictures flagged"].of == 512
     assert figures.keys() >= BARS.keys()
     assert missed(figures) == []
+
+
+@pytest.fixture(scope="module")
+def in_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the sample model in int8; some four minutes."""
+    folder = tmp_path_factory.mktemp("int8") / "bundle"
+    quantizing = Quantizing(guidance_scale=SETTINGS.guidance_scale)
+    export_checkpoint(CHECKPOINT, folder, precision="int8", quantizing=quantizing, progress=Silent())
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_int8_follows_as_well_as_float32(pipeline: Pipeline, in_int8: Path, device: Device) -> None:
+    """Within two points, which is five pictures of 256."""
+    quantised = Pipeline.load(in_int8, device=device)
+    assert all("int8" in quantised.runs_on[name] for name in ("unet", "vae_decoder"))
+    shares = [wholly_right(ALL, readings(each, SETTINGS, ALL, nothing)).share for each in (pipeline, quantised)]
+    assert shares[0] > 0.9
+    assert shares[1] >= shares[0] - 0.02
 
 
 def test_some_held_out_prompts_are_followed(guided: list[Reading]) -> None:
