@@ -9,14 +9,22 @@ from latentrt.manifest import Manifest
 from latentrt.request import Order
 from latentrt.schedule import Latents
 from latentrt.session import Session, run
-from latentrt.tiling import decode_in_tiles
+from latentrt.tiling import decode_in_tiles, tiles
 
-__all__ = ["decode", "decoder_of"]
+__all__ = ["decode", "decoder_of", "sizes_of"]
 
 
 def decoder_of(order: Order) -> str:
     """The component that makes an order's pixels."""
     return "preview_decoder" if order.approximation.decoder == "preview" else "vae_decoder"
+
+
+def sizes_of(order: Order, manifest: Manifest) -> dict[str, int]:
+    """The axes of what the decoder is fed at once, by their names."""
+    sides = order.height // manifest.latents.factor, order.width // manifest.latents.factor
+    if order.approximation.decoder == "tiled":
+        sides = tiles(sides[0], _largest_tile(manifest))[0], tiles(sides[1], _largest_tile(manifest))[0]
+    return {"batch": 1, "height": sides[0], "width": sides[1]}
 
 
 def decode(decoder: Session, order: Order, latents: Latents, manifest: Manifest) -> NDArray[np.uint8]:
@@ -31,9 +39,12 @@ def decode(decoder: Session, order: Order, latents: Latents, manifest: Manifest)
         return found
 
     def in_tiles(one: Latents) -> NDArray[np.uint8]:
-        factor = manifest.latents.factor
-        most = min(manifest.defaults.height, manifest.defaults.width) // factor
-        return decode_in_tiles(pixels, one, most=most, factor=factor)
+        return decode_in_tiles(pixels, one, most=_largest_tile(manifest), factor=manifest.latents.factor)
 
     make = in_tiles if order.approximation.decoder == "tiled" else pixels
     return np.concatenate([make(image[np.newaxis]) for image in latents])
+
+
+def _largest_tile(manifest: Manifest) -> int:
+    """The side of the latents that the model was made for."""
+    return min(manifest.defaults.height, manifest.defaults.width) // manifest.latents.factor

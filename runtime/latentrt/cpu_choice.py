@@ -2,7 +2,7 @@
 
 Unless something else is asked for, a CPU computes in float32, as what a seed draws should not depend on the machine; a
 bundle of int8 computes its int8 graphs, and in bfloat16 around them where the CPU has it, as it is approximate anyway.
-Two submodules always compute in float32: a classifier's scores decide something, and the text encoder takes no time.
+A classifier always computes in float32, as its scores decide something.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["ComputePrecision", "CpuBackend", "Preferences", "check_preferences",
 ComputePrecision = Literal["float32", "bfloat16", "int8"]
 CpuBackend = Literal["onnxruntime", "openvino"]
 
-_ALWAYS_FLOAT32 = ("safety_checker", "text_encoder")
+_ALWAYS_FLOAT32 = ("safety_checker",)
 _TITLES: dict[CpuBackend, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 

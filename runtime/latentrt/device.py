@@ -38,10 +38,11 @@ _log = logging.getLogger("latentrt")
 
 @dataclass(frozen=True)
 class _Choice:
-    """What runs one submodule, in words; and how it is opened."""
+    """What runs one submodule, in words; how it is opened; and whether a CPU runs it."""
 
     words: str
     open: Callable[[], Session]
+    on_cpu: bool = False
 
 
 class Sessions:
@@ -49,11 +50,13 @@ class Sessions:
 
     Attributes:
         choices: submodule → what runs it and why, in words.
+        on_cpu: whether a CPU runs all of them, so that loading one never disturbs what another has recorded on a GPU.
     """
 
     def __init__(self, choices: dict[str, _Choice]) -> None:
         self._choices = choices
         self.choices = MappingProxyType({name: choice.words for name, choice in choices.items()})
+        self.on_cpu = all(choice.on_cpu for choice in choices.values())
 
     def __call__(self, component: str) -> Session:
         if component not in self._choices:
@@ -215,4 +218,4 @@ class _Choosing:
         """The backend that is named, else the best that is installed."""
         backend = backend or ("openvino" if ov.is_installed() else "onnxruntime")
         words, opens = choose_on_cpu(self.bundle, name, backend, self.preferences)
-        return _Choice(f"{words}: {why}", opens)
+        return _Choice(f"{words}: {why}", opens, on_cpu=True)

@@ -60,6 +60,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, open_session: OpenSession, *, low_memory: bool = False) -> None:
         self.bundle = bundle
         self.runs_on: Mapping[str, str] = getattr(open_session, "choices", {})
+        self._on_cpu: bool = getattr(open_session, "on_cpu", False)
         self._submodules = Submodules(open_session, low_memory=low_memory)
         self._tokenizer: Tokenizer | None = None
         self._loading = threading.Lock()
@@ -219,7 +220,7 @@ class Pipeline:
             *([] if order.safety == "off" else ["safety_checker"]),
         ]
         self.bundle.check([self.bundle.manifest.tokenizer.file, *self.bundle.files_of(needed)])
-        self._load_denoiser_ahead(order)
+        self._load_denoiser_ahead(order, schedule)
         conditionings = condition(order, self._text(), self._submodules("text_encoder"))
         self._submodules.done_with("text_encoder")
         generators = [noise.Generator(seed) for seed in order.seeds]
@@ -232,6 +233,8 @@ class Pipeline:
         try:
             for k, timestep in enumerate(schedule.t):
                 step = Step(k, len(schedule), float(timestep), loop.step(changed))
+                if k == 0 and self._on_cpu:
+                    self._load_decoder_ahead(order)
                 yield step
                 # Who never looked cannot have changed them.
                 changed = trajectory.check_changed(step.latents, latents.shape) if step.looked_at else None
@@ -260,9 +263,7 @@ class Pipeline:
             log.warning("the safety check is switched off; the pictures' metadata says so")
         if output_type == "latent":
             return make_result(self.bundle, order, latents, None, "latent")
-        if order.safety != "off":
-            sizes = {"batch": len(latents), "height": order.height, "width": order.width}
-            self._submodules.load_ahead("safety_checker", sizes)
+        self._load_classifier_ahead(order)
         pixels = self._decode(order, latents)
         verdicts = None if order.safety == "off" else safety.judge(lambda: self._submodules("safety_checker"), pixels)
         self._submodules.done_with("safety_checker")
@@ -281,12 +282,25 @@ class Pipeline:
         standard = noise.draw(generators, shape) if order.latents is None else order.latents
         return schedule.first_latents(standard)
 
-    def _load_denoiser_ahead(self, order: Order) -> None:
+    def _load_denoiser_ahead(self, order: Order, schedule: Schedule) -> None:
         """While the prompts are encoded, which are most likely of one chunk."""
-        factor, pictures = self.bundle.manifest.latents.factor, len(order.seeds)
-        batch, tokens = 2 * pictures if order.guided else pictures, self.bundle.manifest.tokenizer.length
-        sizes = {"batch": batch, "height": order.height // factor, "width": order.width // factor, "tokens": tokens}
-        self._submodules.load_ahead("unet", sizes)
+        pictures, tokens = len(order.seeds), self.bundle.manifest.tokenizer.length
+        batch, timesteps = 2 * pictures if order.guided else pictures, len({*schedule.t.tolist()})
+        factor = self.bundle.manifest.latents.factor
+        sides = {"height": order.height // factor, "width": order.width // factor}
+        self._submodules.load_ahead("unet", {**sides, "batch": batch, "tokens": tokens, "timesteps": timesteps})
+
+    def _load_decoder_ahead(self, order: Order) -> None:
+        """While the latents are denoised."""
+        sizes = autoencoder.sizes_of(order, self.bundle.manifest)
+        self._submodules.load_ahead(autoencoder.decoder_of(order), sizes)
+        self._load_classifier_ahead(order)
+
+    def _load_classifier_ahead(self, order: Order) -> None:
+        """While the latents are decoded, at the latest."""
+        if order.safety != "off":
+            sizes = {"batch": len(order.seeds), "height": order.height, "width": order.width}
+            self._submodules.load_ahead("safety_checker", sizes)
 
     def _text(self) -> Tokenizer:
         with self._loading:

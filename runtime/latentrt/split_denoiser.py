@@ -69,10 +69,14 @@ class SplitDenoiser:
             return self._parts[name]
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
-        """`latentrt.submodules.Prepares`, of the part that a step runs."""
-        loop = self.part("loop")
-        if isinstance(loop, Prepares):
-            loop.prepare(sizes)
+        """`latentrt.submodules.Prepares`, of the part that a step runs first; whoever cannot wait loads another
+        meanwhile."""
+        of_timesteps = {"batch": sizes["timesteps"]}
+        wanted: dict[PartName, Mapping[str, int]] = {"loop": sizes, "prompt": sizes, "timestep": of_timesteps}
+        for name, each in wanted.items():
+            part = self.part(name)
+            if isinstance(part, Prepares):
+                part.prepare(each)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         return self.begin(feeds["timestep"]).run(feeds)

@@ -6,16 +6,21 @@ import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from latentrt import Bundle, Pipeline
+from latentrt.backends import openvino as ov
 from latentrt.backends.onnxruntime import open_session
+from latentrt.backends.openvino import OpenVinoSession
 from latentrt.errors import BackendError
 from latentrt.session import Arrays, Session
 from latentrt.submodules import Submodules
+from latentrt.tensors import TensorSpec, sized
 from tests.exported import Exported
 
 SIZES = {"batch": 2, "height": 8, "width": 8}
@@ -144,3 +149,56 @@ def test_where_memory_is_short_each_is_there_for_its_work_alone(sd1: Exported) -
     np.testing.assert_array_equal(short("a star", **quick).images, expected)
     order = ["text_encoder", "unet", "vae_decoder", "safety_checker"]
     assert events == [f"{what} {name}" for name in order for what in ("open", "let go")]
+
+
+class _Recording:
+    """A session that tells which shapes it was prepared for, and which it was fed."""
+
+    def __init__(self, real: OpenVinoSession, told: _Shapes, name: str) -> None:
+        self._real, self._told, self._name = real, told, name
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._real.inputs
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        self._told.prepared[self._name] = [sized(spec, sizes) for spec in self.inputs]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        self._told.fed.setdefault(self._name, []).append([feeds[spec.name].shape for spec in self.inputs])
+        return self._real.run(feeds)
+
+
+@dataclass
+class _Shapes:
+    prepared: dict[str, list[tuple[int, ...]]]
+    fed: dict[str, list[list[tuple[int, ...]]]]
+
+
+@pytest.mark.parametrize(
+    ("call", "decodes"),
+    [
+        ({}, (1, 4, 8, 8)),
+        ({"guidance_scale": 1.0, "num_images_per_prompt": 2, "height": 80}, (1, 4, 10, 8)),
+        ({"height": 80, "width": 128, "decoder": "tiled"}, (1, 4, 6, 7)),
+    ],
+)
+def test_a_cpu_prepares_what_will_be_fed_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, sd1: Exported, call: dict[str, Any], decodes: tuple[int, ...]
+) -> None:
+    """A shape that is not fed would have been compiled for nothing. Of another step's sizes there is none."""
+    shapes = _Shapes({}, {})
+
+    def recording(bundle: Bundle, component: str, *given: Any, part: str | None = None, **named: Any) -> _Recording:
+        real = openvino_session(bundle, component, *given, part=part, **named)
+        return _Recording(real, shapes, part or component)
+
+    openvino_session = ov.open_session
+    monkeypatch.setattr(ov, "open_session", recording)
+    pipeline = Pipeline.load(sd1.bundle, device="openvino")
+    pipeline("a star", seed=7, num_inference_steps=3, output_type="np", **call)
+    threads_are_done()
+    assert {*shapes.prepared} == {"loop", "prompt", "timestep", "vae_decoder", "safety_checker"}
+    assert shapes.prepared == {name: shapes.fed[name][0] for name in shapes.prepared}
+    assert shapes.prepared["vae_decoder"] == [decodes]
+    assert all(each == found[0] for found in shapes.fed.values() for each in found)
