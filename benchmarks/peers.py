@@ -101,8 +101,7 @@ class Bench:
         self.ready: dict[str, tuple[Configuration, Path, Path]] = {}
         said = ("steps", "size", "rounds", "pictures", "calls", "submodules", "threads", "seed")
         self.report: dict[str, Any] = {
-            "command": "python -m benchmarks.peers "
-            + " ".join(f"--{name} {getattr(arguments, name)}" for name in said),
+            "command": _command(arguments),
             "machine": machine(),
             "settings": {
                 **{name: getattr(arguments, name) for name in said},
@@ -232,7 +231,8 @@ class Bench:
 
 def _command(arguments: argparse.Namespace) -> str:
     """What was asked, without this machine's paths."""
-    said = [f"--{name} {getattr(arguments, name)}" for name in ("steps", "size", "rounds", "pictures", "calls", "seed")]
+    numbers = ("steps", "size", "rounds", "pictures", "calls", "threads", "seed")
+    said = [f"--{name} {getattr(arguments, name)}" for name in numbers]
     said += ["--submodules"] if arguments.submodules else []
     said += ["--only", *map(shlex.quote, arguments.only)] if arguments.only else []
     return f"python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers {' '.join(said)}"

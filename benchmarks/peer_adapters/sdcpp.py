@@ -66,7 +66,7 @@ class StableDiffusionCpp:
         found = {name: self._at(done) - self._at(begun) for name, (begun, done) in _TAKEN.items()}
         if len(ended) > 1:
             found["unet"] = (ended[-1] - ended[0]) / (len(ended) - 1)
-        return Drawn(image.tobytes(), found)
+        return Drawn(image.convert("RGB").tobytes(), found)  # it gives a channel of opacity as well
 
     def _at(self, words: str) -> float:
         """When it wrote that."""

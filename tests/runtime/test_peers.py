@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -259,3 +260,17 @@ def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
     assert report["configurations"][REFERENCE]["rounds"][0]["psnr_db"] is None
     assert 5 < report["psnr_of_another_seed_db"] < 20
     assert str(tmp_path) not in output.read_text()
+
+
+def test_a_report_says_what_was_asked(tmp_path: Path) -> None:
+    given = ["checkpoint", "--work", str(tmp_path), "--output", str(tmp_path / "report.json"), "--steps", "3"]
+    command = peers.Bench(peers.parse([*given, "--threads", "2", "--only", "GenAI", "latentrt OpenVINO"])).report[
+        "command"
+    ]
+    assert command == (
+        "python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers --steps 3 --size 512 --rounds 3 "
+        "--pictures 2 --calls 5 --threads 2 --seed 0 --only GenAI 'latentrt OpenVINO'"
+    )
+    # As the tables show it, it can be run again.
+    words = [*shlex.split(command)[3:], "--output", "report.json"]
+    assert peers.parse(words).only == ["GenAI", "latentrt OpenVINO"]
