@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt import autoencoder, noise, safety, samplers, trajectory
+from latentrt import ahead, autoencoder, noise, safety, samplers, trajectory
 from latentrt.bundle import Bundle
 from latentrt.conditioning import condition
 from latentrt.errors import RequestError
@@ -220,7 +220,7 @@ class Pipeline:
             *([] if order.safety == "off" else ["safety_checker"]),
         ]
         self.bundle.check([self.bundle.manifest.tokenizer.file, *self.bundle.files_of(needed)])
-        self._load_denoiser_ahead(order, schedule)
+        ahead.load_denoiser(self._submodules, order, self.bundle.manifest, schedule)
         conditionings = condition(order, self._text(), self._submodules("text_encoder"))
         self._submodules.done_with("text_encoder")
         generators = [noise.Generator(seed) for seed in order.seeds]
@@ -234,7 +234,8 @@ class Pipeline:
             for k, timestep in enumerate(schedule.t):
                 step = Step(k, len(schedule), float(timestep), loop.step(changed))
                 if k == 0 and self._on_cpu:
-                    self._load_decoder_ahead(order)
+                    ahead.load_decoder(self._submodules, order, self.bundle.manifest)
+                    ahead.load_classifier(self._submodules, order)
                 yield step
                 # Who never looked cannot have changed them.
                 changed = trajectory.check_changed(step.latents, latents.shape) if step.looked_at else None
@@ -263,7 +264,7 @@ class Pipeline:
             log.warning("the safety check is switched off; the pictures' metadata says so")
         if output_type == "latent":
             return make_result(self.bundle, order, latents, None, "latent")
-        self._load_classifier_ahead(order)
+        ahead.load_classifier(self._submodules, order)
         pixels = self._decode(order, latents)
         verdicts = None if order.safety == "off" else safety.judge(lambda: self._submodules("safety_checker"), pixels)
         self._submodules.done_with("safety_checker")
@@ -281,26 +282,6 @@ class Pipeline:
         shape = (geometry.channels, order.height // geometry.factor, order.width // geometry.factor)
         standard = noise.draw(generators, shape) if order.latents is None else order.latents
         return schedule.first_latents(standard)
-
-    def _load_denoiser_ahead(self, order: Order, schedule: Schedule) -> None:
-        """While the prompts are encoded, which are most likely of one chunk."""
-        pictures, tokens = len(order.seeds), self.bundle.manifest.tokenizer.length
-        batch, timesteps = 2 * pictures if order.guided else pictures, len({*schedule.t.tolist()})
-        factor = self.bundle.manifest.latents.factor
-        sides = {"height": order.height // factor, "width": order.width // factor}
-        self._submodules.load_ahead("unet", {**sides, "batch": batch, "tokens": tokens, "timesteps": timesteps})
-
-    def _load_decoder_ahead(self, order: Order) -> None:
-        """While the latents are denoised."""
-        sizes = autoencoder.sizes_of(order, self.bundle.manifest)
-        self._submodules.load_ahead(autoencoder.decoder_of(order), sizes)
-        self._load_classifier_ahead(order)
-
-    def _load_classifier_ahead(self, order: Order) -> None:
-        """While the latents are decoded, at the latest."""
-        if order.safety != "off":
-            sizes = {"batch": len(order.seeds), "height": order.height, "width": order.width}
-            self._submodules.load_ahead("safety_checker", sizes)
 
     def _text(self) -> Tokenizer:
         with self._loading:

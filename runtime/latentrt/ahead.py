@@ -1,0 +1,40 @@
+"""What will a run need next, and for which sizes?
+
+It is loaded by a thread while the run is at something else (`latentrt.submodules`). Sizes are those of the axes that it
+will be fed: a backend that compiles for shapes compiles those and no others.
+"""
+
+from __future__ import annotations
+
+from latentrt import autoencoder
+from latentrt.manifest import Manifest
+from latentrt.request import Order
+from latentrt.schedule import Schedule
+from latentrt.submodules import Submodules
+
+__all__ = ["load_classifier", "load_decoder", "load_denoiser"]
+
+
+def load_denoiser(submodules: Submodules, order: Order, manifest: Manifest, schedule: Schedule) -> None:
+    """While the prompts are encoded, which are most likely of one chunk."""
+    pictures, factor = len(order.seeds), manifest.latents.factor
+    sizes = {
+        "batch": 2 * pictures if order.guided else pictures,
+        "height": order.height // factor,
+        "width": order.width // factor,
+        "tokens": manifest.tokenizer.length,
+        "timesteps": len({*schedule.t.tolist()}),
+    }
+    submodules.load_ahead("unet", sizes)
+
+
+def load_decoder(submodules: Submodules, order: Order, manifest: Manifest) -> None:
+    """While the latents are denoised."""
+    submodules.load_ahead(autoencoder.decoder_of(order), autoencoder.sizes_of(order, manifest))
+
+
+def load_classifier(submodules: Submodules, order: Order) -> None:
+    """While the latents are decoded, at the latest."""
+    if order.safety != "off":
+        sizes = {"batch": len(order.seeds), "height": order.height, "width": order.width}
+        submodules.load_ahead("safety_checker", sizes)
