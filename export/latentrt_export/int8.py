@@ -19,6 +19,7 @@ from latentrt.manifest import Quantization
 from latentrt_export.calibration import LayerRanges, calibrate
 from latentrt_export.fake_quantization import fake_quantized
 from latentrt_export.quantization import (
+    Layer,
     LayerMethod,
     Range,
     layers_of,
@@ -26,7 +27,7 @@ from latentrt_export.quantization import (
     weight_limit,
 )
 from latentrt_export.quantization_options import Quantizing
-from latentrt_export.sensitivity import choose
+from latentrt_export.sensitivity import Choice, choose
 from latentrt_export.submodule import Arrays, Submodule
 from latentrt_export.verify import rms_bound
 
@@ -104,6 +105,18 @@ def plan_int8(
         bound=rms_bound(quantizing.method),
         told=phase,
     )
+    return _planned(submodule, quantizing, layers, ranges, choice, evaluations), learnt
+
+
+def _planned(
+    submodule: Submodule,
+    quantizing: Quantizing,
+    layers: Mapping[str, Layer],
+    ranges: Mapping[str, LayerRanges],
+    choice: Choice,
+    evaluations: int,
+) -> Plan:
+    """The record of what was chosen, by canonical names, and the tensors that it makes."""
     canonical = {name: submodule.canonical_name(f"{name}.weight").removesuffix(".weight") for name in layers}
     tensors: dict[str, Tensor] = {}
     for name, method in choice.methods.items():
@@ -112,11 +125,11 @@ def plan_int8(
     record = Quantization(
         method=quantizing.method,
         weight_bits=weight_limit(quantizing.method).bit_length() + 1,
-        steps=quantizing.steps if static else 0,
+        steps=quantizing.steps if quantizing.method == "static" else 0,
         evaluations=evaluations,
         layers={canonical[name]: layer for name, layer in choice.layers.items()},
     )
-    return Plan(record, tensors), learnt
+    return Plan(record, tensors)
 
 
 def _error(expected: Arrays, found: Arrays) -> float:

@@ -263,10 +263,9 @@ def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_report_says_what_was_asked(tmp_path: Path) -> None:
-    given = ["checkpoint", "--work", str(tmp_path), "--output", str(tmp_path / "report.json"), "--steps", "3"]
-    command = peers.Bench(peers.parse([*given, "--threads", "2", "--only", "GenAI", "latentrt OpenVINO"])).report[
-        "command"
-    ]
+    given = ["checkpoint", "--work", str(tmp_path), "--output", str(tmp_path / "report.json")]
+    given += ["--steps", "3", "--threads", "2", "--only", "GenAI", "latentrt OpenVINO"]
+    command = peers.Bench(peers.parse(given)).report["command"]
     assert command == (
         "python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers --steps 3 --size 512 --rounds 3 "
         "--pictures 2 --calls 5 --threads 2 --seed 0 --only GenAI 'latentrt OpenVINO'"

@@ -186,7 +186,7 @@ class _Shapes:
 def test_a_cpu_prepares_what_will_be_fed_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, sd1: Exported, call: dict[str, Any], decodes: tuple[int, ...]
 ) -> None:
-    """A shape that is not fed would have been compiled for nothing. Of another step's sizes there is none."""
+    """A shape that is not fed would have been compiled for nothing."""
     shapes = _Shapes({}, {})
 
     def recording(bundle: Bundle, component: str, *given: Any, part: str | None = None, **named: Any) -> _Recording:
