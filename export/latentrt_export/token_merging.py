@@ -7,7 +7,8 @@ averaged into the destination that each is most like; attention runs over what i
 its destination got. The defaults are the authors' (dbolya/tomesd): blocks of the highest resolution only, their
 self-attention only, the matching made anew in each block.
 
-Three things are decided here. The destinations are the first of each cell, which the authors call `use_rand=False`: a
+Four things are decided here. The highest resolution is the highest that has attention, where most of a model's tokens
+are; the authors' is that of the latents in any case, at which some models have none. The destinations are the first of each cell, which the authors call `use_rand=False`: a
 seed has to mean one picture. The last row or column of an odd side belongs to no cell, so it is all sources, as theirs.
 The number of merged tokens is rounded down from the ratio as it is written: 0.29 of 100 is 29, where floats make it 28.
 """
@@ -123,27 +124,41 @@ def _first_of_cells(size: tuple[int, int]) -> Tensor:
 
 
 def install(model: Any, ratio: float) -> TokenMerging:
-    """Make a UNet2DConditionModel merge tokens in the self-attention of its blocks of the highest resolution.
+    """Make a UNet2DConditionModel merge tokens in the self-attention of its blocks of the highest resolution that has
+    any.
 
     Returns:
         What the manifest says of it.
 
     Raises:
         RequestError: the ratio is impossible.
-        CheckpointError: there is no attention at that resolution.
+        CheckpointError: there is no attention in the down and up blocks.
     """
     check_ratio(ratio)
-    names = []
-    for level in ("down_blocks.0", f"up_blocks.{len(model.up_blocks) - 1}"):
-        for number, transformer in enumerate(getattr(model.get_submodule(level), "attentions", ())):
-            for position, block in enumerate(transformer.transformer_blocks):
-                _Merging(transformer, block, ratio)
-                names.append(f"{level}.attentions.{number}.transformer_blocks.{position}")
+    names = _attending(model)
     if not names:
         raise CheckpointError(
-            "unet: it has no attention at its highest resolution, where tokens are merged; leave --token-merging out"
+            "unet: it has no attention in its down and up blocks, where tokens are merged; leave --token-merging out"
         )
-    return TokenMerging(ratio=ratio, blocks=tuple(names))
+    for name in names:
+        transformer, _, _ = name.rpartition(".transformer_blocks.")
+        _Merging(model.get_submodule(transformer), model.get_submodule(name), ratio)
+    return TokenMerging(ratio=ratio, blocks=names)
+
+
+def _attending(model: Any) -> tuple[str, ...]:
+    """The transformer blocks of the highest resolution that has any. A down block attends before it halves its sides,
+    an up block before it doubles them."""
+    for level in range(len(model.down_blocks)):
+        names = [
+            f"{side}.attentions.{number}.transformer_blocks.{position}"
+            for side in (f"down_blocks.{level}", f"up_blocks.{len(model.up_blocks) - 1 - level}")
+            for number, transformer in enumerate(getattr(model.get_submodule(side), "attentions", ()))
+            for position in range(len(transformer.transformer_blocks))
+        ]
+        if names:
+            return tuple(names)
+    return ()
 
 
 def decided(model: Any) -> dict[str, NDArray[np.int64]]:

@@ -170,11 +170,23 @@ def test_merging_has_no_weights() -> None:
     assert {name for name, _ in model.named_parameters()} == before
 
 
-def test_a_denoiser_without_attention_there_is_refused() -> None:
+def test_where_the_latents_own_resolution_has_no_attention_the_next_one_merges() -> None:
     model = unet("sd1")
     for block in (model.down_blocks[0], model.up_blocks[-1]):
         del block.attentions
-    with pytest.raises(CheckpointError, match=r"no attention at its highest resolution.*leave --token-merging out"):
+    assert install(model, 0.5).blocks == (
+        "down_blocks.1.attentions.0.transformer_blocks.0",
+        "up_blocks.1.attentions.0.transformer_blocks.0",
+        "up_blocks.1.attentions.1.transformer_blocks.0",
+    )
+
+
+def test_a_denoiser_without_attention_is_refused() -> None:
+    model = unet("sd1")
+    for block in (*model.down_blocks, *model.up_blocks):
+        if hasattr(block, "attentions"):
+            del block.attentions
+    with pytest.raises(CheckpointError, match=r"no attention in its down and up blocks.*leave --token-merging out"):
         install(model, 0.5)
 
 
