@@ -55,7 +55,7 @@ def machine() -> dict[str, Any]:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         "",
     )
-    packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+    packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
     return {
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),

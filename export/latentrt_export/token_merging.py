@@ -8,9 +8,10 @@ its destination got. The defaults are the authors' (dbolya/tomesd): blocks of th
 self-attention only, the matching made anew in each block.
 
 Four things are decided here. The highest resolution is the highest that has attention, where most of a model's tokens
-are; the authors' is that of the latents in any case, at which some models have none. The destinations are the first of each cell, which the authors call `use_rand=False`: a
-seed has to mean one picture. The last row or column of an odd side belongs to no cell, so it is all sources, as theirs.
-The number of merged tokens is rounded down from the ratio as it is written: 0.29 of 100 is 29, where floats make it 28.
+are; the authors' is that of the latents in any case, at which some models have none. The destinations are the first of
+each cell, which the authors call `use_rand=False`: a seed has to mean one picture. The last row or column of an odd
+side belongs to no cell, so it is all sources, as theirs. The number of merged tokens is rounded down from the ratio as
+it is written: 0.29 of 100 is 29, where floats make it 28.
 """
 
 from __future__ import annotations
