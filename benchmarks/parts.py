@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ import numpy as np
 import onnx
 import openvino
 from numpy.typing import NDArray
+
+from benchmarks.full_size import machine
 
 ORDER = ["timestep", "prompt", "model", "loop", "shallow"]  # each needs what those before it make
 TOKENS = 77
@@ -44,7 +47,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a JSON report")
     arguments = parser.parse_args()
     graphs = graph_files(arguments.folder, arguments.graph)
-    report: dict[str, Any] = {"shares": shares(graphs, arguments.batch, arguments.side)}
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.parts " + " ".join(sys.argv[1:]),
+        "machine": machine(),
+        "shares": shares(graphs, arguments.batch, arguments.side),
+    }
     print(table(report["shares"]), flush=True)
     for name in arguments.on if arguments.times else ():
         seconds = measure(graphs, BACKENDS[name], arguments)
