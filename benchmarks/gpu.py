@@ -40,6 +40,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--runs", type=int, default=5, help="pictures after the first, in each round")
     parser.add_argument("--rounds", type=int, default=3)
+    routes = (*LATENTRT_ROUTES, *TORCH_ROUTES)
+    parser.add_argument(
+        "--routes", nargs="+", choices=routes, default=list(routes), help="those to compare; by default all"
+    )
+    parser.add_argument("--timeout", type=float, default=1800, help="of one process, in seconds")
     parser.add_argument("--device", default="cuda", help="torch's; `cpu` only shows that the script runs")
     parser.add_argument("--route", choices=[*TORCH_ROUTES, "roofline"], help="run this one here and print its figures")
     arguments = parser.parse_args()
@@ -56,7 +61,7 @@ def main() -> None:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every route, round after round."""
     roofline = _process(arguments, "roofline")
-    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in (*LATENTRT_ROUTES, *TORCH_ROUTES)}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.routes}
     failures: dict[str, str] = {}
     for _ in range(arguments.rounds):
         for name in rounds:
@@ -64,6 +69,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 rounds[name].append(_process(arguments, name) if name in TORCH_ROUTES else _latentrt(arguments, name))
             except subprocess.CalledProcessError as error:
                 failures[name] = error.stderr[-500:]
+            except subprocess.TimeoutExpired as error:
+                failures[name] = f"took more than {error.timeout:.0f} s"
     return {
         "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:]),
         "roofline": roofline,
@@ -86,7 +93,7 @@ def _process(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
     said = [str(arguments.checkpoint), str(arguments.bundle), "--route", route, "--device", arguments.device]
     for name in ("size", "steps", "runs"):
         said += [f"--{name}", str(getattr(arguments, name))]
-    return _output([sys.executable, "-m", "benchmarks.gpu", *said])
+    return _output([sys.executable, "-m", "benchmarks.gpu", *said], arguments.timeout)
 
 
 def _latentrt(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def _latentrt(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
     said = ["--device", device, "--width", side, "--height", side, "--steps", str(arguments.steps)]
     said += ["--runs", str(arguments.runs), "--json", str(place)]
     command = [sys.executable, "-m", "latentrt", "bench", str(arguments.bundle), *said]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=arguments.timeout)
     measured = json.loads(place.read_text())["measured"][device]
     place.unlink()
     return {
@@ -109,8 +116,8 @@ def _latentrt(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
     }
 
 
-def _output(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+def _output(command: list[str], timeout_s: float) -> dict[str, Any]:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout_s)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 

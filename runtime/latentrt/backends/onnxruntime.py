@@ -185,7 +185,7 @@ def _open(
     graph, weights = bundle.read(graph_name), bundle.path(weights_name)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what a session logs as an error it raises too, a graph that cannot be recorded say
     held = _point_at_weights(runtime, options, weights)
     try:
         session = runtime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
