@@ -65,7 +65,9 @@ def _one(
             "timestep": np.full(2, timestep, np.float32),
             "encoder_hidden_states": embeddings,
         }
-        return guide(run(feeds)["noise_pred"], quantizing.guidance_scale, 0.0)
+        predicted: Latents = run(feeds)["noise_pred"]
+        # At most 1 is no guidance, as in a run: the prompt's half alone.
+        return guide(predicted, quantizing.guidance_scale, 0.0) if quantizing.guidance_scale > 1 else predicted[1:]
 
     *_, last = denoise(schedule, schedule.first_latents(noise), model, noise=lambda: noise)
     return last

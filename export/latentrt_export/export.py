@@ -94,11 +94,16 @@ def export_checkpoint(
             precision=precision,
             division=Division(deep_cache=deep_cache) if parts else None,
             token_merging=token_merging,
-            quantizing=quantizing or (Quantizing() if precision == "int8" else None),
+            quantizing=quantizing or _default_quantizing(precision, default_guidance_scale),
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
             progress=progress,
         )
+
+
+def _default_quantizing(precision: Precision, guidance_scale: float) -> Quantizing | None:
+    """Calibrated as the bundle's runs will be guided."""
+    return Quantizing(guidance_scale=guidance_scale) if precision == "int8" else None
 
 
 def _check_defaults(steps: int, guidance_scale: float) -> None:

@@ -6,12 +6,14 @@ Nothing is, unless a request asks for it; what each costs is measured in docs/cp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from latentrt.errors import RequestError
 from latentrt.manifest import Manifest
 
-__all__ = ["EXACT", "Approximation", "Decoder"]
+__all__ = ["EXACT", "Approximation", "Decoder", "plain"]
 
 Decoder = Literal["full", "preview", "tiled"]
 _MOST_REUSED = 50
@@ -77,6 +79,11 @@ class Approximation:
                 "found the decoder preview, and this bundle has none; export it with one: latentrt export CHECKPOINT "
                 "BUNDLE --preview-decoder FOLDER"
             )
+
+
+def plain(value: Any) -> Any:
+    """Python's own number for one of numpy's."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_share(name: str, value: object) -> None:

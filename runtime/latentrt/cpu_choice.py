@@ -96,6 +96,7 @@ def choose_on_cpu(
                 arithmetic=arithmetic.floats,
                 performance_hint=preferences.performance_hint,
                 threads=preferences.threads,
+                low_memory=preferences.low_memory,
             )
         return ort.open_session(bundle, component, part=part, threads=preferences.threads, precision=arithmetic.graph)
 

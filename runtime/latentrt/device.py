@@ -8,6 +8,7 @@ taken or refused.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
+from latentrt.backends.real_files import linked_weights
 from latentrt.bundle import Bundle
 from latentrt.cpu_choice import CpuBackend, Preferences, check_preferences, choose_on_cpu
 from latentrt.engine_choice import EngineSource, Machine, Misfit, engines_for
@@ -144,7 +146,15 @@ class _Choosing:
             if device == "tensorrt":
                 raise BackendError(f"engines run on a GPU, and here {self._gpu.reason}; {self._gpu.mend}")
             return self._on_cpu(name, self._gpu.reason)
+        if device == "auto" and (why := self._why_cpu()):
+            return self._on_cpu(name, why)
         return self._on_gpu(name, self._gpu, engines_only=device == "tensorrt")
+
+    def _why_cpu(self) -> str | None:
+        """What sends a bundle to the CPU whatever else is here."""
+        if self.preferences.precision is not None:
+            return f"{self.preferences.precision} was asked for, which is for CPUs"
+        return "its graphs are int8, which is for CPUs" if self.bundle.manifest.precision == "int8" else None
 
     def _on_gpu(self, name: str, gpu: Gpu, *, engines_only: bool) -> _Choice:
         self._machine = self._machine or find_machine(gpu)
@@ -214,8 +224,20 @@ class _Choosing:
         words = "ONNX Runtime on the GPU" if provider == ort.CUDA else f"ONNX Runtime with {provider}"
         return _Choice(words, lambda: ort.open_on_provider(self.bundle, name, provider, threads=self.threads))
 
+    @functools.cached_property
+    def _best_on_cpu(self) -> CpuBackend:
+        if not ov.is_installed():
+            return "onnxruntime"
+        try:
+            for component in self.bundle.manifest.components.values():
+                linked_weights(self.bundle.folder / component.weights.file)
+        except (BackendError, EngineError) as error:
+            _log.warning("OpenVINO is not used: %s", error)
+            return "onnxruntime"
+        return "openvino"
+
     def _on_cpu(self, name: str, why: str, backend: CpuBackend | None = None) -> _Choice:
         """The backend that is named, else the best that is installed."""
-        backend = backend or ("openvino" if ov.is_installed() else "onnxruntime")
+        backend = backend or self._best_on_cpu
         words, opens = choose_on_cpu(self.bundle, name, backend, self.preferences)
         return _Choice(f"{words}: {why}", opens, on_cpu=True)

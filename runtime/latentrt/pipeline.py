@@ -220,31 +220,36 @@ class Pipeline:
             *([] if order.safety == "off" else ["safety_checker"]),
         ]
         self.bundle.check([self.bundle.manifest.tokenizer.file, *self.bundle.files_of(needed)])
-        ahead.load_denoiser(self._submodules, order, self.bundle.manifest, schedule)
-        conditionings = condition(order, self._text(), self._submodules("text_encoder"))
-        self._submodules.done_with("text_encoder")
+        if self._on_cpu:
+            ahead.load_denoiser(self._submodules, order, self.bundle.manifest, schedule)
+        try:
+            conditionings = condition(order, self._text(), self._submodules("text_encoder"))
+        finally:
+            self._submodules.done_with("text_encoder")
         generators = [noise.Generator(seed) for seed in order.seeds]
         latents = self._first_latents(order, schedule, generators)
-        denoiser = self._submodules("unet")
-        loop = trajectory.begin(
-            denoiser, schedule, latents, conditionings, order, lambda: noise.draw(generators, latents.shape[1:])
-        )
-        changed = step = None
+        loop = changed = step = None
         try:
+            denoiser = self._submodules("unet")
+            loop = trajectory.begin(
+                denoiser, schedule, latents, conditionings, order, lambda: noise.draw(generators, latents.shape[1:])
+            )
             for k, timestep in enumerate(schedule.t):
                 step = Step(k, len(schedule), float(timestep), loop.step(changed))
                 if k == 0 and self._on_cpu:
                     ahead.load_decoder(self._submodules, order, self.bundle.manifest)
                     ahead.load_classifier(self._submodules, order)
                 yield step
-                # Who never looked cannot have changed them.
-                changed = trajectory.check_changed(step.latents, latents.shape) if step.looked_at else None
+                changed = None
+                if step.looked_at:  # who never looked cannot have changed them
+                    changed = step.latents = trajectory.check_changed(step.latents, latents.shape)
         finally:
             try:
                 if step is not None:
                     step.settle()
             finally:
-                loop.close()
+                if loop is not None:
+                    loop.close()
                 self._submodules.done_with("unet")
 
     def finish(self, order: Order, latents: Latents, output_type: OutputType = "pil") -> Result:
@@ -264,7 +269,8 @@ class Pipeline:
             log.warning("the safety check is switched off; the pictures' metadata says so")
         if output_type == "latent":
             return make_result(self.bundle, order, latents, None, "latent")
-        ahead.load_classifier(self._submodules, order)
+        if self._on_cpu:
+            ahead.load_classifier(self._submodules, order)
         pixels = self._decode(order, latents)
         verdicts = None if order.safety == "off" else safety.judge(lambda: self._submodules("safety_checker"), pixels)
         self._submodules.done_with("safety_checker")

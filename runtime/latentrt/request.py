@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import safety, samplers
-from latentrt.approximation import Approximation, Decoder
+from latentrt.approximation import Approximation, Decoder, plain
 from latentrt.errors import RequestError
 from latentrt.manifest import Limits, Manifest
 from latentrt.sampler_request import karras_levels, sampler_name, sampler_options
@@ -160,9 +160,9 @@ def resolve(request: Request, manifest: Manifest) -> Order:
 
 def _approximation(request: Request, manifest: Manifest) -> Approximation:
     found = Approximation(
-        guidance_start=request.guidance_start,
-        guidance_end=request.guidance_end,
-        deep_cache=request.deep_cache,
+        guidance_start=plain(request.guidance_start),
+        guidance_end=plain(request.guidance_end),
+        deep_cache=plain(request.deep_cache),
         decoder=request.decoder,
     )
     found.check(manifest)

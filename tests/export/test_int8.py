@@ -151,8 +151,9 @@ def test_a_model_that_does_not_bear_it_gets_no_graph(tmp_path: Path, monkeypatch
         made(tmp_path / "vae_decoder", [])
 
 
-def test_calibrating_runs_are_the_runtimes_own() -> None:
-    """The loop by hand, for a denoiser that is a formula."""
+@pytest.mark.parametrize("scale", [3.0, 1.0, 0.0])
+def test_calibrating_runs_are_the_runtimes_own(scale: float) -> None:
+    """The loop by hand, for a denoiser that is a formula; at most 1 is no guidance."""
     embeddings = np.random.default_rng(0).normal(size=(3, 77, 8)).astype(np.float32)
     known: dict[str, NDArray[Any]] = {
         "calibration_embeddings": embeddings,
@@ -165,7 +166,7 @@ def test_calibrating_runs_are_the_runtimes_own() -> None:
         means = feeds["encoder_hidden_states"].mean(axis=(1, 2))[:, None, None, None]
         return {"noise_pred": feeds["sample"] * np.float32(0.5) + means}
 
-    quantizing = Quantizing(steps=4, guidance_scale=3.0)
+    quantizing = Quantizing(steps=4, guidance_scale=scale)
     found = denoised(run, known, (4, 8, 8), quantizing)
     assert found.shape == (2, 4, 8, 8)
     assert asked == [999.0, 666.0, 333.0, 0.0] * 2, "from end to end of what the model was trained on"
@@ -174,7 +175,8 @@ def test_calibrating_runs_are_the_runtimes_own() -> None:
         x = table.init_noise_sigma * Generator(seed).normal((4, 8, 8))[np.newaxis].astype(np.float64)
         for row in range(4):
             both = table.c_in[row] * np.concatenate([x, x])
-            m = guide(np.asarray(run_formula(both, embeddings[0], prompt), np.float32), 3.0, 0.0)
+            halves = np.asarray(run_formula(both, embeddings[0], prompt), np.float32)
+            m = guide(halves, scale, 0.0) if scale > 1 else halves[1:]
             y = table.p[row] * x + table.q[row] * m
             x = table.a[row] * x + table.d[row] * m + table.b[row, 0] * (table.u[row] * x + table.w[row] * y)
         # float32 against float64 over four steps.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from latentrt.approximation import EXACT, Approximation
@@ -66,6 +67,12 @@ def test_what_is_impossible_is_refused(manifest: Any, asked: dict[str, Any], wor
 def test_a_bundle_with_the_part_may_reuse(manifest: Any) -> None:
     order = resolve(Request(prompt="a", deep_cache=3), with_shallow_part(manifest))
     assert [order.approximation.reuses(row) for row in range(5)] == [False, True, True, False, True]
+
+
+def test_numpys_numbers_will_do(manifest: Any) -> None:
+    asked: Any = {"deep_cache": np.int64(3), "guidance_end": np.float32(0.5)}
+    approximation = resolve(Request(prompt="a", **asked), with_shallow_part(manifest)).approximation
+    assert [type(approximation.deep_cache), type(approximation.guidance_end)] == [int, float]
 
 
 def test_a_decoder_is_one_of_three(manifest: Any) -> None:

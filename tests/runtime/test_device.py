@@ -7,6 +7,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -93,6 +94,34 @@ def test_engines_for_this_gpu_are_taken_and_draw_the_same_picture(
     # Two texts and their clip_skip; the embeddings, the latents, the table and two counters, once for all steps; one
     # input of the decoder and one of the classifier.
     assert api.counts["uploads"] == 2 * 2 + 5 + 1 + 1
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_what_is_for_cpus_runs_there_beside_a_gpu(
+    bundle: Bundle, cache: EngineCache, api: FakeCudaApi, monkeypatch: pytest.MonkeyPatch, int8: bool
+) -> None:
+    monkeypatch.setattr(ort, "available_providers", lambda: [ort.CUDA])
+    if int8:
+        bundle.manifest = msgspec.structs.replace(bundle.manifest, precision="int8")
+    chosen = choose_sessions(bundle, preferences=Preferences(precision=None if int8 else "float32"))
+    why = "its graphs are int8" if int8 else "float32 was asked for"
+    assert chosen.on_cpu
+    for words in chosen.choices.values():
+        assert " on the CPU in " in words
+        assert words.endswith(f": {why}, which is for CPUs")
+
+
+def test_links_that_openvino_cannot_follow_are_onnxruntimes(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(device, "find_gpu", lambda: made_up.NO_GPU)
+
+    def refuse(weights: Path) -> Path:
+        raise BackendError("its file cannot be linked to")
+
+    monkeypatch.setattr(device, "linked_weights", refuse)
+    assert set(choose_sessions(bundle).choices.values()) == {"ONNX Runtime on the CPU: there is no NVIDIA driver"}
+    assert caplog.messages == ["OpenVINO is not used: its file cannot be linked to"]
 
 
 def test_what_no_engine_covers_goes_to_onnxruntime_and_is_said_once(

@@ -255,6 +255,15 @@ def test_negative_embeddings_are_ignored_without_guidance(pipeline: Pipeline) ->
     )
 
 
+def test_latents_of_another_float_type_are_taken_at_every_step(pipeline: Pipeline) -> None:
+    def widened(_: Pipeline, index: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": values["latents"].astype(np.float64)}
+
+    call: dict[str, Any] = {"output_type": "np", **QUICK}
+    found = pipeline(PROMPT, callback_on_step_end=widened, **call).images
+    np.testing.assert_array_equal(found, pipeline(PROMPT, **call).images)
+
+
 @pytest.mark.parametrize("changed", [None, [0.0], np.zeros((2, 4, 8, 8)), np.full((1, 4, 8, 8), np.nan)], ids=str)
 def test_a_callback_gives_back_latents_or_is_told_so(pipeline: Pipeline, changed: Any) -> None:
     with pytest.raises(RequestError, match="latents to go on with: found"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from latentrt import Bundle, Pipeline
+from latentrt import Bundle, Pipeline, Request
 from latentrt.backends import openvino as ov
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.openvino import OpenVinoSession
@@ -149,6 +149,21 @@ def test_where_memory_is_short_each_is_there_for_its_work_alone(sd1: Exported) -
     np.testing.assert_array_equal(short("a star", **quick).images, expected)
     order = ["text_encoder", "unet", "vae_decoder", "safety_checker"]
     assert events == [f"{what} {name}" for name in order for what in ("open", "let go")]
+
+
+def test_what_is_left_early_is_let_go_too(sd1: Exported) -> None:
+    bundle, gone = Bundle.open(sd1.bundle), list[str]()
+
+    def open_one(component: str) -> Session:
+        session = open_session(bundle, component)
+        weakref.finalize(session, gone.append, component)
+        return session
+
+    steps = Pipeline(bundle, open_one, low_memory=True).steps(Request(prompt="a star", seed=7, num_inference_steps=3))
+    next(steps)
+    assert gone == ["text_encoder"]
+    steps.close()
+    assert gone == ["text_encoder", "unet"]
 
 
 class _Recording:

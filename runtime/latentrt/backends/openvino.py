@@ -10,12 +10,12 @@ that (5.1 instead of 1.8 GiB for the denoiser of Stable Diffusion 1.5 in bfloat1
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from latentrt.backends.compiled_cache import CompiledCache
 from latentrt.backends.cores import usable_cores
 from latentrt.backends.real_files import real_files
 from latentrt.bundle import Bundle
-from latentrt.errors import BackendError, MissingExtraError
+from latentrt.errors import BackendError, LatentRTError, MissingExtraError
 from latentrt.manifest import PartName, Precision
 from latentrt.session import Arrays
 from latentrt.tensors import TensorSpec, sized
@@ -43,6 +43,8 @@ _LARGEST_CACHED_WEIGHTS = 64 << 20
 # Code that OpenVINO generates for chains of small operations is generated anew whenever a compiled model is loaded,
 # which was three quarters of that time. What it saves a small model at each run was not to be seen.
 _COMPILES_FAST = {"SNIPPETS_MODE": "DISABLE"}
+# What `_mark_decompression` does to a graph; another one makes another compiled model.
+_MARKING = "casts of stored weights"
 
 
 @dataclass
@@ -68,6 +70,7 @@ class OpenVinoSession:
         inputs, outputs: the graph's signature.
         options: for compiling, by OpenVINO's names.
         cache: where compiled models are kept; None for nowhere.
+        most_shapes: for so many sets of shapes what was compiled is kept ready.
     """
 
     def __init__(
@@ -78,8 +81,10 @@ class OpenVinoSession:
         outputs: tuple[TensorSpec, ...],
         options: dict[str, Any],
         cache: CompiledCache | None,
+        most_shapes: int,
     ) -> None:
         self._core, self._graph, self._inputs, self._options, self._cache = core, graph, inputs, options, cache
+        self._most_shapes = most_shapes
         self._outputs = [spec.name for spec in outputs]
         self._compiled: dict[tuple[tuple[int, ...], ...], _Compiled] = {}
         self._lock = threading.Lock()
@@ -92,6 +97,8 @@ class OpenVinoSession:
         """Compile for inputs whose named axes have these sizes (`latentrt.submodules.Prepares`)."""
         try:
             self._compiled_for({spec.name: sized(spec, sizes) for spec in self._inputs})
+        except LatentRTError:
+            raise
         except Exception as error:
             raise BackendError(f"OpenVINO failed: {error}") from error
 
@@ -102,6 +109,8 @@ class OpenVinoSession:
             results = request.infer(dict(feeds), share_inputs=True)
             outputs = {name: results[name] for name in self._outputs}
             compiled.free.append(request)
+        except LatentRTError:
+            raise
         except Exception as error:  # the library raises RuntimeError and, for types, its own
             raise BackendError(f"OpenVINO failed: {error}") from error
         return outputs
@@ -110,7 +119,7 @@ class OpenVinoSession:
         key = tuple(shapes.values())
         with self._lock:
             if key not in self._compiled:
-                while len(self._compiled) >= _MOST_SHAPES:
+                while len(self._compiled) >= self._most_shapes:
                     self._compiled.pop(next(iter(self._compiled)))
                 self._compiled[key] = _Compiled(self._compile(shapes), [])
             found = self._compiled[key] = self._compiled.pop(key)  # the latest used is the last to go
@@ -127,19 +136,22 @@ class OpenVinoSession:
         _mark_decompression(model)
         compiled = self._core.compile_model(model, "CPU", self._options)
         if self._cache is not None:
-            self._cache.write(shapes, compiled.export_model().getvalue())
+            with contextlib.suppress(RuntimeError):  # what cannot be kept is compiled again
+                self._cache.write(shapes, compiled.export_model().getvalue())
         return compiled
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """The files of a graph, which were hashed."""
+    """The files of a graph, by their names in the bundle."""
 
-    graph: Path
-    weights: Path
+    bundle: Bundle
+    graph: str
+    weights: str
 
     def read(self, core: Any) -> Any:
-        with real_files(self.graph, self.weights) as graph:
+        # As they were hashed: what is made of them may be kept under their hashes.
+        with real_files(self.bundle.path(self.graph), self.bundle.path(self.weights)) as graph:
             return core.read_model(graph)
 
 
@@ -152,6 +164,7 @@ def open_session(
     arithmetic: Arithmetic = "float32",
     performance_hint: PerformanceHint = "latency",
     threads: int | None = None,
+    low_memory: bool = False,
 ) -> OpenVinoSession:
     """Load a component of a bundle, or a part of it. It is compiled when it is first run.
 
@@ -164,6 +177,7 @@ def open_session(
         performance_hint: `latency` spreads one run over the cores; `throughput` keeps several runs, of threads that
             share the session, side by side.
         threads: one for each core that this process may use if None.
+        low_memory: keep what was compiled for one set of shapes alone.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -188,10 +202,14 @@ def open_session(
     if files[weights_name].size <= _LARGEST_CACHED_WEIGHTS:
         options |= _COMPILES_FAST
         # What a compiled model depends on, beside its shapes.
-        identity = (library.__version__, core.get_property("CPU", "FULL_DEVICE_NAME"), *map(str, options.values()))
+        processor = core.get_property("CPU", "FULL_DEVICE_NAME")
+        identity = (library.__version__, _MARKING, processor, *map(str, options.values()))
         cache = CompiledCache.open((*identity, files[graph_name].sha256, files[weights_name].sha256))
-    graph = _Graph(bundle.path(graph_name), bundle.path(weights_name))
-    return OpenVinoSession(core, graph, signature.inputs, signature.outputs, options, cache)
+    for name in (graph_name, weights_name):
+        bundle.path(name)
+    most_shapes = 1 if low_memory else _MOST_SHAPES
+    graph = _Graph(bundle, graph_name, weights_name)
+    return OpenVinoSession(core, graph, signature.inputs, signature.outputs, options, cache, most_shapes)
 
 
 def is_installed() -> bool:
@@ -218,7 +236,9 @@ def _library() -> tuple[Any, Any]:
     try:
         import openvino
     except ImportError as error:
-        raise MissingExtraError("openvino", "openvino", "run a bundle on OpenVINO") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
+            raise MissingExtraError("openvino", "openvino", "run a bundle on OpenVINO") from error
+        raise BackendError(f"openvino is installed and cannot be loaded: {error}; install it again") from error
     return openvino, openvino.Core()
 
 

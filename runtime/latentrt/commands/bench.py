@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentrt.errors import BackendError, LatentRTError
+from latentrt.errors import BackendError, EngineError, LatentRTError
 
 if TYPE_CHECKING:
     from latentrt.bench import BenchJob, Measured
@@ -73,18 +73,18 @@ def bench(
     _print(measured)
     if json_path is not None:
         write_report(json_path, _figures(job, measured))
-    if failure is not None and (devices or providers):
+    if failure is not None and (devices or providers or not measured):
         raise failure
 
 
-def _measure_all(jobs: list[tuple[str, BenchJob]]) -> tuple[dict[str, Measured], BackendError | None]:
+def _measure_all(jobs: list[tuple[str, BenchJob]]) -> tuple[dict[str, Measured], LatentRTError | None]:
     """What was measured, and why the first backend that could not be run could not."""
     measured: dict[str, Measured] = {}
-    first: BackendError | None = None
+    first: LatentRTError | None = None
     for name, job in jobs:
         try:
             measured[name] = _measure(name, job)
-        except BackendError as error:
+        except (BackendError, EngineError) as error:
             click.echo(f"{name}: {error}", err=True)
             first = first or error
     return measured, first
@@ -98,19 +98,20 @@ def _jobs(job: BenchJob, devices: tuple[str, ...], providers: tuple[str, ...]) -
     for device in devices:
         check_device(device)
     if not devices and not providers:
-        devices = _devices_here()
+        devices = _devices_here(cpu_alone=job.precision is not None)
     jobs = [(device, msgspec.structs.replace(job, device=device)) for device in devices]
     return jobs + [(provider, msgspec.structs.replace(job, provider=provider)) for provider in providers]
 
 
-def _devices_here() -> tuple[str, ...]:
-    """What is worth trying: a GPU's backends only where there is one."""
+def _devices_here(*, cpu_alone: bool) -> tuple[str, ...]:
+    """What is worth trying: a GPU's backends only where there is one, and not where it was said what a CPU is to
+    compute in."""
     from latentrt.backends.onnxruntime import CUDA, available_providers
     from latentrt.backends.openvino import is_installed
     from latentrt.gpu import Gpu, find_gpu
 
     here: tuple[str, ...] = ("openvino", "cpu") if is_installed() else ("cpu",)
-    if isinstance(find_gpu(), Gpu):
+    if not cpu_alone and isinstance(find_gpu(), Gpu):
         here = (*(("cuda",) if CUDA in available_providers() else ()), "auto", *here)
     return here
 

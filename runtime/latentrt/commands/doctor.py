@@ -61,12 +61,17 @@ def _onnxruntime_words() -> str:
 
 def _openvino_words() -> str:
     from latentrt.backends.openvino import computes_in_bfloat16, is_installed
+    from latentrt.errors import BackendError
 
     if not is_installed():
         return "no: it is not installed; pip install 'latentrt[openvino]', the fastest on a CPU"
     from importlib.metadata import version
 
-    return f"{version('openvino')}, this CPU has {'' if computes_in_bfloat16() else 'no '}bfloat16 arithmetic"
+    try:
+        has = computes_in_bfloat16()
+    except BackendError as error:
+        return f"no: {error}"
+    return f"{version('openvino')}, this CPU has {'' if has else 'no '}bfloat16 arithmetic"
 
 
 def _cache_words() -> str:

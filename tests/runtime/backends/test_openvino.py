@@ -107,6 +107,11 @@ def test_shapes_come_and_go(bundle: Bundle) -> None:
     factor = bundle.manifest.latents.factor
     assert [picture.shape for picture in pictures] == [(1, factor * side, factor * side, 3) for side in sides]
     np.testing.assert_array_equal(pictures[0], pictures[-1])
+    assert len(session._compiled) == ov._MOST_SHAPES
+    short = ov.open_session(bundle, "vae_decoder", threads=1, low_memory=True)
+    for side in sides[:3]:
+        run(short, **feeds("vae_decoder", batch=1, side=side))
+    assert len(short._compiled) == 1
 
 
 @pytest.mark.parametrize("hint", ["latency", "throughput"])
@@ -166,12 +171,27 @@ def linked(bundle: Bundle, folder: Path) -> Bundle:
     return Bundle.open(folder / "snapshots" / "0123abcd")
 
 
-def test_links_of_a_hub_cache_are_the_same_files(bundle: Bundle, tmp_path: Path) -> None:
+def test_links_of_a_hub_cache_are_the_same_files(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linked to once: what tells that a file was not touched stays as it is."""
+    monkeypatch.setattr(ov, "_LARGEST_CACHED_WEIGHTS", 0)
+    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
     given = feeds("vae_decoder")
     plain = run(ov.open_session(bundle, "vae_decoder", threads=1), **given)
     hub = tmp_path / "models--owner--name"
-    found = run(ov.open_session(linked(bundle, hub), "vae_decoder", threads=1), **given)
-    np.testing.assert_array_equal(found["pixels"], plain["pixels"])
+    session, touched = ov.open_session(linked(bundle, hub), "vae_decoder", threads=1), list[int]()
+    for batch in (2, 1):
+        found = run(session, **feeds("vae_decoder", batch=batch))["pixels"]
+        if batch == 2:
+            np.testing.assert_array_equal(found, plain["pixels"])
+        (place,) = (tmp_path / "cache" / "links").glob("*/*")
+        touched.append(place.stat().st_ctime_ns)
+    assert touched[0] == touched[1]
+    shutil.rmtree(hub)  # the next to come by removes what has no other name any more
+    run(ov.open_session(linked(bundle, tmp_path / "models--owner--other"), "vae_decoder", threads=1), **given)
+    (other,) = (tmp_path / "cache" / "links").glob("*/*")
+    assert other != place
 
 
 def test_links_to_another_disk_are_refused_in_words(
@@ -184,7 +204,9 @@ def test_links_to_another_disk_are_refused_in_words(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", fail)
-    with pytest.raises(BackendError, match=r"Invalid cross-device link.*put LATENTRT_CACHE on the same disk, or copy"):
+    with pytest.raises(
+        BackendError, match=r"Invalid cross-device link.*put LATENTRT_CACHE on the same disk, copy .* --device cpu"
+    ):
         run(ov.open_session(hub, "vae_decoder"), **feeds("vae_decoder"))
 
 

@@ -52,6 +52,12 @@ def test_a_backend_that_is_named_and_is_not_there_is_an_error(capsys: pytest.Cap
     assert run("--provider", "npu", "--steps", "1", "--runs", "1") == 7
 
 
+def test_nothing_measured_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("latentrt.backends.openvino.is_installed", lambda: False)
+    assert run("--precision", "bfloat16", "--steps", "1", "--runs", "1") == 7
+    assert "ONNX Runtime does not compute in bfloat16 on a CPU" in capsys.readouterr().err
+
+
 def test_an_impossible_request_is_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--device", "cpu", "--width", "33", "--runs", "1") == 2
     assert "33" in capsys.readouterr().err
