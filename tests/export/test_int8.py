@@ -25,7 +25,7 @@ from latentrt.weights import map_weights
 from latentrt_export import int8
 from latentrt_export.component import export_component
 from latentrt_export.denoising import denoised
-from latentrt_export.export import export_checkpoint
+from latentrt_export.export import _default_quantizing, export_checkpoint
 from latentrt_export.onnxruntime_cpu import Graph
 from latentrt_export.quantization_options import Quantizing
 from latentrt_export.submodule import Arrays
@@ -187,6 +187,11 @@ def run_formula(both: NDArray[np.float64], *embeddings: NDArray[np.float32]) -> 
     means = np.array([each.mean(dtype=np.float64) for each in embeddings])
     predicted: NDArray[np.float64] = both * 0.5 + means[:, None, None, None]
     return predicted
+
+
+def test_calibrating_runs_are_guided_as_the_bundles_own() -> None:
+    assert _default_quantizing("int8", 1.5) == Quantizing(guidance_scale=1.5)
+    assert _default_quantizing("float16", 1.5) is None
 
 
 def test_options_of_quantisation_are_for_int8(tmp_path: Path) -> None:
