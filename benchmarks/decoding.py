@@ -126,12 +126,12 @@ def one(arguments: argparse.Namespace) -> None:
     bundle.check(bundle.files_of([name]))
     latents = np.random.default_rng(7).standard_normal((1, 4, int(side) // 8, int(side) // 8), np.float32)
     preferences = Preferences(threads=arguments.threads, low_memory=way == "sliced")
-    _, opens = choose_on_cpu(bundle, name, backend, preferences)
+    choice = choose_on_cpu(bundle, name, backend, preferences)
     watch, seconds, processor_seconds = AnonymousMemory(), [], []
     session: Session | None = None
     for _ in range(arguments.repeats):
         began, worked = time.perf_counter(), time.process_time()
-        session = session or opens()
+        session = session or choice.open()
         pixels = decoding(session, way)(latents)
         seconds.append(round(time.perf_counter() - began, 2))
         processor_seconds.append(round(time.process_time() - worked, 2))
@@ -181,7 +181,7 @@ def price_on_sample(prompts: int) -> dict[str, Any]:
     call: dict[str, Any] = {"seed": 7, "num_inference_steps": _SAMPLE_STEPS, "height": side, "width": side}
     texts = [prompt.text for prompt in held_out_prompts(prompts, PROMPT_SEED)]
     latents = [pipeline(text, **call, safety="off", output_type="latent").images for text in texts]
-    decode = decoding(choose_on_cpu(pipeline.bundle, "vae_decoder", "onnxruntime", Preferences())[1](), "whole")
+    decode = decoding(choose_on_cpu(pipeline.bundle, "vae_decoder", "onnxruntime", Preferences()).open(), "whole")
     whole = np.concatenate([decode(one) for one in latents])
     tiled = [decode_in_tiles(decode, one, most=most, factor=manifest.latents.factor) for one in latents]
     found = apart(np.concatenate(tiled), whole)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,9 +23,6 @@ from latentrt.submodules import Prepares
 from latentrt.tensors import TensorSpec
 from latentrt.trajectory import Denoising, KeepsLatents, Trajectory
 from latentrt.worker_process import Failed, peak_bytes, take_job
-
-if TYPE_CHECKING:
-    from latentrt.device import Sessions
 
 __all__ = ["BenchJob", "Measured", "Message", "Quantiles", "TimedDenoiser", "TimedSession", "quantiles", "timed"]
 
@@ -157,16 +154,6 @@ def timed(session: Session, durations_ms: list[float]) -> TimedSession:
     return (TimedInParts if isinstance(session, InParts) else TimedSession)(session, durations_ms)
 
 
-class _TimedSessions:
-    """Sessions, each of which keeps how long it takes."""
-
-    def __init__(self, sessions: Sessions, durations_ms: dict[str, list[float]]) -> None:
-        self._sessions, self._durations_ms, self.on_cpu = sessions, durations_ms, sessions.on_cpu
-
-    def __call__(self, component: str) -> Session:
-        return timed(self._sessions(component), self._durations_ms[component])
-
-
 def quantiles(durations_ms: Sequence[float]) -> Quantiles:
     """The median, the 90th and the 99th percentile by nearest rank."""
     ordered = sorted(durations_ms)
@@ -219,7 +206,8 @@ def _prepare(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], di
     preferences = Preferences(threads=job.threads, precision=precision, low_memory=job.low_memory)
     sessions = choose_sessions(bundle, device, provider=job.provider, preferences=preferences)
     durations: dict[str, list[float]] = {name: [] for name in bundle.manifest.components}
-    pipeline = Pipeline(bundle, _TimedSessions(sessions, durations), low_memory=job.low_memory)
+    timed_sessions = sessions.wrapped(lambda name, session: timed(session, durations[name]))
+    pipeline = Pipeline(bundle, timed_sessions, low_memory=job.low_memory)
     # A bundle without a classifier is measured without one.
     safety = None if "safety_checker" in bundle.manifest.components else "off"
 

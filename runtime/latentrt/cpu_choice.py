@@ -7,7 +7,6 @@ A classifier always computes in float32, as its scores decide something.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,6 +16,7 @@ from latentrt.bundle import Bundle
 from latentrt.errors import BackendError, RequestError
 from latentrt.manifest import PartName, Precision
 from latentrt.session import Session
+from latentrt.sessions import Choice
 from latentrt.sliced_decoder import SlicedDecoder, is_sliced
 from latentrt.split_denoiser import SplitDenoiser
 
@@ -73,18 +73,15 @@ class _Arithmetic:
         return self.floats
 
 
-def choose_on_cpu(
-    bundle: Bundle, component: str, backend: CpuBackend, preferences: Preferences
-) -> tuple[str, Callable[[], Session]]:
+def choose_on_cpu(bundle: Bundle, component: str, backend: CpuBackend, preferences: Preferences) -> Choice:
     """Decide how a submodule is run on a CPU.
-
-    Returns:
-        What runs it, in words, and what opens it.
 
     Raises:
         BackendError: the precision that is asked for cannot be had. MissingExtraError: the backend is not installed.
     """
     arithmetic = _arithmetic(bundle, component, backend, preferences.precision)
+    if backend == "openvino":
+        ov.check_arithmetic(arithmetic.floats)
 
     def open_graph(part: PartName | None) -> Session:
         if backend == "openvino":
@@ -104,13 +101,14 @@ def choose_on_cpu(
         name for name, part in bundle.manifest.components[component].parts.items() if arithmetic.graph in part.graphs
     }
     in_words = "" if backend == "onnxruntime" and arithmetic.graph == "float32" else f" in {arithmetic}"
-    words = f"{_TITLES[backend]} on the CPU{in_words}"
+    title, record = f"{_TITLES[backend]} on the CPU{in_words}", bundle.manifest.components[component]
     if {"timestep", "prompt", "loop"} <= parts:
-        return words, lambda: SplitDenoiser(bundle.manifest.components[component].inputs, open_graph)
+        reuses = "shallow" in parts
+        return Choice(title, lambda: SplitDenoiser(record.inputs, open_graph), on_cpu=True, reuses_features=reuses)
     if preferences.low_memory and is_sliced(parts):
-        record = bundle.manifest.components[component]
-        return f"{words}, in slices", lambda: SlicedDecoder(record.inputs, record.parts, open_graph)
-    return words, lambda: open_graph(None)
+        sliced = f"{title}, in slices"
+        return Choice(sliced, lambda: SlicedDecoder(record.inputs, record.parts, open_graph), on_cpu=True)
+    return Choice(title, lambda: open_graph(None), on_cpu=True)
 
 
 def _arithmetic(bundle: Bundle, component: str, backend: CpuBackend, asked: ComputePrecision | None) -> _Arithmetic:

@@ -13,7 +13,7 @@ from latentrt.errors import BackendError
 from latentrt.guidance import guide
 from latentrt.request import Order
 from latentrt.schedule import Latents
-from latentrt.session import Arrays, Session, run
+from latentrt.session import Arrays, Session, ToldShapes, run
 from latentrt.split_denoiser import DEEP_FEATURES, InParts, ReusesFeatures
 from latentrt.tensors import check_feeds
 
@@ -40,6 +40,7 @@ class Asking:
 
     Raises:
         BackendError: the order reuses deep features, and what runs the denoiser here cannot.
+        EngineError: nothing here runs one of the shapes that the rows will have.
     """
 
     def __init__(
@@ -58,6 +59,21 @@ class Asking:
                 "--device cpu and --device openvino run it in parts"
             )
 
+    def expect(self, shape: tuple[int, ...]) -> None:
+        """Tell the denoiser, before the first row, what it will be fed for latents of this shape.
+
+        Raises:
+            EngineError: nothing here runs that.
+        """
+        if not isinstance(self._denoiser, ToldShapes):
+            return
+        for guided in sorted({self._guides(row) for row in range(self._rows)}):
+            for told in self._told:
+                embeddings = told.conditioning.embeddings if guided else told.alone
+                batch = len(embeddings)
+                fed = {"sample": (batch, *shape[1:]), "timestep": (batch,), "encoder_hidden_states": embeddings.shape}
+                self._denoiser.expect(fed)
+
     def __call__(self, timestep: np.float32, sample: Latents) -> Latents:
         """The next row's model output, float32 [pictures, channels, height, width], of that timestep and sample."""
         row, self._row = self._row, self._row + 1
@@ -69,7 +85,7 @@ class Asking:
 
     def _ask(self, told: _Told, row: int, timestep: np.float32, part: Latents) -> Latents:
         order = self._order
-        guided = order.guided and order.approximation.guides(row, self._rows)
+        guided = self._guides(row)
         if guided:
             part = np.concatenate([part, part])  # (2B, C, h, w): the negative half first, as in the embeddings
         feeds = {
@@ -80,6 +96,9 @@ class Asking:
         predicted: Latents = self._run(told, feeds, reuse=order.approximation.reuses(row))["noise_pred"]
         check_finite(predicted, timestep)
         return guide(predicted, order.guidance_scale, order.guidance_rescale) if guided else predicted
+
+    def _guides(self, row: int) -> bool:
+        return self._order.guided and self._order.approximation.guides(row, self._rows)
 
     def _run(self, told: _Told, feeds: Arrays, *, reuse: bool) -> Arrays:
         features, count = told.deep_features, len(feeds["sample"])

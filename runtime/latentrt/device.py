@@ -11,9 +11,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from latentrt.backends import onnxruntime as ort
@@ -26,44 +24,17 @@ from latentrt.engine_record import EngineRecord, LibraryName
 from latentrt.errors import BackendError, EngineError, RequestError
 from latentrt.gpu import Gpu, NoGpu, find_gpu
 from latentrt.session import Session
+from latentrt.sessions import Choice, Sessions
 from latentrt.tensorrt_library import TITLES, LoadedLibrary, find_libraries
 from latentrt.weights import map_weights
 
 if TYPE_CHECKING:
     from latentrt.backends.tensorrt import NamedWeights
 
-__all__ = ["Device", "Sessions", "check_device", "choose_sessions", "find_machine", "why_no_engine"]
+__all__ = ["Device", "check_device", "choose_sessions", "find_machine", "why_no_engine"]
 
 Device = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 _log = logging.getLogger("latentrt")
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What runs one submodule, in words; how it is opened; and whether a CPU runs it."""
-
-    words: str
-    open: Callable[[], Session]
-    on_cpu: bool = False
-
-
-class Sessions:
-    """Opens each submodule of a bundle where it runs best. Call it with a submodule's name.
-
-    Attributes:
-        choices: submodule → what runs it and why, in words.
-        on_cpu: whether a CPU runs all of them, so that loading one never disturbs what another has recorded on a GPU.
-    """
-
-    def __init__(self, choices: dict[str, _Choice]) -> None:
-        self._choices = choices
-        self.choices = MappingProxyType({name: choice.words for name, choice in choices.items()})
-        self.on_cpu = all(choice.on_cpu for choice in choices.values())
-
-    def __call__(self, component: str) -> Session:
-        if component not in self._choices:
-            raise BackendError(f"found the component {component!r}, this bundle has {', '.join(self._choices)}")
-        return self._choices[component].open()
 
 
 def choose_sessions(
@@ -135,7 +106,7 @@ class _Choosing:
         self._devices: dict[LibraryName, object] = {}
         self._loading = threading.Lock()
 
-    def choose(self, name: str, device: Device) -> _Choice:
+    def choose(self, name: str, device: Device) -> Choice:
         if device in ("cpu", "openvino"):
             return self._on_cpu(name, "as asked", "onnxruntime" if device == "cpu" else "openvino")
         if device == "cuda":
@@ -156,7 +127,7 @@ class _Choosing:
             return f"{self.preferences.precision} was asked for, which is for CPUs"
         return "its graphs are int8, which is for CPUs" if self.bundle.manifest.precision == "int8" else None
 
-    def _on_gpu(self, name: str, gpu: Gpu, *, engines_only: bool) -> _Choice:
+    def _on_gpu(self, name: str, gpu: Gpu, *, engines_only: bool) -> Choice:
         self._machine = self._machine or find_machine(gpu)
         fit, others = engines_for(self.bundle, name, self._machine[0])
         if fit:
@@ -166,10 +137,10 @@ class _Choosing:
             raise EngineError(f"{name} has no engine that runs on {gpu}: {why}")
         return self._without_engine(name, why)
 
-    def _without_engine(self, name: str, why: str) -> _Choice:
+    def _without_engine(self, name: str, why: str) -> Choice:
         if ort.CUDA in ort.available_providers():
             choice = self.on_provider(name, ort.CUDA)
-            return _Choice(f"{choice.words}; {why}", lambda: self._gpu_or_cpu(name))
+            return replace(choice, open=lambda: self._gpu_or_cpu(name), why=f"; {why}")
         return self._on_cpu(name, f"{why}, and this ONNX Runtime has no CUDA (pip install 'latentrt[gpu]')")
 
     def _gpu_or_cpu(self, name: str) -> Session:
@@ -180,14 +151,14 @@ class _Choosing:
             _log.warning("%s runs on the CPU: %s", name, error)
             return self._on_cpu(name, str(error)).open()
 
-    def _on_engines(self, name: str, fit: list[EngineSource], *, engines_only: bool) -> _Choice:
+    def _on_engines(self, name: str, fit: list[EngineSource], *, engines_only: bool) -> Choice:
         from latentrt.engine_sessions import ChosenByShape
 
         record = fit[0].record
         otherwise = None if engines_only else self._without_engine(name, "no engine covers that shape").open
         more = f" and {len(fit) - 1} more" if len(fit) > 1 else ""
         words = f"{TITLES[record.identity.library]} engine {record.key[:12]}{more}"
-        return _Choice(words, lambda: ChosenByShape(name, fit, self._load, otherwise))
+        return Choice(words, lambda: ChosenByShape(name, fit, self._load, otherwise))
 
     def _load(self, source: EngineSource) -> Session:
         from latentrt.backends.engine_device import EngineDevice
@@ -218,11 +189,11 @@ class _Choosing:
         _, name = self.bundle.component_files(record.identity.component, record.identity.precision)
         return NamedWeights(map_weights(self.bundle.path(name)), self.bundle.manifest.files[name].sha256)
 
-    def on_provider(self, name: str, provider: str) -> _Choice:
+    def on_provider(self, name: str, provider: str) -> Choice:
         """ONNX Runtime with one of its execution providers, which it has to have."""
         ort.check_provider(provider)
         words = "ONNX Runtime on the GPU" if provider == ort.CUDA else f"ONNX Runtime with {provider}"
-        return _Choice(words, lambda: ort.open_on_provider(self.bundle, name, provider, threads=self.threads))
+        return Choice(words, lambda: ort.open_on_provider(self.bundle, name, provider, threads=self.threads))
 
     @functools.cached_property
     def _best_on_cpu(self) -> CpuBackend:
@@ -236,8 +207,7 @@ class _Choosing:
             return "onnxruntime"
         return "openvino"
 
-    def _on_cpu(self, name: str, why: str, backend: CpuBackend | None = None) -> _Choice:
+    def _on_cpu(self, name: str, why: str, backend: CpuBackend | None = None) -> Choice:
         """The backend that is named, else the best that is installed."""
         backend = backend or self._best_on_cpu
-        words, opens = choose_on_cpu(self.bundle, name, backend, self.preferences)
-        return _Choice(f"{words}: {why}", opens, on_cpu=True)
+        return replace(choose_on_cpu(self.bundle, name, backend, self.preferences), why=f": {why}")

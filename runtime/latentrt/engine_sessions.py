@@ -57,6 +57,11 @@ class ChosenByShape:
                 return session.run(feeds)
         return self._without_engine(shapes).run(feeds)
 
+    def expect(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """`latentrt.session.ToldShapes`."""
+        if not any(_covers(source, shapes) for source in self._sources):
+            self._without_engine(shapes)
+
     def trajectory(self, job: Denoising) -> Trajectory | None:
         """A denoising loop on the device of the engine that covers it (`latentrt.trajectory.KeepsLatents`); None where
         no engine does."""
@@ -96,7 +101,10 @@ class ChosenByShape:
         covered = "; ".join(str(source.record.identity.profile[name]) for source in self._sources)
         asked = "×".join(map(str, shape))
         words = f"{self._name}: no engine runs {name} of shape {asked}, those that are there run {covered}"
-        mend = "build one: latentrt build --size … --batch …"
+        # Steps without guidance ask for half the batch of those with it.
+        twice = {each: (2 * size[0], *size[1:]) for each, size in shapes.items()}
+        guidance = " --guidance both" if any(_covers(source, twice) for source in self._sources) else ""
+        mend = f"build one: latentrt build --size … --batch …{guidance}"
         if self._open_otherwise is None:
             raise EngineError(f"{words}; {mend}")
         if self._otherwise is None:

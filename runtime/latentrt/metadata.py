@@ -51,6 +51,8 @@ class PictureRecord(msgspec.Struct, frozen=True, kw_only=True):
     deep_cache: int = 1
     decoder: str = "full"
     token_merging: float = 0.0
+    # What ran the denoiser and in what arithmetic, in words, where it is known; another draws another picture.
+    backend: str | None = None
     eta: float | None = None
     clip_skip: int | None = None
     width: int

@@ -28,6 +28,7 @@ from latentrt.request import Order, Request, resolve
 from latentrt.result import OutputType, Result, make_result
 from latentrt.sample import bundle_path
 from latentrt.schedule import Latents, Schedule
+from latentrt.sessions import Sessions
 from latentrt.step import Step
 from latentrt.submodules import OpenSession, Submodules
 from latentrt.tokenizer import Tokenizer
@@ -59,8 +60,8 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, open_session: OpenSession, *, low_memory: bool = False) -> None:
         self.bundle = bundle
-        self.runs_on: Mapping[str, str] = getattr(open_session, "choices", {})
-        self._on_cpu: bool = getattr(open_session, "on_cpu", False)
+        self._sessions = open_session if isinstance(open_session, Sessions) else Sessions({})
+        self.runs_on: Mapping[str, str] = self._sessions.choices
         self._submodules = Submodules(open_session, low_memory=low_memory)
         self._tokenizer: Tokenizer | None = None
         self._loading = threading.Lock()
@@ -187,6 +188,7 @@ class Pipeline:
             SafetyError: the pictures are to be checked, and the bundle has no classifier.
         """
         order = resolve(request, self.bundle.manifest)
+        self._sessions.check(order)
         self.schedule(order)
         safety.require_classifier(self.bundle.manifest, order.safety)
         return order
@@ -220,7 +222,7 @@ class Pipeline:
             *([] if order.safety == "off" else ["safety_checker"]),
         ]
         self.bundle.check([self.bundle.manifest.tokenizer.file, *self.bundle.files_of(needed)])
-        if self._on_cpu:
+        if self._sessions.on_cpu:
             ahead.load_denoiser(self._submodules, order, self.bundle.manifest, schedule)
         try:
             conditionings = condition(order, self._text(), self._submodules("text_encoder"))
@@ -236,7 +238,7 @@ class Pipeline:
             )
             for k, timestep in enumerate(schedule.t):
                 step = Step(k, len(schedule), float(timestep), loop.step(changed))
-                if k == 0 and self._on_cpu:
+                if k == 0 and self._sessions.on_cpu:
                     ahead.load_decoder(self._submodules, order, self.bundle.manifest)
                     ahead.load_classifier(self._submodules, order)
                 yield step
@@ -268,14 +270,14 @@ class Pipeline:
         if order.safety == "off":
             log.warning("the safety check is switched off; the pictures' metadata says so")
         if output_type == "latent":
-            return make_result(self.bundle, order, latents, None, "latent")
-        if self._on_cpu:
+            return make_result(self.bundle, order, latents, None, "latent", self._sessions.denoiser)
+        if self._sessions.on_cpu:
             ahead.load_classifier(self._submodules, order)
         pixels = self._decode(order, latents)
         verdicts = None if order.safety == "off" else safety.judge(lambda: self._submodules("safety_checker"), pixels)
         self._submodules.done_with("safety_checker")
         pixels = safety.apply_policy(order.safety, pixels, verdicts or ())
-        return make_result(self.bundle, order, pixels, verdicts, output_type)
+        return make_result(self.bundle, order, pixels, verdicts, output_type, self._sessions.denoiser)
 
     def _decode(self, order: Order, latents: Latents) -> NDArray[np.uint8]:
         name = autoencoder.decoder_of(order)

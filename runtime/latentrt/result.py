@@ -67,16 +67,22 @@ def numbered(path: Path, count: int) -> list[Path]:
 
 
 def make_result(
-    bundle: Bundle, order: Order, values: NDArray[Any], verdicts: tuple[Verdict, ...] | None, output_type: OutputType
+    bundle: Bundle,
+    order: Order,
+    values: NDArray[Any],
+    verdicts: tuple[Verdict, ...] | None,
+    output_type: OutputType,
+    backend: str | None,
 ) -> Result:
-    """Wrap latents, or pixels that the safety policy has been applied to: uint8 [pictures, height, width, 3]."""
+    """Wrap latents, or pixels that the safety policy has been applied to: uint8 [pictures, height, width, 3].
+    `backend` is what ran the denoiser, in words."""
     pictures: Any = values
     if output_type == "pil":
         pictures = images.to_pictures(values)
     elif output_type == "np":
         pictures = values.astype(np.float32) / np.float32(255)
     policy = "off" if output_type == "latent" else order.safety  # nobody looks at latents
-    records = [_record(bundle, order, index, policy, verdicts) for index in range(len(order.seeds))]
+    records = [_record(bundle, order, index, policy, verdicts, backend) for index in range(len(order.seeds))]
     return Result(images=pictures, seeds=order.seeds, verdicts=verdicts, records=tuple(records))
 
 
@@ -87,11 +93,16 @@ def check_places(bundle: Bundle, order: Order, path: Path) -> None:
         OutputError: they cannot.
     """
     for index, place in enumerate(numbered(path, len(order.seeds))):
-        images.check_output(place, record_texts(_record(bundle, order, index, order.safety, None)))
+        images.check_output(place, record_texts(_record(bundle, order, index, order.safety, None, None)))
 
 
 def _record(
-    bundle: Bundle, order: Order, index: int, policy: Policy, verdicts: Sequence[Verdict] | None
+    bundle: Bundle,
+    order: Order,
+    index: int,
+    policy: Policy,
+    verdicts: Sequence[Verdict] | None,
+    backend: str | None,
 ) -> PictureRecord:
     prompt = index // order.images_per_prompt
     negatives = order.negative_prompts if order.guided else None
@@ -112,6 +123,7 @@ def _record(
         deep_cache=order.approximation.deep_cache,
         decoder=order.approximation.decoder,
         token_merging=merging.ratio if merging else 0.0,
+        backend=backend,
         eta=order.eta,
         clip_skip=order.asked_clip_skip,
         width=order.width,

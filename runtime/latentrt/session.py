@@ -7,13 +7,13 @@ implement the same seam; everything that is common to backends (the check of wha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from latentrt.tensors import TensorSpec, check_feeds
 
-__all__ = ["Arrays", "Session", "run"]
+__all__ = ["Arrays", "Session", "ToldShapes", "run"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -27,6 +27,18 @@ class Session(Protocol):
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Run the graph once on feeds that have been checked; return every output by name."""
+
+
+@runtime_checkable
+class ToldShapes(Protocol):
+    """A session that does not run every shape."""
+
+    def expect(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse, or make ready for, inputs of these shapes before a run begins that will bring them.
+
+        Raises:
+            EngineError: nothing here runs them.
+        """
 
 
 def run(session: Session, **feeds: NDArray[Any]) -> Arrays:

@@ -92,12 +92,9 @@ class _OnHost:
         noise: Callable[[], Latents],
     ) -> None:
         self._rows = iter(schedule.t)
-        self._loop = denoise(
-            schedule,
-            latents,
-            model=Asking(denoiser, schedule.t, conditionings, order),
-            noise=noise,
-        )
+        asking = Asking(denoiser, schedule.t, conditionings, order)
+        asking.expect(latents.shape)
+        self._loop = denoise(schedule, latents, model=asking, noise=noise)
 
     def step(self, changed: Latents | None) -> Callable[[], Latents]:
         latents = self._loop.send(changed)

@@ -51,7 +51,7 @@ def changed(bundle: Bundle, component: str, *parts: str, precision: str | None =
 
 
 def words(bundle: Bundle, component: str, backend: CpuBackend, precision: Any = None) -> str:
-    return choose_on_cpu(bundle, component, backend, Preferences(precision=precision))[0]
+    return choose_on_cpu(bundle, component, backend, Preferences(precision=precision)).title
 
 
 def test_a_cpu_computes_in_float32_unless_it_is_told_otherwise(bundle: Bundle, opened: list[Any]) -> None:
@@ -112,7 +112,7 @@ def test_what_is_no_preference_is_refused(bundle: Bundle) -> None:
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_a_denoiser_in_parts_is_run_in_parts(bundle: Bundle, opened: list[Any], backend: CpuBackend) -> None:
     changed(bundle, UNET, "timestep", "prompt", "loop")
-    session = choose_on_cpu(bundle, UNET, backend, Preferences(threads=1))[1]()
+    session = choose_on_cpu(bundle, UNET, backend, Preferences(threads=1)).open()
     assert isinstance(session, SplitDenoiser)
     assert opened == [], "a part is loaded when it is needed"
     session.part("loop")
@@ -124,24 +124,24 @@ def test_a_denoiser_in_parts_is_run_in_parts(bundle: Bundle, opened: list[Any], 
 def test_parts_of_another_precision_are_not_taken(bundle: Bundle, opened: list[Any]) -> None:
     changed(bundle, UNET, "timestep", "prompt", "loop")
     bundle = changed(bundle, UNET, precision="int8", int8=True)
-    choose_on_cpu(bundle, UNET, "onnxruntime", Preferences())[1]()
+    choose_on_cpu(bundle, UNET, "onnxruntime", Preferences()).open()
     assert [asked[2]["part"] for asked in opened] == [None]
 
 
 def test_slices_are_for_low_memory(bundle: Bundle, opened: list[Any]) -> None:
     changed(bundle, DECODER, "head", "stage.0")
-    said, opens = choose_on_cpu(bundle, DECODER, "openvino", Preferences(low_memory=True))
-    assert said == "OpenVINO on the CPU in float32, in slices"
-    assert isinstance(opens(), SlicedDecoder)
+    choice = choose_on_cpu(bundle, DECODER, "openvino", Preferences(low_memory=True))
+    assert choice.title == "OpenVINO on the CPU in float32, in slices"
+    assert isinstance(choice.open(), SlicedDecoder)
     assert opened == [], "a part is loaded when it is needed"
-    said, opens = choose_on_cpu(bundle, DECODER, "openvino", Preferences())
-    opens()
-    assert said == "OpenVINO on the CPU in float32"
+    choice = choose_on_cpu(bundle, DECODER, "openvino", Preferences())
+    choice.open()
+    assert choice.title == "OpenVINO on the CPU in float32"
     assert opened[0][2]["part"] is None
 
 
 def test_without_slices_a_decoder_is_run_whole(bundle: Bundle, opened: list[Any]) -> None:
-    said, opens = choose_on_cpu(bundle, "preview_decoder", "onnxruntime", Preferences(low_memory=True))
-    assert said == "ONNX Runtime on the CPU"
-    opens()
+    choice = choose_on_cpu(bundle, "preview_decoder", "onnxruntime", Preferences(low_memory=True))
+    assert choice.title == "ONNX Runtime on the CPU"
+    choice.open()
     assert opened[0][2]["part"] is None

@@ -12,25 +12,19 @@ import numpy as np
 import pytest
 
 from latentrt import Pipeline, device
-from latentrt.backends import engine_device
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
-from latentrt.backends.cuda import Cuda
 from latentrt.bundle import Bundle
 from latentrt.cpu_choice import Preferences
 from latentrt.device import choose_sessions
 from latentrt.errors import BackendError, EngineError, IntegrityError, RequestError, SafetyError
-from latentrt.gpu import Gpu
 from latentrt.sample import bundle_path
 from latentrt_engines.cache import EngineCache
-from latentrt_engines.profiles import component_profile, picture_profile
 from latentrt_engines.seal import seal
 from tests.engines import made_up
 from tests.runtime.backends import fake_tensorrt
 from tests.runtime.backends.fake_cuda import FakeCudaApi
-from tests.runtime.backends.fake_tensorrt import fake_library, fake_plan
-
-COMPONENTS = ["preview_decoder", "safety_checker", "text_encoder", "unet", "vae_decoder", "vae_encoder"]
+from tests.runtime.made_up_machine import COMPONENTS, build, with_gpu
 
 
 @pytest.fixture
@@ -48,24 +42,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
 def api(monkeypatch: pytest.MonkeyPatch) -> FakeCudaApi:
     """An RTX 4090 with TensorRT-RTX."""
     return with_gpu(monkeypatch, made_up.RTX4090)
-
-
-def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> FakeCudaApi:
-    api = FakeCudaApi()
-    library = fake_library(api, "tensorrt_rtx", made_up.RTX.version)
-    monkeypatch.setattr(device, "find_gpu", lambda: gpu)
-    monkeypatch.setattr(device, "find_libraries", lambda: {"tensorrt": "not here", "tensorrt_rtx": library})
-    monkeypatch.setattr(engine_device, "load_cuda", lambda: Cuda(api, api.driver))
-    return api
-
-
-def build(cache: EngineCache, bundle: Bundle, *components: str, size: str = "32..64", batch: str = "1") -> None:
-    """Engines of stand-in plans that ONNX Runtime computes."""
-    pictures = picture_profile(bundle.manifest, size=size, batch=batch)
-    for name in components or COMPONENTS:
-        profile = component_profile(name, bundle.manifest.components[name], pictures, bundle.manifest)
-        identity = made_up.identity(bundle, name, profile=profile)
-        made_up.publish(cache, bundle, identity, fake_plan(bundle, made_up.record(bundle, identity)))
 
 
 @pytest.mark.parametrize("title", ["ONNX Runtime on the CPU", "OpenVINO on the CPU in float32"])
@@ -271,6 +247,13 @@ def test_a_device_that_is_named_is_taken_or_refused(
         choose_sessions(bundle, "tpu")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected one of the two"):
         choose_sessions(bundle, "cpu", provider="cpu")
+    with monkeypatch.context() as without:
+        without.setattr(ov, "computes_in_bfloat16", lambda: False)
+        with pytest.raises(BackendError, match=r"no bfloat16 arithmetic on this CPU; --precision float32"):
+            choose_sessions(bundle, "openvino", preferences=Preferences(precision="bfloat16"))
+        without.setattr(ov, "is_installed", lambda: False)
+        with pytest.raises(BackendError, match=r"openvino is needed to run .* pip install 'latentrt\[openvino\]'"):
+            choose_sessions(bundle, "openvino")
     with pytest.raises(BackendError, match="found the component 'nope'"):
         choose_sessions(bundle)("nope")
 

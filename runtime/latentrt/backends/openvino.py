@@ -29,7 +29,15 @@ from latentrt.manifest import PartName, Precision
 from latentrt.session import Arrays
 from latentrt.tensors import TensorSpec, sized
 
-__all__ = ["Arithmetic", "OpenVinoSession", "PerformanceHint", "computes_in_bfloat16", "is_installed", "open_session"]
+__all__ = [
+    "Arithmetic",
+    "OpenVinoSession",
+    "PerformanceHint",
+    "check_arithmetic",
+    "computes_in_bfloat16",
+    "is_installed",
+    "open_session",
+]
 
 Arithmetic = Literal["float32", "bfloat16"]
 PerformanceHint = Literal["latency", "throughput"]
@@ -184,9 +192,8 @@ def open_session(
         BundleError: the component's files are missing or not the ones that the manifest pins.
         BackendError: this CPU does not compute in bfloat16.
     """
+    check_arithmetic(arithmetic)
     library, core = _library()
-    if arithmetic == "bfloat16" and not _has_bfloat16(core):
-        raise BackendError("found no bfloat16 arithmetic on this CPU; --precision float32 computes without")
     graph_name, weights_name = bundle.component_files(component, precision, part)
     record = bundle.manifest.components[component]
     signature = record if part is None else record.parts[part]
@@ -223,11 +230,23 @@ def computes_in_bfloat16() -> bool:
     Raises:
         MissingExtraError: OpenVINO, which knows, is not installed.
     """
-    return _has_bfloat16(_library()[1])
+    return "BF16" in _library()[1].get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _has_bfloat16(core: Any) -> bool:
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+def check_arithmetic(arithmetic: Arithmetic) -> None:
+    """Refuse what cannot be computed in here. OpenVINO is imported only where it has to be asked.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed. BackendError: this CPU does not compute in bfloat16.
+    """
+    if not is_installed():
+        raise _missing()
+    if arithmetic == "bfloat16" and not computes_in_bfloat16():
+        raise BackendError("found no bfloat16 arithmetic on this CPU; --precision float32 computes without")
+
+
+def _missing() -> MissingExtraError:
+    return MissingExtraError("openvino", "openvino", "run a bundle on OpenVINO")
 
 
 @functools.cache
@@ -237,7 +256,7 @@ def _library() -> tuple[Any, Any]:
         import openvino
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
-            raise MissingExtraError("openvino", "openvino", "run a bundle on OpenVINO") from error
+            raise _missing() from error
         raise BackendError(f"openvino is installed and cannot be loaded: {error}; install it again") from error
     return openvino, openvino.Core()
 
