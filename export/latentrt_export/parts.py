@@ -94,7 +94,12 @@ class PartsMaker:
             FuseSelfAttention()(model)
         elif precision == "int8":
             runs = _as_they_stand(model, self.folder / Path(whole.file).name, runs)
-        models = divide(model, self.alone, self.deep_cache)
+        try:
+            models = divide(model, self.alone, self.deep_cache)
+        except ExportError as error:
+            raise ExportError(
+                f"the denoiser cannot be divided: {error}. No bundle was written; --no-parts leaves the parts out"
+            ) from error
         files = {name: Path(whole.file).name.replace("model", name, 1) for name in models}
         for name, part in models.items():
             ir.save(part, self.folder / files[name])

@@ -191,6 +191,15 @@ def test_a_defect_in_a_part_is_caught(
     assert "--no-parts leaves the parts out" in str(miss.value)
 
 
+def test_a_denoiser_that_cannot_be_divided_says_what_leaves_the_parts_out(sd1: Exported, tmp_path: Path) -> None:
+    folder = sd1.bundle / "unet"
+    model = ir.load(folder / "model.onnx")
+    for place, node in enumerate(model.graph):
+        node.name = f"/{place}"
+    with pytest.raises(ExportError, match=r"cannot be divided: .* no module's weight made it.*; --no-parts leaves"):
+        make(model, folder / "model.safetensors", tmp_path)
+
+
 def test_precisions_have_one_signature(sd2: Exported, tmp_path: Path) -> None:
     folder = sd2.bundle / "unet"
     half, single = ir.load(folder / "model.onnx"), ir.load(folder / "model.float32.onnx")

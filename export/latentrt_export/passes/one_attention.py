@@ -41,10 +41,7 @@ def _attention(softmax: ir.Node) -> ir.Node | None:
     scaled = [_producer(scores, index, "Mul") for index in (0, 1)]
     heads = _producer(scaled[0], 0, "Transpose")
     sources = [_rows(scaled[0]), _rows(_producer(scaled[1], 0, "Transpose")), _rows(means, 1)]
-    products = [source.producer() if source is not None else None for source in sources]
-    inputs = {
-        product.inputs[0] if product is not None and product.op_type == "MatMul" else None for product in products
-    }
+    inputs = {_multiplied(source) for source in sources}
     factors = [_constant(node, 1) for node in scaled]
     shape = heads.outputs[0].shape if heads is not None else None
     if len(inputs) != 1 or None in inputs or None in factors or shape is None or not isinstance(shape[1], int):
@@ -72,7 +69,7 @@ def _rows(node: ir.Node | None, index: int = 0) -> ir.Value | None:
 
 
 def _multiplied(product: ir.Value | None) -> ir.Value | None:
-    """What a product with a weight is a product of."""
+    """What a matrix product is a product of; None for what is none."""
     node = product.producer() if product is not None else None
     return node.inputs[0] if node is not None and node.op_type == "MatMul" else None
 
