@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +39,9 @@ class NoGpu:
     mend: str
 
 
+_NO_DRIVER = NoGpu(
+    reason="there is no NVIDIA driver", mend="install NVIDIA's driver, or give the container access to the GPU"
+)
 _NOTHING_SHOWN = NoGpu(reason="the driver shows no GPU", mend="check CUDA_VISIBLE_DEVICES and nvidia-smi")
 
 
@@ -49,6 +54,8 @@ def find_gpu(driver: Callable[[], Any] | None = None) -> Gpu | NoGpu:
     try:
         cuda = (driver or _bindings)()
     except ImportError:
+        if not _driver_is_here():
+            return _NO_DRIVER
         return NoGpu(reason="cuda-bindings is not installed", mend="pip install 'latentrt[rtx]'")
     try:
         return _first_gpu(cuda)
@@ -56,9 +63,18 @@ def find_gpu(driver: Callable[[], Any] | None = None) -> Gpu | NoGpu:
         # Pathfinder's error for a missing libcuda has no public class.
         if "CUDA_ERROR_NO_DEVICE" in str(error):
             return _NOTHING_SHOWN
-        missing = type(error).__name__ == "DynamicLibNotFoundError"
-        reason = "there is no NVIDIA driver" if missing else f"the NVIDIA driver cannot be used ({error})"
-        return NoGpu(reason=reason, mend="install NVIDIA's driver, or give the container access to the GPU")
+        if type(error).__name__ == "DynamicLibNotFoundError":
+            return _NO_DRIVER
+        return NoGpu(reason=f"the NVIDIA driver cannot be used ({error})", mend=_NO_DRIVER.mend)
+
+
+def _driver_is_here() -> bool:
+    """Whether there is a driver that bindings would find."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _bindings() -> Any:

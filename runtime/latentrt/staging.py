@@ -45,17 +45,22 @@ def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
         # A file in the way: what the system says of it depends on how deep below it the folder would be.
         reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
         raise OutputError(f"{place.parent} cannot be written to: {reason}") from error
+    former = root / "former"
     try:
         stage = Stage(bundle=root / "bundle", scratch=root / "scratch")
         stage.bundle.mkdir()
         stage.scratch.mkdir()
         yield stage
-        _take_place(stage.bundle, place, former=root / "former")
+        # Once more: the work may have taken long, and somebody else may have been there.
+        _refuse_occupied(place, destination, overwrite=overwrite)
+        _take_place(stage.bundle, place, former if overwrite else None)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(f"{destination} cannot be written: {reason}; what was there before is untouched") from error
+        kept = f"is in {former}" if former.exists() and not place.exists() else "is untouched"
+        raise OutputError(f"{destination} cannot be written: {reason}; what was there before {kept}") from error
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        if place.exists() or not former.exists():  # or what was there before is here alone
+            shutil.rmtree(root, ignore_errors=True)
         for parent in made:
             with contextlib.suppress(OSError):  # it is not empty: the bundle is there
                 parent.rmdir()
@@ -72,9 +77,10 @@ def _refuse_occupied(place: Path, destination: Path, *, overwrite: bool) -> None
         raise OutputError(f"{destination} is not a bundle, so --overwrite does not replace it; choose another place")
 
 
-def _take_place(bundle: Path, place: Path, *, former: Path) -> None:
-    if not place.exists():
-        bundle.rename(place)
+def _take_place(bundle: Path, place: Path, former: Path | None) -> None:
+    """`former` is where what is replaced goes, None where nothing may be."""
+    if former is None or not os.path.lexists(place):
+        bundle.rename(place)  # which fails where a folder with something in it has come meanwhile
         return
     try:
         place.rename(former)

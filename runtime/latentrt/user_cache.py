@@ -6,6 +6,7 @@ is believed, so it must belong to the user who runs this and be closed to everyb
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import stat
@@ -35,13 +36,19 @@ def private_folder(name: str) -> Path | None:
     """The folder `name` of the cache, made where it is missing; None where it cannot be made or others can reach
     into it.
 
-    A cache is a convenience: its absence is logged, never an error.
+    A cache is a convenience: its absence is logged, never an error. Whoever named the folder is told.
     """
     try:
         return require_private_folder(name)
     except EngineError as error:
-        _log.info("nothing is cached: %s", error)
+        _say(logging.WARNING if os.environ.get("LATENTRT_CACHE") else logging.INFO, str(error))
         return None
+
+
+@functools.cache
+def _say(level: int, problem: str) -> None:
+    """Once in a process, however many files ask."""
+    _log.log(level, "nothing is cached: %s", problem)
 
 
 def require_private_folder(name: str) -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 from enum import Enum
 from typing import Any
 
@@ -79,10 +80,21 @@ def test_a_driver_without_a_gpu_says_so_at_once() -> None:
     assert "CUDA_VISIBLE_DEVICES" in found.mend
 
 
-def test_no_bindings() -> None:
+def test_no_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Any:
         raise ModuleNotFoundError("No module named 'cuda'")
 
+    def library(name: str) -> Any:
+        assert name in ("libcuda.so.1", "nvcuda.dll")
+        if not driver:
+            raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    driver = False
+    found = find_gpu(missing)
+    assert isinstance(found, NoGpu)
+    assert found.reason == "there is no NVIDIA driver", "which bindings would not change"
+    driver = True
     found = find_gpu(missing)
     assert found == NoGpu(reason="cuda-bindings is not installed", mend="pip install 'latentrt[rtx]'")
 

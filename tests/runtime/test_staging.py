@@ -124,6 +124,55 @@ def test_a_rename_that_fails_brings_the_earlier_bundle_back(tmp_path: Path, monk
     assert (place / "bundle.json").read_text() == "earlier"
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_comes_while_it_is_made_is_not_touched(tmp_path: Path, overwrite: bool) -> None:
+    place = tmp_path / "bundle"
+    with (
+        pytest.raises(OutputError, match="is not a bundle" if overwrite else "exists; choose another place"),
+        staged(place, overwrite=overwrite),
+    ):
+        (place / "thesis").mkdir(parents=True)
+    assert listed(tmp_path) == ["bundle"]
+    assert listed(place) == ["thesis"]
+
+
+def test_what_comes_at_the_last_moment_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, rename = tmp_path / "bundle", Path.rename
+
+    def too_late(self: Path, target: Path) -> Path:
+        bundle_at(target, "somebody's")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", too_late)
+    with (
+        pytest.raises(OutputError, match="not empty; what was there before is untouched"),
+        staged(place, overwrite=False) as stage,
+    ):
+        (stage.bundle / "bundle.json").write_text("new")
+    assert listed(tmp_path) == ["bundle"]
+    assert (place / "bundle.json").read_text() == "somebody's"
+
+
+def test_an_earlier_bundle_that_cannot_be_brought_back_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, rename = bundle_at(tmp_path / "bundle"), Path.rename
+
+    def away_only(self: Path, target: Path) -> Path:
+        if self != place:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", away_only)
+    with (
+        pytest.raises(OutputError, match=r"Input/output error; what was there before is in (\S+)$") as failed,
+        staged(place, overwrite=True) as stage,
+    ):
+        (stage.bundle / "bundle.json").write_text("new")
+    kept = Path(str(failed.value).rpartition(" ")[2])
+    assert (kept / "bundle.json").read_text() == "earlier"
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     # Tests may run as root, whom no mode keeps out: a folder below a file is impossible for everyone.
     (tmp_path / "file").write_text("x")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from pathlib import Path
@@ -52,6 +53,23 @@ def test_a_folder_that_is_open_to_others_is_not_used(root: Path, mode: int, name
     (root / name).chmod(mode)
     assert private_folder("digests") is None
     assert stat.S_IMODE((root / name).stat().st_mode) == mode
+
+
+def test_whoever_named_a_folder_that_is_not_used_is_told_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root.mkdir(mode=0o755)
+    with caplog.at_level(logging.INFO, "latentrt"):
+        assert [private_folder(name) for name in ("digests", "compiled")] == [None, None]
+        monkeypatch.delenv("LATENTRT_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(root.parent))
+        (root.parent / "latentrt").mkdir(mode=0o755)
+        assert private_folder("digests") is None
+    found = [(record.levelname, record.message.partition(" is open to others ")[0]) for record in caplog.records]
+    assert found == [
+        ("WARNING", f"nothing is cached: {root}"),
+        ("INFO", f"nothing is cached: {root.parent / 'latentrt'}"),
+    ]
 
 
 def test_a_folder_of_somebody_else_is_not_used(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,4 +50,4 @@ def build(
         engines = list(build_engines(opened, wants.engines, cache, reporter, force=force, timing_cache=timing_cache))
     if unrun := {why for engine in engines if (why := engine.record.check.not_run_because)}:
         click.echo(f"compared with the manifest and not run yet: {'; '.join(sorted(unrun))}", err=True)
-    click.echo(f"{counted(len(engines), 'engine')} in {cache.folder}, {time.monotonic() - began:.0f} s")
+    click.echo(f"ready: {counted(len(engines), 'engine')} in {cache.folder}, {time.monotonic() - began:.0f} s")

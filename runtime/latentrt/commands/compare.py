@@ -81,7 +81,9 @@ class _List(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
 )
 @click.option("--safety", help="What is done with a flagged picture: block, blur, report; off checks nothing.")
 @click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (ONNX Runtime) or tensorrt.")
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu or cuda (ONNX Runtime), openvino or tensorrt."
+)
 @click.option("--provider", help="One of ONNX Runtime's execution providers, by its name.")
 @click.option("--threads", type=click.IntRange(min=1), help="On the CPU. One per core by default.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")

@@ -24,7 +24,7 @@ def test_engines_are_built_once(latentrt: Caller, cache: EngineCache) -> None:
     assert [line.split()[0] for line in lines[1:3]] == ["vae_encoder", "vae_decoder"]
     assert all(re.search(r"MB, built in \d+\.\d s, peak memory \d\.\d GiB$", line) for line in lines[1:3])
     assert lines[3].startswith("compared with the manifest and not run yet: ")
-    assert re.fullmatch(rf"2 engines in {cache.folder}, \d+ s\n", first.out)
+    assert re.fullmatch(rf"ready: 2 engines in {cache.folder}, \d+ s\n", first.out)
 
     second = latentrt("build", bundle_path(), "--gpus", "8.9", *SMALL[2:])
     assert second.code == 0
@@ -49,7 +49,7 @@ def test_one_plan_for_more_gpus_is_there_already(latentrt: Caller, cache: Engine
     (engine,) = cache.engines()
     ended = latentrt("build", bundle_path(), *FOR_4090, *decoder)
     assert "there already" in ended.err
-    assert re.fullmatch(rf"1 engine in {cache.folder}, \d+ s\n", ended.out)
+    assert re.fullmatch(rf"ready: 1 engine in {cache.folder}, \d+ s\n", ended.out)
     assert cache.all_keys() == [engine.key]
 
 
