@@ -12,7 +12,7 @@ calls it (`latentrt.pipeline`, `latentrt.conditioning`):
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -21,7 +21,16 @@ from latentrt.errors import RequestError
 from latentrt.manifest import Component, Manifest
 from latentrt.tensors import TensorSpec
 
-__all__ = ["Guidance", "PictureProfile", "Span", "component_profile", "parse_count", "parse_size", "picture_profile"]
+__all__ = [
+    "Guidance",
+    "PictureProfile",
+    "Span",
+    "check_merging",
+    "component_profile",
+    "parse_count",
+    "parse_size",
+    "picture_profile",
+]
 
 Guidance = Literal["on", "off", "both"]
 _T = TypeVar("_T")
@@ -113,6 +122,26 @@ def picture_profile(
     if profile.batch.max > manifest.limits.max_batch:
         raise RequestError(f"found a batch of {profile.batch.max}, this bundle's limit is {manifest.limits.max_batch}")
     return profile
+
+
+def check_merging(component: Component, shapes: Mapping[str, ShapeRange]) -> None:
+    """Refuse pictures whose merged tokens are more than TensorRT can bring into an order (`_MOST_RANKED`).
+
+    Args:
+        shapes: of the denoiser's inputs.
+
+    Raises:
+        RequestError: saying how large a picture may be.
+    """
+    if component.token_merging is None:
+        return
+    level = int(component.token_merging.blocks[0].split(".")[1])  # down_blocks.LEVEL.attentions.…
+    height, width = (-(-side // 2**level) for side in shapes["sample"].max[2:])
+    if height * width > _MOST_RANKED:
+        raise RequestError(
+            f"found {height * width:,} tokens to merge in the largest picture, and TensorRT brings at most "
+            f"{_MOST_RANKED:,} into an order; build for smaller pictures, or export without --token-merging"
+        )
 
 
 def parse_size(text: str, usual: tuple[int, int]) -> tuple[Span, Span]:
@@ -218,6 +247,8 @@ def _check_side(name: str, span: Span, manifest: Manifest) -> None:
             )
 
 
+# The largest k of TensorRT's TopK (its operators' documentation; TensorRT-RTX says so too).
+_MOST_RANKED = 3840
 _SIDES = re.compile(r"(\d+)(?:[x×](\d+))?")
 
 

@@ -11,7 +11,7 @@ from latentrt.errors import BundleError, RequestError
 from latentrt.gpu import Gpu, NoGpu
 from latentrt.manifest import Precision
 from latentrt_engines.library import Library, installed_libraries, load_library
-from latentrt_engines.profiles import PictureProfile, component_profile
+from latentrt_engines.profiles import PictureProfile, check_merging, component_profile
 
 __all__ = ["Wanted", "choose_components", "choose_library", "choose_targets", "wanted_engines"]
 
@@ -115,6 +115,7 @@ def wanted_engines(
 
     Raises:
         BundleError: the bundle has no graph of that precision, or is one for CPUs.
+        RequestError: the pictures have more merged tokens than a library can rank.
     """
     if (precision or bundle.manifest.precision) == "int8":
         raise BundleError(
@@ -129,12 +130,14 @@ def wanted_engines(
         chosen = precision or bundle.manifest.precision
         graph, weights = bundle.component_files(name, chosen)
         files = bundle.manifest.files
+        shapes = component_profile(name, bundle.manifest.components[name], profile, bundle.manifest)
+        check_merging(bundle.manifest.components[name], shapes)
         identity = EngineIdentity(
             component=name,
             precision=chosen,
             graph=files[graph].sha256,
             weights=None if options.strip_weights else files[weights].sha256,
-            profile=component_profile(name, bundle.manifest.components[name], profile, bundle.manifest),
+            profile=shapes,
             options=options,
             library=library.name,
             library_version=library.version,

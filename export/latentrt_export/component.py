@@ -76,8 +76,8 @@ def export_component(
     learnt = submodule.passes_on(exact[-1].feeds, exact[-1].expected, known)
     plan = None
     if precision == "int8" and submodule.quantized:
-        pairs = [(trial.feeds, trial.expected) for trial in exact]
-        plan, ended_with = plan_int8(submodule, quantizing or Quantizing(), known, pairs, phase)
+        runs = [Run(trial.feeds, trial.expected, trial.choices) for trial in exact]
+        plan, ended_with = plan_int8(submodule, quantizing or Quantizing(), known, runs, phase)
         learnt |= ended_with
     stored_as: Precision = "float16" if precision == "int8" and plan is None else precision
     phase("tracing")

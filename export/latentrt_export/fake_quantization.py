@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrt_export.calibration import LayerRanges
-from latentrt_export.quantization import Layer, LayerMethod, quantized_weight
+from latentrt_export.quantization import Layer, LayerMethod, Range, quantized_weight
 
 __all__ = ["fake_quantized"]
 
@@ -30,15 +30,15 @@ def fake_quantized(
     with ExitStack() as undo, torch.no_grad():
         for name, method in methods.items():
             if method != "float32":
-                _round_weight(layers[name], method, undo)
+                _round_weight(layers[name], method, ranges[name].input if method == "static" else None, undo)
             if method == "static":
                 _round_activations(layers[name], ranges[name], undo)
         yield
 
 
-def _round_weight(layer: Layer, method: LayerMethod, undo: ExitStack) -> None:
+def _round_weight(layer: Layer, method: LayerMethod, taken: Range | None, undo: ExitStack) -> None:
     exact = layer.weight.data
-    integers, scale = quantized_weight(exact, method)
+    integers, scale = quantized_weight(layer, method, taken)
     layer.weight.data = integers * scale
     undo.callback(setattr, layer.weight, "data", exact)
 

@@ -18,6 +18,7 @@ from latentrt.gate import difference
 from latentrt.manifest import Quantization
 from latentrt_export.calibration import LayerRanges, calibrate
 from latentrt_export.fake_quantization import fake_quantized
+from latentrt_export.parts import Run
 from latentrt_export.quantization import (
     Layer,
     LayerMethod,
@@ -59,7 +60,7 @@ def plan_int8(
     submodule: Submodule,
     quantizing: Quantizing,
     known: Mapping[str, NDArray[Any]],
-    trials: Iterable[tuple[Arrays, Arrays]],
+    trials: Iterable[Run],
     phase: Callable[[str], None],
 ) -> tuple[Plan, Arrays]:
     """Calibrate and rank a submodule's layers, and decide what each becomes.
@@ -68,7 +69,8 @@ def plan_int8(
         submodule: loaded, in float32; it is as it was afterwards.
         quantizing: what is asked for.
         known: what earlier submodules made.
-        trials: the inputs that the graph will be judged on, and what torch makes of them.
+        trials: the inputs that the graph will be judged on, and what torch makes of them. What torch chose on the way
+            is chosen in every trial, as the graph will be told it too.
         phase: told what is being done.
 
     Returns:
@@ -87,15 +89,15 @@ def plan_int8(
         if static:
             learnt.update(submodule.calibrate(run, known, quantizing))
         else:  # there is nothing to learn but which layers there are, and how large
-            submodule.torch_outputs(trials[_SMALL][0])
+            submodule.torch_outputs(trials[_SMALL].feeds)
 
     layers = layers_of(submodule)
     ranges = calibrate(layers, use)
     layers = {name: layer for name, layer in layers.items() if name in ranges}
 
-    def error(methods: Mapping[str, LayerMethod], judged: Iterable[tuple[Arrays, Arrays]]) -> float:
+    def error(methods: Mapping[str, LayerMethod], judged: Iterable[Run]) -> float:
         with fake_quantized(layers, ranges, methods):
-            return max(_error(expected, submodule.torch_outputs(feeds)) for feeds, expected in judged)
+            return max(_error(submodule, run) for run in judged)
 
     choice = choose(
         quantizing.method,
@@ -132,13 +134,14 @@ def _planned(
     return Plan(record, tensors)
 
 
-def _error(expected: Arrays, found: Arrays) -> float:
-    return max(difference(reference, found[output], "rms") for output, reference in expected.items())
+def _error(submodule: Submodule, run: Run) -> float:
+    with submodule.told(run.choices):
+        found = submodule.torch_outputs(run.feeds)
+    return max(difference(reference, found[output], "rms") for output, reference in run.outputs.items())
 
 
-def _stored(name: str, layer: nn.Module, method: LayerMethod, ranges: LayerRanges) -> dict[str, Tensor]:
-    weight: Any = layer.weight
-    integers, scale = quantized_weight(weight.detach(), method)
+def _stored(name: str, layer: Layer, method: LayerMethod, ranges: LayerRanges) -> dict[str, Tensor]:
+    integers, scale = quantized_weight(layer, method, ranges.input if method == "static" else None)
     if method == "weights":
         return {f"{name}.weight": integers, f"{name}.weight_scale": scale}
     tensors = {f"{name}.weight": integers, f"{name}.weight_scale": scale.flatten()}

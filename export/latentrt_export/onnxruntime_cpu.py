@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from latentrt.backends.cores import usable_cores
 from latentrt.errors import ExportError, MissingExtraError
 from latentrt_export.submodule import Arrays
 
@@ -40,7 +40,7 @@ class Graph:
     def __init__(self, path: Path, *, in_order: bool = False, as_it_stands: bool = False) -> None:
         runtime = require()
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = os.cpu_count() or 1
+        options.intra_op_num_threads = usable_cores()
         options.log_severity_level = 3
         # Arenas keep their peak; without them the memory of a gate is what its largest step needs.
         options.enable_cpu_mem_arena = False

@@ -12,11 +12,14 @@ bits serve.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from latentrt.errors import ExportError
 
 __all__ = ["Layer", "LayerMethod", "Range", "layers_of", "quantized_weight", "weight_limit"]
 
@@ -25,6 +28,8 @@ Layer = nn.Linear | nn.Conv2d
 
 _LIMITS: dict[LayerMethod, int] = {"static": 63, "weights": 127}
 _LARGEST_UINT8 = 255
+# Half of what an int32 holds, as sums of products are added to it.
+_LARGEST_BIAS = 2**30
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class Range:
     high: float
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.low) or not math.isfinite(self.high):
+            raise ExportError(
+                f"found a range of values from {self.low} to {self.high}, expected finite numbers; "
+                "the weights overflow, or are damaged"
+            )
         object.__setattr__(self, "low", min(self.low, 0.0))
         object.__setattr__(self, "high", max(self.high, 0.0))
 
@@ -63,16 +73,21 @@ def weight_limit(method: LayerMethod) -> int:
     return _LIMITS[method]
 
 
-def quantized_weight(weight: Tensor, method: LayerMethod) -> tuple[Tensor, Tensor]:
-    """A weight as integers and what they are multiplied by.
+def quantized_weight(layer: Layer, method: LayerMethod, taken: Range | None = None) -> tuple[Tensor, Tensor]:
+    """A layer's weight as integers and what they are multiplied by.
 
     Args:
-        weight: float32 [out, …].
+        layer: its weight is float32 [out, …].
+        taken: what a static layer takes. ONNX Runtime adds a convolution's bias as an int32 of the scale of its
+            products, and what does not fit there is lost, so a channel's scale is not smaller than that asks for.
 
     Returns:
         int8 of the same shape, and the float32 scales [out, 1, …].
     """
     limit = weight_limit(method)
+    weight, bias = layer.weight.detach(), layer.bias
     largest = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
-    scale = torch.where(largest > 0, largest / limit, 1.0)
+    scale = torch.where(largest > 0, (largest / limit).clamp_min(torch.finfo(torch.float32).tiny), 1.0)
+    if taken is not None and isinstance(layer, nn.Conv2d) and bias is not None:
+        scale = scale.maximum(bias.detach().abs().reshape(scale.shape) / (taken.scale * _LARGEST_BIAS))
     return torch.round(weight / scale).clamp(-limit, limit).to(torch.int8), scale

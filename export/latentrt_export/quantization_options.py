@@ -40,11 +40,17 @@ def read_options(
         guidance_scale: what a run does that does not say, so that the runs are as those will be.
 
     Raises:
-        RequestError: the file cannot be read or has no prompt, or the number of steps is impossible.
+        RequestError: the file cannot be read or has no prompt, the number of steps is impossible, or there is nothing
+            to calibrate.
     """
     if (method, prompts, steps) == (None, None, None):
         return None
     defaults = Quantizing()
+    if method == "weights" and (prompts, steps) != (None, None):
+        option = "--calibration-prompts" if prompts is not None else "--calibration-steps"
+        raise RequestError(
+            f"found {option} with --quantization weights, which calibrates nothing; leave one of the two out"
+        )
     if steps is not None and not 1 <= steps <= _MOST_STEPS:
         raise RequestError(f"found {steps} steps to calibrate in, expected 1 to {_MOST_STEPS}")
     return Quantizing(

@@ -72,7 +72,8 @@ class SafetyChecker(Submodule):
         side = checker.config.vision_config.image_size
         if preprocessing.crop != (side, side):
             raise CheckpointError(
-                f"{processor_folder}crops to {preprocessing.crop}, the classifier looks at {side} × {side}"
+                f"{processor_folder} crops to {preprocessing.crop}, the classifier looks at {side} × {side}; the two "
+                "are not of one model"
             )
         # torch's fused attention exports guards (IsNaN, Where) for masks, and there is none
         checker.vision_model.set_attn_implementation("eager")

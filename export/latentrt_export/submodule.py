@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -79,6 +80,10 @@ class Submodule(nn.Module):
     def choices(self) -> Arrays:
         """What the last run decided that either way would have been right (`merging_gate.py`); graphs are told."""
         return {}
+
+    def told(self, choices: Arrays) -> AbstractContextManager[None]:
+        """Have runs decide as another one did (`choices`), for as long as this lasts."""
+        return nullcontext()
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the model and only this submodule knows."""

@@ -16,6 +16,8 @@ it is written: 0.29 of 100 is 29, where floats make it 28.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ from latentrt.errors import CheckpointError
 from latentrt.manifest import TokenMerging
 from latentrt_export.token_merging_ratio import MATCHING, check_ratio
 
-__all__ = ["Matching", "TokenMatching", "decided", "install", "merge", "unmerge"]
+__all__ = ["Matching", "TokenMatching", "decided", "install", "merge", "told", "unmerge"]
 
 
 class Matching(NamedTuple):
@@ -60,6 +62,8 @@ class TokenMatching(nn.Module):
         self.ratio = Fraction(repr(ratio))
         # Of the last run: where each token would go, and the order in which they go.
         self.decided: dict[str, Tensor] = {}
+        # The same for runs that are told.
+        self.told: dict[str, Tensor] = {}
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Matching:
         """tokens: (B, N, C), what enters the block. size: their height and width."""
@@ -69,6 +73,8 @@ class TokenMatching(nn.Module):
         merged = count * self.ratio.numerator // self.ratio.denominator
         best, cell = self._most_similar(tokens, first)
         order = self._order(best, first)
+        if self.told:
+            cell, order = self.told["ArgMax"], self.told["TopK"]
         if not torch.compiler.is_exporting():
             self.decided = {"ArgMax": cell, "TopK": order}
         rank = torch.zeros_like(order).scatter(1, order, torch.arange(count).expand(batch, count))
@@ -170,6 +176,19 @@ def decided(model: Any) -> dict[str, NDArray[np.int64]]:
         if isinstance(module, TokenMatching)
         for decision, array in module.decided.items()
     }
+
+
+@contextmanager
+def told(model: Any, choices: Mapping[str, NDArray[np.int64]]) -> Iterator[None]:
+    """Have matchings choose what was chosen in another run (`decided`), for as long as this lasts."""
+    matchings = [(name, module) for name, module in model.named_modules() if isinstance(module, TokenMatching)]
+    for name, module in matchings:
+        module.told = {each: torch.from_numpy(choices[f"{name}/{each}"]) for each in ("ArgMax", "TopK")}
+    try:
+        yield
+    finally:
+        for _, module in matchings:
+            module.told = {}
 
 
 class _Merging:

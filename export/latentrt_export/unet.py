@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -90,6 +91,9 @@ class UNet(Submodule):
 
     def choices(self) -> Arrays:
         return token_merging.decided(self.model)
+
+    def told(self, choices: Arrays) -> AbstractContextManager[None]:
+        return token_merging.told(self.model, choices)
 
     def facts(self) -> dict[str, Any]:
         size = self.model.config.sample_size

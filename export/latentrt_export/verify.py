@@ -93,14 +93,14 @@ def compare(
             wrong = words(reference, found[output], figure, measure, "torch's")
             raise GateError(
                 f"{component}: the {precision} graph's {output} {wrong} for inputs "
-                f" of shape {shapes}; the bound is {bound:g}. No bundle was written{_advice(quantized)}"
+                f"of shape {shapes}; the bound is {bound:g}. No bundle was written{_advice(precision, quantized)}"
             )
         figures.append(GateFigure(output=output, shapes=shapes, measure=measure, figure=figure, bound=bound))
     return figures
 
 
-def _advice(quantized: QuantizationMethod | None) -> str:
+def _advice(precision: Precision, quantized: QuantizationMethod | None) -> str:
     if quantized is None:
-        return ""
+        return "; --precision float32 may do" if precision == "float16" else ""
     milder = "--quantization weights or " if quantized == "static" else ""
     return f". This model does not bear it; {milder}--precision float16 may do"

@@ -48,6 +48,7 @@ _NOISE_KEYS = (
     "beta_schedule",
     "trained_betas",
     "prediction_type",
+    "rescale_betas_zero_snr",
 )
 
 
@@ -152,7 +153,8 @@ def _first_inputs(
     except RequestError as error:
         raise CheckpointError(f"its training noise schedule is not one of Stable Diffusion's: {error}") from error
     known = stage.scratch / "known.npz"
-    arrays: dict[str, Any] = {"input_ids": chunks, "alphas_cumprod": noise.alphas_cumprod()}
+    alphas = noise.alphas_cumprod(zero_snr=noise.rescale_betas_zero_snr)
+    arrays: dict[str, Any] = {"input_ids": chunks, "alphas_cumprod": alphas}
     if quantizing is not None:
         prompts = ["", *(quantizing.prompts or filter(None, PROMPTS))]
         arrays["calibration_ids"] = np.concatenate([ids.chunks(prompt)[:1] for prompt in prompts])  # (1 + P, 77)

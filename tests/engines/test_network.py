@@ -16,6 +16,7 @@ from latentrt.tensors import TensorSpec
 from latentrt.weights import map_weights
 from latentrt_engines.library import Library, load_library
 from latentrt_engines.network import Log, check_network, make_log, parse_network
+from latentrt_engines.profiles import _MOST_RANKED
 from tests.exported import Exported
 
 Weights = Mapping[str, NDArray[Any]]
@@ -209,3 +210,21 @@ def test_the_log_keeps_errors_and_warnings_apart(rtx: Library) -> None:
     assert (log.errors, log.warnings) == (["internal_error", "error"], ["warning"])
     assert log.text() == "internal_error\nerror"
     assert Log().text() == ""
+
+
+# Limits that are known before a build
+
+
+@pytest.mark.parametrize(("count", "fits"), [(_MOST_RANKED, True), (_MOST_RANKED + 1, False)])
+def test_the_most_that_a_library_ranks(rtx: Library, count: int, fits: bool) -> None:
+    """What `check_merging` refuses is what the library refuses, once it builds."""
+    text = f"g (float[1,{count}] x) => (int64[1,{count}] y) {{ k = Constant<value = int64[1] {{{count}}}>()\n"
+    body = onnx.parser.parse_graph(text + " best, y = TopK<axis = 1>(x, k) }")
+    model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", 21)])
+    log, logger = make_log(rtx)
+    builder = rtx.module.Builder(logger)
+    network, parser = parse_network(rtx, logger, builder, "unet", model.SerializeToString(), {})
+    plan = builder.build_serialized_network(network, builder.create_builder_config())
+    assert (plan is not None) == fits
+    assert ("K exceeds the maximum value allowed (3840)" in log.text()) != fits
+    del parser

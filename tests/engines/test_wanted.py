@@ -6,12 +6,13 @@ import msgspec
 import pytest
 
 from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineOptions, LibraryName, engine_key, this_platform
+from latentrt.engine_record import EngineOptions, LibraryName, ShapeRange, engine_key, this_platform
 from latentrt.errors import BackendError, BundleError, MissingExtraError, RequestError
 from latentrt.gpu import Gpu, NoGpu
+from latentrt.manifest import TokenMerging
 from latentrt_engines import wanted as module
 from latentrt_engines.library import Library, load_library
-from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.profiles import check_merging, component_profile, picture_profile
 from latentrt_engines.wanted import choose_components, choose_library, choose_targets, wanted_engines
 from tests.engines.made_up import H100, NO_GPU, RTX4090, TENSORRT
 from tests.exported import Exported
@@ -131,6 +132,25 @@ def of(bundle: Bundle, library: Library = RTX, gpu: Gpu | NoGpu = NO_GPU, **give
         gpu=gpu,
         **given,
     )
+
+
+def test_more_merged_tokens_than_a_library_ranks_are_refused(sample: Bundle) -> None:
+    """TensorRT-RTX itself: tests/engines/test_network.py."""
+    blocks = ("down_blocks.1.attentions.0.transformer_blocks.0",)  # of half the latents' sides, an eighth of pixels
+    merged = msgspec.structs.replace(
+        sample.manifest.components["unet"], token_merging=TokenMerging(ratio=0.5, blocks=blocks)
+    )
+    components = {**sample.manifest.components, "unet": merged}
+    sample.manifest = msgspec.structs.replace(sample.manifest, components=components)
+
+    def shapes(size: str) -> dict[str, ShapeRange]:
+        return component_profile("unet", merged, picture_profile(sample.manifest, size=size), sample.manifest)
+
+    check_merging(merged, shapes("480x512"))  # 60 × 64 = 3840
+    check_merging(sample.manifest.components["vae_decoder"], {})
+    with pytest.raises(RequestError, match=r"found 4,096 tokens to merge in the largest picture, .* at most 3,840"):
+        check_merging(merged, shapes("64..512"))
+    assert of(sample)
 
 
 def test_a_bundle_of_int8_is_for_cpus(sample: Bundle) -> None:

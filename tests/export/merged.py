@@ -11,8 +11,8 @@ from latentrt_export.submodule import Arrays, Submodule
 from latentrt_export.token_merging import TokenMatching, decided, merge, unmerge
 
 
-def noise(*shape: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
 class Merged(Submodule):

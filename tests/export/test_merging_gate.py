@@ -13,6 +13,7 @@ from latentrt.errors import GateError
 from latentrt_export.graph import trace
 from latentrt_export.merging_gate import judge_choices, open_told
 from latentrt_export.submodule import Arrays
+from latentrt_export.token_merging import told
 from tests.export.merged import Merged, noise
 from tests.export.small_graph import small_graph
 
@@ -81,6 +82,38 @@ def test_a_worse_choice_is_refused(model: ir.Model, path: Path, wrong: str) -> N
     outputs = open_told(model, path)[0].run({"x": x, **told})
     with pytest.raises(GateError, match=r"token_matching another choice than torch's would be better by \d\.\d+"):
         judge_choices("unet", "float32", outputs, told, {"x": x.shape})
+
+
+def test_a_graph_that_would_choose_worse_is_refused(model: ir.Model, tmp_path: Path) -> None:
+    """Though it does well with what it is told: it begins with those that are least alike, the destinations."""
+    x = noise(1, 8, 8, 8).numpy()
+    _, choices = chosen(x)
+    wrong = model.clone()
+    (node,) = (node for node in wrong.graph if node.name == ORDER)
+    node.attributes["largest"] = ir.AttrInt64("largest", 0)
+    ir.save(wrong, tmp_path / "model.onnx")
+    outputs = open_told(wrong, tmp_path / "model.onnx")[0].run({"x": x, **choices})
+    with pytest.raises(GateError, match=r"token_matching another choice than its own would be better by \d\.\d+"):
+        judge_choices("unet", "float32", outputs, choices, {"x": x.shape})
+    own = f"{ORDER}/own"
+    outputs[own] = np.concatenate([choices[ORDER][:, :48], choices[ORDER][:, :47:-1]], axis=1)
+    with pytest.raises(GateError, match="token_matching has other destinations than torch"):
+        judge_choices("unet", "float32", outputs, choices, {"x": x.shape})
+
+
+def test_a_module_is_told_what_another_run_chose() -> None:
+    module, x = Merged(), noise(1, 8, 8, 8).numpy()
+    expected = module.torch_outputs({"x": x})
+    choices = module.choices()
+    other = {**choices, CELL: (choices[CELL] + 1) % 16}
+    with told(module, other):
+        found = module.torch_outputs({"x": x})
+    assert np.abs(found["long"] - expected["long"]).max() > 0.1
+    np.testing.assert_array_equal(module.torch_outputs({"x": x})["long"], expected["long"])
+    with told(module, choices):
+        moved = module.torch_outputs({"x": x + 1e-3 * noise(1, 8, 8, 8, seed=1).numpy()})
+        np.testing.assert_array_equal(module.choices()[ORDER], choices[ORDER])
+    assert np.abs(moved["long"] - expected["long"]).max() < 0.02, "as the same tokens were merged"
 
 
 def test_a_graph_that_chooses_nothing_is_opened_as_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentrt.errors import RequestError
+from latentrt.errors import ExportError, RequestError
 from latentrt_export.calibration import LayerRanges, calibrate
 from latentrt_export.fake_quantization import fake_quantized
 from latentrt_export.quantization import LayerMethod, Range, layers_of, quantized_weight, weight_limit
@@ -18,10 +19,16 @@ from latentrt_export.quantization_options import Quantizing, read_options
 from latentrt_export.sensitivity import choose
 
 
+def convolution(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    layer = nn.Conv2d(weight.shape[1], weight.shape[0], (weight.shape[2], weight.shape[3]))
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return layer
+
+
 @pytest.mark.parametrize("method", ["static", "weights"])
 def test_a_weight_is_within_half_a_step_for_each_output_channel(method: LayerMethod) -> None:
     weight = torch.randn(6, 3, 2, 2) * torch.logspace(-3, 2, 6)[:, None, None, None]
-    integers, scale = quantized_weight(weight, method)
+    integers, scale = quantized_weight(convolution(weight, torch.zeros(6)), method, Range(0.0, 1.0))
     assert integers.dtype == torch.int8
     assert scale.shape == (6, 1, 1, 1)
     assert integers.abs().amax(dim=(1, 2, 3)).tolist() == [weight_limit(method)] * 6
@@ -30,9 +37,32 @@ def test_a_weight_is_within_half_a_step_for_each_output_channel(method: LayerMet
 
 
 def test_a_channel_of_zeros_stays_that() -> None:
-    integers, scale = quantized_weight(torch.zeros(2, 3), "static")
+    integers, scale = quantized_weight(convolution(torch.zeros(2, 3, 1, 1), torch.zeros(2)), "static", Range(0, 1))
     assert not integers.any()
     assert scale.flatten().tolist() == [1.0, 1.0]
+
+
+def test_a_bias_fits_into_an_int32_of_its_channels_scale() -> None:
+    """Weights that are nearly nothing beside an ordinary bias, as half stores them at its smallest."""
+    weight, bias = torch.full((2, 3, 1, 1), 6e-8), torch.tensor([1.5, 0.0])
+    taken = Range(0.0, 5.0)
+    integers, scale = quantized_weight(convolution(weight, bias), "static", taken)
+    assert (bias / (taken.scale * scale.flatten())).abs().max() <= 2**30 * 1.001
+    assert integers.flatten().tolist() == [1, 1, 1, 63, 63, 63], "of the channel without a bias as ever"
+    exact, _ = quantized_weight(convolution(weight, bias), "weights")
+    assert exact.abs().min() == 127, "floats are added to what is decompressed"
+
+
+def test_what_is_too_small_for_a_scale_becomes_nothing() -> None:
+    integers, scale = quantized_weight(convolution(torch.full((1, 1, 1, 1), 1e-44), torch.zeros(1)), "static")
+    assert scale.item() > 0
+    assert not integers.any()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_range_that_is_not_finite_is_refused(wrong: float) -> None:
+    with pytest.raises(ExportError, match=f"found a range of values from 0.0 to {wrong}, expected finite numbers"):
+        Range(0.0, wrong)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.28, 5.0), (0.5, 2.0), (-3.0, -1.0), (0.0, 0.0)])
@@ -81,7 +111,7 @@ def test_what_a_quantised_layer_computes() -> None:
     ranges, layers = ranges_of(network, x), layers_of(network)
     with torch.inference_mode():
         before = network(x)
-        integers, scale = quantized_weight(network.conv.weight, "static")
+        integers, scale = quantized_weight(network.conv, "static", ranges["conv"].input)
         rounded = nn.functional.conv2d(ranges["conv"].input.rounded(x), integers * scale, network.conv.bias, padding=1)
         rounded = ranges["conv"].output.rounded(rounded)
         wanted = network.fc(rounded.flatten(2).transpose(1, 2))
@@ -92,7 +122,7 @@ def test_what_a_quantised_layer_computes() -> None:
 
 def test_weights_alone_leave_inputs_as_they_are() -> None:
     network, x = Network(), torch.randn(2, 2, 4, 4)
-    integers, scale = quantized_weight(network.fc.weight, "weights")
+    integers, scale = quantized_weight(network.fc, "weights")
     with torch.inference_mode(), fake_quantized(layers_of(network), {}, {"fc": "weights"}):
         features = network.conv(x).flatten(2).transpose(1, 2)
         assert torch.equal(network(x), nn.functional.linear(features, integers * scale, network.fc.bias))
@@ -157,8 +187,16 @@ def test_options_that_are_left_out_are_the_defaults(tmp_path: Path) -> None:
     assert read_options(None, None, None, 7.5) is None
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\n\n  a blue square \n")
-    found = read_options("weights", prompts, None, 5.0)
-    assert found == Quantizing(method="weights", prompts=("a red circle", "a blue square"), guidance_scale=5.0)
+    found = read_options("static", prompts, None, 5.0)
+    assert found == Quantizing(prompts=("a red circle", "a blue square"), guidance_scale=5.0)
+    assert read_options("weights", None, None, 5.0) == Quantizing(method="weights", guidance_scale=5.0)
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="found --calibration-prompts with --quantization weights, which calibrates"):
+        read_options("weights", tmp_path / "prompts.txt", None, 5.0)
+    with pytest.raises(RequestError, match="found --calibration-steps with --quantization weights"):
+        read_options("weights", None, 4, 5.0)
 
 
 @pytest.mark.parametrize(
