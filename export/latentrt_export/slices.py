@@ -22,7 +22,7 @@ from latentrt.manifest import PartName
 from latentrt.tensors import TensorSpec
 from latentrt_export.cut import cut
 
-__all__ = ["slice_decoder"]
+__all__ = ["Cut", "cuts", "slice_decoder"]
 
 # The levels, from the last one back, whose convolutions become stages.
 _LEVELS_IN_STAGES = 2
@@ -31,7 +31,7 @@ _BEFORE_ATTENTION = "decoder.mid_block.resnets.0/Add"
 
 
 @dataclass(frozen=True)
-class _Cut:
+class Cut:
     """What a stage is, by names of the whole graph's values."""
 
     takes: str
@@ -45,8 +45,17 @@ class _Cut:
         return self.gives == "pixels"
 
 
+def cuts(model: ir.Model) -> list[Cut]:
+    """What the stages of a decoder's graph are, in their order.
+
+    Raises:
+        ExportError: the graph is none that can be cut like that.
+    """
+    return [*_stages(_values(model))]
+
+
 def slice_decoder(model: ir.Model) -> dict[PartName, ir.Model]:
-    """Cut a decoder's finished float32 graph into head, attention, neck and stages.
+    """Cut a decoder's finished graph into head, attention, neck and stages.
 
     Args:
         model: the whole; left as it was. The parts share its tensors.
@@ -57,15 +66,18 @@ def slice_decoder(model: ir.Model) -> dict[PartName, ir.Model]:
     Raises:
         ExportError: the graph is none that can be cut like that.
     """
-    values = {str(value.name): value for node in model.graph for value in node.outputs}
-    stages = [*_stages(values)]
+    values, stages = _values(model), cuts(model)
     parts = _whole_parts(model, values, stages[0].takes)
     for number, stage in enumerate(stages):
         parts[f"stage.{number}"] = _stage(model, values, stage)
     return parts
 
 
-def _stages(values: dict[str, ir.Value]) -> Iterator[_Cut]:
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    return {str(value.name): value for node in model.graph for value in node.outputs}
+
+
+def _stages(values: dict[str, ir.Value]) -> Iterator[Cut]:
     blocks = _count(values, r"decoder\.up_blocks\.(\d+)\.resnets\.0\.conv1/Conv")
     if not blocks or "pixels" not in values:
         raise _refused("no up_blocks and pixels in the decoder's graph")
@@ -77,22 +89,33 @@ def _stages(values: dict[str, ir.Value]) -> Iterator[_Cut]:
             yield from _resnet(values, f"decoder.up_blocks.{block}.resnets.{resnet}")
         if f"decoder.up_blocks.{block}.upsamplers.0.conv/Conv" in values:
             yield _upsampler(values, block)
-    yield _Cut(takes=_taken_by(values, "decoder.conv_norm_out/GroupNormalization"), gives="pixels")
+    yield Cut(takes=_taken_by(values, "decoder.conv_norm_out/GroupNormalization"), gives="pixels")
 
 
 def _count(values: dict[str, ir.Value], pattern: str) -> int:
     return len({found[1] for name in values if (found := re.fullmatch(pattern, name))})
 
 
-def _upsampler(values: dict[str, ir.Value], block: int) -> _Cut:
+def _upsampler(values: dict[str, ir.Value], block: int) -> Cut:
     path = f"decoder.up_blocks.{block}.upsamplers.0"
-    return _Cut(takes=_taken_by(values, f"{path}/Resize"), gives=f"{path}.conv/Conv", grows=True)
+    return Cut(takes=_taken_by(values, f"{path}/Resize"), gives=_rounded(values, f"{path}.conv/Conv"), grows=True)
 
 
-def _resnet(values: dict[str, ir.Value], path: str) -> Iterator[_Cut]:
-    residual, hidden = _taken_by(values, f"{path}.norm1/GroupNormalization"), f"{path}.conv1/Conv"
-    yield _Cut(takes=residual, gives=hidden)
-    yield _Cut(takes=hidden, gives=f"{path}/Add", residual=residual)
+def _resnet(values: dict[str, ir.Value], path: str) -> Iterator[Cut]:
+    residual, hidden = _taken_by(values, f"{path}.norm1/GroupNormalization"), _rounded(values, f"{path}.conv1/Conv")
+    yield Cut(takes=residual, gives=hidden)
+    yield Cut(takes=hidden, gives=f"{path}/Add", residual=residual)
+
+
+def _rounded(values: dict[str, ir.Value], name: str) -> str:
+    """The value that has this name, or what it was rounded to in an int8 graph: what is behind it takes that."""
+    value = values[name]
+    for operator in ("QuantizeLinear", "DequantizeLinear"):
+        readers = [use.node for use in value.uses()]
+        if [node.op_type for node in readers] != [operator]:
+            break
+        value = readers[0].outputs[0]
+    return str(value.name)
 
 
 def _taken_by(values: dict[str, ir.Value], name: str) -> str:
@@ -129,7 +152,7 @@ def _whole_parts(model: ir.Model, values: dict[str, ir.Value], last: str) -> dic
     return {"head": head, "attention": attention, "neck": neck}
 
 
-def _stage(model: ir.Model, values: dict[str, ir.Value], stage: _Cut) -> ir.Model:
+def _stage(model: ir.Model, values: dict[str, ir.Value], stage: Cut) -> ir.Model:
     takes = {stage.takes: TensorSpec("features", "float32", _plane(values[stage.takes], "halo_rows", "width"))}
     if stage.residual is not None:
         shape = _plane(values[stage.residual], "rows", "width")
@@ -170,7 +193,7 @@ def _take_statistics(graph: ir.Graph, norm: ir.Node) -> None:
     graph.remove(norm, safe=True)
 
 
-def _take_halo(graph: ir.Graph, stage: _Cut) -> None:
+def _take_halo(graph: ir.Graph, stage: Cut) -> None:
     """Have the convolution take a row above and one below from its input, in place of rows of zeros.
 
     What lies outside of the picture is zero behind the activation, not before it, so `inside` says which rows do. In
@@ -183,15 +206,28 @@ def _take_halo(graph: ir.Graph, stage: _Cut) -> None:
         raise _refused(f"another convolution than one of 3 × 3 at {stage.gives}")
     (convolution,) = convolutions
     convolution.attributes["pads"] = ir.AttrInt64s("pads", [0, 1, 0, 1])
-    make = _Making(graph, convolution)
+    reader = _first_reader(convolution)
+    make = _Making(graph, reader)
     if stage.grows:
         first, end, axis = (
             make.constant(name, np.array([at])) for name, at in (("first", 1), ("end", -1), ("axis", 2))
         )
-        taken = make("Slice", convolution.inputs[0], first, end, axis)
+        taken = make("Slice", reader.inputs[0], first, end, axis)
     else:
-        taken = make("Mul", convolution.inputs[0], _input(graph, "inside", ("batch", 1, "halo_rows", 1)))
-    convolution.replace_input_with(0, taken)
+        taken = make("Mul", reader.inputs[0], _input(graph, "inside", ("batch", 1, "halo_rows", 1)))
+    reader.replace_input_with(0, taken)
+
+
+def _first_reader(convolution: ir.Node) -> ir.Node:
+    """What reads a convolution's input: itself or, in an int8 graph, what rounds it. Nothing may stand between those,
+    or backends multiply floats."""
+    node = convolution
+    for operator in ("DequantizeLinear", "QuantizeLinear"):
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if source is None or source.op_type != operator:
+            break
+        node = source
+    return node
 
 
 class _Making:

@@ -1,8 +1,7 @@
 """The parts of a decoder for decoding in slices: their files, their records, and the proof that they make its pixels.
 
-They are run as a picture's are (`latentrt.sliced_decoder`), with bands as low as those of a picture, and the pixels are
-compared with the whole graph's. A sum over bands is in another order than one over everything, which is seen where a
-value sits on the edge between two levels: one level is the bound.
+They are run as a picture's are (`latentrt.sliced_decoder`), with bands as low as those of a picture, and judged
+(`slices_gate.py`).
 """
 
 from __future__ import annotations
@@ -15,25 +14,25 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from latentrt.errors import GateError
-from latentrt.gate import difference, words
 from latentrt.manifest import GateFigure, GraphRecord, Part, PartName, Precision
 from latentrt.session import Arrays
 from latentrt.sliced_decoder import SlicedDecoder
 from latentrt.tensors import DType, TensorSpec
 from latentrt_export.onnxruntime_cpu import Graph
 from latentrt_export.parts import Run
-from latentrt_export.slices import slice_decoder
+from latentrt_export.slices import cuts, slice_decoder
+from latentrt_export.slices_gate import judge_pixels, judge_stages, without_rounding
 
 __all__ = ["SlicesMaker"]
 
-_BOUND = 1
+# What files without rounding are called, for as long as they are needed.
+_EXACT = "exact."
 _DTYPES: dict[ir.DataType | None, DType] = {ir.DataType.FLOAT: "float32", ir.DataType.UINT8: "uint8"}
 
 
 @dataclass(kw_only=True)
 class SlicesMaker:
-    """Cuts a decoder's float32 graph; other graphs are left whole, as slices are for CPUs.
+    """Cuts a decoder's float32 or int8 graph; half graphs are left whole, as slices are for CPUs.
 
     Attributes:
         inputs: of the whole decoder.
@@ -61,37 +60,59 @@ class SlicesMaker:
         Raises:
             GateError: the pixels miss their bound. ExportError: the graph cannot be cut.
         """
-        if precision != "float32":
+        if precision == "float16":
             return
         self.phase(f"checking the slices of the {precision} graph")
-        for name, part in slice_decoder(model).items():
-            file = Path(whole.file).name.replace("model", name, 1)
-            ir.save(part, self.folder / file)
-            record = GraphRecord(file=f"{self.prefix}{file}", opset=whole.opset, nodes=len(part.graph))
+        parts = slice_decoder(model)
+        for name, part in parts.items():
+            ir.save(part, self.folder / self._file(whole, name))
+            file = f"{self.prefix}{self._file(whole, name)}"
+            record = GraphRecord(file=file, opset=whole.opset, nodes=len(part.graph))
             inputs, outputs = _specs(part.graph.inputs), _specs(part.graph.outputs)
             self.parts[name] = Part(inputs=inputs, outputs=outputs, graphs={precision: record})
-        # Of all of them together, so the last one, which makes the pixels, says it.
-        self.parts[name] = _with_gate(self.parts[name], precision, tuple(map(self._judge, runs)))
+        last = [*parts][-1]  # which makes the pixels, so it says what is of all of them together
+        if precision == "float32":
+            figures = {last: judge_pixels("float32 graph", self.decoder(), runs)}
+        else:
+            runs = tuple(runs)
+            figures = self._judge_stages(model, whole, runs)
+            figures[last] += self._judge_without_rounding(model, parts, whole, runs)
+        for name, each in figures.items():
+            self.parts[name] = _with_gate(self.parts[name], precision, each)
 
-    def decoder(self) -> SlicedDecoder:
-        """The parts that were made, as a runtime runs them."""
-        return SlicedDecoder(self.inputs, self.parts, self._open)
+    def decoder(self, prefix: str = "", *, as_it_stands: bool = False) -> SlicedDecoder:
+        """The parts that were made, as a runtime runs them, or with nothing folded; `prefix` is that of other files."""
+        return SlicedDecoder(self.inputs, self.parts, lambda name: self._open(name, prefix, as_it_stands=as_it_stands))
 
-    def _judge(self, run: Run) -> GateFigure:
-        reference, found = run.outputs["pixels"], self.decoder().run(run.feeds)["pixels"]
-        figure = difference(reference, found, "levels")
-        shapes = {name: array.shape for name, array in run.feeds.items()}
-        if not figure <= _BOUND:
-            wrong = words(reference, found, figure, "levels", "its own")
-            raise GateError(
-                f"the float32 graph and its slices: pixels {wrong} for inputs of shape {shapes}; "
-                f"the bound is {_BOUND}. No bundle was written; --no-parts leaves the slices out"
-            )
-        return GateFigure(output="pixels", shapes=shapes, measure="levels", figure=figure, bound=_BOUND)
+    def _judge_stages(
+        self, model: ir.Model, whole: GraphRecord, runs: Iterable[Run]
+    ) -> dict[PartName, tuple[GateFigure, ...]]:
+        place = self.folder / f"values.{Path(whole.file).name}"
+        return judge_stages(model, place, cuts(model), self.decoder(as_it_stands=True), runs)
 
-    def _open(self, name: PartName) -> _OpenPart:
+    def _judge_without_rounding(
+        self, model: ir.Model, parts: dict[PartName, ir.Model], whole: GraphRecord, runs: Iterable[Run]
+    ) -> tuple[GateFigure, ...]:
+        files = {self._file(whole, name): part for name, part in parts.items()} | {Path(whole.file).name: model}
+        places = {file: self.folder / f"{_EXACT}{file}" for file in files}
+        try:
+            for file, each in files.items():
+                ir.save(without_rounding(each), places[file])
+            graph = Graph(places[Path(whole.file).name])
+            exact = [Run(run.feeds, graph.run(run.feeds)) for run in runs]
+            del graph
+            return judge_pixels("int8 graph without its rounding", self.decoder(_EXACT), exact)
+        finally:
+            for place in places.values():
+                place.unlink(missing_ok=True)
+
+    def _file(self, whole: GraphRecord, name: PartName) -> str:
+        return Path(whole.file).name.replace("model", name, 1)
+
+    def _open(self, name: PartName, prefix: str, *, as_it_stands: bool) -> _OpenPart:
         (record,) = self.parts[name].graphs.values()
-        return _OpenPart(self.parts[name].inputs, Graph(self.folder / Path(record.file).name))
+        graph = Graph(self.folder / f"{prefix}{Path(record.file).name}", as_it_stands=as_it_stands)
+        return _OpenPart(self.parts[name].inputs, graph)
 
 
 @dataclass(frozen=True)

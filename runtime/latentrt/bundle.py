@@ -23,7 +23,7 @@ from pathlib import Path
 
 from latentrt.digest_cache import DigestCache
 from latentrt.digests import Progress, hash_bytes
-from latentrt.errors import BundleError, IntegrityError, RequestError
+from latentrt.errors import BundleError, IntegrityError, ManifestError, RequestError
 from latentrt.manifest import Manifest, PartName, Precision
 from latentrt.manifest_checks import MANIFEST_NAME
 from latentrt.manifest_json import MAX_MANIFEST_BYTES, decode_manifest
@@ -75,7 +75,10 @@ class Bundle:
                 f"{reach.folder / MANIFEST_NAME} is {found}, expected the pinned {digest}: it is another bundle, or "
                 "was changed. Get the one that was pinned, or pin this one if you trust where it came from"
             )
-        manifest = decode_manifest(data)
+        try:
+            manifest = decode_manifest(data)
+        except ManifestError as error:
+            raise ManifestError(f"{reach.folder}: {error}") from None
         return cls(
             reach.folder, manifest, found, PinnedFiles(reach, manifest.files, DigestCache() if trust_cache else None)
         )

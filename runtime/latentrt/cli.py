@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -84,7 +85,7 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(130)
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         _fail(error)
     sys.exit(status if isinstance(status, int) else 0)
 

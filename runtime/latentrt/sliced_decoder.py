@@ -121,6 +121,19 @@ class SlicedDecoder:
             self._run_stage(stage, held, budget)
         return {"pixels": self._run_stage(last, held, budget)}
 
+    def before_stages(self, latents: Features) -> Features:
+        """What the first stage takes."""
+        return self._before_stages(latents, self._budget(latents.shape))
+
+    def run_stage(
+        self, number: int, latents: tuple[int, ...], features: Features, residual: Features | None
+    ) -> NDArray[Any]:
+        """One stage by itself, as a decode of latents of this shape runs it. What it is given may be overwritten."""
+        stage = self._stages[number]
+        mean = stage.takes.get("mean")
+        statistics = {} if mean is None else _statistics_of(features, int(mean.shape[1]))
+        return self._run_stage(stage, _Held(features, statistics, residual), self._budget(latents))
+
     def _budget(self, latents: tuple[int, ...]) -> int:
         """The bytes that a band may need, for latents of this shape."""
         before = self._parts["neck" if "neck" in self._parts else "head"]

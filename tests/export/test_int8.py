@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -17,7 +20,7 @@ from latentrt.device import Device
 from latentrt.errors import GateError, RequestError
 from latentrt.gate import difference
 from latentrt.guidance import guide
-from latentrt.manifest import Component
+from latentrt.manifest import Component, PartName
 from latentrt.noise import Generator
 from latentrt.samplers.euler import Euler
 from latentrt.samplers.steps import Steps
@@ -27,10 +30,20 @@ from latentrt_export.component import export_component
 from latentrt_export.denoising import denoised
 from latentrt_export.export import _default_quantizing, export_checkpoint
 from latentrt_export.onnxruntime_cpu import Graph
+from latentrt_export.parts import Run
 from latentrt_export.quantization_options import Quantizing
+from latentrt_export.slices import slice_decoder
+from latentrt_export.slices_maker import SlicesMaker
 from latentrt_export.submodule import Arrays
 from latentrt_export.vae import VaeDecoder
 from tests.export.test_passes_quantize import compiled_file
+from tests.export.test_slices_maker import (
+    no_edge,
+    not_finite,
+    other_epsilon,
+    other_weight,
+    wrong_half_of_the_halo,
+)
 from tests.exported import Exported, Silent
 from tests.tiny import autoencoder, move_off_initial_values
 
@@ -44,9 +57,8 @@ def made(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Component]:
     latents = np.random.default_rng(0).normal(size=(3, 4, 16, 16)).astype(np.float32)
     known: dict[str, NDArray[Any]] = {"latents": latents, "denoised": latents}
     decoder = VaeDecoder(model)
-    component, _ = export_component(
-        decoder, folder, "vae_decoder/", "int8", known, phases.append, quantizing=Quantizing()
-    )
+    slices = SlicesMaker(inputs=decoder.inputs, folder=folder, prefix="vae_decoder/", phase=phases.append)
+    component, _ = export_component(decoder, folder, "vae_decoder/", "int8", known, phases.append, slices, Quantizing())
     return decoder, component
 
 
@@ -94,6 +106,86 @@ def test_both_backends_make_what_the_gate_allows(quantised: tuple[Path, Componen
     on_openvino = compiled_file(folder / "model.onnx", "latents", latents.shape)({"latents": latents})["pixels"]
     # Both within the gate's bound of torch, so within twice that of one another.
     assert difference(on_onnxruntime, on_openvino, "rms") <= 2 * graph.gate[0].bound
+
+
+# Decoding in slices
+
+
+def test_each_slice_is_judged_by_itself(quantised: tuple[Path, Component]) -> None:
+    folder, component = quantised
+    assert {graph.file for part in component.parts.values() for graph in part.graphs.values()} == {
+        f"vae_decoder/{name}.onnx" for name in component.parts
+    }
+    assert {file.stem for file in folder.glob("*.onnx")} == {"model", *component.parts}
+    gates = {name: part.graphs["int8"].gate for name, part in component.parts.items()}
+    assert {name for name, gate in gates.items() if not gate} == {"attention", "neck"}, "which head's figure is of too"
+    for gate in filter(None, gates.values()):
+        shapes = [figure.shapes["latents"] for figure in gate if figure.measure == "rms"]
+        assert shapes == [(1, 4, 16, 16), (3, 4, 17, 15), (1, 4, 41, 32)]
+        assert all(figure.figure <= figure.bound for figure in gate)
+    last = [figure for figure in gates["stage.10"] if figure.output == "pixels" and figure.measure == "levels"]
+    assert [figure.bound for figure in last] == [1, 1, 1], "without rounding they are the whole's"
+    assert any(figure.figure for gate in gates.values() for figure in gate), "some integers are decided otherwise"
+
+
+def test_slices_of_int8_are_the_whole_but_for_a_few_roundings(quantised: tuple[Path, Component]) -> None:
+    folder, component = quantised
+    latents = np.random.default_rng(2).standard_normal((1, 4, 33, 24), np.float32)
+    maker = slices_of(folder, component)
+    whole = Graph(folder / "model.onnx").run({"latents": latents})["pixels"]
+    found = maker.decoder().run({"latents": latents})["pixels"]
+    # Random weights; 0.002 was seen. Beside torch the gate allows 0.05.
+    assert difference(whole, found, "rms") < 0.01
+
+
+def test_nothing_stands_between_integers_and_their_convolution(quantised: tuple[Path, Component]) -> None:
+    """Or ONNX Runtime would multiply floats."""
+    folder, component = quantised
+    fused = 0
+    for name in component.parts:
+        for node in ir.load(folder / f"{name}.onnx").graph:
+            sources = [value.producer() for value in node.inputs[:2] if value is not None]
+            if node.op_type == "Conv" and sources[1] is not None and sources[1].op_type == "DequantizeLinear":
+                fused += 1
+                assert sources[0] is not None
+                assert sources[0].op_type == "DequantizeLinear"
+                assert sources[0].inputs[0].producer().op_type == "QuantizeLinear"  # type: ignore[union-attr]
+                assert [use.node.op_type for use in node.outputs[0].uses()] == ["QuantizeLinear"]
+    assert fused > 10
+
+
+def slices_of(folder: Path, component: Component) -> SlicesMaker:
+    maker = SlicesMaker(inputs=component.inputs, folder=folder, prefix="vae_decoder/", phase=lambda text: None)
+    maker.parts.update(component.parts)
+    return maker
+
+
+@pytest.mark.parametrize("spoil", [other_weight, other_epsilon, no_edge, wrong_half_of_the_halo, not_finite])
+def test_a_defect_in_a_slice_of_int8_is_caught(
+    quantised: tuple[Path, Component],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[dict[PartName, ir.Model]], None],
+) -> None:
+    folder, component = quantised
+
+    def spoilt(model: ir.Model) -> dict[PartName, ir.Model]:
+        parts = slice_decoder(model)
+        spoil(parts)
+        return parts
+
+    for file in ("model.onnx", "model.safetensors"):
+        shutil.copy(folder / file, tmp_path)
+    monkeypatch.setattr("latentrt_export.slices_maker.slice_decoder", spoilt)
+    maker = SlicesMaker(inputs=component.inputs, folder=tmp_path, prefix="vae_decoder/", phase=lambda text: None)
+    runs = [Run({"latents": np.random.default_rng(0).standard_normal((1, 4, 9, 8), np.float32)}, {})]
+    with pytest.raises(
+        GateError,
+        match=r"the int8 graph (without its rounding )?and its slices: .* its own .*--no-parts leaves the slices out",
+    ):
+        maker.make(ir.load(tmp_path / "model.onnx"), component.graphs["int8"], "int8", runs)
+    left = {file.stem for file in tmp_path.glob("*.onnx")}
+    assert left == {"model", *component.parts}, "nothing that was only needed on the way"
 
 
 @pytest.fixture(scope="module")

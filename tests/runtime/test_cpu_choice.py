@@ -140,6 +140,14 @@ def test_slices_are_for_low_memory(bundle: Bundle, opened: list[Any]) -> None:
     assert opened[0][2]["part"] is None
 
 
+def test_slices_of_int8(bundle: Bundle, opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ov, "computes_in_bfloat16", lambda: False)
+    changed(bundle, DECODER, precision="int8", int8=True)
+    changed(bundle, DECODER, "head", "stage.0", precision="int8", int8=True)
+    choice = choose_on_cpu(bundle, DECODER, "openvino", Preferences(low_memory=True))
+    assert choice.title == "OpenVINO on the CPU in int8, in slices"
+
+
 def test_without_slices_a_decoder_is_run_whole(bundle: Bundle, opened: list[Any]) -> None:
     choice = choose_on_cpu(bundle, "preview_decoder", "onnxruntime", Preferences(low_memory=True))
     assert choice.title == "ONNX Runtime on the CPU"

@@ -183,7 +183,10 @@ def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, pro
     if not seed:
         raise RequestError("found an empty range of seeds, expected the first not to be above the last, as in 7..10")
     if len(seed) % prompts:
-        raise RequestError(f"found {len(seed)} seeds for {prompts} prompts, expected as many for each prompt")
+        raise RequestError(
+            f"found {len(seed)} seeds for {prompts} prompts, expected {prompts}, or a multiple of that, as each prompt "
+            "gets as many"
+        )
     return len(seed) // prompts
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PROMPTS", "bundle_path", "is_sample_model"]
 
+# Weights that a picture is not drawn with.
+_BESIDE = ("safety_checker/", "preview_decoder/")
 # What `latentrt demo` draws.
 PROMPTS = (
     "a large red circle on a blue background",
@@ -39,10 +41,10 @@ def bundle_path() -> Path:
 
 def is_sample_model(manifest: Manifest) -> bool:
     """Whether a bundle was made of the sample model, in whichever precision: its weight files had the same hashes. The
-    classifier may be another one, or missing."""
+    classifier and the decoder for previews may be others, or missing."""
     from latentrt.bundle import Bundle
 
     def drawing(weights: dict[str, str]) -> dict[str, str]:
-        return {name: digest for name, digest in weights.items() if not name.startswith("safety_checker/")}
+        return {name: digest for name, digest in weights.items() if not name.startswith(_BESIDE)}
 
     return drawing(manifest.source.weights) == drawing(Bundle.open(bundle_path()).manifest.source.weights)

@@ -176,7 +176,9 @@ def test_a_traceback_only_if_it_is_asked_for(sd1: Exported, tmp_path: Path) -> N
     call = ("run", sd1.bundle, "a star", "--height", "100", "-o", tmp_path / "out.png")
     assert "Traceback" not in latentrt(*call).stderr
     for asked in (("--debug", *call), (*call, "--debug")):
-        assert "Traceback" in latentrt(*asked).stderr
+        failed = latentrt(*asked)
+        assert "Traceback" in failed.stderr
+        assert failed.returncode == 2, "as without it"
 
 
 def copied(model: Exported, place: Path) -> Path:

@@ -25,10 +25,13 @@ def test_the_sample_bundle_is_one_and_another_is_not(sd1: Exported, manifest: Ma
     assert not is_sample_model(Bundle.open(sd1.bundle).manifest)
 
 
-def test_the_weights_decide_and_not_the_classifier(manifest: Manifest) -> None:
+def test_the_weights_decide_that_pictures_are_drawn_with(manifest: Manifest) -> None:
     weights = manifest.source.weights
     unchecked = {name: digest for name, digest in weights.items() if not name.startswith("safety_checker")}
     assert is_sample_model(with_weights(manifest, unchecked))
+    plain = {name: digest for name, digest in weights.items() if not name.startswith("preview_decoder")}
+    assert len(plain) < len(weights)
+    assert is_sample_model(with_weights(manifest, plain)), "as it is exported by README's own line"
     assert not is_sample_model(
         with_weights(manifest, {**weights, "unet/diffusion_pytorch_model.safetensors": "0" * 64})
     )

@@ -1,0 +1,98 @@
+"""How much memory does a whole run of `latentrt run` need, at its peak?
+
+    python -m benchmarks.memory --float16 BUNDLE --int8 BUNDLE --output benchmarks/results/memory.json
+
+Each way of running is a process of its own, as a user starts it: loading, two steps of a guided picture at the bundle's
+default size, decoding and the classifier. The figure is the largest resident set that the system counted, mapped
+weights (which can be taken back) included. Beside it stand the sizes of the weights, of which the denoiser's are the
+largest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.full_size import machine
+from latentrt.backends.openvino import computes_in_bfloat16
+from latentrt.bundle import Bundle
+
+PROMPT = "a photograph of an astronaut riding a horse"
+
+
+class Way(NamedTuple):
+    """A bundle, and the options that it is run with."""
+
+    bundle: str
+    options: tuple[str, ...]
+
+
+WAYS = (
+    Way("int8", ("--device", "openvino")),
+    Way("int8", ("--device", "cpu")),
+    Way("float16", ("--device", "openvino", "--precision", "bfloat16")),
+    Way("float16", ("--device", "openvino")),
+    Way("float16", ("--device", "cpu")),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--float16", type=Path, required=True, help="a bundle of that precision")
+    parser.add_argument("--int8", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
+    arguments = parser.parse_args()
+    bundles = {"float16": arguments.float16, "int8": arguments.int8}
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.memory --float16 BUNDLE --int8 BUNDLE",
+        "machine": machine(),
+        "weights_gib": {name: weights(folder) for name, folder in bundles.items()},
+        "runs": [],
+    }
+    for way in WAYS:
+        if "bfloat16" in way.options and not computes_in_bfloat16():
+            print("no bfloat16 on this CPU, left out:", way)
+            continue
+        for low in (False, True):
+            options = (*way.options, *(("--low-memory",) if low else ()))
+            found = {"bundle": way.bundle, "options": options, **measured(bundles[way.bundle], options)}
+            print(found, flush=True)
+            report["runs"].append(found)
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def weights(folder: Path) -> dict[str, float]:
+    """The size of each component's weights in GiB."""
+    manifest = Bundle.open(folder).manifest
+    return {
+        name: round(manifest.files[component.weights.file].size / 2**30, 2)
+        for name, component in manifest.components.items()
+    }
+
+
+def measured(bundle: Path, options: tuple[str, ...]) -> dict[str, float]:
+    """One run: its peak, and how long it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "picture.png"
+        arguments = ["run", bundle, PROMPT, "--steps", "2", "--seed", "7", "--quiet", "-o", picture, *options]
+        command = [Path(sys.executable).with_name("latentrt"), *arguments]
+        began = time.monotonic()
+        process = subprocess.Popen([*map(str, command)], env={**os.environ, "LATENTRT_CACHE": f"{folder}/cache"})
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - began
+        if status != 0:
+            raise SystemExit(f"{command} ended with the status {status}")
+    kilobytes = usage.ru_maxrss / (1024 if platform.system() == "Darwin" else 1)
+    return {"peak_gib": round(kilobytes / 2**20, 2), "seconds": round(seconds, 1)}
+
+
+if __name__ == "__main__":
+    main()
