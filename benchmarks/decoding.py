@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,12 +32,15 @@ from rich.table import Table
 
 from benchmarks.full_size import machine
 from latentrt import Bundle, Pipeline
-from latentrt.cpu_choice import CpuBackend, Preferences, choose_on_cpu
+from latentrt.backends import onnxruntime as ort
+from latentrt.backends import openvino as ov
+from latentrt.cpu_choice import ComputePrecision, CpuBackend, Preferences, choose_on_cpu
+from latentrt.manifest import PartName, Precision
 from latentrt.sample import bundle_path
 from latentrt.sample.figures import PROMPT_SEED
 from latentrt.sample.prompts import held_out_prompts
 from latentrt.session import Session
-from latentrt.sliced_decoder import is_sliced
+from latentrt.sliced_decoder import SlicedDecoder, is_sliced
 from latentrt.tiling import decode_in_tiles
 
 Way = Literal["whole", "sliced", "tiled", "small tiles", "preview"]
@@ -72,13 +76,15 @@ def main() -> None:
     }
     for side in arguments.sides:
         for backend in arguments.on:
-            found = measure(arguments, backend, side, ways_of(bundle))
+            ways = [way for way in ways_of(bundle) if way in arguments.ways]
+            found = measure(arguments, backend, side, ways)
             report["full_size"].setdefault(str(side), {})[backend] = {
                 name: asdict(each) for name, each in found.items()
             }
             write(report, arguments.output)
-    report["sample"] = price_on_sample(arguments.prompts)
-    write(report, arguments.output)
+    if "tiled" in arguments.ways:
+        report["sample"] = price_on_sample(arguments.prompts)
+        write(report, arguments.output)
     Console(width=110).print(as_table(report))
 
 
@@ -87,6 +93,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("bundle", type=Path, help="of full size")
     parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="of pictures, in pixels")
     parser.add_argument("--on", nargs="+", choices=get_args(CpuBackend), default=list(get_args(CpuBackend)))
+    parser.add_argument(
+        "--ways", nargs="+", choices=get_args(Way), default=list(get_args(Way)), help="whole among them"
+    )
+    parser.add_argument("--precision", choices=get_args(ComputePrecision), help="the bundle's default if left out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1, help="decodes of 512 × 512 in each process; one of larger")
     parser.add_argument("--prompts", type=int, default=16, help="of the sample model")
@@ -110,6 +120,7 @@ def measure(arguments: argparse.Namespace, backend: str, side: int, ways: Sequen
             file = Path(folder) / f"{way}.npy"
             repeats = arguments.repeats if side <= 512 else 1
             call = [sys.executable, "-m", "benchmarks.decoding", str(arguments.bundle), "--repeats", str(repeats)]
+            call += ["--precision", arguments.precision] if arguments.precision else []
             call += ["--threads", str(arguments.threads), "--one", way, backend, str(side), str(file)]
             told = json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE).stdout)
             beside = {} if way in ("whole", "preview") else apart(np.load(file), np.load(Path(folder) / "whole.npy"))
@@ -125,19 +136,38 @@ def one(arguments: argparse.Namespace) -> None:
     name = "preview_decoder" if way == "preview" else "vae_decoder"
     bundle.check(bundle.files_of([name]))
     latents = np.random.default_rng(7).standard_normal((1, 4, int(side) // 8, int(side) // 8), np.float32)
-    preferences = Preferences(threads=arguments.threads, low_memory=way == "sliced")
-    choice = choose_on_cpu(bundle, name, backend, preferences)
+    preferences = Preferences(threads=arguments.threads, precision=arguments.precision)
+    opens = choose_on_cpu(bundle, name, backend, preferences).open
+    if way == "sliced":
+        opens = partial(sliced, bundle, backend, preferences)
     watch, seconds, processor_seconds = AnonymousMemory(), [], []
     session: Session | None = None
     for _ in range(arguments.repeats):
         began, worked = time.perf_counter(), time.process_time()
-        session = session or choice.open()
+        session = session or opens()
         pixels = decoding(session, way)(latents)
         seconds.append(round(time.perf_counter() - began, 2))
         processor_seconds.append(round(time.process_time() - worked, 2))
     np.save(file, pixels)
     told = {"seconds": seconds, "processor_seconds": processor_seconds, "peak_anonymous_mib": watch.most_mib()}
     print(json.dumps(told))
+
+
+def sliced(bundle: Bundle, backend: CpuBackend, preferences: Preferences) -> SlicedDecoder:
+    """In slices also where `--low-memory` would not."""
+    record = bundle.manifest.components["vae_decoder"]
+    precision: Precision = "int8" if "int8" in record.graphs else "float32"
+    narrow = preferences.precision == "bfloat16" or (precision == "int8" and ov.computes_in_bfloat16())
+    arithmetic: ov.Arithmetic = "bfloat16" if narrow else "float32"
+
+    def open_part(part: PartName) -> Session:
+        options: dict[str, Any] = {"part": part, "threads": preferences.threads}
+        if backend == "openvino":
+            options |= {"arithmetic": arithmetic, "low_memory": True}
+            return ov.open_session(bundle, "vae_decoder", precision, **options)
+        return ort.open_session(bundle, "vae_decoder", precision=precision, **options)
+
+    return SlicedDecoder(record.inputs, record.parts, open_part)
 
 
 def decoding(session: Session, way: str) -> Decode:
@@ -223,9 +253,11 @@ def as_table(report: dict[str, Any]) -> Table:
                 shown = ["" if figure is None else str(figure) for figure in figures]
                 worked = f"{min(found['processor_seconds']):.1f}"
                 table.add_row(side, backend, way, f"{first:.1f}", f"{min(again):.1f}" if again else "", worked, *shown)
-    sample = report["sample"]
-    tiled = sample["tiled"]
-    table.add_row(str(sample["side"]), "", "sample, tiled", "", "", "", "", str(tiled["psnr"]), str(tiled["largest"]))
+    if sample := report.get("sample"):
+        tiled = sample["tiled"]
+        table.add_row(
+            str(sample["side"]), "", "sample, tiled", "", "", "", "", str(tiled["psnr"]), str(tiled["largest"])
+        )
     return table
 
 

@@ -37,7 +37,7 @@ class Preferences:
         threads: on a CPU; one for each core that this process may use if None.
         precision: what a CPU computes in; see above if None.
         performance_hint: of OpenVINO: `latency`, or `throughput` for several threads that draw at once.
-        low_memory: prefer graphs that need less memory, where the bundle has them.
+        low_memory: run what needs less memory, where the bundle has it.
     """
 
     threads: int | None = None
@@ -105,7 +105,10 @@ def choose_on_cpu(bundle: Bundle, component: str, backend: CpuBackend, preferenc
     if {"timestep", "prompt", "loop"} <= parts:
         reuses = "shallow" in parts
         return Choice(title, lambda: SplitDenoiser(record.inputs, open_graph), on_cpu=True, reuses_features=reuses)
-    if preferences.low_memory and is_sliced(parts):
+    # Slices hold floats between stages. What OpenVINO computes in bfloat16 or int8 it holds as that, and then the whole
+    # needs no more than they do (docs/cpu.md).
+    narrow = backend == "openvino" and str(arithmetic) != "float32"
+    if preferences.low_memory and is_sliced(parts) and not narrow:
         sliced = f"{title}, in slices"
         return Choice(sliced, lambda: SlicedDecoder(record.inputs, record.parts, open_graph), on_cpu=True)
     return Choice(title, lambda: open_graph(None), on_cpu=True)

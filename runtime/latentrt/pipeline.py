@@ -93,7 +93,7 @@ class Pipeline:
             precision: what a CPU computes in: `float32`, `bfloat16` (OpenVINO) or `int8` (a bundle of int8, whose
                 default it is; otherwise float32 is).
             performance_hint: of OpenVINO: `latency`, or `throughput` where several threads draw at once.
-            low_memory: let each submodule go as soon as its work is done, and decode in slices where the bundle can.
+            low_memory: let each submodule go as soon as its work is done, and decode in slices where that helps.
 
         Raises:
             BundleError: there is no bundle, or it is damaged, or not the one that is pinned.

@@ -140,12 +140,15 @@ def test_slices_are_for_low_memory(bundle: Bundle, opened: list[Any]) -> None:
     assert opened[0][2]["part"] is None
 
 
-def test_slices_of_int8(bundle: Bundle, opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ov, "computes_in_bfloat16", lambda: False)
+def test_what_openvino_holds_in_few_bits_is_decoded_whole(bundle: Bundle, opened: list[Any]) -> None:
+    changed(bundle, DECODER, "head", "stage.0")
+    low = Preferences(low_memory=True, precision="bfloat16")
+    assert choose_on_cpu(bundle, DECODER, "openvino", low).title == "OpenVINO on the CPU in bfloat16"
     changed(bundle, DECODER, precision="int8", int8=True)
     changed(bundle, DECODER, "head", "stage.0", precision="int8", int8=True)
-    choice = choose_on_cpu(bundle, DECODER, "openvino", Preferences(low_memory=True))
-    assert choice.title == "OpenVINO on the CPU in int8, in slices"
+    low = Preferences(low_memory=True)
+    assert choose_on_cpu(bundle, DECODER, "openvino", low).title == "OpenVINO on the CPU in int8 and bfloat16"
+    assert choose_on_cpu(bundle, DECODER, "onnxruntime", low).title == "ONNX Runtime on the CPU in int8, in slices"
 
 
 def test_without_slices_a_decoder_is_run_whole(bundle: Bundle, opened: list[Any]) -> None:

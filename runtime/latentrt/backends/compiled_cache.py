@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,8 +24,11 @@ __all__ = ["CompiledCache"]
 
 _FOLDER, _SUFFIX = "compiled", ".ovc"
 _DIGEST_BYTES = 32
-# The oldest go when there are more, as a change of version or of a bundle leaves files that nobody asks for again.
-_MOST_FILES = 256
+# Those that were not used for longest go when there are more, as a change of version or of a bundle leaves files that
+# nobody asks for again.
+_MOST_FILES, _MOST_BYTES = 256, 4 << 30
+# A file that a killed process did not finish; nobody needs as long to write one.
+_FORSAKEN_S = 3600
 _log = logging.getLogger("latentrt")
 
 
@@ -49,6 +54,7 @@ class CompiledCache:
         with contextlib.suppress(OSError), open_regular(path) as stream:
             digest, data = stream.read(_DIGEST_BYTES), stream.read()
             if data and hashlib.sha256(data).digest() == digest:
+                os.utime(path)  # it was used
                 return data
             _log.warning("%s is not what was written, and is deleted", path)
             path.unlink(missing_ok=True)
@@ -58,8 +64,19 @@ class CompiledCache:
         """Keep what was compiled."""
         with contextlib.suppress(OSError):
             write_atomically(self._path(shapes), hashlib.sha256(data).digest() + data, mode=0o600)
-            files = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
-            for path in files[:-_MOST_FILES]:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Let go what is too much, and what a killed process left."""
+        found = [(path, path.stat()) for path in self._folder.iterdir()]
+        kept, size = 0, 0
+        for path, state in sorted(found, key=lambda each: each[1].st_mtime, reverse=True):
+            if path.suffix != _SUFFIX:
+                forsaken = state.st_mtime < time.time() - _FORSAKEN_S
+            else:
+                kept, size = kept + 1, size + state.st_size
+                forsaken = kept > _MOST_FILES or (size > _MOST_BYTES and kept > 1)
+            if forsaken:
                 path.unlink(missing_ok=True)
 
     def refuse(self, shapes: Mapping[str, Sequence[int]], error: Exception) -> None:

@@ -27,7 +27,9 @@ __all__ = ["bench"]
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Pictures after the first.")
 @click.option("--threads", type=click.IntRange(min=1), help="On the CPU. One per core by default.")
 @click.option("--precision", help="What a CPU computes in: float32, bfloat16 (OpenVINO), int8 (a bundle of int8).")
-@click.option("--low-memory", is_flag=True, help="Let each submodule go when it is done; decode in slices.")
+@click.option(
+    "--low-memory", is_flag=True, help="Let each submodule go when it is done; decode in slices where that helps."
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there, too.")
 @click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
 def bench(

@@ -99,7 +99,9 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @click.option("--provider", help="One of ONNX Runtime's execution providers, by its name.")
 @click.option("--threads", type=click.IntRange(min=1), help="One per core by default.")
 @click.option("--precision", help="What a CPU computes in: float32, bfloat16 (OpenVINO), int8 (a bundle of int8).")
-@click.option("--low-memory", is_flag=True, help="Let each submodule go when it is done; decode in slices.")
+@click.option(
+    "--low-memory", is_flag=True, help="Let each submodule go when it is done; decode in slices where that helps."
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(
     bundle: Path,
