@@ -14,12 +14,14 @@ from typing import Any, Literal
 from latentrt.errors import CheckpointError
 from latentrt_export.documents import find_documents, stated_licence
 from latentrt_export.json_file import read_object
+from latentrt_export.preprocessor_config import check_crop, read_preprocessor_config
 from latentrt_export.weight_files import Weights, find_weights
 
 __all__ = ["PIPELINE_CLASSES", "Checkpoint", "Layout", "open_checkpoint", "preview_factor"]
 
 PIPELINE_CLASSES = ("StableDiffusionPipeline",)
 Layout = Literal["diffusers", "single-file"]
+_CLIP_SIDE = 224  # what transformers takes where a vision_config does not say image_size
 _SUBMODULES = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 
 
@@ -137,7 +139,9 @@ def _find_classifier(path: Path, variant: str | None) -> Weights:
             f"{path} is no safety checker; expected its folder (config.json, model.safetensors, "
             "preprocessor_config.json), or a checkpoint that has one"
         )
-    read_object(processor / "preprocessor_config.json")
+    preprocessing = read_preprocessor_config(processor / "preprocessor_config.json")
+    sees = read_object(folder / "config.json").get("vision_config") or {}
+    check_crop(preprocessing, sees.get("image_size", _CLIP_SIDE), processor)
     return find_weights(path, folder, "model", variant)
 
 

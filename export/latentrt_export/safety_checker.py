@@ -16,11 +16,11 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from latentrt.errors import CheckpointError
 from latentrt.gate_inputs import pictures
 from latentrt.tensors import TensorSpec
-from latentrt_export.clip_preprocessing import ClipPreprocessing, PreprocessorConfig, read_preprocessor_config
+from latentrt_export.clip_preprocessing import ClipPreprocessing
 from latentrt_export.loading import load_pretrained
+from latentrt_export.preprocessor_config import PreprocessorConfig, check_crop, read_preprocessor_config
 from latentrt_export.submodule import Arrays, Case, Submodule
 
 __all__ = ["SafetyChecker"]
@@ -69,12 +69,7 @@ class SafetyChecker(Submodule):
         processor_folder = checkpoint / "feature_extractor" if whole else checkpoint
         preprocessing = read_preprocessor_config(processor_folder / "preprocessor_config.json")
         checker = load_pretrained(StableDiffusionSafetyChecker, model_folder, variant)
-        side = checker.config.vision_config.image_size
-        if preprocessing.crop != (side, side):
-            raise CheckpointError(
-                f"{processor_folder} crops to {preprocessing.crop}, the classifier looks at {side} × {side}; the two "
-                "are not of one model"
-            )
+        check_crop(preprocessing, checker.config.vision_config.image_size, processor_folder)
         # torch's fused attention exports guards (IsNaN, Where) for masks, and there is none
         checker.vision_model.set_attn_implementation("eager")
         return cls(checker, preprocessing).eval()

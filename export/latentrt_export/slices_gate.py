@@ -26,6 +26,7 @@ from latentrt_export.onnxruntime_cpu import Graph
 from latentrt_export.parts import Run
 from latentrt_export.slices import Cut
 from latentrt_export.submodule import Arrays
+from latentrt_export.verify import too_many_off
 
 __all__ = ["judge_pixels", "judge_stages", "without_rounding"]
 
@@ -138,5 +139,10 @@ def _figure(
         raise GateError(
             f"the {graph} and its slices: {output} {wrong} for inputs of shape {shapes}; "
             f"the bound is {bound:g}. No bundle was written; --no-parts leaves the slices out"
+        )
+    if off := too_many_off(reference, result, measure, bound):
+        raise GateError(
+            f"the {graph} and its slices: {output} {off}, for inputs of shape {shapes}. No bundle was written; "
+            "--no-parts leaves the slices out"
         )
     return GateFigure(output=output, shapes=shapes, measure=measure, figure=figure, bound=bound)

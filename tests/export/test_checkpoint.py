@@ -139,6 +139,24 @@ def test_a_classifiers_own_folder(folder: Path, tmp_path: Path) -> None:
     assert (found.root, found.variant) == (alone, "fp16")
 
 
+@pytest.mark.parametrize(
+    ("preprocessor", "words"),
+    [
+        ({"resample": 2}, r"preprocessor_config\.json: found resample 2, expected 3"),
+        ({"size": 336, "crop_size": 336}, r"crops to \(336, 336\), the classifier looks at 224 × 224; the two are not"),
+    ],
+)
+def test_how_a_classifier_sees_is_asked_before_anything_is_exported(
+    folder: Path, tmp_path: Path, preprocessor: dict[str, int], words: str
+) -> None:
+    place = tmp_path / "classifier"
+    write_json(place / "config.json", {"vision_config": {}})
+    write_json(place / "preprocessor_config.json", preprocessor)
+    write_weights(place / "model.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        open_checkpoint(folder, safety_checker=place)
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "without preprocessor", "pickle"])
 def test_what_is_no_safety_checker_is_refused_before_anything_is_exported(
     folder: Path, tmp_path: Path, kind: str

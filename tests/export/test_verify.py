@@ -36,9 +36,20 @@ def test_relative_to_the_largest_value() -> None:
 
 
 def test_pixels_are_counted_in_levels_and_do_not_wrap() -> None:
-    assert judge(np.array([0, 7], np.uint8), np.array([1, 7], np.uint8), "pixels") == 1
+    pixels = np.arange(200, dtype=np.uint8)
+    assert judge(pixels, pixels + (pixels == 7), "pixels") == 1
     with pytest.raises(GateError, match="is 255"):
         judge(np.array([0], np.uint8), np.array([255], np.uint8), "pixels")
+
+
+def test_another_rounding_of_pixels_is_caught() -> None:
+    """Each value is within a level, but most are not the same."""
+    exact = np.linspace(0.0, 255.0, 10_000)
+    rounded, cut_off = np.rint(exact).astype(np.uint8), exact.astype(np.uint8)
+    assert difference(rounded, cut_off, "levels") == 1
+    with pytest.raises(GateError, match=r"pixels differs in 50\.0% of its values, expected at most 1%"):
+        judge(rounded, cut_off, "pixels")
+    assert judge(rounded, cut_off, "pixels", "float16") == 1, "half rounds on its own"
 
 
 def test_cosines_are_compared_absolutely() -> None:

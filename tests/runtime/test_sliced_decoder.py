@@ -79,6 +79,18 @@ def test_a_pipeline_with_little_memory_draws_the_same(sd2: Exported, tmp_path: P
     assert np.abs(pictures[0] - pictures[1]).max() <= 1.001  # as above
 
 
+def test_tiles_may_be_decoded_in_slices(sd2: Exported) -> None:
+    """Pictures larger than the bundle's default, which is what both are for."""
+    side = 2 * Bundle.open(sd2.bundle).manifest.defaults.height
+    call: dict[str, Any] = {"num_inference_steps": 1, "seed": 3, "height": side, "width": side, "output_type": "np"}
+    whole, sliced = (
+        Pipeline.load(sd2.bundle, device="cpu", low_memory=low)("a star", decoder="tiled", **call).images * 255
+        for low in (False, True)
+    )
+    assert np.abs(whole - sliced).max() <= 1.001  # as above
+    assert whole.std() > 1, "a picture"
+
+
 def test_what_has_no_stages_is_not_sliced() -> None:
     assert is_sliced(["neck", "head", "stage.0"])
     assert not is_sliced(["head"])

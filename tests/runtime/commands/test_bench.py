@@ -18,7 +18,9 @@ from latentrt.samplers import Steps
 from latentrt.samplers.ddim import DDIM
 from latentrt.schedule import Latents
 from latentrt.session import Arrays
+from latentrt.split_denoiser import InParts, ReusesFeatures
 from latentrt.trajectory import Denoising, KeepsLatents
+from tests.runtime.split_fakes import FakeParts
 
 
 def run(*arguments: str) -> int | str | None:
@@ -95,6 +97,22 @@ def test_a_loop_on_the_device_is_measured_and_not_another_one() -> None:
         assert loop.step(None)().shape == latents.shape
     assert len(durations) == 3
     assert not isinstance(timed(open_session(Bundle.open(bundle_path()), "unet", threads=1), []), KeepsLatents)
+
+
+def test_a_denoiser_in_parts_is_measured_row_by_row() -> None:
+    durations, parts = list[float](), FakeParts()
+    denoiser = timed(parts.denoiser, durations)
+    assert isinstance(denoiser, InParts)
+    row = denoiser.begin(np.array([900, 300], np.float32))
+    assert isinstance(row, ReusesFeatures)
+    sample, embeddings = np.ones((1, 4, 2, 2), np.float32), np.ones((1, 3, 8), np.float32)
+    feeds = {"sample": sample, "timestep": np.full(1, 900, np.float32), "encoder_hidden_states": embeddings}
+    found = row.run(feeds)
+    assert len(durations) == 1
+    again = row.run_reusing({**feeds, "timestep": np.full(1, 300, np.float32)}, found["deep_features"])
+    assert len(durations) == 2
+    assert (parts.runs("loop"), parts.runs("shallow"), parts.runs("timestep")) == (1, 1, 1)
+    np.testing.assert_array_equal(again["noise_pred"], sample * np.float32(0.3) + found["deep_features"])
 
 
 def test_quantiles_are_by_nearest_rank() -> None:
