@@ -1,4 +1,4 @@
-"""The parts of a submodule's graphs: their files, their records, and the proof that together they are the whole.
+"""The parts of a graph for a CPU: their files, their records, and the proof that together they are the whole.
 
 The bounds, by what the whole graph computes in. It is compared with its own parts on the same inputs, all on ONNX
 Runtime, so that nothing differs but where it was cut:
@@ -7,8 +7,6 @@ Runtime, so that nothing differs but where it was cut:
   (`tests/export/test_division.py`). ONNX Runtime folds a scale into the product behind it, unless a cut lies between:
   1.3e-6 of the largest value seen on tiny random checkpoints, 1.0e-6 on a full-size one. Self-attention is one
   operator in the parts, which sums in blocks: that is within those figures.
-* half: what crosses a cut is rounded to half there, as the graph says. ONNX Runtime's CPU computes half operations in
-  float32 and leaves that rounding out: 1.0e-3 seen on tiny random checkpoints, 7e-4 on a full-size one.
 * int8: a difference in the last bit becomes a step of a quantised value where that is on the edge between two, and
   later layers make more of it: 5.6e-2 seen on a full-size one, which is no more than the graph's own rounding, drawn
   anew. So both are computed as they stand, nothing folded, and should be the same to the bit.
@@ -33,7 +31,7 @@ from latentrt_export.submodule import Arrays
 
 __all__ = ["MakesParts", "PartsMaker", "Run"]
 
-_BOUNDS: dict[Precision, float] = {"float32": 1e-5, "float16": 5e-3, "int8": 1e-5}
+_BOUND = 1e-5
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class MakesParts(Protocol):
 
 @dataclass(kw_only=True)
 class PartsMaker:
-    """Divides a submodule's graphs, one after the other as they are finished.
+    """Divides a submodule's float32 or int8 graph; half graphs are left whole, as parts are for CPUs.
 
     Attributes:
         alone: the inputs that leave the loop, and the part that each becomes.
@@ -88,11 +86,13 @@ class PartsMaker:
             GateError: a part misses its bound.
             ExportError: the graph cannot be divided.
         """
+        if precision == "float16":
+            return
         self.phase(f"checking the parts of the {precision} graph")
-        if precision == "float32":  # parts are run on a CPU; the whole is TensorRT's as well, and stays as it is
+        if precision == "float32":  # the whole is TensorRT's as well, and stays as it is
             model = model.clone()
             FuseSelfAttention()(model)
-        elif precision == "int8":
+        else:
             runs = _as_they_stand(model, self.folder / Path(whole.file).name, runs)
         try:
             models = divide(model, self.alone, self.deep_cache)
@@ -105,25 +105,10 @@ class PartsMaker:
             ir.save(part, self.folder / files[name])
         gates = self._judge(models, files, precision, [*runs])
         for name, part in models.items():
-            nodes = {node.name for node in part.graph}
-            record = GraphRecord(
-                file=f"{self.prefix}{files[name]}",
-                opset=whole.opset,
-                nodes=len(part.graph),
-                float32_nodes=tuple(node for node in whole.float32_nodes if node in nodes),
-                gate=gates[name],
-            )
-            self._add(name, part, precision, record)
-
-    def _add(self, name: PartName, model: ir.Model, precision: Precision, record: GraphRecord) -> None:
-        inputs, outputs = tuple(signature(model.graph.inputs)), tuple(signature(model.graph.outputs))
-        earlier = self.parts.get(name, Part(inputs=inputs, outputs=outputs, graphs={}))
-        if (earlier.inputs, earlier.outputs) != (inputs, outputs):
-            others = ", ".join(graph.file for graph in earlier.graphs.values())
-            raise ExportError(
-                f"{record.file} has another signature than {others}, expected the same in every precision"
-            )
-        self.parts[name] = Part(inputs=inputs, outputs=outputs, graphs={precision: record, **earlier.graphs})
+            file = f"{self.prefix}{files[name]}"
+            record = GraphRecord(file=file, opset=whole.opset, nodes=len(part.graph), gate=gates[name])
+            inputs, outputs = tuple(signature(part.graph.inputs)), tuple(signature(part.graph.outputs))
+            self.parts[name] = Part(inputs=inputs, outputs=outputs, graphs={precision: record})
 
     def _judge(
         self, models: Mapping[PartName, ir.Model], files: Mapping[PartName, str], precision: Precision, runs: list[Run]
@@ -163,15 +148,14 @@ def _as_they_stand(model: ir.Model, path: Path, runs: Iterable[Run]) -> list[Run
 
 
 def _figures(what: str, precision: Precision, runs: Iterable[Run], values: Iterable[Arrays]) -> Iterator[GateFigure]:
-    bound = _BOUNDS[precision]
     for run, found in zip(runs, values, strict=True):
         shapes = {name: array.shape for name, array in run.feeds.items()}
         for output, reference in run.outputs.items():
             figure = difference(reference, found[output], "relative")
-            if not figure <= bound:
+            if not figure <= _BOUND:
                 wrong = words(reference, found[output], figure, "relative", "its own")
                 raise GateError(
                     f"the {precision} graph and {what}: {output} {wrong} for inputs of shape {shapes}; "
-                    f"the bound is {bound:g}. No bundle was written; --no-parts leaves the parts out"
+                    f"the bound is {_BOUND:g}. No bundle was written; --no-parts leaves the parts out"
                 )
-            yield GateFigure(output=output, shapes=shapes, measure="relative", figure=figure, bound=bound)
+            yield GateFigure(output=output, shapes=shapes, measure="relative", figure=figure, bound=_BOUND)

@@ -13,7 +13,7 @@ import pytest
 
 from latentrt.bundle import Bundle
 from latentrt.errors import ExportError, GateError, RequestError
-from latentrt.manifest import Component, GraphRecord, PartName, Precision
+from latentrt.manifest import Component, GraphRecord, PartName
 from latentrt_export import division
 from latentrt_export import parts as module
 from latentrt_export.graph import OPSET
@@ -42,10 +42,10 @@ def unet(bundle: Bundle) -> Component:
     return bundle.manifest.components["unet"]
 
 
-def test_the_denoiser_has_parts_in_every_precision(bundle: Bundle, unet: Component) -> None:
+def test_the_denoisers_float32_graph_has_parts(bundle: Bundle, unet: Component) -> None:
     assert set(unet.parts) == {"timestep", "prompt", "loop", "shallow"}
     for name, part in unet.parts.items():
-        assert set(part.graphs) == set(unet.graphs)
+        assert set(part.graphs) == {"float32"}, "half graphs are for GPUs, which run them whole"
         for precision, graph in part.graphs.items():
             assert graph.file == unet.graphs[precision].file.replace("model", name)
             assert bundle.component_files("unet", precision, name) == (graph.file, "unet/model.safetensors")
@@ -55,18 +55,16 @@ def test_the_denoiser_has_parts_in_every_precision(bundle: Bundle, unet: Compone
 
 def test_records_are_true_of_the_files(bundle: Bundle, unet: Component) -> None:
     for part in unet.parts.values():
-        for precision, record in part.graphs.items():
+        for record in part.graphs.values():
             path = bundle.path(record.file)
             onnx.checker.check_model(str(path), full_check=True)
             model = onnx.load(path, load_external_data=False)
             opsets = {opset.domain: opset.version for opset in model.opset_import}
-            assert opsets == {"": OPSET, **({DOMAIN: 1} if precision == "float32" else {})}
+            assert opsets == {"": OPSET, DOMAIN: 1}
             assert (record.opset, record.nodes) == (OPSET, len(model.graph.node))
             assert len({node.name for node in model.graph.node}) == record.nodes
             for values, specs in ((model.graph.input, part.inputs), (model.graph.output, part.outputs)):
                 assert [_described(value) for value in values] == [(spec.name, spec.shape) for spec in specs]
-            whole = set(unet.graphs[precision].float32_nodes)
-            assert record.float32_nodes == tuple(node.name for node in model.graph.node if node.name in whole)
 
 
 def _described(value: onnx.ValueInfoProto) -> tuple[str, tuple[int | str, ...]]:
@@ -87,12 +85,6 @@ def test_weights_stay_in_the_components_file(bundle: Bundle, unet: Component) ->
             assert bundle.path(record.file).stat().st_size < 1024 * record.nodes
 
 
-def test_every_half_node_that_was_kept_is_kept_in_a_part(bundle: Bundle, unet: Component) -> None:
-    for precision, record in unet.graphs.items():
-        kept = {node for part in unet.parts.values() for node in part.graphs[precision].float32_nodes}
-        assert kept == set(record.float32_nodes)
-
-
 def test_figures_are_of_all_sizes_and_within_their_bounds(unet: Component) -> None:
     for name, part in unet.parts.items():
         for precision, record in part.graphs.items():
@@ -100,7 +92,7 @@ def test_figures_are_of_all_sizes_and_within_their_bounds(unet: Component) -> No
             assert shapes == [figure.shapes for figure in unet.graphs[precision].gate]
             for figure in record.gate:
                 assert (figure.output, figure.measure) == ("noise_pred", "relative")
-                assert 0 <= figure.figure <= figure.bound == module._BOUNDS[precision]
+                assert 0 <= figure.figure <= figure.bound == module._BOUND
             if name == "shallow":
                 # Not a bit: the loop's own nodes on the loop's own values.
                 assert {figure.figure for figure in record.gate} == {0.0}
@@ -109,19 +101,20 @@ def test_figures_are_of_all_sizes_and_within_their_bounds(unet: Component) -> No
 # The gate
 
 
-def make(
-    model: ir.Model, weights: Path, folder: Path, *, precision: Precision = "float32", deep_cache: int | None = None
-) -> PartsMaker:
+def make(model: ir.Model, weights: Path, folder: Path, *, deep_cache: int | None = None) -> PartsMaker:
     shutil.copy(weights, folder / "model.safetensors")
-    file = "model.onnx" if precision == "float16" else "model.float32.onnx"
+    file = "model.float32.onnx"
     ir.save(model, folder / file)
     feeds = feeds_of(model, Case(batch=2, height=5, width=6))
     runs = [Run(feeds, Graph(folder / file).run(feeds))]
     phases: list[str] = []
     maker = PartsMaker(alone=UNet.alone, deep_cache=deep_cache, folder=folder, prefix="unet/", phase=phases.append)
-    record = GraphRecord(file=f"unet/{file}", opset=OPSET, nodes=len(model.graph), float32_nodes=("conv_in/Conv",))
-    maker.make(model, record, precision, runs)
-    assert phases == [f"checking the parts of the {precision} graph"]
+    record = GraphRecord(file=f"unet/{file}", opset=OPSET, nodes=len(model.graph))
+    maker.make(model, record, "float16", runs)
+    assert not maker.parts
+    assert not phases
+    maker.make(model, record, "float32", runs)
+    assert phases == ["checking the parts of the float32 graph"]
     return maker
 
 
@@ -133,7 +126,6 @@ def test_a_graph_is_divided_beside_itself(sd1: Exported, tmp_path: Path) -> None
         record = part.graphs["float32"]
         assert record.file == f"unet/{name}.float32.onnx"
         assert (tmp_path / f"{name}.float32.onnx").exists()
-        assert record.float32_nodes == (("conv_in/Conv",) if name in ("loop", "shallow") else ())
     assert [spec.name for spec in maker.parts["loop"].outputs] == ["noise_pred", "deep_features"]
 
 
@@ -198,21 +190,6 @@ def test_a_denoiser_that_cannot_be_divided_says_what_leaves_the_parts_out(sd1: E
         node.name = f"/{place}"
     with pytest.raises(ExportError, match=r"cannot be divided: .* no module's weight made it.*; --no-parts leaves"):
         make(model, folder / "model.safetensors", tmp_path)
-
-
-def test_precisions_have_one_signature(sd2: Exported, tmp_path: Path) -> None:
-    folder = sd2.bundle / "unet"
-    half, single = ir.load(folder / "model.onnx"), ir.load(folder / "model.float32.onnx")
-    maker = make(single, folder / "model.safetensors", tmp_path)
-    for node in half.graph:
-        node.name = str(node.name).replace("mid_block", "middle")
-    for value in [*half.graph.initializers.values()]:
-        value.name = str(value.name).replace("mid_block", "middle")
-    record = GraphRecord(file="unet/model.onnx", opset=OPSET, nodes=len(half.graph))
-    with pytest.raises(
-        ExportError, match=r"unet/timestep\.onnx has another signature than unet/timestep\.float32\.onnx"
-    ):
-        maker.make(half, record, "float16", [])
 
 
 def test_a_branch_that_there_is_not_is_refused(sd1: Exported, tmp_path: Path) -> None:
