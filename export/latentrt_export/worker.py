@@ -7,7 +7,6 @@ travel as an .npz file that each worker reads and adds to. Run as `python -m lat
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,8 +81,6 @@ def main() -> None:
     line, report = take_job()
     job = msgspec.json.decode(line, type=Job)
     started = time.monotonic()
-    # torch makes this folder when it traces, and leaves it.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(job.known).with_name("inductor")))
     try:
         component, facts = _export(job, lambda text: report(Phase(text)))
     except LatentRTError as error:
