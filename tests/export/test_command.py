@@ -141,10 +141,16 @@ def test_a_failure_is_a_sentence_and_an_exit_code(
     assert "component" not in output.out, "there is no table of what there is not"
 
 
-def test_debug_shows_the_traceback(model: Path, tmp_path: Path, worker: FakeWorker) -> None:
+def test_debug_shows_the_traceback(
+    model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
     worker.fail["unet"] = GateError("unet: too far")
-    with pytest.raises(GateError):
+    with pytest.raises(SystemExit) as end:
         cli.main(["--debug", "export", str(model), str(tmp_path / "bundle")])
+    assert end.value.code == 5
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.endswith("error: unet: too far\n")
 
 
 def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

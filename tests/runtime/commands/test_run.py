@@ -194,6 +194,7 @@ def test_a_prompt_too_long_for_a_jpeg_is_refused_before_the_work(sd1: Exported, 
 def test_ctrl_c_ends_a_run_and_leaves_nothing(sd1: Exported, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from latentrt.cli import main; main()", "run", str(sd1.bundle), "a star"]
     command += ["--steps", "900", "--sampler", "euler", "-o", str(tmp_path / "out.png")]
+    command += ["--height", "512", "--width", "512"]  # so that no machine is through with it
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     time.sleep(3)  # in the middle of the steps
     process.send_signal(signal.SIGINT)
