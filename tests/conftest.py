@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from latentrt_engines.cache import EngineCache
 from tests.exported import Exported, exported
 
 
@@ -45,3 +47,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
         reporter.write_line("tests were skipped, and in CI every selected test has to run", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
+    """An empty cache, the one that commands find too."""
+    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
+    return EngineCache()

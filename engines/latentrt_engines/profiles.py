@@ -131,11 +131,14 @@ def check_merging(component: Component, shapes: Mapping[str, ShapeRange]) -> Non
         shapes: of the denoiser's inputs.
 
     Raises:
-        RequestError: saying how large a picture may be.
+        RequestError: there are.
     """
     if component.token_merging is None:
         return
-    level = int(component.token_merging.blocks[0].split(".")[1])  # down_blocks.LEVEL.attentions.…
+    # down_blocks.LEVEL.attentions.…, whose sides are halved so often. A model that merges on its way up alone does not
+    # say how often there.
+    levels = (block.split(".")[1] for block in component.token_merging.blocks if block.startswith("down_blocks."))
+    level = int(next(levels, "0"))
     height, width = (-(-side // 2**level) for side in shapes["sample"].max[2:])
     if height * width > _MOST_RANKED:
         raise RequestError(

@@ -140,8 +140,9 @@ def _find_classifier(path: Path, variant: str | None) -> Weights:
             "preprocessor_config.json), or a checkpoint that has one"
         )
     preprocessing = read_preprocessor_config(processor / "preprocessor_config.json")
-    sees = read_object(folder / "config.json").get("vision_config") or {}
-    check_crop(preprocessing, sees.get("image_size", _CLIP_SIDE), processor)
+    vision = read_object(folder / "config.json").get("vision_config")
+    side = vision.get("image_size", _CLIP_SIDE) if isinstance(vision, dict) else _CLIP_SIDE
+    check_crop(preprocessing, side, processor)
     return find_weights(path, folder, "model", variant)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,6 @@ from latentrt_export.submodule import Arrays, Submodule
 from latentrt_export.weights import StoredWeights, store
 
 __all__ = ["export_component"]
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """One set of inputs, what torch makes of it, and what it chose on the way."""
-
-    feeds: Arrays
-    expected: Arrays
-    choices: Arrays
 
 
 def export_component(
@@ -73,11 +63,10 @@ def export_component(
     phase("running torch")
     feeds = [submodule.sample(case, known, rng) for case in submodule.judged]
     exact = [_trial(submodule, feed) for feed in feeds]
-    learnt = submodule.passes_on(exact[-1].feeds, exact[-1].expected, known)
+    learnt = submodule.passes_on(exact[-1].feeds, exact[-1].outputs, known)
     plan = None
     if precision == "int8" and submodule.quantized:
-        runs = [Run(trial.feeds, trial.expected, trial.choices) for trial in exact]
-        plan, ended_with = plan_int8(submodule, quantizing or Quantizing(), known, runs, phase)
+        plan, ended_with = plan_int8(submodule, quantizing or Quantizing(), known, exact, phase)
         learnt |= ended_with
     stored_as: Precision = "float16" if precision == "int8" and plan is None else precision
     phase("tracing")
@@ -127,12 +116,12 @@ class _GraphMaker:
         quantized = plan.tensors if plan is not None else {}
         self.stored: StoredWeights = store(submodule.weights(), folder / "model.safetensors", precision, quantized)
 
-    def float32(self, trials: Iterable[_Trial]) -> dict[Precision, GraphRecord]:
+    def float32(self, trials: Iterable[Run]) -> dict[Precision, GraphRecord]:
         """The one graph of a float32 bundle."""
         self._release()
         return {"float32": self._finish(self.model, "model.onnx", "float32", trials)}
 
-    def int8(self, trials: Iterable[_Trial], plan: Plan) -> dict[Precision, GraphRecord]:
+    def int8(self, trials: Iterable[Run], plan: Plan) -> dict[Precision, GraphRecord]:
         """The one graph of a quantised submodule, judged by the checkpoint's own weights."""
         self._release()
         FuseSelfAttention()(self.model)  # before what queries, keys and values are made of is quantised apart
@@ -150,7 +139,7 @@ class _GraphMaker:
         self._point_at_stored(self.model)
         return {"float32": self._finish(self.model, "model.onnx", "float32", rounded)}
 
-    def float16(self, feeds: Iterable[Arrays], exact: Iterable[_Trial]) -> dict[Precision, GraphRecord]:
+    def float16(self, feeds: Iterable[Arrays], exact: Iterable[Run]) -> dict[Precision, GraphRecord]:
         """The half graph, judged by the checkpoint's own weights, and its float32 companion, by the rounded ones."""
         self.phase("running torch on half weights")
         rounded = [_trial(self.submodule, feed) for feed in feeds]
@@ -188,7 +177,7 @@ class _GraphMaker:
         model: ir.Model,
         file: str,
         precision: Precision,
-        trials: Iterable[_Trial],
+        trials: Iterable[Run],
         kept: tuple[str, ...] = (),
         quantization: Quantization | None = None,
     ) -> GraphRecord:
@@ -203,8 +192,8 @@ class _GraphMaker:
             outputs = graph.run({**trial.feeds, **trial.choices})
             shapes = {name: array.shape for name, array in trial.feeds.items()}
             figures += judge_choices(component, precision, outputs, trial.choices, shapes)
-            runs.append(Run(trial.feeds, {name: outputs[name] for name in trial.expected}, trial.choices))
-            figures += verify.compare(component, precision, trial.feeds, trial.expected, runs[-1].outputs, method)
+            runs.append(Run(trial.feeds, {name: outputs[name] for name in trial.outputs}, trial.choices))
+            figures += verify.compare(component, precision, trial.feeds, trial.outputs, runs[-1].outputs, method)
         del graph  # before its parts are loaded
         record = GraphRecord(
             file=f"{self.prefix}{file}",
@@ -219,8 +208,8 @@ class _GraphMaker:
         return record
 
 
-def _trial(submodule: Submodule, feeds: Arrays) -> _Trial:
-    return _Trial(feeds, submodule.torch_outputs(feeds), submodule.choices())
+def _trial(submodule: Submodule, feeds: Arrays) -> Run:
+    return Run(feeds, submodule.torch_outputs(feeds), submodule.choices())
 
 
 def _round_to_half(submodule: Submodule) -> None:

@@ -36,7 +36,7 @@ _BOUND = 1e-5
 
 @dataclass(frozen=True)
 class Run:
-    """One set of inputs and what the whole graph makes of it, told what was chosen on the way."""
+    """One set of inputs, what torch or the whole graph makes of it, and what was chosen on the way."""
 
     feeds: Arrays
     outputs: Arrays

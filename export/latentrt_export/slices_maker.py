@@ -58,7 +58,7 @@ class SlicesMaker:
             runs: what the parts together are compared with.
 
         Raises:
-            GateError: the pixels miss their bound. ExportError: the graph cannot be cut.
+            GateError: the pixels miss their bound, or a stage its own. ExportError: the graph cannot be cut.
         """
         if precision == "float16":
             return
@@ -76,7 +76,8 @@ class SlicesMaker:
         else:
             runs = tuple(runs)
             figures = self._judge_stages(model, whole, runs)
-            figures[last] += self._judge_without_rounding(model, parts, whole, runs)
+            exact = self._judge_without_rounding(model, parts, whole, runs)
+            figures[last] = (*figures.get(last, ()), *exact)
         for name, each in figures.items():
             self.parts[name] = _with_gate(self.parts[name], precision, each)
 

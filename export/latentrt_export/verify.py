@@ -12,8 +12,8 @@ Stable Diffusion 1.5 of random weights (`docs/measurements.md`), as a trained mo
 * half adds the rounding of every weight and value, 2⁻¹¹ each: 2.4e-3 seen, beside torch with the checkpoint's own
   weights.
 * pixels are integers: one level where a value sits on the edge between two, which is seen and allowed, of one value in
-  a hundred at most (of one in a thousand it was seen), as another rounding would be one level off everywhere. Half was
-  2 levels off, 4 are allowed.
+  a hundred at most (1.6 in ten thousand were seen, full size), as another rounding would be one level off everywhere.
+  Half was 2 levels off, 4 are allowed.
 * cosines are compared on their scale of −1 … 1: 4e-6 seen, 1.3e-4 in half. Scores are cosines less a threshold, rounded
   to three places as the torch checker does, so one step of that, 0.001, comes on top; and where a special-care score is
   on its edge, the 0.01 that it adds to the others in half.

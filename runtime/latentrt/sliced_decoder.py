@@ -112,10 +112,7 @@ class SlicedDecoder:
         """Latents → pixels."""
         latents: Features = feeds["latents"]
         budget = self._budget(latents.shape)
-        features = self._before_stages(latents, budget)
-        mean = self._stages[0].takes.get("mean")
-        held = _Held(features, {} if mean is None else _statistics_of(features, int(mean.shape[1])))
-        del features
+        held = _held(self._stages[0], self._before_stages(latents, budget))
         *others, last = self._stages
         for stage in others:
             self._run_stage(stage, held, budget)
@@ -130,9 +127,7 @@ class SlicedDecoder:
     ) -> NDArray[Any]:
         """One stage by itself, as a decode of latents of this shape runs it. What it is given may be overwritten."""
         stage = self._stages[number]
-        mean = stage.takes.get("mean")
-        statistics = {} if mean is None else _statistics_of(features, int(mean.shape[1]))
-        return self._run_stage(stage, _Held(features, statistics, residual), self._budget(latents))
+        return self._run_stage(stage, _held(stage, features, residual), self._budget(latents))
 
     def _budget(self, latents: tuple[int, ...]) -> int:
         """The bytes that a band may need, for latents of this shape."""
@@ -234,10 +229,13 @@ def _stages(parts: Mapping[PartName, Part]) -> list[_Stage]:
     return stages
 
 
-def _statistics_of(features: Features, groups: int) -> dict[str, Features]:
-    statistics = GroupStatistics(groups)
+def _held(stage: _Stage, features: Features, residual: Features | None = None) -> _Held:
+    """What a stage is handed whose features were not made by another."""
+    if "mean" not in stage.takes:
+        return _Held(features, {}, residual)
+    statistics = GroupStatistics(int(stage.takes["mean"].shape[1]))
     statistics.add(features)
-    return statistics.feeds()
+    return _Held(features, statistics.feeds(), residual)
 
 
 def _even(total: int, most: int) -> int:

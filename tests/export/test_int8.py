@@ -149,7 +149,11 @@ def test_nothing_stands_between_integers_and_their_convolution(quantised: tuple[
                 fused += 1
                 assert sources[0] is not None
                 assert sources[0].op_type == "DequantizeLinear"
-                assert sources[0].inputs[0].producer().op_type == "QuantizeLinear"  # type: ignore[union-attr]
+                rounded = sources[0].inputs[0]
+                assert rounded is not None
+                before = rounded.producer()
+                assert before is not None
+                assert before.op_type == "QuantizeLinear"
                 assert [use.node.op_type for use in node.outputs[0].uses()] == ["QuantizeLinear"]
     assert fused > 10
 

@@ -14,16 +14,10 @@ from latentrt.cpu_choice import CpuBackend, Preferences, choose_on_cpu
 from latentrt.device import choose_sessions
 from latentrt.errors import BackendError, BundleError, RequestError
 from latentrt.manifest import Part
-from latentrt.sample import bundle_path
 from latentrt.sliced_decoder import SlicedDecoder
 from latentrt.split_denoiser import SplitDenoiser
 
 UNET, DECODER, CLASSIFIER = "unet", "vae_decoder", "safety_checker"
-
-
-@pytest.fixture
-def bundle() -> Bundle:
-    return Bundle.open(bundle_path())
 
 
 @pytest.fixture

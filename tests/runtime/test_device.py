@@ -27,23 +27,6 @@ from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.made_up_machine import COMPONENTS, build, with_gpu
 
 
-@pytest.fixture
-def bundle() -> Bundle:
-    return Bundle.open(bundle_path())
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
-    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
-    return EngineCache()
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> FakeCudaApi:
-    """An RTX 4090 with TensorRT-RTX."""
-    return with_gpu(monkeypatch, made_up.RTX4090)
-
-
 @pytest.mark.parametrize("title", ["ONNX Runtime on the CPU", "OpenVINO on the CPU in float32"])
 def test_without_a_gpu_the_cpu_runs_everything_and_says_why(
     title: str, bundle: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,26 +15,8 @@ from latentrt.bundle import Bundle
 from latentrt.errors import EngineError, RequestError
 from latentrt.sample import bundle_path
 from latentrt_engines.cache import EngineCache
-from tests.engines import made_up
 from tests.runtime.backends.fake_cuda import FakeCudaApi
-from tests.runtime.made_up_machine import build, with_gpu
-
-
-@pytest.fixture
-def bundle() -> Bundle:
-    return Bundle.open(bundle_path())
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
-    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
-    return EngineCache()
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> FakeCudaApi:
-    """An RTX 4090 with TensorRT-RTX."""
-    return with_gpu(monkeypatch, made_up.RTX4090)
+from tests.runtime.made_up_machine import build
 
 
 def test_steps_without_guidance_are_asked_of_engines_before_the_first_step(

@@ -13,16 +13,10 @@ import pytest
 from latentrt import Bundle
 from latentrt.backends import openvino as ov
 from latentrt.backends.compiled_cache import CompiledCache
-from latentrt.sample import bundle_path
 from latentrt.session import run
 from tests.runtime.backends.test_openvino import feeds
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
-
-
-@pytest.fixture
-def bundle() -> Bundle:
-    return Bundle.open(bundle_path())
 
 
 @pytest.fixture

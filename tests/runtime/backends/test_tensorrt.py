@@ -23,7 +23,6 @@ from latentrt.backends.tensorrt import EngineSession
 from latentrt.bundle import Bundle
 from latentrt.engine_record import EngineRecord
 from latentrt.errors import BackendError, EngineError
-from latentrt.sample import bundle_path
 from latentrt_engines.profiles import component_profile, picture_profile
 from tests.engines import made_up
 from tests.runtime.backends import fake_cuda, fake_tensorrt
@@ -31,11 +30,6 @@ from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.backends.fake_tensorrt import fake_library, fake_plan
 
 Feeds = dict[str, NDArray[Any]]
-
-
-@pytest.fixture
-def bundle() -> Bundle:
-    return Bundle.open(bundle_path())
 
 
 @pytest.fixture

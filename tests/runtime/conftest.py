@@ -1,0 +1,23 @@
+"""What the tests of the runtime share."""
+
+from __future__ import annotations
+
+import pytest
+
+from latentrt.bundle import Bundle
+from latentrt.sample import bundle_path
+from tests.engines import made_up
+from tests.runtime.backends.fake_cuda import FakeCudaApi
+from tests.runtime.made_up_machine import with_gpu
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    """The sample bundle; a test may change what is said of it."""
+    return Bundle.open(bundle_path())
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> FakeCudaApi:
+    """An RTX 4090 with TensorRT-RTX."""
+    return with_gpu(monkeypatch, made_up.RTX4090)
