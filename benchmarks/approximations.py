@@ -29,11 +29,11 @@ from rich.table import Table
 
 from benchmarks.full_size import machine
 from latentrt import Pipeline
-from latentrt.approximation import EXACT, Approximation
 from latentrt.sample import bundle_path
 from latentrt.sample.figures import PROMPT_SEED, Settings, drawn, wholly_right
 from latentrt.sample.judge import read
 from latentrt.sample.prompts import held_out_prompts
+from latentrt.sampling.approximation import EXACT, Approximation
 
 Pictures = NDArray[np.uint8]
 

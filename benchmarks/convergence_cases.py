@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gaussian_flow import EDM_SIGMA_DATA, Predicts
-from latentrt.samplers import SAMPLERS, Steps
-from latentrt.schedule import Schedule
+from latentrt.sampling.samplers import SAMPLERS, Steps
+from latentrt.sampling.schedule import Schedule
 
 __all__ = ["CASES", "Case"]
 
@@ -51,7 +51,7 @@ class Case:
 
     Attributes:
         name, family: for people; a family is a panel of the plot.
-        sampler, config: the module of `latentrt.samplers` and its configuration.
+        sampler, config: the module of `latentrt.sampling.samplers` and its configuration.
         predicts: what the model says.
         paper: the order of convergence that is claimed for it, and
         source: where.

@@ -34,14 +34,14 @@ from benchmarks.full_size import machine
 from latentrt import Bundle, Pipeline
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
-from latentrt.cpu_choice import ComputePrecision, CpuBackend, Preferences, choose_on_cpu
-from latentrt.manifest import PartName, Precision
+from latentrt.backends.cpu_choice import ComputePrecision, CpuBackend, Preferences, choose_on_cpu
+from latentrt.backends.session import Session
+from latentrt.bundle.manifest import PartName, Precision
+from latentrt.decode.slices import SlicedDecoder, is_sliced
+from latentrt.decode.tiles import decode_in_tiles
 from latentrt.sample import bundle_path
 from latentrt.sample.figures import PROMPT_SEED
 from latentrt.sample.prompts import held_out_prompts
-from latentrt.session import Session
-from latentrt.sliced_decoder import SlicedDecoder, is_sliced
-from latentrt.tiling import decode_in_tiles
 
 Way = Literal["whole", "sliced", "tiled", "small tiles", "preview"]
 Pixels = NDArray[np.uint8]

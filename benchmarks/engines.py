@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.full_size import machine
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineOptions
-from latentrt.gpu import find_gpu
+from latentrt.backends.gpu import find_gpu
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import EngineOptions
 from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.library import Library, load_library

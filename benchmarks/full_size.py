@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/configs"
+CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/checkpoints/configs"
 PROMPT = "a photograph of an astronaut riding a horse"
 
 

@@ -16,9 +16,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
-from latentrt_export.clip_vocabulary import merges, write_vocabulary
+from latentrt_export.checkpoints.clip_vocabulary import merges, write_vocabulary
 
-CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/configs/stable-diffusion-1"
+CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/checkpoints/configs/stable-diffusion-1"
 
 
 def make(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.schedule import Schedule
+from latentrt.sampling.schedule import Schedule
 
 __all__ = ["EDM_SIGMA_DATA", "Predicts", "exact", "final_error", "model"]
 

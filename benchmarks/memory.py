@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.full_size import machine
 from latentrt.backends.openvino import computes_in_bfloat16
-from latentrt.bundle import Bundle
+from latentrt.bundle.bundle import Bundle
 
 PROMPT = "a photograph of an astronaut riding a horse"
 

@@ -36,8 +36,8 @@ from benchmarks.peer_environments import UnavailableError, described, made
 from benchmarks.peer_models import converted, file_bytes, warm
 from benchmarks.peer_process import measured
 from benchmarks.peer_report import markdown
-from latentrt import noise
 from latentrt.backends.openvino import computes_in_bfloat16
+from latentrt.sampling import noise
 
 __all__ = ["Bench", "psnr_db"]
 

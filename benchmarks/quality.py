@@ -28,17 +28,17 @@ from rich.table import Table
 
 from benchmarks.full_size import machine
 from latentrt import Bundle, Pipeline
+from latentrt.backends.device import Device, choose_sessions
 from latentrt.backends.onnxruntime import open_session
-from latentrt.device import Device, choose_sessions
+from latentrt.backends.session import Session
+from latentrt.bundle.manifest import Precision
 from latentrt.errors import LatentRTError
-from latentrt.manifest import Precision
 from latentrt.sample import bundle_path
 from latentrt.sample.figures import PROMPT_SEED, Figure, Settings, compared, following, readings
 from latentrt.sample.judge import Reading
 from latentrt.sample.outlines import EDGE
 from latentrt.sample.prompts import held_out_prompts
-from latentrt.samplers import SAMPLERS
-from latentrt.session import Session
+from latentrt.sampling.samplers import SAMPLERS
 from sample import quality
 from sample.bars import BARS, missed
 

@@ -24,10 +24,10 @@ from rich.table import Table
 
 from benchmarks.full_size import machine
 from latentrt import Pipeline
-from latentrt.atomic_file import write_atomically
+from latentrt.bundle.atomic_file import write_atomically
+from latentrt.bundle.printable import counted
 from latentrt.comparison import Cell, judged, plan, suiting_samplers
 from latentrt.errors import LatentRTError
-from latentrt.printable import counted
 from latentrt.request import Request
 from latentrt.sample import is_sample_model
 from latentrt.sample.figures import PROMPT_SEED

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from latentrt.atomic_file import write_atomically
+from latentrt.bundle.atomic_file import write_atomically
 
 LOG_EVERY = 50
 

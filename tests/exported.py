@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
-from latentrt.manifest import Component, Precision
+from latentrt.bundle.manifest import Component, Precision
 from latentrt_export.export import export_checkpoint
 from tests.tiny import Family, make_checkpoint
 from tests.tiny_preview import make_preview_decoder

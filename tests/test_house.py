@@ -84,7 +84,7 @@ def test_every_name_of_the_package_can_be_had() -> None:
 )
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
-        "import sys\nfrom latentrt.cli import main\n"
+        "import sys\nfrom latentrt.cli.main import main\n"
         f"try:\n    main({[*command, '--help']!r})\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
         "print('loaded', sorted({'numpy', 'onnxruntime', 'PIL', 'tokenizers', 'torch'} & set(sys.modules)))"
     )
@@ -118,4 +118,4 @@ def test_contributing_shows_a_sampler_as_it_is() -> None:
     samplers = ROOT / "runtime/latentrt/samplers"
     assert code == (samplers / "edm_euler.py").read_text().rstrip()
     assert f"{registered}\n" in (samplers / "__init__.py").read_text()
-    assert f"{compared}\n" in (ROOT / "tests/runtime/sampler_values.py").read_text()
+    assert f"{compared}\n" in (ROOT / "tests/runtime/sampling/sampler_values.py").read_text()

@@ -24,8 +24,9 @@ from diffusers import (
 )
 from numpy.typing import NDArray
 
-from latentrt import Pipeline, samplers
-from latentrt.tokenizer import Tokenizer
+from latentrt import Pipeline
+from latentrt.sampling import samplers
+from latentrt.text.tokenizer import Tokenizer
 from tests.exported import Exported
 
 pytestmark = pytest.mark.filterwarnings(

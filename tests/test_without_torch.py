@@ -23,7 +23,7 @@ MAX_INSTALLED_BYTES = 200_000_000  # without byte code and without pip itself
 # A whole run, then what it had to import.
 DRAW = """
 import json, sys
-from latentrt.cli import main
+from latentrt.cli.main import main
 try:
     main(["run", sys.argv[1], "a red circle", "--steps", "2", "--seed", "7", "-o", sys.argv[2], "--quiet"])
 except SystemExit as end:

@@ -43,9 +43,9 @@ class LatentRT:
     def submodules(self) -> Mapping[str, Callable[[], object]]:
         import numpy as np
 
-        from latentrt.conditioning import condition
-        from latentrt.session import run
-        from latentrt.split_denoiser import InParts
+        from latentrt.backends.session import run
+        from latentrt.backends.split_denoiser import InParts
+        from latentrt.text.clip import condition
 
         sessions = {name: self.pipeline._submodules(name) for name in ("text_encoder", "unet", "vae_decoder")}
         tokenizer = self.pipeline._text()

@@ -10,11 +10,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineOptions, HardwareCompatibility, LibraryName
+from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import Precision
+from latentrt.engines.record import EngineOptions, HardwareCompatibility, LibraryName
 from latentrt.errors import RequestError
-from latentrt.gpu import Gpu, NoGpu, find_gpu
-from latentrt.manifest import Precision
 from latentrt_engines.fleet import FleetGpu, by_driver_name, parse_capabilities, parse_fleet
 from latentrt_engines.library import Library
 from latentrt_engines.profiles import Guidance, PictureProfile, picture_profile

@@ -12,9 +12,9 @@ from typing import Protocol
 import msgspec
 
 from latentrt import __version__
-from latentrt.bundle import Bundle
-from latentrt.engine_record import ENGINE_FORMAT, BuildFigures, EngineRecord
-from latentrt.engine_store import StoredEngine
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import ENGINE_FORMAT, BuildFigures, EngineRecord
+from latentrt.engines.store import StoredEngine
 from latentrt.errors import BuildError, EngineError
 from latentrt.worker_process import Failed, WorkerProcess
 from latentrt_engines.cache import EngineCache

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from latentrt.atomic_file import write_atomically
-from latentrt.engine_record import EngineRecord
-from latentrt.engine_store import (
+from latentrt.bundle.atomic_file import write_atomically
+from latentrt.engines.record import EngineRecord
+from latentrt.engines.store import (
     ASIDE,
     LOCKS,
     RECORD_NAME,

@@ -11,7 +11,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from latentrt.engine_record import LibraryName
+from latentrt.engines.record import LibraryName
 from latentrt.errors import RequestError
 
 __all__ = ["GPUS", "UNNAMED", "FleetGpu", "by_driver_name", "find_fleet_gpu", "parse_capabilities", "parse_fleet"]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity, EngineRecord, serves, this_platform
-from latentrt.engine_store import EngineStore
+from latentrt.backends.gpu import Gpu, NoGpu
+from latentrt.backends.tensorrt.library import TITLES
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import EngineIdentity, EngineRecord, serves, this_platform
+from latentrt.engines.sealed import sealed_engines
+from latentrt.engines.store import EngineStore
 from latentrt.errors import BackendError, RequestError
-from latentrt.gpu import Gpu, NoGpu
-from latentrt.sealed_engines import sealed_engines
-from latentrt.tensorrt_library import TITLES
 from latentrt_engines.ask import Ask
 from latentrt_engines.fleet import UNNAMED, FleetGpu, by_driver_name
 from latentrt_engines.library import Library, load_library

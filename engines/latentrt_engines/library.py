@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentrt.engine_record import EngineOptions, LibraryName
+from latentrt.backends.gpu import Gpu, NoGpu
+from latentrt.backends.tensorrt.library import EXTRAS, TITLES, LoadedLibrary, import_library
+from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.errors import BackendError, RequestError
-from latentrt.gpu import Gpu, NoGpu
-from latentrt.tensorrt_library import EXTRAS, TITLES, LoadedLibrary, import_library
 
 __all__ = ["Library", "installed_libraries", "load_library"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from latentrt.backends.tensorrt.library import make_logger
+from latentrt.bundle.manifest import Component
+from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import BuildError
-from latentrt.manifest import Component
-from latentrt.tensorrt_library import make_logger
-from latentrt.tensors import TensorSpec
 from latentrt_engines.library import Library
 
 __all__ = ["Log", "check_network", "make_log", "parse_network"]
@@ -81,7 +81,7 @@ def _parse_errors(parser: Any) -> Iterator[str]:
         if not name and not operator:
             yield said
             continue
-        # Nodes are called for the module that they were traced in (`latentrt_export.graph`).
+        # Nodes are called for the module that they were traced in (`latentrt_export.graphs.trace`).
         module = name.rpartition("/")[0] or "the submodule itself"
         yield f"node {name} (number {error.node()}), op {operator}, module {module}: {said}"
 

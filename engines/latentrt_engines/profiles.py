@@ -1,7 +1,7 @@
 """Which shapes is an engine built for? Said in pictures, meant in tensors.
 
 A user says sizes, a number of pictures and a length of prompt; each submodule's inputs follow from how the pipeline
-calls it (`latentrt.pipeline`, `latentrt.conditioning`):
+calls it (`latentrt.pipeline`, `latentrt.text.clip`):
 
 - the text encoder gets the different prompts of one side, in chunks, so anything from one chunk up;
 - the denoiser gets every picture, twice where there is guidance, and the chunks joined along `tokens`;
@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from latentrt.engine_record import ShapeRange
+from latentrt.bundle.manifest import Component, Manifest
+from latentrt.bundle.tensors import TensorSpec
+from latentrt.engines.record import ShapeRange
 from latentrt.errors import RequestError
-from latentrt.manifest import Component, Manifest
-from latentrt.tensors import TensorSpec
 
 __all__ = [
     "Guidance",

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentrt.engine_record import LibraryName
-from latentrt.engine_store import ASIDE, RECORD_NAME, StoredEngine
+from latentrt.engines.record import LibraryName
+from latentrt.engines.store import ASIDE, RECORD_NAME, StoredEngine
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.library import Library, installed_libraries
 

@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 
 from latentrt import __version__
-from latentrt.backends.engine_device import EngineDevice
-from latentrt.backends.refit import refit
-from latentrt.bundle import Bundle
-from latentrt.digests import hash_bytes
-from latentrt.engine_record import BuildFigures, EngineIdentity, EngineRecord, SelfCheck, engine_key
-from latentrt.engine_store import StoredEngine
+from latentrt.backends.tensorrt.device import EngineDevice
+from latentrt.backends.tensorrt.refit import refit
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import hash_bytes
+from latentrt.bundle.manifest import FileRecord
+from latentrt.bundle.weights import map_weights
+from latentrt.engines.record import BuildFigures, EngineIdentity, EngineRecord, SelfCheck, engine_key
+from latentrt.engines.store import StoredEngine
 from latentrt.errors import EngineError, RequestError
-from latentrt.manifest import FileRecord
-from latentrt.weights import map_weights
 from latentrt.worker_process import peak_bytes
 from latentrt_engines.array_digests import array_digests
 from latentrt_engines.cache import EngineCache, in_words

@@ -12,8 +12,8 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from latentrt.engine_record import EngineIdentity, EngineOptions
-from latentrt.engine_store import StoredEngine
+from latentrt.engines.record import EngineIdentity, EngineOptions
+from latentrt.engines.store import StoredEngine
 
 __all__ = ["ENGINE_HEADINGS", "Reporter", "engine_row", "option_words", "plain_table", "target_words"]
 

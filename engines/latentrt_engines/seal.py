@@ -9,16 +9,16 @@ from pathlib import Path
 
 import msgspec
 
-from latentrt.atomic_file import write_atomically
-from latentrt.bundle import Bundle
-from latentrt.digests import file_record
-from latentrt.engine_record import EngineIdentity
-from latentrt.engine_store import RECORD_NAME, StoredEngine, encode_record, plan_name
+from latentrt.bundle.atomic_file import write_atomically
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import file_record
+from latentrt.bundle.manifest import FileRecord, Manifest, SealedEngine
+from latentrt.bundle.manifest_checks import MANIFEST_NAME
+from latentrt.bundle.manifest_json import encode_manifest
+from latentrt.bundle.staging import staged
+from latentrt.engines.record import EngineIdentity
+from latentrt.engines.store import RECORD_NAME, StoredEngine, encode_record, plan_name
 from latentrt.errors import EngineError, RequestError
-from latentrt.manifest import FileRecord, Manifest, SealedEngine
-from latentrt.manifest_checks import MANIFEST_NAME
-from latentrt.manifest_json import encode_manifest
-from latentrt.staging import staged
 from latentrt_engines.cache import EngineCache
 
 __all__ = ["choose_engines", "find_engine", "is_of_bundle", "seal"]

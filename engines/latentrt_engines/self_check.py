@@ -1,8 +1,8 @@
 """Is an engine the graph it was built of? Run on the GPU, beside ONNX Runtime on the CPU, before it is accepted.
 
-The inputs are the gate's (`latentrt.gate_inputs`): prompts, pictures, and what they become on the way through the
-bundle's own submodules, in the smallest, the usual and the largest shapes of the engine's profile. The measures and the
-bounds are the ones that the graph met beside torch, which its manifest states.
+The inputs are the gate's (`latentrt.bundle.gate_inputs`): prompts, pictures, and what they become on the way through
+the bundle's own submodules, in the smallest, the usual and the largest shapes of the engine's profile. The measures and
+the bounds are the ones that the graph met beside torch, which its manifest states.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity, ShapeRange
+from latentrt.backends.session import Arrays, Session, run
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.gate import NOT_COMPARED, difference, words
+from latentrt.bundle.gate_inputs import PROMPTS, pictures, tiled
+from latentrt.bundle.manifest import GateFigure, Precision
+from latentrt.engines.record import EngineIdentity, ShapeRange
 from latentrt.errors import BuildError
-from latentrt.gate import NOT_COMPARED, difference, words
-from latentrt.gate_inputs import PROMPTS, pictures, tiled
-from latentrt.manifest import GateFigure, Precision
-from latentrt.samplers.ddim import DDIM
-from latentrt.session import Arrays, Session, run
-from latentrt.tokenizer import Tokenizer
+from latentrt.sampling.samplers.ddim import DDIM
+from latentrt.text.tokenizer import Tokenizer
 
 __all__ = ["GateInputs", "check_engine"]
 
 # TF32 has half's ten bits of fraction: what float32 is allowed, times what half is allowed beside it
-# (`latentrt_export.verify`).
+# (`latentrt_export.gates.verify`).
 _TF32_FACTOR = 100.0
 _NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from latentrt.atomic_file import write_atomically
+from latentrt.bundle.atomic_file import write_atomically
 from latentrt.errors import BuildError
 
 __all__ = ["use_timing_cache"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity, EngineOptions, LibraryName, engine_key, this_platform
+from latentrt.backends.gpu import Gpu, NoGpu
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import Precision
+from latentrt.engines.record import EngineIdentity, EngineOptions, LibraryName, engine_key, this_platform
 from latentrt.errors import BundleError, RequestError
-from latentrt.gpu import Gpu, NoGpu
-from latentrt.manifest import Precision
 from latentrt_engines.library import Library, installed_libraries, load_library
 from latentrt_engines.profiles import PictureProfile, check_merging, component_profile
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity, EngineRecord, differences, serves
-from latentrt.engine_store import WEIGHTS_NAME, EngineStore, StoredEngine
-from latentrt.sealed_engines import sealed_engines
-from latentrt.weights import map_weights
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.weights import map_weights
+from latentrt.engines.record import EngineIdentity, EngineRecord, differences, serves
+from latentrt.engines.sealed import sealed_engines
+from latentrt.engines.store import WEIGHTS_NAME, EngineStore, StoredEngine
 from latentrt_engines.array_digests import array_digests
 from latentrt_engines.wanted import Wanted
 

@@ -18,16 +18,16 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from latentrt.backends.engine_device import EngineDevice
+from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
 from latentrt.backends.onnxruntime import open_session, require
-from latentrt.backends.tensorrt import EngineSession, NamedWeights
-from latentrt.bundle import Bundle
-from latentrt.engine_record import ENGINE_FORMAT, BuildFigures, EngineIdentity, EngineRecord, SelfCheck
+from latentrt.backends.session import Session
+from latentrt.backends.tensorrt.device import EngineDevice
+from latentrt.backends.tensorrt.session import EngineSession, NamedWeights
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import Component, FileRecord, Precision
+from latentrt.bundle.weights import map_weights
+from latentrt.engines.record import ENGINE_FORMAT, BuildFigures, EngineIdentity, EngineRecord, SelfCheck
 from latentrt.errors import BuildError, LatentRTError
-from latentrt.gpu import Gpu, NoGpu, find_gpu
-from latentrt.manifest import Component, FileRecord, Precision
-from latentrt.session import Session
-from latentrt.weights import map_weights
 from latentrt.worker_process import Failed, peak_bytes, take_job
 from latentrt_engines.array_digests import array_digests
 from latentrt_engines.cache import in_words

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from latentrt.bundle.manifest import Manifest, Precision, QuantizationMethod
 from latentrt.errors import MissingExtraError
-from latentrt.manifest import Manifest, Precision, QuantizationMethod
 from latentrt.worker_process import terminable
 
 if TYPE_CHECKING:
-    from latentrt_export.single_file import PredictionType
+    from latentrt_export.checkpoints.single_file import PredictionType
 
 __all__ = ["export"]
 
@@ -100,7 +100,7 @@ def export(
 
     Every graph is compared with torch on the way; one that misses its bound stops the export and nothing is written.
     """
-    from latentrt_export.quantization_options import read_options
+    from latentrt_export.quantize.quantization_options import read_options
     from latentrt_export.report import Reporter, print_table
 
     started = time.monotonic()

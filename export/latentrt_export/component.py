@@ -11,20 +11,20 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from latentrt.manifest import Component, GateFigure, GraphRecord, Precision, Quantization
-from latentrt_export import verify
-from latentrt_export.graph import OPSET, trace
-from latentrt_export.int8 import Plan, plan_int8
-from latentrt_export.merging_gate import judge_choices, open_told
-from latentrt_export.onnxruntime_cpu import require
-from latentrt_export.parts import MakesParts, Run
-from latentrt_export.passes.one_attention import FuseSelfAttention
-from latentrt_export.passes.quantize import QuantizeLayers
-from latentrt_export.precision import compute_in_float32, compute_in_half, nodes_in_float32
-from latentrt_export.quantization_options import Quantizing
-from latentrt_export.ranges import measure_ranges
-from latentrt_export.submodule import Arrays, Submodule
-from latentrt_export.weights import StoredWeights, store
+from latentrt.bundle.manifest import Component, GateFigure, GraphRecord, Precision, Quantization
+from latentrt_export.gates import verify
+from latentrt_export.gates.merging_gate import judge_choices, open_told
+from latentrt_export.graphs.onnxruntime_cpu import require
+from latentrt_export.graphs.parts import MakesParts, Run
+from latentrt_export.graphs.passes.one_attention import FuseSelfAttention
+from latentrt_export.graphs.passes.quantize import QuantizeLayers
+from latentrt_export.graphs.precision import compute_in_float32, compute_in_half, nodes_in_float32
+from latentrt_export.graphs.trace import OPSET, trace
+from latentrt_export.graphs.weights import StoredWeights, store
+from latentrt_export.modules.module import Arrays, Submodule
+from latentrt_export.quantize.int8 import Plan, plan_int8
+from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.ranges import measure_ranges
 
 __all__ = ["export_component"]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from latentrt.bundle.manifest import Manifest, Precision
+from latentrt.bundle.staging import staged
 from latentrt.errors import CheckpointError, RequestError
-from latentrt.manifest import Manifest, Precision
-from latentrt.staging import staged
-from latentrt_export import single_file
-from latentrt_export.checkpoint import Checkpoint, open_checkpoint
-from latentrt_export.deep_cache import check_branch, count_branches
-from latentrt_export.documents import UNKNOWN
-from latentrt_export.json_file import read_object
-from latentrt_export.onnxruntime_cpu import require
-from latentrt_export.quantization_options import Quantizing
+from latentrt_export.checkpoints import single_file
+from latentrt_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from latentrt_export.checkpoints.documents import UNKNOWN
+from latentrt_export.checkpoints.json_file import read_object
+from latentrt_export.graphs.deep_cache import check_branch, count_branches
+from latentrt_export.graphs.onnxruntime_cpu import require
+from latentrt_export.quantize.quantization_options import Quantizing
 from latentrt_export.token_merging_ratio import check_ratio
 from latentrt_export.worker import Division
 from latentrt_export.write import MAX_STEPS, Progress, write_bundle

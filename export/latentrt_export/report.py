@@ -12,9 +12,9 @@ from rich.filesize import decimal
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from latentrt.listed_parts import listed_parts
-from latentrt.manifest import Component, GateFigure, Manifest
-from latentrt.quantization_words import quantization_words
+from latentrt.bundle.listed_parts import listed_parts
+from latentrt.bundle.manifest import Component, GateFigure, Manifest
+from latentrt.bundle.quantization_words import quantization_words
 
 __all__ = ["Reporter", "print_table"]
 

@@ -15,22 +15,22 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from latentrt.bundle.manifest import Component, Precision
 from latentrt.errors import LatentRTError, MissingExtraError
-from latentrt.manifest import Component, Precision
 from latentrt.worker_process import Failed, peak_bytes, take_job
-from latentrt_export.quantization_options import Quantizing
+from latentrt_export.quantize.quantization_options import Quantizing
 
 __all__ = ["SUBMODULES", "Division", "Done", "Job", "Message", "Phase"]
 
 # name in the bundle → (module and class of the traceable submodule, folder in the checkpoint), in the order of export:
 # what an earlier one makes of its inputs is what a later one is judged on, and calibrated.
 SUBMODULES = {
-    "text_encoder": ("text_encoder:TextEncoder", "text_encoder"),
-    "vae_encoder": ("vae:VaeEncoder", "vae"),
-    "unet": ("unet:UNet", "unet"),
-    "vae_decoder": ("vae:VaeDecoder", "vae"),
-    "preview_decoder": ("preview_decoder:PreviewDecoder", "preview_decoder"),
-    "safety_checker": ("safety_checker:SafetyChecker", "safety_checker"),
+    "text_encoder": ("modules.text_encoder:TextEncoder", "text_encoder"),
+    "vae_encoder": ("modules.vae:VaeEncoder", "vae"),
+    "unet": ("modules.unet:UNet", "unet"),
+    "vae_decoder": ("modules.vae:VaeDecoder", "vae"),
+    "preview_decoder": ("modules.preview_decoder:PreviewDecoder", "preview_decoder"),
+    "safety_checker": ("modules.safety_checker:SafetyChecker", "safety_checker"),
 }
 
 
@@ -112,8 +112,8 @@ def _export(job: Job, phase: Callable[[str], None]) -> tuple[Component, dict[str
 
 def _parts_maker(job: Job, division: Division, submodule: Any, phase: Callable[[str], None]) -> Any:
     """What makes a submodule's parts, if it is of a kind that has any."""
-    from latentrt_export.parts import PartsMaker
-    from latentrt_export.slices_maker import SlicesMaker
+    from latentrt_export.graphs.parts import PartsMaker
+    from latentrt_export.graphs.slices_maker import SlicesMaker
 
     folder, alone = Path(job.folder), submodule.alone
     if submodule.sliced:

@@ -11,10 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from latentrt import __version__
-from latentrt.digests import file_record
-from latentrt.errors import CheckpointError, RequestError
-from latentrt.gate_inputs import PROMPTS
-from latentrt.manifest import (
+from latentrt.bundle.digests import file_record
+from latentrt.bundle.gate_inputs import PROMPTS
+from latentrt.bundle.manifest import (
     FORMAT_VERSION,
     Component,
     Defaults,
@@ -27,14 +26,15 @@ from latentrt.manifest import (
     Source,
     TokenizerRecord,
 )
-from latentrt.manifest_json import encode_manifest
-from latentrt.samplers import check_suits, find
-from latentrt.samplers.ddim import DDIM
-from latentrt.staging import Stage
-from latentrt.tokenizer import Tokenizer
-from latentrt_export.checkpoint import Checkpoint
-from latentrt_export.quantization_options import Quantizing
-from latentrt_export.tokenizer import export_tokenizer
+from latentrt.bundle.manifest_json import encode_manifest
+from latentrt.bundle.staging import Stage
+from latentrt.errors import CheckpointError, RequestError
+from latentrt.sampling.samplers import check_suits, find
+from latentrt.sampling.samplers.ddim import DDIM
+from latentrt.text.tokenizer import Tokenizer
+from latentrt_export.checkpoints.checkpoint import Checkpoint
+from latentrt_export.checkpoints.tokenizer import export_tokenizer
+from latentrt_export.quantize.quantization_options import Quantizing
 from latentrt_export.worker import SUBMODULES, Division, Done, Job
 from latentrt_export.workers import run_worker
 

@@ -9,15 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latentrt.bundle import Bundle
+    from latentrt.bundle.bundle import Bundle
+    from latentrt.decode.safety import Verdict
     from latentrt.errors import BackendError, BundleError, EngineError, LatentRTError, RequestError, SafetyError
-    from latentrt.mixed_batch import MixedBatch
     from latentrt.pipeline import Pipeline
     from latentrt.request import Order, Request
     from latentrt.result import Result
-    from latentrt.safety import Verdict
-    from latentrt.schedule import Schedule
-    from latentrt.step import Step
+    from latentrt.sampling.mixed_batch import MixedBatch
+    from latentrt.sampling.schedule import Schedule
+    from latentrt.sampling.step import Step
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,20 +41,20 @@ __all__ = [
 
 _HOMES = {
     "BackendError": "errors",
-    "Bundle": "bundle",
+    "Bundle": "bundle.bundle",
     "BundleError": "errors",
     "EngineError": "errors",
     "LatentRTError": "errors",
-    "MixedBatch": "mixed_batch",
+    "MixedBatch": "sampling.mixed_batch",
     "Order": "request",
     "Pipeline": "pipeline",
     "Request": "request",
     "RequestError": "errors",
     "Result": "result",
     "SafetyError": "errors",
-    "Schedule": "schedule",
-    "Step": "step",
-    "Verdict": "safety",
+    "Schedule": "sampling.schedule",
+    "Step": "sampling.step",
+    "Verdict": "decode.safety",
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m latentrt` is `latentrt`."""
 
-from latentrt.cli import main
+from latentrt.cli.main import main
 
 if __name__ == "__main__":
     main()

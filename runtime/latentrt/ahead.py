@@ -1,16 +1,16 @@
 """What will a run need next, and for which sizes?
 
-It is loaded by a thread while the run is at something else (`latentrt.submodules`). Sizes are those of the axes that it
-will be fed: a backend that compiles for shapes compiles those and no others.
+It is loaded by a thread while the run is at something else (`latentrt.backends.submodules`). Sizes are those of the
+axes that it will be fed: a backend that compiles for shapes compiles those and no others.
 """
 
 from __future__ import annotations
 
-from latentrt import autoencoder
-from latentrt.manifest import Manifest
+from latentrt.backends.submodules import Submodules
+from latentrt.bundle.manifest import Manifest
+from latentrt.decode import autoencoder
 from latentrt.request import Order
-from latentrt.schedule import Schedule
-from latentrt.submodules import Submodules
+from latentrt.sampling.schedule import Schedule
 
 __all__ = ["load_classifier", "load_decoder", "load_denoiser"]
 

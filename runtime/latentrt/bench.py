@@ -15,13 +15,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.backends.session import Arrays, Session
+from latentrt.backends.split_denoiser import InParts, ReusesFeatures
+from latentrt.backends.submodules import Prepares
+from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import LatentRTError
-from latentrt.schedule import Latents
-from latentrt.session import Arrays, Session
-from latentrt.split_denoiser import InParts, ReusesFeatures
-from latentrt.submodules import Prepares
-from latentrt.tensors import TensorSpec
-from latentrt.trajectory import Denoising, KeepsLatents, Trajectory
+from latentrt.sampling.schedule import Latents
+from latentrt.sampling.trajectory import Denoising, KeepsLatents, Trajectory
 from latentrt.worker_process import Failed, peak_bytes, take_job
 
 __all__ = ["BenchJob", "Measured", "Message", "Quantiles", "TimedDenoiser", "TimedSession", "quantiles", "timed"]
@@ -90,7 +90,7 @@ class TimedSession:
         return self._session.inputs
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
-        """`latentrt.submodules.Prepares`, which does not count."""
+        """`latentrt.backends.submodules.Prepares`, which does not count."""
         if isinstance(self._session, Prepares):
             self._session.prepare(sizes)
 
@@ -106,7 +106,7 @@ class TimedDenoiser(TimedSession):
     ahead, so what it waits for is the row before."""
 
     def trajectory(self, job: Denoising) -> Trajectory | None:
-        """`latentrt.trajectory.KeepsLatents`."""
+        """`latentrt.sampling.trajectory.KeepsLatents`."""
         assert isinstance(self._session, KeepsLatents)
         loop = self._session.trajectory(job)
         return None if loop is None else _TimedTrajectory(loop, self._durations_ms)
@@ -116,7 +116,7 @@ class TimedInParts(TimedSession):
     """The same for a denoiser in parts, of which each run has its own."""
 
     def begin(self, timesteps: NDArray[np.float32]) -> Session:
-        """`latentrt.split_denoiser.InParts`."""
+        """`latentrt.backends.split_denoiser.InParts`."""
         assert isinstance(self._session, InParts)
         return TimedRun(self._session.begin(timesteps), self._durations_ms)
 
@@ -125,7 +125,7 @@ class TimedRun(TimedSession):
     """The same for such a run."""
 
     def run_reusing(self, feeds: Mapping[str, NDArray[Any]], deep_features: NDArray[np.float32]) -> Arrays:
-        """`latentrt.split_denoiser.ReusesFeatures`."""
+        """`latentrt.backends.split_denoiser.ReusesFeatures`."""
         assert isinstance(self._session, ReusesFeatures)
         began = time.perf_counter()
         outputs = self._session.run_reusing(feeds, deep_features)
@@ -195,9 +195,9 @@ def _measure(job: BenchJob) -> Measured:
 
 def _prepare(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[str, list[float]]]:
     """What draws one picture, what each submodule runs on, and where their durations go."""
-    from latentrt.bundle import Bundle
-    from latentrt.cpu_choice import Preferences
-    from latentrt.device import choose_sessions
+    from latentrt.backends.cpu_choice import Preferences
+    from latentrt.backends.device import choose_sessions
+    from latentrt.bundle.bundle import Bundle
     from latentrt.pipeline import Pipeline
 
     bundle = Bundle.open(job.bundle, job.digest)
@@ -234,7 +234,7 @@ def _timed(draw: Callable[[], object], runs: int) -> Iterator[float]:
 
 
 def _gpu_bytes() -> int | None:
-    from latentrt.backends.cuda import load_cuda
+    from latentrt.backends.cuda.api import load_cuda
 
     try:
         free, total = load_cuda().memory()

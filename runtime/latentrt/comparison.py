@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 
 from PIL.Image import Image
 
-from latentrt import samplers
 from latentrt.errors import RequestError
 from latentrt.pipeline import Pipeline
 from latentrt.request import Order, Request
 from latentrt.result import Result
 from latentrt.sample.figures import Figure, Settings, following, readings, wholly_right
 from latentrt.sample.prompts import Prompt
+from latentrt.sampling import samplers
 
 __all__ = [
     "ORDINARY",

@@ -20,24 +20,26 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt import ahead, autoencoder, noise, safety, samplers, trajectory
-from latentrt.bundle import Bundle
-from latentrt.conditioning import condition
+from latentrt import ahead
+from latentrt.backends.sessions import Sessions
+from latentrt.backends.submodules import OpenSession, Submodules
+from latentrt.bundle.bundle import Bundle
+from latentrt.decode import autoencoder, safety
 from latentrt.errors import RequestError
 from latentrt.request import Order, Request, resolve
 from latentrt.result import OutputType, Result, make_result
 from latentrt.sample import bundle_path
-from latentrt.schedule import Latents, Schedule
-from latentrt.sessions import Sessions
-from latentrt.step import Step
-from latentrt.submodules import OpenSession, Submodules
-from latentrt.tokenizer import Tokenizer
+from latentrt.sampling import noise, samplers, trajectory
+from latentrt.sampling.schedule import Latents, Schedule
+from latentrt.sampling.step import Step
+from latentrt.text.clip import condition
+from latentrt.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from latentrt.approximation import Decoder
+    from latentrt.backends.cpu_choice import ComputePrecision
+    from latentrt.backends.device import Device
     from latentrt.backends.openvino import PerformanceHint
-    from latentrt.cpu_choice import ComputePrecision
-    from latentrt.device import Device
+    from latentrt.sampling.approximation import Decoder
 
 __all__ = ["Pipeline", "Step"]
 
@@ -99,8 +101,8 @@ class Pipeline:
             BundleError: there is no bundle, or it is damaged, or not the one that is pinned.
             BackendError, EngineError: the device that is named cannot be had.
         """
-        from latentrt.cpu_choice import Preferences
-        from latentrt.device import choose_sessions
+        from latentrt.backends.cpu_choice import Preferences
+        from latentrt.backends.device import choose_sessions
 
         preferences = Preferences(
             threads=threads, precision=precision, performance_hint=performance_hint, low_memory=low_memory

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt import safety, samplers
-from latentrt.approximation import Approximation, Decoder, plain
+from latentrt.bundle.manifest import Limits, Manifest
+from latentrt.decode import safety
 from latentrt.errors import RequestError
-from latentrt.manifest import Limits, Manifest
-from latentrt.sampler_request import karras_levels, sampler_name, sampler_options
+from latentrt.sampling import samplers
+from latentrt.sampling.approximation import Approximation, Decoder, plain
+from latentrt.sampling.sampler_request import karras_levels, sampler_name, sampler_options
 
 __all__ = ["MAX_SEED", "Order", "Request", "resolve"]
 
@@ -37,8 +38,8 @@ class Request:
         guidance_scale: w of classifier-free guidance (Ho and Salimans 2022); up to 1 there is none. The bundle's
             default if None.
         guidance_rescale: φ of Lin et al. 2023, section 3.4; 0 leaves the guided output as it is.
-        guidance_start, guidance_end, deep_cache, decoder: work to leave out, at a price (`latentrt.approximation`).
-        num_images_per_prompt: pictures for each prompt.
+        guidance_start, guidance_end, deep_cache, decoder: work to leave out, at a price
+        (`latentrt.sampling.approximation`). num_images_per_prompt: pictures for each prompt.
         eta: how much fresh noise, 0 to 1, for samplers that take it (DDIM: 0 if None; TCD: 0.3).
         latents: float32 [pictures, channels, height / factor, width / factor] of standard normal noise, in place of the
             seed's.
@@ -49,7 +50,8 @@ class Request:
         sampler: one of `latentrt samplers`, by any of its names: `dpmpp_2m`, `DPM++ 2M Karras`, a diffusers class.
             The bundle's own scheduler if None.
         sampler_options: what goes before the bundle's scheduler configuration, by diffusers' names (`solver_order`,
-            `use_beta_sigmas`, …), and arguments of a run (`timesteps`, `s_churn`, …; `latentrt.samplers.Steps`).
+            `use_beta_sigmas`, …), and arguments of a run (`timesteps`, `s_churn`, …;
+            `latentrt.sampling.samplers.Steps`).
         karras: whether the noise levels are those of Karras et al. 2022; None leaves it to the bundle's configuration.
         safety: what is done with a flagged picture: `block`, `blur`, `report`; `off` asks nothing. The bundle's policy
             if None.

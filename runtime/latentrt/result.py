@@ -12,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt import __version__, images, samplers
-from latentrt.bundle import Bundle
+from latentrt import __version__
+from latentrt.bundle.bundle import Bundle
+from latentrt.decode.safety import Policy, Verdict, safety_record
 from latentrt.errors import RequestError
-from latentrt.metadata import PictureRecord, record_texts
+from latentrt.images import files as images
+from latentrt.images.metadata import PictureRecord, record_texts
 from latentrt.request import Order
-from latentrt.safety import Policy, Verdict, safety_record
+from latentrt.sampling import samplers
 
 __all__ = ["OutputType", "Result", "check_places", "make_result", "numbered"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentrt.bundle import Bundle
+from latentrt.bundle.bundle import Bundle
 from latentrt.sample import bundle_path
 
 

@@ -11,9 +11,13 @@ import msgspec
 import onnx
 from safetensors.numpy import load_file, save_file
 
-from latentrt.bundle import Bundle
-from latentrt.digests import file_record, hash_bytes
-from latentrt.engine_record import (
+from latentrt.backends.gpu import Gpu, NoGpu
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import file_record, hash_bytes
+from latentrt.bundle.manifest import FileRecord
+from latentrt.bundle.manifest_json import encode_manifest
+from latentrt.bundle.weights import map_weights
+from latentrt.engines.record import (
     ENGINE_FORMAT,
     BuildFigures,
     EngineIdentity,
@@ -22,12 +26,8 @@ from latentrt.engine_record import (
     SelfCheck,
     this_platform,
 )
-from latentrt.engine_store import StoredEngine
-from latentrt.gpu import Gpu, NoGpu
-from latentrt.manifest import FileRecord
-from latentrt.manifest_json import encode_manifest
+from latentrt.engines.store import StoredEngine
 from latentrt.sample import bundle_path
-from latentrt.weights import map_weights
 from latentrt_engines.array_digests import array_digests
 from latentrt_engines.ask import Ask
 from latentrt_engines.cache import EngineCache

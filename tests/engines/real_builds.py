@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineOptions, LibraryName
-from latentrt.engine_store import StoredEngine
-from latentrt.gpu import Gpu, find_gpu
-from latentrt.manifest import Precision
+from latentrt.backends.gpu import Gpu, find_gpu
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import Precision
+from latentrt.engines.record import EngineOptions, LibraryName
+from latentrt.engines.store import StoredEngine
 from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.library import Library, installed_libraries, load_library

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle import Bundle
-from latentrt.manifest import Component
+from latentrt.backends.session import Arrays, Session
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import Component
+from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 from latentrt.pipeline import Pipeline
-from latentrt.session import Arrays, Session
-from latentrt.tensors import TensorSpec, axis_sizes, sized
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 
-from latentrt.bundle import Bundle
-from latentrt.weights import map_weights
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.weights import map_weights
 from latentrt_engines.array_digests import array_digests
 
 

@@ -7,8 +7,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineOptions
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import EngineOptions
 from latentrt.errors import BackendError, BundleError, LatentRTError, RequestError
 from latentrt_engines.ask import Ask, Wants, ask_options, parse_bytes, target_options
 from tests.engines.made_up import H100, NO_GPU, RTX4090, FakeTensorRT

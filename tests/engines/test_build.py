@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from latentrt.bundle import Bundle
-from latentrt.digests import hash_bytes
-from latentrt.engine_record import EngineOptions, LibraryName, SelfCheck
-from latentrt.engine_store import WEIGHTS_NAME, StoredEngine
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import hash_bytes
+from latentrt.bundle.manifest import FileRecord, Precision
+from latentrt.engines.record import EngineOptions, LibraryName, SelfCheck
+from latentrt.engines.store import WEIGHTS_NAME, StoredEngine
 from latentrt.errors import BuildError, EngineError, IntegrityError, MissingExtraError
-from latentrt.manifest import FileRecord, Precision
 from latentrt.sample import bundle_path
 from latentrt.worker_process import Ending
 from latentrt_engines import build as build_module

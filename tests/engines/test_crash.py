@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from latentrt.bundle import Bundle
-from latentrt.engine_store import StoredEngine
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.store import StoredEngine
 from latentrt.errors import EngineDamagedError
 from latentrt.sample import bundle_path
 from latentrt_engines.cache import EngineCache

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity, EngineOptions
+from latentrt.backends.gpu import Gpu, NoGpu
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import EngineIdentity, EngineOptions
 from latentrt.errors import RequestError
-from latentrt.gpu import Gpu, NoGpu
 from latentrt_engines.ask import Ask
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.fleet import parse_fleet

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineOptions, LibraryName
+from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.weights import map_weights
+from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.errors import BackendError, LatentRTError, MissingExtraError, RequestError
-from latentrt.gpu import Gpu, NoGpu, find_gpu
-from latentrt.weights import map_weights
 from latentrt_engines.library import Library, installed_libraries, load_library
 from latentrt_engines.network import Log, make_log, parse_network
 from tests.engines.made_up import H100, NO_GPU, RTX4090, TENSORRT

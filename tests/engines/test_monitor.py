@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentrt.bundle import Bundle
-from latentrt.weights import map_weights
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.weights import map_weights
 from latentrt_engines import monitor
 from latentrt_engines.library import load_library
 from latentrt_engines.monitor import PhaseTree, make_monitor

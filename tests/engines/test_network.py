@@ -9,11 +9,11 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from latentrt.bundle import Bundle
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import Component
+from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.weights import map_weights
 from latentrt.errors import BuildError
-from latentrt.manifest import Component
-from latentrt.tensors import TensorSpec
-from latentrt.weights import map_weights
 from latentrt_engines.library import Library, load_library
 from latentrt_engines.network import Log, check_network, make_log, parse_network
 from latentrt_engines.profiles import _MOST_RANKED

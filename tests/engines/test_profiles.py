@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import ShapeRange
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.tensors import TensorSpec
+from latentrt.engines.record import ShapeRange
 from latentrt.errors import RequestError
 from latentrt.sample import bundle_path
-from latentrt.tensors import TensorSpec
 from latentrt_engines.profiles import (
     Guidance,
     PictureProfile,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineOptions
-from latentrt.engine_store import RECORD_NAME, StoredEngine
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import EngineOptions
+from latentrt.engines.store import RECORD_NAME, StoredEngine
 from latentrt.errors import EngineDamagedError
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.library import load_library

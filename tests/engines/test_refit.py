@@ -10,19 +10,19 @@ import msgspec
 import numpy as np
 import pytest
 
-from latentrt.backends import refit as seam
-from latentrt.backends.cuda import Cuda
-from latentrt.backends.engine_device import EngineDevice
+from latentrt.backends.cuda.api import Cuda
 from latentrt.backends.onnxruntime import open_session
-from latentrt.backends.refit import refit
-from latentrt.backends.tensorrt import EngineSession, NamedWeights
-from latentrt.bundle import Bundle
-from latentrt.digests import file_record
-from latentrt.engine_record import EngineOptions
-from latentrt.engine_store import StoredEngine
+from latentrt.backends.tensorrt import refit as seam
+from latentrt.backends.tensorrt.device import EngineDevice
+from latentrt.backends.tensorrt.refit import refit
+from latentrt.backends.tensorrt.session import EngineSession, NamedWeights
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import file_record
+from latentrt.bundle.weights import map_weights
+from latentrt.engines.record import EngineOptions
+from latentrt.engines.store import StoredEngine
 from latentrt.errors import EngineError, RequestError
 from latentrt.sample import bundle_path
-from latentrt.weights import map_weights
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.refit import refit_engine
 from tests.engines import made_up

@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity, engine_key
-from latentrt.engine_store import RECORD_NAME, StoredEngine
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import EngineIdentity, engine_key
+from latentrt.engines.sealed import sealed_engines
+from latentrt.engines.store import RECORD_NAME, StoredEngine
 from latentrt.errors import EngineDamagedError, EngineError, IntegrityError, LatentRTError, OutputError, RequestError
-from latentrt.sealed_engines import sealed_engines
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.seal import choose_engines, find_engine, is_of_bundle, seal
 from tests.engines.made_up import identity, publish, retrained

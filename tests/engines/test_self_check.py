@@ -12,14 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt.backends.onnxruntime import open_session
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineIdentity, EngineOptions
+from latentrt.backends.session import Arrays, Session
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.gate import NOT_COMPARED
+from latentrt.bundle.manifest import Precision
+from latentrt.bundle.tensors import TensorSpec, check_feeds
+from latentrt.engines.record import EngineIdentity, EngineOptions
 from latentrt.errors import BuildError
-from latentrt.gate import NOT_COMPARED
-from latentrt.manifest import Precision
 from latentrt.sample import bundle_path
-from latentrt.session import Arrays, Session
-from latentrt.tensors import TensorSpec, check_feeds
 from latentrt_engines.profiles import component_profile, picture_profile
 from latentrt_engines.self_check import GateInputs, check_engine
 from tests.engines import made_up

@@ -5,11 +5,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineOptions, LibraryName, ShapeRange, engine_key, this_platform
+from latentrt.backends.gpu import Gpu, NoGpu
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import TokenMerging
+from latentrt.engines.record import EngineOptions, LibraryName, ShapeRange, engine_key, this_platform
 from latentrt.errors import BackendError, BundleError, MissingExtraError, RequestError
-from latentrt.gpu import Gpu, NoGpu
-from latentrt.manifest import TokenMerging
 from latentrt_engines import wanted as module
 from latentrt_engines.library import Library, load_library
 from latentrt_engines.profiles import check_merging, component_profile, picture_profile

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from latentrt.manifest import Component, GateFigure, GraphRecord, WeightsRecord
-from latentrt.tensors import TensorSpec
+from latentrt.bundle.manifest import Component, GateFigure, GraphRecord, WeightsRecord
+from latentrt.bundle.tensors import TensorSpec
 from latentrt_export.worker import Done, Job
 from tests.export.skeleton import write_skeleton
 from tests.tiny import write_tokenizer

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from latentrt_export.onnxruntime_cpu import Graph
+from latentrt_export.graphs.onnxruntime_cpu import Graph
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
 

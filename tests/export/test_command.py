@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from latentrt import cli
-from latentrt.bundle import Bundle
+from latentrt.bundle.bundle import Bundle
+from latentrt.cli import main as cli
 from latentrt.errors import ExportError, GateError
 from latentrt_export.worker import Division
 from tests.export.fake_worker import FakeWorker, install, write_described
@@ -23,7 +23,7 @@ from tests.export.skeleton import write_skeleton
 from tests.export.test_workers import without
 from tests.exported import Exported
 
-LATENTRT = [sys.executable, "-c", "from latentrt.cli import main; main()"]
+LATENTRT = [sys.executable, "-c", "from latentrt.cli.main import main; main()"]
 
 
 @pytest.fixture

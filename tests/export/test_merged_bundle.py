@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from latentrt import Pipeline
-from latentrt.bundle import Bundle
+from latentrt.bundle.bundle import Bundle
 from latentrt_export.export import export_checkpoint
 from tests.exported import Exported, Silent
 

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from latentrt.bundle import Bundle
-from latentrt.manifest import Manifest
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import Manifest
 from latentrt_export.report import Reporter, print_table
 from latentrt_export.worker import Job
 from tests.export.fake_worker import fake_component

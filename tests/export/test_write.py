@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from latentrt.bundle import Bundle
-from latentrt.digests import file_record
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import file_record
 from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTError, OutputError
-from latentrt_export import single_file
 from latentrt_export import worker as export_worker
+from latentrt_export.checkpoints import single_file
+from latentrt_export.checkpoints.single_file import SingleFile
 from latentrt_export.export import export_checkpoint
-from latentrt_export.single_file import SingleFile
 from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.skeleton import write_json, write_skeleton, write_weights
 from tests.exported import Silent

@@ -10,12 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt import Pipeline
-from latentrt.backends.engine_device import EngineDevice
+from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
 from latentrt.backends.onnxruntime import CUDA, available_providers
-from latentrt.backends.tensorrt import EngineSession
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineOptions, LibraryName
-from latentrt.gpu import Gpu, NoGpu, find_gpu
+from latentrt.backends.tensorrt.device import EngineDevice
+from latentrt.backends.tensorrt.session import EngineSession
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.sample import bundle_path
 from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle import Bundle
-from latentrt.digests import file_record
-from latentrt.manifest import (
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import file_record
+from latentrt.bundle.manifest import (
     Component,
     Defaults,
     GateFigure,
@@ -23,8 +23,8 @@ from latentrt.manifest import (
     TokenizerRecord,
     WeightsRecord,
 )
-from latentrt.manifest_json import encode_manifest
-from latentrt.tensors import TensorSpec
+from latentrt.bundle.manifest_json import encode_manifest
+from latentrt.bundle.tensors import TensorSpec
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "safety_checker")
 WEIGHTS = "unet/model.safetensors"

@@ -3,6 +3,9 @@ from __future__ import annotations
 import pytest
 
 from latentrt import Bundle, Pipeline
+from latentrt.backends.cpu_choice import Preferences
+from latentrt.backends.device import choose_sessions
+from latentrt.backends.session import Session
 from latentrt.comparison import (
     SPECIAL,
     Cell,
@@ -14,15 +17,12 @@ from latentrt.comparison import (
     suiting_samplers,
     warm_up,
 )
-from latentrt.cpu_choice import Preferences
-from latentrt.device import choose_sessions
 from latentrt.errors import RequestError
 from latentrt.request import Request
 from latentrt.sample import bundle_path
 from latentrt.sample.figures import PROMPT_SEED, Settings, following, readings
 from latentrt.sample.prompts import held_out_prompts
-from latentrt.samplers import SAMPLERS
-from latentrt.session import Session
+from latentrt.sampling.samplers import SAMPLERS
 
 REQUEST = Request(prompt="a red circle", seed=3)
 

@@ -22,7 +22,8 @@ from benchmarks.peer_catalogue import CONFIGURATIONS, REFERENCE, selected
 from benchmarks.peer_environments import ENVIRONMENTS, UnavailableError, last_words
 from benchmarks.peer_models import MODELS, converted, file_bytes, plain_checkpoint
 from benchmarks.peer_process import measured
-from latentrt import noise, sample
+from latentrt import sample
+from latentrt.sampling import noise
 
 ROOT = Path(__file__).parent.parent.parent
 FAKE = "tests.runtime.fake_peer"

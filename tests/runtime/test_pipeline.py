@@ -14,10 +14,10 @@ from PIL import Image
 
 from latentrt import Bundle, Pipeline, Request
 from latentrt.backends.onnxruntime import open_session
+from latentrt.backends.session import Arrays, Session
+from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import BackendError, FeedError, RequestError, SafetyError
-from latentrt.metadata import read_metadata
-from latentrt.session import Arrays, Session
-from latentrt.tensors import TensorSpec
+from latentrt.images.metadata import read_metadata
 from tests.exported import Exported
 
 PROMPT = "a red circle"

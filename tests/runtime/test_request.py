@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentrt.bundle.manifest import Manifest
 from latentrt.errors import RequestError
-from latentrt.manifest import Manifest
 from latentrt.request import MAX_SEED, Order, Request, resolve
 from tests.runtime import small_bundle
 

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from benchmarks import quality as benchmark
 from latentrt import Bundle, Pipeline
-from latentrt.device import Device
+from latentrt.backends.device import Device
 from latentrt.sample import bundle_path
 from latentrt.sample.figures import PROMPT_SEED, Figure, Settings, following, readings, wholly_right
 from latentrt.sample.judge import Reading
 from latentrt.sample.prompts import held_out_prompts
 from latentrt_export.export import export_checkpoint
-from latentrt_export.quantization_options import Quantizing
+from latentrt_export.quantize.quantization_options import Quantizing
 from sample import quality
 from sample.bars import BARS, missed, sign_test
 from tests.exported import Silent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from latentrt.printable import counted
+from latentrt.bundle.printable import counted
 from latentrt.worker_process import terminable
 from latentrt_engines.ask import Ask, ask_options, target_options
 
@@ -35,7 +35,7 @@ def build(
     Engines go into the cache (LATENTRT_CACHE moves it), each built once, however many ask for it. What is there
     already is compared with its hash and left alone.
     """
-    from latentrt.bundle import Bundle
+    from latentrt.bundle.bundle import Bundle
     from latentrt_engines.build import build_engines
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.report import Reporter, target_words

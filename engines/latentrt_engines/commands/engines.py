@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from latentrt.printable import counted
+from latentrt.bundle.printable import counted
 from latentrt_engines.ask import Ask, ask_options, target_options
 
 __all__ = ["engines"]
@@ -30,7 +30,7 @@ def list_engines(bundle: Path | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.filesize import decimal
 
-    from latentrt.bundle import Bundle
+    from latentrt.bundle.bundle import Bundle
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.report import ENGINE_HEADINGS, engine_row, plain_table
     from latentrt_engines.seal import is_of_bundle
@@ -56,7 +56,7 @@ def list_engines(bundle: Path | None, as_json: bool) -> None:
 @click.argument("key")
 def show(key: str) -> None:
     """Print the record of the engine whose key begins with KEY, as JSON."""
-    from latentrt.engine_store import encode_record
+    from latentrt.engines.store import encode_record
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.seal import find_engine
 
@@ -69,7 +69,7 @@ def show(key: str) -> None:
 @ask_options
 def why(bundle: Path, ask: Ask, gpus: str | None, capabilities: str | None) -> None:
     """Print, for each engine that BUNDLE wants, whether it is there, and if not, how what is there differs."""
-    from latentrt.bundle import Bundle
+    from latentrt.bundle.bundle import Bundle
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.report import target_words
     from latentrt_engines.why import explain
@@ -149,7 +149,7 @@ def seal_engines(bundle: Path, out: Path, keys: tuple[str, ...], overwrite: bool
 
     KEYS are the beginnings of engines' keys; all engines of BUNDLE in the cache if there are none.
     """
-    from latentrt.bundle import Bundle
+    from latentrt.bundle.bundle import Bundle
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.seal import choose_engines, seal
 
@@ -171,8 +171,8 @@ def refit_command(bundle: Path, key: str, digest: str | None) -> None:
 
     It runs on the engine's own GPU and takes seconds where a build takes minutes. The engine KEY stays as it is.
     """
-    from latentrt.backends.engine_device import EngineDevice
-    from latentrt.bundle import Bundle
+    from latentrt.backends.tensorrt.device import EngineDevice
+    from latentrt.bundle.bundle import Bundle
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.library import load_library
     from latentrt_engines.refit import refit_engine, refitted_identity

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from latentrt.bundle.printable import counted
 from latentrt.errors import EngineError
-from latentrt.printable import counted
 from latentrt.worker_process import terminable
 from latentrt_engines.ask import Ask, ask_options
 
 if TYPE_CHECKING:
-    from latentrt.bundle import Bundle
+    from latentrt.bundle.bundle import Bundle
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.fleet_plan import PlannedEngine
 
@@ -36,8 +36,8 @@ def plan(bundle: Path, gpus: str, ask: Ask, run: bool, check: bool, as_json: boo
 
     What is there is in this user's cache, or sealed into the bundle.
     """
-    from latentrt.bundle import Bundle
-    from latentrt.gpu import find_gpu
+    from latentrt.backends.gpu import find_gpu
+    from latentrt.bundle.bundle import Bundle
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.fleet import parse_fleet
     from latentrt_engines.fleet_plan import plan_fleet

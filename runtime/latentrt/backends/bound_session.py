@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.backends.session import Arrays
+from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 from latentrt.errors import BackendError
-from latentrt.session import Arrays
-from latentrt.tensors import TensorSpec, axis_sizes, sized
 
 __all__ = ["BoundSession"]
 

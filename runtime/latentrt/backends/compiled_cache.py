@@ -16,9 +16,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from latentrt.atomic_file import write_atomically
-from latentrt.digests import open_regular
-from latentrt.user_cache import private_folder
+from latentrt.bundle.atomic_file import write_atomically
+from latentrt.bundle.digests import open_regular
+from latentrt.bundle.user_cache import private_folder
 
 __all__ = ["CompiledCache"]
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from latentrt.backends.bound_session import BoundSession
 from latentrt.backends.cores import usable_cores
-from latentrt.bundle import Bundle
+from latentrt.backends.session import Arrays, Session
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import PartName, Precision
+from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.weights import map_weights
 from latentrt.errors import BackendError, MissingExtraError
-from latentrt.manifest import PartName, Precision
-from latentrt.session import Arrays, Session
-from latentrt.tensors import TensorSpec
-from latentrt.weights import map_weights
 
 __all__ = [
     "CUDA",

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from latentrt.backends.compiled_cache import CompiledCache
 from latentrt.backends.cores import usable_cores
 from latentrt.backends.real_files import real_files
-from latentrt.bundle import Bundle
+from latentrt.backends.session import Arrays
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import PartName, Precision
+from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.errors import BackendError, LatentRTError, MissingExtraError
-from latentrt.manifest import PartName, Precision
-from latentrt.session import Arrays
-from latentrt.tensors import TensorSpec, sized
 
 __all__ = [
     "Arithmetic",
@@ -102,7 +102,7 @@ class OpenVinoSession:
         return self._inputs
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
-        """Compile for inputs whose named axes have these sizes (`latentrt.submodules.Prepares`)."""
+        """Compile for inputs whose named axes have these sizes (`latentrt.backends.submodules.Prepares`)."""
         try:
             self._compiled_for({spec.name: sized(spec, sizes) for spec in self._inputs})
         except LatentRTError:

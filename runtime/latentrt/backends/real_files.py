@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from latentrt.bundle.user_cache import require_private_folder
 from latentrt.errors import BackendError
-from latentrt.user_cache import require_private_folder
 
 __all__ = ["linked_weights", "real_files"]
 

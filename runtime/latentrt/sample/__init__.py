@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latentrt.manifest import Manifest
+    from latentrt.bundle.manifest import Manifest
 
 __all__ = ["PROMPTS", "bundle_path", "is_sample_model"]
 
@@ -42,7 +42,7 @@ def bundle_path() -> Path:
 def is_sample_model(manifest: Manifest) -> bool:
     """Whether a bundle was made of the sample model, in whichever precision: its weight files had the same hashes. The
     classifier and the decoder for previews may be others, or missing."""
-    from latentrt.bundle import Bundle
+    from latentrt.bundle.bundle import Bundle
 
     def drawing(weights: dict[str, str]) -> dict[str, str]:
         return {name: digest for name, digest in weights.items() if not name.startswith(_BESIDE)}

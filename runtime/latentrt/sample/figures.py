@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.approximation import EXACT, Approximation
 from latentrt.pipeline import Pipeline
 from latentrt.sample.judge import Reading, agrees, read
 from latentrt.sample.prompts import Prompt
 from latentrt.sample.scenes import Scene, Thing
+from latentrt.sampling.approximation import EXACT, Approximation
 
 __all__ = [
     "PROMPT_SEED",

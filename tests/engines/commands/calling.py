@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from latentrt import cli
+from latentrt.cli import main as cli
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineOptions
-from latentrt.engine_store import RECORD_NAME, StoredEngine
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import EngineOptions
+from latentrt.engines.store import RECORD_NAME, StoredEngine
 from latentrt.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.engines.commands.calling import Caller

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from latentrt.bundle import Bundle
+from latentrt.bundle.bundle import Bundle
 from latentrt.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.engines.commands.calling import Caller

@@ -18,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from latentrt.backends import device_loop
+from latentrt.backends.cuda import device_loop
 
 Work = Callable[[], None]
 

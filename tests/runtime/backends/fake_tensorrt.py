@@ -17,11 +17,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from latentrt.backends.onnxruntime import OnnxRuntimeSession, open_session
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineRecord, LibraryName, ShapeRange
-from latentrt.tensorrt_library import LoadedLibrary
-from latentrt.tensors import TensorSpec, axis_sizes, sized
-from latentrt.weights import map_weights
+from latentrt.backends.tensorrt.library import LoadedLibrary
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
+from latentrt.bundle.weights import map_weights
+from latentrt.engines.record import EngineRecord, LibraryName, ShapeRange
 from latentrt_engines.array_digests import array_digests
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from latentrt.backends.bound_session import BoundSession
 from latentrt.backends.onnxruntime import OnnxRuntimeSession, open_session
-from latentrt.bundle import Bundle
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 from latentrt.errors import BackendError
 from latentrt.sample import bundle_path
-from latentrt.tensors import TensorSpec, axis_sizes, sized
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from latentrt import Bundle
 from latentrt.backends import openvino as ov
 from latentrt.backends.compiled_cache import CompiledCache
-from latentrt.session import run
+from latentrt.backends.session import run
 from tests.runtime.backends.test_openvino import feeds
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 from latentrt import Pipeline, Request
-from latentrt.backends import device_loop, engine_device
-from latentrt.backends.cuda import Cuda
+from latentrt.backends.cuda import device_loop
+from latentrt.backends.cuda.api import Cuda
 from latentrt.backends.onnxruntime import open_session
-from latentrt.bundle import Bundle
-from latentrt.engine_choice import EngineSource
-from latentrt.engine_sessions import ChosenByShape
+from latentrt.backends.session import Session
+from latentrt.backends.tensorrt import device as engine_device
+from latentrt.backends.tensorrt.by_shape import ChosenByShape
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.choice import EngineSource
 from latentrt.errors import BackendError, RequestError
 from latentrt.sample import bundle_path
-from latentrt.schedule import Latents
-from latentrt.session import Session
+from latentrt.sampling.schedule import Latents
 from latentrt_engines.profiles import component_profile, picture_profile
 from tests.engines import made_up
 from tests.runtime.backends import fake_cuda
@@ -58,7 +59,7 @@ def api() -> FakeCudaApi:
 
 def on_device(bundle: Bundle, api: FakeCudaApi, library: str = "tensorrt") -> Pipeline:
     """A pipeline whose denoiser is an engine, and whose other submodules are ONNX Runtime's."""
-    from latentrt.backends.tensorrt import EngineSession
+    from latentrt.backends.tensorrt.session import EngineSession
 
     pictures = picture_profile(bundle.manifest, size="32..128", batch="1..4", guidance="both")
     profile = component_profile("unet", bundle.manifest.components["unet"], pictures, bundle.manifest)

@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 
 from latentrt import Bundle
 from latentrt.backends.onnxruntime import open_session
-from latentrt.digests import file_record
+from latentrt.backends.session import run
+from latentrt.bundle.digests import file_record
+from latentrt.bundle.weights import map_weights
 from latentrt.errors import BackendError, BundleError, FeedError, MissingExtraError
-from latentrt.session import run
-from latentrt.weights import map_weights
 from tests.exported import Exported
 from tests.runtime import small_bundle
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from latentrt import Bundle
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
+from latentrt.backends.session import Arrays, run
 from latentrt.errors import BackendError, IntegrityError, MissingExtraError
 from latentrt.sample import bundle_path
-from latentrt.session import Arrays, run
 from tests.runtime.backends.test_onnxruntime import pin
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")

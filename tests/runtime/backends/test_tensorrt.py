@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from latentrt.backends.cuda import Cuda, DeviceBuffer
-from latentrt.backends.engine_device import EngineDevice
+from latentrt.backends.cuda.api import Cuda, DeviceBuffer
 from latentrt.backends.onnxruntime import open_session
-from latentrt.backends.runtime_cache import RuntimeCache
-from latentrt.backends.tensorrt import EngineSession
-from latentrt.bundle import Bundle
-from latentrt.engine_record import EngineRecord
+from latentrt.backends.tensorrt.device import EngineDevice
+from latentrt.backends.tensorrt.runtime_cache import RuntimeCache
+from latentrt.backends.tensorrt.session import EngineSession
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import EngineRecord
 from latentrt.errors import BackendError, EngineError
 from latentrt_engines.profiles import component_profile, picture_profile
 from tests.engines import made_up

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from latentrt import Bundle
-from latentrt.manifest import Manifest
+from latentrt.bundle.manifest import Manifest
 from latentrt.sample import bundle_path, is_sample_model
 from tests.exported import Exported
 

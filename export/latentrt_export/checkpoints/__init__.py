@@ -1,0 +1,1 @@
+"""Checkpoints: layouts, weight files, tokenizers and documents."""

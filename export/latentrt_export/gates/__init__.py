@@ -1,0 +1,1 @@
+"""Gates: each graph compared with its reference."""

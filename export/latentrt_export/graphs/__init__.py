@@ -1,0 +1,1 @@
+"""Graphs: tracing, rewriting, splitting and precision."""

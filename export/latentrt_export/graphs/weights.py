@@ -1,0 +1,97 @@
+"""How are weights kept apart from graphs? As safetensors, which a graph refers to by offset and length.
+
+One `model.safetensors` serves every graph of its component, and every graph of the same architecture can be given
+another one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentrt.bundle.manifest import Precision, WeightsRecord
+
+__all__ = ["StoredWeights", "store"]
+
+# Of what an int8 submodule does not store as integers.
+_TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.float16}
+_IR_DTYPES = {
+    "F16": ir.DataType.FLOAT16,
+    "F32": ir.DataType.FLOAT,
+    "I8": ir.DataType.INT8,
+    "U8": ir.DataType.UINT8,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeights:
+    """A weights file and where each tensor lies in it: name → (dtype, shape, offset in bytes, length in bytes).
+
+    `weights` are the names of the checkpoint's own; the others are scales and zero points.
+    """
+
+    path: Path
+    weights: frozenset[str]
+    places: Mapping[str, tuple[ir.DataType, tuple[int, ...], int, int]]
+
+    def external(self, name: str) -> ir.ExternalTensor:
+        """A reference to one tensor, as a graph that lies beside the file keeps it."""
+        dtype, shape, offset, length = self.places[name]
+        return ir.ExternalTensor(
+            self.path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self.path.parent
+        )
+
+    def record(self, file: str, precision: Precision) -> WeightsRecord:
+        """What the manifest says of it."""
+        parameters = sum(math.prod(shape) for name, (_, shape, _, _) in self.places.items() if name in self.weights)
+        return WeightsRecord(file=file, dtype=precision, tensors=len(self.places), parameters=parameters)
+
+
+def store(
+    weights: Mapping[str, Tensor], path: Path, precision: Precision, quantized: Mapping[str, Tensor] | None = None
+) -> StoredWeights:
+    """Write weights in a precision.
+
+    Args:
+        weights: by their canonical names.
+        path: of the file.
+        precision: of the file; `int8` stores as half what is not in `quantized`.
+        quantized: what is stored in place of some weights, and beside them, as it is.
+
+    A value beyond half's range would become infinite; that is refused by the gate, not here.
+    """
+    quantized = quantized or {}
+    floats = {name: weight for name, weight in weights.items() if name not in quantized}
+    tensors = {name: weight.to(_TORCH_DTYPES[precision]).contiguous() for name, weight in floats.items()}
+    tensors |= {name: tensor.contiguous() for name, tensor in quantized.items()}
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)  # safetensors writes a file that only its owner may read and renames it
+    return StoredWeights(path=path, weights=frozenset(weights), places=_places(path))
+
+
+def _places(path: Path) -> dict[str, tuple[ir.DataType, tuple[int, ...], int, int]]:
+    with path.open("rb") as file:
+        (header_length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(header_length))
+    start = 8 + header_length
+    return {
+        name: (
+            _IR_DTYPES[entry["dtype"]],
+            tuple(entry["shape"]),
+            start + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }

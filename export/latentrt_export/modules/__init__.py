@@ -1,0 +1,1 @@
+"""Traceable torch modules, one for each component."""

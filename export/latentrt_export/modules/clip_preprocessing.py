@@ -1,0 +1,108 @@
+"""How do pixels become what CLIP looks at?
+
+The picture is resized as Pillow resizes it (bicubic, antialiased, 8 bits between the passes), cropped and normalised.
+Everything follows from the input's shape, so one graph takes pictures of any size; and it is all elementwise arithmetic
+and matrix products, so every backend runs it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from latentrt_export.checkpoints.preprocessor_config import PreprocessorConfig
+
+__all__ = ["ClipPreprocessing"]
+
+HALF_BITS = 11  # Pillow's weights have 22 fractional bits
+
+
+class ClipPreprocessing(nn.Module):
+    """uint8 [batch, height, width, 3] → float32 [batch, 3, crop height, crop width], as transformers' Pillow processor.
+
+    It has no parameters, and computes in float32 whatever the precision of the module it is part of. In float32 about
+    2 in 100,000 values are one level off: those whose exact sum is within a rounding error of a half.
+    """
+
+    def __init__(self, config: PreprocessorConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        config = self.config
+        resized = self.resize(pixels)
+        mean, std = (torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) for values in (config.mean, config.std))
+        return (resized * config.rescale_factor - mean) / std
+
+    def resize(self, pixels: Tensor) -> Tensor:
+        """Resize and crop: uint8 [batch, height, width, 3] → float32 0 … 255 [batch, 3, crop height, crop width].
+
+        Which pass comes first shows, as each rounds to 8 bits. Pillow takes the rows first, and since 13.0 the columns
+        where the height shrinks by more than twice what the width does (`ImagingResampleInner` in Resample.c). That
+        depends on the shape alone, but a graph has no branches that every backend takes, so both are made, and one is
+        chosen: next to the classifier the four products cost nothing.
+        """
+        height, width = pixels.shape[1:3]
+        resized_height, resized_width = self._resized_size(height, width)
+        crop_height, crop_width = self.config.crop
+        planes = pixels.float().permute(0, 3, 1, 2)  # (B, 3, H, W); TensorRT casts uint8 and does nothing else with it
+        rows_first = _along_height(_resample(planes, resized_width, crop_width), resized_height, crop_height)
+        columns_first = _resample(_along_height(planes, resized_height, crop_height), resized_width, crop_width)
+        less_width: int = torch.sym_max(2 * (width - resized_width), 0)  # type: ignore[no-untyped-call]
+        excess = torch.scalar_tensor(height - resized_height - less_width, dtype=torch.int64)
+        return torch.where(excess > 0, columns_first, rows_first)
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        # transformers' get_resize_output_image_size: the longer edge is int(size · long / short)
+        if isinstance(self.config.resize, tuple):
+            return self.config.resize
+        short: int = torch.sym_min(height, width)  # type: ignore[no-untyped-call]
+        return self.config.resize * height // short, self.config.resize * width // short
+
+
+def _along_height(planes: Tensor, resized: int, kept: int) -> Tensor:
+    """One pass along the last axis but one: [B, 3, size, n] → [B, 3, kept, n]."""
+    return _resample(planes.transpose(2, 3), resized, kept).transpose(2, 3)
+
+
+def _resample(planes: Tensor, resized: int, kept: int) -> Tensor:
+    """One pass of Pillow's resize along the last axis: [B, 3, n, size] → [B, 3, n, kept].
+
+    Of the `resized` positions only the middle ones are computed, `kept` of them. Pillow sums 22-bit fixed-point
+    weights times 8-bit pixels in integers. A matrix product in float32 has 24 bits and in a tensor core's TF32 its
+    factors have 11, so the weights go in as an upper and a lower half of 11 bits: products and sums are then whole
+    numbers that both hold.
+    """
+    size = planes.shape[-1]
+    weights = _fixed_point(_bicubic_weights(size, resized, first=(resized - kept) // 2, kept=kept))
+    upper = torch.floor(weights / 2**HALF_BITS)
+    lower = weights - upper * 2**HALF_BITS
+    sums = torch.matmul(planes, torch.cat([upper, lower]).transpose(0, 1))  # (B, 3, n, 2 · kept)
+    upper_sum, lower_sum = sums[..., :kept], sums[..., kept:]
+    # floor(sum / 2²² + ½), from the two halves
+    rounded = torch.floor((upper_sum + torch.floor(lower_sum / 2**HALF_BITS)) / 2**HALF_BITS + 0.5)
+    return rounded.clamp(0, 255)
+
+
+def _bicubic_weights(size: int, resized: int, *, first: int, kept: int) -> Tensor:
+    """Pillow's normalised bicubic weights (`precompute_coeffs` in Resample.c, a = −½): float32 [kept, size].
+
+    Row i weighs the input's pixels for position first + i of the resized axis. The distance of a pixel from it, in
+    units of the kernel, is a fraction of whole numbers, exact wherever the kernel is not zero; the polynomials are in
+    factors, so that small weights keep their precision. Pillow's xmin and xmax need no counterpart: they skip where
+    the kernel is zero.
+    """
+    position = (torch.arange(kept) + first)[:, None]
+    pixel = torch.arange(size)[None, :]
+    stretch = 2 * torch.sym_max(size, resized)  # type: ignore[no-untyped-call]
+    distance = (2 * pixel + 1) * resized - (2 * position + 1) * size
+    t = torch.abs(distance.float() / stretch).clamp(max=2)  # 2 is where the kernel ends
+    inner = (1 - t) * (1 + t - 1.5 * t * t)
+    outer = 0.5 * (1 - t) * (2 - t) * (2 - t)
+    weights = torch.where(t < 1, inner, outer)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _fixed_point(weights: Tensor) -> Tensor:
+    """Weights in units of 2⁻²², as whole numbers in float32 (`normalize_coeffs_8bpc`)."""
+    return torch.round(weights * 2 ** (2 * HALF_BITS))

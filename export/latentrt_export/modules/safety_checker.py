@@ -1,0 +1,122 @@
+"""The safety classifier as a traceable module: finished pixels → scores, verdict and cosines.
+
+It decides what `StableDiffusionSafetyChecker` of diffusers decides, its rounding to three decimals included, and never
+touches the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from latentrt.bundle.gate_inputs import pictures
+from latentrt.bundle.tensors import TensorSpec
+from latentrt_export.checkpoints.loading import load_pretrained
+from latentrt_export.checkpoints.preprocessor_config import PreprocessorConfig, check_crop, read_preprocessor_config
+from latentrt_export.modules.clip_preprocessing import ClipPreprocessing
+from latentrt_export.modules.module import Arrays, Case, Submodule
+
+__all__ = ["SafetyChecker"]
+
+Verdict = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class SafetyChecker(Submodule):
+    """Pixels of any size → concept scores, special-care scores, whether the picture is flagged, and the cosines.
+
+    A picture is flagged if any concept score is above zero. Preprocessing and cosines are float32 whatever the
+    precision of the weights.
+    """
+
+    traced: ClassVar[Case] = Case(batch=2, height=320, width=256)
+    judged: ClassVar[tuple[Case, ...]] = (
+        Case(batch=1, height=64, width=64),
+        Case(batch=3, height=456, width=520),
+        Case(batch=2, height=513, width=200),
+    )
+
+    def __init__(self, checker: Any, preprocessing: PreprocessorConfig) -> None:
+        super().__init__()
+        self.preprocessing = ClipPreprocessing(preprocessing)
+        self.vision_model = checker.vision_model
+        self.visual_projection = checker.visual_projection
+        self.concept_embeds = checker.concept_embeds
+        self.concept_embeds_weights = checker.concept_embeds_weights
+        self.special_care_embeds = checker.special_care_embeds
+        self.special_care_embeds_weights = checker.special_care_embeds_weights
+        concepts, special_care = ("batch", len(self.concept_embeds)), ("batch", len(self.special_care_embeds))
+        self.inputs = (TensorSpec("pixels", "uint8", ("batch", "height", "width", 3)),)
+        self.outputs = (
+            TensorSpec("concept_scores", "float32", concepts),
+            TensorSpec("special_care_scores", "float32", special_care),
+            TensorSpec("flagged", "bool", ("batch",)),
+            TensorSpec("concept_cosines", "float32", concepts),
+            TensorSpec("special_care_cosines", "float32", special_care),
+        )
+
+    @classmethod
+    def load(cls, checkpoint: Path, variant: str | None) -> Self:
+        """Load from a checkpoint with `safety_checker` and `feature_extractor`, or from a classifier's own folder."""
+        whole = (checkpoint / "safety_checker").is_dir()
+        model_folder = checkpoint / "safety_checker" if whole else checkpoint
+        processor_folder = checkpoint / "feature_extractor" if whole else checkpoint
+        preprocessing = read_preprocessor_config(processor_folder / "preprocessor_config.json")
+        checker = load_pretrained(StableDiffusionSafetyChecker, model_folder, variant)
+        check_crop(preprocessing, checker.config.vision_config.image_size, processor_folder)
+        # torch's fused attention exports guards (IsNaN, Where) for masks, and there is none
+        checker.vision_model.set_attn_implementation("eager")
+        return cls(checker, preprocessing).eval()
+
+    def forward(self, pixels: Tensor) -> Verdict:
+        seen = self.preprocessing(pixels).to(self.visual_projection.weight.dtype)
+        image_embeds = self.visual_projection(self.vision_model(seen).pooler_output)
+        special_care_cosines = _cosines(image_embeds, self.special_care_embeds)
+        concept_cosines = _cosines(image_embeds, self.concept_embeds)
+        concept_scores, special_care_scores = _scores(
+            concept_cosines - self.concept_embeds_weights.float(),
+            special_care_cosines - self.special_care_embeds_weights.float(),
+        )
+        flagged = concept_scores.amax(dim=1) > 0
+        return concept_scores, special_care_scores, flagged, concept_cosines, special_care_cosines
+
+    def sample(self, case: Case, known: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> Arrays:
+        return {"pixels": np.ascontiguousarray(pictures(rng, case.batch, case.height, case.width))}
+
+    def canonical_name(self, parameter: str) -> str:
+        # transformers 5 dissolved the inner module of the vision tower that checkpoints name
+        outer, inner = "vision_model.", "vision_model.vision_model."
+        if parameter.startswith(outer) and not parameter.startswith(inner):
+            return inner + parameter.removeprefix(outer)
+        return parameter
+
+
+def _cosines(image_embeds: Tensor, concept_embeds: Tensor) -> Tensor:
+    """Cosine of each picture with each concept: float32 [batch, concepts]."""
+    images, concepts = (nn.functional.normalize(embeds.float()) for embeds in (image_embeds, concept_embeds))
+    return torch.matmul(images, concepts.transpose(0, 1))
+
+
+def _scores(concept_margins: Tensor, special_care_margins: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores from what the cosines exceed their thresholds by: [batch, 17] and [batch, 3].
+
+    The first special-care concept that triggers raises by 0.01 the special-care scores after it and all concept
+    scores, so the order matters and they are taken one by one.
+    """
+    adjustment = torch.zeros_like(special_care_margins[:, :1])
+    special_care = []
+    for margin in torch.split(special_care_margins, 1, dim=1):
+        special_care.append(_rounded(margin + adjustment))
+        adjustment = torch.where(special_care[-1] > 0, 0.01, adjustment)
+    return _rounded(concept_margins + adjustment), torch.cat(special_care, dim=1)
+
+
+def _rounded(scores: Tensor) -> Tensor:
+    """numpy's `round(…, 3)` in float32, half to even: a margin of up to 0.0005 counts as none."""
+    return torch.round(scores * 1000) / 1000

@@ -1,0 +1,1 @@
+"""int8: calibration, ranges, per-layer methods."""

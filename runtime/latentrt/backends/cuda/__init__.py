@@ -1,0 +1,1 @@
+"""CUDA without torch: memory, streams, graphs and the device-resident loop."""

@@ -1,0 +1,70 @@
+"""How is work on a stream done, then recorded, then launched?
+
+A run of a large graph puts hundreds of kernels on a stream, one by one. Recorded as a CUDA graph, they are launched
+together. The first run is done as it is, since libraries set things up in it; the second is recorded; later ones launch
+what was recorded, for as long as shapes and addresses stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from latentrt.backends.cuda.api import Cuda
+from latentrt.errors import BackendError
+
+__all__ = ["RecordedWork"]
+
+_log = logging.getLogger("latentrt")
+
+
+class RecordedWork:
+    """Work that is the same every time, on one stream.
+
+    Args:
+        name: of the work, for the log.
+        records: False for work that is never to be recorded.
+    """
+
+    def __init__(self, cuda: Cuda, stream: int, name: str, *, records: bool = True) -> None:
+        self._cuda, self._stream, self._name, self._records = cuda, stream, name, records
+        self._graph: Any = None
+        self.runs = 0
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do the work, or launch what was recorded of it."""
+        if self.runs == 1 and self._records:
+            self._record(work)
+        self.runs += 1
+        if self._graph is None:
+            work()
+        else:
+            self._cuda.launch(self._graph, self._stream)
+
+    def forget(self) -> None:
+        """What was recorded is no longer right; begin anew."""
+        self.runs = 0
+        if self._graph is not None:
+            self._cuda.synchronize(self._stream)  # it may be under way
+            self._graph = None
+            self._finalizer()
+
+    def _record(self, work: Callable[[], None]) -> None:
+        try:
+            self._cuda.begin_capture(self._stream)
+            try:
+                work()
+            except BaseException:
+                with contextlib.suppress(BackendError):
+                    self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
+                raise
+            self._graph = self._cuda.end_capture(self._stream)
+        except BackendError as error:
+            self._records = False
+            _log.info("%s runs without a CUDA graph: %s", self._name, error)
+            return
+        self._finalizer = weakref.finalize(self, self._cuda.destroy_graph, self._graph)
+        self._finalizer.atexit = False  # CUDA may be gone before

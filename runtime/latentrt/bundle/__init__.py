@@ -1,0 +1,1 @@
+"""The bundle: manifest, files and their integrity, tensor signatures, gate metrics."""

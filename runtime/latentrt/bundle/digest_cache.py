@@ -1,0 +1,105 @@
+"""When may the SHA-256 of a file be remembered?
+
+Hashing a bundle's weights takes about as long as reading them, so what was hashed once is remembered between runs:
+the record of a file is keyed by (device, inode, size, mtime, ctime). Writing to a file moves its ctime, and no call
+sets a ctime back, so a file that was changed after it was hashed no longer matches its record, also where its mtime
+was restored.
+
+A record is made and believed only where that reasoning holds:
+
+- the file belongs to the user or to root, and neither group nor others may write to it;
+- its ctime was at least a minute old when hashing began, and did not move during it. A clock ticks coarsely, and a
+  change that falls into the tick in which the file was hashed would be invisible (git calls such a file racily
+  clean); pages that some process has mapped for writing move the ctime only when they are written back, which Linux
+  does within half a minute;
+- the cache's folder is the user's alone (`latentrt.bundle.user_cache`), and so is the record in it.
+
+What this does not see: a disk that returns other bytes than were written, a file system that keeps no ctime (FAT),
+a clock that was set back, and whoever runs as the same user or as root. `Bundle.verify`, and opening with
+`trust_cache=False`, hash regardless of any record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+
+from latentrt.bundle.atomic_file import write_atomically
+from latentrt.bundle.user_cache import private_folder
+
+__all__ = ["DigestCache", "Stamp"]
+
+# Below this, hashing a file (a millisecond per MiB) is no dearer than looking its record up.
+_SMALLEST_BYTES = 1 << 20
+_SETTLED_NS = 60 * 10**9
+_LARGEST_RECORD_BYTES = 4096
+
+
+class Stamp(msgspec.Struct, frozen=True):
+    """What tells one state of a file from another without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Stamp:
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    stamp: Stamp
+    sha256: str
+
+
+class DigestCache:
+    """Remembered SHA-256 digests, one small file for each file of a bundle, named by device and inode.
+
+    No method raises: where the cache cannot be used, nothing is remembered.
+    """
+
+    def __init__(self) -> None:
+        self._folder = private_folder("digests")
+
+    def get(self, found: os.stat_result) -> str | None:
+        """The digest that was remembered for a file in exactly this state."""
+        if self._folder is None or not _is_closed(found):
+            return None
+        stamp = Stamp.of(found)
+        with contextlib.suppress(OSError, ValueError):
+            record = msgspec.json.decode(_read_own(_place(self._folder, stamp)), type=_Record)
+            return record.sha256 if record.stamp == stamp else None
+        return None
+
+    def put(self, found: os.stat_result, sha256: str, hashed_at_ns: int) -> None:
+        """Remember, where that is safe, the digest of a file in the state `found`; hashing began at `hashed_at_ns`."""
+        if self._folder is None or not _is_closed(found) or found.st_size < _SMALLEST_BYTES:
+            return
+        if found.st_ctime_ns + _SETTLED_NS > hashed_at_ns:
+            return
+        record = _Record(Stamp.of(found), sha256)
+        with contextlib.suppress(OSError):
+            write_atomically(_place(self._folder, record.stamp), msgspec.json.encode(record), mode=0o600)
+
+
+def _place(folder: Path, stamp: Stamp) -> Path:
+    return folder / f"{stamp.device:x}-{stamp.inode:x}.json"
+
+
+def _is_closed(found: os.stat_result) -> bool:
+    """Whether nobody but its owner, who is us or root, may write to a file."""
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _read_own(place: Path) -> bytes:
+    descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        if not _is_closed(os.fstat(descriptor)):
+            raise PermissionError
+        return stream.read(_LARGEST_RECORD_BYTES)

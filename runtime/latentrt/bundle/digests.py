@@ -1,0 +1,62 @@
+"""What is the SHA-256 of a file?"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from io import BufferedReader
+
+from latentrt.bundle.manifest import FileRecord
+
+__all__ = ["Progress", "file_record", "hash_bytes", "hash_stream", "open_regular"]
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were hashed since the last call."""
+
+# hashlib frees the interpreter's lock while it works on a chunk; a MiB keeps the calls rare and stays in a core's
+# cache.
+_CHUNK_BYTES = 1 << 20
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a regular file for reading; a pipe or a device is refused at once, where plain `open` would wait on it.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    stream = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115, the caller closes it
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return stream
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def hash_stream(stream: BufferedReader, progress: Progress | None = None) -> tuple[str, int]:
+    """The SHA-256 of the rest of a stream, in lower-case hexadecimal, and its length in bytes."""
+    digest, size = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    while count := stream.readinto(buffer):
+        digest.update(buffer[:count])
+        size += count
+        if progress is not None:
+            progress(count)
+    return digest.hexdigest(), size
+
+
+def hash_bytes(data: bytes) -> str:
+    """The SHA-256 of `data` in lower-case hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_record(path: str | os.PathLike[str]) -> FileRecord:
+    """What a manifest says of the file at `path`, read from the disk."""
+    with open_regular(path) as stream:
+        sha256, size = hash_stream(stream)
+    return FileRecord(sha256=sha256, size=size)

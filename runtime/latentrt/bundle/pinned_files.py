@@ -1,0 +1,155 @@
+"""Is a file the one that the manifest pins?"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BufferedReader
+
+from latentrt.bundle.digest_cache import DigestCache, Stamp
+from latentrt.bundle.digests import Progress, hash_bytes, hash_stream, open_regular
+from latentrt.bundle.manifest import FileRecord
+from latentrt.bundle.reach import Reach
+from latentrt.errors import BundleError, IntegrityError
+
+__all__ = ["PinnedFiles"]
+
+# One thread hashes faster than most disks read; more of them than this only make the disk's head move.
+_HASHING_THREADS = min(4, os.cpu_count() or 1)
+
+
+class PinnedFiles:
+    """The files of a bundle, each compared with its SHA-256 before it is handed out; safe to share between threads.
+
+    Args:
+        reach: where the files may lie.
+        records: what pins each of them.
+        cache: digests remembered from earlier runs, or None to remember nothing.
+    """
+
+    def __init__(self, reach: Reach, records: Mapping[str, FileRecord], cache: DigestCache | None) -> None:
+        self._reach, self._records, self._cache = reach, records, cache
+        self._intact: dict[str, Stamp] = {}
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, the very ones that were hashed.
+
+        Raises:
+            BundleError: the manifest does not name it.
+            IntegrityError: it is missing, is not the pinned one, or is a link that leads out.
+        """
+        record = self._record(name)
+        try:
+            with self.opened(name) as stream:
+                _check_size(name, os.fstat(stream.fileno()).st_size, record)
+                data = stream.read(record.size + 1)
+            _check_hash(name, hash_bytes(data), record)
+        except IntegrityError as error:
+            raise self._damaged([str(error)], 1) from None
+        return data
+
+    def check(self, names: Iterable[str]) -> None:
+        """Compare files with their SHA-256, unless that was done before and they have not changed since.
+
+        Raises:
+            BundleError, IntegrityError: as for `read`; the message lists every file that is wrong.
+        """
+        self._compare_all([name for name in dict.fromkeys(names) if not self._is_known_intact(name)], self._cache, None)
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Hash every file, whatever is remembered of it; `progress` is called from one thread at a time.
+
+        Raises:
+            IntegrityError: listing every file that is wrong.
+        """
+        self._compare_all(list(self._records), None, progress and _one_at_a_time(progress))
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[BufferedReader]:
+        """A file within the bundle's reach, not compared with anything yet.
+
+        Raises:
+            IntegrityError: it is missing, cannot be read (also later, while it is open), or is a link that leads out.
+        """
+        try:
+            with open_regular(self._reach.resolve(name)) as stream:
+                yield stream
+        except OSError as error:
+            raise IntegrityError(f"{name} cannot be read: {error.strerror or error}") from None
+
+    def _record(self, name: str) -> FileRecord:
+        if name not in self._records:
+            raise BundleError(
+                f"{self._reach.folder} has no file {name!r} in its manifest, which pins {sorted(self._records)}"
+            )
+        return self._records[name]
+
+    def _is_known_intact(self, name: str) -> bool:
+        self._record(name)
+        try:
+            return self._intact.get(name) == Stamp.of(os.stat(self._reach.folder / name))
+        except OSError:
+            return False
+
+    def _compare_all(self, names: list[str], cache: DigestCache | None, progress: Progress | None) -> None:
+        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+            faults = list(pool.map(lambda name: self._fault(name, cache, progress), names))
+        if wrong := [fault for fault in faults if fault is not None]:
+            raise self._damaged(wrong, len(names))
+
+    def _fault(self, name: str, cache: DigestCache | None, progress: Progress | None) -> str | None:
+        """What is wrong with one file, in words."""
+        try:
+            self._compare(name, cache, progress)
+        except IntegrityError as error:
+            return str(error)
+        return None
+
+    def _compare(self, name: str, cache: DigestCache | None, progress: Progress | None) -> None:
+        record = self._records[name]
+        with self.opened(name) as stream:
+            found = os.fstat(stream.fileno())
+            _check_size(name, found.st_size, record)
+            sha256 = (cache and cache.get(found)) or _hash(stream, cache, progress)
+        _check_hash(name, sha256, record)
+        self._intact[name] = Stamp.of(found)
+
+    def _damaged(self, faults: list[str], compared: int) -> IntegrityError:
+        wrong, listed = f"wrong, {len(faults)} of {compared} files compared", "\n  ".join(faults)
+        return IntegrityError(
+            f"{self._reach.folder} is not what its bundle.json pins; {wrong}:\n  {listed}\n"
+            "Copy or download the bundle again, or write a new one: latentrt export CHECKPOINT BUNDLE"
+        )
+
+
+def _hash(stream: BufferedReader, cache: DigestCache | None, progress: Progress | None) -> str:
+    before, began_ns = os.fstat(stream.fileno()), time.time_ns()
+    sha256, _ = hash_stream(stream, progress)
+    unchanged = Stamp.of(os.fstat(stream.fileno())) == Stamp.of(before)
+    if cache is not None and unchanged:
+        cache.put(before, sha256, began_ns)
+    return sha256
+
+
+def _check_size(name: str, size: int, record: FileRecord) -> None:
+    if size != record.size:
+        raise IntegrityError(f"{name} has {size:,} bytes, expected {record.size:,}")
+
+
+def _check_hash(name: str, sha256: str, record: FileRecord) -> None:
+    if sha256 != record.sha256:
+        raise IntegrityError(f"{name} has SHA-256 {sha256}, expected {record.sha256}")
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    lock = threading.Lock()
+
+    def locked(count: int) -> None:
+        with lock:
+            progress(count)
+
+    return locked

@@ -1,0 +1,105 @@
+"""`latentrt doctor`: what can this machine run, and what would mend what it cannot?"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from latentrt.bundle.bundle import Bundle
+
+__all__ = ["doctor"]
+
+Lines = Iterator[tuple[str, str]]
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+def doctor(bundle: Path | None) -> None:
+    """Print the ladder of what this machine has: driver, GPU, libraries, engines. With BUNDLE, also what runs each of
+    its submodules and why."""
+    from latentrt.bundle.bundle import Bundle
+
+    opened = None if bundle is None else Bundle.open(bundle)
+    for key, words in _machine_lines():
+        click.echo(f"{key:<16} {words}")
+    if opened is not None:
+        click.echo()
+        for key, words in _bundle_lines(opened):
+            click.echo(f"{key:<16} {words}")
+
+
+def _machine_lines() -> Lines:
+    from latentrt import __version__
+    from latentrt.backends.gpu import NoGpu, find_gpu
+    from latentrt.backends.tensorrt.library import LoadedLibrary, find_libraries
+
+    yield "latentrt", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    gpu = find_gpu()
+    if isinstance(gpu, NoGpu):
+        yield "GPU", f"no: {gpu.reason}; {gpu.mend}"
+    else:
+        yield "GPU", f"{gpu}, driver for CUDA {gpu.cuda}"
+    for name, found in find_libraries().items():
+        yield name, found.version if isinstance(found, LoadedLibrary) else f"no: {found}"
+    yield "onnxruntime", _onnxruntime_words()
+    yield "openvino", _openvino_words()
+    yield "engines", _cache_words()
+
+
+def _onnxruntime_words() -> str:
+    try:
+        import onnxruntime
+    except ImportError:
+        return "no: it is not installed; pip install 'latentrt[cpu]', or 'latentrt[gpu]' with an NVIDIA GPU"
+    return f"{onnxruntime.__version__}, with {', '.join(onnxruntime.get_available_providers())}"
+
+
+def _openvino_words() -> str:
+    from latentrt.backends.openvino import computes_in_bfloat16, is_installed
+    from latentrt.errors import BackendError
+
+    if not is_installed():
+        return "no: it is not installed; pip install 'latentrt[openvino]', the fastest on a CPU"
+    from importlib.metadata import version
+
+    try:
+        has = computes_in_bfloat16()
+    except BackendError as error:
+        return f"no: {error}"
+    return f"{version('openvino')}, this CPU has {'' if has else 'no '}bfloat16 arithmetic"
+
+
+def _cache_words() -> str:
+    from latentrt.engines.store import EngineStore
+    from latentrt.errors import EngineError
+
+    try:
+        store = EngineStore()
+    except EngineError as error:
+        return f"no: {error}"
+    return f"{len(list(store.engines()))} in {store.folder}"
+
+
+def _bundle_lines(bundle: Bundle) -> Lines:
+    from latentrt.backends.device import choose_sessions, find_machine
+    from latentrt.backends.gpu import Gpu, find_gpu
+    from latentrt.engines.choice import engines_for
+
+    gpu = find_gpu()
+    for component, words in choose_sessions(bundle).choices.items():
+        yield component, words
+        if not isinstance(gpu, Gpu):
+            continue
+        fit, others = engines_for(bundle, component, find_machine(gpu)[0])
+        for source in fit:
+            profile = "; ".join(f"{name} {shapes}" for name, shapes in source.record.identity.profile.items())
+            yield "", f"  fits: {source.record.key[:12]}, {profile}"
+        for misfit in others:
+            yield "", f"  does not fit: {misfit.record.key[:12]}, {', '.join(misfit.reasons)}"
+        if not fit:
+            yield "", f"  mend: latentrt build {bundle.folder} --component {component}"

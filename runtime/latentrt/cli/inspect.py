@@ -1,0 +1,230 @@
+"""`latentrt inspect`: what is in a bundle, what does a picture say of itself?
+
+Everything shown here comes from a file that anyone may have written: it is made printable, and never read as rich's
+markup.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.listed_parts import listed_parts
+from latentrt.bundle.manifest import GateFigure, Manifest
+from latentrt.bundle.manifest_checks import MANIFEST_NAME
+from latentrt.bundle.printable import printable
+from latentrt.bundle.quantization_words import quantization_words
+from latentrt.bundle.tensors import TensorSpec
+from latentrt.engines.sealed import sealed_engines
+from latentrt.errors import BundleError
+
+if TYPE_CHECKING:
+    from latentrt.images.metadata import PictureMetadata, PictureRecord
+
+__all__ = ["inspect"]
+
+# Wide enough for every row where no terminal says its width, as in a pipe.
+_PIPE_COLUMNS = 160
+_LONGEST_SHOWN = 20_000
+
+Lines = Iterator[tuple[str, str]]
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, for a program to read.")
+def inspect(path: str, as_json: bool) -> None:
+    """Print what is in the bundle at PATH, or what the picture at PATH says of itself.
+
+    Nothing is verified here; `latentrt verify` does that.
+    """
+    if not os.path.lexists(path):
+        raise BundleError(f"{path} does not exist, expected the folder of a bundle, or a picture")
+    if os.path.isfile(path) and os.path.basename(path) != MANIFEST_NAME:
+        _inspect_picture(path, as_json)
+    else:
+        _inspect_bundle(os.path.dirname(path) or "." if os.path.isfile(path) else path, as_json)
+
+
+def _inspect_bundle(path: str, as_json: bool) -> None:
+    bundle = Bundle.open(path)
+    if as_json:
+        _print_json({"bundle": str(bundle.folder), "digest": bundle.digest, "manifest": bundle.manifest})
+        return
+    _print_lines(_bundle_lines(bundle))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_COLUMNS
+    for table in (_component_table(bundle.manifest), _signature_table(bundle.manifest)):
+        console.print()
+        console.print(table)
+
+
+def _inspect_picture(path: str, as_json: bool) -> None:
+    # Pillow and numpy come with it, and a bundle is looked at without them.
+    from latentrt.images.metadata import read_metadata
+
+    metadata = read_metadata(path)
+    if as_json:
+        _print_json(metadata)
+        return
+    _print_lines(_picture_lines(path, metadata))
+    if metadata.record is None and metadata.parameters is None:
+        click.echo("it says nothing of how it was made")
+
+
+def _print_json(value: Any) -> None:
+    # ASCII, so that no character in it can do anything to a terminal.
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=True))
+
+
+def _print_lines(lines: Lines) -> None:
+    for key, value in lines:
+        shown = printable(value[:_LONGEST_SHOWN], keep="\n").replace("\n", "\n" + " " * 14)
+        more = f" … and {len(value) - _LONGEST_SHOWN:,} more characters" if len(value) > _LONGEST_SHOWN else ""
+        click.echo(f"{key:<13} {shown}{more}")
+
+
+def _bundle_lines(bundle: Bundle) -> Lines:
+    manifest = bundle.manifest
+    yield "bundle", str(bundle.folder)
+    yield "digest", bundle.digest
+    yield "written by", f"{manifest.created_by}, format {manifest.format_version}"
+    yield "family", manifest.family
+    yield "precision", manifest.precision
+    yield "licence", f"{manifest.licence.name} ({manifest.licence.file or 'its text is not in the bundle'})"
+    yield "source", f"{manifest.source.name} ({manifest.source.layout})"
+    for name, sha256 in manifest.source.weights.items():
+        yield "", f"{name}  sha256:{sha256}"
+    yield from _use_lines(manifest)
+    for line in quantization_words(manifest.components):
+        yield "" if line.startswith(" ") else "int8", line.strip()
+    for engine in sealed_engines(bundle):
+        identity, size = engine.record.identity, decimal(engine.record.plan.size)
+        target = f"{identity.gpu or ', '.join(identity.compute_capabilities)}, {identity.library}"
+        shapes = next(iter(identity.profile.values()), "")
+        yield "engine", f"{engine.record.key[:12]}  {identity.component}, {shapes}, for {target}, {size}"
+    yield "files", f"{len(manifest.files)}, {decimal(sum(record.size for record in manifest.files.values()))}"
+
+
+def _use_lines(manifest: Manifest) -> Lines:
+    tokenizer, latents, defaults, limits = manifest.tokenizer, manifest.latents, manifest.defaults, manifest.limits
+    ids = f"begin {tokenizer.begin}, end {tokenizer.end}, pad {tokenizer.pad}"
+    yield "tokenizer", f"{tokenizer.file}: {tokenizer.length} tokens, {ids}"
+    yield "scheduler", _scheduler_words(manifest)
+    yield "latents", f"{latents.channels} channels, {latents.factor} pixels a side, scaled by {latents.scaling_factor}"
+    steps, guidance = defaults.num_inference_steps, defaults.guidance_scale
+    yield "defaults", f"{defaults.width} × {defaults.height}, {steps} steps, guidance scale {guidance:g}"
+    sides = f"{limits.min_side} … {limits.max_side} pixels a side"
+    yield "limits", f"{sides}, {limits.max_batch} pictures at once, {limits.max_steps} steps"
+    for name, component in manifest.components.items():
+        if merging := component.token_merging:
+            share = f"{merging.ratio:g} of the tokens of {name}, in {len(merging.blocks)} of its blocks"
+            yield "merging", f"{share}: {', '.join(merging.blocks)}"
+    missing = "" if "safety_checker" in manifest.components else ", but no classifier: it runs with --safety off only"
+    yield "safety", manifest.safety + missing
+
+
+def _scheduler_words(manifest: Manifest) -> str:
+    config = manifest.scheduler.config
+    known = [
+        f"{key} {config[key]}" for key in ("prediction_type", "num_train_timesteps", "beta_schedule") if key in config
+    ]
+    return ", ".join([manifest.scheduler.class_name, *known])
+
+
+def _component_table(manifest: Manifest) -> Table:
+    table = _table("component", "graph", "opset", "nodes", "in float32", "parameters", "weights", "gate", "export")
+    for name, component in manifest.components.items():
+        weights = component.weights
+        size = f"{weights.dtype} {decimal(manifest.files[weights.file].size)}"
+        export = f"{component.export_seconds:.1f} s, {decimal(component.export_peak_bytes)}"
+        for precision, graph in component.graphs.items():
+            counts = (str(graph.opset), f"{graph.nodes:,}", f"{len(graph.float32_nodes):,}", f"{weights.parameters:,}")
+            _add_row(table, name, precision, *counts, size, _gate_words(graph.gate), export)
+        for part in listed_parts(component.parts):
+            for precision in part.precisions:
+                opset = str(part.parts[0].graphs[precision].opset)
+                counts = (opset, f"{part.nodes(precision):,}", f"{part.float32_nodes(precision):,}", "")
+                _add_row(table, f"  {part.title}", precision, *counts, "", _gate_words(part.gate(precision)), "")
+    return table
+
+
+def _gate_words(figures: Iterable[GateFigure]) -> str:
+    """The figure that came closest to its bound."""
+    worst = max(figures, key=lambda gate: gate.figure / gate.bound if gate.bound else gate.figure, default=None)
+    return "none" if worst is None else f"{worst.figure:.2g} {worst.measure} of {worst.bound:.2g} ({worst.output})"
+
+
+def _signature_table(manifest: Manifest) -> Table:
+    table = _table("component", "inputs", "outputs")
+    for name, component in manifest.components.items():
+        _add_row(table, name, "\n".join(map(str, component.inputs)), "\n".join(map(str, component.outputs)))
+        for part in listed_parts(component.parts):
+            _add_row(table, f"  {part.title}", *("\n".join(_in_short(specs)) for specs in (part.inputs, part.outputs)))
+    return table
+
+
+def _in_short(specs: Sequence[TensorSpec]) -> Iterator[str]:
+    """What a part takes or gives: those of one kind, which a denoiser has one of in every layer, as their number."""
+    kinds: dict[str, list[TensorSpec]] = {}
+    for spec in specs:
+        kinds.setdefault(spec.name.rpartition(".")[2], []).append(spec)
+    for kind, alike in kinds.items():
+        yield str(alike[0]) if len(alike) == 1 else f"{len(alike)} × {kind}, the first is {alike[0]}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "component")
+    return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    # As Text, since rich would read "[…]" in a plain string as markup.
+    table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))
+
+
+def _picture_lines(path: str, metadata: PictureMetadata) -> Lines:
+    yield "picture", f"{Path(path)}: {metadata.file_format}, {metadata.width} × {metadata.height}"
+    if metadata.record is not None:
+        yield from _record_lines(metadata.record)
+    elif metadata.parameters is not None:
+        yield "parameters", metadata.parameters
+
+
+def _record_lines(record: PictureRecord) -> Lines:
+    for field in record.__struct_fields__:
+        if field != "safety" and (value := getattr(record, field)) not in (None, (), _UNSAID.get(field)):
+            yield _LABELS.get(field, field.replace("_", " ")), str(value)
+    safety = record.safety
+    yield "safety", "off, nothing was asked" if safety.policy == "off" else safety.policy
+    if safety.flagged is not None:
+        concepts = f", concepts {', '.join(map(str, safety.concepts))}" if safety.flagged else ""
+        score = "" if safety.highest_score is None else f", highest score {safety.highest_score:.3f}"
+        yield "flagged", f"{'yes' if safety.flagged else 'no'}{concepts}{score}"
+
+
+# What is left out of a run is said where something is.
+_UNSAID = {"guidance_start": 0.0, "guidance_end": 1.0, "deep_cache": 1, "decoder": "full", "token_merging": 0.0}
+_LABELS = {
+    "negative_prompt": "negative",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "guidance_rescale": "rescale",
+    "bundle_digest": "digest",
+    "bundle_name": "bundle",
+    "latentrt_version": "latentrt",
+}

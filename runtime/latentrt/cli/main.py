@@ -1,0 +1,103 @@
+"""The command `latentrt`: one group that loads a sub-command when it is called, so that help loads nothing."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from latentrt import __version__
+from latentrt.errors import LatentRTError
+
+__all__ = ["main"]
+
+# name → (where the click command lives, one line for `--help`)
+_COMMANDS = {
+    "bench": ("latentrt.cli.bench:bench", "Measure a bundle on each backend that this machine can run."),
+    "build": (
+        "latentrt_engines.commands.build:build",
+        "Turn a bundle into TensorRT engines (needs a library's extra).",
+    ),
+    "compare": (
+        "latentrt.cli.compare:compare",
+        "Draw one prompt by several samplers and step counts, on one sheet, with their times.",
+    ),
+    "demo": ("latentrt.cli.demo:demo", "Draw a sheet of pictures with the sample bundle that comes along."),
+    "doctor": (
+        "latentrt.cli.doctor:doctor",
+        "Print what this machine can run, and what would mend the rest.",
+    ),
+    "engines": ("latentrt_engines.commands.engines:engines", "List, explain, check, prune and seal engines."),
+    "export": ("latentrt_export.command:export", "Turn a checkpoint into a bundle (needs latentrt[export])."),
+    "inspect": ("latentrt.cli.inspect:inspect", "Print what is in a bundle, or what a picture says of itself."),
+    "plan": ("latentrt_engines.commands.plan:plan", "Print which engines a fleet of GPUs wants, and which are there."),
+    "run": ("latentrt.cli.run:run", "Draw pictures from a bundle."),
+    "samplers": ("latentrt.cli.samplers:samplers", "List the samplers: names, cost, options."),
+    "schedule": ("latentrt.cli.schedule:schedule", "Print or plot the table of coefficients that a sampler runs."),
+    "verify": ("latentrt.cli.verify:verify", "Hash every file of a bundle and compare it with the manifest."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that knows its commands' names and one line of each, and imports a command only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name][0].split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="latentrt")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def _group(debug: bool) -> None:
+    """Stable Diffusion without torch: export a checkpoint to a bundle, run the bundle."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit: 0, or the exit code of the error's branch (`latentrt.errors`), with one sentence
+    on stderr."""
+    given = sys.argv[1:] if args is None else args
+    _leave_out_converter()
+    # At the end too: that is where it is added to a command that failed.
+    debug = given[:1] == ["--debug"] or given[-1:] == ["--debug"]
+    arguments = given[:-1] if given[-1:] == ["--debug"] else given
+    try:
+        status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _fail(error)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _leave_out_converter() -> None:
+    """Have OpenVINO imported without its model converter, which is half of its import and which no command uses."""
+    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]  # None: it cannot be imported
+
+
+def _fail(error: Exception) -> None:
+    if isinstance(error, LatentRTError):
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    click.echo(f"error: {type(error).__name__}: {error}\nThis is a defect of latentrt; --debug shows where.", err=True)
+    sys.exit(1)

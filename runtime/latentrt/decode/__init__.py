@@ -1,0 +1,1 @@
+"""Decoding: latents to pixels, in tiles or slices, and the safety check."""

@@ -1,0 +1,1 @@
+"""Sampling: schedules, the loop, guidance, noise and the samplers."""

@@ -1,0 +1,61 @@
+"""UnCLIP: DDPM's step on a grid from the first timestep to the last (Ramesh et al. 2022, arXiv:2204.06125)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from latentrt.errors import RequestError
+from latentrt.sampling import prediction, sigmas
+from latentrt.sampling.samplers.ddpm import LEAST_VARIANCE, posterior
+from latentrt.sampling.samplers.options import PositiveFloat, PositiveInt, Sampler
+from latentrt.sampling.samplers.steps import Steps
+from latentrt.sampling.schedule import Schedule
+
+__all__ = ["UnCLIP"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnCLIP(Sampler):
+    """Each step leads to the next timestep of the grid, as diffusers' UnCLIP pipelines ask of theirs."""
+
+    title: ClassVar[str] = "unCLIP (Ramesh et al. 2022); DDPM on squared-cosine betas"
+    class_name: ClassVar[str] = "UnCLIPScheduler"
+
+    num_train_timesteps: PositiveInt = 1000
+    variance_type: Literal["fixed_small_log"] = "fixed_small_log"
+    clip_sample: bool = True
+    clip_sample_range: PositiveFloat = 1.0
+    prediction_type: Literal["epsilon", "sample"] = "epsilon"
+    beta_schedule: Literal["squaredcos_cap_v2"] = "squaredcos_cap_v2"
+
+    def table(self, steps: Steps) -> Schedule:
+        if not 1 < steps.count <= self.num_train_timesteps:
+            raise RequestError(
+                f"found {steps.count} steps, expected 2 to {self.num_train_timesteps}: the grid of UnCLIP has "
+                "the first and the last timestep"
+            )
+        trained = sigmas.betas("squaredcos_cap_v2", 0, 0, self.num_train_timesteps)
+        alpha_bar = sigmas.alphas_cumprod(trained)
+        t = sigmas.linspace(steps.count, self.num_train_timesteps).round().astype(np.int64)[steps.begin :]
+        following = np.append(t[1:], -1)
+        here, there = sigmas.at_timesteps(alpha_bar, t, 1.0), sigmas.at_timesteps(alpha_bar, following, 1.0)
+        # Between neighbours β itself, which is more exact than what float32 leaves of it in ᾱ.
+        beta = np.where(following == t - 1, trained[t].astype(np.float64), 1 - here / there)
+        a, b, variance = posterior(here, there, beta)
+        alpha, sigma = np.sqrt(here), np.sqrt(1 - here)
+        p, q = prediction.x0(self.prediction_type, alpha, sigma)
+        return Schedule.of(
+            t=t,
+            p=p,
+            q=q,
+            limit=self.clip_sample_range if self.clip_sample else np.inf,
+            a=a,
+            b=b[:, np.newaxis],
+            s=np.where(t > 0, np.sqrt(np.maximum(variance, LEAST_VARIANCE)), 0),
+            noise_draws=(t > 0).astype(np.int64),
+            alpha=alpha,
+            sigma=sigma,
+        )

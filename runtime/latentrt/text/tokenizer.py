@@ -1,0 +1,69 @@
+"""Text → chunks of token ids."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.bundle.manifest import TokenizerRecord
+from latentrt.errors import BundleError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = ["Tokenizer"]
+
+
+class Tokenizer:
+    """A bundle's tokenizer: byte pairs by the `tokenizers` package, framed into chunks of the encoder's length.
+
+    Args:
+        backend: it neither pads nor truncates.
+        frame: the ids and the length of a chunk.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, frame: TokenizerRecord) -> None:
+        self._backend, self.frame = backend, frame
+
+    @classmethod
+    def from_json(cls, data: bytes, frame: TokenizerRecord) -> Self:
+        """Read `tokenizer.json`.
+
+        Raises:
+            BundleError: it is not a tokenizer.
+        """
+        import tokenizers
+
+        try:
+            backend = tokenizers.Tokenizer.from_buffer(data)
+        except Exception as error:  # the package raises bare exceptions
+            raise BundleError(f"{frame.file} is not a tokenizer: {error}; export the bundle again") from error
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(backend, frame)
+
+    def chunks(self, text: str, at_least: int = 1) -> NDArray[np.int64]:
+        """Token ids of a text of any length.
+
+        The text's tokens are cut after every `length` − 2 (75 for CLIP), and each piece is framed as the encoder was
+        trained to see one: begin, tokens, end, padding. A short text gives what transformers' `CLIPTokenizer` gives
+        with `padding="max_length"`.
+
+        Args:
+            text: what the prompt says.
+            at_least: how many chunks there must be; empty ones are added.
+
+        Returns:
+            int64 [chunks, length].
+        """
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        room = self.frame.length - 2
+        pieces = [ids[start : start + room] for start in range(0, max(len(ids), 1), room)]
+        pieces += [[]] * (at_least - len(pieces))
+        return np.array([self._framed(piece) for piece in pieces], np.int64)
+
+    def _framed(self, piece: list[int]) -> list[int]:
+        framed = [self.frame.begin, *piece, self.frame.end]
+        return framed + [self.frame.pad] * (self.frame.length - len(framed))

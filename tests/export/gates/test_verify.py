@@ -1,0 +1,222 @@
+"""The gate: what it measures, what it catches, what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.gate import difference
+from latentrt.bundle.manifest import Precision
+from latentrt.errors import GateError
+from latentrt_export.component import export_component
+from latentrt_export.gates.verify import compare, gate_of, rms_bound
+from latentrt_export.modules.module import Submodule
+from latentrt_export.worker import SUBMODULES
+from tests.export.graphs.test_trace import Small
+from tests.exported import Exported
+
+FEEDS = {"x": np.zeros((2, 4), np.float32)}
+
+
+def judge(expected: Any, found: Any, output: str = "y", precision: Precision = "float32") -> float:
+    figures = compare("unet", precision, FEEDS, {output: np.asarray(expected)}, {output: np.asarray(found)})
+    return figures[0].figure
+
+
+def test_relative_to_the_largest_value() -> None:
+    expected = np.array([100.0, 0.0, 1.0], np.float32)
+    assert judge(expected, expected + np.array([0, 0.001, 0], np.float32)) == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_pixels_are_counted_in_levels_and_do_not_wrap() -> None:
+    pixels = np.arange(200, dtype=np.uint8)
+    assert judge(pixels, pixels + (pixels == 7), "pixels") == 1
+    with pytest.raises(GateError, match="is 255"):
+        judge(np.array([0], np.uint8), np.array([255], np.uint8), "pixels")
+
+
+def test_another_rounding_of_pixels_is_caught() -> None:
+    """Each value is within a level, but most are not the same."""
+    exact = np.linspace(0.0, 255.0, 10_000)
+    rounded, cut_off = np.rint(exact).astype(np.uint8), exact.astype(np.uint8)
+    assert difference(rounded, cut_off, "levels") == 1
+    with pytest.raises(GateError, match=r"pixels differs in 50\.0% of its values, expected at most 1%"):
+        judge(rounded, cut_off, "pixels")
+    assert judge(rounded, cut_off, "pixels", "float16") == 1, "half rounds on its own"
+
+
+def test_cosines_are_compared_absolutely() -> None:
+    assert judge([0.5, 0.001], [0.5, 0.00105], "concept_cosines") == pytest.approx(5e-5)
+
+
+def test_int8_is_compared_by_the_mean_of_squares() -> None:
+    reference, found = np.array([3.0, 4.0, 0.0]), np.array([3.0, 4.0, 0.5])
+    assert difference(reference, found, "rms") == pytest.approx(0.1)
+    near = {"y": reference + np.array([0.0, 0.0, 0.05])}
+    (figure,) = compare("unet", "int8", FEEDS, {"y": reference}, near, "weights")
+    assert (figure.measure, figure.bound) == ("rms", rms_bound("weights"))
+    assert figure.figure == pytest.approx(0.01)
+    with pytest.raises(
+        GateError, match=r"0.1 \(rms\) .*does not bear it; --quantization weights or --precision float16"
+    ):
+        compare("unet", "int8", FEEDS, {"y": reference}, {"y": found}, "static")
+    with pytest.raises(GateError, match="does not bear it; --precision float16 may do"):
+        compare("unet", "int8", FEEDS, {"y": reference}, {"y": found}, "weights")
+
+
+def test_the_verdict_is_not_compared() -> None:
+    assert (
+        compare("safety_checker", "float32", FEEDS, {"flagged": np.array([True])}, {"flagged": np.array([False])}) == []
+    )
+
+
+def test_a_miss_names_component_shape_figure_and_bound() -> None:
+    with pytest.raises(GateError) as miss:
+        judge([1.0, 2.0], [1.0, 2.1])
+    words = str(miss.value)
+    for part in ("unet", "float32", "y", "0.05 (relative)", "{'x': (2, 4)}", "the bound is 0.0001", "No bundle was"):
+        assert part in words
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "words"),
+    [
+        ([1.0], [np.nan], "has values that are not finite"),
+        ([1.0], [np.inf], "has values that are not finite"),
+        ([np.nan], [np.nan], "torch's has values that are not finite"),
+        ([np.inf], [np.inf], "torch's has values that are not finite"),
+        ([1.0, 1.0], [[1.0, 1.0]], r"has the shape \(1, 2\), torch's \(2,\)"),
+        ([1.0], [], r"has the shape \(0,\), torch's \(1,\)"),
+    ],
+)
+def test_what_is_no_number_never_passes(expected: Any, found: Any, words: str) -> None:
+    with pytest.raises(GateError, match=words):
+        judge(np.array(expected, np.float32), np.array(found, np.float32))
+
+
+def test_nothing_but_zeros_is_not_divided_by_zero() -> None:
+    assert judge(np.zeros(2, np.float32), np.zeros(2, np.float32)) == 0
+    with pytest.raises(GateError):
+        judge(np.zeros(2, np.float32), np.full(2, 1e-6, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("output", "measure"),
+    [
+        ("hidden_states", "relative"),
+        ("noise_pred", "relative"),
+        ("pixels", "levels"),
+        ("concept_scores", "absolute"),
+        ("special_care_cosines", "absolute"),
+    ],
+)
+def test_outputs_have_a_measure_and_half_the_wider_bound(output: str, measure: str) -> None:
+    in_float32, in_half = gate_of(output, "float32"), gate_of(output, "float16")
+    assert in_float32[0] == in_half[0] == measure
+    assert 0 < in_float32[1] < in_half[1]
+
+
+# Defects, in the module that the graph is made of but that torch did not run with.
+
+
+class Normed(Small):
+    """Two layers and a norm."""
+
+    judged = (Small.traced.__class__(batch=1), Small.traced.__class__(batch=5))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4, eps=1e-5)
+        self.first.bias.data.zero_()  # so that what the norm sees is not much larger than its epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.second(self.norm(self.first(x)))
+        return made
+
+    def sample(self, case: Any, known: Any, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+        return {"x": rng.normal(size=(case.batch, 4)).astype(np.float32) * 0.01}
+
+
+def spoil_weights(module: Normed) -> None:
+    module.first.weight.data, module.second.weight.data = module.second.weight.data, module.first.weight.data
+
+
+def spoil_epsilon(module: Normed) -> None:
+    module.norm.eps = 1e-6
+
+
+def spoil_with_nan(module: Normed) -> None:
+    module.second.bias.data[0] = float("nan")
+
+
+def spoil_order(module: Normed) -> None:
+    module.second.weight.data = module.second.weight.data.flip(0)
+
+
+@pytest.mark.parametrize("spoil", [spoil_weights, spoil_epsilon, spoil_with_nan, spoil_order])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_defect_between_torch_and_the_graph_is_caught(tmp_path: Path, spoil: Any, precision: Precision) -> None:
+    torch.manual_seed(0)
+    module = Normed().eval().requires_grad_(False)
+    with pytest.raises(GateError, match="layers: the float"):
+        export_component(module, tmp_path, "layers/", precision, {}, _spoils_when_tracing(module, spoil))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_without_a_defect_it_passes(tmp_path: Path, precision: Precision) -> None:
+    torch.manual_seed(0)
+    module = Normed().eval().requires_grad_(False)
+    component, _ = export_component(module, tmp_path, "layers/", precision, {}, lambda text: None)
+    figures = [figure for graph in component.graphs.values() for figure in graph.gate]
+    assert len(figures) == 2 * len(component.graphs)
+
+
+def _spoils_when_tracing(module: Normed, spoil: Any) -> Any:
+    """After torch has run, before the graph is made."""
+    return lambda text: spoil(module) if text == "tracing" else None
+
+
+def test_a_weight_beyond_half_is_caught(tmp_path: Path) -> None:
+    module = Normed().eval().requires_grad_(False)
+    module.second.weight.data[0, 0] = 1e5
+    with pytest.raises(GateError, match="not finite"):
+        export_component(module, tmp_path, "layers/", "float16", {}, lambda text: None)
+
+
+# What was exported
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_every_recorded_figure_is_within_its_bound(request: pytest.FixtureRequest, family: str) -> None:
+    exported: Exported = request.getfixturevalue(family)
+    components = Bundle.open(exported.bundle).manifest.components
+    assert set(components) == set(SUBMODULES) - ({"preview_decoder"} if family == "sd1" else set())
+    for name, component in components.items():
+        traced = _submodule(name).traced
+        for precision, graph in component.graphs.items():
+            compared = {figure.output for figure in graph.gate}
+            assert compared == {output.name for output in component.outputs} - {"flagged"}
+            for figure in graph.gate:
+                assert (figure.measure, figure.bound) == gate_of(figure.output, precision)
+                assert 0 <= figure.figure <= figure.bound
+                assert figure.shapes.keys() == {spec.name for spec in component.inputs}
+            batches = {next(iter(figure.shapes.values()))[0] for figure in graph.gate}
+            shapes = {next(iter(figure.shapes.values())) for figure in graph.gate}
+            assert len(batches) >= 2
+            assert len(shapes) >= 3
+            assert not any(shape[0] == traced.batch and traced.height in shape[1:] for shape in shapes if traced.height)
+
+
+def _submodule(name: str) -> type[Submodule]:
+    import importlib
+
+    module, class_name = SUBMODULES[name][0].split(":")
+    found: type[Submodule] = getattr(importlib.import_module(f"latentrt_export.{module}"), class_name)
+    return found

@@ -1,0 +1,73 @@
+"""Where DeepCache cuts: each branch of each kind of graph, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from diffusers import UNet2DConditionModel
+
+from latentrt.errors import ExportError, RequestError
+from latentrt_export.checkpoints.json_file import read_object
+from latentrt_export.graphs.deep_cache import check_branch, count_branches, deep_value
+from tests.exported import Exported
+from tests.tiny import unet
+
+
+@pytest.mark.parametrize(
+    ("family", "graph"), [("sd1", "model"), ("sd2", "model"), ("sd2", "model.float32")], ids=["whole", "half", "casts"]
+)
+def test_each_branch_begins_with_what_is_joined_with_a_skip(
+    request: pytest.FixtureRequest, family: str, graph: str
+) -> None:
+    exported: Exported = request.getfixturevalue(family)
+    model = ir.load(exported.bundle / "unet" / f"{graph}.onnx")
+    made = [str(deep_value(model, branch).name).split("/")[0] for branch in range(6)]
+    # The way up of the tiny denoiser, from its end: what stands before each of its two blocks on three levels.
+    assert made == [
+        "up_blocks.2.attentions.0",
+        "up_blocks.1.upsamplers.0.conv",
+        "up_blocks.1.attentions.0",
+        "up_blocks.0.upsamplers.0.conv",
+        "up_blocks.0.resnets.0",
+        "mid_block.resnets.1",
+    ]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_branches_are_counted_from_the_configuration(request: pytest.FixtureRequest, family: str) -> None:
+    exported: Exported = request.getfixturevalue(family)
+    assert count_branches(read_object(exported.checkpoint / "unet" / "config.json")) == 6
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [({}, 12), ({"layers_per_block": 1}, 8), ({"layers_per_block": [1, 2, 3], "up_block_types": ["", "", ""]}, 9)],
+)
+def test_what_a_configuration_leaves_out_is_diffusers_own(config: dict[str, Any], count: int) -> None:
+    assert count_branches(config) == count
+
+
+def test_counts_are_those_of_the_module() -> None:
+    module = unet("sd1")
+    assert isinstance(module, UNet2DConditionModel)
+    assert count_branches(module.config) == sum(len(block.resnets) for block in module.up_blocks)
+
+
+@pytest.mark.parametrize("branch", [-1, 6, 100])
+def test_a_branch_that_there_is_not(sd1: Exported, branch: int) -> None:
+    words = rf"branch {branch}, expected one of this denoiser's, 0 \(the shallowest\) to 5"
+    with pytest.raises(RequestError, match=words):
+        check_branch(branch, 6)
+    with pytest.raises(RequestError, match=words):
+        deep_value(ir.load(sd1.bundle / "unet" / "model.onnx"), branch)
+
+
+def test_a_block_that_begins_otherwise_is_refused(sd1: Exported, tmp_path: Path) -> None:
+    model = ir.load(sd1.bundle / "unet" / "model.onnx")
+    join = deep_value(model, 0).consumers()[0]
+    ir.convenience.replace_all_uses_with(join.outputs[0], join.inputs[1])  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=r"no features .* before up_blocks\.2\.resnets\.1\.norm1\.weight"):
+        deep_value(model, 0)

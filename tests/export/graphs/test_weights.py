@@ -1,0 +1,127 @@
+"""Graph and weights apart: what is stored is the checkpoint's, what a graph refers to is what is stored, and a graph
+depends on the architecture alone."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from latentrt.bundle.bundle import Bundle
+from latentrt_export.component import export_component
+from latentrt_export.graphs.onnxruntime_cpu import Graph
+from latentrt_export.graphs.weights import store
+from latentrt_export.modules.text_encoder import TextEncoder
+from tests.exported import Exported
+from tests.tiny import text_encoder, write_tokenizer
+
+PARTS = {
+    "text_encoder": "text_encoder",
+    "vae_encoder": "vae",
+    "vae_decoder": "vae",
+    "unet": "unet",
+    "safety_checker": "safety_checker",
+}
+
+
+def checkpoint_tensors(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("component", PARTS)
+def test_weights_are_the_checkpoints_bit_for_bit(request: pytest.FixtureRequest, family: str, component: str) -> None:
+    exported: Exported = request.getfixturevalue(family)
+    record = Bundle.open(exported.bundle).manifest.components[component]
+    stored = load_file(exported.bundle / record.weights.file)
+    original = checkpoint_tensors(exported.checkpoint / PARTS[component])
+    assert record.weights.tensors == len(stored)
+    assert record.weights.parameters == sum(tensor.numel() for tensor in stored.values())
+    for name, tensor in stored.items():
+        assert tensor.dtype == original[name].dtype
+        assert torch.equal(tensor, original[name]), name
+    if component in ("text_encoder", "unet"):
+        assert stored.keys() == {name for name in original if not name.endswith("position_ids")}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_the_autoencoders_halves_are_the_whole(request: pytest.FixtureRequest, family: str) -> None:
+    exported: Exported = request.getfixturevalue(family)
+    halves = [load_file(exported.bundle / name / "model.safetensors").keys() for name in ("vae_encoder", "vae_decoder")]
+    assert halves[0] | halves[1] == checkpoint_tensors(exported.checkpoint / "vae").keys()
+    assert not halves[0] & halves[1]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+@pytest.mark.parametrize("component", PARTS)
+def test_every_stored_weight_is_an_initializer_of_every_graph(
+    request: pytest.FixtureRequest, family: str, component: str
+) -> None:
+    exported: Exported = request.getfixturevalue(family)
+    record = Bundle.open(exported.bundle).manifest.components[component]
+    names = load_file(exported.bundle / record.weights.file).keys()
+    for graph in record.graphs.values():
+        model = onnx.load(exported.bundle / graph.file, load_external_data=False)
+        outside = {
+            tensor.name for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL
+        }
+        assert outside == names
+
+
+def test_a_stored_file_may_be_read_like_any_other(sd1: Exported) -> None:
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in sd1.bundle.rglob("*") if path.is_file()}
+    assert len(modes) == 1, "safetensors' own are for their owner alone"
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_references_read_back_equal_through_onnxruntime(tmp_path: Path, precision: Any) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {f"layer.{number}.weight": rng.normal(size=(number, 3)).astype(np.float32) for number in (1, 2, 7)}
+    arrays["layer.bias"] = rng.normal(size=5).astype(np.float32)
+    weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    weights["transposed"] = torch.from_numpy(arrays["layer.7.weight"]).T
+    stored = store(weights, tmp_path / "model.safetensors", precision)
+    found = read_through_onnxruntime(tmp_path, {name: stored.external(name) for name in weights})
+    for name, tensor in weights.items():
+        assert np.array_equal(found[name], tensor.numpy().astype(precision)), name
+
+
+def read_through_onnxruntime(folder: Path, tensors: dict[str, ir.ExternalTensor]) -> dict[str, NDArray[Any]]:
+    """A graph that hands out its initializers."""
+    values, nodes = [], []
+    for name, tensor in tensors.items():
+        values.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
+        nodes.append(ir.node("Identity", [values[-1]]))
+        output = nodes[-1].outputs[0]
+        output.name, output.type, output.shape = f"{name}/out", ir.TensorType(tensor.dtype), tensor.shape
+    outputs = [node.outputs[0] for node in nodes]
+    graph = ir.Graph([], outputs, nodes=nodes, initializers=values, opset_imports={"": 21}, name="all")
+    ir.save(ir.Model(graph, ir_version=10), folder / "model.onnx")
+    found = Graph(folder / "model.onnx").run({})
+    return {name: found[f"{name}/out"] for name in tensors}
+
+
+def test_graphs_of_one_architecture_are_the_same_bytes(tmp_path: Path) -> None:
+    ids = write_tokenizer(tmp_path / "tokenizer", "sd1", "bpe")
+    known = {"input_ids": np.random.default_rng(0).integers(0, len(ids), (4, 77))}
+    graphs: list[dict[str, bytes]] = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        module = TextEncoder(text_encoder("sd1", ids, 1)).requires_grad_(False)
+        folder = tmp_path / f"{seed} elsewhere"
+        export_component(module, folder, "text_encoder/", "float16", known, lambda text: None)
+        graphs.append({file.name: file.read_bytes() for file in folder.iterdir()})
+    first, second = graphs
+    assert first.keys() == {"model.onnx", "model.float32.onnx", "model.safetensors"} == second.keys()
+    assert first["model.onnx"] == second["model.onnx"]
+    assert first["model.float32.onnx"] == second["model.float32.onnx"]
+    assert first["model.safetensors"] != second["model.safetensors"]

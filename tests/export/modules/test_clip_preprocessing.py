@@ -1,0 +1,95 @@
+"""CLIP's preprocessing against transformers' processor, and what its configuration may and may not say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from latentrt.errors import CheckpointError
+from latentrt_export.checkpoints.preprocessor_config import read_preprocessor_config
+from latentrt_export.modules.clip_preprocessing import ClipPreprocessing
+from tests.clip_oracle import make_pictures, processed, write_processor
+
+
+@pytest.mark.parametrize("sizes", [(224, 224), (63, 56)])  # the second crops, by an odd number
+def test_levels_are_pillows(sizes: tuple[int, int], tmp_path: Path) -> None:
+    config = {"size": {"shortest_edge": sizes[0]}, "crop_size": {"height": sizes[1], "width": sizes[1]}}
+    preprocessing = ClipPreprocessing(read_preprocessor_config(write_processor(tmp_path, config)))
+    processor = CLIPImageProcessorPil.from_pretrained(tmp_path, do_rescale=False, do_normalize=False)
+    off, count = 0, 0
+    for picture in make_pictures(200):
+        levels = preprocessing.resize(torch.from_numpy(picture)[None])
+        difference = torch.abs(levels - processed(processor, picture))
+        assert difference.max() <= 1, picture.shape
+        off, count = off + int(difference.sum()), count + difference.numel()
+    assert off / count <= 1e-4  # measured 2e-5: weights are computed in float32, where Pillow has float64
+
+
+@pytest.mark.parametrize("shape", [(1, 4096), (600, 4), (2048, 1536)])
+def test_extreme_pictures_too(shape: tuple[int, int], tmp_path: Path) -> None:
+    preprocessing = ClipPreprocessing(
+        read_preprocessor_config(write_processor(tmp_path, {"size": 32, "crop_size": 32}))
+    )
+    processor = CLIPImageProcessorPil.from_pretrained(tmp_path, do_rescale=False, do_normalize=False)
+    picture = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    levels = preprocessing.resize(torch.from_numpy(picture)[None])
+    assert torch.equal(levels, processed(processor, picture).float())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"size": {"height": 40, "width": 30}, "crop_size": 24},
+        {"size": {"height": 40, "width": 30}, "do_center_crop": False},
+        {
+            "size": {"shortest_edge": 31},
+            "crop_size": {"height": 24, "width": 31},
+            "do_rescale": False,
+            "do_normalize": False,
+        },
+        {"size": 24, "crop_size": 24, "rescale_factor": 0.01, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]},
+    ],
+)
+def test_configurations_mean_what_transformers_means(config: dict[str, Any], tmp_path: Path) -> None:
+    path = write_processor(tmp_path, config)
+    picture = next(make_pictures(1))
+    processor = CLIPImageProcessorPil.from_pretrained(tmp_path)
+    expected = processor(Image.fromarray(picture), return_tensors="np")["pixel_values"]
+    found = ClipPreprocessing(read_preprocessor_config(path))(torch.from_numpy(picture)[None])
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # this picture has no level off by one
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"do_resize": False}, "do_resize is false"),
+        ({"resample": 2}, "found resample 2, expected 3"),
+        ({"do_center_crop": False}, "do_center_crop is false"),
+        ({"size": {"shortest_edge": 224, "longest_edge": 300}}, "found size"),
+        ({"size": 224, "crop_size": 300}, "larger than the resized picture"),
+        ({"crop_size": "224"}, "found crop_size '224'"),
+        ({"image_mean": [0.5]}, "found image_mean"),
+        ({"image_processor_type": "ViTImageProcessor"}, "found image processor ViTImageProcessor"),
+        ({"do_pad": True}, "do_pad is true"),
+        ([], "holds a list, expected an object"),
+    ],
+)
+def test_configurations_that_cannot_be_honoured_are_refused(config: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_preprocessor_config(write_processor(tmp_path, config))
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_configuration_that_cannot_be_read_is_refused(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "preprocessor_config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"cannot be read|is not JSON"):
+        read_preprocessor_config(path)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from latentrt.bundle.digests import file_record, hash_bytes, hash_stream, open_regular
+from latentrt.bundle.manifest import FileRecord
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (3 << 20) + 5])
+def test_a_file_has_the_digest_that_hashlib_gives(tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    assert file_record(tmp_path / "file") == FileRecord(sha256=hashlib.sha256(data).hexdigest(), size=size)
+    assert hash_bytes(data) == hashlib.sha256(data).hexdigest()
+
+
+def test_progress_adds_up(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes((2 << 20) + 3))
+    counts: list[int] = []
+    with open_regular(tmp_path / "file") as stream:
+        hash_stream(stream, counts.append)
+    assert sum(counts) == (2 << 20) + 3
+    assert len(counts) == 3
+
+
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/"])
+def test_a_device_or_a_folder_is_refused(place: str) -> None:
+    with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
+        open_regular(place)

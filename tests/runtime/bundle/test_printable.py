@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from latentrt.bundle.printable import printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, größer, 日本", "plain, größer, 日本"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("bell\x07 back\x08", r"bell\x07 back\x08"),
+        ("two\nlines\ttab\r", r"two\nlines\ttab\r"),
+        ("\x9b31m", r"\x9b31m"),
+        ("abc\u202edef", r"abc\u202edef"),
+        ("\ud800", r"\ud800"),
+        ("👩\u200d🚀", "👩\u200d🚀"),
+        ("[bold]markup[/]", "[bold]markup[/]"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_written_out(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_a_newline_may_be_kept() -> None:
+    assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentrt.engines.record import (
+    EngineIdentity,
+    EngineOptions,
+    ShapeRange,
+    differences,
+    engine_key,
+    serves,
+    this_platform,
+)
+
+LATENTS = ShapeRange(min=(1, 4, 64, 64), opt=(2, 4, 64, 64), max=(8, 4, 64, 64))
+TOKENS = ShapeRange(min=(1, 77), opt=(2, 77), max=(8, 77))
+IDENTITY = EngineIdentity(
+    component="unet",
+    precision="float16",
+    graph="a" * 64,
+    weights="b" * 64,
+    profile={"sample": LATENTS, "tokens": TOKENS},
+    options=EngineOptions(),
+    library="tensorrt",
+    library_version="11.0.0.1+cu13",
+    platform="linux-x86_64",
+    compute_capabilities=("8.9",),
+    gpu="NVIDIA L4",
+)
+
+# Each field, another value of it, and the one clause that tells.
+CHANGES: dict[str, tuple[Any, str]] = {
+    "component": ("vae_decoder", "built of unet, wanted vae_decoder"),
+    "precision": ("float32", "float16 there, float32 wanted"),
+    "graph": ("c" * 64, "graph changed: unet"),
+    "weights": ("c" * 64, "weights changed: unet"),
+    "profile": (
+        {"sample": msgspec.structs.replace(LATENTS, max=(9, 4, 64, 64)), "tokens": TOKENS},
+        "profile of sample: 1×4×64×64 … 2×4×64×64 … 8×4×64×64 there, 1×4×64×64 … 2×4×64×64 … 9×4×64×64 wanted",
+    ),
+    "options": (EngineOptions(tf32=True), "tf32: off there, on wanted"),
+    "library": ("tensorrt_rtx", "built by tensorrt, wanted tensorrt_rtx"),
+    "library_version": ("11.1.0.0+cu13", "built by tensorrt 11.0.0.1+cu13, this is 11.1.0.0+cu13"),
+    "platform": ("win32-amd64", "built for linux-x86_64, this is win32-amd64"),
+    "compute_capabilities": (("9.0",), "built for 8.9, this GPU is 9.0"),
+    "gpu": ("NVIDIA L40S", "built for NVIDIA L4, this is NVIDIA L40S"),
+}
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "optimization_level": (5, "optimization level: 3 there, 5 wanted"),
+    "workspace_bytes": (1 << 30, "workspace bytes: the library's own there, 1073741824 wanted"),
+    "version_compatible": (True, "version compatible: off there, on wanted"),
+    "hardware_compatibility": ("ampere_plus", "hardware compatibility: none there, ampere_plus wanted"),
+    "refittable": (True, "refittable: off there, on wanted"),
+    "weight_streaming": (True, "weight streaming: off there, on wanted"),
+    "strip_weights": (True, "strip weights: off there, on wanted"),
+    "tf32": (True, "tf32: off there, on wanted"),
+}
+
+
+def changed(**fields: Any) -> EngineIdentity:
+    return msgspec.structs.replace(IDENTITY, **fields)
+
+
+def test_no_field_is_forgotten_here() -> None:
+    assert set(CHANGES) == set(EngineIdentity.__struct_fields__)
+    assert set(OPTIONS) == set(EngineOptions.__struct_fields__)
+
+
+# The key
+
+
+def test_the_key_changes_with_every_field() -> None:
+    others = [changed(**{field: value}) for field, (value, _) in CHANGES.items()]
+    others += [changed(options=EngineOptions(**{field: value})) for field, (value, _) in OPTIONS.items()]
+    keys = {engine_key(identity) for identity in [IDENTITY, *others]}
+    assert len(keys) == len({msgspec.json.encode(identity) for identity in [IDENTITY, *others]})
+    assert all(re.fullmatch("[0-9a-f]{64}", key) for key in keys)
+
+
+def test_the_key_changes_with_every_number_of_a_profile() -> None:
+    keys = {engine_key(IDENTITY)}
+    for field in ("min", "opt", "max"):
+        for axis in range(4):
+            shape = list(getattr(LATENTS, field))
+            shape[axis] += 1
+            shapes = msgspec.structs.replace(LATENTS, **{field: tuple(shape)})
+            keys.add(engine_key(changed(profile={"sample": shapes, "tokens": TOKENS})))
+    assert len(keys) == 1 + 3 * 4
+
+
+def test_the_key_does_not_depend_on_the_order_of_the_inputs() -> None:
+    assert engine_key(changed(profile={"tokens": TOKENS, "sample": LATENTS})) == engine_key(IDENTITY)
+
+
+def test_the_key_is_the_same_tomorrow() -> None:
+    """Whoever changes it, changes what every cache and every sealed bundle is looked up by: raise ENGINE_FORMAT."""
+    assert engine_key(IDENTITY) == "1e79d384991d5cebb9b1d202b056d932640277b6056739035ed1548396986d0a"
+
+
+def test_the_key_survives_json() -> None:
+    assert engine_key(msgspec.json.decode(msgspec.json.encode(IDENTITY), type=EngineIdentity)) == engine_key(IDENTITY)
+
+
+# Differences
+
+
+def test_nothing_differs() -> None:
+    assert differences(IDENTITY, changed()) == []
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_one_clause_for_each_field(field: str) -> None:
+    value, words = CHANGES[field]
+    (clause,) = differences(IDENTITY, changed(**{field: value}))
+    assert words in clause
+
+
+@pytest.mark.parametrize("field", OPTIONS)
+def test_one_clause_for_each_option(field: str) -> None:
+    value, words = OPTIONS[field]
+    assert differences(IDENTITY, changed(options=EngineOptions(**{field: value}))) == [words]
+
+
+def test_another_precision_is_another_graph() -> None:
+    wanted = changed(precision="float32", graph="c" * 64)
+    assert differences(IDENTITY, wanted) == ["graph changed: unet (float16 there, float32 wanted)"]
+
+
+def test_whoever_has_another_key_hears_of_a_difference() -> None:
+    """An input that is there and not wanted included."""
+    assert differences(IDENTITY, changed(profile={"sample": LATENTS})) != []
+    assert differences(changed(profile={"sample": LATENTS}), IDENTITY) != []
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        (((1, 4), (1, 4), (8, 4)), ((1, 4), (8, 4), (8, 4))),
+        (((1, 4), (1, 4), (1, 4)), ((1, 4), (1, 4), (8, 4))),
+    ],
+)
+def test_the_two_sides_of_a_clause_never_read_the_same(there: Any, here: Any) -> None:
+    """`--batch 1:1:8` and `--batch 1:8:8` are two profiles."""
+    found, wanted = (ShapeRange(min=low, opt=best, max=high) for low, best, high in (there, here))
+    (words,) = differences(changed(profile={"sample": found}), changed(profile={"sample": wanted}))
+    left, right = words.removeprefix("profile of sample: ").removesuffix(" wanted").split(" there, ")
+    assert left != right
+
+
+def test_weights_in_words() -> None:
+    without = changed(weights=None)
+    assert differences(IDENTITY, changed(weights="c" * 64), "686 arrays") == ["weights changed: unet, 686 arrays"]
+    assert differences(IDENTITY, without, "686 arrays") == ["kept with its weights, wanted without: unet"]
+    assert differences(without, IDENTITY, "686 arrays") == ["kept without weights, wanted with: unet"]
+
+
+def test_targets_in_words() -> None:
+    portable = changed(gpu=None, compute_capabilities=("8.6", "8.9"))
+    assert differences(portable, changed(gpu=None)) == [], "it is for this one too"
+    more = changed(gpu=None, compute_capabilities=("8.9", "12.0"))
+    assert differences(portable, more) == ["built for 8.6, 8.9, wanted 8.9, 12.0"]
+    assert differences(changed(gpu=None), IDENTITY) == ["built for any GPU of its kind, this is NVIDIA L4"]
+    (any_gpu,) = differences(IDENTITY, changed(gpu=None))
+    assert any_gpu.startswith("built for NVIDIA L4, ")
+
+
+def test_everything_at_once() -> None:
+    other = {field: value for field, (value, _) in CHANGES.items() if field != "component"}
+    clauses = differences(IDENTITY, changed(**other))
+    # One library's version says nothing of another's, nor a name of a GPU of another capability.
+    assert len(clauses) == len(other) - len(["precision", "library_version", "gpu"])
+    assert len(set(clauses)) == len(clauses)
+
+
+# Serving
+
+
+PORTABLE = changed(gpu=None, compute_capabilities=("8.6", "8.9", "12.0"))
+
+
+@pytest.mark.parametrize("wanted", [("8.6",), ("8.9",), ("8.6", "12.0"), ("8.6", "8.9", "12.0")])
+def test_one_plan_for_more_gpus_serves_fewer(wanted: tuple[str, ...]) -> None:
+    assert serves(PORTABLE, changed(gpu=None, compute_capabilities=wanted))
+
+
+@pytest.mark.parametrize("wanted", [("9.0",), ("8.9", "9.0"), ("8.6", "8.9", "12.0", "12.1")])
+def test_a_plan_serves_no_gpu_that_it_is_not_for(wanted: tuple[str, ...]) -> None:
+    assert not serves(PORTABLE, changed(gpu=None, compute_capabilities=wanted))
+
+
+@pytest.mark.parametrize("field", [field for field in CHANGES if field != "compute_capabilities"])
+def test_what_differs_otherwise_does_not_serve(field: str) -> None:
+    """However many GPUs it is for, and even if it is for the very same."""
+    other = changed(**{field: CHANGES[field][0]})
+    more = msgspec.structs.replace(other, compute_capabilities=("8.6", "8.9"))
+    for found in (other, more):
+        assert not serves(found, IDENTITY)
+        assert differences(found, IDENTITY) != []
+
+
+@pytest.mark.parametrize("field", OPTIONS)
+def test_an_engine_of_another_option_does_not_serve(field: str) -> None:
+    found = changed(options=EngineOptions(**{field: OPTIONS[field][0]}))
+    assert not serves(found, IDENTITY)
+    assert not serves(IDENTITY, found)
+
+
+def test_plans_with_weights_and_without_do_not_serve_each_other() -> None:
+    assert not serves(changed(weights=None), IDENTITY)
+    assert not serves(IDENTITY, changed(weights=None))
+
+
+# Shapes
+
+
+def test_what_a_range_covers() -> None:
+    for shape in ((1, 4, 64, 64), (2, 4, 64, 64), (8, 4, 64, 64), (5, 4, 64, 64)):
+        assert LATENTS.covers(shape)
+    others: list[tuple[int, ...]] = [
+        (0, 4, 64, 64),
+        (9, 4, 64, 64),
+        (2, 3, 64, 64),
+        (2, 4, 64, 65),
+        (2, 4, 64),
+        (2, 4, 64, 64, 1),
+        (),
+    ]
+    for other in others:
+        assert not LATENTS.covers(other)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=4, max_size=4).map(sorted), min_size=1, max_size=4))
+def test_a_range_covers_what_lies_in_it_and_nothing_beyond(axes: list[list[int]]) -> None:
+    low, inside, best, high = (tuple(axis[index] for axis in axes) for index in range(4))
+    shapes = ShapeRange(min=low, opt=best, max=high)
+    assert all(map(shapes.covers, (low, inside, best, high)))
+    for index in range(len(axes)):
+        assert not shapes.covers((*high[:index], high[index] + 1, *high[index + 1 :]))
+        assert not shapes.covers((*low[:index], low[index] - 1, *low[index + 1 :]))
+
+
+def test_shapes_in_words() -> None:
+    assert str(LATENTS) == "1×4×64×64 … 2×4×64×64 … 8×4×64×64"
+    assert str(ShapeRange(min=(1, 77), opt=(1, 77), max=(1, 77))) == "1×77"
+
+
+def test_the_platform_is_a_system_and_a_processor() -> None:
+    assert re.fullmatch(r"[a-z0-9]+-[a-z0-9_]+", this_platform())

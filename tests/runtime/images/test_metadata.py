@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from latentrt.decode.safety import SafetyRecord
+from latentrt.errors import RequestError
+from latentrt.images.files import save
+from latentrt.images.metadata import PictureRecord, parameters_line, read_metadata, record_texts
+from latentrt.images.texts import RECORD, carry_texts
+
+RECORD_OF_A_CIRCLE = PictureRecord(
+    prompt="a red circle on a blue background",
+    negative_prompt="blurry",
+    seed=7,
+    sampler="euler_a",
+    num_inference_steps=25,
+    guidance_scale=7.5,
+    guidance_rescale=0.7,
+    eta=0.1,
+    clip_skip=1,
+    width=512,
+    height=448,
+    bundle_digest="sha256:" + "0" * 64,
+    bundle_name="my-model",
+    latentrt_version="0.1.0",
+    safety=SafetyRecord(policy="blur", flagged=True, concepts=(3, 12), highest_score=0.012),
+)
+EXTENSIONS = ["png", "jpg", "webp"]
+TEXTS = st.text() | st.text(st.sampled_from('aN:, "\\\n\r\u2028\x00Steps:Negative prompt:'))
+
+
+def changed(**changes: object) -> PictureRecord:
+    return msgspec.structs.replace(RECORD_OF_A_CIRCLE, **changes)
+
+
+def saved(record: PictureRecord, place: Path) -> Path:
+    save(Image.new("RGB", (16, 8)), place, record_texts(record))
+    return place
+
+
+def understood(text: str) -> tuple[str, str, dict[str, str]]:
+    """The text as the tools of this field read it: prompt, negative prompt, and the fields of the last line."""
+    *lines, last = text.strip().split("\n")
+    fields = dict(re.findall(r'\s*([\w ]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last))
+    prompts: dict[bool, list[str]] = {False: [], True: []}
+    negative = False
+    for line in map(str.strip, lines):
+        negative = negative or line.startswith("Negative prompt:")
+        prompts[negative].append(line.removeprefix("Negative prompt:").strip() if negative else line)
+    unquoted = {key: json.loads(value) if value.startswith('"') else value for key, value in fields.items()}
+    return "\n".join(prompts[False]), "\n".join(prompts[True]), unquoted
+
+
+def test_the_line() -> None:
+    assert parameters_line(RECORD_OF_A_CIRCLE) == (
+        "a red circle on a blue background\n"
+        "Negative prompt: blurry\n"
+        "Steps: 25, Sampler: Euler a, CFG scale: 7.5, Seed: 7, Size: 512x448, Model: my-model, Clip skip: 2, Eta: 0.1, "
+        "CFG Rescale phi: 0.7, RNG: CPU, Safety: blur (flagged), "
+        f'Bundle: "sha256:{"0" * 64}", Version: latentrt 0.1.0'
+    )
+
+
+def test_the_line_of_a_plain_picture() -> None:
+    plain = changed(
+        negative_prompt="", eta=0.0, guidance_rescale=0.0, clip_skip=None, safety=SafetyRecord(policy="off")
+    )
+    line = parameters_line(plain)
+    assert "Negative" not in line
+    assert "Clip skip" not in line
+    assert ", Safety: off," in line
+
+
+def test_a_picture_from_embeddings_has_no_prompt() -> None:
+    assert parameters_line(changed(prompt=None, negative_prompt=None)).startswith("Steps: 25,")
+
+
+def test_a_sampler_without_a_name_elsewhere_keeps_ours() -> None:
+    assert "Sampler: ipndm," in parameters_line(changed(sampler="ipndm"))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a\nNegative prompt: nothing",
+        "Negative prompt: nothing",
+        "a\n  negative PROMPT: nothing",
+        "a\rNegative prompt: nothing",
+        "a\u2028Negative prompt: nothing",
+        "a\x0bNegative prompt: nothing",
+        "a\nSteps: 1, Sampler: DDIM, CFG scale: 1, Seed: 666, Size: 8x8",
+        'a", Seed: 666, "',
+    ],
+)
+def test_a_prompt_cannot_pass_for_something_else(prompt: str) -> None:
+    positive, negative, fields = understood(parameters_line(changed(prompt=prompt)))
+    assert negative == "blurry"
+    assert positive.startswith(prompt[0])
+    assert (fields["Steps"], fields["Seed"], fields["Size"]) == ("25", "7", "512x448")
+    # Nor does it for tools that look for a line that begins with the first field.
+    assert len(re.findall(r"(?m)^Steps:", parameters_line(changed(prompt=prompt)))) == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(prompt=TEXTS, negative=TEXTS, name=TEXTS)
+def test_no_text_reaches_the_fields(prompt: str, negative: str, name: str) -> None:
+    line = parameters_line(changed(prompt=prompt, negative_prompt=negative, bundle_name=name))
+    expected = understood(parameters_line(RECORD_OF_A_CIRCLE))[2]
+    fields = understood(line)[2]
+    assert {**fields, "Model": ""} == {**expected, "Model": ""}
+    assert fields["Model"] == re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", name)
+    line.encode()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompt=TEXTS | st.text(st.characters(codec=None)) | st.none(),
+    seed=st.integers(0, 2**64),
+    guidance_scale=st.floats(allow_nan=False, allow_infinity=False),
+    extension=st.sampled_from(EXTENSIONS),
+)
+def test_the_record_comes_back_exactly(
+    tmp_path: Path, prompt: str | None, seed: int, guidance_scale: float, extension: str
+) -> None:
+    record = changed(prompt=prompt, seed=seed, guidance_scale=guidance_scale)
+    found = read_metadata(saved(record, tmp_path / f"out.{extension}"))
+    assert found.record == record
+    assert found.parameters == parameters_line(record)
+    assert (found.width, found.height) == (16, 8)
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_a_picture_that_says_nothing(tmp_path: Path, extension: str) -> None:
+    save(Image.new("RGB", (8, 8)), tmp_path / f"out.{extension}")
+    found = read_metadata(tmp_path / f"out.{extension}")
+    assert found.record is None
+    assert not found.parameters
+
+
+def test_a_picture_of_another_tool(tmp_path: Path) -> None:
+    save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {"parameters": "a cat\nSteps: 20, Seed: 1"})
+    found = read_metadata(tmp_path / "out.png")
+    assert found.record is None
+    assert found.parameters == "a cat\nSteps: 20, Seed: 1"
+
+
+def test_a_key_of_a_later_version_is_passed_over(tmp_path: Path) -> None:
+    tree = json.loads(record_texts(RECORD_OF_A_CIRCLE)[RECORD]) | {"control": "canny"}
+    save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {RECORD: json.dumps(tree)})
+    assert read_metadata(tmp_path / "out.png").record == RECORD_OF_A_CIRCLE
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "not JSON", "null", "[]", "{}", '{"seed": "7"}', "[" * 100_000, '{"seed": 1' + "0" * 5000 + "}", "\x1b[31m"],
+    ids=range(9),
+)
+def test_a_record_that_is_none_of_ours(tmp_path: Path, text: str) -> None:
+    save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {RECORD: text})
+    with pytest.raises(RequestError, match=r"latentrt record of .* cannot be read") as caught:
+        read_metadata(tmp_path / "out.png")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_picture_is_read_or_refused(tmp_path: Path, file_format: str, data: st.DataObject) -> None:
+    stream = io.BytesIO()
+    options = carry_texts(file_format, record_texts(RECORD_OF_A_CIRCLE))
+    Image.new("RGB", (8, 8)).save(stream, file_format, **options)
+    spoiled = bytearray(stream.getvalue())
+    for _ in range(data.draw(st.integers(1, 8))):
+        spoiled[data.draw(st.integers(0, len(spoiled) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "picture").write_bytes(spoiled[: data.draw(st.integers(0, len(spoiled)))])
+    try:
+        read_metadata(tmp_path / "picture")
+    except RequestError as error:
+        assert str(error).isprintable()  # noqa: PT017, either outcome is right
