@@ -1,4 +1,4 @@
-"""latentrt: pictures from a bundle of graphs, with numpy around them and no torch.
+"""latentrt: images from a bundle of graphs, with numpy around them and no torch.
 
 Names are loaded when they are first used, so that `import latentrt` costs nothing.
 """
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from latentrt.decode.safety import Verdict
     from latentrt.errors import BackendError, BundleError, EngineError, LatentRTError, RequestError, SafetyError
     from latentrt.pipeline import Pipeline
-    from latentrt.request import Order, Request
+    from latentrt.request import Request
+    from latentrt.resolve import ResolvedRequest
     from latentrt.result import Result
-    from latentrt.sampling.mixed_batch import MixedBatch
+    from latentrt.sampling.loop import Sample, Step
     from latentrt.sampling.schedule import Schedule
-    from latentrt.sampling.step import Step
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,13 +26,13 @@ __all__ = [
     "BundleError",
     "EngineError",
     "LatentRTError",
-    "MixedBatch",
-    "Order",
     "Pipeline",
     "Request",
     "RequestError",
+    "ResolvedRequest",
     "Result",
     "SafetyError",
+    "Sample",
     "Schedule",
     "Step",
     "Verdict",
@@ -45,15 +45,15 @@ _HOMES = {
     "BundleError": "errors",
     "EngineError": "errors",
     "LatentRTError": "errors",
-    "MixedBatch": "sampling.mixed_batch",
-    "Order": "request",
     "Pipeline": "pipeline",
     "Request": "request",
     "RequestError": "errors",
+    "ResolvedRequest": "resolve",
     "Result": "result",
     "SafetyError": "errors",
+    "Sample": "sampling.loop",
     "Schedule": "sampling.schedule",
-    "Step": "sampling.step",
+    "Step": "sampling.loop",
     "Verdict": "decode.safety",
 }
 

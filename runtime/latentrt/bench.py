@@ -9,22 +9,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.backends.session import Arrays, Session
-from latentrt.backends.split_denoiser import InParts, ReusesFeatures
-from latentrt.backends.submodules import Prepares
-from latentrt.bundle.tensors import TensorSpec
+from latentrt.backends.session import Arrays, Session, Shapes
 from latentrt.errors import LatentRTError
-from latentrt.sampling.schedule import Latents
-from latentrt.sampling.trajectory import Denoising, KeepsLatents, Trajectory
 from latentrt.worker_process import Failed, peak_bytes, take_job
 
-__all__ = ["BenchJob", "Measured", "Message", "Quantiles", "TimedDenoiser", "TimedSession", "quantiles", "timed"]
+if TYPE_CHECKING:
+    from latentrt.backends.placement import Placement
+
+__all__ = ["BenchJob", "Measured", "Message", "Quantiles", "TimedSession", "quantiles", "timed"]
 
 _MS = 1000.0
 
@@ -79,20 +77,12 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", kw_only=True):
 Message = Measured | Failed
 
 
-class TimedSession:
-    """A session that keeps how long each run took, in milliseconds."""
+class TimedSession(Session):
+    """A session that records how long each run took, in milliseconds."""
 
     def __init__(self, session: Session, durations_ms: list[float]) -> None:
+        self.inputs, self.outputs = session.inputs, session.outputs
         self._session, self._durations_ms = session, durations_ms
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.inputs
-
-    def prepare(self, sizes: Mapping[str, int]) -> None:
-        """`latentrt.backends.submodules.Prepares`, which does not count."""
-        if isinstance(self._session, Prepares):
-            self._session.prepare(sizes)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         began = time.perf_counter()
@@ -100,58 +90,20 @@ class TimedSession:
         self._durations_ms.append((time.perf_counter() - began) * _MS)
         return outputs
 
+    def batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:
+        return self._session.batch_sizes(shapes)
 
-class TimedDenoiser(TimedSession):
-    """The same for a denoiser that keeps latents on its device: how long each row of its loop took. The host is a row
-    ahead, so what it waits for is the row before."""
-
-    def trajectory(self, job: Denoising) -> Trajectory | None:
-        """`latentrt.sampling.trajectory.KeepsLatents`."""
-        assert isinstance(self._session, KeepsLatents)
-        loop = self._session.trajectory(job)
-        return None if loop is None else _TimedTrajectory(loop, self._durations_ms)
-
-
-class TimedInParts(TimedSession):
-    """The same for a denoiser in parts, of which each run has its own."""
-
-    def begin(self, timesteps: NDArray[np.float32]) -> Session:
-        """`latentrt.backends.split_denoiser.InParts`."""
-        assert isinstance(self._session, InParts)
-        return TimedRun(self._session.begin(timesteps), self._durations_ms)
-
-
-class TimedRun(TimedSession):
-    """The same for such a run."""
-
-    def run_reusing(self, feeds: Mapping[str, NDArray[Any]], deep_features: NDArray[np.float32]) -> Arrays:
-        """`latentrt.backends.split_denoiser.ReusesFeatures`."""
-        assert isinstance(self._session, ReusesFeatures)
-        began = time.perf_counter()
-        outputs = self._session.run_reusing(feeds, deep_features)
-        self._durations_ms.append((time.perf_counter() - began) * _MS)
-        return outputs
-
-
-class _TimedTrajectory:
-    def __init__(self, loop: Trajectory, durations_ms: list[float]) -> None:
-        self._loop, self._durations_ms = loop, durations_ms
-
-    def step(self, changed: Latents | None) -> Callable[[], Latents]:
-        began = time.perf_counter()
-        fetch = self._loop.step(changed)
-        self._durations_ms.append((time.perf_counter() - began) * _MS)
-        return fetch
+    def prepare(self, shapes: Shapes) -> None:
+        self._session.prepare(shapes)  # not timed
 
     def close(self) -> None:
-        self._loop.close()
+        self._session.close()
 
 
-def timed(session: Session, durations_ms: list[float]) -> TimedSession:
-    """The session, keeping how long it takes."""
-    if isinstance(session, KeepsLatents):
-        return TimedDenoiser(session, durations_ms)
-    return (TimedInParts if isinstance(session, InParts) else TimedSession)(session, durations_ms)
+def timed(placement: Placement, durations_ms: list[float]) -> Placement:
+    """Return a placement whose sessions record how long each run took."""
+    key = ("timed", id(durations_ms), *placement.key)
+    return replace(placement, open=lambda part: TimedSession(placement.open(part), durations_ms), key=key)
 
 
 def quantiles(durations_ms: Sequence[float]) -> Quantiles:
@@ -195,8 +147,8 @@ def _measure(job: BenchJob) -> Measured:
 
 def _prepare(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[str, list[float]]]:
     """What draws one picture, what each submodule runs on, and where their durations go."""
-    from latentrt.backends.cpu_choice import Preferences
-    from latentrt.backends.device import choose_sessions
+    from latentrt.backends.models import Components
+    from latentrt.backends.placement import Preferences, place_components
     from latentrt.bundle.bundle import Bundle
     from latentrt.pipeline import Pipeline
 
@@ -204,12 +156,12 @@ def _prepare(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], di
     device: Any = job.device
     precision: Any = job.precision
     preferences = Preferences(threads=job.threads, precision=precision, low_memory=job.low_memory)
-    sessions = choose_sessions(bundle, device, provider=job.provider, preferences=preferences)
-    durations: dict[str, list[float]] = {name: [] for name in bundle.manifest.components}
-    timed_sessions = sessions.wrapped(lambda name, session: timed(session, durations[name]))
-    pipeline = Pipeline(bundle, timed_sessions, low_memory=job.low_memory)
+    placements = place_components(bundle, device, provider=job.provider, preferences=preferences)
+    durations: dict[str, list[float]] = {name: [] for name in placements}
+    measured = {name: timed(placement, durations[name]) for name, placement in placements.items()}
+    pipeline = Pipeline(bundle, Components(measured, low_memory=job.low_memory))
     # A bundle without a classifier is measured without one.
-    safety = None if "safety_checker" in bundle.manifest.components else "off"
+    safety = None if bundle.manifest.by_role("classifier") else "off"
 
     def draw() -> object:
         return pipeline(
@@ -223,7 +175,7 @@ def _prepare(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], di
             output_type="np",
         )
 
-    return draw, sessions.choices, durations
+    return draw, {name: str(placement) for name, placement in placements.items()}, durations
 
 
 def _timed(draw: Callable[[], object], runs: int) -> Iterator[float]:

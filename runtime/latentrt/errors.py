@@ -22,6 +22,9 @@ Every error that latentrt raises on purpose is one of these, and says what was f
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 __all__ = [
     "BackendError",
     "BuildError",
@@ -43,9 +46,21 @@ __all__ = [
 
 
 class LatentRTError(Exception):
-    """The root of the tree. `exit_code` is what the command line returns for it."""
+    """The root of the tree. A message names a caller's options in backticks, by their Python keywords.
+
+    Attributes:
+        exit_code: of the command line.
+    """
 
     exit_code = 1
+
+    def describe(self, spelling: Mapping[str, str]) -> str:
+        """Return the message with each option spelled as the caller wrote it.
+
+        Args:
+            spelling: keyword → spelling, such as `num_inference_steps` → `--steps`.
+        """
+        return re.sub(r"`(\w+)`", lambda match: spelling.get(match[1], match[0]), str(self))
 
 
 class RequestError(LatentRTError):

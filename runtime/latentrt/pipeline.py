@@ -1,45 +1,37 @@
-"""How does a request become pictures? Newcomers start here.
+"""The pipeline: from a request to images.
 
     pipeline = Pipeline.load("my-bundle")
     image = pipeline("a red circle on a blue background", seed=7).images[0]
 
-Text becomes embeddings (`conditioning.py`), a seed becomes noise (`noise.py`), a sampler becomes a table of
-coefficients (`samplers/`, `schedule.py`). The loop below asks the denoiser once for each row of the table and lets the
-row say what follows. The autoencoder makes pixels of the last latents, and the safety classifier looks at them before
-anyone else does.
+The family (`families/`) turns the request into samples: text becomes embeddings, a seed noise, a sampler a table of
+coefficients. The loop (`sampling/loop.py`) advances the samples row by row. The family decodes the last latents, and
+the safety classifier sees the pixels before anyone else does.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from latentrt import ahead
-from latentrt.backends.sessions import Sessions
-from latentrt.backends.submodules import OpenSession, Submodules
+from latentrt.backends.models import Components
 from latentrt.bundle.bundle import Bundle
-from latentrt.decode import autoencoder, safety
+from latentrt.bundle.sample import bundle_path
+from latentrt.decode import safety
 from latentrt.errors import RequestError
-from latentrt.request import Order, Request, resolve
+from latentrt.families import open_family
+from latentrt.request import OPTIONS, Request
+from latentrt.resolve import ResolvedRequest, resolve
 from latentrt.result import OutputType, Result, make_result
-from latentrt.sample import bundle_path
-from latentrt.sampling import noise, samplers, trajectory
-from latentrt.sampling.schedule import Latents, Schedule
-from latentrt.sampling.step import Step
-from latentrt.text.clip import condition
-from latentrt.text.tokenizer import Tokenizer
+from latentrt.sampling.loop import Sample, Step, prepare, step
 
 if TYPE_CHECKING:
-    from latentrt.backends.cpu_choice import ComputePrecision
-    from latentrt.backends.device import Device
     from latentrt.backends.openvino import PerformanceHint
-    from latentrt.sampling.approximation import Decoder
+    from latentrt.backends.placement import ComputePrecision, Device, Placement
+    from latentrt.sampling.schedule import Latents
 
 __all__ = ["Pipeline", "Step"]
 
@@ -49,24 +41,20 @@ StepCallback = Callable[["Pipeline", int, float, dict[str, Any]], dict[str, Any]
 
 
 class Pipeline:
-    """A bundle that is ready to draw. Graphs are loaded when they are first needed and kept; threads may share it.
+    """A loaded bundle that generates images. Graphs are loaded when first needed and kept; threads may share it.
 
     Args:
-        bundle: what to draw from.
-        open_session: loads a component's graph by name. Tests put their own here; `Pipeline.load` what runs best.
-        low_memory: let each component go as soon as its work is done.
+        bundle: to generate from.
+        components: its sessions; `Pipeline.load` places each component where it runs best.
 
     Attributes:
-        runs_on: component → what runs it and why, in words, where that is known.
+        runs_on: what runs each component (`backend`, `device`) and why (`reason`).
     """
 
-    def __init__(self, bundle: Bundle, open_session: OpenSession, *, low_memory: bool = False) -> None:
-        self.bundle = bundle
-        self._sessions = open_session if isinstance(open_session, Sessions) else Sessions({})
-        self.runs_on: Mapping[str, str] = self._sessions.choices
-        self._submodules = Submodules(open_session, low_memory=low_memory)
-        self._tokenizer: Tokenizer | None = None
-        self._loading = threading.Lock()
+    def __init__(self, bundle: Bundle, components: Components) -> None:
+        self.bundle, self.components = bundle, components
+        self.family = open_family(bundle, components)
+        self.runs_on: Mapping[str, Placement] = MappingProxyType(components.placements)
 
     @classmethod
     def load(
@@ -81,221 +69,149 @@ class Pipeline:
         performance_hint: PerformanceHint = "latency",
         low_memory: bool = False,
     ) -> Self:
-        """Open a bundle to be run on the best that this machine has, or on what is named.
+        """Open a bundle on the best backend of this machine, or on the one that is named.
 
         Args:
-            path: the bundle's folder; None opens the sample bundle that comes with the package (`latentrt.sample`).
+            path: the bundle's folder; None opens the sample bundle that ships with the package.
             device: `auto`: engines for this GPU, else ONNX Runtime on it, else the CPU, by OpenVINO where it is
-                installed and else by ONNX Runtime, and `runs_on` says which and why; `cpu`, `cuda` (ONNX Runtime),
-                `openvino` or `tensorrt` (engines only) are taken or refused.
-            digest: `sha256:…` of its manifest, to run this bundle and no other; without it hashes detect damage, not
+                installed and else by ONNX Runtime; `cpu`, `cuda` (ONNX Runtime), `openvino` or `tensorrt` (engines
+                only) are used or refused.
+            digest: `sha256:…` of the manifest, to run this bundle and no other; without it hashes detect damage, not
                 forgery.
             threads: on the CPU; one per core if None.
             provider: one of ONNX Runtime's execution providers by its name, in place of a device.
-            precision: what a CPU computes in: `float32`, `bfloat16` (OpenVINO) or `int8` (a bundle of int8, whose
-                default it is; otherwise float32 is).
-            performance_hint: of OpenVINO: `latency`, or `throughput` where several threads draw at once.
-            low_memory: let each submodule go as soon as its work is done, and decode in slices where that helps.
+            precision: what a CPU computes in: `float32`, `bfloat16` (OpenVINO) or `int8` (the default of an int8
+                bundle; otherwise float32 is).
+            performance_hint: of OpenVINO: `latency`, or `throughput` where several threads generate at once.
+            low_memory: release each component as soon as its work is done, and decode in slices where that helps.
 
         Raises:
-            BundleError: there is no bundle, or it is damaged, or not the one that is pinned.
-            BackendError, EngineError: the device that is named cannot be had.
+            BundleError: there is no bundle, or it is damaged, or not the pinned one.
+            BackendError, EngineError: the named device is not available.
         """
-        from latentrt.backends.cpu_choice import Preferences
-        from latentrt.backends.device import choose_sessions
+        from latentrt.backends.placement import Preferences, place_components
 
         preferences = Preferences(
             threads=threads, precision=precision, performance_hint=performance_hint, low_memory=low_memory
         )
         bundle = Bundle.open(bundle_path() if path is None else path, digest)
-        sessions = choose_sessions(bundle, device, provider=provider, preferences=preferences)
-        for component, words in sessions.choices.items():
-            log.info("%s runs on %s", component, words)
-        return cls(bundle, sessions, low_memory=low_memory)
+        placements = place_components(bundle, device, provider=provider, preferences=preferences)
+        for component, placement in placements.items():
+            log.info("%s runs on %s", component, placement)
+        return cls(bundle, Components(placements, low_memory=low_memory))
 
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        negative_prompt: str | Sequence[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_rescale: float = 0.0,
-        guidance_start: float = 0.0,
-        guidance_end: float = 1.0,
-        deep_cache: int = 1,
-        decoder: Decoder = "full",
-        num_images_per_prompt: int = 1,
-        eta: float | None = None,
-        latents: NDArray[Any] | None = None,
-        prompt_embeds: NDArray[Any] | None = None,
-        negative_prompt_embeds: NDArray[Any] | None = None,
-        clip_skip: int | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
-        seed: int | Sequence[int] | None = None,
-        sampler: str | None = None,
-        sampler_options: Mapping[str, Any] | None = None,
-        karras: bool | None = None,
-        safety: str | None = None,
+        **options: Any,
     ) -> Result:
-        """Draw. The arguments are those of `Request`, and two more.
+        """Generate images. `options` are the keywords of `latentrt.request`, diffusers' where diffusers has one.
 
         Args:
-            output_type: `pil`; `np` for float32 pixels in 0 … 1 [pictures, height, width, 3]; `latent`, unclassified.
+            output_type: `pil`; `np` for float32 pixels in 0 … 1 [images, height, width, 3]; `latent`, unclassified.
             callback_on_step_end: called as (pipeline, index, timestep, {"latents": …}) after each step; a dict that it
                 returns may hold other latents to go on with.
 
         Raises:
-            RequestError: the request is impossible. SafetyError: the pictures could not be checked.
+            RequestError: the request is impossible. SafetyError: the images could not be checked.
         """
-        request = Request(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            guidance_start=guidance_start,
-            guidance_end=guidance_end,
-            deep_cache=deep_cache,
-            decoder=decoder,
-            num_images_per_prompt=num_images_per_prompt,
-            eta=eta,
-            latents=latents,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            clip_skip=clip_skip,
-            seed=seed,
-            sampler=sampler,
-            sampler_options=sampler_options,
-            karras=karras,
-            safety=safety,
-        )
-        order = self.resolve(request)
-        for step in self.steps(order):
+        request = self.resolve(Request.of(prompt=prompt, **options))
+        for each in self.steps(request):
             if callback_on_step_end is not None:
-                changed = callback_on_step_end(self, step.index, step.timestep, {"latents": step.latents}) or {}
-                step.latents = changed.get("latents", step.latents)
-        return self.finish(order, step.latents, output_type)
+                changed = callback_on_step_end(self, each.index, each.timestep, {"latents": each.latents}) or {}
+                each.latents = changed.get("latents", each.latents)
+        return self.finish(request, each.latents, output_type)
 
-    def resolve(self, request: Request) -> Order:
+    def resolve(self, request: Request) -> ResolvedRequest:
         """Decide everything that a request leaves open, a random seed included.
 
         Raises:
             RequestError: this bundle cannot do it.
-            SafetyError: the pictures are to be checked, and the bundle has no classifier.
+            SafetyError: the images are to be checked, and the bundle has no classifier.
         """
-        order = resolve(request, self.bundle.manifest)
-        self._sessions.check(order)
-        self.schedule(order)
-        safety.require_classifier(self.bundle.manifest, order.safety)
-        return order
+        if isinstance(request, ResolvedRequest):
+            return request
+        resolved = resolve(request, self.bundle.manifest, self.family)
+        safety.require_classifier(self.bundle.manifest, resolved.policy)
+        return resolved
 
-    def schedule(self, order: Order) -> Schedule:
-        """The table of coefficients that an order is drawn by."""
-        scheduler = self.bundle.manifest.scheduler
-        samplers.check_suits(order.sampler, scheduler.class_name)
-        steps = samplers.Steps(count=order.steps, eta=order.eta)
-        return samplers.schedule(
-            order.sampler, scheduler.config, steps, karras=order.karras, options=order.sampler_options
-        )
-
-    def steps(self, request: Request | Order) -> Generator[Step, None, None]:
-        """Draw step by step: the denoising loop as a generator. Progress, previews and streams consume it; leaving it
-        early cancels.
+    def steps(self, request: Request) -> Generator[Step, None, None]:
+        """Generate step by step: the sampling loop as a generator. Progress, previews and streams consume it; leaving
+        it early cancels.
 
         Args:
-            request: what to draw; an `Order` is a request that `resolve` has seen.
+            request: as asked, or as `resolve` returned it.
 
         Raises:
             RequestError, SafetyError: as for `resolve`, before any work.
         """
-        order = self.resolve(request) if isinstance(request, Request) else request
-        schedule = self.schedule(order)
-        # At once and before any work, for everything that the run is going to read.
-        needed = [
-            "text_encoder",
-            "unet",
-            autoencoder.decoder_of(order),
-            *([] if order.safety == "off" else ["safety_checker"]),
-        ]
-        self.bundle.check([self.bundle.manifest.tokenizer.file, *self.bundle.files_of(needed)])
-        if self._sessions.on_cpu:
-            ahead.load_denoiser(self._submodules, order, self.bundle.manifest, schedule)
-        try:
-            conditionings = condition(order, self._text(), self._submodules("text_encoder"))
-        finally:
-            self._submodules.done_with("text_encoder")
-        generators = [noise.Generator(seed) for seed in order.seeds]
-        latents = self._first_latents(order, schedule, generators)
-        loop = changed = step = None
-        try:
-            denoiser = self._submodules("unet")
-            loop = trajectory.begin(
-                denoiser, schedule, latents, conditionings, order, lambda: noise.draw(generators, latents.shape[1:])
-            )
-            for k, timestep in enumerate(schedule.t):
-                step = Step(k, len(schedule), float(timestep), loop.step(changed))
-                if k == 0 and self._sessions.on_cpu:
-                    ahead.load_decoder(self._submodules, order, self.bundle.manifest)
-                    ahead.load_classifier(self._submodules, order)
-                yield step
-                changed = None
-                if step.looked_at:  # who never looked cannot have changed them
-                    changed = step.latents = trajectory.check_changed(step.latents, latents.shape)
-        finally:
+        resolved = self.resolve(request)
+        family, components = self.family, self.components
+        self.bundle.check(family.files(resolved))  # before any work, everything that the run reads
+        if components.on_cpu:
+            family.prefetch_first(resolved)
+        for stage in family.stages:
+            samples: list[Sample] = stage.begin(resolved)
+            denoiser = stage.open_denoiser()
             try:
-                if step is not None:
-                    step.settle()
+                prepare(samples, denoiser)
+                while not samples[0].done:
+                    step(samples, denoiser)
+                    made = Step(samples)
+                    if made.index == 0 and components.on_cpu:
+                        family.prefetch_last(resolved)
+                    yield made
+                    made.write_back()
             finally:
-                if loop is not None:
-                    loop.close()
-                self._submodules.done_with("unet")
+                denoiser.close()
+                components.done_with(stage.name)
 
-    def finish(self, order: Order, latents: Latents, output_type: OutputType = "pil") -> Result:
-        """Make of the last latents what was asked for, checked as the order's safety policy says.
+    def finish(self, request: ResolvedRequest, latents: Latents, output_type: OutputType = "pil") -> Result:
+        """Decode the last latents and apply the request's safety policy.
 
         Args:
-            order: what `resolve` gave.
-            latents: what the last step left.
+            request: as `resolve` returned it.
+            latents: of the last step.
             output_type: as for the call.
 
         Raises:
             SafetyError: the classifier failed; nothing is handed out.
         """
         if output_type not in ("pil", "np", "latent"):
-            raise RequestError(f"found output_type {output_type!r}, expected one of pil, np, latent")
-        if order.safety == "off":
-            log.warning("the safety check is switched off; the pictures' metadata says so")
+            raise RequestError(f"`output_type`: got {output_type!r}, expected one of pil, np, latent")
+        if request.policy == "off":
+            log.warning("the safety check is switched off; the images' metadata says so")
+        placement = self.runs_on.get(self.family.denoiser)
+        backend = None if placement is None else placement.title
         if output_type == "latent":
-            return make_result(self.bundle, order, latents, None, "latent", self._sessions.denoiser)
-        if self._sessions.on_cpu:
-            ahead.load_classifier(self._submodules, order)
-        pixels = self._decode(order, latents)
-        verdicts = None if order.safety == "off" else safety.judge(lambda: self._submodules("safety_checker"), pixels)
-        self._submodules.done_with("safety_checker")
-        pixels = safety.apply_policy(order.safety, pixels, verdicts or ())
-        return make_result(self.bundle, order, pixels, verdicts, output_type, self._sessions.denoiser)
+            return make_result(self.bundle, self.family, request, latents, None, "latent", backend)
+        pixels, verdicts = self.family.finish(request, latents), None
+        classifier = self.family.classifier()
+        if request.policy != "off":
+            assert classifier is not None, "resolve requires one"
+            verdicts = safety.judge(lambda: self.components.session(classifier), pixels)
+            self.components.done_with(classifier)
+        pixels = safety.apply_policy(request.policy, pixels, verdicts or ())
+        pixels = self.family.compose(request, pixels)
+        return make_result(self.bundle, self.family, request, pixels, verdicts, output_type, backend)
 
-    def _decode(self, order: Order, latents: Latents) -> NDArray[np.uint8]:
-        name = autoencoder.decoder_of(order)
-        pixels = autoencoder.decode(self._submodules(name), order, latents, self.bundle.manifest)
-        self._submodules.done_with(name)
-        return pixels
 
-    def _first_latents(self, order: Order, schedule: Schedule, generators: Sequence[noise.Generator]) -> Latents:
-        geometry = self.bundle.manifest.latents
-        shape = (geometry.channels, order.height // geometry.factor, order.width // geometry.factor)
-        standard = noise.draw(generators, shape) if order.latents is None else order.latents
-        return schedule.first_latents(standard)
+def _call_signature() -> inspect.Signature:
+    """Return the signature of `Pipeline.__call__` with every option of a request."""
+    own = inspect.signature(Pipeline.__call__)
+    options = [
+        inspect.Parameter(each.keyword, inspect.Parameter.KEYWORD_ONLY, default=each.default)
+        for each in OPTIONS.values()
+        if each.keyword != "prompt"
+    ]
+    fixed = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    return own.replace(parameters=[*fixed, *options])
 
-    def _text(self) -> Tokenizer:
-        with self._loading:
-            if self._tokenizer is None:
-                record = self.bundle.manifest.tokenizer
-                self._tokenizer = Tokenizer.from_json(self.bundle.read(record.file), record)
-            return self._tokenizer
+
+Pipeline.__call__.__signature__ = _call_signature()  # type: ignore[attr-defined]
+Pipeline.__call__.__doc__ = f"{inspect.getdoc(Pipeline.__call__)}\n\nOptions:\n" + "\n".join(
+    f"    {each.keyword}: {each.help}" for each in OPTIONS.values()
+)

@@ -1,299 +1,357 @@
-"""What may a user ask?
+"""A request: every option that a caller may set, defined once.
 
-A `Request` is what was asked, with everything optional that has a default. `resolve` checks it against a bundle, once,
-and returns an `Order` in which nothing is optional any more; the pipeline works from that alone.
+A `Request` is nested: what to show, how large, how to sample, how to guide, where to start. Each field is declared with
+`option(...)`, which says how callers spell it (the keyword of `Pipeline.__call__`, diffusers' name where diffusers has
+one, and the flag of `latentrt run`), what it means and which values it takes. The Python call, the command line and the
+metadata record are generated from these declarations; nothing else lists the options.
+
+This module imports nothing heavy: the command line reads it to print its help.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+import difflib
+import numbers
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from latentrt.bundle.manifest import Limits, Manifest
-from latentrt.decode import safety
 from latentrt.errors import RequestError
-from latentrt.sampling import samplers
-from latentrt.sampling.approximation import Approximation, Decoder, plain
-from latentrt.sampling.sampler_request import karras_levels, sampler_name, sampler_options
 
-__all__ = ["MAX_SEED", "Order", "Request", "resolve"]
+if TYPE_CHECKING:
+    import os
 
-MAX_SEED = 2**63 - 1
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    ImageSource = str | os.PathLike[str] | Image.Image | NDArray[Any]
+    FloatArray = NDArray[np.float32]
+
+__all__ = [
+    "OPTIONS",
+    "Acceleration",
+    "GuidanceOptions",
+    "Option",
+    "Prompt",
+    "Request",
+    "Sampling",
+    "Size",
+    "Start",
+    "flat_values",
+]
+
+Decoder = Literal["full", "preview", "tiled"]
+
+
+class Check:
+    """The values that an option takes."""
+
+    kind = "text"  # what the command line reads
+
+    def __call__(self, keyword: str, value: Any) -> Any:
+        """Return the value as plain Python; raise RequestError for one that the option does not take."""
+        return value
+
+
+@dataclass(frozen=True)
+class Whole(Check):
+    """Whole numbers from `low` to `high`; None: no upper bound."""
+
+    low: int
+    high: int | None = None
+    kind = "int"
+
+    def __call__(self, keyword: str, value: Any) -> int:
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not whole or value < self.low or (self.high is not None and value > self.high):
+            expected = f"from {self.low} to {self.high}" if self.high is not None else f"of at least {self.low}"
+            raise RequestError(f"`{keyword}`: got {value!r}, expected a whole number {expected}")
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Number(Check):
+    """Finite numbers from `low` to `high`."""
+
+    low: float
+    high: float
+    kind = "float"
+
+    def __call__(self, keyword: str, value: Any) -> float:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not self.low <= float(value) <= self.high:
+            raise RequestError(f"`{keyword}`: got {value!r}, expected a number from {self.low:g} to {self.high:g}")
+        return float(value)
+
+
+@dataclass(frozen=True)
+class OneOf(Check):
+    """One of some names."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, keyword: str, value: Any) -> str:
+        if value not in self.names:
+            raise RequestError(f"`{keyword}`: got {value!r}, expected one of {', '.join(self.names)}")
+        return str(value)
+
+
+class Switch(Check):
+    """True or False."""
+
+    kind = "switch"
+
+    def __call__(self, keyword: str, value: Any) -> bool:
+        if type(value).__name__ not in ("bool", "bool_"):
+            raise RequestError(f"`{keyword}`: got {value!r}, expected True or False")
+        return bool(value)
+
+
+class Pairs(Check):
+    """Names and values."""
+
+    kind = "pairs"
+
+
+class File(Check):
+    """An image: a path, and in Python a Pillow image or a numpy array as well."""
+
+    kind = "path"
+
+
+class InPython(Check):
+    """Arrays, which only a caller in Python can give."""
+
+    kind = "python"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How one option is spelled and checked.
+
+    Attributes:
+        path: of the field in `Request`, such as ("sampling", "steps").
+        keyword: in Python. flag: on the command line; None where it has none or the command spells it by hand.
+        check: which values it takes. default: in the declaration; None leaves the value to the bundle.
+    """
+
+    path: tuple[str, ...] = ()
+    keyword: str
+    flag: str | None
+    help: str
+    check: Check
+    default: Any = None
+
+
+def option(
+    default: Any,
+    keyword: str,
+    flag: str | None,
+    check: Check,
+    help: str,  # noqa: A002  # click's word for it
+) -> Any:
+    """Declare a field of a request."""
+    made = Option(keyword=keyword, flag=flag, check=check, help=help, default=default)
+    return field(default=default, metadata={"option": made})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """What to show, as text or as embeddings float32 [prompts, tokens, width]."""
+
+    text: str | Sequence[str] | None = option(None, "prompt", None, Check(), "What to show: one text or several.")
+    negative: str | Sequence[str] | None = option(
+        None,
+        "negative_prompt",
+        "--negative-prompt",
+        Check(),
+        "What to keep out of the image. Ignored without guidance.",
+    )
+    embeds: NDArray[Any] | None = option(None, "prompt_embeds", None, InPython(), "Embeddings in place of the prompt.")
+    negative_embeds: NDArray[Any] | None = option(
+        None, "negative_prompt_embeds", None, InPython(), "Embeddings in place of the negative prompt."
+    )
+    clip_skip: int | None = option(
+        None, "clip_skip", "--clip-skip", Whole(0, 64), "Last layers of the text encoder to skip, for the prompt."
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Size:
+    """Of the image, in pixels: multiples of the latent space's downscale, the bundle's default if None."""
+
+    height: int | None = option(None, "height", "--height", Whole(1), "Height in pixels. The bundle's default.")
+    width: int | None = option(None, "width", "--width", Whole(1), "Width in pixels. The bundle's default.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sampling:
+    """The sampler and its steps. What is None is the bundle's."""
+
+    steps: int | None = option(
+        None, "num_inference_steps", "--steps", Whole(1), "Denoising steps. The bundle's default."
+    )
+    sampler: str | None = option(
+        None,
+        "sampler",
+        "--sampler",
+        Check(),
+        "One of `latentrt samplers`, by any of its names. The bundle's scheduler.",
+    )
+    options: Mapping[str, Any] | None = option(
+        None,
+        "sampler_options",
+        "--sampler-option",
+        Pairs(),
+        "Settings of the sampler by diffusers' names, such as solver_order=3; may be repeated.",
+    )
+    karras: bool | None = option(
+        None, "karras", "--karras", Switch(), "Noise levels of Karras et al. 2022. The bundle's configuration."
+    )
+    eta: float | None = option(
+        None, "eta", "--eta", Number(0, 1), "Fresh noise that DDIM (default 0) or TCD (0.3) adds, 0 to 1."
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GuidanceOptions:
+    """Classifier-free guidance (`latentrt.sampling.guidance`)."""
+
+    scale: float | None = option(
+        None, "guidance_scale", "--guidance-scale", Number(-1e4, 1e4), "Guidance scale; up to 1 disables guidance."
+    )
+    rescale: float = option(
+        0.0, "guidance_rescale", "--guidance-rescale", Number(0, 1), "Restore the contrast of guided output, 0 to 1."
+    )
+    start: float = option(
+        0.0, "guidance_start", "--guidance-start", Number(0, 1), "Share of the steps before which guidance is off."
+    )
+    end: float = option(
+        1.0, "guidance_end", "--guidance-end", Number(0, 1), "Share of the steps after which guidance is off."
+    )
+    image_scale: float | None = option(
+        None,
+        "image_guidance_scale",
+        "--image-guidance-scale",
+        Number(1, 1e4),
+        "Guidance towards the input image (InstructPix2Pix).",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Start:
+    """Where sampling starts: noise, an image, or an image with a mask."""
+
+    latents: NDArray[Any] | None = option(
+        None, "latents", None, InPython(), "Standard normal noise [images, C, H, W] in place of the seed's."
+    )
+    image: ImageSource | None = option(None, "image", "--image", File(), "Input image: PNG, JPEG or WebP.")
+    mask: ImageSource | None = option(
+        None, "mask_image", "--mask", File(), "Mask of the input image: white is repainted, black is kept."
+    )
+    strength: float | None = option(
+        None, "strength", "--strength", Number(0, 1), "How much of the input image to replace, 0 to 1."
+    )
+    padding_mask_crop: int | None = option(
+        None,
+        "padding_mask_crop",
+        "--padding-mask-crop",
+        Whole(0),
+        "Repaint a crop around the mask with so many pixels of margin.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Acceleration:
+    """Work to skip at a cost in quality; nothing is skipped by default. docs/cpu.md has what each costs."""
+
+    deep_cache: int = option(
+        1,
+        "deep_cache",
+        "--deep-cache",
+        Whole(1, 50),
+        "Compute the denoiser's deep layers every N steps (a bundle exported with --deep-cache).",
+    )
+    decoder: Decoder = option(
+        "full",
+        "decoder",
+        "--decoder",
+        OneOf(("full", "preview", "tiled")),
+        "full, preview (a bundle that has a preview decoder), or tiled (large images).",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """A request for pictures, in diffusers' names where diffusers has one.
+    """A request for images. `Request.of` takes the keywords of `Pipeline.__call__`."""
 
-    Attributes:
-        prompt: one text or several.
-        negative_prompt: one for all, or one for each prompt; what to keep out. Ignored without guidance.
-        height, width: in pixels; multiples of the bundle's factor (8). The bundle's own size if None.
-        num_inference_steps: denoising steps. The bundle's default if None.
-        guidance_scale: w of classifier-free guidance (Ho and Salimans 2022); up to 1 there is none. The bundle's
-            default if None.
-        guidance_rescale: φ of Lin et al. 2023, section 3.4; 0 leaves the guided output as it is.
-        guidance_start, guidance_end, deep_cache, decoder: work to leave out, at a price
-        (`latentrt.sampling.approximation`). num_images_per_prompt: pictures for each prompt.
-        eta: how much fresh noise, 0 to 1, for samplers that take it (DDIM: 0 if None; TCD: 0.3).
-        latents: float32 [pictures, channels, height / factor, width / factor] of standard normal noise, in place of the
-            seed's.
-        prompt_embeds: float32 [prompts, tokens, width of the encoder], in place of `prompt`.
-        negative_prompt_embeds: the same for `negative_prompt`.
-        clip_skip: how many of the encoder's last layers to leave out for the prompt.
-        seed: picture i takes seed + i; or a seed for each picture. A random one if None; the result says which.
-        sampler: one of `latentrt samplers`, by any of its names: `dpmpp_2m`, `DPM++ 2M Karras`, a diffusers class.
-            The bundle's own scheduler if None.
-        sampler_options: what goes before the bundle's scheduler configuration, by diffusers' names (`solver_order`,
-            `use_beta_sigmas`, …), and arguments of a run (`timesteps`, `s_churn`, …;
-            `latentrt.sampling.samplers.Steps`).
-        karras: whether the noise levels are those of Karras et al. 2022; None leaves it to the bundle's configuration.
-        safety: what is done with a flagged picture: `block`, `blur`, `report`; `off` asks nothing. The bundle's policy
-            if None.
-    """
-
-    prompt: str | Sequence[str] | None = None
-    negative_prompt: str | Sequence[str] | None = None
-    height: int | None = None
-    width: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float = 0.0
-    guidance_start: float = 0.0
-    guidance_end: float = 1.0
-    deep_cache: int = 1
-    decoder: Decoder = "full"
-    num_images_per_prompt: int = 1
-    eta: float | None = None
-    latents: NDArray[Any] | None = None
-    prompt_embeds: NDArray[Any] | None = None
-    negative_prompt_embeds: NDArray[Any] | None = None
-    clip_skip: int | None = None
-    seed: int | Sequence[int] | None = None
-    sampler: str | None = None
-    sampler_options: Mapping[str, Any] | None = None
-    karras: bool | None = None
-    safety: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Order:
-    """A request that a bundle can fulfil: every value decided, texts and embeddings one for each prompt, seeds one for
-    each picture."""
-
-    prompts: tuple[str, ...] | None
-    negative_prompts: tuple[str, ...] | None
-    prompt_embeds: NDArray[np.float32] | None
-    negative_prompt_embeds: NDArray[np.float32] | None
-    images_per_prompt: int
-    height: int
-    width: int
-    steps: int
-    guidance_scale: float
-    guidance_rescale: float
-    approximation: Approximation
-    eta: float | None
-    clip_skip: int
-    asked_clip_skip: int | None
-    seeds: tuple[int, ...]
-    latents: NDArray[np.float32] | None
-    sampler: str
-    sampler_options: Mapping[str, Any]
-    karras: bool | None
-    safety: safety.Policy
-
-    @property
-    def guided(self) -> bool:
-        """Whether the model is also asked about the negative prompt (diffusers: `do_classifier_free_guidance`)."""
-        return self.guidance_scale > 1
-
-
-def resolve(request: Request, manifest: Manifest) -> Order:
-    """Decide everything that a request leaves open, and refuse what the bundle cannot do.
-
-    Raises:
-        RequestError: what was found, what is possible.
-    """
-    prompts, count = _prompts(request)
-    per_prompt = _whole("num_images_per_prompt", request.num_images_per_prompt, 1, manifest.limits.max_batch)
-    pictures = count * per_prompt
-    if pictures > manifest.limits.max_batch:
-        raise RequestError(
-            f"found {pictures} pictures in one request, this bundle draws at most {manifest.limits.max_batch} at once"
-        )
-    height = _side("height", request.height, manifest.defaults.height, manifest)
-    width = _side("width", request.width, manifest.defaults.width, manifest)
-    geometry = manifest.latents
-    latent_shape = (pictures, geometry.channels, height // geometry.factor, width // geometry.factor)
-    sampler = sampler_name(manifest.scheduler.class_name if request.sampler is None else request.sampler)
-    options = sampler_options(request.sampler_options)
-    steps = _steps(request.num_inference_steps, samplers.steps_of_grid(sampler, options), manifest)
-    scale = manifest.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    return Order(
-        prompts=prompts,
-        negative_prompts=_negative_prompts(request, count),
-        prompt_embeds=_embeds("prompt_embeds", request.prompt_embeds, count, manifest),
-        negative_prompt_embeds=_embeds("negative_prompt_embeds", request.negative_prompt_embeds, count, manifest),
-        images_per_prompt=per_prompt,
-        height=height,
-        width=width,
-        steps=steps,
-        guidance_scale=_number("guidance_scale", scale, -1e4, 1e4),
-        guidance_rescale=_number("guidance_rescale", request.guidance_rescale, 0, 1),
-        approximation=_approximation(request, manifest),
-        eta=None if request.eta is None else _number("eta", request.eta, 0, 1),
-        clip_skip=0
-        if request.clip_skip is None
-        else _whole("clip_skip", request.clip_skip, 0, manifest.limits.max_clip_skip),
-        asked_clip_skip=request.clip_skip,
-        seeds=_seeds(request.seed, pictures),
-        latents=_latents(request.latents, latent_shape),
-        sampler=sampler,
-        sampler_options=options,
-        karras=karras_levels(request.karras),
-        safety=safety.check_policy(manifest.safety if request.safety is None else request.safety),
+    prompt: Prompt = field(default_factory=Prompt)
+    size: Size = field(default_factory=Size)
+    sampling: Sampling = field(default_factory=Sampling)
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
+    start: Start = field(default_factory=Start)
+    acceleration: Acceleration = field(default_factory=Acceleration)
+    images_per_prompt: int = option(1, "num_images_per_prompt", None, Whole(1), "Images for each prompt.")
+    seed: int | Sequence[int] | None = option(
+        None, "seed", None, Check(), "Image i takes seed + i; or a seed for each image. Random if omitted."
+    )
+    safety: str | None = option(
+        None,
+        "safety",
+        "--safety",
+        Check(),
+        "What to do with a flagged image: block, blur, report; off checks nothing. The bundle's policy.",
     )
 
+    @classmethod
+    def of(cls, **values: Any) -> Request:
+        """Return the request of some keywords, diffusers' where diffusers has one.
 
-def _approximation(request: Request, manifest: Manifest) -> Approximation:
-    found = Approximation(
-        guidance_start=plain(request.guidance_start),
-        guidance_end=plain(request.guidance_end),
-        deep_cache=plain(request.deep_cache),
-        decoder=request.decoder,
-    )
-    found.check(manifest)
-    return found
-
-
-def _prompts(request: Request) -> tuple[tuple[str, ...] | None, int]:
-    if (request.prompt is None) == (request.prompt_embeds is None):
-        found = "neither" if request.prompt is None else "both"
-        raise RequestError(f"found {found} of prompt and prompt_embeds, expected one of them")
-    if request.prompt is None:
-        # What is no array of embeddings is refused with its shape, as one prompt's.
-        return None, max(len(request.prompt_embeds), 1) if np.ndim(request.prompt_embeds) == 3 else 1  # type: ignore[arg-type]
-    prompts = _texts("prompt", request.prompt)
-    return prompts, len(prompts)
+        Raises:
+            TypeError: a keyword is unknown.
+        """
+        groups: dict[str, dict[str, Any]] = {}
+        for keyword, value in values.items():
+            if keyword not in OPTIONS:
+                near = difflib.get_close_matches(keyword, OPTIONS, n=1)
+                raise TypeError(
+                    f"got an unexpected keyword {keyword!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+                )
+            *group, name = OPTIONS[keyword].path
+            groups.setdefault(group[0] if group else "", {})[name] = value
+        own = groups.pop("", {})
+        nested = {name: _GROUPS[name](**values) for name, values in groups.items()}
+        return cls(**own, **nested)
 
 
-def _negative_prompts(request: Request, count: int) -> tuple[str, ...] | None:
-    if request.negative_prompt_embeds is not None:
-        if request.negative_prompt is not None:
-            raise RequestError("found both of negative_prompt and negative_prompt_embeds, expected at most one of them")
-        return None
-    texts = _texts("negative_prompt", "" if request.negative_prompt is None else request.negative_prompt)
-    if len(texts) == 1:
-        return texts * count
-    if len(texts) != count:
-        raise RequestError(
-            f"found {len(texts)} negative prompts for {count} prompts, expected one for all or one for each"
-        )
-    return texts
+def flat_values(request: Request) -> dict[str, Any]:
+    """Return the value of every option by its keyword."""
+    values = {}
+    for keyword, each in OPTIONS.items():
+        value: Any = request
+        for name in each.path:
+            value = getattr(value, name)
+        values[keyword] = value
+    return values
 
 
-def _texts(name: str, value: object) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if not texts:
-        raise RequestError(f"{name}: found an empty list, expected a text or a list of texts")
-    for text in texts:
-        if not isinstance(text, str):
-            raise RequestError(f"{name}: found {type(text).__name__}, expected a text or a list of texts")
-        if not _is_unicode(text):
-            raise RequestError(f"{name}: found half a surrogate pair, expected Unicode text")
-    return tuple(map(str, texts))
+def _options(cls: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
+    for each in dataclasses.fields(cls):
+        if "option" in each.metadata:
+            yield dataclasses.replace(each.metadata["option"], path=(*path, each.name))
+        else:
+            yield from _options(_GROUPS[each.name], (*path, each.name))
 
 
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _side(name: str, asked: int | None, default: int, manifest: Manifest) -> int:
-    side = default if asked is None else asked
-    limits, factor = manifest.limits, manifest.latents.factor
-    if isinstance(side, bool) or not isinstance(side, (int, np.integer)):
-        raise RequestError(f"{name}: found {side!r}, expected a whole number of pixels")
-    if side % factor:
-        near = _nearest(int(side), factor, limits)
-        raise RequestError(f"{name}: found {side}, expected a multiple of {factor}; the nearest: {near}")
-    return _whole(name, side, limits.min_side, limits.max_side)
-
-
-def _nearest(side: int, factor: int, limits: Limits) -> str:
-    low = side // factor * factor
-    possible = [min(max(near, limits.min_side), limits.max_side) for near in (low, low + factor)]
-    return " and ".join(map(str, dict.fromkeys(possible)))
-
-
-def _whole(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
-        raise RequestError(f"{name}: found {value!r}, expected a whole number from {low} to {high}")
-    return int(value)
-
-
-def _number(name: str, value: object, low: float, high: float) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float, np.integer, np.floating))
-        or not low <= float(value) <= high
-    ):
-        raise RequestError(f"{name}: found {value!r}, expected a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def _steps(asked: object, of_grid: int | None, manifest: Manifest) -> int:
-    if of_grid is not None and asked is not None:
-        raise RequestError(
-            f"found num_inference_steps {asked!r} and a grid of {of_grid} steps, which say how many there are; leave "
-            "out num_inference_steps"
-        )
-    steps = manifest.defaults.num_inference_steps if asked is None else asked
-    return _whole("num_inference_steps", steps if of_grid is None else of_grid, 1, manifest.limits.max_steps)
-
-
-def _seeds(seed: object, pictures: int) -> tuple[int, ...]:
-    if seed is None:
-        seed = secrets.randbelow(2**32)
-    if isinstance(seed, (int, np.integer)):
-        # The last picture's is a seed too, so that it can be asked for again.
-        first = _whole("seed", seed, 0, MAX_SEED - pictures + 1)
-        return tuple(range(first, first + pictures))
-    if not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, str):
-        raise RequestError(f"seed: found {seed!r}, expected a whole number from 0 to {MAX_SEED}, or a list of them")
-    if len(seed) != pictures:
-        found = f"{len(seed)} seeds" if len(seed) else "an empty range of seeds"
-        raise RequestError(f"found {found} for {pictures} pictures, expected one number, or a seed for each picture")
-    return tuple(_whole("seed", each, 0, MAX_SEED) for each in seed)
-
-
-def _embeds(name: str, value: NDArray[Any] | None, count: int, manifest: Manifest) -> NDArray[np.float32] | None:
-    if value is None:
-        return None
-    width = manifest.components["text_encoder"].outputs[0].shape[-1]
-    if not isinstance(value, np.ndarray) or value.ndim != 3 or value.shape[0] != count or value.shape[2] != width:
-        found = getattr(value, "shape", type(value).__name__)
-        raise RequestError(f"{name}: found {found}, expected a numpy array of shape ({count}, tokens, {width})")
-    return _finite(name, value)
-
-
-def _latents(value: NDArray[Any] | None, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-    if value is None:
-        return None
-    if not isinstance(value, np.ndarray) or value.shape != shape:
-        raise RequestError(
-            f"latents: found {getattr(value, 'shape', type(value).__name__)}, expected a numpy array of shape {shape}"
-        )
-    return _finite("latents", value)
-
-
-def _finite(name: str, value: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        narrowed = value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else None
-    if narrowed is None or not np.isfinite(narrowed).all():
-        raise RequestError(f"{name}: found values that are not finite float32 numbers")
-    return narrowed
+_GROUPS: dict[str, type] = {
+    "prompt": Prompt,
+    "size": Size,
+    "sampling": Sampling,
+    "guidance": GuidanceOptions,
+    "start": Start,
+    "acceleration": Acceleration,
+}
+# Every option by its keyword, in the order of the declarations.
+OPTIONS: dict[str, Option] = {each.keyword: each for each in _options(Request)}

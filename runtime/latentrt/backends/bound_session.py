@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.backends.session import Arrays
+from latentrt.backends.session import Arrays, Session
 from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 from latentrt.errors import BackendError
 
@@ -37,7 +37,7 @@ class _Binding:
     fed: dict[str, NDArray[Any]]
 
 
-class BoundSession:
+class BoundSession(Session):
     """One graph, loaded by ONNX Runtime for a device.
 
     Args:
@@ -59,14 +59,11 @@ class BoundSession:
         device: str,
         graphs: bool,
     ) -> None:
-        self._runtime, self._session, self._inputs, self._outputs, self._held = runtime, session, inputs, outputs, held
+        self.inputs, self.outputs = inputs, outputs
+        self._runtime, self._session, self._held = runtime, session, held
         self._device, self._graphs = device, graphs
         self._bindings: dict[tuple[int, tuple[tuple[int, ...], ...]], _Binding] = {}
         self._ids, self._lock = itertools.count(1), threading.Lock()
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         with self._lock:
@@ -74,6 +71,12 @@ class BoundSession:
                 return self._run(feeds)
             except Exception as error:  # the package's own exceptions have no common class
                 raise BackendError(f"ONNX Runtime failed: {error}") from error
+
+    def close(self) -> None:
+        with self._lock:
+            while self._bindings:
+                self._release(self._bindings.popitem()[1])
+            self._session, self._held = None, []
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         binding = self._binding({name: array.shape for name, array in feeds.items()})
@@ -91,7 +94,7 @@ class BoundSession:
 
     def _binding(self, shapes: dict[str, tuple[int, ...]]) -> _Binding:
         # A recorded run belongs to the thread that recorded it.
-        key = (threading.get_ident() if self._graphs else 0, tuple(shapes[spec.name] for spec in self._inputs))
+        key = (threading.get_ident() if self._graphs else 0, tuple(shapes[spec.name] for spec in self.inputs))
         if key not in self._bindings:
             while len(self._bindings) >= _MOST_SHAPES:
                 self._release(self._bindings.pop(next(iter(self._bindings))))
@@ -104,12 +107,12 @@ class BoundSession:
             self._session.release_captured_graph(binding.graph_id)
 
     def _bind(self, shapes: dict[str, tuple[int, ...]]) -> _Binding:
-        sizes = axis_sizes(self._inputs, shapes)
+        sizes = axis_sizes(self.inputs, shapes)
         binding = _Binding(self._session.io_binding(), {}, {}, next(self._ids), {})
-        for spec in self._inputs:
+        for spec in self.inputs:
             binding.inputs[spec.name] = self._value(spec, shapes[spec.name])
             binding.io.bind_ortvalue_input(spec.name, binding.inputs[spec.name])
-        for spec in self._outputs:
+        for spec in self.outputs:
             binding.outputs[spec.name] = self._value(spec, sized(spec, sizes))
             binding.io.bind_ortvalue_output(spec.name, binding.outputs[spec.name])
         return binding

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from latentrt.backends.session import Arrays, Session
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import PartName, Precision
 from latentrt.bundle.tensors import TensorSpec
-from latentrt.bundle.weights import map_weights
+from latentrt.bundle.weights import WeightSet
 from latentrt.errors import BackendError, MissingExtraError
 
 __all__ = [
@@ -33,25 +32,24 @@ CUDA = "CUDAExecutionProvider"
 _NOWHERE = os.path.join(os.devnull, "nowhere")
 
 
-class OnnxRuntimeSession:
-    """One graph, loaded by ONNX Runtime. `held` is what it was handed, and has to outlive it."""
+class OnnxRuntimeSession(Session):
+    """One graph, loaded by ONNX Runtime. `held` must outlive the session."""
 
     def __init__(
         self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], held: list[Any]
     ) -> None:
-        self._session, self._inputs, self._held = session, inputs, held
-        self._outputs = [spec.name for spec in outputs]
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
+        self.inputs, self.outputs, self._session, self._held = inputs, outputs, session, held
+        self._names = [spec.name for spec in outputs]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         try:
-            results = self._session.run(self._outputs, dict(feeds))
+            results = self._session.run(self._names, feeds)
         except Exception as error:  # the package's own exceptions have no common class
             raise BackendError(f"ONNX Runtime failed: {error}") from error
-        return dict(zip(self._outputs, results, strict=True))
+        return dict(zip(self._names, results, strict=True))
+
+    def close(self) -> None:
+        self._session, self._held = None, []
 
 
 def open_session(
@@ -181,8 +179,8 @@ def _open(
     part: PartName | None = None,
 ) -> tuple[Any, list[Any]]:
     """ONNX Runtime's session, and what has to outlive it."""
-    graph_name, weights_name = bundle.component_files(component, precision, part)
-    graph, weights = bundle.read(graph_name), bundle.path(weights_name)
+    graph_name, _ = bundle.component_files(component, precision, part)
+    graph, weights = bundle.read(graph_name), bundle.weights(component)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 4  # what a session logs as an error it raises too, a graph that cannot be recorded say
@@ -194,7 +192,7 @@ def _open(
     return session, held
 
 
-def _point_at_weights(runtime: Any, options: Any, weights: Path) -> list[Any]:
+def _point_at_weights(runtime: Any, options: Any, weights: WeightSet) -> list[Any]:
     """Tell ONNX Runtime where the weights lie that a graph, given as the very bytes that were hashed, names by file.
 
     It opens them itself, in the folder it is told and not outside of it, which costs half the memory of handing them
@@ -204,9 +202,9 @@ def _point_at_weights(runtime: Any, options: Any, weights: Path) -> list[Any]:
     Returns:
         What was handed over, which has to outlive the session.
     """
-    folder, values = str(weights.parent), []
-    if weights.is_symlink():
-        folder, mapped = _NOWHERE, map_weights(weights)
+    folder, values = str(weights.path.parent), []
+    if weights.path.is_symlink():
+        folder, mapped = _NOWHERE, weights.arrays()
         values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in mapped.values()]
         options.add_external_initializers(list(mapped), values)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)

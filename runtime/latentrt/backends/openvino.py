@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from latentrt.backends.compiled_cache import CompiledCache
 from latentrt.backends.cores import usable_cores
 from latentrt.backends.real_files import real_files
-from latentrt.backends.session import Arrays
+from latentrt.backends.session import Arrays, Session, Shapes
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import PartName, Precision
-from latentrt.bundle.tensors import TensorSpec, sized
+from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import BackendError, LatentRTError, MissingExtraError
 
 __all__ = [
@@ -70,7 +70,7 @@ class _Compiled:
             return self.model.create_infer_request()
 
 
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """One graph, run by OpenVINO; threads may share it.
 
     Args:
@@ -91,20 +91,15 @@ class OpenVinoSession:
         cache: CompiledCache | None,
         most_shapes: int,
     ) -> None:
-        self._core, self._graph, self._inputs, self._options, self._cache = core, graph, inputs, options, cache
-        self._most_shapes = most_shapes
-        self._outputs = [spec.name for spec in outputs]
+        self.inputs, self.outputs = inputs, outputs
+        self._core, self._graph, self._options, self._cache = core, graph, options, cache
+        self._most_shapes, self._names = most_shapes, [spec.name for spec in outputs]
         self._compiled: dict[tuple[tuple[int, ...], ...], _Compiled] = {}
         self._lock = threading.Lock()
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    def prepare(self, sizes: Mapping[str, int]) -> None:
-        """Compile for inputs whose named axes have these sizes (`latentrt.backends.submodules.Prepares`)."""
+    def prepare(self, shapes: Shapes) -> None:
         try:
-            self._compiled_for({spec.name: sized(spec, sizes) for spec in self._inputs})
+            self._compiled_for({spec.name: shapes[spec.name] for spec in self.inputs})
         except LatentRTError:
             raise
         except Exception as error:
@@ -112,16 +107,20 @@ class OpenVinoSession:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         try:
-            compiled = self._compiled_for({spec.name: feeds[spec.name].shape for spec in self._inputs})
+            compiled = self._compiled_for({spec.name: feeds[spec.name].shape for spec in self.inputs})
             request = compiled.take()
-            results = request.infer(dict(feeds), share_inputs=True)
-            outputs = {name: results[name] for name in self._outputs}
+            results = request.infer(feeds, share_inputs=True)
+            outputs = {name: results[name] for name in self._names}
             compiled.free.append(request)
         except LatentRTError:
             raise
         except Exception as error:  # the library raises RuntimeError and, for types, its own
             raise BackendError(f"OpenVINO failed: {error}") from error
         return outputs
+
+    def close(self) -> None:
+        with self._lock:
+            self._compiled.clear()
 
     def _compiled_for(self, shapes: dict[str, tuple[int, ...]]) -> _Compiled:
         key = tuple(shapes.values())

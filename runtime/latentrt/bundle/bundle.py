@@ -23,11 +23,10 @@ from pathlib import Path
 
 from latentrt.bundle.digest_cache import DigestCache
 from latentrt.bundle.digests import Progress, hash_bytes
-from latentrt.bundle.manifest import Manifest, PartName, Precision
-from latentrt.bundle.manifest_checks import MANIFEST_NAME
-from latentrt.bundle.manifest_json import MAX_MANIFEST_BYTES, decode_manifest
+from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, PartName, Precision, decode_manifest
 from latentrt.bundle.pinned_files import PinnedFiles
 from latentrt.bundle.reach import Reach
+from latentrt.bundle.weights import WeightSet
 from latentrt.errors import BundleError, IntegrityError, ManifestError, RequestError
 
 __all__ = ["Bundle", "check_digest_form"]
@@ -141,6 +140,18 @@ class Bundle:
             mend = "; a bundle of int8 is for CPUs, export another: --precision float16" if is_int8 else ""
             raise BundleError(f"{self.folder} has no {precision} graph of {what}; it has {has}{mend}")
         return owner.graphs[precision].file, found.weights.file
+
+    def weights(self, component: str) -> WeightSet:
+        """Return the weights of a component, compared with their SHA-256.
+
+        Raises:
+            BundleError, IntegrityError: as for `path`.
+        """
+        record = self.manifest.components.get(component)
+        if record is None:
+            raise BundleError(f"{self.folder} has no {component}; it has {', '.join(self.manifest.components)}")
+        name = record.weights.file
+        return WeightSet(self.path(name), self.manifest.files[name].sha256)
 
     def files_of(self, components: Iterable[str]) -> Iterator[str]:
         """The names of all files of components: weights, and graphs of every precision and part."""

@@ -1,4 +1,4 @@
-"""Where does each weight lie in a safetensors file?
+"""Weights: a safetensors file, its digest, and the arrays in it.
 
 The format (huggingface/safetensors, README): eight bytes of header length, little endian; the header, JSON, name →
 dtype, shape and offsets behind the header; the bytes. A bundle's weights are mapped, not read: a page costs memory when
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from latentrt.errors import BundleError
 
-__all__ = ["map_weights"]
+__all__ = ["WeightSet", "map_weights"]
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
@@ -26,6 +27,23 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
 }
 _LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """The weights of one component, whatever backend loads them.
+
+    Attributes:
+        path: of the file, compared with its digest.
+        digest: its SHA-256 in hexadecimal; sets of one digest are equal.
+    """
+
+    path: Path
+    digest: str
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name, mapped from the file (`map_weights`)."""
+        return map_weights(self.path)
 
 
 def map_weights(path: Path) -> dict[str, NDArray[Any]]:

@@ -8,7 +8,22 @@ from pathlib import Path
 
 import click
 
-__all__ = ["demo"]
+__all__ = ["PROMPTS", "demo"]
+
+PROMPTS = (
+    "a large red circle on a blue background",
+    "a small yellow star on a black background",
+    "a big green heart on a white background",
+    "a purple triangle on a yellow background",
+    "a white cross on a red background",
+    "an orange square on the left on a green background",
+    "a small black circle at the top on an orange background",
+    "a green star left of a blue square",
+    "a large red heart above a small white circle on a black background",
+    "a yellow triangle below a purple square on a white background",
+    "a white star to the right of an orange cross on a purple background",
+    "a small blue circle on the left of a big black heart, yellow background",
+)
 
 
 @click.command()
@@ -43,19 +58,19 @@ def demo(
     yellow, green, blue, purple, white and black. Its pictures are 64 × 64 and enlarged here; `latentrt run` writes them
     as they are, and each says in its file how it was made.
     """
-    from latentrt.cli.drawing import latents_with_progress
+    from latentrt.bundle.sample import bundle_path
+    from latentrt.cli.progress import latents_with_progress
     from latentrt.images.contact_sheet import contact_sheet
     from latentrt.images.files import check_output, save
     from latentrt.pipeline import Pipeline
     from latentrt.request import Request
-    from latentrt.sample import PROMPTS, bundle_path
 
     began = time.monotonic()
     check_output(output)
     pipeline = Pipeline.load()
     prompts = prompt or PROMPTS
-    order = pipeline.resolve(
-        Request(
+    request = pipeline.resolve(
+        Request.of(
             prompt=prompts,
             negative_prompt=negative_prompt,
             num_inference_steps=steps,
@@ -64,7 +79,7 @@ def demo(
             seed=seed,
         )
     )
-    result = pipeline.finish(order, latents_with_progress(pipeline, order, quiet=quiet))
+    result = pipeline.finish(request, latents_with_progress(pipeline, request, quiet=quiet))
     save(contact_sheet(result.images, prompts), output)
     if not quiet:
         flagged = sum(result.nsfw_content_detected or ())
@@ -72,7 +87,7 @@ def demo(
         blocked = f", {flagged} of them blocked by the safety classifier" if flagged else ""
         click.echo(f"{output}: {pictures} in {time.monotonic() - began:.1f} s, loading included{blocked}")
         said = {
-            "--seed": order.seeds[0],
+            "--seed": request.seeds[0],
             "-n": negative_prompt,
             "--steps": steps,
             "--sampler": sampler,

@@ -86,13 +86,13 @@ def _cache_words() -> str:
 
 
 def _bundle_lines(bundle: Bundle) -> Lines:
-    from latentrt.backends.device import choose_sessions, find_machine
     from latentrt.backends.gpu import Gpu, find_gpu
+    from latentrt.backends.placement import find_machine, place_components
     from latentrt.engines.choice import engines_for
 
     gpu = find_gpu()
-    for component, words in choose_sessions(bundle).choices.items():
-        yield component, words
+    for component, placement in place_components(bundle).items():
+        yield component, str(placement)
         if not isinstance(gpu, Gpu):
             continue
         fit, others = engines_for(bundle, component, find_machine(gpu)[0])

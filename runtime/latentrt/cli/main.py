@@ -97,7 +97,9 @@ def _leave_out_converter() -> None:
 
 def _fail(error: Exception) -> None:
     if isinstance(error, LatentRTError):
-        click.echo(f"error: {error}", err=True)
+        from latentrt.cli.request_options import SPELLING
+
+        click.echo(f"error: {error.describe(SPELLING)}", err=True)
         sys.exit(error.exit_code)
     click.echo(f"error: {type(error).__name__}: {error}\nThis is a defect of latentrt; --debug shows where.", err=True)
     sys.exit(1)

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentrt.bundle.printable import counted
-from latentrt.cli.option import Option
+from latentrt.cli.request_options import given_options, request_options
 from latentrt.errors import RequestError
 
 if TYPE_CHECKING:
-    from latentrt.backends.cpu_choice import ComputePrecision
-    from latentrt.backends.device import Device
+    from latentrt.backends.placement import ComputePrecision, Device, Placement
     from latentrt.decode.safety import Verdict
-    from latentrt.images.metadata import PictureRecord
+    from latentrt.images.metadata import ImageRecord
     from latentrt.result import Result
-    from latentrt.sampling.approximation import Decoder
 
 __all__ = ["run"]
 
@@ -42,56 +40,18 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("prompt", nargs=-1, required=True)
+@click.argument("prompt", nargs=-1)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     default=Path("out.png"),
     show_default=True,
-    help="A .png, .jpg or .webp; several pictures get a number.",
+    help="A .png, .jpg or .webp; several images get a number.",
 )
-@click.option("-n", "--negative-prompt", help="What to keep out of the picture.")
+@request_options()
 @click.option("--seed", type=_Seeds(), help="A number, a list (7,9,11) or a range (7..10). Random by default.")
-@click.option("--steps", type=int, help="Denoising steps. The bundle's default by default.")
-@click.option("--sampler", help="One of `latentrt samplers`. The bundle's own scheduler by default.")
-@click.option(
-    "--sampler-option",
-    "sampler_options",
-    type=Option(),
-    multiple=True,
-    help="KEY=VALUE by diffusers' names, such as solver_order=3; may be given again.",
-)
-@click.option(
-    "--karras/--no-karras", default=None, help="Noise levels of Karras et al. The bundle's configuration by default."
-)
-@click.option("--guidance-scale", type=float, help="Classifier-free guidance; up to 1 there is none.")
-@click.option(
-    "--guidance-rescale", type=float, default=0.0, show_default=True, help="Brings guided contrast back, 0 to 1."
-)
-@click.option(
-    "--guidance-start", type=float, default=0.0, show_default=True, help="No guidance before this share of the steps."
-)
-@click.option("--guidance-end", type=float, default=1.0, show_default=True, help="No guidance after it.")
-@click.option(
-    "--deep-cache",
-    type=int,
-    default=1,
-    show_default=True,
-    help="Compute the denoiser's deep layers every so many steps (a bundle exported with --deep-cache).",
-)
-@click.option(
-    "--decoder",
-    default="full",
-    show_default=True,
-    help="full, preview (of a bundle that has it), tiled (large pictures).",
-)
-@click.option("--eta", type=float, help="How much fresh noise DDIM (0 by default) or TCD (0.3) adds, 0 to 1.")
-@click.option("--clip-skip", type=int, help="How many of the text encoder's last layers to leave out.")
-@click.option("--height", type=int, help="In pixels.")
-@click.option("--width", type=int, help="In pixels.")
-@click.option("--images", type=int, help="Pictures per prompt.  [default: 1, or one for each seed]")
-@click.option("--safety", help="What is done with a flagged picture: block, blur, report; off checks nothing.")
+@click.option("--images", type=int, help="Images per prompt.  [default: 1, or one for each seed]")
 @click.option("--digest", help="sha256:… of the manifest: run this bundle and no other.")
 @click.option(
     "--device", default="auto", show_default=True, help="auto, cpu or cuda (ONNX Runtime), openvino or tensorrt."
@@ -100,31 +60,15 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @click.option("--threads", type=click.IntRange(min=1), help="One per core by default.")
 @click.option("--precision", help="What a CPU computes in: float32, bfloat16 (OpenVINO), int8 (a bundle of int8).")
 @click.option(
-    "--low-memory", is_flag=True, help="Let each submodule go when it is done; decode in slices where that helps."
+    "--low-memory", is_flag=True, help="Release each component when it is done; decode in slices where that helps."
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(
     bundle: Path,
     prompt: tuple[str, ...],
     output: Path,
-    negative_prompt: str | None,
     seed: int | Sequence[int] | None,
-    steps: int | None,
-    sampler: str | None,
-    sampler_options: tuple[tuple[str, Any], ...],
-    karras: bool | None,
-    guidance_scale: float | None,
-    guidance_rescale: float,
-    guidance_start: float,
-    guidance_end: float,
-    deep_cache: int,
-    decoder: Decoder,
-    eta: float | None,
-    clip_skip: int | None,
-    height: int | None,
-    width: int | None,
     images: int | None,
-    safety: str | None,
     digest: str | None,
     device: Device,
     provider: str | None,
@@ -132,9 +76,10 @@ def run(
     precision: ComputePrecision | None,
     low_memory: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
-    """Draw one picture from BUNDLE for each PROMPT."""
-    from latentrt.cli.drawing import latents_with_progress
+    """Generate one image from BUNDLE for each PROMPT."""
+    from latentrt.cli.progress import latents_with_progress
     from latentrt.pipeline import Pipeline
     from latentrt.request import Request
     from latentrt.result import check_places
@@ -149,30 +94,16 @@ def run(
         precision=precision,
         low_memory=low_memory,
     )
-    request = Request(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        height=height,
-        width=width,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        guidance_rescale=guidance_rescale,
-        guidance_start=guidance_start,
-        guidance_end=guidance_end,
-        deep_cache=deep_cache,
-        decoder=decoder,
-        num_images_per_prompt=_images_per_prompt(images, seed, len(prompt)),
-        eta=eta,
-        clip_skip=clip_skip,
-        seed=seed,
-        sampler=sampler,
-        sampler_options=dict(sampler_options),
-        karras=karras,
-        safety=safety,
+    request = pipeline.resolve(
+        Request.of(
+            prompt=prompt or None,
+            num_images_per_prompt=_images_per_prompt(images, seed, max(len(prompt), 1)),
+            seed=seed,
+            **given_options(options),
+        )
     )
-    order = pipeline.resolve(request)
-    check_places(pipeline.bundle, order, output)
-    result = pipeline.finish(order, latents_with_progress(pipeline, order, quiet=quiet))
+    check_places(pipeline.bundle, pipeline.family, request, output)
+    result = pipeline.finish(request, latents_with_progress(pipeline, request, quiet=quiet))
     paths = result.save(output)
     if not quiet:
         _report(paths, result, time.monotonic() - started)
@@ -183,11 +114,11 @@ def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, pro
     if images is not None or not isinstance(seed, Sequence):
         return 1 if images is None else images
     if not seed:
-        raise RequestError("found an empty range of seeds, expected the first not to be above the last, as in 7..10")
+        raise RequestError("`seed`: got an empty range, expected the first not to be above the last, as in 7..10")
     if len(seed) % prompts:
         raise RequestError(
-            f"found {len(seed)} seeds for {prompts} prompts, expected {prompts}, or a multiple of that, as each prompt "
-            "gets as many"
+            f"`seed`: got {len(seed)} seeds for {prompts} prompts, expected a multiple of {prompts}, as each prompt gets "
+            "as many images"
         )
     return len(seed) // prompts
 
@@ -195,27 +126,30 @@ def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, pro
 def _report(paths: list[Path], result: Result, seconds: float) -> None:
     verdicts = result.verdicts or [None] * len(paths)
     for path, record, verdict in zip(paths, result.records, verdicts, strict=True):
-        words = f"{_sampler_words(record)}, {counted(record.num_inference_steps, 'step')}"
-        click.echo(f"{path}: seed {record.seed}, {words}, safety {_safety_words(record.safety.policy, verdict)}")
-    pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
-    click.echo(f"{pictures} in {seconds:.1f} s, loading included", err=True)
+        steps = counted(record.options["num_inference_steps"], "step")
+        safety = _describe_safety(record.safety.policy, verdict)
+        click.echo(f"{path}: seed {record.seed}, {_describe_sampler(record)}, {steps}, safety {safety}")
+    images = "1 image" if len(paths) == 1 else f"{len(paths)} images"
+    click.echo(f"{images} in {seconds:.1f} s, loading included", err=True)
 
 
-def _sampler_words(record: PictureRecord) -> str:
-    """Its name, and what of its configuration was changed and is not switched off."""
-    changed = {"use_karras_sigmas": record.karras, **record.sampler_options}
-    said = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changed.items() if value}
-    words = [name if text == "true" else f"{name}={text}" for name, text in said.items()]
-    return " ".join([record.sampler, *words])
+def _describe_sampler(record: ImageRecord) -> str:
+    """Return the sampler's name and the options of its configuration that are set."""
+    options = record.options
+    changed = {"use_karras_sigmas": options.get("karras"), **options.get("sampler_options", {})}
+    shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changed.items() if value}
+    described = [name if text == "true" else f"{name}={text}" for name, text in shown.items()]
+    return " ".join([options["sampler"], *described])
 
 
-def _report_backends(runs_on: Mapping[str, str]) -> None:
-    for words in dict.fromkeys(runs_on.values()):
-        components = [name for name, each in runs_on.items() if each == words]
-        click.echo(f"{'all' if len(components) == len(runs_on) else ', '.join(components)} on {words}", err=True)
+def _report_backends(runs_on: Mapping[str, Placement]) -> None:
+    described = {name: str(placement) for name, placement in runs_on.items()}
+    for text in dict.fromkeys(described.values()):
+        components = [name for name, each in described.items() if each == text]
+        click.echo(f"{'all' if len(components) == len(runs_on) else ', '.join(components)} on {text}", err=True)
 
 
-def _safety_words(policy: str, verdict: Verdict | None) -> str:
+def _describe_safety(policy: str, verdict: Verdict | None) -> str:
     if verdict is None:
         return "off"
     if not verdict.flagged:

@@ -1,50 +1,88 @@
-"""How do latents become pixels?"""
+"""The autoencoder: latents to pixels and back."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Session, run
-from latentrt.bundle.manifest import Manifest
+from latentrt.decode.slices import SlicedDecoder
 from latentrt.decode.tiles import decode_in_tiles, tiles
-from latentrt.request import Order
-from latentrt.sampling.schedule import Latents
 
-__all__ = ["decode", "decoder_of", "sizes_of"]
+if TYPE_CHECKING:
+    from latentrt.backends.models import Components
+    from latentrt.bundle.bundle import Bundle
+    from latentrt.sampling.noise import Generator
 
+__all__ = ["LatentDistribution", "decode", "encode", "open_decoder", "sizes"]
 
-def decoder_of(order: Order) -> str:
-    """The component that makes an order's pixels."""
-    return "preview_decoder" if order.approximation.decoder == "preview" else "vae_decoder"
-
-
-def sizes_of(order: Order, manifest: Manifest) -> dict[str, int]:
-    """The axes of what the decoder is fed at once, by their names."""
-    sides = order.height // manifest.latents.factor, order.width // manifest.latents.factor
-    if order.approximation.decoder == "tiled":
-        sides = tiles(sides[0], _largest_tile(manifest))[0], tiles(sides[1], _largest_tile(manifest))[0]
-    return {"batch": 1, "height": sides[0], "width": sides[1]}
+Latents = NDArray[np.float32]
 
 
-def decode(decoder: Session, order: Order, latents: Latents, manifest: Manifest) -> NDArray[np.uint8]:
-    """Latents → uint8 [pictures, height, width, 3].
+def open_decoder(bundle: Bundle, components: Components, name: str) -> Session:
+    """Return the session of a decoder, which runs in slices where its placement says so."""
+    if not components.placements[name].sliced:
+        return components.session(name)
+    record = bundle.manifest.components[name]
+    return SlicedDecoder(
+        record.inputs,
+        record.outputs,
+        record.parts,
+        lambda part: components.session(name, part),
+        lambda part: components.release(name, part),
+    )
 
-    One at a time, as the decoder's activations are the run's largest. In tiles, if the order says so, that are no
-    larger than the pictures that the model was made for.
+
+def sizes(latents: tuple[int, int], largest_tile: int | None) -> dict[str, int]:
+    """Return the named axes of one call of the decoder.
+
+    Args:
+        latents: height and width. largest_tile: as for `decode`.
+    """
+    height, width = latents
+    if largest_tile is not None:
+        height, width = tiles(height, largest_tile)[0], tiles(width, largest_tile)[0]
+    return {"batch": 1, "height": height, "width": width}
+
+
+def decode(decoder: Session, latents: Latents, *, downscale: int, largest_tile: int | None = None) -> NDArray[np.uint8]:
+    """Decode latents [B, C, h, w] → uint8 [B, height, width, 3].
+
+    One image at a time, as the decoder's activations are the largest of a run.
+
+    Args:
+        downscale: pixels of an image's side for each latent.
+        largest_tile: decode in overlapped tiles of at most this many latents a side; None decodes the image whole.
     """
 
     def pixels(one: Latents) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = run(decoder, latents=one)["pixels"]
-        return found
+        decoded: NDArray[np.uint8] = run(decoder, latents=one)["pixels"]
+        return decoded
 
     def in_tiles(one: Latents) -> NDArray[np.uint8]:
-        return decode_in_tiles(pixels, one, most=_largest_tile(manifest), factor=manifest.latents.factor)
+        assert largest_tile is not None
+        return decode_in_tiles(pixels, one, most=largest_tile, factor=downscale)
 
-    make = in_tiles if order.approximation.decoder == "tiled" else pixels
-    return np.concatenate([make(image[np.newaxis]) for image in latents])
+    decode_one = pixels if largest_tile is None else in_tiles
+    return np.concatenate([decode_one(image[np.newaxis]) for image in latents])
 
 
-def _largest_tile(manifest: Manifest) -> int:
-    """The side of the latents that the model was made for."""
-    return min(manifest.defaults.height, manifest.defaults.width) // manifest.latents.factor
+@dataclass(frozen=True, eq=False)
+class LatentDistribution:
+    """The distribution of an image's latents, each float32 [C, H/8, W/8], not scaled."""
+
+    mean: Latents
+    logvar: Latents
+
+    def sample(self, generator: Generator) -> Latents:
+        """Draw latents as diffusers' `latent_dist.sample(generator)` does."""
+        return self.mean + np.exp(np.float32(0.5) * self.logvar) * generator.normal(self.mean.shape)
+
+
+def encode(encoder: Session, pixels: NDArray[np.float32]) -> LatentDistribution:
+    """Encode pixels [1, 3, H, W] in −1 … 1."""
+    outputs = run(encoder, pixels=pixels)
+    return LatentDistribution(outputs["mean"][0], outputs["logvar"][0])

@@ -12,7 +12,8 @@ sits on the edge between two.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays, Session
-from latentrt.bundle.manifest import Part, PartName
+from latentrt.bundle.manifest import Part
 from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.decode.group_statistics import GroupStatistics
 
-__all__ = ["SlicedDecoder", "is_sliced"]
+__all__ = ["SlicedDecoder"]
 
 Features = NDArray[np.float32]
-OpenPart = Callable[[PartName], Session]
+OpenPart = Callable[[str], Session]
 
 # What a band needs besides, as a share of the largest that is kept whole.
 _SHARE = 10
@@ -39,11 +40,6 @@ _FEWEST_QUERIES = 64
 _COPIES_IN, _COPIES_OUT = 3, 2
 
 
-def is_sliced(parts: Iterable[PartName]) -> bool:
-    """Whether a component comes in parts that can be run in slices."""
-    return {"head", "stage.0"} <= {*parts}
-
-
 @dataclass(frozen=True)
 class _Stage:
     """A stage, and what follows from its signature and the next one's.
@@ -51,7 +47,7 @@ class _Stage:
     `kept` says that the next one takes as its residual what this one takes, and `groups` into how many it normalises.
     """
 
-    name: PartName
+    name: str
     takes: dict[str, TensorSpec]
     gives: TensorSpec
     kept: bool
@@ -91,22 +87,26 @@ class _Held:
     residual: Features | None = None
 
 
-class SlicedDecoder:
+class SlicedDecoder(Session):
     """A decoder in parts, with the signature of the whole. Threads may share it.
 
     Args:
         inputs: of the whole decoder.
         parts: what the manifest says of them.
-        open_part: loads a part. Each is let go as soon as it has been run.
+        open_part, close_part: load and release a part; each is released as soon as it has run.
     """
 
-    def __init__(self, inputs: tuple[TensorSpec, ...], parts: Mapping[PartName, Part], open_part: OpenPart) -> None:
-        self._inputs, self._parts, self._open_part = inputs, parts, open_part
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        parts: Mapping[str, Part],
+        open_part: OpenPart,
+        close_part: Callable[[str], None],
+    ) -> None:
+        self.inputs, self.outputs, self._parts = inputs, outputs, parts
+        self._open_part, self._close_part = open_part, close_part
         self._stages = _stages(parts)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """Latents → pixels."""
@@ -142,39 +142,52 @@ class SlicedDecoder:
         return largest // _SHARE
 
     def _before_stages(self, latents: Features, budget: int) -> Features:
-        made = self._open_part("head").run({"latents": latents})
+        with self._part("head") as head:
+            made = head.run({"latents": latents})
         if "attention" not in self._parts:
             return made["result"]
         attended = self._attend(made.pop("queries"), made.pop("keys"), made.pop("values"), budget)
-        return self._open_part("neck").run({"attended": attended, "features": made.pop("features")})["result"]
+        with self._part("neck") as neck:
+            return neck.run({"attended": attended, "features": made.pop("features")})["result"]
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[Session]:
+        """Open a part for as long as it runs: only one is in memory at a time."""
+        try:
+            yield self._open_part(name)
+        finally:
+            self._close_part(name)
 
     def _attend(self, queries: Features, keys: Features, values: Features, budget: int) -> Features:
         """Attention of a few queries at a time: their scores, (B, queries, tokens), are what takes memory."""
-        session, attended = self._open_part("attention"), np.empty_like(queries)
+        attended = np.empty_like(queries)
         batch, tokens, _ = queries.shape
         size = _even(tokens, max(budget // (_COPIES_IN * 4 * batch * tokens), _FEWEST_QUERIES))
-        for start in range(0, tokens, size):
-            first = min(start, tokens - size)  # of one shape, so some of the last ones' are computed again
-            feeds = {"queries": np.ascontiguousarray(queries[:, first : first + size]), "keys": keys, "values": values}
-            attended[:, first : first + size] = session.run(feeds)["attended"]
+        with self._part("attention") as session:
+            for start in range(0, tokens, size):
+                first = min(start, tokens - size)  # of one shape, so some of the last ones' are computed again
+                part = np.ascontiguousarray(queries[:, first : first + size])
+                feeds = {"queries": part, "keys": keys, "values": values}
+                attended[:, first : first + size] = session.run(feeds)["attended"]
         return attended
 
     def _run_stage(self, stage: _Stage, held: _Held, budget: int) -> NDArray[Any]:
         """Run a stage band by band; what it makes is held from then on, in place of what it took."""
-        session, features, residual = self._open_part(stage.name), held.features, held.residual
+        features, residual = held.features, held.residual
         statistics = GroupStatistics(stage.groups) if stage.groups else None
         shape, axis = stage.shape(features.shape), stage.rows_axis
         result = features if stage.in_place(features.shape) else np.empty(shape, stage.gives.dtype)
         factor = shape[axis] // features.shape[2]
-        for band in _bands(features, stage.rows(features.shape, budget)):
-            feeds = {"features": band.features, "inside": band.inside, **held.statistics}
-            if residual is not None:
-                feeds["residual"] = _padded(residual[:, :, band.first : band.end], band.rows)
-            made = session.run({name: feeds[name] for name in stage.takes})[stage.gives.name]
-            made = _rows(made, axis, 0, factor * (band.end - band.first))
-            _rows(result, axis, factor * band.first, factor * band.end)[...] = made
-            if statistics is not None:
-                statistics.add(made)
+        with self._part(stage.name) as session:
+            for band in _bands(features, stage.rows(features.shape, budget)):
+                feeds = {"features": band.features, "inside": band.inside, **held.statistics}
+                if residual is not None:
+                    feeds["residual"] = _padded(residual[:, :, band.first : band.end], band.rows)
+                made = session.run({name: feeds[name] for name in stage.takes})[stage.gives.name]
+                made = _rows(made, axis, 0, factor * (band.end - band.first))
+                _rows(result, axis, factor * band.first, factor * band.end)[...] = made
+                if statistics is not None:
+                    statistics.add(made)
         held.residual = features if stage.kept else None
         held.features, held.statistics = result, statistics.feeds() if statistics is not None else {}
         return result
@@ -218,7 +231,7 @@ def _padded(features: Features, rows: int) -> Features:
     return np.pad(features, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else np.ascontiguousarray(features)
 
 
-def _stages(parts: Mapping[PartName, Part]) -> list[_Stage]:
+def _stages(parts: Mapping[str, Part]) -> list[_Stage]:
     names = [name for name in (f"stage.{number}" for number in range(len(parts))) if name in parts]
     takes = [{spec.name: spec for spec in parts[name].inputs} for name in names]
     stages = []

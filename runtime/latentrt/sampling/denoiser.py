@@ -1,125 +1,287 @@
-"""How is the denoiser asked, once for each row of the table?"""
+"""Evaluates a denoiser for a batch of samples: builds the batch, pads it, hoists whatever does not change."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.backends.session import Arrays, Session, ToldShapes, run
-from latentrt.backends.split_denoiser import DEEP_FEATURES, InParts, ReusesFeatures
-from latentrt.bundle.tensors import check_feeds
+from latentrt.backends.session import Arrays, Session, Shapes
+from latentrt.bundle.tensors import TensorSpec, check_feeds
 from latentrt.errors import BackendError
-from latentrt.request import Order
-from latentrt.sampling.guidance import guide
-from latentrt.sampling.schedule import Latents
-from latentrt.text.clip import Conditioning
 
-__all__ = ["Asking", "check_finite"]
+__all__ = ["DEEP_FEATURES", "Conditioning", "Denoiser", "Evaluation", "SplitDenoiser", "WholeDenoiser"]
 
+DEEP_FEATURES = "deep_features"
 
-@dataclass
-class _Told:
-    """What the denoiser is told of some of the pictures, with guidance and without; and the deep features it gave last,
-    the negative half first where it was guided then."""
-
-    conditioning: Conditioning
-    alone: NDArray[np.float32]
-    deep_features: NDArray[np.float32] | None = None
+# Different batches whose stacked inputs are kept; a request has one or two (guided and unguided rows).
+_MOST_STACKS = 16
 
 
-class Asking:
-    """Asks the denoiser for the (guided) model output of every picture, row after row.
+class Conditioning:
+    """Inputs of the denoiser beside latents and timestep, for one evaluation of one sample; no batch axis.
 
     Args:
-        denoiser: the whole one, or one in parts.
-        timesteps: of all rows.
-        conditionings: what it is told of the prompts; one evaluation each.
+        inputs: by the denoiser's input names. They are made read-only, so that a backend may keep them on its device.
+        concat: float32 [C', H, W], channels that follow the latents' own (inpainting, InstructPix2Pix, upscalers).
+    """
 
-    Raises:
-        BackendError: the order reuses deep features, and what runs the denoiser here cannot.
-        EngineError: nothing here runs one of the shapes that the rows will have.
+    __slots__ = ("concat", "inputs")
+
+    def __init__(self, inputs: Mapping[str, NDArray[Any]], concat: NDArray[np.float32] | None = None) -> None:
+        self.inputs, self.concat = dict(inputs), concat
+        for array in self.inputs.values():
+            array.setflags(write=False)
+
+
+class Evaluation:
+    """One of a sample's evaluations, and whatever a denoiser keeps of it from row to row.
+
+    Args:
+        latents: shape of the sample's latents, (C, H, W).
+        timesteps: float32 [N], of all rows of the sample's schedule.
+
+    Attributes:
+        signature: equal for evaluations that fit in one batch.
+        kept: arrays without batch axis: deep features, keys and values of cross-attention.
+    """
+
+    __slots__ = ("conditioning", "kept", "signature", "timesteps")
+
+    def __init__(self, conditioning: Conditioning, latents: tuple[int, ...], timesteps: NDArray[np.float32]) -> None:
+        self.conditioning, self.timesteps = conditioning, timesteps
+        channels = latents[0] + (0 if conditioning.concat is None else conditioning.concat.shape[0])
+        shapes = tuple((name, array.shape) for name, array in conditioning.inputs.items())
+        self.signature = ((channels, *latents[1:]), shapes)
+        self.kept: dict[str, Arrays] = {}
+
+
+class Denoiser(ABC):
+    """A denoiser graph inside one loop. It belongs to one thread; the sessions behind it are shared.
+
+    Args:
+        inputs: of the whole graph.
+        latents, timestep, output: names of the latents' and the timestep's input, and of the output.
+
+    Attributes:
+        reuses_features: whether `evaluate` can take deep features of an earlier row (DeepCache).
+    """
+
+    reuses_features = False
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], *, latents: str, timestep: str, output: str) -> None:
+        self.inputs, self.latents, self.timestep, self.output = inputs, latents, timestep, output
+        self._stacks: dict[tuple[Any, ...], tuple[Sequence[Any], NDArray[Any]]] = {}
+        self._sizes: dict[Any, tuple[int, ...] | None] = {}
+
+    def evaluate(
+        self,
+        evaluations: Sequence[Evaluation],
+        latents: Sequence[NDArray[np.float32]],
+        timesteps: Sequence[np.float32],
+        *,
+        reuse: bool = False,
+    ) -> NDArray[np.float32]:
+        """Return the denoiser's outputs, float32 [B, C, H, W], for B evaluations of one signature.
+
+        Args:
+            evaluations: may be of several samples.
+            latents: the scaled latents [C, H, W] of each.
+            timesteps: of each.
+            reuse: compute the shallow layers alone, on deep features of an earlier row.
+
+        Raises:
+            BackendError: an output is not finite, or the backend failed.
+            EngineError: nothing here runs these shapes.
+        """
+        pieces = [*self._batches(evaluations)]
+        outputs = [
+            self._run(evaluations[first:end], latents[first:end], timesteps[first:end], padded, reuse=reuse)
+            for first, end, padded in pieces
+        ]
+        result = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+        if not np.isfinite(result).all():
+            broken = next(index for index, output in enumerate(result) if not np.isfinite(output).all())
+            raise not_finite(timesteps[broken])
+        return result
+
+    def _batches(self, evaluations: Sequence[Evaluation]) -> Iterator[tuple[int, int, int]]:
+        """Split into batches of sizes that the backend has: first, end, and the size to pad to."""
+        count, signature = len(evaluations), evaluations[0].signature
+        if signature not in self._sizes:
+            self._sizes[signature] = self._batch_sizes(self.shapes(signature, count))
+        sizes = self._sizes[signature]
+        first = 0
+        while first < count:
+            left = count - first
+            size = left if not sizes else next((size for size in sizes if size >= left), sizes[-1])
+            end = first + min(size, left)
+            yield first, end, size
+            first = end
+
+    def prepare(self, evaluations: Sequence[Evaluation]) -> None:
+        """Load or compile whatever runs these evaluations in one batch.
+
+        Raises:
+            EngineError: nothing here runs their shapes.
+        """
+        for first, end, size in self._batches(evaluations):
+            del first, end
+            self._prepare(self.shapes(evaluations[0].signature, size))
+
+    def close(self) -> None:
+        """Release whatever belongs to this loop alone."""
+
+    def shapes(self, signature: tuple[Any, ...], batch: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the denoiser's inputs for `batch` evaluations of a signature."""
+        latents, inputs = signature
+        shapes: dict[str, tuple[int, ...]] = {self.latents: (batch, *latents), self.timestep: (batch,)}
+        return shapes | {name: (batch, *shape) for name, shape in inputs}
+
+    def _run(
+        self,
+        evaluations: Sequence[Evaluation],
+        latents: Sequence[NDArray[np.float32]],
+        timesteps: Sequence[np.float32],
+        size: int,
+        *,
+        reuse: bool,
+    ) -> NDArray[np.float32]:
+        used = len(evaluations)
+        if size > used:  # repeat the last one; its copies are dropped
+            more = size - used
+            evaluations = [*evaluations, *[evaluations[-1]] * more]
+            latents, timesteps = [*latents, *[latents[-1]] * more], [*timesteps, *[timesteps[-1]] * more]
+        conditionings = [evaluation.conditioning for evaluation in evaluations]
+        if conditionings[0].concat is not None:
+            latents = [np.concatenate([x, each.concat]) for x, each in zip(latents, conditionings, strict=True)]
+        feeds: Arrays = {self.latents: np.stack(latents), self.timestep: np.array(timesteps, np.float32)}
+        for name in conditionings[0].inputs:
+            feeds[name] = self._stack(name, [each.inputs[name] for each in conditionings])
+        check_feeds(self.inputs, feeds)
+        outputs = self._evaluate(feeds, evaluations, reuse=reuse)
+        deep = outputs.get(DEEP_FEATURES)
+        if deep is not None:
+            for evaluation, features in zip(evaluations, deep, strict=True):
+                evaluation.kept[DEEP_FEATURES] = {DEEP_FEATURES: features}
+        result: NDArray[np.float32] = outputs[self.output]
+        return result[:used]
+
+    def _stack(self, name: str, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Stack arrays that nobody writes to; the very same batch gives the very same array."""
+        key = (name, *map(id, arrays))
+        if key not in self._stacks:
+            while len(self._stacks) >= _MOST_STACKS:
+                self._stacks.pop(next(iter(self._stacks)))
+            stacked = np.stack(arrays)
+            stacked.setflags(write=False)
+            self._stacks[key] = (arrays, stacked)  # the members are held, so that their ids stay theirs
+        return self._stacks[key][1]
+
+    @abstractmethod
+    def _batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:
+        """Return the batch sizes that the backend has for these shapes; None: any."""
+
+    @abstractmethod
+    def _prepare(self, shapes: Shapes) -> None:
+        """Load or compile whatever runs inputs of these shapes."""
+
+    @abstractmethod
+    def _evaluate(self, feeds: Arrays, evaluations: Sequence[Evaluation], *, reuse: bool) -> Arrays:
+        """Run the graph on a batch that was checked."""
+
+
+class WholeDenoiser(Denoiser):
+    """A denoiser that is one graph."""
+
+    def __init__(self, session: Session, *, latents: str, timestep: str, output: str) -> None:
+        super().__init__(session.inputs, latents=latents, timestep=timestep, output=output)
+        self.session = session
+
+    def _batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:
+        return self.session.batch_sizes(shapes)
+
+    def _prepare(self, shapes: Shapes) -> None:
+        self.session.prepare(shapes)
+
+    def _evaluate(self, feeds: Arrays, evaluations: Sequence[Evaluation], *, reuse: bool) -> Arrays:
+        return self.session.run(feeds)
+
+
+class SplitDenoiser(Denoiser):
+    """A denoiser in parts (`latentrt.bundle.manifest.Part`), of which only `body` runs at each row.
+
+    `time_embedding` runs once for all timesteps of the samples under way, `cross_attention_kv` once for each
+    conditioning; `shallow_body` takes the place of `body` where deep features are reused.
+
+    Args:
+        open_part: loads a part by name.
     """
 
     def __init__(
         self,
-        denoiser: Session,
-        timesteps: NDArray[np.float32],
-        conditionings: Sequence[Conditioning],
-        order: Order,
+        inputs: tuple[TensorSpec, ...],
+        open_part: Callable[[str], Session],
+        *,
+        latents: str,
+        timestep: str,
+        output: str,
+        reuses_features: bool = False,
     ) -> None:
-        self._denoiser = denoiser.begin(timesteps) if isinstance(denoiser, InParts) else denoiser
-        self._rows, self._row, self._order = len(timesteps), 0, order
-        self._told = [_Told(told, _positive_half(told.embeddings, order)) for told in conditionings]
-        if order.approximation.deep_cache > 1 and not isinstance(self._denoiser, ReusesFeatures):
-            raise BackendError(
-                f"found deep_cache {order.approximation.deep_cache}, and what runs the denoiser here runs it whole; "
-                "--device cpu and --device openvino run it in parts"
-            )
+        super().__init__(inputs, latents=latents, timestep=timestep, output=output)
+        self._open_part, self.reuses_features = open_part, reuses_features
+        self._places: dict[float, int] = {}
+        self._rows: Arrays = {}
 
-    def expect(self, shape: tuple[int, ...]) -> None:
-        """Tell the denoiser, before the first row, what it will be fed for latents of this shape.
+    def _batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:
+        return None  # parts are for CPUs, which take any
 
-        Raises:
-            EngineError: nothing here runs that.
-        """
-        if not isinstance(self._denoiser, ToldShapes):
-            return
-        for guided in sorted({self._guides(row) for row in range(self._rows)}):
-            for told in self._told:
-                embeddings = told.conditioning.embeddings if guided else told.alone
-                batch = len(embeddings)
-                fed = {"sample": (batch, *shape[1:]), "timestep": (batch,), "encoder_hidden_states": embeddings.shape}
-                self._denoiser.expect(fed)
+    def _prepare(self, shapes: Shapes) -> None:
+        """Do nothing: whatever is missing is loaded by the first step, or was prefetched."""
 
-    def __call__(self, timestep: np.float32, sample: Latents) -> Latents:
-        """The next row's model output, float32 [pictures, channels, height, width], of that timestep and sample."""
-        row, self._row = self._row, self._row + 1
-        outputs = np.empty_like(sample)
-        for told in self._told:
-            pictures = told.conditioning.pictures
-            outputs[pictures] = self._ask(told, row, timestep, sample[pictures])
-        return outputs
+    def _evaluate(self, feeds: Arrays, evaluations: Sequence[Evaluation], *, reuse: bool) -> Arrays:
+        available = {**feeds, **self._embed_timesteps(feeds, evaluations), **self._keys_and_values(feeds, evaluations)}
+        if reuse:
+            features = [evaluation.kept[DEEP_FEATURES][DEEP_FEATURES] for evaluation in evaluations]
+            available[DEEP_FEATURES] = np.stack(features)
+        part = self._open_part("shallow_body" if reuse else "body")
+        return part.run({spec.name: available[spec.name] for spec in part.inputs})
 
-    def _ask(self, told: _Told, row: int, timestep: np.float32, part: Latents) -> Latents:
-        order = self._order
-        guided = self._guides(row)
-        if guided:
-            part = np.concatenate([part, part])  # (2B, C, h, w): the negative half first, as in the embeddings
-        feeds = {
-            "sample": part,
-            "timestep": np.full(len(part), timestep, np.float32),
-            "encoder_hidden_states": told.conditioning.embeddings if guided else told.alone,
-        }
-        predicted: Latents = self._run(told, feeds, reuse=order.approximation.reuses(row))["noise_pred"]
-        check_finite(predicted, timestep)
-        return guide(predicted, order.guidance_scale, order.guidance_rescale) if guided else predicted
+    def _embed_timesteps(self, feeds: Arrays, evaluations: Sequence[Evaluation]) -> Arrays:
+        """Return the time embedding's projections of each evaluation's timestep."""
+        timesteps = feeds[self.timestep].tolist()
+        if any(each not in self._places for each in timesteps):
+            # Not `np.unique`, which imports masked arrays: a tenth of the time that a small model's loop takes.
+            wanted = {*self._places, *timesteps}
+            for evaluation in evaluations:
+                wanted.update(evaluation.timesteps.tolist())
+            values = np.array(sorted(wanted), np.float32)
+            self._rows = self._open_part("time_embedding").run({self.timestep: values})
+            self._places = {each: place for place, each in enumerate(values.tolist())}
+        places = [self._places[each] for each in timesteps]
+        return {name: rows[places] for name, rows in self._rows.items()}
 
-    def _guides(self, row: int) -> bool:
-        return self._order.guided and self._order.approximation.guides(row, self._rows)
-
-    def _run(self, told: _Told, feeds: Arrays, *, reuse: bool) -> Arrays:
-        features, count = told.deep_features, len(feeds["sample"])
-        # A row without guidance before one with it has nothing for its negative half.
-        if reuse and features is not None and len(features) >= count and isinstance(self._denoiser, ReusesFeatures):
-            check_feeds(self._denoiser.inputs, feeds)
-            return self._denoiser.run_reusing(feeds, features[-count:])
-        outputs = run(self._denoiser, **feeds)
-        told.deep_features = outputs.get(DEEP_FEATURES)
-        return outputs
+    def _keys_and_values(self, feeds: Arrays, evaluations: Sequence[Evaluation]) -> Arrays:
+        """Return the keys and values of cross-attention, computed once for each evaluation's conditioning."""
+        part_name = "cross_attention_kv"
+        missing = [evaluation for evaluation in evaluations if part_name not in evaluation.kept]
+        if missing:
+            part = self._open_part(part_name)
+            names = [spec.name for spec in part.inputs]
+            inputs = {name: self._stack(name, [each.conditioning.inputs[name] for each in missing]) for name in names}
+            made = part.run(inputs)
+            for index, evaluation in enumerate(missing):
+                evaluation.kept[part_name] = {name: array[index] for name, array in made.items()}
+        kept = [evaluation.kept[part_name] for evaluation in evaluations]
+        return {name: self._stack(name, [each[name] for each in kept]) for name in kept[0]}
 
 
-def _positive_half(embeddings: NDArray[np.float32], order: Order) -> NDArray[np.float32]:
-    """What the denoiser is told without guidance; read-only, as the whole is."""
-    return embeddings[len(embeddings) // 2 :] if order.guided else embeddings
-
-
-def check_finite(values: Latents, timestep: np.float32) -> None:
-    """Half overflows without a word, and what is not a number would be decoded to a black picture that looks clear."""
-    if not np.isfinite(values).all():
-        raise BackendError(
-            f"timestep {timestep:g} gave values that are not finite numbers; lower the guidance scale, or export the "
-            "bundle in float32"
-        )
+def not_finite(timestep: np.float32) -> BackendError:
+    """Return the error of a row that gave values that are not finite: half overflows without a word."""
+    return BackendError(
+        f"timestep {timestep:g} gave values that are not finite numbers; lower the guidance scale, or export the "
+        "bundle in float32"
+    )

@@ -1,39 +1,119 @@
-"""Classifier-free guidance: one model, asked twice in one batch."""
+"""Guidance: which evaluations of the denoiser a row needs, and how their outputs combine."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["guide"]
+from latentrt.sampling.schedule import Latents
 
-Floats = NDArray[np.float32]
+__all__ = ["ClassifierFree", "Guidance", "ImageAndText", "Unguided"]
 
 
-def guide(outputs: Floats, scale: float, rescale: float) -> Floats:
-    """The guided model output.
+class Guidance(ABC):
+    """A guidance strategy. It is stateless, so samples may share it."""
 
-    Ho and Salimans 2022, equation 6, in diffusers' form: uncond + w · (cond − uncond). With `rescale` φ > 0 its
-    standard deviation goes back towards that of the conditional output (Lin et al. 2023, equations 15 and 16).
+    @abstractmethod
+    def evaluations(self, row: int, rows: int) -> tuple[str, ...]:
+        """Return the names of the evaluations that row `row` of `rows` needs."""
 
-    Args:
-        outputs: float32 [2 · batch, channels, height, width]; the negative prompt's half first.
-        scale: w.
-        rescale: φ, 0 to 1.
+    @abstractmethod
+    def all_evaluations(self) -> tuple[str, ...]:
+        """Return the names of the evaluations that any row may need."""
 
-    Returns:
-        float32 [batch, channels, height, width].
+    @abstractmethod
+    def combine(self, outputs: Sequence[Latents]) -> Latents:
+        """Combine the denoiser's outputs, float32 [C, H, W] each, in the order of `evaluations`."""
+
+    def device_scale(self) -> float | None:
+        """Return w where `combine` is negative + w · (positive − negative), which a device applies; else None."""
+        return None
+
+
+@dataclass(frozen=True)
+class Unguided(Guidance):
+    """No guidance: the prompt's evaluation alone."""
+
+    def evaluations(self, row: int, rows: int) -> tuple[str, ...]:
+        return ("positive",)
+
+    def all_evaluations(self) -> tuple[str, ...]:
+        return ("positive",)
+
+    def combine(self, outputs: Sequence[Latents]) -> Latents:
+        return outputs[0]
+
+    def device_scale(self) -> float | None:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierFree(Guidance):
+    """Classifier-free guidance (Ho and Salimans 2022, equation 6) in diffusers' form.
+
+    Attributes:
+        scale: w in negative + w · (positive − negative).
+        rescale: φ of Lin et al. 2023, equations 15 and 16: the standard deviation of the guided output returns towards
+            that of the positive output. 0 leaves it.
+        start, end: the share of the rows in which guidance is applied (Kynkäänniemi et al. 2024, arXiv 2404.07724);
+            elsewhere the positive evaluation is used alone. Membership is decided as diffusers does for
+            `control_guidance_start` and `control_guidance_end`.
     """
-    negative, positive = np.split(outputs, 2)
-    guided: Floats = negative + np.float32(scale) * (positive - negative)
-    if rescale == 0:
+
+    scale: float
+    rescale: float = 0.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def evaluations(self, row: int, rows: int) -> tuple[str, ...]:
+        inside = row / rows >= self.start and (row + 1) / rows <= self.end
+        return ("negative", "positive") if inside else ("positive",)
+
+    def all_evaluations(self) -> tuple[str, ...]:
+        return ("negative", "positive")
+
+    def combine(self, outputs: Sequence[Latents]) -> Latents:
+        if len(outputs) == 1:
+            return outputs[0]
+        negative, positive = outputs
+        guided: Latents = negative + np.float32(self.scale) * (positive - negative)
+        if self.rescale == 0:
+            return guided
+        matched = guided * (_deviation(positive) / _deviation(guided))
+        phi = np.float32(self.rescale)
+        return np.asarray(phi * matched + (1 - phi) * guided, np.float32)
+
+    def device_scale(self) -> float | None:
+        return self.scale if self.rescale == 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAndText(Guidance):
+    """Guidance by an image and a text (InstructPix2Pix, Brooks et al. 2023, equation 3).
+
+    unconditional + w_image · (image − unconditional) + w_text · (positive − image), where `image` sees the input image
+    with the negative prompt, `unconditional` a zero image.
+    """
+
+    scale: float
+    image_scale: float
+
+    def evaluations(self, row: int, rows: int) -> tuple[str, ...]:
+        return ("positive", "image", "unconditional")
+
+    def all_evaluations(self) -> tuple[str, ...]:
+        return ("positive", "image", "unconditional")
+
+    def combine(self, outputs: Sequence[Latents]) -> Latents:
+        positive, image, unconditional = outputs
+        text = np.float32(self.scale) * (positive - image)
+        guided: Latents = unconditional + text + np.float32(self.image_scale) * (image - unconditional)
         return guided
-    matched = guided * (_deviation(positive) / _deviation(guided))
-    phi = np.float32(rescale)
-    rescaled: Floats = phi * matched + (1 - phi) * guided
-    return rescaled
 
 
-def _deviation(outputs: Floats) -> Floats:
-    """Standard deviation of each sample, with torch's n − 1: [batch, 1, 1, 1]."""
-    return np.asarray(outputs.std(axis=(1, 2, 3), ddof=1, keepdims=True), np.float32)
+def _deviation(output: Latents) -> np.float32:
+    """Return the standard deviation of one sample, with torch's n − 1."""
+    return np.float32(output.std(ddof=1))

@@ -198,7 +198,7 @@ class Recurrence:
         self._previous: Latents | None = None
         self._history: deque[Latents] = deque(maxlen=schedule.memory)  # newest first
 
-    def scale(self, k: int, x: Latents) -> Latents:
+    def model_input(self, k: int, x: Latents) -> Latents:
         """What the denoiser is shown of the latent x_k."""
         return scaled(self._columns["c_in"][k], x)
 
@@ -237,7 +237,7 @@ def denoise(
     """
     recurrence = Recurrence(schedule)
     for k, t in enumerate(schedule.t):
-        output = model(t, recurrence.scale(k, latents))
+        output = model(t, recurrence.model_input(k, latents))
         z = None
         for _ in range(schedule.noise_draws[k]):
             z = noise()

@@ -1,111 +1,63 @@
-"""Text → ids → embeddings."""
+"""CLIP text embeddings: prompts of any length, in chunks of the encoder's length."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Session, run
-from latentrt.errors import RequestError
-from latentrt.request import Order
 from latentrt.text.tokenizer import Tokenizer
 
-__all__ = ["Conditioning", "condition"]
+__all__ = ["PromptEncoder"]
 
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """What the denoiser is told of some of the pictures, which all have prompts of as many tokens.
+class PromptEncoder:
+    """Encodes the prompts of one request. Each text is tokenised once.
 
-    Attributes:
-        pictures: their indices in the batch.
-        embeddings: float32 [pictures, tokens, width], or [2 · pictures, …] with the negative prompts first where there
-            is guidance.
+    Args:
+        tokenizer: frames a text in chunks.
+        encoder: returns the session of a graph `input_ids` int64 [B, length], `clip_skip` int64 [B] → `hidden_states`
+            float32 [B, length, width].
     """
 
-    pictures: NDArray[np.int64]
-    embeddings: Floats
+    def __init__(self, tokenizer: Tokenizer, encoder: Callable[[], Session]) -> None:
+        self._tokenizer, self._encoder = tokenizer, encoder
+        self._ids: dict[str, NDArray[np.int64]] = {}
 
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of a chunk, its begin and end included."""
+        return self._tokenizer.frame.length
 
-def condition(order: Order, tokenizer: Tokenizer, encoder: Session) -> tuple[Conditioning, ...]:
-    """What the denoiser is told of the prompts.
+    def chunks(self, text: str) -> int:
+        """Return the number of chunks that a text fills."""
+        return len(self._tokens(text))
 
-    A prompt of more tokens than the encoder takes is encoded in chunks (`Tokenizer.chunks`), which are joined along the
-    tokens; of a prompt and its negative one, the shorter is filled up with empty chunks. Prompts of different numbers
-    of chunks are kept apart, as filling up would change a picture with the company it is in. `clip_skip` counts for the
-    prompts alone, as in diffusers.
+    def encode(self, texts: Sequence[str], chunks: int, clip_skip: int = 0) -> list[Floats]:
+        """Return the embeddings of each text, float32 [chunks · length, width], read-only.
 
-    Returns:
-        One for each number of chunks among the prompts; together they hold every picture once.
-    """
-    positive = _Side(order.prompt_embeds, order.prompts, order.clip_skip)
-    negative = _Side(order.negative_prompt_embeds, order.negative_prompts) if order.guided else None
-    by_chunks: dict[int, list[int]] = {}
-    for prompt in range(len(order.seeds) // order.images_per_prompt):
-        needed = max(side.chunks(prompt, tokenizer) for side in (positive, negative) if side is not None)
-        by_chunks.setdefault(needed, []).append(prompt)
-    told = []
-    for chunks, prompts in by_chunks.items():
-        embeddings = positive.embeddings(prompts, chunks, tokenizer, encoder).repeat(order.images_per_prompt, axis=0)
-        if negative is not None:
-            _check_length(embeddings, chunks * tokenizer.frame.length, negative)
-            other = negative.embeddings(prompts, chunks, tokenizer, encoder).repeat(order.images_per_prompt, axis=0)
-            embeddings = _stacked(other, embeddings)
-        embeddings.setflags(write=False)  # so that a backend may keep them on its device from step to step
-        images = np.arange(order.images_per_prompt)
-        told.append(Conditioning(np.concatenate([prompt * len(images) + images for prompt in prompts]), embeddings))
-    return tuple(told)
+        Chunks are encoded one by one and joined along the tokens; a text of fewer chunks is filled up with empty ones.
 
+        Args:
+            texts: equal ones are encoded once and share an array.
+            chunks: at least as many as the longest text fills.
+            clip_skip: last layers of the encoder to skip.
+        """
+        distinct = list(dict.fromkeys(texts))
+        ids = np.concatenate([self._tokenizer.pad(self._tokens(text), chunks) for text in distinct])
+        skips = np.full(len(ids), clip_skip, np.int64)
+        states: Floats = run(self._encoder(), input_ids=ids, clip_skip=skips)["hidden_states"]
+        encoded = states.reshape(len(distinct), chunks * self.chunk_tokens, states.shape[-1])
+        by_text = dict(zip(distinct, encoded, strict=True))
+        for embeddings in by_text.values():
+            embeddings.setflags(write=False)
+        return [by_text[text] for text in texts]
 
-@dataclass(frozen=True)
-class _Side:
-    """The prompts of a batch, or its negative prompts, given as embeddings or as texts."""
-
-    embeds: Floats | None
-    texts: Sequence[str] | None
-    clip_skip: int = 0
-
-    def chunks(self, prompt: int, tokenizer: Tokenizer) -> int:
-        """How many chunks a prompt fills."""
-        if self.embeds is not None:
-            tokens: int = self.embeds.shape[1]
-            return math.ceil(tokens / tokenizer.frame.length)
-        return len(tokenizer.chunks(self._text(prompt)))
-
-    def embeddings(self, prompts: list[int], chunks: int, tokenizer: Tokenizer, encoder: Session) -> Floats:
-        """Of some of the prompts, each different text encoded once: float32 [prompts, tokens, width]."""
-        if self.embeds is not None:
-            return self.embeds[prompts]
-        texts = [self._text(prompt) for prompt in prompts]
-        different = list(dict.fromkeys(texts))
-        ids = np.concatenate([tokenizer.chunks(text, at_least=chunks) for text in different])  # (D · chunks, length)
-        outputs = run(encoder, input_ids=ids, clip_skip=np.full(len(ids), self.clip_skip, np.int64))
-        states: Floats = outputs["hidden_states"]
-        encoded = states.reshape(len(different), chunks * tokenizer.frame.length, states.shape[-1])
-        return encoded[[different.index(text) for text in texts]]
-
-    def _text(self, prompt: int) -> str:
-        assert self.texts is not None, "an order has embeddings or texts"
-        return self.texts[prompt]
-
-
-def _check_length(positive: Floats, tokens: int, negative: _Side) -> None:
-    if negative.embeds is None and positive.shape[1] != tokens:
-        raise RequestError(
-            f"prompt_embeds: found {positive.shape[1]} tokens, and the negative prompt has {tokens}; expected as many, "
-            "or negative_prompt_embeds beside them"
-        )
-
-
-def _stacked(negative: Floats, positive: Floats) -> Floats:
-    if negative.shape != positive.shape:
-        raise RequestError(
-            f"found embeddings of shape {positive.shape} and negative ones of {negative.shape}, expected one shape"
-        )
-    return np.concatenate([negative, positive])
+    def _tokens(self, text: str) -> NDArray[np.int64]:
+        if text not in self._ids:
+            self._ids[text] = self._tokenizer.chunks(text)
+        return self._ids[text]

@@ -1,4 +1,4 @@
-"""Text → chunks of token ids."""
+"""The tokenizer: text to chunks of token ids."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Tokenizer"]
 
 
 class Tokenizer:
-    """A bundle's tokenizer: byte pairs by the `tokenizers` package, framed into chunks of the encoder's length.
+    """A bundle's tokenizer: byte pairs by the `tokenizers` package, framed in chunks of the encoder's length.
 
     Args:
-        backend: it neither pads nor truncates.
-        frame: the ids and the length of a chunk.
+        backend: must neither pad nor truncate.
+        frame: ids and length of a chunk.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, frame: TokenizerRecord) -> None:
@@ -44,26 +44,25 @@ class Tokenizer:
         backend.no_truncation()
         return cls(backend, frame)
 
-    def chunks(self, text: str, at_least: int = 1) -> NDArray[np.int64]:
-        """Token ids of a text of any length.
+    def chunks(self, text: str) -> NDArray[np.int64]:
+        """Return the token ids of a text of any length, int64 [chunks, length].
 
-        The text's tokens are cut after every `length` − 2 (75 for CLIP), and each piece is framed as the encoder was
-        trained to see one: begin, tokens, end, padding. A short text gives what transformers' `CLIPTokenizer` gives
-        with `padding="max_length"`.
-
-        Args:
-            text: what the prompt says.
-            at_least: how many chunks there must be; empty ones are added.
-
-        Returns:
-            int64 [chunks, length].
+        The tokens are split after every `length` − 2 (75 for CLIP), and each piece is framed as the encoder was trained
+        to see one: begin, tokens, end, padding. A short text gives what transformers' `CLIPTokenizer` gives with
+        `padding="max_length"`.
         """
         ids = self._backend.encode(text, add_special_tokens=False).ids
         room = self.frame.length - 2
         pieces = [ids[start : start + room] for start in range(0, max(len(ids), 1), room)]
-        pieces += [[]] * (at_least - len(pieces))
-        return np.array([self._framed(piece) for piece in pieces], np.int64)
+        return np.array([self._frame(piece) for piece in pieces], np.int64)
 
-    def _framed(self, piece: list[int]) -> list[int]:
+    def pad(self, chunks: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """Return chunks [n, length] followed by empty ones, int64 [count, length]."""
+        if len(chunks) >= count:
+            return chunks
+        empty = np.array([self._frame([])], np.int64)
+        return np.concatenate([chunks, empty.repeat(count - len(chunks), axis=0)])
+
+    def _frame(self, piece: list[int]) -> list[int]:
         framed = [self.frame.begin, *piece, self.frame.end]
         return framed + [self.frame.pad] * (self.frame.length - len(framed))

@@ -1,0 +1,162 @@
+"""Sessions of this process: shared between bundles, opened when first needed, closed when nobody uses them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+
+from latentrt.backends.placement import Placement
+from latentrt.backends.session import Session
+from latentrt.bundle.tensors import sized
+from latentrt.errors import BackendError
+
+__all__ = ["Components", "Models"]
+
+Key = tuple[Hashable, ...]
+
+
+@dataclass
+class _Entry:
+    session: Future[Session]
+    users: int = 0
+
+
+class Models:
+    """Sessions by graph digest, weight set and backend options; each is loaded once and reference counted."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Key, _Entry] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def acquire(self, key: Key, load: Callable[[], Session]) -> Session:
+        """Return the session of a key, loading it if it is not there; whoever else asks meanwhile waits for it.
+
+        Raises:
+            Whatever `load` raises, to everyone who waited; the next to ask loads again.
+        """
+        with self._lock:
+            entry = self._entries.get(key)
+            first = entry is None
+            if entry is None:
+                entry = self._entries[key] = _Entry(Future())
+            entry.users += 1
+        if first:
+            try:
+                entry.session.set_result(load())
+            except BaseException as error:
+                with self._lock:
+                    self._entries.pop(key, None)
+                entry.session.set_exception(error)
+        return entry.session.result()
+
+    def release(self, key: Key) -> None:
+        """Give a session back; it is closed with its last user."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return
+            entry.users -= 1
+            if entry.users > 0:
+                return
+            self._entries.pop(key)
+        if entry.session.done() and entry.session.exception() is None:
+            entry.session.result().close()
+
+
+PROCESS = Models()
+
+
+class Components:
+    """The sessions of one pipeline, by component and part. Threads may share it.
+
+    Args:
+        placements: what runs each component.
+        low_memory: prefetch nothing, and release a component as soon as its work is done.
+        models: where sessions are held.
+
+    Attributes:
+        placements: as given.
+        on_cpu: whether a CPU runs all of them, so that loading one never disturbs what another recorded on a GPU.
+    """
+
+    def __init__(
+        self, placements: Mapping[str, Placement], *, low_memory: bool = False, models: Models = PROCESS
+    ) -> None:
+        self.placements, self.low_memory = dict(placements), low_memory
+        self.on_cpu = bool(placements) and all(placement.device == "cpu" for placement in placements.values())
+        self._models, self._lock = models, threading.Lock()
+        self._held: dict[tuple[str, str | None], Key] = {}
+        self._finalizer = weakref.finalize(self, _release_all, models, self._held, self._lock)
+
+    def session(self, name: str, part: str | None = None) -> Session:
+        """Return the session of a component, or of one of its parts.
+
+        Raises:
+            BackendError: the bundle has no such component, or it cannot be loaded.
+            BundleError: its files are missing or not the ones that the manifest pins.
+        """
+        placement = self.placements.get(name)
+        if placement is None:
+            raise BackendError(f"got the component {name!r}, this bundle has {', '.join(self.placements)}")
+        key = (*placement.key, part)
+        session = self._models.acquire(key, lambda: placement.open(part))
+        with self._lock:
+            if (name, part) not in self._held:
+                self._held[name, part] = key
+                return session
+        self._models.release(key)  # one reference for each that is held
+        return session
+
+    def prefetch(self, name: str, sizes: Mapping[str, int]) -> None:
+        """Begin to load a component in a thread, and to compile it for axes of these sizes.
+
+        Whoever needs what cannot be had gets the error then; until it is needed, nobody does.
+        """
+        if self.low_memory or name not in self.placements:
+            return
+        parts = self.placements[name].first_parts
+        if any((name, part) in self._held for part in parts):
+            return
+        thread = threading.Thread(target=self._prefetch, args=(name, parts, dict(sizes)), name=f"latentrt-load-{name}")
+        thread.start()
+
+    def done_with(self, name: str) -> None:
+        """Release a component's sessions where memory is short: its work is done, for now."""
+        if not self.low_memory:
+            return
+        with self._lock:
+            keys = [self._held.pop(each) for each in list(self._held) if each[0] == name]
+        for key in keys:
+            self._models.release(key)
+
+    def release(self, name: str, part: str | None) -> None:
+        """Release one part, whatever the memory: a decoder in slices holds one at a time."""
+        with self._lock:
+            key = self._held.pop((name, part), None)
+        if key is not None:
+            self._models.release(key)
+
+    def close(self) -> None:
+        """Release every session."""
+        self._finalizer()
+
+    def _prefetch(self, name: str, parts: tuple[str | None, ...], sizes: dict[str, int]) -> None:
+        for part in parts:
+            with suppress(Exception):
+                session = self.session(name, part)
+                session.prepare({spec.name: sized(spec, sizes) for spec in session.inputs})
+
+
+def _release_all(models: Models, held: dict[tuple[str, str | None], Key], lock: threading.Lock) -> None:
+    with lock:
+        keys = list(held.values())
+        held.clear()
+    for key in keys:
+        models.release(key)

@@ -1,0 +1,406 @@
+"""Decides which backend runs each component of a bundle on this machine, and says why.
+
+The preference, best first: an engine for this GPU, ONNX Runtime on the GPU, OpenVINO on the CPU, ONNX Runtime on the
+CPU. `auto` takes the best that is available, component by component, and says why it is not better; a device that is
+named is used or refused.
+
+On a CPU everything is computed in float32 unless a precision is named, so that the image of a seed does not depend on
+the machine. An int8 bundle computes its int8 graphs, and bfloat16 around them where the CPU has it, as it is
+approximate anyway. A classifier always computes in float32, as its scores decide something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+from latentrt.backends import onnxruntime as ort
+from latentrt.backends import openvino as ov
+from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
+from latentrt.backends.real_files import linked_weights
+from latentrt.backends.session import Session
+from latentrt.backends.tensorrt.library import TITLES, LoadedLibrary, find_libraries
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import Precision
+from latentrt.engines.choice import EngineSource, Machine, Misfit, engines_for
+from latentrt.engines.record import EngineRecord, LibraryName
+from latentrt.errors import BackendError, EngineError, RequestError
+
+if TYPE_CHECKING:
+    from latentrt.backends.tensorrt.session import NamedWeights
+
+__all__ = [
+    "Backend",
+    "ComputePrecision",
+    "Device",
+    "Placement",
+    "Preferences",
+    "check_device",
+    "find_machine",
+    "place_components",
+    "why_no_engine",
+]
+
+Device = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
+Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"]
+ComputePrecision = Literal["float32", "bfloat16", "int8"]
+
+_CPU_TITLES: dict[Backend, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+_SPLIT_PARTS = ("body", "cross_attention_kv", "time_embedding")  # in the order a step needs them
+_log = logging.getLogger("latentrt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preferences:
+    """How components are to run, where the device leaves that open.
+
+    Attributes:
+        threads: on a CPU; one for each core that this process may use if None.
+        precision: what a CPU computes in; see the module's docstring if None.
+        performance_hint: of OpenVINO: `latency`, or `throughput` for several threads that generate at once.
+        low_memory: prefer whatever needs less memory, where the bundle has it.
+    """
+
+    threads: int | None = None
+    precision: ComputePrecision | None = None
+    performance_hint: ov.PerformanceHint = "latency"
+    low_memory: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What runs one component, and why.
+
+    Attributes:
+        backend: the library.
+        device: `cpu`, `gpu`, or the name of another of ONNX Runtime's execution providers.
+        title: both, for people.
+        reason: why this and nothing better; empty where nothing is better.
+        open: loads the component, or one of its parts.
+        key: equal for placements whose sessions may be shared.
+        split: whether a denoiser runs in parts. sliced: whether a decoder does.
+        reuses_features: whether a denoiser can take deep features of an earlier row (`deep_cache`).
+    """
+
+    backend: Backend
+    device: str
+    title: str
+    open: Callable[[str | None], Session]
+    key: tuple[Hashable, ...]
+    reason: str = ""
+    split: bool = False
+    sliced: bool = False
+    reuses_features: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.reason}" if self.reason else self.title
+
+    @property
+    def first_parts(self) -> tuple[str | None, ...]:
+        """The parts that a run opens first, which are worth prefetching; None is the whole."""
+        if self.sliced:
+            return ()
+        return _SPLIT_PARTS if self.split else (None,)
+
+
+def place_components(
+    bundle: Bundle,
+    device: Device = "auto",
+    *,
+    provider: str | None = None,
+    preferences: Preferences | None = None,
+) -> dict[str, Placement]:
+    """Decide what runs each component. Nothing is loaded yet.
+
+    Args:
+        device: `auto`; `cpu` and `cuda` are ONNX Runtime; `openvino` is a CPU as well; `tensorrt` is engines of either
+            library, and nothing else.
+        provider: one of ONNX Runtime's execution providers, by its name, in place of a device.
+
+    Raises:
+        RequestError: there is no such device. BackendError: it is not available here. EngineError: engines are missing.
+    """
+    check_device(device)
+    preferences = preferences or Preferences()
+    _check_preferences(preferences)
+    if provider is not None and device != "auto":
+        raise RequestError(f"got `device` {device} and `provider` {provider}, expected one of the two")
+    if preferences.precision is not None and (provider is not None or device in ("cuda", "tensorrt")):
+        raise RequestError(
+            f"`precision`: got {preferences.precision} with {provider or device}, but it applies to CPUs only; "
+            "elsewhere the bundle or the engine fixes it. Leave it out"
+        )
+    placer = _Placer(bundle, preferences)
+    if provider is not None:
+        return {name: placer.on_provider(name, provider) for name in bundle.manifest.components}
+    return {name: placer.place(name, device) for name in bundle.manifest.components}
+
+
+def check_device(device: str) -> None:
+    """Reject an unknown device name.
+
+    Raises:
+        RequestError: listing the known ones.
+    """
+    if device not in get_args(Device):
+        raise RequestError(f"`device`: got {device!r}, expected one of {', '.join(get_args(Device))}")
+
+
+def _check_preferences(preferences: Preferences) -> None:
+    """Reject an unknown precision or performance hint.
+
+    Raises:
+        RequestError: listing the known ones.
+    """
+    if preferences.precision not in (None, *get_args(ComputePrecision)):
+        names = ", ".join(get_args(ComputePrecision))
+        raise RequestError(f"`precision`: got {preferences.precision!r}, expected one of {names}")
+    if preferences.performance_hint not in get_args(ov.PerformanceHint):
+        names = ", ".join(get_args(ov.PerformanceHint))
+        raise RequestError(f"`performance_hint`: got {preferences.performance_hint!r}, expected one of {names}")
+
+
+def find_machine(gpu: Gpu) -> tuple[Machine, dict[LibraryName, LoadedLibrary | str]]:
+    """Return the machine that engines run on, and each library or the reason why it cannot be used."""
+    libraries = find_libraries()
+    versions = {name: found.version for name, found in libraries.items() if isinstance(found, LoadedLibrary)}
+    return Machine(gpu=gpu, versions=versions), libraries
+
+
+def why_no_engine(component: str, others: list[Misfit]) -> str:
+    """Return why no engine runs a component, in a clause, and the command that changes that."""
+    if not others:
+        return f"no engine is built of {component} (latentrt build)"
+    nearest = min(others, key=lambda misfit: len(misfit.reasons))
+    return f"{', '.join(nearest.reasons)} (latentrt build)"
+
+
+class _Placer:
+    """Decides for one bundle; looks at the machine once, and only where it matters."""
+
+    def __init__(self, bundle: Bundle, preferences: Preferences) -> None:
+        self.bundle, self.preferences, self.threads = bundle, preferences, preferences.threads
+        self._gpu: Gpu | NoGpu | None = None
+        self._machine: tuple[Machine, dict[LibraryName, LoadedLibrary | str]] | None = None
+        self._devices: dict[LibraryName, object] = {}
+        self._loading = threading.Lock()
+
+    def place(self, name: str, device: Device) -> Placement:
+        if device in ("cpu", "openvino"):
+            return self._on_cpu(name, "as requested", "onnxruntime" if device == "cpu" else "openvino")
+        if device == "cuda":
+            return self.on_provider(name, ort.CUDA)
+        if self._gpu is None:
+            self._gpu = find_gpu()
+        if isinstance(self._gpu, NoGpu):
+            if device == "tensorrt":
+                raise BackendError(f"engines run on a GPU, and here {self._gpu.reason}; {self._gpu.mend}")
+            return self._on_cpu(name, self._gpu.reason)
+        if device == "auto" and (why := self._why_cpu()):
+            return self._on_cpu(name, why)
+        return self._on_gpu(name, self._gpu, engines_only=device == "tensorrt")
+
+    def _why_cpu(self) -> str | None:
+        """Return the reason to use the CPU whatever else is here, if there is one."""
+        if self.preferences.precision is not None:
+            return f"{self.preferences.precision} was requested, which is for CPUs"
+        return "its graphs are int8, which is for CPUs" if self.bundle.manifest.precision == "int8" else None
+
+    def _on_gpu(self, name: str, gpu: Gpu, *, engines_only: bool) -> Placement:
+        self._machine = self._machine or find_machine(gpu)
+        fit, others = engines_for(self.bundle, name, self._machine[0])
+        if fit:
+            return self._on_engines(name, fit, engines_only=engines_only)
+        why = why_no_engine(name, others)
+        if engines_only:
+            raise EngineError(f"{name} has no engine that runs on {gpu}: {why}")
+        return self._without_engine(name, why)
+
+    def _without_engine(self, name: str, why: str) -> Placement:
+        if ort.CUDA in ort.available_providers():
+            placement = self.on_provider(name, ort.CUDA)
+            return replace(placement, open=lambda _: self._gpu_or_cpu(name), reason=why)
+        return self._on_cpu(name, f"{why}, and this ONNX Runtime has no CUDA (pip install 'latentrt[gpu]')")
+
+    def _gpu_or_cpu(self, name: str) -> Session:
+        """Open ONNX Runtime on the GPU; on the CPU where its libraries turn out to be missing."""
+        try:
+            return ort.open_on_provider(self.bundle, name, threads=self.threads)
+        except BackendError as error:
+            _log.warning("%s runs on the CPU: %s", name, error)
+            return ort.open_session(self.bundle, name, threads=self.threads, precision=self._float32_or_int8(name))
+
+    def _float32_or_int8(self, name: str) -> Precision:
+        return "float32" if "float32" in self.bundle.manifest.components[name].graphs else "int8"
+
+    def _on_engines(self, name: str, fit: list[EngineSource], *, engines_only: bool) -> Placement:
+        from latentrt.backends.tensorrt.by_shape import ChosenByShape
+
+        record = fit[0].record
+        fallback = None if engines_only else self._without_engine(name, "no engine covers that shape").open
+        otherwise = None if fallback is None else functools.partial(fallback, None)
+        more = f" and {len(fit) - 1} more" if len(fit) > 1 else ""
+        return Placement(
+            backend=record.identity.library,
+            device="gpu",
+            title=f"{TITLES[record.identity.library]} engine {record.key[:12]}{more}",
+            open=lambda _: ChosenByShape(name, fit, self._load, otherwise),
+            key=("engines", name, engines_only, *(source.record.key for source in fit)),
+        )
+
+    def _load(self, source: EngineSource) -> Session:
+        from latentrt.backends.tensorrt.device import EngineDevice
+        from latentrt.backends.tensorrt.runtime_cache import RuntimeCache
+        from latentrt.backends.tensorrt.session import EngineSession
+        from latentrt.engines.store import EngineStore
+
+        assert self._machine is not None, "engines are chosen for the machine"
+        library_name = source.record.identity.library
+        with self._loading:  # components that are loaded at once share one device
+            if library_name not in self._devices:
+                library = self._machine[1][library_name]
+                assert isinstance(library, LoadedLibrary), "only engines of an installed library are chosen"
+                self._devices[library_name] = EngineDevice(library)
+        device = self._devices[library_name]
+        assert isinstance(device, EngineDevice)
+        cache = None
+        if library_name == "tensorrt_rtx":
+            with contextlib.suppress(EngineError):  # a user without a cache compiles at each start
+                cache = RuntimeCache(EngineStore().folder / source.record.key)
+        weights = self._weights(source.record) if source.record.identity.options.strip_weights else None
+        return EngineSession(device, source.plan(), source.record, cache, weights)
+
+    def _weights(self, record: EngineRecord) -> NamedWeights:
+        """Return the weights of a plan that is kept without its own."""
+        from latentrt.backends.tensorrt.session import NamedWeights
+
+        weights = self.bundle.weights(record.identity.component)
+        return NamedWeights(weights.arrays(), weights.digest)
+
+    def on_provider(self, name: str, provider: str) -> Placement:
+        """Place a component on one of ONNX Runtime's execution providers, which must be available."""
+        ort.check_provider(provider)
+        on_gpu = provider == ort.CUDA
+        return Placement(
+            backend="onnxruntime",
+            device="gpu" if on_gpu else provider,
+            title="ONNX Runtime on the GPU" if on_gpu else f"ONNX Runtime with {provider}",
+            open=lambda _: ort.open_on_provider(self.bundle, name, provider, threads=self.threads),
+            key=("provider", provider, self.threads, *self._digests(name)),
+        )
+
+    @functools.cached_property
+    def _best_on_cpu(self) -> Literal["onnxruntime", "openvino"]:
+        if not ov.is_installed():
+            return "onnxruntime"
+        try:
+            for component in self.bundle.manifest.components.values():
+                linked_weights(self.bundle.folder / component.weights.file)
+        except (BackendError, EngineError) as error:
+            _log.warning("OpenVINO is not used: %s", error)
+            return "onnxruntime"
+        return "openvino"
+
+    def _on_cpu(self, name: str, why: str, backend: Literal["onnxruntime", "openvino"] | None = None) -> Placement:
+        """Place a component on the CPU, on the named backend or else the best that is installed.
+
+        Raises:
+            BackendError: the requested precision is not available. MissingExtraError: the backend is not installed.
+        """
+        backend, preferences = backend or self._best_on_cpu, self.preferences
+        arithmetic = _arithmetic(self.bundle, name, backend, preferences.precision)
+        if backend == "openvino":
+            ov.check_arithmetic(arithmetic.floats)
+
+        def open_graph(part: str | None) -> Session:
+            if backend == "openvino":
+                return ov.open_session(
+                    self.bundle,
+                    name,
+                    arithmetic.graph,
+                    part=part,
+                    arithmetic=arithmetic.floats,
+                    performance_hint=preferences.performance_hint,
+                    threads=preferences.threads,
+                    low_memory=preferences.low_memory,
+                )
+            return ort.open_session(
+                self.bundle, name, part=part, threads=preferences.threads, precision=arithmetic.graph
+            )
+
+        record = self.bundle.manifest.components[name]
+        parts = {part for part, each in record.parts.items() if arithmetic.graph in each.graphs}
+        # Slices hold floats between them. What OpenVINO computes in bfloat16 or int8 it holds as that, and then the
+        # whole needs no more memory than they do (docs/cpu.md).
+        narrow = backend == "openvino" and str(arithmetic) != "float32"
+        sliced = preferences.low_memory and not narrow and _is_sliced(parts)
+        computes = "" if backend == "onnxruntime" and arithmetic.graph == "float32" else f" in {arithmetic}"
+        title = f"{_CPU_TITLES[backend]} on the CPU{computes}"
+        return Placement(
+            backend=backend,
+            device="cpu",
+            title=f"{title}, in slices" if sliced else title,
+            reason=why,
+            open=open_graph,
+            key=(backend, str(arithmetic), *_settings(preferences), *self._digests(name)),
+            split={*_SPLIT_PARTS} <= parts,
+            sliced=sliced,
+            reuses_features="shallow_body" in parts and {*_SPLIT_PARTS} <= parts,
+        )
+
+    def _digests(self, name: str) -> tuple[str, ...]:
+        """Return the digests of everything that a component's sessions are made of."""
+        files = self.bundle.manifest.files
+        return tuple(files[file].sha256 for file in self.bundle.files_of([name]))
+
+
+def _settings(preferences: Preferences) -> tuple[Hashable, ...]:
+    return preferences.threads, preferences.performance_hint, preferences.low_memory
+
+
+def _is_sliced(parts: Iterable[str]) -> bool:
+    """Return whether a decoder has the parts to run in slices."""
+    return {"head", "slice.0"} <= {*parts}
+
+
+@dataclass(frozen=True)
+class _Arithmetic:
+    """A graph, and what its floats are computed in."""
+
+    graph: Precision
+    floats: ov.Arithmetic
+
+    def __str__(self) -> str:
+        if self.graph == "int8":
+            return "int8" if self.floats == "float32" else f"int8 and {self.floats}"
+        return self.floats
+
+
+def _arithmetic(bundle: Bundle, component: str, backend: Backend, precision: ComputePrecision | None) -> _Arithmetic:
+    wanted = precision or ("int8" if bundle.manifest.precision == "int8" else "float32")
+    record = bundle.manifest.components[component]
+    has_int8 = "int8" in record.graphs
+    if precision == "int8" and bundle.manifest.precision != "int8":
+        raise BackendError(
+            f"`precision`: got int8 for a bundle of {bundle.manifest.precision}; export it in int8: "
+            "latentrt export CHECKPOINT BUNDLE --precision int8"
+        )
+    if precision in ("float32", "bfloat16") and "float32" not in record.graphs:
+        raise BackendError(
+            f"`precision`: got {precision} for a bundle of int8, whose {component} has no float32 graph; leave it out, "
+            "or export another bundle: latentrt export CHECKPOINT BUNDLE --precision float16"
+        )
+    if precision == "bfloat16" and backend == "onnxruntime":
+        raise BackendError(
+            "`precision`: got bfloat16, which ONNX Runtime does not compute in on a CPU; OpenVINO does: "
+            "`device` openvino (pip install 'latentrt[openvino]')"
+        )
+    if record.role == "classifier" or wanted == "float32" or backend == "onnxruntime":
+        return _Arithmetic("int8" if has_int8 and wanted == "int8" else "float32", "float32")
+    floats: ov.Arithmetic = "bfloat16" if wanted == "bfloat16" or ov.computes_in_bfloat16() else "float32"
+    return _Arithmetic("int8" if has_int8 and wanted == "int8" else "float32", floats)

@@ -1,0 +1,42 @@
+"""Families: everything that is particular to one kind of model, one file each, loaded when a bundle needs it.
+
+To add one: write a module here with a subclass of `Family` and name it in `_FAMILIES`; the exporter has a module of the
+same name. Nothing else knows a model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from latentrt.errors import BundleError
+from latentrt.families.family import Family
+
+if TYPE_CHECKING:
+    from latentrt.backends.models import Components
+    from latentrt.bundle.bundle import Bundle
+
+__all__ = ["Family", "open_family"]
+
+# The manifest's name → module and class.
+_FAMILIES = {
+    "stable-diffusion-1": "stable_diffusion:StableDiffusion",
+    "stable-diffusion-2": "stable_diffusion:StableDiffusion",
+}
+
+
+def open_family(bundle: Bundle, components: Components) -> Family:
+    """Return the family of a bundle.
+
+    Raises:
+        BundleError: this latentrt does not know it.
+    """
+    name = bundle.manifest.family
+    if name not in _FAMILIES:
+        raise BundleError(
+            f"{bundle.folder}: got the family {name!r}, this latentrt knows {', '.join(_FAMILIES)}; upgrade latentrt: "
+            "pip install -U latentrt"
+        )
+    module, attribute = _FAMILIES[name].split(":")
+    cls: type[Family] = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    return cls(bundle, components)

@@ -1,0 +1,161 @@
+"""What the pipeline asks of a family of models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.sampling.denoiser import Denoiser, SplitDenoiser, WholeDenoiser
+
+if TYPE_CHECKING:
+    from latentrt.backends.models import Components
+    from latentrt.bundle.bundle import Bundle
+    from latentrt.bundle.manifest import LatentSpace, SchedulerRecord
+    from latentrt.images.metadata import InputRecord
+    from latentrt.request import Request, Sampling, Size, Start
+    from latentrt.resolve import ResolvedRequest
+    from latentrt.sampling.loop import Sample
+    from latentrt.sampling.schedule import Latents, Schedule
+
+__all__ = ["Family", "Stage"]
+
+Pixels = NDArray[np.uint8]  # [images, height, width, 3]
+
+
+class Stage(ABC):
+    """A denoiser with its scheduler and latent space: one run of the sampling loop.
+
+    Args:
+        name: of the denoiser's component.
+    """
+
+    def __init__(self, bundle: Bundle, components: Components, name: str) -> None:
+        manifest = bundle.manifest
+        self.bundle, self.components, self.name = bundle, components, name
+        self.scheduler: SchedulerRecord = manifest.schedulers[name]
+        self.latent_space: LatentSpace = manifest.latent_spaces[name]
+
+    @abstractmethod
+    def begin(self, request: ResolvedRequest) -> list[Sample]:
+        """Return the samples of a request, one for each image, before their first row."""
+
+    def open_denoiser(self) -> Denoiser:
+        """Return the denoiser for one loop; it is loaded when it is first needed."""
+        record, placement = self.bundle.manifest.components[self.name], self.components.placements[self.name]
+        sources = {spec.source: spec.name for spec in record.inputs}
+        names = {"latents": sources["latents"], "timestep": sources["timestep"], "output": record.outputs[0].name}
+        if placement.split:
+            return SplitDenoiser(
+                record.inputs,
+                lambda part: self.components.session(self.name, part),
+                reuses_features=placement.reuses_features,
+                **names,
+            )
+        return WholeDenoiser(self.components.session(self.name), **names)
+
+
+class Family(ABC):
+    """A kind of model: its stages, its tasks, and the way from the last latents to an image.
+
+    Attributes:
+        stages: run one after the other. Most families have one.
+        embedding_width: numbers of a token's text embedding.
+    """
+
+    stages: tuple[Stage, ...]
+    embedding_width: int
+
+    def __init__(self, bundle: Bundle, components: Components) -> None:
+        self.bundle, self.components = bundle, components
+
+    @property
+    def denoiser(self) -> str:
+        """Component name of the last stage's denoiser."""
+        return self.stages[-1].name
+
+    @property
+    def scheduler(self) -> SchedulerRecord:
+        """The last stage's scheduler."""
+        return self.stages[-1].scheduler
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """The last stage's latent space."""
+        return self.stages[-1].latent_space
+
+    @abstractmethod
+    def task(self, request: Request) -> str:
+        """Return the task that a request means, such as `text-to-image`."""
+
+    def advice(self, task: str) -> str:
+        """Return what a user may do whose bundle cannot do a task, as a clause."""
+        return "export a checkpoint that was trained for it"
+
+    def needs_prompt(self, request: Request) -> bool:
+        """Return whether a request without a prompt is refused."""
+        return True
+
+    @abstractmethod
+    def load_inputs(self, request: Request) -> Any:
+        """Load the input images of a request; None where it has none.
+
+        Raises:
+            RequestError: an image cannot be read.
+        """
+
+    @abstractmethod
+    def size(self, request: Request, inputs: Any) -> Size:
+        """Return the size that a request means: its own, or one that its input image implies."""
+
+    @abstractmethod
+    def prepare(self, request: Request, inputs: Any, height: int, width: int) -> Any:
+        """Return whatever `begin` and `compose` need of the input images, at a size that was checked."""
+
+    @abstractmethod
+    def start(self, request: Request, shape: tuple[int, ...]) -> Start:
+        """Return where sampling starts, with latents of `shape` [images, C, H, W] checked and defaults decided."""
+
+    @abstractmethod
+    def schedule(self, sampling: Sampling, start: Start) -> Schedule:
+        """Return the table of coefficients of a request.
+
+        Raises:
+            RequestError: the sampler does not suit the model, or an option cannot be honoured.
+        """
+
+    @abstractmethod
+    def check(self, request: ResolvedRequest) -> None:
+        """Refuse combinations of options that this family or the backends behind it cannot do.
+
+        Raises:
+            RequestError: naming the option.
+        """
+
+    @abstractmethod
+    def files(self, request: ResolvedRequest) -> list[str]:
+        """Return the names of the bundle's files that a request reads."""
+
+    def prefetch_first(self, request: ResolvedRequest) -> None:
+        """Begin to load what `begin` does not need and the loop will."""
+
+    def prefetch_last(self, request: ResolvedRequest) -> None:
+        """Begin to load what `finish` will need, while the loop runs."""
+
+    @abstractmethod
+    def finish(self, request: ResolvedRequest, latents: Latents) -> Pixels:
+        """Turn the last latents [images, C, H, W] into pixels, uint8 [images, height, width, 3]."""
+
+    def input_records(self, request: ResolvedRequest) -> dict[str, InputRecord]:
+        """Return the provenance of the input images, by keyword."""
+        return {}
+
+    def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
+        """Place checked pixels into whatever they are a part of (inpainting of a crop)."""
+        return pixels
+
+    @abstractmethod
+    def classifier(self) -> str | None:
+        """Return the component that checks the pixels; None where the bundle has none."""

@@ -1,0 +1,323 @@
+"""Resolves a request: decides everything that it leaves open, and refuses what a bundle cannot do."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.decode import safety
+from latentrt.errors import RequestError
+from latentrt.request import (
+    OPTIONS,
+    Acceleration,
+    GuidanceOptions,
+    Prompt,
+    Request,
+    Sampling,
+    Size,
+    Start,
+    Whole,
+    flat_values,
+)
+from latentrt.sampling import samplers
+
+if TYPE_CHECKING:
+    from latentrt.bundle.manifest import Limits, Manifest
+    from latentrt.families import Family
+    from latentrt.sampling.schedule import Schedule
+
+__all__ = ["MAX_SEED", "ResolvedRequest", "resolve"]
+
+MAX_SEED = 2**63 - 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ResolvedRequest(Request):
+    """A request that a bundle can fulfil: every option is decided.
+
+    Attributes:
+        task: one of the bundle's, such as `text-to-image`.
+        prompts, negative_prompts: one text for each prompt; None where embeddings are given.
+        seeds: one for each image.
+        schedule: the table of coefficients, built once.
+        prepared: whatever the family made of the input image (`latentrt.families`).
+    """
+
+    task: str
+    prompts: tuple[str, ...] | None
+    negative_prompts: tuple[str, ...] | None
+    seeds: tuple[int, ...]
+    schedule: Schedule
+    policy: safety.Policy
+    prepared: Any = None
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt is evaluated too (diffusers: `do_classifier_free_guidance`)."""
+        return self.guidance_scale > 1
+
+    @property
+    def height(self) -> int:
+        """Of the image, in pixels."""
+        return _decided(self.size.height)
+
+    @property
+    def width(self) -> int:
+        """Of the image, in pixels."""
+        return _decided(self.size.width)
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps."""
+        return _decided(self.sampling.steps)
+
+    @property
+    def sampler(self) -> str:
+        """Name of the sampler, as it was asked for."""
+        return _decided(self.sampling.sampler)
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of classifier-free guidance; up to 1 there is none."""
+        return _decided(self.guidance.scale)
+
+    def prompt_of(self, image: int) -> int:
+        """Return the index of an image's prompt."""
+        return image // self.images_per_prompt
+
+
+def _decided(value: T | None) -> T:
+    assert value is not None, "a resolved request has every option decided"
+    return value
+
+
+def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedRequest:
+    """Decide everything that a request leaves open.
+
+    Raises:
+        RequestError: an option has an impossible value, or the bundle cannot do it.
+    """
+    request = _check_values(request)
+    task = family.task(request)
+    if task not in manifest.tasks:
+        raise RequestError(f"this bundle cannot do {task}, it does {', '.join(manifest.tasks)}; {family.advice(task)}")
+    prompts, count = _prompts(request, family)
+    images_per_prompt = Whole(1, manifest.limits.max_batch)("num_images_per_prompt", request.images_per_prompt)
+    images = count * images_per_prompt
+    if images > manifest.limits.max_batch:
+        raise RequestError(f"got {images} images in one request, this bundle's limit is {manifest.limits.max_batch}")
+    inputs = family.load_inputs(request)
+    size = family.size(request, inputs)
+    height = _side("height", size.height, manifest.defaults.height, manifest.side_multiple, manifest.limits)
+    width = _side("width", size.width, manifest.defaults.width, manifest.side_multiple, manifest.limits)
+    start = family.start(request, (images, *family.latent_space.shape(height, width)))
+    sampling = _sampling(request.sampling, manifest, family)
+    decided = ResolvedRequest(
+        task=task,
+        prompt=_prompt(request, count, manifest, family),
+        prompts=prompts,
+        negative_prompts=_negative_prompts(request, count),
+        size=Size(height=height, width=width),
+        sampling=sampling,
+        guidance=_guidance(request.guidance, manifest),
+        start=start,
+        acceleration=_acceleration(request.acceleration, manifest, family),
+        images_per_prompt=images_per_prompt,
+        seed=None,
+        seeds=_seeds(request.seed, images),
+        policy=safety.check_policy(manifest.safety if request.safety is None else request.safety),
+        schedule=family.schedule(sampling, start),
+        prepared=family.prepare(request, inputs, height, width),
+    )
+    family.check(decided)
+    return decided
+
+
+def _check_values(request: Request) -> Request:
+    """Return the request with plain Python values, each checked by its option."""
+    values = flat_values(request)
+    for keyword, value in values.items():
+        if value is not None:
+            values[keyword] = OPTIONS[keyword].check(keyword, value)
+        elif OPTIONS[keyword].default is not None:
+            values[keyword] = OPTIONS[keyword].check(keyword, value)  # raises: None is not one of its values
+    return Request.of(**values)
+
+
+def _prompts(request: Request, family: Family) -> tuple[tuple[str, ...] | None, int]:
+    prompt = request.prompt
+    if prompt.text is None and prompt.embeds is None and not family.needs_prompt(request):
+        return ("",), 1
+    if (prompt.text is None) == (prompt.embeds is None):
+        got = "neither" if prompt.text is None else "both"
+        raise RequestError(f"got {got} of `prompt` and `prompt_embeds`, expected one of them")
+    if prompt.text is None:
+        # Anything but an array of embeddings is refused with its shape, as one prompt's.
+        return None, max(len(prompt.embeds), 1) if np.ndim(prompt.embeds) == 3 else 1  # type: ignore[arg-type]
+    prompts = _texts("prompt", prompt.text)
+    return prompts, len(prompts)
+
+
+def _negative_prompts(request: Request, count: int) -> tuple[str, ...] | None:
+    prompt = request.prompt
+    if prompt.negative_embeds is not None:
+        if prompt.negative is not None:
+            raise RequestError("got both `negative_prompt` and `negative_prompt_embeds`, expected at most one of them")
+        return None
+    texts = _texts("negative_prompt", "" if prompt.negative is None else prompt.negative)
+    if len(texts) == 1:
+        return texts * count
+    if len(texts) != count:
+        raise RequestError(
+            f"`negative_prompt`: got {len(texts)} texts for {count} prompts, expected one for all or one for each"
+        )
+    return texts
+
+
+def _prompt(request: Request, count: int, manifest: Manifest, family: Family) -> Prompt:
+    """Return the prompt with embeddings as float32 and `clip_skip` within the encoder's layers."""
+    prompt, clip_skip = request.prompt, request.prompt.clip_skip
+    if clip_skip is not None:
+        clip_skip = Whole(0, manifest.limits.max_clip_skip)("clip_skip", clip_skip)
+    return replace(
+        prompt,
+        clip_skip=clip_skip,
+        embeds=_embeds("prompt_embeds", prompt.embeds, count, family.embedding_width),
+        negative_embeds=_embeds("negative_prompt_embeds", prompt.negative_embeds, count, family.embedding_width),
+    )
+
+
+def _texts(keyword: str, value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not texts:
+        raise RequestError(f"`{keyword}`: got an empty list, expected a text or a list of texts")
+    for text in texts:
+        if not isinstance(text, str):
+            raise RequestError(f"`{keyword}`: got {type(text).__name__}, expected a text or a list of texts")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise RequestError(f"`{keyword}`: contains an unpaired surrogate; expected valid Unicode")
+    return tuple(map(str, texts))
+
+
+def _side(keyword: str, value: int | None, default: int, downscale: int, limits: Limits) -> int:
+    side = default if value is None else value
+    if side % downscale:
+        low = side // downscale * downscale
+        possible = [min(max(near, limits.min_side), limits.max_side) for near in (low, low + downscale)]
+        nearest = " and ".join(map(str, dict.fromkeys(possible)))
+        raise RequestError(f"`{keyword}`: got {side}, expected a multiple of {downscale}; the nearest: {nearest}")
+    return Whole(limits.min_side, limits.max_side)(keyword, side)
+
+
+def _sampling(sampling: Sampling, manifest: Manifest, family: Family) -> Sampling:
+    sampler = family.scheduler.class_name if sampling.sampler is None else sampling.sampler
+    if not isinstance(sampler, str):
+        raise RequestError(f"`sampler`: got {sampler!r}, expected a name")
+    samplers.find(sampler)
+    options = _sampler_options(sampling.options)
+    of_grid = samplers.steps_of_grid(sampler, options)
+    if of_grid is not None and sampling.steps is not None:
+        raise RequestError(
+            f"`num_inference_steps`: got {sampling.steps} and a grid of {of_grid} steps, which both say how many there "
+            "are; leave out `num_inference_steps`"
+        )
+    steps = manifest.defaults.num_inference_steps if sampling.steps is None else sampling.steps
+    steps = Whole(1, manifest.limits.max_steps)("num_inference_steps", steps if of_grid is None else of_grid)
+    return replace(sampling, sampler=sampler, options=options, steps=steps)
+
+
+def _sampler_options(options: object) -> dict[str, Any]:
+    """Return the options that override the bundle's configuration. They go into the image's metadata, hence JSON."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+        raise RequestError(f"`sampler_options`: got {options!r}, expected names and values")
+    for name in ("begin", "strength"):
+        if name in options:
+            raise RequestError(f"`sampler_options`: got {name!r}; set `strength` itself, with `image`")
+    if not all(map(_is_plain, options.values())):
+        raise RequestError(f"`sampler_options`: got {options!r}, expected numbers, texts, and lists of them")
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(each, (int, float, str)) for each in value)
+    return value is None or (isinstance(value, (int, float, str)) and value == value)  # NaN is not
+
+
+def _guidance(guidance: GuidanceOptions, manifest: Manifest) -> GuidanceOptions:
+    if guidance.start > guidance.end:
+        raise RequestError(
+            f"`guidance_start`: got {guidance.start:g}, after `guidance_end` {guidance.end:g}; expected them in order"
+        )
+    return replace(guidance, scale=manifest.defaults.guidance_scale if guidance.scale is None else guidance.scale)
+
+
+def _acceleration(acceleration: Acceleration, manifest: Manifest, family: Family) -> Acceleration:
+    interval = acceleration.deep_cache
+    if interval > 1 and "shallow_body" not in manifest.components[family.denoiser].parts:
+        raise RequestError(
+            f"`deep_cache`: got {interval}, and this bundle's denoiser has no shallow body; export it with one: "
+            "latentrt export CHECKPOINT BUNDLE --deep-cache 0"
+        )
+    if acceleration.decoder == "preview" and not manifest.by_role("preview-decoder"):
+        raise RequestError(
+            "`decoder`: got preview, and this bundle has no preview decoder; export it with one: latentrt export "
+            "CHECKPOINT BUNDLE --preview-decoder FOLDER"
+        )
+    return acceleration
+
+
+def _seeds(seed: object, images: int) -> tuple[int, ...]:
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+    if isinstance(seed, (int, np.integer)):
+        # The last image's is a seed too, so that it can be requested again.
+        first = Whole(0, MAX_SEED - images + 1)("seed", seed)
+        return tuple(range(first, first + images))
+    if not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, str):
+        raise RequestError(f"`seed`: got {seed!r}, expected a whole number from 0 to {MAX_SEED}, or a list of them")
+    if len(seed) != images:
+        got = f"{len(seed)} seeds" if len(seed) else "an empty range of seeds"
+        raise RequestError(f"`seed`: got {got} for {images} images, expected one number, or a seed for each image")
+    return tuple(Whole(0, MAX_SEED)("seed", each) for each in seed)
+
+
+def _embeds(keyword: str, value: NDArray[Any] | None, count: int, width: int) -> NDArray[np.float32] | None:
+    if value is None:
+        return None
+    if not isinstance(value, np.ndarray) or value.ndim != 3 or value.shape[0] != count or value.shape[2] != width:
+        got = getattr(value, "shape", type(value).__name__)
+        raise RequestError(f"`{keyword}`: got {got}, expected a numpy array of shape ({count}, tokens, {width})")
+    return finite(keyword, value)
+
+
+def check_latents(start: Start, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """Return `latents` as float32, which must be finite and of this shape."""
+    value = start.latents
+    if value is None:
+        return None
+    if not isinstance(value, np.ndarray) or value.shape != shape:
+        got = getattr(value, "shape", type(value).__name__)
+        raise RequestError(f"`latents`: got {got}, expected a numpy array of shape {shape}")
+    return finite("latents", value)
+
+
+def finite(keyword: str, value: NDArray[Any]) -> NDArray[np.float32]:
+    """Return an array as float32.
+
+    Raises:
+        RequestError: it holds values that are not finite float32 numbers.
+    """
+    with np.errstate(over="ignore"):
+        narrowed = value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else None
+    if narrowed is None or not np.isfinite(narrowed).all():
+        raise RequestError(f"`{keyword}`: got values that are not finite float32 numbers")
+    return narrowed

@@ -1,0 +1,198 @@
+"""The sampling loop: samples, each with its own schedule and row, advanced together one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from latentrt.errors import RequestError
+from latentrt.sampling.denoiser import DEEP_FEATURES, Conditioning, Denoiser, Evaluation, not_finite
+from latentrt.sampling.guidance import Guidance
+from latentrt.sampling.schedule import Latents, Recurrence, Schedule
+
+__all__ = ["Sample", "Step", "prepare", "step"]
+
+
+class Sample:
+    """One image under way.
+
+    Args:
+        schedule: its table of coefficients; one row is one evaluation of the (guided) model.
+        latents: float32 [C, H, W] before row `row` (`Schedule.first_latents`).
+        conditioning: by the names that `guidance` gives its evaluations.
+        guidance: which evaluations a row needs, and how they combine.
+        noise: the next draw of standard normal noise in the latents' shape; None for a schedule that draws none.
+        deep_cache: compute the denoiser's deep layers every so many rows (DeepCache, Ma et al. 2023, arXiv 2312.00858,
+            with its uniform interval N); 1 at every row.
+        after_row: called with the sample after each row; it may replace the latents (the blend of inpainting).
+        row: the row to begin at; the schedule must not look back beyond it.
+
+    Raises:
+        ValueError: the latents are not float32 [C, H, W], the row is not in the schedule, or noise is missing.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        latents: Latents,
+        conditioning: Mapping[str, Conditioning],
+        guidance: Guidance,
+        noise: Callable[[], Latents] | None = None,
+        *,
+        deep_cache: int = 1,
+        after_row: Callable[[Sample], None] | None = None,
+        row: int = 0,
+    ) -> None:
+        if latents.dtype != np.float32 or latents.ndim != 3:
+            raise ValueError(
+                f"latents: got {latents.dtype} {latents.shape}, expected float32 (channels, height, width)"
+            )
+        if not 0 <= row < len(schedule):
+            raise ValueError(f"row: got {row}, expected 0 to {len(schedule) - 1}")
+        if schedule.looks_back_beyond(row):
+            raise ValueError(f"row: got {row}, but the schedule looks back beyond it; begin at an earlier row")
+        if noise is None and np.any(schedule.noise_draws[row:]):
+            raise ValueError("noise: got None for a schedule that draws noise, expected a function")
+        self.schedule, self.latents, self.guidance, self.noise = schedule, latents, guidance, noise
+        self.deep_cache, self.after_row, self.row = deep_cache, after_row, row
+        self._recurrence = Recurrence(schedule)
+        self._evaluations = {name: Evaluation(each, latents.shape, schedule.t) for name, each in conditioning.items()}
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has been computed."""
+        return self.row == len(self.schedule)
+
+    def evaluations(self) -> list[Evaluation]:
+        """Return the evaluations that the next row needs."""
+        return [self._evaluations[name] for name in self.guidance.evaluations(self.row, len(self.schedule))]
+
+    def all_evaluations(self) -> list[list[Evaluation]]:
+        """Return the evaluations of every kind of row that is left: guided, unguided."""
+        rows = range(self.row, len(self.schedule))
+        kinds = dict.fromkeys(self.guidance.evaluations(row, len(self.schedule)) for row in rows)
+        return [[self._evaluations[name] for name in kind] for kind in kinds]
+
+    def reuses_features(self, evaluations: Sequence[Evaluation]) -> bool:
+        """Return whether the next row takes deep features of an earlier one, which each evaluation then has."""
+        return self.row % self.deep_cache != 0 and all(DEEP_FEATURES in each.kept for each in evaluations)
+
+    def model_input(self) -> Latents:
+        """Return the scaled latents [C, H, W] of the next row."""
+        return self._recurrence.model_input(self.row, self.latents)
+
+    def advance(self, outputs: Sequence[Latents]) -> None:
+        """Compute the next row from the denoiser's outputs [C, H, W], one for each evaluation.
+
+        Raises:
+            BackendError: the latents are not finite.
+        """
+        z = None
+        for _ in range(self.schedule.noise_draws[self.row]):
+            assert self.noise is not None, "checked when the sample was made"
+            z = self.noise()
+        self.latents = self._recurrence.step(self.row, self.latents, self.guidance.combine(outputs), z)
+        if not np.isfinite(self.latents).all():
+            raise not_finite(self.schedule.t[self.row])
+        self.row += 1
+        if self.after_row is not None:
+            self.after_row(self)
+
+
+def prepare(samples: Sequence[Sample], denoiser: Denoiser) -> None:
+    """Load or compile whatever the rows of these samples need.
+
+    Raises:
+        EngineError: nothing here runs the shapes of a row.
+    """
+    needed: dict[Any, list[Evaluation]] = {}
+    for sample in samples:
+        for evaluations in sample.all_evaluations():
+            for evaluation in evaluations:
+                needed.setdefault((evaluation.signature, len(evaluations)), []).append(evaluation)
+    for group in needed.values():
+        denoiser.prepare(group)
+
+
+def step(samples: Sequence[Sample], denoiser: Denoiser) -> None:
+    """Advance each sample by one row of its own schedule.
+
+    The evaluations of all samples are grouped by the shapes of their inputs; the denoiser runs once for each group. A
+    batch may be any list of samples under way, of any samplers, step counts, guidance and prompts.
+
+    Raises:
+        BackendError: the denoiser failed or gave values that are not finite.
+        EngineError: nothing here runs the shapes of a group.
+    """
+    groups: dict[tuple[Any, bool], list[tuple[int, int, Evaluation]]] = {}
+    inputs, outputs = [], []
+    for index, sample in enumerate(samples):
+        evaluations = sample.evaluations()
+        reuse = sample.deep_cache > 1 and sample.reuses_features(evaluations)
+        inputs.append(sample.model_input())
+        outputs.append([inputs[-1]] * len(evaluations))  # replaced below
+        for place, evaluation in enumerate(evaluations):
+            groups.setdefault((evaluation.signature, reuse), []).append((index, place, evaluation))
+    for (_, reuse), group in groups.items():
+        results = denoiser.evaluate(
+            [evaluation for *_, evaluation in group],
+            [inputs[index] for index, *_ in group],
+            [samples[index].schedule.t[samples[index].row] for index, *_ in group],
+            reuse=reuse,
+        )
+        for (index, place, _), result in zip(group, results, strict=True):
+            outputs[index][place] = result
+    for sample, each in zip(samples, outputs, strict=True):
+        sample.advance(each)
+
+
+class Step:
+    """One model evaluation of a request that has been made, as whoever consumes the loop sees it.
+
+    Args:
+        samples: the request's, which all have one schedule.
+
+    Attributes:
+        index, total: of the rows; a sampler may need more evaluations than steps.
+        timestep: of the row.
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        first = samples[0]
+        self.index, self.total = first.row - 1, len(first.schedule)
+        self.timestep = float(first.schedule.t[self.index])
+        self._samples, self._computed = samples, [sample.latents for sample in samples]
+        self._latents: Latents | None = None
+
+    @property
+    def latents(self) -> Latents:
+        """float32 [images, C, H, W] after the step. The loop goes on with whatever stands here when it is resumed."""
+        if self._latents is None:
+            self._latents = np.stack(self._computed)
+        return self._latents
+
+    @latents.setter
+    def latents(self, latents: Latents) -> None:
+        self._latents = latents
+
+    def write_back(self) -> None:
+        """Give the samples the latents of whoever read or replaced them.
+
+        Raises:
+            RequestError: they are not finite numbers of the same shape.
+        """
+        if self._latents is None:
+            return  # nobody who never read them can have changed them
+        shape = (len(self._samples), *self._computed[0].shape)
+        if not isinstance(self._latents, np.ndarray) or self._latents.shape != shape:
+            got = getattr(self._latents, "shape", type(self._latents).__name__)
+            raise RequestError(
+                f"the callback returned latents of shape {got}; expected a finite array of shape {shape}"
+            )
+        if not np.isfinite(self._latents).all():
+            raise RequestError(f"the callback returned latents that are not finite; expected finite numbers, {shape}")
+        self._latents = self._latents.astype(np.float32, copy=False)
+        for sample, each in zip(self._samples, self._latents, strict=True):
+            sample.latents = each
