@@ -17,12 +17,12 @@ __all__ = ["load_classifier", "load_decoder", "load_denoiser"]
 
 def load_denoiser(submodules: Submodules, order: Order, manifest: Manifest, schedule: Schedule) -> None:
     """While the prompts are encoded, which are most likely of one chunk."""
-    pictures, factor = len(order.seeds), manifest.latents.factor
+    pictures, factor = len(order.seeds), manifest.latent_spaces["unet"].downscale
     sizes = {
-        "batch": 2 * pictures if order.guided else pictures,
+        "evaluations": 2 * pictures if order.guided else pictures,
         "height": order.height // factor,
         "width": order.width // factor,
-        "tokens": manifest.tokenizer.length,
+        "tokens": manifest.tokenizers["text_encoder"].length,
         "timesteps": len({*schedule.t.tolist()}),
     }
     submodules.load_ahead("unet", sizes)
@@ -36,5 +36,5 @@ def load_decoder(submodules: Submodules, order: Order, manifest: Manifest) -> No
 def load_classifier(submodules: Submodules, order: Order) -> None:
     """While the latents are decoded, at the latest."""
     if order.safety != "off":
-        sizes = {"batch": len(order.seeds), "height": order.height, "width": order.width}
+        sizes = {"images": len(order.seeds), "pixel_height": order.height, "pixel_width": order.width}
         submodules.load_ahead("safety_checker", sizes)

@@ -197,7 +197,7 @@ class Pipeline:
 
     def schedule(self, order: Order) -> Schedule:
         """The table of coefficients that an order is drawn by."""
-        scheduler = self.bundle.manifest.scheduler
+        scheduler = self.bundle.manifest.schedulers["unet"]
         samplers.check_suits(order.sampler, scheduler.class_name)
         steps = samplers.Steps(count=order.steps, eta=order.eta)
         return samplers.schedule(
@@ -223,7 +223,7 @@ class Pipeline:
             autoencoder.decoder_of(order),
             *([] if order.safety == "off" else ["safety_checker"]),
         ]
-        self.bundle.check([self.bundle.manifest.tokenizer.file, *self.bundle.files_of(needed)])
+        self.bundle.check([self.bundle.manifest.tokenizers["text_encoder"].file, *self.bundle.files_of(needed)])
         if self._sessions.on_cpu:
             ahead.load_denoiser(self._submodules, order, self.bundle.manifest, schedule)
         try:
@@ -288,14 +288,14 @@ class Pipeline:
         return pixels
 
     def _first_latents(self, order: Order, schedule: Schedule, generators: Sequence[noise.Generator]) -> Latents:
-        geometry = self.bundle.manifest.latents
-        shape = (geometry.channels, order.height // geometry.factor, order.width // geometry.factor)
+        geometry = self.bundle.manifest.latent_spaces["unet"]
+        shape = (geometry.channels, order.height // geometry.downscale, order.width // geometry.downscale)
         standard = noise.draw(generators, shape) if order.latents is None else order.latents
         return schedule.first_latents(standard)
 
     def _text(self) -> Tokenizer:
         with self._loading:
             if self._tokenizer is None:
-                record = self.bundle.manifest.tokenizer
+                record = self.bundle.manifest.tokenizers["text_encoder"]
                 self._tokenizer = Tokenizer.from_json(self.bundle.read(record.file), record)
             return self._tokenizer

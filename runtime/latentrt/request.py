@@ -128,9 +128,9 @@ def resolve(request: Request, manifest: Manifest) -> Order:
         )
     height = _side("height", request.height, manifest.defaults.height, manifest)
     width = _side("width", request.width, manifest.defaults.width, manifest)
-    geometry = manifest.latents
-    latent_shape = (pictures, geometry.channels, height // geometry.factor, width // geometry.factor)
-    sampler = sampler_name(manifest.scheduler.class_name if request.sampler is None else request.sampler)
+    geometry = manifest.latent_spaces["unet"]
+    latent_shape = (pictures, geometry.channels, height // geometry.downscale, width // geometry.downscale)
+    sampler = sampler_name(manifest.schedulers["unet"].class_name if request.sampler is None else request.sampler)
     options = sampler_options(request.sampler_options)
     steps = _steps(request.num_inference_steps, samplers.steps_of_grid(sampler, options), manifest)
     scale = manifest.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
@@ -215,7 +215,7 @@ def _is_unicode(text: str) -> bool:
 
 def _side(name: str, asked: int | None, default: int, manifest: Manifest) -> int:
     side = default if asked is None else asked
-    limits, factor = manifest.limits, manifest.latents.factor
+    limits, factor = manifest.limits, manifest.latent_spaces["unet"].downscale
     if isinstance(side, bool) or not isinstance(side, (int, np.integer)):
         raise RequestError(f"{name}: found {side!r}, expected a whole number of pixels")
     if side % factor:

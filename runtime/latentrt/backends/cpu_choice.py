@@ -102,8 +102,8 @@ def choose_on_cpu(bundle: Bundle, component: str, backend: CpuBackend, preferenc
     }
     in_words = "" if backend == "onnxruntime" and arithmetic.graph == "float32" else f" in {arithmetic}"
     title, record = f"{_TITLES[backend]} on the CPU{in_words}", bundle.manifest.components[component]
-    if {"timestep", "prompt", "loop"} <= parts:
-        reuses = "shallow" in parts
+    if {"time_embedding", "cross_attention_kv", "body"} <= parts:
+        reuses = "shallow_body" in parts
         return Choice(title, lambda: SplitDenoiser(record.inputs, open_graph), on_cpu=True, reuses_features=reuses)
     # Slices hold floats between stages. What OpenVINO computes in bfloat16 or int8 it holds as that, and then the whole
     # needs no more than they do (docs/cpu.md).

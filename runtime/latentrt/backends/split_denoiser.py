@@ -1,9 +1,9 @@
 """What of the denoiser does not depend on the latents, and so is computed once?
 
-A bundle's denoiser may come in parts (`latentrt.bundle.manifest.Part`): `timestep` for what depends on the timestep
-alone, `prompt` for the keys and values of cross-attention, and `loop` for the rest. A run knows its table, so all of
-its timesteps go through the first part at once, and each array of embeddings goes through the second when it is first
-met.
+A bundle's denoiser may come in parts (`latentrt.bundle.manifest.Part`): `time_embedding` for what depends on the
+timestep alone, `cross_attention_kv` for the keys and values of cross-attention, and `body` for the rest. A run knows
+its table, so all of its timesteps go through the first part at once, and each array of embeddings goes through the
+second when it is first met.
 """
 
 from __future__ import annotations
@@ -72,8 +72,12 @@ class SplitDenoiser:
     def prepare(self, sizes: Mapping[str, int]) -> None:
         """`latentrt.backends.submodules.Prepares`, of the part that a step runs first; whoever cannot wait loads
         another meanwhile."""
-        of_timesteps = {"batch": sizes["timesteps"]}
-        wanted: dict[PartName, Mapping[str, int]] = {"loop": sizes, "prompt": sizes, "timestep": of_timesteps}
+        of_timesteps = {"timesteps": sizes["timesteps"]}
+        wanted: dict[PartName, Mapping[str, int]] = {
+            "body": sizes,
+            "cross_attention_kv": sizes,
+            "time_embedding": of_timesteps,
+        }
         for name, each in wanted.items():
             part = self.part(name)
             if isinstance(part, Prepares):
@@ -101,11 +105,11 @@ class DenoiserRun:
         return self._denoiser.inputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        return self._run("loop", feeds, {})
+        return self._run("body", feeds, {})
 
     def run_reusing(self, feeds: Mapping[str, NDArray[Any]], deep_features: NDArray[np.float32]) -> Arrays:
         """`ReusesFeatures`."""
-        return self._run("shallow", feeds, {DEEP_FEATURES: deep_features})
+        return self._run("shallow_body", feeds, {DEEP_FEATURES: deep_features})
 
     def _run(self, name: PartName, feeds: Mapping[str, NDArray[Any]], more: Arrays) -> Arrays:
         part = self._denoiser.part(name)
@@ -117,7 +121,7 @@ class DenoiserRun:
         if not all(each in self._places for each in timestep.tolist()):
             # Not `np.unique`, which imports masked arrays: a tenth of the time that a small model's loop takes.
             wanted = np.array(sorted({*self._places, *self._wanted, *timestep.tolist()}), np.float32)
-            self._rows = self._denoiser.part("timestep").run({"timestep": wanted})
+            self._rows = self._denoiser.part("time_embedding").run({"timestep": wanted})
             self._places = {each: place for place, each in enumerate(wanted.tolist())}
         places = [self._places[each] for each in timestep.tolist()]
         return {name: rows[places] for name, rows in self._rows.items()}
@@ -127,7 +131,7 @@ class DenoiserRun:
         embeddings = feeds["encoder_hidden_states"]
         if (known := self._prompts.get(id(embeddings))) is not None:
             return known[1]
-        found = self._denoiser.part("prompt").run({"encoder_hidden_states": embeddings})
+        found = self._denoiser.part("cross_attention_kv").run({"encoder_hidden_states": embeddings})
         if not embeddings.flags.writeable:
             while len(self._prompts) >= _MOST_PROMPTS:
                 self._prompts.pop(next(iter(self._prompts)))

@@ -23,9 +23,7 @@ from pathlib import Path
 
 from latentrt.bundle.digest_cache import DigestCache
 from latentrt.bundle.digests import Progress, hash_bytes
-from latentrt.bundle.manifest import Manifest, PartName, Precision
-from latentrt.bundle.manifest_checks import MANIFEST_NAME
-from latentrt.bundle.manifest_json import MAX_MANIFEST_BYTES, decode_manifest
+from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, PartName, Precision, decode_manifest
 from latentrt.bundle.pinned_files import PinnedFiles
 from latentrt.bundle.reach import Reach
 from latentrt.errors import BundleError, IntegrityError, ManifestError, RequestError

@@ -1,26 +1,46 @@
-"""What does a bundle say of itself?
+"""The manifest of a bundle, `bundle.json`, in format 2: its records, its reader and writer, and its checks.
 
-`bundle.json` is one `Manifest`, and these are its parts. The schema beside this file (`bundle.schema.json`) is
-generated from them.
+Reading is strict, because a manifest decides what is run. There is one meaning per text (UTF-8, no duplicate key, no
+NaN), the format version is checked before anything else, and unknown keys are refused. After the types,
+`check_manifest` tests what types cannot express: every file has a pin, paths stay inside the bundle, the source of
+every input exists.
+
+The JSON schema beside this file (`bundle.schema.json`) is generated from the records by `schema`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from latentrt.bundle.printable import printable
+from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
 from latentrt.bundle.tensors import TensorSpec
+from latentrt.errors import ManifestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "MAX_MANIFEST_BYTES",
     "Component",
+    "ComponentName",
     "Count",
     "Defaults",
     "FileRecord",
-    "GateFigure",
+    "GateMetric",
+    "GateResult",
     "GraphRecord",
-    "LatentGeometry",
+    "InputSpec",
+    "LatentSpace",
     "Licence",
     "Limits",
     "Manifest",
@@ -32,6 +52,8 @@ __all__ = [
     "QuantizationMethod",
     "QuantizedLayer",
     "Record",
+    "Role",
+    "SafetyPolicy",
     "SchedulerRecord",
     "SealedEngine",
     "Sha256",
@@ -39,16 +61,43 @@ __all__ = [
     "TokenMerging",
     "TokenizerRecord",
     "WeightsRecord",
+    "check_manifest",
+    "decode_manifest",
+    "encode_manifest",
+    "named_files",
+    "schema",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+MANIFEST_NAME = "bundle.json"
+# Manifests of large models have a few thousand file and node names; a file a hundred times larger is not a manifest.
+MAX_MANIFEST_BYTES = 16 << 20
 
 Precision = Literal["float16", "float32", "int8"]
 QuantizationMethod = Literal["static", "weights"]
-PartName = Annotated[
-    str, msgspec.Meta(pattern=r"^(timestep|prompt|loop|shallow|head|attention|neck|stage\.(0|[1-9][0-9]?))$")
+GateMetric = Literal["relative", "absolute", "levels", "rms"]
+SafetyPolicy = Literal["block", "blur", "report"]
+Role = Literal[
+    "text-encoder",
+    "image-encoder",
+    "denoiser",
+    "encoder",
+    "decoder",
+    "preview-decoder",
+    "classifier",
+    "depth-estimator",
 ]
-Family = Literal["stable-diffusion-1", "stable-diffusion-2"]
+ComponentName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_]*$")]
+PartName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?$")]
+FamilyName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9.-]*$")]
+TaskName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
+InputSource = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(latents|timestep|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
+        r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$"
+    ),
+]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -60,34 +109,35 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FileRecord(Record, frozen=True, kw_only=True):
-    """What pins one file: its SHA-256 in lower-case hexadecimal and its size in bytes."""
+    """The pin of one file: its SHA-256 in lower-case hexadecimal and its size in bytes."""
 
     sha256: Sha256
     size: Count
 
 
-class GateFigure(Record, frozen=True, kw_only=True):
-    """How far a graph's output was from the torch module's, on one set of inputs.
+class GateResult(Record, frozen=True, kw_only=True):
+    """The difference between a graph's output and its reference, on one set of inputs.
 
-    Of a denoiser's `timestep`, `prompt` and `loop` it says how far the three together were from the whole graph, on
-    that one's inputs, and of `shallow` how far it was from `loop` with the features of the same step.
+    The reference of a whole graph is the torch module. The reference of the parts `time_embedding`,
+    `cross_attention_kv` and `body` is the whole graph, compared with the three parts together; that of `shallow_body`
+    is `body`, with the deep features of the same step.
 
-    `measure` is `relative` (largest absolute difference over the reference's largest absolute value), `absolute`
+    `metric` is `relative` (largest absolute difference over the reference's largest absolute value), `absolute`
     (largest absolute difference), `levels` (largest difference of uint8 pixels) or `rms` (root mean square of the
-    difference over that of the reference).
+    difference over that of the reference). The gate passes if `value` ≤ `bound`.
     """
 
     output: str
     shapes: dict[str, tuple[int, ...]]
-    measure: Literal["relative", "absolute", "levels", "rms"]
-    figure: float
+    metric: GateMetric
+    value: float
     bound: float
 
 
 class QuantizedLayer(Record, frozen=True, kw_only=True):
-    """What a linear layer or a convolution of an int8 graph computes in, and what decided it.
+    """The arithmetic of one linear layer or convolution of an int8 graph, and the figures that decided it.
 
-    `method` is `static` (weights and activations are int8), `weights` (only its weights are) or `float32`. `error` is
+    `method` is `static` (weights and activations are int8), `weights` (only the weights are) or `float32`. `error` is
     the relative RMS error of the network's output with this layer alone quantised by the graph's method; `share` is
     the layer's share of the multiplications of all layers.
     """
@@ -98,7 +148,7 @@ class QuantizedLayer(Record, frozen=True, kw_only=True):
 
 
 class Quantization(Record, frozen=True, kw_only=True):
-    """How an int8 graph was quantised, layer by layer.
+    """The quantisation of an int8 graph, layer by layer.
 
     Activations were calibrated by `evaluations` of the network, in runs of `steps` steps; both are 0 where only weights
     are quantised.
@@ -114,42 +164,66 @@ class Quantization(Record, frozen=True, kw_only=True):
 class GraphRecord(Record, frozen=True, kw_only=True):
     """One graph over a component's weights.
 
-    `float32_nodes` names the nodes that compute in float32 in a float16 graph; `quantization` is an int8 graph's.
+    `float32_nodes` names the nodes that compute in float32 in a float16 graph; `quantization` is set for int8 graphs.
     """
 
     file: RelativePath
     opset: Positive
     nodes: Positive
     float32_nodes: tuple[str, ...] = ()
-    gate: tuple[GateFigure, ...] = ()
+    gate: tuple[GateResult, ...] = ()
     quantization: Quantization | None = None
 
 
 class WeightsRecord(Record, frozen=True, kw_only=True):
     """A component's parameters: a safetensors file, under their checkpoint names.
 
-    In a file of int8 a quantised weight stands under its own name, its scale beside it as `…weight_scale`, those of
-    activations as `…input_scale`, `…input_zero_point` and `…output_…`; the rest is half.
-
-    `layouts` tells of each that a rewrite stored in another layout than the checkpoint's, and how.
+    In an int8 file a quantised weight is stored under its own name, its scale as `…weight_scale`, and the scales and
+    zero points of activations as `…input_scale`, `…input_zero_point` and `…output_…`; all other tensors are float16.
     """
 
     file: RelativePath
     dtype: Precision
     tensors: Count
     parameters: Count
-    layouts: dict[str, str] = {}
+
+
+class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
+    """An input of a component, and where its values come from.
+
+    `source` is one of
+
+    - `latents`: latents of the component's latent space; a denoiser whose input has more channels than that space takes
+      the conditioning's extra channels after them;
+    - `timestep`: the timestep of each evaluation;
+    - `tokens`: token ids of the component's tokenizer, one chunk of `length` ids per row;
+    - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last);
+    - `images`: the finished images of a request, uint8 (channels last);
+    - `noise-level`: the noise level of an upscaler's low-resolution image;
+    - `option:NAME`: a request option, such as `option:clip_skip`;
+    - `COMPONENT.OUTPUT`: the output of another component, such as `text_encoder.hidden_states`.
+
+    Named axes count: `evaluations` (rows of a denoiser), `chunks` (of a prompt), `tokens`, `batch`, `images`, `height`
+    and `width` (in latents), `pixel_height` and `pixel_width`, `timesteps` (of a schedule).
+    """
+
+    source: InputSource
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """The tensor alone, without its source."""
+        return TensorSpec(self.name, self.dtype, self.shape)
 
 
 class Part(Record, frozen=True, kw_only=True):
-    """Another graph of a submodule, over the same weights: a piece of the whole one, or another way to its outputs.
+    """Another graph of a component, over the same weights: a piece of the whole graph, or a shorter way to its outputs.
 
-    Of a denoiser, `timestep` is what depends on the timestep alone, `prompt` what depends on the embeddings alone, and
-    `loop` the rest, which takes their outputs as inputs: together they are the whole graph. `shallow` is of `loop` what
-    is left for a step that takes the deep features of an earlier one.
+    A denoiser's `time_embedding` depends on the timestep alone, `cross_attention_kv` on the text embeddings alone, and
+    `body` takes the outputs of both as inputs; the three together are the whole graph. `shallow_body` is what remains
+    of `body` in a step that reuses the deep features of an earlier one (DeepCache).
 
-    Of a decoder, `head`, `attention`, `neck`, `stage.0`, `stage.1`, … are run one after the other, most of them a band
-    at a time (`latentrt.decode.slices`). The figure of the last says how far all of them together were from the whole
+    A decoder's `head`, `attention`, `neck`, `slice.0`, `slice.1`, … run one after the other, most of them on a band of
+    rows at a time (`latentrt.decode.slices`). The gate of the last one compares all of them together with the whole
     graph.
     """
 
@@ -159,31 +233,33 @@ class Part(Record, frozen=True, kw_only=True):
 
 
 class TokenMerging(Record, frozen=True, kw_only=True):
-    """What a denoiser leaves out of its self-attention (ToMe): `ratio` of the tokens is merged in the blocks named."""
+    """Token merging (ToMe) in a denoiser's self-attention: `ratio` of the tokens is merged in the named blocks."""
 
     ratio: Annotated[float, msgspec.Meta(gt=0, lt=0.75)]
     blocks: tuple[str, ...]
 
 
 class Component(Record, frozen=True, kw_only=True):
-    """A submodule: one signature, one weights file, and a graph for each precision it can compute in.
+    """A network of the bundle: one signature, one weights file, and a graph for each precision it can compute in.
 
-    `token_merging` is what its graphs leave out, None for nothing; that the parts do as the whole goes without saying.
-    `export_peak_bytes` is the largest resident set of the process that exported it, `export_seconds` its wall time.
+    `token_merging` applies to the graphs of the parts as well; None if no tokens are merged.
     """
 
-    inputs: tuple[TensorSpec, ...]
+    role: Role
+    inputs: tuple[InputSpec, ...]
     outputs: tuple[TensorSpec, ...]
     weights: WeightsRecord
     graphs: dict[Precision, GraphRecord]
     parts: dict[PartName, Part] = {}
     token_merging: TokenMerging | None = None
-    export_peak_bytes: Count
-    export_seconds: float
+
+    def input_from(self, source: str) -> InputSpec | None:
+        """Return the first input with this source, None if there is none."""
+        return next((spec for spec in self.inputs if spec.source == source), None)
 
 
 class TokenizerRecord(Record, frozen=True, kw_only=True):
-    """The tokenizer, and the ids that frame a chunk of `length` tokens.
+    """A tokenizer, and the ids that frame a chunk of `length` tokens.
 
     A chunk is `begin`, up to `length` − 2 tokens of text, `end`, then `pad`.
     """
@@ -196,30 +272,69 @@ class TokenizerRecord(Record, frozen=True, kw_only=True):
 
 
 class SchedulerRecord(Record, frozen=True, kw_only=True):
-    """The checkpoint's scheduler as it was read from disk: its diffusers class and its configuration, key by key.
+    """The checkpoint's scheduler as read from disk: its diffusers class and its configuration, key by key.
 
-    The training noise schedule and the prediction type are in it; keys that are absent mean the defaults of
-    whichever sampler reads it.
+    The configuration holds the training noise schedule and the prediction type; an absent key means the default of the
+    sampler that reads it.
     """
 
     class_name: str
     config: dict[str, Any]
 
 
-class LatentGeometry(Record, frozen=True, kw_only=True):
-    """How latents are laid out.
+class LatentSpace(Record, frozen=True, kw_only=True):
+    """The layout and scale of a denoiser's latents.
 
-    `factor` pixels of a picture's side are one latent; it has `channels` values, `scaling_factor` times the
-    autoencoder's.
+    One latent stands for `downscale` × `downscale` pixels in `frames` frames and has `channels` values. With z of the
+    autoencoder, the sampling loop's latents are `scale` · (z − `shift`). A denoiser that works on tokens takes
+    `patch` × `patch` latents as one token.
     """
 
     channels: Positive
-    factor: Positive
-    scaling_factor: float
+    downscale: Positive
+    scale: float
+    shift: float = 0.0
+    patch: Positive = 1
+    frames: Positive = 1
+
+    @property
+    def side_multiple(self) -> int:
+        """The number of pixels of which an image's sides are multiples."""
+        return self.downscale * self.patch
+
+    def shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return the shape (C, H, W) of the latents of an image of `height` × `width` pixels."""
+        return self.channels, height // self.downscale, width // self.downscale
+
+    def pack(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Arrange latents (…, C, H, W) as tokens of p × p latents: (…, H/p · W/p, C · p²).
+
+        A token's values are ordered by channel, then row, then column, as in diffusers' `FluxPipeline._pack_latents`.
+        """
+        *batch, channels, height, width = latents.shape
+        p = self.patch
+        patches = latents.reshape(*batch, channels, height // p, p, width // p, p)
+        first = len(batch)
+        order = (*range(first), *(first + axis for axis in (1, 3, 0, 2, 4)))  # (…, H/p, W/p, C, p, p)
+        return patches.transpose(order).reshape(*batch, height // p * (width // p), channels * p * p)
+
+    def unpack(self, tokens: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+        """Arrange tokens (…, H/p · W/p, C · p²) as latents (…, C, H, W); the inverse of `pack`.
+
+        Args:
+            tokens: as `pack` returns them.
+            height, width: of the latents, H and W.
+        """
+        *batch, _, values = tokens.shape
+        p = self.patch
+        patches = tokens.reshape(*batch, height // p, width // p, values // (p * p), p, p)
+        first = len(batch)
+        order = (*range(first), *(first + axis for axis in (2, 0, 3, 1, 4)))  # (…, C, H/p, p, W/p, p)
+        return patches.transpose(order).reshape(*batch, values // (p * p), height, width)
 
 
 class Defaults(Record, frozen=True, kw_only=True):
-    """What a request means when it does not say. Height and width in pixels."""
+    """The values of request options that are omitted. Height and width in pixels."""
 
     height: Positive
     width: Positive
@@ -228,9 +343,9 @@ class Defaults(Record, frozen=True, kw_only=True):
 
 
 class Limits(Record, frozen=True, kw_only=True):
-    """What a request may ask for at most (and for sides, in pixels, at least).
+    """The largest values of request options; `min_side` and `max_side` bound an image's sides, in pixels.
 
-    `max_clip_skip` is the number of the encoder's layers.
+    `max_clip_skip` is the number of the text encoder's layers.
     """
 
     min_side: Positive
@@ -241,14 +356,14 @@ class Limits(Record, frozen=True, kw_only=True):
 
 
 class Licence(Record, frozen=True, kw_only=True):
-    """The licence's name as the checkpoint states it (`unknown` if it does not), and the file of its text if any."""
+    """The licence's name as the checkpoint states it (`unknown` if it does not), and the file with its text, if any."""
 
     name: str
     file: RelativePath | None = None
 
 
 class Source(Record, frozen=True, kw_only=True):
-    """Where the weights came from: the checkpoint's own name, its layout, the SHA-256 of each weight file read."""
+    """The origin of the weights: the checkpoint's own name, its layout, the SHA-256 of each weight file read."""
 
     name: str
     layout: Literal["diffusers", "single-file"]
@@ -256,30 +371,259 @@ class Source(Record, frozen=True, kw_only=True):
 
 
 class SealedEngine(Record, frozen=True, kw_only=True):
-    """An engine that travels with the bundle: the files of its record and of its plan.
-
-    What it is built of and for is in the record (`latentrt.engines.record`).
-    """
+    """An engine that ships with the bundle: the files of its record (`latentrt.engines.record`) and of its plan."""
 
     record: RelativePath
     plan: RelativePath
 
 
 class Manifest(Record, frozen=True, kw_only=True):
-    """The whole of `bundle.json`. `engines` are by their keys."""
+    """The content of `bundle.json`.
+
+    `family` names the module under `latentrt.families` that runs the bundle, and `tasks` what it can do, such as
+    `text-to-image` or `inpainting`. `tokenizers` are by the component that takes their tokens; `schedulers` and
+    `latent_spaces` by denoiser; `engines` by their keys.
+    """
 
     format_version: Positive
     created_by: str
-    family: Family
+    family: FamilyName
+    tasks: tuple[TaskName, ...]
     source: Source
     licence: Licence
     precision: Precision
-    components: dict[str, Component]
-    tokenizer: TokenizerRecord
-    scheduler: SchedulerRecord
-    latents: LatentGeometry
+    components: dict[ComponentName, Component]
+    tokenizers: dict[ComponentName, TokenizerRecord]
+    schedulers: dict[ComponentName, SchedulerRecord]
+    latent_spaces: dict[ComponentName, LatentSpace]
     defaults: Defaults
     limits: Limits
-    safety: Literal["block", "blur", "report"] = "block"
+    safety: SafetyPolicy = "block"
     engines: dict[Sha256, SealedEngine] = {}
     files: dict[RelativePath, FileRecord]
+
+    def by_role(self, role: Role) -> tuple[str, ...]:
+        """Return the names of the components with this role, in the manifest's order."""
+        return tuple(name for name, component in self.components.items() if component.role == role)
+
+    @property
+    def side_multiple(self) -> int:
+        """The number of pixels of which an image's sides are multiples."""
+        return math.lcm(*(space.side_multiple for space in self.latent_spaces.values()))
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read `bundle.json`.
+
+    Raises:
+        ManifestError: it is too large, not strict JSON, of another format version, or describes an impossible bundle.
+    """
+    tree = _parse(data)
+    _check_version(tree)
+    # The text is parsed once: what was checked above is what is converted, not a second parser's reading of the bytes.
+    try:
+        manifest = msgspec.convert(tree, Manifest)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise ManifestError(
+            f"bundle.json is not a manifest of format {FORMAT_VERSION}: {printable(str(error))}; expected what "
+            f"bundle.schema.json describes. {_REMEDY}"
+        ) from None
+    check_manifest(manifest)
+    return manifest
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Write a manifest in its one form: UTF-8, indented by two spaces, keys of mappings sorted, a final newline.
+
+    Raises:
+        ManifestError: `decode_manifest` would refuse the text, or read another manifest from it.
+    """
+    data = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+    if decode_manifest(data) != manifest:
+        raise ManifestError(
+            "the manifest holds a value that JSON cannot carry (a tuple or a NaN in a scheduler's configuration)"
+        )
+    return data
+
+
+def schema() -> bytes:
+    """Return the JSON schema of `bundle.json`, the content of `bundle.schema.json`."""
+    described = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:latentrt:bundle:{FORMAT_VERSION}",
+        **msgspec.json.schema(Manifest),
+    }
+    return json.dumps(described, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Refuse a manifest that describes an impossible bundle.
+
+    Raises:
+        ManifestError: naming the first contradiction, what was expected, and what to do.
+    """
+    for problem in _problems(manifest):
+        raise ManifestError(f"bundle.json: {problem}. Write the bundle anew: latentrt export CHECKPOINT BUNDLE")
+
+
+def named_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield each file that the manifest assigns a purpose, and a description of the purpose."""
+    for name, component in manifest.components.items():
+        yield component.weights.file, f"the weights of {name}"
+        for precision, graph in component.graphs.items():
+            yield graph.file, f"the {precision} graph of {name}"
+        for part_name, part in component.parts.items():
+            for precision, graph in part.graphs.items():
+                yield graph.file, f"the {precision} graph of {name}'s {part_name} part"
+    for key, engine in manifest.engines.items():
+        yield engine.record, f"the record of the engine {key[:12]}"
+        yield engine.plan, f"the plan of the engine {key[:12]}"
+    for name, tokenizer in manifest.tokenizers.items():
+        yield tokenizer.file, f"the tokenizer of {name}"
+    if manifest.licence.file is not None:
+        yield manifest.licence.file, "the licence"
+
+
+_REMEDY = "Copy or download the bundle again, or write a new one: latentrt export CHECKPOINT BUNDLE"
+
+
+def _parse(data: bytes) -> Any:
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"bundle.json is larger than {MAX_MANIFEST_BYTES:,} bytes, which no manifest is. {_REMEDY}")
+    try:
+        return parse_json(data)
+    except AmbiguousJSONError as error:
+        raise ManifestError(f"bundle.json {error}. {_REMEDY}") from None
+
+
+def _check_version(tree: Any) -> None:
+    """Check the version before anything else, because another format may differ in everything else."""
+    version = tree.get("format_version") if isinstance(tree, dict) else None
+    if type(version) is not int or version < 1:
+        raise ManifestError(
+            f"bundle.json has no format_version, expected {FORMAT_VERSION}: it is not a bundle's manifest. {_REMEDY}"
+        )
+    if version > FORMAT_VERSION:
+        raise ManifestError(
+            f"this bundle is format {version}, this latentrt reads {FORMAT_VERSION}; upgrade latentrt: "
+            "pip install -U latentrt"
+        )
+    if version < FORMAT_VERSION:
+        raise ManifestError(
+            f"this bundle is format {version}, this latentrt reads {FORMAT_VERSION}; export it again: "
+            "latentrt export CHECKPOINT BUNDLE"
+        )
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    for name in manifest.files:
+        yield from _path_problems(name)
+    for name, purpose in named_files(manifest):
+        if name not in manifest.files:
+            yield f"{name!r} is {purpose} but is not pinned in files, expected its SHA-256 and size there"
+    if not manifest.tasks or len(set(manifest.tasks)) != len(manifest.tasks):
+        yield f"found the tasks {list(manifest.tasks)}, expected at least one and each name once"
+    for role in ("denoiser", "decoder"):
+        if not manifest.by_role(role):
+            yield f"found the components {sorted(manifest.components)}, expected a {role} among them"
+    yield from _owner_problems(manifest)
+    for name, component in manifest.components.items():
+        yield from _component_problems(name, component, manifest.precision)
+        yield from _source_problems(name, component, manifest.components)
+    yield from _default_problems(manifest)
+
+
+def _path_problems(name: str) -> Iterator[str]:
+    if problem := _path_problem(name):
+        yield f"the path {name!r} {problem}, expected a relative path inside the bundle, such as unet/model.onnx"
+
+
+def _path_problem(name: str) -> str | None:
+    if "\\" in name or ":" in name:
+        return "has a backslash or a colon (a drive)"
+    if not name.isprintable():
+        return "has a character that cannot be printed"
+    if name.startswith("/"):
+        return "is absolute"
+    # An empty segment is a doubled or a closing slash: one file would have two names.
+    if not {"", ".", ".."}.isdisjoint(name.split("/")):
+        return "has an empty segment, '.' or '..'"
+    if name.casefold() == MANIFEST_NAME:
+        return "is the manifest itself"
+    return None
+
+
+def _owner_problems(manifest: Manifest) -> Iterator[str]:
+    """Each denoiser has a scheduler and a latent space, and each component that takes tokens has a tokenizer."""
+    denoisers = sorted(manifest.by_role("denoiser"))
+    readers = sorted(name for name, each in manifest.components.items() if each.input_from("tokens") is not None)
+    for key, owners, expected in (
+        ("schedulers", manifest.schedulers, denoisers),
+        ("latent_spaces", manifest.latent_spaces, denoisers),
+        ("tokenizers", manifest.tokenizers, readers),
+    ):
+        if sorted(owners) != expected:
+            yield f"{key} are of {sorted(owners)}, expected one of each of {expected}"
+
+
+def _component_problems(name: str, component: Component, precision: str) -> Iterator[str]:
+    # In an int8 bundle some components stay in float32.
+    wanted = {"int8", "float32"} if precision == "int8" else {precision}
+    if wanted.isdisjoint(component.graphs):
+        yield f"{name} has graphs for {sorted(component.graphs)}, expected one for the bundle's precision, {precision}"
+    yield from _signature_problems(name, component.inputs, component)
+    for part_name, part in component.parts.items():
+        owner = f"{name}'s {part_name} part"
+        yield from _signature_problems(owner, part.inputs, part)
+        if not part.graphs:
+            yield f"{owner} has no graph, expected at least one"
+    yield from _slice_problems(name, component.parts)
+
+
+def _source_problems(name: str, component: Component, components: Mapping[str, Component]) -> Iterator[str]:
+    for spec in component.inputs:
+        maker, dot, output = spec.source.partition(".")
+        if dot and (maker not in components or output not in {made.name for made in components[maker].outputs}):
+            yield f"{name}'s input {spec.name} comes from {spec.source}, expected an output of one of the components"
+
+
+def _slice_problems(name: str, parts: Mapping[str, Part]) -> Iterator[str]:
+    """A decode in slices runs from the first slice to the last, each on the result of the one before."""
+    found = [part for part in parts if part.startswith("slice.")]
+    wanted = [f"slice.{number}" for number in range(len(found))]
+    if {*found} != {*wanted}:
+        yield f"{name} has the slices {sorted(found)}, expected {wanted}"
+    if found and ("head" not in parts or ("attention" in parts) != ("neck" in parts)):
+        before = sorted(part for part in parts if part in ("head", "attention", "neck"))
+        yield f"{name} has slices behind {before}, expected head alone, or head, attention and neck"
+    for part in found:
+        if len(parts[part].outputs) != 1 or "features" not in [spec.name for spec in parts[part].inputs]:
+            yield f"{name}'s {part} part is not a slice, expected features among its inputs and one output"
+
+
+def _signature_problems(owner: str, inputs: tuple[TensorSpec, ...], graphs: Component | Part) -> Iterator[str]:
+    for kind, specs in (("input", inputs), ("output", graphs.outputs)):
+        names = [spec.name for spec in specs]
+        if not names or len(set(names)) != len(names):
+            yield f"{owner} has the {kind}s {names}, expected at least one and each name once"
+        for spec in specs:
+            if any(isinstance(axis, str) and not _AXIS.fullmatch(axis) for axis in spec.shape):
+                yield f"{owner} has the {kind} {spec}, expected axes such as 4, height or 8*height"
+    for graph in graphs.graphs.values():
+        for gate in graph.gate:
+            if gate.value > gate.bound:
+                yield f"{graph.file!r} missed its gate, {gate.value:g} for {gate.output!r}, expected ≤ {gate.bound:g}"
+
+
+_AXIS = re.compile(r"([1-9][0-9]*\*)?[a-z][a-z0-9_]*", re.ASCII)
+
+
+def _default_problems(manifest: Manifest) -> Iterator[str]:
+    limits, defaults, multiple = manifest.limits, manifest.defaults, manifest.side_multiple
+    for side, pixels in (("height", defaults.height), ("width", defaults.width)):
+        if not limits.min_side <= pixels <= limits.max_side:
+            yield f"the default {side} is {pixels}, expected it within the limits {limits.min_side} … {limits.max_side}"
+        if pixels % multiple:
+            yield f"the default {side} is {pixels}, expected a multiple of {multiple}"
+    if defaults.num_inference_steps > limits.max_steps:
+        yield f"the default is {defaults.num_inference_steps} steps, expected {limits.max_steps} at most, the limit"

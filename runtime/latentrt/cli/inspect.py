@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.listed_parts import listed_parts
-from latentrt.bundle.manifest import GateFigure, Manifest
-from latentrt.bundle.manifest_checks import MANIFEST_NAME
+from latentrt.bundle.describe import describe_quantization, group_parts, nearest_to_bound
+from latentrt.bundle.export_report import ExportReport, read_report
+from latentrt.bundle.manifest import MANIFEST_NAME, GateResult, Manifest, SchedulerRecord
 from latentrt.bundle.printable import printable
-from latentrt.bundle.quantization_words import quantization_words
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.engines.sealed import sealed_engines
 from latentrt.errors import BundleError
@@ -66,7 +65,7 @@ def _inspect_bundle(path: str, as_json: bool) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_COLUMNS
-    for table in (_component_table(bundle.manifest), _signature_table(bundle.manifest)):
+    for table in (_component_table(bundle.manifest, read_report(bundle.folder)), _signature_table(bundle.manifest)):
         console.print()
         console.print(table)
 
@@ -102,13 +101,14 @@ def _bundle_lines(bundle: Bundle) -> Lines:
     yield "digest", bundle.digest
     yield "written by", f"{manifest.created_by}, format {manifest.format_version}"
     yield "family", manifest.family
+    yield "tasks", ", ".join(manifest.tasks)
     yield "precision", manifest.precision
     yield "licence", f"{manifest.licence.name} ({manifest.licence.file or 'its text is not in the bundle'})"
     yield "source", f"{manifest.source.name} ({manifest.source.layout})"
     for name, sha256 in manifest.source.weights.items():
         yield "", f"{name}  sha256:{sha256}"
     yield from _use_lines(manifest)
-    for line in quantization_words(manifest.components):
+    for line in describe_quantization(manifest.components):
         yield "" if line.startswith(" ") else "int8", line.strip()
     for engine in sealed_engines(bundle):
         identity, size = engine.record.identity, decimal(engine.record.plan.size)
@@ -119,11 +119,14 @@ def _bundle_lines(bundle: Bundle) -> Lines:
 
 
 def _use_lines(manifest: Manifest) -> Lines:
-    tokenizer, latents, defaults, limits = manifest.tokenizer, manifest.latents, manifest.defaults, manifest.limits
-    ids = f"begin {tokenizer.begin}, end {tokenizer.end}, pad {tokenizer.pad}"
-    yield "tokenizer", f"{tokenizer.file}: {tokenizer.length} tokens, {ids}"
-    yield "scheduler", _scheduler_words(manifest)
-    yield "latents", f"{latents.channels} channels, {latents.factor} pixels a side, scaled by {latents.scaling_factor}"
+    defaults, limits = manifest.defaults, manifest.limits
+    for tokenizer in manifest.tokenizers.values():
+        ids = f"begin {tokenizer.begin}, end {tokenizer.end}, pad {tokenizer.pad}"
+        yield "tokenizer", f"{tokenizer.file}: {tokenizer.length} tokens, {ids}"
+    for scheduler in manifest.schedulers.values():
+        yield "scheduler", _describe_scheduler(scheduler)
+    for space in manifest.latent_spaces.values():
+        yield "latents", f"{space.channels} channels, {space.downscale} pixels a side, scaled by {space.scale}"
     steps, guidance = defaults.num_inference_steps, defaults.guidance_scale
     yield "defaults", f"{defaults.width} × {defaults.height}, {steps} steps, guidance scale {guidance:g}"
     sides = f"{limits.min_side} … {limits.max_side} pixels a side"
@@ -132,46 +135,46 @@ def _use_lines(manifest: Manifest) -> Lines:
         if merging := component.token_merging:
             share = f"{merging.ratio:g} of the tokens of {name}, in {len(merging.blocks)} of its blocks"
             yield "merging", f"{share}: {', '.join(merging.blocks)}"
-    missing = "" if "safety_checker" in manifest.components else ", but no classifier: it runs with --safety off only"
+    missing = "" if manifest.by_role("classifier") else ", but no classifier: it runs with --safety off only"
     yield "safety", manifest.safety + missing
 
 
-def _scheduler_words(manifest: Manifest) -> str:
-    config = manifest.scheduler.config
+def _describe_scheduler(scheduler: SchedulerRecord) -> str:
+    config = scheduler.config
     known = [
         f"{key} {config[key]}" for key in ("prediction_type", "num_train_timesteps", "beta_schedule") if key in config
     ]
-    return ", ".join([manifest.scheduler.class_name, *known])
+    return ", ".join([scheduler.class_name, *known])
 
 
-def _component_table(manifest: Manifest) -> Table:
+def _component_table(manifest: Manifest, report: ExportReport | None) -> Table:
     table = _table("component", "graph", "opset", "nodes", "in float32", "parameters", "weights", "gate", "export")
     for name, component in manifest.components.items():
         weights = component.weights
         size = f"{weights.dtype} {decimal(manifest.files[weights.file].size)}"
-        export = f"{component.export_seconds:.1f} s, {decimal(component.export_peak_bytes)}"
+        cost = report.components.get(name) if report is not None else None
+        export = f"{cost.seconds:.1f} s, {decimal(cost.peak_bytes)}" if cost is not None else ""
         for precision, graph in component.graphs.items():
             counts = (str(graph.opset), f"{graph.nodes:,}", f"{len(graph.float32_nodes):,}", f"{weights.parameters:,}")
-            _add_row(table, name, precision, *counts, size, _gate_words(graph.gate), export)
-        for part in listed_parts(component.parts):
+            _add_row(table, name, precision, *counts, size, _describe_gate(graph.gate), export)
+        for part in group_parts(component.parts):
             for precision in part.precisions:
                 opset = str(part.parts[0].graphs[precision].opset)
                 counts = (opset, f"{part.nodes(precision):,}", f"{part.float32_nodes(precision):,}", "")
-                _add_row(table, f"  {part.title}", precision, *counts, "", _gate_words(part.gate(precision)), "")
+                _add_row(table, f"  {part.title}", precision, *counts, "", _describe_gate(part.gate(precision)), "")
     return table
 
 
-def _gate_words(figures: Iterable[GateFigure]) -> str:
-    """The figure that came closest to its bound."""
-    worst = max(figures, key=lambda gate: gate.figure / gate.bound if gate.bound else gate.figure, default=None)
-    return "none" if worst is None else f"{worst.figure:.2g} {worst.measure} of {worst.bound:.2g} ({worst.output})"
+def _describe_gate(results: tuple[GateResult, ...]) -> str:
+    worst = nearest_to_bound(results)
+    return "none" if worst is None else f"{worst.value:.2g} {worst.metric} of {worst.bound:.2g} ({worst.output})"
 
 
 def _signature_table(manifest: Manifest) -> Table:
     table = _table("component", "inputs", "outputs")
     for name, component in manifest.components.items():
         _add_row(table, name, "\n".join(map(str, component.inputs)), "\n".join(map(str, component.outputs)))
-        for part in listed_parts(component.parts):
+        for part in group_parts(component.parts):
             _add_row(table, f"  {part.title}", *("\n".join(_in_short(specs)) for specs in (part.inputs, part.outputs)))
     return table
 

@@ -21,7 +21,10 @@ def decoder_of(order: Order) -> str:
 
 def sizes_of(order: Order, manifest: Manifest) -> dict[str, int]:
     """The axes of what the decoder is fed at once, by their names."""
-    sides = order.height // manifest.latents.factor, order.width // manifest.latents.factor
+    sides = (
+        order.height // manifest.latent_spaces["unet"].downscale,
+        order.width // manifest.latent_spaces["unet"].downscale,
+    )
     if order.approximation.decoder == "tiled":
         sides = tiles(sides[0], _largest_tile(manifest))[0], tiles(sides[1], _largest_tile(manifest))[0]
     return {"batch": 1, "height": sides[0], "width": sides[1]}
@@ -39,7 +42,9 @@ def decode(decoder: Session, order: Order, latents: Latents, manifest: Manifest)
         return found
 
     def in_tiles(one: Latents) -> NDArray[np.uint8]:
-        return decode_in_tiles(pixels, one, most=_largest_tile(manifest), factor=manifest.latents.factor)
+        return decode_in_tiles(
+            pixels, one, most=_largest_tile(manifest), factor=manifest.latent_spaces["unet"].downscale
+        )
 
     make = in_tiles if order.approximation.decoder == "tiled" else pixels
     return np.concatenate([make(image[np.newaxis]) for image in latents])
@@ -47,4 +52,4 @@ def decode(decoder: Session, order: Order, latents: Latents, manifest: Manifest)
 
 def _largest_tile(manifest: Manifest) -> int:
     """The side of the latents that the model was made for."""
-    return min(manifest.defaults.height, manifest.defaults.width) // manifest.latents.factor
+    return min(manifest.defaults.height, manifest.defaults.width) // manifest.latent_spaces["unet"].downscale

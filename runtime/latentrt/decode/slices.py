@@ -41,7 +41,7 @@ _COPIES_IN, _COPIES_OUT = 3, 2
 
 def is_sliced(parts: Iterable[PartName]) -> bool:
     """Whether a component comes in parts that can be run in slices."""
-    return {"head", "stage.0"} <= {*parts}
+    return {"head", "slice.0"} <= {*parts}
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _padded(features: Features, rows: int) -> Features:
 
 
 def _stages(parts: Mapping[PartName, Part]) -> list[_Stage]:
-    names = [name for name in (f"stage.{number}" for number in range(len(parts))) if name in parts]
+    names = [name for name in (f"slice.{number}" for number in range(len(parts))) if name in parts]
     takes = [{spec.name: spec for spec in parts[name].inputs} for name in names]
     stages = []
     for name, own, following in zip(names, takes, [*takes[1:], {}], strict=True):

@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from latentrt.bundle.manifest import Count, FileRecord, GateFigure, Positive, Precision, Record, Sha256
+from latentrt.bundle.manifest import Count, FileRecord, GateResult, Positive, Precision, Record, Sha256
 from latentrt.bundle.tensors import TensorSpec
 
 __all__ = [
@@ -128,7 +128,7 @@ class SelfCheck(Record, frozen=True, kw_only=True):
 
     ran_on: str | None
     not_run_because: str | None = None
-    figures: tuple[GateFigure, ...] = ()
+    figures: tuple[GateResult, ...] = ()
 
 
 class EngineRecord(Record, frozen=True, kw_only=True):

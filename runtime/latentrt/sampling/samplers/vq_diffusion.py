@@ -34,9 +34,7 @@ class VQDiffusion(Sampler):
     title: ClassVar[str] = "VQ-Diffusion (Gu et al. 2022); classes in place of numbers"
     class_name: ClassVar[str] = "VQDiffusionScheduler"
     kind: ClassVar[Kind] = "discrete"
-    exception: ClassVar[str] = (
-        "its states are classes; `VQDiffusion.step` does a step"
-    )
+    exception: ClassVar[str] = "its states are classes; `VQDiffusion.step` does a step"
 
     num_vec_classes: Annotated[int, msgspec.Meta(ge=2)]
     num_train_timesteps: Annotated[int, msgspec.Meta(ge=2)] = 100

@@ -1,0 +1,46 @@
+"""The export report, `export-report.json` beside `bundle.json`: time and memory that an export took.
+
+It is not part of the bundle: the manifest does not pin it and nothing needs it to run. Durations are kept out of the
+manifest so that two exports of a checkpoint give the same digest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from latentrt.bundle.manifest import ComponentName, Count, Record
+
+__all__ = ["REPORT_NAME", "ComponentCost", "ExportReport", "read_report", "write_report"]
+
+REPORT_NAME = "export-report.json"
+_MAX_BYTES = 1 << 20
+
+
+class ComponentCost(Record, frozen=True, kw_only=True):
+    """The wall time of a component's export, and the largest resident set of its process."""
+
+    seconds: float
+    peak_bytes: Count
+
+
+class ExportReport(Record, frozen=True, kw_only=True):
+    """The content of `export-report.json`, by component."""
+
+    components: dict[ComponentName, ComponentCost]
+
+
+def write_report(folder: Path, report: ExportReport) -> None:
+    """Write the report of the bundle in `folder`."""
+    data = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2) + b"\n"
+    (folder / REPORT_NAME).write_bytes(data)
+
+
+def read_report(folder: Path) -> ExportReport | None:
+    """Return the report of the bundle in `folder`; None if it is missing or cannot be read."""
+    try:
+        with (folder / REPORT_NAME).open("rb") as file:
+            return msgspec.json.decode(file.read(_MAX_BYTES), type=ExportReport)
+    except (OSError, msgspec.MsgspecError):
+        return None
