@@ -207,13 +207,15 @@ def price_on_sample(prompts: int) -> dict[str, Any]:
     """How far tiles are from the whole decode where weights are trained, on pictures of twice the model's side."""
     pipeline = Pipeline.load(bundle_path())
     manifest = pipeline.bundle.manifest
-    most, side = manifest.defaults.height // manifest.latents.factor, 2 * manifest.defaults.height
+    most, side = manifest.defaults.height // manifest.latent_spaces["unet"].downscale, 2 * manifest.defaults.height
     call: dict[str, Any] = {"seed": 7, "num_inference_steps": _SAMPLE_STEPS, "height": side, "width": side}
     texts = [prompt.text for prompt in held_out_prompts(prompts, PROMPT_SEED)]
     latents = [pipeline(text, **call, safety="off", output_type="latent").images for text in texts]
     decode = decoding(choose_on_cpu(pipeline.bundle, "vae_decoder", "onnxruntime", Preferences()).open(), "whole")
     whole = np.concatenate([decode(one) for one in latents])
-    tiled = [decode_in_tiles(decode, one, most=most, factor=manifest.latents.factor) for one in latents]
+    tiled = [
+        decode_in_tiles(decode, one, most=most, factor=manifest.latent_spaces["unet"].downscale) for one in latents
+    ]
     found = apart(np.concatenate(tiled), whole)
     return {"prompts": prompts, "side": side, "steps": _SAMPLE_STEPS, "tiled": found}
 

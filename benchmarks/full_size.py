@@ -70,10 +70,11 @@ def measure_export(checkpoint: Path, bundle: Path, precision: str) -> dict[str, 
     shutil.rmtree(bundle, ignore_errors=True)
     export = timed("export", str(checkpoint), str(bundle), "--precision", precision)
     manifest = json.loads((bundle / "bundle.json").read_text())
+    costs = json.loads((bundle / "export-report.json").read_text())["components"]
     return {
         "export": export,
         "bundle_bytes": sum(file["size"] for file in manifest["files"].values()),
-        "components": {name: describe(component, manifest) for name, component in manifest["components"].items()},
+        "components": {name: describe(each, costs[name], manifest) for name, each in manifest["components"].items()},
     }
 
 
@@ -86,11 +87,11 @@ def measure_runs(bundle: Path) -> dict[str, Any]:
     return {"first": timed(*run), "second_with_remembered_hashes": timed(*run)}
 
 
-def describe(component: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
-    """A component's own figures, from the manifest."""
+def describe(component: dict[str, Any], cost: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """A component's own figures, from the manifest and the export report."""
     return {
-        "export_seconds": round(component["export_seconds"], 1),
-        "export_peak_gib": round(component["export_peak_bytes"] / 2**30, 2),
+        "export_seconds": round(cost["seconds"], 1),
+        "export_peak_gib": round(cost["peak_bytes"] / 2**30, 2),
         "parameters": component["weights"]["parameters"],
         "weights_bytes": manifest["files"][component["weights"]["file"]]["size"],
         "graphs": {

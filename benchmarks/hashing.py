@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.full_size import machine
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
-from latentrt.bundle.manifest_json import encode_manifest
+from latentrt.bundle.manifest import encode_manifest
 from tests.runtime import small_bundle
 
 WEIGHTS_BYTES = 1 << 30

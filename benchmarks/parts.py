@@ -27,7 +27,13 @@ from numpy.typing import NDArray
 
 from benchmarks.full_size import machine
 
-ORDER = ["timestep", "prompt", "model", "loop", "shallow"]  # each needs what those before it make
+ORDER = [
+    "time_embedding",
+    "cross_attention_kv",
+    "model",
+    "body",
+    "shallow_body",
+]
 TOKENS = 77
 Feeds = Mapping[str, NDArray[np.float32]]
 Run = Callable[[Feeds], dict[str, NDArray[np.float32]]]
@@ -90,7 +96,8 @@ def table(found: Mapping[str, Mapping[str, int]]) -> str:
 def read(file: Path, batch: int, side: int) -> Any:
     """A graph with every size settled."""
     model = openvino.Core().read_model(file)
-    sizes = {"batch": batch, "height": side, "width": side, "tokens": TOKENS, "deep_height": side, "deep_width": side}
+    latents = {"height": side, "width": side, "deep_height": side, "deep_width": side}
+    sizes = {"evaluations": batch, "timesteps": batch, "tokens": TOKENS, **latents}
     described = onnx.load(file, load_external_data=False).graph.input
     model.reshape(
         {

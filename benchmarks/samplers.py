@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
     if not is_sample_model(manifest):
         parser.error(f"{arguments.bundle} is not of the sample model, whose pictures alone the judge can read")
     names = [name.strip() for name in arguments.samplers.split(",")] if arguments.samplers else None
-    arguments.samplers = names or [*suiting_samplers(manifest.scheduler.class_name), *VARIANTS]
+    arguments.samplers = names or [*suiting_samplers(manifest.schedulers["unet"].class_name), *VARIANTS]
     try:
         request = Request(prompt="", seed=0)
         arguments.cells = plan(arguments.pipeline, request, arguments.samplers, arguments.steps)

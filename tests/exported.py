@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
+from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, Precision
 from latentrt_export.export import export_checkpoint
 from tests.tiny import Family, make_checkpoint
@@ -39,7 +40,7 @@ class Silent:
     def phase(self, submodule: str, text: str) -> None:
         self.phases.append((submodule, text))
 
-    def done(self, submodule: str, component: Component) -> None:
+    def done(self, submodule: str, component: Component, cost: ComponentCost) -> None:
         self.phases.append((submodule, "done"))
 
     def warn(self, text: str) -> None:

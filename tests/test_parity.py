@@ -236,7 +236,8 @@ def test_short_prompts_are_tokenized_as_transformers_does(sd1: Exported, sd2: Ex
     ]
     for model in (sd1, sd2):
         bundle = Bundle.open(model.bundle)
-        ours = Tokenizer.from_json(bundle.read(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
+        record = bundle.manifest.tokenizers["text_encoder"]
+        ours = Tokenizer.from_json(bundle.read(record.file), record)
         theirs = CLIPTokenizer.from_pretrained(model.checkpoint / "tokenizer")
         for text in texts:
             expected = theirs(text, padding="max_length", max_length=77, truncation=True).input_ids

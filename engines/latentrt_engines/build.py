@@ -124,7 +124,7 @@ class _Build:
             format_version=ENGINE_FORMAT,
             identity=self.wanted.identity,
             plan=built.plan,
-            inputs=component.inputs,
+            inputs=tuple(spec.tensor for spec in component.inputs),
             outputs=component.outputs,
             build=figures,
             check=built.check,

@@ -191,17 +191,17 @@ def component_profile(
 
 def _axes(name: str, profile: PictureProfile, manifest: Manifest) -> dict[str, Span]:
     """The named axes of one submodule."""
-    factor, batch = manifest.latents.factor, profile.batch
+    factor, batch = manifest.side_multiple, profile.batch
     latent = {"height": _divided(profile.height, factor), "width": _divided(profile.width, factor)}
     match name:
         case "text_encoder":
             most = Span(min=1, opt=batch.opt * profile.chunks.opt, max=batch.max * profile.chunks.max)
-            return {"batch": most}
+            return {"chunks": most}
         case "unet":
-            tokens = profile.chunks.times(manifest.tokenizer.length)
-            return {**latent, "batch": _denoised(batch, profile.guidance), "tokens": tokens}
+            tokens = profile.chunks.times(manifest.tokenizers["text_encoder"].length)
+            return {**latent, "evaluations": _denoised(batch, profile.guidance), "tokens": tokens}
         case "safety_checker":
-            return {"batch": batch, "height": profile.height, "width": profile.width}
+            return {"images": batch, "pixel_height": profile.height, "pixel_width": profile.width}
         case _:
             return {**latent, "batch": Span.of(1)}
 
@@ -236,7 +236,7 @@ def _axis_span(component: str, spec: TensorSpec, axis: int | str, axes: dict[str
 
 
 def _check_side(name: str, span: Span, manifest: Manifest) -> None:
-    limits, factor = manifest.limits, manifest.latents.factor
+    limits, factor = manifest.limits, manifest.side_multiple
     for pixels in (span.min, span.opt, span.max):
         if not limits.min_side <= pixels <= limits.max_side:
             raise RequestError(

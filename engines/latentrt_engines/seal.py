@@ -12,9 +12,7 @@ import msgspec
 from latentrt.bundle.atomic_file import write_atomically
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
-from latentrt.bundle.manifest import FileRecord, Manifest, SealedEngine
-from latentrt.bundle.manifest_checks import MANIFEST_NAME
-from latentrt.bundle.manifest_json import encode_manifest
+from latentrt.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, SealedEngine, encode_manifest
 from latentrt.bundle.staging import staged
 from latentrt.engines.record import EngineIdentity
 from latentrt.engines.store import RECORD_NAME, StoredEngine, encode_record, plan_name

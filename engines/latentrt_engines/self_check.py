@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays, Session, run
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.gate import NOT_COMPARED, difference, words
+from latentrt.bundle.gate import NOT_COMPARED, difference, message
 from latentrt.bundle.gate_inputs import PROMPTS, pictures, tiled
-from latentrt.bundle.manifest import GateFigure, Precision
+from latentrt.bundle.manifest import GateResult, Precision
 from latentrt.engines.record import EngineIdentity, ShapeRange
 from latentrt.errors import BuildError
 from latentrt.sampling.samplers.ddim import DDIM
@@ -82,7 +82,7 @@ class GateInputs:
 
     @cached_property
     def _ids(self) -> NDArray[np.int64]:
-        record = self._bundle.manifest.tokenizer
+        record = self._bundle.manifest.tokenizers["text_encoder"]
         tokenizer = Tokenizer.from_json(self._bundle.read(record.file), record)
         return np.concatenate([tokenizer.chunks(prompt)[:1] for prompt in PROMPTS])
 
@@ -95,23 +95,23 @@ class GateInputs:
 
     @cached_property
     def _latents(self) -> NDArray[np.float32]:
-        geometry = self._bundle.manifest.latents
-        side = 32 * geometry.factor
+        geometry = self._bundle.manifest.latent_spaces["unet"]
+        side = 32 * geometry.downscale
         pixels = _scaled(pictures(np.random.default_rng(1), 2, side, side))
         means = [run(self._reference("vae_encoder", "float32"), pixels=one[None])["mean"] for one in pixels]
-        latents: NDArray[np.float32] = np.concatenate(means) * np.float32(geometry.scaling_factor)
+        latents: NDArray[np.float32] = np.concatenate(means) * np.float32(geometry.scale)
         return latents
 
     @cached_property
     def _alphas_cumprod(self) -> NDArray[np.float32]:
-        config = self._bundle.manifest.scheduler.config
+        config = self._bundle.manifest.schedulers["unet"].config
         noise = DDIM.read({key: value for key, value in config.items() if key in _NOISE_KEYS})
         return noise.alphas_cumprod()
 
 
 def check_engine(
     engine: Session, identity: EngineIdentity, bundle: Bundle, reference: OpenReference
-) -> tuple[GateFigure, ...]:
+) -> tuple[GateResult, ...]:
     """Run an engine beside ONNX Runtime.
 
     Args:
@@ -156,7 +156,7 @@ def _figure(
     shapes: dict[str, tuple[int, ...]],
     expected: NDArray[Any],
     found: NDArray[Any],
-) -> GateFigure:
+) -> GateResult:
     gates = bundle.manifest.components[identity.component].graphs[identity.precision].gate
     gate = next((gate for gate in gates if gate.output == output), None)
     if gate is None:
@@ -164,15 +164,15 @@ def _figure(
             f"{identity.component}: the manifest states no bound for {output}, so its engine cannot be judged; export "
             "the bundle again"
         )
-    bound = gate.bound * _TF32_FACTOR if identity.options.tf32 and gate.measure != "levels" else gate.bound
-    figure = difference(expected, found, gate.measure)
+    bound = gate.bound * _TF32_FACTOR if identity.options.tf32 and gate.metric != "levels" else gate.bound
+    figure = difference(expected, found, gate.metric)
     if not figure <= bound:
-        wrong = words(expected, found, figure, gate.measure, "ONNX Runtime's")
+        wrong = message(expected, found, figure, gate.metric, "ONNX Runtime's")
         raise BuildError(
             f"{identity.component}: the engine's {output} {wrong} for inputs of shape {shapes}; the bound is "
             f"{bound:g}. The engine was not kept"
         )
-    return GateFigure(output=output, shapes=shapes, measure=gate.measure, figure=figure, bound=bound)
+    return GateResult(output=output, shapes=shapes, metric=gate.metric, value=figure, bound=bound)
 
 
 def _scaled(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -145,7 +145,7 @@ class _Builder:
             format_version=ENGINE_FORMAT,
             identity=identity,
             plan=pinned,
-            inputs=component.inputs,
+            inputs=tuple(spec.tensor for spec in component.inputs),
             outputs=component.outputs,
             build=figures,
             check=SelfCheck(ran_on=None),

@@ -124,7 +124,7 @@ def export(
             overwrite=overwrite,
             progress=reporter,
         )
-    print_table(manifest)
+    print_table(manifest, reporter.costs)
     click.echo(f"{bundle}: {manifest.precision}, exported in {time.monotonic() - started:.0f} s")
 
 

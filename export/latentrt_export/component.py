@@ -11,7 +11,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from latentrt.bundle.manifest import Component, GateFigure, GraphRecord, Precision, Quantization
+from latentrt.bundle.manifest import Component, GateResult, GraphRecord, InputSpec, Precision, Quantization
+from latentrt_export.families.stable_diffusion import ComponentExport
 from latentrt_export.gates import verify
 from latentrt_export.gates.merging_gate import judge_choices, open_told
 from latentrt_export.graphs.onnxruntime_cpu import require
@@ -31,6 +32,7 @@ __all__ = ["export_component"]
 
 def export_component(
     submodule: Submodule,
+    plan_of: ComponentExport,
     folder: Path,
     prefix: str,
     precision: Precision,
@@ -43,6 +45,7 @@ def export_component(
 
     Args:
         submodule: loaded, in float32. Its weights are rounded in place for float16, and given up to save memory.
+        plan_of: its role, and where its inputs come from.
         folder: where its files go.
         prefix: what the bundle calls the folder (`unet/`).
         precision: of the bundle. One of int8 has a float32 graph over half weights of what is not quantised.
@@ -79,13 +82,14 @@ def export_component(
     else:
         graphs = maker.float32(exact) if precision == "float32" else maker.float16(feeds, exact)
     component = Component(
-        inputs=submodule.inputs,
+        role=plan_of.role,
+        inputs=tuple(
+            InputSpec(spec.name, spec.dtype, spec.shape, plan_of.sources[spec.name]) for spec in submodule.inputs
+        ),
         outputs=submodule.outputs,
         weights=maker.stored.record(f"{prefix}model.safetensors", stored_as),
         graphs=graphs,
         parts=parts.parts if parts is not None else {},
-        export_peak_bytes=0,
-        export_seconds=0.0,
     )
     return component, learnt
 
@@ -185,7 +189,7 @@ class _GraphMaker:
         ir.save(model, self.folder / file)
         graph, _ = open_told(model, self.folder / file)
         method = quantization.method if quantization is not None else None
-        figures: list[GateFigure] = []
+        figures: list[GateResult] = []
         runs: list[Run] = []
         component = self.prefix.rstrip("/")
         for trial in trials:

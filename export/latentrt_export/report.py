@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Self
 
 from rich.box import SIMPLE
@@ -12,13 +12,13 @@ from rich.filesize import decimal
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from latentrt.bundle.listed_parts import listed_parts
-from latentrt.bundle.manifest import Component, GateFigure, Manifest
-from latentrt.bundle.quantization_words import quantization_words
+from latentrt.bundle.describe import describe_quantization, group_parts, nearest_to_bound
+from latentrt.bundle.export_report import ComponentCost
+from latentrt.bundle.manifest import Component, GateResult, Manifest
 
 __all__ = ["Reporter", "print_table"]
 
-_MEASURES = {
+_METRICS = {
     "relative": "relative to the largest value",
     "absolute": "absolute",
     "levels": "in levels of 255",
@@ -35,6 +35,7 @@ class Reporter:
         self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
         self._started = time.monotonic()
+        self.costs: dict[str, ComponentCost] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -49,14 +50,15 @@ class Reporter:
             self._tasks[submodule] = self._progress.add_task("", total=1)
         self._progress.update(self._tasks[submodule], description=f"{submodule:<14}  {text}")
 
-    def done(self, submodule: str, component: Component) -> None:
+    def done(self, submodule: str, component: Component, cost: ComponentCost) -> None:
         """Show that a submodule is finished, after how long and with how much memory."""
-        peak = f"peak memory {_gibibytes(component.export_peak_bytes)}"
+        self.costs[submodule] = cost
+        peak = f"peak memory {_gibibytes(cost.peak_bytes)}"
         self.phase(submodule, f"done, {peak}")
         self._progress.update(self._tasks[submodule], completed=1)
         if not self._console.is_terminal:
             total = time.monotonic() - self._started
-            self._print(f"{submodule:<14}  done in {component.export_seconds:.0f} s ({total:.0f} s so far), {peak}")
+            self._print(f"{submodule:<14}  done in {cost.seconds:.0f} s ({total:.0f} s so far), {peak}")
 
     def warn(self, text: str) -> None:
         """Print a warning above the running lines."""
@@ -67,9 +69,9 @@ class Reporter:
         self._console.print(text, style=style, markup=False, soft_wrap=True)
 
 
-def print_table(manifest: Manifest, console: Console | None = None) -> None:
-    """Print what was exported, a line per graph, in at most 80 columns."""
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+def print_table(manifest: Manifest, costs: Mapping[str, ComponentCost], console: Console | None = None) -> None:
+    """Print a table of the exported graphs, at most 80 columns wide."""
+    table = Table(box=SIMPLE, padding=0, pad_edge=False, show_edge=False)
     for heading in ("component", "graph"):
         table.add_column(heading, no_wrap=True)
     for heading in ("nodes", "weights", "size", "memory", "gate"):
@@ -77,9 +79,9 @@ def print_table(manifest: Manifest, console: Console | None = None) -> None:
     for name, component in manifest.components.items():
         for index, (precision, graph) in enumerate(component.graphs.items()):
             # A component's graphs share its weights, and the process that made them.
-            shared = _shared(manifest, component) if index == 0 else ("", "", "")
+            shared = _shared(manifest, component, costs[name]) if index == 0 else ("", "", "")
             table.add_row(name if index == 0 else "", precision, str(graph.nodes), *shared, _gate(graph.gate))
-        for part in listed_parts(component.parts):
+        for part in group_parts(component.parts):
             for index, precision in enumerate(part.precisions):
                 title = f"  {part.title}" if index == 0 else ""
                 nodes, gate = str(part.nodes(precision)), _gate(part.gate(precision))
@@ -87,16 +89,16 @@ def print_table(manifest: Manifest, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     console.print(table)
     console.print(_legend(manifest), soft_wrap=True)
-    for line in quantization_words(manifest.components):
+    for line in describe_quantization(manifest.components):
         console.print(line, soft_wrap=True, markup=False)
 
 
-def _shared(manifest: Manifest, component: Component) -> tuple[str, str, str]:
+def _shared(manifest: Manifest, component: Component, cost: ComponentCost) -> tuple[str, str, str]:
     size = manifest.files[component.weights.file].size
     return (
         f"{component.weights.parameters / 1e6:.3g} M",
         decimal(size),
-        _gibibytes(component.export_peak_bytes),
+        _gibibytes(cost.peak_bytes),
     )
 
 
@@ -104,22 +106,17 @@ def _gibibytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-def _gate(figures: Iterable[GateFigure]) -> str:
-    worst = _worst(figures)
-    return f"{worst.figure:.1e} ≤ {worst.bound:.1e}" if worst is not None else "none"
-
-
-def _worst(figures: Iterable[GateFigure]) -> GateFigure | None:
-    """The figure that came nearest to its bound."""
-    return max(figures, key=lambda gate: gate.figure / gate.bound, default=None)
+def _gate(results: tuple[GateResult, ...]) -> str:
+    worst = nearest_to_bound(results)
+    return f"{worst.value:.1e} ≤ {worst.bound:.1e}" if worst is not None else "none"
 
 
 def _legend(manifest: Manifest) -> str:
     """What the figures of the gate measure, in words."""
     measured: dict[str, list[str]] = {}
     for name, component in manifest.components.items():
-        for worst in filter(None, (_worst(graph.gate) for graph in component.graphs.values())):
-            names = measured.setdefault(_MEASURES[worst.measure], [])
+        for worst in filter(None, (nearest_to_bound(graph.gate) for graph in component.graphs.values())):
+            names = measured.setdefault(_METRICS[worst.metric], [])
             names += [name] if name not in names else []
     lines = [f"  {measure}: {', '.join(names)}" for measure, names in measured.items()]
     explained = [

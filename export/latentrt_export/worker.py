@@ -15,23 +15,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, Precision
 from latentrt.errors import LatentRTError, MissingExtraError
 from latentrt.worker_process import Failed, peak_bytes, take_job
+from latentrt_export.families.stable_diffusion import COMPONENTS
 from latentrt_export.quantize.quantization_options import Quantizing
 
-__all__ = ["SUBMODULES", "Division", "Done", "Job", "Message", "Phase"]
-
-# name in the bundle → (module and class of the traceable submodule, folder in the checkpoint), in the order of export:
-# what an earlier one makes of its inputs is what a later one is judged on, and calibrated.
-SUBMODULES = {
-    "text_encoder": ("modules.text_encoder:TextEncoder", "text_encoder"),
-    "vae_encoder": ("modules.vae:VaeEncoder", "vae"),
-    "unet": ("modules.unet:UNet", "unet"),
-    "vae_decoder": ("modules.vae:VaeDecoder", "vae"),
-    "preview_decoder": ("modules.preview_decoder:PreviewDecoder", "preview_decoder"),
-    "safety_checker": ("modules.safety_checker:SafetyChecker", "safety_checker"),
-}
+__all__ = ["Division", "Done", "Job", "Message", "Phase"]
 
 
 class Division(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,9 +58,10 @@ class Phase(msgspec.Struct, frozen=True, tag="phase"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True):
-    """The component as the manifest will have it, and what else the manifest should know."""
+    """The component as the manifest will have it, what else the manifest should know, and the cost of the export."""
 
     component: Component
+    cost: ComponentCost
     facts: dict[str, Any]
 
 
@@ -86,9 +78,8 @@ def main() -> None:
     except LatentRTError as error:
         report(Failed.of(error))
         return
-    seconds = round(time.monotonic() - started, 3)
-    component = msgspec.structs.replace(component, export_peak_bytes=peak_bytes(), export_seconds=seconds)
-    report(Done(component=component, facts=facts))
+    cost = ComponentCost(seconds=round(time.monotonic() - started, 3), peak_bytes=peak_bytes())
+    report(Done(component=component, cost=cost, facts=facts))
 
 
 def _export(job: Job, phase: Callable[[str], None]) -> tuple[Component, dict[str, Any]]:
@@ -104,7 +95,15 @@ def _export(job: Job, phase: Callable[[str], None]) -> tuple[Component, dict[str
     facts = submodule.facts()
     parts = _parts_maker(job, job.division, submodule, phase) if job.division else None
     component, learnt = export_component(
-        submodule, Path(job.folder), job.prefix, job.precision, known, phase, parts, job.quantizing
+        submodule,
+        COMPONENTS[job.submodule],
+        Path(job.folder),
+        job.prefix,
+        job.precision,
+        known,
+        phase,
+        parts,
+        job.quantizing,
     )
     np.savez(job.known, **{**known, **learnt})
     return msgspec.structs.replace(component, token_merging=merging), facts
@@ -126,8 +125,8 @@ def _parts_maker(job: Job, division: Division, submodule: Any, phase: Callable[[
 def _heavy_imports(submodule: str) -> tuple[Any, Any]:
     from latentrt_export.component import export_component
 
-    module, name = SUBMODULES[submodule][0].split(":")
-    return getattr(importlib.import_module(f"latentrt_export.{module}"), name), export_component
+    module, name = COMPONENTS[submodule].module.split(":")
+    return getattr(importlib.import_module(f"latentrt_export.modules.{module}"), name), export_component
 
 
 if __name__ == "__main__":

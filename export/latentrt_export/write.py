@@ -12,12 +12,13 @@ import numpy as np
 
 from latentrt import __version__
 from latentrt.bundle.digests import file_record
+from latentrt.bundle.export_report import ComponentCost, ExportReport, write_report
 from latentrt.bundle.gate_inputs import PROMPTS
 from latentrt.bundle.manifest import (
     FORMAT_VERSION,
     Component,
     Defaults,
-    LatentGeometry,
+    LatentSpace,
     Licence,
     Limits,
     Manifest,
@@ -25,8 +26,8 @@ from latentrt.bundle.manifest import (
     SchedulerRecord,
     Source,
     TokenizerRecord,
+    encode_manifest,
 )
-from latentrt.bundle.manifest_json import encode_manifest
 from latentrt.bundle.staging import Stage
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.samplers import check_suits, find
@@ -34,8 +35,9 @@ from latentrt.sampling.samplers.ddim import DDIM
 from latentrt.text.tokenizer import Tokenizer
 from latentrt_export.checkpoints.checkpoint import Checkpoint
 from latentrt_export.checkpoints.tokenizer import export_tokenizer
+from latentrt_export.families.stable_diffusion import COMPONENTS
 from latentrt_export.quantize.quantization_options import Quantizing
-from latentrt_export.worker import SUBMODULES, Division, Done, Job
+from latentrt_export.worker import Division, Done, Job
 from latentrt_export.workers import run_worker
 
 __all__ = ["MAX_STEPS", "Progress", "write_bundle"]
@@ -58,7 +60,7 @@ class Progress(Protocol):
     def phase(self, submodule: str, text: str) -> None:
         """A submodule has come to this phase."""
 
-    def done(self, submodule: str, component: Component) -> None:
+    def done(self, submodule: str, component: Component, cost: ComponentCost) -> None:
         """A submodule is finished."""
 
     def warn(self, text: str) -> None:
@@ -110,6 +112,7 @@ def write_bundle(
     )
     components = {name: done.component for name, done in results.items()}
     manifest = _manifest(checkpoint, stage.bundle, tokenizer, licence, components, facts, precision, defaults)
+    write_report(stage.bundle, ExportReport(components={name: done.cost for name, done in results.items()}))
     _write_last(stage.bundle / "bundle.json", encode_manifest(manifest))
     return manifest
 
@@ -174,8 +177,8 @@ def _export_submodules(
     progress: Progress,
 ) -> dict[str, Done]:
     results: dict[str, Done] = {}
-    for name, (_, part) in SUBMODULES.items():
-        weights = checkpoint.weights.get(part)
+    for name, plan in COMPONENTS.items():
+        weights = checkpoint.weights.get(plan.folder)
         if weights is None:
             continue
         job = Job(
@@ -191,7 +194,7 @@ def _export_submodules(
             quantizing=quantizing,
         )
         results[name] = run_worker(job, _told(progress, name))
-        progress.done(name, results[name].component)
+        progress.done(name, results[name].component, results[name].cost)
     return results
 
 
@@ -216,15 +219,18 @@ def _manifest(
         format_version=FORMAT_VERSION,
         created_by=f"latentrt {__version__}",
         family=facts["family"],
+        tasks=("text-to-image", "image-to-image", "inpainting"),
         source=Source(name=checkpoint.name, layout=checkpoint.layout, weights=sources),
         licence=licence,
         precision=precision,
         components=dict(components),
-        tokenizer=tokenizer,
-        scheduler=SchedulerRecord(class_name=checkpoint.scheduler_class, config=dict(checkpoint.scheduler_config)),
-        latents=LatentGeometry(
-            channels=facts["latent_channels"], factor=factor, scaling_factor=facts["scaling_factor"]
-        ),
+        tokenizers={"text_encoder": tokenizer},
+        schedulers={
+            "unet": SchedulerRecord(class_name=checkpoint.scheduler_class, config=dict(checkpoint.scheduler_config))
+        },
+        latent_spaces={
+            "unet": LatentSpace(channels=facts["latent_channels"], downscale=factor, scale=facts["scaling_factor"])
+        },
         defaults=defaults,
         limits=_limits(factor, facts["text_layers"]),
         files={name: file_record(bundle / name) for name in files},

@@ -59,7 +59,7 @@ class Wrong:
 
 def identity(bundle: Bundle, component: str, options: EngineOptions | None = None) -> EngineIdentity:
     manifest = bundle.manifest
-    factor = manifest.latents.factor
+    factor = manifest.latent_spaces["unet"].downscale
     pictures = picture_profile(manifest, size=f"{8 * factor}..{16 * factor}", batch="1..2")
     profile = component_profile(component, manifest.components[component], pictures, manifest)
     return made_up.identity(bundle, component, profile=profile, options=options or EngineOptions())
@@ -76,15 +76,15 @@ def test_the_half_graph_meets_its_bounds(request: pytest.FixtureRequest, name: s
     outputs = [spec.name for spec in bundle.manifest.components[component].outputs if spec.name not in NOT_COMPARED]
     cases = {str([getattr(shapes, which) for shapes in wanted.profile.values()]) for which in ("min", "opt", "max")}
     assert [figure.output for figure in figures] == outputs * len(cases)
-    assert all(figure.figure <= figure.bound for figure in figures)
-    assert any(figure.figure > 0 for figure in figures) or component in ("vae_decoder", "safety_checker")
+    assert all(figure.value <= figure.bound for figure in figures)
+    assert any(figure.value > 0 for figure in figures) or component in ("vae_decoder", "safety_checker")
 
 
 def test_an_engine_that_is_the_graph_differs_by_nothing(sd1: Exported) -> None:
     bundle = Bundle.open(sd1.bundle)
     reference = Reference(bundle)
     figures = check_engine(reference("unet", "float32"), identity(bundle, "unet"), bundle, reference)
-    assert [figure.figure for figure in figures] == [0.0, 0.0]
+    assert [figure.value for figure in figures] == [0.0, 0.0]
     # The usual size is the smallest here, and is run once.
     assert [figure.shapes["sample"] for figure in figures] == [(2, 4, 8, 8), (4, 4, 16, 16)]
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from latentrt.bundle.manifest import Component, GateFigure, GraphRecord, WeightsRecord
+from latentrt.bundle.export_report import ComponentCost
+from latentrt.bundle.manifest import Component, GateResult, GraphRecord, InputSpec, WeightsRecord
 from latentrt.bundle.tensors import TensorSpec
+from latentrt_export.families.stable_diffusion import COMPONENTS
 from latentrt_export.worker import Done, Job
 from tests.export.skeleton import write_skeleton
 from tests.tiny import write_tokenizer
@@ -23,6 +25,9 @@ FACTS = {
     "latent_height": 8,
     "latent_width": 8,
 }
+
+
+COST = ComponentCost(seconds=12.3, peak_bytes=3 * 2**30)
 
 
 @dataclass
@@ -48,22 +53,23 @@ class FakeWorker:
             (folder / name).write_bytes(self.content)
         if job.submodule in self.fail:
             raise self.fail[job.submodule]
-        return Done(component=fake_component(job), facts=FACTS)
+        return Done(component=fake_component(job), cost=COST, facts=FACTS)
 
 
 def fake_component(job: Job) -> Component:
-    spec = TensorSpec("x", "float32", ("batch", 4))
-    gate = GateFigure(output="x", shapes={"x": (1, 4)}, measure="relative", figure=2e-6, bound=1e-4)
+    plan = COMPONENTS[job.submodule]
+    inputs = tuple(InputSpec(name, "float32", ("batch", 4), source) for name, source in plan.sources.items())
+    outputs = tuple(TensorSpec(name, "float32", ("batch", 4)) for name in ("x", "hidden_states"))
+    gate = GateResult(output="x", shapes={"x": (1, 4)}, metric="relative", value=2e-6, bound=1e-4)
     graph = GraphRecord(file=f"{job.prefix}model.onnx", opset=21, nodes=3, gate=(gate,))
     return Component(
-        inputs=(spec,),
-        outputs=(spec,),
+        role=plan.role,
+        inputs=inputs,
+        outputs=outputs,
         weights=WeightsRecord(
             file=f"{job.prefix}model.safetensors", dtype=job.precision, tensors=1, parameters=123_456_789
         ),
         graphs={job.precision: graph},
-        export_peak_bytes=3 * 2**30,
-        export_seconds=12.3,
     )
 
 

@@ -33,11 +33,11 @@ def test_it_says_what_it_leaves_out(merged: Path, sd2: Exported) -> None:
 
 
 def test_the_matching_computes_in_float32_in_every_graph(merged: Path) -> None:
-    for name in ("model", "loop", "shallow"):
+    for name in ("model", "body", "shallow_body"):
         model = ir.load(merged / "unet" / f"{name}.onnx")
         deciding = [node for node in model.graph if node.op_type in ("ArgMax", "TopK")]
         # At branch 0 the last block alone is shallow.
-        assert len(deciding) == 2 * (1 if name == "shallow" else 3)
+        assert len(deciding) == 2 * (1 if name == "shallow_body" else 3)
         assert {node.inputs[0].dtype for node in deciding if node.inputs[0] is not None} == {ir.DataType.FLOAT}
 
 
@@ -46,7 +46,7 @@ def test_its_gates_judge_the_choices(merged: Path) -> None:
     for graph in unet.graphs.values():
         matchings = {figure.output for figure in graph.gate if figure.output.endswith(".token_matching")}
         assert len(matchings) == 3
-        assert all(figure.figure <= figure.bound for figure in graph.gate)
+        assert all(figure.value <= figure.bound for figure in graph.gate)
 
 
 @pytest.mark.parametrize("deep_cache", [1, 2])

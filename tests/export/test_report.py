@@ -12,7 +12,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Manifest
 from latentrt_export.report import Reporter, print_table
 from latentrt_export.worker import Job
-from tests.export.fake_worker import fake_component
+from tests.export.fake_worker import COST, fake_component
 from tests.exported import Exported
 
 JOB = Job(
@@ -28,7 +28,7 @@ JOB = Job(
 
 def printed(manifest: Manifest, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    print_table(manifest, console)
+    print_table(manifest, dict.fromkeys(manifest.components, COST), console)
     assert isinstance(console.file, io.StringIO)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
@@ -74,7 +74,7 @@ def test_a_log_has_a_line_per_finished_submodule() -> None:
         reporter.phase("text_encoder", "tracing")
         assert file.getvalue() == ""
         reporter.warn("[bold]something[/bold] " + "long " * 20)
-        reporter.done("text_encoder", fake_component(JOB))
+        reporter.done("text_encoder", fake_component(JOB), COST)
         lines = file.getvalue().splitlines()
     assert lines[0].startswith("warning: [bold]something[/bold] long")
     assert lines[1] == "text_encoder    done in 12 s (0 s so far), peak memory 3.0 GiB"
@@ -88,5 +88,5 @@ def test_a_terminal_shows_the_phase_and_the_seconds() -> None:
         reporter.phase("text_encoder", "tracing")
         reporter._progress.refresh()
         assert "tracing 0:00:00" in file.getvalue().replace("\x1b[33m", "")
-        reporter.done("text_encoder", fake_component(JOB))
+        reporter.done("text_encoder", fake_component(JOB), COST)
     assert "done, peak memory 3.0 GiB" in file.getvalue()

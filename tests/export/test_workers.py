@@ -15,7 +15,7 @@ from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTErr
 from latentrt.worker_process import Failed
 from latentrt_export.worker import Done, Job, Message, Phase
 from latentrt_export.workers import run_worker
-from tests.export.fake_worker import FACTS, fake_component
+from tests.export.fake_worker import COST, FACTS, fake_component
 
 JOB = Job(
     submodule="text_encoder",
@@ -50,7 +50,7 @@ def says(*messages: Message) -> str:
 
 
 def test_phases_and_the_result_are_handed_on(interpreter: Path) -> None:
-    done = Done(component=fake_component(JOB), facts=FACTS)
+    done = Done(cost=COST, component=fake_component(JOB), facts=FACTS)
     interpreter.write_text(f"#!/bin/sh\nread job\n{says(Phase('loading'), Phase('tracing'), done)}\n")
     phases: list[str] = []
     assert run_worker(JOB, phases.append) == done

@@ -10,17 +10,17 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
 from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTError, OutputError
-from latentrt_export import worker as export_worker
 from latentrt_export.checkpoints import single_file
 from latentrt_export.checkpoints.single_file import SingleFile
 from latentrt_export.export import export_checkpoint
+from latentrt_export.families.stable_diffusion import COMPONENTS
 from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.skeleton import write_json, write_skeleton, write_weights
 from tests.exported import Silent
 from tests.tiny import SCHEDULERS
 
 # What a checkpoint has by itself: a preview decoder is only there where one is given.
-SUBMODULES = [name for name in export_worker.SUBMODULES if name != "preview_decoder"]
+SUBMODULES = [name for name in COMPONENTS if name != "preview_decoder"]
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_a_bundle_that_opens_and_verifies(checkpoint: Path, tmp_path: Path, work
     assert set(manifest.components) == set(SUBMODULES)
     assert manifest.files.keys() >= {"LICENSE", "MODEL_CARD.md", "tokenizer/tokenizer.json", "unet/model.onnx"}
     on_disk = {path.relative_to(bundle.folder).as_posix() for path in bundle.folder.rglob("*") if path.is_file()}
-    assert on_disk == {*manifest.files, "bundle.json"}
-    assert (manifest.defaults.height, manifest.limits.min_side, manifest.latents.factor) == (64, 64, 8)
+    assert on_disk == {*manifest.files, "bundle.json", "export-report.json"}
+    assert (manifest.defaults.height, manifest.limits.min_side, manifest.latent_spaces["unet"].downscale) == (64, 64, 8)
     assert progress.warnings == []
 
 
@@ -116,7 +116,7 @@ def test_a_scheduler_that_cannot_be_run_is_a_warning(checkpoint: Path, tmp_path:
     assert len(progress.warnings) == 1
     assert "ScoreSdeVeScheduler" in progress.warnings[0]
     assert "--sampler" in progress.warnings[0]
-    assert Bundle.open(tmp_path / "bundle").manifest.scheduler.class_name == "ScoreSdeVeScheduler"
+    assert Bundle.open(tmp_path / "bundle").manifest.schedulers["unet"].class_name == "ScoreSdeVeScheduler"
 
 
 def test_a_noise_schedule_that_is_none_is_refused(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:

@@ -12,21 +12,29 @@ from latentrt.bundle.digests import file_record
 from latentrt.bundle.manifest import (
     Component,
     Defaults,
-    GateFigure,
+    GateResult,
     GraphRecord,
-    LatentGeometry,
+    InputSpec,
+    LatentSpace,
     Licence,
     Limits,
     Manifest,
+    Role,
     SchedulerRecord,
     Source,
     TokenizerRecord,
     WeightsRecord,
+    encode_manifest,
 )
-from latentrt.bundle.manifest_json import encode_manifest
 from latentrt.bundle.tensors import TensorSpec
 
-COMPONENTS = ("text_encoder", "unet", "vae_decoder", "safety_checker")
+ROLES: dict[str, tuple[Role, str]] = {
+    "text_encoder": ("text-encoder", "tokens"),
+    "unet": ("denoiser", "text_encoder.out"),
+    "vae_decoder": ("decoder", "latents"),
+    "safety_checker": ("classifier", "images"),
+}
+COMPONENTS = tuple(ROLES)
 WEIGHTS = "unet/model.safetensors"
 # Above the size from which digests are remembered.
 WEIGHTS_BYTES = (1 << 20) + 7
@@ -89,16 +97,21 @@ def everything(bundle: Bundle) -> None:
 def manifest(folder: Path) -> Manifest:
     """What is true of the files in `folder`."""
     return Manifest(
-        format_version=1,
+        format_version=2,
         created_by="latentrt 0.1.0",
         family="stable-diffusion-1",
+        tasks=("text-to-image", "inpainting"),
         source=Source(name="made-up", layout="diffusers", weights={"unet/model.safetensors": "0" * 64}),
         licence=Licence(name="openrail", file="LICENSE"),
         precision="float32",
         components={name: _component(name) for name in COMPONENTS},
-        tokenizer=TokenizerRecord(file="tokenizer/tokenizer.json", begin=49406, end=49407, pad=49407, length=77),
-        scheduler=SchedulerRecord(class_name="PNDMScheduler", config={"num_train_timesteps": 1000}),
-        latents=LatentGeometry(channels=4, factor=8, scaling_factor=0.18215),
+        tokenizers={
+            "text_encoder": TokenizerRecord(
+                file="tokenizer/tokenizer.json", begin=49406, end=49407, pad=49407, length=77
+            )
+        },
+        schedulers={"unet": SchedulerRecord(class_name="PNDMScheduler", config={"num_train_timesteps": 1000})},
+        latent_spaces={"unet": LatentSpace(channels=4, downscale=8, scale=0.18215)},
         defaults=Defaults(height=64, width=64),
         limits=Limits(min_side=16, max_side=128, max_batch=4, max_steps=100),
         files={name: file_record(folder / name) for name in FILES},
@@ -106,12 +119,12 @@ def manifest(folder: Path) -> Manifest:
 
 
 def _component(name: str) -> Component:
-    gate = GateFigure(output="out", shapes={"in": (1, 4, 8, 8)}, measure="relative", figure=2e-6, bound=1e-4)
+    gate = GateResult(output="out", shapes={"in": (1, 4, 8, 8)}, metric="relative", value=2e-6, bound=1e-4)
+    role, source = ROLES[name]
     return Component(
-        inputs=(TensorSpec("in", "float32", ("batch", 4, "height", "width")),),
+        role=role,
+        inputs=(InputSpec("in", "float32", ("batch", 4, "height", "width"), source),),
         outputs=(TensorSpec("out", "float32", ("batch", 4, "8*height", "8*width")),),
         weights=WeightsRecord(file=f"{name}/model.safetensors", dtype="float32", tensors=2, parameters=12345),
         graphs={"float32": GraphRecord(file=f"{name}/model.onnx", opset=21, nodes=99, gate=(gate,))},
-        export_peak_bytes=1 << 30,
-        export_seconds=1.5,
     )

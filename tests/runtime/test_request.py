@@ -29,7 +29,7 @@ def test_what_is_left_open_is_the_bundles_default(manifest: Manifest) -> None:
     assert (decided.height, decided.width) == (manifest.defaults.height, manifest.defaults.width)
     assert decided.steps == manifest.defaults.num_inference_steps
     assert decided.guidance_scale == manifest.defaults.guidance_scale
-    assert decided.sampler == manifest.scheduler.class_name
+    assert decided.sampler == manifest.schedulers["unet"].class_name
     assert decided.safety == manifest.safety
     assert decided.negative_prompts == ("",)
 
@@ -121,8 +121,8 @@ def test_what_is_impossible_is_refused(manifest: Manifest, asked: dict[str, Any]
 
 
 def test_latents_must_be_finite(manifest: Manifest) -> None:
-    side = manifest.defaults.height // manifest.latents.factor
-    latents = np.full((1, manifest.latents.channels, side, side), np.nan, np.float32)
+    side = manifest.defaults.height // manifest.latent_spaces["unet"].downscale
+    latents = np.full((1, manifest.latent_spaces["unet"].channels, side, side), np.nan, np.float32)
     with pytest.raises(RequestError, match="not finite"):
         order(manifest, latents=latents)
 

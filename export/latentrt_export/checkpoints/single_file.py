@@ -17,7 +17,6 @@ from typing import Any, Literal, get_args
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from latentrt.bundle.manifest import Family
 from latentrt.errors import CheckpointError, ExportError
 from latentrt_export.checkpoints.clip_vocabulary import merges, write_vocabulary
 from latentrt_export.checkpoints.ldm_layout import SUBMODULES, convert
@@ -60,7 +59,7 @@ class SingleFile:
     """What a file's header says of the checkpoint; None where its metadata says nothing."""
 
     path: Path
-    family: Family
+    family: str
     prediction_type: PredictionType | None
     licence: str | None
 
@@ -144,7 +143,7 @@ def _refuse_pickle(path: Path) -> None:
     )
 
 
-def _family(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Family:
+def _family(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
     what = _foreign_kind(shapes)
     if what:
         raise CheckpointError(f"{path.name} looks like {what}; {SUPPORTED}")
@@ -222,7 +221,7 @@ def _write_settings(settings: Mapping[str, Mapping[str, Any]], into: Path) -> No
         (into / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(folder: Path, config: Path | None, family: Family) -> None:
+def _write_tokenizer(folder: Path, config: Path | None, family: str) -> None:
     shutil.copytree((config or CONFIGS / family) / "tokenizer", folder, dirs_exist_ok=True)
     if config is None:
         write_vocabulary(folder, merges())

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from latentrt.bundle.manifest import GateFigure, Precision
+from latentrt.bundle.manifest import GateResult, Precision
 from latentrt.errors import GateError
 from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.token_merging_ratio import MATCHING
@@ -64,7 +64,7 @@ def judge_choices(
     outputs: Mapping[str, NDArray[Any]],
     choices: Mapping[str, NDArray[Any]],
     shapes: Mapping[str, tuple[int, ...]],
-) -> list[GateFigure]:
+) -> list[GateResult]:
     """By a graph's own cosines, how much better another choice would be: a figure for each matching.
 
     Raises:
@@ -93,7 +93,7 @@ def judge_choices(
                 f"{component}: the {precision} graph's {matching} has other destinations than torch for inputs of "
                 f"shape {dict(shapes)}. No bundle was written; leave --token-merging out, or export in float32"
             )
-        figures.append(GateFigure(output=matching, shapes=dict(shapes), measure="absolute", figure=figure, bound=bound))
+        figures.append(GateResult(output=matching, shapes=dict(shapes), metric="absolute", value=figure, bound=bound))
     return figures
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from latentrt.bundle.gate import Measure, difference, words
-from latentrt.bundle.manifest import GateFigure, PartName
+from latentrt.bundle.gate import difference, message
+from latentrt.bundle.manifest import GateMetric, GateResult, PartName
 from latentrt.decode.slices import SlicedDecoder
 from latentrt.errors import GateError
 from latentrt_export.gates.verify import too_many_off
@@ -34,7 +34,7 @@ _LEVELS = 1
 _STAGE_RMS = 0.02
 
 
-def judge_pixels(graph: str, decoder: SlicedDecoder, runs: Iterable[Run]) -> tuple[GateFigure, ...]:
+def judge_pixels(graph: str, decoder: SlicedDecoder, runs: Iterable[Run]) -> tuple[GateResult, ...]:
     """The figures of a decoder of floats.
 
     Args:
@@ -52,7 +52,7 @@ def judge_pixels(graph: str, decoder: SlicedDecoder, runs: Iterable[Run]) -> tup
 
 def judge_stages(
     model: ir.Model, path: Path, stages: Sequence[Cut], decoder: SlicedDecoder, runs: Iterable[Run]
-) -> dict[PartName, tuple[GateFigure, ...]]:
+) -> dict[PartName, tuple[GateResult, ...]]:
     """The figures of a decoder of int8: of what is before the stages (under `head`) and of each stage.
 
     Args:
@@ -65,7 +65,7 @@ def judge_stages(
     Raises:
         GateError: a stage misses its bound.
     """
-    found: dict[PartName, list[GateFigure]] = {}
+    found: dict[PartName, list[GateResult]] = {}
     whole = _with_values(model, path, stages)
     for run in runs:
         values = whole.run(run.feeds)
@@ -96,7 +96,7 @@ def _read_unrounded(graph: ir.Graph, rounded: ir.Value, source: ir.Value) -> Non
 
 def _judged(
     feeds: Arrays, values: Arrays, stages: Sequence[Cut], decoder: SlicedDecoder
-) -> Iterator[tuple[PartName, GateFigure]]:
+) -> Iterator[tuple[PartName, GateResult]]:
     first = stages[0].takes
     before = {first: decoder.before_stages(feeds["latents"])}
     yield "head", _figure("int8 graph", first, "rms", _STAGE_RMS, feeds, values, before)
@@ -104,7 +104,7 @@ def _judged(
         residual = values[stage.residual].copy() if stage.residual is not None else None
         shape = feeds["latents"].shape
         result = {stage.gives: decoder.run_stage(number, shape, values[stage.takes].copy(), residual)}
-        name: PartName = f"stage.{number}"
+        name: PartName = f"slice.{number}"
         yield name, _figure("int8 graph", stage.gives, "rms", _STAGE_RMS, feeds, values, result)
 
 
@@ -125,17 +125,17 @@ def _with_values(model: ir.Model, path: Path, stages: Iterable[Cut]) -> Graph:
 def _figure(
     graph: str,
     output: str,
-    measure: Measure,
+    measure: GateMetric,
     bound: float,
     feeds: Arrays,
     expected: Arrays,
     found: Arrays,
-) -> GateFigure:
+) -> GateResult:
     reference, result = expected[output], found[output]
     figure = difference(reference, result, measure)
     shapes = {name: array.shape for name, array in feeds.items()}
     if not figure <= bound:
-        wrong = words(reference, result, figure, measure, "its own")
+        wrong = message(reference, result, figure, measure, "its own")
         raise GateError(
             f"the {graph} and its slices: {output} {wrong} for inputs of shape {shapes}; "
             f"the bound is {bound:g}. No bundle was written; --no-parts leaves the slices out"
@@ -145,4 +145,4 @@ def _figure(
             f"the {graph} and its slices: {output} {off}, for inputs of shape {shapes}. No bundle was written; "
             "--no-parts leaves the slices out"
         )
-    return GateFigure(output=output, shapes=shapes, measure=measure, figure=figure, bound=bound)
+    return GateResult(output=output, shapes=shapes, metric=measure, value=figure, bound=bound)

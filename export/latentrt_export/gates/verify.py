@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.gate import NOT_COMPARED, Measure, difference, words
-from latentrt.bundle.manifest import GateFigure, Precision, QuantizationMethod
+from latentrt.bundle.gate import NOT_COMPARED, difference, message
+from latentrt.bundle.manifest import GateMetric, GateResult, Precision, QuantizationMethod
 from latentrt.errors import GateError
 
 __all__ = ["compare", "gate_of", "rms_bound", "too_many_off"]
@@ -41,8 +41,8 @@ _ON_EDGE = 0.01
 # Of whatever an int8 graph makes.
 _RMS: dict[QuantizationMethod, float] = {"static": 0.05, "weights": 0.02}
 # Where nothing else is said: hidden states, noise, a latent distribution.
-_RELATIVE: tuple[Measure, dict[Precision, float]] = ("relative", {"float32": 1e-4, "float16": 1e-2})
-_GATES: dict[str, tuple[Measure, dict[Precision, float]]] = {
+_RELATIVE: tuple[GateMetric, dict[Precision, float]] = ("relative", {"float32": 1e-4, "float16": 1e-2})
+_GATES: dict[str, tuple[GateMetric, dict[Precision, float]]] = {
     "pixels": ("levels", {"float32": 1, "float16": 4}),
     "concept_cosines": ("absolute", {"float32": 1e-4, "float16": 5e-3}),
     "special_care_cosines": ("absolute", {"float32": 1e-4, "float16": 5e-3}),
@@ -56,7 +56,7 @@ def rms_bound(method: QuantizationMethod) -> float:
     return _RMS[method]
 
 
-def gate_of(output: str, precision: Precision, quantized: QuantizationMethod | None = None) -> tuple[Measure, float]:
+def gate_of(output: str, precision: Precision, quantized: QuantizationMethod | None = None) -> tuple[GateMetric, float]:
     """How an output is compared, and the largest figure that passes; `quantized` is how an int8 graph was."""
     if quantized is not None:
         return "rms", rms_bound(quantized)
@@ -64,7 +64,7 @@ def gate_of(output: str, precision: Precision, quantized: QuantizationMethod | N
     return measure, bounds[precision]
 
 
-def too_many_off(reference: NDArray[Any], found: NDArray[Any], measure: Measure, bound: float) -> str | None:
+def too_many_off(reference: NDArray[Any], found: NDArray[Any], measure: GateMetric, bound: float) -> str | None:
     """What is wrong with pixels of which each is within one level, as the end of a sentence: too many are not the
     same."""
     if measure != "levels" or bound > 1:
@@ -80,7 +80,7 @@ def compare(
     expected: Mapping[str, NDArray[Any]],
     found: Mapping[str, NDArray[Any]],
     quantized: QuantizationMethod | None = None,
-) -> list[GateFigure]:
+) -> list[GateResult]:
     """Compare a graph's outputs with the module's.
 
     Args:
@@ -103,7 +103,7 @@ def compare(
         measure, bound = gate_of(output, precision, quantized)
         figure = difference(reference, found[output], measure)
         if not figure <= bound:
-            wrong = words(reference, found[output], figure, measure, "torch's")
+            wrong = message(reference, found[output], figure, measure, "torch's")
             raise GateError(
                 f"{component}: the {precision} graph's {output} {wrong} for inputs "
                 f"of shape {shapes}; the bound is {bound:g}. No bundle was written{_advice(precision, quantized)}"
@@ -113,7 +113,7 @@ def compare(
                 f"{component}: the {precision} graph's {output} {off}, for inputs of shape {shapes}. No bundle was "
                 "written"
             )
-        figures.append(GateFigure(output=output, shapes=shapes, measure=measure, figure=figure, bound=bound))
+        figures.append(GateResult(output=output, shapes=shapes, metric=measure, value=figure, bound=bound))
     return figures
 
 

@@ -51,33 +51,44 @@ def divide(model: ir.Model, alone: Mapping[str, PartName], deep_cache: int | Non
         parts[called] = cut(model, inputs=[name], takes={}, gives=gives)
         ShapeInferencePass()(parts[called])
         takes.update(zip(gives, signature(parts[called].graph.outputs), strict=True))
+        if called == "time_embedding":  # one row for each timestep of a schedule, not for each evaluation
+            _rename_first_axis(parts[called], "timesteps")
     rest = [str(value.name) for value in model.graph.inputs if value.name not in alone]
     gives = {str(value.name): str(value.name) for value in model.graph.outputs}
     deep = deep_value(model, deep_cache) if deep_cache is not None else None
     if deep is None:
-        return {**parts, "loop": cut(model, inputs=rest, takes=takes, gives=gives)}
-    parts["loop"] = cut(model, inputs=rest, takes=takes, gives={**gives, str(deep.name): DEEP_FEATURES})
-    features = parts["loop"].graph.outputs[-1]
+        return {**parts, "body": cut(model, inputs=rest, takes=takes, gives=gives)}
+    parts["body"] = cut(model, inputs=rest, takes=takes, gives={**gives, str(deep.name): DEEP_FEATURES})
+    features = parts["body"].graph.outputs[-1]
     features.shape = _named_sides(features)
     takes[str(deep.name)] = next(signature([features]))
-    return {**parts, "shallow": cut(model, inputs=rest, takes=takes, gives=gives)}
+    return {**parts, "shallow_body": cut(model, inputs=rest, takes=takes, gives=gives)}
 
 
 def signature(values: Iterable[ir.Value]) -> Iterator[TensorSpec]:
     """How a part's inputs or outputs are described.
 
     Raises:
-        ExportError: an axis has neither a number nor a name, or the first one is not the batch.
+        ExportError: an axis has neither a number nor a name, or the first one has no name.
     """
     for value in values:
         shape = tuple(_size(size) for size in value.shape or ())
-        if shape[:1] != ("batch",) or "" in shape:
-            raise ExportError(f"{value.name} has the shape {value.shape}, expected the batch and then numbers or names")
+        if not shape or isinstance(shape[0], int) or "" in shape:
+            raise ExportError(f"{value.name} has the shape {value.shape}, expected a name and then numbers or names")
         yield TensorSpec(str(value.name), "float32", shape)
 
 
 def _size(size: int | ir.SymbolicDim) -> int | str:
     return size if isinstance(size, int) else size.value or ""
+
+
+def _rename_first_axis(part: ir.Model, name: str) -> None:
+    """Rename the first axis of a part's inputs and outputs, and that axis wherever else it occurs."""
+    values = [*part.graph.inputs, *(value for node in part.graph for value in node.outputs)]
+    former = _size(values[0].shape[0]) if values[0].shape else ""
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape(name if _size(size) == former else size for size in value.shape)
 
 
 def _named_sides(features: ir.Value) -> ir.Shape:

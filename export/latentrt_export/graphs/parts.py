@@ -21,8 +21,8 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from latentrt.bundle.gate import difference, words
-from latentrt.bundle.manifest import GateFigure, GraphRecord, Part, PartName, Precision
+from latentrt.bundle.gate import difference, message
+from latentrt.bundle.manifest import GateResult, GraphRecord, Part, PartName, Precision
 from latentrt.errors import ExportError, GateError
 from latentrt_export.gates.merging_gate import open_told
 from latentrt_export.graphs.division import divide, signature
@@ -112,24 +112,24 @@ class PartsMaker:
 
     def _judge(
         self, models: Mapping[PartName, ir.Model], files: Mapping[PartName, str], precision: Precision, runs: list[Run]
-    ) -> dict[PartName, tuple[GateFigure, ...]]:
+    ) -> dict[PartName, tuple[GateResult, ...]]:
         """The figures of each part: of those that make up the whole, beside it; of `shallow`, beside `loop`.
 
         One graph is open at a time, so that this needs no more memory than the whole did.
         """
         values = [{**run.feeds, **run.choices} for run in runs]
-        pieces: tuple[PartName, ...] = (*self.alone.values(), "loop")
+        pieces: tuple[PartName, ...] = (*self.alone.values(), "body")
         for name in pieces:
             self._run(models[name], files[name], precision, values)
         composed = tuple(_figures("its parts together", precision, runs, values))
         gates = dict.fromkeys(pieces, composed)
-        if "shallow" in models:
+        if "shallow_body" in models:
             loop = [
                 Run(run.feeds, {name: made[name] for name in run.outputs})
                 for run, made in zip(runs, values, strict=True)
             ]
-            self._run(models["shallow"], files["shallow"], precision, values)
-            gates["shallow"] = tuple(_figures("its shallow part", precision, loop, values))
+            self._run(models["shallow_body"], files["shallow_body"], precision, values)
+            gates["shallow_body"] = tuple(_figures("its shallow part", precision, loop, values))
         return gates
 
     def _run(self, model: ir.Model, file: str, precision: Precision, values: list[Arrays]) -> None:
@@ -147,15 +147,15 @@ def _as_they_stand(model: ir.Model, path: Path, runs: Iterable[Run]) -> list[Run
     return [Run(run.feeds, {name: made[name] for name in run.outputs}, run.choices) for run, made in found]
 
 
-def _figures(what: str, precision: Precision, runs: Iterable[Run], values: Iterable[Arrays]) -> Iterator[GateFigure]:
+def _figures(what: str, precision: Precision, runs: Iterable[Run], values: Iterable[Arrays]) -> Iterator[GateResult]:
     for run, found in zip(runs, values, strict=True):
         shapes = {name: array.shape for name, array in run.feeds.items()}
         for output, reference in run.outputs.items():
             figure = difference(reference, found[output], "relative")
             if not figure <= _BOUND:
-                wrong = words(reference, found[output], figure, "relative", "its own")
+                wrong = message(reference, found[output], figure, "relative", "its own")
                 raise GateError(
                     f"the {precision} graph and {what}: {output} {wrong} for inputs of shape {shapes}; "
                     f"the bound is {_BOUND:g}. No bundle was written; --no-parts leaves the parts out"
                 )
-            yield GateFigure(output=output, shapes=shapes, measure="relative", figure=figure, bound=_BOUND)
+            yield GateResult(output=output, shapes=shapes, metric="relative", value=figure, bound=_BOUND)

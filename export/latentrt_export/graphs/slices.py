@@ -1,7 +1,7 @@
 """How is a decoder cut, so that its last levels can be computed a few rows at a time?
 
 The whole is `head`, then `attention` (a few queries at a time), then `neck`, then the stages, in their order
-(`stage.0`, …). A stage ends with the one convolution of 3 × 3 that it has, as a norm behind that needs the whole of its
+(`slice.0`, …). A stage ends with the one convolution of 3 × 3 that it has, as a norm behind that needs the whole of its
 result. What runs them is `latentrt.decode.slices`.
 
 Before the last two levels everything is small, a sixteenth of the last one's rows and columns, so that stays in one
@@ -69,7 +69,7 @@ def slice_decoder(model: ir.Model) -> dict[PartName, ir.Model]:
     values, stages = _values(model), cuts(model)
     parts = _whole_parts(model, values, stages[0].takes)
     for number, stage in enumerate(stages):
-        parts[f"stage.{number}"] = _stage(model, values, stage)
+        parts[f"slice.{number}"] = _stage(model, values, stage)
     return parts
 
 

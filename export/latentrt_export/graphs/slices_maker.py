@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays
-from latentrt.bundle.manifest import GateFigure, GraphRecord, Part, PartName, Precision
+from latentrt.bundle.manifest import GateResult, GraphRecord, Part, PartName, Precision
 from latentrt.bundle.tensors import DType, TensorSpec
 from latentrt.decode.slices import SlicedDecoder
 from latentrt_export.gates.slices_gate import judge_pixels, judge_stages, without_rounding
@@ -87,13 +87,13 @@ class SlicesMaker:
 
     def _judge_stages(
         self, model: ir.Model, whole: GraphRecord, runs: Iterable[Run]
-    ) -> dict[PartName, tuple[GateFigure, ...]]:
+    ) -> dict[PartName, tuple[GateResult, ...]]:
         place = self.folder / f"values.{Path(whole.file).name}"
         return judge_stages(model, place, cuts(model), self.decoder(as_it_stands=True), runs)
 
     def _judge_without_rounding(
         self, model: ir.Model, parts: dict[PartName, ir.Model], whole: GraphRecord, runs: Iterable[Run]
-    ) -> tuple[GateFigure, ...]:
+    ) -> tuple[GateResult, ...]:
         files = {self._file(whole, name): part for name, part in parts.items()} | {Path(whole.file).name: model}
         places = {file: self.folder / f"{_EXACT}{file}" for file in files}
         try:
@@ -138,7 +138,7 @@ def _size(size: int | ir.SymbolicDim) -> int | str:
     return size if isinstance(size, int) else str(size.value)
 
 
-def _with_gate(part: Part, precision: Precision, gate: tuple[GateFigure, ...]) -> Part:
+def _with_gate(part: Part, precision: Precision, gate: tuple[GateResult, ...]) -> Part:
     record = part.graphs[precision]
     judged = GraphRecord(file=record.file, opset=record.opset, nodes=record.nodes, gate=gate)
     return Part(inputs=part.inputs, outputs=part.outputs, graphs={precision: judged})

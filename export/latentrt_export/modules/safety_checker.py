@@ -51,12 +51,12 @@ class SafetyChecker(Submodule):
         self.concept_embeds_weights = checker.concept_embeds_weights
         self.special_care_embeds = checker.special_care_embeds
         self.special_care_embeds_weights = checker.special_care_embeds_weights
-        concepts, special_care = ("batch", len(self.concept_embeds)), ("batch", len(self.special_care_embeds))
-        self.inputs = (TensorSpec("pixels", "uint8", ("batch", "height", "width", 3)),)
+        concepts, special_care = ("images", len(self.concept_embeds)), ("images", len(self.special_care_embeds))
+        self.inputs = (TensorSpec("pixels", "uint8", ("images", "pixel_height", "pixel_width", 3)),)
         self.outputs = (
             TensorSpec("concept_scores", "float32", concepts),
             TensorSpec("special_care_scores", "float32", special_care),
-            TensorSpec("flagged", "bool", ("batch",)),
+            TensorSpec("flagged", "bool", ("images",)),
             TensorSpec("concept_cosines", "float32", concepts),
             TensorSpec("special_care_cosines", "float32", special_care),
         )

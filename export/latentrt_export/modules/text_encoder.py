@@ -37,10 +37,10 @@ class TextEncoder(Submodule):
         self.length: int = config.max_position_embeddings
         self.layers: int = config.num_hidden_layers
         self.inputs = (
-            TensorSpec("input_ids", "int64", ("batch", self.length)),
-            TensorSpec("clip_skip", "int64", ("batch",)),
+            TensorSpec("input_ids", "int64", ("chunks", self.length)),
+            TensorSpec("clip_skip", "int64", ("chunks",)),
         )
-        self.outputs = (TensorSpec("hidden_states", "float32", ("batch", self.length, config.hidden_size)),)
+        self.outputs = (TensorSpec("hidden_states", "float32", ("chunks", self.length, config.hidden_size)),)
 
     @classmethod
     def load(cls, checkpoint: Path, variant: str | None) -> Self:

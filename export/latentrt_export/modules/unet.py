@@ -42,7 +42,10 @@ class UNet(Submodule):
     """Noisy latents, timesteps and text embeddings → the model output (epsilon or v, as the checkpoint was trained)."""
 
     float32_inputs: ClassVar[frozenset[str]] = frozenset({"timestep"})
-    alone: ClassVar[Mapping[str, PartName]] = {"timestep": "timestep", "encoder_hidden_states": "prompt"}
+    alone: ClassVar[Mapping[str, PartName]] = {
+        "timestep": "time_embedding",
+        "encoder_hidden_states": "cross_attention_kv",
+    }
     quantized: ClassVar[bool] = True
     traced: ClassVar[Case] = Case(batch=2, height=16, width=24)
     judged: ClassVar[tuple[Case, ...]] = (
@@ -56,11 +59,11 @@ class UNet(Submodule):
         self.model = model
         model.num_upsamplers = _NO_SIDE_IS_A_MULTIPLE
         channels = model.config.in_channels
-        latents = ("batch", channels, "height", "width")
+        latents = ("evaluations", channels, "height", "width")
         self.inputs = (
             TensorSpec("sample", "float32", latents),
-            TensorSpec("timestep", "float32", ("batch",)),
-            TensorSpec("encoder_hidden_states", "float32", ("batch", "tokens", model.config.cross_attention_dim)),
+            TensorSpec("timestep", "float32", ("evaluations",)),
+            TensorSpec("encoder_hidden_states", "float32", ("evaluations", "tokens", model.config.cross_attention_dim)),
         )
         self.outputs = (TensorSpec("noise_pred", "float32", latents),)
 

@@ -151,7 +151,7 @@ def compare(
 def _names(pipeline: Pipeline, asked: tuple[str, ...] | None) -> Sequence[str]:
     from latentrt.comparison import default_samplers, suiting_samplers
 
-    model = pipeline.bundle.manifest.scheduler.class_name
+    model = pipeline.bundle.manifest.schedulers["unet"].class_name
     if asked == ("all",):
         return suiting_samplers(model)
     return asked or default_samplers(model)

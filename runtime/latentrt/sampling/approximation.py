@@ -68,7 +68,7 @@ class Approximation:
         interval = self.deep_cache
         if isinstance(interval, bool) or not isinstance(interval, int) or not 1 <= interval <= _MOST_REUSED:
             raise RequestError(f"deep_cache: found {interval!r}, expected a whole number from 1 to {_MOST_REUSED}")
-        if interval > 1 and "shallow" not in manifest.components["unet"].parts:
+        if interval > 1 and "shallow_body" not in manifest.components["unet"].parts:
             raise RequestError(
                 f"found deep_cache {interval}, and this bundle's denoiser has no shallow part; export it with one: "
                 "latentrt export CHECKPOINT BUNDLE --deep-cache 0"

@@ -46,8 +46,8 @@ def test_a_graph_that_is_told_does_as_it_would_itself(model: ir.Model, path: Pat
     for name, array in expected.items():
         np.testing.assert_allclose(outputs[name], array, atol=1e-6)  # means of a few float32
     (figure,) = judge_choices("unet", "float32", outputs, choices, {"x": x.shape})
-    assert (figure.output, figure.measure) == ("token_matching", "absolute")
-    assert figure.figure < 1e-5
+    assert (figure.output, figure.metric) == ("token_matching", "absolute")
+    assert figure.value < 1e-5
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     assert len(model.graph.inputs) == 1
 
@@ -59,7 +59,7 @@ def test_of_two_that_are_alike_either_is_right(model: ir.Model, path: Path) -> N
     other = {**choices, CELL: (choices[CELL] + 1) % 16}
     outputs = open_told(model, path)[0].run({"x": x, **other})
     (figure,) = judge_choices("unet", "float32", outputs, other, {})
-    assert figure.figure < 1e-6
+    assert figure.value < 1e-6
     np.testing.assert_allclose(outputs["long"], expected["long"], atol=1e-6)
 
 

@@ -16,9 +16,9 @@ from latentrt.bundle.gate import difference
 from latentrt.bundle.manifest import Precision
 from latentrt.errors import GateError
 from latentrt_export.component import export_component
+from latentrt_export.families.stable_diffusion import COMPONENTS, ComponentExport
 from latentrt_export.gates.verify import compare, gate_of, rms_bound
 from latentrt_export.modules.module import Submodule
-from latentrt_export.worker import SUBMODULES
 from tests.export.graphs.test_trace import Small
 from tests.exported import Exported
 
@@ -27,7 +27,7 @@ FEEDS = {"x": np.zeros((2, 4), np.float32)}
 
 def judge(expected: Any, found: Any, output: str = "y", precision: Precision = "float32") -> float:
     figures = compare("unet", precision, FEEDS, {output: np.asarray(expected)}, {output: np.asarray(found)})
-    return figures[0].figure
+    return figures[0].value
 
 
 def test_relative_to_the_largest_value() -> None:
@@ -61,8 +61,8 @@ def test_int8_is_compared_by_the_mean_of_squares() -> None:
     assert difference(reference, found, "rms") == pytest.approx(0.1)
     near = {"y": reference + np.array([0.0, 0.0, 0.05])}
     (figure,) = compare("unet", "int8", FEEDS, {"y": reference}, near, "weights")
-    assert (figure.measure, figure.bound) == ("rms", rms_bound("weights"))
-    assert figure.figure == pytest.approx(0.01)
+    assert (figure.metric, figure.bound) == ("rms", rms_bound("weights"))
+    assert figure.value == pytest.approx(0.01)
     with pytest.raises(
         GateError, match=r"0.1 \(rms\) .*does not bear it; --quantization weights or --precision float16"
     ):
@@ -144,6 +144,9 @@ class Normed(Small):
         return {"x": rng.normal(size=(case.batch, 4)).astype(np.float32) * 0.01}
 
 
+LAYERS = ComponentExport(module="", folder="", role="decoder", sources={"x": "latents"})
+
+
 def spoil_weights(module: Normed) -> None:
     module.first.weight.data, module.second.weight.data = module.second.weight.data, module.first.weight.data
 
@@ -166,14 +169,14 @@ def test_a_defect_between_torch_and_the_graph_is_caught(tmp_path: Path, spoil: A
     torch.manual_seed(0)
     module = Normed().eval().requires_grad_(False)
     with pytest.raises(GateError, match="layers: the float"):
-        export_component(module, tmp_path, "layers/", precision, {}, _spoils_when_tracing(module, spoil))
+        export_component(module, LAYERS, tmp_path, "layers/", precision, {}, _spoils_when_tracing(module, spoil))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_without_a_defect_it_passes(tmp_path: Path, precision: Precision) -> None:
     torch.manual_seed(0)
     module = Normed().eval().requires_grad_(False)
-    component, _ = export_component(module, tmp_path, "layers/", precision, {}, lambda text: None)
+    component, _ = export_component(module, LAYERS, tmp_path, "layers/", precision, {}, lambda text: None)
     figures = [figure for graph in component.graphs.values() for figure in graph.gate]
     assert len(figures) == 2 * len(component.graphs)
 
@@ -187,7 +190,7 @@ def test_a_weight_beyond_half_is_caught(tmp_path: Path) -> None:
     module = Normed().eval().requires_grad_(False)
     module.second.weight.data[0, 0] = 1e5
     with pytest.raises(GateError, match="not finite"):
-        export_component(module, tmp_path, "layers/", "float16", {}, lambda text: None)
+        export_component(module, LAYERS, tmp_path, "layers/", "float16", {}, lambda text: None)
 
 
 # What was exported
@@ -197,15 +200,15 @@ def test_a_weight_beyond_half_is_caught(tmp_path: Path) -> None:
 def test_every_recorded_figure_is_within_its_bound(request: pytest.FixtureRequest, family: str) -> None:
     exported: Exported = request.getfixturevalue(family)
     components = Bundle.open(exported.bundle).manifest.components
-    assert set(components) == set(SUBMODULES) - ({"preview_decoder"} if family == "sd1" else set())
+    assert set(components) == set(COMPONENTS) - ({"preview_decoder"} if family == "sd1" else set())
     for name, component in components.items():
         traced = _submodule(name).traced
         for precision, graph in component.graphs.items():
             compared = {figure.output for figure in graph.gate}
             assert compared == {output.name for output in component.outputs} - {"flagged"}
             for figure in graph.gate:
-                assert (figure.measure, figure.bound) == gate_of(figure.output, precision)
-                assert 0 <= figure.figure <= figure.bound
+                assert (figure.metric, figure.bound) == gate_of(figure.output, precision)
+                assert 0 <= figure.value <= figure.bound
                 assert figure.shapes.keys() == {spec.name for spec in component.inputs}
             batches = {next(iter(figure.shapes.values()))[0] for figure in graph.gate}
             shapes = {next(iter(figure.shapes.values())) for figure in graph.gate}
@@ -217,6 +220,6 @@ def test_every_recorded_figure_is_within_its_bound(request: pytest.FixtureReques
 def _submodule(name: str) -> type[Submodule]:
     import importlib
 
-    module, class_name = SUBMODULES[name][0].split(":")
-    found: type[Submodule] = getattr(importlib.import_module(f"latentrt_export.{module}"), class_name)
+    module, class_name = COMPONENTS[name].module.split(":")
+    found: type[Submodule] = getattr(importlib.import_module(f"latentrt_export.modules.{module}"), class_name)
     return found

@@ -47,7 +47,7 @@ class Divided:
     def composed(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         """What the parts make one of the other's outputs, beside the feeds."""
         values = dict(feeds)
-        for name in ("timestep", "prompt", "loop"):
+        for name in ("time_embedding", "cross_attention_kv", "body"):
             values.update(self.run(name, values))
         return values
 

@@ -46,8 +46,8 @@ def test_together_they_are_the_whole(parts: Divided, case: Case) -> None:
 
 def test_a_whole_schedule_at_once(parts: Divided) -> None:
     schedule = np.linspace(981, 1, 20, dtype=np.float32)
-    at_once = parts.run("timestep", {"timestep": schedule})
-    singly = [parts.run("timestep", {"timestep": schedule[[row]]}) for row in (0, 7, 19)]
+    at_once = parts.run("time_embedding", {"timestep": schedule})
+    singly = [parts.run("time_embedding", {"timestep": schedule[[row]]}) for row in (0, 7, 19)]
     for name, values in at_once.items():
         # The order of sums in a product may differ with its rows: 2^-22 of the largest, in half 2^-10.
         expected = np.concatenate([row[name] for row in singly])
@@ -60,7 +60,7 @@ def test_one_row_may_stand_for_all_where_broadcasting_does(parts: Divided) -> No
     feeds["timestep"] = np.full(3, 401, np.float32)
     feeds["encoder_hidden_states"] = np.repeat(feeds["encoder_hidden_states"][:1], 3, axis=0)
     values = {name: array[:1] for name, array in parts.composed(feeds).items()}
-    found = parts.run("loop", {**values, "sample": feeds["sample"]})["noise_pred"]
+    found = parts.run("body", {**values, "sample": feeds["sample"]})["noise_pred"]
     assert np.array_equal(found, parts.run("whole", feeds)["noise_pred"])
 
 
@@ -72,17 +72,17 @@ def test_with_the_features_of_the_same_step_shallow_is_the_loop(
 ) -> None:
     parts = divided(graph_file(request, graph), tmp_path, branch)
     values = parts.composed(feeds_of(parts.whole, CASES[1]))
-    shallow = parts.run("shallow", values)["noise_pred"]
+    shallow = parts.run("shallow_body", values)["noise_pred"]
     assert np.array_equal(shallow, values["noise_pred"])
     values["deep_features"] = values["deep_features"] * 1.5
-    assert not np.array_equal(parts.run("shallow", values)["noise_pred"], shallow)
+    assert not np.array_equal(parts.run("shallow_body", values)["noise_pred"], shallow)
 
 
 # What has left
 
 
 def test_nothing_of_the_timestep_or_the_prompt_is_left(parts: Divided) -> None:
-    loop = parts["loop"].graph
+    loop = parts["body"].graph
     assert not {"timestep", "encoder_hidden_states"} & set(names(loop.inputs))
     outside = re.compile(r"(^time_|\.time_emb_proj|attn2\.to_[kv])")
     assert [name for name in loop.initializers if outside.search(name)] == []
@@ -101,7 +101,7 @@ def test_nothing_of_the_timestep_or_the_prompt_is_left(parts: Divided) -> None:
 
 def test_every_weight_is_in_one_part(parts: Divided) -> None:
     stored = {name for name in parts.whole.graph.initializers if name.endswith((".weight", ".bias"))}
-    owned = [stored & set(parts[name].graph.initializers) for name in ("timestep", "prompt", "loop")]
+    owned = [stored & set(parts[name].graph.initializers) for name in ("time_embedding", "cross_attention_kv", "body")]
     assert sum(map(len, owned)) == len(stored)
     assert set().union(*owned) == stored
     assert all(re.search(r"^time_embedding\.|\.time_emb_proj\.", name) for name in owned[0])
@@ -114,7 +114,7 @@ def test_every_weight_is_in_one_part(parts: Divided) -> None:
 
 def test_shallow_has_the_shallow_layers_only(sd1: Exported) -> None:
     model = ir.load(sd1.bundle / "unet" / "model.onnx")
-    weights = [set(divide(model, UNet.alone, branch)["shallow"].graph.initializers) for branch in (0, 2, 5)]
+    weights = [set(divide(model, UNet.alone, branch)["shallow_body"].graph.initializers) for branch in (0, 2, 5)]
     blocks = [
         {match[0] for name in of if (match := re.match(r"(down|mid|up)_block\w*(\.\d)?", name))} for of in weights
     ]
@@ -133,12 +133,12 @@ def test_names_are_the_modules(parts: Divided) -> None:
     weights = parts.whole.graph.initializers
     times = [name.removesuffix(".weight") for name in weights if name.endswith(".time_emb_proj.weight")]
     attentions = [name.removesuffix(".to_k.weight") for name in weights if name.endswith(".attn2.to_k.weight")]
-    assert sorted(names(parts["timestep"].graph.outputs)) == sorted(times)
-    assert sorted(names(parts["prompt"].graph.outputs)) == sorted(
+    assert sorted(names(parts["time_embedding"].graph.outputs)) == sorted(times)
+    assert sorted(names(parts["cross_attention_kv"].graph.outputs)) == sorted(
         f"{attention}.{kind}" for attention in attentions for kind in ("keys", "values")
     )
-    handed = names(parts["timestep"].graph.outputs) + names(parts["prompt"].graph.outputs)
-    assert names(parts["loop"].graph.inputs) == ["sample", *handed]
+    handed = names(parts["time_embedding"].graph.outputs) + names(parts["cross_attention_kv"].graph.outputs)
+    assert names(parts["body"].graph.inputs) == ["sample", *handed]
 
 
 def test_what_is_handed_over_is_float32_with_the_batch_first(parts: Divided) -> None:
@@ -146,22 +146,22 @@ def test_what_is_handed_over_is_float32_with_the_batch_first(parts: Divided) -> 
         values = [*part.graph.inputs, *part.graph.outputs]
         assert {value.dtype for value in values} == {ir.DataType.FLOAT}, name
         for spec in signature(values):
-            assert spec.shape[0] == "batch"
-    handed = {spec.name.rpartition(".")[2]: spec.shape for spec in signature(parts["loop"].graph.inputs)}
+            assert spec.shape[0] == ("timesteps" if name == "time_embedding" else "evaluations")
+    handed = {spec.name.rpartition(".")[2]: spec.shape for spec in signature(parts["body"].graph.inputs)}
     _, heads, width, tokens = handed["keys"]
-    assert handed["values"] == ("batch", heads, tokens, width)
+    assert handed["values"] == ("evaluations", heads, tokens, width)
     assert tokens == "tokens"
     made = parts.composed(feeds_of(parts.whole, CASES[1]))
-    sizes = {"batch": 3, "height": 5, "width": 7, "tokens": 77}
-    for spec in signature([*parts["loop"].graph.inputs, *parts["loop"].graph.outputs]):
+    sizes = {"evaluations": 3, "height": 5, "width": 7, "tokens": 77}
+    for spec in signature([*parts["body"].graph.inputs, *parts["body"].graph.outputs]):
         assert made[spec.name].shape == tuple(sizes.get(str(size), size) for size in spec.shape)
 
 
 def test_deep_features_of_a_lower_level_have_sides_of_their_own(sd1: Exported) -> None:
     model = ir.load(sd1.bundle / "unet" / "model.onnx")
-    shapes = [list(signature(divide(model, UNet.alone, branch)["loop"].graph.outputs))[1].shape for branch in (0, 2)]
-    assert shapes[0] == ("batch", 16, "height", "width")
-    assert shapes[1] == ("batch", 32, "deep_height", "deep_width")
+    shapes = [list(signature(divide(model, UNet.alone, branch)["body"].graph.outputs))[1].shape for branch in (0, 2)]
+    assert shapes[0] == ("evaluations", 16, "height", "width")
+    assert shapes[1] == ("evaluations", 32, "deep_height", "deep_width")
 
 
 # Another precision, and what cannot be divided
@@ -175,7 +175,7 @@ def test_a_quantised_graph_is_divided_like_any_other(sd1: Exported, tmp_path: Pa
     feeds = feeds_of(model, CASES[0])
     values, expected = parts.composed(feeds), parts.run("whole", feeds)["noise_pred"]
     assert np.array_equal(values["noise_pred"], expected)
-    assert np.array_equal(parts.run("shallow", values)["noise_pred"], expected)
+    assert np.array_equal(parts.run("shallow_body", values)["noise_pred"], expected)
     assert sum(node.op_type == "QuantizeLinear" for name in parts.parts for node in parts[name].graph) > quantised
 
 
@@ -227,5 +227,5 @@ def test_an_axis_without_a_name_is_refused() -> None:
     with pytest.raises(ExportError, match="keys has the shape"):
         list(signature([value]))
     value.shape = ir.Shape(["tokens", 4])
-    with pytest.raises(ExportError, match="expected the batch and then"):
+    with pytest.raises(ExportError, match="expected a name and then"):
         list(signature([value]))

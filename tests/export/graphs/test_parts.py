@@ -43,7 +43,7 @@ def unet(bundle: Bundle) -> Component:
 
 
 def test_the_denoisers_float32_graph_has_parts(bundle: Bundle, unet: Component) -> None:
-    assert set(unet.parts) == {"timestep", "prompt", "loop", "shallow"}
+    assert set(unet.parts) == {"time_embedding", "cross_attention_kv", "body", "shallow_body"}
     for name, part in unet.parts.items():
         assert set(part.graphs) == {"float32"}, "half graphs are for GPUs, which run them whole"
         for precision, graph in part.graphs.items():
@@ -91,11 +91,11 @@ def test_figures_are_of_all_sizes_and_within_their_bounds(unet: Component) -> No
             shapes = [figure.shapes for figure in record.gate]
             assert shapes == [figure.shapes for figure in unet.graphs[precision].gate]
             for figure in record.gate:
-                assert (figure.output, figure.measure) == ("noise_pred", "relative")
-                assert 0 <= figure.figure <= figure.bound == module._BOUND
-            if name == "shallow":
+                assert (figure.output, figure.metric) == ("noise_pred", "relative")
+                assert 0 <= figure.value <= figure.bound == module._BOUND
+            if name == "shallow_body":
                 # Not a bit: the loop's own nodes on the loop's own values.
-                assert {figure.figure for figure in record.gate} == {0.0}
+                assert {figure.value for figure in record.gate} == {0.0}
 
 
 # The gate
@@ -121,17 +121,17 @@ def make(model: ir.Model, weights: Path, folder: Path, *, deep_cache: int | None
 def test_a_graph_is_divided_beside_itself(sd1: Exported, tmp_path: Path) -> None:
     folder = sd1.bundle / "unet"
     maker = make(ir.load(folder / "model.onnx"), folder / "model.safetensors", tmp_path, deep_cache=3)
-    assert set(maker.parts) == {"timestep", "prompt", "loop", "shallow"}
+    assert set(maker.parts) == {"time_embedding", "cross_attention_kv", "body", "shallow_body"}
     for name, part in maker.parts.items():
         record = part.graphs["float32"]
         assert record.file == f"unet/{name}.float32.onnx"
         assert (tmp_path / f"{name}.float32.onnx").exists()
-    assert [spec.name for spec in maker.parts["loop"].outputs] == ["noise_pred", "deep_features"]
+    assert [spec.name for spec in maker.parts["body"].outputs] == ["noise_pred", "deep_features"]
 
 
 def other_weight(parts: Models) -> None:
     """One matrix of keys in place of another of the same shape."""
-    weights = parts["prompt"].graph.initializers
+    weights = parts["cross_attention_kv"].graph.initializers
     one, two = (
         weights[f"up_blocks.{block}.attn2.to_k.weight"]
         for block in ("1.attentions.0.transformer_blocks.0", "1.attentions.1.transformer_blocks.0")
@@ -141,18 +141,18 @@ def other_weight(parts: Models) -> None:
 
 def swapped_names(parts: Models) -> None:
     """Two values under each other's name."""
-    one, two = (value for value in parts["timestep"].graph.outputs if str(value.name).startswith("mid_block"))
+    one, two = (value for value in parts["time_embedding"].graph.outputs if str(value.name).startswith("mid_block"))
     one.name, two.name = two.name, one.name
 
 
 def not_finite(parts: Models) -> None:
-    bias = parts["timestep"].graph.initializers["time_embedding.linear_2.bias"]
+    bias = parts["time_embedding"].graph.initializers["time_embedding.linear_2.bias"]
     bias.const_value = ir.tensor(np.full(bias.const_value.shape.numpy(), np.nan, np.float32), name=bias.name)  # type: ignore[union-attr]
 
 
 def other_features(parts: Models) -> None:
     """The part for an earlier step's features takes the skip in their place."""
-    graph = parts["shallow"].graph
+    graph = parts["shallow_body"].graph
     features = next(value for value in graph.inputs if value.name == "deep_features")
     (join,) = features.consumers()
     ir.convenience.replace_all_uses_with(features, join.inputs[1])  # type: ignore[arg-type]

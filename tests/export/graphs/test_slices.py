@@ -33,13 +33,13 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sliced:
 
 
 def test_the_last_two_levels_are_stages(sample: Sliced) -> None:
-    stages = [f"stage.{number}" for number in range(11)]
+    stages = [f"slice.{number}" for number in range(11)]
     assert [*sample.parts] == ["head", "attention", "neck", *stages]
     # Two upsamplers, two levels of two residual blocks with two convolutions each, and the last one.
     takes = {name: {spec.name for spec in sample.parts[name].inputs} for name in stages}
-    assert [name for name in stages if takes[name] == {"features"}] == ["stage.0", "stage.5"]
-    assert [name for name in stages if "residual" in takes[name]] == ["stage.2", "stage.4", "stage.7", "stage.9"]
-    assert [str(spec) for spec in sample.parts["stage.10"].outputs] == ["pixels uint8[batch, rows, width, 3]"]
+    assert [name for name in stages if takes[name] == {"features"}] == ["slice.0", "slice.5"]
+    assert [name for name in stages if "residual" in takes[name]] == ["slice.2", "slice.4", "slice.7", "slice.9"]
+    assert [str(spec) for spec in sample.parts["slice.10"].outputs] == ["pixels uint8[batch, rows, width, 3]"]
 
 
 def test_parts_are_small_and_sound(sample: Sliced) -> None:
@@ -78,7 +78,7 @@ def test_without_attention_there_is_one_part_before_the_stages(sample: Sliced, t
             node.outputs[0].name = "queries_by_another_name"
     shutil.copy(FOLDER / "model.safetensors", tmp_path)
     found = sliced(model, tmp_path)
-    assert [*found.parts][:2] == ["head", "stage.0"]
+    assert [*found.parts][:2] == ["head", "slice.0"]
     latents = np.random.default_rng(0).standard_normal((1, 4, 9, 8), np.float32)
     expected = sample.decoder().run({"latents": latents})["pixels"]
     off = np.abs(found.decoder().run({"latents": latents})["pixels"].astype(int) - expected.astype(int))

@@ -37,7 +37,7 @@ def decoder(bundle: Bundle) -> Component:
 
 
 def test_the_decoders_float32_graph_has_slices(bundle: Bundle, decoder: Component) -> None:
-    assert {"head", "attention", "neck", "stage.0", "stage.10"} <= decoder.parts.keys()
+    assert {"head", "attention", "neck", "slice.0", "slice.10"} <= decoder.parts.keys()
     whole = decoder.graphs["float32"].file
     for name, part in decoder.parts.items():
         assert set(part.graphs) == {"float32"}, "half graphs are for GPUs, which decode whole"
@@ -59,8 +59,8 @@ def test_the_last_ones_figure_is_of_all_of_them(decoder: Component) -> None:
         {"latents": (3, 4, 17, 15)},
         {"latents": (1, 4, 41, 32)},
     ]
-    assert all((figure.measure, figure.bound) == ("levels", 1) for figure in gates[last])
-    assert all(figure.figure <= 1 for figure in gates[last])
+    assert all((figure.metric, figure.bound) == ("levels", 1) for figure in gates[last])
+    assert all(figure.value <= 1 for figure in gates[last])
 
 
 def make(folder: Path, place: Path) -> SlicesMaker:
@@ -84,28 +84,28 @@ def other_weight(parts: Models) -> None:
     """One stage with another's bias."""
     one, two = (
         parts[stage].graph.initializers[f"decoder.up_blocks.{block}.resnets.1.conv1.bias"]
-        for stage, block in (("stage.3", 2), ("stage.8", 3))
+        for stage, block in (("slice.3", 2), ("slice.8", 3))
     )
     one.const_value = two.const_value
 
 
 def other_epsilon(parts: Models) -> None:
-    (epsilon,) = (value for name, value in parts["stage.1"].graph.initializers.items() if name.endswith("/epsilon"))
+    (epsilon,) = (value for name, value in parts["slice.1"].graph.initializers.items() if name.endswith("/epsilon"))
     epsilon.const_value = ir.tensor(np.float32(0.1), name=epsilon.name)
 
 
 def no_edge(parts: Models) -> None:
     """What is outside of the picture goes through the activation as if it were inside."""
-    (inside,) = (value for value in parts["stage.1"].graph.inputs if value.name == "inside")
+    (inside,) = (value for value in parts["slice.1"].graph.inputs if value.name == "inside")
     (mask,) = inside.consumers()
     ir.convenience.replace_all_uses_with(mask.outputs[0], mask.inputs[0])  # type: ignore[arg-type]
-    parts["stage.1"].graph.remove(mask)
-    parts["stage.1"].graph.inputs.remove(inside)
+    parts["slice.1"].graph.remove(mask)
+    parts["slice.1"].graph.inputs.remove(inside)
 
 
 def wrong_half_of_the_halo(parts: Models) -> None:
     """After a nearest neighbour, two rows too many above and none below."""
-    constants = parts["stage.0"].graph.initializers
+    constants = parts["slice.0"].graph.initializers
     for name, value in constants.items():
         for ending, index in (("/first", 2), ("/end", 1 << 40)):
             if name.endswith(ending):
@@ -138,5 +138,5 @@ def test_a_defect_in_a_slice_is_caught(
 
 def test_without_a_defect_it_passes(sd1: Exported, tmp_path: Path) -> None:
     maker = make(sd1.bundle / "vae_decoder", tmp_path)
-    (figure,) = maker.parts["stage.10"].graphs["float32"].gate
-    assert figure.figure <= 1
+    (figure,) = maker.parts["slice.10"].graphs["float32"].gate
+    assert figure.value <= 1

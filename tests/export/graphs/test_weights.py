@@ -18,6 +18,7 @@ from torch import Tensor
 
 from latentrt.bundle.bundle import Bundle
 from latentrt_export.component import export_component
+from latentrt_export.families.stable_diffusion import COMPONENTS
 from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.graphs.weights import store
 from latentrt_export.modules.text_encoder import TextEncoder
@@ -118,7 +119,9 @@ def test_graphs_of_one_architecture_are_the_same_bytes(tmp_path: Path) -> None:
         torch.manual_seed(seed)
         module = TextEncoder(text_encoder("sd1", ids, 1)).requires_grad_(False)
         folder = tmp_path / f"{seed} elsewhere"
-        export_component(module, folder, "text_encoder/", "float16", known, lambda text: None)
+        export_component(
+            module, COMPONENTS["text_encoder"], folder, "text_encoder/", "float16", known, lambda text: None
+        )
         graphs.append({file.name: file.read_bytes() for file in folder.iterdir()})
     first, second = graphs
     assert first.keys() == {"model.onnx", "model.float32.onnx", "model.safetensors"} == second.keys()

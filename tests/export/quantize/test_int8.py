@@ -27,6 +27,7 @@ from latentrt.sampling.samplers.euler import Euler
 from latentrt.sampling.samplers.steps import Steps
 from latentrt_export.component import export_component
 from latentrt_export.export import _default_quantizing, export_checkpoint
+from latentrt_export.families.stable_diffusion import COMPONENTS
 from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.graphs.parts import Run
 from latentrt_export.graphs.slices import slice_decoder
@@ -58,7 +59,9 @@ def made(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Component]:
     known: dict[str, NDArray[Any]] = {"latents": latents, "denoised": latents}
     decoder = VaeDecoder(model)
     slices = SlicesMaker(inputs=decoder.inputs, folder=folder, prefix="vae_decoder/", phase=phases.append)
-    component, _ = export_component(decoder, folder, "vae_decoder/", "int8", known, phases.append, slices, Quantizing())
+    component, _ = export_component(
+        decoder, COMPONENTS["vae_decoder"], folder, "vae_decoder/", "int8", known, phases.append, slices, Quantizing()
+    )
     return decoder, component
 
 
@@ -100,7 +103,7 @@ def test_every_layer_has_a_method_and_a_figure(quantised: tuple[Path, Component]
 def test_both_backends_make_what_the_gate_allows(quantised: tuple[Path, Component]) -> None:
     folder, component = quantised
     (graph,) = component.graphs.values()
-    assert all(gate.measure == "rms" and gate.figure <= gate.bound for gate in graph.gate)
+    assert all(gate.metric == "rms" and gate.value <= gate.bound for gate in graph.gate)
     latents = np.random.default_rng(1).normal(size=(1, 4, 16, 16)).astype(np.float32)
     on_onnxruntime = Graph(folder / "model.onnx").run({"latents": latents})["pixels"]
     on_openvino = compiled_file(folder / "model.onnx", "latents", latents.shape)({"latents": latents})["pixels"]
@@ -120,12 +123,12 @@ def test_each_slice_is_judged_by_itself(quantised: tuple[Path, Component]) -> No
     gates = {name: part.graphs["int8"].gate for name, part in component.parts.items()}
     assert {name for name, gate in gates.items() if not gate} == {"attention", "neck"}, "which head's figure is of too"
     for gate in filter(None, gates.values()):
-        shapes = [figure.shapes["latents"] for figure in gate if figure.measure == "rms"]
+        shapes = [figure.shapes["latents"] for figure in gate if figure.metric == "rms"]
         assert shapes == [(1, 4, 16, 16), (3, 4, 17, 15), (1, 4, 41, 32)]
-        assert all(figure.figure <= figure.bound for figure in gate)
-    last = [figure for figure in gates["stage.10"] if figure.output == "pixels" and figure.measure == "levels"]
+        assert all(figure.value <= figure.bound for figure in gate)
+    last = [figure for figure in gates["slice.10"] if figure.output == "pixels" and figure.metric == "levels"]
     assert [figure.bound for figure in last] == [1, 1, 1], "without rounding they are the whole's"
-    assert any(figure.figure for gate in gates.values() for figure in gate), "some integers are decided otherwise"
+    assert any(figure.value for gate in gates.values() for figure in gate), "some integers are decided otherwise"
 
 
 def test_slices_of_int8_are_the_whole_but_for_a_few_roundings(quantised: tuple[Path, Component]) -> None:
@@ -222,8 +225,8 @@ def test_a_denoisers_parts_are_the_whole_to_the_bit(bundle: Bundle) -> None:
     """As their graphs stand: folded, the last bit of some values is another, and what it decides is rounded to another
     integer."""
     parts = bundle.manifest.components["unet"].parts
-    assert {*parts} == {"timestep", "prompt", "loop", "shallow"}
-    assert {figure.figure for part in parts.values() for figure in part.graphs["int8"].gate} == {0.0}
+    assert {*parts} == {"time_embedding", "cross_attention_kv", "body", "shallow_body"}
+    assert {figure.value for part in parts.values() for figure in part.graphs["int8"].gate} == {0.0}
 
 
 @pytest.mark.slow

@@ -13,20 +13,20 @@ from latentrt.backends.split_denoiser import SplitDenoiser
 from latentrt.bundle.manifest import PartName
 from latentrt.bundle.tensors import TensorSpec
 
-LATENTS = ("batch", 4, "height", "width")
-EMBEDDINGS = TensorSpec("encoder_hidden_states", "float32", ("batch", "tokens", 8))
-TIMESTEP = TensorSpec("timestep", "float32", ("batch",))
+LATENTS = ("evaluations", 4, "height", "width")
+EMBEDDINGS = TensorSpec("encoder_hidden_states", "float32", ("evaluations", "tokens", 8))
+TIMESTEP = TensorSpec("timestep", "float32", ("evaluations",))
 SAMPLE = TensorSpec("sample", "float32", LATENTS)
 WHOLE = (SAMPLE, TIMESTEP, EMBEDDINGS)
-ROWS = TensorSpec("time_emb", "float32", ("batch", 3))
-KEYS = TensorSpec("keys", "float32", ("batch", 8, "tokens"))
+ROWS = TensorSpec("time_emb", "float32", ("evaluations", 3))
+KEYS = TensorSpec("keys", "float32", ("evaluations", 8, "tokens"))
 DEEP = TensorSpec("deep_features", "float32", LATENTS)
 _INPUTS: dict[str, tuple[TensorSpec, ...]] = {
-    "timestep": (TIMESTEP,),
-    "prompt": (EMBEDDINGS,),
-    "loop": (SAMPLE, ROWS, KEYS),
+    "time_embedding": (TensorSpec("timestep", "float32", ("timesteps",)),),
+    "cross_attention_kv": (EMBEDDINGS,),
+    "body": (SAMPLE, ROWS, KEYS),
     # The shallow layers need no keys here.
-    "shallow": (SAMPLE, ROWS, DEEP),
+    "shallow_body": (SAMPLE, ROWS, DEEP),
 }
 
 
@@ -55,12 +55,12 @@ class FakePart:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         assert list(feeds) == [spec.name for spec in self.inputs]
         self.fed.append(feeds)
-        if self.name == "timestep":
+        if self.name == "time_embedding":
             return {"time_emb": np.repeat(feeds["timestep"][:, None], 3, axis=1)}
-        if self.name == "prompt":
+        if self.name == "cross_attention_kv":
             return {"keys": np.ascontiguousarray(feeds["encoder_hidden_states"].transpose(0, 2, 1))}
         sample, t = feeds["sample"], feeds["time_emb"][:, 0]
-        if self.name == "shallow":
+        if self.name == "shallow_body":
             return {"noise_pred": shallow(sample, t, feeds["deep_features"])}
         deep = np.tanh(sample * feeds["keys"].mean(axis=(1, 2))[:, None, None, None]).astype(np.float32)
         return {"noise_pred": shallow(sample, t, deep), "deep_features": deep}

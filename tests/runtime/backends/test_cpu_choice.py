@@ -105,25 +105,25 @@ def test_what_is_no_preference_is_refused(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_a_denoiser_in_parts_is_run_in_parts(bundle: Bundle, opened: list[Any], backend: CpuBackend) -> None:
-    changed(bundle, UNET, "timestep", "prompt", "loop")
+    changed(bundle, UNET, "time_embedding", "cross_attention_kv", "body")
     session = choose_on_cpu(bundle, UNET, backend, Preferences(threads=1)).open()
     assert isinstance(session, SplitDenoiser)
     assert opened == [], "a part is loaded when it is needed"
-    session.part("loop")
+    session.part("body")
     assert [(asked[0], asked[1][0], asked[2]["part"], asked[2]["threads"]) for asked in opened] == [
-        (backend, UNET, "loop", 1)
+        (backend, UNET, "body", 1)
     ]
 
 
 def test_parts_of_another_precision_are_not_taken(bundle: Bundle, opened: list[Any]) -> None:
-    changed(bundle, UNET, "timestep", "prompt", "loop")
+    changed(bundle, UNET, "time_embedding", "cross_attention_kv", "body")
     bundle = changed(bundle, UNET, precision="int8", int8=True)
     choose_on_cpu(bundle, UNET, "onnxruntime", Preferences()).open()
     assert [asked[2]["part"] for asked in opened] == [None]
 
 
 def test_slices_are_for_low_memory(bundle: Bundle, opened: list[Any]) -> None:
-    changed(bundle, DECODER, "head", "stage.0")
+    changed(bundle, DECODER, "head", "slice.0")
     choice = choose_on_cpu(bundle, DECODER, "openvino", Preferences(low_memory=True))
     assert choice.title == "OpenVINO on the CPU in float32, in slices"
     assert isinstance(choice.open(), SlicedDecoder)
@@ -135,11 +135,11 @@ def test_slices_are_for_low_memory(bundle: Bundle, opened: list[Any]) -> None:
 
 
 def test_what_openvino_holds_in_few_bits_is_decoded_whole(bundle: Bundle, opened: list[Any]) -> None:
-    changed(bundle, DECODER, "head", "stage.0")
+    changed(bundle, DECODER, "head", "slice.0")
     low = Preferences(low_memory=True, precision="bfloat16")
     assert choose_on_cpu(bundle, DECODER, "openvino", low).title == "OpenVINO on the CPU in bfloat16"
     changed(bundle, DECODER, precision="int8", int8=True)
-    changed(bundle, DECODER, "head", "stage.0", precision="int8", int8=True)
+    changed(bundle, DECODER, "head", "slice.0", precision="int8", int8=True)
     low = Preferences(low_memory=True)
     assert choose_on_cpu(bundle, DECODER, "openvino", low).title == "OpenVINO on the CPU in int8 and bfloat16"
     assert choose_on_cpu(bundle, DECODER, "onnxruntime", low).title == "ONNX Runtime on the CPU in int8, in slices"

@@ -102,7 +102,7 @@ def test_shapes_come_and_go(bundle: Bundle) -> None:
     session = ov.open_session(bundle, "vae_decoder", threads=1)
     sides = [8, 9, 10, 11, 12, 8]
     pictures = [run(session, **feeds("vae_decoder", batch=1, side=side))["pixels"] for side in sides]
-    factor = bundle.manifest.latents.factor
+    factor = bundle.manifest.latent_spaces["unet"].downscale
     assert [picture.shape for picture in pictures] == [(1, factor * side, factor * side, 3) for side in sides]
     np.testing.assert_array_equal(pictures[0], pictures[-1])
     assert [shapes[0][2] for shapes in session._compiled] == [10, 11, 12, 8], "the last that were used"

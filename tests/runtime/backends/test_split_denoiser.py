@@ -43,10 +43,14 @@ def test_a_run_asks_for_its_table_and_its_prompt_once(parts: FakeParts) -> None:
     for timestep in TIMESTEPS:
         given["timestep"] = np.full(2, timestep, np.float32)
         np.testing.assert_allclose(run(denoiser, **given)["noise_pred"], expected(given), rtol=1e-6)
-    assert (parts.runs("timestep"), parts.runs("prompt"), parts.runs("loop")) == (1, 1, len(TIMESTEPS))
-    (table,) = parts.parts["timestep"].fed
+    assert (parts.runs("time_embedding"), parts.runs("cross_attention_kv"), parts.runs("body")) == (
+        1,
+        1,
+        len(TIMESTEPS),
+    )
+    (table,) = parts.parts["time_embedding"].fed
     assert sorted(table["timestep"]) == sorted(TIMESTEPS)
-    assert "shallow" not in parts.opened
+    assert "shallow_body" not in parts.opened
 
 
 def test_a_timestep_that_was_not_announced_is_computed_too(parts: FakeParts) -> None:
@@ -54,7 +58,7 @@ def test_a_timestep_that_was_not_announced_is_computed_too(parts: FakeParts) -> 
     for timestep in (981.0, 7.0, 741.0, 7.0):
         given = feeds(timestep=timestep)
         np.testing.assert_allclose(run(denoiser, **given)["noise_pred"], expected(given), rtol=1e-6)
-    assert parts.runs("timestep") == 2
+    assert parts.runs("time_embedding") == 2
 
 
 def test_samples_of_a_batch_may_stand_at_different_timesteps(parts: FakeParts) -> None:
@@ -85,8 +89,8 @@ def test_a_run_is_nobody_elses(parts: FakeParts) -> None:
     given = feeds()
     run(first, **given)
     run(second, **given)
-    assert parts.runs("prompt") == 2
-    assert set(parts.opened) == {"timestep", "prompt", "loop"}
+    assert parts.runs("cross_attention_kv") == 2
+    assert set(parts.opened) == {"time_embedding", "cross_attention_kv", "body"}
 
 
 def test_it_says_what_it_can(parts: FakeParts) -> None:

@@ -213,7 +213,7 @@ def test_a_cpu_prepares_what_will_be_fed_and_nothing_else(
     pipeline = Pipeline.load(sd1.bundle, device="openvino")
     pipeline("a star", seed=7, num_inference_steps=3, output_type="np", **call)
     threads_are_done()
-    assert {*shapes.prepared} == {"loop", "prompt", "timestep", "vae_decoder", "safety_checker"}
+    assert {*shapes.prepared} == {"body", "cross_attention_kv", "time_embedding", "vae_decoder", "safety_checker"}
     assert shapes.prepared == {name: shapes.fed[name][0] for name in shapes.prepared}
     assert shapes.prepared["vae_decoder"] == [decodes]
     assert all(each == found[0] for found in shapes.fed.values() for each in found)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentrt.bundle.bundle import Bundle, check_digest_form
-from latentrt.bundle.manifest_json import MAX_MANIFEST_BYTES
+from latentrt.bundle.manifest import MAX_MANIFEST_BYTES
 from latentrt.errors import BundleError, IntegrityError, ManifestError, RequestError
 from tests.runtime.small_bundle import FILES, edit_manifest, everything, manifest, write_bundle
 

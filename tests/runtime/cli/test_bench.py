@@ -111,7 +111,7 @@ def test_a_denoiser_in_parts_is_measured_row_by_row() -> None:
     assert len(durations) == 1
     again = row.run_reusing({**feeds, "timestep": np.full(1, 300, np.float32)}, found["deep_features"])
     assert len(durations) == 2
-    assert (parts.runs("loop"), parts.runs("shallow"), parts.runs("timestep")) == (1, 1, 1)
+    assert (parts.runs("body"), parts.runs("shallow_body"), parts.runs("time_embedding")) == (1, 1, 1)
     np.testing.assert_array_equal(again["noise_pred"], sample * np.float32(0.3) + found["deep_features"])
 
 

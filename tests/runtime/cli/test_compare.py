@@ -96,7 +96,7 @@ def test_another_bundle_and_nothing_printed(
         "height": 64,
         "safety": "report",
     }
-    model = Bundle.open(sd1.bundle).manifest.scheduler.class_name
+    model = Bundle.open(sd1.bundle).manifest.schedulers["unet"].class_name
     assert [cell["sampler"] for cell in found["cells"]] == default_samplers(model)
     assert not any(cell.get("right_of") for cell in found["cells"])
     with Image.open("compare.png") as sheet:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.export_report import REPORT_NAME, ComponentCost, ExportReport, write_report
 from latentrt.cli.main import main
 from latentrt.decode.safety import SafetyRecord
 from latentrt.images.files import save
@@ -70,27 +71,39 @@ def test_a_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Bundle.open(folder).digest in out
     for shown in ("stable-diffusion-1", "openrail (LICENSE)", "made-up (diffusers)", "PNDMScheduler", "77 tokens"):
         assert shown in out
-    for shown in ("unet", "12,345", "float32 1.0 MB", "2e-06 relative of 0.0001 (out)", "1.5 s, 1.1 GB"):
+    for shown in ("unet", "12,345", "float32 1.0 MB", "2e-06 relative of 0.0001 (out)", "text-to-image, inpainting"):
         assert shown in out
     # Not taken for rich's markup.
     assert "in float32[batch, 4, height, width]" in out
     assert "64 × 64, 50 steps, guidance scale 7.5" in out
 
 
+def test_what_an_export_took(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    costs = {name: ComponentCost(seconds=1.5, peak_bytes=1 << 30) for name in ("unet", "vae_decoder")}
+    write_report(folder, ExportReport(components=costs))
+    assert run("inspect", folder) == 0
+    assert capsys.readouterr().out.count("1.5 s, 1.1 GB") == 2
+    (folder / REPORT_NAME).write_text("{")
+    assert run("inspect", folder) == 0
+    assert "1.5 s" not in capsys.readouterr().out
+
+
 def test_a_bundle_with_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = [{"name": f"blocks.{n}.keys", "dtype": "float32", "shape": ["batch", 4, "tokens"]} for n in range(7)]
-    gate = {"output": "out", "shapes": {"in": [1, 4]}, "measure": "relative", "figure": 3e-7, "bound": 1e-5}
+    gate = {"output": "out", "shapes": {"in": [1, 4]}, "metric": "relative", "value": 3e-7, "bound": 1e-5}
     graph = {"file": "unet/model.onnx", "opset": 21, "nodes": 2345, "gate": [gate]}
 
     def divide(tree: dict[str, Any]) -> None:
         unet = tree["components"]["unet"]
-        prompt = {"inputs": unet["inputs"], "outputs": keys, "graphs": {"float32": graph}}
-        unet["parts"] = {"prompt": prompt, "loop": {**prompt, "inputs": keys[:1], "outputs": unet["outputs"]}}
+        inputs = [{key: spec[key] for key in ("name", "dtype", "shape")} for spec in unet["inputs"]]
+        prompt = {"inputs": inputs, "outputs": keys, "graphs": {"float32": graph}}
+        body = {**prompt, "inputs": keys[:1], "outputs": unet["outputs"]}
+        unet["parts"] = {"cross_attention_kv": prompt, "body": body}
 
     edit_manifest(folder, divide)
     assert run("inspect", folder) == 0
     out = capsys.readouterr().out
-    for shown in ("  prompt ", "  loop ", "2,345", "3e-07 relative of 1e-05 (out)"):
+    for shown in ("  cross_attention_kv ", "  body ", "2,345", "3e-07 relative of 1e-05 (out)"):
         assert shown in out
     assert "7 × keys, the first is blocks.0.keys float32[batch, 4, tokens]" in out
     assert "  blocks.0.keys float32[batch, 4, tokens]" in out, "one is shown as it is"
@@ -113,7 +126,7 @@ def test_a_bundle_of_int8(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert run("inspect", folder) == 0
     out = capsys.readouterr().out
     assert "unet: 1 of 13 layers, 98.0% of the multiplications, have int8 weights and activations of 7 bits" in out
-    assert "cost the output (RMS): conv_in 50.00% (float), kept.10 10.00% (int8 weights)" in out
+    assert "quantising each alone: conv_in 50.00% (float), kept.10 10.00% (int8 weights)" in out
     assert "and 2 more" in out
 
 
@@ -139,7 +152,8 @@ def test_a_manifest_cannot_talk_to_the_terminal(folder: Path, capsys: pytest.Cap
     def spoil(tree: dict[str, Any]) -> None:
         tree["source"]["name"] = "\x1b[2Jgone\u202e"
         tree["created_by"] = "[bold]x[/nonsense]"
-        tree["components"]["\x1b]0;title\x07"] = tree["components"]["unet"]
+        tree["components"]["unet"]["outputs"][0]["name"] = "\x1b]0;title\x07"
+        tree["components"]["unet"]["token_merging"] = {"ratio": 0.5, "blocks": ["\x1b[31m"]}
 
     edit_manifest(folder, spoil)
     for options in ([], ["--json"]):

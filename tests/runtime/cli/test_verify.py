@@ -63,7 +63,7 @@ def test_every_bad_file_is_listed(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_newer_format(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit_manifest(folder, lambda tree: tree.update(format_version=2))
+    edit_manifest(folder, lambda tree: tree.update(format_version=3))
     assert run("verify", folder) == 4
     assert "pip install -U latentrt" in capsys.readouterr().err
 

@@ -52,7 +52,7 @@ def test_slices_give_the_whole_decoders_pixels(bundle: Bundle, backend: Any) -> 
     parts = bundle.manifest.components[DECODER].parts
     assert sorted(opened) == sorted(parts), "each part once"
     assert opened[:3] == ["head", "attention", "neck"]
-    assert opened[3:] == [f"stage.{number}" for number in range(len(parts) - 3)]
+    assert opened[3:] == [f"slice.{number}" for number in range(len(parts) - 3)]
 
 
 def test_no_more_is_kept_than_what_a_stage_takes_and_gives(sd1: Exported) -> None:
@@ -92,6 +92,6 @@ def test_tiles_may_be_decoded_in_slices(sd2: Exported) -> None:
 
 
 def test_what_has_no_stages_is_not_sliced() -> None:
-    assert is_sliced(["neck", "head", "stage.0"])
+    assert is_sliced(["neck", "head", "slice.0"])
     assert not is_sliced(["head"])
-    assert not is_sliced(["timestep", "prompt", "loop"])
+    assert not is_sliced(["time_embedding", "cross_attention_kv", "body"])

@@ -9,8 +9,7 @@ import pytest
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
-from latentrt.bundle.manifest import SealedEngine
-from latentrt.bundle.manifest_json import encode_manifest
+from latentrt.bundle.manifest import SealedEngine, encode_manifest
 from latentrt.engines.record import EngineRecord
 from latentrt.engines.sealed import sealed_engines
 from latentrt.engines.store import encode_record, plan_name

@@ -24,7 +24,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def with_shallow_part(manifest: Any) -> Any:
     unet = manifest.components["unet"]
     part = Part(inputs=(SAMPLE, ROWS, KEYS, DEEP), outputs=unet.outputs, graphs=unet.graphs)
-    components = {**manifest.components, "unet": msgspec.structs.replace(unet, parts={"shallow": part})}
+    components = {**manifest.components, "unet": msgspec.structs.replace(unet, parts={"shallow_body": part})}
     return msgspec.structs.replace(manifest, components=components)
 
 

@@ -58,7 +58,7 @@ def test_every_row_is_guided_where_nothing_else_is_said(manifest: Any) -> None:
     for timestep in TIMESTEPS:
         expected = guided_by_hand(sample, timestep, prompt.embeddings)
         np.testing.assert_allclose(ask(timestep, sample), expected, rtol=1e-5, atol=1e-6)
-    assert (parts.runs("timestep"), parts.runs("prompt")) == (1, 1)
+    assert (parts.runs("time_embedding"), parts.runs("cross_attention_kv")) == (1, 1)
 
 
 def test_outside_of_its_interval_guidance_costs_nothing(manifest: Any) -> None:
@@ -69,9 +69,9 @@ def test_outside_of_its_interval_guidance_costs_nothing(manifest: Any) -> None:
         alone = whole(sample, repeated(timestep, 2), prompt.embeddings[2:])
         expected = guided_by_hand(sample, timestep, prompt.embeddings) if 1 <= row <= 3 else alone
         np.testing.assert_allclose(ask(timestep, sample), expected, rtol=1e-5, atol=1e-6)
-    assert [len(fed["sample"]) for fed in parts.parts["loop"].fed] == [2, 4, 4, 4, 2, 2]
+    assert [len(fed["sample"]) for fed in parts.parts["body"].fed] == [2, 4, 4, 4, 2, 2]
     # The keys of both halves, and those of the prompts alone.
-    assert parts.runs("prompt") == 2
+    assert parts.runs("cross_attention_kv") == 2
 
 
 def test_deep_features_are_computed_every_so_many_rows(manifest: Any) -> None:
@@ -84,7 +84,7 @@ def test_deep_features_are_computed_every_so_many_rows(manifest: Any) -> None:
             deep = np.tanh(sample * prompt.embeddings.mean(axis=(1, 2))[:, None, None, None])
         assert deep is not None
         np.testing.assert_allclose(ask(timestep, sample), shallow(sample, t, deep), rtol=1e-5, atol=1e-6)
-    assert (parts.runs("loop"), parts.runs("shallow")) == (2, 4)
+    assert (parts.runs("body"), parts.runs("shallow_body")) == (2, 4)
 
 
 def test_prompts_of_different_lengths_keep_their_own_features(manifest: Any) -> None:
@@ -94,7 +94,7 @@ def test_prompts_of_different_lengths_keep_their_own_features(manifest: Any) -> 
     first, second = ask(TIMESTEPS[0], sample), ask(TIMESTEPS[0], sample)
     # The same row again: features of the same latents are what would have been computed.
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
-    assert (parts.runs("loop"), parts.runs("shallow")) == (2, 2)
+    assert (parts.runs("body"), parts.runs("shallow_body")) == (2, 2)
 
 
 def test_where_guidance_ends_the_positive_half_goes_on(manifest: Any) -> None:
@@ -107,7 +107,7 @@ def test_where_guidance_ends_the_positive_half_goes_on(manifest: Any) -> None:
         alone = whole(sample, repeated(timestep, 1), prompt.embeddings[1:])
         expected = guided_by_hand(sample, timestep, prompt.embeddings) if row < 2 else alone
         np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-6)
-    assert [len(fed["sample"]) for fed in parts.parts["shallow"].fed] == [2, 1, 1, 1]
+    assert [len(fed["sample"]) for fed in parts.parts["shallow_body"].fed] == [2, 1, 1, 1]
 
 
 def test_where_guidance_begins_there_is_nothing_to_reuse(manifest: Any) -> None:
@@ -116,8 +116,8 @@ def test_where_guidance_begins_there_is_nothing_to_reuse(manifest: Any) -> None:
     ask = Asking(parts.denoiser, TIMESTEPS, [prompt], order(manifest, deep_cache=6, guidance_start=0.5))
     for timestep in TIMESTEPS:
         ask(timestep, sample)
-    assert [len(fed["sample"]) for fed in parts.parts["loop"].fed] == [1, 2]
-    assert [len(fed["sample"]) for fed in parts.parts["shallow"].fed] == [1, 1, 2, 2]
+    assert [len(fed["sample"]) for fed in parts.parts["body"].fed] == [1, 2]
+    assert [len(fed["sample"]) for fed in parts.parts["shallow_body"].fed] == [1, 1, 2, 2]
 
 
 class Whole:

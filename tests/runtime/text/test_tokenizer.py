@@ -14,7 +14,8 @@ from tests.exported import Exported
 @pytest.fixture(scope="module")
 def tokenizer(sd2: Exported) -> Tokenizer:
     bundle = Bundle.open(sd2.bundle)
-    return Tokenizer.from_json(bundle.read(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
+    record = bundle.manifest.tokenizers["text_encoder"]
+    return Tokenizer.from_json(bundle.read(record.file), record)
 
 
 def test_a_chunk_is_begin_text_end_and_padding_with_id_zero(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import numpy as np
+import pytest
+
+from latentrt.bundle import manifest as manifest_module
+from latentrt.bundle.manifest import (
+    MAX_MANIFEST_BYTES,
+    LatentSpace,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+    named_files,
+    schema,
+)
+from latentrt.errors import ManifestError
+from tests.runtime.small_bundle import FILES, manifest, write_bundle
+
+SCHEMA_FILE = Path(manifest_module.__file__).with_name("bundle.schema.json")
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Manifest:
+    return manifest(write_bundle(tmp_path / "bundle"))
+
+
+@pytest.fixture
+def tree(good: Manifest) -> Any:
+    return json.loads(encode_manifest(good))
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(ManifestError) as caught:
+        decode_manifest(data)
+    assert "latentrt export" in str(caught.value) or "pip install -U latentrt" in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_manifest_comes_back_as_it_was(good: Manifest) -> None:
+    assert decode_manifest(encode_manifest(good)) == good
+
+
+def test_there_is_one_way_of_writing(good: Manifest) -> None:
+    shuffled = msgspec.structs.replace(good, files=dict(reversed(good.files.items())))
+    assert encode_manifest(shuffled) == encode_manifest(good)
+    assert encode_manifest(good).startswith(b'{\n  "format_version": 2,\n')
+    assert encode_manifest(good).endswith(b"}\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), (1, 2)])
+def test_what_json_cannot_carry_is_not_written(good: Manifest, value: object) -> None:
+    schedulers = {"unet": msgspec.structs.replace(good.schedulers["unet"], config={"beta_start": value})}
+    with pytest.raises(ManifestError, match="JSON cannot carry"):
+        encode_manifest(msgspec.structs.replace(good, schedulers=schedulers))
+
+
+def test_an_impossible_manifest_is_not_written(good: Manifest) -> None:
+    with pytest.raises(ManifestError, match="expected a denoiser among them"):
+        encode_manifest(msgspec.structs.replace(good, components={}))
+
+
+def test_the_published_schema_is_current() -> None:
+    assert SCHEMA_FILE.read_bytes() == schema(), (
+        "write it anew: python -c 'import sys; from latentrt.bundle.manifest import schema; "
+        "sys.stdout.buffer.write(schema())' > runtime/latentrt/bundle/bundle.schema.json"
+    )
+
+
+def test_a_real_manifest_fulfils_the_schema(tree: Any) -> None:
+    described = json.loads(SCHEMA_FILE.read_bytes())
+    jsonschema.Draft202012Validator.check_schema(described)
+    jsonschema.validate(tree, described, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tree: tree.update(colour="red"),
+        lambda tree: tree["files"]["LICENSE"].update(sha256="short"),
+        lambda tree: tree.update(precision="bfloat16"),
+        lambda tree: tree.update(tasks=["Text To Image"]),
+        lambda tree: tree["components"]["unet"].update(role="sampler"),
+        lambda tree: tree["components"]["unet"]["inputs"][0].update(source="somewhere"),
+        lambda tree: tree.pop("tokenizers"),
+    ],
+)
+def test_schema_and_reader_refuse_the_same(tree: Any, spoil: Callable[[Any], None]) -> None:
+    spoil(tree)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(tree, json.loads(SCHEMA_FILE.read_bytes()), jsonschema.Draft202012Validator)
+    refusal(json.dumps(tree).encode())
+
+
+def test_a_newer_format_is_told_to_upgrade(tree: Any) -> None:
+    message = refusal(json.dumps(tree | {"format_version": 3}).encode())
+    assert message.startswith("this bundle is format 3, this latentrt reads 2; upgrade")
+    assert "pip install -U latentrt" in message
+
+
+def test_an_older_format_is_to_be_exported_again() -> None:
+    assert "format 1" in refusal(b'{"format_version": 1, "everything": "else"}')
+
+
+def test_a_newer_format_is_refused_before_its_unknown_keys() -> None:
+    assert "format 7" in refusal(b'{"format_version": 7, "everything": "else", "is": ["different"]}')
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "true", '"1"', "1.0", "null", "[1]"])
+def test_a_format_version_that_is_no_number(version: str) -> None:
+    assert "format_version" in refusal(b'{"format_version": %s}' % version.encode())
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "3", '"bundle"'])
+def test_json_that_is_no_manifest(text: str) -> None:
+    assert "not a bundle's manifest" in refusal(text.encode())
+
+
+def test_an_unknown_key(tree: Any) -> None:
+    assert "`colour`" in refusal(json.dumps(tree | {"colour": "red"}).encode())
+
+
+def test_an_unknown_key_deep_inside(tree: Any) -> None:
+    tree["components"]["unet"]["weights"]["colour"] = "red"
+    assert "`colour`" in refusal(json.dumps(tree).encode())
+
+
+def test_an_unknown_key_cannot_talk_to_the_terminal(tree: Any) -> None:
+    message = refusal(json.dumps(tree | {"\x1b[31mred\x07": 1}).encode())
+    assert r"\x1b[31mred\x07" in message
+    assert message.isprintable()
+
+
+def test_a_duplicate_key_at_the_top(good: Manifest) -> None:
+    data = encode_manifest(good).replace(b'"precision"', b'"precision": "float16", "precision"', 1)
+    assert "'precision' twice" in refusal(data)
+
+
+def test_a_duplicate_key_deep_inside(good: Manifest) -> None:
+    data = encode_manifest(good).replace(b'"sha256": "', b'"sha256": "%s", "sha256": "' % (b"0" * 64), 1)
+    assert "'sha256' twice" in refusal(data)
+
+
+def test_a_duplicate_key_written_with_an_escape(good: Manifest) -> None:
+    data = encode_manifest(good).replace(b'"precision"', b'"\\u0070recision": "float16", "precision"', 1)
+    assert "'precision' twice" in refusal(data)
+
+
+def test_a_missing_key(tree: Any) -> None:
+    del tree["tokenizers"]
+    assert "`tokenizers`" in refusal(json.dumps(tree).encode())
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("precision",), "bfloat16"),
+        (("family",), "Stable Diffusion"),
+        (("limits", "max_batch"), "4"),
+        (("limits", "max_batch"), 0),
+        (("latent_spaces", "unet", "scale"), None),
+        (("files", "LICENSE", "sha256"), "A" * 64),
+        (("files", "LICENSE", "size"), -1),
+        (("files",), []),
+        (("components", "unet", "inputs"), {}),
+        (("safety",), "off"),
+    ],
+)
+def test_a_wrong_value(tree: Any, place: tuple[str, ...], value: object) -> None:
+    target = tree
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    assert "is not a manifest of format 2" in refusal(json.dumps(tree).encode())
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_json_does_not_have(good: Manifest, number: str) -> None:
+    data = encode_manifest(good).replace(b"0.18215", number.encode())
+    assert number in refusal(data)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**80])
+def test_a_number_of_more_than_64_bits(tree: Any, number: int) -> None:
+    tree["schedulers"]["unet"]["config"]["num_train_timesteps"] = number
+    assert "64 bits" in refusal(json.dumps(tree).encode())
+
+
+def test_a_number_of_too_many_digits() -> None:
+    assert "64 bits" in refusal(b'{"format_version": 1%s}' % (b"0" * 5000))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_manifest(good: Manifest, share: float) -> None:
+    data = encode_manifest(good)
+    assert "truncated" in refusal(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("data", [b"\x80\x02}q\x00.", b"PK\x03\x04", b"<html></html>", b"{'a': 1}", b"{} {}"])
+def test_not_json(data: bytes) -> None:
+    assert "expected JSON" in refusal(data) or "not JSON" in refusal(data)
+
+
+def test_not_utf8(good: Manifest) -> None:
+    assert "not UTF-8" in refusal(encode_manifest(good).decode().encode("utf-16"))
+
+
+def test_nested_without_end() -> None:
+    assert "nested" in refusal(b'{"format_version":' + b"[" * 200_000)
+
+
+def test_a_huge_manifest() -> None:
+    assert "larger than" in refusal(b" " * (MAX_MANIFEST_BYTES + 1))
+
+
+# Contradictions
+
+
+def contradiction(tree: Any) -> str:
+    message = refusal(json.dumps(tree).encode())
+    assert "expected" in message
+    return message
+
+
+def test_every_file_has_a_role(tree: Any) -> None:
+    roles = dict(named_files(decode_manifest(json.dumps(tree).encode())))
+    assert set(roles) == set(FILES)
+    assert roles["unet/model.safetensors"] == "the weights of unet"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../elsewhere",
+        "unet/../../elsewhere",
+        "unet/..",
+        "..",
+        ".",
+        "./LICENSE",
+        "unet/./model.onnx",
+        "/etc/passwd",
+        "//server/share",
+        "unet//model.onnx",
+        "unet/",
+        "unet\\model.onnx",
+        "..\\elsewhere",
+        "C:/windows",
+        "C:windows",
+        "LICENSE:stream",
+        "bundle.json",
+        "Bundle.JSON",
+        "a\0b",
+        "a\nb",
+        "a\x1b[2Jb",
+        "a\u202eb",
+        "a\ud800b",
+    ],
+)
+def test_a_path_that_no_bundle_may_name(tree: Any, path: str) -> None:
+    tree["files"][path] = tree["files"]["LICENSE"]
+    message = contradiction(tree)
+    assert repr(path) in message
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("path", ["", "a" * 1025])
+def test_a_path_of_impossible_length(tree: Any, path: str) -> None:
+    tree["files"][path] = tree["files"]["LICENSE"]
+    assert "length" in contradiction(tree)
+
+
+@pytest.mark.parametrize("path", ["weights/größe.safetensors", "a b/c d", "...", "..a", ".hidden"])
+def test_an_unusual_path_that_is_fine(tree: Any, path: str) -> None:
+    tree["files"][path] = tree["files"]["LICENSE"]
+    assert path in decode_manifest(json.dumps(tree).encode()).files
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_with_a_role_that_is_not_pinned(tree: Any, name: str) -> None:
+    del tree["files"][name]
+    assert "not pinned" in contradiction(tree)
+
+
+@pytest.mark.parametrize(("name", "role"), [("unet", "denoiser"), ("vae_decoder", "decoder")])
+def test_a_missing_component(tree: Any, name: str, role: str) -> None:
+    del tree["components"][name]
+    assert f"expected a {role} among them" in contradiction(tree)
+
+
+def test_a_component_with_an_unusual_name(tree: Any) -> None:
+    tree["components"]["prior_2"] = tree["components"]["unet"]
+    for key in ("schedulers", "latent_spaces"):
+        tree[key]["prior_2"] = tree[key]["unet"]
+    assert decode_manifest(json.dumps(tree).encode()).by_role("denoiser") == ("unet", "prior_2")
+
+
+@pytest.mark.parametrize("name", ["", "UNet", "un et", "unet/..", "1unet"])
+def test_a_component_with_an_impossible_name(tree: Any, name: str) -> None:
+    tree["components"][name] = tree["components"]["unet"]
+    assert "components" in refusal(json.dumps(tree).encode())
+
+
+@pytest.mark.parametrize("tasks", [[], ["edit", "edit"]])
+def test_tasks_are_named_once(tree: Any, tasks: list[str]) -> None:
+    assert "tasks" in contradiction(tree | {"tasks": tasks})
+
+
+@pytest.mark.parametrize(
+    ("key", "owner"), [("schedulers", "unet"), ("latent_spaces", "unet"), ("tokenizers", "text_encoder")]
+)
+def test_what_each_component_needs(tree: Any, key: str, owner: str) -> None:
+    tree[key]["vae_decoder"] = tree[key][owner]
+    assert f"{key} are of" in contradiction(tree)
+    tree[key] = {}
+    assert f"expected one of each of ['{owner}']" in contradiction(tree)
+
+
+@pytest.mark.parametrize("source", ["text_encoder.states", "image_encoder.out"])
+def test_an_input_from_nowhere(tree: Any, source: str) -> None:
+    tree["components"]["unet"]["inputs"][0]["source"] = source
+    assert f"in comes from {source}" in contradiction(tree)
+
+
+@pytest.mark.parametrize("axis", ["", "8 * height", "x*y", "0*height", "-1", "height*8"])
+def test_an_axis_of_another_form(tree: Any, axis: str) -> None:
+    tree["components"]["unet"]["inputs"][0]["shape"][0] = axis
+    assert "expected axes such as" in contradiction(tree)
+
+
+def test_a_bundle_without_classifier_is_a_bundle(tree: Any) -> None:
+    del tree["components"]["safety_checker"]
+    decode_manifest(json.dumps(tree).encode())
+
+
+def test_no_graph_for_the_precision(tree: Any) -> None:
+    assert "float16" in contradiction(tree | {"precision": "float16"})
+
+
+@pytest.mark.parametrize("kind", ["inputs", "outputs"])
+def test_a_name_twice_in_a_signature(tree: Any, kind: str) -> None:
+    tree["components"]["unet"][kind] *= 2
+    assert "each name once" in contradiction(tree)
+
+
+def test_a_component_without_outputs(tree: Any) -> None:
+    tree["components"]["unet"]["outputs"] = []
+    assert "at least one" in contradiction(tree)
+
+
+def test_a_gate_that_was_missed(tree: Any) -> None:
+    tree["components"]["unet"]["graphs"]["float32"]["gate"][0]["value"] = 1.0
+    assert "missed its gate" in contradiction(tree)
+
+
+SLICE = {"inputs": ["features"], "outputs": ["result"]}
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"head": SLICE, "slice.1": SLICE}, r"has the slices ['slice.1'], expected ['slice.0']"),
+        ({"slice.0": SLICE}, "has slices behind [], expected head alone, or head, attention and neck"),
+        ({"head": SLICE, "neck": SLICE, "slice.0": SLICE}, "has slices behind ['head', 'neck']"),
+        ({"head": SLICE, "slice.0": {"inputs": ["rows"], "outputs": ["result"]}}, "slice.0 part is not a slice"),
+        ({"head": SLICE, "slice.0": {"inputs": ["features"], "outputs": ["a", "b"]}}, "and one output"),
+    ],
+)
+def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, list[str]]], words: str) -> None:
+    decoder = tree["components"]["vae_decoder"]
+    for name, sides in parts.items():
+        specs = {
+            side: [{"name": each, "dtype": "float32", "shape": ["batch"]} for each in sides[side]] for side in sides
+        }
+        decoder.setdefault("parts", {})[name] = {**specs, "graphs": decoder["graphs"]}
+    assert words in contradiction(tree)
+
+
+@pytest.mark.parametrize("name", ["", "slice.", "slice.01", "slice.100", "Head", "head.a", "two words"])
+def test_a_part_of_another_name(tree: Any, name: str) -> None:
+    decoder = tree["components"]["vae_decoder"]
+    decoder["parts"] = {name: {key: decoder[key] for key in ("inputs", "outputs", "graphs")}}
+    assert "parts" in contradiction(tree)
+
+
+@pytest.mark.parametrize(
+    ("side", "pixels", "words"), [("height", 60, "multiple"), ("width", 8, "within"), ("width", 136, "within")]
+)
+def test_a_default_size_that_cannot_be_drawn(tree: Any, side: str, pixels: int, words: str) -> None:
+    tree["defaults"][side] = pixels
+    assert words in contradiction(tree)
+
+
+def test_more_default_steps_than_allowed(tree: Any) -> None:
+    tree["defaults"]["num_inference_steps"] = 101
+    assert "101 steps" in contradiction(tree)
+
+
+# Latent spaces
+
+FLUX = LatentSpace(channels=16, downscale=8, scale=0.3611, shift=0.1159, patch=2)
+
+
+def test_the_shape_of_latents() -> None:
+    assert LatentSpace(channels=4, downscale=8, scale=0.18215).shape(512, 768) == (4, 64, 96)
+    assert FLUX.shape(1024, 512) == (16, 128, 64)
+
+
+def test_sides_are_multiples_of_every_latent_space(good: Manifest) -> None:
+    assert good.side_multiple == 8
+    spaces = {**good.latent_spaces, "flux": FLUX, "odd": LatentSpace(channels=4, downscale=12, scale=1)}
+    assert msgspec.structs.replace(good, latent_spaces=spaces).side_multiple == 48
+
+
+def test_latents_are_packed_as_flux_packs_them() -> None:
+    latents = np.random.default_rng(0).standard_normal((2, 16, 4, 6)).astype(np.float32)
+    # diffusers, FluxPipeline._pack_latents
+    theirs = latents.reshape(2, 16, 2, 2, 3, 2).transpose(0, 2, 4, 1, 3, 5).reshape(2, 6, 64)
+    packed = FLUX.pack(latents)
+    assert np.array_equal(packed, theirs)
+    assert np.array_equal(packed[0, 1].reshape(16, 2, 2), latents[0, :, :2, 2:4])
+    assert np.array_equal(FLUX.unpack(packed, 4, 6), latents)
+    assert np.array_equal(FLUX.pack(latents[0]), packed[0])
+    assert np.array_equal(FLUX.unpack(packed[0], 4, 6), latents[0])
