@@ -89,7 +89,7 @@ def parse() -> argparse.Namespace:
     names = [name.strip() for name in arguments.samplers.split(",")] if arguments.samplers else None
     arguments.samplers = names or [*suiting_samplers(manifest.schedulers["unet"].class_name), *VARIANTS]
     try:
-        request = Request(prompt="", seed=0)
+        request = Request.of(prompt="", seed=0)
         arguments.cells = plan(arguments.pipeline, request, arguments.samplers, arguments.steps)
     except LatentRTError as error:
         parser.error(str(error))

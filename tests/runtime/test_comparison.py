@@ -24,7 +24,7 @@ from latentrt.sample.figures import PROMPT_SEED, Settings, following, readings
 from latentrt.sample.prompts import held_out_prompts
 from latentrt.sampling.samplers import SAMPLERS
 
-REQUEST = Request(prompt="a red circle", seed=3)
+REQUEST = Request.of(prompt="a red circle", seed=3)
 
 
 @pytest.fixture(scope="module")

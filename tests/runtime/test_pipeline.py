@@ -87,7 +87,7 @@ def test_the_same_request_is_the_same_picture(pipeline: Pipeline) -> None:
 
 
 def test_steps_is_a_generator_that_can_be_left(pipeline: Pipeline) -> None:
-    steps = pipeline.steps(Request(prompt=PROMPT, num_inference_steps=50, sampler="ddim", seed=1))
+    steps = pipeline.steps(Request.of(prompt=PROMPT, num_inference_steps=50, sampler="ddim", seed=1))
     first = next(steps)
     assert (first.index, first.total, first.latents.shape) == (0, 50, (1, 4, 8, 8))
     steps.close()
@@ -102,9 +102,9 @@ def test_nothing_is_done_before_the_first_step_is_asked_for(sd1: Exported) -> No
         raise AssertionError
 
     pipeline = Pipeline(Bundle.open(sd1.bundle), refuse)
-    pipeline.steps(Request(prompt=PROMPT))
+    pipeline.steps(Request.of(prompt=PROMPT))
     with pytest.raises(RequestError):
-        next(pipeline.steps(Request(prompt=PROMPT, height=65)))
+        next(pipeline.steps(Request.of(prompt=PROMPT, height=65)))
     assert opened == []
 
 
@@ -290,7 +290,7 @@ def test_what_cannot_be_drawn_is_refused_before_it_is_begun(pipeline: Pipeline) 
         {"karras": "yes"},
     ):
         with pytest.raises(RequestError):
-            pipeline.resolve(Request(prompt=PROMPT, **asked))
+            pipeline.resolve(Request.of(prompt=PROMPT, **asked))
 
 
 def test_what_was_given_as_arrays_is_on_record(pipeline: Pipeline) -> None:

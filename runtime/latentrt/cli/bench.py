@@ -95,7 +95,7 @@ def _measure_all(jobs: list[tuple[str, BenchJob]]) -> tuple[dict[str, Measured],
 def _jobs(job: BenchJob, devices: tuple[str, ...], providers: tuple[str, ...]) -> list[tuple[str, BenchJob]]:
     import msgspec
 
-    from latentrt.backends.device import check_device
+    from latentrt.backends.placement import check_device
 
     for device in devices:
         check_device(device)

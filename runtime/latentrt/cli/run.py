@@ -117,8 +117,8 @@ def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, pro
         raise RequestError("`seed`: got an empty range, expected the first not to be above the last, as in 7..10")
     if len(seed) % prompts:
         raise RequestError(
-            f"`seed`: got {len(seed)} seeds for {prompts} prompts, expected a multiple of {prompts}, as each prompt gets "
-            "as many images"
+            f"`seed`: got {len(seed)} seeds for {prompts} prompts, expected a multiple of {prompts}, as each prompt "
+            "gets as many images"
         )
     return len(seed) // prompts
 

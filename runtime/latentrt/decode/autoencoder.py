@@ -79,7 +79,8 @@ class LatentDistribution:
 
     def sample(self, generator: Generator) -> Latents:
         """Draw latents as diffusers' `latent_dist.sample(generator)` does."""
-        return self.mean + np.exp(np.float32(0.5) * self.logvar) * generator.normal(self.mean.shape)
+        noise = np.exp(np.float32(0.5) * self.logvar) * generator.normal(self.mean.shape)
+        return np.asarray(self.mean + noise, np.float32)
 
 
 def encode(encoder: Session, pixels: NDArray[np.float32]) -> LatentDistribution:

@@ -399,7 +399,8 @@ def _side(request: ResolvedRequest, side: str) -> tuple[Floats | None, tuple[str
 def _chunks(request: ResolvedRequest, side: str, prompt: int, encoder: PromptEncoder) -> int:
     given, texts = _side(request, side)
     if given is not None:
-        return math.ceil(given.shape[1] / encoder.chunk_tokens)
+        tokens: int = given.shape[1]
+        return math.ceil(tokens / encoder.chunk_tokens)
     assert texts is not None, "a resolved request has embeddings or texts"
     return encoder.chunks(texts[prompt])
 

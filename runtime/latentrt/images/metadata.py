@@ -41,8 +41,8 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     `options` holds the request's options by their Python keywords (`latentrt.request`), as they were decided; those at
     their default are left out. `given` names options that were given as arrays, of which a file cannot say more.
-    `inputs` has the input images by keyword. `backend` is what ran the denoiser and its arithmetic, for people. A prompt
-    is None if embeddings were given instead. Reading ignores keys that a later version adds.
+    `inputs` has the input images by keyword. `backend` is what ran the denoiser and its arithmetic, for people. A
+    prompt is None if embeddings were given instead. Reading ignores keys that a later version adds.
     """
 
     prompt: str | None

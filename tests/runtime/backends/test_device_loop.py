@@ -129,7 +129,7 @@ def test_nothing_is_copied_between_the_steps_and_a_step_is_one_launch(
     counts = []
     for seed in (1, 2):
         before = dict(api.counts)
-        drawn(pipeline, Request(prompt="a red circle", seed=seed, num_inference_steps=8, sampler="dpmpp_2m"))
+        drawn(pipeline, Request.of(prompt="a red circle", seed=seed, num_inference_steps=8, sampler="dpmpp_2m"))
         counts.append({name: api.counts[name] - before[name] for name in before})
     # At first: the embeddings, the latents, the table, two counters; at last: the latents and a flag.
     assert [(each["uploads"], each["downloads"]) for each in counts] == [(5, 2), (5, 2)]
@@ -145,7 +145,7 @@ def test_nothing_is_copied_between_the_steps_and_a_step_is_one_launch(
 def test_what_a_consumer_changes_is_what_the_loop_goes_on_with(
     bundle: Bundle, host: Pipeline, api: FakeCudaApi
 ) -> None:
-    request = Request(prompt="a red circle", seed=3, num_inference_steps=5, sampler="dpmpp_2m")
+    request = Request.of(prompt="a red circle", seed=3, num_inference_steps=5, sampler="dpmpp_2m")
 
     def changed(pipeline: Pipeline) -> Latents:
         for step in pipeline.steps(request):
@@ -159,7 +159,7 @@ def test_what_a_consumer_changes_is_what_the_loop_goes_on_with(
 
 
 def test_latents_are_read_before_the_loop_goes_on(bundle: Bundle, api: FakeCudaApi) -> None:
-    steps = list(on_device(bundle, api).steps(Request(prompt="a red circle", seed=3, num_inference_steps=3)))
+    steps = list(on_device(bundle, api).steps(Request.of(prompt="a red circle", seed=3, num_inference_steps=3)))
     assert np.isfinite(steps[-1].latents).all()
     with pytest.raises(RequestError, match="the latents after row 1 are gone, the loop has come to row 3; read them"):
         _ = steps[0].latents
@@ -168,18 +168,18 @@ def test_latents_are_read_before_the_loop_goes_on(bundle: Bundle, api: FakeCudaA
 def test_the_last_latents_stay_when_another_picture_is_drawn(bundle: Bundle, host: Pipeline, api: FakeCudaApi) -> None:
     """Also those of a loop that was left early."""
     pipeline = on_device(bundle, api)
-    request = Request(prompt="a red circle", seed=3, num_inference_steps=4)
+    request = Request.of(prompt="a red circle", seed=3, num_inference_steps=4)
     for step in pipeline.steps(request):
         if step.index == 1:
             break
     expected = drawn(host, request, look=True)
-    drawn(pipeline, Request(prompt="a blue square", seed=4, num_inference_steps=4))
+    drawn(pipeline, Request.of(prompt="a blue square", seed=4, num_inference_steps=4))
     np.testing.assert_array_equal(step.latents, expected[1])
 
 
 def test_two_loops_at_once_have_memory_of_their_own(bundle: Bundle, host: Pipeline, api: FakeCudaApi) -> None:
     pipeline = on_device(bundle, api)
-    requests = [Request(prompt=text, seed=5, num_inference_steps=4) for text in ("a red circle", "a blue square")]
+    requests = [Request.of(prompt=text, seed=5, num_inference_steps=4) for text in ("a red circle", "a blue square")]
     loops = [pipeline.steps(request) for request in requests]
     for _ in range(4):
         last = [next(loop) for loop in loops]
@@ -189,7 +189,7 @@ def test_two_loops_at_once_have_memory_of_their_own(bundle: Bundle, host: Pipeli
 
 def test_what_is_not_a_number_is_told_with_its_timestep(bundle: Bundle, host: Pipeline, api: FakeCudaApi) -> None:
     huge = np.full((1, 4, 16, 16), 1e38, np.float32)  # whose squares, in the denoiser's norms, overflow
-    request = Request(prompt="a red circle", latents=huge, num_inference_steps=4)
+    request = Request.of(prompt="a red circle", latents=huge, num_inference_steps=4)
     with pytest.raises(BackendError, match="gave values that are not finite numbers; lower the guidance scale") as told:
         drawn(on_device(bundle, api), request)
     with pytest.raises(BackendError) as expected:
@@ -203,7 +203,7 @@ def test_what_the_kernels_do_not_know_is_done_on_the_host(
 ) -> None:
     prompt = ["a red circle", "a red circle " * 40] if change == "prompts of two lengths" else "a red circle"
     rescale = 0.7 if change == "rescaled guidance" else 0.0
-    request = Request(prompt=prompt, seed=3, num_inference_steps=2, guidance_rescale=rescale)
+    request = Request.of(prompt=prompt, seed=3, num_inference_steps=2, guidance_rescale=rescale)
     if change == "prompts of two lengths":
         with pytest.raises(Exception, match="unet: no engine runs sample"):
             drawn(on_device(bundle, api), request)
@@ -219,7 +219,7 @@ def test_a_driver_that_does_not_take_the_kernels_leaves_the_loop_to_the_host(
         return (fake_cuda.FakeResult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION, None)
 
     monkeypatch.setattr(fake_cuda.FakeDriver, "cuModuleLoadData", refused)
-    request = Request(prompt="a red circle", seed=3, num_inference_steps=3)
+    request = Request.of(prompt="a red circle", seed=3, num_inference_steps=3)
     np.testing.assert_array_equal(drawn(on_device(bundle, api), request)[0], drawn(host, request)[0])
     assert api.counts["kernels"] == 0
 

@@ -23,7 +23,7 @@ def test_steps_without_guidance_are_asked_of_engines_before_the_first_step(
     bundle: Bundle, cache: EngineCache, api: FakeCudaApi, caplog: pytest.LogCaptureFixture
 ) -> None:
     build(cache, bundle)  # for guided pictures, as `latentrt build` does
-    request = Request(prompt="a red circle", seed=7, num_inference_steps=4, guidance_end=0.5)
+    request = Request.of(prompt="a red circle", seed=7, num_inference_steps=4, guidance_end=0.5)
     mend = "build one: latentrt build --size … --batch … --guidance both"
     with pytest.raises(EngineError, match=r"unet: no engine runs sample of shape 1×4×16×16.*" + mend):
         next(Pipeline.load(bundle_path(), device="tensorrt").steps(request))
@@ -44,8 +44,8 @@ def test_a_denoiser_that_runs_whole_refuses_deep_features_before_any_work(
         RequestError,
         match=r"deep_cache 2 with a denoiser on TensorRT-RTX engine \w+, which runs it whole; --device",
     ):
-        pipeline.resolve(Request(prompt="a red circle", deep_cache=2))
-    Pipeline.load(bundle_path(), device="cpu").resolve(Request(prompt="a red circle", deep_cache=2))
+        pipeline.resolve(Request.of(prompt="a red circle", deep_cache=2))
+    Pipeline.load(bundle_path(), device="cpu").resolve(Request.of(prompt="a red circle", deep_cache=2))
 
 
 def test_a_picture_says_what_its_denoiser_ran_on(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def with_shallow_part(manifest: Any) -> Any:
 
 
 def test_nothing_is_left_out_unless_it_is_asked_for(manifest: Any) -> None:
-    assert resolve(Request(prompt="a"), manifest).approximation == EXACT
+    assert resolve(Request.of(prompt="a"), manifest).approximation == EXACT
     assert all(EXACT.guides(row, 50) and not EXACT.reuses(row) for row in range(50))
 
 
@@ -61,25 +61,25 @@ def test_an_interval_is_diffusers_interval(start: float, end: float, guided: str
 )
 def test_what_is_impossible_is_refused(manifest: Any, asked: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
-        resolve(Request(prompt="a", **asked), manifest)
+        resolve(Request.of(prompt="a", **asked), manifest)
 
 
 def test_a_bundle_with_the_part_may_reuse(manifest: Any) -> None:
-    order = resolve(Request(prompt="a", deep_cache=3), with_shallow_part(manifest))
+    order = resolve(Request.of(prompt="a", deep_cache=3), with_shallow_part(manifest))
     assert [order.approximation.reuses(row) for row in range(5)] == [False, True, True, False, True]
 
 
 def test_numpys_numbers_will_do(manifest: Any) -> None:
     asked: Any = {"deep_cache": np.int64(3), "guidance_end": np.float32(0.5)}
-    approximation = resolve(Request(prompt="a", **asked), with_shallow_part(manifest)).approximation
+    approximation = resolve(Request.of(prompt="a", **asked), with_shallow_part(manifest)).approximation
     assert [type(approximation.deep_cache), type(approximation.guidance_end)] == [int, float]
 
 
 def test_a_decoder_is_one_of_three(manifest: Any) -> None:
     with pytest.raises(RequestError, match="decoder: found 'tiny', expected one of full, preview, tiled"):
-        resolve(Request(prompt="a", decoder="tiny"), manifest)  # type: ignore[arg-type]
+        resolve(Request.of(prompt="a", decoder="tiny"), manifest)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="found the decoder preview, and this bundle has none"):
-        resolve(Request(prompt="a", decoder="preview"), manifest)
+        resolve(Request.of(prompt="a", decoder="preview"), manifest)
 
 
 def test_another_decoder_changes_no_row() -> None:

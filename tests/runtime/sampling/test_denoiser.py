@@ -29,7 +29,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def order(manifest: Any, *, guided: bool = True, **approximation: Any) -> Order:
-    asked = Request(prompt="a", seed=1, guidance_scale=SCALE if guided else 1.0)
+    asked = Request.of(prompt="a", seed=1, guidance_scale=SCALE if guided else 1.0)
     return replace(resolve(asked, manifest), approximation=Approximation(**approximation))
 
 
