@@ -14,7 +14,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from latentrt.backends.session import Arrays
+from latentrt.backends.session import Arrays, Session
 from latentrt.bundle.manifest import GateResult, GraphRecord, Part, PartName, Precision
 from latentrt.bundle.tensors import DType, TensorSpec
 from latentrt.decode.slices import SlicedDecoder
@@ -83,7 +83,13 @@ class SlicesMaker:
 
     def decoder(self, prefix: str = "", *, as_it_stands: bool = False) -> SlicedDecoder:
         """The parts that were made, as a runtime runs them, or with nothing folded; `prefix` is that of other files."""
-        return SlicedDecoder(self.inputs, self.parts, lambda name: self._open(name, prefix, as_it_stands=as_it_stands))
+        return SlicedDecoder(
+            self.inputs,
+            (),
+            self.parts,
+            lambda name: self._open(name, prefix, as_it_stands=as_it_stands),
+            lambda name: None,
+        )
 
     def _judge_stages(
         self, model: ir.Model, whole: GraphRecord, runs: Iterable[Run]
@@ -113,14 +119,15 @@ class SlicesMaker:
     def _open(self, name: PartName, prefix: str, *, as_it_stands: bool) -> _OpenPart:
         (record,) = self.parts[name].graphs.values()
         graph = Graph(self.folder / f"{prefix}{Path(record.file).name}", as_it_stands=as_it_stands)
-        return _OpenPart(self.parts[name].inputs, graph)
+        return _OpenPart(self.parts[name].inputs, self.parts[name].outputs, graph)
 
 
 @dataclass(frozen=True)
-class _OpenPart:
-    """A part, as `latentrt.backends.session.Session` has it."""
+class _OpenPart(Session):
+    """A part on ONNX Runtime."""
 
     inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     graph: Graph
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -19,7 +19,7 @@ from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.loading import load_pretrained
 from latentrt_export.modules import token_merging
 from latentrt_export.modules.module import Arrays, Case, Submodule
-from latentrt_export.quantize.denoising import denoised
+from latentrt_export.quantize.denoising import denoise_prompts
 from latentrt_export.quantize.quantization_options import Quantizing
 
 __all__ = ["UNet"]
@@ -126,7 +126,8 @@ class UNet(Submodule):
         for."""
         facts = self.facts()
         shape = (facts["latent_channels"], facts["latent_height"], facts["latent_width"])
-        return {"denoised": denoised(run, known, shape, quantizing)}
+        text = "encoder_hidden_states"
+        return {"denoised": denoise_prompts(run, self.inputs, self.outputs, text, known, shape, quantizing)}
 
     def canonical_name(self, parameter: str) -> str:
         return parameter.removeprefix("model.")

@@ -1,4 +1,4 @@
-"""Runs of a denoiser in torch, as the runtime would do them, to calibrate it on."""
+"""Runs of a denoiser in torch, as the runtime does them, to calibrate it on."""
 
 from __future__ import annotations
 
@@ -9,23 +9,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.sampling.guidance import guide
+from latentrt.backends.session import Session
+from latentrt.bundle.tensors import TensorSpec
+from latentrt.sampling.denoiser import Conditioning, WholeDenoiser
+from latentrt.sampling.guidance import ClassifierFree, Guidance, Unguided
+from latentrt.sampling.loop import Sample, step
 from latentrt.sampling.noise import Generator
 from latentrt.sampling.samplers.euler import Euler
 from latentrt.sampling.samplers.steps import Steps
-from latentrt.sampling.schedule import Latents, Schedule, denoise
 from latentrt_export.modules.module import Arrays
 from latentrt_export.quantize.quantization_options import Quantizing
 
-__all__ = ["denoised"]
+__all__ = ["denoise_prompts"]
 
 
 # From the noisiest level to the cleanest one, so that no run meets values beyond those that calibration met.
 _WHOLE = {"timestep_spacing": "linspace"}
 
 
-def denoised(
+class _TorchSession(Session):
+    """The torch module that is calibrated, as a session."""
+
+    def __init__(
+        self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], evaluate: Callable[[Arrays], Arrays]
+    ) -> None:
+        self.inputs, self.outputs, self._evaluate = inputs, outputs, evaluate
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        return self._evaluate(dict(feeds))
+
+
+def denoise_prompts(
     run: Callable[[Arrays], Arrays],
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    text: str,
     known: Mapping[str, NDArray[Any]],
     shape: tuple[int, ...],
     quantizing: Quantizing,
@@ -33,41 +51,27 @@ def denoised(
     """Denoise each of the calibration's prompts with Euler's method, from the noise of a seed of its own.
 
     Args:
-        run: the denoiser.
+        run: evaluates the denoiser, whose signature is `inputs` and `outputs`.
+        text: the denoiser's input of text embeddings.
         known: `calibration_embeddings`, float32 [1 + prompts, 77, width], the empty prompt's first, and
             `noise_schedule`, the training noise schedule and the prediction type as JSON.
-        shape: of latents, (channels, height, width).
-        quantizing: how many steps, and how strongly guided.
+        shape: of latents, (C, H, W).
+        quantizing: steps and guidance scale.
 
     Returns:
-        The last latents of each, float32 [prompts, *shape].
+        The last latents of each, float32 [prompts, C, H, W].
     """
     schedule = Euler.read({**json.loads(str(known["noise_schedule"])), **_WHOLE}).table(Steps(count=quantizing.steps))
     empty, *prompts = known["calibration_embeddings"]
-    return np.stack(
-        [
-            _one(run, schedule, np.stack([empty, prompt]), Generator(seed).normal(shape)[np.newaxis], quantizing)[0]
-            for seed, prompt in enumerate(prompts)
-        ]
-    )
-
-
-def _one(
-    run: Callable[[Arrays], Arrays],
-    schedule: Schedule,
-    embeddings: NDArray[np.float32],
-    noise: Latents,
-    quantizing: Quantizing,
-) -> Latents:
-    def model(timestep: np.float32, sample: Latents) -> Latents:
-        feeds = {
-            "sample": np.concatenate([sample, sample]),  # (2, C, h, w): the empty prompt's half first
-            "timestep": np.full(2, timestep, np.float32),
-            "encoder_hidden_states": embeddings,
-        }
-        predicted: Latents = run(feeds)["noise_pred"]
-        # At most 1 is no guidance, as in a run: the prompt's half alone.
-        return guide(predicted, quantizing.guidance_scale, 0.0) if quantizing.guidance_scale > 1 else predicted[1:]
-
-    *_, last = denoise(schedule, schedule.first_latents(noise), model, noise=lambda: noise)
-    return last
+    scale = quantizing.guidance_scale
+    guidance: Guidance = ClassifierFree(scale=scale) if scale > 1 else Unguided()
+    session = _TorchSession(inputs, outputs, run)
+    denoiser = WholeDenoiser(session, latents="sample", timestep="timestep", output="noise_pred")
+    last = []
+    for seed, prompt in enumerate(prompts):
+        sides = {"negative": Conditioning({text: empty}), "positive": Conditioning({text: prompt})}
+        sample = Sample(schedule, schedule.first_latents(Generator(seed).normal(shape)), sides, guidance)
+        while not sample.done:
+            step([sample], denoiser)
+        last.append(sample.latents)
+    return np.stack(last)

@@ -159,7 +159,9 @@ def test_what_is_left_early_is_let_go_too(sd1: Exported) -> None:
         weakref.finalize(session, gone.append, component)
         return session
 
-    steps = Pipeline(bundle, open_one, low_memory=True).steps(Request.of(prompt="a star", seed=7, num_inference_steps=3))
+    steps = Pipeline(bundle, open_one, low_memory=True).steps(
+        Request.of(prompt="a star", seed=7, num_inference_steps=3)
+    )
     next(steps)
     assert gone == ["text_encoder"]
     steps.close()
