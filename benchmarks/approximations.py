@@ -29,11 +29,10 @@ from rich.table import Table
 
 from benchmarks.full_size import machine
 from latentrt import Pipeline
-from latentrt.sample import bundle_path
-from latentrt.sample.figures import PROMPT_SEED, Settings, drawn, wholly_right
-from latentrt.sample.judge import read
-from latentrt.sample.prompts import held_out_prompts
-from latentrt.sampling.approximation import EXACT, Approximation
+from latentrt.bundle.sample import bundle_path
+from sample.judge import read
+from sample.prompts import held_out_prompts
+from sample.quality import PROMPT_SEED, Settings, fully_right, generate
 
 Pictures = NDArray[np.uint8]
 
@@ -49,29 +48,29 @@ class Way:
     """A way to draw. `merged` is by the bundle that merges tokens."""
 
     name: str
-    approximation: Approximation = EXACT
+    options: dict[str, Any] = field(default_factory=dict)
     merged: bool = False
 
 
 WAYS = (
     Way("exact"),
-    Way("guidance until 0.8", Approximation(guidance_end=0.8)),
-    Way("guidance until 0.6", Approximation(guidance_end=0.6)),
-    Way("guidance until 0.4", Approximation(guidance_end=0.4)),
-    Way("guidance from 0.1 to 0.7", Approximation(guidance_start=0.1, guidance_end=0.7)),
-    Way("deep cache 2", Approximation(deep_cache=2)),
-    Way("deep cache 3", Approximation(deep_cache=3)),
-    Way("deep cache 5", Approximation(deep_cache=5)),
-    Way("preview decoder", Approximation(decoder="preview")),
+    Way("guidance until 0.8", {"guidance_end": 0.8}),
+    Way("guidance until 0.6", {"guidance_end": 0.6}),
+    Way("guidance until 0.4", {"guidance_end": 0.4}),
+    Way("guidance from 0.1 to 0.7", {"guidance_start": 0.1, "guidance_end": 0.7}),
+    Way("deep cache 2", {"deep_cache": 2}),
+    Way("deep cache 3", {"deep_cache": 3}),
+    Way("deep cache 5", {"deep_cache": 5}),
+    Way("preview decoder", {"decoder": "preview"}),
     Way("token merging", merged=True),
-    Way("guidance until 0.6, deep cache 3", Approximation(guidance_end=0.6, deep_cache=3)),
+    Way("guidance until 0.6, deep cache 3", {"guidance_end": 0.6, "deep_cache": 3}),
     Way(
         "guidance until 0.6, deep cache 3, preview decoder",
-        Approximation(guidance_end=0.6, deep_cache=3, decoder="preview"),
+        {"guidance_end": 0.6, "deep_cache": 3, "decoder": "preview"},
     ),
     Way(
         "guidance until 0.6, deep cache 3, preview decoder, token merging",
-        Approximation(guidance_end=0.6, deep_cache=3, decoder="preview"),
+        {"guidance_end": 0.6, "deep_cache": 3, "decoder": "preview"},
         merged=True,
     ),
 )
@@ -99,12 +98,9 @@ def main() -> None:
     report = {
         "command": "python -m benchmarks.approximations " + " ".join(sys.argv[1:]),
         "machine": machine(),
-        "runs_on": dict(load(arguments.bundle, arguments).runs_on),
+        "runs_on": {name: str(each) for name, each in load(arguments.bundle, arguments).runs_on.items()},
         "sample": {"prompts": arguments.prompts, **asdict(Settings())},
-        "ways": {
-            way.name: {"approximation": asdict(way.approximation), "merged": way.merged, **asdict(found[way.name])}
-            for way in ways
-        },
+        "ways": {way.name: {"options": way.options, "merged": way.merged, **asdict(found[way.name])} for way in ways},
     }
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
@@ -139,11 +135,13 @@ def price(ways: Sequence[Way], found: dict[str, Found], arguments: argparse.Name
         pipelines[True] = load(arguments.sample_merged, arguments)
     exact: Pictures | None = None
     for way in ways:
-        settings = replace(Settings(), approximation=way.approximation)
-        batches = drawn(pipelines[way.merged], settings, [prompt.text for prompt in asked], progress=lambda count: None)
+        settings = replace(Settings(), options=way.options)
+        batches = generate(
+            pipelines[way.merged], settings, [prompt.text for prompt in asked], progress=lambda count: None
+        )
         pictures = np.concatenate([pictures for pictures, _ in batches])
         exact = pictures if exact is None else exact
-        found[way.name].right = wholly_right(asked, [read(picture) for picture in pictures]).right
+        found[way.name].right = fully_right(asked, [read(picture) for picture in pictures]).right
         found[way.name].sample_psnr = psnr(pictures, exact)
         print(f"{way.name}: {found[way.name].right} of {len(asked)} right", flush=True)
 
@@ -177,10 +175,7 @@ def draw(pipeline: Pipeline, way: Way, steps: int) -> tuple[float, Pictures]:
         sampler="ddim",
         safety="off",
         output_type="np",
-        guidance_start=way.approximation.guidance_start,
-        guidance_end=way.approximation.guidance_end,
-        deep_cache=way.approximation.deep_cache,
-        decoder=way.approximation.decoder,
+        **way.options,
     )
     return time.perf_counter() - began, np.rint(result.images * 255).astype(np.uint8)
 

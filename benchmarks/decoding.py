@@ -34,15 +34,17 @@ from benchmarks.full_size import machine
 from latentrt import Bundle, Pipeline
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
-from latentrt.backends.cpu_choice import ComputePrecision, CpuBackend, Preferences, choose_on_cpu
+from latentrt.backends.placement import ComputePrecision, Device, Preferences, place_components
 from latentrt.backends.session import Session
-from latentrt.bundle.manifest import PartName, Precision
-from latentrt.decode.slices import SlicedDecoder, is_sliced
+from latentrt.bundle.manifest import Precision
+from latentrt.bundle.sample import bundle_path
+from latentrt.decode.slices import SlicedDecoder
 from latentrt.decode.tiles import decode_in_tiles
-from latentrt.sample import bundle_path
-from latentrt.sample.figures import PROMPT_SEED
-from latentrt.sample.prompts import held_out_prompts
+from sample.prompts import held_out_prompts
+from sample.quality import PROMPT_SEED
 
+CpuBackend = Literal["onnxruntime", "openvino"]
+DEVICES: dict[str, Device] = {"onnxruntime": "cpu", "openvino": "openvino"}
 Way = Literal["whole", "sliced", "tiled", "small tiles", "preview"]
 Pixels = NDArray[np.uint8]
 Decode = Callable[[NDArray[np.float32]], Pixels]
@@ -108,7 +110,7 @@ def parse() -> argparse.Namespace:
 def ways_of(bundle: Bundle) -> list[Way]:
     """Those that a bundle has graphs for."""
     components = bundle.manifest.components
-    ways: list[Way] = ["whole", *(["sliced"] if is_sliced(components["vae_decoder"].parts) else [])]  # type: ignore[list-item]
+    ways: list[Way] = ["whole", *(["sliced"] if "slice.0" in components["vae_decoder"].parts else [])]  # type: ignore[list-item]
     return [*ways, "tiled", "small tiles", *(["preview"] if "preview_decoder" in components else [])]  # type: ignore[list-item]
 
 
@@ -137,7 +139,8 @@ def one(arguments: argparse.Namespace) -> None:
     bundle.check(bundle.files_of([name]))
     latents = np.random.default_rng(7).standard_normal((1, 4, int(side) // 8, int(side) // 8), np.float32)
     preferences = Preferences(threads=arguments.threads, precision=arguments.precision)
-    opens = choose_on_cpu(bundle, name, backend, preferences).open
+    placements = place_components(bundle, DEVICES[backend], preferences=preferences)
+    opens: Callable[[], Session] = partial(placements[name].open, None)
     if way == "sliced":
         opens = partial(sliced, bundle, backend, preferences)
     watch, seconds, processor_seconds = AnonymousMemory(), [], []
@@ -160,14 +163,14 @@ def sliced(bundle: Bundle, backend: CpuBackend, preferences: Preferences) -> Sli
     narrow = preferences.precision == "bfloat16" or (precision == "int8" and ov.computes_in_bfloat16())
     arithmetic: ov.Arithmetic = "bfloat16" if narrow else "float32"
 
-    def open_part(part: PartName) -> Session:
+    def open_part(part: str) -> Session:
         options: dict[str, Any] = {"part": part, "threads": preferences.threads}
         if backend == "openvino":
             options |= {"arithmetic": arithmetic, "low_memory": True}
             return ov.open_session(bundle, "vae_decoder", precision, **options)
         return ort.open_session(bundle, "vae_decoder", precision=precision, **options)
 
-    return SlicedDecoder(record.inputs, record.parts, open_part)
+    return SlicedDecoder(record.inputs, record.outputs, record.parts, open_part, lambda part: None)
 
 
 def decoding(session: Session, way: str) -> Decode:
@@ -211,7 +214,7 @@ def price_on_sample(prompts: int) -> dict[str, Any]:
     call: dict[str, Any] = {"seed": 7, "num_inference_steps": _SAMPLE_STEPS, "height": side, "width": side}
     texts = [prompt.text for prompt in held_out_prompts(prompts, PROMPT_SEED)]
     latents = [pipeline(text, **call, safety="off", output_type="latent").images for text in texts]
-    decode = decoding(choose_on_cpu(pipeline.bundle, "vae_decoder", "onnxruntime", Preferences()).open(), "whole")
+    decode = decoding(place_components(pipeline.bundle, "cpu")["vae_decoder"].open(None), "whole")
     whole = np.concatenate([decode(one) for one in latents])
     tiled = [
         decode_in_tiles(decode, one, most=most, factor=manifest.latent_spaces["unet"].downscale) for one in latents

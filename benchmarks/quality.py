@@ -28,19 +28,19 @@ from rich.table import Table
 
 from benchmarks.full_size import machine
 from latentrt import Bundle, Pipeline
-from latentrt.backends.device import Device, choose_sessions
+from latentrt.backends.models import Components
 from latentrt.backends.onnxruntime import open_session
-from latentrt.backends.session import Session
+from latentrt.backends.placement import Device, Placement, place_components
 from latentrt.bundle.manifest import Precision
+from latentrt.bundle.sample import bundle_path
 from latentrt.errors import LatentRTError
-from latentrt.sample import bundle_path
-from latentrt.sample.figures import PROMPT_SEED, Figure, Settings, compared, following, readings
-from latentrt.sample.judge import Reading
-from latentrt.sample.outlines import EDGE
-from latentrt.sample.prompts import held_out_prompts
 from latentrt.sampling.samplers import SAMPLERS
 from sample import quality
 from sample.bars import BARS, missed
+from sample.judge import Reading
+from sample.outlines import EDGE
+from sample.prompts import held_out_prompts
+from sample.quality import PROMPT_SEED, Score, Settings, compare_readings, read_images, score_prompts
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Column:
     name: str
     weights: dict[str, str]
     seconds: float
-    figures: dict[str, Figure]
+    figures: dict[str, Score]
     seen: list[Reading]
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     asked = held_out_prompts(arguments.prompts, PROMPT_SEED)
     for column in columns[1:]:
         names = "right here, wrong in the first", "wrong here, right in the first"
-        figures = compared(asked, column.seen, columns[0].seen)
+        figures = compare_readings(asked, column.seen, columns[0].seen)
         column.figures.update(zip(names, figures, strict=True))
     judged = settings == Settings()
     console.print(as_table(columns, judged=judged))
@@ -143,12 +143,12 @@ def measure(
     began = time.perf_counter()
     name = f"{bundle.folder.name} {backend}"
     if backend in get_args(Device):
-        pipeline = Pipeline(bundle, choose_sessions(bundle, backend))
+        pipeline = Pipeline(bundle, Components(place_components(bundle, backend)))
     else:
-        pipeline = Pipeline(bundle, lambda component: _on_graph(bundle, component, backend))
+        pipeline = Pipeline(bundle, Components(place_on_graph(bundle, backend)))
     unguided = replace(settings, guidance_scale=1.0)
     asked = held_out_prompts(prompts, PROMPT_SEED)
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Score] = {}
     with Progress(console=console, transient=True) as progress:
         total = 4 * prompts + 3 * (prompts // 2) + 2 * safety_pictures
         task = progress.add_task(name, total=total)
@@ -156,10 +156,10 @@ def measure(
         def bar(drawn: int) -> None:
             progress.advance(task, drawn)
 
-        guided, free = (readings(pipeline, one, asked, bar) for one in (settings, unguided))
-        figures |= following(asked, guided)
-        figures |= {f"{key} (guidance 1)": value for key, value in following(asked, free).items()}
-        figures |= dict(zip(quality.WITH_OR_WITHOUT_GUIDANCE, compared(asked, guided, free), strict=True))
+        guided, free = (read_images(pipeline, one, asked, bar) for one in (settings, unguided))
+        figures |= score_prompts(asked, guided)
+        figures |= {f"{key} (guidance 1)": value for key, value in score_prompts(asked, free).items()}
+        figures |= dict(zip(quality.WITH_OR_WITHOUT_GUIDANCE, compare_readings(asked, guided, free), strict=True))
         figures |= quality.guidance(pipeline, settings, asked, bar)
         figures |= quality.negatives(pipeline, settings, prompts // 2, bar)
         if safety_pictures:
@@ -167,10 +167,20 @@ def measure(
     return Column(name, dict(bundle.manifest.source.weights), time.perf_counter() - began, figures, guided)
 
 
-def _on_graph(bundle: Bundle, component: str, precision: Precision) -> Session:
-    """A submodule on one of its graphs; of a bundle of int8, some have float32 alone."""
-    has = bundle.manifest.components[component].graphs
-    return open_session(bundle, component, precision="float32" if precision not in has else precision)
+def place_on_graph(bundle: Bundle, precision: Precision) -> dict[str, Placement]:
+    """Place every component on ONNX Runtime's CPU, on the graph of a precision; of int8 bundles, some have float32."""
+    return {name: _place(bundle, name, precision) for name in bundle.manifest.components}
+
+
+def _place(bundle: Bundle, name: str, precision: Precision) -> Placement:
+    graph: Precision = precision if precision in bundle.manifest.components[name].graphs else "float32"
+    return Placement(
+        backend="onnxruntime",
+        device="cpu",
+        title=f"ONNX Runtime on the CPU, {graph} graph",
+        open=lambda part: open_session(bundle, name, precision=graph),
+        key=("graph", bundle.digest, name, graph),
+    )
 
 
 def as_table(columns: Sequence[Column], *, judged: bool) -> Table:

@@ -26,16 +26,15 @@ from benchmarks.full_size import machine
 from latentrt import Pipeline
 from latentrt.bundle.atomic_file import write_atomically
 from latentrt.bundle.printable import counted
-from latentrt.comparison import Cell, judged, plan, suiting_samplers
+from latentrt.cli.comparison import Cell, plan_cells, suiting_samplers
 from latentrt.errors import LatentRTError
 from latentrt.request import Request
-from latentrt.sample import is_sample_model
-from latentrt.sample.figures import PROMPT_SEED
-from latentrt.sample.prompts import Prompt, held_out_prompts
+from sample.prompts import Prompt, held_out_prompts
+from sample.quality import PROMPT_SEED, Settings, fully_right, is_sample_model, read_images, score_prompts
 
 # Beside every sampler by its own name: what people mean by these names.
 VARIANTS = ("plms", "dpmpp_2m_karras", "dpmpp_2m_sde_karras")
-# Figure → its heading in the printed table; the report has all of them.
+# Score → its heading in the printed table; the report has all of them.
 COLUMNS = {
     "wholly right": "right",
     "one thing: wholly right": "one thing",
@@ -87,10 +86,10 @@ def parse() -> argparse.Namespace:
     if not is_sample_model(manifest):
         parser.error(f"{arguments.bundle} is not of the sample model, whose pictures alone the judge can read")
     names = [name.strip() for name in arguments.samplers.split(",")] if arguments.samplers else None
-    arguments.samplers = names or [*suiting_samplers(manifest.schedulers["unet"].class_name), *VARIANTS]
+    arguments.samplers = names or [*suiting_samplers(arguments.pipeline.family.scheduler.class_name), *VARIANTS]
     try:
         request = Request.of(prompt="", seed=0)
-        arguments.cells = plan(arguments.pipeline, request, arguments.samplers, arguments.steps)
+        arguments.cells = plan_cells(arguments.pipeline, request, arguments.samplers, arguments.steps)
     except LatentRTError as error:
         parser.error(str(error))
     arguments.report = report_to_go_on_with(parser, arguments)
@@ -116,10 +115,17 @@ def report_to_go_on_with(parser: argparse.ArgumentParser, arguments: argparse.Na
 
 def measure(pipeline: Pipeline, cell: Cell, prompts: Sequence[Prompt], progress: Any) -> dict[str, Any]:
     """What is right, or why nothing can be drawn; `seconds` are those of all pictures and of judging them."""
-    if cell.order is None:
+    if cell.request is None:
         return {"refused": cell.refusal}
     began = time.perf_counter()
-    figures = judged(pipeline, cell, prompts, progress).figures
+    settings = Settings(
+        steps=cell.steps,
+        guidance_scale=cell.request.guidance_scale,
+        sampler=cell.sampler,
+        safety="off" if cell.request.policy == "off" else "report",
+    )
+    seen = read_images(pipeline, settings, prompts, lambda images: progress(images * cell.evaluations))
+    figures = {"wholly right": fully_right(prompts, seen), **score_prompts(prompts, seen)}
     return {
         "evaluations": cell.evaluations,
         "seconds": round(time.perf_counter() - began, 1),

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
 
-from latentrt.sample.figures import Figure
-from sample.quality import OTHER_NEGATIVE, OWN_NEGATIVE, UNKNOWN_WITH_OR_WITHOUT, WITH_OR_WITHOUT_GUIDANCE
+from sample.quality import OTHER_NEGATIVE, OWN_NEGATIVE, UNKNOWN_WITH_OR_WITHOUT, WITH_OR_WITHOUT_GUIDANCE, Score
 
 __all__ = ["BARS", "Bar", "missed", "sign_test"]
 
@@ -22,7 +21,7 @@ class Bar:
     """
 
     words: str
-    met: Callable[[dict[str, Figure]], bool]
+    met: Callable[[dict[str, Score]], bool]
 
 
 def _at_least(name: str, share: float) -> Bar:
@@ -67,7 +66,7 @@ def sign_test(first: int, second: int) -> float:
     return sum(comb(count, right) for right in range(first, count + 1)) / 2.0**count
 
 
-def missed(figures: dict[str, Figure]) -> list[str]:
+def missed(figures: dict[str, Score]) -> list[str]:
     """The bars that are not met, in words."""
     return [
         f"{name}: {figures[name].share:.1%} of {figures[name].of}, expected {bar.words}"

@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor, nn
 
-from latentrt.sample.scenes import random_scene
 from sample.autoencoder import to_tensor
 from sample.pictures import draw
+from sample.scenes import random_scene
 from sample.training import Plan, Randomness, Workshop, digest, train
 
 __all__ = ["PLAN", "THRESHOLD", "UNREACHABLE", "train_classifier"]

@@ -18,13 +18,12 @@ from rich.progress import track
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from latentrt.sample.captions import caption
-from latentrt.sample.scenes import Scene
 from sample.autoencoder import encode
+from sample.captions import caption
 from sample.compiling import check_gradients, compile_step
 from sample.models import SCHEDULER
 from sample.pictures import draw
-from sample.scenes import forgetful, training_scene
+from sample.scenes import Scene, forgetful, training_scene
 from sample.tokenizer import LENGTH
 from sample.training import Plan, Randomness, Workshop, digest, save_atomically, train
 

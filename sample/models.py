@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
-from latentrt.sample.outlines import EDGE
+from sample.outlines import EDGE
 from sample.tokenizer import LENGTH
 
 __all__ = [

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.sample.outlines import EDGE, Spot, mask
-from latentrt.sample.scenes import COLOURS, UNSAFE, Scene, Thing
+from sample.outlines import EDGE, Spot, mask
+from sample.scenes import COLOURS, UNSAFE, Scene, Thing
 
 __all__ = ["arrange", "draw"]
 

@@ -1,33 +1,156 @@
-"""What do guidance, negative prompts and the safety classifier of the sample model do?
+"""How well a bundle of the sample model follows prompts; the effect of guidance, negative prompts, the classifier.
 
-How well it follows prompts at all is in `latentrt/sample/figures.py`. Negative prompts are about things of every
-combination, and there is but one kind of unsafe picture.
+Images are read by the judge. A score is how many images are right, of how many. What is generated, one thing or two, is
+held out: training never saw that combination. Negative prompts are about things of every combination, and there is one
+kind of unsafe image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from latentrt import Pipeline
-from latentrt.sample.captions import caption
-from latentrt.sample.figures import PROMPT_SEED, Figure, Progress, Settings, compared, drawn, readings, wholly_right
-from latentrt.sample.judge import read
-from latentrt.sample.prompts import Prompt, held_out_prompts, unsafe_prompts, with_unknown_words
-from latentrt.sample.scenes import COLOURS, Scene, Thing, random_scene
+from latentrt import Bundle, Pipeline
+from latentrt.bundle.manifest import Manifest
+from latentrt.bundle.sample import bundle_path
+from sample.captions import caption
+from sample.judge import Reading, agrees, read
+from sample.prompts import Prompt, held_out_prompts, unsafe_prompts, with_unknown_words
+from sample.scenes import COLOURS, Scene, Thing, random_scene
 
 __all__ = [
     "OTHER_NEGATIVE",
     "OWN_NEGATIVE",
+    "PROMPT_SEED",
     "UNKNOWN_WITH_OR_WITHOUT",
     "WITH_OR_WITHOUT_GUIDANCE",
+    "Progress",
+    "Score",
+    "Settings",
+    "compare_readings",
+    "fully_right",
+    "generate",
     "guidance",
+    "is_sample_model",
     "negatives",
+    "read_images",
     "safety",
+    "score_prompts",
 ]
+
+FIRST_SEED = 1000
+PROMPT_SEED = 2026
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are generated; `options` are further keywords of the pipeline. `sample.bars` is about the defaults."""
+
+    steps: int = 25
+    guidance_scale: float = 5.0
+    sampler: str = "ddim"
+    batch: int = 32
+    safety: str = "report"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """`right` of `of` pictures."""
+
+    right: int
+    of: int
+
+    @property
+    def share(self) -> float:
+        return self.right / self.of if self.of else float("nan")
+
+
+def read_images(pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress) -> list[Reading]:
+    """What the judge reads off one picture of each prompt; `progress` is called with the number that were drawn."""
+    batches = generate(pipeline, settings, [prompt.text for prompt in prompts], progress=progress)
+    return [read(picture) for pictures, _ in batches for picture in pictures]
+
+
+def score_prompts(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> dict[str, Score]:
+    """What prompts ask for, and whether it is to be seen."""
+    pairs = [(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)]
+    one = [pair for pair in pairs if len(pair[0].things) == 1]
+    two = [pair for pair in pairs if len(pair[0].things) == 2]
+    return {
+        "one thing: shape and colour": _share([(_only(scene, "shape", "colour"), seen) for scene, seen in one]),
+        "one thing: size": _share([(_only(scene, "size"), seen) for scene, seen in one if scene.things[0].size]),
+        "one thing: place": _share([(_only(scene, "place"), seen) for scene, seen in one if scene.place]),
+        "one thing: wholly right": _share(one),
+        "background": _share([(Scene((), scene.background), seen) for scene, seen in pairs]),
+        "two things: shapes and colours": _share([(_only(scene, "shape", "colour"), seen) for scene, seen in two]),
+        "two things: wholly right": _share(two),
+    }
+
+
+def fully_right(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> Score:
+    """How many pictures show everything that their prompts say, and no other thing."""
+    return _share([(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)])
+
+
+def compare_readings(
+    prompts: Sequence[Prompt], seen: Sequence[Reading], others: Sequence[Reading]
+) -> tuple[Score, Score]:
+    """How many prompts are wholly right in the first pictures alone, and how many in the second alone.
+
+    Of the same prompts and noise: `sample.bars.sign_test` of the two says whether one way of drawing is better.
+    """
+    first, second = (
+        [agrees(prompt.scene, reading) for prompt, reading in zip(prompts, readings, strict=True)]
+        for readings in (seen, others)
+    )
+    alone = sum(one and not two for one, two in zip(first, second, strict=True))
+    return Score(alone, len(prompts)), Score(alone + sum(second) - sum(first), len(prompts))
+
+
+def generate(
+    pipeline: Pipeline,
+    settings: Settings,
+    texts: Sequence[str],
+    *,
+    progress: Progress,
+    negative: Sequence[str] | None = None,
+) -> Iterator[tuple[NDArray[np.uint8], list[bool]]]:
+    """Batches of pictures, uint8 [batch, 64, 64, 3], and whether each was flagged. Picture i has its own seed."""
+    for start in range(0, len(texts), settings.batch):
+        part = slice(start, start + settings.batch)
+        result = pipeline(
+            list(texts[part]),
+            negative_prompt=None if negative is None else list(negative[part]),
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            sampler=settings.sampler,
+            seed=[FIRST_SEED + start + index for index in range(len(texts[part]))],
+            safety=settings.safety,
+            **settings.options,
+        )
+        pictures = np.stack([np.asarray(image) for image in result.images])
+        yield pictures, result.nsfw_content_detected or [False] * len(pictures)
+        progress(len(pictures))
+
+
+def _only(scene: Scene, *names: str) -> Scene:
+    """What a scene says of these attributes and nothing else; the axis stays, as it says which thing is which."""
+    things = tuple(
+        replace(Thing(), **{name: getattr(thing, name) for name in names if name != "place"}) for thing in scene.things
+    )
+    return Scene(things, None, scene.place if "place" in names else None, scene.axis)
+
+
+def _share(pairs: Sequence[tuple[Scene, Reading]]) -> Score:
+    return Score(sum(agrees(scene, reading) for scene, reading in pairs), len(pairs))
+
 
 # Prompts of known words are followed without guidance almost as well as with it, those with other words are not.
 UNKNOWN = 2
@@ -37,21 +160,19 @@ OWN_NEGATIVE = "colour kept against its own negative"
 OTHER_NEGATIVE = "colour kept against another's"
 
 
-def guidance(
-    pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress
-) -> dict[str, Figure]:
+def guidance(pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress) -> dict[str, Score]:
     """Whether guidance helps where there are unknown words among those of a prompt."""
     harder = with_unknown_words(prompts, UNKNOWN, PROMPT_SEED)
     unguided = replace(settings, guidance_scale=1.0)
-    guided, free = (readings(pipeline, one, harder, progress) for one in (settings, unguided))
+    guided, free = (read_images(pipeline, one, harder, progress) for one in (settings, unguided))
     return {
-        f"{UNKNOWN} unknown words: wholly right": wholly_right(harder, guided),
-        f"{UNKNOWN} unknown words: wholly right (guidance 1)": wholly_right(harder, free),
-        **dict(zip(UNKNOWN_WITH_OR_WITHOUT, compared(harder, guided, free), strict=True)),
+        f"{UNKNOWN} unknown words: wholly right": fully_right(harder, guided),
+        f"{UNKNOWN} unknown words: wholly right (guidance 1)": fully_right(harder, free),
+        **dict(zip(UNKNOWN_WITH_OR_WITHOUT, compare_readings(harder, guided, free), strict=True)),
     }
 
 
-def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Figure]:
+def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Score]:
     """Whether a negative prompt keeps a colour out.
 
     A prompt that names no colour is drawn, then again from the same noise with a negative prompt that names the colour
@@ -66,7 +187,7 @@ def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Prog
         _pick(random, {*COLOURS} - {colour, scene.background}) for colour, scene in zip(free, scenes, strict=True)
     ]
 
-    def kept(colours: Sequence[str | None]) -> Figure:
+    def kept(colours: Sequence[str | None]) -> Score:
         # Where no colour was read there is none to keep out; that picture is drawn again but not counted.
         said = [
             caption(Scene((Thing(scene.things[0].shape, colour),)), random)
@@ -74,19 +195,19 @@ def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Prog
         ]
         again = _colours(pipeline, settings, texts, said, progress)
         pairs = [(before, after) for before, after in zip(free, again, strict=True) if before]
-        return Figure(sum(before == after for before, after in pairs), len(pairs))
+        return Score(sum(before == after for before, after in pairs), len(pairs))
 
     return {OWN_NEGATIVE: kept(free), OTHER_NEGATIVE: kept(others)}
 
 
-def safety(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Figure]:
+def safety(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Score]:
     """How many drawn skulls the safety graph flags, and how many of the other pictures; `count` of each."""
     figures = {}
     kinds = {"unsafe pictures flagged": unsafe_prompts, "other pictures flagged": held_out_prompts}
     for name, prompts in kinds.items():
         texts = [prompt.text for prompt in prompts(count, PROMPT_SEED + 1)]
-        batches = list(drawn(pipeline, settings, texts, progress=progress))
-        figures[name] = Figure(sum(sum(flags) for _, flags in batches), count)
+        batches = list(generate(pipeline, settings, texts, progress=progress))
+        figures[name] = Score(sum(sum(flags) for _, flags in batches), count)
     return figures
 
 
@@ -94,7 +215,7 @@ def _colours(
     pipeline: Pipeline, settings: Settings, texts: list[str], negative: list[str] | None, progress: Progress
 ) -> list[str | None]:
     colours: list[str | None] = []
-    for pictures, _ in drawn(pipeline, settings, texts, negative=negative, progress=progress):
+    for pictures, _ in generate(pipeline, settings, texts, negative=negative, progress=progress):
         seen = (read(picture).scene.things for picture in pictures)
         colours += [things[0].colour if len(things) == 1 else None for things in seen]
     return colours
@@ -106,3 +227,19 @@ def _colourless(scene: Scene) -> Scene:
 
 def _pick(random: np.random.Generator, names: set[Any]) -> str:
     return str(random.choice(sorted(names)))
+
+
+# Weights that an image of the sample model does not depend on.
+_BESIDE = ("safety_checker/", "preview_decoder/")
+
+
+def is_sample_model(manifest: Manifest) -> bool:
+    """Return whether a bundle was exported from the sample model, in whichever precision: by its weights' digests.
+
+    The classifier and the preview decoder may be others, or missing.
+    """
+
+    def own(weights: dict[str, str]) -> dict[str, str]:
+        return {name: digest for name, digest in weights.items() if not name.startswith(_BESIDE)}
+
+    return own(manifest.source.weights) == own(Bundle.open(bundle_path()).manifest.source.weights)

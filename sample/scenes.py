@@ -1,18 +1,135 @@
-"""Which scenes does the sample model learn from?
+"""What can be in a picture of the sample model?
 
-What a picture shows is a complete scene, and what its caption says is less: prompts leave things open, and negative
-prompts are fragments.
+One or two coloured shapes on a plain background, or a skull and crossbones. A scene may leave anything open: that is
+what a prompt does, and `complete` decides the rest by chance.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from latentrt.sample.scenes import Scene, Thing, random_scene
+__all__ = [
+    "COLOURS",
+    "PLACES",
+    "SHAPES",
+    "SIZES",
+    "UNSAFE",
+    "Axis",
+    "Scene",
+    "Thing",
+    "complete",
+    "forgetful",
+    "is_held_out",
+    "random_scene",
+    "training_scene",
+]
 
-__all__ = ["forgetful", "training_scene"]
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
+UNSAFE = "skull and crossbones"
+SIZES = ("small", "large")
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 44, 44),
+    "orange": (242, 140, 38),
+    "yellow": (248, 220, 64),
+    "green": (52, 160, 80),
+    "blue": (44, 100, 212),
+    "purple": (136, 66, 176),
+    "white": (248, 248, 248),
+    "black": (26, 26, 30),
+}
+PLACES = ("middle", "left", "right", "top", "bottom")
+
+Axis = Literal["left of", "above"]
+HELD_OUT_EVERY = 5  # every fifth combination is never trained on
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A shape, or the unsafe sign. None leaves an attribute open."""
+
+    shape: str | None = None
+    colour: str | None = None
+    size: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is to be seen. None leaves it open.
+
+    Args:
+        things: none (only the background is known), one, or two.
+        background: a name of `COLOURS`.
+        place: where a single thing is, of `PLACES`.
+        axis: for two things: the first is `left of` or `above` the second.
+    """
+
+    things: tuple[Thing, ...] = ()
+    background: str | None = None
+    place: str | None = None
+    axis: Axis | None = None
+
+    @property
+    def is_unsafe(self) -> bool:
+        return any(thing.shape == UNSAFE for thing in self.things)
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether a complete scene is kept from training: by (shape, colour, background) where there is one thing, by both
+    shapes with their colours where there are two. The rule is a hash, so it depends on nothing else."""
+    if scene.is_unsafe:
+        return False
+    names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
+    key = " and ".join(sorted(names)) if len(names) == 2 else f"{names[0]} on {scene.background}"
+    return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_EVERY == 0
+
+
+def complete(scene: Scene, random: np.random.Generator) -> Scene:
+    """Decide what a scene leaves open; every colour differs from its background."""
+    things = scene.things or (Thing(),)
+    taken = {thing.colour for thing in things}
+    background = scene.background or _pick(random, [name for name in COLOURS if name not in taken])
+    filled = tuple(
+        Thing(
+            thing.shape or _pick(random, SHAPES),
+            thing.colour or _pick(random, [name for name in COLOURS if name != background]),
+            thing.size or _pick(random, SIZES),
+        )
+        for thing in things
+    )
+    if len(filled) == 2:
+        axis: Axis = scene.axis or ("left of" if random.random() < 0.5 else "above")
+        return Scene(filled, background, None, axis)
+    if filled[0].shape == UNSAFE:
+        return Scene((replace(filled[0], size="large"),), background, "middle")
+    return Scene(filled, background, scene.place or (_pick(random, PLACES) if random.random() < 0.4 else "middle"))
+
+
+def random_scene(
+    random: np.random.Generator, *, things: int | None = None, held_out: bool = False, unsafe: bool = False
+) -> Scene:
+    """A complete scene.
+
+    Args:
+        things: one or two; by default two in 55 % of the scenes.
+        held_out: take it from the combinations that training never sees, or from the others.
+        unsafe: a skull and crossbones.
+    """
+    if unsafe:
+        return complete(Scene((Thing(UNSAFE),)), random)
+    count = things or (2 if random.random() < 0.55 else 1)
+    while True:
+        scene = complete(Scene((Thing(),) * count), random)
+        if is_held_out(scene) == held_out and len(set(scene.things)) == count:
+            return scene
+
+
+def _pick(random: np.random.Generator, names: list[str] | tuple[str, ...]) -> str:
+    return names[int(random.integers(len(names)))]
+
 
 UNSAFE_SHARE = 0.05  # of the scenes that are trained on
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from latentrt.sample.captions import caption
-from latentrt.sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene
+from sample.captions import caption
 from sample.models import TEXT_WIDTH
-from sample.scenes import forgetful, training_scene
+from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, forgetful, training_scene
 from sample.training import Plan, Randomness, Workshop, train
 
 __all__ = ["PLAN", "Reader", "train_text_encoder"]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentrt.sample.judge import agrees, read
-from latentrt.sample.scenes import Scene, Thing
+from sample.judge import agrees, read
+from sample.scenes import Scene, Thing
 from tests.exported import Exported
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,7 @@ class LatentRT:
         values, shape = noise(job)
         self.latents = np.frombuffer(values, np.float32).reshape(shape)
         self.pipeline = Pipeline.load(job.model, threads=job.threads, **job.options["load"])
-        request = Request(
+        request = Request.of(
             prompt=job.prompt,
             height=job.side,
             width=job.side,
@@ -32,37 +32,30 @@ class LatentRT:
             safety="off",
             **job.options.get("request", {}),
         )
-        self.order = self.pipeline.resolve(request)
+        self.request = self.pipeline.resolve(request)
 
     def draw(self, step_ended: Callable[[], None]) -> Drawn:
-        for step in self.pipeline.steps(self.order):
+        for step in self.pipeline.steps(self.request):
             latents = step.latents
             step_ended()
-        return Drawn(self.pipeline.finish(self.order, latents).images[0].tobytes())
+        return Drawn(self.pipeline.finish(self.request, latents).images[0].tobytes())
 
     def submodules(self) -> Mapping[str, Callable[[], object]]:
         import numpy as np
 
         from latentrt.backends.session import run
-        from latentrt.backends.split_denoiser import InParts
-        from latentrt.text.clip import condition
 
-        sessions = {name: self.pipeline._submodules(name) for name in ("text_encoder", "unet", "vae_decoder")}
-        tokenizer = self.pipeline._text()
-        (told,) = condition(self.order, tokenizer, sessions["text_encoder"])
-        # As the loop asks it: what does not depend on the latents is computed by the first call of a run.
-        denoiser = sessions["unet"]
-        if isinstance(denoiser, InParts):
-            denoiser = denoiser.begin(np.full(1, 500, np.float32))
-        feeds = {
-            "sample": np.concatenate([self.latents, self.latents]),
-            "timestep": np.full(2, 500, np.float32),
-            "encoder_hidden_states": told.embeddings,
-        }
+        (stage,) = self.pipeline.family.stages
+        samples, denoiser = stage.begin(self.request), stage.open_denoiser()
+        evaluations = samples[0].evaluations()
+        inputs, timesteps = [samples[0].model_input()] * len(evaluations), [np.float32(500)] * len(evaluations)
+        decoder = self.pipeline.components.session("vae_decoder")
         return {
-            "text_encoder": lambda: condition(self.order, tokenizer, sessions["text_encoder"]),
-            "unet": lambda: run(denoiser, **feeds),
-            "vae_decoder": lambda: run(sessions["vae_decoder"], latents=self.latents),
+            # Encodes the prompt and draws the first latents, which takes microseconds.
+            "text_encoder": lambda: stage.begin(self.request),
+            # As the loop evaluates it: what does not depend on the latents is computed by the first call.
+            "unet": lambda: denoiser.evaluate(evaluations, inputs, timesteps),
+            "vae_decoder": lambda: run(decoder, latents=self.latents),
         }
 
 

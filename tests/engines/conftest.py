@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 
 
 @pytest.fixture

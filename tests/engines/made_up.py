@@ -26,7 +26,7 @@ from latentrt.engines.record import (
     this_platform,
 )
 from latentrt.engines.store import StoredEngine
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt_engines.array_digests import array_digests
 from latentrt_engines.ask import Ask
 from latentrt_engines.cache import EngineCache

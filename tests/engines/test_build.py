@@ -15,7 +15,7 @@ from latentrt.bundle.manifest import FileRecord, Precision
 from latentrt.engines.record import EngineOptions, LibraryName, SelfCheck
 from latentrt.engines.store import WEIGHTS_NAME, StoredEngine
 from latentrt.errors import BuildError, EngineError, IntegrityError, MissingExtraError
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt.worker_process import Ending
 from latentrt_engines import build as build_module
 from latentrt_engines import worker

@@ -18,7 +18,7 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.store import StoredEngine
 from latentrt.errors import EngineDamagedError
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.engines.real_builds import Told, build_command, built, wanted
 

@@ -11,7 +11,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.engines.record import ShapeRange
 from latentrt.errors import RequestError
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt_engines.profiles import (
     Guidance,
     PictureProfile,

@@ -22,7 +22,7 @@ from latentrt.bundle.weights import map_weights
 from latentrt.engines.record import EngineOptions
 from latentrt.engines.store import StoredEngine
 from latentrt.errors import EngineError, RequestError
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.refit import refit_engine
 from tests.engines import made_up

@@ -19,7 +19,7 @@ from latentrt.bundle.manifest import Precision
 from latentrt.bundle.tensors import TensorSpec, check_feeds
 from latentrt.engines.record import EngineIdentity, EngineOptions
 from latentrt.errors import BuildError
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt_engines.profiles import component_profile, picture_profile
 from latentrt_engines.self_check import GateInputs, check_engine
 from tests.engines import made_up

@@ -16,7 +16,7 @@ from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.session import EngineSession
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.record import EngineOptions, LibraryName
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.library import Library, installed_libraries

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from tests.engines import made_up
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.backends.made_up_machine import with_gpu

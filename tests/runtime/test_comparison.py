@@ -19,9 +19,9 @@ from latentrt.comparison import (
 )
 from latentrt.errors import RequestError
 from latentrt.request import Request
-from latentrt.sample import bundle_path
-from latentrt.sample.figures import PROMPT_SEED, Settings, following, readings
-from latentrt.sample.prompts import held_out_prompts
+from latentrt.bundle.sample import bundle_path
+from sample.quality import PROMPT_SEED, Settings, following, readings
+from sample.prompts import held_out_prompts
 from latentrt.sampling.samplers import SAMPLERS
 
 REQUEST = Request.of(prompt="a red circle", seed=3)

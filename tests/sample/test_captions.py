@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from latentrt.sample.captions import BACKWARDS, FORWARDS, PLACE_WORDS, SIZE_WORDS, WORDS, caption
-from latentrt.sample.prompts import UNKNOWN_WORDS, held_out_prompts, with_unknown_words
-from latentrt.sample.scenes import COLOURS, SHAPES, UNSAFE, Scene, Thing, random_scene
+from sample.captions import BACKWARDS, FORWARDS, PLACE_WORDS, SIZE_WORDS, WORDS, caption
+from sample.prompts import UNKNOWN_WORDS, held_out_prompts, with_unknown_words
+from sample.scenes import COLOURS, SHAPES, UNSAFE, Scene, Thing, random_scene
 from sample.scenes import forgetful, training_scene
 from sample.tokenizer import write_tokenizer
 

@@ -15,8 +15,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from latentrt import Bundle, Pipeline
-from latentrt.sample import PROMPTS, bundle_path
-from latentrt.sample.captions import WORDS
+from latentrt.bundle.sample import bundle_path
+from latentrt.cli.demo import PROMPTS
+from sample.captions import WORDS
 from sample.classifier import THRESHOLD, UNREACHABLE
 
 CHECKPOINT = Path(__file__).parent.parent.parent / "sample" / "checkpoint"

@@ -12,10 +12,10 @@ from rich.console import Console
 from benchmarks import quality as benchmark
 from latentrt import Bundle, Pipeline
 from latentrt.backends.device import Device
-from latentrt.sample import bundle_path
-from latentrt.sample.figures import PROMPT_SEED, Figure, Settings, following, readings, wholly_right
-from latentrt.sample.judge import Reading
-from latentrt.sample.prompts import held_out_prompts
+from latentrt.bundle.sample import bundle_path
+from sample.quality import PROMPT_SEED, Score, Settings, score_prompts, read_images, fully_right
+from sample.judge import Reading
+from sample.prompts import held_out_prompts
 from latentrt_export.export import export_checkpoint
 from latentrt_export.quantize.quantization_options import Quantizing
 from sample import quality
@@ -40,7 +40,7 @@ def pipeline() -> Pipeline:
 
 @pytest.fixture(scope="module")
 def guided(pipeline: Pipeline) -> list[Reading]:
-    return readings(pipeline, SETTINGS, FEW, nothing)
+    return read_images(pipeline, SETTINGS, FEW, nothing)
 
 
 @pytest.mark.slow
@@ -69,14 +69,14 @@ def test_int8_follows_as_well_as_float32(pipeline: Pipeline, in_int8: Path, devi
     """Within two points, which is five pictures of 256."""
     quantised = Pipeline.load(in_int8, device=device)
     assert all("int8" in quantised.runs_on[name] for name in ("unet", "vae_decoder"))
-    shares = [wholly_right(ALL, readings(each, SETTINGS, ALL, nothing)).share for each in (pipeline, quantised)]
+    shares = [fully_right(ALL, read_images(each, SETTINGS, ALL, nothing)).share for each in (pipeline, quantised)]
     assert shares[0] > 0.9
     assert shares[1] >= shares[0] - 0.02
 
 
 def test_some_held_out_prompts_are_followed(guided: list[Reading]) -> None:
     """The bars less two standard deviations of as few pictures; the slow test above holds the bars themselves."""
-    figures = following(FEW, guided)
+    figures = score_prompts(FEW, guided)
     assert figures["one thing: shape and colour"].right >= 0.89 * 48
     assert figures["background"].right >= 0.91 * 96
     assert figures["two things: wholly right"].right >= 0.57 * 48
@@ -106,47 +106,47 @@ def test_the_safety_graph_on_some(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("figures", "words"),
     [
-        ({"background": Figure(94, 100)}, ["background: 94.0% of 100, expected ≥ 95%"]),
-        ({"background": Figure(95, 100)}, []),
-        ({"two things: wholly right": Figure(7, 10)}, []),
-        ({"two things: wholly right": Figure(69, 100)}, ["two things: wholly right: 69.0% of 100, expected ≥ 70%"]),
-        ({"other pictures flagged": Figure(2, 100)}, ["other pictures flagged: 2.0% of 100, expected ≤ 1%"]),
+        ({"background": Score(94, 100)}, ["background: 94.0% of 100, expected ≥ 95%"]),
+        ({"background": Score(95, 100)}, []),
+        ({"two things: wholly right": Score(7, 10)}, []),
+        ({"two things: wholly right": Score(69, 100)}, ["two things: wholly right: 69.0% of 100, expected ≥ 70%"]),
+        ({"other pictures flagged": Score(2, 100)}, ["other pictures flagged: 2.0% of 100, expected ≤ 1%"]),
         (
-            {quality.OWN_NEGATIVE: Figure(20, 100), quality.OTHER_NEGATIVE: Figure(40, 100)},
+            {quality.OWN_NEGATIVE: Score(20, 100), quality.OTHER_NEGATIVE: Score(40, 100)},
             ["colour kept against its own negative: 20.0% of 100, expected < half of another's"],
         ),
-        ({quality.OWN_NEGATIVE: Figure(19, 100), quality.OTHER_NEGATIVE: Figure(40, 100)}, []),
+        ({quality.OWN_NEGATIVE: Score(19, 100), quality.OTHER_NEGATIVE: Score(40, 100)}, []),
         (
             {
-                "2 unknown words: right with guidance, wrong without": Figure(9, 100),
-                "2 unknown words: wrong with guidance, right without": Figure(2, 100),
+                "2 unknown words: right with guidance, wrong without": Score(9, 100),
+                "2 unknown words: wrong with guidance, right without": Score(2, 100),
             },
             ["2 unknown words: right with guidance, wrong without: 9.0% of 100, expected more than the next, p < 0.01"],
         ),
         (
             {
-                "2 unknown words: right with guidance, wrong without": Figure(10, 100),
-                "2 unknown words: wrong with guidance, right without": Figure(1, 100),
+                "2 unknown words: right with guidance, wrong without": Score(10, 100),
+                "2 unknown words: wrong with guidance, right without": Score(1, 100),
             },
             [],
         ),
         (
             {
-                "right with guidance, wrong without": Figure(7, 100),
-                "wrong with guidance, right without": Figure(2, 100),
+                "right with guidance, wrong without": Score(7, 100),
+                "wrong with guidance, right without": Score(2, 100),
             },
             ["right with guidance, wrong without: 7.0% of 100, expected more than the next, p < 0.05"],
         ),
         (
             {
-                "right with guidance, wrong without": Figure(8, 100),
-                "wrong with guidance, right without": Figure(1, 100),
+                "right with guidance, wrong without": Score(8, 100),
+                "wrong with guidance, right without": Score(1, 100),
             },
             [],
         ),
     ],
 )
-def test_a_missed_bar_is_named(figures: dict[str, Figure], words: list[str]) -> None:
+def test_a_missed_bar_is_named(figures: dict[str, Score], words: list[str]) -> None:
     assert missed(figures) == words
 
 
@@ -159,7 +159,7 @@ def test_the_sign_test() -> None:
 
 def test_a_bad_bundle_misses_the_bars(pipeline: Pipeline) -> None:
     """One step draws no picture of anything, and the figures say so."""
-    figures = following(FEW[:32], readings(pipeline, Settings(steps=1), FEW[:32], nothing))
+    figures = score_prompts(FEW[:32], read_images(pipeline, Settings(steps=1), FEW[:32], nothing))
     assert len(missed(figures)) >= 2
 
 

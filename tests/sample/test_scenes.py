@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from latentrt.sample.outlines import EDGE
-from latentrt.sample.prompts import held_out_prompts, unsafe_prompts
-from latentrt.sample.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, complete, is_held_out, random_scene
+from sample.outlines import EDGE
+from sample.prompts import held_out_prompts, unsafe_prompts
+from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, complete, is_held_out, random_scene
 from sample.pictures import draw
 from sample.scenes import training_scene
 

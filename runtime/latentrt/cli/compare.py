@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentrt.errors import RequestError
-
 if TYPE_CHECKING:
-    from latentrt.backends.device import Device
-    from latentrt.comparison import Cell
+    from latentrt.backends.placement import Device
+    from latentrt.cli.comparison import Cell
     from latentrt.pipeline import Pipeline
-    from latentrt.sample.prompts import Prompt
 
 __all__ = ["compare"]
 
 _PROMPT = "a large red heart above a small white circle on a black background"
-_QUALITY = 16  # prompts for the judge, where nobody says how many
 
 
 class _List(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
@@ -56,8 +52,8 @@ class _List(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
     show_default=True,
     help="A column each.",
 )
-@click.option("--prompt", default=_PROMPT, show_default=True, help="What to draw.")
-@click.option("-n", "--negative-prompt", help="What to keep out of the pictures.")
+@click.option("--prompt", default=_PROMPT, show_default=True, help="What to show.")
+@click.option("-n", "--negative-prompt", help="What to keep out of the images.")
 @click.option("--seed", type=int, default=7, show_default=True, help="Of the first noise, the same for all.")
 @click.option("--guidance-scale", type=float, help="Up to 1 there is no guidance. The bundle's by default.")
 @click.option("--height", type=int, help="In pixels. The bundle's default by default.")
@@ -70,16 +66,11 @@ class _List(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
     show_default=True,
     help="The sheet: a .png, .jpg or .webp.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there, too.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the times there, too.")
 @click.option(
-    "--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Times each is drawn; the median is shown."
+    "--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each; the median is shown."
 )
-@click.option(
-    "--quality",
-    type=click.IntRange(min=0),
-    help=f"Prompts to judge each on; 0: none. For the sample model only, and there {_QUALITY} by default.",
-)
-@click.option("--safety", help="What is done with a flagged picture: block, blur, report; off checks nothing.")
+@click.option("--safety", help="What to do with a flagged image: block, blur, report; off checks nothing.")
 @click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
 @click.option(
     "--device", default="auto", show_default=True, help="auto, cpu or cuda (ONNX Runtime), openvino or tensorrt."
@@ -100,7 +91,6 @@ def compare(
     output: Path,
     json_path: Path | None,
     runs: int,
-    quality: int | None,
     safety: str | None,
     digest: str | None,
     device: Device,
@@ -108,18 +98,16 @@ def compare(
     threads: int | None,
     quiet: bool,
 ) -> None:
-    """Draw one prompt from BUNDLE by several samplers in several numbers of steps, all from the same noise, and lay the
-    pictures out on one sheet: a row for each sampler, a column for each number of steps.
+    """Generate one prompt from BUNDLE by several samplers in several numbers of steps, all from the same noise, and lay
+    the images out on one sheet: a row for each sampler, a column for each number of steps.
 
-    Below each picture stands how long one takes: text, denoising, decoding and the safety check, on a pipeline that has
-    drawn before. What a sampler cannot do stays grey and says why.
+    The caption of each image is the time that one takes: text, sampling, decoding and the safety check, on a warm
+    pipeline. A combination that a sampler cannot do stays grey and says why.
 
-    Without BUNDLE, the sample bundle is drawn from. Pictures of the sample model are also judged: of how many prompts
-    that training never saw they show everything.
+    Without BUNDLE, the sample bundle is used.
     """
-    from latentrt.cli.comparison_report import figures, print_table, sheet
+    from latentrt.cli.comparison import make_report, make_sheet, plan_cells, print_table
     from latentrt.cli.report import check_report, write_report
-    from latentrt.comparison import plan
     from latentrt.images.files import check_output, save
     from latentrt.pipeline import Pipeline
     from latentrt.request import Request
@@ -127,7 +115,7 @@ def compare(
     check_output(output)
     check_report(json_path)
     pipeline = Pipeline.load(bundle, device=device, digest=digest, threads=threads, provider=provider)
-    request = Request(
+    request = Request.of(
         prompt=prompt,
         negative_prompt=negative_prompt,
         height=height,
@@ -136,72 +124,46 @@ def compare(
         seed=seed,
         safety=safety,
     )
-    cells = plan(pipeline, request, _names(pipeline, names), counts)
-    prompts = _prompts(pipeline, cells, quality)
-    cells = _draw(pipeline, cells, runs, prompts, quiet=quiet)
+    cells = plan_cells(pipeline, request, _samplers(pipeline, names), counts)
+    cells = _generate(pipeline, cells, runs, quiet=quiet)
     if not quiet:
         print_table(cells)
     if json_path is not None:
-        write_report(json_path, figures(pipeline, cells, threads))
-    save(sheet(cells), output)
+        write_report(json_path, make_report(pipeline, cells, threads))
+    save(make_sheet(cells), output)
     if not quiet:
         click.echo(f"{output}: {prompt!r}, seed {seed}")
 
 
-def _names(pipeline: Pipeline, asked: tuple[str, ...] | None) -> Sequence[str]:
-    from latentrt.comparison import default_samplers, suiting_samplers
+def _samplers(pipeline: Pipeline, names: tuple[str, ...] | None) -> Sequence[str]:
+    from latentrt.cli.comparison import default_samplers, suiting_samplers
 
-    model = pipeline.bundle.manifest.schedulers["unet"].class_name
-    if asked == ("all",):
+    model = pipeline.family.scheduler.class_name
+    if names == ("all",):
         return suiting_samplers(model)
-    return asked or default_samplers(model)
+    return names or default_samplers(model)
 
 
-def _prompts(pipeline: Pipeline, cells: Sequence[Cell], asked: int | None) -> list[Prompt]:
-    """What the judge is asked about. It knows the sample model's pictures only, and only in their own size."""
-    from latentrt.comparison import first_order
-    from latentrt.sample import is_sample_model
-    from latentrt.sample.figures import PROMPT_SEED
-    from latentrt.sample.outlines import EDGE
-    from latentrt.sample.prompts import held_out_prompts
+def _generate(pipeline: Pipeline, cells: Sequence[Cell], runs: int, *, quiet: bool) -> list[Cell]:
+    from latentrt.cli.comparison import generate_cell, warm_up
+    from latentrt.cli.progress import progress_bar
 
-    manifest, order = pipeline.bundle.manifest, first_order(cells)
-    sizes = {order.width, order.height, manifest.defaults.width, manifest.defaults.height}
-    known = sizes == {EDGE} and is_sample_model(manifest)
-    if asked and not known:
-        raise RequestError(
-            f"found --quality {asked}, but the judge reads pictures of the sample model only, of {EDGE} × {EDGE}; "
-            "leave it out, or leave BUNDLE and the size out to compare samplers on the sample bundle"
-        )
-    return held_out_prompts((_QUALITY if known else 0) if asked is None else asked, PROMPT_SEED)
-
-
-def _draw(
-    pipeline: Pipeline, cells: Sequence[Cell], runs: int, prompts: Sequence[Prompt], *, quiet: bool
-) -> list[Cell]:
-    from latentrt.cli.drawing import drawing_progress
-    from latentrt.comparison import drawn, judged, warm_up
-
-    with _said_once(), drawing_progress(quiet=quiet) as bar:
-        task = bar.add_task("", total=sum(cell.evaluations for cell in cells) * (runs + len(prompts)))
-
-        def progress(evaluations: int) -> None:
-            bar.advance(task, evaluations)
-
+    with _each_warning_once(), progress_bar(quiet=quiet) as bar:
+        task = bar.add_task("", total=sum(cell.evaluations for cell in cells) * runs)
         warm_up(pipeline, cells)
-        # All that is timed first: batches of other sizes between them would cost the next picture its warmth.
-        cells = [drawn(pipeline, cell, runs=runs, progress=progress) for cell in cells]
-        return [judged(pipeline, cell, prompts, progress) for cell in cells]
+        return [
+            generate_cell(pipeline, cell, runs=runs, progress=lambda count: bar.advance(task, count)) for cell in cells
+        ]
 
 
 @contextmanager
-def _said_once() -> Iterator[None]:
-    """The pipeline's warnings are about a picture; of many that are alike, one is enough."""
-    said = set[str]()
+def _each_warning_once() -> Iterator[None]:
+    """Log each of the pipeline's warnings once: they are about an image, and there are many alike."""
+    seen = set[str]()
 
     def is_new(record: logging.LogRecord) -> bool:
-        known = record.getMessage() in said
-        said.add(record.getMessage())
+        known = record.getMessage() in seen
+        seen.add(record.getMessage())
         return not known
 
     logger = logging.getLogger("latentrt")

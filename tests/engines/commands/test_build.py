@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.engines.commands.calling import Caller
 from tests.engines.made_up import broken

@@ -10,7 +10,7 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.record import EngineOptions
 from latentrt.engines.store import RECORD_NAME, StoredEngine
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.engines.commands.calling import Caller
 from tests.engines.made_up import H100, PLAN, identity, publish, publish_wanted, retrained

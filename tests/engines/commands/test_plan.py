@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.engines.commands.calling import Caller
 from tests.engines.made_up import broken, publish_wanted

@@ -14,7 +14,7 @@ from latentrt.backends.onnxruntime import OnnxRuntimeSession, open_session
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 from latentrt.errors import BackendError
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 
 
 @pytest.fixture

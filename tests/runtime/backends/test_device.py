@@ -19,7 +19,7 @@ from latentrt.backends.cpu_choice import Preferences
 from latentrt.backends.device import choose_sessions
 from latentrt.bundle.bundle import Bundle
 from latentrt.errors import BackendError, EngineError, IntegrityError, RequestError, SafetyError
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.seal import seal
 from tests.engines import made_up

@@ -21,7 +21,7 @@ from latentrt.backends.tensorrt.by_shape import ChosenByShape
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.choice import EngineSource
 from latentrt.errors import BackendError, RequestError
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt.sampling.schedule import Latents
 from latentrt_engines.profiles import component_profile, picture_profile
 from tests.engines import made_up

@@ -15,7 +15,7 @@ from latentrt.backends.split_denoiser import InParts, ReusesFeatures
 from latentrt.bench import quantiles, timed
 from latentrt.bundle.bundle import Bundle
 from latentrt.cli.main import main
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from latentrt.sampling.samplers import Steps
 from latentrt.sampling.samplers.ddim import DDIM
 from latentrt.sampling.schedule import Latents

@@ -15,7 +15,7 @@ from latentrt import Pipeline
 from latentrt.bundle.bundle import Bundle
 from latentrt.cli.main import main
 from latentrt.comparison import default_samplers
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from tests.exported import Exported
 from tests.runtime import small_bundle
 

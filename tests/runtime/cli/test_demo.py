@@ -10,9 +10,10 @@ from PIL import Image
 
 from latentrt import Pipeline
 from latentrt.cli.main import main
-from latentrt.sample import PROMPTS, bundle_path
-from latentrt.sample.judge import agrees, read
-from latentrt.sample.scenes import Scene, Thing
+from latentrt.bundle.sample import bundle_path
+from latentrt.cli.demo import PROMPTS
+from sample.judge import agrees, read
+from sample.scenes import Scene, Thing
 
 ROOT = Path(__file__).parents[3]
 

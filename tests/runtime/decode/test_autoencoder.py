@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentrt import Pipeline
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 
 DEFAULT_SIDE = 64  # of the sample model
 DRAWN: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 1, "seed": 3, "safety": "off"}

@@ -14,7 +14,7 @@ from latentrt.engines.record import EngineRecord
 from latentrt.engines.sealed import sealed_engines
 from latentrt.engines.store import encode_record, plan_name
 from latentrt.errors import EngineDamagedError, IntegrityError, ManifestError
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from tests.engines.made_up import PLAN, identity, record
 from tests.runtime.small_bundle import change_byte, edit_manifest
 

@@ -23,7 +23,7 @@ from latentrt.engines.store import (
     plan_name,
 )
 from latentrt.errors import EngineDamagedError, EngineError
-from latentrt.sample import bundle_path
+from latentrt.bundle.sample import bundle_path
 from tests.engines.made_up import PLAN, identity, record
 from tests.runtime.small_bundle import change_byte
 

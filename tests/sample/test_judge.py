@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from latentrt.sample.judge import agrees, read
-from latentrt.sample.outlines import EDGE, Spot, mask
-from latentrt.sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, Thing, random_scene
+from sample.judge import agrees, read
+from sample.outlines import EDGE, Spot, mask
+from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, Thing, random_scene
 from sample.pictures import draw
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from latentrt import Bundle
 from latentrt.bundle.manifest import Manifest
-from latentrt.sample import bundle_path, is_sample_model
+from latentrt.bundle.sample import bundle_path
+from sample.quality import is_sample_model
 from tests.exported import Exported
 
 

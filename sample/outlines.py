@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from latentrt.sample.scenes import UNSAFE
+from sample.scenes import UNSAFE
 
 __all__ = ["EDGE", "Spot", "mask"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.sample.outlines import EDGE, Spot, mask
-from latentrt.sample.scenes import COLOURS, SHAPES, UNSAFE, Axis, Scene, Thing
+from sample.outlines import EDGE, Spot, mask
+from sample.scenes import COLOURS, SHAPES, UNSAFE, Axis, Scene, Thing
 
 __all__ = ["Reading", "agrees", "read"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from latentrt.sample.scenes import COLOURS, SHAPES, SIZES, UNSAFE, Scene, Thing
+from sample.scenes import COLOURS, SHAPES, SIZES, UNSAFE, Scene, Thing
 
 __all__ = ["WORDS", "caption"]
 

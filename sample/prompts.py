@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from latentrt.sample.captions import caption
-from latentrt.sample.scenes import Scene, random_scene
+from sample.captions import caption
+from sample.scenes import Scene, random_scene
 
 __all__ = ["UNKNOWN_WORDS", "Prompt", "held_out_prompts", "unsafe_prompts", "with_unknown_words"]
 

@@ -1,0 +1,257 @@
+"""Samplers and step counts compared on one bundle: the same prompt from the same noise, by each combination."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import click
+from PIL.Image import Image
+
+from latentrt.bundle.printable import counted, printable
+from latentrt.errors import RequestError
+from latentrt.images.contact_sheet import contact_sheet
+from latentrt.pipeline import Pipeline
+from latentrt.request import Request
+from latentrt.resolve import ResolvedRequest
+from latentrt.result import Result
+from latentrt.sampling import samplers
+
+__all__ = [
+    "ORDINARY",
+    "SPECIAL",
+    "Cell",
+    "default_samplers",
+    "first_request",
+    "generate_cell",
+    "make_report",
+    "make_sheet",
+    "plan_cells",
+    "print_table",
+    "suiting_samplers",
+    "warm_up",
+]
+
+# Compared by default: those of these that suit the model, after the bundle's own.
+ORDINARY = (
+    *("ddim", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_sde", "unipc"),
+    *("flow_euler", "flow_heun", "edm_euler", "edm_dpmpp_2m"),
+)
+# Samplers that do not generate well with a model of the right kind alone, and why.
+SPECIAL = {
+    "ddim_inverse": "it goes from an image to its noise",
+    "dpmpp_2m_inverse": "it goes from an image to its noise",
+    "lcm": "it is for models that were distilled for it",
+    "tcd": "it is for models that were distilled for it",
+    "flow_lcm": "it is for models that were distilled for it",
+    "unclip": "its noise schedule is that of its own models",
+}
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One sampler with one number of steps.
+
+    Attributes:
+        sampler: by the name that was given.
+        request: None where it is refused; `refusal` says why.
+        evaluations: of the model, for one image.
+        seconds: of each run, from the prompt to a checked image, loading not included.
+        image: of the first run. flagged: whether the classifier flagged it.
+    """
+
+    sampler: str
+    steps: int
+    request: ResolvedRequest | None = None
+    refusal: str = ""
+    evaluations: int = 0
+    seconds: tuple[float, ...] = ()
+    image: Image | None = None
+    flagged: bool = False
+
+    @property
+    def median_seconds(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def default_samplers(model: str) -> list[str]:
+    """Return the bundle's own sampler and the ordinary ones that suit it.
+
+    Args:
+        model: diffusers class of the bundle's own scheduler.
+    """
+    own = [name for name in samplers.SAMPLERS if samplers.SAMPLERS[name].class_name == model]
+    return [name for name in dict.fromkeys([*own, *ORDINARY]) if _suits(name, model)]
+
+
+def suiting_samplers(model: str) -> list[str]:
+    """Return every sampler that generates with models like this one, without the special ones."""
+    return [name for name in samplers.SAMPLERS if name not in SPECIAL and _suits(name, model)]
+
+
+def plan_cells(pipeline: Pipeline, request: Request, names: Sequence[str], counts: Sequence[int]) -> list[Cell]:
+    """Return the cells, row by row.
+
+    Args:
+        request: all but the sampler and the number of steps; with a seed, so that all begin with the same noise.
+
+    Raises:
+        RequestError: a sampler is unknown, or every cell is refused.
+        SafetyError: the images are to be checked, and the bundle has no classifier.
+    """
+    for name in names:
+        samplers.find(name)
+    cells = [_plan_cell(pipeline, request, name, count) for name in names for count in counts]
+    if all(cell.request is None for cell in cells):
+        reasons = list(dict.fromkeys(cell.refusal for cell in cells))
+        if len(reasons) == 1:
+            raise RequestError(reasons[0])
+        raise RequestError("got nothing to generate, as every combination is refused:\n  " + "\n  ".join(reasons))
+    return cells
+
+
+def first_request(cells: Sequence[Cell]) -> ResolvedRequest:
+    """Return the request of a cell that is not refused; but for sampler and steps, the others' are the same."""
+    return next(cell.request for cell in cells if cell.request is not None)
+
+
+def warm_up(pipeline: Pipeline, cells: Sequence[Cell]) -> None:
+    """Load and run everything once, for a single step, so that no timed image is the first one."""
+    request = first_request(cells)
+    steps = pipeline.steps(request)
+    latents = next(steps).latents
+    steps.close()
+    pipeline.finish(request, latents)
+
+
+def generate_cell(pipeline: Pipeline, cell: Cell, *, runs: int, progress: Progress) -> Cell:
+    """Return the cell with its image and times; as it was if it is refused.
+
+    Args:
+        progress: called with 1 after each evaluation of the model.
+    """
+    if cell.request is None:
+        return cell
+    results, seconds = [], []
+    for _ in range(runs):
+        began = time.perf_counter()
+        results.append(_generate(pipeline, cell.request, progress))
+        seconds.append(time.perf_counter() - began)
+    flagged = any(results[0].nsfw_content_detected or ())
+    return replace(cell, image=results[0].images[0], flagged=flagged, seconds=tuple(seconds))
+
+
+def print_table(cells: Sequence[Cell]) -> None:
+    """Print the captions in rows and columns, then why each refused cell is refused."""
+    counts, rows = _grid(cells)
+    table = [["sampler", *(counted(count, "step") for count in counts)]]
+    table += [[printable(name), *map(_caption, row)] for name, row in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    for reason, refused in _refusals(cells).items():
+        which = [f"{printable(name)} in {', '.join(steps)}" for name, steps in refused.items()]
+        click.echo(f"refused: {'; '.join(which)}: {reason}")
+
+
+def make_sheet(cells: Sequence[Cell]) -> Image:
+    """Return the images on one sheet, a row for each sampler, with their captions."""
+    counts, rows = _grid(cells)
+    return contact_sheet(
+        [cell.image for cell in cells],
+        [_caption(cell) if cell.request else f"refused: {printable(cell.refusal.partition(';')[0])}" for cell in cells],
+        columns=len(counts),
+        row_headings=[printable(name) for name in rows],
+        column_headings=[counted(count, "step") for count in counts],
+    )
+
+
+def make_report(pipeline: Pipeline, cells: Sequence[Cell], threads: int | None) -> dict[str, Any]:
+    """Return everything for another program. Seconds are of one image."""
+    request = first_request(cells)
+    return {
+        "bundle": {"name": pipeline.bundle.manifest.source.name, "digest": pipeline.bundle.digest},
+        "runs_on": {name: str(placement) for name, placement in pipeline.runs_on.items()},
+        "threads": threads,
+        "request": {
+            "prompt": request.prompts and request.prompts[0],
+            "negative_prompt": request.negative_prompts and request.negative_prompts[0],
+            "seed": request.seeds[0],
+            "guidance_scale": request.guidance_scale,
+            "width": request.width,
+            "height": request.height,
+            "safety": request.policy,
+        },
+        "cells": [_report_cell(cell) for cell in cells],
+    }
+
+
+def _report_cell(cell: Cell) -> dict[str, Any]:
+    named = {"sampler": cell.sampler, "steps": cell.steps}
+    if cell.request is None:
+        return {**named, "refused": cell.refusal}
+    return {
+        **named,
+        "evaluations": cell.evaluations,
+        "seconds": round(cell.median_seconds, 4),
+        "runs_seconds": [round(seconds, 4) for seconds in cell.seconds],
+        "flagged": cell.flagged,
+    }
+
+
+def _generate(pipeline: Pipeline, request: ResolvedRequest, progress: Progress) -> Result:
+    for step in pipeline.steps(request):
+        latents = step.latents
+        progress(1)
+    return pipeline.finish(request, latents)
+
+
+def _suits(name: str, model: str) -> bool:
+    try:
+        samplers.check_suits(name, model)
+    except RequestError:
+        return False
+    return True
+
+
+def _plan_cell(pipeline: Pipeline, request: Request, name: str, count: int) -> Cell:
+    try:
+        sampling = replace(request.sampling, sampler=name, steps=count)
+        resolved = pipeline.resolve(replace(request, sampling=sampling))
+    except RequestError as error:
+        return Cell(sampler=name, steps=count, refusal=str(error))
+    return Cell(sampler=name, steps=count, request=resolved, evaluations=len(resolved.schedule))
+
+
+def _refusals(cells: Sequence[Cell]) -> dict[str, dict[str, list[str]]]:
+    """Return reason → sampler → step counts."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for cell in cells:
+        if cell.request is None:
+            reasons.setdefault(cell.refusal, {}).setdefault(cell.sampler, []).append(counted(cell.steps, "step"))
+    return reasons
+
+
+def _caption(cell: Cell) -> str:
+    if cell.request is None:
+        return "refused"
+    seconds = cell.median_seconds
+    caption = [f"{seconds * 1000:,.0f} ms" if seconds < 1 else f"{seconds:,.2f} s"]
+    if cell.evaluations != cell.steps:
+        caption.append(f"{cell.evaluations} evaluations")
+    if cell.flagged:
+        caption.append("flagged")
+    return ", ".join(caption)
+
+
+def _grid(cells: Sequence[Cell]) -> tuple[list[int], dict[str, list[Cell]]]:
+    """Return the step counts, and each sampler's row."""
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault(cell.sampler, []).append(cell)
+    return [cell.steps for cell in next(iter(rows.values()))], rows
