@@ -1,4 +1,9 @@
-"""Stable Diffusion 1.x and 2.x: component names, conditioning and tasks."""
+"""Stable Diffusion 1.x and 2.x: component names, conditioning, and the tasks of its checkpoints.
+
+A task is a class below: which input images it takes, at which size, and how one image begins (latents before the first
+row, extra channels of the denoiser's input, what follows each row). The sampling loop, the decoder and the classifier
+are the same for all.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,16 +49,241 @@ if TYPE_CHECKING:
 
 __all__ = ["StableDiffusion"]
 
-TEXT_ENCODER, DENOISER = "text_encoder", "unet"
+TEXT_ENCODER, DENOISER, CLASSIFIER = "text_encoder", "unet", "safety_checker"
 ENCODER, DECODER, PREVIEW_DECODER = "vae_encoder", "vae_decoder", "preview_decoder"
-CLASSIFIER = "safety_checker"
 TEXT = "encoder_hidden_states"  # the denoiser's input of text embeddings
 
 Floats = NDArray[np.float32]
 
-# diffusers' own, of the pipeline of the task.
-_DEFAULT_STRENGTH = {"image-to-image": 0.8, "inpainting": 1.0}
-_DEFAULT_IMAGE_SCALE = 1.5
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """Input images of a request.
+
+    Attributes:
+        image: as loaded. mask: the same.
+        pixels: float32 [1, 3, H, W] in −1 … 1, once the size is decided.
+        inpainting: mask and masked pixels, where there is a mask.
+    """
+
+    image: LoadedImage
+    mask: LoadedImage | None = None
+    pixels: Floats | None = None
+    inpainting: InpaintingInputs | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Beginning:
+    """How one image begins.
+
+    Attributes:
+        latents: before the first row, float32 [C, H, W].
+        concat: channels after the latents' own, float32 [C', H, W], by evaluation; `""` is for all others.
+        after_row: called with the sample after each row.
+    """
+
+    latents: Latents
+    concat: Mapping[str, Floats] = field(default_factory=dict)
+    after_row: Callable[[Sample], None] | None = None
+
+
+class Task:
+    """Text to image, and whatever other tasks share with it.
+
+    Attributes:
+        takes_image, takes_mask: which inputs the task needs; it takes no others.
+        default_strength: diffusers' own, of the pipeline of the task; None: the task has no strength.
+        advice: what to do with a bundle that cannot do the task.
+    """
+
+    name: ClassVar[str] = "text-to-image"
+    takes_image: ClassVar[bool] = False
+    takes_mask: ClassVar[bool] = False
+    default_strength: ClassVar[float | None] = None
+    advice: ClassVar[str] = "give `image`, and `mask_image` for inpainting"
+
+    def __init__(self, stage: LatentDiffusion) -> None:
+        self.stage = stage
+
+    def components(self) -> list[str]:
+        """Return the components that `begin` runs."""
+        return [TEXT_ENCODER, *([ENCODER] if self.takes_image else [])]
+
+    def check(self, request: ResolvedRequest) -> None:
+        """Refuse options that this task does not have."""
+        if request.guidance.image_scale is not None:
+            raise RequestError("`image_guidance_scale`: only InstructPix2Pix models have it; leave it out")
+
+    def size(self, request: Request, inputs: Inputs | None) -> Size:
+        """Return the size of the result, as far as the request or its input decides it."""
+        return request.size
+
+    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
+        """Return the inputs at the size of the result."""
+        return inputs
+
+    def guidance(self, request: ResolvedRequest) -> Guidance:
+        """Return the guidance strategy of a request."""
+        options = request.guidance
+        if not request.guided:
+            return Unguided()
+        return ClassifierFree(
+            scale=request.guidance_scale, rescale=options.rescale, start=options.start, end=options.end
+        )
+
+    def conditioning(self, request: ResolvedRequest) -> list[dict[str, dict[str, NDArray[Any]]]]:
+        """Return the denoiser's inputs beside latents and timestep: of each image, by evaluation, by name."""
+        names = self.guidance(request).all_evaluations()
+        return [
+            {name: {TEXT: text["positive" if name == "positive" else "negative"]} for name in names}
+            for text in self.stage.encode_prompts(request)
+        ]
+
+    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+        """Return what begins one image, from its generator and the noise that the caller gave."""
+        return lambda generator, given: Beginning(
+            latents=request.schedule.first_latents(self.stage.noise(request, generator, given))
+        )
+
+    def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
+        """Place checked pixels into whatever they are a part of."""
+        return pixels
+
+
+class ImageToImage(Task):
+    """Image to image (Meng et al. 2022, SDEdit): sampling starts from the noised latents of an image."""
+
+    name = "image-to-image"
+    takes_image = True
+    default_strength: ClassVar[float | None] = 0.8
+    advice = "export a bundle with an encoder, or leave `image` out"
+
+    def size(self, request: Request, inputs: Inputs | None) -> Size:
+        assert inputs is not None, "the task takes an image"
+        factor = self.stage.latent_space.downscale
+        height, width = default_height_width(inputs.image, request.size.height, request.size.width, factor=factor)
+        # A size that was given is checked as such; that of the image is rounded down.
+        return Size(height=request.size.height or height, width=request.size.width or width)
+
+    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
+        assert inputs is not None, "the task takes an image"
+        factor = self.stage.latent_space.downscale
+        return replace(inputs, pixels=image_to_pixels(inputs.image, height, width, factor=factor))
+
+    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+        image = self.stage.encode(request.prepared.pixels)
+
+        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
+            clean = image.sample(generator) * self.stage.scale
+            noise = self.stage.noise(request, generator, given)
+            return Beginning(latents=request.schedule.first_latents(noise, clean))
+
+        return begin_one
+
+
+class Edit(ImageToImage):
+    """InstructPix2Pix (Brooks et al. 2023): the image's latents are extra channels, with a guidance scale of their own.
+
+    They are the mode of the distribution and not scaled, as in diffusers' pipeline.
+    """
+
+    name = "edit"
+    default_strength: ClassVar[float | None] = None
+    default_image_scale: ClassVar[float] = 1.5
+    advice = "export an InstructPix2Pix checkpoint"
+
+    def check(self, request: ResolvedRequest) -> None:
+        if request.acceleration.deep_cache > 1:
+            raise RequestError("`deep_cache`: InstructPix2Pix models do not support it; leave it out")
+        for keyword, changed in (
+            ("guidance_rescale", request.guidance.rescale != 0),
+            ("guidance_start", request.guidance.start != 0),
+            ("guidance_end", request.guidance.end != 1),
+        ):
+            if changed:
+                raise RequestError(f"`{keyword}`: InstructPix2Pix models do not support it; leave it out")
+
+    def guidance(self, request: ResolvedRequest) -> Guidance:
+        if not request.guided:
+            return Unguided()
+        scale = request.guidance.image_scale
+        return ImageAndText(
+            scale=request.guidance_scale, image_scale=self.default_image_scale if scale is None else scale
+        )
+
+    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+        image = self.stage.encode(request.prepared.pixels).mean
+        concat = {"": image, "unconditional": np.zeros_like(image)}
+
+        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
+            noise = self.stage.noise(request, generator, given)
+            return Beginning(latents=request.schedule.first_latents(noise), concat=concat)
+
+        return begin_one
+
+
+class Inpainting(Task):
+    """Inpainting: by extra channels where the denoiser has them (9 channels), else by blending after each row (4).
+
+    Blending keeps the input image at the noise level of the next row (Lugmayr et al. 2022, without resampling).
+    """
+
+    name = "inpainting"
+    takes_image = takes_mask = True
+    default_strength: ClassVar[float | None] = 1.0
+    advice = "export a bundle with an encoder, or leave `mask_image` out"
+
+    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
+        assert inputs is not None, "the task takes an image"
+        assert inputs.mask is not None, "the task takes a mask"
+        prepared = prepare_inpainting(
+            inputs.image,
+            inputs.mask,
+            height,
+            width,
+            factor=self.stage.latent_space.downscale,
+            padding_mask_crop=request.start.padding_mask_crop,
+        )
+        return replace(inputs, pixels=prepared.pixels, inpainting=prepared)
+
+    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+        inputs: Inputs = request.prepared
+        assert inputs.inpainting is not None, "prepared"
+        assert inputs.pixels is not None, "prepared"
+        image, masked = self.stage.encode(inputs.pixels), self.stage.encode(inputs.inpainting.masked_pixels)
+        mask, scale, schedule = inputs.inpainting.latent_mask[0], self.stage.scale, request.schedule
+        blends, from_noise = self.stage.extra_channels == 0, request.start.strength == 1
+
+        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
+            # Drawn in diffusers' order: image, noise, masked image, each only where diffusers draws it.
+            clean = image.sample(generator) * scale if blends or not from_noise else None
+            noise = self.stage.noise(request, generator, given)
+            latents = schedule.first_latents(noise, None if from_noise else clean)
+            kept = masked.sample(generator) * scale
+            if not blends:
+                return Beginning(latents=latents, concat={"": np.concatenate([mask, kept])})
+            assert clean is not None, "blended, so it was encoded"
+            return Beginning(latents=latents, after_row=functools.partial(_blend, clean, noise, mask))
+
+        return begin_one
+
+    def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
+        inputs: Inputs = request.prepared
+        assert inputs.inpainting is not None, "prepared"
+        region = inputs.inpainting.region
+        if region is None or inputs.mask is None:
+            return pixels
+        images = [Image.fromarray(each) for each in pixels]
+        return np.stack([np.asarray(apply_overlay(image, inputs.image, inputs.mask, region)) for image in images])
+
+
+def _blend(clean: Latents, noise: Latents, mask: Floats, sample: Sample) -> None:
+    """Keep the input image where the mask [1, H, W] is 0, at the noise level of the next row."""
+    kept = clean if sample.done else sample.schedule.first_latents(noise, clean, row=sample.row)
+    sample.latents = (1 - mask) * kept + mask * sample.latents
+
+
+_TASKS: tuple[type[Task], ...] = (Task, ImageToImage, Edit, Inpainting)
 
 
 class StableDiffusion(Family):
@@ -62,71 +291,48 @@ class StableDiffusion(Family):
 
     def __init__(self, bundle: Bundle, components: Components) -> None:
         super().__init__(bundle, components)
-        self.stages = (LatentDiffusion(bundle, components, DENOISER),)
+        self._stage = LatentDiffusion(bundle, components, DENOISER)
+        self.stages = (self._stage,)
+        self._tasks = {cls.name: cls(self._stage) for cls in _TASKS}
+        self._stage.tasks = self._tasks
         width = bundle.manifest.components[TEXT_ENCODER].outputs[0].shape[-1]
         assert isinstance(width, int), "the manifest was checked"
         self.embedding_width = width
 
     def task(self, request: Request) -> str:
-        if request.start.mask is not None:
-            return "inpainting"
-        if request.start.image is None:
-            return "text-to-image"
-        return "edit" if "edit" in self.bundle.manifest.tasks else "image-to-image"
+        given = request.start.image is not None, request.start.mask is not None
+        fitting = [name for name, task in self._tasks.items() if (task.takes_image, task.takes_mask) == given]
+        able = [name for name in fitting if name in self.bundle.manifest.tasks]
+        if not fitting:
+            raise RequestError("`mask_image`: got a mask without `image`; give an image too")
+        return (able or fitting)[0]
 
     def advice(self, task: str) -> str:
-        tasks = self.bundle.manifest.tasks
-        if task == "text-to-image":
-            return f"give `image`{' and `mask_image`' if 'inpainting' in tasks else ''}"
-        return super().advice(task)
+        return self._tasks[task].advice
 
-    def load_inputs(self, request: Request) -> tuple[LoadedImage, LoadedImage | None] | None:
+    def load_inputs(self, request: Request) -> Inputs | None:
         start = request.start
-        if start.image is None:
-            for keyword, value in (("mask_image", start.mask), ("strength", start.strength)):
-                if value is not None:
-                    raise RequestError(f"`{keyword}`: got a value without `image`; give an image too")
         if start.padding_mask_crop is not None and start.mask is None:
             raise RequestError("`padding_mask_crop`: got a value without `mask_image`; give a mask too")
         if start.image is None:
             return None
         mask = None if start.mask is None else load_image(start.mask, "mask_image")
-        return load_image(start.image, "image"), mask
+        return Inputs(image=load_image(start.image, "image"), mask=mask)
 
-    def size(self, request: Request, inputs: tuple[LoadedImage, LoadedImage | None] | None) -> Size:
-        if inputs is None or inputs[1] is not None:
-            return request.size  # inpainting takes the bundle's size, as diffusers does
-        height, width = default_height_width(
-            inputs[0], request.size.height, request.size.width, factor=self.latent_space.downscale
-        )
-        return Size(height=request.size.height or height, width=request.size.width or width)
+    def size(self, request: Request, inputs: Inputs | None) -> Size:
+        return self._tasks[self.task(request)].size(request, inputs)
 
-    def prepare(
-        self, request: Request, inputs: tuple[LoadedImage, LoadedImage | None] | None, height: int, width: int
-    ) -> Inputs | None:
-        if inputs is None:
-            return None
-        image, mask = inputs
-        if mask is None:
-            return Inputs(image=image, pixels=image_to_pixels(image, height, width, factor=self.latent_space.downscale))
-        inpainting = prepare_inpainting(
-            image,
-            mask,
-            height,
-            width,
-            factor=self.latent_space.downscale,
-            padding_mask_crop=request.start.padding_mask_crop,
-        )
-        return Inputs(image=image, mask=mask, pixels=inpainting.pixels, inpainting=inpainting)
+    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
+        return self._tasks[self.task(request)].prepare(request, inputs, height, width)
 
     def start(self, request: Request, shape: tuple[int, ...]) -> Start:
-        task, strength = self.task(request), request.start.strength
-        if task == "edit" and strength is not None:
+        task, strength = self._tasks[self.task(request)], request.start.strength
+        if strength is not None and task.default_strength is None:
+            with_image = "" if task.takes_image else " without `image`"
             raise RequestError(
-                f"`strength`: got {strength}, but this model edits images, it does not blend; leave it out"
+                f"`strength`: got {strength:g}{with_image}, which {task.name} does not take; leave it out"
             )
-        if strength is None and task in _DEFAULT_STRENGTH:
-            strength = _DEFAULT_STRENGTH[task]
+        strength = task.default_strength if strength is None else strength
         return replace(request.start, latents=check_latents(request.start, shape), strength=strength)
 
     def schedule(self, sampling: Sampling, start: Start) -> Schedule:
@@ -147,12 +353,7 @@ class StableDiffusion(Family):
         )
 
     def check(self, request: ResolvedRequest) -> None:
-        if request.guidance.image_scale is not None and request.task != "edit":
-            raise RequestError(
-                "`image_guidance_scale`: got a value, but only InstructPix2Pix models have it; leave it out"
-            )
-        if request.task == "edit" and request.acceleration.deep_cache > 1:
-            raise RequestError("`deep_cache`: not supported with InstructPix2Pix models; leave it out")
+        self._tasks[request.task].check(request)
         placement = self.components.placements.get(DENOISER)
         interval = request.acceleration.deep_cache
         if interval > 1 and placement is not None and not placement.reuses_features:
@@ -162,19 +363,16 @@ class StableDiffusion(Family):
             )
 
     def files(self, request: ResolvedRequest) -> list[str]:
-        needed = [TEXT_ENCODER, DENOISER, self._decoder(request)]
-        if request.prepared is not None:
-            needed.append(ENCODER)
+        needed = [*self._tasks[request.task].components(), DENOISER, self._decoder(request)]
         if request.policy != "off":
             needed.append(CLASSIFIER)
         tokenizer = self.bundle.manifest.tokenizers[TEXT_ENCODER]
         return [tokenizer.file, *self.bundle.files_of(needed)]
 
     def prefetch_first(self, request: ResolvedRequest) -> None:
-        images = len(request.seeds)
         height, width = self.latent_space.shape(request.height, request.width)[1:]
         sizes = {
-            "evaluations": images * len(_guidance(request).evaluations(0, 1)),
+            "evaluations": len(request.seeds) * len(self._tasks[request.task].guidance(request).evaluations(0, 1)),
             "height": height,
             "width": width,
             "tokens": self.bundle.manifest.tokenizers[TEXT_ENCODER].length,  # most prompts fill one chunk
@@ -184,9 +382,8 @@ class StableDiffusion(Family):
 
     def prefetch_last(self, request: ResolvedRequest) -> None:
         latents = self.latent_space.shape(request.height, request.width)[1:]
-        self.components.prefetch(
-            self._decoder(request), autoencoder.sizes((latents[0], latents[1]), self._largest_tile(request))
-        )
+        decoder = self._decoder(request)
+        self.components.prefetch(decoder, autoencoder.sizes((latents[0], latents[1]), self._largest_tile(request)))
         if request.policy != "off":
             sizes = {"images": len(request.seeds), "pixel_height": request.height, "pixel_width": request.width}
             self.components.prefetch(CLASSIFIER, sizes)
@@ -208,12 +405,7 @@ class StableDiffusion(Family):
         return {name: InputRecord(digest=each.digest, parameters=each.parameters) for name, each in images.items()}
 
     def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
-        inputs: Inputs | None = request.prepared
-        if inputs is None or inputs.mask is None or inputs.inpainting is None or inputs.inpainting.region is None:
-            return pixels
-        images = [Image.fromarray(each) for each in pixels]
-        region = inputs.inpainting.region
-        return np.stack([np.asarray(apply_overlay(image, inputs.image, inputs.mask, region)) for image in images])
+        return self._tasks[request.task].compose(request, pixels)
 
     def classifier(self) -> str | None:
         return CLASSIFIER if CLASSIFIER in self.bundle.manifest.components else None
@@ -229,124 +421,65 @@ class StableDiffusion(Family):
         return min(defaults.height, defaults.width) // self.latent_space.downscale
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Inputs:
-    """Input images of a request, prepared at its size.
-
-    Attributes:
-        pixels: float32 [1, 3, H, W] in −1 … 1.
-        inpainting: mask and masked pixels, where there is a mask.
-    """
-
-    image: LoadedImage
-    mask: LoadedImage | None = None
-    pixels: Floats
-    inpainting: InpaintingInputs | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Beginning:
-    """Where one image begins: latents before the first row, extra channels, and what follows each row.
-
-    Attributes:
-        concat: float32 [C', H, W] by evaluation; `""` is for all others.
-    """
-
-    latents: Latents
-    concat: Mapping[str, Floats] = field(default_factory=dict)
-    after_row: Callable[[Sample], None] | None = None
-
-
 class LatentDiffusion(Stage):
     """The denoiser with its text conditioning."""
 
-    @cached_property
+    tasks: Mapping[str, Task]
+
+    @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
         record = self.bundle.manifest.tokenizers[TEXT_ENCODER]
         return Tokenizer.from_json(self.bundle.read(record.file), record)
 
-    @property
-    def _extra_channels(self) -> int:
-        """Channels of the denoiser's input beside the latents."""
+    @functools.cached_property
+    def extra_channels(self) -> int:
+        """Channels of the denoiser's input after the latents' own."""
         (latents,) = (spec for spec in self.bundle.manifest.components[DENOISER].inputs if spec.source == "latents")
         channels = latents.shape[1]
         assert isinstance(channels, int), "the manifest was checked"
         return channels - self.latent_space.channels
 
+    @property
+    def scale(self) -> np.float32:
+        """Of the latent space."""
+        return np.float32(self.latent_space.scale)
+
     def begin(self, request: ResolvedRequest) -> list[Sample]:
-        texts = self._encode_prompts(request)
-        guidance = _guidance(request)
-        begin_one = self._beginning(request)
+        task = self.tasks[request.task]
+        conditionings, guidance = task.conditioning(request), task.guidance(request)
+        begin_one = task.begin(request)
+        self.components.done_with(ENCODER)
         samples = []
-        for image, (seed, text) in enumerate(zip(request.seeds, texts, strict=True)):
+        for image, (seed, conditioning) in enumerate(zip(request.seeds, conditionings, strict=True)):
             generator = Generator(seed)
-            shape = self.latent_space.shape(request.height, request.width)
             given = None if request.start.latents is None else request.start.latents[image]
             beginning = begin_one(generator, given)
-            conditioning = {
-                name: Conditioning(
-                    {TEXT: text["positive" if name == "positive" else "negative"]},
-                    beginning.concat.get(name, beginning.concat.get("")),
-                )
-                for name in guidance.all_evaluations()
-            }
             samples.append(
                 Sample(
                     request.schedule,
                     beginning.latents,
-                    conditioning,
+                    {
+                        name: Conditioning(inputs, beginning.concat.get(name, beginning.concat.get("")))
+                        for name, inputs in conditioning.items()
+                    },
                     guidance,
-                    functools.partial(generator.normal, shape),
+                    functools.partial(generator.normal, beginning.latents.shape),
                     deep_cache=request.acceleration.deep_cache,
                     after_row=beginning.after_row,
                 )
             )
         return samples
 
-    def _beginning(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
-        """Return what begins one image of a request, from its generator and the given noise."""
-        shape, schedule = self.latent_space.shape(request.height, request.width), request.schedule
+    def noise(self, request: ResolvedRequest, generator: Generator, given: Latents | None) -> Latents:
+        """Return the standard normal noise that an image begins with: given, or drawn."""
+        return generator.normal(self.latent_space.shape(request.height, request.width)) if given is None else given
 
-        def noise(generator: Generator, given: Latents | None) -> Latents:
-            return generator.normal(shape) if given is None else given
+    def encode(self, pixels: Floats) -> autoencoder.LatentDistribution:
+        """Encode pixels [1, 3, H, W] in −1 … 1."""
+        return autoencoder.encode(self.components.session(ENCODER), pixels)
 
-        if request.task == "text-to-image":
-            return lambda generator, given: Beginning(latents=schedule.first_latents(noise(generator, given)))
-        inputs: Inputs = request.prepared
-        encoder = self.components.session(ENCODER)
-        image = autoencoder.encode(encoder, inputs.pixels)
-        masked = None
-        if inputs.inpainting is not None:
-            masked = autoencoder.encode(encoder, inputs.inpainting.masked_pixels)
-        self.components.done_with(ENCODER)
-        scale = np.float32(self.latent_space.scale)
-
-        def image_to_image(generator: Generator, given: Latents | None) -> Beginning:
-            clean = image.sample(generator) * scale
-            return Beginning(latents=schedule.first_latents(noise(generator, given), clean))
-
-        def edit(generator: Generator, given: Latents | None) -> Beginning:
-            """InstructPix2Pix (Brooks et al. 2023): the image's mode as extra channels, zeros without it."""
-            first = schedule.first_latents(noise(generator, given))
-            return Beginning(latents=first, concat={"": image.mean, "unconditional": np.zeros_like(image.mean)})
-
-        def inpaint(generator: Generator, given: Latents | None) -> Beginning:
-            """Inpainting, in the order in which diffusers draws: image, noise, masked image."""
-            assert inputs.inpainting is not None and masked is not None  # noqa: PT018
-            mask, blends, full = inputs.inpainting.latent_mask[0], not self._extra_channels, request.start.strength == 1
-            clean = image.sample(generator) * scale if blends or not full else None
-            standard = noise(generator, given)
-            first = schedule.first_latents(standard, None if full else clean)
-            kept = masked.sample(generator) * scale
-            if not blends:
-                return Beginning(latents=first, concat={"": np.concatenate([mask, kept])})
-            assert clean is not None, "encoded, as the result is blended with it"
-            return Beginning(latents=first, after_row=functools.partial(_blend, clean, standard, mask))
-
-        return {"image-to-image": image_to_image, "edit": edit, "inpainting": inpaint}[request.task]
-
-    def _encode_prompts(self, request: ResolvedRequest) -> list[dict[str, Floats]]:
-        """Return the text embeddings of each image, [tokens, width], by evaluation.
+    def encode_prompts(self, request: ResolvedRequest) -> list[dict[str, Floats]]:
+        """Return the text embeddings of each image, [tokens, width], as `positive` and, with guidance, `negative`.
 
         A prompt and its negative prompt have the same number of chunks: the shorter is filled up. Prompts of different
         numbers of chunks are not: filling up would change an image with the company it is in.
@@ -372,22 +505,6 @@ class LatentDiffusion(Stage):
             _check_lengths(each, request)
         self.components.done_with(TEXT_ENCODER)
         return [encoded[request.prompt_of(image)] for image in range(len(request.seeds))]
-
-
-def _blend(clean: Latents, noise: Latents, mask: Floats, sample: Sample) -> None:
-    """Keep the input image where the mask [1, H, W] is 0, at the noise level of the next row."""
-    kept = clean if sample.done else sample.schedule.first_latents(noise, clean, row=sample.row)
-    sample.latents = (1 - mask) * kept + mask * sample.latents
-
-
-def _guidance(request: ResolvedRequest) -> Guidance:
-    options = request.guidance
-    if not request.guided:
-        return Unguided()
-    if request.task == "edit":
-        image_scale = _DEFAULT_IMAGE_SCALE if options.image_scale is None else options.image_scale
-        return ImageAndText(scale=request.guidance_scale, image_scale=image_scale)
-    return ClassifierFree(scale=request.guidance_scale, rescale=options.rescale, start=options.start, end=options.end)
 
 
 def _side(request: ResolvedRequest, side: str) -> tuple[Floats | None, tuple[str, ...] | None]:
