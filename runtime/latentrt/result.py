@@ -17,7 +17,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.decode.safety import Policy, Verdict, safety_record
 from latentrt.errors import RequestError
 from latentrt.images import files as images
-from latentrt.images.metadata import PictureRecord, record_texts
+from latentrt.images.metadata import ImageRecord, record_texts
 from latentrt.request import Order
 from latentrt.sampling import samplers
 
@@ -41,7 +41,7 @@ class Result:
     images: Any  # `output_type` decides at run time, and a union would have every caller narrow it
     seeds: tuple[int, ...]
     verdicts: tuple[Verdict, ...] | None
-    records: tuple[PictureRecord, ...]
+    records: tuple[ImageRecord, ...]
 
     @property
     def nsfw_content_detected(self) -> list[bool] | None:
@@ -80,7 +80,7 @@ def make_result(
     `backend` is what ran the denoiser, in words."""
     pictures: Any = values
     if output_type == "pil":
-        pictures = images.to_pictures(values)
+        pictures = images.to_images(values)
     elif output_type == "np":
         pictures = values.astype(np.float32) / np.float32(255)
     policy = "off" if output_type == "latent" else order.safety  # nobody looks at latents
@@ -105,12 +105,12 @@ def _record(
     policy: Policy,
     verdicts: Sequence[Verdict] | None,
     backend: str | None,
-) -> PictureRecord:
+) -> ImageRecord:
     prompt = index // order.images_per_prompt
     negatives = order.negative_prompts if order.guided else None
     chosen = samplers.choose(order.sampler)
     merging = bundle.manifest.components["unet"].token_merging
-    return PictureRecord(
+    return ImageRecord(
         prompt=order.prompts[prompt] if order.prompts else None,
         negative_prompt=negatives[prompt] if negatives else None,
         seed=order.seeds[index],

@@ -30,7 +30,7 @@ from latentrt.engines.sealed import sealed_engines
 from latentrt.errors import BundleError
 
 if TYPE_CHECKING:
-    from latentrt.images.metadata import PictureMetadata, PictureRecord
+    from latentrt.images.metadata import ImageMetadata, ImageRecord
 
 __all__ = ["inspect"]
 
@@ -197,7 +197,7 @@ def _add_row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))
 
 
-def _picture_lines(path: str, metadata: PictureMetadata) -> Lines:
+def _picture_lines(path: str, metadata: ImageMetadata) -> Lines:
     yield "picture", f"{Path(path)}: {metadata.file_format}, {metadata.width} × {metadata.height}"
     if metadata.record is not None:
         yield from _record_lines(metadata.record)
@@ -205,7 +205,7 @@ def _picture_lines(path: str, metadata: PictureMetadata) -> Lines:
         yield "parameters", metadata.parameters
 
 
-def _record_lines(record: PictureRecord) -> Lines:
+def _record_lines(record: ImageRecord) -> Lines:
     for field in record.__struct_fields__:
         if field != "safety" and (value := getattr(record, field)) not in (None, (), _UNSAID.get(field)):
             yield _LABELS.get(field, field.replace("_", " ")), str(value)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from latentrt.backends.cpu_choice import ComputePrecision
     from latentrt.backends.device import Device
     from latentrt.decode.safety import Verdict
-    from latentrt.images.metadata import PictureRecord
+    from latentrt.images.metadata import ImageRecord
     from latentrt.result import Result
     from latentrt.sampling.approximation import Decoder
 
@@ -201,7 +201,7 @@ def _report(paths: list[Path], result: Result, seconds: float) -> None:
     click.echo(f"{pictures} in {seconds:.1f} s, loading included", err=True)
 
 
-def _sampler_words(record: PictureRecord) -> str:
+def _sampler_words(record: ImageRecord) -> str:
     """Its name, and what of its configuration was changed and is not switched off."""
     changed = {"use_karras_sigmas": record.karras, **record.sampler_options}
     said = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changed.items() if value}

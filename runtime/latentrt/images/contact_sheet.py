@@ -1,7 +1,6 @@
-"""How are several pictures laid out on one?
+"""Contact sheets: several images laid out in rows on one, with captions below them and optional headings.
 
-In rows, each over its caption; rows and columns may have headings. Small pictures are enlarged by a whole number, so
-that every pixel is still a square.
+Small images are enlarged by a whole number, so that every pixel stays a square.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from latentrt.errors import RequestError
 
 __all__ = ["contact_sheet"]
 
-_MARGIN = 12  # pixels around each picture
+_MARGIN = 12  # pixels around each image
 _FONT_SIZE = 13
 _LINE = _FONT_SIZE + 4  # pixels from one line of text to the next
-_LINES = 3  # of a caption; what does not fit is left out, and "…" says so
+_LINES = 3  # of a caption; a longer one ends in "…"
 _PAPER, _INK, _EMPTY = "#ffffff", "#333333", "#eeeeee"
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont | ImageFont.TransposedFont
 
 
 def contact_sheet(
-    pictures: Sequence[Image.Image | None],
+    images: Sequence[Image.Image | None],
     captions: Sequence[str],
     *,
     columns: int = 4,
@@ -34,27 +33,27 @@ def contact_sheet(
     row_headings: Sequence[str] = (),
     column_headings: Sequence[str] = (),
 ) -> Image.Image:
-    """Lay pictures of one size out on a white sheet.
+    """Lay images of one size out on a white sheet.
 
     Args:
-        pictures: row by row, at least one; None leaves its place grey.
-        captions: as many, in the order of the pictures; where all are empty there is no room for any.
-        columns: how many in a row.
-        edge: pixels that the shorter edge of a picture gets at most, but never less than it has.
+        images: at least one, row by row; None leaves a grey cell.
+        captions: one for each image; if all are empty, no space is reserved for them.
+        columns: images in a row.
+        edge: the shorter edge of an enlarged image in pixels, at most; no image is reduced.
         row_headings, column_headings: one for each row, on its left, and one for each column, above it; or none.
 
     Returns:
-        An RGB picture.
+        An RGB image.
 
     Raises:
-        RequestError: there are no pictures, pictures of several sizes, or another number of captions or headings.
+        RequestError: no images, images of several sizes, or a wrong number of captions or headings.
     """
-    cell = _cell_size(pictures, captions, columns, edge)
-    columns = min(columns, len(pictures))
-    rows = ceil(len(pictures) / columns)
-    for found, expected, which in ((row_headings, rows, "rows"), (column_headings, columns, "columns")):
-        if found and len(found) != expected:
-            raise RequestError(f"found {len(found)} headings for {expected} {which}, expected one for each, or none")
+    cell = _cell_size(images, captions, columns, edge)
+    columns = min(columns, len(images))
+    rows = ceil(len(images) / columns)
+    for headings, expected, which in ((row_headings, rows, "rows"), (column_headings, columns, "columns")):
+        if headings and len(headings) != expected:
+            raise RequestError(f"got {len(headings)} headings for {expected} {which}, expected one for each, or none")
     font: Font = ImageFont.load_default(_FONT_SIZE)
     layout = _Layout(
         columns=columns,
@@ -66,15 +65,15 @@ def contact_sheet(
         below=_LINES * _LINE if any(captions) else 0,
     )
     sheet = Image.new("RGB", layout.size, _PAPER)
-    for index, picture in enumerate(pictures):
-        sheet.paste(_EMPTY if picture is None else _enlarged(picture, cell), layout.box(index))
+    for index, image in enumerate(images):
+        sheet.paste(_EMPTY if image is None else _enlarge(image, cell), layout.box(index))
     _write(ImageDraw.Draw(sheet), font, layout, captions, row_headings, column_headings)
     return sheet
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Where everything is, in pixels. Pictures are `width` × `height`, the rest is room for text around them."""
+    """Positions on the sheet, in pixels. `left`, `above` and `below` are the space for text around the images."""
 
     columns: int
     rows: int
@@ -90,34 +89,34 @@ class _Layout:
         return width, self.above + self.rows * (self.height + _MARGIN + self.below) + _MARGIN
 
     def corner(self, index: int) -> tuple[int, int]:
-        """The upper left corner of a picture."""
+        """Return x and y of the upper left corner of an image."""
         row, column = divmod(index, self.columns)
         x = self.left + _MARGIN + column * (self.width + _MARGIN)
         return x, self.above + _MARGIN + row * (self.height + _MARGIN + self.below)
 
     def box(self, index: int) -> tuple[int, int, int, int]:
-        """Left, upper, right and lower edge of a picture."""
+        """Return the left, upper, right and lower edge of an image."""
         x, y = self.corner(index)
         return x, y, x + self.width, y + self.height
 
 
 def _cell_size(
-    pictures: Sequence[Image.Image | None], captions: Sequence[str], columns: int, edge: int
+    images: Sequence[Image.Image | None], captions: Sequence[str], columns: int, edge: int
 ) -> tuple[int, int]:
-    """Width and height of the enlarged pictures."""
-    sizes = {picture.size for picture in pictures if picture is not None}
-    if len(sizes) != 1 or len(captions) != len(pictures) or columns < 1:
+    """Return width and height of the enlarged images."""
+    sizes = {image.size for image in images if image is not None}
+    if len(sizes) != 1 or len(captions) != len(images) or columns < 1:
         raise RequestError(
-            f"found {len(pictures)} pictures of sizes {sorted(sizes)}, {len(captions)} captions and {columns} columns, "
-            "expected at least one picture, one size, as many captions and at least one column"
+            f"got {len(images)} images of sizes {sorted(sizes)}, {len(captions)} captions and {columns} columns, "
+            "expected at least one image, one size, as many captions and at least one column"
         )
     width, height = sizes.pop()
     scale = max(1, edge // min(width, height))
     return width * scale, height * scale
 
 
-def _enlarged(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+def _enlarge(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
 def _write(
@@ -130,18 +129,18 @@ def _write(
 ) -> None:
     for index, caption in enumerate(captions):
         x, _, _, y = layout.box(index)
-        for line, text in enumerate(_wrapped(caption, layout.width, pen, font)):
+        for line, text in enumerate(_wrap(caption, layout.width, pen, font)):
             pen.text((x, y + 4 + line * _LINE), text, fill=_INK, font=font)
     for row, text in enumerate(row_headings):
         y = layout.corner(row * layout.columns)[1] + (layout.height - _LINE) // 2
         pen.text((_MARGIN, y), text, fill=_INK, font=font)
     for column, heading in enumerate(column_headings):
-        for text in _wrapped(heading, layout.width, pen, font)[:1]:
+        for text in _wrap(heading, layout.width, pen, font)[:1]:
             pen.text((layout.corner(column)[0], _MARGIN - 4), text, fill=_INK, font=font)
 
 
-def _wrapped(text: str, width: int, pen: ImageDraw.ImageDraw, font: Font) -> list[str]:
-    """The lines of a caption, each at most `width` pixels long."""
+def _wrap(text: str, width: int, pen: ImageDraw.ImageDraw, font: Font) -> list[str]:
+    """Break a caption into lines of at most `width` pixels."""
 
     def fits(line: str) -> bool:
         return pen.textlength(line, font=font) <= width
@@ -154,8 +153,8 @@ def _wrapped(text: str, width: int, pen: ImageDraw.ImageDraw, font: Font) -> lis
             lines.append(word)
     shown = lines[:_LINES]
     for index, line in enumerate(shown):
-        cut = len(lines) > _LINES and index == _LINES - 1
-        while not fits(f"{line}…" if cut else line) and line:
-            line, cut = line[:-1], True
-        shown[index] = f"{line}…" if cut else line
+        shortened = len(lines) > _LINES and index == _LINES - 1
+        while not fits(f"{line}…" if shortened else line) and line:
+            line, shortened = line[:-1], True
+        shown[index] = f"{line}…" if shortened else line
     return shown

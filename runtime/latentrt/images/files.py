@@ -1,6 +1,7 @@
-"""How do pixels become pictures, and pictures files?
+"""Image files: uint8 pixels to Pillow images, PNG, JPEG and WebP reading and writing, and the texts a file carries.
 
-Pixels are uint8 arrays (images, height, width, 3), pictures are Pillow's, files are PNG, JPEG or WebP.
+A PNG holds text as key and value chunks. JPEG and WebP hold it in EXIF: other tools read the generation parameters from
+`UserComment`, and latentrt's record, which is ASCII, is stored in `ImageDescription`.
 """
 
 from __future__ import annotations
@@ -18,117 +19,195 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from latentrt.bundle.atomic_file import write_atomically
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.printable import printable
 from latentrt.errors import LatentRTError, OutputError, RequestError
-from latentrt.images.texts import carry_texts
 
-__all__ = ["check_output", "open_picture", "save", "to_pictures"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "PARAMETERS",
+    "RECORD",
+    "check_output",
+    "decode_image",
+    "encode_texts",
+    "open_image",
+    "read_file",
+    "read_texts",
+    "save",
+    "to_images",
+]
 
 Pixels = NDArray[np.uint8]
 
+PARAMETERS, RECORD = "parameters", "latentrt"
+"""The keys of the two texts that latentrt writes into a file."""
+
+MAX_FILE_BYTES = 256 << 20
+"""Largest image file that is read."""
+# Pillow's own default (a quarter of a GiB of RGB), repeated because a program may lift Pillow's limit for itself.
+MAX_PIXELS = (1 << 30) // 4 // 3
+"""Largest image, in pixels, that is decoded."""
+
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-# What Pillow would otherwise choose for JPEG is visible in smooth gradients: quality 75, and colour at half the
-# resolution.
-_OPTIONS: dict[str, dict[str, Any]] = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
-_MAX_PICTURE_BYTES = 256 << 20
+# Pillow's defaults for JPEG are visible in smooth gradients: quality 75 and colour at half the resolution.
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"quality": 95},
+}
+
+# Tag numbers of the EXIF standard (CIPA DC-008), tables 3 and 8.
+_IMAGE_DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x8769, 0x9286
+# Cameras and other tools use ImageDescription too; this prefix marks latentrt's record.
+_RECORD_PREFIX = "latentrt "
+# A JPEG segment states its length in 16 bits, and the length includes these two bytes.
+_MAX_JPEG_EXIF_BYTES = 0xFFFF - 2
 
 
-def to_pictures(pixels: Pixels) -> list[Image.Image]:
-    """Pixels (images, height, width, 3) → as many RGB pictures.
+def to_images(pixels: Pixels) -> list[Image.Image]:
+    """Convert uint8 pixels [images, height, width, 3] into RGB Pillow images.
 
     Raises:
-        RequestError: the array is not of that shape, or not uint8.
+        RequestError: the array has another shape or dtype.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise RequestError(f"found pixels {pixels.dtype} {pixels.shape}, expected uint8 (images, height, width, 3)")
+        raise RequestError(f"got pixels {pixels.dtype} {pixels.shape}, expected uint8 (images, height, width, 3)")
     return [Image.fromarray(image) for image in pixels]
 
 
 def check_output(path: str | os.PathLike[str], texts: Mapping[str, str] | None = None) -> None:
-    """Refuse a path that no picture can be written to; ask before the work of drawing one.
+    """Reject a path that no image can be written to, before any image is generated.
 
     Args:
-        texts: what the file is going to say of the picture, as far as it is known.
+        texts: the texts that the file will carry, as far as they are known.
 
     Raises:
-        OutputError: the extension is unknown, the folder is missing or may not be written to, or a folder stands there.
+        OutputError: the extension is unknown, the folder is missing or not writable, or the path is a folder.
     """
-    place = Path(path)
-    carry_texts(_format(place), texts or {})
-    if place.exists() and not place.is_file():
-        raise OutputError(f"{place} is not a file, expected the path of a picture to write")
+    path = Path(path)
+    encode_texts(_format(path), texts or {})
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is not a file, expected the path of an image to write")
     try:
-        # Only an attempt tells; permissions, quotas and read-only disks have many ways to refuse.
-        with tempfile.TemporaryFile(dir=place.resolve().parent):
+        # Only an attempt is conclusive: permissions, quotas and read-only disks refuse in many ways.
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:
-        raise _not_written(place, error) from None
+        raise _write_error(path, error) from None
 
 
-def save(picture: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, str] | None = None) -> None:
-    """Write a picture; its extension says in which format. A failure leaves an earlier file at that path as it was.
+def save(image: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, str] | None = None) -> None:
+    """Write an image in the format that the extension names. A failure leaves an earlier file at that path unchanged.
 
     Args:
-        texts: what the file says of the picture (`latentrt.images.metadata.record_texts`).
+        texts: the texts that the file carries (`latentrt.images.metadata.record_texts`).
 
     Raises:
-        OutputError: the extension is unknown, the picture does not fit the format, or the file cannot be written.
+        OutputError: the extension is unknown, the image does not fit the format, or the file cannot be written.
     """
-    place = Path(path)
-    file_format = _format(place)
-    options = _OPTIONS[file_format] | carry_texts(file_format, texts or {})
+    path = Path(path)
+    file_format = _format(path)
+    options = _SAVE_OPTIONS[file_format] | encode_texts(file_format, texts or {})
     encoded = io.BytesIO()
     try:
-        picture.save(encoded, file_format, **options)
+        image.save(encoded, file_format, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise OutputError(f"{place} cannot be written as {file_format}: {error}; save a .png") from error
+        raise OutputError(f"{path} cannot be written as {file_format}: {error}; save a .png") from error
     try:
-        write_atomically(place, encoded.getvalue())
+        write_atomically(path, encoded.getvalue())
     except OSError as error:
-        raise _not_written(place, error) from None
+        raise _write_error(path, error) from None
 
 
 @contextmanager
-def open_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """Open a PNG, JPEG or WebP file of unknown origin. Pixels are not decoded until they are asked for.
+def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open a PNG, JPEG or WebP file of unknown origin. Pixels are decoded on first use.
 
     Raises:
-        RequestError: there is no such file, or it is no such picture, or damaged or oversized; also where that
+        RequestError: the file is missing, not an image of these formats, damaged or oversized; also where that
             shows only later, inside the `with` block.
     """
+    with _translating_errors(str(path)), open_regular(path) as stream:
+        _check_file_size(os.fstat(stream.fileno()).st_size)
+        with _open_stream(stream) as image:
+            yield image
+
+
+def read_file(path: str | os.PathLike[str], subject: str) -> bytes:
+    """Read the bytes of an image file.
+
+    Args:
+        subject: the beginning of an error message, such as "`image`: got cat.png, which".
+
+    Raises:
+        RequestError: the file is missing, not a regular file, or larger than `MAX_FILE_BYTES`.
+    """
+    with _translating_errors(subject), open_regular(path) as stream:
+        _check_file_size(os.fstat(stream.fileno()).st_size)
+        data = stream.read(MAX_FILE_BYTES + 1)
+        _check_file_size(len(data))  # the file may have grown
+    return data
+
+
+@contextmanager
+def decode_image(data: bytes, subject: str) -> Iterator[Image.Image]:
+    """Open the contents of a PNG, JPEG or WebP file. Pixels are decoded on first use.
+
+    Args:
+        subject: the beginning of an error message, such as "`image`: got 20 bytes, which".
+
+    Raises:
+        RequestError: as `open_image`.
+    """
+    with _translating_errors(subject):
+        _check_file_size(len(data))
+        with _open_stream(io.BytesIO(data)) as image:
+            yield image
+
+
+@contextmanager
+def _open_stream(stream: Any) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(stream, formats=sorted(set(_FORMATS.values()))) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} × {image.height} pixels, expected at most {MAX_PIXELS:,}")
+            yield image
+
+
+@contextmanager
+def _translating_errors(subject: str) -> Iterator[None]:
     try:
-        # The largest picture Pillow opens without complaint is already larger than any that is drawn here.
-        with warnings.catch_warnings(), open_regular(path) as stream:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            _check_length(os.fstat(stream.fileno()).st_size)
-            with Image.open(stream, formats=sorted(set(_FORMATS.values()))) as picture:
-                yield picture
+        yield
     except LatentRTError:
         raise
     except UnidentifiedImageError:
         raise RequestError(
-            f"{path} is not a picture that latentrt can read, expected a PNG, JPEG or WebP file"
+            f"{printable(subject)} is not an image that latentrt can read, expected a PNG, JPEG or WebP file"
         ) from None
-    # Pillow's readers raise what their parts raise: OSError, SyntaxError, struct.error, ValueError, IndexError and
-    # more. Whichever it is, hostile or damaged, the picture cannot be read.
+    # Pillow's readers let errors of many kinds through: OSError, SyntaxError, struct.error, ValueError, IndexError and
+    # more. Each means that the file is damaged or hostile.
     except Exception as error:
-        found = error.strerror if isinstance(error, OSError) and error.strerror else printable(str(error))
-        raise RequestError(f"{path} cannot be read as a picture ({found}), expected a PNG, JPEG or WebP file") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else printable(str(error))
+        raise RequestError(
+            f"{printable(subject)} cannot be read as an image ({reason}), expected a PNG, JPEG or WebP file"
+        ) from None
 
 
-def _format(place: Path) -> str:
-    if place.suffix.lower() not in _FORMATS:
-        raise OutputError(f"{place} has the extension {place.suffix!r}, expected one of {', '.join(_FORMATS)}")
-    return _FORMATS[place.suffix.lower()]
+def _format(path: Path) -> str:
+    if path.suffix.lower() not in _FORMATS:
+        raise OutputError(f"{path} has the extension {path.suffix!r}, expected one of {', '.join(_FORMATS)}")
+    return _FORMATS[path.suffix.lower()]
 
 
-def _check_length(size: int) -> None:
-    if size > _MAX_PICTURE_BYTES:
-        raise ValueError(f"it has {size:,} bytes, more than the {_MAX_PICTURE_BYTES:,} that are read")
+def _check_file_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"{size:,} bytes, expected at most {MAX_FILE_BYTES:,}")
 
 
 _ADVICE = {
@@ -139,6 +218,72 @@ _ADVICE = {
 }
 
 
-def _not_written(place: Path, error: OSError) -> OutputError:
+def _write_error(path: Path, error: OSError) -> OutputError:
     advice = _ADVICE.get(error.errno or 0, "choose a place that you may write to")
-    return OutputError(f"{place} cannot be written: {error.strerror}; {advice}. What was there is untouched")
+    return OutputError(f"{path} cannot be written: {error.strerror}; {advice}. An earlier file is unchanged")
+
+
+def encode_texts(file_format: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the keyword arguments with which Pillow's `save` writes texts into an image file.
+
+    Args:
+        file_format: `PNG`, `JPEG` or `WEBP`.
+        texts: any text under `PARAMETERS`, an ASCII text under `RECORD`.
+
+    Raises:
+        OutputError: the texts do not fit into the format.
+    """
+    if not texts:
+        return {}
+    if file_format == "PNG":
+        chunks = PngInfo()
+        for key, text in texts.items():
+            chunks.add_text(key, text)  # tEXt for Latin-1, iTXt for everything else
+        return {"pnginfo": chunks}
+    exif = _encode_exif(texts)
+    if file_format == "JPEG" and len(exif) > _MAX_JPEG_EXIF_BYTES:
+        raise OutputError(
+            f"the prompts make {len(exif):,} bytes of metadata, expected {_MAX_JPEG_EXIF_BYTES:,} at most in a JPEG; "
+            "save a .png or .webp"
+        )
+    return {"exif": exif}
+
+
+def read_texts(image: Image.Image) -> dict[str, str]:
+    """Return the texts of an opened image, written by latentrt or another tool. Does not decode its pixels."""
+    if image.format == "PNG":
+        # Pillow marks an international text by a subclass of str, which JSON encoders reject.
+        return {key: str(text) for key in (PARAMETERS, RECORD) if isinstance(text := image.info.get(key), str)}
+    exif = image.getexif()
+    texts = {
+        PARAMETERS: _decode_user_comment(exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)),
+        RECORD: _decode_description(exif.get(_IMAGE_DESCRIPTION)),
+    }
+    return {key: text for key, text in texts.items() if isinstance(text, str)}
+
+
+def _encode_exif(texts: Mapping[str, str]) -> bytes:
+    exif = Image.Exif()
+    if RECORD in texts:
+        exif[_IMAGE_DESCRIPTION] = _RECORD_PREFIX + texts[RECORD]
+    if PARAMETERS in texts:
+        exif[_EXIF_IFD] = {_USER_COMMENT: b"UNICODE\0" + texts[PARAMETERS].encode("utf-16-be", "replace")}
+    return exif.tobytes()
+
+
+def _decode_description(description: object) -> str | None:
+    if isinstance(description, str) and description.startswith(_RECORD_PREFIX):
+        return description.removeprefix(_RECORD_PREFIX)
+    return None
+
+
+def _decode_user_comment(comment: object) -> str | None:
+    """Decode an EXIF UserComment, whose first eight bytes name its encoding."""
+    if not isinstance(comment, bytes):
+        return None
+    code, text = comment[:8], comment[8:]
+    if code == b"UNICODE\0":
+        # The standard leaves the byte order open. In Latin text every other byte is zero, which tells them apart.
+        little_endian = text[1::2].count(0) > text[0::2].count(0)
+        return text.decode("utf-16-le" if little_endian else "utf-16-be", "replace")
+    return text.decode("utf-8", "replace") if code == b"ASCII\0\0\0" else None
