@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ __all__ = [
     "read_texts",
     "save",
     "to_images",
+    "translating_decoder_errors",
 ]
 
 Pixels = NDArray[np.uint8]
@@ -131,7 +132,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         RequestError: the file is missing, not an image of these formats, damaged or oversized; also where that
             shows only later, inside the `with` block.
     """
-    with _translating_errors(str(path)), open_regular(path) as stream:
+    with translating_decoder_errors(str(path)), open_regular(path) as stream:
         _check_file_size(os.fstat(stream.fileno()).st_size)
         with _open_stream(stream) as image:
             yield image
@@ -146,7 +147,7 @@ def read_file(path: str | os.PathLike[str], subject: str) -> bytes:
     Raises:
         RequestError: the file is missing, not a regular file, or larger than `MAX_FILE_BYTES`.
     """
-    with _translating_errors(subject), open_regular(path) as stream:
+    with translating_decoder_errors(subject), open_regular(path) as stream:
         _check_file_size(os.fstat(stream.fileno()).st_size)
         data = stream.read(MAX_FILE_BYTES + 1)
         _check_file_size(len(data))  # the file may have grown
@@ -163,27 +164,32 @@ def decode_image(data: bytes, subject: str) -> Iterator[Image.Image]:
     Raises:
         RequestError: as `open_image`.
     """
-    with _translating_errors(subject):
+    with translating_decoder_errors(subject):
         _check_file_size(len(data))
         with _open_stream(io.BytesIO(data)) as image:
             yield image
 
 
 @contextmanager
-def _open_stream(stream: Any) -> Iterator[Image.Image]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(stream, formats=sorted(set(_FORMATS.values()))) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} × {image.height} pixels, expected at most {MAX_PIXELS:,}")
-            yield image
+def _open_stream(stream: IO[bytes]) -> Iterator[Image.Image]:
+    with Image.open(stream, formats=sorted(set(_FORMATS.values()))) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} × {image.height} pixels, expected at most {MAX_PIXELS:,}")
+        yield image
 
 
 @contextmanager
-def _translating_errors(subject: str) -> Iterator[None]:
+def translating_decoder_errors(subject: str) -> Iterator[None]:
+    """Raise every failure of Pillow to read an image as `RequestError`, and silence its warnings.
+
+    Args:
+        subject: the beginning of the error message, such as "`image`: got cat.png, which".
+    """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
     except LatentRTError:
         raise
     except UnidentifiedImageError:
