@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from latentrt.errors import RequestError
@@ -71,6 +74,6 @@ def test_depth_is_scaled_to_its_range(dtype: type[np.floating], batch: tuple[int
         (np.ones((8, 8), np.uint8), "uint8"),
     ],
 )
-def test_a_depth_map_without_a_scale_is_refused(depth: np.ndarray, reason: str) -> None:  # type: ignore[type-arg]
+def test_a_depth_map_without_a_scale_is_refused(depth: NDArray[Any], reason: str) -> None:
     with pytest.raises(RequestError, match=f"`depth_map`.*{reason}"):
         depth_to_latents(depth, 64, 64)

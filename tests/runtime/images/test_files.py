@@ -93,16 +93,16 @@ def test_a_file_of_each_format(tmp_path: Path, extension: str) -> None:
 
 @pytest.mark.parametrize("name", ["out", "out.gif", "out.png.exe", ".png"])
 def test_an_unknown_extension(tmp_path: Path, image: Image.Image, name: str) -> None:
-    for ask in (check_output, lambda place: save(image, place)):
+    for write in (check_output, lambda place: save(image, place)):
         with pytest.raises(OutputError, match=r"expected one of \.png, \.jpg, \.jpeg, \.webp"):
-            ask(tmp_path / name)
+            write(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_missing(tmp_path: Path, image: Image.Image) -> None:
-    for ask in (check_output, lambda place: save(image, place)):
+    for write in (check_output, lambda place: save(image, place)):
         with pytest.raises(OutputError, match="make its folder first"):
-            ask(tmp_path / "missing" / "out.png")
+            write(tmp_path / "missing" / "out.png")
 
 
 def test_the_path_of_a_folder(tmp_path: Path, image: Image.Image) -> None:
@@ -141,12 +141,12 @@ def test_a_folder_without_write_permission(tmp_path: Path, image: Image.Image) -
     save(image, tmp_path / "out.png")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o555)
-        for ask in (check_output, lambda place: save(image, place)):
+        for write in (check_output, lambda place: save(image, place)):
             with (
                 unprivileged(),
                 pytest.raises(OutputError, match="Permission denied"),
             ):
-                ask(Path(folder, "out.png"))
+                write(Path(folder, "out.png"))
         assert not list(Path(folder).iterdir())
 
 
@@ -156,7 +156,7 @@ def test_an_image_too_large_for_its_format(tmp_path: Path, extension: str) -> No
         save(Image.new("L", (1, 70_000)).convert("RGB"), tmp_path / f"out.{extension}")
 
 
-def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path, image: Image.Image) -> None:
+def test_a_new_file_has_the_permissions_of_the_umwrite(tmp_path: Path, image: Image.Image) -> None:
     (tmp_path / "touched").touch()
     save(image, tmp_path / "out.png")
     mode = stat.S_IMODE((tmp_path / "out.png").stat().st_mode)

@@ -291,8 +291,10 @@ def test_an_image_below_one_latent_is_refused() -> None:
 
 @pytest.mark.parametrize("mode", ["fill", "crop"])
 def test_an_extreme_aspect_ratio_is_refused(mode: Any) -> None:
-    with pytest.raises(RequestError, match="aspect ratio"):
-        resize(Image.new("RGB", (1, 100_000) if mode == "fill" else (100_000, 1)), 64, 64, mode=mode)
+    with pytest.raises(RequestError, match=r"`mask_image`.*aspect ratio"):
+        resize(
+            Image.new("RGB", (1, 100_000) if mode == "fill" else (100_000, 1)), 64, 64, mode=mode, argument="mask_image"
+        )
 
 
 def test_fill_repeats_the_edges_and_crop_cuts_them_off() -> None:

@@ -53,7 +53,8 @@ def blob(size: tuple[int, int], seed: int) -> Image.Image:
 def load_file_with_diffusers(path: Path) -> Image.Image:
     # diffusers leaves the file of some formats open, and Pillow warns of a palette with partial transparency.
     with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
-        return load_with_diffusers(opened)
+        loaded: Image.Image = load_with_diffusers(opened)
+        return loaded
 
 
 def image_processor(**options: Any) -> VaeImageProcessor:

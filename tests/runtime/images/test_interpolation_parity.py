@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from latentrt.images.interpolation import interpolate_bicubic, interpolate_nearest
@@ -12,7 +13,7 @@ SIZES = [tuple(map(int, sizes)) for sizes in np.random.default_rng(0).integers(1
 SIZES += [(512, 768, 64, 96), (384, 384, 64, 96), (384, 384, 65, 47), (100, 1000, 49, 999)]
 
 
-def array(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def array(height: int, width: int) -> NDArray[np.float32]:
     return np.random.default_rng(height * width).standard_normal((1, 2, height, width)).astype(np.float32)
 
 
