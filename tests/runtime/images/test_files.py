@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import resource
 import stat
@@ -16,9 +17,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentrt.errors import OutputError, RequestError
-from latentrt.images.files import check_output, open_image, save, to_images
+from latentrt.images.files import (
+    PARAMETERS,
+    RECORD,
+    check_output,
+    encode_texts,
+    open_image,
+    read_texts,
+    save,
+    to_images,
+)
 
 EXTENSIONS = ["png", "jpg", "jpeg", "webp", "PNG"]
+FORMATS = ["PNG", "JPEG", "WEBP"]
 
 
 @pytest.fixture
@@ -203,3 +214,66 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     for place in (tmp_path / "pipe", tmp_path, tmp_path / "missing", Path("/dev/zero")):
         with pytest.raises(RequestError, match="cannot be read as an image"), open_image(place):
             pass
+
+
+def encode(file_format: str, **options: object) -> Image.Image:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, file_format, **options)
+    return Image.open(stream)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("parameters", ["plain", "größer", "日本, 👩‍🚀", "two\nlines", "x" * 10_000, "日" * 10_000])
+def test_texts_round_trip(file_format: str, parameters: str) -> None:
+    texts = {PARAMETERS: parameters, RECORD: '{"seed": 7}'}
+    assert read_texts(encode(file_format, **encode_texts(file_format, texts))) == texts
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_an_image_without_texts(file_format: str) -> None:
+    assert read_texts(encode(file_format)) == {}
+
+
+@pytest.mark.parametrize("text", ["plain", "日本"])
+def test_latin_1_text_is_a_plain_chunk_and_other_text_an_international_one(text: str) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG", **encode_texts("PNG", {PARAMETERS: text}))
+    assert (b"tEXt" if text.isascii() else b"iTXt") + b"parameters\0" in stream.getvalue()
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
+def test_parameters_are_stored_in_the_user_comment(file_format: str) -> None:
+    exif = encode(file_format, **encode_texts(file_format, {PARAMETERS: "Steps: 1"})).getexif()
+    assert exif.get_ifd(0x8769)[0x9286] == b"UNICODE\0" + "Steps: 1".encode("utf-16-be")
+
+
+@pytest.mark.parametrize(
+    ("comment", "text"),
+    [
+        (b"UNICODE\0" + "Steps: 1".encode("utf-16-be"), "Steps: 1"),
+        (b"UNICODE\0" + "Steps: 1".encode("utf-16-le"), "Steps: 1"),
+        (b"ASCII\0\0\0Steps: 1", "Steps: 1"),
+        (b"UNICODE\0\xd8\x41", "\ufffd"),
+        (b"UNICODE\0", ""),
+        (b"JIS\0\0\0\0\0Steps", None),
+        (b"short", None),
+        (b"", None),
+    ],
+)
+def test_user_comments_of_other_tools(comment: bytes, text: str | None) -> None:
+    exif = Image.Exif()
+    exif[0x8769] = {0x9286: comment}
+    assert read_texts(encode("JPEG", exif=exif)).get(PARAMETERS) == text
+
+
+def test_a_description_by_a_camera_is_not_a_record() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = '{"a": "description"}'
+    assert RECORD not in read_texts(encode("JPEG", exif=exif))
+
+
+def test_a_jpeg_holds_64_kib() -> None:
+    with pytest.raises(OutputError, match="65,533"):
+        encode_texts("JPEG", {PARAMETERS: "x" * 40_000})
+    for file_format in ("PNG", "WEBP"):
+        assert read_texts(encode(file_format, **encode_texts(file_format, {PARAMETERS: "x" * 40_000})))
