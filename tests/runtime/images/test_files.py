@@ -195,6 +195,15 @@ def test_a_hostile_file(tmp_path: Path, data: bytes, words: str) -> None:
         image.load()
 
 
+def test_a_bomb_is_refused_where_a_program_lifted_the_limit_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    (tmp_path / "out.png").write_bytes(png(10_000, 10_000))
+    with pytest.raises(RequestError, match="10000 × 10000"), open_image(tmp_path / "out.png"):
+        pass
+
+
 def test_a_file_too_large_to_be_an_image(tmp_path: Path) -> None:
     with (tmp_path / "out.png").open("wb") as stream:
         stream.truncate(1 << 40)
