@@ -15,7 +15,7 @@ from latentrt.bundle.export_report import REPORT_NAME, ComponentCost, ExportRepo
 from latentrt.cli.main import main
 from latentrt.decode.safety import SafetyRecord
 from latentrt.images.files import save
-from latentrt.images.metadata import PictureRecord, record_texts
+from latentrt.images.metadata import ImageRecord, record_texts
 from tests.runtime.small_bundle import edit_manifest, write_bundle
 
 
@@ -32,7 +32,7 @@ def run(*args: str | Path) -> int:
 
 
 def picture(place: Path, **changes: Any) -> Path:
-    record = PictureRecord(
+    record = ImageRecord(
         prompt="a red circle",
         seed=7,
         sampler="euler_a",
@@ -221,7 +221,7 @@ def test_an_endless_text_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         ("missing", 4, "does not exist, expected the folder of a bundle, or a picture"),
         ("empty", 4, "has no bundle.json"),
-        ("text.png", 2, "is not a picture"),
+        ("text.png", 2, "is not an image"),
         ("record.png", 2, "latentrt record"),
     ],
 )

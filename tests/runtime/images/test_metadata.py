@@ -13,11 +13,10 @@ from PIL import Image
 
 from latentrt.decode.safety import SafetyRecord
 from latentrt.errors import RequestError
-from latentrt.images.files import save
-from latentrt.images.metadata import PictureRecord, parameters_line, read_metadata, record_texts
-from latentrt.images.texts import RECORD, carry_texts
+from latentrt.images.files import RECORD, encode_texts, save
+from latentrt.images.metadata import ImageRecord, parameters_line, read_metadata, record_texts
 
-RECORD_OF_A_CIRCLE = PictureRecord(
+RECORD_OF_A_CIRCLE = ImageRecord(
     prompt="a red circle on a blue background",
     negative_prompt="blurry",
     seed=7,
@@ -38,17 +37,17 @@ EXTENSIONS = ["png", "jpg", "webp"]
 TEXTS = st.text() | st.text(st.sampled_from('aN:, "\\\n\r\u2028\x00Steps:Negative prompt:'))
 
 
-def changed(**changes: object) -> PictureRecord:
+def record_with(**changes: object) -> ImageRecord:
     return msgspec.structs.replace(RECORD_OF_A_CIRCLE, **changes)
 
 
-def saved(record: PictureRecord, place: Path) -> Path:
+def write(record: ImageRecord, place: Path) -> Path:
     save(Image.new("RGB", (16, 8)), place, record_texts(record))
     return place
 
 
-def understood(text: str) -> tuple[str, str, dict[str, str]]:
-    """The text as the tools of this field read it: prompt, negative prompt, and the fields of the last line."""
+def parse(text: str) -> tuple[str, str, dict[str, str]]:
+    """Parse the text as AUTOMATIC1111 does: prompt, negative prompt, and the fields of the last line."""
     *lines, last = text.strip().split("\n")
     fields = dict(re.findall(r'\s*([\w ]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last))
     prompts: dict[bool, list[str]] = {False: [], True: []}
@@ -70,8 +69,8 @@ def test_the_line() -> None:
     )
 
 
-def test_the_line_of_a_plain_picture() -> None:
-    plain = changed(
+def test_the_line_of_a_plain_image() -> None:
+    plain = record_with(
         negative_prompt="", eta=0.0, guidance_rescale=0.0, clip_skip=None, safety=SafetyRecord(policy="off")
     )
     line = parameters_line(plain)
@@ -80,12 +79,12 @@ def test_the_line_of_a_plain_picture() -> None:
     assert ", Safety: off," in line
 
 
-def test_a_picture_from_embeddings_has_no_prompt() -> None:
-    assert parameters_line(changed(prompt=None, negative_prompt=None)).startswith("Steps: 25,")
+def test_an_image_from_embeddings_has_no_prompt() -> None:
+    assert parameters_line(record_with(prompt=None, negative_prompt=None)).startswith("Steps: 25,")
 
 
-def test_a_sampler_without_a_name_elsewhere_keeps_ours() -> None:
-    assert "Sampler: ipndm," in parameters_line(changed(sampler="ipndm"))
+def test_a_sampler_unknown_to_other_tools_keeps_its_name() -> None:
+    assert "Sampler: ipndm," in parameters_line(record_with(sampler="ipndm"))
 
 
 @pytest.mark.parametrize(
@@ -101,21 +100,21 @@ def test_a_sampler_without_a_name_elsewhere_keeps_ours() -> None:
         'a", Seed: 666, "',
     ],
 )
-def test_a_prompt_cannot_pass_for_something_else(prompt: str) -> None:
-    positive, negative, fields = understood(parameters_line(changed(prompt=prompt)))
+def test_a_prompt_cannot_imitate_another_section(prompt: str) -> None:
+    positive, negative, fields = parse(parameters_line(record_with(prompt=prompt)))
     assert negative == "blurry"
     assert positive.startswith(prompt[0])
     assert (fields["Steps"], fields["Seed"], fields["Size"]) == ("25", "7", "512x448")
-    # Nor does it for tools that look for a line that begins with the first field.
-    assert len(re.findall(r"(?m)^Steps:", parameters_line(changed(prompt=prompt)))) == 1
+    # Other tools look for a line that begins with the first field.
+    assert len(re.findall(r"(?m)^Steps:", parameters_line(record_with(prompt=prompt)))) == 1
 
 
 @settings(max_examples=300, deadline=None)
 @given(prompt=TEXTS, negative=TEXTS, name=TEXTS)
-def test_no_text_reaches_the_fields(prompt: str, negative: str, name: str) -> None:
-    line = parameters_line(changed(prompt=prompt, negative_prompt=negative, bundle_name=name))
-    expected = understood(parameters_line(RECORD_OF_A_CIRCLE))[2]
-    fields = understood(line)[2]
+def test_no_prompt_changes_the_fields(prompt: str, negative: str, name: str) -> None:
+    line = parameters_line(record_with(prompt=prompt, negative_prompt=negative, bundle_name=name))
+    expected = parse(parameters_line(RECORD_OF_A_CIRCLE))[2]
+    fields = parse(line)[2]
     assert {**fields, "Model": ""} == {**expected, "Model": ""}
     assert fields["Model"] == re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", name)
     line.encode()
@@ -128,32 +127,32 @@ def test_no_text_reaches_the_fields(prompt: str, negative: str, name: str) -> No
     guidance_scale=st.floats(allow_nan=False, allow_infinity=False),
     extension=st.sampled_from(EXTENSIONS),
 )
-def test_the_record_comes_back_exactly(
+def test_the_record_round_trips(
     tmp_path: Path, prompt: str | None, seed: int, guidance_scale: float, extension: str
 ) -> None:
-    record = changed(prompt=prompt, seed=seed, guidance_scale=guidance_scale)
-    found = read_metadata(saved(record, tmp_path / f"out.{extension}"))
+    record = record_with(prompt=prompt, seed=seed, guidance_scale=guidance_scale)
+    found = read_metadata(write(record, tmp_path / f"out.{extension}"))
     assert found.record == record
     assert found.parameters == parameters_line(record)
     assert (found.width, found.height) == (16, 8)
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
-def test_a_picture_that_says_nothing(tmp_path: Path, extension: str) -> None:
+def test_an_image_without_metadata(tmp_path: Path, extension: str) -> None:
     save(Image.new("RGB", (8, 8)), tmp_path / f"out.{extension}")
     found = read_metadata(tmp_path / f"out.{extension}")
     assert found.record is None
     assert not found.parameters
 
 
-def test_a_picture_of_another_tool(tmp_path: Path) -> None:
+def test_an_image_of_another_tool(tmp_path: Path) -> None:
     save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {"parameters": "a cat\nSteps: 20, Seed: 1"})
     found = read_metadata(tmp_path / "out.png")
     assert found.record is None
     assert found.parameters == "a cat\nSteps: 20, Seed: 1"
 
 
-def test_a_key_of_a_later_version_is_passed_over(tmp_path: Path) -> None:
+def test_a_key_of_a_later_version_is_ignored(tmp_path: Path) -> None:
     tree = json.loads(record_texts(RECORD_OF_A_CIRCLE)[RECORD]) | {"control": "canny"}
     save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {RECORD: json.dumps(tree)})
     assert read_metadata(tmp_path / "out.png").record == RECORD_OF_A_CIRCLE
@@ -164,7 +163,7 @@ def test_a_key_of_a_later_version_is_passed_over(tmp_path: Path) -> None:
     ["", "not JSON", "null", "[]", "{}", '{"seed": "7"}', "[" * 100_000, '{"seed": 1' + "0" * 5000 + "}", "\x1b[31m"],
     ids=range(9),
 )
-def test_a_record_that_is_none_of_ours(tmp_path: Path, text: str) -> None:
+def test_a_record_that_latentrt_did_not_write(tmp_path: Path, text: str) -> None:
     save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {RECORD: text})
     with pytest.raises(RequestError, match=r"latentrt record of .* cannot be read") as caught:
         read_metadata(tmp_path / "out.png")
@@ -174,15 +173,15 @@ def test_a_record_that_is_none_of_ours(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_picture_is_read_or_refused(tmp_path: Path, file_format: str, data: st.DataObject) -> None:
+def test_a_damaged_image_is_read_or_refused(tmp_path: Path, file_format: str, data: st.DataObject) -> None:
     stream = io.BytesIO()
-    options = carry_texts(file_format, record_texts(RECORD_OF_A_CIRCLE))
+    options = encode_texts(file_format, record_texts(RECORD_OF_A_CIRCLE))
     Image.new("RGB", (8, 8)).save(stream, file_format, **options)
-    spoiled = bytearray(stream.getvalue())
+    damaged = bytearray(stream.getvalue())
     for _ in range(data.draw(st.integers(1, 8))):
-        spoiled[data.draw(st.integers(0, len(spoiled) - 1))] = data.draw(st.integers(0, 255))
-    (tmp_path / "picture").write_bytes(spoiled[: data.draw(st.integers(0, len(spoiled)))])
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "image").write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
     try:
-        read_metadata(tmp_path / "picture")
+        read_metadata(tmp_path / "image")
     except RequestError as error:
         assert str(error).isprintable()  # noqa: PT017, either outcome is right
