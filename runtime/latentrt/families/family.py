@@ -54,7 +54,12 @@ class Stage(ABC):
                 reuses_features=placement.reuses_features,
                 **names,
             )
-        return WholeDenoiser(self.components.session(self.name), **names)
+        session = self.components.session(self.name)
+        if placement.backend in ("tensorrt", "tensorrt_rtx"):
+            from latentrt.sampling.device_loop import DeviceDenoiser
+
+            return DeviceDenoiser(session, **names)
+        return WholeDenoiser(session, **names)
 
 
 class Family(ABC):

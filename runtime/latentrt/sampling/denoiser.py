@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from latentrt.backends.session import Arrays, Session, Shapes
 from latentrt.bundle.tensors import TensorSpec, check_feeds
 from latentrt.errors import BackendError
+
+if TYPE_CHECKING:
+    from latentrt.sampling.loop import Sample
 
 __all__ = ["DEEP_FEATURES", "Conditioning", "Denoiser", "Evaluation", "SplitDenoiser", "WholeDenoiser"]
 
@@ -132,8 +135,12 @@ class Denoiser(ABC):
             del first, end
             self._prepare(self.shapes(evaluations[0].signature, size))
 
+    def step_on_device(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Advance the samples that a device can hold by one row; return the others."""
+        return samples
+
     def close(self) -> None:
-        """Release whatever belongs to this loop alone."""
+        """Release whatever belongs to this loop alone; latents on a device come back to the host."""
 
     def shapes(self, signature: tuple[Any, ...], batch: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the denoiser's inputs for `batch` evaluations of a signature."""

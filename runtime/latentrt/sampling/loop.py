@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from latentrt.errors import RequestError
+from latentrt.errors import LatentRTError, RequestError
 from latentrt.sampling.denoiser import DEEP_FEATURES, Conditioning, Denoiser, Evaluation, not_finite
 from latentrt.sampling.guidance import Guidance
 from latentrt.sampling.schedule import Latents, Recurrence, Schedule
 
-__all__ = ["Sample", "Step", "prepare", "step"]
+__all__ = ["Resident", "Sample", "Step", "prepare", "step"]
+
+
+class Resident(ABC):
+    """The latents of a sample on a device."""
+
+    @abstractmethod
+    def fetch(self) -> Latents:
+        """Return the latents after the last row; raise BackendError where a row gave values that are not finite."""
+
+    @abstractmethod
+    def replace(self, latents: Latents) -> None:
+        """Continue from other latents."""
 
 
 class Sample:
@@ -55,10 +68,59 @@ class Sample:
             raise ValueError(f"row: got {row}, but the schedule looks back beyond it; begin at an earlier row")
         if noise is None and np.any(schedule.noise_draws[row:]):
             raise ValueError("noise: got None for a schedule that draws noise, expected a function")
-        self.schedule, self.latents, self.guidance, self.noise = schedule, latents, guidance, noise
+        self.schedule, self.guidance, self.noise = schedule, guidance, noise
+        self._latents: Latents | None = latents
+        self._resident: Resident | None = None
+        self._error: LatentRTError | None = None
         self.deep_cache, self.after_row, self.row = deep_cache, after_row, row
+        self._shape: tuple[int, ...] = latents.shape
         self._recurrence = Recurrence(schedule)
         self._evaluations = {name: Evaluation(each, latents.shape, schedule.t) for name, each in conditioning.items()}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the latents, (C, H, W)."""
+        return self._shape
+
+    @property
+    def latents(self) -> Latents:
+        """float32 [C, H, W] before row `row`; fetched from the device that they are on.
+
+        Raises:
+            BackendError: a row on the device gave values that are not finite.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._resident is not None:
+            return self._resident.fetch()
+        assert self._latents is not None, "on the host"
+        return self._latents
+
+    @latents.setter
+    def latents(self, latents: Latents) -> None:
+        if self._resident is not None:
+            self._resident.replace(latents)
+        else:
+            self._latents = latents
+
+    @property
+    def on_host(self) -> Latents | None:
+        """The latents, where no device has them."""
+        return self._latents if self._error is None else None
+
+    def join_device(self, resident: Resident) -> None:
+        """Let a device hold the latents from now on."""
+        self._resident, self._latents = resident, None
+
+    def leave_device(self) -> None:
+        """Fetch the latents, or keep the error that they are."""
+        if self._resident is None:
+            return
+        try:
+            self._latents = self._resident.fetch()
+        except LatentRTError as error:
+            self._error = error
+        self._resident = None
 
     @property
     def done(self) -> bool:
@@ -79,6 +141,14 @@ class Sample:
         """Return whether the next row takes deep features of an earlier one, which each evaluation then has."""
         return self.row % self.deep_cache != 0 and all(DEEP_FEATURES in each.kept for each in evaluations)
 
+    def draw_noise(self) -> Latents | None:
+        """Return the next row's noise: the last of its draws, of which there may be more than are used."""
+        z = None
+        for _ in range(self.schedule.noise_draws[self.row]):
+            assert self.noise is not None, "checked when the sample was made"
+            z = self.noise()
+        return z
+
     def model_input(self) -> Latents:
         """Return the scaled latents [C, H, W] of the next row."""
         return self._recurrence.model_input(self.row, self.latents)
@@ -89,13 +159,11 @@ class Sample:
         Raises:
             BackendError: the latents are not finite.
         """
-        z = None
-        for _ in range(self.schedule.noise_draws[self.row]):
-            assert self.noise is not None, "checked when the sample was made"
-            z = self.noise()
-        self.latents = self._recurrence.step(self.row, self.latents, self.guidance.combine(outputs), z)
-        if not np.isfinite(self.latents).all():
+        z = self.draw_noise()
+        latents = self._recurrence.step(self.row, self.latents, self.guidance.combine(outputs), z)
+        if not np.isfinite(latents).all():
             raise not_finite(self.schedule.t[self.row])
+        self._latents = latents
         self.row += 1
         if self.after_row is not None:
             self.after_row(self)
@@ -126,6 +194,7 @@ def step(samples: Sequence[Sample], denoiser: Denoiser) -> None:
         BackendError: the denoiser failed or gave values that are not finite.
         EngineError: nothing here runs the shapes of a group.
     """
+    samples = denoiser.step_on_device(samples)
     groups: dict[tuple[Any, bool], list[tuple[int, int, Evaluation]]] = {}
     inputs, outputs = [], []
     for index, sample in enumerate(samples):
@@ -163,19 +232,29 @@ class Step:
         first = samples[0]
         self.index, self.total = first.row - 1, len(first.schedule)
         self.timestep = float(first.schedule.t[self.index])
-        self._samples, self._computed = samples, [sample.latents for sample in samples]
+        self._samples, self._computed = samples, [sample.on_host for sample in samples]
         self._latents: Latents | None = None
 
     @property
     def latents(self) -> Latents:
         """float32 [images, C, H, W] after the step. The loop goes on with whatever stands here when it is resumed."""
         if self._latents is None:
-            self._latents = np.stack(self._computed)
+            self._latents = np.stack([self._read(*each) for each in zip(self._samples, self._computed, strict=True)])
         return self._latents
 
     @latents.setter
     def latents(self, latents: Latents) -> None:
         self._latents = latents
+
+    def _read(self, sample: Sample, computed: Latents | None) -> Latents:
+        if computed is not None:
+            return computed
+        if sample.row != self.index + 1:
+            raise RequestError(
+                f"the latents after row {self.index + 1} are gone, the loop has come to row {sample.row}; read them "
+                "before the generator of steps is resumed"
+            )
+        return sample.latents
 
     def write_back(self) -> None:
         """Give the samples the latents of whoever read or replaced them.
@@ -185,7 +264,7 @@ class Step:
         """
         if self._latents is None:
             return  # nobody who never read them can have changed them
-        shape = (len(self._samples), *self._computed[0].shape)
+        shape = (len(self._samples), *self._samples[0].shape)
         if not isinstance(self._latents, np.ndarray) or self._latents.shape != shape:
             got = getattr(self._latents, "shape", type(self._latents).__name__)
             raise RequestError(
