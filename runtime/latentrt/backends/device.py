@@ -24,7 +24,7 @@ from latentrt.backends.sessions import Choice, Sessions
 from latentrt.backends.tensorrt.library import TITLES, LoadedLibrary, find_libraries
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.weights import map_weights
-from latentrt.engines.choice import EngineSource, Machine, Misfit, engines_for
+from latentrt.engines.choice import EngineSource, Incompatible, Machine, choose_engines
 from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.errors import BackendError, EngineError, RequestError
 
@@ -88,7 +88,7 @@ def find_machine(gpu: Gpu) -> tuple[Machine, dict[LibraryName, LoadedLibrary | s
     return Machine(gpu=gpu, versions=versions), libraries
 
 
-def why_no_engine(component: str, others: list[Misfit]) -> str:
+def why_no_engine(component: str, others: list[Incompatible]) -> str:
     """Why no engine runs a submodule, in a clause, with what would mend it."""
     if not others:
         return f"no engine is built of {component} (latentrt build)"
@@ -129,7 +129,7 @@ class _Choosing:
 
     def _on_gpu(self, name: str, gpu: Gpu, *, engines_only: bool) -> Choice:
         self._machine = self._machine or find_machine(gpu)
-        fit, others = engines_for(self.bundle, name, self._machine[0])
+        fit, others = choose_engines(self.bundle, name, self._machine[0])
         if fit:
             return self._on_engines(name, fit, engines_only=engines_only)
         why = why_no_engine(name, others)

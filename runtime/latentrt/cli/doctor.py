@@ -88,14 +88,14 @@ def _cache_words() -> str:
 def _bundle_lines(bundle: Bundle) -> Lines:
     from latentrt.backends.device import choose_sessions, find_machine
     from latentrt.backends.gpu import Gpu, find_gpu
-    from latentrt.engines.choice import engines_for
+    from latentrt.engines.choice import choose_engines
 
     gpu = find_gpu()
     for component, words in choose_sessions(bundle).choices.items():
         yield component, words
         if not isinstance(gpu, Gpu):
             continue
-        fit, others = engines_for(bundle, component, find_machine(gpu)[0])
+        fit, others = choose_engines(bundle, component, find_machine(gpu)[0])
         for source in fit:
             profile = "; ".join(f"{name} {shapes}" for name, shapes in source.record.identity.profile.items())
             yield "", f"  fits: {source.record.key[:12]}, {profile}"
