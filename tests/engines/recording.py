@@ -1,4 +1,4 @@
-"""A pipeline that draws nothing and remembers what its graphs were fed."""
+"""A pipeline whose graphs return zeros and record the shapes of their inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class RecordingSession:
-    """A graph by the manifest's signature that answers with zeros, for pictures that nothing is found in."""
+    """A graph with the manifest's inputs and outputs that returns zeros, which no classifier flags."""
 
     def __init__(self, component: Component, fed: list[Shapes]) -> None:
         self._component, self._fed = component, fed
@@ -35,7 +35,7 @@ class RecordingSession:
 
 
 def feeds_of(bundle: Bundle, **request: Any) -> dict[str, list[Shapes]]:
-    """Draw; return the shapes of every feed, by the submodule it went to."""
+    """Generate; return the shapes of the inputs of every call, by component."""
     fed: dict[str, list[Shapes]] = {}
 
     def open_session(component: str) -> Session:

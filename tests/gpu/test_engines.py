@@ -23,7 +23,7 @@ from latentrt_engines.library import Library, load_libraries
 from latentrt_engines.profiles import picture_profile
 from latentrt_engines.targets import EngineTarget, list_targets
 from tests.engines.real_builds import RecordedProgress
-from tests.engines.test_refit import named, retuned
+from tests.engines.test_refit import named, retune
 
 pytestmark = pytest.mark.gpu
 
@@ -111,9 +111,12 @@ def test_weights_there_and_back_give_the_same_bits(
     gpu: Gpu, library: Library, cache: EngineCache, tmp_path: Path
 ) -> None:
     base = Bundle.open(bundle_path())
-    tuned = retuned(Path(shutil.copytree(bundle_path(), tmp_path / "tuned")))
+    tuned = retune(Path(shutil.copytree(bundle_path(), tmp_path / "tuned")))
     (engine,) = build_engines(
-        base, wanted(base, library, gpu, "vae_decoder", options=EngineOptions(refittable=True)), cache, RecordedProgress()
+        base,
+        wanted(base, library, gpu, "vae_decoder", options=EngineOptions(refittable=True)),
+        cache,
+        RecordedProgress(),
     )
     session = EngineSession(EngineDevice(library), cache.plan(engine), engine.record)
     latents = np.random.default_rng(0).standard_normal((1, 4, 16, 16), np.float32)
@@ -129,7 +132,10 @@ def test_weights_there_and_back_give_the_same_bits(
 def test_a_stripped_plan_is_small_and_draws_the_same(gpu: Gpu, library: Library, cache: EngineCache) -> None:
     bundle = Bundle.open(bundle_path())
     (engine,) = build_engines(
-        bundle, wanted(bundle, library, gpu, "unet", options=EngineOptions(strip_weights=True)), cache, RecordedProgress()
+        bundle,
+        wanted(bundle, library, gpu, "unet", options=EngineOptions(strip_weights=True)),
+        cache,
+        RecordedProgress(),
     )
     weights = bundle.manifest.files[bundle.manifest.components["unet"].weights.file].size
     assert engine.record.plan.size < weights
