@@ -143,7 +143,7 @@ class EngineCache(EngineStore):
         return engine
 
     def find_leftovers(self) -> list[Path]:
-        """Return what no engine needs: the quarantine, drafts of dead processes, and folders without a record."""
+        """Return files and folders that no engine needs: the quarantine, drafts of dead processes, and folders without a record."""
         quarantined = [path for path in (self.folder / QUARANTINE).glob("*") if path.is_dir()]
         drafts = [path for path in (self.folder / _DRAFTS).glob("*.plan") if not self._is_locked(path.stem)]
         bare = [
@@ -235,7 +235,7 @@ class Prunable:
 
 
 def find_prunable(cache: EngineCache, *, everything: bool, not_used_since: float | None) -> list[Prunable]:
-    """Find what can be deleted: leftovers, and engines of another version of an installed library.
+    """Find deletable files and folders: leftovers, and engines of another version of an installed library.
 
     Args:
         everything: include all engines.

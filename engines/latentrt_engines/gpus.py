@@ -31,7 +31,7 @@ class GpuModel:
 
     Attributes:
         label: as in `rtx4090`.
-        driver_name: what the driver's name of the GPU begins with.
+        driver_name: beginning of the driver's name of the GPU.
         compute_capability: as in `8.9`.
         library: the library that builds engines for it.
     """

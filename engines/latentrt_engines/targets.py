@@ -1,4 +1,4 @@
-"""Engine targets: what to build from a bundle, with which library and for which GPUs."""
+"""Engine targets: the engines to build from a bundle, and the choice of library, GPUs and components."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ TENSORRT = Library(name="tensorrt", module=None, version="11.0.0.1+cu13")
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", memory_bytes=80 << 30, cuda="13.0")
 RTX4090 = Gpu(name="NVIDIA GeForce RTX 4090", compute_capability="8.9", memory_bytes=24 << 30, cuda="13.0")
 NO_GPU = NoGpu(reason="there is no NVIDIA driver", mend="buy one")
-PLAN = b"the kernels of nobody"
+PLAN = b"not really kernels..."
 
 
 def identity(bundle: Bundle, component: str, **changes: Any) -> EngineIdentity:

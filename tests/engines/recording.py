@@ -20,8 +20,8 @@ Shapes = dict[str, tuple[int, ...]]
 class RecordingSession:
     """A graph with the manifest's inputs and outputs that returns zeros, which no classifier flags."""
 
-    def __init__(self, component: Component, fed: list[Shapes]) -> None:
-        self._component, self._fed = component, fed
+    def __init__(self, component: Component, recorded: list[Shapes]) -> None:
+        self._component, self._recorded = component, recorded
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -29,17 +29,17 @@ class RecordingSession:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         shapes = {name: array.shape for name, array in feeds.items()}
-        self._fed.append(shapes)
+        self._recorded.append(shapes)
         sizes = axis_sizes(self.inputs, shapes)
         return {spec.name: np.zeros(sized(spec, sizes), spec.dtype) for spec in self._component.outputs}
 
 
 def feeds_of(bundle: Bundle, **request: Any) -> dict[str, list[Shapes]]:
     """Generate; return the shapes of the inputs of every call, by component."""
-    fed: dict[str, list[Shapes]] = {}
+    recorded: dict[str, list[Shapes]] = {}
 
     def open_session(component: str) -> Session:
-        return RecordingSession(bundle.manifest.components[component], fed.setdefault(component, []))
+        return RecordingSession(bundle.manifest.components[component], recorded.setdefault(component, []))
 
     Pipeline(bundle, open_session)(num_inference_steps=2, sampler="euler", seed=1, **request)
-    return fed
+    return recorded

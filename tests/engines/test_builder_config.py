@@ -251,7 +251,7 @@ def test_timings_of_another_gpu_are_replaced_with_a_warning(tmp_path: Path) -> N
     assert path.read_bytes() == b"gemm=1"
 
 
-def test_a_file_that_cannot_be_used_is_an_error_before_the_measure(tmp_path: Path) -> None:
+def test_an_unusable_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="cannot be read: Is a directory"):
         use_timing_cache(FakeConfig(), tmp_path, lambda text: None)
     with pytest.raises(BuildError, match="cannot be written: No such file or directory"):

@@ -92,8 +92,8 @@ def test_killed_at_any_moment(root: Path, seconds: float, earlier: bool) -> None
     if earlier:
         assert len(after) == 1
         assert after[0].key == before[0].key
-    code, said = finish(start_build(bundle_path(), root, *OPTIONS))
-    assert (code, "waiting" in said) == (0, False)
+    code, output = finish(start_build(bundle_path(), root, *OPTIONS))
+    assert (code, "waiting" in output) == (0, False)
     assert len(intact_engines(root)) == 1
     assert EngineCache(root / "engines").find_leftovers() == []
 
@@ -102,10 +102,10 @@ def test_a_killed_worker_is_retried_with_a_smaller_workspace(root: Path) -> None
     """The kernel kills it when memory runs out."""
     process = start_build(bundle_path(), root, *OPTIONS)
     find_worker(process).kill()
-    code, said = finish(process)
+    code, output = finish(process)
     assert code == 0
-    assert "warning: unet: out of memory" in said
-    assert "2,048 MiB" in said
+    assert "warning: unet: out of memory" in output
+    assert "2,048 MiB" in output
     (engine,) = intact_engines(root)
     assert engine.record.build.workspace_bytes == 2 << 30
 
@@ -116,10 +116,10 @@ def test_interrupted(root: Path, number: signal.Signals) -> None:
     worker = find_worker(process)
     time.sleep(0.8)
     process.send_signal(number)
-    code, said = finish(process)
+    code, output = finish(process)
     assert code == (130 if number == signal.SIGINT else 128 + number)
     assert is_gone(worker)
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     assert intact_engines(root) == []
     assert EngineCache(root / "engines").find_leftovers() == []
     assert list((root / "engines" / "drafts").iterdir()) == []
@@ -127,10 +127,10 @@ def test_interrupted(root: Path, number: signal.Signals) -> None:
 
 def test_several_processes_build_an_engine_once(root: Path) -> None:
     processes = [start_build(bundle_path(), root, *OPTIONS) for _ in range(5)]
-    said = [finish(process) for process in processes]
-    assert [code for code, _ in said] == [0] * 5
-    assert sum("built in" in output for _, output in said) == 1
-    assert sum("exists" in output for _, output in said) == 4
+    ended = [finish(process) for process in processes]
+    assert [code for code, _ in ended] == [0] * 5
+    assert sum("built in" in text for _, text in ended) == 1
+    assert sum("exists" in text for _, text in ended) == 4
     assert len(intact_engines(root)) == 1
 
 
@@ -142,10 +142,10 @@ def limit_file_size() -> None:
 def test_a_full_disk(root: Path) -> None:
     assert finish(start_build(bundle_path(), root, *OPTIONS))[0] == 0
     before = intact_engines(root)
-    code, said = finish(start_build(bundle_path(), root, *OPTIONS, "--force", preexec_fn=limit_file_size))
+    code, output = finish(start_build(bundle_path(), root, *OPTIONS, "--force", preexec_fn=limit_file_size))
     assert code == 9
-    assert f"{root / 'engines'} cannot be written: File too large" in said
-    assert "latentrt engines prune" in said
+    assert f"{root / 'engines'} cannot be written: File too large" in output
+    assert "latentrt engines prune" in output
     assert [engine.record for engine in intact_engines(root)] == [engine.record for engine in before]
     assert EngineCache(root / "engines").find_leftovers() == []
 
@@ -165,22 +165,22 @@ def test_a_read_only_folder(root: Path) -> None:
     for folder in folders:
         folder.chmod(0o500)
     try:
-        code, said = finish(start_build(bundle_path(), root, *OPTIONS, "--force", preexec_fn=obey_permissions))
+        code, output = finish(start_build(bundle_path(), root, *OPTIONS, "--force", preexec_fn=obey_permissions))
     finally:
         for folder in folders:
             folder.chmod(0o700)
     assert code == 9
-    assert f"{root / 'engines'} cannot be written: Permission denied; make it writable" in said
+    assert f"{root / 'engines'} cannot be written: Permission denied; make it writable" in output
     assert [engine.record for engine in intact_engines(root)] == [engine.record for engine in before]
 
 
 def test_a_folder_that_other_users_can_access_is_not_used(root: Path) -> None:
     root.mkdir()
     root.chmod(0o755)
-    code, said = finish(start_build(bundle_path(), root, *OPTIONS))
+    code, output = finish(start_build(bundle_path(), root, *OPTIONS))
     assert code == 9
-    assert str(root) in said
-    assert "mode 755" in said
+    assert str(root) in output
+    assert "mode 755" in output
 
 
 def truncate(engine: StoredEngine, other: StoredEngine) -> None:

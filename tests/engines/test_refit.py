@@ -83,18 +83,18 @@ def test_weights_there_and_back_give_the_digests_and_the_images(
     """Runs that are recorded in a CUDA graph belong to the earlier weights, and are recorded again."""
     engine = publish(cache, base, EngineOptions(refittable=True))
     session = EngineSession(device, cache.plan(engine), engine.record)
-    digests, pictures = [session.weights], [generate(session) for _ in range(3)]
+    digests, images = [session.weights], [generate(session) for _ in range(3)]
     for bundle in (tuned, base):
         session.refit(named(bundle))
         digests.append(session.weights)
-        pictures += [generate(session) for _ in range(3)]
+        images += [generate(session) for _ in range(3)]
     a, b = (bundle.manifest.files[WEIGHTS].sha256 for bundle in (base, tuned))
     assert digests == [a, b, a]
-    assert len(set(pictures[:3])) == len(set(pictures[3:6])) == 1
-    assert pictures[:3] == pictures[6:]
-    assert pictures[0] != pictures[3]
+    assert len(set(images[:3])) == len(set(images[3:6])) == 1
+    assert images[:3] == images[6:]
+    assert images[0] != images[3]
     expected = open_session(tuned, "vae_decoder", threads=1).run({"latents": LATENTS})["pixels"]
-    assert pictures[3] == expected.tobytes()
+    assert images[3] == expected.tobytes()
 
 
 def test_a_refitted_engine_is_a_new_one_and_the_old_stays(

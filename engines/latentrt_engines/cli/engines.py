@@ -117,7 +117,7 @@ def verify() -> None:
 @engines.command(short_help="Delete unusable engines.")
 @click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Also engines unused for so long.")
 @click.option("--all", "everything", is_flag=True, help="All engines.")
-@click.option("--dry-run", is_flag=True, help="Print what would be deleted, and delete nothing.")
+@click.option("--dry-run", is_flag=True, help="Only print the names; delete nothing.")
 def prune(older_than: float | None, everything: bool, dry_run: bool) -> None:
     """Delete unusable engines: the quarantine, files of killed builds, and engines of other versions of an installed
     library."""

@@ -85,7 +85,7 @@ def find_machine(gpu: Gpu) -> tuple[Machine, dict[LibraryName, LoadedLibrary | s
     """What engines run on here, and each library or why it cannot be used."""
     libraries = find_libraries()
     versions = {name: found.version for name, found in libraries.items() if isinstance(found, LoadedLibrary)}
-    return Machine(gpu=gpu, versions=versions), libraries
+    return Machine(gpu=gpu.name, compute_capability=gpu.compute_capability, versions=versions), libraries
 
 
 def why_no_engine(component: str, others: list[Incompatible]) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from latentrt.backends.gpu import Gpu
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.record import EngineIdentity, EngineRecord, LibraryName, this_platform
 from latentrt.engines.sealed import read_sealed_engines
@@ -33,9 +32,16 @@ class EngineSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The GPU of a machine, and the version of each installed library."""
+    """The GPU of a machine, and its installed libraries.
 
-    gpu: Gpu
+    Attributes:
+        gpu: the driver's name of the GPU.
+        compute_capability: as in `8.9`.
+        versions: version of each installed library.
+    """
+
+    gpu: str
+    compute_capability: str
     versions: Mapping[LibraryName, str]
 
 
@@ -112,7 +118,7 @@ def find_incompatibilities(identity: EngineIdentity, bundle: Bundle, machine: Ma
     yield from _library_incompatibilities(identity, machine)
     if identity.platform != this_platform():
         yield f"built for {identity.platform}, this is {this_platform()}"
-    yield from _gpu_incompatibilities(identity, machine.gpu)
+    yield from _gpu_incompatibilities(identity, machine)
 
 
 def _library_incompatibilities(identity: EngineIdentity, machine: Machine) -> Iterator[str]:
@@ -131,12 +137,12 @@ def _is_later(version: str, other: str) -> bool:
     return left[:1] == right[:1] and left >= right
 
 
-def _gpu_incompatibilities(identity: EngineIdentity, gpu: Gpu) -> Iterator[str]:
+def _gpu_incompatibilities(identity: EngineIdentity, machine: Machine) -> Iterator[str]:
     capabilities = identity.compute_capabilities
     if identity.library == "tensorrt" and identity.options.hardware_compatibility == "ampere_plus":
-        if float(gpu.compute_capability) < 8:
-            yield f"built for compute capability 8.0 and later, this GPU is {gpu.compute_capability}"
-    elif gpu.compute_capability not in capabilities:
-        yield f"built for {', '.join(capabilities)}, this GPU is {gpu.compute_capability}"
-    elif identity.gpu not in (None, gpu.name):
-        yield f"built for {identity.gpu}, this GPU is {gpu.name}"
+        if float(machine.compute_capability) < 8:
+            yield f"built for compute capability 8.0 and later, this GPU is {machine.compute_capability}"
+    elif machine.compute_capability not in capabilities:
+        yield f"built for {', '.join(capabilities)}, this GPU is {machine.compute_capability}"
+    elif identity.gpu not in (None, machine.gpu):
+        yield f"built for {identity.gpu}, this GPU is {machine.gpu}"

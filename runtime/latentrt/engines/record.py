@@ -1,4 +1,4 @@
-"""The record of an engine: what identifies it, and what is known about its plan and its build.
+"""The record of an engine: its identity, its plan, and measurements of its build and self-check.
 
 An engine is a plan, which is native code for one kind of GPU, and a record stored next to it. The record's
 `EngineIdentity` holds everything that can change the plan; the engine's key is a hash of it. So an engine is looked

@@ -30,6 +30,6 @@ class Caller:
         with pytest.raises(SystemExit) as end:
             cli.main([*map(str, arguments)])
         assert isinstance(end.value.code, int)
-        said = self._capsys.readouterr()
-        assert "Traceback" not in said.err
-        return Called(end.value.code, said.out, said.err)
+        captured = self._capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Called(end.value.code, captured.out, captured.err)
