@@ -143,7 +143,7 @@ class EngineCache(EngineStore):
         return engine
 
     def find_leftovers(self) -> list[Path]:
-        """Return files and folders that no engine needs: the quarantine, drafts of dead processes, and folders without a record."""
+        """Return files that no engine needs: the quarantine, drafts of dead processes, and folders without a record."""
         quarantined = [path for path in (self.folder / QUARANTINE).glob("*") if path.is_dir()]
         drafts = [path for path in (self.folder / _DRAFTS).glob("*.plan") if not self._is_locked(path.stem)]
         bare = [
