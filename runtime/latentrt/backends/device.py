@@ -92,7 +92,7 @@ def why_no_engine(component: str, others: list[Incompatible]) -> str:
     """Why no engine runs a submodule, in a clause, with what would mend it."""
     if not others:
         return f"no engine is built of {component} (latentrt build)"
-    nearest = min(others, key=lambda misfit: len(misfit.reasons))
+    nearest = min(others, key=lambda engine: len(engine.reasons))
     return f"{', '.join(nearest.reasons)} (latentrt build)"
 
 

@@ -99,7 +99,7 @@ def _bundle_lines(bundle: Bundle) -> Lines:
         for source in fit:
             profile = "; ".join(f"{name} {shapes}" for name, shapes in source.record.identity.profile.items())
             yield "", f"  fits: {source.record.key[:12]}, {profile}"
-        for misfit in others:
-            yield "", f"  does not fit: {misfit.record.key[:12]}, {', '.join(misfit.reasons)}"
+        for other in others:
+            yield "", f"  does not fit: {other.record.key[:12]}, {', '.join(other.reasons)}"
         if not fit:
             yield "", f"  mend: latentrt build {bundle.folder} --component {component}"

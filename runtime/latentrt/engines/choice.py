@@ -81,12 +81,15 @@ def choose_engines(bundle: Bundle, component: str, machine: Machine) -> tuple[li
     incompatible: list[Incompatible] = []
     groups: tuple[Sequence[EngineSource], ...] = (read_sealed_engines(bundle), _stored_engines())
     for group in groups:
-        of_component = [source for source in group if source.record.identity.component == component]
-        for source in sorted(of_component, key=lambda each: _profile_breadth(each.record.identity)):
+        of_group: list[EngineSource] = []
+        for source in group:
+            if source.record.identity.component != component:
+                continue
             if reasons := tuple(find_incompatibilities(source.record.identity, bundle, machine)):
                 incompatible.append(Incompatible(source.record, reasons))
             else:
-                compatible.append(source)
+                of_group.append(source)
+        compatible += sorted(of_group, key=lambda each: _profile_breadth(each.record.identity))
     return compatible, incompatible
 
 
