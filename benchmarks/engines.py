@@ -23,10 +23,10 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.engines.record import EngineOptions
 from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache
+from latentrt_engines.cli.report import Reporter
 from latentrt_engines.library import Library, load_library
 from latentrt_engines.profiles import picture_profile
-from latentrt_engines.report import Reporter
-from latentrt_engines.wanted import wanted_engines
+from latentrt_engines.targets import list_targets
 
 CAPABILITY = "8.9"
 PICTURES = {"512x512, batch 1": ("512x512", "1"), "256 to 768, batch 1 to 4": ("256x256:512x512:768x768", "1:1:4")}
@@ -57,7 +57,7 @@ def main() -> None:
 
 def measure(bundle: Bundle, library: Library, size: str, batch: str) -> dict[str, Any]:
     """Build every submodule once, into a cache that is empty."""
-    wanted = wanted_engines(
+    targets = list_targets(
         bundle,
         tuple(bundle.manifest.components),
         picture_profile(bundle.manifest, size=size, batch=batch),
@@ -69,7 +69,7 @@ def measure(bundle: Bundle, library: Library, size: str, batch: str) -> dict[str
     # Beside the bundle, where there is room for weights; a temporary file system is often memory.
     with tempfile.TemporaryDirectory(dir=bundle.folder.parent) as folder, Reporter() as reporter:
         os.chmod(folder, 0o700)
-        engines = list(build_engines(bundle, wanted, EngineCache(Path(folder)), reporter))
+        engines = list(build_engines(bundle, targets, EngineCache(Path(folder)), reporter))
     return {
         engine.record.identity.component: {
             "seconds": round(engine.record.build.seconds, 1),

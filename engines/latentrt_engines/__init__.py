@@ -1,1 +1,1 @@
-"""A bundle becomes TensorRT engines: for the GPU of this machine, or for GPUs that are not there."""
+"""The engine builder: TensorRT engines from a bundle, for this machine's GPU or for other GPUs."""

@@ -1,28 +1,31 @@
-"""How does an engine get into the store, once, whole, and whatever happens on the way?
+"""The store of engines as the builder uses it: locks, publishing, digests of weights, and pruning.
 
-Whoever builds an engine holds the lock of its key, which the system lets go when the process ends, however it ends.
-The plan is written as a draft, under the lock, renamed to a name made of its own hash, and only then does the record
-change, by rename. So a builder that is killed at any moment leaves the earlier engine, the new one or none; what it
-left half made is removed by the next who holds the lock.
+A process that builds an engine holds the lock of the engine's key; the operating system releases it when the process
+ends, however it ends. The plan is written as a draft under the lock and renamed to its own hash; the record is replaced
+last, by rename. So a builder that is killed at any moment leaves the earlier engine, the new one or none; its
+unfinished files are removed by the next process that holds the lock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from numpy.typing import NDArray
 
 from latentrt.bundle.atomic_file import write_atomically
-from latentrt.engines.record import EngineRecord
+from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.engines.store import (
-    ASIDE,
     LOCKS,
+    QUARANTINE,
     RECORD_NAME,
     WEIGHTS_NAME,
     EngineStore,
@@ -30,40 +33,49 @@ from latentrt.engines.store import (
     encode_record,
     plan_name,
 )
-from latentrt.errors import EngineDamagedError, EngineError, MissingExtraError
+from latentrt.errors import EngineDamagedError, EngineError, MissingExtraError, RequestError
+from latentrt_engines.library import Library, load_libraries
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["EngineCache", "in_words"]
+__all__ = [
+    "EngineCache",
+    "Prunable",
+    "digest_arrays",
+    "find_prunable",
+    "read_array_digests",
+    "translating_os_errors",
+]
 
 _DRAFTS = "drafts"
+_SHORTEST_PREFIX = 4
 
 
 class EngineCache(EngineStore):
-    """The store of engines, as those see it who build.
+    """The store of engines, with the methods that write to it.
 
     Args:
-        folder: of the engines; the user's own cache if None.
+        folder: where the engines are; the user's own cache if None.
 
     Raises:
-        EngineError: the folder cannot be made, or others can reach into it.
+        EngineError: the folder cannot be created, or other users can access it.
     """
 
     @contextlib.contextmanager
-    def locked(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
-        """Hold the lock of a key; the block may write a draft to the path it is given.
+    def lock(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
+        """Hold the lock of a key, and yield the path where a draft of its plan may be written.
 
         Args:
-            on_wait: called once where another process holds the lock.
+            on_wait: called once if another process holds the lock.
 
         Raises:
-            EngineError: nothing can be written into the cache.
+            EngineError: the cache is not writable.
         """
-        with in_words(self.folder):
+        with translating_os_errors(self.folder):
             for name in (LOCKS, _DRAFTS):
                 (self.folder / name).mkdir(mode=0o700, exist_ok=True)
-            lock = _lock(self.folder / LOCKS / f"{key}.lock")
+            lock = _make_lock(self.folder / LOCKS / f"{key}.lock")
             try:
                 lock.acquire(timeout=0)
             except TimeoutError:
@@ -71,9 +83,9 @@ class EngineCache(EngineStore):
                 lock.acquire()
         draft = self.folder / _DRAFTS / f"{key}.plan"
         try:
-            with in_words(self.folder):
-                # What is there was left by a process that was killed: nobody else may write here. Opened now, so that
-                # a folder that cannot be written to is known before the work.
+            with translating_os_errors(self.folder):
+                # An earlier draft is of a process that was killed, as only the holder of the lock writes here. Opened
+                # now, so that a folder that is not writable is reported before the build.
                 draft.write_bytes(b"")
             yield draft
         finally:
@@ -81,13 +93,12 @@ class EngineCache(EngineStore):
                 draft.unlink(missing_ok=True)
             lock.release()
 
-    def intact(self, key: str) -> StoredEngine | None:
-        """The engine of this key, its plan compared with its hash; None if there is none, or what was there failed and
-        was moved aside."""
+    def find_intact(self, key: str) -> StoredEngine | None:
+        """Return the engine with a key if its plan has the recorded hash; quarantine it and return None if not."""
         try:
             engine = self.get(key)
         except EngineDamagedError as error:
-            self.set_aside(key, str(error))
+            self.quarantine(key, str(error))
             return None
         if engine is not None:
             with contextlib.suppress(EngineDamagedError):
@@ -95,41 +106,57 @@ class EngineCache(EngineStore):
                 return engine
         return None
 
-    def publish(self, record: EngineRecord, draft: Path, arrays: dict[str, str]) -> StoredEngine:
-        """Make an engine of a draft, in place of the one that was there. Its key's lock is held.
-
-        Args:
-            arrays: a digest of each of its weights, by name.
+    def find_by_prefix(self, prefix: str) -> StoredEngine:
+        """Return the engine whose key begins with a prefix.
 
         Raises:
-            EngineError: it cannot be written; the earlier engine is as it was.
+            RequestError: the prefix has fewer than four digits, or not exactly one engine has such a key.
+        """
+        if len(prefix) < _SHORTEST_PREFIX:
+            raise RequestError(f"got the key {prefix!r}, expected its first {_SHORTEST_PREFIX} digits or more")
+        found = [engine for engine in self.engines() if engine.key.startswith(prefix)]
+        if len(found) != 1:
+            raise RequestError(
+                f"got the key {prefix!r}, expected the beginning of one engine's key, {len(found)} engines have it; "
+                "latentrt engines list shows the keys"
+            )
+        return found[0]
+
+    def publish(self, record: EngineRecord, draft: Path, digests: dict[str, str]) -> StoredEngine:
+        """Move a draft into an engine's place, replacing an earlier engine. The caller holds the key's lock.
+
+        Args:
+            digests: a digest of each weight array, by name (`digest_arrays`).
+
+        Raises:
+            EngineError: the cache cannot be written; the earlier engine is unchanged.
         """
         engine = StoredEngine(self.folder / record.key, record)
-        with in_words(self.folder):
+        with translating_os_errors(self.folder):
             engine.folder.mkdir(mode=0o700, exist_ok=True)
             os.replace(draft, engine.plan_path)
-            write_atomically(engine.folder / WEIGHTS_NAME, msgspec.json.encode(arrays), mode=0o600)
+            write_atomically(engine.folder / WEIGHTS_NAME, msgspec.json.encode(digests), mode=0o600)
             write_atomically(engine.folder / RECORD_NAME, encode_record(record), mode=0o600)
         for other in engine.folder.glob("*.plan"):
             if other.name != plan_name(record):
                 other.unlink(missing_ok=True)
         return engine
 
-    def leftovers(self) -> list[Path]:
-        """What no engine needs: what was moved aside, drafts of processes that are gone, folders without a record."""
-        aside = [path for path in (self.folder / ASIDE).glob("*") if path.is_dir()]
+    def find_leftovers(self) -> list[Path]:
+        """Return files that no engine needs: the quarantine, drafts of dead processes, and folders without a record."""
+        quarantined = [path for path in (self.folder / QUARANTINE).glob("*") if path.is_dir()]
         drafts = [path for path in (self.folder / _DRAFTS).glob("*.plan") if not self._is_locked(path.stem)]
         bare = [
             self.folder / key
-            for key in self.all_keys()
+            for key in self.list_keys()
             if not (self.folder / key / RECORD_NAME).exists() and not self._is_locked(key)
         ]
-        return [*aside, *drafts, *bare]
+        return [*quarantined, *drafts, *bare]
 
     def delete(self, path: Path) -> None:
-        """Delete an engine's folder or a leftover; a builder that is at it is waited for."""
+        """Delete an engine's folder or a leftover; wait for a process that builds the engine."""
         if path.parent == self.folder:
-            with self.locked(path.name):
+            with self.lock(path.name):
                 self.remove(path.name)
         elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -137,7 +164,7 @@ class EngineCache(EngineStore):
             path.unlink(missing_ok=True)
 
     def _is_locked(self, key: str) -> bool:
-        lock = _lock(self.folder / LOCKS / f"{key}.lock")
+        lock = _make_lock(self.folder / LOCKS / f"{key}.lock")
         try:
             lock.acquire(timeout=0)
         except TimeoutError:
@@ -146,9 +173,9 @@ class EngineCache(EngineStore):
         return False
 
 
-def _lock(path: Path) -> BaseFileLock:
-    """A lock that the system lets go with the process. Only who builds or deletes needs it: to list and to plan, what
-    the runtime brings will do."""
+def _make_lock(path: Path) -> BaseFileLock:
+    """Make a lock that the operating system releases with the process. Its package is needed to build or delete only,
+    not to list and plan."""
     try:
         from filelock import FileLock
     except ImportError as error:
@@ -157,8 +184,8 @@ def _lock(path: Path) -> BaseFileLock:
 
 
 @contextlib.contextmanager
-def in_words(folder: Path) -> Iterator[None]:
-    """What the system refuses when something is written into the cache, as a sentence.
+def translating_os_errors(folder: Path) -> Iterator[None]:
+    """Replace an OSError, raised while the cache is written, by an error with the folder, the reason and the remedy.
 
     Raises:
         EngineError: in place of an OSError.
@@ -167,8 +194,91 @@ def in_words(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        mend = "make room (latentrt engines prune)" if full else "make it writable"
+        remedy = "make room (latentrt engines prune)" if full else "make it writable"
         raise EngineError(
-            f"{folder} cannot be written: {error.strerror}; {mend}, or name another folder with LATENTRT_CACHE. "
-            "The engines that were there are as they were"
+            f"{folder} cannot be written: {error.strerror}; {remedy}, or name another folder with LATENTRT_CACHE. "
+            "Existing engines are unchanged"
         ) from error
+
+
+# Digests of weights
+
+
+def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """Return a digest of each array's bytes, by name: BLAKE2b, 16 hexadecimal digits.
+
+    Short, as the digests only tell which arrays changed; the weights are pinned by the SHA-256 of their file.
+    """
+    return {
+        name: hashlib.blake2b(array.reshape(-1).view("u1").data, digest_size=8).hexdigest()
+        for name, array in arrays.items()
+    }
+
+
+def read_array_digests(engine: StoredEngine) -> dict[str, str] | None:
+    """Read the digests of the weight arrays that an engine was published with; None if they cannot be read."""
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode((engine.folder / WEIGHTS_NAME).read_bytes(), type=dict[str, str])
+    return None
+
+
+# Pruning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prunable:
+    """A file or folder of the cache that can be deleted, and why."""
+
+    path: Path
+    reason: str
+    size_bytes: int
+
+
+def find_prunable(cache: EngineCache, *, everything: bool, not_used_since: float | None) -> list[Prunable]:
+    """Find deletable files and folders: leftovers, and engines of another version of an installed library.
+
+    Args:
+        everything: include all engines.
+        not_used_since: include engines that were neither built nor loaded since then, in seconds since 1970.
+    """
+    versions = {name: found.version for name, found in load_libraries().items() if isinstance(found, Library)}
+    found = [
+        Prunable(path=path, reason=_describe_leftover(path), size_bytes=_total_size(path))
+        for path in cache.find_leftovers()
+    ]
+    for engine in cache.engines():
+        reason = _prune_reason(engine, versions, everything=everything, not_used_since=not_used_since)
+        if reason is not None:
+            found.append(Prunable(path=engine.folder, reason=reason, size_bytes=_total_size(engine.folder)))
+    return found
+
+
+def _prune_reason(
+    engine: StoredEngine, versions: Mapping[LibraryName, str], *, everything: bool, not_used_since: float | None
+) -> str | None:
+    identity = engine.record.identity
+    version = versions.get(identity.library)
+    if everything:
+        return f"{identity.component}, as all engines"
+    # A version-compatible plan outlives an upgrade.
+    if version not in (None, identity.library_version) and not identity.options.version_compatible:
+        return f"{identity.component}, built by {identity.library} {identity.library_version}, this is {version}"
+    used = (engine.folder / RECORD_NAME).stat().st_mtime
+    if not_used_since is not None and used < not_used_since:
+        return f"{identity.component}, not used recently"
+    return None
+
+
+def _describe_leftover(path: Path) -> str:
+    return "quarantined: damaged" if path.parent.name == QUARANTINE else "left by a build that was killed"
+
+
+def _total_size(path: Path) -> int:
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    for folder, _, names in os.walk(path):
+        yield from (Path(folder) / name for name in names)

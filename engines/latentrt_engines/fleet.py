@@ -1,129 +1,150 @@
-"""Which GPUs do people call by name, and what does each want?
-
-Compute capabilities: NVIDIA's lists, developer.nvidia.com/cuda-gpus and /cuda-legacy-gpus. TensorRT-RTX is for GeForce
-and RTX cards (its support matrix: 7.5, 8.6, 8.9, 12.0, 12.1); data-centre cards and Jetson boards build with TensorRT,
-on themselves.
-"""
+"""The plan of a fleet: which engines its GPUs need, which exist, and which this machine can build."""
 
 from __future__ import annotations
 
-import difflib
-import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from latentrt.engines.record import LibraryName
-from latentrt.errors import RequestError
+import msgspec
 
-__all__ = ["GPUS", "UNNAMED", "FleetGpu", "by_driver_name", "find_fleet_gpu", "parse_capabilities", "parse_fleet"]
+from latentrt.backends.gpu import Gpu, NoGpu
+from latentrt.backends.tensorrt.library import TITLES
+from latentrt.bundle.bundle import Bundle
+from latentrt.engines.record import EngineIdentity, EngineRecord, serves, this_platform
+from latentrt.engines.sealed import read_sealed_engines
+from latentrt.engines.store import EngineStore
+from latentrt.errors import BackendError, RequestError
+from latentrt_engines.gpus import UNNAMED, GpuModel, find_by_driver_name
+from latentrt_engines.library import Library, load_library
+from latentrt_engines.options import BuildOptions
+from latentrt_engines.targets import EngineTarget
+
+__all__ = ["Location", "PlannedEngine", "plan_fleet"]
+
+Location = Literal["bundle", "cache"]
+
+# Size of a plan without its weights: measured 1 to 6 MB for small graphs, 20 MB for a full-size denoiser.
+_KERNEL_BYTES = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetGpu:
-    """A GPU by the name people use.
+class PlannedEngine:
+    """An engine for one GPU model of a fleet.
 
     Attributes:
-        label: such as `rtx4090`.
-        driver_name: how the driver's name for it begins.
-        compute_capability: such as `8.9`.
-        library: what builds for it.
+        location: where the engine exists; None if it has to be built.
+        key: of the existing engine, which may be built for more GPUs; else of the engine to build.
+        size_bytes: of the plan; an estimate if it has to be built.
+        obstacle: why this machine cannot build it; None if it can.
+        buildable_elsewhere: whether a machine with the GPU can build it, while this machine cannot.
     """
 
-    label: str
-    driver_name: str
-    compute_capability: str
-    library: LibraryName
+    gpu: GpuModel
+    target: EngineTarget
+    location: Location | None
+    key: str
+    size_bytes: int
+    obstacle: str | None
+    buildable_elsewhere: bool
 
 
-def _rtx(capability: str, **names: str) -> dict[str, FleetGpu]:
-    return {
-        label: FleetGpu(label=label, driver_name=name, compute_capability=capability, library="tensorrt_rtx")
-        for label, name in names.items()
-    }
+def plan_fleet(
+    bundle: Bundle, options: BuildOptions, fleet: Iterable[GpuModel], store: EngineStore, here: Gpu | NoGpu
+) -> list[PlannedEngine]:
+    """List the engines that each GPU model of a fleet needs.
 
-
-def _tensorrt(capability: str, **names: str) -> dict[str, FleetGpu]:
-    return {
-        label: FleetGpu(label=label, driver_name=name, compute_capability=capability, library="tensorrt")
-        for label, name in names.items()
-    }
-
-
-def _geforce(capability: str, *models: str) -> dict[str, FleetGpu]:
-    """`4070 Ti` → rtx4070ti, NVIDIA GeForce RTX 4070 Ti."""
-    names = {f"rtx{model.replace(' ', '').lower()}": f"NVIDIA GeForce RTX {model}" for model in models}
-    return _rtx(capability, **names)
-
-
-UNNAMED = "any GPU"  # the driver's name of a card that is known by its compute capability
-_EXAMPLES = ("rtx4090", "rtx3060", "rtxa6000", "l4", "a100", "h100", "orin")
-GPUS: dict[str, FleetGpu] = {
-    **_geforce("7.5", "2060", "2070", "2080", "2080 Ti"),
-    **_geforce("8.6", "3050", "3060", "3060 Ti", "3070", "3070 Ti", "3080", "3080 Ti", "3090", "3090 Ti"),
-    **_geforce("8.9", "4060", "4060 Ti", "4070", "4070 SUPER", "4070 Ti", "4070 Ti SUPER"),
-    **_geforce("8.9", "4080", "4080 SUPER", "4090"),
-    **_geforce("12.0", "5060", "5060 Ti", "5070", "5070 Ti", "5080", "5090"),
-    **_rtx("8.6", rtxa2000="NVIDIA RTX A2000", rtxa4000="NVIDIA RTX A4000", rtxa5000="NVIDIA RTX A5000"),
-    **_rtx("8.6", rtxa6000="NVIDIA RTX A6000"),
-    **_rtx("8.9", rtx2000ada="NVIDIA RTX 2000 Ada", rtx4000ada="NVIDIA RTX 4000 Ada"),
-    **_rtx("8.9", rtx4500ada="NVIDIA RTX 4500 Ada", rtx5000ada="NVIDIA RTX 5000 Ada", rtx6000ada="NVIDIA RTX 6000 Ada"),
-    **_rtx("12.0", rtxpro6000="NVIDIA RTX PRO 6000 Blackwell"),
-    **_rtx("12.1", gb10="NVIDIA GB10"),
-    **_tensorrt("7.5", t4="Tesla T4"),
-    **_tensorrt("8.0", a30="NVIDIA A30", a100="NVIDIA A100"),
-    **_tensorrt("8.6", a2="NVIDIA A2", a10="NVIDIA A10", a10g="NVIDIA A10G", a16="NVIDIA A16", a40="NVIDIA A40"),
-    **_tensorrt("8.7", orin="Orin"),
-    **_tensorrt("8.9", l4="NVIDIA L4", l40="NVIDIA L40", l40s="NVIDIA L40S"),
-    **_tensorrt("9.0", h100="NVIDIA H100", h200="NVIDIA H200", gh200="NVIDIA GH200"),
-    **_tensorrt("10.0", b200="NVIDIA B200"),
-    **_tensorrt("10.3", b300="NVIDIA B300"),
-    **_tensorrt("11.0", thor="NVIDIA Thor"),
-}
-
-
-def find_fleet_gpu(name: str) -> FleetGpu:
-    """A GPU by its name, however it is written: `rtx4090`, `RTX 4090`, `NVIDIA GeForce RTX 4090`.
+    Args:
+        here: the GPU of this machine.
 
     Raises:
-        RequestError: no GPU is known by it.
+        RequestError: an option is invalid, or the bundle cannot generate such images.
     """
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    label = re.sub("^(nvidia|geforce|tesla|jetson)+", "", plain)
-    found = GPUS.get(label) or by_driver_name(name)
-    if found is not None:
-        return found
-    if re.fullmatch(r"\d+\.\d", name.strip()):
-        capability = name.strip()
-        return FleetGpu(label=capability, driver_name=UNNAMED, compute_capability=capability, library="tensorrt_rtx")
-    near = difflib.get_close_matches(label, GPUS, n=3)
-    meant = f"did you mean {' or '.join(near)}? A" if near else f"expected one such as {', '.join(_EXAMPLES)}; a"
-    raise RequestError(f"found the GPU {name!r}, {meant} card that has no name here by its compute capability, as 8.9")
+    stored = [engine.record for engine in store.engines() if engine.is_complete]
+    sealed = read_sealed_engines(bundle)
+    existing: dict[Location, Sequence[EngineRecord]] = {"bundle": [one.record for one in sealed], "cache": stored}
+    profiles = options.parse_profiles(bundle)
+    planned = []
+    for gpu in fleet:
+        library, obstacle = _find_builder(gpu, options, here)
+        is_here = _is_model(here, gpu)
+        device = here if is_here else _as_gpu(gpu)
+        for target in options.list_targets(bundle, profiles, library, (gpu.compute_capability,), device):
+            found, location = _find_engine(target, gpu, library, existing)
+            planned.append(
+                PlannedEngine(
+                    gpu=gpu,
+                    target=target,
+                    location=location,
+                    key=found.key if found else target.key,
+                    size_bytes=found.plan.size if found else _estimate_size(target, bundle),
+                    obstacle=obstacle,
+                    buildable_elsewhere=obstacle is not None and library.needs_gpu and not is_here,
+                )
+            )
+    return planned
 
 
-def by_driver_name(name: str) -> FleetGpu | None:
-    """The GPU that a driver calls so: `NVIDIA L40S` is an l40s, and no l4, though its name begins like one's."""
-    matching = [gpu for gpu in GPUS.values() if name.startswith(gpu.driver_name)]
-    return max(matching, key=lambda gpu: len(gpu.driver_name), default=None)
+def _find_builder(gpu: GpuModel, options: BuildOptions, here: Gpu | NoGpu) -> tuple[Library, str | None]:
+    """Return the library that builds for a GPU model, and why it cannot build on this machine."""
+    name = options.library or gpu.library
+    # Without the library existing engines are found too, of any version.
+    library, obstacle = Library(name=name, module=None, version=""), None
+    try:
+        library = load_library(name)
+        library.check(options.parse_engine_options(), (gpu.compute_capability,), here)
+    except (RequestError, BackendError) as error:
+        obstacle = str(error)
+    if library.needs_gpu and not _is_model(here, gpu):
+        obstacle = f"{TITLES[name]} builds on the GPU itself: run latentrt build there"
+    return library, obstacle
 
 
-def parse_fleet(text: str) -> tuple[FleetGpu, ...]:
-    """`rtx4090,l4,h100`.
-
-    Raises:
-        RequestError: no GPU is known by one of the names.
-    """
-    names = [name for name in text.split(",") if name.strip()]
-    if not names:
-        raise RequestError(f"found the GPUs {text!r}, expected at least one, as in rtx4090,l4")
-    return tuple({gpu.label: gpu for gpu in map(find_fleet_gpu, names)}.values())
+def _is_model(here: Gpu | NoGpu, gpu: GpuModel) -> bool:
+    """Return whether the GPU of this machine is of a model."""
+    if not isinstance(here, Gpu):
+        return False
+    if gpu.driver_name == UNNAMED:
+        return here.compute_capability == gpu.compute_capability
+    return find_by_driver_name(here.name) == gpu
 
 
-def parse_capabilities(text: str) -> tuple[str, ...]:
-    """`8.6,8.9`.
+def _as_gpu(gpu: GpuModel) -> Gpu:
+    return Gpu(name=gpu.driver_name, compute_capability=gpu.compute_capability, memory_bytes=0, cuda="")
 
-    Raises:
-        RequestError: it is of another form.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"\d+\.\d", part) for part in parts):
-        raise RequestError(f"found the compute capabilities {text!r}, expected such as 8.9 or 8.6,8.9,12.0")
-    return tuple(parts)
+
+def _find_engine(
+    target: EngineTarget, gpu: GpuModel, library: Library, existing: dict[Location, Sequence[EngineRecord]]
+) -> tuple[EngineRecord | None, Location | None]:
+    for location, records in existing.items():
+        for record in records:
+            runs = _runs_on(record.identity, gpu, target, library)
+            if runs and serves(_with_platform_of(record.identity, target), target.identity):
+                return record, location
+    return None, None
+
+
+def _runs_on(identity: EngineIdentity, gpu: GpuModel, target: EngineTarget, library: Library) -> bool:
+    if identity.library != library.name or identity.library_version != (library.version or identity.library_version):
+        return False
+    if identity.platform != this_platform():
+        return False
+    if gpu.compute_capability not in identity.compute_capabilities:
+        return False
+    # The whole name is known of this machine's GPU; of a model only its beginning.
+    if target.identity.gpu not in (None, gpu.driver_name):
+        return identity.gpu == target.identity.gpu
+    return identity.gpu is None or identity.gpu == gpu.driver_name or find_by_driver_name(identity.gpu) == gpu
+
+
+def _with_platform_of(found: EngineIdentity, target: EngineTarget) -> EngineIdentity:
+    """Replace the fields that `_runs_on` has compared by the target's."""
+    identity = target.identity
+    return msgspec.structs.replace(
+        found, library_version=identity.library_version, platform=identity.platform, gpu=identity.gpu
+    )
+
+
+def _estimate_size(target: EngineTarget, bundle: Bundle) -> int:
+    _, weights = bundle.component_files(target.component, target.identity.precision)
+    return _KERNEL_BYTES + (0 if target.identity.weights is None else bundle.manifest.files[weights].size)

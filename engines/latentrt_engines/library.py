@@ -1,8 +1,8 @@
-"""TensorRT and TensorRT-RTX behind one face: which is here, and what can it not do?
+"""TensorRT and TensorRT-RTX behind one interface, with the limits of each.
 
-The two have one API under two import names. What differs is where they build: `tensorrt` on the GPU that the plan is
-for, `tensorrt_rtx` anywhere, for a set of compute capabilities. What a library cannot do is refused before a build
-starts, as its own answer would be an internal error after the work.
+Both have the same API under two import names. They differ in where they build: `tensorrt` on the GPU that the plan is
+for, `tensorrt_rtx` on any machine, for a set of compute capabilities. Unsupported options are rejected before a build
+starts, because the library would report an internal error after minutes of work.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from latentrt.backends.tensorrt.library import EXTRAS, TITLES, LoadedLibrary, im
 from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.errors import BackendError, RequestError
 
-__all__ = ["Library", "installed_libraries", "load_library"]
+__all__ = ["Library", "load_libraries", "load_library"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Library(LoadedLibrary):
-    """One of the two, and what it can build."""
+    """An imported library, and the builds that it supports."""
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether it builds only on the GPU that the plan is for."""
+        """Whether the library builds only on the GPU that the plan is for."""
         return self.name == "tensorrt"
 
     def capabilities(self) -> dict[str, Any]:
-        """The compute capabilities that a build can name: `8.9` → the library's own constant."""
+        """Return the compute capabilities that a build can target: `8.9` → the library's own constant."""
         members = getattr(getattr(self.module, "ComputeCapability", None), "__members__", {})
         return {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name.startswith("SM")}
 
     def check(self, options: EngineOptions, capabilities: tuple[str, ...], gpu: Gpu | NoGpu) -> None:
-        """Refuse what cannot be built.
+        """Reject a build that the library does not support on this machine.
 
         Args:
             capabilities: the compute capabilities that the plan is for.
             gpu: of this machine.
 
         Raises:
-            BackendError: it needs a GPU, and there is none that can be used.
-            RequestError: the options exclude each other, or this library cannot do one of them here.
+            BackendError: the library needs a GPU, and this machine has none that can be used.
+            RequestError: the options exclude each other, or the library does not support one of them here.
         """
         for problem in _contradictions(options):
             raise RequestError(problem)
@@ -52,10 +52,10 @@ class Library(LoadedLibrary):
             raise RequestError(problem)
 
     def check_timing_cache(self, path: Path | None) -> None:
-        """Refuse a timing cache that would not be used.
+        """Reject a timing cache that would not be used.
 
         Raises:
-            RequestError: TensorRT-RTX has none, as it times kernels on the machine that runs them.
+            RequestError: the library is TensorRT-RTX, which times kernels on the machine that runs them.
         """
         if path is not None and not self.needs_gpu:
             raise RequestError(
@@ -68,12 +68,12 @@ class Library(LoadedLibrary):
     ) -> Iterator[str]:
         if isinstance(gpu, NoGpu):
             raise BackendError(
-                f"{self} builds on the GPU that the plan is for, and here {gpu.reason}; {gpu.mend}, or build for an "
-                "RTX GPU with --library tensorrt_rtx"
+                f"{self} builds on the GPU that the plan is for, and on this machine {gpu.reason}; {gpu.mend}, or "
+                "build for an RTX GPU with --library tensorrt_rtx"
             )
         if capabilities != (gpu.compute_capability,):
             yield (
-                f"{self} builds for the GPU of this machine, {gpu}, found a build for {', '.join(capabilities)}; run "
+                f"{self} builds for the GPU of this machine, {gpu}, got a build for {', '.join(capabilities)}; run "
                 "this command on that machine, or build for an RTX GPU with --library tensorrt_rtx"
             )
 
@@ -82,46 +82,46 @@ class Library(LoadedLibrary):
         for capability in capabilities:
             if capability not in known:
                 yield (
-                    f"{self} cannot build for compute capability {capability}, it knows {', '.join(known)}; use "
+                    f"{self} cannot build for compute capability {capability}, expected one of {', '.join(known)}; use "
                     "--library tensorrt on the machine that has that GPU"
                 )
         if options.hardware_compatibility != "none":
             yield (
-                f"{self} has no levels of hardware compatibility: name every GPU that the plan is for instead, as in "
-                "--compute-capabilities 8.6,8.9,12.0"
+                f"{self} does not support --hardware-compatibility {options.hardware_compatibility}; list every "
+                "GPU that the plan is for instead, as in --compute-capabilities 8.6,8.9,12.0"
             )
         if options.version_compatible:
             yield (
-                f"{self} makes no version-compatible plans: each belongs to one release; leave out "
+                f"{self} does not build version-compatible plans: each plan belongs to one release; leave out "
                 "--version-compatible, and build again after an upgrade"
             )
         if isinstance(gpu, NoGpu):
             yield from self._rtx_problems_without_gpu(options, gpu)
 
     def _rtx_problems_without_gpu(self, options: EngineOptions, gpu: NoGpu) -> Iterator[str]:
-        for wanted, option, words in (
-            (options.strip_weights, "--strip-weights", "plans without their weights"),
+        for selected, option, plans in (
+            (options.strip_weights, "--strip-weights", "plans without weights"),
             (options.refittable, "--refittable", "refittable plans"),
         ):
-            if wanted:
+            if selected:
                 yield (
-                    f"{self} makes {words} only on a machine with a GPU, and here {gpu.reason}; leave out {option}, "
-                    "or build there"
+                    f"{self} builds {plans} only on a machine with a GPU, and on this machine {gpu.reason}; leave out "
+                    f"{option}, or build on a machine with a GPU"
                 )
 
 
 def load_library(name: LibraryName) -> Library:
-    """Import one of the two.
+    """Import a library.
 
     Raises:
-        MissingExtraError: it is not installed. BackendError: it is, and cannot be loaded.
+        MissingExtraError: it is not installed. BackendError: it is installed and cannot be loaded.
     """
     loaded = import_library(name, f"build engines with {TITLES[name]}")
     return Library(name=name, module=loaded.module, version=loaded.version)
 
 
-def installed_libraries() -> dict[LibraryName, Library | str]:
-    """Each library, or why it cannot be used."""
+def load_libraries() -> dict[LibraryName, Library | str]:
+    """Import both libraries; one that cannot be used is replaced by the reason."""
     found: dict[LibraryName, Library | str] = {}
     for name in EXTRAS:
         try:
@@ -133,10 +133,10 @@ def installed_libraries() -> dict[LibraryName, Library | str]:
 
 def _contradictions(options: EngineOptions) -> Iterator[str]:
     if not 0 <= options.optimization_level <= 5:
-        yield f"found optimization level {options.optimization_level}, expected 0 to 5"
-    for other, name in ((options.refittable, "--refittable"), (options.strip_weights, "--strip-weights")):
-        if options.version_compatible and other:
+        yield f"got --builder-optimization-level {options.optimization_level}, expected 0 to 5"
+    for selected, name in ((options.refittable, "--refittable"), (options.strip_weights, "--strip-weights")):
+        if options.version_compatible and selected:
             yield (
-                f"--version-compatible and {name} exclude each other: a plan that runs without its lean runtime inside "
-                "cannot be refitted; choose one"
+                f"got --version-compatible with {name}, expected one of them: a version-compatible plan that does not "
+                "contain the lean runtime cannot be refitted; leave one out"
             )

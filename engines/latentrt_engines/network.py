@@ -1,8 +1,8 @@
-"""A graph → TensorRT's network, checked with the manifest before anything is built."""
+"""The TensorRT network: parsed from a graph, compared with the manifest, and marked for refitting."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,25 +13,25 @@ from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import BuildError
 from latentrt_engines.library import Library
 
-__all__ = ["Log", "check_network", "make_log", "parse_network"]
+__all__ = ["Log", "check_network", "make_log", "mark_refittable", "parse_network"]
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT64": "int64", "BOOL": "bool"}
 
 
 class Log:
-    """What a library said, warnings and errors; the errors tell why a build failed."""
+    """Errors and warnings that a library has logged; the errors say why a build failed."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
         self.warnings: list[str] = []
 
     def text(self) -> str:
-        """The errors, one below the other."""
+        """Return the errors, one on each line."""
         return "\n".join(self.errors)
 
 
 def make_log(library: Library) -> tuple[Log, Any]:
-    """A log, and the library's own logger that writes into it."""
+    """Make a log, and the library's own logger that writes to it."""
     log = Log()
     return log, make_logger(library, log.errors.append, log.warnings.append)
 
@@ -44,29 +44,33 @@ def parse_network(
     graph: bytes,
     weights: Mapping[str, NDArray[Any]],
 ) -> tuple[Any, Any]:
-    """Parse a graph whose weights are handed over by name, wherever they lie.
+    """Parse a graph whose weights are passed by name.
 
     Args:
-        builder: the library's, that will build the network.
-        component: for the error.
-        graph: the bytes of the .onnx file.
+        logger: the library's (`make_log`).
+        builder: the library's `Builder`, which will build the network.
+        component: its name, for messages.
+        graph: content of the .onnx file.
         weights: mapped arrays, by the names of the graph's initializers. They must outlive the build.
 
     Returns:
-        The network, and the parser, which has to outlive it.
+        The network, and the parser, which must outlive it.
 
     Raises:
-        BuildError: naming the node, its op, and the checkpoint's module it came from.
+        BuildError: the graph cannot be parsed; names the node, its op, and the module it was traced in.
     """
     trt = library.module
-    # TensorRT 11 knows no other networks; 10 has to be told.
+    # TensorRT 11 has no other networks; 10 needs the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     loaded = parser.load_model_proto(graph)
     if loaded:
         for name, array in weights.items():
             if not parser.load_initializer(name, array.ctypes.data, array.nbytes):
-                raise BuildError(f"{component}: the weights have {name}, which the graph does not, or in another size")
+                raise BuildError(
+                    f"{component}: the weights have {name} with {array.nbytes:,} bytes, the graph has no initializer "
+                    "of that name and size; export the bundle again"
+                )
     if not loaded or not parser.parse_model_proto():
         raise BuildError(f"{component}: {library} cannot parse the graph: {'; '.join(_parse_errors(parser))}")
     return network, parser
@@ -74,20 +78,23 @@ def parse_network(
 
 def _parse_errors(parser: Any) -> Iterator[str]:
     if parser.num_errors == 0:
-        yield "it does not say why"
+        yield "the library gave no reason"
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        name, operator, said = error.node_name(), error.node_operator(), error.desc().strip()
+        name, operator, description = error.node_name(), error.node_operator(), error.desc().strip()
         if not name and not operator:
-            yield said
+            yield description
             continue
-        # Nodes are called for the module that they were traced in (`latentrt_export.graphs.trace`).
-        module = name.rpartition("/")[0] or "the submodule itself"
-        yield f"node {name} (number {error.node()}), op {operator}, module {module}: {said}"
+        # A node's name begins with the module that it was traced in (`latentrt_export.graphs.trace`).
+        module = name.rpartition("/")[0] or "the component's root"
+        yield f"node {name} (number {error.node()}), op {operator}, module {module}: {description}"
 
 
 def check_network(library: Library, network: Any, name: str, component: Component) -> None:
-    """Compare what was parsed with what the manifest says of the submodule.
+    """Compare the inputs and outputs of a network with the manifest.
+
+    Args:
+        name: of the component, for messages.
 
     Raises:
         BuildError: an input or output has another name, dtype or fixed size.
@@ -97,21 +104,41 @@ def check_network(library: Library, network: Any, name: str, component: Componen
     for kind, specs, tensors in (("input", component.inputs, inputs), ("output", component.outputs, outputs)):
         expected, found = {spec.name: spec for spec in specs}, {tensor.name: tensor for tensor in tensors}
         if set(expected) != set(found):
-            raise BuildError(f"{name}: {library} sees the {kind}s {sorted(found)}, the manifest has {sorted(expected)}")
+            raise BuildError(
+                f"{name}: {library} found the {kind}s {sorted(found)}, expected {sorted(expected)} as in the manifest"
+            )
         for tensor in tensors:
-            if problem := _mismatch(tensor, expected[tensor.name], free=kind == "input"):
-                raise BuildError(f"{name}: {library} sees the {kind} {tensor.name} as {problem}")
+            if mismatch := _describe_mismatch(tensor, expected[tensor.name], dynamic=kind == "input"):
+                raise BuildError(f"{name}: {library} found the {kind} {tensor.name} as {mismatch}")
 
 
-def _mismatch(tensor: Any, spec: TensorSpec, *, free: bool) -> str | None:
-    """What the library sees otherwise than the manifest; `free` is whether a named axis has to be free."""
+def _describe_mismatch(tensor: Any, spec: TensorSpec, *, dynamic: bool) -> str | None:
+    """Describe how a tensor differs from the manifest.
+
+    Args:
+        dynamic: whether an axis with a name has to be dynamic in the network.
+    """
     dtype = _DTYPES.get(tensor.dtype.name, tensor.dtype.name)
     if dtype != spec.dtype:
-        return f"{dtype}, the manifest says {spec.dtype}"
+        return f"{dtype}, expected {spec.dtype} as in the manifest"
     sizes = tuple(tensor.shape)
     if len(sizes) != len(spec.shape) or any(
-        size != (axis if isinstance(axis, int) else -1) and (free or isinstance(axis, int))
+        size != (axis if isinstance(axis, int) else -1) and (dynamic or isinstance(axis, int))
         for size, axis in zip(sizes, spec.shape, strict=True)
     ):
-        return f"{list(sizes)}, the manifest says {spec}"
+        return f"{list(sizes)}, expected {spec} as in the manifest"
     return None
+
+
+def mark_refittable(library: Library, network: Any, component: str, names: Iterable[str]) -> None:
+    """Mark each weight as refittable by its own name, so that a later refit is complete or refused.
+
+    Raises:
+        BuildError: the network has no weights with one of the names.
+    """
+    names = list(names)
+    if unknown := [name for name in names if not network.mark_weights_refittable(name)]:
+        raise BuildError(
+            f"{component}: {library} has no weights named {', '.join(unknown[:3])}{' …' if len(unknown) > 3 else ''}, "
+            f"{len(unknown)} of {len(names)}, so they could not be replaced; leave out --refittable and --strip-weights"
+        )

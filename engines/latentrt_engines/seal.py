@@ -1,4 +1,4 @@
-"""Engines → a new bundle that pins them, for machines that must not build."""
+"""Sealing: a new bundle that contains engines and pins them by its digest, for machines that must not build."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from latentrt.engines.store import RECORD_NAME, StoredEngine, encode_record, pla
 from latentrt.errors import EngineError, RequestError
 from latentrt_engines.cache import EngineCache
 
-__all__ = ["choose_engines", "find_engine", "is_of_bundle", "seal"]
-
-_SHORTEST_KEY = 4
+__all__ = ["is_of_bundle", "seal", "select_engines"]
 
 
 def is_of_bundle(identity: EngineIdentity, bundle: Bundle) -> bool:
-    """Whether an engine was built of this bundle's graph and weights."""
+    """Return whether an engine was built from a bundle's graph and weights."""
     component = bundle.manifest.components.get(identity.component)
     if component is None or identity.precision not in component.graphs:
         return False
@@ -34,59 +32,47 @@ def is_of_bundle(identity: EngineIdentity, bundle: Bundle) -> bool:
     return identity.graph == graph and identity.weights in (None, files[component.weights.file].sha256)
 
 
-def choose_engines(cache: EngineCache, bundle: Bundle, keys: Iterable[str]) -> list[StoredEngine]:
-    """The engines of a bundle: those whose keys begin as is said, or all that are there.
+def select_engines(cache: EngineCache, bundle: Bundle, prefixes: Iterable[str]) -> list[StoredEngine]:
+    """Select a bundle's engines from the cache, by the beginnings of their keys.
+
+    Args:
+        prefixes: of keys; all engines of the bundle if empty.
 
     Raises:
-        RequestError: no engine, or more than one, has such a key; or it is of another bundle.
-        EngineError: there is none.
+        RequestError: not exactly one engine has a prefix, or the engine is not of the bundle.
+        EngineError: the cache has no engine of the bundle.
     """
-    there = list(cache.engines())
-    of_bundle = [engine for engine in there if is_of_bundle(engine.record.identity, bundle)]
-    keys = list(keys)
-    if not keys and not of_bundle:
+    selected = [cache.find_by_prefix(prefix) for prefix in prefixes]
+    for engine in selected:
+        if not is_of_bundle(engine.record.identity, bundle):
+            raise RequestError(
+                f"got the engine {engine.key[:12]}, expected an engine of {bundle.folder}: its graph or weights "
+                "differ; latentrt engines why describes the differences"
+            )
+    if selected:
+        return selected
+    of_bundle = [engine for engine in cache.engines() if is_of_bundle(engine.record.identity, bundle)]
+    if not of_bundle:
         raise EngineError(f"the cache has no engine of {bundle.folder}; build some: latentrt build {bundle.folder}")
-    return [_one(key, there, of_bundle, bundle) for key in keys] if keys else of_bundle
-
-
-def find_engine(key: str, there: list[StoredEngine]) -> StoredEngine:
-    """The engine whose key begins like this.
-
-    Raises:
-        RequestError: none has such a key, or several have.
-    """
-    if len(key) < _SHORTEST_KEY:
-        raise RequestError(f"found the key {key!r}, expected its first {_SHORTEST_KEY} digits or more")
-    found = [engine for engine in there if engine.key.startswith(key)]
-    if len(found) != 1:
-        words = "no engine has" if not found else f"{len(found)} engines have"
-        raise RequestError(f"{words} a key that begins with {key!r}; latentrt engines list shows them")
-    return found[0]
-
-
-def _one(key: str, there: list[StoredEngine], of_bundle: list[StoredEngine], bundle: Bundle) -> StoredEngine:
-    found = find_engine(key, there)
-    if found not in of_bundle:
-        raise RequestError(
-            f"the engine {key} was built of other weights or another graph than {bundle.folder} has; latentrt engines "
-            "why tells what differs"
-        )
-    return found
+    return of_bundle
 
 
 def seal(bundle: Bundle, engines: Iterable[StoredEngine], cache: EngineCache, out: Path, *, overwrite: bool) -> Bundle:
-    """Write a new bundle: the files of `bundle`, engines it has sealed already, and these.
+    """Write a new bundle with the files of a bundle, the engines that it contains already, and more engines.
 
-    Every file is compared with its hash on the way, and the new bundle is there whole or not at all.
+    Every file is compared with its hash while it is copied. The new bundle is written completely or not at all.
 
     Returns:
-        The new bundle, which has a digest of its own.
+        The new bundle, with a digest of its own.
 
     Raises:
-        EngineDamagedError: a plan is not what was built. OutputError: something is in the way, or there is no room.
+        EngineDamagedError: a plan differs from its record. IntegrityError: a file of the bundle is damaged.
+        OutputError: `out` exists and `overwrite` is false, or the disk is full. RequestError: `out` is the bundle.
     """
     if os.path.realpath(out) == str(bundle.folder):
-        raise RequestError(f"{out} is the bundle itself; seal into another folder, as its digest stays what it is")
+        raise RequestError(
+            f"got {out}, which is the bundle itself, expected another folder; its digest must not change"
+        )
     with staged(out, overwrite=overwrite) as stage:
         files = dict(bundle.manifest.files)
         for name in files:

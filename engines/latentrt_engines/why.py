@@ -1,49 +1,64 @@
-"""Is the engine there that is wanted; and if not, what differs between it and what is there?"""
+"""Explanations of missing engines: the nearest existing engine, and how it differs from the wanted one."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.weights import map_weights
-from latentrt.engines.record import EngineIdentity, EngineRecord, differences, serves
-from latentrt.engines.sealed import sealed_engines
-from latentrt.engines.store import WEIGHTS_NAME, EngineStore, StoredEngine
-from latentrt_engines.array_digests import array_digests
-from latentrt_engines.wanted import Wanted
+from latentrt.engines.record import EngineIdentity, EngineRecord, describe_differences, serves
+from latentrt.engines.sealed import read_sealed_engines
+from latentrt.engines.store import EngineStore, StoredEngine
+from latentrt_engines.cache import digest_arrays, read_array_digests
+from latentrt_engines.targets import EngineTarget
 
-__all__ = ["Answer", "explain"]
+__all__ = ["Explanation", "explain"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What is there in place of an engine that is wanted.
+class Explanation:
+    """The nearest existing engine to a target.
 
     Attributes:
-        nearest: the engine itself, or the one that differs least, or None if nothing is built of that submodule.
+        nearest: an engine that serves the target, or the one that differs least; None if the component has none.
         sealed: whether it is in the bundle rather than in the cache.
-        differs: in which ways; nothing if it is the one.
+        differences: a clause for each; none if the engine serves the target.
     """
 
-    wanted: Wanted
+    target: EngineTarget
     nearest: EngineRecord | None
     sealed: bool
-    differs: tuple[str, ...]
+    differences: tuple[str, ...]
 
 
-def explain(wanted: Iterable[Wanted], bundle: Bundle, store: EngineStore) -> list[Answer]:
-    """For each engine that is wanted, the nearest that is there, and what differs."""
-    cached = list(store.engines())
-    sealed = [engine.record for engine in sealed_engines(bundle)]
-    return [_Answering(each, bundle, cached, sealed).answer() for each in wanted]
+def explain(targets: Iterable[EngineTarget], bundle: Bundle, store: EngineStore) -> list[Explanation]:
+    """Find the nearest existing engine to each target, and describe how it differs."""
+    stored = [engine for engine in store.engines() if engine.is_complete]
+    sealed = [engine.record for engine in read_sealed_engines(bundle)]
+    return [_explain(target, bundle, stored, sealed) for target in targets]
+
+
+def _explain(
+    target: EngineTarget, bundle: Bundle, stored: Sequence[StoredEngine], sealed: Sequence[EngineRecord]
+) -> Explanation:
+    wanted = target.identity
+    candidates: list[tuple[EngineRecord, StoredEngine | None]] = [(record, None) for record in sealed]
+    candidates += [(engine.record, engine) for engine in stored]
+    candidates = [each for each in candidates if each[0].identity.component == target.component]
+    if not candidates:
+        nothing = f"no engine of {target.component} exists"
+        return Explanation(target=target, nearest=None, sealed=False, differences=(nothing,))
+    # Sealed engines come first among equals, as min takes the first.
+    record, engine = min(candidates, key=lambda each: _distance(each[0].identity, wanted))
+    differences: list[str] = []
+    if not serves(record.identity, wanted):
+        differences = describe_differences(record.identity, wanted, _count_changed_arrays(engine, wanted, bundle))
+    return Explanation(target=target, nearest=record, sealed=engine is None, differences=tuple(differences))
 
 
 def _distance(found: EngineIdentity, wanted: EngineIdentity) -> tuple[int, ...]:
-    """How near an engine is: of the same graph first, then of the same weights, for the same shapes, for the GPUs."""
+    """Return the distance of an engine: by graph first, then weights, shapes, GPUs, and the number of differences."""
     missing = set(wanted.compute_capabilities) - set(found.compute_capabilities)
     return (
         not serves(found, wanted),
@@ -51,46 +66,20 @@ def _distance(found: EngineIdentity, wanted: EngineIdentity) -> tuple[int, ...]:
         found.weights != wanted.weights,
         found.profile != wanted.profile,
         len(missing),
-        len(differences(found, wanted)),
+        len(describe_differences(found, wanted)),
     )
 
 
-class _Answering:
-    def __init__(
-        self, wanted: Wanted, bundle: Bundle, cached: Sequence[StoredEngine], sealed: Sequence[EngineRecord]
-    ) -> None:
-        self.wanted, self.bundle, self.cached, self.sealed = wanted, bundle, cached, sealed
-
-    def answer(self) -> Answer:
-        """The exact engine, sealed before cached; else the one with the fewest differences."""
-        name = self.wanted.component
-        candidates = [(record, True) for record in self.sealed if record.identity.component == name]
-        candidates += [
-            (engine.record, False)
-            for engine in self.cached
-            if engine.record.identity.component == name and engine.seems_whole
-        ]
-        if not candidates:
-            return Answer(wanted=self.wanted, nearest=None, sealed=False, differs=(f"nothing is built of {name}",))
-        record, sealed = min(candidates, key=lambda one: _distance(one[0].identity, self.wanted.identity))
-        identity = self.wanted.identity
-        words = (
-            [] if serves(record.identity, identity) else differences(record.identity, identity, self._arrays(record))
-        )
-        return Answer(wanted=self.wanted, nearest=record, sealed=sealed, differs=tuple(words))
-
-    def _arrays(self, record: EngineRecord) -> str:
-        """How many arrays changed, in words; nothing where it cannot be told, or they did not."""
-        identity: EngineIdentity = self.wanted.identity
-        if record.identity.weights == identity.weights or None in (record.identity.weights, identity.weights):
-            return ""
-        with contextlib.suppress(StopIteration, OSError, msgspec.DecodeError):
-            engine = next(engine for engine in self.cached if engine.key == record.key)
-            then = msgspec.json.decode((engine.folder / WEIGHTS_NAME).read_bytes(), type=dict[str, str])
-            _, weights = self.bundle.component_files(identity.component, identity.precision)
-            now = array_digests(map_weights(self.bundle.path(weights)))
-            if then.keys() != now.keys():
-                return f"other arrays ({len(then)} there, {len(now)} here)"
-            changed = sum(then[name] != now[name] for name in now)
-            return f"{changed} arrays" if changed == len(now) else f"{changed} of {len(now)} arrays"
+def _count_changed_arrays(engine: StoredEngine | None, wanted: EngineIdentity, bundle: Bundle) -> str:
+    """Count the weight arrays that changed, as in `3 of 208 arrays`; empty if none did, or the digests are missing."""
+    if engine is None or (before := read_array_digests(engine)) is None:
         return ""
+    found = engine.record.identity
+    if found.weights == wanted.weights or None in (found.weights, wanted.weights):
+        return ""
+    _, weights = bundle.component_files(wanted.component, wanted.precision)
+    after = digest_arrays(map_weights(bundle.path(weights)))
+    if before.keys() != after.keys():
+        return f"other arrays ({len(before)} in the engine, {len(after)} in the bundle)"
+    changed = sum(before[name] != after[name] for name in after)
+    return f"{changed} arrays" if changed == len(after) else f"{changed} of {len(after)} arrays"

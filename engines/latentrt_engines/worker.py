@@ -1,7 +1,7 @@
-"""One graph becomes a plan, in a process of its own.
+"""The process that builds one engine: a graph in, a checked plan out.
 
-The parent gives a `BuildJob` and reads `Phase` messages, then one `Built`, `OutOfMemory` or `Failed`
-(`latentrt.worker_process`). The plan goes into the draft's file, not through the pipe. Run as
+The parent sends a `BuildJob` and reads `Phase` messages, then one `Built`, `OutOfMemory` or `Failed`
+(`latentrt.worker_process`). The plan is written to the job's draft file, not to the pipe. Run as
 `python -m latentrt_engines.worker`.
 """
 
@@ -26,16 +26,14 @@ from latentrt.backends.tensorrt.session import EngineSession, NamedWeights
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Component, FileRecord, Precision
 from latentrt.bundle.weights import map_weights
-from latentrt.engines.record import ENGINE_FORMAT, BuildFigures, EngineIdentity, EngineRecord, SelfCheck
+from latentrt.engines.record import ENGINE_FORMAT, BuildStats, EngineIdentity, EngineRecord, SelfCheck
 from latentrt.errors import BuildError, LatentRTError
 from latentrt.worker_process import Failed, peak_bytes, take_job
-from latentrt_engines.array_digests import array_digests
-from latentrt_engines.cache import in_words
+from latentrt_engines.builder_config import PhaseTree, add_profile, make_config, make_monitor, use_timing_cache
+from latentrt_engines.cache import digest_arrays, translating_os_errors
 from latentrt_engines.library import Library, load_library
-from latentrt_engines.monitor import PhaseTree, make_monitor
-from latentrt_engines.network import Log, check_network, make_log, parse_network
+from latentrt_engines.network import Log, check_network, make_log, mark_refittable, parse_network
 from latentrt_engines.self_check import check_engine
-from latentrt_engines.timing_cache import use_timing_cache
 
 __all__ = ["BuildJob", "Built", "Message", "OutOfMemory", "Phase"]
 
@@ -43,9 +41,14 @@ NamedArrays = Mapping[str, NDArray[Any]]
 
 
 class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What to build: an engine of a bundle, into the file `draft`.
+    """An engine to build.
 
-    `workspace_bytes` is this attempt's; None is the library's own limit.
+    Attributes:
+        bundle: path of the bundle's folder.
+        digest: of the bundle.
+        workspace_bytes: limit of a layer's scratch memory in this attempt; None is the library's own limit.
+        timing_cache: path of a file of kernel timings, or None.
+        draft: path of the file that the plan is written to.
     """
 
     bundle: str
@@ -57,28 +60,35 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
-    """What the build is at, and how much of it is done, 0 … 1."""
+    """The current phase of a build, and the fraction of the build that is done, 0 … 1."""
 
     text: str
     fraction: float
 
 
 class Built(msgspec.Struct, frozen=True, tag="built", kw_only=True):
-    """The plan is in the draft's file."""
+    """A finished build, whose plan is in the draft file.
+
+    Attributes:
+        array_digests: a digest of each weight array, by name.
+        seconds: wall time.
+        peak_bytes: largest resident set of the worker.
+        workspace_bytes: the workspace limit of the build.
+    """
 
     plan: FileRecord
     check: SelfCheck
-    arrays: dict[str, str]
+    array_digests: dict[str, str]
     seconds: float
     peak_bytes: int
     workspace_bytes: int
 
 
 class OutOfMemory(msgspec.Struct, frozen=True, tag="out_of_memory"):
-    """There was not enough memory; a smaller workspace than `workspace_bytes` may do."""
+    """A build that ran out of memory; it may succeed with a smaller workspace than `workspace_bytes`."""
 
     workspace_bytes: int
-    said: str
+    reason: str
 
 
 Message = Phase | Built | OutOfMemory | Failed
@@ -89,7 +99,7 @@ class _NoMemoryError(Exception):
 
 
 def main() -> None:
-    """Read the job, do it, report."""
+    """Read a job from standard input, build, and report the result."""
     line, report = take_job()
     job = msgspec.json.decode(line, type=BuildJob)
     builder = _Builder(job, lambda fraction, text: report(Phase(text, fraction)))
@@ -104,175 +114,118 @@ def main() -> None:
 class _Builder:
     """One build."""
 
-    def __init__(self, job: BuildJob, report: Any) -> None:
+    def __init__(self, job: BuildJob, report: Callable[[float, str], None]) -> None:
         self.job, self.identity = job, job.identity
         self.tree = PhaseTree(report)
         self.workspace_bytes = job.workspace_bytes or 0
         self.log = Log()
-        self.save_times: Callable[[], None] = lambda: None
 
     def build(self) -> Built:
         began = time.monotonic()
         library = load_library(self.identity.library)
         if isinstance(find_gpu(), Gpu):
-            require("run the engine beside its graph")  # said before the work
+            require("run the engine beside its graph")  # fails before the build, not after it
         component, graph, weights = self._read()
-        plan = self._plan(library, component, graph, weights)
+        plan = self._build_plan(library, component, graph, weights)
         seconds = round(time.monotonic() - began, 3)
         record = _write(Path(self.job.draft), plan)
         return Built(
             plan=record,
             check=self._check(library, component, plan, record, weights),
-            arrays=array_digests(weights),
+            array_digests=digest_arrays(weights),
             seconds=seconds,
             peak_bytes=peak_bytes(),
             workspace_bytes=self.workspace_bytes,
         )
 
+    def _read(self) -> tuple[Component, bytes, NamedArrays]:
+        """Read the graph and its weights; both are compared with the hashes in the manifest."""
+        bundle = Bundle.open(self.job.bundle, self.job.digest)
+        graph, weights = bundle.component_files(self.identity.component, self.identity.precision)
+        component = bundle.manifest.components[self.identity.component]
+        return component, bundle.read(graph), map_weights(bundle.path(weights))
+
+    def _build_plan(self, library: Library, component: Component, graph: bytes, weights: NamedArrays) -> memoryview:
+        trt, name, options = library.module, self.identity.component, self.identity.options
+        self.log, logger = make_log(library)
+        builder = trt.Builder(logger)
+        network, parser = parse_network(library, logger, builder, name, graph, weights)
+        check_network(library, network, name, component)
+        if options.refittable or options.strip_weights:
+            mark_refittable(library, network, name, weights)
+        config = make_config(library, builder, self.identity, self.job.workspace_bytes)
+        self.workspace_bytes = config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)
+        save_timings = None
+        if self.job.timing_cache is not None:
+            save_timings = use_timing_cache(config, Path(self.job.timing_cache), self.tree.notify)
+        if not add_profile(builder, config, self.identity.profile):
+            raise BuildError(
+                f"{name}: {library} rejects the profile: {self.log.text() or 'the library gave no reason'}"
+            )
+        config.progress_monitor = make_monitor(library, self.tree)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise self._make_error(library)
+        del parser
+        if save_timings is not None:
+            save_timings()
+        return memoryview(plan)
+
+    def _make_error(self, library: Library) -> Exception:
+        """Make the error of a failed build from the library's log."""
+        log, name = self.log.text(), self.identity.component
+        if (needed := _describe_workspace(log, self.workspace_bytes)) is not None:
+            return BuildError(
+                f"{name}: a workspace of {self.workspace_bytes:,} bytes is too small for a layer{needed}; give more "
+                "with --workspace"
+            )
+        if any(phrase in log for phrase in ("OutOfMemory", "out of memory", "bad_alloc")):
+            return _NoMemoryError(log)
+        reason = self.log.errors[-1] if self.log.errors else "the library gave no reason"
+        return BuildError(f"{name}: {library} cannot build the engine: {reason}")
+
     def _check(
         self, library: Library, component: Component, plan: memoryview, pinned: FileRecord, weights: NamedArrays
     ) -> SelfCheck:
-        """Run the engine, where there is a GPU that it is for."""
+        """Compare the engine with ONNX Runtime, if this machine's GPU is one that the engine is for."""
         gpu, identity = find_gpu(), self.identity
         if isinstance(gpu, NoGpu):
-            return SelfCheck(ran_on=None, not_run_because="there is no GPU in the machine that built it")
+            return SelfCheck(ran_on=None, skip_reason="there is no GPU in the machine that built it")
         if gpu.compute_capability not in identity.compute_capabilities:
-            return SelfCheck(ran_on=None, not_run_because=f"it was built on {gpu.name}, which is not what it is for")
-        self.tree.tell("running the engine beside ONNX Runtime")
+            return SelfCheck(ran_on=None, skip_reason=f"it was built on {gpu.name}, which is not a GPU that it is for")
+        self.tree.notify("running the engine beside ONNX Runtime")
         bundle = Bundle.open(self.job.bundle, self.job.digest)
-        figures = BuildFigures(seconds=0, peak_bytes=0, workspace_bytes=0, built_at="", created_by="")
         record = EngineRecord(
             format_version=ENGINE_FORMAT,
             identity=identity,
             plan=pinned,
             inputs=tuple(spec.tensor for spec in component.inputs),
             outputs=component.outputs,
-            build=figures,
+            build=BuildStats(seconds=0, peak_bytes=0, workspace_bytes=0, built_at="", created_by=""),
             check=SelfCheck(ran_on=None),
         )
-        stored = bundle.manifest.files[component.weights.file].sha256
-        given = NamedWeights(weights, stored) if identity.weights is None else None
-        engine = EngineSession(EngineDevice(library), bytes(plan), record, weights=given)
+        weights_sha256 = bundle.manifest.files[component.weights.file].sha256
+        named = NamedWeights(weights, weights_sha256) if identity.weights is None else None
+        engine = EngineSession(EngineDevice(library), bytes(plan), record, weights=named)
 
-        def reference(name: str, precision: Precision) -> Session:
+        def open_reference(name: str, precision: Precision) -> Session:
             return open_session(bundle, name, precision=precision)
 
-        return SelfCheck(ran_on=gpu.name, figures=check_engine(engine, identity, bundle, reference))
-
-    def _read(self) -> tuple[Component, bytes, NamedArrays]:
-        """The graph and its weights, compared with the hashes that identify the engine."""
-        bundle = Bundle.open(self.job.bundle, self.job.digest)
-        graph, weights = bundle.component_files(self.identity.component, self.identity.precision)
-        component = bundle.manifest.components[self.identity.component]
-        return component, bundle.read(graph), map_weights(bundle.path(weights))
-
-    def _plan(self, library: Library, component: Component, graph: bytes, weights: NamedArrays) -> memoryview:
-        trt, name = library.module, self.identity.component
-        self.log, logger = make_log(library)
-        builder = trt.Builder(logger)
-        network, parser = parse_network(library, logger, builder, name, graph, weights)
-        check_network(library, network, name, component)
-        if self.identity.options.refittable or self.identity.options.strip_weights:
-            _mark_refittable(library, network, name, weights)
-        config = self._config(library, builder)
-        config.progress_monitor = make_monitor(library, self.tree)
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
-            raise self._failure(library)
-        del parser
-        self.save_times()
-        return memoryview(plan)
-
-    def _config(self, library: Library, builder: Any) -> Any:
-        trt, options = library.module, self.identity.options
-        config = builder.create_builder_config()
-        config.builder_optimization_level = options.optimization_level
-        pool = trt.MemoryPoolType.WORKSPACE
-        if self.job.workspace_bytes is not None:
-            config.set_memory_pool_limit(pool, self.job.workspace_bytes)
-        self.workspace_bytes = config.get_memory_pool_limit(pool)
-        for flag, wanted in _flags(library, self.identity).items():
-            (config.set_flag if wanted else config.clear_flag)(getattr(trt.BuilderFlag, flag))
-        if options.hardware_compatibility != "none":
-            level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
-            config.hardware_compatibility_level = level
-        # Memory for activations is then what the shapes at hand need, not the largest.
-        if (preview := getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)) is not None:
-            config.set_preview_feature(preview, True)
-        if not library.needs_gpu:
-            _set_capabilities(library, config, self.identity.compute_capabilities)
-        if self.job.timing_cache is not None:
-            self.save_times = use_timing_cache(config, Path(self.job.timing_cache), self.tree.tell)
-        self._add_profile(builder, config)
-        return config
-
-    def _add_profile(self, builder: Any, config: Any) -> None:
-        profile = builder.create_optimization_profile()
-        for name, shapes in self.identity.profile.items():
-            profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
-        if config.add_optimization_profile(profile) < 0:
-            raise BuildError(f"{self.identity.component}: the profile is refused: {self.log.text()}")
-
-    def _failure(self, library: Library) -> Exception:
-        """Why there is no plan, by what the library logged."""
-        said, name = self.log.text(), self.identity.component
-        if (needed := _workspace_needed(said, self.workspace_bytes)) is not None:
-            return BuildError(
-                f"{name}: a workspace of {self.workspace_bytes:,} bytes is too small for a layer{needed}; give more "
-                "with --workspace"
-            )
-        if any(words in said for words in ("OutOfMemory", "out of memory", "bad_alloc")):
-            return _NoMemoryError(said)
-        last = self.log.errors[-1] if self.log.errors else "it does not say why"
-        error = f"{name}: {library} cannot build the engine: {last}"
-        return BuildError(error)
-
-
-def _flags(library: Library, identity: EngineIdentity) -> dict[str, bool]:
-    """Builder flags by their names, set or cleared whatever the library's default."""
-    options = identity.options
-    flags = {"TF32": options.tf32}
-    if options.refittable or options.strip_weights:
-        flags["REFIT_INDIVIDUAL"] = True
-    if options.strip_weights:  # what is marked as refittable is what is left out
-        flags["STRIP_PLAN"] = True
-    if options.weight_streaming:
-        flags["WEIGHT_STREAMING"] = True
-    if options.version_compatible:
-        # With the lean runtime inside, loading the plan would run code that came with it.
-        flags |= {"VERSION_COMPATIBLE": True, "EXCLUDE_LEAN_RUNTIME": True}
-    return flags
-
-
-def _set_capabilities(library: Library, config: Any, capabilities: tuple[str, ...]) -> None:
-    known = library.capabilities()
-    config.num_compute_capabilities = len(capabilities)
-    for index, capability in enumerate(capabilities):
-        if not config.set_compute_capability(known[capability], index):
-            raise BuildError(f"{library} does not take compute capability {capability}")
-
-
-def _mark_refittable(library: Library, network: Any, name: str, weights: NamedArrays) -> None:
-    """Each weight by its own name, so that a refit is complete or refused."""
-    if strangers := [weight for weight in weights if not network.mark_weights_refittable(weight)]:
-        raise BuildError(
-            f"{name}: {library} knows no weights called {', '.join(strangers[:3])}"
-            f"{' …' if len(strangers) > 3 else ''}, {len(strangers)} of {len(weights)}: they could not be replaced"
-        )
+        return SelfCheck(ran_on=gpu.name, results=check_engine(engine, identity, bundle, open_reference))
 
 
 _REQUESTED = re.compile(r"Requested size was (\d+) bytes")
 
 
-def _workspace_needed(said: str, workspace_bytes: int) -> str | None:
-    """Words for how much a layer wanted, where the limit that was set is what stopped the build."""
-    if found := _REQUESTED.search(said):
-        return f", which wants {int(found[1]):,}" if int(found[1]) > workspace_bytes else None
-    return "" if "within workspace limit" in said or "requires workspace memory" in said else None
+def _describe_workspace(log: str, workspace_bytes: int) -> str | None:
+    """Describe the workspace that a layer needs, as the end of a clause; None if the limit did not stop the build."""
+    if found := _REQUESTED.search(log):
+        return f", which needs {int(found[1]):,}" if int(found[1]) > workspace_bytes else None
+    return "" if "within workspace limit" in log or "requires workspace memory" in log else None
 
 
 def _write(path: Path, plan: memoryview) -> FileRecord:
-    with in_words(path.parent.parent), open(path, "wb") as stream:
+    with translating_os_errors(path.parent.parent), open(path, "wb") as stream:
         stream.write(plan)
         stream.flush()
         os.fsync(stream.fileno())

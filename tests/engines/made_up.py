@@ -1,4 +1,4 @@
-"""Engines that nobody built: true records of a bundle's submodules, beside made-up bytes in place of a plan."""
+"""Fake engines: valid records of a bundle's components, with arbitrary bytes in place of a plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from latentrt.bundle.manifest import FileRecord, encode_manifest
 from latentrt.bundle.weights import map_weights
 from latentrt.engines.record import (
     ENGINE_FORMAT,
-    BuildFigures,
+    BuildStats,
     EngineIdentity,
     EngineOptions,
     EngineRecord,
@@ -27,27 +27,26 @@ from latentrt.engines.record import (
 )
 from latentrt.engines.store import StoredEngine
 from latentrt.bundle.sample import bundle_path
-from latentrt_engines.array_digests import array_digests
-from latentrt_engines.ask import Ask
-from latentrt_engines.cache import EngineCache
+from latentrt_engines.cache import EngineCache, digest_arrays
 from latentrt_engines.library import Library
+from latentrt_engines.options import BuildOptions
 from latentrt_engines.profiles import component_profile, picture_profile
-from latentrt_engines.wanted import Wanted
+from latentrt_engines.targets import EngineTarget
 
 RTX = Library(name="tensorrt_rtx", module=None, version="1.2.3.4+cu13")
 TENSORRT = Library(name="tensorrt", module=None, version="11.0.0.1+cu13")
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", memory_bytes=80 << 30, cuda="13.0")
 RTX4090 = Gpu(name="NVIDIA GeForce RTX 4090", compute_capability="8.9", memory_bytes=24 << 30, cuda="13.0")
 NO_GPU = NoGpu(reason="there is no NVIDIA driver", mend="buy one")
-PLAN = b"the kernels of nobody"
+PLAN = b"not really kernels..."
 
 
 def identity(bundle: Bundle, component: str, **changes: Any) -> EngineIdentity:
-    """Of an engine for one picture of the bundle's own size on a GPU of capability 8.9, but for what is changed."""
+    """Return the identity of an engine for one image of the default size and compute capability 8.9, with changes."""
     manifest = bundle.manifest
     precision = changes.get("precision", manifest.precision)
     graph, weights = bundle.component_files(component, precision)
-    usual = EngineIdentity(
+    default = EngineIdentity(
         component=component,
         precision=precision,
         graph=manifest.files[graph].sha256,
@@ -59,16 +58,16 @@ def identity(bundle: Bundle, component: str, **changes: Any) -> EngineIdentity:
         platform=this_platform(),
         compute_capabilities=("8.9",),
     )
-    return msgspec.structs.replace(usual, **changes)
+    return msgspec.structs.replace(default, **changes)
 
 
-def wanted(bundle: Bundle, component: str, **changes: Any) -> Wanted:
-    """An engine that somebody wants."""
-    return Wanted(identity=identity(bundle, component, **changes), profile=picture_profile(bundle.manifest))
+def make_target(bundle: Bundle, component: str, **changes: Any) -> EngineTarget:
+    """Return a target with the identity of `identity`."""
+    return EngineTarget(identity=identity(bundle, component, **changes), profile=picture_profile(bundle.manifest))
 
 
 def record(bundle: Bundle, of: EngineIdentity, plan: bytes = PLAN) -> EngineRecord:
-    """What is known of an engine."""
+    """Return the record of an engine that was not run."""
     component = bundle.manifest.components[of.component]
     return EngineRecord(
         format_version=ENGINE_FORMAT,
@@ -76,42 +75,42 @@ def record(bundle: Bundle, of: EngineIdentity, plan: bytes = PLAN) -> EngineReco
         plan=FileRecord(sha256=hash_bytes(plan), size=len(plan)),
         inputs=component.inputs,
         outputs=component.outputs,
-        build=BuildFigures(
+        build=BuildStats(
             seconds=1.5,
             peak_bytes=1 << 30,
             workspace_bytes=1 << 28,
             built_at="2026-01-02T03:04:05+00:00",
             created_by="latentrt 0.1.0",
         ),
-        check=SelfCheck(ran_on=None, not_run_because="nobody built it"),
+        check=SelfCheck(ran_on=None, skip_reason="it is fake"),
     )
 
 
 def publish(cache: EngineCache, bundle: Bundle, of: EngineIdentity, plan: bytes = PLAN) -> StoredEngine:
-    """Put an engine into the cache as a build does, with the digests of the bundle's own arrays."""
+    """Publish an engine in the cache as a build does, with the digests of the bundle's own arrays."""
     _, weights = bundle.component_files(of.component, of.precision)
     made = record(bundle, of, plan)
-    with cache.locked(made.key) as draft:
+    with cache.lock(made.key) as draft:
         draft.write_bytes(plan)
-        return cache.publish(made, draft, array_digests(map_weights(bundle.path(weights))))
+        return cache.publish(made, draft, digest_arrays(map_weights(bundle.path(weights))))
 
 
-def publish_wanted(
+def publish_targets(
     cache: EngineCache, bundle: Bundle, *components: str, gpus: str = "rtx4090", **given: Any
 ) -> list[StoredEngine]:
-    """Put into the cache what `latentrt build --gpu GPUS` with these options would, of all submodules or some.
+    """Publish in the cache the engines that `latentrt build --gpu GPUS` with these options would build.
 
     The library's version is the installed one's, so that commands find the engines.
     """
-    ask = Ask(component=components, **given)
+    options = BuildOptions(component=components, **given)
     return [
-        publish(cache, bundle, one.identity, f"{PLAN!r} of {one.key}".encode())
-        for one in ask.wants(bundle, gpus, None, NO_GPU).engines
+        publish(cache, bundle, target.identity, f"{PLAN!r} of {target.key}".encode())
+        for target in options.resolve(bundle, gpus, None, NO_GPU).targets
     ]
 
 
 def retrained(folder: Path, *names: str) -> Bundle:
-    """The sample bundle with other numbers in some arrays of its denoiser, in all of them if none is named."""
+    """Copy the sample bundle, with other values in the named arrays of its denoiser, or in all of them."""
     shutil.copytree(bundle_path(), folder)
     manifest = Bundle.open(folder).manifest
     weights = manifest.components["unet"].weights.file
@@ -125,7 +124,7 @@ def retrained(folder: Path, *names: str) -> Bundle:
 
 
 def broken(folder: Path, component: str) -> Bundle:
-    """The sample bundle with a graph that no library can build, pinned as if it were meant."""
+    """Copy the sample bundle, with a graph that no library can build and a correct hash of it."""
     shutil.copytree(bundle_path(), folder)
     manifest = Bundle.open(folder).manifest
     graph = manifest.components[component].graphs[manifest.precision].file
@@ -139,6 +138,6 @@ def broken(folder: Path, component: str) -> Bundle:
 
 @dataclass(frozen=True)
 class FakeTensorRT:
-    """Stands where the module `tensorrt` does."""
+    """A stand-in for the module `tensorrt`."""
 
     __version__: str = "11.0.0.1"

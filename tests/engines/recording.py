@@ -1,4 +1,4 @@
-"""A pipeline that draws nothing and remembers what its graphs were fed."""
+"""A pipeline whose graphs return zeros and record the shapes of their inputs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class RecordingSession:
-    """A graph by the manifest's signature that answers with zeros, for pictures that nothing is found in."""
+    """A graph with the manifest's inputs and outputs that returns zeros, which no classifier flags."""
 
-    def __init__(self, component: Component, fed: list[Shapes]) -> None:
-        self._component, self._fed = component, fed
+    def __init__(self, component: Component, recorded: list[Shapes]) -> None:
+        self._component, self._recorded = component, recorded
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -29,17 +29,17 @@ class RecordingSession:
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         shapes = {name: array.shape for name, array in feeds.items()}
-        self._fed.append(shapes)
+        self._recorded.append(shapes)
         sizes = axis_sizes(self.inputs, shapes)
         return {spec.name: np.zeros(sized(spec, sizes), spec.dtype) for spec in self._component.outputs}
 
 
 def feeds_of(bundle: Bundle, **request: Any) -> dict[str, list[Shapes]]:
-    """Draw; return the shapes of every feed, by the submodule it went to."""
-    fed: dict[str, list[Shapes]] = {}
+    """Generate; return the shapes of the inputs of every call, by component."""
+    recorded: dict[str, list[Shapes]] = {}
 
     def open_session(component: str) -> Session:
-        return RecordingSession(bundle.manifest.components[component], fed.setdefault(component, []))
+        return RecordingSession(bundle.manifest.components[component], recorded.setdefault(component, []))
 
     Pipeline(bundle, open_session)(num_inference_steps=2, sampler="euler", seed=1, **request)
-    return fed
+    return recorded

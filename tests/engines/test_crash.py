@@ -1,4 +1,4 @@
-"""What happens to the cache when a build is killed, interrupted, short of room, or not alone."""
+"""The cache when a build is killed or interrupted, the disk is full, or several processes build."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from latentrt.engines.store import StoredEngine
 from latentrt.errors import EngineDamagedError
 from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
-from tests.engines.real_builds import Told, build_command, built, wanted
+from tests.engines.real_builds import RecordedProgress, build, make_targets, start_build
 
-BUILD = ("--component", "unet", "--size", "64x64")  # two seconds, of which about one is the library's
+OPTIONS = ("--component", "unet", "--size", "64x64")  # about two seconds, one of them in the library
 SECONDS = 60
 
 
@@ -37,13 +37,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its exit code, and what it said on standard error."""
-    _, said = process.communicate(timeout=SECONDS)
-    return process.returncode, said
+    """Wait for the end of a process; return its exit code and standard error."""
+    _, stderr = process.communicate(timeout=SECONDS)
+    return process.returncode, stderr
 
 
-def worker_of(process: subprocess.Popen[str]) -> psutil.Process:
-    """The process that builds."""
+def find_worker(process: subprocess.Popen[str]) -> psutil.Process:
+    """Wait for the process that builds, and return it."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -54,9 +54,9 @@ def worker_of(process: subprocess.Popen[str]) -> psutil.Process:
     raise AssertionError("no worker was started")
 
 
-def wait_until(there: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + SECONDS
-    while not there():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -66,92 +66,92 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 def intact_engines(root: Path) -> list[StoredEngine]:
-    """The engines that are there, each compared with its hash, without moving anything."""
+    """Read the engines and compare each with its hash; none is quarantined."""
     cache = EngineCache(root / "engines")
     engines = list(cache.engines())
     assert all(cache.plan(engine) for engine in engines)
-    assert not (cache.folder / "aside").exists()
+    assert not (cache.folder / "quarantine").exists()
     return engines
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 0.9, 1.2, 1.5])
 @pytest.mark.parametrize("earlier", [False, True], ids=["first build", "rebuild"])
 def test_killed_at_any_moment(root: Path, seconds: float, earlier: bool) -> None:
-    """Of the command: the old engine, the new one or none is there, and the next build does not wait."""
+    """The cache has the old engine, the new one or none, and the next build does not wait."""
     before: list[StoredEngine] = []
     if earlier:
-        assert finish(build_command(bundle_path(), root, *BUILD))[0] == 0
+        assert finish(start_build(bundle_path(), root, *OPTIONS))[0] == 0
         before = intact_engines(root)
-    process = build_command(bundle_path(), root, *BUILD, "--force")
-    worker = worker_of(process)
+    process = start_build(bundle_path(), root, *OPTIONS, "--force")
+    worker = find_worker(process)
     time.sleep(seconds)
     process.kill()
     finish(process)
-    wait_until(lambda: is_gone(worker))  # its work is nobody's any more
+    wait_until(lambda: is_gone(worker))  # it ends with its parent
     after = intact_engines(root)
     if earlier:
         assert len(after) == 1
         assert after[0].key == before[0].key
-    code, said = finish(build_command(bundle_path(), root, *BUILD))
-    assert (code, "waiting" in said) == (0, False)
+    code, output = finish(start_build(bundle_path(), root, *OPTIONS))
+    assert (code, "waiting" in output) == (0, False)
     assert len(intact_engines(root)) == 1
-    assert EngineCache(root / "engines").leftovers() == []
+    assert EngineCache(root / "engines").find_leftovers() == []
 
 
-def test_a_worker_that_is_killed_is_tried_again_with_less_memory(root: Path) -> None:
-    """As the kernel does when memory runs out."""
-    process = build_command(bundle_path(), root, *BUILD)
-    worker_of(process).kill()
-    code, said = finish(process)
+def test_a_killed_worker_is_retried_with_a_smaller_workspace(root: Path) -> None:
+    """The kernel kills it when memory runs out."""
+    process = start_build(bundle_path(), root, *OPTIONS)
+    find_worker(process).kill()
+    code, output = finish(process)
     assert code == 0
-    assert (
-        "warning: unet: out of memory with a workspace of the library's own limit, trying again with 2,048 MiB" in said
-    )
+    assert "warning: unet: out of memory" in output
+    assert "2,048 MiB" in output
     (engine,) = intact_engines(root)
     assert engine.record.build.workspace_bytes == 2 << 30
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(root: Path, number: signal.Signals) -> None:
-    process = build_command(bundle_path(), root, *BUILD)
-    worker = worker_of(process)
+    process = start_build(bundle_path(), root, *OPTIONS)
+    worker = find_worker(process)
     time.sleep(0.8)
     process.send_signal(number)
-    code, said = finish(process)
+    code, output = finish(process)
     assert code == (130 if number == signal.SIGINT else 128 + number)
     assert is_gone(worker)
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     assert intact_engines(root) == []
-    assert EngineCache(root / "engines").leftovers() == []
+    assert EngineCache(root / "engines").find_leftovers() == []
     assert list((root / "engines" / "drafts").iterdir()) == []
 
 
-def test_many_who_want_it_build_it_once(root: Path) -> None:
-    processes = [build_command(bundle_path(), root, *BUILD) for _ in range(5)]
-    said = [finish(process) for process in processes]
-    assert [code for code, _ in said] == [0] * 5
-    assert sum("built in" in words for _, words in said) == 1
-    assert sum("there already" in words for _, words in said) == 4
+def test_several_processes_build_an_engine_once(root: Path) -> None:
+    processes = [start_build(bundle_path(), root, *OPTIONS) for _ in range(5)]
+    ended = [finish(process) for process in processes]
+    assert [code for code, _ in ended] == [0] * 5
+    assert sum("built in" in text for _, text in ended) == 1
+    assert sum("exists" in text for _, text in ended) == 4
     assert len(intact_engines(root)) == 1
 
 
-def small_files() -> None:
-    """In a child: no file may grow above 1 MB, as on a disk that is full."""
+def limit_file_size() -> None:
+    """Limit files to 1 MB in a child process, as a full disk does."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
 
 def test_a_full_disk(root: Path) -> None:
-    assert finish(build_command(bundle_path(), root, *BUILD))[0] == 0
+    assert finish(start_build(bundle_path(), root, *OPTIONS))[0] == 0
     before = intact_engines(root)
-    code, said = finish(build_command(bundle_path(), root, *BUILD, "--force", preexec_fn=small_files))
+    code, output = finish(start_build(bundle_path(), root, *OPTIONS, "--force", preexec_fn=limit_file_size))
     assert code == 9
-    assert f"error: {root / 'engines'} cannot be written: File too large; make room (latentrt engines prune)" in said
+    assert f"{root / 'engines'} cannot be written: File too large" in output
+    assert "latentrt engines prune" in output
     assert [engine.record for engine in intact_engines(root)] == [engine.record for engine in before]
-    assert EngineCache(root / "engines").leftovers() == []
+    assert EngineCache(root / "engines").find_leftovers() == []
 
 
-def bound_by_permissions() -> None:
-    """In a child: root, too, may write only where permissions say so."""
+def obey_permissions() -> None:
+    """Drop root's right to ignore permissions in a child process."""
     if os.geteuid() == 0:
         drop_from_bounding_set = 24
         for capability in range(41):
@@ -159,35 +159,35 @@ def bound_by_permissions() -> None:
 
 
 def test_a_read_only_folder(root: Path) -> None:
-    assert finish(build_command(bundle_path(), root, *BUILD))[0] == 0
+    assert finish(start_build(bundle_path(), root, *OPTIONS))[0] == 0
     before = intact_engines(root)
     folders = [root / "engines", *(path for path in (root / "engines").iterdir() if path.is_dir())]
     for folder in folders:
         folder.chmod(0o500)
     try:
-        code, said = finish(build_command(bundle_path(), root, *BUILD, "--force", preexec_fn=bound_by_permissions))
+        code, output = finish(start_build(bundle_path(), root, *OPTIONS, "--force", preexec_fn=obey_permissions))
     finally:
         for folder in folders:
             folder.chmod(0o700)
     assert code == 9
-    assert f"error: {root / 'engines'} cannot be written: Permission denied; make it writable" in said
+    assert f"{root / 'engines'} cannot be written: Permission denied; make it writable" in output
     assert [engine.record for engine in intact_engines(root)] == [engine.record for engine in before]
 
 
-def test_a_folder_that_others_can_reach_is_not_used(root: Path) -> None:
+def test_a_folder_that_other_users_can_access_is_not_used(root: Path) -> None:
     root.mkdir()
     root.chmod(0o755)
-    code, said = finish(build_command(bundle_path(), root, *BUILD))
+    code, output = finish(start_build(bundle_path(), root, *OPTIONS))
     assert code == 9
-    mend = "chmod 700 it, or name another folder with LATENTRT_CACHE"
-    assert f"error: {root} is open to others (mode 755, expected 700); {mend}" in said
+    assert str(root) in output
+    assert "mode 755" in output
 
 
-def truncated(engine: StoredEngine, other: StoredEngine) -> None:
+def truncate(engine: StoredEngine, other: StoredEngine) -> None:
     os.truncate(engine.plan_path, 1000)
 
 
-def flipped(engine: StoredEngine, other: StoredEngine) -> None:
+def flip_bit(engine: StoredEngine, other: StoredEngine) -> None:
     with open(engine.plan_path, "r+b") as stream:
         stream.seek(1000)
         byte = stream.read(1)[0]
@@ -195,46 +195,45 @@ def flipped(engine: StoredEngine, other: StoredEngine) -> None:
         stream.write(bytes([byte ^ 1]))
 
 
-def missing(engine: StoredEngine, other: StoredEngine) -> None:
+def delete_plan(engine: StoredEngine, other: StoredEngine) -> None:
     engine.plan_path.unlink()
 
 
-def foreign_plan(engine: StoredEngine, other: StoredEngine) -> None:
+def replace_plan(engine: StoredEngine, other: StoredEngine) -> None:
     engine.plan_path.write_bytes(other.plan_path.read_bytes())
 
 
-def foreign_engine(engine: StoredEngine, other: StoredEngine) -> None:
-    """Another engine, whole, under this one's key."""
+def replace_engine(engine: StoredEngine, other: StoredEngine) -> None:
+    """Put a complete engine under another engine's key."""
     for path in engine.folder.iterdir():
         path.unlink()
     for path in other.folder.iterdir():
         (engine.folder / path.name).write_bytes(path.read_bytes())
 
 
-def no_record(engine: StoredEngine, other: StoredEngine) -> None:
+def empty_record(engine: StoredEngine, other: StoredEngine) -> None:
     (engine.folder / "record.json").write_text("{}")
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped, missing, foreign_plan, foreign_engine, no_record])
-def test_damage_is_found_moved_aside_and_mended_by_a_build(
+@pytest.mark.parametrize("damage", [truncate, flip_bit, delete_plan, replace_plan, replace_engine, empty_record])
+def test_damage_is_quarantined_and_repaired_by_a_build(
     sample: Bundle, tmp_path: Path, damage: Callable[[StoredEngine, StoredEngine], None]
 ) -> None:
-    cache, told = EngineCache(tmp_path), Told()
-    (engine,) = built(sample, wanted(sample, "text_encoder"), cache)
-    (other,) = built(sample, wanted(sample, "text_encoder", batch="2"), cache)
+    cache, progress = EngineCache(tmp_path), RecordedProgress()
+    (engine,) = build(sample, make_targets(sample, "text_encoder"), cache)
+    (other,) = build(sample, make_targets(sample, "text_encoder", batch="2"), cache)
     damage(engine, other)
-    if damage not in (foreign_engine, no_record):
-        with pytest.raises(EngineDamagedError, match=r"it was moved to .*, build it again: latentrt build"):
+    if damage not in (replace_engine, empty_record):
+        with pytest.raises(EngineDamagedError, match="latentrt build"):
             cache.plan(engine)
         assert cache.get(engine.key) is None
-    (mended,) = built(sample, wanted(sample, "text_encoder"), cache, told)
-    assert told.finished == [("text_encoder", True)]
-    # Said where the build found it; `plan` has said so itself.
-    said = ["text_encoder: what was there is not what was built; moved aside, and built again"]
-    assert told.warnings == (said if damage in (foreign_engine, no_record) else [])
-    assert mended.record.identity == engine.record.identity
-    assert cache.plan(mended)
-    (aside,) = (cache.folder / "aside").iterdir()
-    assert aside.name.startswith(engine.key)
-    assert (aside / "reason.txt").read_text().strip()
-    assert cache.plan(other), "the other engine is as it was"
+    (repaired,) = build(sample, make_targets(sample, "text_encoder"), cache, progress)
+    assert progress.finished == [("text_encoder", True)]
+    # Only a build that finds the damage itself warns of it; `plan` raises an error.
+    assert len(progress.warnings) == (damage in (replace_engine, empty_record))
+    assert repaired.record.identity == engine.record.identity
+    assert cache.plan(repaired)
+    (moved,) = (cache.folder / "quarantine").iterdir()
+    assert moved.name.startswith(engine.key)
+    assert (moved / "reason.txt").read_text().strip()
+    assert cache.plan(other), "the other engine is unchanged"

@@ -19,11 +19,11 @@ from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.bundle.sample import bundle_path
 from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache
-from latentrt_engines.library import Library, installed_libraries
+from latentrt_engines.library import Library, load_libraries
 from latentrt_engines.profiles import picture_profile
-from latentrt_engines.wanted import Wanted, wanted_engines
-from tests.engines.real_builds import Told
-from tests.engines.test_refit import named, retuned
+from latentrt_engines.targets import EngineTarget, list_targets
+from tests.engines.real_builds import RecordedProgress
+from tests.engines.test_refit import named, retune
 
 pytestmark = pytest.mark.gpu
 
@@ -42,7 +42,7 @@ def gpu() -> Gpu:
 @pytest.fixture(params=LIBRARIES)
 def library(request: pytest.FixtureRequest, gpu: Gpu) -> Library:
     """Each library that builds for this GPU."""
-    found = installed_libraries()[request.param]
+    found = load_libraries()[request.param]
     if not isinstance(found, Library):
         pytest.skip(found)
     if not found.needs_gpu and gpu.compute_capability not in found.capabilities():
@@ -58,8 +58,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
 
 def wanted(
     bundle: Bundle, library: Library, gpu: Gpu, *components: str, options: EngineOptions | None = None
-) -> list[Wanted]:
-    return wanted_engines(
+) -> list[EngineTarget]:
+    return list_targets(
         bundle,
         components or tuple(bundle.manifest.components),
         picture_profile(bundle.manifest, size="64..128", batch="1..2"),
@@ -85,9 +85,9 @@ def test_every_engine_is_run_before_it_is_accepted_and_draws_what_the_cpu_draws(
     gpu: Gpu, library: Library, cache: EngineCache
 ) -> None:
     bundle = Bundle.open(bundle_path())
-    for engine in build_engines(bundle, wanted(bundle, library, gpu), cache, Told()):
+    for engine in build_engines(bundle, wanted(bundle, library, gpu), cache, RecordedProgress()):
         assert engine.record.check.ran_on == gpu.name
-        assert engine.record.check.figures
+        assert engine.record.check.results
     with_engines, on_cpu = Pipeline.load(device="tensorrt"), Pipeline.load(device="cpu")
     for width in (64, 96, 64):  # the range is used, and what is recorded for a shape is kept apart
         (found, flagged), (expected, verdicts) = draw(with_engines, width), draw(on_cpu, width)
@@ -111,9 +111,12 @@ def test_weights_there_and_back_give_the_same_bits(
     gpu: Gpu, library: Library, cache: EngineCache, tmp_path: Path
 ) -> None:
     base = Bundle.open(bundle_path())
-    tuned = retuned(Path(shutil.copytree(bundle_path(), tmp_path / "tuned")))
+    tuned = retune(Path(shutil.copytree(bundle_path(), tmp_path / "tuned")))
     (engine,) = build_engines(
-        base, wanted(base, library, gpu, "vae_decoder", options=EngineOptions(refittable=True)), cache, Told()
+        base,
+        wanted(base, library, gpu, "vae_decoder", options=EngineOptions(refittable=True)),
+        cache,
+        RecordedProgress(),
     )
     session = EngineSession(EngineDevice(library), cache.plan(engine), engine.record)
     latents = np.random.default_rng(0).standard_normal((1, 4, 16, 16), np.float32)
@@ -129,7 +132,10 @@ def test_weights_there_and_back_give_the_same_bits(
 def test_a_stripped_plan_is_small_and_draws_the_same(gpu: Gpu, library: Library, cache: EngineCache) -> None:
     bundle = Bundle.open(bundle_path())
     (engine,) = build_engines(
-        bundle, wanted(bundle, library, gpu, "unet", options=EngineOptions(strip_weights=True)), cache, Told()
+        bundle,
+        wanted(bundle, library, gpu, "unet", options=EngineOptions(strip_weights=True)),
+        cache,
+        RecordedProgress(),
     )
     weights = bundle.manifest.files[bundle.manifest.components["unet"].weights.file].size
     assert engine.record.plan.size < weights

@@ -27,7 +27,7 @@ from latentrt.backends.session import Session
 from latentrt.backends.tensorrt.library import TITLES, LoadedLibrary, find_libraries
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
-from latentrt.engines.choice import EngineSource, Machine, Misfit, engines_for
+from latentrt.engines.choice import EngineSource, Incompatible, Machine, choose_engines
 from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.errors import BackendError, EngineError, RequestError
 
@@ -169,14 +169,14 @@ def find_machine(gpu: Gpu) -> tuple[Machine, dict[LibraryName, LoadedLibrary | s
     """Return the machine that engines run on, and each library or the reason why it cannot be used."""
     libraries = find_libraries()
     versions = {name: found.version for name, found in libraries.items() if isinstance(found, LoadedLibrary)}
-    return Machine(gpu=gpu, versions=versions), libraries
+    return Machine(gpu=gpu.name, compute_capability=gpu.compute_capability, versions=versions), libraries
 
 
-def why_no_engine(component: str, others: list[Misfit]) -> str:
+def why_no_engine(component: str, others: list[Incompatible]) -> str:
     """Return why no engine runs a component, in a clause, and the command that changes that."""
     if not others:
         return f"no engine is built of {component} (latentrt build)"
-    nearest = min(others, key=lambda misfit: len(misfit.reasons))
+    nearest = min(others, key=lambda engine: len(engine.reasons))
     return f"{', '.join(nearest.reasons)} (latentrt build)"
 
 
@@ -213,7 +213,7 @@ class _Placer:
 
     def _on_gpu(self, name: str, gpu: Gpu, *, engines_only: bool) -> Placement:
         self._machine = self._machine or find_machine(gpu)
-        fit, others = engines_for(self.bundle, name, self._machine[0])
+        fit, others = choose_engines(self.bundle, name, self._machine[0])
         if fit:
             return self._on_engines(name, fit, engines_only=engines_only)
         why = why_no_engine(name, others)

@@ -88,18 +88,18 @@ def _cache_words() -> str:
 def _bundle_lines(bundle: Bundle) -> Lines:
     from latentrt.backends.gpu import Gpu, find_gpu
     from latentrt.backends.placement import find_machine, place_components
-    from latentrt.engines.choice import engines_for
+    from latentrt.engines.choice import choose_engines
 
     gpu = find_gpu()
     for component, placement in place_components(bundle).items():
         yield component, str(placement)
         if not isinstance(gpu, Gpu):
             continue
-        fit, others = engines_for(bundle, component, find_machine(gpu)[0])
+        fit, others = choose_engines(bundle, component, find_machine(gpu)[0])
         for source in fit:
             profile = "; ".join(f"{name} {shapes}" for name, shapes in source.record.identity.profile.items())
             yield "", f"  fits: {source.record.key[:12]}, {profile}"
-        for misfit in others:
-            yield "", f"  does not fit: {misfit.record.key[:12]}, {', '.join(misfit.reasons)}"
+        for other in others:
+            yield "", f"  does not fit: {other.record.key[:12]}, {', '.join(other.reasons)}"
         if not fit:
             yield "", f"  mend: latentrt build {bundle.folder} --component {component}"

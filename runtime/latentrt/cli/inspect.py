@@ -25,7 +25,7 @@ from latentrt.bundle.export_report import ExportReport, read_report
 from latentrt.bundle.manifest import MANIFEST_NAME, GateResult, Manifest, SchedulerRecord
 from latentrt.bundle.printable import printable
 from latentrt.bundle.tensors import TensorSpec
-from latentrt.engines.sealed import sealed_engines
+from latentrt.engines.sealed import read_sealed_engines
 from latentrt.errors import BundleError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _bundle_lines(bundle: Bundle) -> Lines:
     yield from _use_lines(manifest)
     for line in describe_quantization(manifest.components):
         yield "" if line.startswith(" ") else "int8", line.strip()
-    for engine in sealed_engines(bundle):
+    for engine in read_sealed_engines(bundle):
         identity, size = engine.record.identity, decimal(engine.record.plan.size)
         target = f"{identity.gpu or ', '.join(identity.compute_capabilities)}, {identity.library}"
         shapes = next(iter(identity.profile.values()), "")

@@ -18,7 +18,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "bench": ("latentrt.cli.bench:bench", "Measure a bundle on each backend that this machine can run."),
     "build": (
-        "latentrt_engines.commands.build:build",
+        "latentrt_engines.cli.build:build",
         "Turn a bundle into TensorRT engines (needs a library's extra).",
     ),
     "compare": (
@@ -30,10 +30,10 @@ _COMMANDS = {
         "latentrt.cli.doctor:doctor",
         "Print what this machine can run, and what would mend the rest.",
     ),
-    "engines": ("latentrt_engines.commands.engines:engines", "List, explain, check, prune and seal engines."),
+    "engines": ("latentrt_engines.cli.engines:engines", "List, explain, verify, prune, seal and refit engines."),
     "export": ("latentrt_export.command:export", "Turn a checkpoint into a bundle (needs latentrt[export])."),
     "inspect": ("latentrt.cli.inspect:inspect", "Print what is in a bundle, or what a picture says of itself."),
-    "plan": ("latentrt_engines.commands.plan:plan", "Print which engines a fleet of GPUs wants, and which are there."),
+    "plan": ("latentrt_engines.cli.plan:plan", "Print the engines that a fleet of GPUs needs, and which exist."),
     "run": ("latentrt.cli.run:run", "Draw pictures from a bundle."),
     "samplers": ("latentrt.cli.samplers:samplers", "List the samplers: names, cost, options."),
     "schedule": ("latentrt.cli.schedule:schedule", "Print or plot the table of coefficients that a sampler runs."),

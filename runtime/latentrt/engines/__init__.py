@@ -1,1 +1,1 @@
-"""Engines: the record, the store and the choice; shared by the runtime and the builder."""
+"""Engines: their records, the user's store of them, and the choice of those that run on this machine."""

@@ -1,54 +1,62 @@
-"""Which engines does this machine run, and why not the others?"""
+"""The choice of a component's engines: those that run on this machine, and why the others do not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from latentrt.backends.gpu import Gpu
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.record import EngineIdentity, EngineRecord, LibraryName, this_platform
-from latentrt.engines.sealed import sealed_engines
+from latentrt.engines.sealed import read_sealed_engines
 from latentrt.engines.store import EngineStore, StoredEngine
 from latentrt.errors import EngineError
 
-__all__ = ["EngineSource", "Machine", "Misfit", "engines_for", "misfits"]
+__all__ = ["EngineSource", "Incompatible", "Machine", "choose_engines", "find_incompatibilities"]
 
 
 class EngineSource(Protocol):
-    """An engine that is there, in the cache or in a bundle."""
+    """An engine that can be loaded, from the user's store or from a bundle."""
 
     @property
     def record(self) -> EngineRecord:
-        """What it is."""
+        """The engine's record."""
 
     def plan(self) -> bytes:
-        """The plan, the very bytes that were hashed.
+        """Read the plan; return exactly the bytes that were hashed.
 
         Raises:
-            EngineDamagedError, IntegrityError: it is not the one that is pinned.
+            EngineDamagedError, IntegrityError: the plan differs from its pinned SHA-256.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What engines run on: the GPU, and the version of each library that is installed."""
+    """The GPU of a machine, and its installed libraries.
 
-    gpu: Gpu
+    Attributes:
+        gpu: the driver's name of the GPU.
+        compute_capability: as in `8.9`.
+        versions: version of each installed library.
+    """
+
+    gpu: str
+    compute_capability: str
     versions: Mapping[LibraryName, str]
 
 
 @dataclass(frozen=True)
-class Misfit:
-    """An engine of the bundle that this machine does not run, and why."""
+class Incompatible:
+    """An engine that this machine cannot run for a bundle, with a clause for each reason."""
 
     record: EngineRecord
     reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Cached:
+class _StoredSource:
+    """An engine in the user's store."""
+
     store: EngineStore
     engine: StoredEngine
 
@@ -62,36 +70,39 @@ class _Cached:
         return data
 
 
-def engines_for(bundle: Bundle, component: str, machine: Machine) -> tuple[list[EngineSource], list[Misfit]]:
-    """The engines of a submodule that run here, and those that do not.
+def choose_engines(bundle: Bundle, component: str, machine: Machine) -> tuple[list[EngineSource], list[Incompatible]]:
+    """Sort a component's engines into those that run on this machine and those that do not.
 
-    Those that the bundle brings along stand first, then the one for the fewest shapes: it was made for just that.
+    Returns:
+        The compatible engines, the best first: engines of the bundle before those of the user's store, and narrow
+        profiles before wide ones, as a narrow profile is tuned for fewer shapes. And the incompatible engines.
     """
-    fit: list[EngineSource] = []
-    others: list[Misfit] = []
-    for source in _sources(bundle):
-        record = source.record
-        if record.identity.component == component:
-            reasons = tuple(misfits(record.identity, bundle, machine))
-            if reasons:
-                others.append(Misfit(record, reasons))
+    compatible: list[EngineSource] = []
+    incompatible: list[Incompatible] = []
+    groups: tuple[Sequence[EngineSource], ...] = (read_sealed_engines(bundle), _stored_engines())
+    for group in groups:
+        of_group: list[EngineSource] = []
+        for source in group:
+            if source.record.identity.component != component:
+                continue
+            if reasons := tuple(find_incompatibilities(source.record.identity, bundle, machine)):
+                incompatible.append(Incompatible(source.record, reasons))
             else:
-                fit.append(source)
-    fit.sort(key=lambda source: (isinstance(source, _Cached), _breadth(source.record.identity)))
-    return fit, others
+                of_group.append(source)
+        compatible += sorted(of_group, key=lambda each: _profile_breadth(each.record.identity))
+    return compatible, incompatible
 
 
-def _sources(bundle: Bundle) -> Iterator[EngineSource]:
-    yield from sealed_engines(bundle)
+def _stored_engines() -> list[_StoredSource]:
     try:
         store = EngineStore()
     except EngineError:
-        return  # a user without a cache has what is sealed
-    yield from (_Cached(store, engine) for engine in store.engines())
+        return []  # without a cache folder only sealed engines are available
+    return [_StoredSource(store, engine) for engine in store.engines()]
 
 
-def _breadth(identity: EngineIdentity) -> float:
-    """How many times larger the largest shapes of a profile are than the smallest."""
+def _profile_breadth(identity: EngineIdentity) -> float:
+    """Return the ratio of the largest to the smallest shapes of a profile, multiplied over all axes."""
     breadth = 1.0
     for shapes in identity.profile.values():
         for low, high in zip(shapes.min, shapes.max, strict=True):
@@ -99,21 +110,21 @@ def _breadth(identity: EngineIdentity) -> float:
     return breadth
 
 
-def misfits(identity: EngineIdentity, bundle: Bundle, machine: Machine) -> Iterator[str]:
-    """Why an engine does not run here, or not for this bundle, a clause each."""
+def find_incompatibilities(identity: EngineIdentity, bundle: Bundle, machine: Machine) -> Iterator[str]:
+    """Yield each reason why an engine does not run on a machine or does not belong to a bundle, as a clause."""
     component, files = bundle.manifest.components.get(identity.component), bundle.manifest.files
     graph = None if component is None else component.graphs.get(identity.precision)
     if component is None or graph is None or files[graph.file].sha256 != identity.graph:
         yield f"graph changed: {identity.component}"
     elif identity.weights not in (None, files[component.weights.file].sha256):
         yield f"weights changed: {identity.component}"
-    yield from _library_misfits(identity, machine)
+    yield from _library_incompatibilities(identity, machine)
     if identity.platform != this_platform():
         yield f"built for {identity.platform}, this is {this_platform()}"
-    yield from _gpu_misfits(identity, machine.gpu)
+    yield from _gpu_incompatibilities(identity, machine)
 
 
-def _library_misfits(identity: EngineIdentity, machine: Machine) -> Iterator[str]:
+def _library_incompatibilities(identity: EngineIdentity, machine: Machine) -> Iterator[str]:
     version = machine.versions.get(identity.library)
     if version is None:
         yield f"built by {identity.library}, which is not installed"
@@ -124,17 +135,17 @@ def _library_misfits(identity: EngineIdentity, machine: Machine) -> Iterator[str
 
 
 def _is_later(version: str, other: str) -> bool:
-    """A later release of the same major version."""
-    here, there = ([int(part) for part in text.split("+")[0].split(".") if part.isdigit()] for text in (version, other))
-    return here[:1] == there[:1] and here >= there
+    """Return whether a version is a later release of the same major version as another, or the same one."""
+    left, right = ([int(part) for part in text.split("+")[0].split(".") if part.isdigit()] for text in (version, other))
+    return left[:1] == right[:1] and left >= right
 
 
-def _gpu_misfits(identity: EngineIdentity, gpu: Gpu) -> Iterator[str]:
+def _gpu_incompatibilities(identity: EngineIdentity, machine: Machine) -> Iterator[str]:
     capabilities = identity.compute_capabilities
     if identity.library == "tensorrt" and identity.options.hardware_compatibility == "ampere_plus":
-        if float(gpu.compute_capability) < 8:
-            yield f"built for compute capability 8.0 and later, this GPU is {gpu.compute_capability}"
-    elif gpu.compute_capability not in capabilities:
-        yield f"built for {', '.join(capabilities)}, this GPU is {gpu.compute_capability}"
-    elif identity.gpu not in (None, gpu.name):
-        yield f"built for {identity.gpu}, this GPU is {gpu.name}"
+        if float(machine.compute_capability) < 8:
+            yield f"built for compute capability 8.0 and later, this GPU is {machine.compute_capability}"
+    elif machine.compute_capability not in capabilities:
+        yield f"built for {', '.join(capabilities)}, this GPU is {machine.compute_capability}"
+    elif identity.gpu not in (None, machine.gpu):
+        yield f"built for {identity.gpu}, this GPU is {machine.gpu}"

@@ -1,11 +1,11 @@
-"""What identifies an engine, and what is known of it?
+"""The record of an engine: its identity, its plan, and measurements of its build and self-check.
 
-An engine is a plan, which is native code for one kind of GPU, and a record that lies beside it. The record's
+An engine is a plan, which is native code for one kind of GPU, and a record stored next to it. The record's
 `EngineIdentity` holds everything that can change the plan; the engine's key is a hash of it. So an engine is looked
-up by what is wanted of it, and two records say in words what differs between them (`differences`).
+up by its identity, and `describe_differences` explains how two identities differ.
 
-What a build measures (times of kernels, or a timing cache that remembers them) chooses among ways of computing the same
-thing and is no part of the identity.
+Kernel timings, and a timing cache that stores them, choose among kernels that compute the same thing. They are not part
+of the identity.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -23,7 +23,7 @@ from latentrt.bundle.tensors import TensorSpec
 
 __all__ = [
     "ENGINE_FORMAT",
-    "BuildFigures",
+    "BuildStats",
     "EngineIdentity",
     "EngineOptions",
     "EngineRecord",
@@ -31,7 +31,7 @@ __all__ = [
     "LibraryName",
     "SelfCheck",
     "ShapeRange",
-    "differences",
+    "describe_differences",
     "engine_key",
     "serves",
     "this_platform",
@@ -55,23 +55,23 @@ class ShapeRange(Record, frozen=True, kw_only=True):
         return " … ".join("×".join(map(str, shape)) for shape in shapes)
 
     def covers(self, shape: tuple[int, ...]) -> bool:
-        """Whether an input of this shape may be fed."""
+        """Return whether an input of this shape lies within the range on every axis."""
         return len(shape) == len(self.min) and all(
             low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
         )
 
 
 class EngineOptions(Record, frozen=True, kw_only=True):
-    """What the builder is told, by trtexec's names.
+    """Builder options, named as in trtexec.
 
     Attributes:
-        optimization_level: 0 … 5; higher levels take longer to build and look at more kernels.
-        workspace_bytes: what a layer may use of the GPU's memory for scratch; None is the library's own limit.
-        version_compatible: the plan runs with later releases of the same major version too.
-        hardware_compatibility: on which other GPUs the plan runs (`tensorrt`).
+        optimization_level: 0 … 5; higher levels take longer to build and try more kernels.
+        workspace_bytes: limit of a layer's scratch memory on the GPU; None is the library's own limit.
+        version_compatible: the plan also runs with later releases of the same major version.
+        hardware_compatibility: the other GPUs that the plan runs on (`tensorrt`).
         refittable: the plan's weights can be replaced.
-        weight_streaming: the plan can run with part of its weights in the host's memory.
-        strip_weights: the plan is kept without its weights, which are put back when it is loaded.
+        weight_streaming: the plan can run with a fraction of its weights in host memory.
+        strip_weights: the plan is stored without its weights, which are put back when it is loaded.
         tf32: float32 products may be computed with ten bits of fraction.
     """
 
@@ -89,14 +89,15 @@ class EngineIdentity(Record, frozen=True, kw_only=True):
     """Everything that can change a plan.
 
     Attributes:
-        component: `unet`, `text_encoder`, ….
-        precision, graph: of the graph, and the SHA-256 of its file.
-        weights: SHA-256 of the weights' file; None for a plan that is kept without weights.
-        profile: the shapes each input may have.
+        component: name of the component in the bundle's manifest.
+        precision: of the graph.
+        graph: SHA-256 of the graph's file.
+        weights: SHA-256 of the weights file; None for a plan that is stored without weights.
+        profile: the shapes of each input, by its name.
         library_version: with the CUDA major version it was made for, as in `1.7.1.116+cu13`.
         platform: operating system and processor, as in `linux-x86_64`.
-        compute_capabilities: the GPUs the plan is for, as in `8.9`.
-        gpu: the GPU's name, where the plan is for that model alone.
+        compute_capabilities: of the GPUs that the plan is for, as in `8.9`.
+        gpu: the GPU's name, where the plan is for that model only.
     """
 
     component: str
@@ -112,8 +113,16 @@ class EngineIdentity(Record, frozen=True, kw_only=True):
     gpu: str | None = None
 
 
-class BuildFigures(Record, frozen=True, kw_only=True):
-    """What a build took: wall time, the largest resident set of its process, the workspace that it got by with."""
+class BuildStats(Record, frozen=True, kw_only=True):
+    """Measurements of a build.
+
+    Attributes:
+        seconds: wall time.
+        peak_bytes: largest resident set of the process that built.
+        workspace_bytes: the workspace limit that the build succeeded with.
+        built_at: ISO 8601 time, UTC.
+        created_by: latentrt and its version.
+    """
 
     seconds: float
     peak_bytes: Count
@@ -123,21 +132,26 @@ class BuildFigures(Record, frozen=True, kw_only=True):
 
 
 class SelfCheck(Record, frozen=True, kw_only=True):
-    """Whether the plan was run before it was accepted: where, and how far it was from ONNX Runtime; or why it was
-    not."""
+    """The comparison of an engine with ONNX Runtime, before it is accepted.
+
+    Attributes:
+        ran_on: name of the GPU; None if the engine was not run.
+        skip_reason: why the engine was not run.
+        results: a metric for each output and each tested shape.
+    """
 
     ran_on: str | None
-    not_run_because: str | None = None
-    figures: tuple[GateResult, ...] = ()
+    skip_reason: str | None = None
+    results: tuple[GateResult, ...] = ()
 
 
 class EngineRecord(Record, frozen=True, kw_only=True):
-    """The whole of an engine's `record.json`.
+    """The content of an engine's `record.json`.
 
     Attributes:
-        plan: what pins the plan's file, which is named for its SHA-256.
-        inputs, outputs: the engine's, by the manifest.
-        refitted_from: the key of the engine that was given these weights.
+        plan: SHA-256 and size of the plan's file, which is named for the SHA-256.
+        inputs, outputs: of the engine, as the manifest has them.
+        refitted_from: key of the engine whose copy was given these weights.
     """
 
     format_version: Positive
@@ -145,7 +159,7 @@ class EngineRecord(Record, frozen=True, kw_only=True):
     plan: FileRecord
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    build: BuildFigures
+    build: BuildStats
     check: SelfCheck
     refitted_from: str | None = None
 
@@ -156,58 +170,61 @@ class EngineRecord(Record, frozen=True, kw_only=True):
 
 
 def engine_key(identity: EngineIdentity) -> str:
-    """The hash of everything that identifies an engine: SHA-256 of its canonical JSON, in hexadecimal."""
+    """Return the SHA-256 of an identity's canonical JSON, in hexadecimal."""
     return hashlib.sha256(msgspec.json.encode(identity, order="deterministic")).hexdigest()
 
 
 def serves(found: EngineIdentity, wanted: EngineIdentity) -> bool:
-    """Whether an engine that is there does what another one is wanted for: the same one, or one plan for more GPUs."""
+    """Return whether an engine can take the place of another: it is equal, or equal and built for more GPUs."""
     if not set(wanted.compute_capabilities) <= set(found.compute_capabilities):
         return False
-    aimed = msgspec.structs.replace(found, compute_capabilities=wanted.compute_capabilities)
-    return engine_key(aimed) == engine_key(wanted)
+    narrowed = msgspec.structs.replace(found, compute_capabilities=wanted.compute_capabilities)
+    return engine_key(narrowed) == engine_key(wanted)
 
 
 def this_platform() -> str:
-    """Operating system and processor, which a plan belongs to."""
+    """Return this machine's operating system and processor, as in `linux-x86_64`; a plan runs on one platform."""
     return f"{sys.platform}-{platform.machine().lower()}"
 
 
-def differences(found: EngineIdentity, wanted: EngineIdentity, arrays: str = "") -> list[str]:
-    """What differs between an engine that is there and the one that is wanted: a clause each, none if they are one.
+def describe_differences(found: EngineIdentity, wanted: EngineIdentity, changed_arrays: str = "") -> list[str]:
+    """Describe how an existing engine differs from the wanted one, in a clause for each difference.
 
     Args:
-        arrays: how many weights changed, in words, where that is known.
+        changed_arrays: number of weight arrays that differ, as in `3 of 208 arrays`; empty if it is not known.
+
+    Returns:
+        The clauses; none if the engines are the same one.
     """
-    return list(_differences(found, wanted, arrays))
+    return list(_differences(found, wanted, changed_arrays))
 
 
-def _differences(found: EngineIdentity, wanted: EngineIdentity, arrays: str) -> Iterator[str]:
+def _differences(found: EngineIdentity, wanted: EngineIdentity, changed_arrays: str) -> Iterator[str]:
     if found.component != wanted.component:
-        yield f"built of {found.component}, wanted {wanted.component}"
+        yield f"built from {found.component}, wanted {wanted.component}"
         return
     name = wanted.component
-    precision = "" if found.precision == wanted.precision else f"{found.precision} there, {wanted.precision} wanted"
+    precision = "" if found.precision == wanted.precision else f"found {found.precision}, wanted {wanted.precision}"
     if found.graph != wanted.graph:
         yield f"graph changed: {name}{precision and f' ({precision})'}"
     elif precision:
         yield f"precision: {precision}"
     if found.weights != wanted.weights:
-        yield _weights_words(found, wanted, arrays)
+        yield _describe_weights(found, wanted, changed_arrays)
     yield from _target_differences(found, wanted)
     for key in {**wanted.profile, **found.profile}:
-        there, here = found.profile.get(key), wanted.profile.get(key)
-        if there != here:
-            yield f"profile of {key}: {there or 'nothing'} there, {here or 'nothing'} wanted"
+        before, after = found.profile.get(key), wanted.profile.get(key)
+        if before != after:
+            yield f"profile of {key}: found {before or 'nothing'}, wanted {after or 'nothing'}"
     yield from _option_differences(found.options, wanted.options)
 
 
-def _weights_words(found: EngineIdentity, wanted: EngineIdentity, arrays: str) -> str:
+def _describe_weights(found: EngineIdentity, wanted: EngineIdentity, changed_arrays: str) -> str:
     if found.weights is None:
-        return f"kept without weights, wanted with: {wanted.component}"
+        return f"stored without weights, wanted with weights: {wanted.component}"
     if wanted.weights is None:
-        return f"kept with its weights, wanted without: {wanted.component}"
-    return f"weights changed: {wanted.component}{arrays and f', {arrays}'}"
+        return f"stored with weights, wanted without weights: {wanted.component}"
+    return f"weights changed: {wanted.component}{changed_arrays and f', {changed_arrays}'}"
 
 
 def _target_differences(found: EngineIdentity, wanted: EngineIdentity) -> Iterator[str]:
@@ -218,31 +235,26 @@ def _target_differences(found: EngineIdentity, wanted: EngineIdentity) -> Iterat
     if found.platform != wanted.platform:
         yield f"built for {found.platform}, this is {wanted.platform}"
     if not set(wanted.compute_capabilities) <= set(found.compute_capabilities):
-        yield f"built for {', '.join(found.compute_capabilities)}, {_gpu_words(wanted)}"
+        capabilities = ", ".join(wanted.compute_capabilities)
+        yield (
+            f"built for {', '.join(found.compute_capabilities)}, "
+            f"{'this GPU is' if wanted.gpu else 'wanted'} {capabilities}"
+        )
     elif found.gpu != wanted.gpu:
-        here = f"this is {wanted.gpu}" if wanted.gpu else "wanted for any of its kind"
-        yield f"built for {found.gpu or 'any GPU of its kind'}, {here}"
-
-
-def _gpu_words(wanted: EngineIdentity) -> str:
-    capabilities = ", ".join(wanted.compute_capabilities)
-    return f"this GPU is {capabilities}" if wanted.gpu else f"wanted {capabilities}"
+        after = f"this is {wanted.gpu}" if wanted.gpu else "wanted for any GPU of its compute capability"
+        yield f"built for {found.gpu or 'any GPU of its compute capability'}, {after}"
 
 
 def _option_differences(found: EngineOptions, wanted: EngineOptions) -> Iterator[str]:
-    there, here = _plain(found), _plain(wanted)
-    for key, value in here.items():
-        if there[key] != value:
-            yield f"{key.replace('_', ' ')}: {_said(there[key])} there, {_said(value)} wanted"
+    before, after = msgspec.structs.asdict(found), msgspec.structs.asdict(wanted)
+    for key, value in after.items():
+        if before[key] != value:
+            yield f"{key.replace('_', ' ')}: found {_format_option(before[key])}, wanted {_format_option(value)}"
 
 
-def _plain(options: EngineOptions) -> Mapping[str, object]:
-    return msgspec.structs.asdict(options)
-
-
-def _said(value: object) -> str:
+def _format_option(value: object) -> str:
     if value is None:
-        return "the library's own"
+        return "the library's default"
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value}"

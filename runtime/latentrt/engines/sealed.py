@@ -1,4 +1,4 @@
-"""Which engines does a bundle bring along?"""
+"""Engines that are sealed into a bundle: listed in its manifest and pinned by its digest."""
 
 from __future__ import annotations
 
@@ -9,32 +9,36 @@ from latentrt.engines.record import EngineRecord
 from latentrt.engines.store import decode_record
 from latentrt.errors import EngineDamagedError
 
-__all__ = ["SealedEngineOf", "sealed_engines"]
+__all__ = ["BundledEngine", "read_sealed_engines"]
 
 
 @dataclass(frozen=True)
-class SealedEngineOf:
-    """An engine that a bundle pins."""
+class BundledEngine:
+    """An engine whose record and plan are files of a bundle.
+
+    Attributes:
+        plan_file: path of the plan inside the bundle.
+    """
 
     bundle: Bundle
     record: EngineRecord
     plan_file: str
 
     def plan(self) -> bytes:
-        """The plan, the very bytes that were hashed.
+        """Read the plan; return exactly the bytes that were hashed.
 
         Raises:
-            IntegrityError: it is missing, or is not the one that the manifest pins.
+            IntegrityError: the file is missing or differs from the manifest's SHA-256.
         """
         return self.bundle.read(self.plan_file)
 
 
-def sealed_engines(bundle: Bundle) -> list[SealedEngineOf]:
-    """The engines that a bundle's manifest names, their records verified and read.
+def read_sealed_engines(bundle: Bundle) -> list[BundledEngine]:
+    """Read and verify the records of a bundle's engines.
 
     Raises:
-        IntegrityError: a record is not the pinned one.
-        EngineDamagedError: a pinned record is none, or is of another engine than the manifest says.
+        IntegrityError: a record differs from the manifest's SHA-256.
+        EngineDamagedError: a pinned file is not an engine's record, or belongs to another key or plan.
     """
     engines = []
     for key, files in bundle.manifest.engines.items():
@@ -42,8 +46,9 @@ def sealed_engines(bundle: Bundle) -> list[SealedEngineOf]:
         pinned = bundle.manifest.files[files.plan]
         if record.key != key or record.plan != pinned:
             raise EngineDamagedError(
-                f"{bundle.folder}: {files.record} is not the record of the engine {key[:12]} and its plan; seal the "
-                "bundle again: latentrt engines seal"
+                f"{bundle.folder}: {files.record} describes the engine {record.key[:12]} with the plan "
+                f"{record.plan.sha256[:12]}, expected the engine {key[:12]} with the plan {pinned.sha256[:12]}; seal "
+                "the bundle again: latentrt engines seal"
             )
-        engines.append(SealedEngineOf(bundle, record, files.plan))
+        engines.append(BundledEngine(bundle, record, files.plan))
     return engines

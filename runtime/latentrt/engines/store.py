@@ -1,17 +1,17 @@
-"""Which engines are there, and is a plan the one that was built?
+"""The user's store of engines: reading records, hashing plans before they are used, and quarantining damaged engines.
 
-Engines live in the user's own cache, a folder each::
+Engines are kept in the user's own cache, a folder each::
 
     ~/.cache/latentrt/engines/
-      <key>/record.json        what it is (`latentrt.engines.record`)
-      <key>/<sha256>.plan      the plan; its record names it by its hash, so a new one never overwrites the old
-      <key>/weights.json       a digest of each of its arrays, to tell what changed
-      <key>/<sha256>.rtcache   what TensorRT-RTX compiled just in time on this machine
-      locks/<key>.lock         held by whoever builds that engine now; an empty file means nothing
-      aside/<key>.<when>/      what failed its hash
+      <key>/record.json          the engine's record (`latentrt.engines.record`)
+      <key>/<sha256>.plan        the plan; named for its hash, so that a new plan never overwrites the old one
+      <key>/weights.json         a digest of each weight array, to tell which arrays changed
+      <key>/<sha256>.rtcache     kernels that TensorRT-RTX compiled just in time on this machine
+      locks/<key>.lock           held by the process that builds the engine; an empty file means nothing
+      quarantine/<key>.<time>/   an engine whose hash or record was wrong
 
-A plan is native code. `EngineStore.plan` hands out bytes that were hashed and compared; nothing else may be
-deserialised. What fails is moved aside, out of the way of the next build.
+A plan is native code. `EngineStore.plan` returns bytes that were hashed and compared; nothing else may be
+deserialised. A damaged engine is moved to the quarantine, so that the next build replaces it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from latentrt.engines.record import ENGINE_FORMAT, EngineIdentity, EngineRecord,
 from latentrt.errors import EngineDamagedError, EngineError
 
 __all__ = [
-    "ASIDE",
     "LOCKS",
+    "QUARANTINE",
     "RECORD_NAME",
     "WEIGHTS_NAME",
     "EngineStore",
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 RECORD_NAME, WEIGHTS_NAME = "record.json", "weights.json"
-LOCKS, ASIDE = "locks", "aside"
+LOCKS, QUARANTINE = "locks", "quarantine"
 
 _KEY = re.compile("[0-9a-f]{64}")
 _LARGEST_RECORD_BYTES = 4 << 20
@@ -56,7 +56,7 @@ _log = logging.getLogger("latentrt")
 
 
 def plan_name(record: EngineRecord) -> str:
-    """What a plan's file is called."""
+    """Return the name of an engine's plan file."""
     return f"{record.plan.sha256}.plan"
 
 
@@ -66,7 +66,7 @@ class _Versioned(msgspec.Struct):
 
 @dataclass(frozen=True)
 class StoredEngine:
-    """An engine in the store: its folder, and its record. Its plan has not been looked at yet."""
+    """An engine in the store: its folder and its record. Its plan has not been read yet."""
 
     folder: Path
     record: EngineRecord
@@ -78,12 +78,12 @@ class StoredEngine:
 
     @property
     def plan_path(self) -> Path:
-        """Where the plan lies."""
+        """The path of the plan."""
         return self.folder / plan_name(self.record)
 
     @property
-    def seems_whole(self) -> bool:
-        """Whether the plan is there, in its size. It has not been hashed."""
+    def is_complete(self) -> bool:
+        """Whether the plan's file exists and has the recorded size. It is not hashed."""
         with contextlib.suppress(OSError):
             return self.plan_path.stat().st_size == self.record.plan.size
         return False
@@ -93,20 +93,20 @@ class EngineStore:
     """The engines of this user.
 
     Args:
-        folder: of the engines; the user's own cache if None.
+        folder: where the engines are; the user's own cache if None.
 
     Raises:
-        EngineError: the folder cannot be made, or others can reach into it.
+        EngineError: the folder cannot be created, or other users can access it.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = require_private_folder("engines") if folder is None else folder
 
     def get(self, key: str) -> StoredEngine | None:
-        """The engine of this key, if there is one.
+        """Return the engine with a key, or None if there is none.
 
         Raises:
-            EngineDamagedError: there is something in its place that is no record of it.
+            EngineDamagedError: its record cannot be read, is invalid or has another key.
         """
         folder = self.folder / key
         try:
@@ -123,35 +123,35 @@ class EngineStore:
             )
         return StoredEngine(folder, record)
 
-    def all_keys(self) -> list[str]:
-        """The keys under which something lies, an engine or not."""
+    def list_keys(self) -> list[str]:
+        """List the keys that have a file or folder in the store, whether or not it is an engine."""
         with contextlib.suppress(FileNotFoundError):
             return sorted(name for name in os.listdir(self.folder) if _KEY.fullmatch(name))
         return []
 
     def engines(self) -> Iterator[StoredEngine]:
-        """Every engine whose record can be read; the others are logged."""
-        for key in self.all_keys():
+        """Yield every engine with a valid record; log the others."""
+        for key in self.list_keys():
             try:
                 engine = self.get(key)
             except EngineDamagedError as error:
-                _log.warning("%s; latentrt engines verify moves it aside", error)
+                _log.warning("%s; latentrt engines verify quarantines it", error)
                 continue
             if engine is not None:
                 yield engine
 
     def find(self, wanted: EngineIdentity) -> StoredEngine | None:
-        """The engine that is wanted, or one plan for more GPUs; its plan is there, and of the right size."""
+        """Return a complete engine that serves an identity (`latentrt.engines.record.serves`), or None."""
         for engine in self.engines():
-            if serves(engine.record.identity, wanted) and engine.seems_whole:
+            if serves(engine.record.identity, wanted) and engine.is_complete:
                 return engine
         return None
 
     def plan(self, engine: StoredEngine) -> bytes:
-        """The plan, the very bytes that were hashed.
+        """Read an engine's plan; return exactly the bytes that were hashed.
 
         Raises:
-            EngineDamagedError: it is missing or is not the one that its record pins. It has been moved aside.
+            EngineDamagedError: the plan is missing or differs from its record; the engine is now in the quarantine.
         """
         try:
             data = _read_plan(engine)
@@ -159,37 +159,42 @@ class EngineStore:
             current = self.get(engine.key)
             if current is None:
                 raise
-            if current.record != engine.record:  # a build took its place meanwhile
+            if current.record != engine.record:  # replaced by a build meanwhile
                 return self.plan(current)
-            where = self.set_aside(engine.key, str(error))
+            where = self.quarantine(engine.key, str(error))
             raise EngineDamagedError(f"{error}; it was moved to {where}, build it again: latentrt build") from None
         return data
 
     def mark_used(self, engine: StoredEngine) -> None:
-        """Note that an engine was loaded, for pruning: its record's time is when it was last used."""
+        """Set the modification time of an engine's record to now; pruning reads it as the time of the last use."""
         with contextlib.suppress(OSError):
             os.utime(engine.folder / RECORD_NAME)
 
-    def set_aside(self, key: str, reason: str) -> Path:
-        """Move what lies under a key out of the way, with the reason beside it.
+    def quarantine(self, key: str, reason: str) -> Path:
+        """Move a key's file or folder to the quarantine and write the reason next to it.
+
+        Returns:
+            The new place. Nothing is there if another process was faster.
 
         Raises:
             EngineError: it cannot be moved.
         """
-        target = self.folder / ASIDE / f"{key}.{time.strftime('%Y%m%dT%H%M%S')}.{secrets.token_hex(4)}"
+        target = self.folder / QUARANTINE / f"{key}.{time.strftime('%Y%m%dT%H%M%S')}.{secrets.token_hex(4)}"
         try:
             target.parent.mkdir(mode=0o700, exist_ok=True)
             os.rename(self.folder / key, target)
             if target.is_dir():
                 (target / "reason.txt").write_text(f"{reason}\n")
         except FileNotFoundError:
-            pass  # somebody else was faster
+            pass  # another process was faster
         except OSError as error:
-            raise EngineError(f"{reason}; it cannot be moved aside: {error.strerror}. Delete it yourself") from None
+            raise EngineError(
+                f"{reason}; {self.folder / key} cannot be quarantined: {error.strerror}. Delete it"
+            ) from None
         return target
 
     def remove(self, key: str) -> None:
-        """Delete an engine, its record first, so that it is there whole or not at all."""
+        """Delete an engine, its record first, so that no reader finds a record without a plan."""
         folder = self.folder / key
         with contextlib.suppress(FileNotFoundError):
             os.unlink(folder / RECORD_NAME)
@@ -197,24 +202,29 @@ class EngineStore:
 
 
 def decode_record(data: bytes, name: str) -> EngineRecord:
-    """Read a `record.json`, strictly.
+    """Decode a `record.json`; unknown keys are errors.
+
+    Args:
+        name: of the file, for messages.
 
     Raises:
-        EngineDamagedError: it is not one, or is of a newer format.
+        EngineDamagedError: the data is not an engine's record, or has another format version.
     """
     try:
-        # Before anything else: a newer format may differ in everything else.
+        # Decoded first, as everything else may differ in a newer format.
         version = msgspec.json.decode(data, type=_Versioned).format_version
         record = msgspec.json.decode(data, type=EngineRecord) if version == ENGINE_FORMAT else None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineDamagedError(f"{name} is not the record of an engine: {printable(str(error))}") from None
     if record is None:
-        raise EngineDamagedError(f"{name} is of format {version}, this latentrt reads {ENGINE_FORMAT}")
+        raise EngineDamagedError(
+            f"{name} has format {version}, expected {ENGINE_FORMAT}; build the engine again: latentrt build"
+        )
     return record
 
 
 def encode_record(record: EngineRecord) -> bytes:
-    """A `record.json` that people can read: indented, shapes on one line."""
+    """Encode a `record.json` for people to read: indented, with each shape on one line."""
     text = msgspec.json.format(msgspec.json.encode(record), indent=2)
     return re.sub(rb"\[[\s\d,]+\]", lambda shape: b" ".join(shape[0].split()), text) + b"\n"
 

@@ -22,7 +22,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 from latentrt.bundle.weights import map_weights
 from latentrt.engines.record import EngineRecord, LibraryName, ShapeRange
-from latentrt_engines.array_digests import array_digests
+from latentrt_engines.cache import digest_arrays
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 
 # What a context says it needs per element of its inputs.
@@ -151,7 +151,7 @@ class FakeEngine:
 
     def serialize_with_config(self, config: FakeSerializationConfig) -> bytes:
         assert config.flags == {FakeModule.SerializationFlag.INCLUDE_REFIT}
-        return json.dumps({**self.plan, "refitted": array_digests(self.weights)}).encode()
+        return json.dumps({**self.plan, "refitted": digest_arrays(self.weights)}).encode()
 
     def create_runtime_config(self) -> FakeRuntimeConfig:
         return FakeRuntimeConfig()

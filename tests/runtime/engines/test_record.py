@@ -12,7 +12,7 @@ from latentrt.engines.record import (
     EngineIdentity,
     EngineOptions,
     ShapeRange,
-    differences,
+    describe_differences,
     engine_key,
     serves,
     this_platform,
@@ -34,17 +34,17 @@ IDENTITY = EngineIdentity(
     gpu="NVIDIA L4",
 )
 
-# Each field, another value of it, and the one clause that tells.
+# Each field, another value of it, and the clause for the difference.
 CHANGES: dict[str, tuple[Any, str]] = {
-    "component": ("vae_decoder", "built of unet, wanted vae_decoder"),
-    "precision": ("float32", "float16 there, float32 wanted"),
+    "component": ("vae_decoder", "built from unet, wanted vae_decoder"),
+    "precision": ("float32", "found float16, wanted float32"),
     "graph": ("c" * 64, "graph changed: unet"),
     "weights": ("c" * 64, "weights changed: unet"),
     "profile": (
         {"sample": msgspec.structs.replace(LATENTS, max=(9, 4, 64, 64)), "tokens": TOKENS},
-        "profile of sample: 1×4×64×64 … 2×4×64×64 … 8×4×64×64 there, 1×4×64×64 … 2×4×64×64 … 9×4×64×64 wanted",
+        "profile of sample: found 1×4×64×64 … 2×4×64×64 … 8×4×64×64, wanted 1×4×64×64 … 2×4×64×64 … 9×4×64×64",
     ),
-    "options": (EngineOptions(tf32=True), "tf32: off there, on wanted"),
+    "options": (EngineOptions(tf32=True), "tf32: found off, wanted on"),
     "library": ("tensorrt_rtx", "built by tensorrt, wanted tensorrt_rtx"),
     "library_version": ("11.1.0.0+cu13", "built by tensorrt 11.0.0.1+cu13, this is 11.1.0.0+cu13"),
     "platform": ("win32-amd64", "built for linux-x86_64, this is win32-amd64"),
@@ -52,14 +52,14 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "gpu": ("NVIDIA L40S", "built for NVIDIA L4, this is NVIDIA L40S"),
 }
 OPTIONS: dict[str, tuple[Any, str]] = {
-    "optimization_level": (5, "optimization level: 3 there, 5 wanted"),
-    "workspace_bytes": (1 << 30, "workspace bytes: the library's own there, 1073741824 wanted"),
-    "version_compatible": (True, "version compatible: off there, on wanted"),
-    "hardware_compatibility": ("ampere_plus", "hardware compatibility: none there, ampere_plus wanted"),
-    "refittable": (True, "refittable: off there, on wanted"),
-    "weight_streaming": (True, "weight streaming: off there, on wanted"),
-    "strip_weights": (True, "strip weights: off there, on wanted"),
-    "tf32": (True, "tf32: off there, on wanted"),
+    "optimization_level": (5, "optimization level: found 3, wanted 5"),
+    "workspace_bytes": (1 << 30, "workspace bytes: found the library's default, wanted 1073741824"),
+    "version_compatible": (True, "version compatible: found off, wanted on"),
+    "hardware_compatibility": ("ampere_plus", "hardware compatibility: found none, wanted ampere_plus"),
+    "refittable": (True, "refittable: found off, wanted on"),
+    "weight_streaming": (True, "weight streaming: found off, wanted on"),
+    "strip_weights": (True, "strip weights: found off, wanted on"),
+    "tf32": (True, "tf32: found off, wanted on"),
 }
 
 
@@ -67,7 +67,7 @@ def changed(**fields: Any) -> EngineIdentity:
     return msgspec.structs.replace(IDENTITY, **fields)
 
 
-def test_no_field_is_forgotten_here() -> None:
+def test_every_field_is_tested() -> None:
     assert set(CHANGES) == set(EngineIdentity.__struct_fields__)
     assert set(OPTIONS) == set(EngineOptions.__struct_fields__)
 
@@ -98,8 +98,8 @@ def test_the_key_does_not_depend_on_the_order_of_the_inputs() -> None:
     assert engine_key(changed(profile={"tokens": TOKENS, "sample": LATENTS})) == engine_key(IDENTITY)
 
 
-def test_the_key_is_the_same_tomorrow() -> None:
-    """Whoever changes it, changes what every cache and every sealed bundle is looked up by: raise ENGINE_FORMAT."""
+def test_the_key_is_stable() -> None:
+    """Caches and sealed bundles are looked up by it; a change of the key needs a new ENGINE_FORMAT."""
     assert engine_key(IDENTITY) == "1e79d384991d5cebb9b1d202b056d932640277b6056739035ed1548396986d0a"
 
 
@@ -111,31 +111,31 @@ def test_the_key_survives_json() -> None:
 
 
 def test_nothing_differs() -> None:
-    assert differences(IDENTITY, changed()) == []
+    assert describe_differences(IDENTITY, changed()) == []
 
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_one_clause_for_each_field(field: str) -> None:
     value, words = CHANGES[field]
-    (clause,) = differences(IDENTITY, changed(**{field: value}))
+    (clause,) = describe_differences(IDENTITY, changed(**{field: value}))
     assert words in clause
 
 
 @pytest.mark.parametrize("field", OPTIONS)
 def test_one_clause_for_each_option(field: str) -> None:
     value, words = OPTIONS[field]
-    assert differences(IDENTITY, changed(options=EngineOptions(**{field: value}))) == [words]
+    assert describe_differences(IDENTITY, changed(options=EngineOptions(**{field: value}))) == [words]
 
 
 def test_another_precision_is_another_graph() -> None:
     wanted = changed(precision="float32", graph="c" * 64)
-    assert differences(IDENTITY, wanted) == ["graph changed: unet (float16 there, float32 wanted)"]
+    assert describe_differences(IDENTITY, wanted) == ["graph changed: unet (found float16, wanted float32)"]
 
 
-def test_whoever_has_another_key_hears_of_a_difference() -> None:
-    """An input that is there and not wanted included."""
-    assert differences(IDENTITY, changed(profile={"sample": LATENTS})) != []
-    assert differences(changed(profile={"sample": LATENTS}), IDENTITY) != []
+def test_an_additional_input_is_a_difference() -> None:
+    """In either engine."""
+    assert describe_differences(IDENTITY, changed(profile={"sample": LATENTS})) != []
+    assert describe_differences(changed(profile={"sample": LATENTS}), IDENTITY) != []
 
 
 @pytest.mark.parametrize(
@@ -145,35 +145,43 @@ def test_whoever_has_another_key_hears_of_a_difference() -> None:
         (((1, 4), (1, 4), (1, 4)), ((1, 4), (1, 4), (8, 4))),
     ],
 )
-def test_the_two_sides_of_a_clause_never_read_the_same(there: Any, here: Any) -> None:
+def test_the_two_sides_of_a_clause_differ(there: Any, here: Any) -> None:
     """`--batch 1:1:8` and `--batch 1:8:8` are two profiles."""
     found, wanted = (ShapeRange(min=low, opt=best, max=high) for low, best, high in (there, here))
-    (words,) = differences(changed(profile={"sample": found}), changed(profile={"sample": wanted}))
-    left, right = words.removeprefix("profile of sample: ").removesuffix(" wanted").split(" there, ")
+    (words,) = describe_differences(changed(profile={"sample": found}), changed(profile={"sample": wanted}))
+    left, right = words.removeprefix("profile of sample: found ").split(", wanted ")
     assert left != right
 
 
-def test_weights_in_words() -> None:
+def test_differences_of_weights() -> None:
     without = changed(weights=None)
-    assert differences(IDENTITY, changed(weights="c" * 64), "686 arrays") == ["weights changed: unet, 686 arrays"]
-    assert differences(IDENTITY, without, "686 arrays") == ["kept with its weights, wanted without: unet"]
-    assert differences(without, IDENTITY, "686 arrays") == ["kept without weights, wanted with: unet"]
+    assert describe_differences(IDENTITY, changed(weights="c" * 64), "686 arrays") == [
+        "weights changed: unet, 686 arrays"
+    ]
+    assert describe_differences(IDENTITY, without, "686 arrays") == [
+        "stored with weights, wanted without weights: unet"
+    ]
+    assert describe_differences(without, IDENTITY, "686 arrays") == [
+        "stored without weights, wanted with weights: unet"
+    ]
 
 
-def test_targets_in_words() -> None:
+def test_differences_of_gpus() -> None:
     portable = changed(gpu=None, compute_capabilities=("8.6", "8.9"))
-    assert differences(portable, changed(gpu=None)) == [], "it is for this one too"
+    assert describe_differences(portable, changed(gpu=None)) == [], "the plan is for this GPU too"
     more = changed(gpu=None, compute_capabilities=("8.9", "12.0"))
-    assert differences(portable, more) == ["built for 8.6, 8.9, wanted 8.9, 12.0"]
-    assert differences(changed(gpu=None), IDENTITY) == ["built for any GPU of its kind, this is NVIDIA L4"]
-    (any_gpu,) = differences(IDENTITY, changed(gpu=None))
+    assert describe_differences(portable, more) == ["built for 8.6, 8.9, wanted 8.9, 12.0"]
+    assert describe_differences(changed(gpu=None), IDENTITY) == [
+        "built for any GPU of its compute capability, this is NVIDIA L4"
+    ]
+    (any_gpu,) = describe_differences(IDENTITY, changed(gpu=None))
     assert any_gpu.startswith("built for NVIDIA L4, ")
 
 
 def test_everything_at_once() -> None:
     other = {field: value for field, (value, _) in CHANGES.items() if field != "component"}
-    clauses = differences(IDENTITY, changed(**other))
-    # One library's version says nothing of another's, nor a name of a GPU of another capability.
+    clauses = describe_differences(IDENTITY, changed(**other))
+    # Versions of different libraries are not compared, nor names of GPUs of different capabilities.
     assert len(clauses) == len(other) - len(["precision", "library_version", "gpu"])
     assert len(set(clauses)) == len(clauses)
 
@@ -190,18 +198,18 @@ def test_one_plan_for_more_gpus_serves_fewer(wanted: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("wanted", [("9.0",), ("8.9", "9.0"), ("8.6", "8.9", "12.0", "12.1")])
-def test_a_plan_serves_no_gpu_that_it_is_not_for(wanted: tuple[str, ...]) -> None:
+def test_a_plan_does_not_serve_other_gpus(wanted: tuple[str, ...]) -> None:
     assert not serves(PORTABLE, changed(gpu=None, compute_capabilities=wanted))
 
 
 @pytest.mark.parametrize("field", [field for field in CHANGES if field != "compute_capabilities"])
-def test_what_differs_otherwise_does_not_serve(field: str) -> None:
-    """However many GPUs it is for, and even if it is for the very same."""
+def test_any_other_difference_does_not_serve(field: str) -> None:
+    """Whether the plan is for the same GPUs or for more."""
     other = changed(**{field: CHANGES[field][0]})
     more = msgspec.structs.replace(other, compute_capabilities=("8.6", "8.9"))
     for found in (other, more):
         assert not serves(found, IDENTITY)
-        assert differences(found, IDENTITY) != []
+        assert describe_differences(found, IDENTITY) != []
 
 
 @pytest.mark.parametrize("field", OPTIONS)
@@ -219,7 +227,7 @@ def test_plans_with_weights_and_without_do_not_serve_each_other() -> None:
 # Shapes
 
 
-def test_what_a_range_covers() -> None:
+def test_shapes_that_a_range_covers() -> None:
     for shape in ((1, 4, 64, 64), (2, 4, 64, 64), (8, 4, 64, 64), (5, 4, 64, 64)):
         assert LATENTS.covers(shape)
     others: list[tuple[int, ...]] = [
@@ -236,7 +244,7 @@ def test_what_a_range_covers() -> None:
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=4, max_size=4).map(sorted), min_size=1, max_size=4))
-def test_a_range_covers_what_lies_in_it_and_nothing_beyond(axes: list[list[int]]) -> None:
+def test_a_range_covers_the_shapes_between_its_ends_only(axes: list[list[int]]) -> None:
     low, inside, best, high = (tuple(axis[index] for axis in axes) for index in range(4))
     shapes = ShapeRange(min=low, opt=best, max=high)
     assert all(map(shapes.covers, (low, inside, best, high)))
@@ -245,7 +253,7 @@ def test_a_range_covers_what_lies_in_it_and_nothing_beyond(axes: list[list[int]]
         assert not shapes.covers((*low[:index], low[index] - 1, *low[index + 1 :]))
 
 
-def test_shapes_in_words() -> None:
+def test_shapes_as_text() -> None:
     assert str(LATENTS) == "1×4×64×64 … 2×4×64×64 … 8×4×64×64"
     assert str(ShapeRange(min=(1, 77), opt=(1, 77), max=(1, 77))) == "1×77"
 

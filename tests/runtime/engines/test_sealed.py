@@ -11,7 +11,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
 from latentrt.bundle.manifest import SealedEngine, encode_manifest
 from latentrt.engines.record import EngineRecord
-from latentrt.engines.sealed import sealed_engines
+from latentrt.engines.sealed import read_sealed_engines
 from latentrt.engines.store import encode_record, plan_name
 from latentrt.errors import EngineDamagedError, IntegrityError, ManifestError
 from latentrt.bundle.sample import bundle_path
@@ -21,7 +21,7 @@ from tests.runtime.small_bundle import change_byte, edit_manifest
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The sample bundle with a made-up engine of its denoiser."""
+    """Copy the sample bundle, with a fake engine of its denoiser."""
     copy = tmp_path / "bundle"
     shutil.copytree(bundle_path(), copy)
     write_engine(copy, engine(copy))
@@ -34,7 +34,7 @@ def engine(folder: Path) -> EngineRecord:
 
 
 def write_engine(folder: Path, made: EngineRecord, *, key: str | None = None) -> None:
-    """Seal an engine as `latentrt engines seal` would, under another key if need be."""
+    """Seal an engine as `latentrt engines seal` does, or under another key."""
     place = f"engines/{key or made.key}"
     files = SealedEngine(record=f"{place}/record.json", plan=f"{place}/{plan_name(made)}")
     (folder / place).mkdir(parents=True)
@@ -49,21 +49,21 @@ def write_engine(folder: Path, made: EngineRecord, *, key: str | None = None) ->
 
 
 def test_a_bundle_without_engines() -> None:
-    assert sealed_engines(Bundle.open(bundle_path())) == []
+    assert read_sealed_engines(Bundle.open(bundle_path())) == []
 
 
 def test_a_sealed_engine(folder: Path) -> None:
     bundle = Bundle.open(folder)
     bundle.verify()
-    (found,) = sealed_engines(bundle)
+    (found,) = read_sealed_engines(bundle)
     assert found.record == engine(folder)
     assert found.plan() == PLAN
 
 
-def test_a_damaged_plan_is_not_handed_out(folder: Path) -> None:
-    (found,) = sealed_engines(Bundle.open(folder))
+def test_a_damaged_plan_is_not_returned(folder: Path) -> None:
+    (found,) = read_sealed_engines(Bundle.open(folder))
     change_byte(folder / found.plan_file)
-    (found,) = sealed_engines(Bundle.open(folder))
+    (found,) = read_sealed_engines(Bundle.open(folder))
     with pytest.raises(IntegrityError, match=found.plan_file):
         found.plan()
 
@@ -71,34 +71,34 @@ def test_a_damaged_plan_is_not_handed_out(folder: Path) -> None:
 def test_a_damaged_record_is_not_read(folder: Path) -> None:
     change_byte(next((folder / "engines").glob("*/record.json")))
     with pytest.raises(IntegrityError, match=r"record\.json"):
-        sealed_engines(Bundle.open(folder))
+        read_sealed_engines(Bundle.open(folder))
 
 
-def test_a_pinned_record_that_is_none(folder: Path) -> None:
+def test_a_pinned_file_that_is_not_a_record(folder: Path) -> None:
     place = next((folder / "engines").glob("*/record.json"))
     place.write_bytes(b"{}")
     name = str(place.relative_to(folder))
     edit_manifest(folder, lambda tree: tree["files"].update({name: msgspec.to_builtins(file_record(place))}))
     with pytest.raises(EngineDamagedError, match="is not the record of an engine"):
-        sealed_engines(Bundle.open(folder))
+        read_sealed_engines(Bundle.open(folder))
 
 
 def test_a_record_under_another_key(folder: Path) -> None:
     write_engine(folder, engine(folder), key="0" * 64)
-    with pytest.raises(EngineDamagedError, match="is not the record of the engine 000000000000 and its plan; seal the"):
-        sealed_engines(Bundle.open(folder))
+    with pytest.raises(EngineDamagedError, match="expected the engine 000000000000"):
+        read_sealed_engines(Bundle.open(folder))
 
 
 def test_the_plan_of_another_engine(folder: Path) -> None:
-    """Both files are what the manifest pins, and do not belong together."""
+    """Both files have the pinned hashes, but do not belong together."""
 
     def swap(tree: dict[str, Any]) -> None:
         (files,) = tree["engines"].values()
         files["plan"] = "unet/model.onnx"
 
     edit_manifest(folder, swap)
-    with pytest.raises(EngineDamagedError, match=r"is not the record of the engine .* and its plan"):
-        sealed_engines(Bundle.open(folder))
+    with pytest.raises(EngineDamagedError, match="expected the engine"):
+        read_sealed_engines(Bundle.open(folder))
 
 
 @pytest.mark.parametrize("field", ["record", "plan"])
@@ -124,7 +124,7 @@ def test_an_engine_outside_the_bundle(folder: Path, path: str) -> None:
         Bundle.open(folder)
 
 
-def test_a_key_that_is_none(folder: Path) -> None:
+def test_an_invalid_key(folder: Path) -> None:
     edit_manifest(folder, lambda tree: tree["engines"].update({"../../x": next(iter(tree["engines"].values()))}))
     with pytest.raises(ManifestError, match="is not a manifest of format 1"):
         Bundle.open(folder)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +11,17 @@ from hypothesis import strategies as st
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.weights import map_weights
-from latentrt_engines import monitor
+from latentrt.errors import BuildError
+from latentrt_engines import builder_config
+from latentrt_engines.builder_config import PhaseTree, make_monitor, use_timing_cache
 from latentrt_engines.library import load_library
-from latentrt_engines.monitor import PhaseTree, make_monitor
 from latentrt_engines.network import make_log, parse_network
+
+# Progress
 
 
 class Reports(list[tuple[float, str]]):
-    """What a tree reports."""
+    """The reports of a tree."""
 
     def __call__(self, fraction: float, name: str) -> None:
         self.append((fraction, name))
@@ -25,12 +29,12 @@ class Reports(list[tuple[float, str]]):
 
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> Reports:
-    """Of a tree that does not wait between reports."""
-    monkeypatch.setattr(monitor, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    """Record the reports of a tree that does not wait between them."""
+    monkeypatch.setattr(builder_config, "_SECONDS_BETWEEN_REPORTS", 0.0)
     return Reports()
 
 
-def test_a_phase_takes_part_of_one_step_of_the_phase_it_is_in(reports: Reports) -> None:
+def test_a_phase_is_a_fraction_of_one_step_of_its_parent(reports: Reports) -> None:
     tree = PhaseTree(reports)
     tree.start("build", None, 2)
     tree.start("graph", "build", 4)
@@ -56,7 +60,7 @@ def test_a_phase_takes_part_of_one_step_of_the_phase_it_is_in(reports: Reports) 
     ]
 
 
-def test_three_deep(reports: Reports) -> None:
+def test_three_nested_phases(reports: Reports) -> None:
     tree = PhaseTree(reports)
     tree.start("a", None, 2)
     tree.step("a", 0)
@@ -68,7 +72,7 @@ def test_three_deep(reports: Reports) -> None:
     assert reports[-1] == (0.5 + 0.25 + 0.125, "c")
 
 
-def test_more_steps_than_were_said(reports: Reports) -> None:
+def test_more_steps_than_announced(reports: Reports) -> None:
     tree = PhaseTree(reports)
     tree.start("a", None, 0)
     for step in range(3):
@@ -76,7 +80,7 @@ def test_more_steps_than_were_said(reports: Reports) -> None:
     assert [fraction for fraction, _ in reports] == [0.0, 1.0, 1.0, 1.0]
 
 
-def test_a_phase_that_nobody_started_or_whose_parent_is_gone(reports: Reports) -> None:
+def test_unknown_phases_and_parents(reports: Reports) -> None:
     tree = PhaseTree(reports)
     tree.step("unknown", 0)
     tree.finish("unknown")
@@ -95,13 +99,13 @@ _CALLS = st.one_of(
 
 
 @given(st.lists(_CALLS))
-def test_the_fraction_never_falls_and_is_a_fraction(calls: list[tuple[str, str, int]]) -> None:
-    """Whatever is called; a name is in use once at a time, and a parent was there before, as the library promises."""
+def test_the_fraction_never_decreases_and_is_between_0_and_1(calls: list[tuple[str, str, int]]) -> None:
+    """For any calls that the library can make: a name is used once at a time, and parents start before children."""
     reports = Reports()
     tree = PhaseTree(reports)
     running: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitor, "_SECONDS_BETWEEN_REPORTS", 0.0)
+        patch.setattr(builder_config, "_SECONDS_BETWEEN_REPORTS", 0.0)
         for call, name, number in calls:
             if call == "start" and name not in running:
                 tree.start(name, running[-1] if running else None, number)
@@ -117,7 +121,7 @@ def test_the_fraction_never_falls_and_is_a_fraction(calls: list[tuple[str, str, 
 
 
 def test_reports_come_one_at_a_time_from_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(builder_config, "_SECONDS_BETWEEN_REPORTS", 0.0)
     inside, together = [0], []
     reports = Reports()
 
@@ -153,11 +157,11 @@ def test_reports_are_rare() -> None:
     tree.start("build", None, 100_000)
     for step in range(100_000):
         tree.step("build", step)
-    most = 1 + (time.monotonic() - began) / monitor._SECONDS_BETWEEN_REPORTS
+    most = 1 + (time.monotonic() - began) / builder_config._SECONDS_BETWEEN_REPORTS
     assert 1 <= len(reports) <= most + 1
 
 
-def test_a_real_build_tells_of_its_phases(sample: Bundle, reports: Reports) -> None:
+def test_a_real_build_reports_its_phases(sample: Bundle, reports: Reports) -> None:
     library = load_library("tensorrt_rtx")
     trt: Any = library.module
     graph, weights = sample.component_files("vae_decoder", "float16")
@@ -178,3 +182,77 @@ def test_a_real_build_tells_of_its_phases(sample: Bundle, reports: Reports) -> N
     assert fractions == sorted(fractions)
     assert len({name for _, name in reports}) > 1
     assert fractions[-1] > 0.5, "it ends near the end"
+
+
+# Timing cache: TensorRT times kernels only on a GPU, so the library is faked
+
+
+class FakeCache:
+    """Timings, as `kernel=ms` separated by spaces; `other` marks timings of another GPU."""
+
+    def __init__(self, data: bytes) -> None:
+        self.times = set(data.split())
+
+    def combine(self, other: FakeCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if b"other" in other.times:
+            return False
+        self.times |= other.times
+        return True
+
+    def serialize(self) -> bytes:
+        return b" ".join(sorted(self.times))
+
+
+class FakeConfig:
+    cache: FakeCache
+
+    def create_timing_cache(self, data: bytes) -> FakeCache:
+        return FakeCache(data)
+
+    def set_timing_cache(self, cache: FakeCache, ignore_mismatch: bool) -> bool:
+        if b"other" in cache.times:
+            return False
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> FakeCache:
+        return self.cache
+
+
+def measure(path: Path, *measured: bytes, meanwhile: bytes = b"") -> list[str]:
+    """Measure some kernels, while another build may write the file; return the warnings."""
+    config, warnings = FakeConfig(), list[str]()
+    save = use_timing_cache(config, path, warnings.append)
+    config.cache.times.update(measured)
+    if meanwhile:
+        path.write_bytes(meanwhile)
+    save()
+    return warnings
+
+
+def test_timings_are_read_and_extended(tmp_path: Path) -> None:
+    path = tmp_path / "times"
+    assert measure(path, b"gemm=1") == []
+    assert measure(path, b"conv=2") == []
+    assert path.read_bytes() == b"conv=2 gemm=1"
+
+
+def test_timings_that_another_build_wrote_meanwhile_are_kept(tmp_path: Path) -> None:
+    measure(tmp_path / "times", b"gemm=1", meanwhile=b"conv=2")
+    assert (tmp_path / "times").read_bytes() == b"conv=2 gemm=1"
+
+
+def test_timings_of_another_gpu_are_replaced_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "times"
+    path.write_bytes(b"other gemm=9")
+    (warning,) = measure(path, b"gemm=1")
+    assert str(path) in warning
+    assert path.read_bytes() == b"gemm=1"
+
+
+def test_an_unusable_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="cannot be read: Is a directory"):
+        use_timing_cache(FakeConfig(), tmp_path, lambda text: None)
+    with pytest.raises(BuildError, match="cannot be written: No such file or directory"):
+        measure(tmp_path / "nowhere" / "times")

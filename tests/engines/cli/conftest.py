@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engines.commands.calling import Caller
+from tests.engines.cli.calling import Caller
 
 
 @pytest.fixture

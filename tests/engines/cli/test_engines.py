@@ -12,8 +12,8 @@ from latentrt.engines.record import EngineOptions
 from latentrt.engines.store import RECORD_NAME, StoredEngine
 from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
-from tests.engines.commands.calling import Caller
-from tests.engines.made_up import H100, PLAN, identity, publish, publish_wanted, retrained
+from tests.engines.cli.calling import Caller
+from tests.engines.made_up import H100, PLAN, identity, publish, publish_targets, retrained
 from tests.runtime.small_bundle import change_byte
 
 FOR_4090 = ("--gpu", "rtx4090")
@@ -21,12 +21,12 @@ FOR_4090 = ("--gpu", "rtx4090")
 
 @pytest.fixture
 def built(sample: Bundle, cache: EngineCache) -> list[StoredEngine]:
-    """What `latentrt build --gpu rtx4090` leaves of two submodules."""
-    return publish_wanted(cache, sample, "unet", "vae_decoder")
+    """Publish the engines that `latentrt build --gpu rtx4090` builds of two components."""
+    return publish_targets(cache, sample, "unet", "vae_decoder")
 
 
 def cells(line: str) -> list[str]:
-    """Of a row of a table, but those that are empty."""
+    """Return the cells of a row that are not empty."""
     return re.split(r"\s{2,}", line.strip())
 
 
@@ -69,20 +69,20 @@ def test_the_list(latentrt: Caller, sample: Bundle, cache: EngineCache, built: l
     assert lines[-1] == f"4 engines, {size} bytes, in {cache.folder}"
 
 
-def test_a_list_of_one(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
+def test_a_list_of_one_engine(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
     publish(cache, sample, identity(sample, "unet"))
     assert latentrt("engines", "list").out.splitlines()[-1] == f"1 engine, {len(PLAN)} bytes, in {cache.folder}"
 
 
-def test_a_plan_of_another_size_is_called_damaged(latentrt: Caller, built: list[StoredEngine]) -> None:
+def test_an_incomplete_engine_is_listed_as_damaged(latentrt: Caller, built: list[StoredEngine]) -> None:
     os.truncate(built[0].plan_path, 3)
     built[1].plan_path.unlink()
     assert [cells(line)[4] for line in latentrt("engines", "list").out.splitlines()[2:-1]] == ["damaged", "damaged"]
 
 
 def test_the_list_of_a_bundle(latentrt: Caller, cache: EngineCache, built: list[StoredEngine], tmp_path: Path) -> None:
-    other = retrained(tmp_path / "b", "conv_in.weight")  # of another denoiser and the same decoder
-    (engine,) = publish_wanted(cache, other, "unet")
+    other = retrained(tmp_path / "b", "conv_in.weight")  # with another denoiser and the same decoder
+    (engine,) = publish_targets(cache, other, "unet")
     listed = {
         folder: {one["key"] for one in json.loads(latentrt("engines", "list", folder, "--json").out)}
         for folder in (bundle_path(), other.folder)
@@ -111,13 +111,12 @@ def test_show(latentrt: Caller, built: list[StoredEngine]) -> None:
     assert json.loads(ended.out)["identity"]["component"] == "unet"
 
 
-def test_what_cannot_be_shown(latentrt: Caller, built: list[StoredEngine]) -> None:
-    for key, sentence in (
-        (built[0].key[:3], f"error: found the key '{built[0].key[:3]}', expected its first 4 digits or more\n"),
-        ("0" * 64, f"error: no engine has a key that begins with '{'0' * 64}'; latentrt engines list shows them\n"),
-    ):
+def test_show_of_an_invalid_key(latentrt: Caller, built: list[StoredEngine]) -> None:
+    for key, fragment in ((built[0].key[:3], "4 digits"), ("0" * 64, "latentrt engines list")):
         ended = latentrt("engines", "show", key)
-        assert (ended.code, ended.out, ended.err) == (2, "", sentence)
+        assert (ended.code, ended.out) == (2, "")
+        assert f"'{key}'" in ended.err
+        assert fragment in ended.err
     assert latentrt("engines", "show").code == 2
 
 
@@ -129,43 +128,43 @@ def test_why(latentrt: Caller, built: list[StoredEngine], tmp_path: Path) -> Non
     ended = latentrt("engines", "why", bundle.folder, *FOR_4090)
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
-    assert re.fullmatch(r"wanted: TensorRT-RTX \S+, for 8\.9; pictures 64x64, batch 1, guidance on", lines[0])
+    assert re.fullmatch(r"wanted: TensorRT-RTX \S+, for 8\.9; images 64x64, batch 1, guidance on", lines[0])
     assert [" ".join(line.split()) for line in lines[1:]] == [
-        "preview_decoder nothing is built of preview_decoder",
-        "safety_checker nothing is built of safety_checker",
-        "text_encoder nothing is built of text_encoder",
-        f"unet missing; nearest is {built[0].key[:12]} in the cache:",
+        "preview_decoder missing; no engine of preview_decoder exists",
+        "safety_checker missing; no engine of safety_checker exists",
+        "text_encoder missing; no engine of text_encoder exists",
+        f"unet missing; the nearest is {built[0].key[:12]} in the cache:",
         "weights changed: unet, 1 of 208 arrays",
-        f"vae_decoder there: {built[1].key[:12]} in the cache",
-        "vae_encoder nothing is built of vae_encoder",
+        f"vae_decoder exists: {built[1].key[:12]} in the cache",
+        "vae_encoder missing; no engine of vae_encoder exists",
     ]
 
 
 def test_why_of_one_plan_for_more_gpus(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
-    (engine,) = publish_wanted(cache, sample, "unet", gpus="rtx4090,rtx3060")
+    (engine,) = publish_targets(cache, sample, "unet", gpus="rtx4090,rtx3060")
     for gpus in ("rtx4090", "rtx3060", "8.9,8.6"):
         ended = latentrt("engines", "why", bundle_path(), "--gpu", gpus, "--component", "unet")
-        assert ended.out.splitlines()[1:] == [f"unet            there: {engine.key[:12]} in the cache"]
+        assert ended.out.splitlines()[1:] == [f"unet            exists: {engine.key[:12]} in the cache"]
     ended = latentrt("engines", "why", bundle_path(), "--gpu", "rtx4090,rtx5090", "--component", "unet")
     assert ended.out.splitlines()[1:] == [
-        f"unet            missing; nearest is {engine.key[:12]} in the cache:",
+        f"unet            missing; the nearest is {engine.key[:12]} in the cache:",
         "                  built for 8.6, 8.9, wanted 8.9, 12.0",
     ]
 
 
-def test_why_of_a_plan_of_another_size(latentrt: Caller, built: list[StoredEngine]) -> None:
+def test_why_of_an_incomplete_engine(latentrt: Caller, built: list[StoredEngine]) -> None:
     os.truncate(built[0].plan_path, 3)
     ended = latentrt("engines", "why", bundle_path(), *FOR_4090, "--component", "unet")
-    assert ended.out.splitlines()[1:] == ["unet            nothing is built of unet"]
+    assert ended.out.splitlines()[1:] == ["unet            missing; no engine of unet exists"]
 
 
 def test_why_of_sealed_engines(latentrt: Caller, cache: EngineCache, built: list[StoredEngine], tmp_path: Path) -> None:
     assert latentrt("engines", "seal", bundle_path(), tmp_path / "out").code == 0
     ended = latentrt("engines", "why", tmp_path / "out", *FOR_4090, "--component", "unet")
-    assert ended.out.splitlines()[-1] == f"unet            there: {built[0].key[:12]} in the bundle"
+    assert ended.out.splitlines()[-1] == f"unet            exists: {built[0].key[:12]} in the bundle"
 
 
-def test_why_of_what_cannot_be(latentrt: Caller, cache: EngineCache, tmp_path: Path) -> None:
+def test_why_of_invalid_arguments(latentrt: Caller, cache: EngineCache, tmp_path: Path) -> None:
     assert latentrt("engines", "why", bundle_path(), "--gpu", "rtx1").code == 2
     assert latentrt("engines", "why", tmp_path / "nothing", *FOR_4090).code == 4
 
@@ -179,68 +178,69 @@ def test_intact(latentrt: Caller, cache: EngineCache, built: list[StoredEngine])
 
 
 @pytest.mark.parametrize("damaged", ["plan", "record"])
-def test_damage_is_found_and_moved_aside(
+def test_damaged_engines_are_quarantined(
     latentrt: Caller, cache: EngineCache, built: list[StoredEngine], damaged: str
 ) -> None:
     change_byte(built[0].plan_path) if damaged == "plan" else (built[0].folder / RECORD_NAME).write_bytes(b"{")
     ended = latentrt("engines", "verify")
     assert (ended.code, ended.out) == (9, "")
-    assert f"not what was built: 1 of 2; they were moved aside, to {cache.folder / 'aside'}:" in ended.err
+    assert "1 of 2 engines" in ended.err
+    assert str(cache.folder / "quarantine") in ended.err
     assert built[0].key in ended.err
     assert built[1].key not in ended.err
     assert latentrt("engines", "verify").out == f"intact: 1 engine in {cache.folder}\n"
-    (moved,) = (cache.folder / "aside").iterdir()
+    (moved,) = (cache.folder / "quarantine").iterdir()
     assert (moved / "reason.txt").read_text()
 
 
-def test_what_a_build_is_at_is_not_called_damaged(
+def test_a_running_build_is_not_reported_as_damaged(
     latentrt: Caller, cache: EngineCache, built: list[StoredEngine]
 ) -> None:
-    """A plan whose record is not written yet: nothing is moved, so nothing may be said to have been."""
+    """Its record is not written yet. Nothing is quarantined, so nothing may be reported."""
     (cache.folder / ("0" * 64)).mkdir()
     ended = latentrt("engines", "verify")
-    assert "moved aside" not in ended.err
+    assert ended.err == ""
     assert (ended.code, ended.out) == (0, f"intact: 2 engines in {cache.folder}\n")
 
 
-def test_verifying_is_not_using(latentrt: Caller, built: list[StoredEngine]) -> None:
-    """Else whoever verifies every night would never prune."""
+def test_verify_does_not_count_as_use(latentrt: Caller, built: list[StoredEngine]) -> None:
+    """Otherwise nothing would be pruned where engines are verified every night."""
     os.utime(built[0].folder / RECORD_NAME, (0, 0))
     assert latentrt("engines", "verify").code == 0
     dry = latentrt("engines", "prune", "--older-than", "1", "--dry-run")
-    assert re.fullmatch(r"1 thing, .* \(nothing was deleted\), in .*", dry.out.splitlines()[-1])
+    assert dry.out.splitlines()[-1].startswith("would delete 1 item, ")
 
 
 # prune
 
 
 def test_nothing_to_prune(latentrt: Caller, cache: EngineCache, built: list[StoredEngine]) -> None:
-    assert latentrt("engines", "prune").out == f"0 things, 0 bytes, in {cache.folder}\n"
-    assert len(cache.all_keys()) == 2
+    assert latentrt("engines", "prune").out == f"deleted 0 items, 0 bytes, in {cache.folder}\n"
+    assert len(cache.list_keys()) == 2
 
 
 def test_prune(latentrt: Caller, sample: Bundle, cache: EngineCache, built: list[StoredEngine]) -> None:
     old = publish(cache, sample, identity(sample, "unet", library_version="1.0+cu13"))
     dry = latentrt("engines", "prune", "--dry-run")
-    assert dry.out.startswith(f"would delete {old.key[:12]}: unet, built by tensorrt_rtx 1.0+cu13, this is ")
-    assert dry.out.splitlines()[-1].endswith(f"(nothing was deleted), in {cache.folder}")
+    assert dry.out.startswith(f"would delete {old.key[:12]}: unet, ")
+    assert re.fullmatch(rf"would delete 1 item, .*, in {cache.folder}", dry.out.splitlines()[-1])
     assert old.folder.exists()
     wet = latentrt("engines", "prune")
     assert wet.out.startswith(f"deleting {old.key[:12]}: ")
     assert not old.folder.exists()
-    assert sorted(cache.all_keys()) == sorted(engine.key for engine in built)
+    assert sorted(cache.list_keys()) == sorted(engine.key for engine in built)
 
 
-def test_prune_what_was_not_used(latentrt: Caller, cache: EngineCache, built: list[StoredEngine]) -> None:
+def test_prune_of_unused_engines(latentrt: Caller, cache: EngineCache, built: list[StoredEngine]) -> None:
     os.utime(built[0].folder / RECORD_NAME, (0, 0))
-    assert "unet, not used for so long" in latentrt("engines", "prune", "--older-than", "30").out
-    assert cache.all_keys() == [built[1].key]
+    assert f"deleting {built[0].key[:12]}: unet, " in latentrt("engines", "prune", "--older-than", "30").out
+    assert cache.list_keys() == [built[1].key]
     assert latentrt("engines", "prune", "--older-than", "-1").code == 2
 
 
 def test_prune_all(latentrt: Caller, cache: EngineCache, built: list[StoredEngine]) -> None:
-    assert latentrt("engines", "prune", "--all").out.count("as every engine") == 2
-    assert cache.all_keys() == []
+    assert latentrt("engines", "prune", "--all").out.count("deleting ") == 2
+    assert cache.list_keys() == []
 
 
 # seal
@@ -264,7 +264,7 @@ def test_seal(latentrt: Caller, cache: EngineCache, built: list[StoredEngine], t
     assert latentrt("engines", "seal", bundle_path(), out, "--overwrite").out.count("\nsealed ") == 1
 
 
-def test_sealing_more_into_a_bundle_that_has_some(
+def test_sealing_more_engines_into_a_sealed_bundle(
     latentrt: Caller, cache: EngineCache, built: list[StoredEngine], tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
@@ -273,19 +273,20 @@ def test_sealing_more_into_a_bundle_that_has_some(
     assert ended.out.splitlines()[1] == f"{second}: 2 engines, 1 of them sealed now"
     itself = latentrt("engines", "seal", first, first, "--overwrite")
     assert (itself.code, itself.out) == (2, "")
-    words = "is the bundle itself; seal into another folder, as its digest stays what it is"
-    assert itself.err == f"error: {first} {words}\n"
+    assert str(first) in itself.err
     assert len(Bundle.open(first).manifest.engines) == 1
 
 
-def test_what_cannot_be_sealed(latentrt: Caller, sample: Bundle, cache: EngineCache, tmp_path: Path) -> None:
+def test_seal_of_missing_and_damaged_engines(
+    latentrt: Caller, sample: Bundle, cache: EngineCache, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     nothing = latentrt("engines", "seal", bundle_path(), out)
-    assert (nothing.code, "build some: latentrt build" in nothing.err) == (9, True)
-    (engine,) = publish_wanted(cache, sample, "unet")
+    assert (nothing.code, "latentrt build" in nothing.err) == (9, True)
+    (engine,) = publish_targets(cache, sample, "unet")
     assert latentrt("engines", "seal", bundle_path(), out, "0" * 64).code == 2
     assert latentrt("engines", "seal", bundle_path(), out, "--digest", f"sha256:{'0' * 64}").code == 4
     change_byte(engine.plan_path)
     damaged = latentrt("engines", "seal", bundle_path(), out)
-    assert (damaged.code, "build it again: latentrt build" in damaged.err) == (9, True)
+    assert (damaged.code, "latentrt build" in damaged.err) == (9, True)
     assert not out.exists()

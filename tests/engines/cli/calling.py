@@ -1,4 +1,4 @@
-"""The command line, as its tests call it."""
+"""Calls of the command line in tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from latentrt.cli import main as cli
 
 @dataclass(frozen=True)
 class Called:
-    """How a command ended, and what it said."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -20,7 +20,7 @@ class Called:
 
 
 class Caller:
-    """Calls `latentrt …`."""
+    """A caller of `latentrt …` that catches the exit and the output."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -30,6 +30,6 @@ class Caller:
         with pytest.raises(SystemExit) as end:
             cli.main([*map(str, arguments)])
         assert isinstance(end.value.code, int)
-        said = self._capsys.readouterr()
-        assert "Traceback" not in said.err
-        return Called(end.value.code, said.out, said.err)
+        captured = self._capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Called(end.value.code, captured.out, captured.err)

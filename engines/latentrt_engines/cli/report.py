@@ -1,0 +1,113 @@
+"""Output of the engine commands: the progress of builds, and tables of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self
+
+import msgspec
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBars
+from rich.table import Table
+
+from latentrt.engines.record import EngineIdentity, EngineOptions
+from latentrt.engines.store import StoredEngine
+from latentrt_engines.build import Progress
+
+__all__ = ["ENGINE_HEADINGS", "Reporter", "describe_options", "describe_target", "format_engine", "make_table"]
+
+
+class Reporter(Progress):
+    """Progress on a console: a bar for each engine on a terminal, else a line for each finished engine."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.fields[component]:<14}"),
+            BarColumn(12),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._bars = ProgressBars(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def update(self, component: str, text: str, fraction: float) -> None:
+        if text.startswith("waiting") and not self._console.is_terminal:
+            self._print(f"{component:<14}  {text}")
+        self._bars.update(self._task(component), description=text, completed=fraction)
+
+    def finish(self, component: str, engine: StoredEngine, *, built: bool) -> None:
+        stats, size = engine.record.build, decimal(engine.record.plan.size)
+        text = f"exists, {size}"
+        if built:
+            text = f"{size}, built in {stats.seconds:.1f} s, peak memory {stats.peak_bytes / 2**30:.1f} GiB"
+        self._bars.update(self._task(component), description=text, completed=1.0)
+        if not self._console.is_terminal:
+            self._print(f"{component:<14}  {text}")
+
+    def warn(self, text: str) -> None:
+        self._print(f"warning: {text}", style="yellow")
+
+    def _task(self, component: str) -> TaskID:
+        if component not in self._tasks:
+            self._tasks[component] = self._bars.add_task("", total=1.0, component=component)
+        return self._tasks[component]
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # soft_wrap: a message is one line of a log, however long.
+        self._console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+ENGINE_HEADINGS = ("key", "component", "for", "shapes", "options", "size", "built", "checked on")
+
+
+def format_engine(engine: StoredEngine) -> tuple[str, ...]:
+    """Return the cells of an engine under `ENGINE_HEADINGS`."""
+    record, identity = engine.record, engine.record.identity
+    return (
+        engine.key[:12],
+        f"{identity.component} {identity.precision}",
+        f"{describe_target(identity)}, {identity.library} {identity.library_version}",
+        str(next(iter(identity.profile.values()), "")),
+        describe_options(identity.options),
+        decimal(record.plan.size) if engine.is_complete else "damaged",
+        record.build.built_at[:16].replace("T", " "),
+        record.check.ran_on or "not run",
+    )
+
+
+def describe_options(options: EngineOptions) -> str:
+    """Describe the builder options that differ from the defaults."""
+    given, defaults = (msgspec.structs.asdict(each) for each in (options, EngineOptions()))
+    clauses = [
+        key.replace("_", " ") if value is True else f"{key.replace('_', ' ')} {value}"
+        for key, value in given.items()
+        if value != defaults[key]
+    ]
+    return ", ".join(clauses)
+
+
+def describe_target(identity: EngineIdentity) -> str:
+    """Describe the GPUs that a plan is for: a model, or compute capabilities."""
+    return identity.gpu or ", ".join(identity.compute_capabilities)
+
+
+def make_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """Make a table that is readable in a log: no frame, whole words."""
+    table = Table(box=SIMPLE, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading == "key")
+    for row in rows:
+        table.add_row(*row)
+    return table
