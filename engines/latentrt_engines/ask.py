@@ -17,7 +17,7 @@ from latentrt.engines.record import EngineOptions, HardwareCompatibility, Librar
 from latentrt.errors import RequestError
 from latentrt_engines.fleet import FleetGpu, by_driver_name, parse_capabilities, parse_fleet
 from latentrt_engines.library import Library
-from latentrt_engines.profiles import Guidance, PictureProfile, picture_profile
+from latentrt_engines.profiles import Guidance, ImageProfile, image_profile
 from latentrt_engines.wanted import Wanted, choose_components, choose_library, choose_targets, wanted_engines
 
 __all__ = ["Ask", "Wants", "ask_options", "parse_bytes", "target_options"]
@@ -48,14 +48,14 @@ class Ask:
     tf32: bool = False
     library: LibraryName | None = None
 
-    def profiles(self, bundle: Bundle) -> list[PictureProfile]:
+    def profiles(self, bundle: Bundle) -> list[ImageProfile]:
         """The pictures that are asked for, a profile for each size.
 
         Raises:
             RequestError: the bundle cannot draw them.
         """
         return [
-            picture_profile(bundle.manifest, size=size, batch=self.batch, chunks=self.chunks, guidance=self.guidance)
+            image_profile(bundle.manifest, size=size, batch=self.batch, chunks=self.chunks, guidance=self.guidance)
             for size in self.size or (None,)
         ]
 
@@ -107,7 +107,7 @@ class Ask:
     def engines(
         self,
         bundle: Bundle,
-        profiles: Sequence[PictureProfile],
+        profiles: Sequence[ImageProfile],
         library: Library,
         targets: tuple[str, ...],
         gpu: Gpu | NoGpu,
@@ -145,7 +145,7 @@ class Wants:
 
     library: Library
     gpu: Gpu | NoGpu
-    profiles: list[PictureProfile]
+    profiles: list[ImageProfile]
     engines: list[Wanted]
 
 

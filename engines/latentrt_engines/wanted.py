@@ -11,7 +11,7 @@ from latentrt.bundle.manifest import Precision
 from latentrt.engines.record import EngineIdentity, EngineOptions, LibraryName, engine_key, this_platform
 from latentrt.errors import BundleError, RequestError
 from latentrt_engines.library import Library, installed_libraries, load_library
-from latentrt_engines.profiles import PictureProfile, check_merging, component_profile
+from latentrt_engines.profiles import ImageProfile, check_merging, component_profile
 
 __all__ = ["Wanted", "choose_components", "choose_library", "choose_targets", "wanted_engines"]
 
@@ -21,7 +21,7 @@ class Wanted:
     """An engine that is wanted: what identifies it, and what it is for in words."""
 
     identity: EngineIdentity
-    profile: PictureProfile
+    profile: ImageProfile
 
     @property
     def component(self) -> str:
@@ -98,7 +98,7 @@ def choose_components(bundle: Bundle, names: Iterable[str]) -> tuple[str, ...]:
 def wanted_engines(
     bundle: Bundle,
     components: Iterable[str],
-    profile: PictureProfile,
+    profile: ImageProfile,
     *,
     library: Library,
     options: EngineOptions,

@@ -31,7 +31,7 @@ from latentrt_engines.array_digests import array_digests
 from latentrt_engines.ask import Ask
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.library import Library
-from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.profiles import component_profile, image_profile
 from latentrt_engines.wanted import Wanted
 
 RTX = Library(name="tensorrt_rtx", module=None, version="1.2.3.4+cu13")
@@ -52,7 +52,7 @@ def identity(bundle: Bundle, component: str, **changes: Any) -> EngineIdentity:
         precision=precision,
         graph=manifest.files[graph].sha256,
         weights=manifest.files[weights].sha256,
-        profile=component_profile(component, manifest.components[component], picture_profile(manifest), manifest),
+        profile=component_profile(component, manifest.components[component], image_profile(manifest), manifest),
         options=EngineOptions(),
         library=RTX.name,
         library_version=RTX.version,
@@ -64,7 +64,7 @@ def identity(bundle: Bundle, component: str, **changes: Any) -> EngineIdentity:
 
 def wanted(bundle: Bundle, component: str, **changes: Any) -> Wanted:
     """An engine that somebody wants."""
-    return Wanted(identity=identity(bundle, component, **changes), profile=picture_profile(bundle.manifest))
+    return Wanted(identity=identity(bundle, component, **changes), profile=image_profile(bundle.manifest))
 
 
 def record(bundle: Bundle, of: EngineIdentity, plan: bytes = PLAN) -> EngineRecord:
@@ -74,7 +74,7 @@ def record(bundle: Bundle, of: EngineIdentity, plan: bytes = PLAN) -> EngineReco
         format_version=ENGINE_FORMAT,
         identity=of,
         plan=FileRecord(sha256=hash_bytes(plan), size=len(plan)),
-        inputs=component.inputs,
+        inputs=tuple(spec.tensor for spec in component.inputs),
         outputs=component.outputs,
         build=BuildFigures(
             seconds=1.5,

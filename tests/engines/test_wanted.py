@@ -12,7 +12,7 @@ from latentrt.engines.record import EngineOptions, LibraryName, ShapeRange, engi
 from latentrt.errors import BackendError, BundleError, MissingExtraError, RequestError
 from latentrt_engines import wanted as module
 from latentrt_engines.library import Library, load_library
-from latentrt_engines.profiles import check_merging, component_profile, picture_profile
+from latentrt_engines.profiles import check_merging, component_profile, image_profile
 from latentrt_engines.wanted import choose_components, choose_library, choose_targets, wanted_engines
 from tests.engines.made_up import H100, NO_GPU, RTX4090, TENSORRT
 from tests.exported import Exported
@@ -120,7 +120,7 @@ def test_a_submodule_that_the_bundle_does_not_have(sample: Bundle) -> None:
 
 def of(bundle: Bundle, library: Library = RTX, gpu: Gpu | NoGpu = NO_GPU, **given: Any) -> list[module.Wanted]:
     options = given.pop("options", EngineOptions())
-    profile = picture_profile(bundle.manifest)
+    profile = image_profile(bundle.manifest)
     capabilities = ("8.9",) if isinstance(gpu, NoGpu) else (gpu.compute_capability,)
     return wanted_engines(
         bundle,
@@ -144,7 +144,7 @@ def test_more_merged_tokens_than_a_library_ranks_are_refused(sample: Bundle) -> 
     sample.manifest = msgspec.structs.replace(sample.manifest, components=components)
 
     def shapes(size: str) -> dict[str, ShapeRange]:
-        return component_profile("unet", merged, picture_profile(sample.manifest, size=size), sample.manifest)
+        return component_profile("unet", merged, image_profile(sample.manifest, size=size), sample.manifest)
 
     check_merging(merged, shapes("480x512"))  # 60 × 64 = 3840
     check_merging(sample.manifest.components["vae_decoder"], {})
@@ -168,7 +168,7 @@ def test_an_identity_is_made_of_the_bundles_own_hashes(sample: Bundle, precision
         assert identity.graph == sample.manifest.files[component.graphs[identity.precision].file].sha256
         assert identity.weights == sample.manifest.files[component.weights.file].sha256
         assert identity.profile == component_profile(
-            engine.component, component, picture_profile(sample.manifest), sample.manifest
+            engine.component, component, image_profile(sample.manifest), sample.manifest
         )
         assert (identity.library, identity.library_version) == ("tensorrt_rtx", RTX.version)
         assert (identity.platform, identity.compute_capabilities, identity.gpu) == (this_platform(), ("8.9",), None)

@@ -20,7 +20,7 @@ from latentrt.sample import bundle_path
 from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.library import Library, installed_libraries
-from latentrt_engines.profiles import picture_profile
+from latentrt_engines.profiles import image_profile
 from latentrt_engines.wanted import Wanted, wanted_engines
 from tests.engines.real_builds import Told
 from tests.engines.test_refit import named, retuned
@@ -62,7 +62,7 @@ def wanted(
     return wanted_engines(
         bundle,
         components or tuple(bundle.manifest.components),
-        picture_profile(bundle.manifest, size="64..128", batch="1..2"),
+        image_profile(bundle.manifest, size="64..128", batch="1..2"),
         library=library,
         options=options or EngineOptions(),
         capabilities=(gpu.compute_capability,),

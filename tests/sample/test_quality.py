@@ -59,7 +59,7 @@ def in_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the sample model in int8; some four minutes."""
     folder = tmp_path_factory.mktemp("int8") / "bundle"
     quantizing = Quantizing(guidance_scale=SETTINGS.guidance_scale)
-    export_checkpoint(CHECKPOINT, folder, precision="int8", quantizing=quantizing, progress=Silent())
+    export_checkpoint(CHECKPOINT, folder, precision="int8", quantization=quantizing, progress=Silent())
     return folder
 
 

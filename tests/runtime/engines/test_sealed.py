@@ -126,5 +126,5 @@ def test_an_engine_outside_the_bundle(folder: Path, path: str) -> None:
 
 def test_a_key_that_is_none(folder: Path) -> None:
     edit_manifest(folder, lambda tree: tree["engines"].update({"../../x": next(iter(tree["engines"].values()))}))
-    with pytest.raises(ManifestError, match="is not a manifest of format 1"):
+    with pytest.raises(ManifestError, match="is not a manifest of format 2"):
         Bundle.open(folder)
