@@ -25,7 +25,7 @@ from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.cli.report import Reporter
 from latentrt_engines.library import Library, load_library
-from latentrt_engines.profiles import picture_profile
+from latentrt_engines.profiles import image_profile
 from latentrt_engines.targets import list_targets
 
 CAPABILITY = "8.9"
@@ -60,7 +60,7 @@ def measure(bundle: Bundle, library: Library, size: str, batch: str) -> dict[str
     targets = list_targets(
         bundle,
         tuple(bundle.manifest.components),
-        picture_profile(bundle.manifest, size=size, batch=batch),
+        image_profile(bundle.manifest, size=size, batch=batch),
         library=library,
         options=EngineOptions(),
         capabilities=(CAPABILITY,),

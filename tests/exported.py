@@ -37,11 +37,11 @@ class Silent:
         self.warnings: list[str] = []
         self.phases: list[tuple[str, str]] = []
 
-    def phase(self, submodule: str, text: str) -> None:
-        self.phases.append((submodule, text))
+    def phase(self, component: str, text: str) -> None:
+        self.phases.append((component, text))
 
-    def done(self, submodule: str, component: Component, cost: ComponentCost) -> None:
-        self.phases.append((submodule, "done"))
+    def done(self, component: str, record: Component, cost: ComponentCost) -> None:
+        self.phases.append((component, "done"))
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

@@ -21,6 +21,13 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 from sample.write import add_prefix
 
 Family = Literal["sd1", "sd2"]
+Task = Literal["text-to-image", "inpainting", "edit"]
+# The pipeline class of each task, and the channels that its UNet takes.
+PIPELINES: dict[Task, tuple[str, int]] = {
+    "text-to-image": ("StableDiffusionPipeline", 4),
+    "inpainting": ("StableDiffusionInpaintPipeline", 9),
+    "edit": ("StableDiffusionInstructPix2PixPipeline", 8),
+}
 WORDS = ("red", "green", "blue", "circle", "square", "star", "background", "large", "small", "white", "on", "the")
 TEXT_WIDTH = 32
 
@@ -29,6 +36,7 @@ def make_checkpoint(
     folder: Path,
     family: Family = "sd1",
     *,
+    task: Task = "text-to-image",
     seed: int = 0,
     safety: Literal["quiet", "strict", "none"] = "quiet",
     tokenizer: Literal["bpe", "json"] = "bpe",
@@ -42,6 +50,7 @@ def make_checkpoint(
         folder: where to, made if it is missing.
         family: `sd1` (epsilon, PNDM, CLIP's quick GELU, padding with the end token) or `sd2` (v-prediction, DDIM, GELU,
             heads by width, linear projections, padding with id 0).
+        task: by which the UNet takes 4, 9 or 8 channels.
         safety: a classifier that flags nothing, one that flags everything, or none.
         tokenizer: as `vocab.json` and `merges.txt` (what SD 1.x has) or as `tokenizer.json`.
         variant: `fp16` stores half weights under the variant's file names, as the hub does.
@@ -52,7 +61,7 @@ def make_checkpoint(
     ids = write_tokenizer(folder / "tokenizer", family, tokenizer)
     modules: dict[str, Any] = {
         "text_encoder": text_encoder(family, ids, text_layers),
-        "unet": unet(family),
+        "unet": unet(family, PIPELINES[task][1]),
         "vae": autoencoder(),
     }
     if safety != "none":
@@ -67,7 +76,7 @@ def make_checkpoint(
     if safety != "none":
         _restore_prefix(folder / "safety_checker", "vision_model.", only="vision_model.")
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULERS[family])
-    _write_json(folder / "model_index.json", model_index(family, with_safety=safety != "none"))
+    _write_json(folder / "model_index.json", model_index(family, with_safety=safety != "none", task=task))
     (folder / "LICENSE").write_text("A licence for a random model: do with it what you like.\n")
     (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nRandom weights.\n")
     return folder
@@ -90,10 +99,10 @@ def text_encoder(family: Family, ids: dict[str, int], layers: int) -> CLIPTextMo
     return CLIPTextModel(config).eval()
 
 
-def unet(family: Family) -> UNet2DConditionModel:
+def unet(family: Family, channels: int = 4) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         block_out_channels=(16, 32, 32),
         layers_per_block=1,
@@ -227,9 +236,9 @@ def _merges() -> list[tuple[str, str]]:
     return list(merges)
 
 
-def model_index(family: Family, *, with_safety: bool) -> dict[str, Any]:
+def model_index(family: Family, *, with_safety: bool, task: Task = "text-to-image") -> dict[str, Any]:
     index: dict[str, Any] = {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": PIPELINES[task][0],
         "_diffusers_version": "0.42.1",
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],

@@ -13,7 +13,7 @@ from latentrt.engines.record import EngineOptions, HardwareCompatibility, Librar
 from latentrt.errors import RequestError
 from latentrt_engines.gpus import GpuModel, find_by_driver_name, parse_capabilities, parse_gpus
 from latentrt_engines.library import Library
-from latentrt_engines.profiles import Guidance, PictureProfile, picture_profile
+from latentrt_engines.profiles import Guidance, ImageProfile, image_profile
 from latentrt_engines.targets import EngineTarget, choose_capabilities, choose_components, choose_library, list_targets
 
 __all__ = ["BuildOptions", "BuildRequest", "parse_bytes"]
@@ -31,7 +31,7 @@ class BuildRequest:
 
     library: Library
     gpu: Gpu | NoGpu
-    profiles: list[PictureProfile]
+    profiles: list[ImageProfile]
     targets: list[EngineTarget]
 
 
@@ -63,14 +63,14 @@ class BuildOptions:
     tf32: bool = False
     library: LibraryName | None = None
 
-    def parse_profiles(self, bundle: Bundle) -> list[PictureProfile]:
+    def parse_profiles(self, bundle: Bundle) -> list[ImageProfile]:
         """Parse the image options; return a profile for each size.
 
         Raises:
             RequestError: an option is invalid, or the bundle cannot generate such images.
         """
         return [
-            picture_profile(bundle.manifest, size=size, batch=self.batch, chunks=self.chunks, guidance=self.guidance)
+            image_profile(bundle.manifest, size=size, batch=self.batch, chunks=self.chunks, guidance=self.guidance)
             for size in self.size or (None,)
         ]
 
@@ -125,7 +125,7 @@ class BuildOptions:
     def list_targets(
         self,
         bundle: Bundle,
-        profiles: Sequence[PictureProfile],
+        profiles: Sequence[ImageProfile],
         library: Library,
         capabilities: tuple[str, ...],
         gpu: Gpu | NoGpu,

@@ -1,12 +1,14 @@
-"""Which shapes is an engine built for? Said in pictures, meant in tensors.
+"""Optimization profiles: the shapes that an engine is built for.
 
-A user says sizes, a number of pictures and a length of prompt; each submodule's inputs follow from how the pipeline
-calls it (`latentrt.pipeline`, `latentrt.text.clip`):
+A user gives sizes and a number of images and a length of prompt. The shapes of a component's inputs follow from the
+names of their axes (`latentrt.bundle.manifest.InputSpec`), which count what the pipeline passes at once:
 
-- the text encoder gets the different prompts of one side, in chunks, so anything from one chunk up;
-- the denoiser gets every picture, twice where there is guidance, and the chunks joined along `tokens`;
-- the autoencoder's halves get one picture at a time;
-- the safety classifier gets all pictures at once, in pixels.
+- `chunks`: of the different prompts, so anything from one chunk up;
+- `evaluations`: every image, twice with guidance (three times for editing, which is guided by the image as well);
+- `tokens`: the chunks of a prompt, joined;
+- `batch`: one image at a time;
+- `images`, `pixel_height`, `pixel_width`: all images of a request, in pixels;
+- `height`, `width`: of the latents.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ from latentrt.engines.record import ShapeRange
 from latentrt.errors import RequestError
 
 __all__ = [
+    "DimRange",
     "Guidance",
-    "PictureProfile",
-    "Span",
+    "ImageProfile",
     "check_merging",
     "component_profile",
+    "image_profile",
     "parse_count",
     "parse_size",
-    "picture_profile",
 ]
 
 Guidance = Literal["on", "off", "both"]
@@ -37,21 +39,25 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Span:
-    """A smallest, a most usual and a largest number."""
+class DimRange:
+    """The minimum, the optimum and the maximum of a dimension."""
 
     min: int
     opt: int
     max: int
 
     @classmethod
-    def of(cls, number: int) -> Span:
-        """A span of one number."""
+    def of(cls, number: int) -> DimRange:
+        """Return the range of one number."""
         return cls(min=number, opt=number, max=number)
 
-    def times(self, factor: int) -> Span:
-        """The span of the products."""
-        return Span(min=self.min * factor, opt=self.opt * factor, max=self.max * factor)
+    def divided_by(self, divisor: int) -> DimRange:
+        """Return the range divided by a divisor of its numbers."""
+        return DimRange(min=self.min // divisor, opt=self.opt // divisor, max=self.max // divisor)
+
+    def times(self, factor: int) -> DimRange:
+        """Return the range multiplied by a factor."""
+        return DimRange(min=self.min * factor, opt=self.opt * factor, max=self.max * factor)
 
     def __str__(self) -> str:
         if self.min == self.max:
@@ -60,59 +66,59 @@ class Span:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureProfile:
-    """What will be asked of an engine.
+class ImageProfile:
+    """The requests that an engine is built for.
 
     Attributes:
-        width, height: of a picture, in pixels, each on its own.
-        batch: pictures at once.
-        chunks: of 75 tokens that a prompt may fill.
-        guidance: whether there is classifier-free guidance, which doubles the denoiser's batch.
+        width, height: of an image, in pixels, independent of one another.
+        batch: the number of images at once.
+        chunks: the number of chunks of 75 tokens in a prompt.
+        guidance: whether there is classifier-free guidance, which multiplies the denoiser's evaluations.
     """
 
-    width: Span
-    height: Span
-    batch: Span
-    chunks: Span
+    width: DimRange
+    height: DimRange
+    batch: DimRange
+    chunks: DimRange
     guidance: Guidance
 
     def __str__(self) -> str:
-        """In words, as in `256x256:512x512:1024x1024, batch 1:1:4`."""
+        """Format the profile, as in `256x256:512x512:1024x1024, batch 1:1:4`."""
         sizes = zip(
             (self.width.min, self.width.opt, self.width.max),
             (self.height.min, self.height.opt, self.height.max),
             strict=True,
         )
-        words = [":".join(dict.fromkeys(f"{width}x{height}" for width, height in sizes)), f"batch {self.batch}"]
-        words += [f"chunks {self.chunks}"] if self.chunks != Span.of(1) else []
-        return ", ".join([*words, f"guidance {self.guidance}"])
+        parts = [":".join(dict.fromkeys(f"{width}x{height}" for width, height in sizes)), f"batch {self.batch}"]
+        parts += [f"chunks {self.chunks}"] if self.chunks != DimRange.of(1) else []
+        return ", ".join([*parts, f"guidance {self.guidance}"])
 
 
-def picture_profile(
+def image_profile(
     manifest: Manifest,
     *,
     size: str | None = None,
     batch: str = "1",
     chunks: str = "1",
     guidance: Guidance | None = None,
-) -> PictureProfile:
-    """Read what a user says of the pictures, and check it with what the bundle can draw.
+) -> ImageProfile:
+    """Parse a profile and check it against the bundle's limits.
 
     Args:
-        size: `512x512` (width × height), a range `256..1024` or `512x512..1024x768`, or smallest, usual and largest,
+        size: `512x512` (width × height), a range `256..1024` or `512x512..1024x768`, or minimum, optimum and maximum,
             `256x256:512x512:1024x1024`; the bundle's default size if None.
         batch, chunks: `1`, `1..4` or `1:1:4`.
-        guidance: as the bundle's default guidance scale has it, if None.
+        guidance: by the bundle's default guidance scale, if None.
 
     Raises:
-        RequestError: it is of another form, or the bundle cannot draw it.
+        RequestError: an argument has another form, or is beyond the bundle's limits.
     """
     defaults = manifest.defaults
-    usual = (defaults.width, defaults.height)
-    width, height = (Span.of(side) for side in usual) if size is None else parse_size(size, usual)
-    for name, span in (("width", width), ("height", height)):
-        _check_side(name, span, manifest)
-    profile = PictureProfile(
+    optimum = (defaults.width, defaults.height)
+    width, height = (DimRange.of(side) for side in optimum) if size is None else parse_size(size, optimum)
+    for name, sides in (("width", width), ("height", height)):
+        _check_side(name, sides, manifest)
+    profile = ImageProfile(
         width=width,
         height=height,
         batch=parse_count("batch", batch),
@@ -120,138 +126,134 @@ def picture_profile(
         guidance=guidance or ("on" if defaults.guidance_scale > 1 else "off"),
     )
     if profile.batch.max > manifest.limits.max_batch:
-        raise RequestError(f"found a batch of {profile.batch.max}, this bundle's limit is {manifest.limits.max_batch}")
+        raise RequestError(f"`batch`: got {profile.batch.max}, this bundle's limit is {manifest.limits.max_batch}")
     return profile
 
 
 def check_merging(component: Component, shapes: Mapping[str, ShapeRange]) -> None:
-    """Refuse pictures whose merged tokens are more than TensorRT can bring into an order (`_MOST_RANKED`).
+    """Refuse images whose merged tokens are more than TensorRT's TopK can rank (`_MAX_RANKED`).
 
     Args:
         shapes: of the denoiser's inputs.
 
     Raises:
-        RequestError: there are.
+        RequestError: the largest image has more tokens.
     """
     if component.token_merging is None:
         return
-    # down_blocks.LEVEL.attentions.…, whose sides are halved so often. A model that merges on its way up alone does not
-    # say how often there.
+    # down_blocks.LEVEL.attentions.…: the sides are halved LEVEL times. The names of up blocks do not say how often.
     levels = (block.split(".")[1] for block in component.token_merging.blocks if block.startswith("down_blocks."))
     level = int(next(levels, "0"))
-    height, width = (-(-side // 2**level) for side in shapes["sample"].max[2:])
-    if height * width > _MOST_RANKED:
+    latents = component.input_from("latents")
+    assert latents is not None, "a component that merges tokens takes latents"
+    height, width = (-(-side // 2**level) for side in shapes[latents.name].max[2:])
+    if height * width > _MAX_RANKED:
         raise RequestError(
-            f"found {height * width:,} tokens to merge in the largest picture, and TensorRT brings at most "
-            f"{_MOST_RANKED:,} into an order; build for smaller pictures, or export without --token-merging"
+            f"got {height * width:,} tokens to merge in the largest image, expected at most {_MAX_RANKED:,}, which "
+            "TensorRT can rank; build for smaller images, or export without --token-merging"
         )
 
 
-def parse_size(text: str, usual: tuple[int, int]) -> tuple[Span, Span]:
-    """Width and height of `512`, `512x768`, `256..1024` or `min:opt:max`.
+def parse_size(text: str, optimum: tuple[int, int]) -> tuple[DimRange, DimRange]:
+    """Parse the width and height of `512`, `512x768`, `256..1024` or `min:opt:max`.
 
     Args:
-        usual: width and height that a range is best at, where it holds them.
+        optimum: width and height of a range that does not give them, if it includes them.
 
     Raises:
-        RequestError: it is of another form.
+        RequestError: the text has another form.
     """
     low, best, high = _three(text, "size", _parse_sides, "512x512, a range 256..1024 or min:opt:max")
-    spans = []
+    ranges = []
     for side in range(2):
-        opt = best[side] if best else min(max(usual[side], low[side]), high[side])
-        spans.append(_span("size", text, low[side], opt, high[side]))
-    return spans[0], spans[1]
+        opt = best[side] if best else min(max(optimum[side], low[side]), high[side])
+        ranges.append(_check_range("size", text, low[side], opt, high[side]))
+    return ranges[0], ranges[1]
 
 
-def parse_count(name: str, text: str) -> Span:
-    """`1`, `1..4` or `1:1:4`; a range is best at its smallest.
+def parse_count(name: str, text: str) -> DimRange:
+    """Parse `1`, `1..4` or `1:1:4`; the optimum of a range is its minimum.
 
     Raises:
-        RequestError: it is of another form.
+        RequestError: the text has another form.
     """
     low, best, high = _three(text, name, _parse_number, "a number, a range 1..4 or min:opt:max as in 1:1:4")
-    return _span(name, text, low, low if best is None else best, high)
+    return _check_range(name, text, low, low if best is None else best, high)
 
 
 def component_profile(
-    name: str, component: Component, profile: PictureProfile, manifest: Manifest
+    name: str, component: Component, profile: ImageProfile, manifest: Manifest
 ) -> dict[str, ShapeRange]:
-    """The shapes of a submodule's inputs.
-
-    Returns:
-        Input → its smallest, usual and largest shape.
+    """Return the shapes of a component's inputs: input → minimum, optimum and maximum.
 
     Raises:
-        RequestError: it has an axis that no picture says anything of.
+        RequestError: an input has an axis that does not follow from a profile.
     """
-    axes = _axes(name, profile, manifest)
-    return {spec.name: _shape_range(name, spec, axes) for spec in component.inputs}
+    space = manifest.latent_spaces.get(name) or next(iter(manifest.latent_spaces.values()))
+    guided = profile.batch.times(_IMAGE_GUIDED_EVALUATIONS if "edit" in manifest.tasks else _GUIDED_EVALUATIONS)
+    ranges = {
+        "batch": DimRange.of(1),
+        "chunks": DimRange(
+            min=1, opt=profile.batch.opt * profile.chunks.opt, max=profile.batch.max * profile.chunks.max
+        ),
+        "evaluations": {
+            "on": guided,
+            "off": profile.batch,
+            "both": DimRange(min=profile.batch.min, opt=guided.opt, max=guided.max),
+        }[profile.guidance],
+        "height": profile.height.divided_by(space.downscale),
+        "width": profile.width.divided_by(space.downscale),
+        "images": profile.batch,
+        "pixel_height": profile.height,
+        "pixel_width": profile.width,
+    }
+    found = {}
+    for spec in component.inputs:
+        encoder = manifest.tokenizers.get(spec.source.partition(".")[0])
+        tokens = {"tokens": profile.chunks.times(encoder.length)} if encoder is not None else {}
+        found[spec.name] = _shape_range(name, spec, {**ranges, **tokens})
+    return found
 
 
-def _axes(name: str, profile: PictureProfile, manifest: Manifest) -> dict[str, Span]:
-    """The named axes of one submodule."""
-    factor, batch = manifest.side_multiple, profile.batch
-    latent = {"height": _divided(profile.height, factor), "width": _divided(profile.width, factor)}
-    match name:
-        case "text_encoder":
-            most = Span(min=1, opt=batch.opt * profile.chunks.opt, max=batch.max * profile.chunks.max)
-            return {"chunks": most}
-        case "unet":
-            tokens = profile.chunks.times(manifest.tokenizers["text_encoder"].length)
-            return {**latent, "evaluations": _denoised(batch, profile.guidance), "tokens": tokens}
-        case "safety_checker":
-            return {"images": batch, "pixel_height": profile.height, "pixel_width": profile.width}
-        case _:
-            return {**latent, "batch": Span.of(1)}
-
-
-def _denoised(batch: Span, guidance: Guidance) -> Span:
-    guided = batch.times(2)
-    if guidance == "both":
-        return Span(min=batch.min, opt=guided.opt, max=guided.max)
-    return guided if guidance == "on" else batch
-
-
-def _divided(span: Span, factor: int) -> Span:
-    return Span(min=span.min // factor, opt=span.opt // factor, max=span.max // factor)
-
-
-def _shape_range(component: str, spec: TensorSpec, axes: dict[str, Span]) -> ShapeRange:
-    spans = [_axis_span(component, spec, axis, axes) for axis in spec.shape]
+def _shape_range(component: str, spec: TensorSpec, ranges: Mapping[str, DimRange]) -> ShapeRange:
+    dims = [_dim_range(component, spec, axis, ranges) for axis in spec.shape]
     return ShapeRange(
-        min=tuple(span.min for span in spans),
-        opt=tuple(span.opt for span in spans),
-        max=tuple(span.max for span in spans),
+        min=tuple(dim.min for dim in dims),
+        opt=tuple(dim.opt for dim in dims),
+        max=tuple(dim.max for dim in dims),
     )
 
 
-def _axis_span(component: str, spec: TensorSpec, axis: int | str, axes: dict[str, Span]) -> Span:
+def _dim_range(component: str, spec: TensorSpec, axis: int | str, ranges: Mapping[str, DimRange]) -> DimRange:
     if isinstance(axis, int):
-        return Span.of(axis)
+        return DimRange.of(axis)
     factor, _, name = axis.rpartition("*")
-    if name not in axes:
-        raise RequestError(f"{component} has the input {spec}, and nothing says how long its axis {name} is")
-    return axes[name].times(int(factor or 1))
+    if name not in ranges:
+        raise RequestError(
+            f"{component} has the input {spec}, whose axis {name} does not follow from a profile; expected one of "
+            f"{', '.join(ranges)}"
+        )
+    return ranges[name].times(int(factor or 1))
 
 
-def _check_side(name: str, span: Span, manifest: Manifest) -> None:
+def _check_side(name: str, sides: DimRange, manifest: Manifest) -> None:
     limits, factor = manifest.limits, manifest.side_multiple
-    for pixels in (span.min, span.opt, span.max):
+    for pixels in (sides.min, sides.opt, sides.max):
         if not limits.min_side <= pixels <= limits.max_side:
             raise RequestError(
-                f"found a {name} of {pixels} pixels, expected {limits.min_side} to {limits.max_side}, this bundle's "
-                "limits"
+                f"`{name}`: got {pixels} pixels, expected {limits.min_side} to {limits.max_side}, this bundle's limits"
             )
         if pixels % factor:
             raise RequestError(
-                f"found a {name} of {pixels} pixels, expected a multiple of {factor}: {pixels // factor * factor} or "
+                f"`{name}`: got {pixels} pixels, expected a multiple of {factor}: {pixels // factor * factor} or "
                 f"{(pixels // factor + 1) * factor}"
             )
 
 
+_GUIDED_EVALUATIONS = 2
+_IMAGE_GUIDED_EVALUATIONS = 3
 # The largest k of TensorRT's TopK (its operators' documentation; TensorRT-RTX says so too).
-_MOST_RANKED = 3840
+_MAX_RANKED = 3840
 _SIDES = re.compile(r"(\d+)(?:[x×](\d+))?")
 
 
@@ -269,7 +271,7 @@ def _parse_sides(text: str) -> tuple[int, int]:
 
 
 def _three(text: str, name: str, parse: Callable[[str], _T], expected: str) -> tuple[_T, _T | None, _T]:
-    """Smallest, usual (None if not said) and largest."""
+    """Parse minimum, optimum (None if not given) and maximum."""
     try:
         if ".." in text:
             low, high = text.split("..")
@@ -278,11 +280,11 @@ def _three(text: str, name: str, parse: Callable[[str], _T], expected: str) -> t
         if len(parts) not in (1, 3):
             raise ValueError(text)
     except ValueError:
-        raise RequestError(f"found the {name} {text!r}, expected {expected}") from None
+        raise RequestError(f"`{name}`: got {text!r}, expected {expected}") from None
     return parts[0], parts[len(parts) // 2], parts[-1]
 
 
-def _span(name: str, text: str, low: int, best: int, high: int) -> Span:
+def _check_range(name: str, text: str, low: int, best: int, high: int) -> DimRange:
     if not 1 <= low <= best <= high:
-        raise RequestError(f"found the {name} {text!r}, expected at least 1 and smallest ≤ usual ≤ largest")
-    return Span(min=low, opt=best, max=high)
+        raise RequestError(f"`{name}`: got {text!r}, expected at least 1 and minimum ≤ optimum ≤ maximum")
+    return DimRange(min=low, opt=best, max=high)

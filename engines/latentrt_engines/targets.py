@@ -11,7 +11,7 @@ from latentrt.bundle.manifest import Precision
 from latentrt.engines.record import EngineIdentity, EngineOptions, LibraryName, engine_key, this_platform
 from latentrt.errors import BundleError, RequestError
 from latentrt_engines.library import Library, load_libraries, load_library
-from latentrt_engines.profiles import PictureProfile, check_merging, component_profile
+from latentrt_engines.profiles import ImageProfile, check_merging, component_profile
 
 __all__ = ["EngineTarget", "choose_capabilities", "choose_components", "choose_library", "list_targets"]
 
@@ -26,7 +26,7 @@ class EngineTarget:
     """
 
     identity: EngineIdentity
-    profile: PictureProfile
+    profile: ImageProfile
 
     @property
     def component(self) -> str:
@@ -106,7 +106,7 @@ def choose_components(bundle: Bundle, names: Iterable[str]) -> tuple[str, ...]:
 def list_targets(
     bundle: Bundle,
     components: Iterable[str],
-    profile: PictureProfile,
+    profile: ImageProfile,
     *,
     library: Library,
     options: EngineOptions,

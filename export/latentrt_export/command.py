@@ -27,48 +27,52 @@ __all__ = ["export"]
     type=click.Choice(["float32", "float16", "int8"]),
     default="float32",
     show_default=True,
-    help="Of the weights and of a GPU's arithmetic; int8 is for CPUs.",
+    help="Precision of the weights, and of the arithmetic on a GPU; int8 is for CPUs.",
 )
 @click.option(
     "--quantization",
     type=click.Choice(["static", "weights"]),
-    help="What int8 rounds: weights and activations (static, the default), or weights alone.",
+    help="What int8 quantises: weights and activations (static, the default), or weights alone.",
 )
 @click.option(
     "--calibration-prompts",
     type=click.Path(path_type=Path),
-    help="Prompts, one a line, of the runs in which activations are measured.",
+    help="A file of prompts, one per line, for the runs that calibrate activations.",
 )
-@click.option("--calibration-steps", type=int, help="Of each of those runs; 10 by default.")
-@click.option("--variant", help="Which weight files to take where a checkpoint has several, such as fp16.")
+@click.option("--calibration-steps", type=int, help="Steps of each calibration run; 10 by default.")
+@click.option("--variant", help="The weight files to use if a checkpoint has several, such as fp16.")
 @click.option(
     "--safety-checker", type=click.Path(path_type=Path), help="A classifier's folder, or a checkpoint that has one."
 )
 @click.option(
     "--preview-decoder",
     type=click.Path(path_type=Path),
-    help="The folder of a tiny autoencoder (TAESD), whose decoder comes along for previews.",
+    help="The folder of a tiny autoencoder (TAESD), whose decoder is added for previews.",
 )
 @click.option(
     "--prediction-type",
     type=click.Choice(["epsilon", "v_prediction"]),
-    help="What a single-file checkpoint was trained to predict.",
+    help="The model output of a single-file checkpoint.",
 )
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     help="A diffusers folder whose configurations describe a single-file checkpoint.",
 )
-@click.option("--default-steps", type=int, default=50, show_default=True, help="What a run does that does not say.")
+@click.option("--default-steps", type=int, default=50, show_default=True, help="Steps of a request that omits them.")
 @click.option(
-    "--default-guidance-scale", type=float, default=7.5, show_default=True, help="The same; up to 1 there is none."
+    "--default-guidance-scale",
+    type=float,
+    default=7.5,
+    show_default=True,
+    help="Guidance scale of a request that omits it; at most 1 means no guidance.",
 )
-@click.option("--no-parts", is_flag=True, help="Leave out the parts for a shorter loop and for decoding in slices.")
+@click.option("--no-parts", is_flag=True, help="Omit the parts for a shorter loop and for decoding in slices.")
 @click.option(
     "--deep-cache",
     type=int,
     metavar="BRANCH",
-    help="Add a part that takes deep features of an earlier step; branch 0 leaves the least to compute.",
+    help="Add a part that reuses the deep features of an earlier step (DeepCache); branch 0 computes the least.",
 )
 @click.option(
     "--token-merging",
@@ -76,7 +80,7 @@ __all__ = ["export"]
     metavar="RATIO",
     help="Merge this share of the tokens in the denoiser's largest self-attentions; 0.5 is usual.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a bundle that is there, once the new one is complete.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle, once the new one is complete.")
 def export(
     checkpoint: Path,
     bundle: Path,
@@ -96,21 +100,21 @@ def export(
     token_merging: float | None,
     overwrite: bool,
 ) -> None:
-    """Turn CHECKPOINT, a diffusers folder or a single .safetensors file, into BUNDLE.
+    """Export CHECKPOINT, a diffusers folder or a single .safetensors file, as BUNDLE.
 
-    Every graph is compared with torch on the way; one that misses its bound stops the export and nothing is written.
+    Every graph is compared with torch; if one misses its bound, the export stops and nothing is written.
     """
     from latentrt_export.quantize.quantization_options import read_options
     from latentrt_export.report import Reporter, print_table
 
     started = time.monotonic()
-    quantizing = read_options(quantization, calibration_prompts, calibration_steps, default_guidance_scale)
+    quantization_options = read_options(quantization, calibration_prompts, calibration_steps, default_guidance_scale)
     with terminable(), Reporter() as reporter:
         manifest = _exporter()(
             checkpoint,
             bundle,
             precision=precision,
-            quantizing=quantizing,
+            quantization=quantization_options,
             variant=variant,
             safety_checker=safety_checker,
             preview_decoder=preview_decoder,
@@ -129,7 +133,7 @@ def export(
 
 
 def _exporter() -> Callable[..., Manifest]:
-    """The exporter, or the extra to install."""
+    """Import the exporter, which needs the extra `export`."""
     try:
         from latentrt_export.export import export_checkpoint
     except ModuleNotFoundError as error:

@@ -1,8 +1,8 @@
-"""A submodule → its weights file, its graphs, and the figures that prove them."""
+"""Exports a component: its weights file, its graphs, and the gate results that prove them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,19 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from latentrt.bundle.manifest import Component, GateResult, GraphRecord, InputSpec, Precision, Quantization
-from latentrt_export.families.stable_diffusion import ComponentExport
+from latentrt.bundle.gate_inputs import UPSTREAM_ROLES, collect_outputs, make_gate_inputs, reference_shapes
+from latentrt.bundle.manifest import (
+    Component,
+    GateResult,
+    GraphRecord,
+    InputSpec,
+    LatentSpace,
+    Precision,
+    Quantization,
+)
+from latentrt.bundle.tensors import sized
+from latentrt.errors import CheckpointError
+from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates import verify
 from latentrt_export.gates.merging_gate import judge_choices, open_told
 from latentrt_export.graphs.onnxruntime_cpu import require
@@ -22,76 +33,133 @@ from latentrt_export.graphs.passes.quantize import QuantizeLayers
 from latentrt_export.graphs.precision import compute_in_float32, compute_in_half, nodes_in_float32
 from latentrt_export.graphs.trace import OPSET, trace
 from latentrt_export.graphs.weights import StoredWeights, store
-from latentrt_export.modules.module import Arrays, Submodule
+from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
 from latentrt_export.quantize.int8 import Plan, plan_int8
 from latentrt_export.quantize.quantization_options import Quantizing
 from latentrt_export.quantize.ranges import measure_ranges
 
 __all__ = ["export_component"]
 
+# The prefix of arrays that belong to the calibration prompts instead of the gate's.
+_CALIBRATION = "calibration:"
+
 
 def export_component(
-    submodule: Submodule,
-    plan_of: ComponentExport,
+    module: ComponentModule,
+    plan: ComponentPlan,
     folder: Path,
-    prefix: str,
     precision: Precision,
-    known: Mapping[str, NDArray[Any]],
-    phase: Callable[[str], None],
+    arrays: Mapping[str, NDArray[Any]],
+    space: LatentSpace,
+    notify: Callable[[str], None],
     parts: MakesParts | None = None,
-    quantizing: Quantizing | None = None,
+    quantization: Quantizing | None = None,
 ) -> tuple[Component, Arrays]:
-    """Trace, store, rewrite and judge one submodule.
+    """Trace a component, store its weights, write its graphs and compare them with torch.
 
     Args:
-        submodule: loaded, in float32. Its weights are rounded in place for float16, and given up to save memory.
-        plan_of: its role, and where its inputs come from.
+        module: loaded, in float32. Its weights are rounded in place for float16, and released to save memory.
+        plan: the component's name, its role, and the sources of its inputs.
         folder: where its files go.
-        prefix: what the bundle calls the folder (`unet/`).
-        precision: of the bundle. One of int8 has a float32 graph over half weights of what is not quantised.
-        known: what earlier submodules made, for inputs.
-        phase: told what is being done.
-        parts: what divides each graph, where the submodule is to have parts.
-        quantizing: how an int8 graph is made.
+        precision: of the bundle. An int8 bundle has a float32 graph over half weights for components that are not
+            quantised.
+        arrays: the arrays behind gate inputs (`latentrt.bundle.gate_inputs`), and those for calibration.
+        space: the latent space of the model.
+        notify: called with a description of each step that begins.
+        parts: splits each graph into parts, if the component is to have any.
+        quantization: options of int8.
 
     Returns:
-        The component's record, and what later submodules may use as inputs.
+        The component's record, and what it adds to `arrays`.
 
     Raises:
+        CheckpointError: the module has an input that the plan has no source for.
         GateError: a graph misses its bound.
     """
     require()
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    phase("running torch")
-    feeds = [submodule.sample(case, known, rng) for case in submodule.judged]
-    exact = [_trial(submodule, feed) for feed in feeds]
-    learnt = submodule.passes_on(exact[-1].feeds, exact[-1].outputs, known)
-    plan = None
-    if precision == "int8" and submodule.quantized:
-        plan, ended_with = plan_int8(submodule, quantizing or Quantizing(), known, exact, phase)
-        learnt |= ended_with
-    stored_as: Precision = "float16" if precision == "int8" and plan is None else precision
-    phase("tracing")
-    model = trace(submodule, submodule.sample(submodule.traced, known, rng))
-    maker = _GraphMaker(submodule, model, folder, prefix, stored_as, phase, parts, plan)
-    if plan is not None:
-        graphs = maker.int8(exact, plan)
+    inputs = _add_sources(module, plan)
+
+    def feed(shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+        return make_gate_inputs(plan.name, inputs, shapes, arrays)
+
+    notify("running torch")
+    feeds = [feed(_input_shapes(inputs, shapes)) for shapes in module.gate_shapes]
+    exact = [_run(module, each) for each in feeds]
+    produced: Arrays = {}
+    if plan.role in UPSTREAM_ROLES:
+        reference = reference_shapes(inputs)
+        run = _find_run(exact, reference) or _run(module, feed(reference))
+        produced |= collect_outputs(plan.name, plan.role, run.outputs, space)
+        produced |= _run_calibration_prompts(module, plan.name, inputs, arrays)
+    int8 = None
+    if precision == "int8" and module.is_quantized:
+        calibration = _collect_calibration(plan.name, inputs, arrays)
+        int8, denoised = plan_int8(module, quantization or Quantizing(), calibration, exact, notify)
+        produced |= denoised
+    stored_as: Precision = "float16" if precision == "int8" and int8 is None else precision
+    notify("tracing")
+    model = trace(module, feed(_input_shapes(inputs, module.trace_shapes)))
+    maker = _GraphMaker(module, plan.name, model, folder, stored_as, notify, parts, int8)
+    if int8 is not None:
+        graphs = maker.int8(exact, int8)
     elif precision == "int8":
         graphs = maker.over_half_weights(feeds)
     else:
         graphs = maker.float32(exact) if precision == "float32" else maker.float16(feeds, exact)
     component = Component(
-        role=plan_of.role,
-        inputs=tuple(
-            InputSpec(spec.name, spec.dtype, spec.shape, plan_of.sources[spec.name]) for spec in submodule.inputs
-        ),
-        outputs=submodule.outputs,
-        weights=maker.stored.record(f"{prefix}model.safetensors", stored_as),
+        role=plan.role,
+        inputs=inputs,
+        outputs=module.outputs,
+        weights=maker.stored.record(f"{plan.name}/model.safetensors", stored_as),
         graphs=graphs,
         parts=parts.parts if parts is not None else {},
     )
-    return component, learnt
+    return component, produced
+
+
+def _add_sources(module: ComponentModule, plan: ComponentPlan) -> tuple[InputSpec, ...]:
+    for spec in module.inputs:
+        if spec.name not in plan.sources:
+            raise CheckpointError(
+                f"{plan.name}: its configuration adds the input {spec.name}, expected {', '.join(plan.sources)}, the "
+                "inputs that its pipeline class uses"
+            )
+    return tuple(InputSpec(spec.name, spec.dtype, spec.shape, plan.sources[spec.name]) for spec in module.inputs)
+
+
+def _input_shapes(inputs: Sequence[InputSpec], shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    return {spec.name: sized(spec, shapes) for spec in inputs}
+
+
+def _run(module: ComponentModule, feeds: Arrays) -> Run:
+    return Run(feeds, module.torch_outputs(feeds), module.matchings())
+
+
+def _find_run(runs: Iterable[Run], shapes: Mapping[str, tuple[int, ...]]) -> Run | None:
+    return next((run for run in runs if {name: feed.shape for name, feed in run.feeds.items()} == shapes), None)
+
+
+def _run_calibration_prompts(
+    module: ComponentModule, name: str, inputs: Sequence[InputSpec], arrays: Mapping[str, NDArray[Any]]
+) -> Arrays:
+    """Run a text encoder on the calibration prompts, if there are any; options are 0."""
+    tokens = arrays.get(f"{_CALIBRATION}tokens:{name}")
+    if tokens is None:
+        return {}
+    feeds = {spec.name: tokens if spec.source == "tokens" else np.zeros(len(tokens), spec.dtype) for spec in inputs}
+    return {f"{_CALIBRATION}{name}.{output}": array for output, array in module.torch_outputs(feeds).items()}
+
+
+def _collect_calibration(name: str, inputs: Sequence[InputSpec], arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Collect what `ComponentModule.calibrate` takes."""
+    found = {
+        spec.name: arrays[f"{_CALIBRATION}{spec.source}"] for spec in inputs if f"{_CALIBRATION}{spec.source}" in arrays
+    }
+    for key, stored in (("noise_schedule", f"noise_schedule:{name}"), ("latents", "latents"), ("denoised", "denoised")):
+        if stored in arrays:
+            found[key] = arrays[stored]
+    return found
 
 
 class _GraphMaker:
@@ -102,65 +170,64 @@ class _GraphMaker:
 
     def __init__(
         self,
-        submodule: Submodule,
+        module: ComponentModule,
+        name: str,
         model: ir.Model,
         folder: Path,
-        prefix: str,
         precision: Precision,
-        phase: Callable[[str], None],
+        notify: Callable[[str], None],
         parts: MakesParts | None,
-        plan: Plan | None,
+        int8: Plan | None,
     ) -> None:
-        self.submodule, self.model, self.folder, self.prefix, self.phase = submodule, model, folder, prefix, phase
+        self.module, self.name, self.model, self.folder, self.notify = module, name, model, folder, notify
         self.parts = parts
-        self.weights = tuple(submodule.weights())
+        self.weights = tuple(module.weights())
         if precision == "float16":
-            _round_to_half(submodule)
-        phase("storing weights")
-        quantized = plan.tensors if plan is not None else {}
-        self.stored: StoredWeights = store(submodule.weights(), folder / "model.safetensors", precision, quantized)
+            _round_to_half(module)
+        notify("storing weights")
+        quantized = int8.tensors if int8 is not None else {}
+        self.stored: StoredWeights = store(module.weights(), folder / "model.safetensors", precision, quantized)
 
-    def float32(self, trials: Iterable[Run]) -> dict[Precision, GraphRecord]:
-        """The one graph of a float32 bundle."""
+    def float32(self, runs: Iterable[Run]) -> dict[Precision, GraphRecord]:
+        """Write the one graph of a float32 bundle."""
         self._release()
-        return {"float32": self._finish(self.model, "model.onnx", "float32", trials)}
+        return {"float32": self._finish(self.model, "model.onnx", "float32", runs)}
 
-    def int8(self, trials: Iterable[Run], plan: Plan) -> dict[Precision, GraphRecord]:
-        """The one graph of a quantised submodule, judged by the checkpoint's own weights."""
+    def int8(self, runs: Iterable[Run], plan: Plan) -> dict[Precision, GraphRecord]:
+        """Write the one graph of a quantised component, compared with the checkpoint's own weights."""
         self._release()
-        FuseSelfAttention()(self.model)  # before what queries, keys and values are made of is quantised apart
+        FuseSelfAttention()(self.model)  # before the projections of queries, keys and values are quantised apart
         QuantizeLayers(plan.methods, self.stored.external)(self.model)
         floats = [name for name in self.weights if name not in plan.tensors]
         compute_in_float32(self.model, floats)
-        return {"int8": self._finish(self.model, "model.onnx", "int8", trials, quantization=plan.record)}
+        return {"int8": self._finish(self.model, "model.onnx", "int8", runs, quantization=plan.record)}
 
     def over_half_weights(self, feeds: Iterable[Arrays]) -> dict[Precision, GraphRecord]:
-        """The one graph of a submodule that an int8 bundle does not quantise: float32 over rounded weights."""
-        self.phase("running torch on half weights")
-        rounded = [_trial(self.submodule, feed) for feed in feeds]
+        """Write the one graph of a component that an int8 bundle does not quantise: float32 over rounded weights."""
+        self.notify("running torch on half weights")
+        rounded = [_run(self.module, feed) for feed in feeds]
         self._release()
         compute_in_float32(self.model, self.weights)
         self._point_at_stored(self.model)
         return {"float32": self._finish(self.model, "model.onnx", "float32", rounded)}
 
     def float16(self, feeds: Iterable[Arrays], exact: Iterable[Run]) -> dict[Precision, GraphRecord]:
-        """The half graph, judged by the checkpoint's own weights, and its float32 companion, by the rounded ones."""
-        self.phase("running torch on half weights")
-        rounded = [_trial(self.submodule, feed) for feed in feeds]
+        """Write the half graph, compared with the checkpoint's own weights, and its float32 companion, compared with
+        the rounded ones."""
+        self.notify("running torch on half weights")
+        rounded = [_run(self.module, feed) for feed in feeds]
         self._release()
         companion = self.model.clone()
         compute_in_float32(companion, self.weights)
         self._point_at_stored(companion)
-        self.phase("measuring ranges")
-        ranges = measure_ranges(
-            companion, self.folder / "ranges.onnx", [trial.feeds for trial in rounded], self.weights
-        )
+        self.notify("measuring ranges")
+        ranges = measure_ranges(companion, self.folder / "ranges.onnx", [run.feeds for run in rounded], self.weights)
         float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
         must_stay = nodes_in_float32(self.model, ranges)
         kept = compute_in_half(
             self.model,
             self.weights,
-            float32_inputs=self.submodule.float32_inputs,
+            float32_inputs=self.module.float32_inputs,
             float32_nodes=must_stay,
             ranges=ranges,
         )
@@ -168,9 +235,9 @@ class _GraphMaker:
         return {"float16": self._finish(self.model, "model.onnx", "float16", exact, kept), "float32": float32}
 
     def _release(self) -> None:
-        """Let go of the module's memory: from here on the weights are the file's."""
+        """Release the module's memory: from here on the weights are the file's."""
         self._point_at_stored(self.model)
-        self.submodule.to_empty(device="meta")
+        self.module.to_empty(device="meta")
 
     def _point_at_stored(self, model: ir.Model) -> None:
         for name in self.weights:
@@ -181,42 +248,38 @@ class _GraphMaker:
         model: ir.Model,
         file: str,
         precision: Precision,
-        trials: Iterable[Run],
-        kept: tuple[str, ...] = (),
+        runs: Iterable[Run],
+        float32_nodes: tuple[str, ...] = (),
         quantization: Quantization | None = None,
     ) -> GraphRecord:
-        self.phase(f"checking the {precision} graph")
+        """Save a graph, compare it with torch, and split it into parts."""
+        self.notify(f"checking the {precision} graph")
         ir.save(model, self.folder / file)
         graph, _ = open_told(model, self.folder / file)
         method = quantization.method if quantization is not None else None
-        figures: list[GateResult] = []
-        runs: list[Run] = []
-        component = self.prefix.rstrip("/")
-        for trial in trials:
-            outputs = graph.run({**trial.feeds, **trial.choices})
-            shapes = {name: array.shape for name, array in trial.feeds.items()}
-            figures += judge_choices(component, precision, outputs, trial.choices, shapes)
-            runs.append(Run(trial.feeds, {name: outputs[name] for name in trial.outputs}, trial.choices))
-            figures += verify.compare(component, precision, trial.feeds, trial.outputs, runs[-1].outputs, method)
+        results: list[GateResult] = []
+        own: list[Run] = []
+        for run in runs:
+            outputs = graph.run({**run.feeds, **run.choices})
+            shapes = {name: array.shape for name, array in run.feeds.items()}
+            results += judge_choices(self.name, precision, outputs, run.choices, shapes)
+            own.append(Run(run.feeds, {name: outputs[name] for name in run.outputs}, run.choices))
+            results += verify.compare(self.name, precision, run.feeds, run.outputs, own[-1].outputs, method)
         del graph  # before its parts are loaded
         record = GraphRecord(
-            file=f"{self.prefix}{file}",
+            file=f"{self.name}/{file}",
             opset=OPSET,
             nodes=len(model.graph),
-            float32_nodes=kept,
-            gate=tuple(figures),
+            float32_nodes=float32_nodes,
+            gate=tuple(results),
             quantization=quantization,
         )
         if self.parts is not None:
-            self.parts.make(model, record, precision, runs)
+            self.parts.make(model, record, precision, own)
         return record
 
 
-def _trial(submodule: Submodule, feeds: Arrays) -> Run:
-    return Run(feeds, submodule.torch_outputs(feeds), submodule.choices())
-
-
-def _round_to_half(submodule: Submodule) -> None:
+def _round_to_half(module: ComponentModule) -> None:
     with torch.no_grad():
-        for parameter in submodule.parameters():
+        for parameter in module.parameters():
             parameter.copy_(parameter.half().float())

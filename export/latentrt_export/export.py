@@ -1,4 +1,4 @@
-"""How does a checkpoint become a bundle? Newcomers start here."""
+"""Exports a checkpoint as a bundle. Newcomers start here."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.checkpoints import single_file
 from latentrt_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from latentrt_export.checkpoints.documents import UNKNOWN
-from latentrt_export.checkpoints.json_file import read_object
-from latentrt_export.graphs.deep_cache import check_branch, count_branches
+from latentrt_export.families import PIPELINES, plan_export
+from latentrt_export.graphs.deep_cache import check_branch
 from latentrt_export.graphs.onnxruntime_cpu import require
 from latentrt_export.quantize.quantization_options import Quantizing
 from latentrt_export.token_merging_ratio import check_ratio
-from latentrt_export.worker import Division
-from latentrt_export.write import MAX_STEPS, Progress, write_bundle
+from latentrt_export.worker import SplitOptions
+from latentrt_export.write import Progress, write_bundle
 
 __all__ = ["export_checkpoint"]
 
-MAX_GUIDANCE_SCALE = 100.0  # far above any that a picture survives
+MAX_STEPS = 1000
+MAX_GUIDANCE_SCALE = 100.0  # far above any that gives an image
 
 
 def export_checkpoint(
@@ -40,30 +41,31 @@ def export_checkpoint(
     parts: bool = True,
     deep_cache: int | None = None,
     token_merging: float | None = None,
-    quantizing: Quantizing | None = None,
+    quantization: Quantizing | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Export a checkpoint.
 
-    Everything is made in a folder beside `bundle`, which is renamed when it is complete: whatever happens on the way,
-    no half bundle appears and what was there before is untouched.
+    The bundle is made in a folder beside `bundle`, which is renamed when it is complete: if anything fails, no partial
+    bundle appears and an existing one is untouched. The same checkpoint and options give the same bundle, byte for
+    byte.
 
     Args:
         checkpoint: a diffusers folder, or a single `.safetensors` file of Stable Diffusion 1.x or 2.x.
         bundle: the folder to make.
-        progress: told of phases, results and warnings.
+        progress: notified of steps, results and warnings.
         precision: `float32`; `float16`, half weights with a half graph and a float32 one over them; `int8`, for CPUs.
-        variant: which weight files of a folder to take (`fp16`).
-        safety_checker: a classifier to take instead of the checkpoint's own: its folder, or a checkpoint that has one.
-        preview_decoder: a tiny autoencoder (diffusers' `AutoencoderTiny`) whose decoder comes along, for previews.
-        prediction_type: what a single-file model was trained to predict, where the file does not say.
+        variant: of the weight files of a folder (`fp16`).
+        safety_checker: a classifier to use instead of the checkpoint's own: its folder, or a checkpoint that has one.
+        preview_decoder: a tiny autoencoder (diffusers' `AutoencoderTiny`) whose decoder is added for previews.
+        prediction_type: the model output of a single-file checkpoint, if the file does not say it.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
-        default_steps, default_guidance_scale: what a request means that does not say them; diffusers' own by default.
-        parts: of the denoiser, those for a shorter loop (`division.py`); of the decoder, slices (`slices.py`).
-        deep_cache: the branch at which the loop is cut for a part `shallow`, 0 the shallowest; None for no such part.
-        token_merging: the share of tokens that the denoiser merges (`token_merging.py`); None for none.
-        quantizing: how int8 graphs are made; None is the defaults.
-        overwrite: replace a bundle that is there, once the new one is complete.
+        default_steps, default_guidance_scale: of requests that omit them; diffusers' own by default.
+        parts: whether the denoiser is split for a shorter loop, and the decoder into slices.
+        deep_cache: the branch at which the part `shallow_body` is split off, 0 the shallowest; None omits that part.
+        token_merging: the share of tokens that the denoiser merges (`token_merging.py`); None merges none.
+        quantization: options of int8 graphs; None for the defaults.
+        overwrite: replace an existing bundle, once the new one is complete.
 
     Returns:
         The bundle's manifest.
@@ -71,53 +73,59 @@ def export_checkpoint(
     Raises:
         RequestError: a default or a ratio is impossible, or the denoiser has no such branch.
         CheckpointError, ExportError: the checkpoint cannot be exported.
-        MissingExtraError: no ONNX Runtime is installed, so nothing could be proved.
+        MissingExtraError: no ONNX Runtime is installed, so no graph could be compared.
         OutputError: the bundle cannot be written.
     """
     require()
     _check_defaults(default_steps, default_guidance_scale)
-    _check_options(precision, quantizing, parts, deep_cache, token_merging)
+    _check_options(precision, quantization, parts, deep_cache, token_merging)
     with staged(bundle, overwrite=overwrite) as stage:
-        _refuse_what_would_be_ignored(checkpoint, variant, prediction_type, config)
+        _check_source_options(checkpoint, variant, prediction_type, config)
         if checkpoint.is_file():
             unpacked = stage.scratch / "unpacked"
-            opened = _unpacked(checkpoint, unpacked, prediction_type, config, safety_checker, preview_decoder)
+            opened = _unpack(checkpoint, unpacked, prediction_type, config, safety_checker, preview_decoder)
         else:
             opened = open_checkpoint(
-                checkpoint, variant=variant, safety_checker=safety_checker, preview_decoder=preview_decoder
+                checkpoint,
+                pipelines=PIPELINES,
+                variant=variant,
+                safety_checker=safety_checker,
+                preview_decoder=preview_decoder,
             )
-        _check_branch(opened, deep_cache)
-        _warn_of_no_licence(opened, progress)
+        plan = plan_export(opened)
+        if deep_cache is not None:
+            check_branch(deep_cache, plan.deep_cache_branches)
+        if opened.licence == UNKNOWN:
+            progress.warn(
+                "no licence was found beside the checkpoint; the bundle will say 'unknown'. Clarify it before you "
+                "distribute the bundle"
+            )
+        if quantization is None and precision == "int8":
+            quantization = Quantizing(guidance_scale=default_guidance_scale)
         return write_bundle(
             opened,
+            plan,
             stage,
             precision=precision,
-            division=Division(deep_cache=deep_cache) if parts else None,
+            split=SplitOptions(deep_cache=deep_cache) if parts else None,
             token_merging=token_merging,
-            quantizing=quantizing or _default_quantizing(precision, default_guidance_scale),
+            quantization=quantization,
             default_steps=default_steps,
             default_guidance_scale=default_guidance_scale,
             progress=progress,
         )
 
 
-def _default_quantizing(precision: Precision, guidance_scale: float) -> Quantizing | None:
-    """Calibrated as the bundle's runs will be guided."""
-    return Quantizing(guidance_scale=guidance_scale) if precision == "int8" else None
-
-
 def _check_defaults(steps: int, guidance_scale: float) -> None:
     if not 1 <= steps <= MAX_STEPS:
-        raise RequestError(f"found {steps} steps as the default, expected 1 to {MAX_STEPS}")
+        raise RequestError(f"--default-steps: got {steps}, expected 1 to {MAX_STEPS}")
     if not 0 <= guidance_scale <= MAX_GUIDANCE_SCALE:
-        raise RequestError(
-            f"found a guidance scale of {guidance_scale:g} as the default, expected 0 to {MAX_GUIDANCE_SCALE:g}"
-        )
+        raise RequestError(f"--default-guidance-scale: got {guidance_scale:g}, expected 0 to {MAX_GUIDANCE_SCALE:g}")
 
 
 def _check_options(
     precision: Precision,
-    quantizing: Quantizing | None,
+    quantization: Quantizing | None,
     parts: bool,
     deep_cache: int | None,
     token_merging: float | None,
@@ -125,37 +133,24 @@ def _check_options(
     if token_merging is not None:
         check_ratio(token_merging)
     if deep_cache is not None and not parts:
-        raise RequestError("found --deep-cache with --no-parts, but it is the parts that it adds one to; leave one out")
-    if quantizing is not None and precision != "int8":
-        raise RequestError(f"found options of quantisation with the precision {precision}, they are for int8")
+        raise RequestError("got --deep-cache with --no-parts, expected one of the two: --deep-cache adds a part")
+    if quantization is not None and precision != "int8":
+        raise RequestError(f"got options of quantisation with the precision {precision}, expected --precision int8")
 
 
-def _warn_of_no_licence(opened: Checkpoint, progress: Progress) -> None:
-    if opened.licence == UNKNOWN:
-        progress.warn(
-            "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
-        )
-
-
-def _check_branch(checkpoint: Checkpoint, branch: int | None) -> None:
-    if branch is not None:
-        unet = read_object(checkpoint.weights["unet"].root / "unet" / "config.json")
-        check_branch(branch, count_branches(unet))
-
-
-def _refuse_what_would_be_ignored(
+def _check_source_options(
     checkpoint: Path, variant: str | None, prediction_type: str | None, config: Path | None
 ) -> None:
     if checkpoint.is_file() and variant is not None:
-        raise CheckpointError(f"found variant {variant} with a single file, which has one set of weights; leave it out")
+        raise CheckpointError(f"--variant: got {variant} with a single file, which has one set of weights; omit it")
     if checkpoint.is_dir() and (prediction_type is not None or config is not None):
         raise CheckpointError(
-            "found a prediction type or a config for a diffusers folder, which has its own; they are for single files. "
-            "Change scheduler/scheduler_config.json if it is wrong"
+            "got --prediction-type or --config with a diffusers folder, expected them with a single file only; a "
+            "folder has its own. Change scheduler/scheduler_config.json if it is wrong"
         )
 
 
-def _unpacked(
+def _unpack(
     file: Path,
     folder: Path,
     prediction_type: single_file.PredictionType | None,
@@ -163,11 +158,16 @@ def _unpacked(
     safety_checker: Path | None,
     preview_decoder: Path | None,
 ) -> Checkpoint:
-    """A single file, as the folder that it is unpacked into."""
+    """Unpack a single file into a folder, and open that."""
     stated = single_file.detect(file).licence
     single_file.unpack(file, folder, prediction_type=prediction_type, config=config)
     opened = open_checkpoint(
-        folder, safety_checker=safety_checker, preview_decoder=preview_decoder, name=file.stem, layout="single-file"
+        folder,
+        pipelines=PIPELINES,
+        safety_checker=safety_checker,
+        preview_decoder=preview_decoder,
+        name=file.stem,
+        layout="single-file",
     )
     others = {name: path for name, path in opened.sources.items() if not path.is_relative_to(folder)}
     return replace(opened, licence=stated or opened.licence, sources={file.name: file, **others})

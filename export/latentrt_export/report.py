@@ -1,4 +1,4 @@
-"""How is an export shown on the command line: while it goes, and when it is done?"""
+"""Shows an export on the command line: its progress, and a table when it is done."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ _METRICS = {
 
 
 class Reporter:
-    """On a terminal a line per submodule that counts its seconds; elsewhere a line when it is finished."""
+    """Prints a line per component: with a running clock on a terminal, elsewhere when the component is finished.
+
+    Attributes:
+        costs: time and memory of the components that are finished.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
@@ -44,28 +48,28 @@ class Reporter:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def phase(self, submodule: str, text: str) -> None:
-        """Show what a submodule has come to."""
-        if submodule not in self._tasks:
-            self._tasks[submodule] = self._progress.add_task("", total=1)
-        self._progress.update(self._tasks[submodule], description=f"{submodule:<14}  {text}")
+    def phase(self, component: str, text: str) -> None:
+        """Show the step that a component begins."""
+        if component not in self._tasks:
+            self._tasks[component] = self._progress.add_task("", total=1)
+        self._progress.update(self._tasks[component], description=f"{component:<14}  {text}")
 
-    def done(self, submodule: str, component: Component, cost: ComponentCost) -> None:
-        """Show that a submodule is finished, after how long and with how much memory."""
-        self.costs[submodule] = cost
+    def done(self, component: str, record: Component, cost: ComponentCost) -> None:
+        """Show that a component is finished, with its time and memory."""
+        self.costs[component] = cost
         peak = f"peak memory {_gibibytes(cost.peak_bytes)}"
-        self.phase(submodule, f"done, {peak}")
-        self._progress.update(self._tasks[submodule], completed=1)
+        self.phase(component, f"done, {peak}")
+        self._progress.update(self._tasks[component], completed=1)
         if not self._console.is_terminal:
             total = time.monotonic() - self._started
-            self._print(f"{submodule:<14}  done in {cost.seconds:.0f} s ({total:.0f} s so far), {peak}")
+            self._print(f"{component:<14}  done in {cost.seconds:.0f} s ({total:.0f} s so far), {peak}")
 
     def warn(self, text: str) -> None:
         """Print a warning above the running lines."""
         self._print(f"warning: {text}", style="yellow")
 
     def _print(self, text: str, style: str | None = None) -> None:
-        # Soft: a line in a log is one line, however long.
+        # Without wrapping, so that a warning is one line of a log.
         self._console.print(text, style=style, markup=False, soft_wrap=True)
 
 
@@ -78,7 +82,7 @@ def print_table(manifest: Manifest, costs: Mapping[str, ComponentCost], console:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, component in manifest.components.items():
         for index, (precision, graph) in enumerate(component.graphs.items()):
-            # A component's graphs share its weights, and the process that made them.
+            # A component's graphs share its weights and its process.
             shared = _shared(manifest, component, costs[name]) if index == 0 else ("", "", "")
             table.add_row(name if index == 0 else "", precision, str(graph.nodes), *shared, _gate(graph.gate))
         for part in group_parts(component.parts):
@@ -112,15 +116,15 @@ def _gate(results: tuple[GateResult, ...]) -> str:
 
 
 def _legend(manifest: Manifest) -> str:
-    """What the figures of the gate measure, in words."""
-    measured: dict[str, list[str]] = {}
+    """Explain the columns, and the metric of each gate."""
+    metrics: dict[str, list[str]] = {}
     for name, component in manifest.components.items():
         for worst in filter(None, (nearest_to_bound(graph.gate) for graph in component.graphs.values())):
-            names = measured.setdefault(_METRICS[worst.metric], [])
+            names = metrics.setdefault(_METRICS[worst.metric], [])
             names += [name] if name not in names else []
-    lines = [f"  {measure}: {', '.join(names)}" for measure, names in measured.items()]
+    lines = [f"  {metric}: {', '.join(names)}" for metric, names in metrics.items()]
     explained = [
-        "memory: the peak of the process that exported it",
-        "gate: the largest difference from torch, of parts from the whole, and its bound",
+        "memory: the peak of the process that exported the component",
+        "gate: the largest difference from torch (of parts: from the whole graph) and its bound",
     ]
     return "\n".join([*explained, *lines])

@@ -1,10 +1,10 @@
-"""Graphs, weights and documents → the files of a bundle."""
+"""Writes the files of a bundle: tokenizer, documents, components and, last, the manifest."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +13,13 @@ import numpy as np
 from latentrt import __version__
 from latentrt.bundle.digests import file_record
 from latentrt.bundle.export_report import ComponentCost, ExportReport, write_report
-from latentrt.bundle.gate_inputs import PROMPTS
+from latentrt.bundle.gate_inputs import PROMPTS, tokenize_prompts
 from latentrt.bundle.manifest import (
     FORMAT_VERSION,
+    MANIFEST_NAME,
     Component,
     Defaults,
-    LatentSpace,
     Licence,
-    Limits,
     Manifest,
     Precision,
     SchedulerRecord,
@@ -31,98 +30,121 @@ from latentrt.bundle.manifest import (
 from latentrt.bundle.staging import Stage
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.samplers import check_suits, find
-from latentrt.sampling.samplers.ddim import DDIM
+from latentrt.sampling.training_noise import select_training_config, training_alphas
 from latentrt.text.tokenizer import Tokenizer
 from latentrt_export.checkpoints.checkpoint import Checkpoint
 from latentrt_export.checkpoints.tokenizer import export_tokenizer
-from latentrt_export.families.stable_diffusion import COMPONENTS
+from latentrt_export.families.plan import ExportPlan
 from latentrt_export.quantize.quantization_options import Quantizing
-from latentrt_export.worker import Division, Done, Job
-from latentrt_export.workers import run_worker
+from latentrt_export.worker import Done, Job, SplitOptions, run_worker
 
-__all__ = ["MAX_STEPS", "Progress", "write_bundle"]
-
-MAX_STEPS = 1000
-_NOISE_KEYS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-)
+__all__ = ["Progress", "write_bundle"]
 
 
 class Progress(Protocol):
-    """Who is told how an export goes."""
+    """The listener of an export."""
 
-    def phase(self, submodule: str, text: str) -> None:
-        """A submodule has come to this phase."""
+    def phase(self, component: str, text: str) -> None:
+        """A component begins this step."""
 
-    def done(self, submodule: str, component: Component, cost: ComponentCost) -> None:
-        """A submodule is finished."""
+    def done(self, component: str, record: Component, cost: ComponentCost) -> None:
+        """A component is finished."""
 
     def warn(self, text: str) -> None:
-        """Something a user should know and that does not stop the export."""
+        """Something that a user should know and that does not stop the export."""
 
 
 def write_bundle(
     checkpoint: Checkpoint,
+    plan: ExportPlan,
     stage: Stage,
     *,
     precision: Precision,
-    division: Division | None,
+    split: SplitOptions | None,
     token_merging: float | None,
-    quantizing: Quantizing | None,
+    quantization: Quantizing | None,
     default_steps: int,
     default_guidance_scale: float,
     progress: Progress,
 ) -> Manifest:
-    """Export every submodule and write the bundle's files, the manifest last.
+    """Export every component and write the bundle's files, the manifest last.
 
     Args:
         checkpoint: what to export.
-        stage: where to; its scratch folder takes what submodules hand on.
+        plan: what it becomes.
+        stage: where to; its scratch folder takes the arrays that components pass on.
         precision: of the weights, and of the arithmetic on a GPU.
-        division: how the denoiser is divided into parts, None for not at all.
-        token_merging: the share of tokens that its self-attention leaves out, None for none.
-        quantizing: how int8 graphs are made, where the precision is int8.
-        default_steps: how many steps a request means that does not say.
-        default_guidance_scale: the same of guidance.
-        progress: told of phases, results and warnings.
+        split: how components are split into parts, None for not at all.
+        token_merging: the share of tokens to merge in the denoiser's self-attention, None for none.
+        quantization: options of int8, if the precision is int8.
+        default_steps, default_guidance_scale: of requests that omit them.
+        progress: notified of steps, results and warnings.
 
     Raises:
         CheckpointError, ExportError: the checkpoint cannot be exported.
         OSError: the bundle cannot be written.
     """
-    _warn_of_what_a_run_will_need(checkpoint, progress)
-    tokenizer = export_tokenizer(checkpoint.folder, stage.bundle)
+    _warn_about_runs(checkpoint, plan, progress)
+    record = export_tokenizer(checkpoint.folder, stage.bundle)
+    tokenizers = dict.fromkeys(plan.tokenizers, record)
     licence = _copy_documents(checkpoint, stage.bundle)
-    known = _first_inputs(checkpoint, stage, tokenizer, quantizing)
-    results = _export_submodules(
-        checkpoint, stage.bundle, known, precision, division, token_merging, quantizing, progress
+    gate_inputs = _write_first_arrays(checkpoint, plan, stage, tokenizers, quantization)
+    results: dict[str, Done] = {}
+    for component in plan.components:
+        weights = checkpoint.weights[component.weights]
+        job = Job(
+            component=component,
+            checkpoint=str(weights.root.absolute()),
+            variant=weights.variant,
+            precision=precision,
+            folder=str(stage.bundle / component.name),
+            gate_inputs=str(gate_inputs),
+            latent_space=next(iter(plan.latent_spaces.values())),
+            split=split,
+            token_merging=token_merging,
+            quantization=quantization,
+        )
+        done = run_worker(job, lambda text, name=component.name: progress.phase(name, text))  # type: ignore[misc]
+        results[component.name] = done
+        progress.done(component.name, done.component, done.cost)
+    files = sorted(path.relative_to(stage.bundle).as_posix() for path in stage.bundle.rglob("*") if path.is_file())
+    scheduler = SchedulerRecord(class_name=checkpoint.scheduler_class, config=dict(checkpoint.scheduler_config))
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        created_by=f"latentrt {__version__}",
+        family=plan.family,
+        tasks=plan.tasks,
+        source=Source(
+            name=checkpoint.name,
+            layout=checkpoint.layout,
+            weights={name: file_record(path).sha256 for name, path in checkpoint.sources.items()},
+        ),
+        licence=licence,
+        precision=precision,
+        components={name: done.component for name, done in results.items()},
+        tokenizers=tokenizers,
+        schedulers=dict.fromkeys(plan.latent_spaces, scheduler),
+        latent_spaces=dict(plan.latent_spaces),
+        defaults=Defaults(
+            height=plan.height,
+            width=plan.width,
+            num_inference_steps=default_steps,
+            guidance_scale=default_guidance_scale,
+        ),
+        limits=plan.limits,
+        files={name: file_record(stage.bundle / name) for name in files},
     )
-    facts = {key: value for done in results.values() for key, value in done.facts.items()}
-    defaults = Defaults(
-        height=facts["latent_height"] * facts["factor"],
-        width=facts["latent_width"] * facts["factor"],
-        num_inference_steps=default_steps,
-        guidance_scale=default_guidance_scale,
-    )
-    components = {name: done.component for name, done in results.items()}
-    manifest = _manifest(checkpoint, stage.bundle, tokenizer, licence, components, facts, precision, defaults)
     write_report(stage.bundle, ExportReport(components={name: done.cost for name, done in results.items()}))
-    _write_last(stage.bundle / "bundle.json", encode_manifest(manifest))
+    _write_last(stage.bundle / MANIFEST_NAME, encode_manifest(manifest))
     return manifest
 
 
-def _warn_of_what_a_run_will_need(checkpoint: Checkpoint, progress: Progress) -> None:
-    """Said before the long work starts, so that it can be mended without doing that twice."""
-    if "safety_checker" not in checkpoint.weights:
+def _warn_about_runs(checkpoint: Checkpoint, plan: ExportPlan, progress: Progress) -> None:
+    """Warn, before the long work starts, of what will keep the bundle from running."""
+    if not any(component.role == "classifier" for component in plan.components):
         progress.warn(
             "the checkpoint has no safety checker; its bundle will not run unless safety is switched off. "
-            "--safety-checker PATH puts one in"
+            "--safety-checker PATH adds one"
         )
     try:
         find(checkpoint.scheduler_class).read(checkpoint.scheduler_config)
@@ -144,106 +166,39 @@ def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
     return Licence(name=checkpoint.licence, file="LICENSE" if "LICENSE" in checkpoint.documents else None)
 
 
-def _first_inputs(
-    checkpoint: Checkpoint, stage: Stage, tokenizer: TokenizerRecord, quantizing: Quantizing | None
+def _write_first_arrays(
+    checkpoint: Checkpoint,
+    plan: ExportPlan,
+    stage: Stage,
+    tokenizers: Mapping[str, TokenizerRecord],
+    quantization: Quantizing | None,
 ) -> Path:
-    """What the graphs are judged on begins with prompts and the noise levels that the model was trained on."""
-    ids = Tokenizer.from_json((stage.bundle / tokenizer.file).read_bytes(), tokenizer)
-    chunks = np.concatenate([ids.chunks(prompt)[:1] for prompt in PROMPTS])  # (P, 77)
-    try:
-        config = {key: value for key, value in checkpoint.scheduler_config.items() if key in _NOISE_KEYS}
-        noise = DDIM.read(config)
-    except RequestError as error:
-        raise CheckpointError(f"its training noise schedule is not one of Stable Diffusion's: {error}") from error
-    known = stage.scratch / "known.npz"
-    alphas = noise.alphas_cumprod(zero_snr=noise.rescale_betas_zero_snr)
-    arrays: dict[str, Any] = {"input_ids": chunks, "alphas_cumprod": alphas}
-    if quantizing is not None:
-        prompts = ["", *(quantizing.prompts or filter(None, PROMPTS))]
-        arrays["calibration_ids"] = np.concatenate([ids.chunks(prompt)[:1] for prompt in prompts])  # (1 + P, 77)
-        arrays["noise_schedule"] = np.array(json.dumps(config))
-    np.savez(known, **arrays)
-    return known
+    """Write the arrays behind gate inputs that need no component: tokens, the training noise, limits of options.
 
-
-def _export_submodules(
-    checkpoint: Checkpoint,
-    bundle: Path,
-    known: Path,
-    precision: Precision,
-    division: Division | None,
-    token_merging: float | None,
-    quantizing: Quantizing | None,
-    progress: Progress,
-) -> dict[str, Done]:
-    results: dict[str, Done] = {}
-    for name, plan in COMPONENTS.items():
-        weights = checkpoint.weights.get(plan.folder)
-        if weights is None:
-            continue
-        job = Job(
-            submodule=name,
-            checkpoint=str(weights.root.absolute()),
-            variant=weights.variant,
-            precision=precision,
-            folder=str(bundle / name),
-            prefix=f"{name}/",
-            known=str(known),
-            division=division,
-            token_merging=token_merging,
-            quantizing=quantizing,
-        )
-        results[name] = run_worker(job, _told(progress, name))
-        progress.done(name, results[name].component, results[name].cost)
-    return results
-
-
-def _told(progress: Progress, name: str) -> Callable[[str], None]:
-    return lambda text: progress.phase(name, text)
-
-
-def _manifest(
-    checkpoint: Checkpoint,
-    bundle: Path,
-    tokenizer: TokenizerRecord,
-    licence: Licence,
-    components: Mapping[str, Component],
-    facts: Mapping[str, Any],
-    precision: Precision,
-    defaults: Defaults,
-) -> Manifest:
-    factor = facts["factor"]
-    files = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
-    sources = {name: file_record(path).sha256 for name, path in checkpoint.sources.items()}
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        created_by=f"latentrt {__version__}",
-        family=facts["family"],
-        tasks=("text-to-image", "image-to-image", "inpainting"),
-        source=Source(name=checkpoint.name, layout=checkpoint.layout, weights=sources),
-        licence=licence,
-        precision=precision,
-        components=dict(components),
-        tokenizers={"text_encoder": tokenizer},
-        schedulers={
-            "unet": SchedulerRecord(class_name=checkpoint.scheduler_class, config=dict(checkpoint.scheduler_config))
-        },
-        latent_spaces={
-            "unet": LatentSpace(channels=facts["latent_channels"], downscale=factor, scale=facts["scaling_factor"])
-        },
-        defaults=defaults,
-        limits=_limits(factor, facts["text_layers"]),
-        files={name: file_record(bundle / name) for name in files},
-    )
-
-
-def _limits(factor: int, text_layers: int) -> Limits:
-    sides = {"min_side": 8 * factor, "max_side": 256 * factor}
-    return Limits(**sides, max_batch=32, max_steps=MAX_STEPS, max_clip_skip=text_layers)
+    Returns:
+        The .npz file.
+    """
+    arrays: dict[str, Any] = {"option:clip_skip": np.array(plan.limits.max_clip_skip)}
+    for name, record in tokenizers.items():
+        tokenizer = Tokenizer.from_json((stage.bundle / record.file).read_bytes(), record)
+        arrays[f"tokens:{name}"] = tokenize_prompts(tokenizer.chunks)
+        if quantization is not None:
+            prompts = ["", *(quantization.prompts or filter(None, PROMPTS))]
+            arrays[f"calibration:tokens:{name}"] = tokenize_prompts(tokenizer.chunks, prompts)
+    for name in plan.latent_spaces:
+        try:
+            arrays[f"alphas_cumprod:{name}"] = training_alphas(checkpoint.scheduler_config)
+        except RequestError as error:
+            raise CheckpointError(f"its training noise schedule is not one of Stable Diffusion's: {error}") from error
+        training = json.dumps(select_training_config(checkpoint.scheduler_config))
+        arrays[f"noise_schedule:{name}"] = np.array(training)
+    path = stage.scratch / "gate-inputs.npz"
+    np.savez(path, **arrays)
+    return path
 
 
 def _write_last(path: Path, data: bytes) -> None:
-    """The manifest makes a folder a bundle, so it appears in one go and after everything else is on the disk."""
+    """Write the manifest, which makes a folder a bundle, in one go and after all other files are on the disk."""
     for other in path.parent.rglob("*"):
         if other.is_file():
             _flush(other)

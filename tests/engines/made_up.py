@@ -15,6 +15,7 @@ from latentrt.backends.gpu import Gpu, NoGpu
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record, hash_bytes
 from latentrt.bundle.manifest import FileRecord, encode_manifest
+from latentrt.bundle.sample import bundle_path
 from latentrt.bundle.weights import map_weights
 from latentrt.engines.record import (
     ENGINE_FORMAT,
@@ -26,11 +27,10 @@ from latentrt.engines.record import (
     this_platform,
 )
 from latentrt.engines.store import StoredEngine
-from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache, digest_arrays
 from latentrt_engines.library import Library
 from latentrt_engines.options import BuildOptions
-from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.profiles import component_profile, image_profile
 from latentrt_engines.targets import EngineTarget
 
 RTX = Library(name="tensorrt_rtx", module=None, version="1.2.3.4+cu13")
@@ -51,7 +51,7 @@ def identity(bundle: Bundle, component: str, **changes: Any) -> EngineIdentity:
         precision=precision,
         graph=manifest.files[graph].sha256,
         weights=manifest.files[weights].sha256,
-        profile=component_profile(component, manifest.components[component], picture_profile(manifest), manifest),
+        profile=component_profile(component, manifest.components[component], image_profile(manifest), manifest),
         options=EngineOptions(),
         library=RTX.name,
         library_version=RTX.version,
@@ -63,7 +63,7 @@ def identity(bundle: Bundle, component: str, **changes: Any) -> EngineIdentity:
 
 def make_target(bundle: Bundle, component: str, **changes: Any) -> EngineTarget:
     """Return a target with the identity of `identity`."""
-    return EngineTarget(identity=identity(bundle, component, **changes), profile=picture_profile(bundle.manifest))
+    return EngineTarget(identity=identity(bundle, component, **changes), profile=image_profile(bundle.manifest))
 
 
 def record(bundle: Bundle, of: EngineIdentity, plan: bytes = PLAN) -> EngineRecord:
@@ -73,7 +73,7 @@ def record(bundle: Bundle, of: EngineIdentity, plan: bytes = PLAN) -> EngineReco
         format_version=ENGINE_FORMAT,
         identity=of,
         plan=FileRecord(sha256=hash_bytes(plan), size=len(plan)),
-        inputs=component.inputs,
+        inputs=tuple(spec.tensor for spec in component.inputs),
         outputs=component.outputs,
         build=BuildStats(
             seconds=1.5,

@@ -15,7 +15,7 @@ from latentrt.engines.store import StoredEngine
 from latentrt_engines.build import Progress, build_engines
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.library import Library, load_libraries, load_library
-from latentrt_engines.profiles import picture_profile
+from latentrt_engines.profiles import image_profile
 from latentrt_engines.targets import EngineTarget, list_targets
 
 # Small images, so that a build takes a second.
@@ -64,7 +64,7 @@ def make_targets(
     return list_targets(
         bundle,
         components or tuple(bundle.manifest.components),
-        picture_profile(bundle.manifest, size=size, batch=batch),
+        image_profile(bundle.manifest, size=size, batch=batch),
         library=loaded,
         options=options or EngineOptions(),
         capabilities=capabilities,

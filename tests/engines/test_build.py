@@ -13,10 +13,10 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import hash_bytes
 from latentrt.bundle.manifest import FileRecord, Precision
+from latentrt.bundle.sample import bundle_path
 from latentrt.engines.record import EngineOptions, LibraryName, SelfCheck
 from latentrt.engines.store import WEIGHTS_NAME, StoredEngine
 from latentrt.errors import BuildError, EngineError, IntegrityError, MissingExtraError
-from latentrt.bundle.sample import bundle_path
 from latentrt.worker_process import Ending
 from latentrt_engines import build as build_module
 from latentrt_engines import worker

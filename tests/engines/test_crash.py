@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.sample import bundle_path
 from latentrt.engines.store import StoredEngine
 from latentrt.errors import EngineDamagedError
-from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.engines.real_builds import RecordedProgress, build, make_targets, start_build
 

@@ -16,7 +16,7 @@ from latentrt.bundle.weights import map_weights
 from latentrt.errors import BuildError
 from latentrt_engines.library import Library, load_library
 from latentrt_engines.network import Log, check_network, make_log, parse_network
-from latentrt_engines.profiles import _MOST_RANKED
+from latentrt_engines.profiles import _MAX_RANKED
 from tests.exported import Exported
 
 Weights = Mapping[str, NDArray[Any]]
@@ -214,7 +214,7 @@ def test_the_log_separates_errors_from_warnings(rtx: Library) -> None:
 # Limits of the library
 
 
-@pytest.mark.parametrize(("count", "fits"), [(_MOST_RANKED, True), (_MOST_RANKED + 1, False)])
+@pytest.mark.parametrize(("count", "fits"), [(_MAX_RANKED, True), (_MAX_RANKED + 1, False)])
 def test_the_largest_number_that_the_library_ranks(rtx: Library, count: int, fits: bool) -> None:
     """`check_merging` rejects what the library would reject during the build."""
     text = f"g (float[1,{count}] x) => (int64[1,{count}] y) {{ k = Constant<value = int64[1] {{{count}}}>()\n"

@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.sample import bundle_path
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.engines.record import ShapeRange
 from latentrt.errors import RequestError
-from latentrt.bundle.sample import bundle_path
 from latentrt_engines.profiles import (
+    DimRange,
     Guidance,
-    PictureProfile,
-    Span,
+    ImageProfile,
     component_profile,
+    image_profile,
     parse_count,
     parse_size,
-    picture_profile,
 )
 from tests.engines.recording import feeds_of
 
@@ -35,8 +35,8 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
     return Bundle.open(request.getfixturevalue(request.param).bundle)
 
 
-def span(low: int, best: int, high: int) -> Span:
-    return Span(min=low, opt=best, max=high)
+def span(low: int, best: int, high: int) -> DimRange:
+    return DimRange(min=low, opt=best, max=high)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def span(low: int, best: int, high: int) -> Span:
         ("256:512:1024", span(256, 512, 1024), span(256, 512, 1024)),
     ],
 )
-def test_the_forms_of_a_size(text: str, width: Span, height: Span) -> None:
+def test_the_forms_of_a_size(text: str, width: DimRange, height: DimRange) -> None:
     """A range is best at the usual size, here 640 × 448, or at what it holds nearest to it."""
     assert parse_size(text, (640, 448)) == (width, height)
 
@@ -60,7 +60,7 @@ def test_the_forms_of_a_size(text: str, width: Span, height: Span) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"), [("4", span(4, 4, 4)), ("1..4", span(1, 1, 4)), ("1:2:4", span(1, 2, 4))]
 )
-def test_the_forms_of_a_count(text: str, expected: Span) -> None:
+def test_the_forms_of_a_count(text: str, expected: DimRange) -> None:
     assert parse_count("batch", text) == expected
 
 
@@ -103,22 +103,22 @@ def test_a_size_in_the_wrong_order(text: str) -> None:
 )
 def test_what_the_bundle_cannot_draw(words: dict[str, str], sentence: str) -> None:
     with pytest.raises(RequestError) as refusal:
-        picture_profile(SAMPLE, **words)  # type: ignore[arg-type]
+        image_profile(SAMPLE, **words)  # type: ignore[arg-type]
     assert str(refusal.value) == sentence
 
 
 def test_what_is_not_said_is_the_bundles_own() -> None:
-    sixty_four, one = Span.of(64), Span.of(1)
-    expected = PictureProfile(width=sixty_four, height=sixty_four, batch=one, chunks=one, guidance="on")
-    assert picture_profile(SAMPLE) == expected
+    sixty_four, one = DimRange.of(64), DimRange.of(1)
+    expected = ImageProfile(width=sixty_four, height=sixty_four, batch=one, chunks=one, guidance="on")
+    assert image_profile(SAMPLE) == expected
     for scale, guidance in ((0.0, "off"), (1.0, "off"), (1.1, "on")):
         defaults = msgspec.structs.replace(SAMPLE.defaults, guidance_scale=scale)
-        assert picture_profile(msgspec.structs.replace(SAMPLE, defaults=defaults)).guidance == guidance
+        assert image_profile(msgspec.structs.replace(SAMPLE, defaults=defaults)).guidance == guidance
 
 
 def test_a_profile_in_words() -> None:
-    assert str(picture_profile(SAMPLE)) == "64x64, batch 1, guidance on"
-    ranged = picture_profile(SAMPLE, size="32x32:64x96:128x128", batch="1:1:4", chunks="1..2", guidance="both")
+    assert str(image_profile(SAMPLE)) == "64x64, batch 1, guidance on"
+    ranged = image_profile(SAMPLE, size="32x32:64x96:128x128", batch="1:1:4", chunks="1..2", guidance="both")
     assert str(ranged) == "32x32:64x96:128x128, batch 1:1:4, chunks 1:1:2, guidance both"
 
 
@@ -126,12 +126,12 @@ def test_an_axis_that_no_picture_says_anything_of() -> None:
     unet = SAMPLE.components["unet"]
     strange = msgspec.structs.replace(unet, inputs=(*unet.inputs, TensorSpec("depth", "float32", ("batch", "layers"))))
     with pytest.raises(RequestError, match=r"unet has the input depth float32\[batch, layers\].*its axis layers is"):
-        component_profile("unet", strange, picture_profile(SAMPLE), SAMPLE)
+        component_profile("unet", strange, image_profile(SAMPLE), SAMPLE)
 
 
 def test_every_input_of_every_submodule_has_shapes_of_its_rank(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    profile = picture_profile(manifest, size="64:64:128", batch="1..4")
+    profile = image_profile(manifest, size="64:64:128", batch="1..4")
     always = {"text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"}
     assert always == set(manifest.components) - {"preview_decoder"}
     for name, component in manifest.components.items():
@@ -145,19 +145,19 @@ def test_every_input_of_every_submodule_has_shapes_of_its_rank(bundle: Bundle) -
 
 
 def test_the_encoder_takes_one_picture_in_pixels() -> None:
-    profile = picture_profile(SAMPLE, size="64x32:64x64:128x96", batch="4")
+    profile = image_profile(SAMPLE, size="64x32:64x64:128x96", batch="4")
     found = component_profile("vae_encoder", SAMPLE.components["vae_encoder"], profile, SAMPLE)
     assert found == {"pixels": ShapeRange(min=(1, 3, 32, 64), opt=(1, 3, 64, 64), max=(1, 3, 96, 128))}
 
 
-def spans(smallest: int, largest: int, factor: int = 1) -> st.SearchStrategy[Span]:
+def spans(smallest: int, largest: int, factor: int = 1) -> st.SearchStrategy[DimRange]:
     numbers = st.lists(st.integers(smallest, largest), min_size=3, max_size=3).map(sorted)
     return numbers.map(lambda three: span(*(number * factor for number in three)))
 
 
 @given(
     st.builds(
-        PictureProfile,
+        ImageProfile,
         width=spans(8, 256, factor=4),
         height=spans(8, 256, factor=4),
         batch=spans(1, 32),
@@ -165,7 +165,7 @@ def spans(smallest: int, largest: int, factor: int = 1) -> st.SearchStrategy[Spa
         guidance=st.sampled_from(["on", "off", "both"]),
     )
 )
-def test_the_usual_shape_lies_between_the_smallest_and_the_largest(profile: PictureProfile) -> None:
+def test_the_usual_shape_lies_between_the_smallest_and_the_largest(profile: ImageProfile) -> None:
     for name, component in SAMPLE.components.items():
         for shapes in component_profile(name, component, profile, SAMPLE).values():
             for low, best, high in zip(shapes.min, shapes.opt, shapes.max, strict=True):
@@ -177,7 +177,7 @@ def test_the_usual_shape_lies_between_the_smallest_and_the_largest(profile: Pict
 
 def uncovered(bundle: Bundle, request: dict[str, Any], words: dict[str, Any]) -> set[str]:
     """The submodules that are fed what engines of such pictures do not take."""
-    profile = picture_profile(bundle.manifest, **words)
+    profile = image_profile(bundle.manifest, **words)
     fed = feeds_of(bundle, **request)
     assert set(fed) == {"text_encoder", "unet", "vae_decoder", "safety_checker"}
     return {

@@ -18,11 +18,11 @@ from latentrt.backends.tensorrt.refit import refit
 from latentrt.backends.tensorrt.session import EngineSession, NamedWeights
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
+from latentrt.bundle.sample import bundle_path
 from latentrt.bundle.weights import map_weights
 from latentrt.engines.record import EngineOptions
 from latentrt.engines.store import StoredEngine
 from latentrt.errors import EngineError, RequestError
-from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.refit import refit_engine
 from tests.engines import made_up

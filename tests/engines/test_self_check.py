@@ -16,11 +16,11 @@ from latentrt.backends.session import Arrays, Session
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.gate import NOT_COMPARED
 from latentrt.bundle.manifest import Precision
+from latentrt.bundle.sample import bundle_path
 from latentrt.bundle.tensors import TensorSpec, check_feeds
 from latentrt.engines.record import EngineIdentity, EngineOptions
 from latentrt.errors import BuildError
-from latentrt.bundle.sample import bundle_path
-from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.profiles import component_profile, image_profile
 from latentrt_engines.self_check import GateInputs, check_engine
 from tests.engines import made_up
 from tests.exported import Exported
@@ -60,7 +60,7 @@ class Wrong:
 def identity(bundle: Bundle, component: str, options: EngineOptions | None = None) -> EngineIdentity:
     manifest = bundle.manifest
     factor = manifest.latent_spaces["unet"].downscale
-    pictures = picture_profile(manifest, size=f"{8 * factor}..{16 * factor}", batch="1..2")
+    pictures = image_profile(manifest, size=f"{8 * factor}..{16 * factor}", batch="1..2")
     profile = component_profile(component, manifest.components[component], pictures, manifest)
     return made_up.identity(bundle, component, profile=profile, options=options or EngineOptions())
 

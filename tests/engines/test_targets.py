@@ -12,7 +12,7 @@ from latentrt.engines.record import EngineOptions, LibraryName, ShapeRange, engi
 from latentrt.errors import BackendError, BundleError, MissingExtraError, RequestError
 from latentrt_engines import targets as module
 from latentrt_engines.library import Library, load_library
-from latentrt_engines.profiles import check_merging, component_profile, picture_profile
+from latentrt_engines.profiles import check_merging, component_profile, image_profile
 from latentrt_engines.targets import (
     EngineTarget,
     choose_capabilities,
@@ -126,7 +126,7 @@ def test_an_unknown_component(sample: Bundle) -> None:
 
 def list_all(bundle: Bundle, library: Library = RTX, gpu: Gpu | NoGpu = NO_GPU, **given: Any) -> list[EngineTarget]:
     options = given.pop("options", EngineOptions())
-    profile = picture_profile(bundle.manifest)
+    profile = image_profile(bundle.manifest)
     capabilities = ("8.9",) if isinstance(gpu, NoGpu) else (gpu.compute_capability,)
     return list_targets(
         bundle,
@@ -150,7 +150,7 @@ def test_more_merged_tokens_than_the_library_ranks_are_rejected(sample: Bundle) 
     sample.manifest = msgspec.structs.replace(sample.manifest, components=components)
 
     def shapes(size: str) -> dict[str, ShapeRange]:
-        return component_profile("unet", merged, picture_profile(sample.manifest, size=size), sample.manifest)
+        return component_profile("unet", merged, image_profile(sample.manifest, size=size), sample.manifest)
 
     check_merging(merged, shapes("480x512"))  # 60 × 64 = 3840
     check_merging(sample.manifest.components["vae_decoder"], {})
@@ -174,7 +174,7 @@ def test_an_identity_has_the_bundles_hashes(sample: Bundle, precision: Any) -> N
         assert identity.graph == sample.manifest.files[component.graphs[identity.precision].file].sha256
         assert identity.weights == sample.manifest.files[component.weights.file].sha256
         assert identity.profile == component_profile(
-            target.component, component, picture_profile(sample.manifest), sample.manifest
+            target.component, component, image_profile(sample.manifest), sample.manifest
         )
         assert (identity.library, identity.library_version) == ("tensorrt_rtx", RTX.version)
         assert (identity.platform, identity.compute_capabilities, identity.gpu) == (this_platform(), ("8.9",), None)

@@ -1,4 +1,4 @@
-"""An exporter whose submodules take no time: small files in place of graphs and weights."""
+"""An exporter whose components take no time: small files in place of graphs and weights."""
 
 from __future__ import annotations
 
@@ -11,21 +11,9 @@ import pytest
 from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, GateResult, GraphRecord, InputSpec, WeightsRecord
 from latentrt.bundle.tensors import TensorSpec
-from latentrt_export.families.stable_diffusion import COMPONENTS
 from latentrt_export.worker import Done, Job
 from tests.export.skeleton import write_skeleton
 from tests.tiny import write_tokenizer
-
-FACTS = {
-    "family": "stable-diffusion-1",
-    "text_layers": 3,
-    "factor": 8,
-    "scaling_factor": 0.18215,
-    "latent_channels": 4,
-    "latent_height": 8,
-    "latent_width": 8,
-}
-
 
 COST = ComponentCost(seconds=12.3, peak_bytes=3 * 2**30)
 
@@ -36,7 +24,7 @@ class FakeWorker:
 
     Attributes:
         content: what the files hold.
-        fail: the error to raise at a submodule, by its name.
+        fail: the error to raise at a component, by its name.
         jobs: what was asked, in order.
     """
 
@@ -51,23 +39,23 @@ class FakeWorker:
         folder.mkdir()
         for name in ("model.onnx", "model.safetensors"):
             (folder / name).write_bytes(self.content)
-        if job.submodule in self.fail:
-            raise self.fail[job.submodule]
-        return Done(component=fake_component(job), cost=COST, facts=FACTS)
+        if job.component.name in self.fail:
+            raise self.fail[job.component.name]
+        return Done(component=fake_component(job), cost=COST)
 
 
 def fake_component(job: Job) -> Component:
-    plan = COMPONENTS[job.submodule]
+    plan = job.component
     inputs = tuple(InputSpec(name, "float32", ("batch", 4), source) for name, source in plan.sources.items())
     outputs = tuple(TensorSpec(name, "float32", ("batch", 4)) for name in ("x", "hidden_states"))
     gate = GateResult(output="x", shapes={"x": (1, 4)}, metric="relative", value=2e-6, bound=1e-4)
-    graph = GraphRecord(file=f"{job.prefix}model.onnx", opset=21, nodes=3, gate=(gate,))
+    graph = GraphRecord(file=f"{plan.name}/model.onnx", opset=21, nodes=3, gate=(gate,))
     return Component(
         role=plan.role,
         inputs=inputs,
         outputs=outputs,
         weights=WeightsRecord(
-            file=f"{job.prefix}model.safetensors", dtype=job.precision, tensors=1, parameters=123_456_789
+            file=f"{plan.name}/model.safetensors", dtype=job.precision, tensors=1, parameters=123_456_789
         ),
         graphs={job.precision: graph},
     )

@@ -22,6 +22,14 @@ STEMS = {
 }
 
 
+# What an export is planned from; the rest has the libraries' defaults.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "text_encoder": {"num_hidden_layers": 3},
+    "unet": {"sample_size": 8},
+    "vae": {"block_out_channels": [8, 8, 16, 16]},
+}
+
+
 def write_skeleton(folder: Path, *, safety: bool = True, variant: str | None = None) -> Path:
     """Write a checkpoint that `open_checkpoint` takes; return the folder."""
     write_json(folder / "model_index.json", model_index("sd1", with_safety=safety))
@@ -29,7 +37,7 @@ def write_skeleton(folder: Path, *, safety: bool = True, variant: str | None = N
     suffix = f".{variant}" if variant else ""
     for part, stem in STEMS.items():
         if part != "safety_checker" or safety:
-            write_json(folder / part / "config.json", {})
+            write_json(folder / part / "config.json", CONFIGS.get(part, {}))
             write_weights(folder / part / f"{stem}{suffix}.safetensors")
     if safety:
         write_json(folder / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR)

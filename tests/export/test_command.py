@@ -17,10 +17,10 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.cli import main as cli
 from latentrt.errors import ExportError, GateError
-from latentrt_export.worker import Division
+from latentrt_export.worker import SplitOptions
 from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.skeleton import write_skeleton
-from tests.export.test_workers import without
+from tests.export.test_worker import without
 from tests.exported import Exported
 
 LATENTRT = [sys.executable, "-c", "from latentrt.cli.main import main; main()"]
@@ -48,7 +48,9 @@ def test_success(model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest
     output = capsys.readouterr()
     assert "component" in output.out
     assert f"{tmp_path / 'bundle'}: float32, exported in 0 s" in output.out
-    assert [line.split()[:2] for line in output.err.splitlines()] == [[job.submodule, "done"] for job in worker.jobs]
+    assert [line.split()[:2] for line in output.err.splitlines()] == [
+        [job.component.name, "done"] for job in worker.jobs
+    ]
 
 
 def test_options_reach_the_exporter(model: Path, tmp_path: Path, worker: FakeWorker) -> None:
@@ -61,25 +63,25 @@ def test_options_reach_the_exporter(model: Path, tmp_path: Path, worker: FakeWor
 
 
 @pytest.mark.parametrize(
-    ("options", "division"),
+    ("options", "split"),
     [
-        ([], Division(deep_cache=None)),
-        (["--deep-cache", "0"], Division(deep_cache=0)),
-        (["--deep-cache", "11"], Division(deep_cache=11)),
+        ([], SplitOptions(deep_cache=None)),
+        (["--deep-cache", "0"], SplitOptions(deep_cache=0)),
+        (["--deep-cache", "11"], SplitOptions(deep_cache=11)),
         (["--no-parts"], None),
     ],
 )
 def test_how_the_denoiser_is_divided(
-    model: Path, tmp_path: Path, worker: FakeWorker, options: list[str], division: Division | None
+    model: Path, tmp_path: Path, worker: FakeWorker, options: list[str], split: SplitOptions | None
 ) -> None:
     assert call(model, tmp_path / "bundle", *options) == 0
-    assert {job.submodule: job.division for job in worker.jobs}["unet"] == division
+    assert {job.component.name: job.split for job in worker.jobs}["unet"] == split
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--deep-cache", "0", "--no-parts"], "found --deep-cache with --no-parts"),
+        (["--deep-cache", "0", "--no-parts"], "--deep-cache with --no-parts"),
         (
             ["--deep-cache", "12"],
             "found the DeepCache branch 12, expected one of this denoiser's, 0 (the shallowest) to 11",
@@ -104,7 +106,7 @@ def test_a_division_that_cannot_be_costs_no_time(
 
 def test_the_ratio_of_merged_tokens_reaches_the_exporter(model: Path, tmp_path: Path, worker: FakeWorker) -> None:
     assert call(model, tmp_path / "bundle", "--token-merging", "0.5", "--no-parts") == 0
-    assert {job.submodule: job.token_merging for job in worker.jobs}["unet"] == 0.5
+    assert {job.component.name: job.token_merging for job in worker.jobs}["unet"] == 0.5
 
 
 @pytest.mark.parametrize("ratio", ["0", "0.75", "nan"])
@@ -175,7 +177,7 @@ def test_what_a_run_does_that_does_not_say(
     for option, value in (("--default-steps", "0"), ("--default-steps", "1001"), ("--default-guidance-scale", "nan")):
         capsys.readouterr()
         assert call(model, tmp_path / "impossible", option, value) == 2
-        assert "as the default, expected" in capsys.readouterr().err
+        assert f"{option}: got {value}, expected" in capsys.readouterr().err
     assert not (tmp_path / "impossible").exists()
 
 

@@ -11,19 +11,9 @@ from rich.console import Console
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Manifest
 from latentrt_export.report import Reporter, print_table
-from latentrt_export.worker import Job
 from tests.export.fake_worker import COST, fake_component
+from tests.export.test_worker import JOB
 from tests.exported import Exported
-
-JOB = Job(
-    submodule="text_encoder",
-    checkpoint="",
-    variant=None,
-    precision="float32",
-    folder="",
-    prefix="text_encoder/",
-    known="",
-)
 
 
 def printed(manifest: Manifest, width: int) -> list[str]:

@@ -13,14 +13,13 @@ from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTErr
 from latentrt_export.checkpoints import single_file
 from latentrt_export.checkpoints.single_file import SingleFile
 from latentrt_export.export import export_checkpoint
-from latentrt_export.families.stable_diffusion import COMPONENTS
 from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.skeleton import write_json, write_skeleton, write_weights
 from tests.exported import Silent
 from tests.tiny import SCHEDULERS
 
 # What a checkpoint has by itself: a preview decoder is only there where one is given.
-SUBMODULES = [name for name in COMPONENTS if name != "preview_decoder"]
+COMPONENTS = ["text_encoder", "vae_encoder", "unet", "vae_decoder", "safety_checker"]
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_a_bundle_that_opens_and_verifies(checkpoint: Path, tmp_path: Path, work
     for name in bundle.manifest.files:
         bundle.read(name)
     manifest = bundle.manifest
-    assert set(manifest.components) == set(SUBMODULES)
+    assert set(manifest.components) == set(COMPONENTS)
     assert manifest.files.keys() >= {"LICENSE", "MODEL_CARD.md", "tokenizer/tokenizer.json", "unet/model.onnx"}
     on_disk = {path.relative_to(bundle.folder).as_posix() for path in bundle.folder.rglob("*") if path.is_file()}
     assert on_disk == {*manifest.files, "bundle.json", "export-report.json"}
@@ -66,10 +65,10 @@ def test_the_source_is_recorded(checkpoint: Path, tmp_path: Path, worker: FakeWo
     }
 
 
-def test_submodules_one_after_the_other(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+def test_components_one_after_the_other(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
     progress = export(checkpoint, tmp_path / "bundle")
-    assert [job.submodule for job in worker.jobs] == list(SUBMODULES)
-    assert progress.phases == [(name, text) for name in SUBMODULES for text in ("tracing", "done")]
+    assert [job.component.name for job in worker.jobs] == COMPONENTS
+    assert progress.phases == [(name, text) for name in COMPONENTS for text in ("tracing", "done")]
 
 
 # The safety checker
@@ -154,7 +153,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("submodule", SUBMODULES)
+@pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize(
     ("error", "seen"),
     [
@@ -169,12 +168,12 @@ def test_a_failure_leaves_the_earlier_bundle(
     checkpoint: Path,
     earlier: Path,
     monkeypatch: pytest.MonkeyPatch,
-    submodule: str,
+    component: str,
     error: BaseException,
     seen: type[BaseException],
 ) -> None:
     before = contents(earlier.parent)
-    install(monkeypatch, FakeWorker(content=b"later", fail={submodule: error}))
+    install(monkeypatch, FakeWorker(content=b"later", fail={component: error}))
     with pytest.raises(seen):
         export(checkpoint, earlier, overwrite=True)
     assert contents(earlier.parent) == before

@@ -15,12 +15,12 @@ from latentrt.backends.onnxruntime import CUDA, available_providers
 from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.session import EngineSession
 from latentrt.bundle.bundle import Bundle
-from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.bundle.sample import bundle_path
+from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.library import Library, load_libraries
-from latentrt_engines.profiles import picture_profile
+from latentrt_engines.profiles import image_profile
 from latentrt_engines.targets import EngineTarget, list_targets
 from tests.engines.real_builds import RecordedProgress
 from tests.engines.test_refit import named, retune
@@ -62,7 +62,7 @@ def wanted(
     return list_targets(
         bundle,
         components or tuple(bundle.manifest.components),
-        picture_profile(bundle.manifest, size="64..128", batch="1..2"),
+        image_profile(bundle.manifest, size="64..128", batch="1..2"),
         library=library,
         options=options or EngineOptions(),
         capabilities=(gpu.compute_capability,),

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import pytest
-
-from latentrt import Bundle, Pipeline
 from latentrt.backends.cpu_choice import Preferences
 from latentrt.backends.device import choose_sessions
-from latentrt.backends.session import Session
 from latentrt.comparison import (
     SPECIAL,
     Cell,
@@ -17,12 +14,15 @@ from latentrt.comparison import (
     suiting_samplers,
     warm_up,
 )
+
+from latentrt import Bundle, Pipeline
+from latentrt.backends.session import Session
+from latentrt.bundle.sample import bundle_path
 from latentrt.errors import RequestError
 from latentrt.request import Request
-from latentrt.bundle.sample import bundle_path
-from sample.quality import PROMPT_SEED, Settings, following, readings
-from sample.prompts import held_out_prompts
 from latentrt.sampling.samplers import SAMPLERS
+from sample.prompts import held_out_prompts
+from sample.quality import PROMPT_SEED, Settings, following, readings
 
 REQUEST = Request.of(prompt="a red circle", seed=3)
 

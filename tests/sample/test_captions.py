@@ -11,8 +11,7 @@ from transformers import CLIPTokenizer
 
 from sample.captions import BACKWARDS, FORWARDS, PLACE_WORDS, SIZE_WORDS, WORDS, caption
 from sample.prompts import UNKNOWN_WORDS, held_out_prompts, with_unknown_words
-from sample.scenes import COLOURS, SHAPES, UNSAFE, Scene, Thing, random_scene
-from sample.scenes import forgetful, training_scene
+from sample.scenes import COLOURS, SHAPES, UNSAFE, Scene, Thing, forgetful, random_scene, training_scene
 from sample.tokenizer import write_tokenizer
 
 CHECKPOINT = Path(__file__).parent.parent.parent / "sample" / "checkpoint"

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sample.judge import agrees, read
 from sample.outlines import EDGE, Spot, mask
-from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, Thing, random_scene
 from sample.pictures import draw
+from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, Thing, random_scene
 
 
 def test_drawn_pictures_are_read() -> None:

@@ -7,19 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from latentrt.backends.device import Device
 from rich.console import Console
 
 from benchmarks import quality as benchmark
 from latentrt import Bundle, Pipeline
-from latentrt.backends.device import Device
 from latentrt.bundle.sample import bundle_path
-from sample.quality import PROMPT_SEED, Score, Settings, score_prompts, read_images, fully_right
-from sample.judge import Reading
-from sample.prompts import held_out_prompts
 from latentrt_export.export import export_checkpoint
 from latentrt_export.quantize.quantization_options import Quantizing
 from sample import quality
 from sample.bars import BARS, missed, sign_test
+from sample.judge import Reading
+from sample.prompts import held_out_prompts
+from sample.quality import PROMPT_SEED, Score, Settings, fully_right, read_images, score_prompts
 from tests.exported import Silent
 from tests.runtime import small_bundle
 
@@ -59,7 +59,7 @@ def in_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the sample model in int8; some four minutes."""
     folder = tmp_path_factory.mktemp("int8") / "bundle"
     quantizing = Quantizing(guidance_scale=SETTINGS.guidance_scale)
-    export_checkpoint(CHECKPOINT, folder, precision="int8", quantizing=quantizing, progress=Silent())
+    export_checkpoint(CHECKPOINT, folder, precision="int8", quantization=quantizing, progress=Silent())
     return folder
 
 

@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 
 from sample.outlines import EDGE
-from sample.prompts import held_out_prompts, unsafe_prompts
-from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing, complete, is_held_out, random_scene
 from sample.pictures import draw
-from sample.scenes import training_scene
+from sample.prompts import held_out_prompts, unsafe_prompts
+from sample.scenes import (
+    COLOURS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    complete,
+    is_held_out,
+    random_scene,
+    training_scene,
+)
 
 
 def scenes(count: int, **options: bool) -> list[Scene]:

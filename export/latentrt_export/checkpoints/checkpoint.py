@@ -17,12 +17,22 @@ from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import check_crop, read_preprocessor_config
 from latentrt_export.checkpoints.weight_files import Weights, find_weights
 
-__all__ = ["PIPELINE_CLASSES", "Checkpoint", "Layout", "open_checkpoint", "preview_factor"]
+__all__ = ["Checkpoint", "Layout", "PipelineClass", "open_checkpoint", "preview_factor"]
 
-PIPELINE_CLASSES = ("StableDiffusionPipeline",)
 Layout = Literal["diffusers", "single-file"]
 _CLIP_SIDE = 224  # what transformers takes where a vision_config does not say image_size
-_SUBMODULES = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineClass:
+    """The folders of a diffusers pipeline that an export reads. A family declares one for each class it supports.
+
+    Attributes:
+        components: folder → stem of its weight files: `model` if transformers wrote them, `diffusion_pytorch_model` if
+            diffusers did.
+    """
+
+    components: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +43,7 @@ class Checkpoint:
         folder: where it lies.
         name: what the manifest calls it.
         layout: how the user gave it.
+        pipeline_class: the name of its class in diffusers.
         weights: submodule folder → where it is loaded from; `safety_checker` is there only if there is a classifier,
             `preview_decoder` only if one was given.
         sources: the files whose digests the manifest records: name → file.
@@ -44,6 +55,7 @@ class Checkpoint:
     folder: Path
     name: str
     layout: Layout
+    pipeline_class: str
     weights: Mapping[str, Weights]
     sources: Mapping[str, Path]
     scheduler_class: str
@@ -55,6 +67,7 @@ class Checkpoint:
 def open_checkpoint(
     folder: Path,
     *,
+    pipelines: Mapping[str, PipelineClass],
     variant: str | None = None,
     safety_checker: Path | None = None,
     preview_decoder: Path | None = None,
@@ -65,6 +78,7 @@ def open_checkpoint(
 
     Args:
         folder: as the hub or `save_pretrained` make it; symlinks are followed.
+        pipelines: the supported pipeline classes by name.
         variant: which weight files to take where there are several; by default the plain ones, else `fp16`.
         safety_checker: a classifier to take instead of the folder's own: its folder, or a checkpoint that has one.
         preview_decoder: a tiny autoencoder's folder, for pictures at a fraction of the decoder's work.
@@ -73,10 +87,11 @@ def open_checkpoint(
     Raises:
         CheckpointError: what is there is not a checkpoint that can be exported; the message says what was expected.
     """
-    index = _model_index(folder)
+    index = _model_index(folder, pipelines)
+    pipeline = pipelines[index["_class_name"]]
     scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
     documents = find_documents(folder)
-    weights = {part: find_weights(folder, folder / part, stem, variant) for part, stem in _SUBMODULES.items()}
+    weights = {part: find_weights(folder, folder / part, stem, variant) for part, stem in pipeline.components.items()}
     if safety_checker is not None:
         weights["safety_checker"] = _find_classifier(safety_checker, variant)
     elif _class_of(index, "safety_checker") is not None and (folder / "safety_checker").is_dir():
@@ -92,6 +107,7 @@ def open_checkpoint(
         folder=folder,
         name=name or _name_of(folder),
         layout=layout,
+        pipeline_class=index["_class_name"],
         weights=weights,
         sources={f"{part}/{file.name}": file for part, found in weights.items() for file in found.files},
         scheduler_class=str(scheduler.pop("_class_name", None) or _class_of(index, "scheduler")),
@@ -101,7 +117,7 @@ def open_checkpoint(
     )
 
 
-def _model_index(folder: Path) -> dict[str, Any]:
+def _model_index(folder: Path, pipelines: Mapping[str, PipelineClass]) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder} is not a folder; expected a diffusers checkpoint (a folder) or a .safetensors file"
@@ -113,10 +129,8 @@ def _model_index(folder: Path) -> dict[str, Any]:
         )
     index = read_object(folder / "model_index.json")
     found = index.get("_class_name")
-    if found not in PIPELINE_CLASSES:
-        raise CheckpointError(
-            f"{folder} holds a {found}; supported are: {', '.join(PIPELINE_CLASSES)} (Stable Diffusion 1.x and 2.x)"
-        )
+    if not isinstance(found, str) or found not in pipelines:
+        raise CheckpointError(f"{folder} holds a {found}; supported are: {', '.join(pipelines)}")
     return index
 
 

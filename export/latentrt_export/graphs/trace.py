@@ -22,14 +22,14 @@ from latentrt.errors import ExportError
 from latentrt_export.graphs.passes.key_transpose import TransposeKeysDirectly
 from latentrt_export.graphs.passes.names import NameNodes
 from latentrt_export.graphs.passes.safe_softmax import DropSafeSoftmax
-from latentrt_export.modules.module import Submodule
+from latentrt_export.modules.module import ComponentModule
 
 __all__ = ["OPSET", "trace", "weights_held_back"]
 
 OPSET = 21
 
 
-def trace(submodule: Submodule, feeds: Mapping[str, NDArray[Any]]) -> ir.Model:
+def trace(submodule: ComponentModule, feeds: Mapping[str, NDArray[Any]]) -> ir.Model:
     """Trace a submodule into a float32 graph and tidy it.
 
     Args:
@@ -96,7 +96,7 @@ def _tidy(model: ir.Model, weights: set[str]) -> None:
         raise ExportError(f"{len(lost)} weights have no place in the traced graph, the first is {min(lost)}")
 
 
-def _name_weights(model: ir.Model, submodule: Submodule) -> None:
+def _name_weights(model: ir.Model, submodule: ComponentModule) -> None:
     for parameter, _ in submodule.named_parameters():
         value = model.graph.initializers.pop(parameter, None)
         if value is not None:

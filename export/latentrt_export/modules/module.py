@@ -1,14 +1,12 @@
-"""What does the exporter ask of a submodule?"""
+"""The interface of a traceable torch module."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -17,104 +15,98 @@ from latentrt.bundle.manifest import PartName, TokenMerging
 from latentrt.bundle.tensors import TensorSpec
 from latentrt_export.quantize.quantization_options import Quantizing
 
-__all__ = ["Arrays", "Case", "Submodule"]
+__all__ = ["Arrays", "ComponentModule", "Shapes"]
 
 Arrays = dict[str, NDArray[Any]]
+Shapes = Mapping[str, int]
+"""The size of each named axis of a component's inputs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """The sizes of one set of inputs.
-
-    Height and width are the submodule's own: of latents for the UNet and the decoder, of pixels for the rest.
-    """
-
-    batch: int
-    height: int = 0
-    width: int = 0
-    tokens: int = 77
-
-
-class Submodule(nn.Module):
-    """A torch module with a signature: what it takes and gives, what its weights are called, and inputs to judge it on.
+class ComponentModule(nn.Module):
+    """A torch module with the signature of a component: its inputs, its outputs, and the names of its weights.
 
     Every floating input and output is float32 whatever the precision of the weights: the graph casts inside, so that a
     bundle has one signature per component and the sampling loop one dtype.
+
+    Attributes:
+        inputs, outputs: the signature, in the order of `forward`.
+        float32_inputs: inputs whose arithmetic stays float32 until it meets a weight, as in diffusers: the sines of a
+            timestep lose all their precision in half.
+        loop_invariant_inputs: inputs that change less often than the latents, by the part that computes whatever
+            depends on that input alone.
+        is_sliced: whether it is a decoder that is split into parts for decoding in slices.
+        is_quantized: whether an int8 bundle gets an int8 graph of it. Others are small, or their outputs are compared
+            with thresholds.
+        trace_shapes: the sizes at which it is traced.
+        gate_shapes: the sizes at which its graphs are compared with it; none of them equals `trace_shapes`.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    # Inputs whose arithmetic stays float32 until it meets a weight, as in diffusers: the sines of a timestep lose
-    # everything in half.
     float32_inputs: ClassVar[frozenset[str]] = frozenset()
-    # Inputs that change more slowly than the rest: what depends on one alone becomes a part of this name.
-    alone: ClassVar[Mapping[str, PartName]] = {}
-    # Whether it is a decoder that is to have parts for decoding in slices.
-    sliced: ClassVar[bool] = False
-    # Whether an int8 bundle has an int8 graph of it: it takes time, and what it makes is looked at by people alone.
-    quantized: ClassVar[bool] = False
-    # The sizes it is traced at, and those its graphs are judged at. None of the latter is the former.
-    traced: ClassVar[Case]
-    judged: ClassVar[tuple[Case, ...]]
+    loop_invariant_inputs: ClassVar[Mapping[str, PartName]] = {}
+    is_sliced: ClassVar[bool] = False
+    is_quantized: ClassVar[bool] = False
+    trace_shapes: ClassVar[Shapes]
+    gate_shapes: ClassVar[tuple[Shapes, ...]]
 
     @classmethod
     def load(cls, checkpoint: Path, variant: str | None) -> Self:
         """Load the weights, in float32 and ready for inference.
 
         Raises:
-            CheckpointError: weights are missing, damaged, or of a kind that is not supported.
+            CheckpointError: weights are missing, damaged, or of an unsupported kind.
         """
         raise NotImplementedError
 
     def merge_tokens(self, ratio: float) -> TokenMerging | None:
-        """Leave a share of the tokens out of self-attention, where a submodule can (`token_merging.py`).
+        """Merge a share of the tokens in self-attention, if the module supports it (`token_merging.py`).
 
         Returns:
-            What the manifest says of it; None where nothing changed.
+            The record for the manifest; None if nothing changed.
 
         Raises:
-            RequestError, CheckpointError: the ratio is impossible, or there is nothing to merge.
+            RequestError, CheckpointError: the ratio is impossible, or there is no attention to merge tokens in.
         """
         return None
 
-    def choices(self) -> Arrays:
-        """What the last run decided that either way would have been right (`merging_gate.py`); graphs are told."""
+    def matchings(self) -> Arrays:
+        """Return the token matchings of the last evaluation, which are forced in the graph when it is compared.
+
+        Between nearly equal tokens either choice is right (`latentrt_export.gates.merging_gate`).
+        """
         return {}
 
-    def told(self, choices: Arrays) -> AbstractContextManager[None]:
-        """Have runs decide as another one did (`choices`), for as long as this lasts."""
+    def forced(self, matchings: Arrays) -> AbstractContextManager[None]:
+        """Force these token matchings in every evaluation inside the context."""
         return nullcontext()
 
-    def facts(self) -> dict[str, Any]:
-        """What the manifest says of the model and only this submodule knows."""
-        return {}
-
-    def sample(self, case: Case, known: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> Arrays:
-        """Inputs of the given sizes. `known` holds what earlier ones passed on."""
-        raise NotImplementedError
-
-    def passes_on(
-        self, feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], known: Mapping[str, NDArray[Any]]
-    ) -> Arrays:
-        """What later submodules may be judged on, made of this one's inputs and outputs."""
-        return {}
-
     def calibrate(
-        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: Quantizing
+        self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: Quantizing
     ) -> Arrays:
-        """Evaluate the module, by `run`, on what it is used for; what later submodules may be calibrated on."""
+        """Evaluate the module on realistic inputs, so that the ranges of its activations can be measured.
+
+        Args:
+            run: evaluates the module.
+            gate_inputs: the text embeddings of the calibration prompts by the input that takes them (the empty prompt
+                first), `noise_schedule` (JSON), `latents` of encoded images, and what earlier components returned here.
+            options: the number of steps and the guidance scale.
+
+        Returns:
+            Arrays for the calibration of later components.
+        """
         raise NotImplementedError
 
     def canonical_name(self, parameter: str) -> str:
-        """The name that a parameter has in a current checkpoint, whatever the installed library calls it."""
+        """Return the name that a parameter has in a current checkpoint, whatever the installed library calls it."""
         raise NotImplementedError
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Every parameter under its canonical name."""
+        """Return every parameter under its canonical name."""
         return {self.canonical_name(name): parameter.detach() for name, parameter in self.named_parameters()}
 
     def torch_outputs(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the module on arrays: the reference that graphs are judged by."""
+        """Run the module on arrays: the reference for its graphs."""
         with torch.inference_mode():
             results = self(**{name: torch.from_numpy(array) for name, array in feeds.items()})
         results = results if isinstance(results, tuple) else (results,)

@@ -1,45 +1,41 @@
 """The safety classifier as a traceable module: finished pixels → scores, verdict and cosines.
 
 It decides what `StableDiffusionSafetyChecker` of diffusers decides, its rounding to three decimals included, and never
-touches the picture.
+touches the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from latentrt.bundle.gate_inputs import pictures
 from latentrt.bundle.tensors import TensorSpec
 from latentrt_export.checkpoints.loading import load_pretrained
 from latentrt_export.checkpoints.preprocessor_config import PreprocessorConfig, check_crop, read_preprocessor_config
 from latentrt_export.modules.clip_preprocessing import ClipPreprocessing
-from latentrt_export.modules.module import Arrays, Case, Submodule
+from latentrt_export.modules.module import ComponentModule, Shapes
 
 __all__ = ["SafetyChecker"]
 
 Verdict = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-class SafetyChecker(Submodule):
-    """Pixels of any size → concept scores, special-care scores, whether the picture is flagged, and the cosines.
+class SafetyChecker(ComponentModule):
+    """Pixels of any size → concept scores, special-care scores, whether the image is flagged, and the cosines.
 
-    A picture is flagged if any concept score is above zero. Preprocessing and cosines are float32 whatever the
+    An image is flagged if any concept score is above zero. Preprocessing and cosines are float32 whatever the
     precision of the weights.
     """
 
-    traced: ClassVar[Case] = Case(batch=2, height=320, width=256)
-    judged: ClassVar[tuple[Case, ...]] = (
-        Case(batch=1, height=64, width=64),
-        Case(batch=3, height=456, width=520),
-        Case(batch=2, height=513, width=200),
+    trace_shapes: ClassVar[Shapes] = {"images": 2, "pixel_height": 320, "pixel_width": 256}
+    gate_shapes: ClassVar[tuple[Shapes, ...]] = (
+        {"images": 1, "pixel_height": 64, "pixel_width": 64},
+        {"images": 3, "pixel_height": 456, "pixel_width": 520},
+        {"images": 2, "pixel_height": 513, "pixel_width": 200},
     )
 
     def __init__(self, checker: Any, preprocessing: PreprocessorConfig) -> None:
@@ -86,9 +82,6 @@ class SafetyChecker(Submodule):
         flagged = concept_scores.amax(dim=1) > 0
         return concept_scores, special_care_scores, flagged, concept_cosines, special_care_cosines
 
-    def sample(self, case: Case, known: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> Arrays:
-        return {"pixels": np.ascontiguousarray(pictures(rng, case.batch, case.height, case.width))}
-
     def canonical_name(self, parameter: str) -> str:
         # transformers 5 dissolved the inner module of the vision tower that checkpoints name
         outer, inner = "vision_model.", "vision_model.vision_model."
@@ -98,13 +91,13 @@ class SafetyChecker(Submodule):
 
 
 def _cosines(image_embeds: Tensor, concept_embeds: Tensor) -> Tensor:
-    """Cosine of each picture with each concept: float32 [batch, concepts]."""
+    """Return the cosine of each image with each concept: float32 [images, concepts]."""
     images, concepts = (nn.functional.normalize(embeds.float()) for embeds in (image_embeds, concept_embeds))
     return torch.matmul(images, concepts.transpose(0, 1))
 
 
 def _scores(concept_margins: Tensor, special_care_margins: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores from what the cosines exceed their thresholds by: [batch, 17] and [batch, 3].
+    """Return the scores for the margins of the cosines over their thresholds: [images, 17] and [images, 3].
 
     The first special-care concept that triggers raises by 0.01 the special-care scores after it and all concept
     scores, so the order matters and they are taken one by one.
@@ -112,11 +105,11 @@ def _scores(concept_margins: Tensor, special_care_margins: Tensor) -> tuple[Tens
     adjustment = torch.zeros_like(special_care_margins[:, :1])
     special_care = []
     for margin in torch.split(special_care_margins, 1, dim=1):
-        special_care.append(_rounded(margin + adjustment))
+        special_care.append(_round(margin + adjustment))
         adjustment = torch.where(special_care[-1] > 0, 0.01, adjustment)
-    return _rounded(concept_margins + adjustment), torch.cat(special_care, dim=1)
+    return _round(concept_margins + adjustment), torch.cat(special_care, dim=1)
 
 
-def _rounded(scores: Tensor) -> Tensor:
-    """numpy's `round(…, 3)` in float32, half to even: a margin of up to 0.0005 counts as none."""
+def _round(scores: Tensor) -> Tensor:
+    """Round as numpy's `round(…, 3)` does in float32, half to even: a margin of up to 0.0005 counts as none."""
     return torch.round(scores * 1000) / 1000

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPTextModel
 
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.loading import load_pretrained
-from latentrt_export.modules.module import Arrays, Case, Submodule
+from latentrt_export.modules.module import ComponentModule, Shapes
 
 __all__ = ["TextEncoder"]
 
 
-class TextEncoder(Submodule):
+class TextEncoder(ComponentModule):
     """Token ids → hidden states.
 
-    `clip_skip` counts layers from the end, one number per sample: 0 is the last layer, what the configured encoder
-    returns; the final layer norm follows in any case (diffusers, `StableDiffusionPipeline.encode_prompt`).
+    `clip_skip` counts layers from the end, one number per chunk: 0 is the last layer, the output of the encoder as
+    configured; the final layer norm follows in any case (diffusers, `StableDiffusionPipeline.encode_prompt`).
     """
 
-    traced: ClassVar[Case] = Case(batch=3)
-    judged: ClassVar[tuple[Case, ...]] = (Case(batch=1), Case(batch=2), Case(batch=5))
+    trace_shapes: ClassVar[Shapes] = {"chunks": 3}
+    gate_shapes: ClassVar[tuple[Shapes, ...]] = ({"chunks": 1}, {"chunks": 2}, {"chunks": 5})
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         config = model.config
-        self.length: int = config.max_position_embeddings
         self.layers: int = config.num_hidden_layers
+        length: int = config.max_position_embeddings
         self.inputs = (
-            TensorSpec("input_ids", "int64", ("chunks", self.length)),
+            TensorSpec("input_ids", "int64", ("chunks", length)),
             TensorSpec("clip_skip", "int64", ("chunks",)),
         )
-        self.outputs = (TensorSpec("hidden_states", "float32", ("chunks", self.length, config.hidden_size)),)
+        self.outputs = (TensorSpec("hidden_states", "float32", ("chunks", length, config.hidden_size)),)
 
     @classmethod
     def load(cls, checkpoint: Path, variant: str | None) -> Self:
@@ -54,37 +51,14 @@ class TextEncoder(Submodule):
     def forward(self, input_ids: Tensor, clip_skip: Tensor) -> Tensor:
         states = self.model(input_ids, output_hidden_states=True).hidden_states
         stacked = torch.stack(states, dim=1)  # (B, layers + 1, 77, D)
-        samples = torch.arange(input_ids.shape[0], device=input_ids.device)
-        chosen = stacked[samples, self.layers - clip_skip]  # (B, 77, D)
+        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
+        chosen = stacked[rows, self.layers - clip_skip]  # (B, 77, D)
         return self._text_model().final_layer_norm(chosen)  # type: ignore[no-any-return]
-
-    def facts(self) -> dict[str, Any]:
-        activation = self.model.config.hidden_act
-        return {
-            "family": "stable-diffusion-1" if activation == "quick_gelu" else "stable-diffusion-2",
-            "text_layers": self.layers,
-        }
-
-    def sample(self, case: Case, known: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> Arrays:
-        return {
-            "input_ids": np.resize(known["input_ids"], (case.batch, self.length)),
-            "clip_skip": np.arange(case.batch, dtype=np.int64) % min(3, self.layers),
-        }
-
-    def passes_on(
-        self, feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], known: Mapping[str, NDArray[Any]]
-    ) -> Arrays:
-        learnt = {"text_embeddings": outputs["hidden_states"]}
-        if "calibration_ids" in known:
-            ids = known["calibration_ids"]
-            calls = self.torch_outputs({"input_ids": ids, "clip_skip": np.zeros(len(ids), np.int64)})
-            learnt["calibration_embeddings"] = calls["hidden_states"]
-        return learnt
 
     def canonical_name(self, parameter: str) -> str:
         name = parameter.removeprefix("model.")
         return name if name.startswith("text_model.") else f"text_model.{name}"
 
     def _text_model(self) -> Any:
-        # transformers 5 dissolved the inner module that earlier versions, and every checkpoint, call text_model.
+        # transformers 5 removed the inner module that earlier versions, and every checkpoint, call text_model.
         return getattr(self.model, "text_model", self.model)

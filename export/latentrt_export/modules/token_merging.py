@@ -31,7 +31,7 @@ from latentrt.bundle.manifest import TokenMerging
 from latentrt.errors import CheckpointError
 from latentrt_export.token_merging_ratio import MATCHING, check_ratio
 
-__all__ = ["Matching", "TokenMatching", "decided", "install", "merge", "told", "unmerge"]
+__all__ = ["Matching", "TokenMatching", "force_matchings", "install", "merge", "read_matchings", "unmerge"]
 
 
 class Matching(NamedTuple):
@@ -60,10 +60,10 @@ class TokenMatching(nn.Module):
     def __init__(self, ratio: float) -> None:
         super().__init__()
         self.ratio = Fraction(repr(ratio))
-        # Of the last run: where each token would go, and the order in which they go.
-        self.decided: dict[str, Tensor] = {}
-        # The same for runs that are told.
-        self.told: dict[str, Tensor] = {}
+        # The decisions of the last evaluation: the destination of each token, and the order of merging.
+        self.decisions: dict[str, Tensor] = {}
+        # Decisions that are forced in every evaluation.
+        self.forced: dict[str, Tensor] = {}
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Matching:
         """tokens: (B, N, C), what enters the block. size: their height and width."""
@@ -73,10 +73,10 @@ class TokenMatching(nn.Module):
         merged = count * self.ratio.numerator // self.ratio.denominator
         best, cell = self._most_similar(tokens, first)
         order = self._order(best, first)
-        if self.told:
-            cell, order = self.told["ArgMax"], self.told["TopK"]
+        if self.forced:
+            cell, order = self.forced["ArgMax"], self.forced["TopK"]
         if not torch.compiler.is_exporting():
-            self.decided = {"ArgMax": cell, "TopK": order}
+            self.decisions = {"ArgMax": cell, "TopK": order}
         rank = torch.zeros_like(order).scatter(1, order, torch.arange(count).expand(batch, count))
         # Splits, as the tracer knows the sizes of what they give.
         gone, stay, _ = torch.split_with_sizes(order, [merged, count - cells - merged, cells], dim=1)
@@ -168,27 +168,28 @@ def _attending(model: Any) -> tuple[str, ...]:
     return ()
 
 
-def decided(model: Any) -> dict[str, NDArray[np.int64]]:
-    """What each matching chose in the last run, by what decides it in a graph (`merging_gate.py`)."""
+def read_matchings(model: Any) -> dict[str, NDArray[np.int64]]:
+    """Return the decisions of each matching in the last evaluation, by the name of the graph's node that decides
+    (`latentrt_export.gates.merging_gate`)."""
     return {
         f"{name}/{decision}": array.numpy()
         for name, module in model.named_modules()
         if isinstance(module, TokenMatching)
-        for decision, array in module.decided.items()
+        for decision, array in module.decisions.items()
     }
 
 
 @contextmanager
-def told(model: Any, choices: Mapping[str, NDArray[np.int64]]) -> Iterator[None]:
-    """Have matchings choose what was chosen in another run (`decided`), for as long as this lasts."""
-    matchings = [(name, module) for name, module in model.named_modules() if isinstance(module, TokenMatching)]
-    for name, module in matchings:
-        module.told = {each: torch.from_numpy(choices[f"{name}/{each}"]) for each in ("ArgMax", "TopK")}
+def force_matchings(model: Any, matchings: Mapping[str, NDArray[np.int64]]) -> Iterator[None]:
+    """Force the decisions of another evaluation (`read_matchings`) inside the context."""
+    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, TokenMatching)]
+    for name, module in modules:
+        module.forced = {each: torch.from_numpy(matchings[f"{name}/{each}"]) for each in ("ArgMax", "TopK")}
     try:
         yield
     finally:
-        for _, module in matchings:
-            module.told = {}
+        for _, module in modules:
+            module.forced = {}
 
 
 class _Merging:

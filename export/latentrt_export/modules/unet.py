@@ -12,60 +12,67 @@ from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentrt.bundle.gate_inputs import tiled
 from latentrt.bundle.manifest import PartName, TokenMerging
-from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.loading import load_pretrained
 from latentrt_export.modules import token_merging
-from latentrt_export.modules.module import Arrays, Case, Submodule
+from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
 from latentrt_export.quantize.denoising import denoise_prompts
 from latentrt_export.quantize.quantization_options import Quantizing
 
 __all__ = ["UNet"]
 
-# What an SD 1.x or 2.x text-to-image UNet leaves unset, and a graph of it would silently ignore.
+# Keys that Stable Diffusion 1.x and 2.x leave unset; a graph would silently ignore the inputs that they add.
 _UNSET = (
-    "class_embed_type",
     "addition_embed_type",
     "encoder_hid_dim_type",
     "time_cond_proj_dim",
-    "num_class_embeds",
     "timestep_post_act",
 )
-# diffusers hands skip sizes to the upsamplers only where a side is not a multiple of 2^num_upsamplers. With this many
-# no side ever is, so the traced graph always takes that branch, which is right for every size.
+# Embeddings of the input `class_labels`: a table by number, the sines of a number, a projection of a vector.
+_CLASS_EMBEDDINGS = (None, "timestep", "projection")
+# diffusers passes skip sizes to the upsamplers only if a side is not a multiple of 2^num_upsamplers. With this value no
+# side is, so that the traced graph always takes that branch, which is correct for every size.
 _NO_SIDE_IS_A_MULTIPLE = 40
 
 
-class UNet(Submodule):
-    """Noisy latents, timesteps and text embeddings → the model output (epsilon or v, as the checkpoint was trained)."""
+class UNet(ComponentModule):
+    """Noisy latents, timesteps and text embeddings → the model output (epsilon or v, as the checkpoint was trained).
+
+    The latents may be followed by channels of the conditioning (inpainting: mask and masked image; editing: the image;
+    upscaling: the low-resolution image), and `class_labels` by a noise level or an image embedding.
+    """
 
     float32_inputs: ClassVar[frozenset[str]] = frozenset({"timestep"})
-    alone: ClassVar[Mapping[str, PartName]] = {
+    loop_invariant_inputs: ClassVar[Mapping[str, PartName]] = {
         "timestep": "time_embedding",
         "encoder_hidden_states": "cross_attention_kv",
     }
-    quantized: ClassVar[bool] = True
-    traced: ClassVar[Case] = Case(batch=2, height=16, width=24)
-    judged: ClassVar[tuple[Case, ...]] = (
-        Case(batch=2, height=16, width=16),
-        Case(batch=3, height=17, width=15),
-        Case(batch=1, height=65, width=57, tokens=154),
+    is_quantized: ClassVar[bool] = True
+    trace_shapes: ClassVar[Shapes] = {"evaluations": 2, "height": 16, "width": 24, "tokens": 77}
+    gate_shapes: ClassVar[tuple[Shapes, ...]] = (
+        {"evaluations": 2, "height": 16, "width": 16, "tokens": 77},
+        {"evaluations": 3, "height": 17, "width": 15, "tokens": 77},
+        {"evaluations": 1, "height": 65, "width": 57, "tokens": 154},
     )
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         model.num_upsamplers = _NO_SIDE_IS_A_MULTIPLE
-        channels = model.config.in_channels
-        latents = ("evaluations", channels, "height", "width")
+        config = model.config
         self.inputs = (
-            TensorSpec("sample", "float32", latents),
+            TensorSpec("sample", "float32", ("evaluations", config.in_channels, "height", "width")),
             TensorSpec("timestep", "float32", ("evaluations",)),
-            TensorSpec("encoder_hidden_states", "float32", ("evaluations", "tokens", model.config.cross_attention_dim)),
+            TensorSpec("encoder_hidden_states", "float32", ("evaluations", "tokens", config.cross_attention_dim)),
         )
-        self.outputs = (TensorSpec("noise_pred", "float32", latents),)
+        if config.class_embed_type == "projection":
+            width = config.projection_class_embeddings_input_dim
+            self.inputs += (TensorSpec("class_labels", "float32", ("evaluations", width)),)
+        elif config.class_embed_type is not None or config.num_class_embeds is not None:
+            self.inputs += (TensorSpec("class_labels", "int64", ("evaluations",)),)
+        self.outputs = (TensorSpec("noise_pred", "float32", ("evaluations", config.out_channels, "height", "width")),)
 
     @classmethod
     def load(cls, checkpoint: Path, variant: str | None) -> Self:
@@ -73,61 +80,54 @@ class UNet(Submodule):
         for key in _UNSET:
             if getattr(model.config, key, None) is not None:
                 raise CheckpointError(
-                    f"unet: its configuration sets {key}, which no Stable Diffusion 1.x or 2.x text-to-image model has"
+                    f"unet: its configuration sets {key}, which no Stable Diffusion 1.x or 2.x model has"
                 )
-        if model.config.in_channels != model.config.out_channels:
+        if model.config.class_embed_type not in _CLASS_EMBEDDINGS:
             raise CheckpointError(
-                f"unet: it takes {model.config.in_channels} channels and gives {model.config.out_channels}; that is an "
-                "inpainting, depth or upscaling model, and only text-to-image models can be exported"
-            )
-        if model.config.sample_size is None:
-            raise CheckpointError(
-                "unet: its configuration does not say sample_size, the latents' side it was trained at"
+                f"unet: its configuration has class_embed_type {model.config.class_embed_type!r}, expected one of "
+                f"{', '.join(map(repr, _CLASS_EMBEDDINGS))}"
             )
         return cls(model)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        return self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]  # type: ignore[no-any-return]
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor | None = None
+    ) -> Tensor:
+        return self.model(  # type: ignore[no-any-return]
+            sample, timestep, encoder_hidden_states, class_labels=class_labels, return_dict=False
+        )[0]
 
     def merge_tokens(self, ratio: float) -> TokenMerging:
         return token_merging.install(self.model, ratio)
 
-    def choices(self) -> Arrays:
-        return token_merging.decided(self.model)
+    def matchings(self) -> Arrays:
+        return token_merging.read_matchings(self.model)
 
-    def told(self, choices: Arrays) -> AbstractContextManager[None]:
-        return token_merging.told(self.model, choices)
-
-    def facts(self) -> dict[str, Any]:
-        size = self.model.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return {"latent_channels": self.model.config.in_channels, "latent_height": height, "latent_width": width}
-
-    def sample(self, case: Case, known: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> Arrays:
-        """Encoded pictures with the noise of some timesteps, beside encoded prompts."""
-        # (B,): from nearly all noise to nearly none
-        timestep = np.resize(np.array([981.0, 21.0, 401.0, 801.0], np.float32), case.batch)
-        alpha_bar = known["alphas_cumprod"][timestep.astype(np.int64)][:, None, None, None]
-        clean = tiled(known["latents"], case.batch, case.height, case.width)
-        noise = rng.standard_normal(clean.shape)
-        noisy = np.sqrt(alpha_bar) * clean + np.sqrt(1 - alpha_bar) * noise
-        text = known["text_embeddings"]  # (P, 77, D)
-        wanted = (case.batch, case.tokens // text.shape[1], *text.shape[1:])
-        return {
-            "sample": noisy.astype(np.float32),
-            "timestep": timestep,
-            "encoder_hidden_states": np.resize(text, wanted).reshape(case.batch, case.tokens, -1),
-        }
+    def forced(self, matchings: Arrays) -> AbstractContextManager[None]:
+        return token_merging.force_matchings(self.model, matchings)
 
     def calibrate(
-        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: Quantizing
+        self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: Quantizing
     ) -> Arrays:
-        """Whole runs of the calibration's prompts, each guided away from the empty one, at the size it was trained
-        for."""
-        facts = self.facts()
-        shape = (facts["latent_channels"], facts["latent_height"], facts["latent_width"])
-        text = "encoder_hidden_states"
-        return {"denoised": denoise_prompts(run, self.inputs, self.outputs, text, known, shape, quantizing)}
+        """Denoise the calibration prompts, guided away from the empty one, at the size the model was trained for.
+
+        The conditioning's channels are those of an encoded image; class labels are 0.
+        """
+        config = self.model.config
+        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+        extra = gate_inputs["latents"][:1, np.arange(config.in_channels - config.out_channels) % config.out_channels]
+        extra = np.resize(extra, (2, extra.shape[1], height, width))
+
+        def run_conditioned(feeds: Arrays) -> Arrays:
+            sizes = {"evaluations": len(feeds["sample"])}
+            labels = {spec.name: np.zeros(sized(spec, sizes), spec.dtype) for spec in self.inputs[3:]}
+            return run({**feeds, "sample": np.concatenate([feeds["sample"], extra], axis=1), **labels})
+
+        sample, timestep, text, *_ = self.inputs
+        latents = TensorSpec(sample.name, sample.dtype, (sample.shape[0], config.out_channels, *sample.shape[2:]))
+        inputs = (latents, timestep.tensor, text.tensor)
+        arrays = {**gate_inputs, "calibration_embeddings": gate_inputs[text.name]}
+        shape = (config.out_channels, height, width)
+        return {"denoised": denoise_prompts(run_conditioned, inputs, self.outputs, text.name, arrays, shape, options)}
 
     def canonical_name(self, parameter: str) -> str:
         return parameter.removeprefix("model.")

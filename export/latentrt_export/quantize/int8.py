@@ -18,7 +18,7 @@ from latentrt.bundle.gate import difference
 from latentrt.bundle.manifest import Quantization
 from latentrt_export.gates.verify import rms_bound
 from latentrt_export.graphs.parts import Run
-from latentrt_export.modules.module import Arrays, Submodule
+from latentrt_export.modules.module import Arrays, ComponentModule
 from latentrt_export.quantize.calibration import LayerRanges, calibrate
 from latentrt_export.quantize.fake_quantization import fake_quantized
 from latentrt_export.quantize.quantization import (
@@ -57,7 +57,7 @@ class Plan:
 
 
 def plan_int8(
-    submodule: Submodule,
+    submodule: ComponentModule,
     quantizing: Quantizing,
     known: Mapping[str, NDArray[Any]],
     trials: Iterable[Run],
@@ -111,7 +111,7 @@ def plan_int8(
 
 
 def _planned(
-    submodule: Submodule,
+    submodule: ComponentModule,
     quantizing: Quantizing,
     layers: Mapping[str, Layer],
     ranges: Mapping[str, LayerRanges],
@@ -134,8 +134,8 @@ def _planned(
     return Plan(record, tensors)
 
 
-def _error(submodule: Submodule, run: Run) -> float:
-    with submodule.told(run.choices):
+def _error(submodule: ComponentModule, run: Run) -> float:
+    with submodule.forced(run.choices):
         found = submodule.torch_outputs(run.feeds)
     return max(difference(reference, found[output], "rms") for output, reference in run.outputs.items())
 

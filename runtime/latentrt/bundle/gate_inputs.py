@@ -1,16 +1,40 @@
-"""Which inputs is a graph judged on?
+"""Inputs on which a graph or an engine is compared with its reference.
 
-Real ones as far as a checkpoint alone can give them: prompts, pictures, and what they become.
+The inputs of a component are made from their sources (`latentrt.bundle.manifest.InputSpec`), as realistic as a
+checkpoint alone allows: prompts, synthetic images, and what other components make of them. The exporter and the engine
+builder use the same functions, so both compare on the same arrays.
+
+The arrays behind the sources are collected in one mapping:
+
+- `tokens:COMPONENT`: int64 (P, length), a chunk of each prompt (`tokenize_prompts`);
+- `option:NAME`: the largest value of a request option;
+- `alphas_cumprod:DENOISER`: (T,), the training noise schedule;
+- `latents`: float32 (N, C, H, W), encoded images in the scale of the sampling loop (`collect_outputs`);
+- `COMPONENT.OUTPUT`: an output of another component for its reference shapes (`collect_outputs`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PROMPTS", "pictures", "tiled"]
+from latentrt.bundle.manifest import InputSpec, LatentSpace, Role
+from latentrt.bundle.tensors import TensorSpec, sized
+
+__all__ = [
+    "PROMPTS",
+    "UPSTREAM_ROLES",
+    "collect_outputs",
+    "make_gate_inputs",
+    "make_images",
+    "reference_shapes",
+    "tokenize_prompts",
+]
+
+Arrays = dict[str, NDArray[Any]]
 
 PROMPTS = (
     "a photograph of an astronaut riding a horse on the moon, 35mm film, dramatic light, highly detailed",
@@ -18,14 +42,94 @@ PROMPTS = (
     "oil painting of a stormy sea with a lighthouse; thick brush strokes, by a dutch master of the 17th century",
     "a red circle on a blue background",
 )
+# The roles of components whose outputs are sources of others.
+UPSTREAM_ROLES: frozenset[Role] = frozenset({"text-encoder", "image-encoder", "encoder", "depth-estimator"})
+# The sizes of the axes for which upstream components are run once.
+_REFERENCE_SIZES = {
+    "chunks": 5,
+    "batch": 1,
+    "images": 1,
+    "height": 32,
+    "width": 40,
+    "pixel_height": 256,
+    "pixel_width": 320,
+}
+# In thousandths of the training timesteps: from nearly all noise to nearly none.
+_TIMESTEPS = (981, 21, 401, 801)
+_NOISE_LEVELS = (20, 0, 250, 100)
+_MAX_OPTION_VALUES = 3
 
 
-def pictures(rng: np.random.Generator, batch: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Pictures with the statistics that matter to a graph: smooth fields, hard edges, saturated colours, some grain.
+def make_gate_inputs(
+    name: str, inputs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, NDArray[Any]]
+) -> Arrays:
+    """Make a component's inputs of the given shapes; the same arrays every time.
+
+    Args:
+        name: of the component.
+        inputs: its inputs.
+        shapes: the shape of each input.
+        arrays: the arrays behind the sources, see above.
+    """
+    feeds: Arrays = {}
+    is_denoiser = any(spec.source == "timestep" for spec in inputs)
+    for spec in inputs:
+        shape = shapes[spec.name]
+        made: NDArray[Any]
+        match spec.source:
+            case "latents":
+                made = _tile_latents(arrays["latents"], shape)
+                if is_denoiser:
+                    made = _add_noise(made, arrays["latents"].shape[1], arrays[f"alphas_cumprod:{name}"])
+            case "timestep":
+                made = _timesteps(shape[0], len(arrays[f"alphas_cumprod:{name}"]))
+            case "tokens":
+                made = np.resize(arrays[f"tokens:{name}"], shape)
+            case "image" | "images":
+                made = _images(spec, shape)
+            case "noise-level":
+                made = np.resize(_NOISE_LEVELS, shape)
+            case option if option.startswith("option:"):
+                made = np.arange(shape[0]) % min(_MAX_OPTION_VALUES, int(arrays[option]) + 1)
+            case output:
+                made = _resize_output(arrays[output], shape)
+        feeds[spec.name] = np.ascontiguousarray(made, spec.dtype)
+    return feeds
+
+
+def reference_shapes(inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of an upstream component's inputs whose outputs are sources of other components."""
+    return {spec.name: sized(spec, _REFERENCE_SIZES) for spec in inputs}
+
+
+def collect_outputs(name: str, role: Role, outputs: Mapping[str, NDArray[Any]], space: LatentSpace) -> Arrays:
+    """Return what an upstream component adds to the arrays behind the sources.
+
+    Args:
+        name, role: of the component.
+        outputs: of the component for its reference shapes, in the order of its signature. The first output of an
+            encoder is the mean of the latent distribution.
+        space: the latent space of the component's model.
+    """
+    found = {f"{name}.{output}": array for output, array in outputs.items()}
+    if role == "encoder":
+        mean = next(iter(outputs.values()))
+        found["latents"] = (mean - np.float32(space.shift)) * np.float32(space.scale)
+    return found
+
+
+def tokenize_prompts(chunks: Callable[[str], NDArray[np.int64]], prompts: Sequence[str] = PROMPTS) -> NDArray[np.int64]:
+    """Return the first chunk of each prompt, int64 (P, length); `chunks` is a tokenizer's."""
+    return np.concatenate([chunks(prompt)[:1] for prompt in prompts])
+
+
+def make_images(batch: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Make images with the statistics that matter to a graph: smooth fields, hard edges, saturated colours, some grain.
 
     Returns:
-        uint8 of shape (batch, height, width, 3).
+        uint8 (batch, height, width, 3).
     """
+    rng = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     waves = rng.uniform(1, 12, (batch, 3, 2)) * np.pi
     phases = rng.uniform(0, 2 * np.pi, (batch, 3))
@@ -36,10 +140,40 @@ def pictures(rng: np.random.Generator, batch: int, height: int, width: int) -> N
     grain = rng.normal(0, 0.05, fields.shape)
     pixels = 127.5 + 127.5 * (0.6 * fields + 0.4 * edges + grain)
     finished: NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
-    return finished.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(finished.transpose(0, 2, 3, 1))
 
 
-def tiled(latents: NDArray[Any], batch: int, height: int, width: int) -> NDArray[np.float32]:
-    """Latents repeated, then cut, to (batch, C, height, width)."""
-    repeats = (-(-batch // latents.shape[0]), 1, -(-height // latents.shape[2]), -(-width // latents.shape[3]))
-    return np.ascontiguousarray(np.tile(latents, repeats)[:batch, :, :height, :width], np.float32)
+def _images(spec: InputSpec, shape: tuple[int, ...]) -> NDArray[Any]:
+    if spec.dtype == "uint8":
+        return make_images(*shape[:3])  # (B, H, W, 3)
+    pixels = make_images(shape[0], *shape[2:])
+    return pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - 1  # (B, 3, H, W), −1 … 1
+
+
+def _tile_latents(latents: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Repeat latents, then crop them, to a shape (batch, C, height, width); extra channels begin again at the first."""
+    repeats = [-(-wanted // found) for wanted, found in zip(shape, latents.shape, strict=True)]
+    batch, channels, height, width = shape
+    return np.tile(latents, repeats)[:batch, :channels, :height, :width].astype(np.float32)
+
+
+def _timesteps(count: int, trained: int) -> NDArray[np.int64]:
+    return np.resize(np.array(_TIMESTEPS) * trained // 1000, count)
+
+
+def _add_noise(clean: NDArray[np.float32], channels: int, alphas_cumprod: NDArray[Any]) -> NDArray[np.float64]:
+    """Add the noise of each row's timestep to the first `channels` channels, those of the latents."""
+    alpha_bar = alphas_cumprod[_timesteps(len(clean), len(alphas_cumprod))][:, None, None, None].astype(np.float64)
+    latents = clean[:, :channels]
+    noise = np.random.default_rng(0).standard_normal(latents.shape)
+    noisy = np.sqrt(alpha_bar) * latents + np.sqrt(1 - alpha_bar) * noise
+    return np.concatenate([noisy, clean[:, channels:]], axis=1)
+
+
+def _resize_output(output: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Repeat rows to a shape (rows, …). Where that has more tokens than a row, (rows, tokens, D), several rows of the
+    output are joined along the tokens, as the chunks of a prompt are."""
+    if len(shape) == output.ndim == 3 and shape[1] != output.shape[1]:
+        chunks = np.resize(output, (shape[0], shape[1] // output.shape[1], *output.shape[1:]))
+        return chunks.reshape(shape)
+    return np.resize(output, shape)

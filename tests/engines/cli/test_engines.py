@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.sample import bundle_path
 from latentrt.engines.record import EngineOptions
 from latentrt.engines.store import RECORD_NAME, StoredEngine
-from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.engines.cli.calling import Caller
 from tests.engines.made_up import H100, PLAN, identity, publish, publish_targets, retrained

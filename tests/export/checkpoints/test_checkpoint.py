@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.checkpoint import PIPELINE_CLASSES, open_checkpoint
+from latentrt_export.checkpoints import checkpoint as checkpoints
+from latentrt_export.families import PIPELINES
 from tests.export.skeleton import write_json, write_skeleton, write_weights
 from tests.tiny import PREPROCESSOR, SCHEDULERS, model_index
+
+open_checkpoint = functools.partial(checkpoints.open_checkpoint, pipelines=PIPELINES)
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_no_model_index(folder: Path) -> None:
 @pytest.mark.parametrize("pipeline", ["StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline", None, 7])
 def test_another_pipeline_names_those_that_are_supported(folder: Path, pipeline: object) -> None:
     write_json(folder / "model_index.json", {**model_index("sd1", with_safety=True), "_class_name": pipeline})
-    with pytest.raises(CheckpointError, match=f"holds a {pipeline}; supported are: {', '.join(PIPELINE_CLASSES)}"):
+    with pytest.raises(CheckpointError, match=f"holds a {pipeline}; supported are: {', '.join(PIPELINES)}"):
         open_checkpoint(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import struct
@@ -13,8 +14,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.checkpoint import open_checkpoint
+from latentrt_export.checkpoints import checkpoint as checkpoints
+from latentrt_export.families import PIPELINES
 from tests.export.skeleton import STEMS, write_json, write_shards, write_skeleton, write_weights
+
+open_checkpoint = functools.partial(checkpoints.open_checkpoint, pipelines=PIPELINES)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from latentrt.errors import GateError
 from latentrt_export.gates.merging_gate import judge_choices, open_told
 from latentrt_export.graphs.trace import trace
 from latentrt_export.modules.module import Arrays
-from latentrt_export.modules.token_merging import told
+from latentrt_export.modules.token_merging import force_matchings
 from tests.export.modules.merged import Merged, noise
 from tests.export.small_graph import small_graph
 
@@ -34,7 +34,7 @@ def path(model: ir.Model, tmp_path: Path) -> Path:
 def chosen(x: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
     """What torch makes of tokens, and what it chose."""
     module = Merged()
-    return module.torch_outputs({"x": x}), module.choices()
+    return module.torch_outputs({"x": x}), module.matchings()
 
 
 def test_a_graph_that_is_told_does_as_it_would_itself(model: ir.Model, path: Path) -> None:
@@ -104,15 +104,15 @@ def test_a_graph_that_would_choose_worse_is_refused(model: ir.Model, tmp_path: P
 def test_a_module_is_told_what_another_run_chose() -> None:
     module, x = Merged(), noise(1, 8, 8, 8).numpy()
     expected = module.torch_outputs({"x": x})
-    choices = module.choices()
+    choices = module.matchings()
     other = {**choices, CELL: (choices[CELL] + 1) % 16}
-    with told(module, other):
+    with force_matchings(module, other):
         found = module.torch_outputs({"x": x})
     assert np.abs(found["long"] - expected["long"]).max() > 0.1
     np.testing.assert_array_equal(module.torch_outputs({"x": x})["long"], expected["long"])
-    with told(module, choices):
+    with force_matchings(module, choices):
         moved = module.torch_outputs({"x": x + 1e-3 * noise(1, 8, 8, 8, seed=1).numpy()})
-        np.testing.assert_array_equal(module.choices()[ORDER], choices[ORDER])
+        np.testing.assert_array_equal(module.matchings()[ORDER], choices[ORDER])
     assert np.abs(moved["long"] - expected["long"]).max() < 0.02, "as the same tokens were merged"
 
 

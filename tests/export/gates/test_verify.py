@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.gate import difference
-from latentrt.bundle.manifest import Precision
+from latentrt.bundle.manifest import LatentSpace, Precision
+from latentrt.bundle.tensors import sized
 from latentrt.errors import GateError
 from latentrt_export.component import export_component
-from latentrt_export.families.stable_diffusion import COMPONENTS, ComponentExport
+from latentrt_export.families import stable_diffusion
+from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates.verify import compare, gate_of, rms_bound
-from latentrt_export.modules.module import Submodule
+from latentrt_export.modules.module import ComponentModule, Shapes
 from tests.export.graphs.test_trace import Small
 from tests.exported import Exported
 
@@ -129,7 +130,7 @@ def test_outputs_have_a_measure_and_half_the_wider_bound(output: str, measure: s
 class Normed(Small):
     """Two layers and a norm."""
 
-    judged = (Small.traced.__class__(batch=1), Small.traced.__class__(batch=5))
+    gate_shapes: ClassVar[tuple[Shapes, ...]] = ({"batch": 1}, {"batch": 5})
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,11 +141,10 @@ class Normed(Small):
         made: torch.Tensor = self.second(self.norm(self.first(x)))
         return made
 
-    def sample(self, case: Any, known: Any, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-        return {"x": rng.normal(size=(case.batch, 4)).astype(np.float32) * 0.01}
 
-
-LAYERS = ComponentExport(module="", folder="", role="decoder", sources={"x": "latents"})
+LAYERS = ComponentPlan(name="layers", role="decoder", module="", weights="", sources={"x": "encoder.states"})
+STATES = {"encoder.states": np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32) * np.float32(0.01)}
+SPACE = LatentSpace(channels=4, downscale=8, scale=0.18215)
 
 
 def spoil_weights(module: Normed) -> None:
@@ -169,14 +169,14 @@ def test_a_defect_between_torch_and_the_graph_is_caught(tmp_path: Path, spoil: A
     torch.manual_seed(0)
     module = Normed().eval().requires_grad_(False)
     with pytest.raises(GateError, match="layers: the float"):
-        export_component(module, LAYERS, tmp_path, "layers/", precision, {}, _spoils_when_tracing(module, spoil))
+        export_component(module, LAYERS, tmp_path, precision, STATES, SPACE, _spoils_when_tracing(module, spoil))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_without_a_defect_it_passes(tmp_path: Path, precision: Precision) -> None:
     torch.manual_seed(0)
     module = Normed().eval().requires_grad_(False)
-    component, _ = export_component(module, LAYERS, tmp_path, "layers/", precision, {}, lambda text: None)
+    component, _ = export_component(module, LAYERS, tmp_path, precision, STATES, SPACE, lambda text: None)
     figures = [figure for graph in component.graphs.values() for figure in graph.gate]
     assert len(figures) == 2 * len(component.graphs)
 
@@ -190,7 +190,7 @@ def test_a_weight_beyond_half_is_caught(tmp_path: Path) -> None:
     module = Normed().eval().requires_grad_(False)
     module.second.weight.data[0, 0] = 1e5
     with pytest.raises(GateError, match="not finite"):
-        export_component(module, LAYERS, tmp_path, "layers/", "float16", {}, lambda text: None)
+        export_component(module, LAYERS, tmp_path, "float16", STATES, SPACE, lambda text: None)
 
 
 # What was exported
@@ -200,9 +200,10 @@ def test_a_weight_beyond_half_is_caught(tmp_path: Path) -> None:
 def test_every_recorded_figure_is_within_its_bound(request: pytest.FixtureRequest, family: str) -> None:
     exported: Exported = request.getfixturevalue(family)
     components = Bundle.open(exported.bundle).manifest.components
-    assert set(components) == set(COMPONENTS) - ({"preview_decoder"} if family == "sd1" else set())
+    modules = {plan.name: plan.module for plan in stable_diffusion._components()}
+    assert set(components) == set(modules) - ({"preview_decoder"} if family == "sd1" else set())
     for name, component in components.items():
-        traced = _submodule(name).traced
+        traced = {spec.name: sized(spec, _module(modules[name]).trace_shapes) for spec in component.inputs}
         for precision, graph in component.graphs.items():
             compared = {figure.output for figure in graph.gate}
             assert compared == {output.name for output in component.outputs} - {"flagged"}
@@ -214,12 +215,12 @@ def test_every_recorded_figure_is_within_its_bound(request: pytest.FixtureReques
             shapes = {next(iter(figure.shapes.values())) for figure in graph.gate}
             assert len(batches) >= 2
             assert len(shapes) >= 3
-            assert not any(shape[0] == traced.batch and traced.height in shape[1:] for shape in shapes if traced.height)
+            assert all(figure.shapes != traced for figure in graph.gate)
 
 
-def _submodule(name: str) -> type[Submodule]:
+def _module(name: str) -> type[ComponentModule]:
     import importlib
 
-    module, class_name = COMPONENTS[name].module.split(":")
-    found: type[Submodule] = getattr(importlib.import_module(f"latentrt_export.modules.{module}"), class_name)
+    module, class_name = name.split(":")
+    found: type[ComponentModule] = getattr(importlib.import_module(f"latentrt_export.modules.{module}"), class_name)
     return found

@@ -18,10 +18,19 @@ from onnx.reference import ReferenceEvaluator
 
 from latentrt.bundle.manifest import PartName
 from latentrt_export.graphs.division import divide
-from latentrt_export.modules.module import Case
 from latentrt_export.modules.unet import UNet
 
 Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """The sizes of one set of inputs."""
+
+    batch: int
+    height: int
+    width: int
+    tokens: int = 77
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def divided(graph: Path, folder: Path, deep_cache: int | None = None) -> Divided
 def divided_model(model: ir.Model, weights: Path, folder: Path, deep_cache: int | None = None) -> Divided:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(weights, folder / "model.safetensors")
-    parts = divide(model, UNet.alone, deep_cache)
+    parts = divide(model, UNet.loop_invariant_inputs, deep_cache)
     ir.save(model, folder / "whole.onnx")
     for name, part in parts.items():
         ir.save(part, folder / f"{name}.onnx")

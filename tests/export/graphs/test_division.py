@@ -11,9 +11,8 @@ import pytest
 
 from latentrt.errors import ExportError, RequestError
 from latentrt_export.graphs.division import divide, signature
-from latentrt_export.modules.module import Case
 from latentrt_export.modules.unet import UNet
-from tests.export.graphs.divided import Divided, divided, divided_model, feeds_of, names
+from tests.export.graphs.divided import Case, Divided, divided, divided_model, feeds_of, names
 from tests.exported import Exported
 
 GRAPHS = {"float32": ("sd1", "model"), "half": ("sd2", "model"), "half-weights": ("sd2", "model.float32")}
@@ -114,7 +113,10 @@ def test_every_weight_is_in_one_part(parts: Divided) -> None:
 
 def test_shallow_has_the_shallow_layers_only(sd1: Exported) -> None:
     model = ir.load(sd1.bundle / "unet" / "model.onnx")
-    weights = [set(divide(model, UNet.alone, branch)["shallow_body"].graph.initializers) for branch in (0, 2, 5)]
+    weights = [
+        set(divide(model, UNet.loop_invariant_inputs, branch)["shallow_body"].graph.initializers)
+        for branch in (0, 2, 5)
+    ]
     blocks = [
         {match[0] for name in of if (match := re.match(r"(down|mid|up)_block\w*(\.\d)?", name))} for of in weights
     ]
@@ -159,7 +161,10 @@ def test_what_is_handed_over_is_float32_with_the_batch_first(parts: Divided) -> 
 
 def test_deep_features_of_a_lower_level_have_sides_of_their_own(sd1: Exported) -> None:
     model = ir.load(sd1.bundle / "unet" / "model.onnx")
-    shapes = [list(signature(divide(model, UNet.alone, branch)["body"].graph.outputs))[1].shape for branch in (0, 2)]
+    shapes = [
+        list(signature(divide(model, UNet.loop_invariant_inputs, branch)["body"].graph.outputs))[1].shape
+        for branch in (0, 2)
+    ]
     assert shapes[0] == ("evaluations", 16, "height", "width")
     assert shapes[1] == ("evaluations", 32, "deep_height", "deep_width")
 
@@ -203,7 +208,7 @@ def _quantised(model: ir.Model) -> int:
 
 def test_a_branch_that_there_is_not(sd1: Exported) -> None:
     with pytest.raises(RequestError, match="branch 6, expected"):
-        divide(ir.load(sd1.bundle / "unet" / "model.onnx"), UNet.alone, 6)
+        divide(ir.load(sd1.bundle / "unet" / "model.onnx"), UNet.loop_invariant_inputs, 6)
 
 
 def test_two_values_of_one_name_are_refused(sd1: Exported) -> None:
@@ -211,7 +216,7 @@ def test_two_values_of_one_name_are_refused(sd1: Exported) -> None:
     for node in model.graph:
         node.name = str(node.name).replace("attn2.to_v", "attn2.to_k")
     with pytest.raises(ExportError, match=r"two values .* would be called down_blocks\.0\..*\.attn2\.keys"):
-        divide(model, UNet.alone)
+        divide(model, UNet.loop_invariant_inputs)
 
 
 def test_a_value_of_no_module_is_refused(sd1: Exported) -> None:
@@ -219,7 +224,7 @@ def test_a_value_of_no_module_is_refused(sd1: Exported) -> None:
     for node in model.graph:
         node.name = f"/{node.op_type}"
     with pytest.raises(ExportError, match="leaves the loop, but no module's weight made it"):
-        divide(model, UNet.alone)
+        divide(model, UNet.loop_invariant_inputs)
 
 
 def test_an_axis_without_a_name_is_refused() -> None:

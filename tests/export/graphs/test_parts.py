@@ -20,9 +20,8 @@ from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.graphs.parts import PartsMaker, Run
 from latentrt_export.graphs.passes.one_attention import DOMAIN
 from latentrt_export.graphs.trace import OPSET
-from latentrt_export.modules.module import Case
 from latentrt_export.modules.unet import UNet
-from tests.export.graphs.divided import feeds_of
+from tests.export.graphs.divided import Case, feeds_of
 from tests.exported import Exported
 
 Models = dict[PartName, ir.Model]
@@ -108,7 +107,9 @@ def make(model: ir.Model, weights: Path, folder: Path, *, deep_cache: int | None
     feeds = feeds_of(model, Case(batch=2, height=5, width=6))
     runs = [Run(feeds, Graph(folder / file).run(feeds))]
     phases: list[str] = []
-    maker = PartsMaker(alone=UNet.alone, deep_cache=deep_cache, folder=folder, prefix="unet/", phase=phases.append)
+    maker = PartsMaker(
+        alone=UNet.loop_invariant_inputs, deep_cache=deep_cache, folder=folder, prefix="unet/", phase=phases.append
+    )
     record = GraphRecord(file=f"unet/{file}", opset=OPSET, nodes=len(model.graph))
     maker.make(model, record, "float16", runs)
     assert not maker.parts

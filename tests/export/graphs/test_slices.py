@@ -10,9 +10,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from latentrt.bundle.sample import bundle_path
 from latentrt.decode import slices as sliced_decoder
 from latentrt.errors import ExportError
-from latentrt.bundle.sample import bundle_path
 from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.graphs.slices import slice_decoder
 from tests.export.graphs.sliced import Sliced, sliced

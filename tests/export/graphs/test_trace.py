@@ -20,7 +20,7 @@ from latentrt.bundle.manifest import Component, GraphRecord
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import ExportError
 from latentrt_export.graphs.trace import OPSET, trace, weights_held_back
-from latentrt_export.modules.module import Case, Submodule
+from latentrt_export.modules.module import ComponentModule, Shapes
 from tests.exported import Exported
 
 COMPONENTS = ("text_encoder", "vae_encoder", "vae_decoder", "unet", "safety_checker")
@@ -143,10 +143,10 @@ def test_guards_of_softmax_and_detours_of_keys_are_gone(subject: Subject) -> Non
 # The tracer
 
 
-class Small(Submodule):
+class Small(ComponentModule):
     """Two layers, one of which may go unused."""
 
-    traced: ClassVar[Case] = Case(batch=3)
+    trace_shapes: ClassVar[Shapes] = {"batch": 3}
 
     def __init__(self, *, waste: bool = False) -> None:
         super().__init__()

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import LatentSpace
 from latentrt_export.component import export_component
-from latentrt_export.families.stable_diffusion import COMPONENTS
+from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.graphs.weights import store
 from latentrt_export.modules.text_encoder import TextEncoder
@@ -113,15 +114,24 @@ def read_through_onnxruntime(folder: Path, tensors: dict[str, ir.ExternalTensor]
 
 def test_graphs_of_one_architecture_are_the_same_bytes(tmp_path: Path) -> None:
     ids = write_tokenizer(tmp_path / "tokenizer", "sd1", "bpe")
-    known = {"input_ids": np.random.default_rng(0).integers(0, len(ids), (4, 77))}
+    arrays = {
+        "tokens:text_encoder": np.random.default_rng(0).integers(0, len(ids), (4, 77)),
+        "option:clip_skip": np.array(1),
+    }
+    plan = ComponentPlan(
+        name="text_encoder",
+        role="text-encoder",
+        module="",
+        weights="text_encoder",
+        sources={"input_ids": "tokens", "clip_skip": "option:clip_skip"},
+    )
+    space = LatentSpace(channels=4, downscale=8, scale=0.18215)
     graphs: list[dict[str, bytes]] = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         module = TextEncoder(text_encoder("sd1", ids, 1)).requires_grad_(False)
         folder = tmp_path / f"{seed} elsewhere"
-        export_component(
-            module, COMPONENTS["text_encoder"], folder, "text_encoder/", "float16", known, lambda text: None
-        )
+        export_component(module, plan, folder, "float16", arrays, space, lambda text: None)
         graphs.append({file.name: file.read_bytes() for file in folder.iterdir()})
     first, second = graphs
     assert first.keys() == {"model.onnx", "model.float32.onnx", "model.safetensors"} == second.keys()

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from latentrt.bundle.tensors import TensorSpec
-from latentrt_export.modules.module import Arrays, Submodule
-from latentrt_export.modules.token_merging import TokenMatching, decided, merge, unmerge
+from latentrt_export.modules.module import Arrays, ComponentModule
+from latentrt_export.modules.token_merging import TokenMatching, merge, read_matchings, unmerge
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
-class Merged(Submodule):
+class Merged(ComponentModule):
     """Tokens there and back."""
 
     def __init__(self) -> None:
@@ -33,5 +33,5 @@ class Merged(Submodule):
         short = merge(tokens, matching)
         return unmerge(short, matching), short
 
-    def choices(self) -> Arrays:
-        return decided(self)
+    def matchings(self) -> Arrays:
+        return read_matchings(self)

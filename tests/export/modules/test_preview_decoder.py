@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -17,9 +18,13 @@ from latentrt import Bundle, Pipeline
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.session import run
 from latentrt.errors import CheckpointError, RequestError
-from latentrt_export.checkpoints.checkpoint import open_checkpoint, preview_factor
+from latentrt_export.checkpoints import checkpoint as checkpoints
+from latentrt_export.checkpoints.checkpoint import preview_factor
+from latentrt_export.families import PIPELINES
 from tests.exported import Exported
 from tests.tiny_preview import make_preview_decoder
+
+open_checkpoint = functools.partial(checkpoints.open_checkpoint, pipelines=PIPELINES)
 
 PROMPT = "a red circle on a blue background"
 

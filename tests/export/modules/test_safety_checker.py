@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from latentrt.bundle.gate_inputs import make_images
 from latentrt.errors import CheckpointError
 from latentrt_export.graphs.trace import OPSET, trace
 from latentrt_export.modules import safety_checker
@@ -63,7 +64,7 @@ class Subject:
         with torch.no_grad():
             cosines = np.concatenate([torch_cosines(checker, one) for one in seen])
             set_thresholds(cosines, checker, module)
-        graph = trace(module, module.sample(module.traced, {}, np.random.default_rng(0)))
+        graph = trace(module, {"pixels": make_images(2, 320, 256)})
         return cls(
             folder=folder,
             module=module,

@@ -12,13 +12,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from latentrt.backends.device import Device
 from numpy.typing import NDArray
 
 from latentrt import Pipeline
-from latentrt.backends.device import Device
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.gate import difference
-from latentrt.bundle.manifest import Component, PartName
+from latentrt.bundle.manifest import Component, LatentSpace, PartName
 from latentrt.bundle.weights import map_weights
 from latentrt.errors import GateError, RequestError
 from latentrt.sampling.guidance import guide
@@ -26,8 +26,8 @@ from latentrt.sampling.noise import Generator
 from latentrt.sampling.samplers.euler import Euler
 from latentrt.sampling.samplers.steps import Steps
 from latentrt_export.component import export_component
-from latentrt_export.export import _default_quantizing, export_checkpoint
-from latentrt_export.families.stable_diffusion import COMPONENTS
+from latentrt_export.export import export_checkpoint
+from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.graphs.parts import Run
 from latentrt_export.graphs.slices import slice_decoder
@@ -37,6 +37,7 @@ from latentrt_export.modules.vae import VaeDecoder
 from latentrt_export.quantize import int8
 from latentrt_export.quantize.denoising import denoised
 from latentrt_export.quantize.quantization_options import Quantizing
+from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.graphs.test_passes_quantize import compiled_file
 from tests.export.graphs.test_slices_maker import (
     no_edge,
@@ -59,9 +60,9 @@ def made(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Component]:
     known: dict[str, NDArray[Any]] = {"latents": latents, "denoised": latents}
     decoder = VaeDecoder(model)
     slices = SlicesMaker(inputs=decoder.inputs, folder=folder, prefix="vae_decoder/", phase=phases.append)
-    component, _ = export_component(
-        decoder, COMPONENTS["vae_decoder"], folder, "vae_decoder/", "int8", known, phases.append, slices, Quantizing()
-    )
+    plan = ComponentPlan(name="vae_decoder", role="decoder", module="", weights="vae", sources={"latents": "latents"})
+    space = LatentSpace(channels=4, downscale=8, scale=0.18215)
+    component, _ = export_component(decoder, plan, folder, "int8", known, space, phases.append, slices, Quantizing())
     return decoder, component
 
 
@@ -200,7 +201,9 @@ def bundle(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A whole checkpoint in int8, calibrated in as few steps as can be; some two minutes."""
     folder = tmp_path_factory.mktemp("int8") / "bundle"
     quantizing = Quantizing(prompts=("red circle",), steps=2)
-    export_checkpoint(sd1.checkpoint, folder, precision="int8", quantizing=quantizing, deep_cache=0, progress=Silent())
+    export_checkpoint(
+        sd1.checkpoint, folder, precision="int8", quantization=quantizing, deep_cache=0, progress=Silent()
+    )
     return Bundle.open(folder)
 
 
@@ -288,13 +291,21 @@ def run_formula(both: NDArray[np.float64], *embeddings: NDArray[np.float32]) -> 
     return predicted
 
 
-def test_calibrating_runs_are_guided_as_the_bundles_own() -> None:
-    assert _default_quantizing("int8", 1.5) == Quantizing(guidance_scale=1.5)
-    assert _default_quantizing("float16", 1.5) is None
+def test_calibrating_runs_are_guided_as_the_bundles_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = install(monkeypatch, FakeWorker())
+    model = write_described(tmp_path / "model")
+    for precision in ("int8", "float16"):
+        export_checkpoint(
+            model, tmp_path / precision, precision=precision, default_guidance_scale=1.5, progress=Silent()
+        )
+    assert {job.precision: job.quantization for job in worker.jobs} == {
+        "int8": Quantizing(guidance_scale=1.5),
+        "float16": None,
+    }
 
 
 def test_options_of_quantisation_are_for_int8(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="options of quantisation with the precision float16, they are for int8"):
+    with pytest.raises(RequestError, match="got options of quantisation with the precision float16"):
         export_checkpoint(
-            tmp_path, tmp_path / "bundle", precision="float16", quantizing=Quantizing(), progress=Silent()
+            tmp_path, tmp_path / "bundle", precision="float16", quantization=Quantizing(), progress=Silent()
         )

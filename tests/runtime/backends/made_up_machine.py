@@ -10,7 +10,7 @@ from latentrt.backends.gpu import Gpu
 from latentrt.backends.tensorrt import device as engine_device
 from latentrt.bundle.bundle import Bundle
 from latentrt_engines.cache import EngineCache
-from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.profiles import component_profile, image_profile
 from tests.engines import made_up
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.backends.fake_tensorrt import fake_library, fake_plan
@@ -29,7 +29,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> FakeCudaApi:
 
 def build(cache: EngineCache, bundle: Bundle, *components: str, size: str = "32..64", batch: str = "1") -> None:
     """Engines of stand-in plans that ONNX Runtime computes."""
-    pictures = picture_profile(bundle.manifest, size=size, batch=batch)
+    pictures = image_profile(bundle.manifest, size=size, batch=batch)
     for name in components or COMPONENTS:
         profile = component_profile(name, bundle.manifest.components[name], pictures, bundle.manifest)
         identity = made_up.identity(bundle, name, profile=profile)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from latentrt.backends.split_denoiser import SplitDenoiser
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays
-from latentrt.backends.split_denoiser import SplitDenoiser
 from latentrt.bundle.manifest import PartName
 from latentrt.bundle.tensors import TensorSpec
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from latentrt.backends.bound_session import BoundSession
 from latentrt.backends.onnxruntime import OnnxRuntimeSession, open_session
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.sample import bundle_path
 from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 from latentrt.errors import BackendError
-from latentrt.bundle.sample import bundle_path
 
 
 @pytest.fixture

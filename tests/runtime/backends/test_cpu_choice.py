@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 import pytest
-
-from latentrt.backends import onnxruntime as ort
-from latentrt.backends import openvino as ov
 from latentrt.backends.cpu_choice import CpuBackend, Preferences, choose_on_cpu
 from latentrt.backends.device import choose_sessions
 from latentrt.backends.split_denoiser import SplitDenoiser
+
+from latentrt.backends import onnxruntime as ort
+from latentrt.backends import openvino as ov
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Part
 from latentrt.decode.slices import SlicedDecoder

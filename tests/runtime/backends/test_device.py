@@ -10,16 +10,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from latentrt.backends.cpu_choice import Preferences
+from latentrt.backends.device import choose_sessions
 
 from latentrt import Pipeline
 from latentrt.backends import device
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
-from latentrt.backends.cpu_choice import Preferences
-from latentrt.backends.device import choose_sessions
 from latentrt.bundle.bundle import Bundle
-from latentrt.errors import BackendError, EngineError, IntegrityError, RequestError, SafetyError
 from latentrt.bundle.sample import bundle_path
+from latentrt.errors import BackendError, EngineError, IntegrityError, RequestError, SafetyError
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.seal import seal
 from tests.engines import made_up

@@ -19,11 +19,11 @@ from latentrt.backends.session import Session
 from latentrt.backends.tensorrt import device as engine_device
 from latentrt.backends.tensorrt.by_shape import ChosenByShape
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.sample import bundle_path
 from latentrt.engines.choice import EngineSource
 from latentrt.errors import BackendError, RequestError
-from latentrt.bundle.sample import bundle_path
 from latentrt.sampling.schedule import Latents
-from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.profiles import component_profile, image_profile
 from tests.engines import made_up
 from tests.runtime.backends import fake_cuda
 from tests.runtime.backends.fake_cuda import FakeCudaApi
@@ -61,7 +61,7 @@ def on_device(bundle: Bundle, api: FakeCudaApi, library: str = "tensorrt") -> Pi
     """A pipeline whose denoiser is an engine, and whose other submodules are ONNX Runtime's."""
     from latentrt.backends.tensorrt.session import EngineSession
 
-    pictures = picture_profile(bundle.manifest, size="32..128", batch="1..4", guidance="both")
+    pictures = image_profile(bundle.manifest, size="32..128", batch="1..4", guidance="both")
     profile = component_profile("unet", bundle.manifest.components["unet"], pictures, bundle.manifest)
     record = made_up.record(bundle, made_up.identity(bundle, "unet", profile=profile))
     device = engine_device.EngineDevice(

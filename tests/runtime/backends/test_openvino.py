@@ -16,8 +16,8 @@ from latentrt import Bundle
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
 from latentrt.backends.session import Arrays, run
-from latentrt.errors import BackendError, IntegrityError, MissingExtraError
 from latentrt.bundle.sample import bundle_path
+from latentrt.errors import BackendError, IntegrityError, MissingExtraError
 from tests.runtime.backends.test_onnxruntime import pin
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")

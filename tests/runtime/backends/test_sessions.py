@@ -12,8 +12,8 @@ import pytest
 from latentrt import Pipeline, Request
 from latentrt.backends import onnxruntime as ort
 from latentrt.bundle.bundle import Bundle
-from latentrt.errors import EngineError, RequestError
 from latentrt.bundle.sample import bundle_path
+from latentrt.errors import EngineError, RequestError
 from latentrt_engines.cache import EngineCache
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.backends.made_up_machine import build

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from latentrt.backends.split_denoiser import InParts, ReusesFeatures
 
 from latentrt.backends.session import Arrays, run
-from latentrt.backends.split_denoiser import InParts, ReusesFeatures
 from tests.runtime.backends.split_fakes import FakeParts, whole
 
 TIMESTEPS = np.array([981, 741, 501, 261, 21], np.float32)

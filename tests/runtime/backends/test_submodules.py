@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from latentrt.backends.submodules import Submodules
 from numpy.typing import NDArray
 
 from latentrt import Bundle, Pipeline, Request
@@ -18,7 +19,6 @@ from latentrt.backends import openvino as ov
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.openvino import OpenVinoSession
 from latentrt.backends.session import Arrays, Session
-from latentrt.backends.submodules import Submodules
 from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.errors import BackendError
 from tests.exported import Exported

@@ -23,7 +23,7 @@ from latentrt.backends.tensorrt.session import EngineSession
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.record import EngineRecord
 from latentrt.errors import BackendError, EngineError
-from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.profiles import component_profile, image_profile
 from tests.engines import made_up
 from tests.runtime.backends import fake_cuda, fake_tensorrt
 from tests.runtime.backends.fake_cuda import FakeCudaApi
@@ -44,7 +44,7 @@ def device(api: FakeCudaApi) -> EngineDevice:
 
 def record(bundle: Bundle, component: str = "vae_decoder", size: str = "32..128") -> EngineRecord:
     manifest = bundle.manifest
-    pictures = picture_profile(manifest, size=size, batch="1..4")
+    pictures = image_profile(manifest, size=size, batch="1..4")
     profile = component_profile(component, manifest.components[component], pictures, manifest)
     return made_up.record(bundle, made_up.identity(bundle, component, profile=profile))
 

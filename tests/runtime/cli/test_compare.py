@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from latentrt.comparison import default_samplers
 from numpy.typing import NDArray
 from PIL import Image
 
 from latentrt import Pipeline
 from latentrt.bundle.bundle import Bundle
-from latentrt.cli.main import main
-from latentrt.comparison import default_samplers
 from latentrt.bundle.sample import bundle_path
+from latentrt.cli.main import main
 from tests.exported import Exported
 from tests.runtime import small_bundle
 

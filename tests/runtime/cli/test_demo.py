@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentrt import Pipeline
-from latentrt.cli.main import main
 from latentrt.bundle.sample import bundle_path
 from latentrt.cli.demo import PROMPTS
+from latentrt.cli.main import main
 from sample.judge import agrees, read
 from sample.scenes import Scene, Thing
 

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from latentrt.backends import device, gpu
 from latentrt.bundle.bundle import Bundle
-from latentrt.cli.doctor import doctor
 from latentrt.bundle.sample import bundle_path
+from latentrt.cli.doctor import doctor
 from latentrt_engines.cache import EngineCache
 from tests.engines import made_up
 from tests.runtime.backends.fake_cuda import FakeCudaApi

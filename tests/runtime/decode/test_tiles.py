@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from latentrt import Bundle
 from latentrt.backends.onnxruntime import open_session
-from latentrt.decode.tiles import OVERLAP, decode_in_tiles, tiles
 from latentrt.bundle.sample import bundle_path
+from latentrt.decode.tiles import OVERLAP, decode_in_tiles, tiles
 
 CHECKPOINT = Path(__file__).parent.parent.parent / "sample" / "checkpoint"
 FACTOR = 4

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.sample import bundle_path
 from latentrt.engines.choice import Machine, choose_engines, find_incompatibilities
 from latentrt.engines.record import EngineOptions, ShapeRange
-from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.seal import seal
 from tests.engines.made_up import H100, RTX, RTX4090, TENSORRT, identity, publish

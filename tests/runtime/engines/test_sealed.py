@@ -10,11 +10,11 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
 from latentrt.bundle.manifest import SealedEngine, encode_manifest
+from latentrt.bundle.sample import bundle_path
 from latentrt.engines.record import EngineRecord
 from latentrt.engines.sealed import read_sealed_engines
 from latentrt.engines.store import encode_record, plan_name
 from latentrt.errors import EngineDamagedError, IntegrityError, ManifestError
-from latentrt.bundle.sample import bundle_path
 from tests.engines.made_up import PLAN, identity, record
 from tests.runtime.small_bundle import change_byte, edit_manifest
 
@@ -126,5 +126,5 @@ def test_an_engine_outside_the_bundle(folder: Path, path: str) -> None:
 
 def test_an_invalid_key(folder: Path) -> None:
     edit_manifest(folder, lambda tree: tree["engines"].update({"../../x": next(iter(tree["engines"].values()))}))
-    with pytest.raises(ManifestError, match="is not a manifest of format 1"):
+    with pytest.raises(ManifestError, match="is not a manifest of format 2"):
         Bundle.open(folder)

@@ -11,6 +11,7 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import hash_bytes
 from latentrt.bundle.manifest import FileRecord
+from latentrt.bundle.sample import bundle_path
 from latentrt.engines.record import ENGINE_FORMAT, EngineRecord
 from latentrt.engines.store import (
     LOCKS,
@@ -23,7 +24,6 @@ from latentrt.engines.store import (
     plan_name,
 )
 from latentrt.errors import EngineDamagedError, EngineError
-from latentrt.bundle.sample import bundle_path
 from tests.engines.made_up import PLAN, identity, record
 from tests.runtime.small_bundle import change_byte
 

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from latentrt.sampling.approximation import EXACT, Approximation
 
 from latentrt.bundle.manifest import Part
 from latentrt.errors import RequestError
 from latentrt.request import Request, resolve
-from latentrt.sampling.approximation import EXACT, Approximation
 from tests.runtime import small_bundle
 from tests.runtime.backends.split_fakes import DEEP, KEYS, ROWS, SAMPLE
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from latentrt.sampling.approximation import Approximation
 from numpy.typing import NDArray
 
 from latentrt.errors import BackendError
 from latentrt.request import Order, Request, resolve
-from latentrt.sampling.approximation import Approximation
 from latentrt.sampling.denoiser import Asking
 from latentrt.sampling.guidance import guide
 from latentrt.text.clip import Conditioning

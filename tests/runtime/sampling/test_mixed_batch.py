@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from latentrt.sampling.mixed_batch import MixedBatch, Sample
 
 from latentrt.sampling import samplers
-from latentrt.sampling.mixed_batch import MixedBatch, Sample
 from latentrt.sampling.noise import Generator
 from latentrt.sampling.samplers import Steps
 from latentrt.sampling.schedule import Latents, Schedule, denoise

@@ -1,4 +1,4 @@
-"""A submodule's process: what it reports, and every way in which it can die."""
+"""A component's process: what it reports, and every way in which it can die."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ import msgspec
 import psutil
 import pytest
 
+from latentrt.bundle.manifest import LatentSpace
 from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTError, MissingExtraError, OutputError
 from latentrt.worker_process import Failed
-from latentrt_export.worker import Done, Job, Message, Phase
-from latentrt_export.workers import run_worker
-from tests.export.fake_worker import COST, FACTS, fake_component
+from latentrt_export.families.plan import ComponentPlan
+from latentrt_export.worker import Done, Job, Message, Phase, run_worker
+from tests.export.fake_worker import COST, fake_component
 
 JOB = Job(
-    submodule="text_encoder",
+    component=ComponentPlan(
+        name="text_encoder",
+        role="text-encoder",
+        module="text_encoder:TextEncoder",
+        weights="text_encoder",
+        sources={"input_ids": "tokens", "clip_skip": "option:clip_skip"},
+    ),
     checkpoint="/nowhere",
     variant=None,
     precision="float32",
     folder="/nowhere/bundle",
-    prefix="text_encoder/",
-    known="/nowhere/known.npz",
+    gate_inputs="/nowhere/gate-inputs.npz",
+    latent_space=LatentSpace(channels=4, downscale=8, scale=0.18215),
 )
 
 
@@ -50,7 +57,7 @@ def says(*messages: Message) -> str:
 
 
 def test_phases_and_the_result_are_handed_on(interpreter: Path) -> None:
-    done = Done(cost=COST, component=fake_component(JOB), facts=FACTS)
+    done = Done(cost=COST, component=fake_component(JOB))
     interpreter.write_text(f"#!/bin/sh\nread job\n{says(Phase('loading'), Phase('tracing'), done)}\n")
     phases: list[str] = []
     assert run_worker(JOB, phases.append) == done
@@ -60,12 +67,12 @@ def test_phases_and_the_result_are_handed_on(interpreter: Path) -> None:
 def test_killed(interpreter: Path) -> None:
     death = dies(interpreter, "read job; kill -KILL $$")
     assert isinstance(death, ExportError)
-    assert "text_encoder: its process was killed, most likely for want of memory" in str(death)
+    assert "text_encoder: its process was killed, most likely for lack of memory" in str(death)
 
 
 @pytest.mark.parametrize("words", ["MemoryError", "RuntimeError: [enforce fail] can't allocate memory: 1 bytes"])
 def test_out_of_memory_in_words(interpreter: Path, words: str) -> None:
-    assert "want of memory" in str(dies(interpreter, f'read job; echo "{words}" >&2; exit 1'))
+    assert "lack of memory" in str(dies(interpreter, f'read job; echo "{words}" >&2; exit 1'))
 
 
 def test_crashed(interpreter: Path) -> None:
@@ -137,7 +144,8 @@ def without(folder: Path, *packages: str) -> str:
 
 def test_a_missing_extra_crosses_the_border(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", without(tmp_path, "diffusers"))
-    job = msgspec.structs.replace(JOB, submodule="unet")
+    unet = msgspec.structs.replace(JOB.component, name="unet", module="unet:UNet")
+    job = msgspec.structs.replace(JOB, component=unet)
     with pytest.raises(MissingExtraError, match=r"pip install 'latentrt\[export\]'") as absence:
         run_worker(job, lambda text: None)
     assert (absence.value.package, absence.value.extra) == ("diffusers", "export")
