@@ -124,7 +124,7 @@ class UNet(ComponentModule):
 
         sample, timestep, text, *_ = self.inputs
         latents = TensorSpec(sample.name, sample.dtype, (sample.shape[0], config.out_channels, *sample.shape[2:]))
-        inputs = (latents, timestep.tensor, text.tensor)
+        inputs = (latents, timestep, text)
         arrays = {**gate_inputs, "calibration_embeddings": gate_inputs[text.name]}
         shape = (config.out_channels, height, width)
         return {"denoised": denoise_prompts(run_conditioned, inputs, self.outputs, text.name, arrays, shape, options)}

@@ -14,7 +14,7 @@ from latentrt import Bundle, Pipeline
 from latentrt_export.export import export_checkpoint
 from tests.exported import Exported, Silent
 from tests.ldm import write_single_file
-from tests.test_parity import LATENTS_BOUND, oracle_of
+from tests.parity.test_text_to_image import LATENTS_BOUND, oracle_of
 from tests.tiny import Family, make_checkpoint
 
 pytestmark = [
