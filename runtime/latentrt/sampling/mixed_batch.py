@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.sampling.row import Latents
-from latentrt.sampling.schedule import Recurrence, Schedule
+from latentrt.sampling.schedule import Latents, Recurrence, Schedule
 
 __all__ = ["MixedBatch", "Sample"]
 
@@ -55,7 +54,7 @@ class Sample:
 
     def shown(self) -> Latents:
         """What the denoiser is shown of it."""
-        return self._run.scale(self.row, self.latents)
+        return self._run.model_input(self.row, self.latents)
 
     def step(self, output: Latents) -> None:
         """Do its row, with the model's output."""
