@@ -92,7 +92,7 @@ def draw(generators: Sequence[Generator], shape: Sequence[int]) -> Float32s:
 
 
 def _box_muller(words: NDArray[np.uint32]) -> Float32s:
-    """Map 32-bit words [16·n] to standard normal numbers [16·n]; in a block, the first eight pair with the last eight."""
+    """Map words [16·n] to standard normal numbers [16·n]; in a block, the first eight pair with the last eight."""
     uniform = (words & 0xFFFFFF).astype(np.float32) * np.float32(2**-24)  # [0, 1) in 24 bits
     u1, u2 = uniform.reshape(-1, 2, BLOCK // 2).swapaxes(0, 1)  # each (n, 8)
     radius = np.sqrt(np.float32(-2) * cephes_log(1 - u1))  # the logarithm of (0, 1]

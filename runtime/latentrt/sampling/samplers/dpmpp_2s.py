@@ -138,7 +138,7 @@ class _Rows:
         self.history = {"u": u, "w": w} if np.any(u) else {}
 
     def _stage(self, first: int, k: int) -> tuple[Step, Float64s]:
-        """Return the step from row `first` to the grid point after row k, and the weights of the history, newest first."""
+        """Return the step from row `first` to the end of row k, and the weights of the history, newest first."""
         end = NoiseGrid(*(column[k + 1 : k + 2] for column in self._grid))
         log_snr = self._grid.log_snr
         h = log_snr[k + 1 : k + 2] - log_snr[first]

@@ -116,7 +116,7 @@ def _runge_kutta(grid: list[int], step: int) -> Iterator[_Row]:
 
 
 def _multistep(grid: list[int], step: int, kept: list[int], index: int) -> Iterator[_Row]:
-    """Yield the Adams-Bashforth rows, from row `index` on, over the last four outputs; at first those of rows `kept`."""
+    """Yield the Adams-Bashforth rows from row `index` on, over the last four outputs; at first those of rows `kept`."""
     for k, t in enumerate(grid, index):
         kept = [*kept, k][-len(ADAMS_BASHFORTH) :]
         weights = ADAMS_BASHFORTH[len(kept) - 1]
