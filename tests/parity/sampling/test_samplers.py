@@ -5,6 +5,7 @@ To add a sampler, add its options to `OPTIONS` in tests/runtime/sampling/sampler
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 from latentrt.errors import RequestError
 from latentrt.sampling import samplers
@@ -303,3 +305,27 @@ def test_stable_diffusion_equals_unmodified_diffusers(name: str, prediction_type
     np.testing.assert_allclose(schedule.t, made.timesteps.numpy(), rtol=0, atol=6e-4)
     for ours, theirs in oracle.compare(schedule, made):
         assert np.max(np.abs(ours - theirs)) <= TOLERANCE * np.max(np.abs(theirs))
+
+
+@pytest.mark.parametrize("name", [each for each in ORDINARY if each != "unclip"])
+def test_clean_latents_are_noised_as_in_unmodified_diffusers(name: str) -> None:
+    made = oracle.scheduler(samplers.find(name).class_name, ON_DISK, 10, exact=False)
+    schedule = samplers.schedule(name, ON_DISK, 10)
+    clean, noise = np.float32(0.6), np.float32(-1.3)
+    for k, t in enumerate(made.timesteps):
+        if getattr(made, "order", 1) == 2 and k % 2:
+            continue  # no run begins at a second stage
+        if hasattr(made, "set_begin_index"):
+            made.set_begin_index(k)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = made.add_noise(torch.tensor([clean]), torch.tensor([noise]), t[None]).item()
+        ours = schedule.alpha[k] * clean + schedule.sigma[k] * noise
+        assert ours == pytest.approx(expected, rel=1e-6, abs=1e-6)  # float32 rounding
+
+
+def test_trained_betas_are_used() -> None:
+    betas = [0.01 + 0.0001 * i for i in range(100)]
+    config = {"trained_betas": betas, "num_train_timesteps": 100, "clip_sample": False}
+    for name in (each for each in TRAINED if each != "repaint"):  # in diffusers arrays only
+        assert compare_table(Case(name, config, {}), 10)
