@@ -71,7 +71,7 @@ def test_zero_snr_equals_diffusers(schedule: sigmas.BetaSchedule, start: float, 
         return
     # torch's roots are off by a unit for 6 to 218 values in 1,000, depending on MKL's kernel for the CPU. The error is
     # squared and propagated by the product, and grows where the last root is subtracted from one nearly as small; that
-    # of sigma grows where alpha_bar is nearly 1. Measured before that growth: 4 units on an Intel CPU, 11 on an AMD one.
+    # of sigma grows where alpha_bar is nearly 1. Measured before that: 4 units on an Intel CPU, 11 on an AMD one.
     roots = np.sqrt(sigmas.alphas_cumprod(sigmas.training_betas(schedule, start, end, T)).astype(np.float64))
     bound = 16 * roots[:-1] / (roots[:-1] - roots[-1])
     assert np.all(off <= bound)

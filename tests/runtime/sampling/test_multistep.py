@@ -30,7 +30,7 @@ def test_a_fused_corrector_is_a_predictor_after_a_corrector() -> None:
     h = rng.random(rows)
 
     b = fuse_corrector(a, predictor, corrector, corrects)
-    x, expected, before = 1.0, 1.0, 0.0
+    x, expected = 1.0, 1.0
     for k in range(rows):
         past = h[k::-1]
         x = a[k] * x + sum(weight * value for weight, value in zip(b[k], past, strict=False))
