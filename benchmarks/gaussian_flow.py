@@ -69,7 +69,7 @@ def final_error(schedule: Schedule, predicts: Predicts, *, given: int, stop: int
     """
     if np.any(schedule.s) or np.any(np.isfinite(schedule.limit)):
         raise ValueError("the schedule adds noise or clips; expected one that solves the probability flow")
-    recurrence = Recurrence(schedule, np.float64)
+    recurrence: Any = Recurrence(schedule, np.float64)  # of float64 latents
     x: Any = exact(schedule.alpha[0], schedule.sigma[0])
     for k in range(stop):
         alpha, sigma, c_in = schedule.alpha[k], schedule.sigma[k], schedule.c_in[k]

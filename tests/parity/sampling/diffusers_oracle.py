@@ -349,7 +349,8 @@ def _sigmas_of_sde_vp(made: Any) -> Vectors:
         beta_dt = 2 * (made.step_pred(zero, one, t)[1] - 1)
         sigma.append(float(beta_dt / -made.step_pred(one, zero, t)[1]))
     variance = np.array(sigma) ** 2
-    return np.sqrt(variance / (1 - variance))
+    per_signal: Vectors = np.sqrt(variance / (1 - variance))
+    return per_signal
 
 
 def karras_ve_timesteps(made: Any) -> list[float]:

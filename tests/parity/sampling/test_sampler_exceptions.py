@@ -11,8 +11,8 @@ from latentrt.sampling import samplers
 from latentrt.sampling.samplers import Steps
 from latentrt.sampling.schedule import Schedule
 from tests.parity.sampling import diffusers_oracle as oracle
-from tests.parity.sampling.test_samplers import TOLERANCE, TRAINED
-from tests.runtime.sampling.sampler_grid import ON_DISK, STABLE_DIFFUSION
+from tests.parity.sampling.test_samplers import TOLERANCE
+from tests.runtime.sampling.sampler_grid import ON_DISK, STABLE_DIFFUSION, TRAINED
 
 SPACED = [
     name for name in TRAINED if hasattr(samplers.SAMPLERS[name], "timestep_spacing") and name not in ("lcm", "tcd")

@@ -22,12 +22,8 @@ from latentrt.sampling.samplers import Steps
 from latentrt.sampling.schedule import Latents, Recurrence, Schedule
 from latentrt.sampling.sigmas import SIGMA_SPACINGS
 from tests.parity.sampling import diffusers_oracle as oracle
-from tests.runtime.sampling.sampler_grid import ON_DISK, OPTIONS, Case, cases
+from tests.runtime.sampling.sampler_grid import ON_DISK, OPTIONS, ORDINARY, TRAINED, Case, cases
 from tests.runtime.sampling.sampler_refusals import REFUSED, refused
-
-# Those whose numbers follow from such a configuration.
-TRAINED = [name for name in OPTIONS if hasattr(samplers.SAMPLERS[name], "beta_start")]
-ORDINARY = [name for name in TRAINED if "inverse" not in name and name != "repaint"]
 
 # Of the largest coefficient so far of the same kind (of initial latents, model outputs or noise), both sides in float64
 # and accumulated from the first row on.

@@ -298,6 +298,10 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "sde_vp": {"betas": [{}, {"beta_min": 0.2, "beta_max": 12.0}], "sampling_eps": [1e-3, 1e-2], **BEGIN},
 }
 
+# The samplers of models trained with a discrete noise schedule, and those that generate images.
+TRAINED = [name for name in OPTIONS if hasattr(samplers.SAMPLERS[name], "beta_start")]
+ORDINARY = [name for name in TRAINED if "inverse" not in name and name != "repaint"]
+
 MAX_CASES = 60  # of a sampler, unless fewer are all of them
 
 

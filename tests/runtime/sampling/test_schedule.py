@@ -123,11 +123,12 @@ def test_a_sample_is_alone_whatever_axes_are_before_it(leading: tuple[int, ...])
 def test_dynamic_thresholding_clips_to_a_quantile_and_divides_by_it() -> None:
     """Saharia et al. 2022, section 2.3."""
     schedule = table(1, p=1.0, q=0.0, limit=3.0, quantile=0.75, a=0.0, b=np.ones((1, 1)))
-    x = np.array([0.5, -1, 2, -2.5, 4], np.float32).reshape(1, 1, 5)  # |y| has the quantile 2.5
+    x: Latents = np.array([0.5, -1, 2, -2.5, 4], np.float32).reshape(1, 1, 5)  # |y| has the quantile 2.5
     expected = np.array([0.5, -1, 2, -2.5, 2.5], np.float32).reshape(1, 1, 5) / np.float32(2.5)
     np.testing.assert_array_equal(Recurrence(schedule).step(0, x, x), expected)
-    np.testing.assert_array_equal(Recurrence(schedule).step(0, 4 * x, x), np.clip(4 * x, -3, 3) / np.float32(3))
-    np.testing.assert_array_equal(Recurrence(schedule).step(0, x / 8, x), x / 8)  # the limit is at least 1
+    large, small = x * np.float32(4), x / np.float32(8)
+    np.testing.assert_array_equal(Recurrence(schedule).step(0, large, x), np.clip(large, -3, 3) / np.float32(3))
+    np.testing.assert_array_equal(Recurrence(schedule).step(0, small, x), small)  # the limit is at least 1
 
 
 def test_denoise_yields_every_row_and_consumes_the_noise_of_the_table() -> None:
