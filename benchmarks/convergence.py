@@ -1,4 +1,4 @@
-"""Does each solver converge with the order that its paper says?
+"""Measures the order of convergence of each solver, beside the one that its paper claims.
 
     .venv/bin/python -m benchmarks.convergence --output benchmarks/results/convergence.json --plot docs/convergence.svg
 
@@ -25,8 +25,8 @@ from benchmarks.gaussian_flow import final_error
 __all__ = ["EVALUATIONS", "FITTED", "Measured", "Point", "markdown", "measure", "order_of", "points"]
 
 EVALUATIONS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# The same for all: with fewer, higher powers of the step still count beside the leading one; with more, the best
-# solvers come near to what float64 resolves.
+# The same for all: with fewer, higher powers of the step are not negligible; with more, the best solvers come close to
+# the resolution of float64.
 FITTED = tuple(count for count in EVALUATIONS if count >= 128)
 SHOWN_AT = 32
 
@@ -41,14 +41,14 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What came of a case.
+    """The measurements of a case.
 
     Attributes:
         name, family, paper, source: those of the case.
-        order: from exact starting values.
-        own_start: from the first row on, with the lower orders that the solver itself begins with.
-        error_at_32: the relative error of 32 evaluations (or a few less, where a step has several) from its own start.
-        points, own_start_points: with each number of evaluations.
+        order: measured with exact starting values.
+        own_start: the order from the first row on, with the lower orders that the solver starts with.
+        error_at_32: the relative error of 32 evaluations (a few less where a step has several) from its own start.
+        points, own_start_points: the error for each number of evaluations.
     """
 
     name: str
@@ -72,19 +72,19 @@ def main() -> None:
         "command": "python -m benchmarks.convergence",
         "machine": machine(),
         "fitted_evaluations": FITTED,
-        "solvers": [rounded(each) for each in measured],
+        "solvers": [encode(each) for each in measured],
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(markdown(report["solvers"]))
     if arguments.plot is not None:
-        from benchmarks.convergence_plot import draw
+        from benchmarks.convergence_plot import plot
 
-        draw(measured, FITTED, arguments.plot)
+        plot(measured, FITTED, arguments.plot)
 
 
 def measure(case: Case) -> Measured:
-    """All runs of a case."""
+    """Run a case with every number of evaluations."""
     given, own = points(case, EVALUATIONS), points(case, EVALUATIONS, own_start=True)
     return Measured(
         name=case.name,
@@ -100,7 +100,7 @@ def measure(case: Case) -> Measured:
 
 
 def points(case: Case, counts: Sequence[int], *, own_start: bool = False) -> list[Point]:
-    """The error with each number of evaluations."""
+    """Return the error for each number of evaluations."""
     found = []
     for count in counts:
         schedule = case.schedule(count, own_start=own_start)
@@ -111,13 +111,13 @@ def points(case: Case, counts: Sequence[int], *, own_start: bool = False) -> lis
 
 
 def order_of(runs: Sequence[Point]) -> float:
-    """Minus the slope of log error over log evaluations."""
+    """Return minus the slope of log error over log evaluations."""
     slope, _ = np.polyfit(np.log([run.evaluations for run in runs]), np.log([run.error for run in runs]), 1)
     return float(-slope)
 
 
-def rounded(measured: Measured) -> dict[str, Any]:
-    """For the report: as many digits as say something."""
+def encode(measured: Measured) -> dict[str, Any]:
+    """Return the record of a case in the report, rounded to significant digits."""
     report = asdict(measured)
     for key in ("order", "own_start"):
         report[key] = round(report[key], 3)
@@ -128,7 +128,7 @@ def rounded(measured: Measured) -> dict[str, Any]:
 
 
 def markdown(solvers: Sequence[dict[str, Any]]) -> str:
-    """The table of the docs, of a report's solvers."""
+    """Return the table of docs/samplers.md for a report's solvers."""
     head = "| solver | paper | measured | from its own start | error at 32 evaluations | where the paper says so |"
     rows = (
         f"| {solver['name']} | {solver['paper']} | {solver['order']:.2f} | {solver['own_start']:.2f} "

@@ -1,8 +1,8 @@
-"""Which solvers have an order of convergence, and what do their papers say it is?
+"""The solvers with an order of convergence, and the order that their papers claim.
 
-Each is given a grid that is smooth, because an order is a statement about one: the levels of Karras et al. 2022 over
-the range of Stable Diffusion, a flow's own, or, for solvers that only know whole timesteps of training, so many of
-these that rounding does not show. `lower_order_final`, a choice of few steps, is off.
+Each has a smooth grid, because an order is a property on smooth grids: the sigmas of Karras et al. 2022 over the range
+of Stable Diffusion, a flow's own, or, for solvers on whole timesteps of training, so many timesteps that rounding is
+negligible. `lower_order_final`, which is for few steps, is off.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["CASES", "Case"]
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KARRAS = STABLE_DIFFUSION | {"use_karras_sigmas": True}
 
-# The same noise, spread over more timesteps, of which every number of steps in use here is a divisor.
+# The same noise over more timesteps, a multiple of every number of steps.
 MANY = 15360
 FINE = {
     "num_train_timesteps": MANY,
@@ -31,7 +31,7 @@ FINE = {
 }
 LAST_EIGHTH = MANY // 8
 
-# The same noise again, over so few timesteps that none lies where SA-Solver adds noise (200 to 800).
+# The same noise over so few timesteps that SA-Solver, which adds noise at 200 to 800, adds none.
 FEW = KARRAS | {"num_train_timesteps": 200, "beta_start": 0.00425, "beta_end": 0.06}
 
 EDM = {"sigma_min": 0.03, "sigma_max": 15.0, "sigma_data": EDM_SIGMA_DATA}  # Stable Diffusion's range
@@ -50,19 +50,19 @@ class Case:
     """A solver and how it is measured.
 
     Attributes:
-        name, family: for people; a family is a panel of the plot.
-        sampler, config: the module of `latentrt.sampling.samplers` and its configuration.
-        predicts: what the model says.
-        paper: the order of convergence that is claimed for it, and
-        source: where.
-        given: up to which row the latents are given, so that the first step of its own is one of full order: how many
-            earlier outputs such a step looks back at, and one more where it corrects the step before.
-        given_share: the same as a share of all rows, where the beginning is not smooth.
-        tail: how many rows at the end are left out: the step to no noise at all, which is of order 1, and those of
-            lower order before it.
-        until: where set, the latent at the first timestep below it is looked at, and `tail` means nothing.
-        whole: how many evaluations make a step of the method.
-        per_count: how many of them diffusers counts as one.
+        name, family: the label; a family is a panel of the plot.
+        sampler, config: the name of the sampler and its configuration.
+        predicts: the prediction type of the model.
+        paper: the order of convergence that is claimed.
+        source: where it is claimed.
+        given: the last row whose latents are exact, so that the next step is of full order: the number of earlier
+            outputs that such a step uses, plus one if it corrects the step before.
+        given_share: the same as a share of all rows, where the start is not smooth.
+        tail: the number of rows omitted at the end: the step to σ = 0, which is of order 1, and rows of lower order
+            before it.
+        until: if set, latents are compared at the first timestep below it, and `tail` has no meaning.
+        whole: the number of evaluations per step of the method.
+        per_count: the number of evaluations that diffusers counts as one step.
         order: of `Steps`.
     """
 
@@ -82,12 +82,11 @@ class Case:
     order: int = 4
 
     def schedule(self, evaluations: int, *, own_start: bool) -> Schedule:
-        """The table of so many evaluations, or as many below that as make whole steps; the rows left out not counted.
+        """Return the table of the most whole steps within `evaluations`, not counting omitted rows.
 
         Args:
-            evaluations: how many.
-            own_start: whether the solver runs from its first row; else its correctors wait until what they would
-                correct is no longer given.
+            evaluations: the number of evaluations.
+            own_start: whether the solver runs from its first row; otherwise given rows are not corrected.
         """
         config = dict(self.config)
         if self.sampler == "unipc" and not own_start:
@@ -97,7 +96,7 @@ class Case:
         return SAMPLERS[self.sampler].read(config).schedule(steps)
 
     def stop(self, schedule: Schedule) -> int:
-        """The row whose latent is looked at."""
+        """Return the row before which latents are compared."""
         if self.until is None:
             return len(schedule) - self.tail
         return int((schedule.t < self.until).argmax())
@@ -146,9 +145,9 @@ def _multistep() -> Iterator[Case]:
 
 
 def _to_the_end(config: Mapping[str, Any], order: int, kind: str) -> dict[str, Any]:
-    """The configuration of a DPM-Solver that keeps its order, and does not go down to no noise."""
-    kept = {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
-    return {**config, **kept, "solver_order": order, "solver_type": kind or "midpoint"}
+    """Return the configuration of a DPM-Solver that keeps its order and does not step to σ = 0."""
+    end = {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
+    return {**config, **end, "solver_order": order, "solver_type": kind or "midpoint"}
 
 
 def _singlestep() -> Iterator[Case]:
@@ -197,7 +196,7 @@ def _unipc() -> Iterator[Case]:
                         "final_sigmas_type": "zero" if in_x0 else "sigma_min",
                     },
                     given=order,
-                    tail=order,  # diffusers lets no other end happen
+                    tail=order,  # diffusers has no other end
                     paper=order + 1,
                     source="Zhao et al. 2023, theorem 3.1",
                 )

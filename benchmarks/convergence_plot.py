@@ -1,4 +1,4 @@
-"""What does convergence look like? A panel for each family of solvers, error over evaluations, both logarithmic."""
+"""The plot of convergence: a panel per family of solvers, error over evaluations, both logarithmic."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError:
-    raise SystemExit("found no matplotlib, which draws the plot; pip install 'latentrt[plot]'") from None
+    raise SystemExit("the plot needs matplotlib; pip install 'latentrt[plot]'") from None
 
-__all__ = ["draw"]
+__all__ = ["plot"]
 
 COLUMNS = 3
-# Okabe and Ito's colours, which people see apart whatever their colour vision; one for each order that papers claim.
+# The palette of Okabe and Ito, distinguishable with any colour vision; one colour per claimed order.
 COLOURS = {1: "#0072B2", 2: "#D55E00", 3: "#009E73", 4: "#CC79A7"}
 MARKERS = "os^Dv"
-SLOPES_START = (8, 0.25)  # where the guiding lines of all orders begin
+SLOPES_START = (8, 0.25)  # the start of the guide lines
 FEWEST, MOST = 5.5, 640
 LOWEST, HIGHEST = 2e-11, 1.0
-# What makes two runs write the same file.
+# Makes the file reproducible.
 REPRODUCIBLE: Any = {"svg.hashsalt": "latentrt", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
 
 
-def draw(measured: Sequence[Measured], fitted: Sequence[int], path: Path) -> None:
-    """Write the plot.
+def plot(measured: Sequence[Measured], fitted: Sequence[int], path: Path) -> None:
+    """Plot all solvers to a file.
 
     Args:
         measured: all solvers.
-        fitted: the numbers of evaluations that the orders were fitted over.
+        fitted: the numbers of evaluations over which orders were fitted.
         path: an SVG file.
     """
     families = list(dict.fromkeys(each.family for each in measured))
@@ -54,7 +54,7 @@ def draw(measured: Sequence[Measured], fitted: Sequence[int], path: Path) -> Non
 
 
 def _frame(panel: Axes, family: str, fitted: Sequence[int]) -> None:
-    """A panel without its curves: the range of the fit, and a line for each order."""
+    """Set up a panel: the axes, the range of the fit, and a guide line for each order."""
     panel.set_title(family, fontsize=10)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
@@ -73,7 +73,7 @@ def _frame(panel: Axes, family: str, fitted: Sequence[int]) -> None:
 
 
 def _curves(panel: Axes, family: Sequence[Measured]) -> None:
-    """The solvers of a family; dotted, what becomes of those whose own start spoils the order."""
+    """Plot the solvers of a family; dotted, runs from their own start where that lowers the order."""
     markers = {order: cycle(MARKERS) for order in COLOURS}
     for each in family:
         colour, marker = COLOURS[each.paper], next(markers[each.paper])

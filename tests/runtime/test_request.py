@@ -64,7 +64,7 @@ def test_one_negative_prompt_serves_all(manifest: Manifest) -> None:
         ({"width": -5}, "multiple of 8; the nearest: 16"),
         ({"width": 4001}, "multiple of 8; the nearest: 128"),
         ({"karras": 1}, "karras: found 1"),
-        ({"sampler": "nope"}, "found sampler 'nope'"),
+        ({"sampler": "nope"}, "`sampler`='nope'"),
         ({"seed": 2**63 - 1, "num_images_per_prompt": 2}, "seed: found"),
         ({"height": "64"}, "whole number of pixels"),
         ({"height": True}, "whole number of pixels"),

@@ -1,4 +1,4 @@
-"""How is a sampler's option written on a command line?"""
+"""The command-line type of a sampler option: `solver_order=3`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _PYTHON = {"True": True, "False": False, "None": None}
 
 
 class Option(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
-    """`solver_order=3`, `thresholding=true`, `timesteps=[999,500]`: a name and a JSON value, or a text as it stands."""
+    """A name and a value, which is JSON or else text: `solver_order=3`, `thresholding=true`, `timesteps=[999,500]`."""
 
     name = "key=value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        if isinstance(value, tuple):  # click converts twice
+        if isinstance(value, tuple):  # click may convert twice
             return value[0], value[1]
         key, equals, text = value.partition("=")
         if not equals or not key:
-            self.fail(f"found {value!r}, expected a name, = and a value, such as solver_order=3", param, ctx)
+            self.fail(f"got {value!r}, expected NAME=VALUE, such as solver_order=3", param, ctx)
         if text in _PYTHON:
             return key, _PYTHON[text]
         try:
@@ -34,11 +34,11 @@ class Option(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 
 
 def _constant(text: str) -> float | str:
-    """Infinity, as diffusers writes it for `lambda_min_clipped`; NaN stays a text."""
+    """Return an infinity, as diffusers writes it for `lambda_min_clipped`; NaN stays a text."""
     return text if text == "NaN" else float(text)
 
 
 def _finite(text: str) -> float | str:
-    """A number that is one: `1e999` stays a text, which no option takes for a number."""
+    """Return a finite number; `1e999` stays a text, which every numeric option rejects."""
     number = float(text)
     return number if math.isfinite(number) else text

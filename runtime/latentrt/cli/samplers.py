@@ -1,57 +1,64 @@
-"""`latentrt samplers`: which samplers are there, what do they cost, and what else are they called?"""
+"""`latentrt samplers`: list the samplers, with their cost, options and other names."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, dataclass, fields
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
+import msgspec
 
 from latentrt.bundle.printable import printable
 
 if TYPE_CHECKING:
-    from latentrt.sampling.sampler_facts import OptionFact
-    from latentrt.sampling.samplers import Choice
+    from latentrt.sampling.samplers import Sampler, SamplerChoice
 
 __all__ = ["samplers"]
 
-_COLUMNS = 100  # where no terminal says its width, and the most that is used
+_COLUMNS = 100  # the width without a terminal, and the largest that is used
 _INDENT = 18
-_COUNTS = (1, 10, 20, 50)  # steps that --json gives the evaluations of
+_COUNTS = (1, 10, 20, 50)  # steps for which --json gives the number of evaluations
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
+_LISTS = {int: "whole numbers", float: "numbers"}
+_BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "at most"}
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("-v", "--verbose", is_flag=True, help="Also print the options of each, and what of a run it takes.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, for a program to read.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print the options of the configuration and of a run.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def samplers(names: tuple[str, ...], verbose: bool, as_json: bool) -> None:
-    """List the samplers, or those called NAME: what each is, the diffusers class whose configuration it reads and whose
-    numbers it gives, which models it is for, what it costs, and its other names.
+    """List the samplers, or those called NAME, with the diffusers class that each is equivalent to, the kind of model
+    it is for, its cost, and its other names.
 
-    A NAME is any that people know: euler_a, EulerAncestralDiscreteScheduler, "DPM++ 2M Karras".
+    A NAME may be that of any tool: euler_a, EulerAncestralDiscreteScheduler, "DPM++ 2M Karras".
     """
     from latentrt.sampling.samplers import SAMPLERS, choose
 
-    asked = {name: choose(name) for name in names}
-    shown = list(dict.fromkeys(choice.name for choice in asked.values())) or list(SAMPLERS)
+    choices = {name: choose(name) for name in names}
+    listed = list(dict.fromkeys(choice.name for choice in choices.values())) or list(SAMPLERS)
     if as_json:
-        # ASCII, as everywhere where a program reads.
-        click.echo(json.dumps([_facts(name) for name in shown], indent=2, allow_nan=False))
+        # ASCII, as in all machine-readable output.
+        click.echo(json.dumps([_describe(name) for name in listed], indent=2, allow_nan=False))
         return
-    for name in shown:
+    for name in listed:
         _print_sampler(name, verbose=verbose)
-        if verbose and name != shown[-1]:
+        if verbose and name != listed[-1]:
             click.echo()
     click.echo()
-    for note in _notes(asked):
+    for note in _notes(choices):
         _print_wrapped(note)
 
 
-def _facts(name: str) -> dict[str, Any]:
-    from latentrt.sampling import sampler_facts
+def _describe(name: str) -> dict[str, Any]:
+    """Return the record of a sampler in --json."""
     from latentrt.sampling.samplers import SAMPLERS
 
     sampler = SAMPLERS[name]
@@ -61,74 +68,68 @@ def _facts(name: str) -> dict[str, Any]:
         "class_name": sampler.class_name,
         "kind": sampler.kind,
         "aliases": _aliases(name),
-        "endings": sampler_facts.endings(sampler),
-        "evaluations_per_step": sampler_facts.cost(sampler),
-        "evaluations": {str(count): sampler_facts.evaluations(sampler, count) for count in _COUNTS},
-        "exception": sampler.exception or None,
-        "takes": sorted(sampler.takes),
-        "options": {fact.name: _option_facts(fact) for fact in sampler_facts.options(sampler)},
+        "suffixes": suffixes(sampler),
+        "evaluations_per_step": cost(sampler),
+        "evaluations": {str(count): evaluations(sampler, count) for count in _COUNTS},
+        "unsupported_reason": sampler.unsupported_reason or None,
+        "run_options": sorted(sampler.run_options),
+        "options": {option.name: _describe_option(option) for option in options(sampler)},
     }
 
 
 def _aliases(name: str) -> dict[str, Mapping[str, Any]]:
-    """Each other name, and what of the configuration it means."""
+    """Return each other name, and the options that it implies."""
     from latentrt.sampling.samplers import aliases_of, choose
 
     return {alias: choose(alias).options for alias in aliases_of(name)}
 
 
-def _option_facts(fact: OptionFact) -> dict[str, Any]:
-    from latentrt.sampling.sampler_facts import REQUIRED, shown
-
-    facts: dict[str, Any] = {"values": fact.values}
-    if fact.choices is not None:
-        facts["choices"] = list(fact.choices)
-    if fact.default is not REQUIRED:
-        # JSON has no infinity: as a text then.
-        facts["default"] = shown(fact.default) if "Infinity" in shown(fact.default) else fact.default
-    return facts
+def _describe_option(option: ConfigOption) -> dict[str, Any]:
+    record: dict[str, Any] = {"values": option.values}
+    if option.choices is not None:
+        record["choices"] = list(option.choices)
+    if not option.required:
+        # JSON has no infinity; encode it as the string diffusers uses.
+        text = format_default(option)
+        record["default"] = text if "Infinity" in text else option.default
+    return record
 
 
 def _print_sampler(name: str, *, verbose: bool) -> None:
-    from latentrt.sampling import sampler_facts
     from latentrt.sampling.samplers import SAMPLERS
 
     sampler = SAMPLERS[name]
     click.echo(f"{click.style(name.ljust(_INDENT - 2), bold=True)}  {sampler.title}")
-    cost = f"cost {sampler_facts.cost(sampler)}"
-    _print_wrapped(f"{sampler.class_name}, for {sampler.kind} models, {cost}", _INDENT)
-    if others := [*_aliases(name), *(f"…{ending}" for ending in sampler_facts.endings(sampler))]:
+    _print_wrapped(f"{sampler.class_name}, for {sampler.kind} models, cost {cost(sampler)}", _INDENT)
+    if others := [*_aliases(name), *(f"…{suffix}" for suffix in suffixes(sampler))]:
         _print_wrapped(f"also {', '.join(others)}", _INDENT)
-    if sampler.exception:
-        _print_wrapped(f"more than a table: {sampler.exception}", _INDENT)
+    if sampler.unsupported_reason:
+        _print_wrapped(f"not run by the pipeline: {sampler.unsupported_reason}", _INDENT)
     if verbose:
-        _print_wrapped(f"takes in a run {', '.join(['begin', *sorted(sampler.takes)])}", _INDENT)
-        _print_options(sampler_facts.options(sampler))
+        _print_wrapped(f"options of a run: {', '.join(['begin', *sorted(sampler.run_options)])}", _INDENT)
+        _print_options(options(sampler))
 
 
-def _print_options(facts: Sequence[OptionFact]) -> None:
-    from latentrt.sampling.sampler_facts import shown
-
-    names = max(len(fact.name) for fact in facts)
-    defaults = max(len(shown(fact.default)) for fact in facts)
-    for fact in facts:
-        start = f"{'':4}{fact.name:<{names}}  {shown(fact.default):<{defaults}}  "
-        _print_wrapped(start + fact.values, len(start), first=0)
+def _print_options(listed: Sequence[ConfigOption]) -> None:
+    names = max(len(option.name) for option in listed)
+    defaults = max(len(format_default(option)) for option in listed)
+    for option in listed:
+        start = f"{'':4}{option.name:<{names}}  {format_default(option):<{defaults}}  "
+        _print_wrapped(start + option.values, len(start), first=0)
 
 
-def _notes(asked: Mapping[str, Choice]) -> Iterator[str]:
-    for name, choice in asked.items():
-        if meant := _meant(choice):
-            yield f"{printable(name)} is {choice.name} with {meant}."
+def _notes(choices: Mapping[str, SamplerChoice]) -> Iterator[str]:
+    for name, choice in choices.items():
+        if implied := _implied_options(choice):
+            yield f"{printable(name)} is {choice.name} with {implied}."
     yield (
-        "Cost is evaluations of the model per step, with the default options; these are diffusers' own, and --verbose "
-        "lists them. …_karras, …_exponential and …_beta go after any name of a sampler and spread its noise levels "
-        'anew. Names as A1111 writes them are understood, too: "DPM++ 2M Karras".'
+        "Cost is the number of model evaluations per step with the default options, which are diffusers' (--verbose "
+        "lists them). The suffixes _karras, _exponential and _beta select the spacing of the sigmas and follow any "
+        'name of a sampler. Names as A1111 writes them work too: "DPM++ 2M Karras".'
     )
 
 
-def _meant(choice: Choice) -> str:
-    """What a name says beyond the sampler's defaults."""
+def _implied_options(choice: SamplerChoice) -> str:
     changed = {key: value for key, value in choice.options.items() if value != getattr(choice.sampler, key, None)}
     return ", ".join(f"{key} {json.dumps(value)}" for key, value in changed.items())
 
@@ -143,6 +144,111 @@ def _print_wrapped(text: str, indent: int = 0, first: int | None = None) -> None
             subsequent_indent=" " * indent,
             break_long_words=False,
             break_on_hyphens=False,
-            drop_whitespace=True,
         )
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOption:
+    """A key of a sampler's configuration.
+
+    Attributes:
+        name: the key.
+        default: diffusers' own; without meaning where `required`.
+        required: whether there is no default.
+        values: a description of the supported values.
+        choices: all supported values, where they can be listed; None otherwise.
+    """
+
+    name: str
+    default: Any
+    required: bool
+    values: str
+    choices: tuple[Any, ...] | None
+
+
+def options(sampler: type[Sampler]) -> list[ConfigOption]:
+    """Return the keys of a sampler's configuration, in the order of its class."""
+    hints = get_type_hints(sampler, include_extras=True)
+    return [
+        ConfigOption(
+            name=field.name,
+            default=field.default,
+            required=field.default is MISSING,
+            values=_describe_type(hints[field.name]),
+            choices=_choices(hints[field.name]),
+        )
+        for field in fields(sampler)
+    ]
+
+
+def evaluations(sampler: type[Sampler], count: int) -> int:
+    """Return the number of model evaluations in `count` steps, with the default configuration."""
+    from latentrt.sampling.samplers import Sampler
+
+    # A class that inherits the method evaluates once per step; it may have keys without a default.
+    return count if sampler.evaluations is Sampler.evaluations else sampler().evaluations(count)
+
+
+def cost(sampler: type[Sampler]) -> str:
+    """Describe the model evaluations per step with the default configuration: `1`, `2 (last step 1)`, …"""
+    few, more, many = (evaluations(sampler, count) for count in (20, 21, 50))
+    each = more - few
+    extra = few - 20 * each
+    if many != 50 * each + extra:
+        return f"{few / 20:g} in 20 steps, {many / 50:g} in 50"
+    if extra == 0:
+        return str(each)
+    return f"{each} (last step {each + extra})" if extra < 0 else f"{each}, and {extra} more in a run"
+
+
+def suffixes(sampler: type[Sampler]) -> list[str]:
+    """Return the suffixes that may follow a sampler's name: `_karras`, …"""
+    from latentrt.sampling.samplers.aliases import SPACING_SUFFIXES
+
+    known = {field.name for field in fields(sampler)}
+    return [suffix for suffix, spacing in SPACING_SUFFIXES.items() if f"use_{spacing}_sigmas" in known]
+
+
+def format_default(option: ConfigOption) -> str:
+    """Return a default as JSON, an infinite one as diffusers writes it, or `required`."""
+    return "required" if option.required else _format_value(option.default)
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, float) and math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return msgspec.json.encode(value).decode()
+
+
+def _describe_type(hint: Any) -> str:
+    """Describe the values of a type: `a number above 0`, `"linspace" or "leading"`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return f"{_describe_type(arguments[0])} {_describe_bounds(arguments[1])}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(_describe_type, arguments))
+    if origin is Literal:
+        return " or ".join(map(_format_value, arguments))
+    if origin is tuple:
+        return _LISTS[arguments[0]]
+    return _NAMES[hint]
+
+
+def _describe_bounds(meta: msgspec.Meta) -> str:
+    if meta.min_length is not None:
+        return f"({meta.min_length} or more)"
+    bounds = ((word, getattr(meta, key)) for key, word in _BOUNDS.items())
+    return " and ".join(f"{word} {bound:,}" for word, bound in bounds if bound is not None)
+
+
+def _choices(hint: Any) -> tuple[Any, ...] | None:
+    """Return all values of a type, None where they cannot be listed."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        parts = [_choices(argument) for argument in arguments]
+        listed = [choices for choices in parts if choices is not None]
+        return sum(listed, ()) if len(listed) == len(parts) else None
+    if origin is Literal:
+        return arguments
+    return {bool: (True, False), NoneType: (None,)}.get(hint)

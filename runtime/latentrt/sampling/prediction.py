@@ -1,12 +1,12 @@
-"""What does a model's output say of the picture?
+"""x0 and ε as linear functions of the latents and the model output, for each prediction type.
 
-A latent is x = α·x0 + σ·ε. Whichever of the two unknowns, or mixture of them, a model was trained to predict, the
-other follows linearly from it and x. So each answer here is a pair (p, q) to be read as `p·x + q·m`, with m the
-model's output.
+Latents are x = α·x0 + σ·ε. Whichever of the two unknowns, or mixture of them, a model was trained to predict, the other
+follows linearly from it and x. So each function returns a pair (p, q), to be read as `p·x + q·m` with m the model
+output.
 
-The pairs hold for any scale of x: α² + σ² = 1 as in Ho et al. 2020, or α = 1 as in Karras et al. 2022. v is always
-that of the unit-norm latent: v = (α·ε − σ·x0) / √(α² + σ²) (Salimans and Ho 2022, appendix D). A flow's velocity is
-ε − x0 (Lipman et al. 2022, Liu et al. 2022), whatever the scale; along a straight flow α + σ = 1.
+The pairs hold for any scale of x: α² + σ² = 1 as in Ho et al. 2020, or α = 1 as in Karras et al. 2022. v is that of the
+unit-norm latents: v = (α·ε − σ·x0) / √(α² + σ²) (Salimans and Ho 2022, appendix D). A flow's velocity is ε − x0 (Lipman
+et al. 2022, Liu et al. 2022), whatever the scale; along a straight flow α + σ = 1.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def x0(prediction_type: PredictionType, alpha: NDArray[np.float64], sigma: NDArray[np.float64]) -> Pair:
-    """The pair (p, q) with x0 = p·x + q·m.
+    """Return the pair (p, q) with x0 = p·x + q·m.
 
     Args:
-        prediction_type: what the model was trained to predict (`sample` is x0 itself).
-        alpha: how much of x0 is in x, of any shape.
-        sigma: how much of ε is in x, of the same shape.
+        prediction_type: the target that the model was trained to predict (`sample` is x0 itself).
+        alpha: the factor of x0 in x, of any shape.
+        sigma: the factor of ε in x, of the same shape.
 
     Raises:
-        RequestError: x0 is asked of a model that predicts ε where x holds nothing of x0 (α = 0).
+        RequestError: the model predicts ε, and some x contains nothing of x0 (α = 0).
     """
     if prediction_type == "sample":
         return np.zeros_like(alpha), np.ones_like(alpha)
@@ -44,14 +44,15 @@ def x0(prediction_type: PredictionType, alpha: NDArray[np.float64], sigma: NDArr
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
     if not np.all(alpha):
         raise RequestError(
-            "found prediction_type 'epsilon' and a first step of pure noise (rescale_betas_zero_snr), where it says "
-            "nothing of the picture; use 'v_prediction' if the model was trained with it, or timestep_spacing 'leading'"
+            "`prediction_type` 'epsilon' does not determine x0 in a first step of pure noise "
+            "(`rescale_betas_zero_snr`); set it to 'v_prediction' if the model was trained with that, or set "
+            "`timestep_spacing` to 'leading'"
         )
     return 1 / alpha, -sigma / alpha
 
 
 def epsilon(prediction_type: PredictionType, alpha: NDArray[np.float64], sigma: NDArray[np.float64]) -> Pair:
-    """The pair (p, q) with ε = p·x + q·m; arguments as those of `x0`, with σ > 0."""
+    """Return the pair (p, q) with ε = p·x + q·m; arguments as those of `x0`, with σ > 0."""
     if prediction_type == "epsilon":
         return np.zeros_like(alpha), np.ones_like(alpha)
     if prediction_type == "v_prediction":

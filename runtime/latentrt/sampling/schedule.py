@@ -1,34 +1,37 @@
-"""What does a sampler do at each step?
+"""The schedule of a sampler, a table of coefficients, and the recurrence that runs it.
 
-Every sampler of the field is a linear recurrence with a short memory, so it is a table: one row of coefficients per
-model evaluation. A `Schedule` is that table and `Recurrence` is the one loop body that runs every table. With x_k the
-latent, m the (guided) model output and z standard normal noise, row k says
+Every sampler of the field is a linear recurrence with a short memory, so it is a table with one row of coefficients per
+model evaluation. With x_k the latents, m the (guided) model output and z standard normal noise, row k says
 
     denoiser input  = c_in · x_k                       at timestep t
     y_k             = clip(p · x_k + q · m, ±limit)     x0 or epsilon, whichever makes the memory short
-    h_k             = u · x_k + w · y_k                 what is remembered
+    h_k             = u · x_k + w · y_k                 what the solver keeps
     x_{k+1}         = a · x_k + e · x_{k−1} + d · m + Σ_j b[j] · h_{k−j} + s · z      j = 0 … memory − 1
 
-Dynamic thresholding (Saharia et al. 2022, section 2.3) is the one thing that is not linear and differs from sample to
-sample: where `quantile` is not 0, a sample's limit is that quantile of its own |y|, but at least 1 and at most `limit`,
-and y is divided by it.
+Dynamic thresholding (Saharia et al. 2022, section 2.3) is the only part that is not linear and that differs from sample
+to sample: where `quantile` is not 0, the limit of a sample is that quantile of its own |y|, at least 1 and at most
+`limit`, and y is divided by it.
+
+A sample has the three axes [channels, height, width]; latents may have any number of axes before them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from latentrt.sampling.row import COEFFICIENTS, Latents, advanced, remembered, scaled
+__all__ = ["COEFFICIENTS", "Latents", "Recurrence", "Schedule", "denoise"]
 
-__all__ = ["Latents", "Recurrence", "Schedule", "denoise"]
-
+Latents = NDArray[np.float32]  # [..., channels, height, width]
 Column = NDArray[np.float64] | float
+
+COEFFICIENTS = ("c_in", "p", "q", "limit", "quantile", "u", "w", "a", "e", "d", "b", "s")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,14 +41,15 @@ class Schedule:
     Coefficients are float64, to be cast once; arrays are read-only.
 
     Attributes:
-        t: float32 [N], the timestep that the model is told.
+        t: float32 [N], the timestep input of the model.
         c_in, p, q, limit, u, w, a, e, d, s: [N], as in the formulas above. `limit` is infinite where nothing is
             clipped.
-        quantile: [N], of dynamic thresholding; 0 where there is none.
+        quantile: [N], of dynamic thresholding; 0 in rows without it.
         b: [N, memory], the weights of h_k, h_{k−1}, … .
-        noise_draws: int64 [N], how many z are drawn for a row. It may exceed what the row uses, so that seeds agree.
-        alpha, sigma: [N], where a clean latent x0 stands before row k: alpha · x0 + sigma · z.
-        init_noise_sigma: what multiplies standard normal noise to make x_0.
+        noise_draws: int64 [N], the number of noise arrays that a row consumes. It may exceed what the row uses, so that
+            seeds agree.
+        alpha, sigma: [N], the noise level of x_k: clean latents x0 enter row k as alpha · x0 + sigma · z.
+        init_noise_sigma: the factor that turns standard normal noise into x_0.
     """
 
     t: NDArray[np.float32]
@@ -69,19 +73,18 @@ class Schedule:
     def __post_init__(self) -> None:
         if not len(self.t) or not np.isfinite(self.init_noise_sigma):
             raise ValueError(
-                f"found {len(self.t)} rows and init_noise_sigma {self.init_noise_sigma}, expected some, finite"
+                f"schedule has {len(self.t)} rows and init_noise_sigma={self.init_noise_sigma}; expected at least one "
+                "row and a finite value"
             )
         for name in (field.name for field in fields(self) if field.name != "init_noise_sigma"):
             column = getattr(self, name)
             rank = 2 if name == "b" else 1
             if column.ndim != rank or len(column) != len(self.t):
-                raise ValueError(
-                    f"column {name}: found shape {column.shape}, expected {len(self.t)} rows and {rank} axes"
-                )
+                raise ValueError(f"column {name} has shape {column.shape}; expected {len(self.t)} rows and {rank} axes")
             with np.errstate(over="ignore"):
-                finite = np.isfinite(column.astype(np.float32))  # as the loop has it
+                finite = np.isfinite(column.astype(np.float32))  # the loop runs in float32
             if name != "limit" and not np.all(finite):
-                raise ValueError(f"column {name}: found {column[~finite][0]}, expected finite float32 numbers")
+                raise ValueError(f"column {name} holds {column[~finite][0]}; expected finite float32 numbers")
             column.setflags(write=False)
 
     @classmethod
@@ -106,7 +109,14 @@ class Schedule:
         noise_draws: NDArray[np.integer[Any]] | int = 0,
         init_noise_sigma: float = 1.0,
     ) -> Schedule:
-        """A table from its columns. A number stands for itself in every row; what is left out does nothing."""
+        """Build a schedule from its columns.
+
+        Args: as the attributes of the class; a number fills its whole column, and the default of an optional column
+            leaves its term out.
+
+        Raises:
+            ValueError: a column has another length, or a value is not a finite float32 number.
+        """
 
         def column(value: Column) -> NDArray[np.float64]:
             return np.array(np.broadcast_to(value, t.shape), np.float64)
@@ -133,9 +143,10 @@ class Schedule:
         return table._without_cancellation()
 
     def _without_cancellation(self) -> Schedule:
-        """The same table, in which float32 loses nothing where a·x and what h_k has of x all but cancel.
+        """Rewrite the rows in which a·x nearly cancels against the part of b[0]·h_k that is a multiple of x.
 
-        There (where x is nearly pure noise) the row takes x and m as they are. That cannot be done where y is limited.
+        These are rows where x is nearly pure noise, and float32 would lose digits in the difference. They are
+        rewritten in terms of x and m alone, which is impossible where y is limited.
         """
         newest = self.b[:, 0]
         a = self.a + newest * (self.u + self.w * self.p)
@@ -151,74 +162,111 @@ class Schedule:
         return len(self.t)
 
     def looks_back_beyond(self, row: int) -> bool:
-        """Whether this row or a later one uses what was there before it: an earlier latent, or what was remembered."""
-        age = np.arange(len(self) - row)[:, np.newaxis]  # how many rows are remembered, but for each row's own
+        """Return whether `row` or a later one uses latents or history of the rows before `row`."""
+        age = np.arange(len(self) - row)[:, np.newaxis]  # how many earlier rows since `row` each row can look back to
         return bool(self.e[row] != 0 or np.any(self.b[row:][np.arange(self.memory) > age] != 0))
 
     def first_latents(self, noise: Latents, clean: Latents | None = None, *, row: int = 0) -> Latents:
-        """The latents that a row begins with.
+        """Return the latents to start a row with.
 
         Args:
             noise: standard normal, float32, of any shape.
-            clean: the latents of a picture to begin from; None begins from noise alone, at the first row.
-            row: where it begins. A table made with `Steps.begin` begins at its own first row.
+            clean: the latents of an image to start from, of the same shape; None starts from noise alone.
+            row: the first row to run. A schedule built with `Steps.begin` starts at its own row 0.
 
         Raises:
-            ValueError: a later row is to begin from noise alone.
+            ValueError: `row` is not 0 and `clean` is None.
         """
         if clean is None:
             if row:
-                raise ValueError(
-                    f"found row {row} and no clean latents, expected the first row, or latents to begin from"
-                )
+                raise ValueError(f"got row={row} without clean latents; expected row 0, or latents to start from")
             return noise * np.float32(self.init_noise_sigma)
         return np.float32(self.alpha[row]) * clean + np.float32(self.sigma[row]) * noise
 
     def starting_at(self, row: int) -> Schedule:
-        """The table without its first rows, of which those that stay must not remember anything."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        kept = {name: column if name == "init_noise_sigma" else column[row:] for name, column in columns.items()}
-        return Schedule(**kept)
+        """Return the schedule without its first `row` rows; the rest must not look back beyond `row`."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "init_noise_sigma"}
+        return replace(self, **{name: column[row:] for name, column in columns.items()})
 
     @property
     def memory(self) -> int:
-        """How many of the last h a row may use, the newest included."""
+        """The number of h that a row may use, its own included."""
         return int(self.b.shape[1])
 
 
 class Recurrence:
-    """A table being run: the coefficients in float32, the latent of the row before, and the last `memory` of h.
+    """A run of a schedule: its coefficients, the latents before the last row, and the last `memory` values of h.
 
-    Rows are taken in order, from any row whose predecessors the table does not look back to. Where each sample of a
-    batch follows a table of its own, `latentrt.sampling.mixed_batch` does the same.
+    Rows are run in order, from any row that the schedule does not look back beyond. A zero coefficient skips its array,
+    which may then be missing or not finite.
+
+    Args:
+        schedule: the table to run.
+        dtype: the precision of the arithmetic, float32 or float64; latents, model outputs and noise have the same one.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
-        self._columns = {name: getattr(schedule, name).astype(np.float32) for name in COEFFICIENTS}
+    def __init__(self, schedule: Schedule, dtype: DTypeLike = np.float32) -> None:
+        self._columns = {name: getattr(schedule, name).astype(dtype) for name in COEFFICIENTS}
         self._previous: Latents | None = None
         self._history: deque[Latents] = deque(maxlen=schedule.memory)  # newest first
 
     def model_input(self, k: int, x: Latents) -> Latents:
-        """What the denoiser is shown of the latent x_k."""
-        return scaled(self._columns["c_in"][k], x)
+        """Return c_in · x_k, the input of the denoiser, of the shape of `x`."""
+        return _combine(x, [(self._columns["c_in"][k], x)])
 
     def step(self, k: int, x: Latents, m: Latents, z: Latents | None = None) -> Latents:
-        """Row k: from x_k to x_{k+1}.
+        """Run row k and return x_{k+1}, a new array.
 
         Args:
             k: the row.
-            x: x_k, float32 [batch, channels, height, width].
-            m: the model's output for `scale(k, x)` at timestep t[k], of the same shape.
+            x: x_k, float32 [..., channels, height, width].
+            m: the model output for `model_input(k, x)` at timestep t[k], of the same shape.
             z: standard normal noise of the same shape; only a row with s ≠ 0 needs it.
 
         Raises:
-            ValueError: the row looks back further than this run does, or needs noise and got none.
+            ValueError: the row uses noise, the previous latents or history that was not provided.
         """
         row = {name: column[k] for name, column in self._columns.items()}
-        self._history.appendleft(remembered(row, x, m))
-        x_next = advanced(row, x, m, self._previous, self._history, z)
+        y = _limit(_combine(x, [(row["p"], x), (row["q"], m)]), row["limit"], row["quantile"])
+        self._history.appendleft(_combine(x, [(row["u"], x), (row["w"], y)]))
+        past = zip_longest(row["b"], self._history)
+        x_next = _combine(x, [(row["a"], x), (row["e"], self._previous), (row["d"], m), *past, (row["s"], z)])
         self._previous = x
         return x_next
+
+
+def _combine(like: Latents, terms: Iterable[tuple[Any, Latents | None]]) -> Latents:
+    """Return Σ coefficient · array as a new array, without touching arrays whose coefficient is 0."""
+    total = np.zeros_like(like)
+    for coefficient, array in terms:
+        if not np.any(coefficient):
+            continue
+        if array is None:
+            raise ValueError("row uses noise, the previous latent or history that was not provided")
+        total += coefficient * array
+    return total
+
+
+def _limit(y: Latents, limit: np.floating[Any], quantile: np.floating[Any]) -> Latents:
+    """Clip y to ±limit; with a quantile, clip each sample to its own limit and divide by it."""
+    if not np.isfinite(limit):
+        return y
+    if not quantile:
+        return np.clip(y, -limit, limit)
+    bound = np.minimum(np.maximum(_quantiles(np.abs(y), quantile), 1), limit).astype(y.dtype)
+    thresholded: Latents = np.clip(y, -bound, bound) / bound
+    return thresholded
+
+
+def _quantiles(size: Latents, quantile: np.floating[Any]) -> Latents:
+    """Return a quantile of each sample, [..., 1, 1, 1], interpolated between two values as in `torch.quantile`."""
+    samples = size.reshape(*size.shape[:-3], -1)
+    values = np.sort(samples, axis=-1)
+    rank = np.float32(quantile) * np.float32(values.shape[-1] - 1)
+    below = int(rank)
+    low, high = (values[..., min(index, values.shape[-1] - 1)] for index in (below, below + 1))
+    between: Latents = low + values.dtype.type(rank - np.float32(below)) * (high - low)
+    return between[..., np.newaxis, np.newaxis, np.newaxis]
 
 
 def denoise(
@@ -227,13 +275,13 @@ def denoise(
     model: Callable[[np.float32, Latents], Latents],
     noise: Callable[[], Latents],
 ) -> Generator[Latents, Latents | None, None]:
-    """Run a table, yielding the latents after each row. Latents that are sent back are those it goes on with.
+    """Run a schedule and yield the latents after each row. Latents that are sent back replace them.
 
     Args:
         schedule: the table.
-        latents: x_0, that is `init_noise_sigma` times standard normal noise; float32 [batch, channels, height, width].
+        latents: x_0, that is `init_noise_sigma` times standard normal noise; float32 [..., channels, height, width].
         model: timestep and denoiser input → (guided) model output.
-        noise: the next draw of standard normal noise in the latents' shape.
+        noise: returns the next standard normal noise, of the latents' shape.
     """
     recurrence = Recurrence(schedule)
     for k, t in enumerate(schedule.t):

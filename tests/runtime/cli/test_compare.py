@@ -134,8 +134,8 @@ def test_a_warning_is_not_said_again_for_each_picture(tmp_path: Path, caplog: py
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("--samplers", "euler,eular"), 2, "found sampler 'eular', expected one of ddim"),
-        (("--samplers", "flow_euler"), 2, "found sampler flow_euler for flow models"),
+        (("--samplers", "euler,eular"), 2, "`sampler`='eular'"),
+        (("--samplers", "flow_euler"), 2, "flow_euler for flow models"),
         (
             ("--samplers", "flow_euler,pndm", "--steps", "3"),
             2,

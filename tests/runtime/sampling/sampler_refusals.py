@@ -1,48 +1,16 @@
-"""Which options of samplers are to be refused?"""
+"""Combinations of options that are errors."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from latentrt.sampling import samplers
-from tests.runtime.sampling.sampler_grid import Case, combined
-from tests.runtime.sampling.sampler_values import FLOW, STABLE_DIFFUSION
+from tests.runtime.sampling.sampler_grid import FLOW, STABLE_DIFFUSION, Case, combine
 
-__all__ = ["REFUSED", "STRICTER", "refused"]
-
-# What is refused here and not by diffusers, which goes on to NaN or passes over what it was told.
-STRICTER = (
-    "says nothing of the picture",
-    "where a picture says nothing of it",
-    "between which there is no slope",
-    "the grid of UnCLIP has",
-    "'fixed_large_log', which DDPMScheduler cannot honour",
-    "says variance_type: 'learned'",
-    "says variance_type: 'fixed_small', which UnCLIPScheduler cannot",
-    "'sde-dpmsolver++', which DPMSolverMultistepInverseScheduler cannot honour",
-    "along a flow sigma is at most 1",
-    "found use_lu_lambdas and use_",
-    "found use_flow_sigmas and other levels",
-    "found timesteps and use_flow_sigmas",
-    "found sigmas and use_",
-    "a last level of zero",
-    "two steps at the same noise level",
-    "no table of finite numbers",
-    "found shift_terminal and a single step",
-    "found mu",
-    "noise levels that rise",
-    "at least 2: the grid has the highest and the lowest level",
-    "but training has only up to",
-    "steps, but",
-    "found a step at timestep",
-    "found begin",
-    "trained_betas, expected",
-    "within s_min … s_max",
-    "says solver_order: 4",
-)
+__all__ = ["REFUSED", "refused"]
 
 BOTH = {"use_karras_sigmas": True, "use_beta_sigmas": True}
-# What is to be refused, each beside nothing else.
+# Each on its own is an error.
 REFUSED: dict[str, list[dict[str, Any]]] = {
     "ddim": [{"beta_schedule": "sigmoid"}, {"timestep_spacing": "leadng"}, {"s_churn": 1.0}],
     "ddim_inverse": [{"timestep_spacing": "linspace"}],
@@ -92,11 +60,14 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
                      {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "lower_order_final": False}],
     "flow_euler": [BOTH, {"use_dynamic_shifting": True}, {"mu": 0.7}, {"time_shift_type": "cubic"}],
     "flow_lcm": [BOTH, {"use_dynamic_shifting": True}, {"mu": 0.7}],
+    "flow_heun": [{"timesteps": (500.0, 20.0)}, {"mu": 0.7}],
     "karras_ve": [{"s_max": 1e9}],
+    "sde_ve": [{"timesteps": (1.0, 0.5)}],
+    "sde_vp": [{"timesteps": (1.0, 0.5)}],
 }  # fmt: skip
 
 
 def refused(name: str) -> list[Case]:
-    """Combinations that are to be refused, each but for one thing as Stable Diffusion has it."""
+    """Return the cases that are errors, otherwise configured as Stable Diffusion."""
     base = STABLE_DIFFUSION if hasattr(samplers.SAMPLERS[name], "beta_start") else {}
-    return [combined(name, {"betas": base, "wrong": wrong}) for wrong in REFUSED.get(name, [])]
+    return [combine(name, {"betas": base, "wrong": wrong}) for wrong in REFUSED[name]]

@@ -1,4 +1,4 @@
-"""The order with which each solver converges, on a probability flow whose solution is known (docs/samplers.md)."""
+"""The order of convergence of each solver on a probability flow with a known solution (docs/samplers.md)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from latentrt.sampling import samplers
 from latentrt.sampling.samplers import dpmpp_2m
 from latentrt.sampling.samplers.dpm_solver import Step, multistep_weights
 
-ROOT = Path(__file__).parent.parent.parent
-COUNTS = FITTED[::2]  # 128, 256 and 512 evaluations say the same as all that are fitted, in half the time
+ROOT = Path(__file__).parents[3]
+COUNTS = FITTED[::2]  # 128, 256 and 512 evaluations give the same order as all that are fitted, in half the time
 
-# The next power of the step still counts beside the leading one and bends the slope: by 0.18 at most (UniPC-3 in ε).
-# A formula with a wrong term loses a whole order.
+# The next power of the step is not yet negligible and changes the slope by at most 0.18 (UniPC-3 in ε). A formula with
+# a wrong term loses a whole order.
 TOLERANCE = 0.25
 
-# As diffusers and their authors have them, these are of order 2; `test_third_order_lacks_half_its_curvature` says why.
-NOT_AS_CLAIMED = {"DPM-Solver 3M": 2, "DPM-Solver++ 3M": 2, "EDM DPM-Solver++ 3M": 2}
+# As published and in diffusers, these are of order 2; see `test_third_order_lacks_half_its_second_difference`.
+MEASURED_OTHERWISE = {"DPM-Solver 3M": 2, "DPM-Solver++ 3M": 2, "EDM DPM-Solver++ 3M": 2}
 
 
 def case(name: str) -> Case:
@@ -33,29 +33,29 @@ def case(name: str) -> Case:
 
 @pytest.mark.parametrize("each", CASES, ids=lambda each: each.name)
 def test_a_solver_converges_with_its_order(each: Case) -> None:
-    expected = NOT_AS_CLAIMED.get(each.name, each.paper)
+    expected = MEASURED_OTHERWISE.get(each.name, each.paper)
     assert order_of(points(each, COUNTS)) == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["DPM-Solver 3M", "DPM-Solver++ 3M"])
-def test_third_order_lacks_half_its_curvature(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its D2 is the second divided difference, which is half the second derivative that the formula wants."""
+def test_third_order_lacks_half_its_second_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its D2 is the second divided difference, which is half the second derivative that the formula needs."""
 
     def whole(step: Step, solver_type: str, h: Any, order: Any) -> Any:
-        return multistep_weights(step._replace(curve=2 * step.curve), solver_type, h, order)
+        return multistep_weights(step._replace(d2=2 * step.d2), solver_type, h, order)
 
     monkeypatch.setattr(dpmpp_2m, "multistep_weights", whole)
     assert order_of(points(case(name), COUNTS)) == pytest.approx(3, abs=TOLERANCE)
 
 
-def test_ipndm_loses_the_picture_in_its_first_step() -> None:
-    """At α = 0 it keeps ε alone, an error of the size of the step; from exact values it is of order 2."""
+def test_ipndm_loses_x0_in_its_first_step() -> None:
+    """At α = 0 it uses ε alone, an error of the size of the step; from exact values it is of order 2."""
     assert order_of(points(case("iPNDM"), COUNTS, own_start=True)) == pytest.approx(1, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v", "velocity", "edm"])
 def test_the_solution_solves_the_flow(predicts: gaussian_flow.Predicts) -> None:
-    """dx = x0·dα + ε·dσ, whatever the model says them by."""
+    """dx = x0·dα + ε·dσ, for every prediction type."""
     alpha, sigma, h = 0.8, 0.6, 1e-5
     before, after = (gaussian_flow.exact(alpha + sign * h, sigma - sign * 2 * h) for sign in (-1, 1))
     x = gaussian_flow.exact(alpha, sigma)
@@ -76,13 +76,13 @@ def test_the_solution_solves_the_flow(predicts: gaussian_flow.Predicts) -> None:
 
 
 @pytest.mark.parametrize("name", ["euler_a", "ddim"])
-def test_what_is_no_solver_of_the_flow_is_refused(name: str) -> None:
+def test_noise_and_limits_are_rejected(name: str) -> None:
     table = samplers.schedule(name, {}, 10)  # the one adds noise, the other clips
     with pytest.raises(ValueError, match="adds noise or clips"):
         gaussian_flow.final_error(table, "epsilon", given=0, stop=9)
 
 
-def test_the_page_shows_what_was_measured() -> None:
+def test_the_docs_have_the_measured_table() -> None:
     report = json.loads((ROOT / "benchmarks/results/convergence.json").read_text())
     assert [each["name"] for each in report["solvers"]] == [each.name for each in CASES]
     assert markdown(report["solvers"]) in (ROOT / "docs/samplers.md").read_text()

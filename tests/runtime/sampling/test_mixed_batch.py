@@ -15,7 +15,7 @@ from latentrt.sampling import samplers
 from latentrt.sampling.noise import Generator
 from latentrt.sampling.samplers import Steps
 from latentrt.sampling.schedule import Latents, Schedule, denoise
-from tests.runtime.sampling.test_samplers import ON_DISK, ORDINARY
+from tests.runtime.sampling.sampler_grid import ON_DISK, ORDINARY
 
 SHAPE = (4, 3, 5)
 MORE: dict[str, Any] = {"thresholding": True, "sample_max_value": 1.7}

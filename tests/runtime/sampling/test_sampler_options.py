@@ -1,9 +1,4 @@
-"""How a scheduler's configuration is read."""
-
 from __future__ import annotations
-
-import inspect
-from dataclasses import MISSING, fields
 
 import numpy as np
 import pytest
@@ -11,27 +6,7 @@ import pytest
 from latentrt.errors import RequestError
 from latentrt.sampling import samplers
 from latentrt.sampling.samplers import Steps
-from latentrt.sampling.samplers.options import Sampler
-from tests.runtime.sampling import diffusers_oracle as oracle
-from tests.runtime.sampling.sampler_values import STABLE_DIFFUSION
-from tests.runtime.sampling.test_samplers import ON_DISK
-
-# Parameters of the diffusers classes that are no options: UniPC's default is a list, DDIM inverse's stands for others.
-SPARE = {"kwargs"}
-
-
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS.values(), ids=lambda sampler: sampler.class_name)
-def test_options_are_the_class_s_with_its_defaults(sampler: type[Sampler]) -> None:
-    parameters = inspect.signature(oracle.class_named(sampler.class_name)).parameters
-    expected = {
-        key: tuple(parameter.default) if isinstance(parameter.default, list) else parameter.default
-        for key, parameter in parameters.items()
-        if key not in SPARE
-    }
-    found = {
-        field.name: inspect.Parameter.empty if field.default is MISSING else field.default for field in fields(sampler)
-    }
-    assert found == expected
+from tests.runtime.sampling.sampler_grid import ON_DISK, STABLE_DIFFUSION
 
 
 def test_keys_of_other_schedulers_are_ignored() -> None:
@@ -39,8 +14,8 @@ def test_keys_of_other_schedulers_are_ignored() -> None:
     assert samplers.find("euler").read(ON_DISK | stray) == samplers.find("euler").read(ON_DISK)
 
 
-def test_keys_that_were_left_to_the_default_are_the_default() -> None:
-    """As diffusers has it: a class that took a default does not hand it on to another class."""
+def test_keys_marked_as_defaults_take_the_default() -> None:
+    """As in diffusers: a default of the class that saved the configuration does not apply to another class."""
     config = {"timestep_spacing": "leading", "_use_default_values": ["timestep_spacing"]}
     assert samplers.find("euler").read(config) == samplers.find("euler").read({})
 
@@ -48,7 +23,7 @@ def test_keys_that_were_left_to_the_default_are_the_default() -> None:
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
 def test_karras_overrides_the_configuration_both_ways(name: str) -> None:
     plain, karras = ON_DISK | {"use_karras_sigmas": False}, ON_DISK | {"use_karras_sigmas": True}
-    levels = {
+    sigmas = {
         key: samplers.schedule(name, config, 8, karras=override).sigma.tolist()
         for key, config, override in [
             ("plain", plain, None),
@@ -57,21 +32,21 @@ def test_karras_overrides_the_configuration_both_ways(name: str) -> None:
             ("off", karras, False),
         ]
     }
-    assert levels["on"] == levels["karras"] != levels["plain"] == levels["off"]
+    assert sigmas["on"] == sigmas["karras"] != sigmas["plain"] == sigmas["off"]
 
 
-def test_karras_false_asks_nothing_of_a_sampler_without_it() -> None:
+def test_karras_false_has_no_effect_without_that_option() -> None:
     assert len(samplers.schedule("ddim", ON_DISK, 8, karras=False)) == 8
 
 
 @pytest.mark.parametrize("name", sorted(set(samplers.SAMPLERS) - {"ddim", "tcd", "vq_diffusion"}))
-def test_eta_is_refused_where_it_means_nothing(name: str) -> None:
-    with pytest.raises(RequestError, match=r"found eta 0\.5 with \w+, which takes none; leave it out, or use another"):
+def test_eta_is_rejected_where_it_is_unused(name: str) -> None:
+    with pytest.raises(RequestError, match=r"`eta`=0\.5"):
         samplers.schedule(name, {}, Steps(count=5, eta=0.5))
-    samplers.schedule(name, {}, Steps(count=5, eta=0.0))  # which is what it means to take none
+    samplers.schedule(name, {}, Steps(count=5, eta=0.0))  # the value of samplers without it
 
 
-def test_draws_are_counted_as_diffusers_draws() -> None:
+def test_rows_consume_as_much_noise_as_in_diffusers() -> None:
     assert samplers.schedule("ddim", ON_DISK, 4).noise_draws.tolist() == [0] * 4
     assert samplers.schedule("ddim", ON_DISK, Steps(count=4, eta=0.5)).noise_draws.tolist() == [1] * 4
     ancestral = samplers.schedule("euler_a", ON_DISK, 4)
@@ -98,21 +73,21 @@ def test_memory_is_short() -> None:
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_a_sampler_goes_by_both_names(name: str) -> None:
+def test_a_sampler_is_found_by_its_diffusers_class(name: str) -> None:
     sampler = samplers.find(name)
     assert samplers.find(sampler.class_name) is sampler
 
 
-def test_options_go_before_the_configuration() -> None:
+def test_options_override_the_configuration() -> None:
     config = ON_DISK | {"timestep_spacing": "leading", "_use_default_values": ["timestep_spacing", "solver_order"]}
-    asked = samplers.schedule("dpmpp_2m", config, 8, options={"timestep_spacing": "trailing", "solver_order": 3})
-    meant = samplers.schedule("dpmpp_2m", STABLE_DIFFUSION | {"timestep_spacing": "trailing", "solver_order": 3}, 8)
-    np.testing.assert_array_equal(asked.b, meant.b)
-    np.testing.assert_array_equal(asked.t, meant.t)
+    overridden = samplers.schedule("dpmpp_2m", config, 8, options={"timestep_spacing": "trailing", "solver_order": 3})
+    expected = samplers.schedule("dpmpp_2m", STABLE_DIFFUSION | {"timestep_spacing": "trailing", "solver_order": 3}, 8)
+    np.testing.assert_array_equal(overridden.b, expected.b)
+    np.testing.assert_array_equal(overridden.t, expected.t)
 
 
-def test_options_of_a_run_go_before_the_steps() -> None:
-    asked = samplers.schedule("euler", ON_DISK, 50, options={"timesteps": [900, 500, 100], "s_churn": 3.0})
-    meant = samplers.schedule("euler", ON_DISK, Steps(count=3, timesteps=(900, 500, 100), s_churn=3.0))
-    np.testing.assert_array_equal(asked.s, meant.s)
-    assert asked.t.tolist() == [900, 500, 100]
+def test_options_of_a_run_override_the_steps() -> None:
+    overridden = samplers.schedule("euler", ON_DISK, 50, options={"timesteps": [900, 500, 100], "s_churn": 3.0})
+    expected = samplers.schedule("euler", ON_DISK, Steps(count=3, timesteps=(900, 500, 100), s_churn=3.0))
+    np.testing.assert_array_equal(overridden.s, expected.s)
+    assert overridden.t.tolist() == [900, 500, 100]

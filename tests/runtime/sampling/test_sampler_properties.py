@@ -1,80 +1,74 @@
-"""What holds of tables whatever diffusers does."""
-
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from latentrt.errors import RequestError
 from latentrt.sampling import samplers
 from latentrt.sampling.noise import Generator
-from latentrt.sampling.samplers import Steps
-from latentrt.sampling.samplers.aliases import ALIASES, RESPACINGS
-from latentrt.sampling.schedule import Recurrence, Schedule
-from tests.runtime.sampling import diffusers_oracle as oracle
-from tests.runtime.sampling.sampler_grid import Case, cases
-from tests.runtime.sampling.sampler_values import OPTIONS, STABLE_DIFFUSION
-from tests.runtime.sampling.test_samplers import ON_DISK, ORDINARY, TRAINED, assert_equals_diffusers
+from latentrt.sampling.samplers import SAMPLERS, Steps
+from latentrt.sampling.samplers.aliases import ALIASES, SPACING_SUFFIXES
+from latentrt.sampling.samplers.sde_ve import langevin
+from latentrt.sampling.schedule import Recurrence
+from tests.runtime.sampling.sampler_grid import ON_DISK, OPTIONS, STABLE_DIFFUSION, cases
 
-# Whose noise grows: backwards from a picture.
-RISING = {"ddim_inverse", "dpmpp_2m_inverse"}
-
-
-def table(case: Case, count: int) -> Schedule | None:
-    """A case's table; None where there is none."""
-    try:
-        return samplers.schedule(case.name, case.config, case.steps(count))
-    except RequestError:
-        return None
+COUNTS = (1, 2, 3, 7, 16, 25, 61, 80)
+# Whose noise rises: from an image to noise.
+INVERSE = {"ddim_inverse", "dpmpp_2m_inverse"}
 
 
-@settings(deadline=None, max_examples=60)
-@given(data=st.data(), count=st.integers(1, 80))
+def test_every_table_is_compared_with_diffusers() -> None:
+    assert OPTIONS.keys() == SAMPLERS.keys() - {"vq_diffusion"}  # which has a test of its own
+
+
 @pytest.mark.parametrize("name", OPTIONS)
-def test_rows_are_finite_and_noise_falls(name: str, data: st.DataObject, count: int) -> None:
-    case = data.draw(st.sampled_from(cases(name)))
-    schedule = table(case, count)
-    if schedule is None:
-        return
-    # `Schedule` itself refuses what is not finite; as float32, which the loop runs, it is so too.
-    for column in (schedule.c_in, schedule.a, schedule.b, schedule.d, schedule.e, schedule.s, schedule.p, schedule.q):
-        assert np.all(np.isfinite(column.astype(np.float32)))
-    assert np.all(schedule.alpha >= 0)
-    assert np.all(schedule.sigma >= 0)
-    if name in ("repaint", "karras_ve") or case.config.get("invert_sigmas"):
-        return  # which step back, raise their noise, or go the other way
-    ratio = np.arctan2(schedule.sigma, schedule.alpha)
-    steps = np.diff(ratio)
-    if name in RISING and not case.config.get("use_flow_sigmas"):
-        steps = -steps
-    # PNDM's second evaluation and others' second stages stand where the next first one does.
-    assert np.all(steps <= 1e-12) or name == "pndm", (case, count)
+def test_rows_are_finite_and_noise_falls(name: str) -> None:
+    """`Schedule` rejects what is not finite."""
+    made = 0
+    for i, case in enumerate(cases(name)):
+        count = COUNTS[i % len(COUNTS)]
+        try:
+            schedule = samplers.schedule(name, case.config, case.steps(count))
+        except RequestError:
+            continue
+        made += 1
+        assert np.all(schedule.alpha >= 0)
+        assert np.all(schedule.sigma >= 0)
+        if name in ("repaint", "karras_ve", "pndm") or case.config.get("invert_sigmas"):
+            continue  # they jump back, add noise, repeat a timestep, or run in reverse
+        change = np.diff(np.arctan2(schedule.sigma, schedule.alpha))
+        if name in INVERSE and not case.config.get("use_flow_sigmas"):
+            change = -change
+        assert np.all(change <= 1e-12), (case, count)
+    assert made >= len(cases(name)) // 2
 
 
-@settings(deadline=None, max_examples=25)
-@given(count=st.integers(1, 60))
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_table_costs_what_it_says(name: str, count: int) -> None:
-    sampler = samplers.SAMPLERS[name].read({"beta_schedule": "squaredcos_cap_v2"})
-    try:
-        schedule = sampler.schedule(Steps(count=count))
-    except RequestError:
-        return
-    extra = count * getattr(sampler, "correct_steps", 0)  # the corrector's, beside the table
-    assert len(schedule) + extra == sampler.evaluations(count)
+def test_a_table_has_as_many_rows_as_evaluations(name: str) -> None:
+    sampler = SAMPLERS[name].read({"beta_schedule": "squaredcos_cap_v2"})
+    compared = 0
+    for count in COUNTS:
+        try:
+            schedule = sampler.schedule(Steps(count=count))
+        except RequestError:
+            continue
+        corrector = count * getattr(sampler, "correct_steps", 0)  # not in the table
+        assert len(schedule) + corrector == sampler.evaluations(count)
+        compared += 1
+    assert compared >= 4
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_every_alias_resolves_to_a_table(alias: str) -> None:
+def test_every_alias_has_a_table(alias: str) -> None:
     choice = samplers.choose(alias)
-    assert samplers.schedule(alias, ON_DISK, 8).t.tolist()
-    assert choice.options.keys() <= samplers.schedule.__globals__["SAMPLERS"][choice.name].__dataclass_fields__.keys()
+    table, plain = (
+        samplers.schedule(alias, ON_DISK, 8),
+        samplers.schedule(choice.name, ON_DISK, 8, options=choice.options),
+    )
+    np.testing.assert_array_equal(table.b, plain.b)
+    assert choice.options.keys() <= choice.sampler.__dataclass_fields__.keys()
 
 
 @pytest.mark.parametrize(
@@ -103,75 +97,86 @@ def test_names_of_other_tools(name: str, known: str, options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("name", ["ddim_karras", "pndm_beta", "tcd_exponential"])
-def test_levels_are_not_promised_to_those_that_have_none(name: str) -> None:
-    with pytest.raises(RequestError, match=r"has no such noise levels; those that have: .*euler.*unipc"):
+def test_a_spacing_suffix_needs_a_sampler_with_spacings(name: str) -> None:
+    with pytest.raises(RequestError, match=r"euler.*unipc"):
         samplers.choose(name)
 
 
-@pytest.mark.parametrize("ending", RESPACINGS)
-def test_an_ending_alone_is_no_name(ending: str) -> None:
-    with pytest.raises(RequestError, match="found sampler"):
-        samplers.choose(ending)
+@pytest.mark.parametrize("suffix", SPACING_SUFFIXES)
+def test_a_suffix_alone_is_unknown(suffix: str) -> None:
+    with pytest.raises(RequestError, match="`sampler`"):
+        samplers.choose(suffix)
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    count=st.integers(1, 100),
-    spacing=st.sampled_from(["leading", "trailing"]),
-    one=st.booleans(),
-    value=st.floats(-1, 1),
-)
-def test_ddim_and_its_inverse_return_where_they_began(count: int, spacing: str, one: bool, value: float) -> None:
-    """With a model output that is always the same. `trailing` only where the steps divide training evenly: elsewhere
-    both jump by ⌊T / n⌋ between other levels."""
-    if spacing == "trailing" and 1000 % count:
-        return
-    config = STABLE_DIFFUSION | {"timestep_spacing": spacing, "set_alpha_to_one": one, "clip_sample": False}
-    start = Generator(1).normal((1, 4, 4, 4))
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+@pytest.mark.parametrize(("spacing", "count"), [("leading", 1), ("leading", 7), ("leading", 100), ("trailing", 25)])
+@pytest.mark.parametrize("value", [-1.0, 0.3])
+def test_ddim_and_its_inverse_return_to_the_start(
+    set_alpha_to_one: bool, spacing: str, count: int, value: float
+) -> None:
+    """With a constant model output; trailing only with counts that divide 1000: otherwise both step by ⌊T / n⌋ between
+    different timesteps."""
+    config = STABLE_DIFFUSION | {
+        "timestep_spacing": spacing,
+        "set_alpha_to_one": set_alpha_to_one,
+        "clip_sample": False,
+    }
+    start = Generator(1).normal((4, 4, 4))
     x = start
     for name in ("ddim", "ddim_inverse"):
         schedule = samplers.schedule(name, config, count)
         recurrence = Recurrence(schedule)
         for k in range(len(schedule)):
             x = recurrence.step(k, x, np.full_like(x, value))
-    # Float32; the picture in between is 15 times as large as the noise.
+    # Float32; the image in between is 15 times as large as the noise.
     np.testing.assert_allclose(x, start, atol=5e-5)
 
 
-@settings(deadline=None, max_examples=20)
-@given(steps=st.integers(2, 60), spacing=st.sampled_from(["leading", "linspace"]), value=st.floats(-2, 2))
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("steps", [2, 9, 60])
 @pytest.mark.parametrize("name", ["ddim", "euler", "heun", "dpm2", "dpmpp_2m", "dpmpp_2s", "unipc"])
-def test_a_model_that_knows_the_picture_ends_at_it(name: str, steps: int, spacing: str, value: float) -> None:
+def test_a_perfect_model_ends_at_its_image(name: str, steps: int, spacing: str) -> None:
     config = STABLE_DIFFUSION | {"timestep_spacing": spacing, "clip_sample": False, "lower_order_final": True}
-    schedule = samplers.schedule(name, config, steps)
-    recurrence, shape = Recurrence(schedule), (1, 1, 2, 2)
+    schedule, value = samplers.schedule(name, config, steps), -1.7
+    recurrence, shape = Recurrence(schedule), (1, 2, 2)
     x = Generator(0).normal(shape) * np.float32(schedule.init_noise_sigma)
     for k in range(len(schedule)):
         epsilon = (x - np.float32(schedule.alpha[k] * value)) / np.float32(schedule.sigma[k])
         x = recurrence.step(k, x, epsilon)
-    # Float32, where x0 is read off a latent of 15 times its size.
+    # Float32, where x0 is computed from latents of 15 times its size.
     np.testing.assert_allclose(x, value, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", [each for each in ORDINARY if each != "unclip"])
-def test_a_clean_latent_is_noised_as_diffusers_does(name: str) -> None:
-    made = oracle.scheduler(samplers.find(name).class_name, ON_DISK, 10, exact=False)
-    schedule = samplers.schedule(name, ON_DISK, 10)
-    clean, noise = np.float32(0.6), np.float32(-1.3)
-    for k, t in enumerate(made.timesteps):
-        if getattr(made, "order", 1) == 2 and k % 2:
-            continue  # nothing begins at a second stage, and diffusers has no level for it
-        if hasattr(made, "set_begin_index"):
-            made.set_begin_index(k)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            expected = made.add_noise(torch.tensor([clean]), torch.tensor([noise]), t[None]).item()
-        found = schedule.alpha[k] * clean + schedule.sigma[k] * noise
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)  # float32 rounding
+def test_heun_stays_where_sigma_does() -> None:
+    """The last Karras sigma is that of `final_sigmas_type` sigma_min: h = 0, and diffusers divides 0 by 0."""
+    config = STABLE_DIFFUSION | {"solver_type": "heun", "final_sigmas_type": "sigma_min", "lower_order_final": False}
+    schedule = samplers.schedule("dpmpp_2m", config, 20, karras=True)
+    assert schedule.a[-1] == pytest.approx(1, abs=1e-6)  # sigmas are float32
+    np.testing.assert_allclose(schedule.b[-1], 0, atol=1e-6)
 
 
-def test_trained_betas_are_used() -> None:
-    betas = [0.01 + 0.0001 * i for i in range(100)]
-    config = {"trained_betas": betas, "num_train_timesteps": 100, "clip_sample": False}
-    for name in (each for each in TRAINED if each != "repaint"):  # which in diffusers takes arrays only
-        assert_equals_diffusers(Case(name, config, {}), 10)
+def test_pndm_begins_as_at_the_start() -> None:
+    """Begun in the middle, diffusers does not find the timestep that the first step takes twice, and its latents are a
+    step behind from then on."""
+    schedule = samplers.schedule("pndm", ON_DISK, Steps(count=10, begin=4))
+    whole = samplers.schedule("pndm", ON_DISK, 10)
+    assert schedule.t.tolist() == [501, 401, 401, 301, 201, 101, 1]
+    assert whole.t.tolist()[-5:] == schedule.t.tolist()[-5:]
+
+
+def test_timesteps_and_a_strength_are_rejected() -> None:
+    """diffusers counts the timesteps that it skips, and ends with noise."""
+    with pytest.raises(RequestError, match="`timesteps` and `strength`"):
+        samplers.schedule("lcm", {}, Steps(count=4, timesteps=(999, 759, 499, 259), strength=0.5))
+
+
+def test_ancestral_steps_from_very_high_noise_are_finite() -> None:
+    """σ falls from 20,291 to 0.9: diffusers takes the square root of a negative rounding error."""
+    schedule = samplers.schedule("euler_a", {"beta_schedule": "squaredcos_cap_v2"}, 3)
+    assert np.all(np.isfinite(schedule.a))
+
+
+def test_langevin_needs_a_score() -> None:
+    zero = np.zeros((2, 3, 4, 4), np.float32)
+    with pytest.raises(RequestError, match="score of zero"):
+        langevin(zero, zero, zero, 0.15)

@@ -1,5 +1,3 @@
-"""The table and the loop body that runs it."""
-
 from __future__ import annotations
 
 from typing import Any
@@ -13,7 +11,7 @@ SHAPE = (2, 4, 3, 5)
 
 
 def table(rows: int = 3, **columns: Any) -> Schedule:
-    """A table whose rows copy the latent, but for the columns given."""
+    """A schedule whose rows copy the latents, except for the columns given."""
     defaults: dict[str, Any] = {
         "t": np.arange(rows)[::-1],
         "p": 0.0,
@@ -40,32 +38,38 @@ def test_columns_are_arrays_of_their_types() -> None:
     assert schedule.a.dtype == schedule.b.dtype == np.float64
 
 
-def test_a_table_cannot_be_changed() -> None:
+def test_columns_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         table().a[0] = 2
 
 
 @pytest.mark.parametrize("columns", [{"b": np.zeros((2, 1))}, {"b": np.zeros(3)}, {"b": np.zeros((3, 1, 1))}], ids=str)
-def test_columns_of_other_lengths_are_refused(columns: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"column b: found shape .*, expected 3 rows and 2 axes"):
+def test_columns_of_other_shapes_are_rejected(columns: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"column b has shape .* 3 rows"):
         table(3, **columns)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_coefficients_that_are_not_numbers_are_refused(value: float) -> None:
-    with pytest.raises(ValueError, match=r"column e: .* expected finite float32 numbers"):
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_coefficients_must_be_finite_float32(value: float) -> None:
+    with pytest.raises(ValueError, match="column e"):
         table(e=value)
 
 
+@pytest.mark.parametrize(("rows", "start"), [(0, 1.0), (3, np.inf), (3, np.nan)])
+def test_a_schedule_has_rows_and_a_finite_start(rows: int, start: float) -> None:
+    with pytest.raises(ValueError, match=f"{rows} rows and init_noise_sigma={start}"):
+        table(rows, init_noise_sigma=start)
+
+
 def test_a_row_is_the_formula() -> None:
-    """Every coefficient a different power of two, so that float32 sums are exact."""
+    """Every coefficient is a different power of two, so float32 sums are exact."""
     columns: dict[str, float] = {"p": 2, "q": 4, "limit": 5, "u": 8, "w": 16, "a": 0.5, "e": 0.25, "d": 32, "s": 64}
     b = np.array([[1.0, 0.0], [1.0, 128.0]])
     schedule = table(2, **columns | {"e": np.array([0, 0.25])}, b=b, c_in=0.125)
     recurrence = Recurrence(schedule)
     x0, m0, m1, z = full(1), full(0.5), full(-2), full(0.25)
 
-    np.testing.assert_array_equal(recurrence.scale(0, x0), 0.125 * x0)
+    np.testing.assert_array_equal(recurrence.model_input(0, x0), 0.125 * x0)
     h0 = 8 * x0 + 16 * np.clip(2 * x0 + 4 * m0, -5, 5)
     x1 = 0.5 * x0 + 32 * m0 + h0 + 64 * z
     np.testing.assert_array_equal(recurrence.step(0, x0, m0, z), x1)
@@ -75,63 +79,98 @@ def test_a_row_is_the_formula() -> None:
     np.testing.assert_array_equal(recurrence.step(1, x1, m1, z), x2)
 
 
-def test_everything_stays_float32() -> None:
-    schedule = table(c_in=1 / 3, a=1 / 3, b=np.full((3, 1), 1 / 3))
-    recurrence = Recurrence(schedule)
-    assert recurrence.scale(0, full(1)).dtype == np.float32
-    assert recurrence.step(0, full(1), full(1)).dtype == np.float32
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_precision_stays(dtype: Any) -> None:
+    recurrence = Recurrence(table(c_in=1 / 3, a=1 / 3, b=np.full((3, 1), 1 / 3)), dtype)
+    x = full(1).astype(dtype)
+    assert recurrence.model_input(0, x).dtype == dtype
+    assert recurrence.step(0, x, x).dtype == dtype
 
 
-def test_a_zero_coefficient_makes_no_nan() -> None:
-    schedule = table(a=0.0, b=np.ones((3, 1)))
-    x = Recurrence(schedule).step(0, full(np.inf), full(3))
+def test_a_zero_coefficient_skips_its_array() -> None:
+    x = Recurrence(table(a=0.0, b=np.ones((3, 1)))).step(0, full(np.inf), full(3))
     np.testing.assert_array_equal(x, full(3))
 
 
-def test_the_arrays_given_are_left_alone() -> None:
+def test_arguments_are_not_modified() -> None:
     recurrence = Recurrence(table(b=np.ones((3, 1))))
     x, m = full(1), full(2)
     recurrence.step(0, x, m)[:] = 9
-    recurrence.scale(1, x)[:] = 9
+    recurrence.model_input(1, x)[:] = 9
     assert np.all(x == 1)
     assert np.all(m == 2)
 
 
 @pytest.mark.parametrize("columns", [{"e": 1.0}, {"b": np.ones((3, 2))}, {"s": 1.0}], ids=str)
-def test_a_row_that_lacks_what_it_uses_is_refused(columns: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="there is none"):
+def test_a_row_needs_what_it_uses(columns: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="not provided"):
         Recurrence(table(**columns)).step(0, full(1), full(1))
 
 
-def test_denoise_draws_what_the_table_says_and_yields_every_row() -> None:
-    drawn, told = [], []
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3)], ids=str)
+def test_a_sample_is_alone_whatever_axes_are_before_it(leading: tuple[int, ...]) -> None:
+    """Also under dynamic thresholding, whose quantile is that of the sample."""
+    schedule = table(2, p=1.0, q=0.5, limit=3.0, quantile=0.9, b=np.full((2, 1), 0.5), e=np.array([0.0, 0.25]))
+    rng = np.random.default_rng(0)
+    x, m = rng.normal(size=(2, *leading, 4, 3, 5)).astype(np.float32) * 3
+    whole = Recurrence(schedule)
+    together = whole.step(1, whole.step(0, x, m), m)
+    for place in np.ndindex(*leading):
+        single = Recurrence(schedule)
+        np.testing.assert_array_equal(single.step(1, single.step(0, x[place], m[place]), m[place]), together[place])
+
+
+def test_dynamic_thresholding_clips_to_a_quantile_and_divides_by_it() -> None:
+    """Saharia et al. 2022, section 2.3."""
+    schedule = table(1, p=1.0, q=0.0, limit=3.0, quantile=0.75, a=0.0, b=np.ones((1, 1)))
+    x: Latents = np.array([0.5, -1, 2, -2.5, 4], np.float32).reshape(1, 1, 5)  # |y| has the quantile 2.5
+    expected = np.array([0.5, -1, 2, -2.5, 2.5], np.float32).reshape(1, 1, 5) / np.float32(2.5)
+    np.testing.assert_array_equal(Recurrence(schedule).step(0, x, x), expected)
+    large, small = x * np.float32(4), x / np.float32(8)
+    np.testing.assert_array_equal(Recurrence(schedule).step(0, large, x), np.clip(large, -3, 3) / np.float32(3))
+    np.testing.assert_array_equal(Recurrence(schedule).step(0, small, x), small)  # the limit is at least 1
+
+
+def test_denoise_yields_every_row_and_consumes_the_noise_of_the_table() -> None:
+    consumed, timesteps = [], []
 
     def noise() -> Latents:
-        drawn.append(1)
+        consumed.append(1)
         return full(1)
 
-    def model(t: np.float32, shown: Latents) -> Latents:
-        told.append(float(t))
-        return shown
+    def model(t: np.float32, x: Latents) -> Latents:
+        timesteps.append(float(t))
+        return x
 
     schedule = table(3, noise_draws=1, s=np.array([1.0, 1.0, 0.0]))
     after = [float(x.max()) for x in denoise(schedule, full(0), model, noise)]
     assert after == [1, 2, 2]
-    assert told == [2, 1, 0]
-    assert len(drawn) == 3  # also for the row whose s is 0
+    assert timesteps == [2, 1, 0]
+    assert len(consumed) == 3  # also for the row whose s is 0
 
 
-def test_first_latents_are_noise_or_a_noised_picture() -> None:
+def test_first_latents_are_noise_or_a_noised_image() -> None:
     schedule = table(3, alpha=np.array([0.5, 0.25, 2.0]), sigma=np.array([4.0, 2.0, 1.0]), init_noise_sigma=8.0)
     noise, clean = full(3), full(1)
     np.testing.assert_array_equal(schedule.first_latents(noise), full(24))
     np.testing.assert_array_equal(schedule.first_latents(noise, clean), full(12.5))
     np.testing.assert_array_equal(schedule.first_latents(noise, clean, row=1), full(6.25))
     np.testing.assert_array_equal(schedule.starting_at(1).first_latents(noise, clean), full(6.25))
-    with pytest.raises(ValueError, match="found row 1 and no clean latents"):
+    with pytest.raises(ValueError, match="row=1"):
         schedule.first_latents(noise, row=1)
 
 
-def test_a_table_that_float32_cannot_hold_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"column s: found 1e\+39, expected finite float32 numbers"):
-        table(s=1e39)
+def test_a_row_looks_back_by_its_history_and_previous_latents() -> None:
+    b = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    schedule = table(4, b=b)
+    assert [schedule.looks_back_beyond(row) for row in range(4)] == [False, True, False, True]
+    schedule = table(4, e=np.array([0, 0, 0.5, 0]))
+    assert [schedule.looks_back_beyond(row) for row in range(4)] == [False, False, True, False]
+
+
+def test_rows_in_which_float32_cancels_are_rewritten() -> None:
+    """Where a·x and the x in b·h nearly cancel: the same row in exact arithmetic, without its digits lost."""
+    schedule = table(1, a=1000.0, p=-1.0, q=2.0, b=np.array([[999.0]]))
+    assert (schedule.a[0], schedule.b[0, 0], schedule.d[0]) == (1.0, 0.0, 1998.0)
+    limited = table(1, a=1000.0, p=-1.0, q=2.0, b=np.array([[999.0]]), limit=1.0)
+    assert (limited.a[0], limited.b[0, 0], limited.d[0]) == (1000.0, 999.0, 0.0)

@@ -1,6 +1,7 @@
-"""Which samplers are there?
+"""The samplers by name.
 
-To add one: write a module here with a subclass of `Sampler`, name it in `_CLASSES`, and add a line to the parity test.
+To add one: write a module here with a subclass of `Sampler`, name it in `_CLASSES`, and add its options to the parity
+test (`tests/runtime/sampling/sampler_grid.py`).
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from latentrt.errors import RequestError
-from latentrt.sampling.samplers.aliases import ALIASES, RESPACINGS, normalised
+from latentrt.sampling.samplers.aliases import ALIASES, SPACING_SUFFIXES, normalize
 from latentrt.sampling.samplers.options import Sampler
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
 
 __all__ = [
     "SAMPLERS",
-    "Choice",
     "Sampler",
+    "SamplerChoice",
     "Steps",
     "aliases_of",
     "check_suits",
@@ -27,9 +28,10 @@ __all__ = [
     "find",
     "name_of",
     "schedule",
+    "steps_of_grid",
 ]
 
-# name, which is its module → the class in it, and the diffusers class whose configuration that reads.
+# name, which is that of its module → the class in it, and the diffusers class whose configuration it reads.
 _CLASSES = {
     "ddim": ("DDIM", "DDIMScheduler"),
     "ddim_inverse": ("DDIMInverse", "DDIMInverseScheduler"),
@@ -67,14 +69,14 @@ _CLASSES = {
 
 
 class _Samplers(Mapping[str, type[Sampler]]):
-    """name → class, whose module is loaded when it is asked for."""
+    """name → class, whose module is imported on first use."""
 
     def __getitem__(self, name: str) -> type[Sampler]:
         module = importlib.import_module(f"{__name__}.{name}") if name in _CLASSES else None
         if module is None:
             raise KeyError(name)
-        found: type[Sampler] = getattr(module, _CLASSES[name][0])
-        return found
+        sampler: type[Sampler] = getattr(module, _CLASSES[name][0])
+        return sampler
 
     def __iter__(self) -> Iterator[str]:
         return iter(_CLASSES)
@@ -87,91 +89,94 @@ SAMPLERS: Mapping[str, type[Sampler]] = _Samplers()
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A sampler, and what the name that it was asked by says of its configuration."""
+class SamplerChoice:
+    """A sampler, and the options that the name it was chosen by implies."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sampler(self) -> type[Sampler]:
-        """Its class."""
+        """The class of the sampler."""
         return SAMPLERS[self.name]
 
 
-def choose(name: str) -> Choice:
-    """The sampler of this name: ours (`euler_a`), that of its diffusers class (`EulerAncestralDiscreteScheduler`), or
-    one that other tools have for it (`Euler a`, `dpmpp_2m_karras`, `DPM++ 2M SDE Karras`).
+def choose(name: str) -> SamplerChoice:
+    """Return the sampler of a name: ours (`euler_a`), its diffusers class (`EulerAncestralDiscreteScheduler`), or that
+    of another tool (`Euler a`, `dpmpp_2m_karras`, `DPM++ 2M SDE Karras`).
 
     Raises:
-        RequestError: there is none.
+        RequestError: no sampler has that name.
     """
-    plain = normalised(name).removeprefix("sample_").removesuffix("scheduler")
+    plain = normalize(name).removeprefix("sample_").removesuffix("scheduler")
     for known, (_, class_name) in _CLASSES.items():
-        if plain in (known, normalised(class_name).removesuffix("scheduler")):
-            return Choice(known)
+        if plain in (known, normalize(class_name).removesuffix("scheduler")):
+            return SamplerChoice(known)
     if plain in ALIASES:
-        return Choice(*ALIASES[plain])
-    for ending, kind in RESPACINGS.items():
-        if plain.endswith(ending) and plain != ending:
-            choice = choose(plain.removesuffix(ending))
-            if any(f"use_{each}_sigmas" in choice.options for each in RESPACINGS.values()):
-                raise RequestError(
-                    f"found sampler {name!r}, which spreads its noise levels twice; leave out one ending"
-                )
-            return replace(choice, options={**choice.options, **_respacing(choice.sampler, kind)})
-    import difflib  # here, as a run needs it not
+        return SamplerChoice(*ALIASES[plain])
+    for suffix, spacing in SPACING_SUFFIXES.items():
+        if plain.endswith(suffix) and plain != suffix:
+            choice = choose(plain.removesuffix(suffix))
+            if any(f"use_{each}_sigmas" in choice.options for each in SPACING_SUFFIXES.values()):
+                raise RequestError(f"got `sampler`={name!r}, which names two spacings of the sigmas; remove one suffix")
+            return replace(choice, options={**choice.options, **_spacing_options(choice.sampler, spacing)})
+    import difflib  # only on errors
 
     near = difflib.get_close_matches(plain, [*_CLASSES, *ALIASES], n=2)
-    words = f" (near it: {' or '.join(near)})" if near else ""
+    suggestion = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise RequestError(
-        f"found sampler {name!r}, expected one of "
-        f"{', '.join(_CLASSES)}, or another name for one of them{words}; `latentrt samplers` lists them all"
+        f"got `sampler`={name!r}, which is unknown{suggestion}; expected one of {', '.join(_CLASSES)}, or an alias "
+        "(see latentrt samplers)"
     )
 
 
 def find(name: str) -> type[Sampler]:
-    """The class of a sampler, by any of its names.
+    """Return the class of a sampler, by any of its names.
 
     Raises:
-        RequestError: there is none.
+        RequestError: no sampler has that name.
     """
     return choose(name).sampler
 
 
 def name_of(name: str) -> str:
-    """Our name of a sampler, of whichever name it goes by.
+    """Return our name of a sampler, by any of its names.
 
     Raises:
-        RequestError: there is no such sampler.
+        RequestError: no sampler has that name.
     """
     return choose(name).name
 
 
 def aliases_of(name: str) -> list[str]:
-    """The other names of a sampler, without those that only add an ending."""
+    """Return the other names of a sampler, except those that only add a suffix for the spacing of the sigmas."""
     return [alias for alias, (known, _) in ALIASES.items() if known == name]
 
 
 def check_suits(name: str, model: str) -> None:
-    """Whether a sampler can draw with a model whose own scheduler is `model`.
+    """Check that the pipeline can run a sampler with a model.
+
+    Args:
+        name: the sampler, by any of its names.
+        model: the diffusers class of the model's own scheduler.
 
     Raises:
-        RequestError: it cannot, or it is no table, and what can be done.
+        RequestError: the sampler runs from an image to noise, is more than a table, or is for another kind of model.
     """
     sampler = find(name)
-    if sampler.backwards:
+    if sampler.inverse:
         raise RequestError(
-            f"found sampler {name_of(name)}, which goes from a picture to the noise that it is drawn from; to draw, "
-            "take another"
+            f"got `sampler` {name_of(name)}, which runs from an image to noise; choose another to generate images"
         )
-    if sampler.exception:
-        raise RequestError(f"found sampler {name_of(name)}, which is more than a table: {sampler.exception}")
+    if sampler.unsupported_reason:
+        raise RequestError(
+            f"got `sampler` {name_of(name)}, which the pipeline does not run: {sampler.unsupported_reason}"
+        )
     own = find(model) if any(model == class_name for _, class_name in _CLASSES.values()) else None
     if own is not None and own.kind != sampler.kind:
         raise RequestError(
-            f"found sampler {name_of(name)} for {sampler.kind} models, but this bundle's model is one of {own.kind} "
-            f"({model}); `latentrt samplers` says which is for what"
+            f"got `sampler` {name_of(name)} for {sampler.kind} models, but this is a {own.kind} model ({model}); see "
+            "latentrt samplers"
         )
 
 
@@ -183,53 +188,50 @@ def schedule(
     karras: bool | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Schedule:
-    """The table of coefficients that diffusers' class would run with this configuration.
+    """Return the table of coefficients that the diffusers class would run with this configuration.
 
     Args:
-        name: a sampler, as `choose` takes it.
-        config: `scheduler_config.json` as it stands on disk. It may be another scheduler's: keys that this one has
-            count, keys that are absent are its class's defaults, the rest is ignored.
-        steps: how many steps, or all that is asked of them.
-        karras: whether the noise levels are those of Karras et al. 2022, whatever the configuration says; None leaves
-            it to that.
-        options: by name, what goes before the configuration and the steps: keys of this sampler's own configuration
-            and attributes of `Steps`.
+        name: a sampler, by any of its names.
+        config: the content of a `scheduler_config.json`, possibly of another scheduler: keys that this one has count,
+            missing ones take its class's defaults, the rest is ignored.
+        steps: the number of steps, or all options of the run.
+        karras: whether to use the sigmas of Karras et al. 2022; None leaves it to the configuration.
+        options: overrides of the configuration and of the steps, by the names of this sampler's fields and of the
+            attributes of `Steps`.
 
     Raises:
-        RequestError: a name, value or combination that cannot be honoured, and what can.
+        RequestError: an unknown name, or an unsupported value or combination.
     """
     choice = choose(name)
     steps = steps if isinstance(steps, Steps) else Steps(count=steps)
-    wanted = dict(choice.options)
+    overrides = dict(choice.options)
     if karras is not None:
-        wanted |= _karras(choice.sampler, karras)
+        overrides |= _karras_options(choice.sampler, karras)
     known = {each.name for each in fields(choice.sampler)}
-    asked: dict[str, Any] = {}
+    run_options: dict[str, Any] = {}
     for key, value in (options or {}).items():
         if key in known:
-            wanted[key] = value
-        elif key in choice.sampler.takes | {"begin", "eta"}:
-            asked[key] = tuple(value) if isinstance(value, list) else value
+            overrides[key] = value
+        elif key in choice.sampler.run_options | {"begin", "eta"}:
+            run_options[key] = tuple(value) if isinstance(value, list) else value
         else:
-            raise RequestError(
-                f"found option {key!r}, which {choice.name} does not have; expected one of "
-                f"{', '.join(sorted(known | choice.sampler.takes | {'begin'}))}"
-            )
-    sampler = choice.sampler.read(_with(config, wanted))
-    return sampler.schedule(replace(steps, **asked) if asked else steps)
+            expected = sorted(known | choice.sampler.run_options | {"begin"})
+            raise RequestError(f"sampler {choice.name} has no option {key!r}; expected one of {', '.join(expected)}")
+    sampler = choice.sampler.read(_override(config, overrides))
+    return sampler.schedule(replace(steps, **run_options) if run_options else steps)
 
 
-def _with(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with other values for some keys, which then are no defaults any more."""
-    changed = {**config, **wanted}
+def _override(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with other values for some keys, which are then no longer marked as defaults."""
+    changed = {**config, **overrides}
     defaults = changed.get("_use_default_values")
     if isinstance(defaults, (list, tuple)):
-        changed["_use_default_values"] = [key for key in defaults if key not in wanted]
+        changed["_use_default_values"] = [key for key in defaults if key not in overrides]
     return changed
 
 
 def steps_of_grid(name: str, options: Mapping[str, Any]) -> int | None:
-    """How many steps the grid has that is given among a request's options; None where none is."""
+    """Return the number of steps of the grid given in sampler options; None without a grid."""
     for key, ends in (("timesteps", 0), ("sigmas", find(name).sigmas_end)):
         grid = options.get(key)
         if isinstance(grid, (list, tuple)):
@@ -237,17 +239,17 @@ def steps_of_grid(name: str, options: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _respacing(sampler: type[Sampler], kind: str) -> dict[str, bool]:
+def _spacing_options(sampler: type[Sampler], spacing: str) -> dict[str, bool]:
     names = {each.name for each in fields(sampler)}
-    if f"use_{kind}_sigmas" not in names:
-        able = ", ".join(name for name, each in SAMPLERS.items() if hasattr(each, f"use_{kind}_sigmas"))
+    if f"use_{spacing}_sigmas" not in names:
+        able = ", ".join(name for name, each in SAMPLERS.items() if hasattr(each, f"use_{spacing}_sigmas"))
         raise RequestError(
-            f"found {kind} with {sampler.class_name}, which has no such noise levels; those that have: {able}"
+            f"got {spacing} sigmas with {sampler.class_name}, which does not support them; choose one of {able}"
         )
-    return {f"use_{each}_sigmas": each == kind for each in ("karras", "exponential", "beta")}
+    return {f"use_{each}_sigmas": each == spacing for each in ("karras", "exponential", "beta")}
 
 
-def _karras(sampler: type[Sampler], karras: bool) -> dict[str, bool]:
+def _karras_options(sampler: type[Sampler], karras: bool) -> dict[str, bool]:
     if karras:
-        return _respacing(sampler, "karras")
+        return _spacing_options(sampler, "karras")
     return {"use_karras_sigmas": False} if hasattr(sampler, "use_karras_sigmas") else {}

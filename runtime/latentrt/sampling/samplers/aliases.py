@@ -1,7 +1,7 @@
-"""Which other names do samplers go by?
+"""Other names of the samplers: those of A1111, ComfyUI, k-diffusion and the original scripts.
 
-Those of A1111, ComfyUI, k-diffusion and the original scripts, written in small letters with `_` for whatever is no
-letter or digit and `pp` for `++`, so that `DPM++ 2M Karras` is `dpmpp_2m_karras`.
+Names are normalized: lower case, `_` for other characters, `pp` for `++`, so that `DPM++ 2M Karras` is
+`dpmpp_2m_karras`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ALIASES", "RESPACINGS", "normalised"]
+__all__ = ["ALIASES", "SPACING_SUFFIXES", "normalize"]
 
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 
-# alias → the sampler, and what of its configuration the name means.
+# alias → the sampler, and the options that the name implies.
 ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "euler_ancestral": ("euler_a", {}),
     "k_euler": ("euler", {}),
@@ -58,10 +58,10 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "flow_match_lcm": ("flow_lcm", {}),
 }
 
-# Endings of a name → how its noise levels are spread.
-RESPACINGS: Mapping[str, str] = {"_karras": "karras", "_exponential": "exponential", "_beta": "beta"}
+# suffix of a name → the spacing of its sigmas.
+SPACING_SUFFIXES: Mapping[str, str] = {"_karras": "karras", "_exponential": "exponential", "_beta": "beta"}
 
 
-def normalised(name: str) -> str:
-    """`DPM++ 2M Karras` → `dpmpp_2m_karras`."""
+def normalize(name: str) -> str:
+    """Return `dpmpp_2m_karras` for `DPM++ 2M Karras`."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower().replace("++", "pp")).strip("_")

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from latentrt.sampling.samplers.k_diffusion import TwoStage, midpoint_table
+from latentrt.sampling.samplers.k_diffusion import TwoStage, midpoint_schedule
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
 
@@ -16,14 +16,14 @@ __all__ = ["KDPM2Ancestral"]
 
 @dataclass(frozen=True, kw_only=True)
 class KDPM2Ancestral(TwoStage):
-    """A midpoint step to below the next noise level σ', then fresh noise: σ'² = σ_down² + σ_up², σ_down = σ'² / σ."""
+    """A midpoint step to σ_down, below the next σ', then fresh noise: σ'² = σ_down² + σ_up², σ_down = σ'² / σ."""
 
     title: ClassVar[str] = "DPM2 ancestral (k-diffusion); fresh noise at every step"
     class_name: ClassVar[str] = "KDPM2AncestralDiscreteScheduler"
 
     def table(self, steps: Steps) -> Schedule:
         training = self.training()
-        t, levels = self.grid(steps, self.told(steps), training, whole=True)
-        here, there = levels[:-2], levels[1:-1]
-        down, up = there**2 / here, there * np.sqrt(1 - (there / here) ** 2)
-        return midpoint_table(self, t, levels, np.sqrt(here * down), down, up, training)
+        t, sigmas = self.grid(steps, self.timesteps(steps), training, whole=True)
+        sigma, sigma_next = sigmas[:-2], sigmas[1:-1]
+        down, up = sigma_next**2 / sigma, sigma_next * np.sqrt(1 - (sigma_next / sigma) ** 2)
+        return midpoint_schedule(self, t, sigmas, np.sqrt(sigma * down), down, up, training)

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from latentrt.errors import RequestError
-from latentrt.sampling.samplers.dpm_solver import Algorithm, check_final_level, multistep_weights, solver_step
+from latentrt.sampling.samplers.dpm_solver import Algorithm, check_final_sigma, multistep_weights, solver_step
 from latentrt.sampling.samplers.edm import EDM
-from latentrt.sampling.samplers.log_snr import Levels, orders
-from latentrt.sampling.samplers.options import Bounded
+from latentrt.sampling.samplers.log_snr import NoiseGrid, step_orders
+from latentrt.sampling.samplers.options import Thresholding
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
 from latentrt.sampling.sigmas import linspace_float32
@@ -20,8 +20,8 @@ __all__ = ["EDMDPMSolverMultistep"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDMDPMSolverMultistep(Bounded, EDM):
-    """DPM-Solver++ where α = 1, so that λ = −log σ."""
+class EDMDPMSolverMultistep(Thresholding, EDM):
+    """DPM-Solver++ with α = 1, so that λ = −log σ."""
 
     title: ClassVar[str] = "DPM-Solver++ multistep for EDM models"
     class_name: ClassVar[str] = "EDMDPMSolverMultistepScheduler"
@@ -33,34 +33,34 @@ class EDMDPMSolverMultistep(Bounded, EDM):
     euler_at_final: bool = False
 
     def table(self, steps: Steps) -> Schedule:
-        check_final_level(self.algorithm_type, self.final_sigmas_type)
+        check_final_sigma(self.algorithm_type, self.final_sigmas_type)
         algorithm: Algorithm = "sde-dpmsolver++" if self.algorithm_type == "sde-dpmsolver++" else "dpmsolver++"
         zero = self.final_sigmas_type == "zero"
-        grid = np.append(self.grid(linspace_float32(0, 1, steps.count)), 0.0 if zero else np.float32(self.sigma_min))
-        sigma = grid[steps.begin :]
-        levels = Levels(sigma, np.ones_like(sigma), sigma)
-        order = orders(
+        final = 0.0 if zero else np.float32(self.sigma_min)
+        sigmas = np.append(self.sigmas(linspace_float32(0, 1, steps.count)), final)[steps.begin :]
+        grid = NoiseGrid(sigmas, np.ones_like(sigmas), sigmas)
+        order = step_orders(
             steps,
-            len(sigma) - 1,
+            len(sigmas) - 1,
             self.solver_order,
             lower_final=self.lower_order_final,
             first_at_end=self.euler_at_final or zero,
         )
         if algorithm == "sde-dpmsolver++" and np.any(order == 3):
             raise RequestError(
-                "found algorithm_type 'sde-dpmsolver++' and solver_order 3, for which EDM's has no formula; set "
-                "solver_order to 2"
+                "got `algorithm_type` 'sde-dpmsolver++' with `solver_order` 3, which has no formula for EDM models; "
+                "set `solver_order` to 2"
             )
-        h, there = levels.h, Levels(*(column[1:] for column in levels))
-        step = solver_step(algorithm, there, h, np.ones_like(h), sigma[1:] / sigma[:-1])
-        p, q = self.scales(sigma[:-1])
+        h = grid.h
+        step = solver_step(algorithm, grid.after(), h, np.ones_like(h), sigmas[1:] / sigmas[:-1])
+        p, q = self.x0(sigmas[:-1])
         return Schedule.of(
             p=p,
             q=q,
-            **self.bounds(),
-            a=step.keep,
+            **self.limits(),
+            a=step.x,
             b=multistep_weights(step, "heun" if self.solver_type == "heun" else "midpoint", h, order),
             s=step.noise,
             noise_draws=int(algorithm.startswith("sde")),
-            **self.shown(sigma[:-1]),
+            **self.input_columns(sigmas[:-1]),
         )

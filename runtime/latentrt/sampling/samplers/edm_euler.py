@@ -9,7 +9,7 @@ import numpy as np
 
 from latentrt.sampling.samplers.edm import EDM
 from latentrt.sampling.samplers.euler import euler_columns
-from latentrt.sampling.samplers.k_diffusion import churned
+from latentrt.sampling.samplers.k_diffusion import add_churn
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
 
@@ -18,15 +18,15 @@ __all__ = ["EDMEuler"]
 
 @dataclass(frozen=True, kw_only=True)
 class EDMEuler(EDM):
-    """x' = x̂ + (σ' − σ̂)(x̂ − x0) / σ̂, where noise has raised x to x̂ (`s_churn`)."""
+    """x' = x̂ + (σ' − σ̂)(x̂ − x0) / σ̂, where x̂ is x with noise added up to σ̂ (`s_churn`)."""
 
     title: ClassVar[str] = "Euler for EDM models (Karras et al. 2022)"
     class_name: ClassVar[str] = "EDMEulerScheduler"
-    takes: ClassVar[frozenset[str]] = frozenset({"s_churn", "s_tmin", "s_tmax", "s_noise"})
+    run_options: ClassVar[frozenset[str]] = frozenset({"s_churn", "s_tmin", "s_tmax", "s_noise"})
 
     def table(self, steps: Steps) -> Schedule:
-        grid = self.grid(np.linspace(0, 1, steps.count))
-        levels = np.append(grid, 0.0 if self.final_sigmas_type == "zero" else grid[-1])[steps.begin :]
-        raised = churned(levels[:-1], steps, steps.count)
-        p, q = self.scales(raised)
-        return Schedule.of(p=p, q=q, **euler_columns(levels, raised, p, steps), **self.shown(levels[:-1]))
+        grid = self.sigmas(np.linspace(0, 1, steps.count))
+        sigmas = np.append(grid, 0.0 if self.final_sigmas_type == "zero" else grid[-1])[steps.begin :]
+        sigma_hat = add_churn(sigmas[:-1], steps, steps.count)
+        p, q = self.x0(sigma_hat)
+        return Schedule.of(p=p, q=q, **euler_columns(sigmas, sigma_hat, p, steps), **self.input_columns(sigmas[:-1]))

@@ -8,17 +8,18 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from latentrt.errors import RequestError
-from latentrt.sampling import prediction, sigmas
-from latentrt.sampling.samplers.k_diffusion import KDiffusion, init_noise_sigma, model_scale
+from latentrt.sampling import prediction
+from latentrt.sampling.samplers.k_diffusion import KDiffusion, init_noise_sigma, model_input_scale
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
+from latentrt.sampling.sigmas import drop_negative
 
 __all__ = ["EulerAncestral"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EulerAncestral(KDiffusion):
-    """An Euler step to below the next noise level σ', then fresh noise: σ'² = σ_down² + σ_up², σ_down = σ'² / σ."""
+    """An Euler step to σ_down, below the next σ', then fresh noise: σ'² = σ_down² + σ_up², σ_down = σ'² / σ."""
 
     title: ClassVar[str] = "Euler ancestral (k-diffusion); fresh noise at every step"
     class_name: ClassVar[str] = "EulerAncestralDiscreteScheduler"
@@ -28,25 +29,25 @@ class EulerAncestral(KDiffusion):
 
     def table(self, steps: Steps) -> Schedule:
         training = self.training(zero_snr=self.rescale_betas_zero_snr)
-        t = sigmas.visited(self.told(steps))[steps.begin :]
+        t = drop_negative(self.timesteps(steps))[steps.begin :]
         sigma = np.interp(t, np.arange(len(training)), training).astype(np.float32).astype(np.float64)
-        following = np.append(sigma[1:], 0.0)
-        if np.any(following > sigma):
+        sigma_next = np.append(sigma[1:], 0.0)
+        if np.any(sigma_next > sigma):
             raise RequestError(
-                f"found noise levels that rise (at zero SNR the first one is capped at {sigma[0]:.0f}) with "
-                f"{steps.count} steps, expected falling ones; ask for fewer steps or for the sampler euler"
+                f"got {steps.count} steps (`num_inference_steps`), in which sigma rises (at zero SNR the first one is "
+                f"capped at {sigma[0]:.0f}), expected descending sigmas; reduce the steps, or set `sampler` to euler"
             )
-        ratio = (following / sigma) ** 2  # σ_down / σ
+        ratio = (sigma_next / sigma) ** 2  # σ_down / σ
 
         p, q = prediction.x0(self.prediction_type, np.ones_like(sigma), sigma)
         return Schedule.of(
             t=t,
-            c_in=model_scale(sigma),
+            c_in=model_input_scale(sigma),
             p=p,
             q=q,
             a=ratio,
             b=(1 - ratio)[:, np.newaxis],
-            s=following * np.sqrt(1 - ratio),
+            s=sigma_next * np.sqrt(1 - ratio),
             noise_draws=1,  # also in the last row, whose s is 0
             alpha=1.0,
             sigma=sigma,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from latentrt.sampling.samplers.flow import RespacedFlow
+from latentrt.sampling.samplers.flow import SpacedFlow
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
 
@@ -15,8 +15,8 @@ __all__ = ["FlowEuler"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowEuler(RespacedFlow):
-    """x' = x + (σ' − σ)·m; with `stochastic_sampling` a jump to the picture and fresh noise on it."""
+class FlowEuler(SpacedFlow):
+    """x' = x + (σ' − σ)·m; with `stochastic_sampling` x' = (1 − σ')·x0 + σ'·z instead."""
 
     title: ClassVar[str] = "Euler for flow-matching models (Esser et al. 2024)"
     class_name: ClassVar[str] = "FlowMatchEulerDiscreteScheduler"
@@ -24,12 +24,11 @@ class FlowEuler(RespacedFlow):
     stochastic_sampling: bool = False
 
     def table(self, steps: Steps) -> Schedule:
-        t, levels = self.grid(steps)
-        sigma, following = levels[:-1], levels[1:]
-        rows: dict[str, Any]
-        if self.stochastic_sampling:
-            # y = x0.
-            rows = {"p": 1.0, "q": -sigma, "a": 0.0, "b": (1 - following)[:, np.newaxis], "s": following}
+        t, sigmas = self.grid(steps)
+        sigma, sigma_next = sigmas[:-1], sigmas[1:]
+        columns: dict[str, Any]
+        if self.stochastic_sampling:  # the history is x0
+            columns = {"p": 1.0, "q": -sigma, "a": 0.0, "b": (1 - sigma_next)[:, np.newaxis], "s": sigma_next}
         else:
-            rows = {"p": 0.0, "q": 1.0, "a": 1.0, "b": np.diff(levels)[:, np.newaxis]}
-        return Schedule.of(t=t, **rows, noise_draws=int(self.stochastic_sampling), alpha=1 - sigma, sigma=sigma)
+            columns = {"p": 0.0, "q": 1.0, "a": 1.0, "b": np.diff(sigmas)[:, np.newaxis]}
+        return Schedule.of(t=t, **columns, noise_draws=int(self.stochastic_sampling), alpha=1 - sigma, sigma=sigma)

@@ -1,4 +1,4 @@
-"""LCM for flow-matching models: a jump to the picture and fresh noise on it, step after step."""
+"""LCM for flow-matching models: every step predicts the image and adds fresh noise to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from latentrt.sampling.samplers.flow import RespacedFlow
+from latentrt.sampling.samplers.flow import SpacedFlow
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
 
@@ -15,8 +15,8 @@ __all__ = ["FlowLCM"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowLCM(RespacedFlow):
-    """x' = (1 − σ')·x0 + σ'·z with x0 = x − σ·m. Pictures that grow between steps (`scale_factors`) are no table."""
+class FlowLCM(SpacedFlow):
+    """x' = (1 − σ')·x0 + σ'·z with x0 = x − σ·m. `scale_factors`, with which latents grow, are not supported."""
 
     title: ClassVar[str] = "LCM for flow-matching models distilled to a few steps"
     class_name: ClassVar[str] = "FlowMatchLCMScheduler"
@@ -25,15 +25,15 @@ class FlowLCM(RespacedFlow):
     upscale_mode: str | None = "bicubic"
 
     def table(self, steps: Steps) -> Schedule:
-        t, levels = self.grid(steps)
-        sigma, following = levels[:-1], levels[1:]
+        t, sigmas = self.grid(steps)
+        sigma, sigma_next = sigmas[:-1], sigmas[1:]
         return Schedule.of(
             t=t,
             p=1.0,
             q=-sigma,
             a=0.0,
-            b=(1 - following)[:, np.newaxis],
-            s=following,
+            b=(1 - sigma_next)[:, np.newaxis],
+            s=sigma_next,
             noise_draws=1,
             alpha=1 - sigma,
             sigma=sigma,

@@ -1,6 +1,6 @@
-"""iPNDM: the last four ε averaged after Adams and Bashforth (`plms_sample` of v-diffusion-pytorch).
+"""iPNDM: the last four ε averaged after Adams-Bashforth (`plms_sample` of v-diffusion-pytorch).
 
-The averages are those of equal steps in σ / α, which the steps here are not, so that it is of order 2
+The averages are those of equal steps in σ / α, which the steps here are not, so the method is of order 2
 (docs/samplers.md).
 """
 
@@ -13,25 +13,25 @@ import msgspec
 import numpy as np
 
 from latentrt.errors import RequestError
+from latentrt.sampling.samplers.multistep import ADAMS_BASHFORTH
 from latentrt.sampling.samplers.options import Kind, PositiveInt, Sampler
-from latentrt.sampling.samplers.pndm import ADAMS_BASHFORTH
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
 from latentrt.sampling.sigmas import linspace_float32
 
 __all__ = ["IPNDM"]
 
-LEAST_ALPHA = 1e-8
+MIN_ALPHA = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
 class IPNDM(Sampler):
-    """For models of continuous time that predict v: σ = sin²(t·π/2), and what is remembered is ε = σ·x + α·m.
+    """For continuous-time models that predict v: σ = sin²(t·π/2), and the history holds ε = σ·x + α·m.
 
-    `trained_betas` are the σ themselves, one more than there are steps, as in diffusers.
+    As in diffusers, `trained_betas` are the σ themselves, one more than there are steps.
     """
 
-    title: ClassVar[str] = "iPNDM, for models of continuous time; averages 4 outputs"
+    title: ClassVar[str] = "iPNDM, for continuous-time models; averages 4 outputs"
     class_name: ClassVar[str] = "IPNDMScheduler"
     kind: ClassVar[Kind] = "continuous"
 
@@ -48,22 +48,23 @@ class IPNDM(Sampler):
             beta = np.array(self.trained_betas, np.float32)
             if len(beta) != steps.count + 1 or not np.all((beta >= 0) & (beta <= 1)):
                 raise RequestError(
-                    f"found {len(beta)} trained_betas, expected {steps.count + 1} from 0 to 1 for {steps.count} steps"
+                    f"got {len(beta)} `trained_betas`, expected {steps.count + 1} from 0 to 1 for {steps.count} steps"
                 )
         scale = np.sqrt((1 - beta * beta).astype(np.float64)).astype(np.float32)
-        told = np.arctan2(beta.astype(np.float64), scale.astype(np.float64)).astype(np.float32) / np.float32(np.pi) * 2
+        angle = np.arctan2(beta.astype(np.float64), scale.astype(np.float64)).astype(np.float32)
+        t = (angle / np.float32(np.pi) * 2)[:-1]
         sigma, alpha = (column.astype(np.float64)[steps.begin :] for column in (beta, scale))
-        kept = alpha[1:] / np.maximum(alpha[:-1], LEAST_ALPHA)
-        along = sigma[1:] - kept * sigma[:-1]
-        b = np.zeros((len(kept), len(ADAMS_BASHFORTH)))
-        for k in range(len(kept)):
+        ratio = alpha[1:] / np.maximum(alpha[:-1], MIN_ALPHA)
+        slope = sigma[1:] - ratio * sigma[:-1]
+        b = np.zeros((len(ratio), len(ADAMS_BASHFORTH)))
+        for k in range(len(ratio)):
             weights = ADAMS_BASHFORTH[min(k, len(ADAMS_BASHFORTH) - 1)]
-            b[k, : len(weights)] = along[k] * np.array(weights)
+            b[k, : len(weights)] = slope[k] * np.array(weights)
         return Schedule.of(
-            t=told[:-1][steps.begin :],
+            t=t[steps.begin :],
             p=sigma[:-1],
             q=alpha[:-1],
-            a=kept,
+            a=ratio,
             b=b,
             alpha=alpha[:-1],
             sigma=sigma[:-1],

@@ -1,8 +1,8 @@
-"""RePaint: inpainting with a model that was not trained for it (Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865).
+"""RePaint: inpainting with a model not trained for it (Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865).
 
-What does not fit in a table stands here beside it. After each row the known part of the picture, noised like the rest,
-is put in by a mask; and every few steps it goes some back, by adding the noise again, and down once more, so that both
-parts come to fit. `inpaint` does all of that.
+The table denoises the unknown part. `inpaint` also does what no table can: after each row it replaces the known part of
+the image, noised to the same level, and every few steps it goes back to a higher noise level and denoises again, which
+harmonises both parts.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.sampling import prediction, sigmas
+from latentrt.sampling import prediction
 from latentrt.sampling.samplers.options import TrainedSampler
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Latents, Recurrence, Schedule
+from latentrt.sampling.sigmas import alpha_bar_at
 
 __all__ = ["RePaint", "inpaint"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RePaint(TrainedSampler):
-    """The table has a row for each model evaluation, and what it says is of the unknown part: DDIM's step with η."""
+    """DDIM's step with η, of the unknown part."""
 
     title: ClassVar[str] = "RePaint (Lugmayr et al. 2022); inpainting with any model"
     class_name: ClassVar[str] = "RePaintScheduler"
-    takes: ClassVar[frozenset[str]] = frozenset({"jump_length", "jump_n_sample"})
-    exception: ClassVar[str] = "it needs a mask and steps back; `latentrt.sampling.samplers.repaint.inpaint` runs it"
+    run_options: ClassVar[frozenset[str]] = frozenset({"jump_length", "jump_n_sample"})
+    unsupported_reason: ClassVar[str] = "it needs a mask and jumps; use latentrt.sampling.samplers.repaint.inpaint"
 
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"  # type: ignore[assignment]  # more than its base
     eta: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
@@ -38,11 +39,11 @@ class RePaint(TrainedSampler):
 
     def table(self, steps: Steps) -> Schedule:
         alpha_bar = self.alphas_cumprod()
-        t = np.array([told for told, _ in self.visits(steps)])
-        here = sigmas.at_timesteps(alpha_bar, t, 1.0)
-        there = sigmas.at_timesteps(alpha_bar, t - self._stride(steps), 1.0)
-        added = self.eta * np.sqrt((1 - there) / (1 - here) * (1 - here / there))
-        alpha, sigma = np.sqrt(here), np.sqrt(1 - here)
+        t = np.array([timestep for timestep, _ in self.visits(steps)])
+        alpha_bar_t = alpha_bar_at(alpha_bar, t, 1.0)
+        alpha_bar_prev = alpha_bar_at(alpha_bar, t - self._stride(steps), 1.0)
+        noise = self.eta * np.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_prev))
+        alpha, sigma = np.sqrt(alpha_bar_t), np.sqrt(1 - alpha_bar_t)
         p, q = prediction.x0("epsilon", alpha, sigma)
         return Schedule.of(
             t=t,
@@ -50,9 +51,9 @@ class RePaint(TrainedSampler):
             q=q,
             limit=1.0 if self.clip_sample else np.inf,
             a=0.0,
-            d=np.sqrt(1 - there - added**2),
-            b=np.sqrt(there)[:, np.newaxis],
-            s=np.where(t > 0, added, 0),
+            d=np.sqrt(1 - alpha_bar_prev - noise**2),
+            b=np.sqrt(alpha_bar_prev)[:, np.newaxis],
+            s=np.where(t > 0, noise, 0),
             noise_draws=1,
             alpha=alpha,
             sigma=sigma,
@@ -62,7 +63,7 @@ class RePaint(TrainedSampler):
         return len(self.visits(Steps(count=min(count, self.num_train_timesteps))))
 
     def visits(self, steps: Steps) -> list[tuple[int, list[int]]]:
-        """Each row's timestep, and those from which it steps back after the row (figure 3 and appendix B)."""
+        """Return each row's timestep, and the timesteps whose noise is added again after it (figure 3, appendix B)."""
         stride = self._stride(steps)
         jumps = dict.fromkeys(range(0, steps.count - steps.jump_length, steps.jump_length), steps.jump_n_sample - 1)
         rows: list[tuple[int, list[int]]] = []
@@ -89,26 +90,26 @@ def inpaint(
     model: Callable[[np.float32, Latents], Latents],
     noise: Callable[[], Latents],
 ) -> Generator[Latents, None, None]:
-    """Run RePaint, yielding the latents after each row and its steps back.
+    """Run RePaint and yield the latents after each row and its jump back.
 
     Args:
-        sampler, steps: what to run.
-        latents: standard normal noise, float32 [batch, channels, height, width].
-        original: the picture, of the same shape.
+        sampler, steps: the sampler and the options of the run.
+        latents: standard normal noise, float32 [..., channels, height, width].
+        original: the latents of the image, of the same shape.
         mask: 1 where the original is kept and 0 where it is painted, of a shape that broadcasts to the latents'.
         model: timestep and latents → ε.
-        noise: the next draw of standard normal noise in the latents' shape.
+        noise: returns the next standard normal noise, of the latents' shape.
     """
     schedule, betas = sampler.schedule(steps), sampler.betas()
     alpha_bar, recurrence = sampler.alphas_cumprod(), Recurrence(schedule)
     stride = sampler.num_train_timesteps // steps.count
-    for k, (told, backs) in enumerate(sampler.visits(steps)):
+    for k, (t, jump) in enumerate(sampler.visits(steps)):
         z = noise()
         unknown = recurrence.step(k, latents, model(schedule.t[k], latents), z)
-        there = alpha_bar[told - stride] if told >= stride else np.float32(1)
-        known = np.sqrt(there) * original + np.sqrt(1 - there) * z
+        alpha_bar_prev = alpha_bar[t - stride] if t >= stride else np.float32(1)
+        known = np.sqrt(alpha_bar_prev) * original + np.sqrt(1 - alpha_bar_prev) * z
         latents = mask * known + (1 - mask) * unknown
-        for back in backs:
-            for beta in betas[back : back + stride]:
+        for start in jump:
+            for beta in betas[start : start + stride]:
                 latents = np.sqrt(1 - beta) * latents + np.sqrt(beta) * noise()
         yield latents

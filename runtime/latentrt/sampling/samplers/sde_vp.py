@@ -18,7 +18,7 @@ __all__ = ["ScoreSdeVp"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSdeVp(Sampler):
-    """dx = (−½β·x − β·score) dt + √β dw, backwards from t = 1; the model says ε, and score = −ε / σ."""
+    """dx = (−½β·x − β·score) dt + √β dw, in reverse from t = 1; the model predicts ε, and score = −ε / σ."""
 
     title: ClassVar[str] = "Reverse VP SDE, Euler-Maruyama (Song et al. 2021); fresh noise at every step"
     class_name: ClassVar[str] = "ScoreSdeVpScheduler"
@@ -30,13 +30,13 @@ class ScoreSdeVp(Sampler):
     sampling_eps: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-3
 
     def table(self, steps: Steps) -> Schedule:
-        told = linspace_float32(1, self.sampling_eps, steps.count)[steps.begin :]
-        t = told.astype(np.float64)
+        timesteps = linspace_float32(1, self.sampling_eps, steps.count)[steps.begin :]
+        t = timesteps.astype(np.float64)
         log_alpha = -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
         sigma = np.sqrt(-np.expm1(2 * log_alpha))
         beta, dt = self.beta_min + t * (self.beta_max - self.beta_min), 1 / steps.count
         return Schedule.of(
-            t=told,
+            t=timesteps,
             p=0.0,
             q=1.0,
             a=1 + 0.5 * beta * dt,

@@ -1,7 +1,7 @@
-"""What is asked of a sampler for one run?
+"""The options of one run of a sampler.
 
-A sampler's own options come from a checkpoint and stay; these come with each request. Their names are those of the
-arguments of diffusers' `set_timesteps` and `step`.
+The configuration of a sampler comes with the checkpoint; these options come with each request. Their names are those of
+the arguments of diffusers' `set_timesteps` and `step`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 _WHOLE = {
     "count": (1, None),
     "begin": (0, None),
-    "order": (1, 12),  # each remembers another latent
+    "order": (1, 12),  # the history has as many arrays
     "original_inference_steps": (1, None),
     "jump_length": (1, 1000),
     "jump_n_sample": (1, 100),
@@ -42,21 +42,22 @@ _WHOLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """What to do, in how many steps, from where.
+    """The number of steps, their grid, and further options of a run.
 
     Attributes:
-        count: how many steps; where timesteps or sigmas are given, as many as those make.
-        begin: how many of them to leave out at the noisy end (image to image: `strength` 0.6 of 50 steps begins at 20).
-            The first row is then where the table's alpha and sigma place a clean latent.
-        timesteps, sigmas: the grid itself, in place of the one that `count` and the configuration make; descending.
-        mu: the logarithm of a flow's shift, where the configuration has `use_dynamic_shifting`: larger pictures want
-            more. `samplers.flow.mu_of` gives it for a number of image tokens.
-        eta: how much fresh noise, 0 to 1; None leaves it to the sampler (0 for DDIM, 0.3 for TCD).
-        s_churn, s_tmin, s_tmax, s_noise: Karras et al. 2022, algorithm 2: noise that is added at levels between both.
-        order: of the linear multistep method.
-        original_inference_steps: how many steps a distilled model was trained on; None leaves it to the configuration.
-        strength: of image to image with a distilled model (LCM, TCD), whose grid depends on it.
-        jump_length, jump_n_sample: of RePaint: how many steps it goes back, and how often it goes forth.
+        count: the number of steps (`num_inference_steps`); replaced by that of `timesteps` or `sigmas` where given.
+        begin: the number of steps to skip at the noisy end (image-to-image: `strength` 0.6 of 50 steps begins at 20).
+            The columns alpha and sigma of the first row then say how much noise clean latents need.
+        timesteps, sigmas: the grid, in place of the one that `count` and the configuration make; descending.
+        mu: the logarithm of a flow's shift, for configurations with `use_dynamic_shifting`; larger images need more.
+            `samplers.flow.calculate_mu` computes it from a number of image tokens.
+        eta: the amount of fresh noise, 0 to 1; None takes the sampler's default (0 for DDIM, 0.3 for TCD).
+        s_churn, s_tmin, s_tmax, s_noise: noise added at sigmas between `s_tmin` and `s_tmax` (Karras et al. 2022,
+            algorithm 2).
+        order: the order of the linear multistep method.
+        original_inference_steps: the number of steps that a model was distilled on; None takes the configuration's.
+        strength: of image-to-image with a distilled model (LCM, TCD), whose grid depends on it.
+        jump_length, jump_n_sample: of RePaint: the length of a jump back, and the number of passes.
     """
 
     count: int
@@ -83,22 +84,25 @@ class Steps:
                 continue
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not whole or value < least or (most is not None and value > most):
-                shown = "num_inference_steps" if name == "count" else name
+                option = "num_inference_steps" if name == "count" else name
                 wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
-                raise RequestError(f"found {shown} {value!r}, expected a whole number {wanted}")
+                raise RequestError(f"got `{option}`={value!r}, expected a whole number {wanted}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if (value is None and name in optional) or (_is_number(value) and low <= value <= high):
                 continue
             wanted = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
-            raise RequestError(f"found {name} {value!r}, expected {wanted}")
+            raise RequestError(f"got `{name}`={value!r}, expected {wanted}")
         if self.begin >= self.count:
-            raise RequestError(f"found begin {self.begin} of {self.count} steps, expected at most {self.count - 1}")
+            raise RequestError(
+                f"got `begin`={self.begin} with {self.count} steps (`num_inference_steps`), expected at most "
+                f"{self.count - 1}"
+            )
         self._check_grid()
 
     def _check_grid(self) -> None:
         if self.timesteps is not None and self.sigmas is not None:
-            raise RequestError("found both timesteps and sigmas, expected at most one of them")
+            raise RequestError("got `timesteps` and `sigmas`, expected at most one of them")
         for name in ("timesteps", "sigmas"):
             grid = getattr(self, name)
             if grid is None:
@@ -109,23 +113,25 @@ class Steps:
                 or not all(_is_number(each) and 0 <= each < 1e9 for each in grid)
             ):
                 raise RequestError(
-                    f"{name}: found {grid!r}, expected a list of numbers from 0 to 1e9, such as [900, 500]"
+                    f"got `{name}`={grid!r}, expected a list of numbers from 0 to 1e9, such as [900, 500]"
                 )
             if any(later >= earlier for earlier, later in itertools.pairwise(grid)):
-                raise RequestError(f"{name}: found {_shown(grid)}, expected them to descend")
+                raise RequestError(f"got `{name}`={_abbreviate(grid)}, expected descending numbers")
 
-    def rest(self, grid: NDArray[Scalar]) -> NDArray[Scalar]:
-        """What of a grid's steps is left from `begin` on.
+    def skip(self, grid: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Return the steps of a grid from `begin` on.
 
         Raises:
-            RequestError: nothing would be left.
+            RequestError: none is left.
         """
         if self.begin >= len(grid):
-            raise RequestError(f"found begin {self.begin} of the {len(grid)} steps that this grid has; begin earlier")
+            raise RequestError(
+                f"got `begin`={self.begin}, but this grid has only {len(grid)} steps; expected at most {len(grid) - 1}"
+            )
         return grid[self.begin :]
 
     def given(self) -> Iterator[str]:
-        """The names of what was asked beyond a number of steps and a beginning, which every sampler takes."""
+        """Yield the names of the options that are set, except `count` and `begin`, which every sampler uses."""
         for field in fields(self):
             if field.name not in ("count", "begin") and getattr(self, field.name) != field.default:
                 yield field.name
@@ -135,5 +141,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _shown(grid: tuple[float, ...]) -> str:
-    return ", ".join(f"{each:g}" for each in grid[:8]) + (", …" if len(grid) > 8 else "")
+def _abbreviate(grid: tuple[float, ...]) -> str:
+    return f"[{', '.join(f'{each:g}' for each in grid[:8])}{', …' if len(grid) > 8 else ''}]"

@@ -8,18 +8,19 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from latentrt.errors import RequestError
-from latentrt.sampling import prediction, sigmas
-from latentrt.sampling.samplers.ddpm import LEAST_VARIANCE, posterior
+from latentrt.sampling import prediction
+from latentrt.sampling.samplers.ddpm import MIN_VARIANCE, posterior
 from latentrt.sampling.samplers.options import PositiveFloat, PositiveInt, Sampler
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
+from latentrt.sampling.sigmas import alpha_bar_at, alphas_cumprod, linspace_timesteps, training_betas
 
 __all__ = ["UnCLIP"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnCLIP(Sampler):
-    """Each step leads to the next timestep of the grid, as diffusers' UnCLIP pipelines ask of theirs."""
+    """Each step leads to the next timestep of the grid, as in diffusers' UnCLIP pipelines."""
 
     title: ClassVar[str] = "unCLIP (Ramesh et al. 2022); DDPM on squared-cosine betas"
     class_name: ClassVar[str] = "UnCLIPScheduler"
@@ -34,18 +35,18 @@ class UnCLIP(Sampler):
     def table(self, steps: Steps) -> Schedule:
         if not 1 < steps.count <= self.num_train_timesteps:
             raise RequestError(
-                f"found {steps.count} steps, expected 2 to {self.num_train_timesteps}: the grid of UnCLIP has "
+                f"got `num_inference_steps`={steps.count}, expected 2 to {self.num_train_timesteps}; the grid includes "
                 "the first and the last timestep"
             )
-        trained = sigmas.betas("squaredcos_cap_v2", 0, 0, self.num_train_timesteps)
-        alpha_bar = sigmas.alphas_cumprod(trained)
-        t = sigmas.linspace(steps.count, self.num_train_timesteps).round().astype(np.int64)[steps.begin :]
-        following = np.append(t[1:], -1)
-        here, there = sigmas.at_timesteps(alpha_bar, t, 1.0), sigmas.at_timesteps(alpha_bar, following, 1.0)
-        # Between neighbours β itself, which is more exact than what float32 leaves of it in ᾱ.
-        beta = np.where(following == t - 1, trained[t].astype(np.float64), 1 - here / there)
-        a, b, variance = posterior(here, there, beta)
-        alpha, sigma = np.sqrt(here), np.sqrt(1 - here)
+        betas = training_betas("squaredcos_cap_v2", 0, 0, self.num_train_timesteps)
+        alpha_bar = alphas_cumprod(betas)
+        t = linspace_timesteps(steps.count, self.num_train_timesteps).round().astype(np.int64)[steps.begin :]
+        t_prev = np.append(t[1:], -1)
+        alpha_bar_t, alpha_bar_prev = alpha_bar_at(alpha_bar, t, 1.0), alpha_bar_at(alpha_bar, t_prev, 1.0)
+        # Between neighbours β itself, which is more exact than the quotient of float32 ᾱ.
+        beta = np.where(t_prev == t - 1, betas[t].astype(np.float64), 1 - alpha_bar_t / alpha_bar_prev)
+        a, b, variance = posterior(alpha_bar_t, alpha_bar_prev, beta)
+        alpha, sigma = np.sqrt(alpha_bar_t), np.sqrt(1 - alpha_bar_t)
         p, q = prediction.x0(self.prediction_type, alpha, sigma)
         return Schedule.of(
             t=t,
@@ -54,7 +55,7 @@ class UnCLIP(Sampler):
             limit=self.clip_sample_range if self.clip_sample else np.inf,
             a=a,
             b=b[:, np.newaxis],
-            s=np.where(t > 0, np.sqrt(np.maximum(variance, LEAST_VARIANCE)), 0),
+            s=np.where(t > 0, np.sqrt(np.maximum(variance, MIN_VARIANCE)), 0),
             noise_draws=(t > 0).astype(np.int64),
             alpha=alpha,
             sigma=sigma,
