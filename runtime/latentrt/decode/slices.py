@@ -232,7 +232,7 @@ def _padded(features: Features, rows: int) -> Features:
 
 
 def _stages(parts: Mapping[str, Part]) -> list[_Stage]:
-    names = [name for name in (f"stage.{number}" for number in range(len(parts))) if name in parts]
+    names = [name for name in (f"slice.{number}" for number in range(len(parts))) if name in parts]
     takes = [{spec.name: spec for spec in parts[name].inputs} for name in names]
     stages = []
     for name, own, following in zip(names, takes, [*takes[1:], {}], strict=True):
