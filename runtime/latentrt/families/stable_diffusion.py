@@ -174,7 +174,7 @@ class StableDiffusion(Family):
         images = len(request.seeds)
         height, width = self.latent_space.shape(request.height, request.width)[1:]
         sizes = {
-            "evaluations": images * len(_guidance(request).evaluations(0, 1)),
+            "evaluations": images * len(_guidance(request).evaluations(0, len(request.schedule))),
             "height": height,
             "width": width,
             "tokens": self.bundle.manifest.tokenizers[TEXT_ENCODER].length,  # most prompts fill one chunk
