@@ -22,6 +22,11 @@ from tests.runtime.backends.test_onnxruntime import pin, point_elsewhere
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _openvino() -> None:
+    pytest.importorskip("openvino")
+
+
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
     return Bundle.open(bundle_path())
@@ -109,6 +114,18 @@ def test_shapes_come_and_go(bundle: Bundle) -> None:
     for side in sides[:3]:
         run(short, **feeds("vae_decoder", batch=1, side=side))
     assert len(short._compiled) == 1
+
+
+def test_preparing_compiles_for_the_shapes_of_the_next_run(bundle: Bundle) -> None:
+    session = ov.open_session(bundle, "vae_decoder", threads=1)
+    session.prepare({"latents": (1, 4, 8, 8)})
+    (prepared,) = session._compiled.values()
+    run(session, **feeds("vae_decoder", batch=1, side=8))
+    assert [*session._compiled.values()] == [prepared]
+    with pytest.raises(BackendError, match="OpenVINO failed"):
+        session.prepare({"latents": (1, 3, 8, 8)})
+    session.close()
+    assert session._compiled == {}
 
 
 @pytest.mark.parametrize("hint", ["latency", "throughput"])
