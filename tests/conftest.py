@@ -6,11 +6,14 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from latentrt_engines.cache import EngineCache
-from tests.exported import Exported, exported
+
+if TYPE_CHECKING:
+    from tests.exported import Exported
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,12 +34,16 @@ def _interruptible() -> None:
 @pytest.fixture(scope="session")
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny Stable Diffusion 1.x, exported in float32, with a part for DeepCache."""
+    from tests.exported import exported  # torch, which tests of the runtime do without
+
     return exported(tmp_path_factory, "sd1")
 
 
 @pytest.fixture(scope="session")
 def sd2(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny Stable Diffusion 2.x with half weights, exported in float16."""
+    from tests.exported import exported  # torch, which tests of the runtime do without
+
     return exported(tmp_path_factory, "sd2")
 
 

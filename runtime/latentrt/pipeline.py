@@ -153,21 +153,22 @@ class Pipeline:
         self.bundle.check(family.files(resolved))  # before any work, everything that the run reads
         if components.on_cpu:
             family.prefetch_first(resolved)
-        for stage in family.stages:
-            samples: list[Sample] = stage.begin(resolved)
-            denoiser = stage.open_denoiser()
-            try:
-                prepare(samples, denoiser)
-                while not samples[0].done:
-                    step(samples, denoiser)
-                    made = Step(samples)
-                    if made.index == 0 and components.on_cpu:
-                        family.prefetch_last(resolved)
-                    yield made
-                    made.write_back()
-            finally:
-                denoiser.close()
-                components.done_with(stage.name)
+        with components.run():
+            for stage in family.stages:
+                samples: list[Sample] = stage.begin(resolved)
+                denoiser = stage.open_denoiser()
+                try:
+                    prepare(samples, denoiser)
+                    while not samples[0].done:
+                        step(samples, denoiser)
+                        made = Step(samples)
+                        if made.index == 0 and components.on_cpu:
+                            family.prefetch_last(resolved)
+                        yield made
+                        made.write_back()
+                finally:
+                    denoiser.close()
+                    components.done_with(stage.name)
 
     def finish(self, request: ResolvedRequest, latents: Latents, output_type: OutputType = "pil") -> Result:
         """Decode the last latents and apply the request's safety policy.
@@ -188,12 +189,13 @@ class Pipeline:
         backend = None if placement is None else placement.title
         if output_type == "latent":
             return make_result(self.bundle, self.family, request, latents, None, "latent", backend)
-        pixels, verdicts = self.family.finish(request, latents), None
-        classifier = self.family.classifier()
-        if request.policy != "off":
-            assert classifier is not None, "resolve requires one"
-            verdicts = safety.judge(lambda: self.components.session(classifier), pixels)
-            self.components.done_with(classifier)
+        verdicts, classifier = None, self.family.classifier()
+        with self.components.run():
+            pixels = self.family.finish(request, latents)
+            if request.policy != "off":
+                assert classifier is not None, "resolve requires one"
+                verdicts = safety.judge(lambda: self.components.session(classifier), pixels)
+                self.components.done_with(classifier)
         pixels = safety.apply_policy(request.policy, pixels, verdicts or ())
         pixels = self.family.compose(request, pixels)
         return make_result(self.bundle, self.family, request, pixels, verdicts, output_type, backend)

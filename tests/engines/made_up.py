@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import onnx
 from safetensors.numpy import load_file, save_file
 
 from latentrt.backends.gpu import Gpu, NoGpu
@@ -125,6 +124,8 @@ def retrained(folder: Path, *names: str) -> Bundle:
 
 def broken(folder: Path, component: str) -> Bundle:
     """Copy the sample bundle, with a graph that no library can build and a correct hash of it."""
+    import onnx  # here, as tests of the runtime do without
+
     shutil.copytree(bundle_path(), folder)
     manifest = Bundle.open(folder).manifest
     graph = manifest.components[component].graphs[manifest.precision].file

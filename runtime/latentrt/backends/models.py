@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from latentrt.backends.placement import Placement
@@ -93,7 +93,8 @@ class Components:
         self.on_cpu = bool(placements) and all(placement.device == "cpu" for placement in placements.values())
         self._models, self._lock = models, threading.Lock()
         self._held: dict[tuple[str, str | None], Key] = {}
-        self._finalizer = weakref.finalize(self, _release_all, models, self._held, self._lock)
+        self._runs, self._deferred = 0, set[tuple[str, str | None]]()
+        weakref.finalize(self, _release_all, models, self._held, self._lock)
 
     def session(self, name: str, part: str | None = None) -> Session:
         """Return the session of a component, or of one of its parts.
@@ -127,25 +128,41 @@ class Components:
         thread = threading.Thread(target=self._prefetch, args=(name, parts, dict(sizes)), name=f"latentrt-load-{name}")
         thread.start()
 
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """Mark a run of the pipeline. While several are under way, nothing is released that another one may use."""
+        with self._lock:
+            self._runs += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._runs -= 1
+                deferred = list(self._deferred) if self._runs == 0 else []
+            self._release(deferred)
+
     def done_with(self, name: str) -> None:
         """Release a component's sessions where memory is short: its work is done, for now."""
-        if not self.low_memory:
-            return
-        with self._lock:
-            keys = [self._held.pop(each) for each in list(self._held) if each[0] == name]
-        for key in keys:
-            self._models.release(key)
+        if self.low_memory:
+            self._release([each for each in list(self._held) if each[0] == name])
 
     def release(self, name: str, part: str | None) -> None:
         """Release one part, whatever the memory: a decoder in slices holds one at a time."""
-        with self._lock:
-            key = self._held.pop((name, part), None)
-        if key is not None:
-            self._models.release(key)
+        self._release([(name, part)])
 
     def close(self) -> None:
         """Release every session."""
-        self._finalizer()
+        _release_all(self._models, self._held, self._lock)
+
+    def _release(self, sessions: list[tuple[str, str | None]]) -> None:
+        with self._lock:
+            if self._runs > 1:
+                self._deferred.update(sessions)
+                return
+            self._deferred.difference_update(sessions)
+            keys = [self._held.pop(each) for each in sessions if each in self._held]
+        for key in keys:
+            self._models.release(key)
 
     def _prefetch(self, name: str, parts: tuple[str | None, ...], sizes: dict[str, int]) -> None:
         for part in parts:

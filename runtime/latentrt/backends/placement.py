@@ -224,7 +224,9 @@ class _Placer:
     def _without_engine(self, name: str, why: str) -> Placement:
         if ort.CUDA in ort.available_providers():
             placement = self.on_provider(name, ort.CUDA)
-            return replace(placement, open=lambda _: self._gpu_or_cpu(name), reason=why)
+            return replace(
+                placement, open=lambda _: self._gpu_or_cpu(name), key=("or the CPU", *placement.key), reason=why
+            )
         return self._on_cpu(name, f"{why}, and this ONNX Runtime has no CUDA (pip install 'latentrt[gpu]')")
 
     def _gpu_or_cpu(self, name: str) -> Session:
@@ -250,7 +252,8 @@ class _Placer:
             device="gpu",
             title=f"{TITLES[record.identity.library]} engine {record.key[:12]}{more}",
             open=lambda _: ChosenByShape(name, fit, self._load, otherwise),
-            key=("engines", name, engines_only, *(source.record.key for source in fit)),
+            # The weights too: a plan may be stripped of its own, and something else may run other shapes.
+            key=("engines", name, engines_only, *(source.record.key for source in fit), *self._digests(name)),
         )
 
     def _load(self, source: EngineSource) -> Session:

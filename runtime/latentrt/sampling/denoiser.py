@@ -20,8 +20,9 @@ __all__ = ["DEEP_FEATURES", "Conditioning", "Denoiser", "Evaluation", "SplitDeno
 
 DEEP_FEATURES = "deep_features"
 
-# Different batches whose stacked inputs are kept; a request has one or two (guided and unguided rows).
-_MOST_STACKS = 16
+# Different batches of which a stacked input is kept; a request has one or two (guided and unguided rows) for each number
+# of chunks of its prompts.
+_MOST_STACKS = 4
 
 
 class Conditioning:
@@ -77,7 +78,7 @@ class Denoiser(ABC):
 
     def __init__(self, inputs: tuple[TensorSpec, ...], *, latents: str, timestep: str, output: str) -> None:
         self.inputs, self.latents, self.timestep, self.output = inputs, latents, timestep, output
-        self._stacks: dict[tuple[Any, ...], tuple[Sequence[Any], NDArray[Any]]] = {}
+        self._stacks: dict[str, dict[tuple[int, ...], tuple[Sequence[Any], NDArray[Any]]]] = {}
         self._sizes: dict[Any, tuple[int, ...] | None] = {}
 
     def evaluate(
@@ -179,14 +180,15 @@ class Denoiser(ABC):
 
     def _stack(self, name: str, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Stack arrays that nobody writes to; the very same batch gives the very same array."""
-        key = (name, *map(id, arrays))
-        if key not in self._stacks:
-            while len(self._stacks) >= _MOST_STACKS:
-                self._stacks.pop(next(iter(self._stacks)))
+        key, stacks = tuple(map(id, arrays)), self._stacks.setdefault(name, {})
+        if key not in stacks:
+            while len(stacks) >= _MOST_STACKS:
+                stacks.pop(next(iter(stacks)))
             stacked = np.stack(arrays)
             stacked.setflags(write=False)
-            self._stacks[key] = (arrays, stacked)  # the members are held, so that their ids stay theirs
-        return self._stacks[key][1]
+            stacks[key] = (arrays, stacked)  # the members are held, so that their ids stay theirs
+        found = stacks[key] = stacks.pop(key)  # the latest used is the last to go
+        return found[1]
 
     @abstractmethod
     def _batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:

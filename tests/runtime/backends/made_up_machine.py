@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentrt.backends import device
+from latentrt.backends import placement
 from latentrt.backends.cuda.api import Cuda
 from latentrt.backends.gpu import Gpu
 from latentrt.backends.tensorrt import device as engine_device
@@ -21,8 +21,8 @@ COMPONENTS = ["preview_decoder", "safety_checker", "text_encoder", "unet", "vae_
 def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> FakeCudaApi:
     api = FakeCudaApi()
     library = fake_library(api, "tensorrt_rtx", made_up.RTX.version)
-    monkeypatch.setattr(device, "find_gpu", lambda: gpu)
-    monkeypatch.setattr(device, "find_libraries", lambda: {"tensorrt": "not here", "tensorrt_rtx": library})
+    monkeypatch.setattr(placement, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(placement, "find_libraries", lambda: {"tensorrt": "not here", "tensorrt_rtx": library})
     monkeypatch.setattr(engine_device, "load_cuda", lambda: Cuda(api, api.driver))
     return api
 

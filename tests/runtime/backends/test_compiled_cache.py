@@ -1,4 +1,4 @@
-"""Compiled graphs are kept, found again where nothing they depend on has changed, and let go."""
+"""The cache of compiled graphs: entries are found again while nothing they depend on has changed, and removed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from latentrt.backends.session import run
 from tests.runtime.backends.test_openvino import feeds
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _openvino() -> None:
+    pytest.importorskip("openvino")
 
 
 @pytest.fixture

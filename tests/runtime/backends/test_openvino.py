@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -18,9 +17,14 @@ from latentrt.backends import openvino as ov
 from latentrt.backends.session import Arrays, run
 from latentrt.bundle.sample import bundle_path
 from latentrt.errors import BackendError, IntegrityError, MissingExtraError
-from tests.runtime.backends.test_onnxruntime import pin
+from tests.runtime.backends.test_onnxruntime import pin, point_elsewhere
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _openvino() -> None:
+    pytest.importorskip("openvino")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def feeds(component: str, batch: int = 2, side: int = 16) -> Arrays:
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_encoder", "vae_decoder", "safety_checker"])
-def test_every_submodule_is_onnxruntimes_to_rounding(bundle: Bundle, component: str) -> None:
+def test_every_component_computes_what_it_does_on_onnxruntime(bundle: Bundle, component: str) -> None:
     given = feeds(component)
     expected = run(ort.open_session(bundle, component, threads=1), **given)
     found = run(ov.open_session(bundle, component, threads=1), **given)
@@ -72,7 +76,7 @@ def test_every_submodule_is_onnxruntimes_to_rounding(bundle: Bundle, component: 
 
 def test_bfloat16_has_eight_bits_or_is_refused(bundle: Bundle) -> None:
     if not ov.computes_in_bfloat16():
-        with pytest.raises(BackendError, match="found no bfloat16 arithmetic on this CPU"):
+        with pytest.raises(BackendError, match="bfloat16"):
             ov.open_session(bundle, "unet", threads=1, arithmetic="bfloat16")
         return
     given = feeds("unet")
@@ -85,31 +89,43 @@ def test_bfloat16_has_eight_bits_or_is_refused(bundle: Bundle) -> None:
 
 def test_bfloat16_is_refused_where_the_cpu_has_none(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ov, "computes_in_bfloat16", lambda: False)
-    with pytest.raises(BackendError, match="no bfloat16 arithmetic on this CPU; --precision float32"):
+    with pytest.raises(BackendError, match="bfloat16"):
         ov.open_session(bundle, "unet", arithmetic="bfloat16")
 
 
-def test_what_is_not_installed_names_its_extra(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_backend_names_its_extra(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     ov._library.cache_clear()
-    with pytest.raises(MissingExtraError, match=r"pip install 'latentrt\[openvino\]'"):
+    with pytest.raises(MissingExtraError, match=r"latentrt\[openvino\]"):
         ov.open_session(bundle, "unet")
     ov._library.cache_clear()
 
 
 def test_shapes_come_and_go(bundle: Bundle) -> None:
-    """More of them than are kept, the first again at the end."""
+    """More than are kept, the first again at the end."""
     session = ov.open_session(bundle, "vae_decoder", threads=1)
     sides = [8, 9, 10, 11, 12, 8]
-    pictures = [run(session, **feeds("vae_decoder", batch=1, side=side))["pixels"] for side in sides]
+    images = [run(session, **feeds("vae_decoder", batch=1, side=side))["pixels"] for side in sides]
     factor = bundle.manifest.latent_spaces["unet"].downscale
-    assert [picture.shape for picture in pictures] == [(1, factor * side, factor * side, 3) for side in sides]
-    np.testing.assert_array_equal(pictures[0], pictures[-1])
+    assert [image.shape for image in images] == [(1, factor * side, factor * side, 3) for side in sides]
+    np.testing.assert_array_equal(images[0], images[-1])
     assert [shapes[0][2] for shapes in session._compiled] == [10, 11, 12, 8], "the last that were used"
     short = ov.open_session(bundle, "vae_decoder", threads=1, low_memory=True)
     for side in sides[:3]:
         run(short, **feeds("vae_decoder", batch=1, side=side))
     assert len(short._compiled) == 1
+
+
+def test_preparing_compiles_for_the_shapes_of_the_next_run(bundle: Bundle) -> None:
+    session = ov.open_session(bundle, "vae_decoder", threads=1)
+    session.prepare({"latents": (1, 4, 8, 8)})
+    (prepared,) = session._compiled.values()
+    run(session, **feeds("vae_decoder", batch=1, side=8))
+    assert [*session._compiled.values()] == [prepared]
+    with pytest.raises(BackendError, match="OpenVINO failed"):
+        session.prepare({"latents": (1, 3, 8, 8)})
+    session.close()
+    assert session._compiled == {}
 
 
 @pytest.mark.parametrize("hint", ["latency", "throughput"])
@@ -123,7 +139,7 @@ def test_threads_may_share_a_session(bundle: Bundle, hint: ov.PerformanceHint) -
         np.testing.assert_array_equal(found, reference)
 
 
-def test_what_the_library_refuses_is_an_error_of_ours(bundle: Bundle, tmp_path: Path) -> None:
+def test_whatever_the_library_refuses_is_a_backend_error(bundle: Bundle, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
     graph = folder / "unet" / "model.float32.onnx"
     graph.write_bytes(b"no graph at all")
@@ -146,11 +162,8 @@ def test_damage_is_found_before_anything_is_parsed(bundle: Bundle, tmp_path: Pat
 def test_a_graph_cannot_reach_out_of_its_folder(bundle: Bundle, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
     graph = folder / "vae_decoder" / "model.float32.onnx"
-    model = onnx.load(graph, load_external_data=False)
-    weight = next(weight for weight in model.graph.initializer if weight.external_data)
-    next(entry for entry in weight.external_data if entry.key == "location").value = "../../secret.bin"
-    graph.write_bytes(model.SerializeToString())
-    (tmp_path / "secret.bin").write_bytes(bytes(4 << 20))
+    point_elsewhere(graph, b"../../secret.file")
+    (tmp_path / "secret.file").write_bytes(bytes(4 << 20))
     pin(folder, graph)
     with pytest.raises(BackendError, match="outside the base directory"):
         run(ov.open_session(Bundle.open(folder), "vae_decoder"), **feeds("vae_decoder"))
@@ -192,7 +205,7 @@ def test_links_of_a_hub_cache_are_the_same_files(
     assert other != place
 
 
-def test_links_to_another_disk_are_refused_in_words(
+def test_links_to_another_disk_are_refused_with_a_remedy(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = linked(bundle, tmp_path / "models--owner--name")
@@ -202,7 +215,5 @@ def test_links_to_another_disk_are_refused_in_words(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", fail)
-    with pytest.raises(
-        BackendError, match=r"Invalid cross-device link.*put LATENTRT_CACHE on the same disk, copy .* --device cpu"
-    ):
+    with pytest.raises(BackendError, match=r"cross-device link.*LATENTRT_CACHE"):
         run(ov.open_session(hub, "vae_decoder"), **feeds("vae_decoder"))

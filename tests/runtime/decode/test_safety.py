@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from latentrt.backends.session import Arrays
+from latentrt.backends.session import Arrays, Session
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.decode.safety import (
     SafetyRecord,
@@ -36,7 +36,7 @@ def pixels() -> NDArray[np.uint8]:
 
 
 def outputs(batch: int = 3, concepts: int = 17, special_care: int = 3) -> Arrays:
-    """What a classifier says of harmless pictures."""
+    """Return the outputs of a classifier for harmless images."""
     return {
         "concept_scores": np.full((batch, concepts), -0.1, np.float32),
         "special_care_scores": np.full((batch, special_care), -0.1, np.float32),
@@ -46,10 +46,11 @@ def outputs(batch: int = 3, concepts: int = 17, special_care: int = 3) -> Arrays
     }
 
 
-class Classifier:
-    """The session's seam, with an answer, or an error, that is given."""
+class Classifier(Session):
+    """A classifier with a given answer or error."""
 
     inputs = (TensorSpec("pixels", "uint8", ("batch", "height", "width", 3)),)
+    outputs = ()
 
     def __init__(self, answer: Arrays | Exception) -> None:
         self.answer = answer
@@ -60,14 +61,14 @@ class Classifier:
         return self.answer
 
 
-def test_harmless_pictures(pixels: NDArray[np.uint8]) -> None:
+def test_harmless_images(pixels: NDArray[np.uint8]) -> None:
     verdicts = judge(lambda: Classifier(outputs()), pixels)
     assert [verdict.flagged for verdict in verdicts] == [False] * 3
     assert verdicts[0].concepts == ()
     assert verdicts[0].concept_scores == pytest.approx((-0.1,) * 17)
 
 
-def test_a_flagged_picture_among_others() -> None:
+def test_a_flagged_image_among_others() -> None:
     said = outputs()
     said["concept_scores"][1, [4, 9]] = 0.001, 0.2
     said["special_care_scores"][1, 2] = 0.05
@@ -149,13 +150,13 @@ def test_pixels_that_the_graph_does_not_take(pixels: NDArray[np.uint8]) -> None:
 
 
 @pytest.mark.parametrize("policy", ["off", "report"])
-def test_pictures_that_are_handed_out_as_they_are(pixels: NDArray[np.uint8], policy: str) -> None:
+def test_images_that_are_returned_unchanged(pixels: NDArray[np.uint8], policy: str) -> None:
     verdicts = () if policy == "off" else (UNSAFE,) * 3
     assert apply_policy(check_policy(policy), pixels, verdicts) is pixels
 
 
 @pytest.mark.parametrize("policy", ["block", "blur"])
-def test_only_flagged_pictures_change_and_the_input_does_not(pixels: NDArray[np.uint8], policy: str) -> None:
+def test_only_flagged_images_change_and_the_input_does_not(pixels: NDArray[np.uint8], policy: str) -> None:
     before = pixels.copy()
     shown = apply_policy(check_policy(policy), pixels, (SAFE, UNSAFE, SAFE))
     assert np.array_equal(pixels, before)
@@ -165,12 +166,12 @@ def test_only_flagged_pictures_change_and_the_input_does_not(pixels: NDArray[np.
     assert not np.shares_memory(shown, pixels)
 
 
-def test_a_blocked_picture_is_black(pixels: NDArray[np.uint8]) -> None:
+def test_a_blocked_image_is_black(pixels: NDArray[np.uint8]) -> None:
     assert not apply_policy("block", pixels, (UNSAFE,) * 3).any()
 
 
 @pytest.mark.parametrize("side", [64, 512, 1024])
-def test_a_blurred_picture_has_no_detail_left(side: int) -> None:
+def test_a_blurred_image_has_no_detail_left(side: int) -> None:
     """Stripes an eighth of the side apart, far coarser than a face's features, all but vanish, at every size."""
     stripes = np.zeros((1, side, side, 3), np.uint8)
     for start in range(0, side, side // 4):
@@ -181,7 +182,7 @@ def test_a_blurred_picture_has_no_detail_left(side: int) -> None:
     assert middle.max() - middle.min() <= 16
 
 
-def test_a_blurred_picture_keeps_its_colour(pixels: NDArray[np.uint8]) -> None:
+def test_a_blurred_image_keeps_its_colour(pixels: NDArray[np.uint8]) -> None:
     plain = np.full_like(pixels, (200, 100, 50))
     assert np.abs(apply_policy("blur", plain, (UNSAFE,) * 3).astype(int) - plain).max() <= 1
 

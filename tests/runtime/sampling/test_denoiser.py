@@ -1,142 +1,355 @@
-"""What the denoiser is asked, row after row, and what may be left out of it."""
+"""Batches of evaluations: padding, shared inputs, and a denoiser in parts that computes what does not change once."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from latentrt.sampling.approximation import Approximation
 from numpy.typing import NDArray
 
-from latentrt.errors import BackendError
-from latentrt.request import Order, Request, resolve
-from latentrt.sampling.denoiser import Asking
-from latentrt.sampling.guidance import guide
-from latentrt.text.clip import Conditioning
-from tests.runtime import small_bundle
-from tests.runtime.backends.split_fakes import WHOLE, FakeParts, shallow, whole
+from latentrt.backends import onnxruntime as ort
+from latentrt.backends.session import Session
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.sample import bundle_path
+from latentrt.errors import BackendError, FeedError
+from latentrt.sampling.denoiser import Conditioning, Denoiser, Evaluation, SplitDenoiser, WholeDenoiser
+from latentrt.sampling.guidance import ClassifierFree, Guidance, Unguided
+from latentrt.sampling.loop import Sample, step
+from latentrt.sampling.samplers import schedule
+from latentrt.sampling.schedule import Recurrence
+from tests.runtime.sampling import fakes
 
-TIMESTEPS = np.array([981, 741, 501, 261, 21, 1], np.float32)
-RNG = np.random.default_rng(7)
-SCALE = 5.0
+Floats = NDArray[np.float32]
 
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return small_bundle.manifest(small_bundle.write_bundle(tmp_path_factory.mktemp("bundle")))
-
-
-def order(manifest: Any, *, guided: bool = True, **approximation: Any) -> Order:
-    asked = Request.of(prompt="a", seed=1, guidance_scale=SCALE if guided else 1.0)
-    return replace(resolve(asked, manifest), approximation=Approximation(**approximation))
+SHAPE = (4, 3, 5)
+TIMESTEPS = np.array([981, 741, 501, 261, 21], np.float32)
 
 
-def told(pictures: int, tokens: int = 7, *, first: int = 0, guided: bool = True) -> Conditioning:
-    embeddings = RNG.standard_normal((2 * pictures if guided else pictures, tokens, 8), dtype=np.float32)
-    embeddings.setflags(write=False)
-    return Conditioning(np.arange(first, first + pictures), embeddings)
+def evaluation(seed: int, tokens: int = 3, concat: Floats | None = None) -> Evaluation:
+    return Evaluation(fakes.conditioning(seed, tokens, concat), SHAPE, TIMESTEPS)
 
 
-def latents(pictures: int) -> NDArray[np.float32]:
-    return RNG.standard_normal((pictures, 4, 8, 8), dtype=np.float32)
+def latents(count: int) -> list[Floats]:
+    return [*np.random.default_rng(count).standard_normal((count, *SHAPE), dtype=np.float32)]
 
 
-def repeated(timestep: float, count: int) -> NDArray[np.float32]:
-    return np.full(count, timestep, np.float32)
+def expected(evaluations: list[Evaluation], x: list[Floats], t: list[np.float32]) -> Floats:
+    """Compute each by itself."""
+    rows = zip(evaluations, x, t, strict=True)
+    return np.stack([fakes.whole(each, time, one.conditioning.inputs["text"]) for one, each, time in rows])
 
 
-def guided_by_hand(sample: NDArray[Any], timestep: float, embeddings: NDArray[Any]) -> NDArray[np.float32]:
-    doubled = np.concatenate([sample, sample])
-    return guide(whole(doubled, repeated(timestep, len(doubled)), embeddings), SCALE, 0.0)
+def evaluate(
+    denoiser: Denoiser, evaluations: list[Evaluation], t: float | list[float] = 501.0
+) -> tuple[Floats, Floats]:
+    """Return the outputs for random latents, and those of each by itself."""
+    times = [np.float32(each) for each in (t if isinstance(t, list) else [t] * len(evaluations))]
+    x = latents(len(evaluations))
+    return denoiser.evaluate(evaluations, x, times), expected(evaluations, x, times)
 
 
-def test_every_row_is_guided_where_nothing_else_is_said(manifest: Any) -> None:
-    parts, prompt, sample = FakeParts(), told(2), latents(2)
-    ask = Asking(parts.denoiser, TIMESTEPS, [prompt], order(manifest))
-    for timestep in TIMESTEPS:
-        expected = guided_by_hand(sample, timestep, prompt.embeddings)
-        np.testing.assert_allclose(ask(timestep, sample), expected, rtol=1e-5, atol=1e-6)
-    assert (parts.runs("time_embedding"), parts.runs("cross_attention_kv")) == (1, 1)
+@pytest.mark.parametrize(
+    ("sizes", "count", "batches"),
+    [
+        (None, 5, [5]),
+        ((1, 2, 4), 1, [1]),
+        ((1, 2, 4), 3, [4]),
+        ((1, 2, 4), 4, [4]),
+        ((1, 2, 4), 5, [4, 1]),
+        ((1, 2, 4), 11, [4, 4, 4]),
+        ((2,), 1, [2]),
+        ((2,), 5, [2, 2, 2]),
+        ((8,), 3, [8]),
+    ],
+)
+def test_batches_are_padded_to_sizes_that_the_backend_has(
+    sizes: tuple[int, ...] | None, count: int, batches: list[int]
+) -> None:
+    session = fakes.FakeSession(sizes=sizes)
+    denoiser, evaluations = fakes.open_whole(session), [evaluation(seed) for seed in range(count)]
+    found, alone = evaluate(denoiser, evaluations, [float(t) for t in range(100, 100 + count)])
+    assert session.batches == batches
+    assert found.shape == (count, *SHAPE), "copies are dropped"
+    np.testing.assert_array_equal(found, alone)
+    for feeds in session.fed:  # the copies are of the last evaluation
+        used = len({*feeds["t"].tolist()})
+        for array in feeds.values():
+            np.testing.assert_array_equal(array[used:], np.repeat(array[used - 1 : used], len(array) - used, axis=0))
 
 
-def test_outside_of_its_interval_guidance_costs_nothing(manifest: Any) -> None:
-    """Of six rows the second to the fourth lie within 0.16 … 0.67, as diffusers counts for a ControlNet."""
-    parts, prompt, sample = FakeParts(), told(2), latents(2)
-    ask = Asking(parts.denoiser, TIMESTEPS, [prompt], order(manifest, guidance_start=0.16, guidance_end=0.67))
-    for row, timestep in enumerate(TIMESTEPS):
-        alone = whole(sample, repeated(timestep, 2), prompt.embeddings[2:])
-        expected = guided_by_hand(sample, timestep, prompt.embeddings) if 1 <= row <= 3 else alone
-        np.testing.assert_allclose(ask(timestep, sample), expected, rtol=1e-5, atol=1e-6)
-    assert [len(fed["sample"]) for fed in parts.parts["body"].fed] == [2, 4, 4, 4, 2, 2]
-    # The keys of both halves, and those of the prompts alone.
-    assert parts.runs("cross_attention_kv") == 2
+def test_whatever_a_batch_needs_is_prepared_at_the_padded_size() -> None:
+    session = fakes.FakeSession(sizes=(1, 4))
+    fakes.open_whole(session).prepare([evaluation(seed) for seed in range(6)])
+    assert [shapes["t"] for shapes in session.prepared] == [(4,), (4,)]
+    assert session.prepared[0] == {"x": (4, *SHAPE), "t": (4,), "text": (4, 3, fakes.WIDTH)}
 
 
-def test_deep_features_are_computed_every_so_many_rows(manifest: Any) -> None:
-    parts, prompt = FakeParts(), told(1, guided=False)
-    ask = Asking(parts.denoiser, TIMESTEPS, [prompt], order(manifest, guided=False, deep_cache=3))
-    deep: NDArray[Any] | None = None
-    for row, timestep in enumerate(TIMESTEPS):
-        sample, t = latents(1), repeated(timestep, 1)
-        if row % 3 == 0:
-            deep = np.tanh(sample * prompt.embeddings.mean(axis=(1, 2))[:, None, None, None])
-        assert deep is not None
-        np.testing.assert_allclose(ask(timestep, sample), shallow(sample, t, deep), rtol=1e-5, atol=1e-6)
-    assert (parts.runs("body"), parts.runs("shallow_body")) == (2, 4)
+def test_extra_channels_follow_the_latents() -> None:
+    session = fakes.FakeSession()
+    x = latents(2)
+    concat = [np.full((5, *SHAPE[1:]), value, np.float32) for value in (1, 2)]
+    evaluations = [evaluation(seed, concat=each) for seed, each in enumerate(concat)]
+    fakes.open_whole(session).evaluate(evaluations, x, [np.float32(1)] * 2)
+    for fed, own, extra in zip(session.fed[0]["x"], x, concat, strict=True):
+        np.testing.assert_array_equal(fed[:4], own)
+        np.testing.assert_array_equal(fed[4:], extra)
 
 
-def test_prompts_of_different_lengths_keep_their_own_features(manifest: Any) -> None:
-    parts, sample = FakeParts(), latents(3)
-    prompts = [told(2, 7), told(1, 14, first=2)]
-    ask = Asking(parts.denoiser, TIMESTEPS, prompts, order(manifest, deep_cache=2))
-    first, second = ask(TIMESTEPS[0], sample), ask(TIMESTEPS[0], sample)
-    # The same row again: features of the same latents are what would have been computed.
-    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
-    assert (parts.runs("body"), parts.runs("shallow_body")) == (2, 2)
+def test_signatures_tell_which_evaluations_fit_in_one_batch() -> None:
+    same, other, longer = evaluation(1), evaluation(2), evaluation(3, tokens=6)
+    extra = evaluation(4, concat=np.zeros((5, *SHAPE[1:]), np.float32))
+    elsewhere = Evaluation(fakes.conditioning(5), (4, 5, 3), TIMESTEPS)
+    assert same.signature == other.signature
+    assert len({each.signature for each in (same, other, longer, extra, elsewhere)}) == 4
 
 
-def test_where_guidance_ends_the_positive_half_goes_on(manifest: Any) -> None:
-    """Whole at rows 0 and 3, guided at 0 and 1. Row 2 takes the positive half of what row 0 had."""
-    parts, prompt, sample = FakeParts(), told(1), latents(1)
-    ask = Asking(parts.denoiser, TIMESTEPS, [prompt], order(manifest, deep_cache=3, guidance_end=0.4))
-    found = [ask(timestep, sample) for timestep in TIMESTEPS]
-    # The latents stay the same here, so the features of any row are those of every row.
-    for row, timestep in enumerate(TIMESTEPS):
-        alone = whole(sample, repeated(timestep, 1), prompt.embeddings[1:])
-        expected = guided_by_hand(sample, timestep, prompt.embeddings) if row < 2 else alone
-        np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-6)
-    assert [len(fed["sample"]) for fed in parts.parts["shallow_body"].fed] == [2, 1, 1, 1]
+def test_the_same_batch_hands_over_the_same_read_only_array() -> None:
+    session = fakes.FakeSession(sizes=(4,))
+    denoiser, evaluations = fakes.open_whole(session), [evaluation(seed) for seed in range(6)]
+    for t in TIMESTEPS:
+        evaluate(denoiser, evaluations[:3], float(t))
+    texts = [feeds["text"] for feeds in session.fed]
+    assert all(text is texts[0] for text in texts)
+    assert not texts[0].flags.writeable
+    # Another order is another batch, and so is another member.
+    for chosen in ([2, 1, 0], [0, 1, 3]):
+        evaluate(denoiser, [evaluations[index] for index in chosen])
+    changed = [feeds["text"] for feeds in session.fed[-2:]]
+    assert texts[0] is not changed[0]
+    assert changed[0] is not changed[1]
+    evaluate(denoiser, evaluations[:3])
+    assert session.fed[-1]["text"] is texts[0]
+    assert session.fed[0]["x"] is not session.fed[1]["x"]
 
 
-def test_where_guidance_begins_there_is_nothing_to_reuse(manifest: Any) -> None:
-    """Row 0 is whole and has no negative half, so row 3, the first with guidance, is whole as well."""
-    parts, prompt, sample = FakeParts(), told(1), latents(1)
-    ask = Asking(parts.denoiser, TIMESTEPS, [prompt], order(manifest, deep_cache=6, guidance_start=0.5))
-    for timestep in TIMESTEPS:
-        ask(timestep, sample)
-    assert [len(fed["sample"]) for fed in parts.parts["body"].fed] == [1, 2]
-    assert [len(fed["sample"]) for fed in parts.parts["shallow_body"].fed] == [1, 1, 2, 2]
+def test_stacks_of_many_batches_are_not_kept_and_ids_that_are_used_again_deceive_nobody() -> None:
+    session = fakes.FakeSession()
+    denoiser = fakes.open_whole(session)
+    for seed in range(200):
+        session.fed.clear()
+        found, alone = evaluate(denoiser, [evaluation(seed)])  # whose arrays may be where the last ones were
+        np.testing.assert_array_equal(found, alone)
+    assert len(denoiser._stacks["text"]) <= 4
 
 
-class Whole:
-    """A denoiser that comes in one piece."""
-
-    inputs = WHOLE
-
-    def run(self, feeds: Any) -> Any:
-        return {"noise_pred": whole(feeds["sample"], feeds["timestep"], feeds["encoder_hidden_states"])}
+def test_conditioning_cannot_be_written_to() -> None:
+    array = np.zeros((3, fakes.WIDTH), np.float32)
+    conditioning = Conditioning({"text": array})
+    with pytest.raises(ValueError, match="read-only"):
+        conditioning.inputs["text"][0] = 1
 
 
-def test_a_denoiser_in_one_piece_reuses_nothing_and_says_so(manifest: Any) -> None:
-    with pytest.raises(BackendError, match="found deep_cache 2, and what runs the denoiser here runs it whole"):
-        Asking(Whole(), TIMESTEPS, [told(1)], order(manifest, deep_cache=2))
+def test_feeds_are_checked() -> None:
+    wrong = Conditioning({"text": np.zeros((3, fakes.WIDTH + 1), np.float32)})
+    denoiser = fakes.open_whole(fakes.FakeSession())
+    with pytest.raises(FeedError, match="text"):
+        denoiser.evaluate([Evaluation(wrong, SHAPE, TIMESTEPS)], latents(1), [np.float32(1)])
 
 
-def test_a_denoiser_in_one_piece_is_guided_the_same(manifest: Any) -> None:
-    prompt, sample = told(2), latents(2)
-    ask = Asking(Whole(), TIMESTEPS, [prompt], order(manifest, guidance_end=0.5))
-    found = [ask(timestep, sample) for timestep in TIMESTEPS]
-    np.testing.assert_allclose(found[0], guided_by_hand(sample, TIMESTEPS[0], prompt.embeddings), rtol=1e-6)
-    np.testing.assert_array_equal(found[-1], whole(sample, repeated(TIMESTEPS[-1], 2), prompt.embeddings[2:]))
+def test_an_output_that_is_not_finite_names_its_own_timestep() -> None:
+    denoiser, x = fakes.open_whole(fakes.FakeSession(sizes=(2,))), latents(3)
+    x[2][0, 0, 0] = np.inf
+    with pytest.raises(BackendError, match="timestep 21 "), np.errstate(invalid="ignore"):
+        denoiser.evaluate([evaluation(seed) for seed in range(3)], x, [*TIMESTEPS[[0, 1, 4]]])
+
+
+# In parts.
+
+
+@pytest.fixture
+def parts() -> fakes.FakeParts:
+    return fakes.FakeParts()
+
+
+def test_a_run_embeds_its_timesteps_and_encodes_its_prompts_once(parts: fakes.FakeParts) -> None:
+    evaluations = [evaluation(seed) for seed in range(2)]
+    for t in TIMESTEPS:
+        found, alone = evaluate(parts.denoiser, evaluations, float(t))
+        np.testing.assert_array_equal(found, alone)
+    assert parts.batches("time_embedding") == [len(TIMESTEPS)]
+    assert parts.batches("cross_attention_kv") == [2]
+    assert parts.batches("body") == [2] * len(TIMESTEPS)
+    assert sorted(parts.parts["time_embedding"].fed[0]["t"].tolist()) == sorted(TIMESTEPS.tolist())
+    keys = [feeds["keys"] for feeds in parts.parts["body"].fed]
+    assert all(each is keys[0] for each in keys)
+    assert "shallow_body" not in parts.parts, "a part is loaded when it is needed"
+
+
+def test_many_keys_and_values_are_all_kept_stacked() -> None:
+    """A large denoiser has dozens of them."""
+    session = fakes.FakeSession()
+    denoiser = fakes.open_whole(session)
+    arrays = {f"keys{number}": [np.full(3, number + each) for each in (0.0, 0.5)] for number in range(64)}
+    first = {name: denoiser._stack(name, each) for name, each in arrays.items()}
+    for _ in range(2):
+        for name, each in arrays.items():
+            denoiser._stack(name, each[::-1])  # as unguided rows between guided ones
+            assert denoiser._stack(name, each) is first[name]
+
+
+def test_samples_that_join_are_encoded_once_and_by_themselves(parts: fakes.FakeParts) -> None:
+    evaluations = [evaluation(seed) for seed in range(4)]
+    for members in ([0], [0, 1], [1, 0], [2, 0, 3, 1], [2, 3]):
+        found, alone = evaluate(parts.denoiser, [evaluations[index] for index in members])
+        np.testing.assert_array_equal(found, alone)
+    assert parts.batches("cross_attention_kv") == [1, 1, 2]
+    assert parts.batches("time_embedding") == [len(TIMESTEPS)], "they have the same timesteps"
+    own = Evaluation(fakes.conditioning(9), SHAPE, np.array([900, 741], np.float32))
+    found, alone = evaluate(parts.denoiser, [evaluations[0], own], [741.0, 900.0])
+    np.testing.assert_array_equal(found, alone)
+    assert parts.batches("time_embedding") == [5, 6], "one more timestep, and those from before"
+    found, alone = evaluate(parts.denoiser, [own, evaluations[2]], [741.0, 21.0])
+    np.testing.assert_array_equal(found, alone)
+    assert len(parts.batches("time_embedding")) == 2
+
+
+def test_samples_of_a_batch_may_be_at_different_timesteps(parts: fakes.FakeParts) -> None:
+    evaluations = [evaluation(seed) for seed in range(3)]
+    found, alone = evaluate(parts.denoiser, evaluations, [21.0, 981.0, 501.0])
+    np.testing.assert_array_equal(found, alone)
+
+
+def test_a_timestep_that_is_not_in_the_schedule_is_computed_too(parts: fakes.FakeParts) -> None:
+    for t in (981.0, 7.0, 741.0, 7.0):
+        found, alone = evaluate(parts.denoiser, [evaluation(1)], t)
+        np.testing.assert_array_equal(found, alone)
+    assert parts.batches("time_embedding") == [5, 6]
+
+
+def test_a_loop_shares_no_evaluation_with_another(parts: fakes.FakeParts) -> None:
+    for _ in range(2):
+        evaluate(parts.open_denoiser(), [evaluation(1)])
+    assert parts.batches("cross_attention_kv") == [1, 1]
+    assert parts.batches("time_embedding") == [5, 5]
+
+
+def test_any_batch_runs_in_parts(parts: fakes.FakeParts) -> None:
+    evaluate(parts.denoiser, [evaluation(seed) for seed in range(7)])
+    assert parts.batches("body") == [7]
+    parts.denoiser.prepare([evaluation(1)])
+
+
+def test_a_part_that_the_placement_does_not_share_is_asked_for_at_each_row() -> None:
+    """So a component that was released where memory is short is loaded again."""
+    opened: list[str] = []
+    parts = fakes.FakeParts()
+
+    def open_part(name: str) -> Session:
+        opened.append(name)
+        return parts.open(name)
+
+    denoiser, evaluations = SplitDenoiser(fakes.INPUTS, open_part, **fakes.NAMES), [evaluation(1)]
+    for _ in range(2):
+        evaluate(denoiser, evaluations)
+    assert opened == ["time_embedding", "cross_attention_kv", "body", "body"]
+    assert not denoiser.reuses_features
+
+
+# Deep features: DeepCache (Ma et al. 2023) with its uniform interval.
+
+
+def sample(guidance: Guidance, *, deep_cache: int, tokens: int = 3, seed: int = 0) -> Sample:
+    """Return a sample of six rows of DDIM."""
+    table = schedule("ddim", {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, 6)
+    given = {name: fakes.conditioning(seed + place, tokens) for place, name in enumerate(guidance.all_evaluations())}
+    return Sample(table, latents(1)[0], given, guidance, deep_cache=deep_cache)
+
+
+def run(denoiser: Denoiser, *samples: Sample) -> None:
+    while not samples[0].done:
+        step(samples, denoiser)
+
+
+@pytest.mark.parametrize(("interval", "deep"), [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4]), (3, [0, 3]), (6, [0])])
+def test_deep_layers_are_computed_every_so_many_rows(parts: fakes.FakeParts, interval: int, deep: list[int]) -> None:
+    one = sample(Unguided(), deep_cache=interval)
+    text = fakes.conditioning(0).inputs["text"]
+    features, x, table = np.zeros(SHAPE, np.float32), one.latents, Recurrence(one.schedule)
+    while not one.done:
+        row = one.row
+        if row in deep:
+            features = fakes.deep_layers(x, text)
+        m = fakes.shallow_layers(x, one.schedule.t[row], features)
+        before = one.latents
+        step([one], parts.denoiser)
+        fed = parts.parts["body" if row in deep else "shallow_body"].fed[-1]
+        np.testing.assert_array_equal(fed["x"][0], before)
+        if row not in deep:
+            np.testing.assert_array_equal(fed["deep_features"][0], features)
+        x = table.step(row, before, m)
+        np.testing.assert_array_equal(one.latents, x)
+    assert (len(parts.batches("body")), len(parts.batches("shallow_body"))) == (len(deep), 6 - len(deep))
+
+
+def test_deep_features_of_the_same_latents_change_nothing(parts: fakes.FakeParts) -> None:
+    evaluations, x = [evaluation(seed) for seed in range(2)], latents(2)
+    whole = parts.denoiser.evaluate(evaluations, x, [TIMESTEPS[0]] * 2)
+    reused = parts.denoiser.evaluate(evaluations, x, [TIMESTEPS[0]] * 2, reuse=True)
+    np.testing.assert_array_equal(reused, whole)
+
+
+def test_each_sample_keeps_its_own_features_and_interval(parts: fakes.FakeParts) -> None:
+    samples = [
+        sample(Unguided(), deep_cache=1),
+        sample(Unguided(), deep_cache=2, seed=10),
+        sample(ClassifierFree(scale=3.0), deep_cache=3, seed=20),
+        sample(Unguided(), deep_cache=3, seed=30, tokens=6),
+    ]
+    run(parts.denoiser, *samples)
+    assert sorted(parts.batches("body")) == sorted([4, 1, 1, 2, 3, 1, 2, 1])
+    assert sorted(parts.batches("shallow_body")) == sorted([3, 1, 2, 1, 1, 2, 1, 3, 1])
+
+
+def test_where_guidance_ends_the_positive_features_go_on(parts: fakes.FakeParts) -> None:
+    """Deep layers at rows 0 and 3, guidance at rows 0 and 1; row 2 takes the positive half of row 0's features."""
+    run(parts.denoiser, sample(ClassifierFree(scale=3.0, end=0.4), deep_cache=3))
+    assert parts.batches("body") == [2, 1]
+    assert parts.batches("shallow_body") == [2, 1, 1, 1]
+    guided, *rest = (feeds["deep_features"] for feeds in parts.parts["shallow_body"].fed)
+    np.testing.assert_array_equal(rest[0][0], guided[1])
+
+
+def test_where_guidance_begins_there_is_nothing_to_reuse(parts: fakes.FakeParts) -> None:
+    """Row 0 has no negative half, so row 3, the first with guidance, computes the deep layers of both."""
+    run(parts.denoiser, sample(ClassifierFree(scale=3.0, start=0.5), deep_cache=6))
+    assert parts.batches("body") == [1, 2]
+    assert parts.batches("shallow_body") == [1, 1, 2, 2]
+
+
+def test_a_whole_denoiser_reuses_nothing() -> None:
+    session = fakes.FakeSession()
+    denoiser = fakes.open_whole(session)
+    assert not denoiser.reuses_features
+    run(denoiser, sample(Unguided(), deep_cache=3))
+    assert session.batches == [1] * 6
+
+
+# The sample bundle's denoiser.
+
+
+def test_parts_compute_what_the_whole_computes() -> None:
+    bundle = Bundle.open(bundle_path())
+    record, opened = bundle.manifest.components["unet"], dict[str, Any]()
+    names = {"latents": "sample", "timestep": "timestep", "output": "noise_pred"}
+
+    def open_part(name: str) -> Session:
+        opened.setdefault(name, ort.open_session(bundle, "unet", part=name, threads=1))
+        session: Session = opened[name]
+        return session
+
+    whole = WholeDenoiser(ort.open_session(bundle, "unet", threads=1), **names)
+    split = SplitDenoiser(record.inputs, open_part, reuses_features=True, **names)
+    rng = np.random.default_rng(0)
+    evaluations, x = [], [rng.standard_normal((4, 8, 12), dtype=np.float32) for _ in range(3)]
+    for _ in range(3):
+        text = rng.standard_normal((154, 128), dtype=np.float32)
+        evaluations.append(Evaluation(Conditioning({"encoder_hidden_states": text}), (4, 8, 12), TIMESTEPS))
+    for t in TIMESTEPS:
+        times = [t, TIMESTEPS[0], TIMESTEPS[2]]
+        one, other = (each.evaluate(evaluations, x, times) for each in (whole, split))
+        # The same operators on the same values; only their fusions may differ.
+        np.testing.assert_allclose(other, one, rtol=0, atol=2e-5 * np.abs(one).max())
+        reused = split.evaluate(evaluations, x, times, reuse=True)
+        np.testing.assert_allclose(reused, one, rtol=0, atol=2e-5 * np.abs(one).max())
+    assert {*opened} == {"time_embedding", "cross_attention_kv", "body", "shallow_body"}
