@@ -10,9 +10,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
+from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import EngineOptions, HardwareCompatibility, LibraryName
 from latentrt.errors import RequestError
 from latentrt_engines.fleet import FleetGpu, by_driver_name, parse_capabilities, parse_fleet

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from latentrt.backends.gpu import Gpu, NoGpu
 from latentrt.backends.tensorrt.library import TITLES
 from latentrt.bundle.bundle import Bundle
+from latentrt.engines.gpu import Gpu, NoGpu
 from latentrt.engines.record import EngineIdentity, EngineRecord, serves, this_platform
 from latentrt.engines.sealed import sealed_engines
 from latentrt.engines.store import EngineStore

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt import Pipeline
-from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
 from latentrt.backends.onnxruntime import CUDA, available_providers
 from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.session import EngineSession
 from latentrt.bundle.bundle import Bundle
+from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.sample import bundle_path
 from latentrt_engines.build import build_engines

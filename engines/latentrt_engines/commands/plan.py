@@ -36,8 +36,8 @@ def plan(bundle: Path, gpus: str, ask: Ask, run: bool, check: bool, as_json: boo
 
     What is there is in this user's cache, or sealed into the bundle.
     """
-    from latentrt.backends.gpu import find_gpu
     from latentrt.bundle.bundle import Bundle
+    from latentrt.engines.gpu import find_gpu
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.fleet import parse_fleet
     from latentrt_engines.fleet_plan import plan_fleet

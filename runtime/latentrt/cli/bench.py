@@ -108,9 +108,9 @@ def _jobs(job: BenchJob, devices: tuple[str, ...], providers: tuple[str, ...]) -
 def _devices_here(*, cpu_alone: bool) -> tuple[str, ...]:
     """What is worth trying: a GPU's backends only where there is one, and not where it was said what a CPU is to
     compute in."""
-    from latentrt.backends.gpu import Gpu, find_gpu
     from latentrt.backends.onnxruntime import CUDA, available_providers
     from latentrt.backends.openvino import is_installed
+    from latentrt.engines.gpu import Gpu, find_gpu
 
     here: tuple[str, ...] = ("openvino", "cpu") if is_installed() else ("cpu",)
     if not cpu_alone and isinstance(find_gpu(), Gpu):

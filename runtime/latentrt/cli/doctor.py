@@ -35,8 +35,8 @@ def doctor(bundle: Path | None) -> None:
 
 def _machine_lines() -> Lines:
     from latentrt import __version__
-    from latentrt.backends.gpu import NoGpu, find_gpu
     from latentrt.backends.tensorrt.library import LoadedLibrary, find_libraries
+    from latentrt.engines.gpu import NoGpu, find_gpu
 
     yield "latentrt", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     gpu = find_gpu()
@@ -86,9 +86,9 @@ def _cache_words() -> str:
 
 
 def _bundle_lines(bundle: Bundle) -> Lines:
-    from latentrt.backends.gpu import Gpu, find_gpu
     from latentrt.backends.placement import find_machine, place_components
     from latentrt.engines.choice import engines_for
+    from latentrt.engines.gpu import Gpu, find_gpu
 
     gpu = find_gpu()
     for component, placement in place_components(bundle).items():

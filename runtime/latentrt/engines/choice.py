@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from latentrt.backends.gpu import Gpu
 from latentrt.bundle.bundle import Bundle
+from latentrt.engines.gpu import Gpu
 from latentrt.engines.record import EngineIdentity, EngineRecord, LibraryName, this_platform
 from latentrt.engines.sealed import sealed_engines
 from latentrt.engines.store import EngineStore, StoredEngine
