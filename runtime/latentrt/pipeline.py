@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from latentrt.backends.placement import ComputePrecision, Device, Placement
     from latentrt.sampling.schedule import Latents
 
-__all__ = ["Pipeline", "Step"]
+__all__ = ["Pipeline", "Step", "call_signature"]
 
 log = logging.getLogger("latentrt")
 
@@ -199,19 +199,19 @@ class Pipeline:
         return make_result(self.bundle, self.family, request, pixels, verdicts, output_type, backend)
 
 
-def _call_signature() -> inspect.Signature:
-    """Return the signature of `Pipeline.__call__` with every option of a request."""
+def call_signature() -> inspect.Signature:
+    """Return the signature of `Pipeline.__call__` with every option of a request in place of `**options`."""
     own = inspect.signature(Pipeline.__call__)
+    fixed = ("self", "prompt", "output_type", "callback_on_step_end")
     options = [
         inspect.Parameter(each.keyword, inspect.Parameter.KEYWORD_ONLY, default=each.default)
         for each in OPTIONS.values()
-        if each.keyword != "prompt"
+        if each.keyword not in fixed
     ]
-    fixed = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    return own.replace(parameters=[*fixed, *options])
+    return own.replace(parameters=[*(own.parameters[name] for name in fixed), *options])
 
 
-Pipeline.__call__.__signature__ = _call_signature()  # type: ignore[attr-defined]
+Pipeline.__call__.__signature__ = call_signature()  # type: ignore[attr-defined]
 Pipeline.__call__.__doc__ = f"{inspect.getdoc(Pipeline.__call__)}\n\nOptions:\n" + "\n".join(
     f"    {each.keyword}: {each.help}" for each in OPTIONS.values()
 )

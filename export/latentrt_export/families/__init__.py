@@ -1,1 +1,29 @@
-"""Model families: how a checkpoint of each becomes the components of a bundle."""
+"""Model families: how a checkpoint of each becomes the components of a bundle.
+
+A family is a module with `PIPELINES`, the diffusers pipeline classes it exports, and `plan_export(checkpoint)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
+from latentrt_export.families import stable_diffusion
+from latentrt_export.families.plan import ExportPlan
+
+__all__ = ["PIPELINES", "plan_export"]
+
+_FAMILIES = (stable_diffusion,)
+PIPELINES: Mapping[str, PipelineClass] = {
+    name: pipeline for family in _FAMILIES for name, pipeline in family.PIPELINES.items()
+}
+
+
+def plan_export(checkpoint: Checkpoint) -> ExportPlan:
+    """Plan the export of a checkpoint, by the family of its pipeline class.
+
+    Raises:
+        CheckpointError: the family does not support this model.
+    """
+    family = next(family for family in _FAMILIES if checkpoint.pipeline_class in family.PIPELINES)
+    return family.plan_export(checkpoint)
