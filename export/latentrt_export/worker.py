@@ -1,8 +1,7 @@
-"""Exports one component in a process of its own, so that memory is bounded by the largest component.
+"""One submodule becomes graphs, in a process of its own, so that memory is bounded by the largest submodule.
 
-The parent sends a `Job` and reads `Phase` messages, then one `Done` or `Failed` (`latentrt.worker_process`). The arrays
-behind gate inputs travel as an .npz file that each worker reads and extends. Run as `python -m latentrt_export.worker`;
-the parent's side is `run_worker`.
+The parent gives a `Job` and reads `Phase` messages, then one `Done` or `Failed` (`latentrt.worker_process`). Arrays
+travel as an .npz file that each worker reads and adds to. Run as `python -m latentrt_export.worker`.
 """
 
 from __future__ import annotations
@@ -17,158 +16,117 @@ import msgspec
 import numpy as np
 
 from latentrt.bundle.export_report import ComponentCost
-from latentrt.bundle.manifest import Component, LatentSpace, Precision
-from latentrt.errors import ExportError, LatentRTError, MissingExtraError, OutputError
-from latentrt.worker_process import Ending, Failed, WorkerProcess, peak_bytes, take_job
-from latentrt_export.families.plan import ComponentPlan
+from latentrt.bundle.manifest import Component, Precision
+from latentrt.errors import LatentRTError, MissingExtraError
+from latentrt.worker_process import Failed, peak_bytes, take_job
+from latentrt_export.families.stable_diffusion import COMPONENTS
 from latentrt_export.quantize.quantization_options import Quantizing
 
-__all__ = ["Done", "Job", "Message", "Phase", "SplitOptions", "run_worker"]
+__all__ = ["Division", "Done", "Job", "Message", "Phase"]
 
 
-class SplitOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How components are split into parts: decoders into slices, denoisers into what changes at different rates.
-
-    `deep_cache` is the branch at which a denoiser's `shallow_body` is split off; None omits that part.
-    """
+class Division(msgspec.Struct, frozen=True, kw_only=True):
+    """That there are to be parts: of the decoder, for slices; of the denoiser, with `deep_cache` the branch of its part
+    `shallow`, None for no such part."""
 
     deep_cache: int | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What to export.
+    """What to export: a submodule of a checkpoint, into a folder of the bundle that is being made.
 
-    Attributes:
-        component: its plan.
-        checkpoint, variant: where its weights are loaded from.
-        precision: of the bundle.
-        folder: where its files go.
-        gate_inputs: the .npz file with the arrays behind gate inputs (`latentrt.bundle.gate_inputs`).
-        latent_space: of the model.
-        split: how the component is split into parts, if it is of a kind that is; None leaves it whole.
-        token_merging: the ratio of tokens to merge in self-attention; None merges none.
-        quantization: options of int8.
+    `division` is for those that can have parts; None leaves them whole. `token_merging` is the ratio for one whose
+    self-attention merges; None merges nothing. `quantizing` is for int8.
     """
 
-    component: ComponentPlan
+    submodule: str
     checkpoint: str
     variant: str | None
     precision: Precision
     folder: str
-    gate_inputs: str
-    latent_space: LatentSpace
-    split: SplitOptions | None = None
+    known: str
+    prefix: str
+    division: Division | None = None
     token_merging: float | None = None
-    quantization: Quantizing | None = None
+    quantizing: Quantizing | None = None
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
-    """The step that the worker begins."""
+    """What the worker is doing now."""
 
     text: str
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True):
-    """The component's record for the manifest, and the cost of its export."""
+    """The component as the manifest will have it, what else the manifest should know, and the cost of the export."""
 
     component: Component
     cost: ComponentCost
+    facts: dict[str, Any]
 
 
 Message = Phase | Done | Failed
 
 
-def run_worker(job: Job, notify: Callable[[str], None]) -> Done:
-    """Export one component in a fresh interpreter and wait for it.
-
-    Args:
-        job: what to export.
-        notify: called with a description of each step that begins.
-
-    Raises:
-        LatentRTError: the worker's own error, as it was raised there.
-        OutputError: there was no room for its files.
-        ExportError: the worker died without an error of its own: killed for lack of memory, or a defect.
-    """
-    with WorkerProcess("latentrt_export.worker", job) as worker:
-        for line in worker.messages():
-            match msgspec.json.decode(line, type=Message):
-                case Phase(text):
-                    notify(text)
-                case Done() as done:
-                    return done
-                case Failed() as failed:
-                    raise failed.as_raised(ExportError)
-        raise _explain_death(job, worker.ending())
-
-
-def _explain_death(job: Job, ending: Ending) -> LatentRTError:
-    name = job.component.name
-    if ending.no_room:
-        where = Path(job.folder).parent.parent.parent
-        return OutputError(f"{name}: its files cannot be written, there is no room for them in {where}")
-    if ending.no_memory:
-        return ExportError(
-            f"{name}: its process was killed, most likely for lack of memory. "
-            "Close other programs, or export on a machine with more"
-        )
-    return ending.error(name, ExportError)
-
-
 def main() -> None:
-    """Read the job, do it, report. Other errors than `LatentRTError` leave a traceback on standard error and exit
-    code 1."""
+    """Read the job, do it, report. Errors that are not ours leave a traceback on standard error and exit code 1."""
     line, report = take_job()
     job = msgspec.json.decode(line, type=Job)
     started = time.monotonic()
     try:
-        component = _export(job, lambda text: report(Phase(text)))
+        component, facts = _export(job, lambda text: report(Phase(text)))
     except LatentRTError as error:
         report(Failed.of(error))
         return
     cost = ComponentCost(seconds=round(time.monotonic() - started, 3), peak_bytes=peak_bytes())
-    report(Done(component=component, cost=cost))
+    report(Done(component=component, cost=cost, facts=facts))
 
 
-def _export(job: Job, notify: Callable[[str], None]) -> Component:
-    notify("loading weights")
+def _export(job: Job, phase: Callable[[str], None]) -> tuple[Component, dict[str, Any]]:
+    phase("loading weights")
     try:
-        from latentrt_export.component import export_component
-
-        module_name, class_name = job.component.module.split(":")
-        module_class = getattr(importlib.import_module(f"latentrt_export.modules.{module_name}"), class_name)
+        submodule_class, export_component = _heavy_imports(job.submodule)
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "export", "export a checkpoint") from error
-    module = module_class.load(Path(job.checkpoint), job.variant)
-    with np.load(job.gate_inputs) as stored:
-        arrays = dict(stored)
-    merging = module.merge_tokens(job.token_merging) if job.token_merging is not None else None
-    component, produced = export_component(
-        module,
-        job.component,
+    submodule = submodule_class.load(Path(job.checkpoint), job.variant)
+    with np.load(job.known) as stored:
+        known = dict(stored)
+    merging = submodule.merge_tokens(job.token_merging) if job.token_merging is not None else None
+    facts = submodule.facts()
+    parts = _parts_maker(job, job.division, submodule, phase) if job.division else None
+    component, learnt = export_component(
+        submodule,
+        COMPONENTS[job.submodule],
         Path(job.folder),
+        job.prefix,
         job.precision,
-        arrays,
-        job.latent_space,
-        notify,
-        parts=_make_parts_maker(job, job.split, module, notify) if job.split is not None else None,
-        quantization=job.quantization,
+        known,
+        phase,
+        parts,
+        job.quantizing,
     )
-    np.savez(job.gate_inputs, **{**arrays, **produced})
-    return msgspec.structs.replace(component, token_merging=merging)
+    np.savez(job.known, **{**known, **learnt})
+    return msgspec.structs.replace(component, token_merging=merging), facts
 
 
-def _make_parts_maker(job: Job, split: SplitOptions, module: Any, notify: Callable[[str], None]) -> Any:
-    """Return what splits a component's graphs; None if it is of a kind that is not split."""
+def _parts_maker(job: Job, division: Division, submodule: Any, phase: Callable[[str], None]) -> Any:
+    """What makes a submodule's parts, if it is of a kind that has any."""
     from latentrt_export.graphs.parts import PartsMaker
     from latentrt_export.graphs.slices_maker import SlicesMaker
 
-    folder, prefix, invariant = Path(job.folder), f"{job.component.name}/", module.loop_invariant_inputs
-    if module.is_sliced:
-        return SlicesMaker(inputs=module.inputs, folder=folder, prefix=prefix, phase=notify)
-    if not invariant:
+    folder, alone = Path(job.folder), submodule.alone
+    if submodule.sliced:
+        return SlicesMaker(inputs=submodule.inputs, folder=folder, prefix=job.prefix, phase=phase)
+    if not alone:
         return None
-    return PartsMaker(alone=invariant, deep_cache=split.deep_cache, folder=folder, prefix=prefix, phase=notify)
+    return PartsMaker(alone=alone, deep_cache=division.deep_cache, folder=folder, prefix=job.prefix, phase=phase)
+
+
+def _heavy_imports(submodule: str) -> tuple[Any, Any]:
+    from latentrt_export.component import export_component
+
+    module, name = COMPONENTS[submodule].module.split(":")
+    return getattr(importlib.import_module(f"latentrt_export.modules.{module}"), name), export_component
 
 
 if __name__ == "__main__":

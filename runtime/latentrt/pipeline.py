@@ -21,11 +21,10 @@ from latentrt.backends.models import Components
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
 from latentrt.decode import safety
-from latentrt.errors import RequestError
 from latentrt.families import open_family
 from latentrt.request import OPTIONS, Request
 from latentrt.resolve import ResolvedRequest, resolve
-from latentrt.result import OutputType, Result, make_result
+from latentrt.result import OutputType, Result, check_output_type, make_result
 from latentrt.sampling.loop import Sample, Step, prepare, step
 
 if TYPE_CHECKING:
@@ -118,6 +117,7 @@ class Pipeline:
         Raises:
             RequestError: the request is impossible. SafetyError: the images could not be checked.
         """
+        check_output_type(output_type)
         request = self.resolve(Request.of(prompt=prompt, **options))
         for each in self.steps(request):
             if callback_on_step_end is not None:
@@ -180,8 +180,7 @@ class Pipeline:
         Raises:
             SafetyError: the classifier failed; nothing is handed out.
         """
-        if output_type not in ("pil", "np", "latent"):
-            raise RequestError(f"`output_type`: got {output_type!r}, expected one of pil, np, latent")
+        check_output_type(output_type)
         if request.policy == "off":
             log.warning("the safety check is switched off; the images' metadata says so")
         placement = self.runs_on.get(self.family.denoiser)

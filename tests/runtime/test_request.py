@@ -45,7 +45,7 @@ CHANGED: dict[str, Any] = {
     "seed": 5,
     "safety": "report",
 }
-# Options that the metadata record holds in a field of its own (prompts, seed, safety), or that do not concern one image.
+# Options that the record holds in a field of their own, and one that does not concern a single image.
 OWN_FIELDS = {"prompt", "negative_prompt", "seed", "safety", "num_images_per_prompt"}
 
 
@@ -160,7 +160,7 @@ def test_a_new_option_is_declared_in_one_place(
 def test_an_unknown_keyword_names_the_nearest() -> None:
     with pytest.raises(TypeError, match="'num_inference_step'; did you mean 'num_inference_steps'"):
         Request.of(prompt="a star", num_inference_step=3)
-    with pytest.raises(TypeError, match="'zzz'$"):
+    with pytest.raises(TypeError, match=r"'zzz'$"):
         Request.of(zzz=3)
 
 

@@ -1,147 +1,64 @@
-"""Stable Diffusion 1.x and 2.x."""
+"""Stable Diffusion 1.x and 2.x: components, roles and input sources."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from latentrt.bundle.manifest import LatentSpace, Limits
-from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
-from latentrt_export.checkpoints.json_file import read_object
-from latentrt_export.families.plan import ComponentPlan, ExportPlan
-from latentrt_export.graphs.deep_cache import count_branches
+from latentrt.bundle.manifest import Role
 
-__all__ = ["PIPELINES", "plan_export"]
-
-MAX_BATCH = 32
-MAX_STEPS = 1000
-
-_TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
-# The tasks of each pipeline class, by the number of channels that the UNet takes: 4 of latents, then those of the
-# conditioning. Not exported yet, each with a line here, its sources in `_components` and its components:
-#   5 StableDiffusionDepth2ImgPipeline       depth-to-image    a depth-estimator component
-#   7 StableDiffusionUpscalePipeline         upscaling         class_labels from noise-level
-#   8 StableDiffusionLatentUpscalePipeline   latent-upscaling  no text-to-image autoencoder scale
-#   4 StableDiffusionImageVariationPipeline  image-variation   encoder_hidden_states from an image-encoder
-#   4 StableUnCLIPImg2ImgPipeline            unclip            class_labels from an image-encoder
-_TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
-    "StableDiffusionPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
-    "StableDiffusionImg2ImgPipeline": {4: _TEXT_TO_IMAGE},
-    "StableDiffusionInpaintPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
-    "StableDiffusionInstructPix2PixPipeline": {8: ("edit",)},
-}
-_FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-PIPELINES: Mapping[str, PipelineClass] = {name: PipelineClass(components=_FOLDERS) for name in _TASKS}
+__all__ = ["COMPONENTS", "ComponentExport"]
 
 
-def plan_export(checkpoint: Checkpoint) -> ExportPlan:
-    """Plan the export of a Stable Diffusion checkpoint from its configurations.
+@dataclass(frozen=True, kw_only=True)
+class ComponentExport:
+    """How a component of a bundle is made.
 
-    Raises:
-        CheckpointError: the model is not one of the supported variants, or its configurations contradict one another.
+    Attributes:
+        module: module and class of the traceable torch module, below `latentrt_export.modules`.
+        folder: the checkpoint's folder with its weights.
+        role: the component's role in the manifest.
+        sources: the source of each of its inputs, by the input's name.
     """
-    text = _read_config(checkpoint, "text_encoder")
-    unet = _read_config(checkpoint, "unet")
-    vae = _read_config(checkpoint, "vae")
-    space = LatentSpace(
-        channels=vae.get("latent_channels", 4),
-        downscale=2 ** (len(vae.get("block_out_channels", (64,))) - 1),
-        scale=vae.get("scaling_factor", 0.18215),
-        shift=vae.get("shift_factor") or 0.0,
-    )
-    height, width = _read_size(unet)
-    return ExportPlan(
-        family="stable-diffusion-1" if text.get("hidden_act", "quick_gelu") == "quick_gelu" else "stable-diffusion-2",
-        tasks=_find_tasks(checkpoint.pipeline_class, unet, space),
-        components=tuple(each for each in _components() if each.weights in checkpoint.weights),
-        latent_spaces={"unet": space},
-        tokenizers={"text_encoder": "tokenizer"},
-        height=height * space.downscale,
-        width=width * space.downscale,
-        limits=Limits(
-            min_side=8 * space.downscale,
-            max_side=256 * space.downscale,
-            max_batch=MAX_BATCH,
-            max_steps=MAX_STEPS,
-            max_clip_skip=text.get("num_hidden_layers", 12),
-        ),
-        deep_cache_branches=count_branches(unet),
-    )
+
+    module: str
+    folder: str
+    role: Role
+    sources: Mapping[str, str]
 
 
-def _components() -> Iterator[ComponentPlan]:
-    yield ComponentPlan(
-        name="text_encoder",
-        role="text-encoder",
+# In the order of export: the outputs of earlier components are gate inputs and calibration data of later ones.
+COMPONENTS = {
+    "text_encoder": ComponentExport(
         module="text_encoder:TextEncoder",
-        weights="text_encoder",
+        folder="text_encoder",
+        role="text-encoder",
         sources={"input_ids": "tokens", "clip_skip": "option:clip_skip"},
-    )
-    yield ComponentPlan(
-        name="vae_encoder", role="encoder", module="vae:VaeEncoder", weights="vae", sources={"pixels": "image"}
-    )
-    yield ComponentPlan(
-        name="unet",
-        role="denoiser",
+    ),
+    "vae_encoder": ComponentExport(module="vae:VaeEncoder", folder="vae", role="encoder", sources={"pixels": "image"}),
+    "unet": ComponentExport(
         module="unet:UNet",
-        weights="unet",
+        folder="unet",
+        role="denoiser",
         sources={
             "sample": "latents",
             "timestep": "timestep",
             "encoder_hidden_states": "text_encoder.hidden_states",
         },
-    )
-    yield ComponentPlan(
-        name="vae_decoder", role="decoder", module="vae:VaeDecoder", weights="vae", sources={"latents": "latents"}
-    )
-    yield ComponentPlan(
-        name="preview_decoder",
-        role="preview-decoder",
+    ),
+    "vae_decoder": ComponentExport(
+        module="vae:VaeDecoder", folder="vae", role="decoder", sources={"latents": "latents"}
+    ),
+    "preview_decoder": ComponentExport(
         module="preview_decoder:PreviewDecoder",
-        weights="preview_decoder",
+        folder="preview_decoder",
+        role="preview-decoder",
         sources={"latents": "latents"},
-    )
-    yield ComponentPlan(
-        name="safety_checker",
-        role="classifier",
+    ),
+    "safety_checker": ComponentExport(
         module="safety_checker:SafetyChecker",
-        weights="safety_checker",
+        folder="safety_checker",
+        role="classifier",
         sources={"pixels": "images"},
-    )
-
-
-def _read_config(checkpoint: Checkpoint, folder: str) -> dict[str, Any]:
-    """Read a component's configuration; absent keys have the defaults of diffusers and transformers."""
-    root: Path = checkpoint.weights[folder].root
-    return read_object(root / folder / "config.json")
-
-
-def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], space: LatentSpace) -> tuple[str, ...]:
-    channels, made = unet.get("in_channels", 4), unet.get("out_channels", 4)
-    tasks = _TASKS[pipeline_class]
-    if channels not in tasks:
-        raise CheckpointError(
-            f"unet: its configuration has in_channels {channels!r}, expected {' or '.join(map(str, tasks))} for a "
-            f"{pipeline_class}"
-        )
-    if made != space.channels:
-        raise CheckpointError(
-            f"unet: its configuration has out_channels {made!r}, expected {space.channels}, the latent channels of the "
-            "autoencoder"
-        )
-    return tasks[channels]
-
-
-def _read_size(unet: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the height and width of the latents that the UNet was trained at."""
-    match unet.get("sample_size"):
-        case int(side) if side > 0:
-            return side, side
-        case [int(height), int(width)] if height > 0 and width > 0:
-            return height, width
-        case found:
-            raise CheckpointError(
-                f"unet: its configuration has sample_size {found!r}, expected the side of the latents it was trained at"
-            )
+    ),
+}
