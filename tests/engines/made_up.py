@@ -74,7 +74,7 @@ def record(bundle: Bundle, of: EngineIdentity, plan: bytes = PLAN) -> EngineReco
         format_version=ENGINE_FORMAT,
         identity=of,
         plan=FileRecord(sha256=hash_bytes(plan), size=len(plan)),
-        inputs=component.inputs,
+        inputs=tuple(spec.tensor for spec in component.inputs),
         outputs=component.outputs,
         build=BuildFigures(
             seconds=1.5,
