@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.full_size import machine
-from latentrt.backends.gpu import find_gpu
 from latentrt.bundle.bundle import Bundle
+from latentrt.engines.gpu import find_gpu
 from latentrt.engines.record import EngineOptions
 from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache

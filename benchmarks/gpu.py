@@ -108,9 +108,9 @@ def _latentrt(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
     measured = json.loads(place.read_text())["measured"][device]
     place.unlink()
     return {
-        "picture_ms": measured["picture"]["p50_ms"],
-        "unet_ms": measured["submodules"]["unet"]["p50_ms"],
-        "decoder_ms": measured["submodules"]["vae_decoder"]["p50_ms"],
+        "picture_ms": measured["image"]["p50_ms"],
+        "unet_ms": measured["components"]["unet"]["p50_ms"],
+        "decoder_ms": measured["components"]["vae_decoder"]["p50_ms"],
         "first_picture_ms": measured["load_ms"] + measured["first_ms"],
         "peak_gib": round(measured["peak_bytes"] / 2**30, 2),
     }

@@ -1,4 +1,4 @@
-"""The rules of the house that a program can hold."""
+"""Rules for all packages that a program can check: imports, layers, public names, what `--help` imports."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def modules() -> list[str]:
 
 
 @pytest.mark.parametrize("name", modules())
-def test_what_is_listed_as_public_is_there_and_documented(name: str) -> None:
+def test_public_names_exist_and_are_documented(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__doc__ or name.count(".") == 1
     for key in getattr(module, "__all__", ()):
@@ -71,7 +71,7 @@ def test_what_is_listed_as_public_is_there_and_documented(name: str) -> None:
             assert value.__doc__, f"{name}.{key} has no docstring"
 
 
-def test_every_name_of_the_package_can_be_had() -> None:
+def test_every_public_name_can_be_imported() -> None:
     assert sorted(latentrt.__all__) == sorted([*latentrt._HOMES, "__version__"])
     assert all(getattr(latentrt, name) is not None for name in latentrt.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Pipelin'"):
@@ -80,7 +80,20 @@ def test_every_name_of_the_package_can_be_had() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["run"], ["demo"], ["compare"], ["inspect"], ["verify"], ["export"], ["build"], ["plan"], ["engines"]],
+    [
+        [],
+        ["run"],
+        ["demo"],
+        ["bench"],
+        ["doctor"],
+        ["compare"],
+        ["inspect"],
+        ["verify"],
+        ["export"],
+        ["build"],
+        ["plan"],
+        ["engines"],
+    ],
 )
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
@@ -96,3 +109,86 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
 def test_no_file_is_named_for_nothing() -> None:
     names = {path.stem for package, root in PACKAGES.items() for path in (root / package).rglob("*.py")}
     assert not names & {"utils", "helpers", "common", "misc", "base"}
+
+
+# The runtime's layers, the lowest first: a module imports from its own layer and from those below it.
+LAYERS = (
+    ("errors", "bundle", "worker_process"),
+    ("engines",),
+    ("backends",),
+    ("sampling", "text", "decode", "adapters", "images"),
+    ("families", "request", "resolve"),
+    ("pipeline", "result", "comparison", "sample"),
+    ("cli", "serve"),
+)
+LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+# Importing module → imported module → reason. Only for types, or where a comment in the module says why.
+UPWARDS: dict[tuple[str, str], str] = {
+    # To be emptied with the device loop of the new sampling core.
+    ("backends/cuda/device_loop.py", "sampling"): "the loop before samples",
+    ("backends/tensorrt/by_shape.py", "sampling"): "the loop before samples",
+    ("backends/tensorrt/session.py", "sampling"): "the loop before samples",
+}
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Yield the first name below `latentrt` of each import, wherever in the file it stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("latentrt."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "latentrt":
+            parts = (node.module or "").split(".")
+            yield from parts[1:2] or [alias.name for alias in node.names]
+
+
+def runtime_modules() -> list[Path]:
+    return sorted((ROOT / "runtime" / "latentrt").rglob("*.py"))
+
+
+def test_layers_point_down() -> None:
+    """Imports inside functions and for types count as well."""
+    folder, found = ROOT / "runtime" / "latentrt", set()
+    for path in runtime_modules():
+        name = path.relative_to(folder).as_posix()
+        top = name.split("/")[0].removesuffix(".py")
+        if top in ("__init__", "__main__"):
+            continue  # the public names, and the command line
+        assert top in LAYER_OF, f"{name} is in no layer"
+        found |= {
+            (name, imported)
+            for imported in imported_names(path)
+            if imported != "__version__" and LAYER_OF[imported] > LAYER_OF[top]
+        }
+    assert found == {*UPWARDS}
+
+
+# What only a family may know: names of one kind of model's components and inputs.
+MODEL_WORDS = ("encoder_hidden_states", "unet", "text_encoder")
+# To be emptied: files that still name them.
+KNOW_A_MODEL = {
+    "backends/cuda/device_loop.py",
+    "backends/onnxruntime.py",
+    "backends/openvino.py",
+    "backends/real_files.py",
+    "backends/tensorrt/by_shape.py",
+    "bundle/manifest.py",
+    "cli/compare.py",
+    "engines/record.py",
+}
+
+
+def test_only_families_know_a_model() -> None:
+    """Nor do comments, docstrings and messages outside `families/` name a model's parts."""
+    folder = ROOT / "runtime" / "latentrt"
+    found = {
+        path.relative_to(folder).as_posix()
+        for path in runtime_modules()
+        if not path.is_relative_to(folder / "families") and any(word in path.read_text() for word in MODEL_WORDS)
+    }
+    assert found == KNOW_A_MODEL
+
+
+def test_a_family_is_found_by_the_names_that_only_it_may_know() -> None:
+    """Else the test above would pass whatever the words were."""
+    known = (ROOT / "runtime" / "latentrt" / "families" / "stable_diffusion.py").read_text()
+    assert all(f'"{word}"' in known for word in MODEL_WORDS)

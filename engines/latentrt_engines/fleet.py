@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
-from latentrt.backends.gpu import Gpu, NoGpu
 from latentrt.backends.tensorrt.library import TITLES
 from latentrt.bundle.bundle import Bundle
+from latentrt.engines.gpu import Gpu, NoGpu
 from latentrt.engines.record import EngineIdentity, EngineRecord, serves, this_platform
 from latentrt.engines.sealed import read_sealed_engines
 from latentrt.engines.store import EngineStore

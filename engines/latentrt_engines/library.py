@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentrt.backends.gpu import Gpu, NoGpu
 from latentrt.backends.tensorrt.library import EXTRAS, TITLES, LoadedLibrary, import_library
+from latentrt.engines.gpu import Gpu, NoGpu
 from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.errors import BackendError, RequestError
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
+from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import EngineOptions, HardwareCompatibility, LibraryName
 from latentrt.errors import RequestError
 from latentrt_engines.gpus import GpuModel, find_by_driver_name, parse_capabilities, parse_gpus

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from latentrt.backends.gpu import Gpu, NoGpu
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
+from latentrt.engines.gpu import Gpu, NoGpu
 from latentrt.engines.record import EngineIdentity, EngineOptions, LibraryName, engine_key, this_platform
 from latentrt.errors import BundleError, RequestError
 from latentrt_engines.library import Library, load_libraries, load_library

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
 from latentrt.backends.onnxruntime import open_session, require
 from latentrt.backends.session import Session
 from latentrt.backends.tensorrt.device import EngineDevice
@@ -26,6 +25,7 @@ from latentrt.backends.tensorrt.session import EngineSession, NamedWeights
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Component, FileRecord, Precision
 from latentrt.bundle.weights import map_weights
+from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import ENGINE_FORMAT, BuildStats, EngineIdentity, EngineRecord, SelfCheck
 from latentrt.errors import BuildError, LatentRTError
 from latentrt.worker_process import Failed, peak_bytes, take_job

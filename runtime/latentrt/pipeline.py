@@ -21,11 +21,10 @@ from latentrt.backends.models import Components
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
 from latentrt.decode import safety
-from latentrt.errors import RequestError
 from latentrt.families import open_family
 from latentrt.request import OPTIONS, Request
 from latentrt.resolve import ResolvedRequest, resolve
-from latentrt.result import OutputType, Result, make_result
+from latentrt.result import OutputType, Result, check_output_type, make_result
 from latentrt.sampling.loop import Sample, Step, prepare, step
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from latentrt.backends.placement import ComputePrecision, Device, Placement
     from latentrt.sampling.schedule import Latents
 
-__all__ = ["Pipeline", "Step"]
+__all__ = ["Pipeline", "Step", "call_signature"]
 
 log = logging.getLogger("latentrt")
 
@@ -118,6 +117,7 @@ class Pipeline:
         Raises:
             RequestError: the request is impossible. SafetyError: the images could not be checked.
         """
+        check_output_type(output_type)
         request = self.resolve(Request.of(prompt=prompt, **options))
         for each in self.steps(request):
             if callback_on_step_end is not None:
@@ -181,8 +181,7 @@ class Pipeline:
         Raises:
             SafetyError: the classifier failed; nothing is handed out.
         """
-        if output_type not in ("pil", "np", "latent"):
-            raise RequestError(f"`output_type`: got {output_type!r}, expected one of pil, np, latent")
+        check_output_type(output_type)
         if request.policy == "off":
             log.warning("the safety check is switched off; the images' metadata says so")
         placement = self.runs_on.get(self.family.denoiser)
@@ -201,19 +200,19 @@ class Pipeline:
         return make_result(self.bundle, self.family, request, pixels, verdicts, output_type, backend)
 
 
-def _call_signature() -> inspect.Signature:
-    """Return the signature of `Pipeline.__call__` with every option of a request."""
+def call_signature() -> inspect.Signature:
+    """Return the signature of `Pipeline.__call__` with every option of a request in place of `**options`."""
     own = inspect.signature(Pipeline.__call__)
+    fixed = ("self", "prompt", "output_type", "callback_on_step_end")
     options = [
         inspect.Parameter(each.keyword, inspect.Parameter.KEYWORD_ONLY, default=each.default)
         for each in OPTIONS.values()
-        if each.keyword != "prompt"
+        if each.keyword not in fixed
     ]
-    fixed = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    return own.replace(parameters=[*fixed, *options])
+    return own.replace(parameters=[*(own.parameters[name] for name in fixed), *options])
 
 
-Pipeline.__call__.__signature__ = _call_signature()  # type: ignore[attr-defined]
+Pipeline.__call__.__signature__ = call_signature()  # type: ignore[attr-defined]
 Pipeline.__call__.__doc__ = f"{inspect.getdoc(Pipeline.__call__)}\n\nOptions:\n" + "\n".join(
     f"    {each.keyword}: {each.help}" for each in OPTIONS.values()
 )

@@ -39,6 +39,7 @@ __all__ = [
     "Sampling",
     "Size",
     "Start",
+    "declared_options",
     "flat_values",
 ]
 
@@ -93,7 +94,7 @@ class OneOf(Check):
     names: tuple[str, ...]
 
     def __call__(self, keyword: str, value: Any) -> str:
-        if value not in self.names:
+        if not isinstance(value, str) or value not in self.names:
             raise RequestError(f"`{keyword}`: got {value!r}, expected one of {', '.join(self.names)}")
         return str(value)
 
@@ -337,12 +338,13 @@ def flat_values(request: Request) -> dict[str, Any]:
     return values
 
 
-def _options(cls: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
+def declared_options(cls: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
+    """Yield the options that a class of a request declares, those of its groups included."""
     for each in dataclasses.fields(cls):
         if "option" in each.metadata:
             yield dataclasses.replace(each.metadata["option"], path=(*path, each.name))
         else:
-            yield from _options(_GROUPS[each.name], (*path, each.name))
+            yield from declared_options(_GROUPS[each.name], (*path, each.name))
 
 
 _GROUPS: dict[str, type] = {
@@ -354,4 +356,4 @@ _GROUPS: dict[str, type] = {
     "acceleration": Acceleration,
 }
 # Every option by its keyword, in the order of the declarations.
-OPTIONS: dict[str, Option] = {each.keyword: each for each in _options(Request)}
+OPTIONS: dict[str, Option] = {each.keyword: each for each in declared_options(Request)}

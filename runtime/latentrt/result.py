@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from latentrt.families import Family
     from latentrt.resolve import ResolvedRequest
 
-__all__ = ["OutputType", "Result", "check_places", "make_result", "numbered"]
+__all__ = ["OutputType", "Result", "check_output_type", "check_places", "make_result", "numbered"]
 
 OutputType = Literal["pil", "np", "latent"]
 # Options that the record holds in a field of their own, or not at all.
@@ -66,6 +66,16 @@ class Result:
         for image, record, place in zip(self.images, self.records, paths, strict=True):
             files.save(image, place, record_texts(record))
         return paths
+
+
+def check_output_type(output_type: str) -> None:
+    """Reject an unknown output type.
+
+    Raises:
+        RequestError: listing the known ones.
+    """
+    if output_type not in get_args(OutputType):
+        raise RequestError(f"`output_type`: got {output_type!r}, expected one of {', '.join(get_args(OutputType))}")
 
 
 def numbered(path: Path, count: int) -> list[Path]:

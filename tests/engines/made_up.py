@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 from safetensors.numpy import load_file, save_file
 
-from latentrt.backends.gpu import Gpu, NoGpu
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record, hash_bytes
 from latentrt.bundle.manifest import FileRecord, encode_manifest
 from latentrt.bundle.sample import bundle_path
 from latentrt.bundle.weights import map_weights
+from latentrt.engines.gpu import Gpu, NoGpu
 from latentrt.engines.record import (
     ENGINE_FORMAT,
     BuildStats,

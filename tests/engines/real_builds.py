@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from latentrt.backends.gpu import Gpu, find_gpu
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
+from latentrt.engines.gpu import Gpu, find_gpu
 from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.engines.store import StoredEngine
 from latentrt_engines.build import Progress, build_engines

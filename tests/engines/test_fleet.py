@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from latentrt.backends.gpu import Gpu, NoGpu
 from latentrt.bundle.bundle import Bundle
+from latentrt.engines.gpu import Gpu, NoGpu
 from latentrt.engines.record import EngineIdentity, EngineOptions
 from latentrt.errors import RequestError
 from latentrt_engines.cache import EngineCache

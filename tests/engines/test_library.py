@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.weights import map_weights
+from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.errors import BackendError, LatentRTError, MissingExtraError, RequestError
 from latentrt_engines.library import Library, load_libraries, load_library

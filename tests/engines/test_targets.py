@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from latentrt.backends.gpu import Gpu, NoGpu
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import TokenMerging
+from latentrt.engines.gpu import Gpu, NoGpu
 from latentrt.engines.record import EngineOptions, LibraryName, ShapeRange, engine_key, this_platform
 from latentrt.errors import BackendError, BundleError, MissingExtraError, RequestError
 from latentrt_engines import targets as module

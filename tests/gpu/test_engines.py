@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt import Pipeline
-from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
 from latentrt.backends.onnxruntime import CUDA, available_providers
 from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.session import EngineSession

@@ -1,4 +1,4 @@
-"""What the tests of the runtime share."""
+"""Fixtures of the runtime's tests, which run without torch, the exporter or an engine library (`make test-runtime`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def bundle() -> Bundle:
-    """The sample bundle; a test may change what is said of it."""
+    """The sample bundle; a test may change its manifest."""
     return Bundle.open(bundle_path())
 
 

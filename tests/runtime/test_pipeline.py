@@ -1,10 +1,11 @@
-"""The pipeline as a user drives it. That its pictures are diffusers' is `tests/test_parity.py`."""
+"""The pipeline as a user calls it, on the sample bundle. That its images equal diffusers' is tested in tests/parity."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
+import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -12,55 +13,38 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from latentrt import Bundle, Pipeline, Request
-from latentrt.backends.onnxruntime import open_session
-from latentrt.backends.session import Arrays, Session
-from latentrt.bundle.tensors import TensorSpec
-from latentrt.errors import BackendError, FeedError, RequestError, SafetyError
-from latentrt.images.metadata import read_metadata
-from tests.exported import Exported
+from latentrt import BackendError, Pipeline, Request, RequestError, SafetyError
+from latentrt.backends.onnxruntime import OnnxRuntimeSession
+from latentrt.backends.session import Session
+from latentrt.errors import FeedError
+from tests.runtime.fake_sessions import ChangedSession, pipeline_with
 
 PROMPT = "a red circle"
 QUICK: dict[str, Any] = {"num_inference_steps": 2, "sampler": "euler", "seed": 3}
+LATENTS = (4, 16, 16)  # of the sample model's 64 × 64 pixels
+WIDTH = 128  # of its text embeddings
+
+OpenReal = Callable[[], Session]
 
 
 @pytest.fixture(scope="module")
-def pipeline(sd1: Exported) -> Pipeline:
-    return Pipeline.load(sd1.bundle)
+def pipeline() -> Pipeline:
+    return Pipeline.load(device="cpu")
 
 
-class Fake:
-    """A session of someone else's making, at the same seam: it passes on what a real one says, changed."""
+def with_changed(component: str, **changes: Callable[[NDArray[Any]], NDArray[Any]]) -> Pipeline:
+    """Return a pipeline with a component whose outputs pass through functions."""
 
-    def __init__(self, real: Session, **changed: Any) -> None:
-        self._real, self._changed = real, changed
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._real.inputs
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        outputs = self._real.run(feeds)
-        for name, change in self._changed.items():
-            outputs[name] = change(outputs[name])
-        return outputs
+    return pipeline_with(lambda name, part, open_real: ChangedSession(open_real(), **changes), component)
 
 
-def with_classifier(model: Exported, **changed: Any) -> Pipeline:
-    bundle = Bundle.open(model.bundle)
+def flagging() -> Pipeline:
+    """Return a pipeline whose classifier flags every image, for concept 0 with score 0.125."""
 
-    def open_one(component: str) -> Session:
-        session = open_session(bundle, component)
-        return Fake(session, **changed) if component == "safety_checker" else session
-
-    return Pipeline(bundle, open_one)
-
-
-def flagging(model: Exported) -> Pipeline:
     def high(scores: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.concatenate([np.full_like(scores[:, :1], 0.125), scores[:, 1:]], axis=1)
 
-    return with_classifier(model, concept_scores=high, flagged=np.ones_like)
+    return with_changed("safety_checker", concept_scores=high, flagged=np.ones_like)
 
 
 def test_the_call_of_the_readme(pipeline: Pipeline) -> None:
@@ -71,9 +55,17 @@ def test_the_call_of_the_readme(pipeline: Pipeline) -> None:
     assert result.seeds == (7,)
 
 
+def test_load_reports_what_runs_each_component(pipeline: Pipeline) -> None:
+    assert {*pipeline.runs_on} == {*pipeline.bundle.manifest.components}
+    for placement in pipeline.runs_on.values():
+        assert (placement.backend, placement.device) == ("onnxruntime", "cpu")
+    with pytest.raises(TypeError):
+        pipeline.runs_on["unet"] = pipeline.runs_on["unet"]  # type: ignore[index]
+
+
 def test_an_image_of_a_batch_is_the_image_alone(pipeline: Pipeline) -> None:
-    """Its own generator, its own row: only the order of float32 sums may differ with the batch."""
-    for sampler, eta in (("euler_a", 0.0), ("ddim", 0.5)):
+    """Each has its own generator and row: only the order of float32 sums may differ with the batch."""
+    for sampler, eta in (("euler_a", None), ("ddim", 0.5)):
         call: dict[str, Any] = {"num_inference_steps": 4, "sampler": sampler, "eta": eta, "output_type": "latent"}
         batch = pipeline([PROMPT, "a blue star"], num_images_per_prompt=2, seed=40, **call).images
         for index, prompt in enumerate([PROMPT, PROMPT, "a blue star", "a blue star"]):
@@ -81,7 +73,18 @@ def test_an_image_of_a_batch_is_the_image_alone(pipeline: Pipeline) -> None:
             assert np.abs(batch[index] - alone[0]).max() <= 1e-5 * np.abs(alone).max()
 
 
-def test_the_same_request_is_the_same_picture(pipeline: Pipeline) -> None:
+def test_a_longer_prompt_beside_it_does_not_change_an_image(pipeline: Pipeline) -> None:
+    long = " ".join(["star"] * 100)
+    call: dict[str, Any] = {"num_inference_steps": 2, "sampler": "euler_a", "output_type": "latent"}
+    batch = pipeline(
+        [PROMPT, long, "blue"], negative_prompt=["", "", long], num_images_per_prompt=2, seed=3, **call
+    ).images
+    for index, (prompt, negative) in enumerate([(PROMPT, ""), (long, ""), ("blue", long)]):
+        alone = pipeline(prompt, negative_prompt=negative, num_images_per_prompt=2, seed=3 + 2 * index, **call).images
+        assert np.abs(batch[2 * index : 2 * index + 2] - alone).max() <= 1e-5 * np.abs(alone).max()
+
+
+def test_the_same_request_gives_the_same_image(pipeline: Pipeline) -> None:
     first, second = (pipeline(PROMPT, output_type="np", **QUICK).images for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
@@ -89,19 +92,19 @@ def test_the_same_request_is_the_same_picture(pipeline: Pipeline) -> None:
 def test_steps_is_a_generator_that_can_be_left(pipeline: Pipeline) -> None:
     steps = pipeline.steps(Request.of(prompt=PROMPT, num_inference_steps=50, sampler="ddim", seed=1))
     first = next(steps)
-    assert (first.index, first.total, first.latents.shape) == (0, 50, (1, 4, 8, 8))
+    assert (first.index, first.total, first.latents.shape) == (0, 50, (1, *LATENTS))
     steps.close()
     assert next(steps, None) is None
 
 
-def test_nothing_is_done_before_the_first_step_is_asked_for(sd1: Exported) -> None:
+def test_nothing_is_loaded_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
-    def refuse(component: str) -> Session:
-        opened.append(component)
+    def refuse(name: str, part: str | None, open_real: OpenReal) -> Session:
+        opened.append(name)
         raise AssertionError
 
-    pipeline = Pipeline(Bundle.open(sd1.bundle), refuse)
+    pipeline = pipeline_with(refuse)
     pipeline.steps(Request.of(prompt=PROMPT))
     with pytest.raises(RequestError):
         next(pipeline.steps(Request.of(prompt=PROMPT, height=65)))
@@ -123,8 +126,27 @@ def test_the_callback_sees_every_step_and_may_change_the_latents(pipeline: Pipel
     assert np.abs(plain).max() > 0
 
 
-def test_latents_handed_back_can_be_given_again(pipeline: Pipeline) -> None:
-    noise = np.random.default_rng(0).standard_normal((2, 4, 8, 8)).astype(np.float32)
+def test_latents_of_another_float_type_are_accepted_at_every_step(pipeline: Pipeline) -> None:
+    def widen(_: Pipeline, index: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": values["latents"].astype(np.float64)}
+
+    call: dict[str, Any] = {"output_type": "np", **QUICK}
+    found = pipeline(PROMPT, callback_on_step_end=widen, **call).images
+    np.testing.assert_array_equal(found, pipeline(PROMPT, **call).images)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [None, [0.0], np.zeros((2, *LATENTS)), np.full((1, *LATENTS), np.nan)],
+    ids=["None", "list", "two", "nan"],
+)
+def test_latents_that_a_callback_must_not_return(pipeline: Pipeline, changed: Any) -> None:
+    with pytest.raises(RequestError, match=r"the callback returned latents .*expected"):
+        pipeline(PROMPT, callback_on_step_end=lambda *_: {"latents": changed}, **QUICK)
+
+
+def test_latents_replace_the_noise_of_the_seed(pipeline: Pipeline) -> None:
+    noise = np.random.default_rng(0).standard_normal((2, *LATENTS)).astype(np.float32)
     call: dict[str, Any] = {"num_images_per_prompt": 2, "num_inference_steps": 2, "sampler": "ddim"}
     first = pipeline(PROMPT, latents=noise, seed=1, output_type="latent", **call).images
     second = pipeline(PROMPT, latents=noise, seed=2, output_type="latent", **call).images
@@ -133,39 +155,98 @@ def test_latents_handed_back_can_be_given_again(pipeline: Pipeline) -> None:
 
 def test_output_types(pipeline: Pipeline) -> None:
     pixels = pipeline(PROMPT, output_type="np", **QUICK).images
-    picture = pipeline(PROMPT, **QUICK).images[0]
+    image = pipeline(PROMPT, **QUICK).images[0]
     assert pixels.dtype == np.float32
-    np.testing.assert_array_equal(np.rint(pixels[0] * 255), np.asarray(picture))
-    with pytest.raises(RequestError, match="expected one of pil, np, latent"):
-        pipeline(PROMPT, output_type="pt", **QUICK)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.rint(pixels[0] * 255), np.asarray(image))
+    latents = pipeline(PROMPT, output_type="latent", **QUICK).images
+    assert (latents.shape, latents.dtype) == ((1, *LATENTS), np.float32)
 
 
-def test_an_unknown_sampler_is_refused_with_the_known_ones(pipeline: Pipeline) -> None:
-    with pytest.raises(RequestError, match=r"ddim, .*pndm, euler, euler_a, .*dpmpp_2m"):
-        pipeline(PROMPT, sampler="eular")
+def test_an_unknown_output_type_is_refused_before_the_work() -> None:
+    opened: list[str] = []
+
+    def refuse(name: str, part: str | None, open_real: OpenReal) -> Session:
+        opened.append(name)
+        raise AssertionError
+
+    with pytest.raises(RequestError, match="`output_type`: got 'pt', expected one of pil, np, latent"):
+        pipeline_with(refuse)(PROMPT, output_type="pt", **QUICK)  # type: ignore[arg-type]
+    assert opened == []
 
 
-def test_embeddings_of_odd_length_need_negative_ones(pipeline: Pipeline) -> None:
-    embeds = np.zeros((1, 80, 32), np.float32)
-    with pytest.raises(RequestError, match="negative_prompt_embeds"):
+def test_embeddings_replace_the_prompts(pipeline: Pipeline) -> None:
+    embeds = np.zeros((1, 80, WIDTH), np.float32)
+    with pytest.raises(RequestError, match="`negative_prompt_embeds`"):
         pipeline(prompt_embeds=embeds, **QUICK)
     result = pipeline(prompt_embeds=embeds, negative_prompt_embeds=embeds, output_type="latent", **QUICK)
     assert np.isfinite(result.images).all()
-    with pytest.raises(RequestError, match="expected one shape"):
+    with pytest.raises(RequestError, match="`negative_prompt_embeds`: got 77 tokens, expected 80"):
         pipeline(prompt_embeds=embeds, negative_prompt_embeds=embeds[:, :77], **QUICK)
 
 
-def test_a_flagged_picture_is_black(sd1: Exported) -> None:
-    result = flagging(sd1)(PROMPT, num_images_per_prompt=2, num_inference_steps=2)
+def test_negative_embeddings_are_ignored_without_guidance(pipeline: Pipeline) -> None:
+    call: dict[str, Any] = {"guidance_scale": 1.0, "output_type": "latent", **QUICK}
+    other = np.ones((1, 154, WIDTH), np.float32)
+    np.testing.assert_array_equal(
+        pipeline(PROMPT, negative_prompt_embeds=other, **call).images, pipeline(PROMPT, **call).images
+    )
+
+
+def test_an_image_is_kept_as_far_as_the_strength_says(pipeline: Pipeline) -> None:
+    """The farther from 1 the strength is, the nearer is the result."""
+    original = np.zeros((64, 64, 3), np.uint8)
+    original[16:48, 16:48] = (255, 128, 0)
+    call: dict[str, Any] = {"image": original, "num_inference_steps": 10, "seed": 3, "safety": "off"}
+    distances = [
+        np.abs(pipeline(PROMPT, strength=strength, output_type="np", **call).images[0] - original / 255).mean()
+        for strength in (0.2, 0.6, 1.0)
+    ]
+    assert distances[0] < distances[1] < distances[2]
+    assert distances[0] < 0.15
+
+
+def test_a_mask_is_repainted_and_the_rest_is_kept(pipeline: Pipeline) -> None:
+    original = np.full((64, 64, 3), 255, np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    call: dict[str, Any] = {"image": original, "num_inference_steps": 10, "seed": 3, "output_type": "np"}
+    changed = np.abs(pipeline("a black square", mask_image=mask, **call).images[0] - 1)
+    assert changed[:, :24].mean() < 0.1
+    assert changed[:, 40:].mean() > 0.2
+
+
+def test_a_crop_is_pasted_back_to_the_pixel(pipeline: Pipeline) -> None:
+    rng = np.random.default_rng(0)
+    original = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    mask = np.zeros((96, 128), np.uint8)
+    mask[20:40, 30:50] = 255
+    image = pipeline(PROMPT, image=original, mask_image=mask, padding_mask_crop=8, **QUICK).images[0]
+    assert image.size == (128, 96)
+    np.testing.assert_array_equal(np.asarray(image)[mask == 0], original[mask == 0])
+    assert (np.asarray(image)[mask == 255] != original[mask == 255]).any()
+
+
+def test_a_flagged_image_is_black() -> None:
+    result = flagging()(PROMPT, num_images_per_prompt=2, num_inference_steps=2)
     assert result.nsfw_content_detected == [True, True]
-    assert all(picture.getextrema() == ((0, 0),) * 3 for picture in result.images)
+    assert all(image.getextrema() == ((0, 0),) * 3 for image in result.images)
     assert result.verdicts is not None
     assert result.verdicts[0].concepts == (0,)
     assert result.verdicts[0].concept_scores[0] == 0.125
+    assert (result.records[0].safety.flagged, result.records[0].safety.concepts) == (True, (0,))
 
 
-def test_a_flagged_picture_can_be_blurred_or_only_reported(sd1: Exported) -> None:
-    pipeline = flagging(sd1)
+def test_a_flagged_crop_is_black_inside_the_image() -> None:
+    """The policy is applied to the generated pixels, not to the image around them."""
+    original, mask = np.full((96, 128, 3), 200, np.uint8), np.zeros((96, 128), np.uint8)
+    mask[20:40, 30:50] = 255
+    image = np.asarray(flagging()(PROMPT, image=original, mask_image=mask, padding_mask_crop=8, **QUICK).images[0])
+    assert (image[mask == 255] == 0).all()
+    assert (image[mask == 0] == 200).all()
+
+
+def test_a_flagged_image_can_be_blurred_or_only_reported() -> None:
+    pipeline = flagging()
     plain = np.asarray(pipeline(PROMPT, safety="off", **QUICK).images[0])
     reported = pipeline(PROMPT, safety="report", **QUICK)
     blurred = np.asarray(pipeline(PROMPT, safety="blur", **QUICK).images[0])
@@ -174,30 +255,26 @@ def test_a_flagged_picture_can_be_blurred_or_only_reported(sd1: Exported) -> Non
     assert np.abs(np.diff(blurred.astype(float), axis=0)).max() < np.abs(np.diff(plain.astype(float), axis=0)).max() / 4
 
 
-def test_pixels_as_an_array_are_checked_too(sd1: Exported) -> None:
-    np.testing.assert_array_equal(flagging(sd1)(PROMPT, output_type="np", **QUICK).images, 0)
+def test_pixels_as_an_array_are_checked_too() -> None:
+    np.testing.assert_array_equal(flagging()(PROMPT, output_type="np", **QUICK).images, 0)
 
 
-def test_a_classifier_that_fails_stops_the_run(sd1: Exported) -> None:
+def test_a_classifier_that_fails_stops_the_run() -> None:
     def fail(_: NDArray[Any]) -> NDArray[Any]:
         raise RuntimeError("out of memory")
 
-    with pytest.raises(SafetyError, match=r"out of memory.*Two ways out"):
-        with_classifier(sd1, flagged=fail)(PROMPT, **QUICK)
-    with pytest.raises(SafetyError, match="not all numbers"):
-        with_classifier(sd1, concept_scores=lambda scores: scores * np.nan)(PROMPT, **QUICK)
+    with pytest.raises(SafetyError, match="out of memory"):
+        with_changed("safety_checker", flagged=fail)(PROMPT, **QUICK)
+    with pytest.raises(SafetyError, match="concept_scores"):
+        with_changed("safety_checker", concept_scores=lambda scores: scores * np.nan)(PROMPT, **QUICK)
 
 
-def test_a_classifier_that_cannot_be_loaded_stops_the_run(sd1: Exported) -> None:
-    bundle = Bundle.open(sd1.bundle)
-
-    def open_one(component: str) -> Session:
-        if component == "safety_checker":
-            raise FeedError("no such provider")
-        return open_session(bundle, component)
+def test_a_classifier_that_cannot_be_loaded_stops_the_run() -> None:
+    def fail(name: str, part: str | None, open_real: OpenReal) -> Session:
+        raise FeedError("no such provider")
 
     with pytest.raises(SafetyError, match="no such provider"):
-        Pipeline(bundle, open_one)(PROMPT, **QUICK)
+        pipeline_with(fail, "safety_checker")(PROMPT, **QUICK)
 
 
 def test_safety_is_off_only_by_name_and_that_is_logged(pipeline: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,92 +285,66 @@ def test_safety_is_off_only_by_name_and_that_is_logged(pipeline: Pipeline, caplo
     assert result.records[0].safety.policy == "off"
 
 
-def test_a_file_says_what_it_is(pipeline: Pipeline, tmp_path: Path) -> None:
-    result = pipeline([PROMPT, "a star"], negative_prompt="blue", clip_skip=1, karras=True, **QUICK)
-    paths = result.save(tmp_path / "picture.png")
-    assert [path.name for path in paths] == ["picture-0.png", "picture-1.png"]
-    record = read_metadata(paths[1]).record
-    assert record is not None
-    assert (record.prompt, record.negative_prompt, record.seed, record.clip_skip) == ("a star", "blue", 4, 1)
-    assert (record.sampler, record.karras, record.num_inference_steps) == ("euler", True, 2)
-    assert record.bundle_digest == pipeline.bundle.digest
-    assert (record.safety.policy, record.safety.flagged) == ("block", False)
-    with pytest.raises(RequestError, match="arrays"):
-        pipeline(PROMPT, output_type="np", **QUICK).save(tmp_path / "no.png")
+def test_a_graph_is_loaded_once_and_only_if_needed() -> None:
+    opened: list[str] = []
+
+    def open_one(name: str, part: str | None, open_real: OpenReal) -> Session:
+        opened.append(f"{name}/{part}")
+        return open_real()
+
+    pipeline = pipeline_with(open_one)
+    pipeline(PROMPT, output_type="latent", safety="off", **QUICK)
+    parts = {"unet/body", "unet/cross_attention_kv", "unet/time_embedding"}
+    assert {"text_encoder/None", *parts} <= {*opened}
+    for _ in range(2):
+        pipeline(PROMPT, **QUICK)
+    assert sorted(opened) == sorted({*parts, "text_encoder/None", "vae_decoder/None", "safety_checker/None"})
 
 
-def test_a_graph_is_loaded_once_and_only_if_needed(sd1: Exported) -> None:
-    bundle, opened = Bundle.open(sd1.bundle), []
+def test_low_memory_releases_each_component_when_its_work_is_done() -> None:
+    events: list[str] = []
 
-    def open_one(component: str) -> Session:
-        opened.append(component)
-        return open_session(bundle, component)
+    class Watched(ChangedSession):
+        def __init__(self, name: str, real: Session) -> None:
+            super().__init__(real)
+            self.name = name
+            events.append(f"open {name}")
 
-    pipeline = Pipeline(bundle, open_one)
-    pipeline(PROMPT, output_type="latent", **QUICK)
-    assert sorted(opened) == ["text_encoder", "unet"]  # the second may be opened while the first is
+        def close(self) -> None:
+            events.append(f"close {self.name}")
+
+    pipeline = pipeline_with(lambda name, part, open_real: Watched(name, open_real()), low_memory=True)
     pipeline(PROMPT, **QUICK)
-    assert sorted(opened) == ["safety_checker", "text_encoder", "unet", "vae_decoder"]
+    names = ["text_encoder", "unet", "vae_decoder", "safety_checker"]
+    assert list(dict.fromkeys(events)) == [f"{event} {name}" for name in names for event in ("open", "close")]
 
 
-def test_a_prompt_of_other_length_beside_it_does_not_change_a_picture(pipeline: Pipeline) -> None:
-    long = " ".join(["star"] * 100)
-    call: dict[str, Any] = {"num_inference_steps": 2, "sampler": "euler_a", "output_type": "latent"}
-    batch = pipeline(
-        [PROMPT, long, "blue"], negative_prompt=["", "", long], num_images_per_prompt=2, seed=3, **call
-    ).images
-    for index, (prompt, negative) in enumerate([(PROMPT, ""), (long, ""), ("blue", long)]):
-        alone = pipeline(prompt, negative_prompt=negative, num_images_per_prompt=2, seed=3 + 2 * index, **call).images
-        assert np.abs(batch[2 * index : 2 * index + 2] - alone).max() <= 1e-5 * np.abs(alone).max()
-
-
-def test_negative_embeddings_are_ignored_without_guidance(pipeline: Pipeline) -> None:
-    call: dict[str, Any] = {"guidance_scale": 1.0, "output_type": "latent", **QUICK}
-    other = np.ones((1, 154, 32), np.float32)
-    np.testing.assert_array_equal(
-        pipeline(PROMPT, negative_prompt_embeds=other, **call).images, pipeline(PROMPT, **call).images
-    )
-
-
-def test_latents_of_another_float_type_are_taken_at_every_step(pipeline: Pipeline) -> None:
-    def widened(_: Pipeline, index: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
-        return {"latents": values["latents"].astype(np.float64)}
-
-    call: dict[str, Any] = {"output_type": "np", **QUICK}
-    found = pipeline(PROMPT, callback_on_step_end=widened, **call).images
-    np.testing.assert_array_equal(found, pipeline(PROMPT, **call).images)
-
-
-@pytest.mark.parametrize("changed", [None, [0.0], np.zeros((2, 4, 8, 8)), np.full((1, 4, 8, 8), np.nan)], ids=str)
-def test_a_callback_gives_back_latents_or_is_told_so(pipeline: Pipeline, changed: Any) -> None:
-    with pytest.raises(RequestError, match="latents to go on with: found"):
-        pipeline(PROMPT, callback_on_step_end=lambda *_: {"latents": changed}, **QUICK)
-
-
-def test_a_denoiser_that_overflows_is_not_a_black_picture(sd1: Exported) -> None:
-    bundle = Bundle.open(sd1.bundle)
-
-    def open_one(component: str) -> Session:
-        session = open_session(bundle, component)
-        return Fake(session, noise_pred=lambda noise: noise * np.inf) if component == "unet" else session
-
-    with pytest.raises(BackendError, match="timestep 999 gave values that are not finite"):
-        Pipeline(bundle, open_one)(PROMPT, **QUICK)
-
-
-def test_what_cannot_be_drawn_is_refused_before_it_is_begun(pipeline: Pipeline) -> None:
-    for asked in (
-        {"sampler": "nope"},
-        {"sampler": ""},
-        {"sampler": "pndm", "karras": True},
-        {"sampler": "euler", "eta": 0.5},
-        {"karras": "yes"},
+def test_a_denoiser_that_overflows_is_an_error() -> None:
+    overflowing = with_changed("unet", noise_pred=lambda noise: noise * np.inf)
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(BackendError, match=r"timestep \d+ gave values that are not finite"),
     ):
-        with pytest.raises(RequestError):
-            pipeline.resolve(Request.of(prompt=PROMPT, **asked))
+        overflowing(PROMPT, **QUICK)
 
 
-def test_what_was_given_as_arrays_is_on_record(pipeline: Pipeline) -> None:
-    noise = np.zeros((1, 4, 8, 8), np.float32)
-    assert pipeline(PROMPT, latents=noise, **QUICK).records[0].given == ("latents",)
-    assert pipeline(PROMPT, output_type="latent", **QUICK).records[0].safety.policy == "off"
+def test_sampling_stays_few_frames_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most six frames are on the stack when a denoiser's session is entered: `Pipeline.__call__` is the first, the
+    caller of `Session.run` the last; `run` itself is the backend's."""
+    stacks: list[list[str]] = []
+    run = OnnxRuntimeSession.run
+
+    def record(self: OnnxRuntimeSession, feeds: Any) -> Any:
+        frames: list[str] = []
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not Pipeline.__call__.__code__:
+            frames.append(frame.f_code.co_qualname)
+            frame = frame.f_back
+        if frame is not None and "step" in frames:
+            stacks.append([*frames, "Pipeline.__call__"])
+        return run(self, feeds)
+
+    monkeypatch.setattr(OnnxRuntimeSession, "run", record)
+    Pipeline.load(device="cpu")(PROMPT, **QUICK)
+    assert len(stacks) == 4, "time_embedding and cross_attention_kv once, body in each of two steps"
+    assert max(map(len, stacks[2:])) <= 6, stacks

@@ -1,146 +1,226 @@
-"""What may be asked, and what is refused."""
+"""The declarations of a request's options, and everything that is generated from them."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from latentrt.bundle.manifest import Manifest
+from latentrt import Pipeline, request
+from latentrt.cli.request_options import SPELLING, given_options, request_options
+from latentrt.cli.run import run
 from latentrt.errors import RequestError
-from latentrt.request import MAX_SEED, Order, Request, resolve
-from tests.runtime import small_bundle
+from latentrt.images.metadata import read_metadata
+from latentrt.pipeline import call_signature
+from latentrt.request import OPTIONS, Option, Request, Sampling, Whole, flat_values, option
+
+# Another value than the default for every option, and what the record says of it.
+CHANGED: dict[str, Any] = {
+    "prompt": "a red circle",
+    "negative_prompt": "a star",
+    "clip_skip": 1,
+    "height": 32,
+    "width": 48,
+    "num_inference_steps": 3,
+    "sampler": "euler",
+    "sampler_options": {"timestep_spacing": "linspace"},
+    "karras": True,
+    "eta": 0.25,
+    "guidance_scale": 4.0,
+    "guidance_rescale": 0.5,
+    "guidance_start": 0.25,
+    "guidance_end": 0.75,
+    "image_guidance_scale": 1.25,
+    "strength": 0.75,
+    "padding_mask_crop": 4,
+    "deep_cache": 2,
+    "decoder": "preview",
+    "num_images_per_prompt": 2,
+    "seed": 5,
+    "safety": "report",
+}
+# Options that the record holds in a field of their own, and one that does not concern a single image.
+OWN_FIELDS = {"prompt", "negative_prompt", "seed", "safety", "num_images_per_prompt"}
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    folder: Path = small_bundle.write_bundle(tmp_path_factory.mktemp("bundle"))
-    return small_bundle.manifest(folder)
+def pipeline() -> Pipeline:
+    return Pipeline.load(device="cpu", threads=1)
 
 
-def order(manifest: Manifest, **asked: Any) -> Order:
-    return resolve(Request(**{"prompt": "a star", **asked}), manifest)
+def test_every_option_is_a_keyword_of_the_call() -> None:
+    parameters = inspect.signature(Pipeline.__call__).parameters
+    for keyword, each in OPTIONS.items():
+        assert parameters[keyword].default == each.default
+        assert f"{keyword}: {each.help}" in (Pipeline.__call__.__doc__ or "")
+    assert set(parameters) == {*OPTIONS, "self", "output_type", "callback_on_step_end"}
+    assert not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
 
 
-def test_what_is_left_open_is_the_bundles_default(manifest: Manifest) -> None:
-    decided = order(manifest)
-    assert (decided.height, decided.width) == (manifest.defaults.height, manifest.defaults.width)
-    assert decided.steps == manifest.defaults.num_inference_steps
-    assert decided.guidance_scale == manifest.defaults.guidance_scale
-    assert decided.sampler == manifest.schedulers["unet"].class_name
-    assert decided.safety == manifest.safety
-    assert decided.negative_prompts == ("",)
+def test_every_option_with_a_flag_is_on_the_command_line() -> None:
+    flags = {flag for each in run.params for flag in each.opts}
+    shown = " ".join(CliRunner().invoke(run, ["--help"]).output.split())
+    for keyword, each in OPTIONS.items():
+        if each.flag is not None:
+            assert each.flag in flags
+            assert each.flag in shown
+            assert SPELLING[keyword] == each.flag
+    # Those without a flag are arrays, or spelled by the command itself.
+    spelled = {keyword for keyword, each in OPTIONS.items() if each.flag is None and each.check.kind != "python"}
+    assert spelled == {"prompt", "num_images_per_prompt", "seed"}
+    assert {"--images", "--seed"} <= flags
+    assert {SPELLING[keyword] for keyword in spelled} == {"PROMPT", "--images", "--seed"}
 
 
-def test_seed_zero_is_a_seed(manifest: Manifest) -> None:
-    assert order(manifest, seed=0).seeds == (0,)
+def test_the_list_of_options_is_complete() -> None:
+    """Else the test of the record below would pass over a new option."""
+    assert {keyword for keyword, each in OPTIONS.items() if each.check.kind not in ("python", "path")} == {*CHANGED}
 
 
-def test_a_seed_counts_up_over_the_pictures(manifest: Manifest) -> None:
-    decided = order(manifest, prompt=["a", "b"], num_images_per_prompt=2, seed=7)
-    assert decided.seeds == (7, 8, 9, 10)
+def record_of(pipeline: Pipeline, place: Path, **values: Any) -> dict[str, Any]:
+    """Return the record's options of an image of a request, read back from its file."""
+    resolved = pipeline.resolve(Request.of(**values))
+    shape = pipeline.family.latent_space.shape(resolved.height, resolved.width)
+    result = pipeline.finish(resolved, np.zeros((len(resolved.seeds), *shape), np.float32))
+    record = read_metadata(result.save(place)[0]).record
+    assert record is not None
+    assert record == result.records[0]
+    return record.options
 
 
-def test_seeds_can_be_listed(manifest: Manifest) -> None:
-    assert order(manifest, num_images_per_prompt=3, seed=[5, 0, MAX_SEED]).seeds == (5, 0, MAX_SEED)
-    assert order(manifest, num_images_per_prompt=2, seed=range(3, 5)).seeds == (3, 4)
+# Values that belong to a task or a sampler are set where they are allowed.
+ALONE: dict[str, dict[str, Any]] = {
+    "eta": {"sampler": "ddim"},
+    "karras": {"sampler": "euler"},
+    "sampler_options": {"sampler": "euler"},
+    "strength": {"image": np.zeros((64, 64, 3), np.uint8)},
+    "padding_mask_crop": {
+        "image": np.zeros((64, 64, 3), np.uint8),
+        "mask_image": np.full((64, 64), 255, np.uint8),
+    },
+}
 
 
-def test_no_seed_is_a_random_one(manifest: Manifest) -> None:
-    assert order(manifest).seeds != order(manifest).seeds  # equal once in 2**32 runs
+@pytest.mark.parametrize("keyword", sorted({*CHANGED} - OWN_FIELDS - {"image_guidance_scale"}))
+def test_an_option_that_differs_from_its_default_is_in_the_record(
+    pipeline: Pipeline, tmp_path: Path, keyword: str
+) -> None:
+    values = {"prompt": "a star", "seed": 0, "num_inference_steps": 2, **ALONE.get(keyword, {})}
+    plain = record_of(pipeline, tmp_path / "plain.png", **values)
+    options = record_of(pipeline, tmp_path / "out.png", **{**values, keyword: CHANGED[keyword]})
+    assert options[keyword] == CHANGED[keyword]
+    assert plain.get(keyword) != CHANGED[keyword]
 
 
-def test_one_negative_prompt_serves_all(manifest: Manifest) -> None:
-    assert order(manifest, prompt=["a", "b"], negative_prompt="c").negative_prompts == ("c", "c")
+def test_an_option_at_its_default_is_not_in_the_record(pipeline: Pipeline, tmp_path: Path) -> None:
+    options = record_of(pipeline, tmp_path / "out.png", prompt="a star", guidance_end=1.0, decoder="full")
+    assert {*options} == {"height", "width", "num_inference_steps", "guidance_scale", "sampler"}
+
+
+def test_an_option_of_another_family_is_refused_by_name(pipeline: Pipeline) -> None:
+    with pytest.raises(RequestError, match="`image_guidance_scale`"):
+        pipeline.resolve(Request.of(prompt="a star", image_guidance_scale=1.25))
+
+
+def test_a_new_option_is_declared_in_one_place(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    """The call, the command line, the checks and the record follow from the declaration alone."""
+    made_up = option(None, "made_up", "--made-up", Whole(1, 9), "A made-up option.")
+    extended = dataclasses.make_dataclass(
+        "Sampling", [("made_up", int | None, made_up)], bases=(Sampling,), frozen=True, kw_only=True, eq=False
+    )
+    monkeypatch.setitem(request._GROUPS, "sampling", extended)
+    for each in request.declared_options(Request):
+        monkeypatch.setitem(OPTIONS, each.keyword, each)
+
+    assert OPTIONS["made_up"].path == ("sampling", "made_up")
+    assert call_signature().parameters["made_up"].default is None
+
+    @click.command()
+    @request_options()
+    def command(**options: Any) -> None:
+        click.echo(given_options(options))
+
+    assert "--made-up INTEGER" in CliRunner().invoke(command, ["--help"]).output
+    assert CliRunner().invoke(command, ["--made-up", "3"]).output == "{'made_up': 3}\n"
+
+    with pytest.raises(RequestError, match="`made_up`: got 10, expected a whole number from 1 to 9"):
+        pipeline.resolve(Request.of(prompt="a star", made_up=10))
+    assert record_of(pipeline, tmp_path / "out.png", prompt="a star", made_up=7)["made_up"] == 7
+    assert flat_values(Request.of(made_up=3))["made_up"] == 3
+
+
+def test_an_unknown_keyword_names_the_nearest() -> None:
+    with pytest.raises(TypeError, match="'num_inference_step'; did you mean 'num_inference_steps'"):
+        Request.of(prompt="a star", num_inference_step=3)
+    with pytest.raises(TypeError, match=r"'zzz'$"):
+        Request.of(zzz=3)
+
+
+def test_an_unknown_keyword_of_the_call(pipeline: Pipeline) -> None:
+    with pytest.raises(TypeError, match="'guidance'; did you mean 'guidance_"):
+        pipeline("a star", guidance=3)
+
+
+def test_keywords_come_back_from_a_request() -> None:
+    values = flat_values(Request.of(**CHANGED))
+    assert {keyword: values[keyword] for keyword in CHANGED} == CHANGED
+    assert flat_values(Request()) == {keyword: each.default for keyword, each in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("each", OPTIONS.values(), ids=OPTIONS)
+def test_a_default_is_a_value_that_the_option_takes(each: Option) -> None:
+    if each.default is not None:
+        assert each.check(each.keyword, each.default) == each.default
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("keyword", "value", "plain"),
     [
-        ({"height": 100}, "multiple of 8; the nearest: 96 and 104"),
-        ({"width": 67}, "multiple of 8; the nearest: 64 and 72"),
-        ({"width": -5}, "multiple of 8; the nearest: 16"),
-        ({"width": 4001}, "multiple of 8; the nearest: 128"),
-        ({"karras": 1}, "karras: found 1"),
-        ({"sampler": "nope"}, "`sampler`='nope'"),
-        ({"seed": 2**63 - 1, "num_images_per_prompt": 2}, "seed: found"),
-        ({"height": "64"}, "whole number of pixels"),
-        ({"height": True}, "whole number of pixels"),
-        ({"height": 8}, "height: found 8"),
-        ({"width": 80_000}, "width: found 80000"),
-        ({"num_inference_steps": 0}, "num_inference_steps: found 0, expected a whole number from 1"),
-        ({"num_inference_steps": 101}, "to 100"),
-        ({"num_inference_steps": 2.5}, "whole number"),
-        ({"guidance_scale": float("nan")}, "guidance_scale: found nan"),
-        ({"guidance_scale": float("inf")}, "guidance_scale: found inf"),
-        ({"guidance_rescale": 1.5}, "number from 0 to 1"),
-        ({"eta": -0.1}, "eta: found -0.1"),
-        ({"sampler_options": [1]}, "sampler_options: found [1], expected names and values"),
-        ({"sampler_options": {1: 2}}, "expected names and values"),
-        ({"sampler_options": {"mu": float("nan")}}, "expected numbers, texts, and lists of them"),
-        ({"sampler_options": {"mu": object()}}, "expected numbers, texts, and lists of them"),
-        ({"sampler_options": {"begin": 3}}, "found sampler option 'begin', which is of image to image"),
-        (
-            {"sampler_options": {"timesteps": [900, 500]}, "num_inference_steps": 7},
-            "found num_inference_steps 7 and a grid of 2 steps",
-        ),
-        ({"sampler_options": {"timesteps": list(range(999, 0, -1))}}, "num_inference_steps: found 999"),
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt: found 0"),
-        ({"num_images_per_prompt": 10_000}, "num_images_per_prompt: found 10000"),
-        ({"prompt": ["a"] * 5}, "5 pictures in one request"),
-        ({"prompt": []}, "prompt: found an empty list"),
-        ({"prompt": 7}, "prompt: found int, expected a text"),
-        ({"prompt": ["a", None]}, "prompt: found NoneType"),
-        ({"prompt": b"bytes"}, "prompt: found bytes"),
-        ({"prompt": "half \ud83d of a fox"}, "half a surrogate pair"),
-        ({"prompt": None}, "neither of prompt and prompt_embeds"),
-        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
-        ({"seed": -1}, "seed: found -1"),
-        ({"seed": 2**63}, "expected a whole number from 0"),
-        ({"seed": 1.0}, "seed: found 1.0, expected a whole number"),
-        ({"seed": "7"}, "seed: found '7'"),
-        ({"seed": [1.5]}, "seed: found 1.5"),
-        ({"seed": []}, "an empty range of seeds"),
-        ({"seed": range(5, 5)}, "an empty range of seeds"),
-        ({"seed": [1, 2]}, "2 seeds for 1 pictures"),
-        ({"clip_skip": 99}, "clip_skip: found 99"),
-        ({"clip_skip": -1}, "clip_skip: found -1"),
-        ({"safety": "maybe"}, "block"),
-        ({"latents": np.zeros((1, 4, 9, 8), np.float32)}, "latents: found (1, 4, 9, 8), expected"),
-        ({"latents": [[0.0]]}, "latents: found list"),
-        ({"prompt_embeds": np.zeros((1, 77, 8), np.float32)}, "both of prompt and prompt_embeds"),
-        ({"prompt": None, "prompt_embeds": np.zeros((77, 8), np.float32)}, "prompt_embeds: found (77, 8)"),
+        ("num_inference_steps", np.int64(3), 3),
+        ("guidance_scale", np.float32(2.5), 2.5),
+        ("guidance_scale", 3, 3.0),
+        ("karras", np.bool_(True), True),
+        ("decoder", np.str_("tiled"), "tiled"),
     ],
 )
-def test_what_is_impossible_is_refused(manifest: Manifest, asked: dict[str, Any], says: str) -> None:
-    with pytest.raises(RequestError, match=r".+") as refusal:
-        order(manifest, **asked)
-    assert says in str(refusal.value)
+def test_numpys_scalars_become_plain_python(keyword: str, value: Any, plain: Any) -> None:
+    checked = OPTIONS[keyword].check(keyword, value)
+    assert (type(checked), checked) == (type(plain), plain)
 
 
-def test_latents_must_be_finite(manifest: Manifest) -> None:
-    side = manifest.defaults.height // manifest.latent_spaces["unet"].downscale
-    latents = np.full((1, manifest.latent_spaces["unet"].channels, side, side), np.nan, np.float32)
-    with pytest.raises(RequestError, match="not finite"):
-        order(manifest, latents=latents)
-
-
-def test_the_last_seed_can_be_asked_for_again(manifest: Manifest) -> None:
-    assert order(manifest, num_images_per_prompt=2, seed=MAX_SEED - 1).seeds == (MAX_SEED - 1, MAX_SEED)
-
-
-def test_numpys_own_kinds_are_taken_and_made_plain(manifest: Manifest) -> None:
-    decided = order(manifest, prompt=np.str_("a"), karras=np.bool_(True), seed=np.array([3]), height=np.int64(64))
-    assert (type(decided.prompts[0]), decided.karras, decided.seeds) == (str, True, (3,))  # type: ignore[index]
-
-
-def test_a_grid_says_how_many_steps_there_are(manifest: Manifest) -> None:
-    assert order(manifest, sampler="euler", sampler_options={"timesteps": (900, 500, 20)}).steps == 3
-    assert order(manifest, sampler="euler", sampler_options={"sigmas": [14.0, 2.0, 0.0]}).steps == 2
-    assert order(manifest, sampler="unipc", sampler_options={"sigmas": [1.0, 0.5]}).steps == 2
-
-
-def test_infinity_is_an_option_like_others(manifest: Manifest) -> None:
-    assert order(manifest, sampler_options={"s_tmax": float("inf")}).sampler_options == {"s_tmax": float("inf")}
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("num_inference_steps", 0),
+        ("num_inference_steps", 2.5),
+        ("num_inference_steps", True),
+        ("num_inference_steps", "3"),
+        ("height", "64"),
+        ("guidance_scale", float("nan")),
+        ("guidance_scale", float("inf")),
+        ("guidance_scale", "5"),
+        ("guidance_scale", True),
+        ("guidance_rescale", 1.5),
+        ("eta", -0.1),
+        ("karras", 1),
+        ("karras", "yes"),
+        ("decoder", "half"),
+        ("decoder", ["full"]),
+        ("decoder", np.array(["full", "tiled"])),
+        ("strength", 1.1),
+        ("padding_mask_crop", -1),
+        ("deep_cache", 0),
+        ("deep_cache", 51),
+    ],
+)
+def test_a_value_that_an_option_does_not_take(keyword: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"`{keyword}`: got .*, expected "):
+        OPTIONS[keyword].check(keyword, value)

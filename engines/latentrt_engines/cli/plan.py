@@ -44,8 +44,8 @@ def plan(
 
     An engine exists if it is in this user's cache or sealed into the bundle.
     """
-    from latentrt.backends.gpu import find_gpu
     from latentrt.bundle.bundle import Bundle
+    from latentrt.engines.gpu import find_gpu
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.fleet import plan_fleet
     from latentrt_engines.gpus import parse_gpus

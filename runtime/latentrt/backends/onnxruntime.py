@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.bound_session import BoundSession
@@ -196,19 +197,19 @@ def _point_at_weights(runtime: Any, options: Any, weights: WeightSet) -> list[An
     """Tell ONNX Runtime where the weights lie that a graph, given as the very bytes that were hashed, names by file.
 
     It opens them itself, in the folder it is told and not outside of it, which costs half the memory of handing them
-    over. But it follows no link, and a hub cache is made of them: there they are mapped and handed over by name, and
+    over. But it follows no link, and a hub cache is made of them: there the file is mapped and handed over, and
     the folder is one that does not exist, so that nothing else is looked for where the process happens to be.
 
     Returns:
         What was handed over, which has to outlive the session.
     """
-    folder, values = str(weights.path.parent), []
+    folder, mapped = str(weights.path.parent), list[Any]()
     if weights.path.is_symlink():
-        folder, mapped = _NOWHERE, weights.arrays()
-        values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in mapped.values()]
-        options.add_external_initializers(list(mapped), values)
+        # By file and not by array: a part's graph names some of them, and another is an error.
+        folder, mapped = _NOWHERE, [np.memmap(weights.path, np.uint8, mode="r")]
+        options.add_external_initializers_from_files_in_memory([weights.path.name], mapped, [mapped[0].size])
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    return values
+    return mapped
 
 
 def require(purpose: str = "run a bundle on the CPU") -> Any:

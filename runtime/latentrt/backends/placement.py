@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
-from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
 from latentrt.backends.real_files import linked_weights
 from latentrt.backends.session import Session
 from latentrt.backends.tensorrt.library import TITLES, LoadedLibrary, find_libraries
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
 from latentrt.engines.choice import EngineSource, Incompatible, Machine, choose_engines
+from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.errors import BackendError, EngineError, RequestError
 

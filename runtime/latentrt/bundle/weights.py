@@ -11,21 +11,17 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from latentrt.errors import BundleError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 __all__ = ["WeightSet", "map_weights"]
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-}
+_DTYPES = {"F16": "<f2", "F32": "<f4", "I8": "i1", "U8": "u1"}
 _LENGTH_BYTES = 8
 
 
@@ -55,6 +51,8 @@ def map_weights(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         BundleError: it is not a safetensors file of such weights.
     """
+    import numpy as np  # here, so that commands which only read the manifest start without it
+
     try:
         mapped = np.memmap(path, np.uint8, mode="r")
         start = _LENGTH_BYTES + int.from_bytes(mapped[:_LENGTH_BYTES].tobytes(), "little")
@@ -68,8 +66,10 @@ def map_weights(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _view(data: NDArray[np.uint8], entry: dict[str, Any]) -> NDArray[Any]:
+    import numpy as np
+
     first, last = entry["data_offsets"]
-    dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
     if not 0 <= first <= last <= len(data) or last - first != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"offsets {first} … {last} do not hold {entry['dtype']} of shape {shape}")
     return data[first:last].view(dtype).reshape(shape)

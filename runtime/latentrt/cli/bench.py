@@ -1,4 +1,4 @@
-"""`latentrt bench`: how fast is a bundle here, on each backend that this machine can run?"""
+"""The command `latentrt bench`: times and memory of a bundle on each backend of this machine."""
 
 from __future__ import annotations
 
@@ -7,39 +7,35 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentrt.cli.request_options import SPELLING, given_options, request_options
 from latentrt.errors import BackendError, EngineError, LatentRTError
 
 if TYPE_CHECKING:
-    from latentrt.bench import BenchJob, Measured
+    from latentrt.cli.bench_worker import BenchJob, Measurement
 
 __all__ = ["bench"]
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", "devices", multiple=True, help="cpu, openvino, cuda or tensorrt; several stand side by side.")
+@click.option("--device", "devices", multiple=True, help="cpu, openvino, cuda or tensorrt; may be repeated.")
 @click.option("--provider", "providers", multiple=True, help="One of ONNX Runtime's execution providers, by its name.")
 @click.option("--prompt", default="a red circle on a blue background", show_default=True)
-@click.option("--width", type=int, help="In pixels. The bundle's default by default.")
-@click.option("--height", type=int, help="In pixels.")
-@click.option("--steps", type=int, help="Denoising steps. The bundle's default by default.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures at once.")
-@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Pictures after the first.")
+@request_options("height", "width", "num_inference_steps")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per request.")
+@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Images after the first.")
 @click.option("--threads", type=click.IntRange(min=1), help="On the CPU. One per core by default.")
 @click.option("--precision", help="What a CPU computes in: float32, bfloat16 (OpenVINO), int8 (a bundle of int8).")
 @click.option(
-    "--low-memory", is_flag=True, help="Let each submodule go when it is done; decode in slices where that helps."
+    "--low-memory", is_flag=True, help="Release each component when it is done; decode in slices where that helps."
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures there, too.")
-@click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the measurements to a file.")
+@click.option("--digest", metavar="sha256:…", help="Of the manifest: measure this bundle and no other.")
 def bench(
     bundle: Path,
     devices: tuple[str, ...],
     providers: tuple[str, ...],
     prompt: str,
-    width: int | None,
-    height: int | None,
-    steps: int | None,
     batch: int,
     runs: int,
     threads: int | None,
@@ -47,11 +43,12 @@ def bench(
     low_memory: bool,
     json_path: Path | None,
     digest: str | None,
+    **options: Any,
 ) -> None:
-    """Measure BUNDLE: the first picture, pictures after it, each submodule, memory; each backend in a process of its
+    """Measure BUNDLE: the first image, images after it, each component, memory; each backend in a process of its
     own. Without --device and --provider, every backend that this machine can run."""
-    from latentrt.bench import BenchJob
     from latentrt.bundle.bundle import Bundle
+    from latentrt.cli.bench_worker import BenchJob
     from latentrt.cli.report import check_report, write_report
 
     opened = Bundle.open(bundle, digest)
@@ -64,35 +61,34 @@ def bench(
         precision=precision,
         low_memory=low_memory,
         prompt=prompt,
-        width=width,
-        height=height,
-        steps=steps,
         batch=batch,
         runs=runs,
+        options=given_options(options),
     )
     check_report(json_path)
     measured, failure = _measure_all(_jobs(job, devices, providers))
     _print(measured)
     if json_path is not None:
-        write_report(json_path, _figures(job, measured))
+        write_report(json_path, _report(job, measured))
     if failure is not None and (devices or providers or not measured):
         raise failure
 
 
-def _measure_all(jobs: list[tuple[str, BenchJob]]) -> tuple[dict[str, Measured], LatentRTError | None]:
-    """What was measured, and why the first backend that could not be run could not."""
-    measured: dict[str, Measured] = {}
+def _measure_all(jobs: list[tuple[str, BenchJob]]) -> tuple[dict[str, Measurement], LatentRTError | None]:
+    """Return the measurements by backend, and the error of the first backend that could not run."""
+    measured: dict[str, Measurement] = {}
     first: LatentRTError | None = None
     for name, job in jobs:
         try:
             measured[name] = _measure(name, job)
         except (BackendError, EngineError) as error:
-            click.echo(f"{name}: {error}", err=True)
+            click.echo(f"{name}: {error.describe(SPELLING)}", err=True)
             first = first or error
     return measured, first
 
 
 def _jobs(job: BenchJob, devices: tuple[str, ...], providers: tuple[str, ...]) -> list[tuple[str, BenchJob]]:
+    """Return a job for each backend, by its name."""
     import msgspec
 
     from latentrt.backends.placement import check_device
@@ -100,63 +96,62 @@ def _jobs(job: BenchJob, devices: tuple[str, ...], providers: tuple[str, ...]) -
     for device in devices:
         check_device(device)
     if not devices and not providers:
-        devices = _devices_here(cpu_alone=job.precision is not None)
+        devices = _available_devices(cpu_only=job.precision is not None)
     jobs = [(device, msgspec.structs.replace(job, device=device)) for device in devices]
     return jobs + [(provider, msgspec.structs.replace(job, provider=provider)) for provider in providers]
 
 
-def _devices_here(*, cpu_alone: bool) -> tuple[str, ...]:
-    """What is worth trying: a GPU's backends only where there is one, and not where it was said what a CPU is to
-    compute in."""
-    from latentrt.backends.gpu import Gpu, find_gpu
+def _available_devices(*, cpu_only: bool) -> tuple[str, ...]:
+    """Return the devices worth measuring: those of a GPU only where there is one, and not with a CPU's precision."""
     from latentrt.backends.onnxruntime import CUDA, available_providers
     from latentrt.backends.openvino import is_installed
+    from latentrt.engines.gpu import Gpu, find_gpu
 
-    here: tuple[str, ...] = ("openvino", "cpu") if is_installed() else ("cpu",)
-    if not cpu_alone and isinstance(find_gpu(), Gpu):
-        here = (*(("cuda",) if CUDA in available_providers() else ()), "auto", *here)
-    return here
+    devices: tuple[str, ...] = ("openvino", "cpu") if is_installed() else ("cpu",)
+    if not cpu_only and isinstance(find_gpu(), Gpu):
+        devices = (*(("cuda",) if CUDA in available_providers() else ()), "auto", *devices)
+    return devices
 
 
-def _measure(name: str, job: BenchJob) -> Measured:
+def _measure(name: str, job: BenchJob) -> Measurement:
     import msgspec
 
-    from latentrt.bench import Measured, Message
+    from latentrt.cli.bench_worker import Measurement, Message
     from latentrt.worker_process import WorkerProcess
 
     click.echo(f"measuring {name} …", err=True)
-    with WorkerProcess("latentrt.bench", job) as worker:
+    with WorkerProcess("latentrt.cli.bench_worker", job) as worker:
         for line in worker.messages():
             message: Message = msgspec.json.decode(line, type=Message)
-            if isinstance(message, Measured):
+            if isinstance(message, Measurement):
                 return message
             raise message.as_raised(LatentRTError)
         raise worker.ending().error(name, BackendError)
 
 
-def _print(measured: dict[str, Measured]) -> None:
-    for name, figures in measured.items():
+def _print(measured: dict[str, Measurement]) -> None:
+    for name, measurement in measured.items():
         click.echo(f"\n{name}")
-        for words in sorted(set(figures.runs_on.values())):
-            components = [component for component, each in figures.runs_on.items() if each == words]
-            click.echo(f"  {', '.join(components)}: {words}")
-        gpu = "" if figures.gpu_bytes is None else f", GPU memory in use {figures.gpu_bytes / 2**30:.1f} GiB"
-        click.echo(f"  first picture {figures.load_ms + figures.first_ms:,.0f} ms, loading included")
-        click.echo(f"  peak memory {figures.peak_bytes / 2**30:.2f} GiB{gpu}")
+        for described in sorted(set(measurement.runs_on.values())):
+            components = [component for component, each in measurement.runs_on.items() if each == described]
+            click.echo(f"  {', '.join(components)}: {described}")
+        gpu = "" if measurement.gpu_bytes is None else f", GPU memory in use {measurement.gpu_bytes / 2**30:.1f} GiB"
+        click.echo(f"  first image {measurement.load_ms + measurement.first_ms:,.0f} ms, loading included")
+        click.echo(f"  peak memory {measurement.peak_bytes / 2**30:.2f} GiB{gpu}")
         click.echo(f"  {'':<16}{'runs':>6}{'p50 ms':>12}{'p90 ms':>12}{'p99 ms':>12}")
-        rows = {"picture": figures.picture, **figures.submodules}
-        for row, one in rows.items():
-            click.echo(f"  {row:<16}{one.count:>6}{one.p50_ms:>12,.1f}{one.p90_ms:>12,.1f}{one.p99_ms:>12,.1f}")
+        rows = {"image": measurement.image, **measurement.components}
+        for row, each in rows.items():
+            click.echo(f"  {row:<16}{each.count:>6}{each.p50_ms:>12,.1f}{each.p90_ms:>12,.1f}{each.p99_ms:>12,.1f}")
 
     if measured:
         click.echo("\npercentiles are by nearest rank: of fewer than 100 runs the 99th is the longest")
 
 
-def _figures(job: BenchJob, measured: dict[str, Measured]) -> dict[str, Any]:
+def _report(job: BenchJob, measured: dict[str, Measurement]) -> dict[str, Any]:
     import msgspec
 
-    asked: Any = msgspec.to_builtins(job)
+    settings: Any = msgspec.to_builtins(job)
     return {
-        "asked": {key: value for key, value in asked.items() if key not in ("bundle", "device", "provider")},
-        "measured": {name: msgspec.to_builtins(figures) for name, figures in measured.items()},
+        "settings": {key: value for key, value in settings.items() if key not in ("bundle", "device", "provider")},
+        "measured": {name: msgspec.to_builtins(each) for name, each in measured.items()},
     }

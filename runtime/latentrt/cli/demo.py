@@ -1,12 +1,16 @@
-"""The command `latentrt demo`: pictures of the sample bundle, which comes with the package."""
+"""The command `latentrt demo`: images of the sample bundle, which ships with the package."""
 
 from __future__ import annotations
 
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import click
+
+from latentrt.bundle.printable import counted
+from latentrt.cli.request_options import SPELLING, given_options, request_options
 
 __all__ = ["PROMPTS", "demo"]
 
@@ -36,27 +40,15 @@ PROMPTS = (
     show_default=True,
     help="A .png, .jpg or .webp.",
 )
-@click.option("-n", "--negative-prompt", help="What to keep out of the pictures.")
-@click.option("--seed", type=int, default=7, show_default=True, help="Of the first picture; the next take the next.")
-@click.option("--steps", type=int, help="Denoising steps. The bundle's 25 by default.")
-@click.option("--sampler", help="One of `latentrt samplers`. The bundle's own scheduler by default.")
-@click.option("--guidance-scale", type=float, help="Up to 1 there is no guidance. The bundle's 5 by default.")
+@request_options("negative_prompt", "num_inference_steps", "sampler", "guidance_scale")
+@click.option("--seed", type=int, default=7, show_default=True, help="Of the first image; image i takes seed + i.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def demo(
-    prompt: tuple[str, ...],
-    output: Path,
-    negative_prompt: str | None,
-    seed: int,
-    steps: int | None,
-    sampler: str | None,
-    guidance_scale: float | None,
-    quiet: bool,
-) -> None:
-    """Draw each PROMPT, or a dozen that are there, with the sample bundle, and lay them out on one sheet.
+def demo(prompt: tuple[str, ...], output: Path, seed: int, quiet: bool, **options: Any) -> None:
+    """Generate an image of each PROMPT, or of a dozen prepared ones, with the sample bundle, on one sheet.
 
-    The bundle knows circles, squares, triangles, stars, hearts and crosses, one or two in a picture, in red, orange,
-    yellow, green, blue, purple, white and black. Its pictures are 64 × 64 and enlarged here; `latentrt run` writes them
-    as they are, and each says in its file how it was made.
+    The sample model knows circles, squares, triangles, stars, hearts and crosses, one or two in an image, in red,
+    orange, yellow, green, blue, purple, white and black. Its images are 64 × 64 pixels and enlarged on the sheet;
+    `latentrt run` writes them as they are, with their metadata.
     """
     from latentrt.bundle.sample import bundle_path
     from latentrt.cli.progress import latents_with_progress
@@ -68,31 +60,16 @@ def demo(
     began = time.monotonic()
     check_output(output)
     pipeline = Pipeline.load()
-    prompts = prompt or PROMPTS
-    request = pipeline.resolve(
-        Request.of(
-            prompt=prompts,
-            negative_prompt=negative_prompt,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            seed=seed,
-        )
-    )
+    prompts, given = prompt or PROMPTS, given_options(options)
+    request = pipeline.resolve(Request.of(prompt=prompts, seed=seed, **given))
     result = pipeline.finish(request, latents_with_progress(pipeline, request, quiet=quiet))
     save(contact_sheet(result.images, prompts), output)
     if not quiet:
         flagged = sum(result.nsfw_content_detected or ())
-        pictures = "1 picture" if len(prompts) == 1 else f"{len(prompts)} pictures"
         blocked = f", {flagged} of them blocked by the safety classifier" if flagged else ""
-        click.echo(f"{output}: {pictures} in {time.monotonic() - began:.1f} s, loading included{blocked}")
-        said = {
-            "--seed": request.seeds[0],
-            "-n": negative_prompt,
-            "--steps": steps,
-            "--sampler": sampler,
-            "--guidance-scale": guidance_scale,
-            "-o": "picture.png",
-        }
-        options = [str(part) for pair in said.items() if pair[1] is not None for part in pair]
-        click.echo(f"the first alone: {shlex.join(['latentrt', 'run', str(bundle_path()), prompts[0], *options])}")
+        seconds = time.monotonic() - began
+        click.echo(f"{output}: {counted(len(prompts), 'image')} in {seconds:.1f} s, loading included{blocked}")
+        alone = {"seed": seed, **given}
+        flags = [str(part) for keyword, value in alone.items() for part in (SPELLING[keyword], value)]
+        command = ["latentrt", "run", str(bundle_path()), prompts[0], *flags, "-o", "image.png"]
+        click.echo(f"the first alone: {shlex.join(command)}")

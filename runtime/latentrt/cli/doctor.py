@@ -1,4 +1,4 @@
-"""`latentrt doctor`: what can this machine run, and what would mend what it cannot?"""
+"""The command `latentrt doctor`: what this machine can run, and how to enable the rest."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Lines = Iterator[tuple[str, str]]
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 def doctor(bundle: Path | None) -> None:
-    """Print the ladder of what this machine has: driver, GPU, libraries, engines. With BUNDLE, also what runs each of
-    its submodules and why."""
+    """Print the GPU, the libraries and the engines of this machine. With BUNDLE, also what runs each of its components
+    and why."""
     from latentrt.bundle.bundle import Bundle
 
     opened = None if bundle is None else Bundle.open(bundle)
-    for key, words in _machine_lines():
-        click.echo(f"{key:<16} {words}")
+    for key, text in _machine_lines():
+        click.echo(f"{key:<16} {text}")
     if opened is not None:
         click.echo()
-        for key, words in _bundle_lines(opened):
-            click.echo(f"{key:<16} {words}")
+        for key, text in _bundle_lines(opened):
+            click.echo(f"{key:<16} {text}")
 
 
 def _machine_lines() -> Lines:
     from latentrt import __version__
-    from latentrt.backends.gpu import NoGpu, find_gpu
     from latentrt.backends.tensorrt.library import LoadedLibrary, find_libraries
+    from latentrt.engines.gpu import NoGpu, find_gpu
 
     yield "latentrt", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     gpu = find_gpu()
@@ -46,25 +46,25 @@ def _machine_lines() -> Lines:
         yield "GPU", f"{gpu}, driver for CUDA {gpu.cuda}"
     for name, found in find_libraries().items():
         yield name, found.version if isinstance(found, LoadedLibrary) else f"no: {found}"
-    yield "onnxruntime", _onnxruntime_words()
-    yield "openvino", _openvino_words()
-    yield "engines", _cache_words()
+    yield "onnxruntime", _describe_onnxruntime()
+    yield "openvino", _describe_openvino()
+    yield "engines", _describe_cache()
 
 
-def _onnxruntime_words() -> str:
+def _describe_onnxruntime() -> str:
     try:
         import onnxruntime
     except ImportError:
-        return "no: it is not installed; pip install 'latentrt[cpu]', or 'latentrt[gpu]' with an NVIDIA GPU"
+        return "no: not installed; pip install 'latentrt[cpu]', or 'latentrt[gpu]' with an NVIDIA GPU"
     return f"{onnxruntime.__version__}, with {', '.join(onnxruntime.get_available_providers())}"
 
 
-def _openvino_words() -> str:
+def _describe_openvino() -> str:
     from latentrt.backends.openvino import computes_in_bfloat16, is_installed
     from latentrt.errors import BackendError
 
     if not is_installed():
-        return "no: it is not installed; pip install 'latentrt[openvino]', the fastest on a CPU"
+        return "no: not installed; pip install 'latentrt[openvino]', the fastest on a CPU"
     from importlib.metadata import version
 
     try:
@@ -74,7 +74,7 @@ def _openvino_words() -> str:
     return f"{version('openvino')}, this CPU has {'' if has else 'no '}bfloat16 arithmetic"
 
 
-def _cache_words() -> str:
+def _describe_cache() -> str:
     from latentrt.engines.store import EngineStore
     from latentrt.errors import EngineError
 
@@ -86,9 +86,9 @@ def _cache_words() -> str:
 
 
 def _bundle_lines(bundle: Bundle) -> Lines:
-    from latentrt.backends.gpu import Gpu, find_gpu
     from latentrt.backends.placement import find_machine, place_components
     from latentrt.engines.choice import choose_engines
+    from latentrt.engines.gpu import Gpu, find_gpu
 
     gpu = find_gpu()
     for component, placement in place_components(bundle).items():
@@ -102,4 +102,4 @@ def _bundle_lines(bundle: Bundle) -> Lines:
         for other in others:
             yield "", f"  does not fit: {other.record.key[:12]}, {', '.join(other.reasons)}"
         if not fit:
-            yield "", f"  mend: latentrt build {bundle.folder} --component {component}"
+            yield "", f"  to build one: latentrt build {bundle.folder} --component {component}"

@@ -1,4 +1,4 @@
-"""The command `latentrt`: one group that loads a sub-command when it is called, so that help loads nothing."""
+"""The command `latentrt`: a group that imports a command when it is called, so that help imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from latentrt.errors import LatentRTError
 
 __all__ = ["main"]
 
-# name → (where the click command lives, one line for `--help`)
+# name → (module and attribute of the click command, one line for `--help`)
 _COMMANDS = {
     "bench": ("latentrt.cli.bench:bench", "Measure a bundle on each backend that this machine can run."),
     "build": (
         "latentrt_engines.cli.build:build",
-        "Turn a bundle into TensorRT engines (needs a library's extra).",
+        "Build TensorRT engines from a bundle (needs a library's extra).",
     ),
     "compare": (
         "latentrt.cli.compare:compare",
-        "Draw one prompt by several samplers and step counts, on one sheet, with their times.",
+        "Generate one prompt with several samplers and step counts, on one sheet, with their times.",
     ),
-    "demo": ("latentrt.cli.demo:demo", "Draw a sheet of pictures with the sample bundle that comes along."),
+    "demo": (
+        "latentrt.cli.demo:demo",
+        "Generate a sheet of images with the sample bundle that ships with the package.",
+    ),
     "doctor": (
         "latentrt.cli.doctor:doctor",
-        "Print what this machine can run, and what would mend the rest.",
+        "Print what this machine can run, and how to enable the rest.",
     ),
     "engines": ("latentrt_engines.cli.engines:engines", "List, explain, verify, prune, seal and refit engines."),
     "export": ("latentrt_export.command:export", "Turn a checkpoint into a bundle (needs latentrt[export])."),
-    "inspect": ("latentrt.cli.inspect:inspect", "Print what is in a bundle, or what a picture says of itself."),
-    "plan": ("latentrt_engines.cli.plan:plan", "Print the engines that a fleet of GPUs needs, and which exist."),
-    "run": ("latentrt.cli.run:run", "Draw pictures from a bundle."),
+    "inspect": ("latentrt.cli.inspect:inspect", "Print the contents of a bundle, or the metadata of an image."),
+    "plan": ("latentrt_engines.cli.plan:plan", "Print which engines a fleet of GPUs needs, and which are built."),
+    "run": ("latentrt.cli.run:run", "Generate images from a bundle."),
     "samplers": ("latentrt.cli.samplers:samplers", "List the samplers: names, cost, options."),
     "schedule": ("latentrt.cli.schedule:schedule", "Print or plot the table of coefficients that a sampler runs."),
     "verify": ("latentrt.cli.verify:verify", "Hash every file of a bundle and compare it with the manifest."),
@@ -42,7 +45,7 @@ _COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    """A group that knows its commands' names and one line of each, and imports a command only to run it."""
+    """A group that lists its commands without importing them; a command is imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
@@ -60,25 +63,28 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, _COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="latentrt")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def _group(debug: bool) -> None:
+@click.pass_context
+def _group(context: click.Context, debug: bool) -> None:
     """Stable Diffusion without torch: export a checkpoint to a bundle, run the bundle."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0, or the exit code of the error's branch (`latentrt.errors`), with one sentence
     on stderr."""
     given = sys.argv[1:] if args is None else args
-    _leave_out_converter()
-    # At the end too: that is where it is added to a command that failed.
+    _skip_openvino_converter()
+    # At the end as well: a user appends it to a command that failed.
     debug = given[:1] == ["--debug"] or given[-1:] == ["--debug"]
     arguments = given[:-1] if given[-1:] == ["--debug"] else given
     try:
         status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"error: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -90,8 +96,8 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _leave_out_converter() -> None:
-    """Have OpenVINO imported without its model converter, which is half of its import and which no command uses."""
+def _skip_openvino_converter() -> None:
+    """Keep OpenVINO from importing its model converter: half of its import time, and no command uses it."""
     sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]  # None: it cannot be imported
 
 

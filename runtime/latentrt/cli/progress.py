@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from latentrt.pipeline import Pipeline
     from latentrt.resolve import ResolvedRequest
+    from latentrt.sampling.schedule import Latents
 
-__all__ = ["latents_with_progress", "progress_bar"]
+__all__ = ["latents_with_progress"]
 
 
-def latents_with_progress(pipeline: Pipeline, request: ResolvedRequest, *, quiet: bool) -> Any:
-    """Return the latents after the last step; a bar on stderr shows how far it is."""
+def latents_with_progress(pipeline: Pipeline, request: ResolvedRequest, *, quiet: bool) -> Latents:
+    """Return the latents after the last step; a bar shows the progress where stderr is a terminal."""
     # Importing the bar takes longer than a step of a small model.
     if quiet or not sys.stderr.isatty():
         return deque(pipeline.steps(request), maxlen=1)[0].latents
-    with progress_bar(quiet=quiet) as progress:
-        task = progress.add_task("", total=None)
-        for step in pipeline.steps(request):
-            progress.update(task, total=step.total, completed=step.index + 1)
-    return step.latents
-
-
-def progress_bar(*, quiet: bool) -> Progress:
-    """Return a bar on stderr, which shows nothing where that is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -40,5 +30,8 @@ def progress_bar(*, quiet: bool) -> Progress:
     )
 
     columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        for step in pipeline.steps(request):
+            progress.update(task, total=step.total, completed=step.index + 1)
+    return step.latents

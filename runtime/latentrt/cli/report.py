@@ -1,4 +1,4 @@
-"""How are figures written for another program to read?"""
+"""Reports of `latentrt bench` and `latentrt compare` as JSON, for other programs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["check_report", "write_report"]
 
 
 def check_report(path: Path | None) -> None:
-    """Ask before the work whether figures can be written there.
+    """Check, before the work, that a report can be written.
 
     Raises:
         OutputError: there is no such folder.
     """
     if path is not None and not path.absolute().parent.is_dir():
-        raise OutputError(f"{path.parent} is not a folder; the figures could not be written there")
+        raise OutputError(f"{path.parent} is not a folder; the report could not be written there; create it")
 
 
-def write_report(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write figures as JSON, below what they belong to: versions and the machine.
+def write_report(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON, with the versions and the machine that they belong to.
 
     Raises:
-        OutputError: they cannot be written; what was there is untouched.
+        OutputError: the file cannot be written; an existing one is untouched.
     """
     from latentrt.bundle.atomic_file import write_atomically
 
@@ -36,7 +36,7 @@ def write_report(path: Path, figures: Mapping[str, Any]) -> None:
         "latentrt": __version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        **figures,
+        **results,
     }
     try:
         write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())

@@ -35,7 +35,7 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
                 return range(int(first), int(last) + 1)
             return [int(part) for part in value.split(",")] if "," in value else int(value)
         except ValueError:
-            self.fail(f"found {value!r}, expected a number, a list such as 7,9,11 or a range such as 7..10", param, ctx)
+            self.fail(f"got {value!r}, expected a number, a list such as 7,9,11 or a range such as 7..10", param, ctx)
 
 
 @click.command()

@@ -85,7 +85,7 @@ def check_policy(policy: str) -> Policy:
     for known in get_args(Policy):
         if policy == known:
             return known  # type: ignore[no-any-return]
-    raise RequestError(f"found the safety policy {policy!r}, expected one of {', '.join(get_args(Policy))}")
+    raise RequestError(f"`safety`: got {policy!r}, expected one of {', '.join(get_args(Policy))}")
 
 
 def require_classifier(manifest: Manifest, policy: Policy) -> None:

@@ -372,7 +372,8 @@ class StableDiffusion(Family):
     def prefetch_first(self, request: ResolvedRequest) -> None:
         height, width = self.latent_space.shape(request.height, request.width)[1:]
         sizes = {
-            "evaluations": len(request.seeds) * len(self._tasks[request.task].guidance(request).evaluations(0, len(request.schedule))),
+            "evaluations": len(request.seeds)
+            * len(self._tasks[request.task].guidance(request).evaluations(0, len(request.schedule))),
             "height": height,
             "width": width,
             "tokens": self.bundle.manifest.tokenizers[TEXT_ENCODER].length,  # most prompts fill one chunk

@@ -101,11 +101,10 @@ class Denoiser(ABC):
             BackendError: an output is not finite, or the backend failed.
             EngineError: nothing here runs these shapes.
         """
-        pieces = [*self._batches(evaluations)]
-        outputs = [
-            self._run(evaluations[first:end], latents[first:end], timesteps[first:end], padded, reuse=reuse)
-            for first, end, padded in pieces
-        ]
+        outputs = []
+        for first, end, size in self._batches(evaluations):  # no comprehension: it is a frame until Python 3.12
+            batch = self._run(evaluations[first:end], latents[first:end], timesteps[first:end], size, reuse=reuse)
+            outputs.append(batch)
         result = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
         if not np.isfinite(result).all():
             broken = next(index for index, output in enumerate(result) if not np.isfinite(output).all())

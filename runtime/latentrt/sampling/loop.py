@@ -233,18 +233,21 @@ class Step:
         self.index, self.total = first.row - 1, len(first.schedule)
         self.timestep = float(first.schedule.t[self.index])
         self._samples, self._computed = samples, [sample.on_host for sample in samples]
-        self._latents: Latents | None = None
+        self._latents: Any = None
+        self._shown = False
 
     @property
     def latents(self) -> Latents:
         """float32 [images, C, H, W] after the step. The loop goes on with whatever stands here when it is resumed."""
-        if self._latents is None:
-            self._latents = np.stack([self._read(*each) for each in zip(self._samples, self._computed, strict=True)])
-        return self._latents
+        if not self._shown:
+            pairs = zip(self._samples, self._computed, strict=True)
+            self._latents, self._shown = np.stack([self._read(*each) for each in pairs]), True
+        latents: Latents = self._latents
+        return latents
 
     @latents.setter
     def latents(self, latents: Latents) -> None:
-        self._latents = latents
+        self._latents, self._shown = latents, True
 
     def _read(self, sample: Sample, computed: Latents | None) -> Latents:
         if computed is not None:
@@ -262,7 +265,7 @@ class Step:
         Raises:
             RequestError: they are not finite numbers of the same shape.
         """
-        if self._latents is None:
+        if not self._shown:
             return  # nobody who never read them can have changed them
         shape = (len(self._samples), *self._samples[0].shape)
         if not isinstance(self._latents, np.ndarray) or self._latents.shape != shape:
@@ -270,7 +273,7 @@ class Step:
             raise RequestError(
                 f"the callback returned latents of shape {got}; expected a finite array of shape {shape}"
             )
-        if not np.isfinite(self._latents).all():
+        if not np.issubdtype(self._latents.dtype, np.floating) or not np.isfinite(self._latents).all():
             raise RequestError(f"the callback returned latents that are not finite; expected finite numbers, {shape}")
         self._latents = self._latents.astype(np.float32, copy=False)
         for sample, each in zip(self._samples, self._latents, strict=True):

@@ -6,9 +6,9 @@ import pytest
 
 from latentrt.backends import placement
 from latentrt.backends.cuda.api import Cuda
-from latentrt.backends.gpu import Gpu
 from latentrt.backends.tensorrt import device as engine_device
 from latentrt.bundle.bundle import Bundle
+from latentrt.engines.gpu import Gpu
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.profiles import component_profile, image_profile
 from tests.engines import made_up

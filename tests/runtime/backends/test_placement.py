@@ -13,13 +13,13 @@ from latentrt import Pipeline
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
 from latentrt.backends import placement as placement_module
-from latentrt.backends.gpu import Gpu, NoGpu
 from latentrt.backends.models import Components, Models
 from latentrt.backends.placement import Backend, ComputePrecision, Device, Placement, Preferences, place_components
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Part
 from latentrt.decode import autoencoder
 from latentrt.decode.slices import SlicedDecoder
+from latentrt.engines.gpu import Gpu, NoGpu
 from latentrt.errors import BackendError, BundleError, MissingExtraError, RequestError
 from latentrt.sampling.denoiser import SplitDenoiser, WholeDenoiser
 

@@ -3,116 +3,102 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from latentrt.backends.split_denoiser import InParts, ReusesFeatures
-from latentrt.sampling.trajectory import Denoising, KeepsLatents
 
-from latentrt.backends.onnxruntime import open_session
-from latentrt.backends.session import Arrays
-from latentrt.bench import quantiles, timed
-from latentrt.bundle.bundle import Bundle
+from latentrt import Bundle, Pipeline
+from latentrt.backends.models import Components
+from latentrt.backends.placement import place_components
 from latentrt.bundle.sample import bundle_path
-from latentrt.cli.main import main
-from latentrt.sampling.samplers import Steps
-from latentrt.sampling.samplers.ddim import DDIM
-from latentrt.sampling.schedule import Latents
-from tests.runtime.backends.split_fakes import FakeParts
+from latentrt.cli.bench_worker import TimedSession, quantiles, time_placement
+from latentrt.engines import gpu
+from latentrt.engines.gpu import NoGpu
+from tests.runtime.cli.conftest import Caller
+
+SAMPLE = bundle_path()
+QUICK = ("--steps", "1", "--runs", "1", "--threads", "1")
 
 
-def run(*arguments: str) -> int | str | None:
-    with pytest.raises(SystemExit) as end:
-        main(["bench", str(bundle_path()), *arguments])
-    return end.value.code
-
-
-def test_a_table_and_the_same_figures_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = tmp_path / "bench.json"
-    assert run("--device", "cpu", "--steps", "3", "--runs", "2", "--threads", "1", "--json", str(report)) == 0
-    said = capsys.readouterr().out
-    measured = json.loads(report.read_text())["measured"]["cpu"]
-    submodules = measured["submodules"]
-    # Two texts, three steps, and one run of each other submodule, for both pictures; the first does not count.
-    counts = {name: figures["count"] for name, figures in submodules.items()}
-    assert counts == {"safety_checker": 2, "text_encoder": 4, "unet": 6, "vae_decoder": 2}
-    for figures in (*submodules.values(), measured["picture"]):
-        assert 0 < figures["p50_ms"] <= figures["p90_ms"] <= figures["p99_ms"]
-    # A picture is its submodules and little else, and the first one also loads them.
-    assert measured["picture"]["p50_ms"] > 3 * submodules["unet"]["p50_ms"] * 0.5
+def test_a_table_and_the_same_numbers_as_json(latentrt: Caller, tmp_path: Path) -> None:
+    place = tmp_path / "bench.json"
+    options = ("--device", "cpu", "--steps", "3", "--width", "32", "--runs", "2", "--threads", "1")
+    done = latentrt("bench", SAMPLE, *options, "--json", place)
+    assert done.code == 0, done.err
+    report = json.loads(place.read_text())
+    assert report["settings"]["options"] == {"num_inference_steps": 3, "width": 32}
+    measured = report["measured"]["cpu"]
+    components = measured["components"]
+    counts = {name: each["count"] for name, each in components.items()}
+    # Per image: two texts; three rows, and the time embedding and the cross-attention once; the rest once. Two images
+    # are counted, the first is not.
+    assert counts == {"safety_checker": 2, "text_encoder": 4, "unet": 10, "vae_decoder": 2}
+    for each in (*components.values(), measured["image"]):
+        assert 0 < each["p50_ms"] <= each["p90_ms"] <= each["p99_ms"]
+    assert measured["image"]["count"] == 2
+    assert measured["first_ms"] > components["unet"]["p50_ms"]
     assert measured["peak_bytes"] > 50 << 20
-    assert measured["runs_on"]["unet"] == "ONNX Runtime on the CPU: as asked"
-    assert f"{measured['picture']['p50_ms']:,.1f}" in said
-    assert "safety_checker, text_encoder, unet, vae_decoder, vae_encoder: ONNX Runtime on the CPU: as asked" in said
+    assert measured["runs_on"]["unet"] == "ONNX Runtime on the CPU: as requested"
+    assert f"{measured['image']['p50_ms']:,.1f}" in done.out
+    assert "text_encoder, unet, vae_decoder, vae_encoder: ONNX Runtime on the CPU: as requested" in done.out
 
 
-def test_a_backend_that_is_named_and_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--device", "cuda", "--steps", "1", "--runs", "1") == 7
-    assert "error: found the provider 'CUDAExecutionProvider'" in capsys.readouterr().err
-    assert run("--provider", "npu", "--steps", "1", "--runs", "1") == 7
+def test_a_named_backend_that_is_not_available_is_an_error(latentrt: Caller) -> None:
+    done = latentrt("bench", SAMPLE, "--device", "cuda", *QUICK)
+    assert (done.code, done.out) == (7, "")
+    assert "CUDAExecutionProvider" in done.err
+    assert latentrt("bench", SAMPLE, "--provider", "npu", *QUICK).code == 7
 
 
-def test_nothing_measured_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_measurement_at_all_is_an_error(latentrt: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentrt.backends.openvino.is_installed", lambda: False)
-    assert run("--precision", "bfloat16", "--steps", "1", "--runs", "1") == 7
-    assert "ONNX Runtime does not compute in bfloat16 on a CPU" in capsys.readouterr().err
+    monkeypatch.setattr(gpu, "find_gpu", lambda: NoGpu(reason="none", mend="none"))
+    done = latentrt("bench", SAMPLE, "--precision", "bfloat16", *QUICK)
+    assert done.code == 7
+    assert "--precision: got bfloat16" in done.err
 
 
-def test_an_impossible_request_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--device", "cpu", "--width", "33", "--runs", "1") == 2
-    assert "33" in capsys.readouterr().err
+def test_an_impossible_request(latentrt: Caller, tmp_path: Path) -> None:
+    done = latentrt("bench", SAMPLE, "--device", "cpu", "--width", "33", *QUICK)
+    assert done.code == 2
+    assert "--width: got 33" in done.err
+    done = latentrt("bench", SAMPLE, "--device", "npu", *QUICK)
+    assert done.code == 2
+    assert "--device: got 'npu'" in done.err
+    assert latentrt("bench", SAMPLE, "--json", tmp_path / "none" / "bench.json").code == 8
 
 
-class Loop:
-    """A denoising loop on some device."""
-
-    def step(self, changed: Latents | None) -> Callable[[], Latents]:
-        return lambda: np.zeros((1, 4, 8, 8), np.float32)
-
-    def close(self) -> None: ...
-
-
-class Denoiser:
-    """A session that keeps latents on its device."""
-
-    inputs = ()
-
-    def run(self, feeds: object) -> Arrays:
-        raise AssertionError
-
-    def trajectory(self, *arguments: object) -> Loop:
-        return Loop()
+def test_timed_sessions_change_nothing_and_are_not_shared() -> None:
+    bundle = Bundle.open(SAMPLE)
+    placements = place_components(bundle, "cpu")
+    durations_ms: dict[str, list[float]] = {name: [] for name in placements}
+    timed = {name: time_placement(each, durations_ms[name]) for name, each in placements.items()}
+    assert all(timed[name].key != placements[name].key for name in placements)
+    call = {"num_inference_steps": 4, "seed": 3, "deep_cache": 2, "output_type": "latent"}
+    plain, measured = (
+        Pipeline(bundle, Components(each))("a red circle", **call).images for each in (placements, timed)
+    )
+    np.testing.assert_array_equal(plain, measured)
+    # Four rows, of which two reuse deep features, and the two parts that run once.
+    assert len(durations_ms["unet"]) == 6
+    assert durations_ms["vae_decoder"] == []
 
 
-def test_a_loop_on_the_device_is_measured_and_not_another_one() -> None:
-    durations = list[float]()
-    denoiser = timed(Denoiser(), durations)
-    assert isinstance(denoiser, KeepsLatents)
-    latents = np.zeros((1, 4, 8, 8), np.float32)
-    loop = denoiser.trajectory(Denoising(DDIM().schedule(Steps(count=3)), latents, latents[0], 5.0, lambda: latents))
-    assert loop is not None
-    for _ in range(3):
-        assert loop.step(None)().shape == latents.shape
-    assert len(durations) == 3
-    assert not isinstance(timed(open_session(Bundle.open(bundle_path()), "unet", threads=1), []), KeepsLatents)
-
-
-def test_a_denoiser_in_parts_is_measured_row_by_row() -> None:
-    durations, parts = list[float](), FakeParts()
-    denoiser = timed(parts.denoiser, durations)
-    assert isinstance(denoiser, InParts)
-    row = denoiser.begin(np.array([900, 300], np.float32))
-    assert isinstance(row, ReusesFeatures)
-    sample, embeddings = np.ones((1, 4, 2, 2), np.float32), np.ones((1, 3, 8), np.float32)
-    feeds = {"sample": sample, "timestep": np.full(1, 900, np.float32), "encoder_hidden_states": embeddings}
-    found = row.run(feeds)
-    assert len(durations) == 1
-    again = row.run_reusing({**feeds, "timestep": np.full(1, 300, np.float32)}, found["deep_features"])
-    assert len(durations) == 2
-    assert (parts.runs("body"), parts.runs("shallow_body"), parts.runs("time_embedding")) == (1, 1, 1)
-    np.testing.assert_array_equal(again["noise_pred"], sample * np.float32(0.3) + found["deep_features"])
+def test_preparing_is_not_timed() -> None:
+    placement = place_components(Bundle.open(SAMPLE), "cpu")["vae_decoder"]
+    prepared, durations_ms = [], list[float]()
+    session = placement.open(None)
+    session.prepare = prepared.append  # type: ignore[method-assign, assignment]
+    timed = time_placement(replace(placement, open=lambda part: session), durations_ms).open(None)
+    assert isinstance(timed, TimedSession)
+    assert (timed.inputs, timed.outputs) == (session.inputs, session.outputs)
+    timed.prepare({"latents": (1, 4, 16, 16)})
+    assert prepared == [{"latents": (1, 4, 16, 16)}]
+    assert durations_ms == []
+    timed.run({"latents": np.zeros((1, 4, 16, 16), np.float32)})
+    assert len(durations_ms) == 1
 
 
 def test_quantiles_are_by_nearest_rank() -> None:

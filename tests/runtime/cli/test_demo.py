@@ -14,18 +14,10 @@ from latentrt.cli.demo import PROMPTS
 from latentrt.cli.main import main
 from sample.judge import agrees, read
 from sample.scenes import Scene, Thing
+from tests.runtime.cli.conftest import Caller
 
 ROOT = Path(__file__).parents[3]
-
-
-def run(*args: str | Path) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(["demo", *map(str, args)])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
-
-
-# What PROMPTS say.
+# The scenes that PROMPTS describe.
 SCENES = (
     Scene((Thing("circle", "red", "large"),), "blue"),
     Scene((Thing("star", "yellow", "small"),), "black"),
@@ -40,11 +32,11 @@ SCENES = (
     Scene((Thing("cross", "orange"), Thing("star", "white")), "purple", None, "left of"),
     Scene((Thing("circle", "blue", "small"), Thing("heart", "black", "large")), "yellow", None, "left of"),
 )
-CELL = (192 + 12, 192 + 12 + 51)  # a picture, the margin, the caption
+CELL = (192 + 12, 192 + 12 + 51)  # an image, the margin, the caption
 
 
-def pictures_of(sheet: Path, count: int) -> list[NDArray[np.uint8]]:
-    """What a sheet of four columns shows, at the size that it was drawn in."""
+def images_of(sheet: Path, count: int) -> list[NDArray[np.uint8]]:
+    """Return the images of a sheet of four columns, at the size that they were generated in."""
     with Image.open(sheet) as opened:
         pixels = np.asarray(opened)
     corners = [(12 + index % 4 * CELL[0], 12 + index // 4 * CELL[1]) for index in range(count)]
@@ -53,63 +45,69 @@ def pictures_of(sheet: Path, count: int) -> list[NDArray[np.uint8]]:
 
 @pytest.fixture(scope="module")
 def dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sheet that the command writes without prompts."""
     place = tmp_path_factory.mktemp("dozen") / "sheet.png"
-    assert run("-o", place) == 0
+    with pytest.raises(SystemExit) as end:
+        main(["demo", "-o", str(place), "--quiet"])
+    assert end.value.code == 0
     return place
 
 
 def test_a_dozen_prompts_on_one_sheet(dozen: Path) -> None:
-    """Drawn as the command draws them when it is told nothing, and read by the judge."""
+    """The classical judge finds the prompts' scenes in the images."""
     with Image.open(dozen) as sheet:
         assert sheet.size == (4 * CELL[0] + 12, 3 * CELL[1] + 12)
-    right = [agrees(scene, read(picture)) for scene, picture in zip(SCENES, pictures_of(dozen, 12), strict=True)]
+    right = [agrees(scene, read(image)) for scene, image in zip(SCENES, images_of(dozen, 12), strict=True)]
     assert sum(right) >= 11, [prompt for prompt, is_right in zip(PROMPTS, right, strict=True) if not is_right]
 
 
-def test_the_sheet_in_the_readme_is_what_the_command_draws(dozen: Path) -> None:
+def test_the_sheet_in_the_readme_is_the_command_s(dozen: Path) -> None:
     """Within 2 of 255 levels: another machine's kernels round otherwise."""
-    with Image.open(ROOT / "docs" / "demo.png") as shown, Image.open(dozen) as drawn:
-        difference = np.abs(np.asarray(shown).astype(int) - np.asarray(drawn))
+    with Image.open(ROOT / "docs" / "demo.png") as shown, Image.open(dozen) as made:
+        difference = np.abs(np.asarray(shown).astype(int) - np.asarray(made))
     assert difference.max() <= 2
     assert "latentrt demo -o docs/demo.png" in (ROOT / "README.md").read_text()
 
 
-def test_the_command_that_draws_one_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_printed_command_generates_the_first_image_again(
+    latentrt: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is printed last, given to a shell, draws the first picture, with everything that was asked for."""
+    """With every option of the call, in a shell's quoting."""
     monkeypatch.chdir(tmp_path)
     prompt = 'a "red" circle on a $HOME blue background'
-    asked = ("--seed", "3", "--steps", "4", "--sampler", "euler", "--guidance-scale", "3", "-n", "a star")
-    assert run(prompt, *asked) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    again = shlex.split(line.removeprefix("the first alone: latentrt "))
+    options = ("--seed", "3", "--steps", "4", "--sampler", "euler", "--guidance-scale", "3", "-n", "a star")
+    done = latentrt("demo", prompt, *options)
+    assert done.code == 0, done.err
+    assert done.out.startswith("demo.png: 1 image in ")
+    again = shlex.split(done.out.splitlines()[-1].removeprefix("the first alone: latentrt "))
     assert again[:3] == ["run", str(bundle_path()), prompt]
-    with pytest.raises(SystemExit) as caught:
-        main(again)
-    assert caught.value.code == 0
-    with Image.open(tmp_path / "picture.png") as alone:
-        assert np.array_equal(pictures_of(tmp_path / "demo.png", 1)[0], np.asarray(alone))
+    assert latentrt(*again).code == 0
+    with Image.open(tmp_path / "image.png") as alone:
+        assert np.array_equal(images_of(tmp_path / "demo.png", 1)[0], np.asarray(alone))
 
 
-def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
-    """The picture is the one that the pipeline draws, three times as large."""
-    place = tmp_path / "one.png"
-    assert run("a red circle on a blue background", "-o", place, "--seed", "3", "--steps", "4", "--quiet") == 0
-    image = Pipeline.load()("a red circle on a blue background", seed=3, num_inference_steps=4).images[0]
-    assert np.array_equal(pictures_of(place, 1)[0], np.asarray(image))
+def test_prompts_of_one_s_own(latentrt: Caller, tmp_path: Path) -> None:
+    """An image is the one that the pipeline generates, three times as large."""
+    place, prompts = tmp_path / "two.png", ("a red circle on a blue background", "a green star")
+    done = latentrt("demo", *prompts, "-o", place, "--seed", "3", "--steps", "4", "--quiet")
+    assert (done.code, done.out) == (0, "")
+    result = Pipeline.load()(prompts, seed=3, num_inference_steps=4)
+    for shown, image in zip(images_of(place, 2), result.images, strict=True):
+        assert np.array_equal(shown, np.asarray(image))
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("-o", tmp_path / "missing" / "sheet.png") == 8
-    assert "missing" in capsys.readouterr().err
+def test_a_place_that_cannot_be_written(latentrt: Caller, tmp_path: Path) -> None:
+    done = latentrt("demo", "-o", tmp_path / "missing" / "sheet.png")
+    assert done.code == 8
+    assert "missing" in done.err
 
 
-def test_an_impossible_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--steps", "0", "-o", tmp_path / "sheet.png") == 2
+def test_an_impossible_request(latentrt: Caller, tmp_path: Path) -> None:
+    done = latentrt("demo", "--steps", "0", "-o", tmp_path / "sheet.png")
+    assert done.code == 2
+    assert "--steps: got 0" in done.err
     assert not (tmp_path / "sheet.png").exists()
-    assert "steps" in capsys.readouterr().err
 
 
 def test_the_prompts_are_a_dozen() -> None:
-    assert len(set(PROMPTS)) == 12
+    assert len(set(PROMPTS)) == len(SCENES) == 12

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -14,21 +13,23 @@ from PIL import Image
 
 from latentrt.decode.safety import SafetyRecord
 from latentrt.errors import RequestError
-from latentrt.images.files import save
-from latentrt.images.metadata import parameters_line, read_metadata, record_texts
+from latentrt.images.files import PARAMETERS, RECORD, save
+from latentrt.images.metadata import ImageRecord, InputRecord, parameters_line, read_metadata, record_texts
 
 RECORD_OF_A_CIRCLE = ImageRecord(
     prompt="a red circle on a blue background",
     negative_prompt="blurry",
     seed=7,
-    sampler="euler_a",
-    num_inference_steps=25,
-    guidance_scale=7.5,
-    guidance_rescale=0.7,
-    eta=0.1,
-    clip_skip=1,
-    width=512,
-    height=448,
+    options={
+        "sampler": "euler_a",
+        "num_inference_steps": 25,
+        "guidance_scale": 7.5,
+        "guidance_rescale": 0.7,
+        "eta": 0.1,
+        "clip_skip": 1,
+        "width": 512,
+        "height": 448,
+    },
     bundle_digest="sha256:" + "0" * 64,
     bundle_name="my-model",
     latentrt_version="0.1.0",
@@ -38,11 +39,17 @@ EXTENSIONS = ["png", "jpg", "webp"]
 TEXTS = st.text() | st.text(st.sampled_from('aN:, "\\\n\r\u2028\x00Steps:Negative prompt:'))
 
 
-def record_with(**changes: object) -> ImageRecord:
+def changed(**changes: object) -> ImageRecord:
     return msgspec.structs.replace(RECORD_OF_A_CIRCLE, **changes)
 
 
-def write(record: ImageRecord, place: Path) -> Path:
+def with_options(**options: object) -> ImageRecord:
+    """Return the record with other options; None removes one."""
+    merged = {**RECORD_OF_A_CIRCLE.options, **options}
+    return changed(options={name: value for name, value in merged.items() if value is not None})
+
+
+def saved(record: ImageRecord, place: Path) -> Path:
     save(Image.new("RGB", (16, 8)), place, record_texts(record))
     return place
 
@@ -71,21 +78,33 @@ def test_the_line() -> None:
 
 
 def test_the_line_of_a_plain_image() -> None:
-    plain = record_with(
-        negative_prompt="", eta=0.0, guidance_rescale=0.0, clip_skip=None, safety=SafetyRecord(policy="off")
-    )
-    line = parameters_line(plain)
-    assert "Negative" not in line
-    assert "Clip skip" not in line
+    plain = with_options(eta=None, guidance_rescale=None, clip_skip=None)
+    line = parameters_line(msgspec.structs.replace(plain, negative_prompt="", safety=SafetyRecord(policy="off")))
+    for absent in ("Negative", "Clip skip", "Eta", "CFG Rescale", "Denoising", "Image CFG", "Schedule type"):
+        assert absent not in line
     assert ", Safety: off," in line
 
 
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"strength": 0.6}, "Denoising strength: 0.6"),
+        ({"image_guidance_scale": 1.5}, "Image CFG scale: 1.5"),
+        ({"karras": True}, "Schedule type: Karras"),
+        ({"sampler_options": {"use_exponential_sigmas": True}}, "Schedule type: Exponential"),
+        ({"sampler_options": {"use_beta_sigmas": True}}, "Schedule type: Beta"),
+        ({"sampler": "ddim"}, "Sampler: DDIM"),
+        ({"sampler": "dpmpp_2m"}, "Sampler: DPM++ 2M"),
+        ({"sampler": "dpmpp_2m", "sampler_options": {"algorithm_type": "sde-dpmsolver++"}}, "Sampler: DPM++ 2M SDE"),
+        ({"sampler": "ipndm"}, "Sampler: ipndm"),  # it has no name there
+    ],
+)
+def test_fields_have_the_names_that_other_tools_read(options: dict[str, object], field: str) -> None:
+    assert f", {field}," in parameters_line(with_options(**options))
+
+
 def test_an_image_from_embeddings_has_no_prompt() -> None:
-    assert parameters_line(record_with(prompt=None, negative_prompt=None)).startswith("Steps: 25,")
-
-
-def test_a_sampler_unknown_to_other_tools_keeps_its_name() -> None:
-    assert "Sampler: ipndm," in parameters_line(record_with(sampler="ipndm"))
+    assert parameters_line(changed(prompt=None, negative_prompt=None)).startswith("Steps: 25,")
 
 
 @pytest.mark.parametrize(
@@ -125,14 +144,24 @@ def test_no_prompt_changes_the_fields(prompt: str, negative: str, name: str) -> 
 @given(
     prompt=TEXTS | st.text(st.characters(codec=None)) | st.none(),
     seed=st.integers(0, 2**64),
+    options=st.dictionaries(st.sampled_from(["clip_skip", "deep_cache", "eta", "guidance_end"]), st.integers(1, 9)),
     guidance_scale=st.floats(allow_nan=False, allow_infinity=False),
+    parameters=st.none() | TEXTS,
     extension=st.sampled_from(EXTENSIONS),
 )
-def test_the_record_round_trips(
-    tmp_path: Path, prompt: str | None, seed: int, guidance_scale: float, extension: str
+def test_the_record_comes_back_exactly(
+    tmp_path: Path,
+    prompt: str | None,
+    seed: int,
+    options: dict[str, object],
+    guidance_scale: float,
+    parameters: str | None,
+    extension: str,
 ) -> None:
-    record = record_with(prompt=prompt, seed=seed, guidance_scale=guidance_scale)
-    found = read_metadata(write(record, tmp_path / f"out.{extension}"))
+    inputs = {"image": InputRecord(digest="sha256:" + "1" * 64, parameters=parameters)}
+    options |= {"guidance_scale": guidance_scale, "sampler_options": {"timesteps": [900, 5], "s_tmax": "Infinity"}}
+    record = changed(prompt=prompt, seed=seed, options=options, inputs=inputs, given=("latents",))
+    found = read_metadata(saved(record, tmp_path / f"out.{extension}"))
     assert found.record == record
     assert found.parameters == parameters_line(record)
     assert (found.width, found.height) == (16, 8)
@@ -147,7 +176,7 @@ def test_an_image_without_metadata(tmp_path: Path, extension: str) -> None:
 
 
 def test_an_image_of_another_tool(tmp_path: Path) -> None:
-    save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {"parameters": "a cat\nSteps: 20, Seed: 1"})
+    save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {PARAMETERS: "a cat\nSteps: 20, Seed: 1"})
     found = read_metadata(tmp_path / "out.png")
     assert found.record is None
     assert found.parameters == "a cat\nSteps: 20, Seed: 1"
@@ -175,13 +204,11 @@ def test_a_record_that_latentrt_did_not_write(tmp_path: Path, text: str) -> None
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_image_is_read_or_refused(tmp_path: Path, file_format: str, data: st.DataObject) -> None:
-    stream = io.BytesIO()
-    options = encode_texts(file_format, record_texts(RECORD_OF_A_CIRCLE))
-    Image.new("RGB", (8, 8)).save(stream, file_format, **options)
-    damaged = bytearray(stream.getvalue())
+    extension = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}[file_format]
+    spoiled = bytearray(saved(RECORD_OF_A_CIRCLE, tmp_path / f"whole.{extension}").read_bytes())
     for _ in range(data.draw(st.integers(1, 8))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    (tmp_path / "image").write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
+        spoiled[data.draw(st.integers(0, len(spoiled) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "image").write_bytes(spoiled[: data.draw(st.integers(0, len(spoiled)))])
     try:
         read_metadata(tmp_path / "image")
     except RequestError as error:

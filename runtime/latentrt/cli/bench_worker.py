@@ -1,14 +1,13 @@
-"""How long does each submodule take, and a whole picture, on one backend?
+"""The worker process of `latentrt bench`: measures a bundle on one backend (`python -m latentrt.cli.bench_worker`).
 
-Measured in a process of its own (`python -m latentrt.bench`), so that the first picture is cold and the peak of memory
-is this backend's alone.
+In a process of its own the first image is cold, and the peak of memory is this backend's alone.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +21,13 @@ from latentrt.worker_process import Failed, peak_bytes, take_job
 if TYPE_CHECKING:
     from latentrt.backends.placement import Placement
 
-__all__ = ["BenchJob", "Measured", "Message", "Quantiles", "TimedSession", "quantiles", "timed"]
+__all__ = ["BenchJob", "Measurement", "Message", "Quantiles", "TimedSession", "quantiles", "time_placement"]
 
 _MS = 1000.0
 
 
 class BenchJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure: `runs` pictures after the first."""
+    """A bundle, a backend and a request to measure: `runs` images after the first."""
 
     bundle: str
     digest: str
@@ -38,15 +37,13 @@ class BenchJob(msgspec.Struct, frozen=True, kw_only=True):
     precision: str | None
     low_memory: bool
     prompt: str
-    width: int | None
-    height: int | None
-    steps: int | None
     batch: int
     runs: int
+    options: dict[str, Any] = {}  # of the request, by their keywords
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Of `count` durations, in milliseconds, by nearest rank: with fewer than 100, the 99th is the longest."""
+    """Percentiles of `count` durations, by nearest rank: with fewer than 100, the 99th is the longest."""
 
     count: int
     p50_ms: float
@@ -54,27 +51,27 @@ class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
 
 
-class Measured(msgspec.Struct, frozen=True, tag="measured", kw_only=True):
-    """What one backend took.
+class Measurement(msgspec.Struct, frozen=True, tag="measurement", kw_only=True):
+    """Times and memory of one backend.
 
     Attributes:
-        runs_on: submodule → what runs it, in words.
-        load_ms: from nothing imported to a bundle that is open and a device that is chosen.
-        first_ms: the first picture, loading graphs and weights included.
-        picture: pictures after the first. submodules: their runs in those, by name.
-        peak_bytes: the largest resident set. gpu_bytes: the GPU's memory in use at the end, whoever uses it.
+        runs_on: component → what runs it and why, for people.
+        load_ms: from the first import to an open bundle with every component placed.
+        first_ms: the first image, loading of graphs and weights included.
+        image: images after the first. components: runs of each component's graphs in those, by component.
+        peak_bytes: the largest resident set. gpu_bytes: memory of the GPU in use at the end, by all processes.
     """
 
     runs_on: dict[str, str]
     load_ms: float
     first_ms: float
-    picture: Quantiles
-    submodules: dict[str, Quantiles]
+    image: Quantiles
+    components: dict[str, Quantiles]
     peak_bytes: int
     gpu_bytes: int | None
 
 
-Message = Measured | Failed
+Message = Measurement | Failed
 
 
 class TimedSession(Session):
@@ -100,14 +97,14 @@ class TimedSession(Session):
         self._session.close()
 
 
-def timed(placement: Placement, durations_ms: list[float]) -> Placement:
+def time_placement(placement: Placement, durations_ms: list[float]) -> Placement:
     """Return a placement whose sessions record how long each run took."""
     key = ("timed", id(durations_ms), *placement.key)
     return replace(placement, open=lambda part: TimedSession(placement.open(part), durations_ms), key=key)
 
 
 def quantiles(durations_ms: Sequence[float]) -> Quantiles:
-    """The median, the 90th and the 99th percentile by nearest rank."""
+    """Return the median, the 90th and the 99th percentile by nearest rank."""
     ordered = sorted(durations_ms)
 
     def rank(share: float) -> float:
@@ -117,7 +114,7 @@ def quantiles(durations_ms: Sequence[float]) -> Quantiles:
 
 
 def main() -> None:
-    """Read the job, do it, report."""
+    """Read a job from standard input, measure, and report."""
     line, report = take_job()
     try:
         report(_measure(msgspec.json.decode(line, type=BenchJob)))
@@ -125,28 +122,32 @@ def main() -> None:
         report(Failed.of(error))
 
 
-def _measure(job: BenchJob) -> Measured:
+def _measure(job: BenchJob) -> Measurement:
     began = time.perf_counter()
-    draw, runs_on, taken = _prepare(job)
+    generate, runs_on, durations_ms = _load(job)
     loaded = time.perf_counter()
-    draw()
+    generate()
     first = time.perf_counter()
-    for durations in taken.values():
-        durations.clear()
-    pictures = list(_timed(draw, job.runs))
-    return Measured(
+    for each in durations_ms.values():
+        each.clear()
+    images_ms = []
+    for _ in range(job.runs):
+        start = time.perf_counter()
+        generate()
+        images_ms.append((time.perf_counter() - start) * _MS)
+    return Measurement(
         runs_on=dict(runs_on),
         load_ms=round((loaded - began) * _MS, 3),
         first_ms=round((first - loaded) * _MS, 3),
-        picture=quantiles(pictures),
-        submodules={name: quantiles(durations) for name, durations in taken.items() if durations},
+        image=quantiles(images_ms),
+        components={name: quantiles(each) for name, each in durations_ms.items() if each},
         peak_bytes=peak_bytes(),
         gpu_bytes=_gpu_bytes(),
     )
 
 
-def _prepare(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[str, list[float]]]:
-    """What draws one picture, what each submodule runs on, and where their durations go."""
+def _load(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[str, list[float]]]:
+    """Return a function that generates once, what runs each component, and the lists that receive their durations."""
     from latentrt.backends.models import Components
     from latentrt.backends.placement import Preferences, place_components
     from latentrt.bundle.bundle import Bundle
@@ -157,35 +158,27 @@ def _prepare(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], di
     precision: Any = job.precision
     preferences = Preferences(threads=job.threads, precision=precision, low_memory=job.low_memory)
     placements = place_components(bundle, device, provider=job.provider, preferences=preferences)
-    durations: dict[str, list[float]] = {name: [] for name in placements}
-    measured = {name: timed(placement, durations[name]) for name, placement in placements.items()}
-    pipeline = Pipeline(bundle, Components(measured, low_memory=job.low_memory))
+    durations_ms: dict[str, list[float]] = {name: [] for name in placements}
+    timed = {name: time_placement(placement, durations_ms[name]) for name, placement in placements.items()}
+    pipeline = Pipeline(bundle, Components(timed, low_memory=job.low_memory))
     # A bundle without a classifier is measured without one.
     safety = None if bundle.manifest.by_role("classifier") else "off"
 
-    def draw() -> object:
+    def generate() -> object:
         return pipeline(
             job.prompt,
             seed=0,
-            width=job.width,
-            height=job.height,
-            num_inference_steps=job.steps,
             num_images_per_prompt=job.batch,
             safety=safety,
             output_type="np",
+            **job.options,
         )
 
-    return draw, {name: str(placement) for name, placement in placements.items()}, durations
-
-
-def _timed(draw: Callable[[], object], runs: int) -> Iterator[float]:
-    for _ in range(runs):
-        began = time.perf_counter()
-        draw()
-        yield (time.perf_counter() - began) * _MS
+    return generate, {name: str(placement) for name, placement in placements.items()}, durations_ms
 
 
 def _gpu_bytes() -> int | None:
+    """Return the GPU's memory in use; None without a GPU."""
     from latentrt.backends.cuda.api import load_cuda
 
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from latentrt.backends.gpu import Gpu, NoGpu, find_gpu
+from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 
 
 class Status(Enum):

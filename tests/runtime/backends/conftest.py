@@ -1,0 +1,15 @@
+"""Fixtures of the backends' tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engines import made_up
+from tests.runtime.backends.fake_cuda import FakeCudaApi
+from tests.runtime.backends.made_up_machine import with_gpu
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> FakeCudaApi:
+    """An RTX 4090 with TensorRT-RTX."""
+    return with_gpu(monkeypatch, made_up.RTX4090)

@@ -1,0 +1,100 @@
+"""The command `latentrt` itself: help, exit codes, and errors of all kinds."""
+
+from __future__ import annotations
+
+import click
+import pytest
+
+from latentrt import errors
+from latentrt.cli import main as cli
+from latentrt.cli.request_options import SPELLING
+from latentrt.errors import LatentRTError, RequestError
+from tests.runtime.cli.conftest import Caller
+
+
+def error_classes(root: type[LatentRTError] = LatentRTError) -> list[type[LatentRTError]]:
+    return [root, *(each for child in root.__subclasses__() for each in error_classes(child))]
+
+
+@pytest.fixture
+def raising(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """A command `latentrt raise` that raises whatever a test puts here."""
+    raised: list[BaseException] = []
+
+    @click.command()
+    def command() -> None:
+        raise raised[0]
+
+    monkeypatch.setattr(cli, "made_up", command, raising=False)
+    monkeypatch.setitem(cli._COMMANDS, "raise", ("latentrt.cli.main:made_up", "Raise an error."))
+    return raised
+
+
+def test_without_arguments_it_prints_its_help(latentrt: Caller) -> None:
+    done = latentrt()
+    assert done == latentrt("--help")
+    assert (done.code, done.err) == (0, "")
+    for name in cli._COMMANDS:
+        assert f"\n  {name} " in done.out
+
+
+def test_an_unknown_command_is_one_sentence(latentrt: Caller) -> None:
+    done = latentrt("rnu")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: No such command 'rnu'")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error_class", error_classes(), ids=lambda each: each.__name__)
+def test_each_branch_of_errors_has_its_exit_code(
+    latentrt: Caller, raising: list[BaseException], error_class: type[LatentRTError]
+) -> None:
+    arguments = ("package", "extra", "run") if error_class is errors.MissingExtraError else ("no luck",)
+    raising.append(error_class(*arguments))
+    done = latentrt("raise")
+    assert (done.code, done.out, done.err) == (error_class.exit_code, "", f"error: {raising[0]}\n")
+    assert f"{error_class.__name__} " in (errors.__doc__ or ""), "listed in the tree"
+
+
+def test_options_are_spelled_as_on_the_command_line(latentrt: Caller, raising: list[BaseException]) -> None:
+    raising.append(RequestError("`num_inference_steps`: got 0 with `latents` and `device`; see `latentrt run`"))
+    assert latentrt("raise").err == "error: --steps: got 0 with `latents` and --device; see `latentrt run`\n"
+    # Python's own spelling stays in the message.
+    assert str(raising[0]).startswith("`num_inference_steps`")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "spelled"),
+    [
+        ("prompt", "PROMPT"),
+        ("num_inference_steps", "--steps"),
+        ("num_images_per_prompt", "--images"),
+        ("mask_image", "--mask"),
+        ("image", "--image"),
+        ("strength", "--strength"),
+        ("guidance_scale", "--guidance-scale"),
+        ("seed", "--seed"),
+        ("device", "--device"),
+        ("precision", "--precision"),
+        ("provider", "--provider"),
+        ("digest", "--digest"),
+    ],
+)
+def test_the_spelling_of_an_option(keyword: str, spelled: str) -> None:
+    assert RequestError(f"`{keyword}`: got 0").describe(SPELLING) == f"{spelled}: got 0"
+
+
+def test_a_defect_is_called_one(latentrt: Caller, raising: list[BaseException]) -> None:
+    raising.append(ZeroDivisionError("oh"))
+    done = latentrt("raise")
+    assert done.code == 1
+    assert "ZeroDivisionError: oh" in done.err
+    assert "defect" in done.err
+    assert "Traceback" not in done.err
+    assert "Traceback" in latentrt("--debug", "raise").err
+
+
+def test_an_interrupt_is_no_defect(latentrt: Caller, raising: list[BaseException]) -> None:
+    raising.append(KeyboardInterrupt())
+    done = latentrt("raise")
+    assert (done.code, done.err.strip()) == (130, "interrupted")
