@@ -8,38 +8,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.backends.models import Components
+from latentrt.backends.placement import Placement
 from latentrt.backends.session import Arrays, Session
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Component
-from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
+from latentrt.bundle.tensors import axis_sizes, sized
 from latentrt.pipeline import Pipeline
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-class RecordingSession:
+class RecordingSession(Session):
     """A graph with the manifest's inputs and outputs that returns zeros, which no classifier flags."""
 
     def __init__(self, component: Component, recorded: list[Shapes]) -> None:
-        self._component, self._recorded = component, recorded
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._component.inputs
+        self.inputs, self.outputs, self._recorded = component.inputs, component.outputs, recorded
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         shapes = {name: array.shape for name, array in feeds.items()}
         self._recorded.append(shapes)
         sizes = axis_sizes(self.inputs, shapes)
-        return {spec.name: np.zeros(sized(spec, sizes), spec.dtype) for spec in self._component.outputs}
+        return {spec.name: np.zeros(sized(spec, sizes), spec.dtype) for spec in self.outputs}
 
 
 def feeds_of(bundle: Bundle, **request: Any) -> dict[str, list[Shapes]]:
     """Generate; return the shapes of the inputs of every call, by component."""
     recorded: dict[str, list[Shapes]] = {}
 
-    def open_session(component: str) -> Session:
-        return RecordingSession(bundle.manifest.components[component], recorded.setdefault(component, []))
+    def place(name: str, component: Component) -> Placement:
+        calls = recorded.setdefault(name, [])
+        return Placement(
+            backend="onnxruntime",
+            device="gpu",
+            title="a recording",
+            open=lambda part: RecordingSession(component, calls),
+            key=("recording", id(recorded), name),
+        )
 
-    Pipeline(bundle, open_session)(num_inference_steps=2, sampler="euler", seed=1, **request)
+    placements = {name: place(name, component) for name, component in bundle.manifest.components.items()}
+    Pipeline(bundle, Components(placements))(num_inference_steps=2, sampler="euler", seed=1, **request)
     return recorded

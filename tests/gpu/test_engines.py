@@ -15,6 +15,7 @@ from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.session import EngineSession
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
+from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt_engines.build import build_engines
 from latentrt_engines.cache import EngineCache

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentrt import Pipeline
-from latentrt.bundle.gate_inputs import pictures
+from latentrt.bundle.gate_inputs import make_images
 from tests.exported import Exported
 
 pytestmark = pytest.mark.filterwarnings(
@@ -43,7 +43,7 @@ SCHEDULERS: dict[str, Any] = {
 
 
 def input_image(width: int, height: int) -> Image.Image:
-    return Image.fromarray(pictures(np.random.default_rng(3), 1, height, width)[0])
+    return Image.fromarray(make_images(1, height, width)[0])
 
 
 def input_mask(width: int, height: int) -> Image.Image:

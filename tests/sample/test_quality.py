@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from latentrt.backends.device import Device
 from rich.console import Console
 
 from benchmarks import quality as benchmark
 from latentrt import Bundle, Pipeline
+from latentrt.backends.placement import Device
 from latentrt.bundle.sample import bundle_path
 from latentrt_export.export import export_checkpoint
 from latentrt_export.quantize.quantization_options import Quantizing
@@ -68,7 +68,7 @@ def in_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_int8_follows_as_well_as_float32(pipeline: Pipeline, in_int8: Path, device: Device) -> None:
     """Within two points, which is five pictures of 256."""
     quantised = Pipeline.load(in_int8, device=device)
-    assert all("int8" in quantised.runs_on[name] for name in ("unet", "vae_decoder"))
+    assert all("int8" in quantised.runs_on[name].title for name in ("unet", "vae_decoder"))
     shares = [fully_right(ALL, read_images(each, SETTINGS, ALL, nothing)).share for each in (pipeline, quantised)]
     assert shares[0] > 0.9
     assert shares[1] >= shares[0] - 0.02

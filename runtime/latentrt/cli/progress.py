@@ -7,11 +7,13 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from latentrt.pipeline import Pipeline
     from latentrt.resolve import ResolvedRequest
     from latentrt.sampling.schedule import Latents
 
-__all__ = ["latents_with_progress"]
+__all__ = ["latents_with_progress", "progress_bar"]
 
 
 def latents_with_progress(pipeline: Pipeline, request: ResolvedRequest, *, quiet: bool) -> Latents:
@@ -19,6 +21,15 @@ def latents_with_progress(pipeline: Pipeline, request: ResolvedRequest, *, quiet
     # Importing the bar takes longer than a step of a small model.
     if quiet or not sys.stderr.isatty():
         return deque(pipeline.steps(request), maxlen=1)[0].latents
+    with progress_bar() as progress:
+        task = progress.add_task("", total=None)
+        for step in pipeline.steps(request):
+            progress.update(task, total=step.total, completed=step.index + 1)
+    return step.latents
+
+
+def progress_bar(*, quiet: bool = False) -> Progress:
+    """Return a bar on stderr, which shows nothing where that is no terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -30,8 +41,5 @@ def latents_with_progress(pipeline: Pipeline, request: ResolvedRequest, *, quiet
     )
 
     columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        for step in pipeline.steps(request):
-            progress.update(task, total=step.total, completed=step.index + 1)
-    return step.latents
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)

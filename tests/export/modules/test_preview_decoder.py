@@ -66,7 +66,7 @@ def test_a_request_may_have_it_in_place_of_the_decoder(sd2: Exported, tmp_path: 
     np.testing.assert_array_equal(np.asarray(preview.images[0]), expected[0])
     # It is looked at like any other picture, and its file says what it is.
     assert preview.verdicts is not None
-    assert preview.records[0].decoder == "preview"
+    assert preview.records[0].options["decoder"] == "preview"
 
 
 def test_without_one_a_bundle_has_none(sd1: Exported) -> None:

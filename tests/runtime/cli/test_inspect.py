@@ -35,11 +35,13 @@ def picture(place: Path, **changes: Any) -> Path:
     record = ImageRecord(
         prompt="a red circle",
         seed=7,
-        sampler="euler_a",
-        num_inference_steps=25,
-        guidance_scale=7.5,
-        width=16,
-        height=8,
+        options={
+            "sampler": "euler_a",
+            "num_inference_steps": 25,
+            "guidance_scale": 7.5,
+            "width": 16,
+            "height": 8,
+        },
         bundle_digest="sha256:" + "0" * 64,
         bundle_name="my-model",
         latentrt_version="0.1.0",

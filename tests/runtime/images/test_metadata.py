@@ -8,7 +8,6 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from latentrt.images.texts import RECORD
 from PIL import Image
 
 from latentrt.decode.safety import SafetyRecord
@@ -54,8 +53,8 @@ def saved(record: ImageRecord, place: Path) -> Path:
     return place
 
 
-def parse(text: str) -> tuple[str, str, dict[str, str]]:
-    """Parse the text as AUTOMATIC1111 does: prompt, negative prompt, and the fields of the last line."""
+def understood(text: str) -> tuple[str, str, dict[str, str]]:
+    """The text as the tools of this field read it: prompt, negative prompt, and the fields of the last line."""
     *lines, last = text.strip().split("\n")
     fields = dict(re.findall(r'\s*([\w ]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last))
     prompts: dict[bool, list[str]] = {False: [], True: []}
@@ -120,21 +119,21 @@ def test_an_image_from_embeddings_has_no_prompt() -> None:
         'a", Seed: 666, "',
     ],
 )
-def test_a_prompt_cannot_imitate_another_section(prompt: str) -> None:
-    positive, negative, fields = parse(parameters_line(record_with(prompt=prompt)))
+def test_a_prompt_cannot_pass_for_something_else(prompt: str) -> None:
+    positive, negative, fields = understood(parameters_line(changed(prompt=prompt)))
     assert negative == "blurry"
     assert positive.startswith(prompt[0])
     assert (fields["Steps"], fields["Seed"], fields["Size"]) == ("25", "7", "512x448")
-    # Other tools look for a line that begins with the first field.
-    assert len(re.findall(r"(?m)^Steps:", parameters_line(record_with(prompt=prompt)))) == 1
+    # Nor does it for tools that look for a line that begins with the first field.
+    assert len(re.findall(r"(?m)^Steps:", parameters_line(changed(prompt=prompt)))) == 1
 
 
 @settings(max_examples=300, deadline=None)
 @given(prompt=TEXTS, negative=TEXTS, name=TEXTS)
-def test_no_prompt_changes_the_fields(prompt: str, negative: str, name: str) -> None:
-    line = parameters_line(record_with(prompt=prompt, negative_prompt=negative, bundle_name=name))
-    expected = parse(parameters_line(RECORD_OF_A_CIRCLE))[2]
-    fields = parse(line)[2]
+def test_no_text_reaches_the_fields(prompt: str, negative: str, name: str) -> None:
+    line = parameters_line(changed(prompt=prompt, negative_prompt=negative, bundle_name=name))
+    expected = understood(parameters_line(RECORD_OF_A_CIRCLE))[2]
+    fields = understood(line)[2]
     assert {**fields, "Model": ""} == {**expected, "Model": ""}
     assert fields["Model"] == re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", name)
     line.encode()
@@ -182,7 +181,7 @@ def test_an_image_of_another_tool(tmp_path: Path) -> None:
     assert found.parameters == "a cat\nSteps: 20, Seed: 1"
 
 
-def test_a_key_of_a_later_version_is_ignored(tmp_path: Path) -> None:
+def test_a_key_of_a_later_version_is_passed_over(tmp_path: Path) -> None:
     tree = json.loads(record_texts(RECORD_OF_A_CIRCLE)[RECORD]) | {"control": "canny"}
     save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {RECORD: json.dumps(tree)})
     assert read_metadata(tmp_path / "out.png").record == RECORD_OF_A_CIRCLE
@@ -193,7 +192,7 @@ def test_a_key_of_a_later_version_is_ignored(tmp_path: Path) -> None:
     ["", "not JSON", "null", "[]", "{}", '{"seed": "7"}', "[" * 100_000, '{"seed": 1' + "0" * 5000 + "}", "\x1b[31m"],
     ids=range(9),
 )
-def test_a_record_that_latentrt_did_not_write(tmp_path: Path, text: str) -> None:
+def test_a_record_that_is_none_of_ours(tmp_path: Path, text: str) -> None:
     save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {RECORD: text})
     with pytest.raises(RequestError, match=r"latentrt record of .* cannot be read") as caught:
         read_metadata(tmp_path / "out.png")

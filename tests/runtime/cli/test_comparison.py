@@ -1,28 +1,27 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from latentrt.backends.cpu_choice import Preferences
-from latentrt.backends.device import choose_sessions
-from latentrt.comparison import (
+
+from latentrt import Bundle, Pipeline
+from latentrt.backends.models import Components, Models
+from latentrt.backends.placement import Placement, Preferences, place_components
+from latentrt.backends.session import Session
+from latentrt.bundle.sample import bundle_path
+from latentrt.cli.comparison import (
     SPECIAL,
     Cell,
     default_samplers,
-    drawn,
-    first_order,
-    judged,
-    plan,
+    first_request,
+    generate_cell,
+    plan_cells,
     suiting_samplers,
     warm_up,
 )
-
-from latentrt import Bundle, Pipeline
-from latentrt.backends.session import Session
-from latentrt.bundle.sample import bundle_path
 from latentrt.errors import RequestError
 from latentrt.request import Request
 from latentrt.sampling.samplers import SAMPLERS
-from sample.prompts import held_out_prompts
-from sample.quality import PROMPT_SEED, Settings, following, readings
 
 REQUEST = Request.of(prompt="a red circle", seed=3)
 
@@ -37,75 +36,66 @@ def nothing(count: int) -> None:
 
 
 def test_rows_of_cells(pipeline: Pipeline) -> None:
-    cells = plan(pipeline, REQUEST, ["heun", "Euler a"], [2, 4])
+    cells = plan_cells(pipeline, REQUEST, ["heun", "Euler a"], [2, 4])
     assert [(cell.sampler, cell.steps, cell.evaluations) for cell in cells] == [
         ("heun", 2, 3),
         ("heun", 4, 7),
         ("Euler a", 2, 2),
         ("Euler a", 4, 4),
     ]
-    assert {cell.order.seeds for cell in cells if cell.order} == {(3,)}
+    assert {cell.request.seeds for cell in cells if cell.request} == {(3,)}
 
 
 def test_what_is_refused_keeps_its_place(pipeline: Pipeline) -> None:
-    cells = plan(pipeline, REQUEST, ["pndm", "ddim"], [3])
-    assert cells[0].order is None
+    cells = plan_cells(pipeline, REQUEST, ["pndm", "ddim"], [3])
+    assert cells[0].request is None
     assert "needs at least 4" in cells[0].refusal
-    assert first_order(cells) is cells[1].order
-    assert drawn(pipeline, cells[0], runs=1, progress=nothing) is cells[0]
-    assert judged(pipeline, cells[0], held_out_prompts(2, PROMPT_SEED), nothing) is cells[0]
+    assert first_request(cells) is cells[1].request
+    assert generate_cell(pipeline, cells[0], runs=1, progress=nothing) is cells[0]
 
 
 def test_if_all_is_refused_there_is_no_comparison(pipeline: Pipeline) -> None:
     with pytest.raises(RequestError, match=r"flow_euler for flow models"):
-        plan(pipeline, REQUEST, ["flow_euler"], [2, 3])
+        plan_cells(pipeline, REQUEST, ["flow_euler"], [2, 3])
     with pytest.raises(RequestError, match=r"found nothing to draw, .*:\n  got 3 steps.*\n  got `sampler` flow_euler"):
-        plan(pipeline, REQUEST, ["pndm", "flow_euler"], [3])
+        plan_cells(pipeline, REQUEST, ["pndm", "flow_euler"], [3])
     with pytest.raises(RequestError, match="'eular'"):
-        plan(pipeline, REQUEST, ["ddim", "eular"], [3])
+        plan_cells(pipeline, REQUEST, ["ddim", "eular"], [3])
 
 
 def test_the_first_run_is_the_picture_and_the_median_the_time(pipeline: Pipeline) -> None:
-    (cell,) = plan(pipeline, REQUEST, ["heun"], [2])
+    (cell,) = plan_cells(pipeline, REQUEST, ["heun"], [2])
     counted: list[int] = []
-    done = drawn(pipeline, cell, runs=2, progress=counted.append)
+    done = generate_cell(pipeline, cell, runs=2, progress=counted.append)
     assert counted == [1] * 6
     assert len(done.seconds) == 2
     assert done.median_seconds == sum(done.seconds) / 2
     alone = pipeline("a red circle", seed=3, sampler="heun", num_inference_steps=2).images[0]
-    assert done.picture == alone
+    assert done.image == alone
     assert Cell(sampler="x", steps=1, seconds=(9.0, 1.0, 2.0)).median_seconds == 2
 
 
 def test_loading_is_not_timed() -> None:
-    """All that a picture needs is opened before the first one is timed."""
+    """Everything that an image needs is opened before the first one is timed."""
     bundle, opened = Bundle.open(bundle_path()), list[str]()
-    sessions = choose_sessions(bundle, preferences=Preferences(threads=1))
 
-    def open_session(name: str) -> Session:
-        opened.append(name)
-        return sessions(name)
+    def recording(name: str, placement: Placement) -> Placement:
+        def open_session(part: str | None) -> Session:
+            opened.append(name if part is None else f"{name}/{part}")
+            return placement.open(part)
 
-    pipeline = Pipeline(bundle, open_session)
-    cells = plan(pipeline, REQUEST, ["ddim"], [2])
+        return replace(placement, open=open_session)
+
+    placements = place_components(bundle, "cpu", preferences=Preferences(threads=1))
+    recorded = {name: recording(name, placement) for name, placement in placements.items()}
+    pipeline = Pipeline(bundle, Components(recorded, models=Models()))
+    cells = plan_cells(pipeline, REQUEST, ["ddim"], [2])
     warm_up(pipeline, cells)
-    assert sorted(opened) == ["safety_checker", "text_encoder", "unet", "vae_decoder"]
-    drawn(pipeline, cells[0], runs=1, progress=nothing)
-    assert len(opened) == 4
-
-
-def test_the_judges_figures_are_those_of_the_benchmark(pipeline: Pipeline) -> None:
-    prompts = held_out_prompts(6, PROMPT_SEED)
-    (cell,) = plan(pipeline, REQUEST, ["dpmpp_2m"], [6])
-    counted: list[int] = []
-    figures = judged(pipeline, cell, prompts, counted.append).figures
-    seen = readings(pipeline, Settings(steps=6, sampler="dpmpp_2m"), prompts, nothing)
-    expected = following(prompts, seen)
-    assert {name: figures[name] for name in expected} == expected
-    both = [expected[f"{which}: wholly right"].right for which in ("one thing", "two things")]
-    assert (figures["wholly right"].right, figures["wholly right"].of) == (sum(both), 6)
-    assert sum(counted) == 36
-    assert judged(pipeline, cell, [], nothing) is cell
+    parts = {"unet/body", "unet/cross_attention_kv", "unet/time_embedding"}
+    assert {*opened} == {"safety_checker", "text_encoder", "vae_decoder", *parts}
+    count = len(opened)
+    generate_cell(pipeline, cells[0], runs=1, progress=nothing)
+    assert len(opened) == count
 
 
 @pytest.mark.parametrize(
