@@ -152,13 +152,13 @@ class _Choosing:
             return self._on_cpu(name, str(error)).open()
 
     def _on_engines(self, name: str, fit: list[EngineSource], *, engines_only: bool) -> Choice:
-        from latentrt.backends.tensorrt.by_shape import ChosenByShape
+        from latentrt.backends.tensorrt.engine_set import EngineSet
 
         record = fit[0].record
         otherwise = None if engines_only else self._without_engine(name, "no engine covers that shape").open
         more = f" and {len(fit) - 1} more" if len(fit) > 1 else ""
         words = f"{TITLES[record.identity.library]} engine {record.key[:12]}{more}"
-        return Choice(words, lambda: ChosenByShape(name, fit, self._load, otherwise))
+        return Choice(words, lambda: EngineSet(name, fit, self._load, otherwise))
 
     def _load(self, source: EngineSource) -> Session:
         from latentrt.backends.tensorrt.device import EngineDevice

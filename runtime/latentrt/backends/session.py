@@ -1,11 +1,8 @@
-"""How is one graph run?
-
-The seam between the runtime and whatever executes graphs is one method. A backend, and the fake that a test uses,
-implement the same seam; everything that is common to backends (the check of what is fed) lives on this side of it.
-"""
+"""The interface between the runtime and whatever executes graphs."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,20 +10,47 @@ from numpy.typing import NDArray
 
 from latentrt.bundle.tensors import TensorSpec, check_feeds
 
-__all__ = ["Arrays", "Session", "ToldShapes", "run"]
+__all__ = ["Arrays", "Session", "Shapes", "ToldShapes", "run"]
 
 Arrays = dict[str, NDArray[Any]]
+Shapes = Mapping[str, tuple[int, ...]]  # by input name
 
 
-class Session(Protocol):
-    """A graph that is loaded and ready to run."""
+class Session(ABC):
+    """A graph loaded on one backend. Threads may share it.
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """What the graph takes."""
+    Attributes:
+        inputs, outputs: the graph's signature.
+    """
 
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @abstractmethod
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the graph once on feeds that have been checked; return every output by name."""
+        """Run the graph once on feeds that match `inputs`; return every output by name."""
+
+    def batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:
+        """Return the sizes of the first axis that run without compiling or re-recording, ascending; None: any.
+
+        Args:
+            shapes: of the inputs; their first axes do not matter.
+        """
+        return None
+
+    def prepare(self, shapes: Shapes) -> None:  # noqa: B027, nothing to do by default
+        """Compile or load whatever runs inputs of these shapes.
+
+        Raises:
+            EngineError: nothing here runs them.
+        """
+
+    def device_context(self, shapes: Shapes) -> Any | None:
+        """Return buffers that stay on the device between runs of inputs of these shapes; None on a host backend."""
+        return None
+
+    def close(self) -> None:  # noqa: B027, nothing to do by default
+        """Release memory. The session must not be used afterwards."""
 
 
 @runtime_checkable
