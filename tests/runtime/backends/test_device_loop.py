@@ -58,8 +58,9 @@ def evaluate(x: NDArray[np.float32], t: np.float32, text: NDArray[np.float32]) -
     """Return the output of a made-up denoiser for one evaluation; not linear, and different for each input."""
     x = x.copy()
     latents, concat = x[: SHAPE[0]], x[SHAPE[0] :]
-    bent = latents[::-1] / (1 + np.abs(latents)) + t / np.float32(1000) * latents
-    return np.asarray(bent + text.copy().sum() / 8 + concat.sum(axis=0) / 4, np.float32)
+    with np.errstate(invalid="ignore"):
+        bent = latents[::-1] / (1 + np.abs(latents)) + t / np.float32(1000) * latents
+        return np.asarray(bent + text.copy().sum() / 8 + concat.sum(axis=0) / 4, np.float32)
 
 
 def evaluate_batch(feeds: Arrays) -> Arrays:
@@ -86,7 +87,7 @@ def made_up_device(api: FakeCudaApi, library: LibraryName = "tensorrt") -> Engin
 def denoiser(device: EngineDevice, bundle: Bundle, *, concat: int = 0, dtype: Any = "float32") -> EngineSession:
     """Return an engine of the made-up denoiser, whose latents' input has `concat` channels beside the latents' own."""
     shapes: dict[str, tuple[int, ...]] = {"x": (SHAPE[0] + concat, *SHAPE[1:]), "t": (), "text": (3, 2)}
-    profile = {name: ShapeRange(min=(1, *rest), opt=(2, *rest), max=(9, *rest)) for name, rest in shapes.items()}
+    profile = {name: ShapeRange(min=(1, *rest), opt=(2, *rest), max=(12, *rest)) for name, rest in shapes.items()}
     inputs = tuple(TensorSpec(name, dtype, ("batch", *rest)) for name, rest in shapes.items())
     record = msgspec.structs.replace(
         made_up.record(bundle, made_up.identity(bundle, "unet", profile=profile)),
@@ -360,8 +361,7 @@ def test_the_host_is_one_step_ahead(bundle: Bundle, api: FakeCudaApi) -> None:
     for _ in range(6):
         loop.step(context, {slot: (0, 1)}, {"text": text})
         left.append(len(api.queue))
-    # After the first step everything is done; from then on one step (three kernels, one run) is left on the stream,
-    # and, once, the step before it as well, behind which the first event was recorded.
+    # The first step is waited for; after each later one, that one (three kernels, one run) is left on the stream.
     assert left[0] == 0
     assert left[1:] == [4, 4, 4, 4, 4]
 
@@ -636,7 +636,7 @@ def test_a_denoiser_of_a_bundle_equals_its_graph_on_the_host(bundle: Bundle, api
         EngineSession(made_up_device(api), fake_plan(bundle, record), record),
         open_session(bundle, "unet", threads=1),
     )
-    rng, shape = np.random.default_rng(0), (4, 4, 6)
+    rng, shape = np.random.default_rng(0), (4, 8, 12)
     width = next(spec.shape[2] for spec in session.inputs if spec.name == "encoder_hidden_states")
     embeddings = rng.standard_normal((2, 77, int(width)), np.float32)
     latents, schedule = rng.standard_normal(shape, np.float32), sampler("dpmpp_2m", 5)

@@ -51,7 +51,6 @@ class RecordedWork:
         """Discard the recording, which shapes, addresses or weights have invalidated."""
         self.runs = 0
         if self._graph is not None:
-            self._cuda.synchronize(self._stream)  # it may be running
             self._graph = None
             self._finalizer()
 
@@ -69,5 +68,12 @@ class RecordedWork:
             self._records = False
             _log.info("%s runs without a CUDA graph: %s", self._name, error)
             return
-        self._finalizer = weakref.finalize(self, self._cuda.destroy_graph, self._graph)
+        self._finalizer = weakref.finalize(self, _destroy, self._cuda, self._stream, self._graph)
         self._finalizer.atexit = False  # CUDA may be gone before
+
+
+def _destroy(cuda: Cuda, stream: int, graph: Any) -> None:
+    # After a failure of CUDA nothing can be destroyed any more.
+    with contextlib.suppress(BackendError):
+        cuda.synchronize(stream)  # the graph may be running
+        cuda.destroy_graph(graph)
