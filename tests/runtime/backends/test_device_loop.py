@@ -23,6 +23,7 @@ from latentrt.backends.cuda.device_loop import COLUMNS, DeviceLoop, Slot, Tensor
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.tensorrt.context import EngineContext
 from latentrt.backends.tensorrt.device import EngineDevice
+from latentrt.backends.tensorrt.runtime_cache import RuntimeCache
 from latentrt.backends.tensorrt.session import EngineSession
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.tensors import TensorSpec
@@ -84,7 +85,14 @@ def made_up_device(api: FakeCudaApi, library: LibraryName = "tensorrt") -> Engin
     return EngineDevice(fake_library(api, library), Cuda(api, api.driver))
 
 
-def denoiser(device: EngineDevice, bundle: Bundle, *, concat: int = 0, dtype: Any = "float32") -> EngineSession:
+def denoiser(
+    device: EngineDevice,
+    bundle: Bundle,
+    *,
+    concat: int = 0,
+    dtype: Any = "float32",
+    cache: RuntimeCache | None = None,
+) -> EngineSession:
     """Return an engine of the made-up denoiser, whose latents' input has `concat` channels beside the latents' own."""
     shapes: dict[str, tuple[int, ...]] = {"x": (SHAPE[0] + concat, *SHAPE[1:]), "t": (), "text": (3, 2)}
     profile = {name: ShapeRange(min=(1, *rest), opt=(2, *rest), max=(12, *rest)) for name, rest in shapes.items()}
@@ -94,7 +102,7 @@ def denoiser(device: EngineDevice, bundle: Bundle, *, concat: int = 0, dtype: An
         inputs=inputs,
         outputs=(TensorSpec("y", "float32", ("batch", *SHAPE)),),
     )
-    return EngineSession(device, function_plan("a denoiser", record), record)
+    return EngineSession(device, function_plan("a denoiser", record), record, cache)
 
 
 def context_of(session: EngineSession, batch: int) -> EngineContext:
@@ -410,20 +418,21 @@ def test_loops_at_once_have_memory_of_their_own(bundle: Bundle, api: FakeCudaApi
         assert_same_bits(run.loop.fetch(run.slots[sample])[0], sample.on_host()[-1])
 
 
-def test_a_run_of_the_engine_between_steps_changes_nothing(bundle: Bundle, api: FakeCudaApi) -> None:
+@pytest.mark.parametrize("concat", [0, 2])
+def test_a_run_of_the_engine_between_steps_changes_nothing(bundle: Bundle, api: FakeCudaApi, concat: int) -> None:
     """Another thread may run the same context, with latents, concat channels and text of its own."""
-    session = denoiser(made_up_device(api), bundle, concat=2)
-    sample = Sample(sampler("dpmpp_2m", 5), 3, concat=2)
+    session = denoiser(made_up_device(api), bundle, concat=concat)
+    sample = Sample(sampler("dpmpp_2m", 5), 3, concat=concat)
     run = Batch(session, open_loop(session.device))
     run.slots[sample] = sample.join(run.loop)
-    text, concat = np.stack(sample.texts), np.stack([sample.channels] * 2)
-    feeds = {"x": np.ones((2, 4, 3, 5), np.float32), "t": np.ones(2, np.float32), "text": np.ones_like(text)}
-    for array in (text, concat, *feeds.values()):
+    text, channels = np.stack(sample.texts), np.stack([sample.channels] * 2)
+    feeds = {"x": np.ones((2, 2 + concat, 3, 5), np.float32), "t": np.ones(2, np.float32), "text": np.ones_like(text)}
+    for array in (text, channels, *feeds.values()):
         array.setflags(write=False)
     expected = evaluate_batch(feeds)["y"]
     for _ in range(5):
         slot = run.slots[sample]
-        run.loop.step(context_of(session, 2), {slot: (0, 1)}, {"text": text}, concat=concat)
+        run.loop.step(context_of(session, 2), {slot: (0, 1)}, {"text": text}, concat=channels if concat else None)
         assert_same_bits(session.run(feeds)["y"], expected)
     assert_same_bits(run.loop.fetch(run.slots[sample])[0], sample.on_host()[-1])
 
@@ -511,6 +520,16 @@ def test_memory_of_a_loop_that_nobody_holds_is_freed(bundle: Bundle, api: FakeCu
     del run, session, device
     gc.collect()
     assert api.allocated == {}
+
+
+def test_kernels_compiled_just_in_time_are_stored_when_a_loop_is_put_back(
+    bundle: Bundle, api: FakeCudaApi, tmp_path: Path
+) -> None:
+    session = denoiser(made_up_device(api, "tensorrt_rtx"), bundle, cache=RuntimeCache(tmp_path / "an engine"))
+    loop = open_loop(session.device)
+    Batch(session, loop).run([Sample(sampler("euler", 2), 1)])
+    session.device.loops.put_back(loop)
+    assert len(list((tmp_path / "an engine").glob("*.rtcache"))) == 1
 
 
 def test_idle_loops_are_reused_and_bounded(bundle: Bundle, api: FakeCudaApi) -> None:

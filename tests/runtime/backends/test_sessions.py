@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any
 
-import numpy as np
 import pytest
 
 from latentrt import Pipeline, Request
 from latentrt.backends import onnxruntime as ort
 from latentrt.bundle.bundle import Bundle
-from latentrt.errors import EngineError, RequestError
+from latentrt.errors import RequestError
 from latentrt.sample import bundle_path
 from latentrt_engines.cache import EngineCache
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.backends.made_up_machine import build
-
-
-def test_steps_without_guidance_are_asked_of_engines_before_the_first_step(
-    bundle: Bundle, cache: EngineCache, api: FakeCudaApi, caplog: pytest.LogCaptureFixture
-) -> None:
-    build(cache, bundle)  # for guided pictures, as `latentrt build` does
-    request = Request(prompt="a red circle", seed=7, num_inference_steps=4, guidance_end=0.5)
-    mend = "build one: latentrt build --size … --batch … --guidance both"
-    with pytest.raises(EngineError, match=r"unet: no engine runs sample of shape 1×4×16×16.*" + mend):
-        next(Pipeline.load(bundle_path(), device="tensorrt").steps(request))
-    pipeline = Pipeline.load(bundle_path(), device="auto")
-    with caplog.at_level(logging.WARNING, "latentrt"):
-        next(steps := pipeline.steps(request))
-        assert [mend in record.message for record in caplog.records] == [True]
-    assert np.isfinite(list(steps)[-1].latents).all()
 
 
 @pytest.mark.parametrize("device", ["tensorrt", "auto"])

@@ -141,6 +141,10 @@ def test_an_array_that_cannot_have_changed_is_not_copied_again(
         counts.append(api.counts["uploads"])
     # A writable array may have been written to, also before it became read-only.
     assert counts == [1, 2, 3, 3, 3]
+    graph, expected = open_session(bundle, "vae_decoder", threads=1), engine.run(feeds)["pixels"]
+    other = latents(seed=1)  # writable
+    np.testing.assert_array_equal(engine.run(other)["pixels"], graph.run(other)["pixels"])
+    np.testing.assert_array_equal(engine.run(feeds)["pixels"], expected)
 
 
 def test_a_shape_outside_the_profile_is_refused_and_the_next_run_is_right(device: EngineDevice, bundle: Bundle) -> None:

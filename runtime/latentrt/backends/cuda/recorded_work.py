@@ -52,7 +52,7 @@ class RecordedWork:
         self.runs = 0
         if self._graph is not None:
             self._graph = None
-            self._finalizer()
+            self._finalizer()  # a graph that is running is freed once it is done (cuda.h, cuGraphExecDestroy)
 
     def _record(self, work: Callable[[], None]) -> None:
         try:
@@ -68,12 +68,5 @@ class RecordedWork:
             self._records = False
             _log.info("%s runs without a CUDA graph: %s", self._name, error)
             return
-        self._finalizer = weakref.finalize(self, _destroy, self._cuda, self._stream, self._graph)
+        self._finalizer = weakref.finalize(self, self._cuda.destroy_graph, self._graph)
         self._finalizer.atexit = False  # CUDA may be gone before
-
-
-def _destroy(cuda: Cuda, stream: int, graph: Any) -> None:
-    # After a failure of CUDA nothing can be destroyed any more.
-    with contextlib.suppress(BackendError):
-        cuda.synchronize(stream)  # the graph may be running
-        cuda.destroy_graph(graph)

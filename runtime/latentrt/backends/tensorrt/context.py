@@ -45,8 +45,7 @@ class EngineContext(DeviceContext):
         self._device = session.device
         self._name = session.record.identity.component
         self._buffers: dict[str, DeviceBuffer] = {}
-        # The array that was copied to an input last, if nobody can write to it, and the channel where the copy began.
-        self._fed: dict[str, tuple[int, NDArray[Any]]] = {}
+        self._fed: dict[str, NDArray[Any]] = {}  # read-only arrays whose contents the inputs have
         self.epoch, self._lent = 0, (0, 0)
         self._recorded = RecordedWork(self._device.cuda, self._device.stream, self._name, records=self.records_runs)
         self._set_shapes()
@@ -88,8 +87,7 @@ class EngineContext(DeviceContext):
         return self._buffers[name].address
 
     def feed(self, name: str, array: NDArray[Any], *, first_channel: int = 0) -> NDArray[Any]:
-        fed = self._fed.get(name)
-        if fed is not None and fed[0] == first_channel and fed[1] is array:
+        if self._fed.get(name) is array:
             return array
         held, shape = np.ascontiguousarray(array), self.shapes[name]
         if first_channel:
@@ -100,7 +98,7 @@ class EngineContext(DeviceContext):
             raise BackendError(f"{self._name}: got {name} of shape {array.shape}, expected {shape}")
         self.forget(name)
         if not array.flags.writeable:
-            self._fed[name] = (first_channel, array)
+            self._fed[name] = array
         return held
 
     def forget(self, *names: str) -> None:
