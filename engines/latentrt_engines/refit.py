@@ -83,7 +83,7 @@ def _refit_plan(engine: StoredEngine, cache: EngineCache, device: EngineDevice, 
         config.set_flag(flags.INCLUDE_REFIT)
     plan = loaded.serialize_with_config(config)
     if plan is None:
-        raise EngineError(f"{device.library} cannot serialise the refitted engine: {device.words()}")
+        raise EngineError(f"{device.library} cannot serialise the refitted engine: {device.reason()}")
     return bytes(memoryview(plan))
 
 

@@ -241,7 +241,7 @@ class _Placer:
         return "float32" if "float32" in self.bundle.manifest.components[name].graphs else "int8"
 
     def _on_engines(self, name: str, fit: list[EngineSource], *, engines_only: bool) -> Placement:
-        from latentrt.backends.tensorrt.by_shape import ChosenByShape
+        from latentrt.backends.tensorrt.engine_set import EngineSet
 
         record = fit[0].record
         fallback = None if engines_only else self._without_engine(name, "no engine covers that shape").open
@@ -251,7 +251,7 @@ class _Placer:
             backend=record.identity.library,
             device="gpu",
             title=f"{TITLES[record.identity.library]} engine {record.key[:12]}{more}",
-            open=lambda _: ChosenByShape(name, fit, self._load, otherwise),
+            open=lambda _: EngineSet(name, fit, self._load, otherwise),
             # The weights too: a plan may be stripped of its own, and something else may run other shapes.
             key=("engines", name, engines_only, *(source.record.key for source in fit), *self._digests(name)),
         )

@@ -1,7 +1,7 @@
 """A CUDA runtime in the host's memory, with the names of `cuda.bindings.runtime` that latentrt calls.
 
-Work on a stream is put off until the stream is synchronised, as on a GPU; copies stay inside what was allocated; what
-is put on a stream that is being captured is recorded instead. So a mistake in order, size or lifetime shows here too.
+As on a GPU, work on a stream is deferred until the stream is synchronized, copies must stay inside an allocation, and
+work on a stream that is being captured is recorded instead. So errors of order, size and lifetime show here too.
 """
 
 # ruff: noqa: N802, N815 (the names are CUDA's)
@@ -29,6 +29,12 @@ class FakeError(Enum):
     cudaErrorStreamCaptureInvalidated = 901
 
 
+class FakeEvent:
+    """An event, which comes after `behind` pieces of work of the stream."""
+
+    behind = 0
+
+
 class FakeCopyKind(Enum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
@@ -43,7 +49,7 @@ class FakeResult(Enum):
     CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222
 
 
-# row.cu as C, a thread after the other.
+# row.cu as C, one thread after the other.
 _HOST = """
 #define __global__ static
 static struct { int x; } blockIdx, blockDim, threadIdx;
@@ -52,21 +58,20 @@ static struct { int x; } blockIdx, blockDim, threadIdx;
     blockDim.x = block; \\
     for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) \\
         for (threadIdx.x = 0; threadIdx.x < block; threadIdx.x++) call
-void run_show(int blocks, int block, float *sample, float *timestep, const float *latents, const float *table,
-              const int *cursor, int width, int count, int evaluations, int guided)
-{ EACH_THREAD(show(sample, timestep, latents, table, cursor, width, count, evaluations, guided)); }
-void run_advance(int blocks, int block, float *latents, float *previous, float *history, const float *output,
-                 const float *noise, const float *table, const int *cursor, int *broken, int width, int memory,
-                 int count, int guided)
-{ EACH_THREAD(advance(latents, previous, history, output, noise, table, cursor, broken,
-                      width, memory, count, guided)); }
-void run_turn(int blocks, int block, int *cursor) { EACH_THREAD(turn(cursor)); }
+void run_model_input(int blocks, int block, float *input, float *timesteps, const Slot *slots, const int *slot_of,
+                     int count, int stride, int evaluations)
+{ EACH_THREAD(model_input(input, timesteps, slots, slot_of, count, stride, evaluations)); }
+void run_advance(int blocks, int block, const Slot *slots, const float *output, int count, int size)
+{ EACH_THREAD(advance(slots, output, count, size)); }
+void run_next_row(int blocks, int block, const Slot *slots, int size)
+{ EACH_THREAD(next_row(slots, size)); }
+int run_slot_size(void) { return sizeof(Slot); }
 """
 
 
 @functools.cache
 def host_kernels() -> ctypes.CDLL:
-    """The kernels, compiled for the host, products and sums rounded one by one as on the device."""
+    """Compile the kernels for the host, with products and sums rounded one by one as on the device."""
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "row.c", Path(folder) / "row.so"
         source.write_text(_HOST)
@@ -77,7 +82,7 @@ def host_kernels() -> ctypes.CDLL:
 
 
 class FakeDriver:
-    """In place of `cuda.bindings.driver`: kernels are the host's, and launches wait on the stream."""
+    """A stand-in for `cuda.bindings.driver`: kernels run on the host, launches are deferred like other work."""
 
     CUresult = FakeResult
 
@@ -96,6 +101,9 @@ class FakeDriver:
         blocks, _, _, block, _, _, shared, stream, (values, types), extra = launch
         assert threading.get_ident() in self.api.current
         assert (shared, stream, extra) == (0, 7, 0)
+        for value, kind in zip(values, types, strict=True):
+            if kind is ctypes.c_void_p:
+                self.api.check_range(value, 1)
         self.api.counts["kernels"] += 1
         arguments = [kind(value) for value, kind in zip(values, types, strict=True)]
         self.api.enqueue(lambda: kernel(blocks, block, *arguments))
@@ -103,12 +111,14 @@ class FakeDriver:
 
 
 class FakeCudaApi:
-    """In place of the module.
+    """A stand-in for `cuda.bindings.runtime`.
 
     Attributes:
-        allocated: address → buffer.
-        counts: how often each kind of thing was done.
-        limit: bytes that the GPU has.
+        allocated: buffer by address.
+        counts: of calls, by kind.
+        limit: memory of the GPU in bytes.
+        queue: work on the stream. done: how much work has been executed.
+        current: threads in which a context is current, which calls of the driver need.
     """
 
     cudaError_t, cudaMemcpyKind, cudaStreamCaptureMode = FakeError, FakeCopyKind, FakeCaptureMode
@@ -116,26 +126,26 @@ class FakeCudaApi:
 
     def __init__(self, limit: int = 1 << 30) -> None:
         self.allocated: dict[int, ctypes.Array[ctypes.c_char]] = {}
-        self.limit, self.queue = limit, list[Work]()
+        self.limit, self.queue, self.done = limit, list[Work](), 0
         self.capturing: list[Work] | None = None
         self.counts = dict.fromkeys(("uploads", "downloads", "launches", "captures", "allocations", "kernels"), 0)
         self.driver = FakeDriver(self)
-        # The threads in which a context is current; the driver's own calls need one.
         self.current: set[int] = set()
+        self.lock = threading.RLock()  # memory may be freed in any thread, by the garbage collector
 
     def enqueue(self, work: Work) -> None:
         """Put work on the stream."""
         (self.queue if self.capturing is None else self.capturing).append(work)
 
     def check_range(self, address: int, size: int) -> None:
-        """Fail where a range is not inside one allocation."""
+        """Fail unless the range lies inside one allocation."""
         inside = (
             start <= address and address + size <= start + len(buffer) for start, buffer in self.allocated.items()
         )
         assert any(inside), f"{size} bytes at {address} were not allocated"
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
-        assert self.capturing is None, "nothing is allocated in what is recorded"
+        assert self.capturing is None, "allocation during a capture"
         if sum(map(len, self.allocated.values())) + size > self.limit:
             return (FakeError.cudaErrorMemoryAllocation, 0)
         buffer = ctypes.create_string_buffer(size)
@@ -161,10 +171,9 @@ class FakeCudaApi:
         return (FakeError.cudaSuccess, 7)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
-        assert self.capturing is None, "a stream that is captured cannot be waited for"
-        queue, self.queue = self.queue, []
-        for work in queue:
-            work()
+        assert self.capturing is None, "synchronization during a capture"
+        with self.lock:
+            self._work_until(self.done + len(self.queue))
         return (FakeError.cudaSuccess,)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: FakeCopyKind, stream: int) -> tuple[Any, ...]:
@@ -174,6 +183,21 @@ class FakeCudaApi:
 
         def copy() -> None:
             ctypes.memmove(target, source, size)
+
+        self.enqueue(copy)
+        return (FakeError.cudaSuccess,)
+
+    def cudaMemcpy2DAsync(
+        self, target: int, pitch: int, source: int, source_pitch: int, width: int, height: int, *kind_and_stream: Any
+    ) -> tuple[Any, ...]:
+        assert kind_and_stream == (FakeCopyKind.cudaMemcpyHostToDevice, 7)
+        assert width <= min(pitch, source_pitch)
+        self.check_range(target, pitch * (height - 1) + width)
+        self.counts["uploads"] += 1
+
+        def copy() -> None:
+            for row in range(height):
+                ctypes.memmove(target + row * pitch, source + row * source_pitch, width)
 
         self.enqueue(copy)
         return (FakeError.cudaSuccess,)
@@ -195,7 +219,6 @@ class FakeCudaApi:
         return (FakeError.cudaSuccess,)
 
     def cudaGraphExecDestroy(self, graph: list[Work]) -> tuple[Any, ...]:
-        assert not any(work in self.queue for work in graph), "it is under way"
         graph.clear()
         return (FakeError.cudaSuccess,)
 
@@ -206,14 +229,24 @@ class FakeCudaApi:
         return (FakeError.cudaSuccess,)
 
     def cudaEventCreate(self) -> tuple[Any, ...]:
-        return (FakeError.cudaSuccess, object())
+        return (FakeError.cudaSuccess, FakeEvent())
 
-    def cudaEventRecord(self, event: object, stream: int) -> tuple[Any, ...]:
+    def cudaEventRecord(self, event: FakeEvent, stream: int) -> tuple[Any, ...]:
         assert self.capturing is None
+        with self.lock:
+            event.behind = self.done + len(self.queue)
         return (FakeError.cudaSuccess,)
 
-    def cudaEventSynchronize(self, event: object) -> tuple[Any, ...]:
-        return self.cudaStreamSynchronize(7)
+    def cudaEventSynchronize(self, event: FakeEvent) -> tuple[Any, ...]:
+        assert self.capturing is None, "synchronization during a capture"
+        self._work_until(event.behind)
+        return (FakeError.cudaSuccess,)
+
+    def _work_until(self, done: int) -> None:
+        with self.lock:
+            while self.done < done:
+                self.queue.pop(0)()
+                self.done += 1
 
     def cudaGetLastError(self) -> tuple[Any, ...]:
         return (FakeError.cudaSuccess,)

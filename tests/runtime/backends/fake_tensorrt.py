@@ -1,13 +1,14 @@
-"""TensorRT by its own names, whose plans say which graph of which bundle they are, and which ONNX Runtime computes.
+"""A stand-in for TensorRT, with its names. A plan names a graph of a bundle, which ONNX Runtime runs, or a function.
 
-What is checked here is what the library would check: shapes within the profile, addresses and lent memory that were
-allocated, enough of it. A test compares the names with those of the real library's classes.
+It checks what the library would check: shapes within the profile, and addresses and lent memory that are allocated and
+large enough. A test compares the names with those of the real library's classes.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,20 +26,32 @@ from latentrt.engines.record import EngineRecord, LibraryName, ShapeRange
 from latentrt_engines.cache import digest_arrays
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 
-# What a context says it needs per element of its inputs.
+# Bytes of activations per element of the inputs.
 SCRATCH_PER_ELEMENT = 2
+
+# Functions that plans name, from inputs to outputs.
+FUNCTIONS: dict[str, Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]] = {}
 
 
 def fake_plan(bundle: Bundle, record: EngineRecord) -> bytes:
-    """A plan that `FakeRuntime` loads."""
-    identity = record.identity
-    profile = {name: [shapes.min, shapes.opt, shapes.max] for name, shapes in identity.profile.items()}
-    names = {"bundle": str(bundle.folder), "component": identity.component, "precision": "float32", "profile": profile}
-    return json.dumps(names).encode()
+    """Return a plan of a bundle's graph, which `FakeRuntime` loads."""
+    names = {"bundle": str(bundle.folder), "component": record.identity.component, "precision": "float32"}
+    return json.dumps({**names, "profile": _plain_profile(record)}).encode()
+
+
+def function_plan(function: str, record: EngineRecord) -> bytes:
+    """Return a plan of one of `FUNCTIONS`, which `FakeRuntime` loads."""
+    specs = {"inputs": record.inputs, "outputs": record.outputs}
+    signature = {name: [[spec.name, spec.dtype, spec.shape] for spec in each] for name, each in specs.items()}
+    return json.dumps({"function": function, **signature, "profile": _plain_profile(record)}).encode()
+
+
+def _plain_profile(record: EngineRecord) -> dict[str, Any]:
+    return {name: [shapes.min, shapes.opt, shapes.max] for name, shapes in record.identity.profile.items()}
 
 
 def fake_library(cuda: FakeCudaApi, name: LibraryName = "tensorrt", version: str = "11.1+cu13") -> LoadedLibrary:
-    """The library, over a fake CUDA."""
+    """Return the library, over a fake CUDA."""
     module = FakeModule()
     module.Runtime = lambda logger: FakeRuntime(logger, cuda)
     return LoadedLibrary(name=name, module=module, version=version)
@@ -51,7 +64,7 @@ class FakeLogger:
 
 
 class FakeModule:
-    """In place of the module `tensorrt`."""
+    """A stand-in for the module `tensorrt`."""
 
     ILogger = FakeLogger
     Runtime: Any
@@ -130,17 +143,25 @@ class FakeSerializationConfig:
 
 
 class FakeEngine:
-    """It computes with the weights of the bundle that its plan names, and with others once it is refitted."""
+    """Computes with the weights of the bundle that its plan names, and with others once it is refitted."""
 
     refittable = True
     device_memory_size_v2 = 1 << 20
 
     def __init__(self, plan: dict[str, Any], cuda: FakeCudaApi) -> None:
         self.cuda, self.plan = cuda, plan
-        self.bundle = Bundle.open(Path(plan["bundle"]))
-        self.component = self.bundle.manifest.components[plan["component"]]
-        self.session = open_session(self.bundle, plan["component"], threads=1)
-        self.weights = map_weights(self.bundle.folder / self.component.weights.file)
+        if "function" in plan:
+            self.inputs, self.outputs = (
+                tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in plan[each])
+                for each in ("inputs", "outputs")
+            )
+            self.compute, self.weights = FUNCTIONS[plan["function"]], dict[str, Any]()
+        else:
+            self.bundle = Bundle.open(Path(plan["bundle"]))
+            self.component = self.bundle.manifest.components[plan["component"]]
+            self.inputs, self.outputs = self.component.inputs, self.component.outputs
+            self.compute = open_session(self.bundle, plan["component"], threads=1).run
+            self.weights = map_weights(self.bundle.folder / self.component.weights.file)
         self.profile = {
             name: ShapeRange(min=tuple(low), opt=tuple(best), max=tuple(high))
             for name, (low, best, high) in plan["profile"].items()
@@ -197,15 +218,15 @@ class FakeRefitter:
         return [name for name in self._engine.weights if name not in self._new]
 
     def refit_cuda_engine(self) -> bool:
-        assert not self._engine.cuda.queue, "the engine has work under way"
+        assert not self._engine.cuda.queue, "the engine is running"
         former = self._engine.weights
         self._engine.weights = {name: array.reshape(former[name].shape).copy() for name, array in self._new.items()}
-        self._engine.session = session_with(self._engine)
+        self._engine.compute = session_with(self._engine).run
         return True
 
 
 def session_with(engine: FakeEngine) -> OnnxRuntimeSession:
-    """The engine's graph over the weights that it holds now."""
+    """Open the engine's graph with the weights that the engine holds now."""
     names = engine.component.graphs["float32"].file
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -240,34 +261,34 @@ class FakeContext:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         if name in self.shapes:
             return self.shapes[name]
-        spec = next(spec for spec in self.engine.component.outputs if spec.name == name)
-        return sized(spec, axis_sizes(self.engine.component.inputs, self.shapes))
+        spec = next(spec for spec in self.engine.outputs if spec.name == name)
+        return sized(spec, axis_sizes(self.engine.inputs, self.shapes))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        specs = (*self.engine.component.inputs, *self.engine.component.outputs)
+        specs = (*self.engine.inputs, *self.engine.outputs)
         assert self.addresses.keys() == {spec.name for spec in specs}
         assert self.lent[0], "no memory was lent"
         assert self.runs or self.cuda.capturing is None, "the first run sets things up, and cannot be recorded"
         self.runs += 1
         shapes, addresses, lent = dict(self.shapes), dict(self.addresses), self.lent
-        outputs = {spec.name: self.get_tensor_shape(spec.name) for spec in self.engine.component.outputs}
+        outputs = {spec.name: self.get_tensor_shape(spec.name) for spec in self.engine.outputs}
 
         def work() -> None:
             self.cuda.check_range(*lent)
-            feeds = {spec.name: self._at(spec, addresses, shapes[spec.name]) for spec in self.engine.component.inputs}
-            results = self.engine.session.run({name: array.copy() for name, array in feeds.items()})
-            for spec in self.engine.component.outputs:
+            feeds = {spec.name: self._at(spec, addresses, shapes[spec.name]) for spec in self.engine.inputs}
+            results = self.engine.compute({name: array.copy() for name, array in feeds.items()})
+            for spec in self.engine.outputs:
                 self._at(spec, addresses, outputs[spec.name])[...] = results[spec.name]
 
         self.cuda.enqueue(work)
         return True
 
     def _at(self, spec: TensorSpec, addresses: dict[str, int], shape: tuple[int, ...]) -> NDArray[Any]:
-        """The tensor in device memory."""
+        """Return a view of a tensor in device memory."""
         dtype = np.dtype(spec.dtype)
         size = int(np.prod(shape)) * dtype.itemsize
         self.cuda.check_range(addresses[spec.name], size)

@@ -1,7 +1,7 @@
-"""Engines at the seam of the library: what is copied, shared, recorded and refused.
+"""Engine sessions over stand-ins for CUDA and TensorRT: copies, shared memory, recorded runs, errors.
 
-The libraries need a GPU to run a plan, so CUDA and TensorRT are stood in for here; the names that the stand-ins have
-are compared with the real ones. `make test-gpu` runs the real ones.
+The libraries need a GPU to run a plan. Another test compares the names of the stand-ins with those of the real
+libraries, which `make test-gpu` runs.
 """
 
 from __future__ import annotations
@@ -139,25 +139,52 @@ def test_an_array_that_cannot_have_changed_is_not_copied_again(
     for _ in range(3):
         engine.run(feeds)
         counts.append(api.counts["uploads"])
-    # Whoever can write to it may have done so; the last of them was not asked to be read-only when it was copied.
-    assert counts == [1, 2, 2, 2, 2]
+    # A writable array may have been written to, also before it became read-only.
+    assert counts == [1, 2, 3, 3, 3]
+    graph, expected = open_session(bundle, "vae_decoder", threads=1), engine.run(feeds)["pixels"]
+    other = latents(seed=1)  # writable
+    np.testing.assert_array_equal(engine.run(other)["pixels"], graph.run(other)["pixels"])
+    np.testing.assert_array_equal(engine.run(feeds)["pixels"], expected)
 
 
 def test_a_shape_outside_the_profile_is_refused_and_the_next_run_is_right(device: EngineDevice, bundle: Bundle) -> None:
     engine, graph = session(device, bundle), open_session(bundle, "vae_decoder", threads=1)
     engine.run(latents())
-    with pytest.raises(
-        BackendError, match=r"found latents of shape \(1, 4, 99, 12\), the engine was built for 1×4×8×8"
-    ):
+    with pytest.raises(BackendError, match=r"got latents of shape \(1, 4, 99, 12\), the engine was built for 1×4×8×8"):
         engine.run(latents(99))
     np.testing.assert_array_equal(engine.run(latents())["pixels"], graph.run(latents())["pixels"])
 
 
-def test_covers_tells_before_a_run(device: EngineDevice, bundle: Bundle) -> None:
+def test_shapes_are_prepared_or_rejected_before_a_run(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
     engine = session(device, bundle)
-    assert engine.covers({"latents": (1, 4, 32, 8)})
-    assert not engine.covers({"latents": (1, 4, 33, 8)})
-    assert not engine.covers({"latents": (2, 4, 8, 8)})
+    engine.prepare({"latents": (1, 4, 8, 12)})
+    allocated = api.counts["allocations"]
+    assert allocated > 0
+    engine.prepare({"latents": (1, 4, 8, 12)})
+    assert api.counts["allocations"] == allocated
+    for shape in ((1, 4, 33, 8), (2, 4, 8, 8)):
+        with pytest.raises(EngineError, match="latents"):
+            engine.prepare({"latents": shape})
+
+
+def test_the_context_of_a_shape_stays_on_the_device(device: EngineDevice, bundle: Bundle) -> None:
+    engine = session(device, bundle)
+    context = engine.device_context({"latents": (1, 4, 8, 12)})
+    assert context is engine.device_context({"latents": (1, 4, 8, 12)})
+    assert context is not engine.device_context({"latents": (1, 4, 8, 8)})
+    assert context is not None
+    assert (context.shape("latents"), context.loops) == ((1, 4, 8, 12), device.loops)
+
+
+def test_batch_sizes_are_those_of_the_profile(device: EngineDevice, bundle: Bundle) -> None:
+    assert session(device, bundle).batch_sizes({"latents": (7, 4, 8, 12)}) == (1,)
+    assert session(device, bundle).batch_sizes({"latents": (1, 4, 33, 12)}) == ()
+    denoiser = session(device, bundle, "unet")
+    shapes = {"sample": (1, 4, 8, 8), "timestep": (1,), "encoder_hidden_states": (1, 77, 128)}
+    assert denoiser.batch_sizes(shapes) == (2, 3, 4, 5, 6, 7, 8)
+    assert denoiser.batch_sizes({**shapes, "encoder_hidden_states": (2, 78, 128)}) == ()
+    with pytest.raises(BackendError, match="inputs: got"):
+        denoiser.batch_sizes({"sample": (1, 4, 8, 8)})
 
 
 def test_a_plan_that_the_library_does_not_load_says_what_it_says(device: EngineDevice, bundle: Bundle) -> None:
@@ -266,5 +293,5 @@ def test_threads_share_an_engine(device: EngineDevice, bundle: Bundle) -> None:
 
 def test_a_buffer_grows_and_never_shrinks(api: FakeCudaApi) -> None:
     buffer = DeviceBuffer(Cuda(api, api.driver))
-    assert [buffer.at_least(size) for size in (10, 5, 10, 11)] == [True, False, False, True]
+    assert [buffer.reserve(size) for size in (10, 5, 10, 11)] == [True, False, False, True]
     assert len(api.allocated) == 1

@@ -1,7 +1,7 @@
-"""Device memory, streams and graphs through CUDA's own Python bindings: no torch.
+"""Device memory, streams, graphs and kernels through CUDA's own Python bindings, without torch.
 
-One thin face over `cuda.bindings.runtime`, whose every call returns its status first. Sizes are bytes, addresses are
-integers.
+`Cuda` wraps `cuda.bindings.runtime` and `cuda.bindings.driver`, whose calls return their status first. Sizes are bytes,
+addresses are integers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BLOCK = 256  # threads
 
 
 def load_cuda() -> Cuda:
-    """The bindings of the CUDA runtime and of the driver.
+    """Load the bindings of the CUDA runtime and of the driver.
 
     Raises:
         MissingExtraError: they are not installed.
@@ -34,164 +34,163 @@ def load_cuda() -> Cuda:
 
 
 class Cuda:
-    """The calls that running an engine takes.
+    """The CUDA calls that engines and the device-resident loop need.
 
     Args:
-        api: `cuda.bindings.runtime`, or what a test puts in its place.
-        driver: `cuda.bindings.driver`, which loads kernels and launches them.
+        api: `cuda.bindings.runtime`, or a stand-in.
+        driver: `cuda.bindings.driver`, which loads and launches kernels, or a stand-in.
 
-    Every method raises BackendError where the call fails; the message is CUDA's own name of what went wrong.
+    Every method raises BackendError where the call fails; the message has CUDA's own name of the error.
     """
 
     def __init__(self, api: Any, driver: Any) -> None:
         self.api, self.driver = api, driver
 
     def allocate(self, size: int) -> int:
-        """Device memory; its address."""
-        return int(self._ask(self.api.cudaMalloc(size), f"{size:,} bytes of the GPU's memory"))
+        """Allocate device memory and return its address."""
+        return int(self._value(self.api.cudaMalloc(size), f"allocating {size:,} bytes of the GPU's memory"))
 
     def free(self, address: int) -> None:
-        """Give device memory back."""
-        self._ask(self.api.cudaFree(address), "giving memory back")
+        """Free device memory."""
+        self._value(self.api.cudaFree(address), "freeing memory")
 
     def memory(self) -> tuple[int, int]:
-        """The GPU's free memory, and all of it."""
-        free, total = self._answers(self.api.cudaMemGetInfo(), "asking for the free memory")
+        """Return the GPU's free memory and its total memory, in bytes."""
+        free, total = self._values(self.api.cudaMemGetInfo(), "querying the free memory")
         return int(free), int(total)
 
     def make_stream(self) -> int:
-        """A stream, as the number that other libraries take."""
-        # One that does not wait for the default stream: recording a run would keep other libraries from using that.
+        """Create a stream; return its handle as an integer, which other libraries accept."""
+        # A stream that does not wait for the default one: a capture would keep other libraries from using that.
         flags = self.api.cudaStreamNonBlocking
-        return int(self._ask(self.api.cudaStreamCreateWithFlags(flags), "making a stream"))
+        return int(self._value(self.api.cudaStreamCreateWithFlags(flags), "creating a stream"))
 
     def synchronize(self, stream: int) -> None:
-        """Wait for everything that was put on a stream."""
-        self._ask(self.api.cudaStreamSynchronize(stream), "running")
+        """Wait for all work on a stream."""
+        self._value(self.api.cudaStreamSynchronize(stream), "synchronizing a stream")
 
     def upload(self, address: int, array: NDArray[Any], stream: int) -> None:
-        """Copy a contiguous array to the device. The array has to stay until the stream is synchronised."""
+        """Copy a contiguous array to the device. Keep the array until the stream has been synchronized."""
         kind = self.api.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._ask(
-            self.api.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, stream), "copying to the GPU"
-        )
+        copied = self.api.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, stream)
+        self._value(copied, "copying to the GPU")
+
+    def upload_rows(self, address: int, pitch: int, array: NDArray[Any], stream: int) -> None:
+        """Copy each `array[i]` of a contiguous array to `address + i * pitch`, as `upload` does."""
+        kind, width = self.api.cudaMemcpyKind.cudaMemcpyHostToDevice, array[0].nbytes
+        copied = self.api.cudaMemcpy2DAsync(address, pitch, array.ctypes.data, width, width, len(array), kind, stream)
+        self._value(copied, "copying to the GPU")
 
     def download(self, array: NDArray[Any], address: int, stream: int) -> None:
-        """Copy from the device into a contiguous array, which has its contents once the stream is synchronised."""
-        self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost", stream)
+        """Copy from the device into a contiguous array, which is valid once the stream has been synchronized."""
+        kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        copied = self.api.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, kind, stream)
+        self._value(copied, "copying from the GPU")
 
     def begin_capture(self, stream: int) -> None:
-        """From here on, work on the stream is recorded, not done."""
+        """Record the following work on a stream instead of executing it."""
         mode = self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._ask(self.api.cudaStreamBeginCapture(stream, mode), "beginning a CUDA graph")
+        self._value(self.api.cudaStreamBeginCapture(stream, mode), "beginning a CUDA graph")
 
     def end_capture(self, stream: int) -> Any:
-        """What was recorded, ready to be launched."""
-        graph = self._ask(self.api.cudaStreamEndCapture(stream), "ending a CUDA graph")
+        """Return the recorded work as a graph that can be launched."""
+        graph = self._value(self.api.cudaStreamEndCapture(stream), "ending a CUDA graph")
         try:
-            return self._ask(self.api.cudaGraphInstantiate(graph, 0), "making a CUDA graph")
+            return self._value(self.api.cudaGraphInstantiate(graph, 0), "instantiating a CUDA graph")
         finally:
             self.api.cudaGraphDestroy(graph)
 
-    def launch(self, graph: Any, stream: int) -> None:
-        """Do what a graph recorded."""
-        self._ask(self.api.cudaGraphLaunch(graph, stream), "launching a CUDA graph")
+    def launch_graph(self, graph: Any, stream: int) -> None:
+        """Put a recorded graph on a stream."""
+        self._value(self.api.cudaGraphLaunch(graph, stream), "launching a CUDA graph")
 
     def destroy_graph(self, graph: Any) -> None:
-        """Give a graph back."""
-        self._ask(self.api.cudaGraphExecDestroy(graph), "giving a CUDA graph back")
+        """Destroy a recorded graph."""
+        self._value(self.api.cudaGraphExecDestroy(graph), "destroying a CUDA graph")
 
     def make_event(self) -> Any:
-        """A mark that can be put on a stream and waited for."""
-        return self._ask(self.api.cudaEventCreate(), "making an event")
+        """Create an event."""
+        return self._value(self.api.cudaEventCreate(), "creating an event")
 
     def record(self, event: Any, stream: int) -> None:
-        """Put the mark behind all that is on the stream."""
-        self._ask(self.api.cudaEventRecord(event, stream), "recording an event")
+        """Record an event behind all work on a stream."""
+        self._value(self.api.cudaEventRecord(event, stream), "recording an event")
 
     def wait(self, event: Any) -> None:
-        """Wait until the stream has come to the mark."""
-        self._ask(self.api.cudaEventSynchronize(event), "running")
+        """Wait until the stream has reached an event. An event that was never recorded does not wait."""
+        self._value(self.api.cudaEventSynchronize(event), "waiting for an event")
 
     def load_kernels(self, ptx: bytes, *names: str) -> tuple[Any, ...]:
-        """The kernels of a PTX text, compiled by the driver for its GPU."""
-        self._use_device()
-        module = self._ask_driver(self.driver.cuModuleLoadData(ptx), "loading kernels")
+        """Compile PTX for this GPU and return the named kernels."""
+        self._make_current()
+        module = self._driver_value(self.driver.cuModuleLoadData(ptx), "loading kernels")
         return tuple(
-            self._ask_driver(self.driver.cuModuleGetFunction(module, name.encode()), f"finding the kernel {name}")
+            self._driver_value(self.driver.cuModuleGetFunction(module, name.encode()), f"finding the kernel {name}")
             for name in names
         )
 
-    def start(
+    def launch_kernel(
         self, kernel: Any, threads: int, stream: int, addresses: tuple[int, ...], numbers: tuple[int, ...]
     ) -> None:
-        """Put a kernel on a stream, with at least so many threads. It takes pointers first, then C ints."""
-        self._use_device()
+        """Put a kernel on a stream, with at least `threads` threads. Its parameters are pointers, then C ints."""
+        self._make_current()
         types = (*[ctypes.c_void_p] * len(addresses), *[ctypes.c_int] * len(numbers))
         blocks = -(-threads // _BLOCK)
         arguments = ((*addresses, *numbers), types)
         launched = self.driver.cuLaunchKernel(kernel, blocks, 1, 1, _BLOCK, 1, 1, 0, stream, arguments, 0)
-        self._ask_driver(launched, "starting a kernel")
+        self._driver_value(launched, "launching a kernel")
 
-    def _use_device(self) -> None:
-        """The driver's own calls need the context that the runtime's make current, in whichever thread this is."""
-        self._ask(self.api.cudaSetDevice(0), "choosing the GPU")
+    def _make_current(self) -> None:
+        """Make the runtime's context current in this thread, as calls of the driver need one."""
+        self._value(self.api.cudaSetDevice(0), "selecting the GPU")
 
-    def _ask_driver(self, answer: Any, doing: str) -> Any:
-        status, *values = answer
+    def _driver_value(self, result: Any, action: str) -> Any:
+        status, *values = result
         if status != self.driver.CUresult.CUDA_SUCCESS:
-            raise BackendError(f"CUDA failed at {doing}: {getattr(status, 'name', status)}")
+            raise BackendError(f"CUDA failed at {action}: {getattr(status, 'name', status)}")
         return values[0] if values else None
 
-    def _copy(self, target: int, source: int, size: int, kind: str, stream: int) -> None:
-        direction = getattr(self.api.cudaMemcpyKind, kind)
-        self._ask(self.api.cudaMemcpyAsync(target, source, size, direction, stream), f"copying ({kind})")
-
-    def _ask(self, answer: Any, doing: str) -> Any:
-        values = self._answers(answer, doing)
+    def _value(self, result: Any, action: str) -> Any:
+        values = self._values(result, action)
         return values[0] if values else None
 
-    def _answers(self, answer: Any, doing: str) -> tuple[Any, ...]:
-        status, *values = answer
+    def _values(self, result: Any, action: str) -> tuple[Any, ...]:
+        status, *values = result
         if status != self.api.cudaError_t.cudaSuccess:
             self.api.cudaGetLastError()  # or the next call would report it again
-            raise BackendError(f"CUDA failed at {doing}: {getattr(status, 'name', status)}")
+            raise BackendError(f"CUDA failed at {action}: {getattr(status, 'name', status)}")
         return tuple(values)
 
 
 class DeviceBuffer:
-    """Device memory that grows and is kept: the largest use decides its size.
+    """Device memory that grows and never shrinks.
 
     Attributes:
-        address: 0 while it is empty. It changes when the buffer grows.
+        address: 0 while the buffer is empty. It changes when the buffer grows.
+        size: in bytes.
     """
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda, self.address, self.size = cuda, 0, 0
 
-    @property
-    def alive(self) -> bool:
-        """Whether the memory is still there: what is collected together with its buffer may outlive it a little."""
-        return bool(self.address) and self._finalizer.alive
-
-    def at_least(self, size: int) -> bool:
-        """Make it hold so many bytes; whether it moved. What it held is lost then."""
+    def reserve(self, size: int) -> bool:
+        """Hold at least `size` bytes. Return whether the memory was replaced; its contents are lost then."""
         if size <= self.size:
             return False
         self.close()
         self.address, self.size = self._cuda.allocate(size), size
         self._finalizer = weakref.finalize(self, _free, self._cuda, self.address)
-        self._finalizer.atexit = False  # the process's memory goes with it
+        self._finalizer.atexit = False  # memory ends with the process
         return True
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self.address:
             self.address, self.size = 0, 0
             self._finalizer()
 
 
 def _free(cuda: Cuda, address: int) -> None:
-    # After a failure of CUDA nothing can be given back any more.
+    # After a failure of CUDA nothing can be freed any more.
     with contextlib.suppress(BackendError):
         cuda.free(address)

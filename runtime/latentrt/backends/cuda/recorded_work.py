@@ -1,8 +1,8 @@
-"""How is work on a stream done, then recorded, then launched?
+"""Work on a stream that is executed once, recorded as a CUDA graph, and launched from then on.
 
-A run of a large graph puts hundreds of kernels on a stream, one by one. Recorded as a CUDA graph, they are launched
-together. The first run is done as it is, since libraries set things up in it; the second is recorded; later ones launch
-what was recorded, for as long as shapes and addresses stay.
+A run of a large graph puts hundreds of kernels on a stream, one by one; a CUDA graph launches them together. The first
+run is executed directly, since libraries set things up in it; the second is recorded; later ones launch the recording,
+as long as shapes and addresses stay the same.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ _log = logging.getLogger("latentrt")
 
 
 class RecordedWork:
-    """Work that is the same every time, on one stream.
+    """Work on one stream that is the same at every run.
 
     Args:
         name: of the work, for the log.
-        records: False for work that is never to be recorded.
+        records: False to execute every run directly.
+
+    Attributes:
+        runs: since the last call of `reset`.
     """
 
     def __init__(self, cuda: Cuda, stream: int, name: str, *, records: bool = True) -> None:
@@ -35,22 +38,21 @@ class RecordedWork:
         self.runs = 0
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do the work, or launch what was recorded of it."""
+        """Execute the work, or launch its recording."""
         if self.runs == 1 and self._records:
             self._record(work)
         self.runs += 1
         if self._graph is None:
             work()
         else:
-            self._cuda.launch(self._graph, self._stream)
+            self._cuda.launch_graph(self._graph, self._stream)
 
-    def forget(self) -> None:
-        """What was recorded is no longer right; begin anew."""
+    def reset(self) -> None:
+        """Discard the recording, which shapes, addresses or weights have invalidated."""
         self.runs = 0
         if self._graph is not None:
-            self._cuda.synchronize(self._stream)  # it may be under way
             self._graph = None
-            self._finalizer()
+            self._finalizer()  # a graph that is running is freed once it is done (cuda.h, cuGraphExecDestroy)
 
     def _record(self, work: Callable[[], None]) -> None:
         try:

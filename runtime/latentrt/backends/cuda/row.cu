@@ -1,52 +1,77 @@
-/* One row of a schedule, on the device: what `latentrt.sampling.schedule.Recurrence` does, float32 operation for operation.
+/* One row of a schedule for every sample of a batch, as `latentrt.sampling.schedule.Recurrence` computes it: the same
+ * float32 operations in the same order.
  *
- * Compiled to PTX, which any driver turns into code for its GPU:
+ * Compiled to PTX, which any driver compiles for its GPU:
  *
- *     nvcc -ptx -arch=compute_75 --fmad=false -o row.ptx row.cu     (then `.version` is set to 6.4, which suffices)
+ *     nvcc -ptx -arch=compute_75 --fmad=false -o row.ptx row.cu
  *
- * Products and sums are rounded one by one (no fused multiply-add), so a picture does not depend on where its latents
- * were. The cursor and the table are data in device memory: one recorded step serves every row of every table.
+ * Then `.version` is set to 6.4, which suffices, and the first line is set to `// of row.cu, sha256 …`.
+ *
+ * Products and sums are rounded one by one (no fused multiply-add), so an image does not depend on where its latents
+ * were. Every sample has a slot with a table, a row index and memory of its own. Slots are data in device memory, so
+ * one recorded step serves every sampler, every row and every mix of samples.
  */
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* The columns of a row; the weights of the memory follow. */
+/* The columns of a table; the weights b of the history follow. */
 enum { T, C_IN, P, Q, LIMIT, U, W, A, E, D, S, SCALE, B };
 
-/* What the denoiser is told: the scaled latents, twice where there is guidance, and the timestep of each evaluation. */
-__global__ void show(float *sample, float *timestep, const float *latents, const float *table, const int *cursor,
-                     int width, int count, int evaluations, int guided)
+/* One sample under way; `_SLOT` in device_loop.py is the same structure. */
+typedef struct {
+    float *latents;       /* x_k, count numbers */
+    float *previous;      /* x_{k-1} */
+    float *history;       /* h of the last `memory` rows, a ring: row k is at k % memory */
+    const float *noise;   /* z_k */
+    const float *table;   /* rows of `width` columns */
+    int *row_index;       /* k */
+    int *nonfinite_row;   /* the first row, counted from 1, that gave a value that is not finite; 0: none */
+    int width, memory;
+    int positive;         /* index of the slot's evaluation in the batch; -1: the slot takes no part in this step */
+    int negative;         /* index of its negative evaluation; -1: this row is not guided */
+} Slot;
+
+/* Write the scaled latents and the timestep of every evaluation of a batch. `slot_of` is the slot of each evaluation;
+ * those that pad the batch repeat a slot. `stride` is the distance between the evaluations of `input`: channels that
+ * follow the `count` numbers of the latents are left as they are. */
+__global__ void model_input(float *input, float *timesteps, const Slot *slots, const int *slot_of, int count,
+                            int stride, int evaluations)
 {
-    const float *row = table + (long long)*cursor * width;
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < evaluations)
-        timestep[i] = row[T];
-    if (i >= count)
+    int thread = blockIdx.x * blockDim.x + threadIdx.x, evaluation = thread / count, i = thread % count;
+    if (evaluation >= evaluations)
         return;
-    float scaled = row[C_IN] * latents[i];
-    sample[i] = scaled;
-    if (guided)
-        sample[count + i] = scaled;
+    const Slot *slot = slots + slot_of[evaluation];
+    const float *row = slot->table + (long long)*slot->row_index * slot->width;
+    float scaled = 0.0f;
+    if (row[C_IN] != 0.0f)
+        scaled += row[C_IN] * slot->latents[i];
+    input[(long long)evaluation * stride + i] = scaled;
+    if (i == 0)
+        timesteps[evaluation] = row[T];
 }
 
-/* From x_k to x_{k+1}. A coefficient of zero skips its array, which may hold anything. `broken` keeps the number of the
- * first row, counted from 1, that gave what is not a finite number. */
-__global__ void advance(float *latents, float *previous, float *history, const float *output, const float *noise,
-                        const float *table, const int *cursor, int *broken, int width, int memory, int count,
-                        int guided)
+/* Guide the outputs [evaluations, count] and compute x_{k+1} of every slot that takes part. A coefficient of zero skips
+ * its array, which may hold anything. */
+__global__ void advance(const Slot *slots, const float *output, int count, int size)
 {
-    int k = *cursor, i = blockIdx.x * blockDim.x + threadIdx.x, j;
-    const float *row = table + (long long)k * width;
-    if (i >= count)
+    int thread = blockIdx.x * blockDim.x + threadIdx.x, i = thread % count, j;
+    if (thread / count >= size)
         return;
-    float x = latents[i], m = output[i], y = 0.0f, h = 0.0f, next = 0.0f, sound = m - m;
-    if (guided) {
-        /* The negative prompt's half comes first. */
-        float positive = output[count + i], apart = positive - m, pushed = row[SCALE] * apart;
-        sound += positive - positive;
-        m = m + pushed;
+    const Slot *slot = slots + thread / count;
+    if (slot->positive < 0)
+        return;
+    int k = *slot->row_index, memory = slot->memory;
+    const float *row = slot->table + (long long)k * slot->width;
+    float *history = slot->history;
+    float x = slot->latents[i], m = output[(long long)slot->positive * count + i];
+    float y = 0.0f, h = 0.0f, next = 0.0f, defect = m - m; /* 0 as long as every value is finite */
+    if (slot->negative >= 0) {
+        float negative = output[(long long)slot->negative * count + i];
+        float difference = m - negative, scaled = row[SCALE] * difference;
+        defect += negative - negative;
+        m = negative + scaled;
     }
     if (row[P] != 0.0f)
         y += row[P] * x;
@@ -67,26 +92,27 @@ __global__ void advance(float *latents, float *previous, float *history, const f
     if (row[A] != 0.0f)
         next += row[A] * x;
     if (row[E] != 0.0f)
-        next += row[E] * previous[i];
+        next += row[E] * slot->previous[i];
     if (row[D] != 0.0f)
         next += row[D] * m;
-    for (j = 0; j < memory; j++)
-        if (row[B + j] != 0.0f && j <= k)
+    for (j = 0; j < memory && j <= k; j++)
+        if (row[B + j] != 0.0f)
             next += row[B + j] * history[(long long)((k - j) % memory) * count + i];
     if (row[S] != 0.0f)
-        next += row[S] * noise[i];
-    previous[i] = x;
-    latents[i] = next;
-    sound += next - next;
-    if (sound != 0.0f && *broken == 0) /* not a number is not equal to zero */
-        *broken = k + 1;
+        next += row[S] * slot->noise[i];
+    slot->previous[i] = x;
+    slot->latents[i] = next;
+    defect += next - next;
+    if (defect != 0.0f && *slot->nonfinite_row == 0) /* NaN is not equal to zero */
+        *slot->nonfinite_row = k + 1;
 }
 
-/* The next row. */
-__global__ void turn(int *cursor)
+/* Move every slot that took part to its next row. */
+__global__ void next_row(const Slot *slots, int size)
 {
-    if (blockIdx.x == 0 && threadIdx.x == 0)
-        *cursor += 1;
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size && slots[i].positive >= 0)
+        *slots[i].row_index += 1;
 }
 
 #ifdef __cplusplus

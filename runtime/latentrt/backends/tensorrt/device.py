@@ -1,4 +1,4 @@
-"""What do the engines of a pipeline share on the GPU?"""
+"""The GPU as the engines of a pipeline share it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ _log = logging.getLogger("latentrt")
 
 
 class EngineDevice:
-    """What the engines of a pipeline share.
+    """A stream, memory for activations and the library's runtime, shared by engines.
 
     Args:
         library: TensorRT or TensorRT-RTX.
-        cuda: the bindings, or what a test puts in their place.
+        cuda: the bindings, or a stand-in; loaded if None.
 
     Attributes:
-        lock: held while something is put on the stream that has to stay together.
+        lock: held while work that belongs together is put on the stream.
         scratch: the activations of whichever engine runs.
-        loops: denoising loops whose latents stay on the device.
-        user_managed: how contexts get their memory for activations: they are lent it.
+        loops: device-resident loops.
+        user_managed: the library's allocation strategy in which contexts are lent memory for activations.
+        messages: the library's last errors.
+
+    Raises:
+        EngineError: the library would execute host code contained in a plan.
     """
 
     def __init__(self, library: LoadedLibrary, cuda: Cuda | None = None) -> None:
@@ -37,30 +41,29 @@ class EngineDevice:
         self.lock = threading.Lock()
         self.stream = self.cuda.make_stream()
         self.scratch = DeviceBuffer(self.cuda)
-        self.loops = LoopPool(self)
+        self.loops = LoopPool(self.cuda, self.stream, self.lock)
         self.user_managed = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.said: deque[str] = deque(maxlen=20)
-        self.logger = make_logger(library, self.said.append, lambda message: _log.debug("%s: %s", library, message))
+        self.messages: deque[str] = deque(maxlen=20)
+        self.logger = make_logger(library, self.messages.append, lambda message: _log.debug("%s: %s", library, message))
         self.runtime = library.module.Runtime(self.logger)
         if self.runtime.engine_host_code_allowed:
-            raise EngineError(f"{library} would run host code out of a plan; latentrt does not")
+            raise EngineError(f"{library} allows host code in plans, which latentrt does not run")
 
     def deserialize(self, plan: bytes, record: EngineRecord) -> Any:
-        """A plan whose hash was checked → the library's engine.
+        """Load a plan whose hash was checked; return the library's engine.
 
         Raises:
-            EngineError: with what the library says of it.
+            EngineError: the library does not load it; the message has the library's reason.
         """
-        self.said.clear()
+        self.messages.clear()
         engine = self.runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(
                 f"{record.identity.component}: {self.library} does not load the engine {record.key[:12]}: "
-                f"{self.words()}. "
-                "Build it again: latentrt build --force"
+                f"{self.reason()}. Build it again: latentrt build --force"
             )
         return engine
 
-    def words(self) -> str:
-        """What the library said last."""
-        return "; ".join(list(self.said)[-2:]) or "it does not say why"
+    def reason(self) -> str:
+        """Return the library's last errors."""
+        return "; ".join(list(self.messages)[-2:]) or "the library gave no reason"

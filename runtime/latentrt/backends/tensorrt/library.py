@@ -1,6 +1,6 @@
-"""TensorRT or TensorRT-RTX: which is installed, in which version?
+"""TensorRT and TensorRT-RTX: imports whichever is installed, and tells its version.
 
-The two have one API under two import names; this is the one place that imports them.
+The two libraries have one API under two import names; this is the only module that imports them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TITLES: dict[LibraryName, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedLibrary:
-    """One of the two, imported.
+    """An imported library.
 
     Attributes:
         module: `tensorrt` or `tensorrt_rtx`.
-        version: with the CUDA major version it was made for, as in `1.7.1.116+cu13`.
+        version: with the CUDA major version of its wheel, as in `1.7.1.116+cu13`.
     """
 
     name: LibraryName
@@ -37,13 +37,13 @@ class LoadedLibrary:
 
 
 def import_library(name: LibraryName, purpose: str) -> LoadedLibrary:
-    """Import one of the two.
+    """Import a library.
 
     Args:
-        purpose: what it is needed for, as the end of the sentence "… is needed to …".
+        purpose: the end of the sentence "… is needed to …" in the error.
 
     Raises:
-        MissingExtraError: it is not installed. BackendError: it is, and cannot be loaded.
+        MissingExtraError: it is not installed. BackendError: it is installed but cannot be loaded.
     """
     try:
         module = importlib.import_module(name)
@@ -56,7 +56,7 @@ def import_library(name: LibraryName, purpose: str) -> LoadedLibrary:
 
 
 def make_logger(library: LoadedLibrary, on_error: Callable[[str], None], on_warning: Callable[[str], None]) -> Any:
-    """The library's own logger, which hands errors and warnings on."""
+    """Return a logger of the library's class that forwards errors and warnings."""
     trt = library.module
     base: Any = trt.ILogger
 
@@ -74,7 +74,7 @@ def make_logger(library: LoadedLibrary, on_error: Callable[[str], None], on_warn
 
 
 def find_libraries(purpose: str = "run engines") -> dict[LibraryName, LoadedLibrary | str]:
-    """Each library, or why it cannot be used."""
+    """Return each library, or the reason it cannot be used."""
     found: dict[LibraryName, LoadedLibrary | str] = {}
     for name in EXTRAS:
         try:
@@ -85,8 +85,8 @@ def find_libraries(purpose: str = "run engines") -> dict[LibraryName, LoadedLibr
 
 
 def _cuda_suffix(name: LibraryName) -> str:
-    """`+cu13`, as the wheel for that CUDA is called: plans and their kernels belong to one."""
-    import importlib.metadata  # which imports an e-mail parser, longer than all of the rest
+    """Return `+cu13` or so, the suffix of the wheel's name: plans and their kernels belong to one CUDA version."""
+    import importlib.metadata  # here, as it imports an e-mail parser, which takes longer than everything else
 
     for major in range(20, 10, -1):
         try:

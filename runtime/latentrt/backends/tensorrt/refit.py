@@ -1,7 +1,7 @@
-"""How does an engine get other weights?
+"""Replaces the weights of an engine by name.
 
-By name: every weight of a refittable engine has the name of its initializer, which is the checkpoint's own. The set
-has to be complete and of the engine's sizes before anything is replaced, as a half-replaced engine is of no use.
+Every weight of a refittable engine has the name of its initializer, which is the checkpoint's own. The set must be
+complete and of the engine's sizes before anything is replaced, since a half-replaced engine is useless.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def refit(
     weights: Mapping[str, NDArray[Any]],
     on_begin: Callable[[], None] = lambda: None,
 ) -> None:
-    """Replace all weights of an engine. No work with it may be under way; its contexts stay good.
+    """Replace all weights of an engine. It must not be running; its contexts stay valid.
 
     Args:
-        engine: the library's, refittable.
-        component: for the errors.
-        weights: contiguous arrays by their names, of another checkpoint of the same architecture.
-        on_begin: called when everything is complete, right before anything is replaced.
+        engine: the library's engine object.
+        component: its name, for messages.
+        weights: contiguous arrays by name, of another checkpoint of the same architecture.
+        on_begin: called when the set has been checked, right before anything is replaced.
 
     Raises:
-        EngineError: the engine is not refittable, a weight is missing, unknown, or of another size or dtype: nothing
-            was replaced. Or the library failed on the way: the engine must not be used any more.
+        EngineError: the engine is not refittable, or a weight is missing, unknown, or of another size or dtype: nothing
+            was replaced. Or the library failed half-way: the engine must not be used any more.
     """
     if not engine.refittable:
         raise EngineError(

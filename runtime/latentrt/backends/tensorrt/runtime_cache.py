@@ -1,6 +1,6 @@
-"""Where does TensorRT-RTX keep the kernels that it compiles just in time?
+"""The kernels that TensorRT-RTX compiles just in time, stored beside the engine.
 
-In a file beside the engine, named for its own hash, so that what is handed to the library is what was written. It is an
+The file is named for its own hash, so that the library reads only bytes that were written here. The cache is an
 optimisation: where it cannot be read or written, kernels are compiled again.
 """
 
@@ -25,7 +25,7 @@ class RuntimeCache:
     """The compiled kernels of one engine.
 
     Args:
-        folder: of the engine in the user's cache.
+        folder: the engine's folder in the user's cache.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,15 +34,15 @@ class RuntimeCache:
         self._saved = b""
 
     def attach(self, config: Any) -> None:
-        """Give a runtime configuration what was compiled before, and a place for what will be."""
+        """Load the stored kernels into a runtime configuration, which collects further ones."""
         self._cache = config.create_runtime_cache()
         self._saved = self._read()
         if self._saved and not self._cache.deserialize(self._saved):
-            _log.info("%s: compiled kernels are of another driver or GPU, and are compiled again", self._folder)
+            _log.info("%s: the stored kernels belong to another driver or GPU and are compiled again", self._folder)
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write down what was compiled since."""
+        """Store the kernels compiled so far, if there are new ones."""
         if self._cache is None:
             return
         data = bytes(memoryview(self._cache.serialize()))
@@ -62,6 +62,6 @@ class RuntimeCache:
                 data = stream.read(_LARGEST_BYTES)
                 if f"{hash_bytes(data)}{_SUFFIX}" == path.name:
                     return data
-                _log.warning("%s is not what was written, and is deleted", path)
+                _log.warning("%s does not have the contents it was written with, and is deleted", path)
                 path.unlink(missing_ok=True)
         return b""

@@ -1,11 +1,11 @@
-"""Engines on TensorRT or TensorRT-RTX: plans that were hashed, device memory that is shared, CUDA graphs.
+"""Engines on TensorRT or TensorRT-RTX: hashed plans, shared device memory, CUDA graphs.
 
-A pipeline's engines share one `EngineDevice`: a stream, on which one engine runs at a time, and one piece of memory for
-activations, as large as the largest submodule needs. Inputs and outputs have buffers that are kept
-(`engine_context.py`). An input that is the very array it was at the last run, as the prompt's embeddings are at each
-step, is not copied again.
+A pipeline's engines share one `EngineDevice`: a stream, on which one engine runs at a time, and one block of memory for
+activations, as large as the largest component needs. Inputs and outputs have buffers of their own (`context.py`). A
+read-only input that is the same array as at the last run, such as the prompt's embeddings at each step, is not copied
+again.
 
-`engine_host_code_allowed` stays off, so that a plan brings kernels and no host code.
+`engine_host_code_allowed` stays off, so that a plan contains kernels and no host code.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from latentrt.backends.cuda.device_loop import DeviceTrajectory, LoopShape
-from latentrt.backends.session import Arrays
+from latentrt.backends.session import Arrays, Session, Shapes
 from latentrt.backends.tensorrt.context import EngineContext
 from latentrt.backends.tensorrt.device import EngineDevice
+from latentrt.backends.tensorrt.profile import batch_sizes, covers
 from latentrt.backends.tensorrt.refit import refit
 from latentrt.backends.tensorrt.runtime_cache import RuntimeCache
-from latentrt.bundle.tensors import TensorSpec
 from latentrt.engines.record import EngineRecord
 from latentrt.errors import BackendError, EngineError
-from latentrt.sampling.trajectory import Denoising
 
 __all__ = ["EngineSession", "NamedWeights"]
 
@@ -38,26 +36,27 @@ _log = logging.getLogger("latentrt")
 
 @dataclass(frozen=True)
 class NamedWeights:
-    """Arrays by their names, and the SHA-256 of the file they were mapped from."""
+    """Weights by name, and the SHA-256 of the file they were mapped from."""
 
     arrays: Mapping[str, NDArray[Any]]
     sha256: str
 
 
-class EngineSession:
-    """One engine, ready to run; threads may share it.
+class EngineSession(Session):
+    """One loaded engine.
 
     Args:
-        device: what it shares with the others.
-        plan: bytes that were hashed and compared.
+        device: shared with the other engines.
+        plan: bytes whose hash was checked.
         record: of the engine.
-        cache: where TensorRT-RTX keeps what it compiles just in time; None keeps nothing.
-        weights: for a plan that is kept without its own.
+        cache: of kernels that TensorRT-RTX compiles just in time; None stores nothing.
+        weights: for a plan that is stored without weights.
 
     Attributes:
         weights: the SHA-256 of the weights' file that the engine holds; None after a refit that failed half-way.
-        records_runs: whether a run can be recorded here: TensorRT-RTX records its own, and weights that are streamed
-            are no work that can be recorded.
+        records_runs: whether runs are recorded as CUDA graphs here: TensorRT-RTX records its own, and streaming of
+            weights cannot be recorded.
+        largest_scratch: bytes of activations for the largest shapes of the profile.
     """
 
     def __init__(
@@ -69,92 +68,104 @@ class EngineSession:
         weights: NamedWeights | None = None,
     ) -> None:
         self.record, self.device, self._cache = record, device, cache
-        self._name = record.identity.component
+        self.inputs, self.outputs = record.inputs, record.outputs
+        self._component = record.identity.component
         self._is_rtx = device.library.name == "tensorrt_rtx"
         self.records_runs = not self._is_rtx and not record.identity.options.weight_streaming
         self._engine = device.deserialize(plan, record)
         self.largest_scratch = int(self._engine.device_memory_size_v2)
         self.weights = record.identity.weights
         if weights is not None:
-            self._replace(weights)
+            self._replace_weights(weights)
         self._config = self._make_config() if self._is_rtx else None
         self._contexts: OrderedDict[tuple[tuple[int, ...], ...], EngineContext] = OrderedDict()
         self._saves_left = 0
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self.record.inputs
-
-    def covers(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether inputs of these shapes may be fed."""
-        return all(self.record.identity.profile[name].covers(shape) for name, shape in shapes.items())
-
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        shapes = {name: array.shape for name, array in feeds.items()}
         with self.device.lock:
-            outputs = self.context(shapes).run(feeds)
+            outputs = self.context({name: array.shape for name, array in feeds.items()}).run(feeds)
         self.keep_compiled()
         return outputs
 
-    def trajectory(self, job: Denoising) -> DeviceTrajectory | None:
-        """A denoising loop whose latents stay on the device (`latentrt.sampling.trajectory.KeepsLatents`); None where
-        the driver does not take its kernels, or has no memory left for it."""
-        shape = LoopShape.of(job)
+    def batch_sizes(self, shapes: Shapes) -> tuple[int, ...]:
+        """Return the batch sizes of the profile; () where it does not cover the other axes."""
+        return batch_sizes(self.record.identity, shapes)
+
+    def prepare(self, shapes: Shapes) -> None:
+        """Allocate a context for inputs of these shapes.
+
+        Raises:
+            EngineError: the profile does not cover them.
+        """
+        if not covers(self.record.identity, shapes):
+            profile = self.record.identity.profile
+            allowed = ", ".join(f"{name} {each}" for name, each in profile.items())
+            raise EngineError(f"{self._component}: got {dict(shapes)}, the engine was built for {allowed}")
+        with self.device.lock:
+            self.context(shapes)
+
+    def device_context(self, shapes: Shapes) -> EngineContext | None:
+        """Return the context of these shapes; None where the device-resident loop cannot run: the driver does
+        not load its kernels or no memory is left."""
         try:
+            self.device.loops.load_kernels()
             with self.device.lock:
-                context = self.context(shape.engine_shapes)
-            return DeviceTrajectory(context, shape, job)
+                return self.context(shapes)
         except BackendError as error:
-            _log.info("latents do not stay on the device: %s", error)
+            _log.info("%s: latents do not stay on the device: %s", self._component, error)
             return None
 
-    def context(self, shapes: Mapping[str, tuple[int, ...]]) -> EngineContext:
-        """What runs inputs of these shapes, made where there is none. The device's lock is held."""
+    def context(self, shapes: Shapes) -> EngineContext:
+        """Return the context of these shapes, allocated if necessary. The device's lock is held.
+
+        Raises:
+            BackendError: the profile does not cover them, or no memory is left. EngineError: the library failed.
+        """
         key = self._key(shapes)
         if key not in self._contexts:
             while len(self._contexts) >= _MOST_SHAPES:
-                self.device.cuda.synchronize(self.device.stream)  # it may be under way
-                self._contexts.popitem(last=False)  # a loop may still hold it; its memory goes with it
+                self.device.cuda.synchronize(self.device.stream)  # the oldest may be running
+                self._contexts.popitem(last=False)  # not closed: a device-resident loop may still hold it
             made = self._engine.create_execution_context(self._config or self.device.user_managed)
             if made is None:
-                raise EngineError(f"{self._name}: no context for the engine: {self.device.words()}")
+                raise EngineError(f"{self._component}: no context for the engine: {self.device.reason()}")
             self._contexts[key] = EngineContext(self, made, shapes)
             self._saves_left = 3
         self._contexts.move_to_end(key)
         return self._contexts[key]
 
     def refit(self, weights: NamedWeights) -> None:
-        """Replace all weights, by those of another checkpoint of the same architecture or by the first ones again.
+        """Replace all weights by those of another checkpoint of the same architecture.
 
         Raises:
-            EngineError: as `latentrt.backends.tensorrt.refit` says.
+            EngineError: see `latentrt.backends.tensorrt.refit.refit`.
         """
         with self.device.lock:
-            # What is on the stream still computes with the former weights, and so does what was recorded.
+            # Work on the stream still uses the former weights, and so do recorded runs.
             self.device.cuda.synchronize(self.device.stream)
             for context in self._contexts.values():
-                context.begin_anew()
-            self._replace(weights)
+                context.invalidate()
+            self._replace_weights(weights)
 
     def check_usable(self) -> None:
-        """Refuse an engine whose weights were replaced in part.
+        """Reject an engine whose weights were replaced in part.
 
         Raises:
-            EngineError: it has to be loaded anew.
+            EngineError: a refit has failed half-way.
         """
         if self.weights is None:
-            raise EngineError(f"{self._name}: replacing the engine's weights failed half-way; load the engine anew")
+            raise EngineError(f"{self._component}: replacing the weights failed half-way; load the engine again")
 
     def keep_compiled(self) -> None:
-        """Write down what TensorRT-RTX compiled: after the first run with some shapes, and after the next few, as
-        kernels for just these shapes come some time later."""
+        """Store the kernels that TensorRT-RTX compiled, after each of the first few runs with new shapes: kernels
+        specialised for these shapes are compiled in the background."""
         if self._cache is not None and self._saves_left > 0:
             self._saves_left -= 1
             with self.device.lock:
                 self._cache.save()
 
     def close(self) -> None:
-        """Give the device's memory back; contexts first, then what they were made of."""
+        """Free the device memory: contexts first, then the engine that made them."""
         with self.device.lock:
             if self._cache is not None:
                 self._cache.save()
@@ -162,15 +173,15 @@ class EngineSession:
                 self._contexts.popitem()[1].close()
             self._engine = self._config = self._cache = None
 
-    def _replace(self, weights: NamedWeights) -> None:
-        def replace_all() -> None:
+    def _replace_weights(self, weights: NamedWeights) -> None:
+        def begin() -> None:
             self.weights = None  # until all of them are replaced
 
-        refit(self.device.library, self._engine, self.device.logger, self._name, weights.arrays, replace_all)
+        refit(self.device.library, self._engine, self.device.logger, self._component, weights.arrays, begin)
         self.weights = weights.sha256
 
     def _make_config(self) -> Any:
-        """TensorRT-RTX's runtime configuration; contexts are made with it, and it outlives them."""
+        """Return TensorRT-RTX's runtime configuration, which must outlive the contexts made with it."""
         trt, config = self.device.library.module, self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self.device.user_managed)
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -178,5 +189,5 @@ class EngineSession:
             self._cache.attach(config)
         return config
 
-    def _key(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(shapes[spec.name]) for spec in self.record.inputs)
+    def _key(self, shapes: Shapes) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(shapes[spec.name]) for spec in self.inputs)
