@@ -144,12 +144,12 @@ def depth_to_latents(depth_map: NDArray[np.floating], height: int, width: int, *
     low, high = resized.min(), resized.max()
     if low == high:
         raise RequestError(f"`depth_map`: got the depth {low:g} everywhere, expected at least two depths")
-    return 2 * (resized - low) / (high - low) - 1
+    return np.asarray(2 * (resized - low) / (high - low) - 1, np.float32)
 
 
 def _normalize(image: Image.Image, mean: Channels, std: Channels) -> Floats:
     """Convert an RGB image to float32 [1, 3, height, width]."""
     # As transformers does: rescale in float64, round to float32, normalize in float32.
-    values = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)
-    values = (values - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(values.transpose(2, 0, 1))[None]
+    values: Floats = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)
+    offset, scale = (np.asarray(channels, dtype=np.float32) for channels in (mean, std))
+    return np.ascontiguousarray(((values - offset) / scale).transpose(2, 0, 1))[None]

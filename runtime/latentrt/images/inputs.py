@@ -151,12 +151,14 @@ def resize(
     *,
     mode: ResizeMode = "default",
     resample: Image.Resampling = Image.Resampling.LANCZOS,
+    argument: str = "image",
 ) -> Image.Image:
     """Resize an RGB image as `VaeImageProcessor.resize` does.
 
     Args:
         mode: `default` ignores the aspect ratio; `fill` keeps it and repeats the outermost rows or columns on both
-            sides; `crop` keeps it and cuts off what exceeds the size on both sides.
+            sides; `crop` keeps it and crops both sides.
+        argument: the name of the argument, for error messages.
 
     Raises:
         RequestError: the image is too narrow or too large to be resized in this mode.
@@ -170,8 +172,8 @@ def resize(
         scaled_width, scaled_height = image.width * height // image.height, height
     if not 0 < scaled_width * scaled_height <= MAX_PIXELS:
         raise RequestError(
-            f"got {image.width} × {image.height} pixels to {mode} {width} × {height}, whose aspect ratio differs too "
-            "much; crop the image first"
+            f"`{argument}`: got {image.width} × {image.height} pixels to {mode} {width} × {height}, expected a less "
+            "different aspect ratio; crop it first"
         )
     scaled = image.resize((scaled_width, scaled_height), resample)
     left, top = width // 2 - scaled_width // 2, height // 2 - scaled_height // 2
@@ -367,7 +369,7 @@ def apply_overlay(
     if region is not None:
         left, top, right, bottom = region
         canvas = Image.new("RGB", original.image.size)
-        canvas.paste(resize(image, bottom - top, right - left, mode="crop"), (left, top))
+        canvas.paste(resize(image, bottom - top, right - left, mode="crop", argument=original.argument), (left, top))
         image = canvas
     elif image.size != original.image.size:
         raise RequestError(
@@ -477,8 +479,8 @@ def _resized_values(
     height = source.height if height is None else height
     width = source.width if width is None else width
     height, width = default_height_width(image, height, width, factor=factor)
-    resized = resize(source, height, width, mode=mode, resample=resample)
-    values = np.asarray(resized.convert("L") if grayscale else resized).astype(np.float32) / 255
+    resized = resize(source, height, width, mode=mode, resample=resample, argument=image.argument)
+    values = np.asarray(resized.convert("L") if grayscale else resized).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(values.reshape(height, width, -1).transpose(2, 0, 1))[None]
 
 

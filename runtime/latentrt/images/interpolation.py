@@ -38,13 +38,14 @@ def interpolate_bicubic(array: Floats, height: int, width: int) -> Floats:
     columns, weights = _bicubic_taps(array.shape[-1], width)  # both (4, width)
     wide = np.einsum("...tw,tw->...w", array[..., columns], weights)  # (..., H, width)
     rows, weights = _bicubic_taps(array.shape[-2], height)  # both (4, height)
-    return np.einsum("...thw,th->...hw", wide[..., rows, :], weights).astype(np.float32)
+    return np.asarray(np.einsum("...thw,th->...hw", wide[..., rows, :], weights), np.float32)
 
 
 def _nearest_indices(size: int, new_size: int) -> NDArray[np.int64]:
     # PyTorch computes the scale and the product in float32, which decides about some indices.
     scale = np.float32(size) / np.float32(new_size)
-    return np.minimum(np.floor(np.arange(new_size, dtype=np.float32) * scale).astype(np.int64), size - 1)
+    indices: NDArray[np.int64] = np.floor(np.arange(new_size, dtype=np.float32) * scale).astype(np.int64)
+    return np.minimum(indices, size - 1, dtype=np.int64)
 
 
 def _bicubic_taps(size: int, new_size: int) -> tuple[NDArray[np.int64], Doubles]:

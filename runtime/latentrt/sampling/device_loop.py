@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentrt.backends.cuda.device_loop import COLUMNS, DeviceLoop, LoopPool, Slot, TensorNames, loop_table
-from latentrt.sampling.denoiser import Evaluation, WholeDenoiser, not_finite
+from latentrt.sampling.denoiser import Conditioning, Evaluation, WholeDenoiser, not_finite
 from latentrt.sampling.loop import Resident, Sample
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class DeviceDenoiser(WholeDenoiser):
     def _step_batch(self, signature: Any, batch: list[tuple[Sample, list[Evaluation]]], size: int) -> None:
         places: dict[Slot, tuple[int, ...]] = {}
         noise: dict[Slot, Latents] = {}
-        conditionings = []
+        conditionings: list[Conditioning] = []
         for sample, evaluations in batch:
             slot = self._residents[sample].slot
             places[slot] = tuple(range(len(conditionings), len(conditionings) + len(evaluations)))

@@ -33,7 +33,7 @@ from latentrt.errors import BackendError, FeedError
 from latentrt.sampling import samplers
 from latentrt.sampling.samplers import Steps
 from latentrt.sampling.schedule import Latents, Recurrence, Schedule
-from latentrt_engines.profiles import component_profile, picture_profile
+from latentrt_engines.profiles import component_profile, image_profile
 from tests.engines import made_up
 from tests.runtime.backends import fake_cuda
 from tests.runtime.backends.fake_cuda import FakeCudaApi
@@ -648,7 +648,7 @@ def test_an_engine_that_does_not_suit_the_loop_is_rejected(bundle: Bundle, api: 
 
 def test_a_denoiser_of_a_bundle_equals_its_graph_on_the_host(bundle: Bundle, api: FakeCudaApi) -> None:
     """The engine of the sample bundle, which ONNX Runtime computes here, beside the same graph in a loop of numpy's."""
-    pictures = picture_profile(bundle.manifest, size="32..128", batch="1..4", guidance="both")
+    pictures = image_profile(bundle.manifest, size="32..128", batch="1..4", guidance="both")
     profile = component_profile("unet", bundle.manifest.components["unet"], pictures, bundle.manifest)
     record = made_up.record(bundle, made_up.identity(bundle, "unet", profile=profile))
     session, graph = (
