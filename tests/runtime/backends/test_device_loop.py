@@ -620,7 +620,8 @@ def test_feeds_have_to_be_those_of_the_context(
 
 def test_a_table_or_latents_that_do_not_suit_are_rejected(api: FakeCudaApi) -> None:
     loop, table = open_loop(made_up_device(api)), loop_table(columns(sampler("dpmpp_2m", 4)))
-    for latents in (np.zeros((1, *SHAPE), np.float32), np.zeros(SHAPE)):
+    unsuitable: list[NDArray[Any]] = [np.zeros((1, *SHAPE), np.float32), np.zeros(SHAPE)]
+    for latents in unsuitable:
         with pytest.raises(ValueError, match="latents"):
             loop.add(latents, table)
     with pytest.raises(ValueError, match="got 4 of a table of 4"):

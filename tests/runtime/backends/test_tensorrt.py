@@ -60,7 +60,7 @@ def latents(height: int = 8, seed: int = 0) -> Feeds:
 
 def test_an_engine_computes_what_its_graph_does(device: EngineDevice, bundle: Bundle) -> None:
     engine, graph = session(device, bundle), open_session(bundle, "vae_decoder", threads=1)
-    # The first run, the one that is recorded, those that are launched; other sizes, and back.
+    # An executed run, a recorded one, launched ones; another size, and back.
     for seed, height in enumerate((8, 8, 8, 8, 16, 16, 16, 8, 8)):
         feeds = latents(height, seed)
         np.testing.assert_array_equal(engine.run(feeds)["pixels"], graph.run(feeds)["pixels"])
@@ -82,7 +82,7 @@ def test_the_second_run_of_a_shape_is_recorded_and_later_ones_are_launched(
     for height in (16, 16, 16, 8, 8, 16):
         engine.run(latents(height))
         seen.append((api.counts["captures"], api.counts["launches"]))
-    # Going back to a shape launches what was recorded of it.
+    # A shape that returns launches its recording.
     assert seen == [(0, 0), (1, 1), (1, 2), (1, 2), (2, 3), (2, 4)]
 
 
@@ -112,7 +112,7 @@ def test_memory_is_allocated_once_for_a_shape_and_kept(device: EngineDevice, bun
 
 
 def test_activations_of_all_engines_share_one_memory(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
-    """An engine whose memory was moved by another one, which needed more, is lent the new one."""
+    """An engine uses the new memory after another one, which needs more, has replaced it."""
     decoder, encoder = session(device, bundle), session(device, bundle, "vae_encoder")
     graph = open_session(bundle, "vae_decoder", threads=1)
     decoder.run(latents())

@@ -157,7 +157,7 @@ class Slot:
         self.buffer, self.row, (self.rows, self.width) = buffer, row, table.shape
         self.memory = self.width - _HISTORY
         self.adds_noise = table[:, _SCALARS.index("s")] != 0
-        # In words of four bytes. Whatever `add` uploads comes first, whatever `fetch` downloads before that.
+        # In words of four bytes. `add` uploads the first four fields in one copy, `fetch` downloads the first three.
         sizes = {
             "row_index": 1,
             "nonfinite_row": 1,

@@ -113,7 +113,7 @@ class EngineContext(DeviceContext):
         self.session.keep_compiled()
 
     def invalidate(self) -> None:
-        """Discard what was recorded of a run."""
+        """Discard the recorded run."""
         self.epoch += 1
         self._recorded.reset()
 

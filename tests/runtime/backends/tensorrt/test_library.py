@@ -41,7 +41,7 @@ def test_a_library_that_is_not_installed(name: LibraryName, extra: str, monkeypa
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is imported as `tensorrt`: write into it what that does."""
+    """Return the path of an empty module that is imported as `tensorrt`."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     return tmp_path / "tensorrt.py"
@@ -58,7 +58,7 @@ def test_a_library_that_is_broken(installed: Path, error: str) -> None:
 
 
 def test_a_library_without_one_of_its_own_packages_is_broken(installed: Path) -> None:
-    """`pip install` of the extra that is there already would mend nothing."""
+    """Installing the extra, which is installed already, would not help."""
     installed.write_text("import tensorrt_bindings_that_are_gone")
     with pytest.raises(BackendError, match=r"is installed and cannot be loaded.*tensorrt_bindings_that_are_gone"):
         import_library("tensorrt", "test")
