@@ -8,7 +8,7 @@ averaged first, after Adams-Bashforth; the first steps are Runge-Kutta, or with 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
@@ -71,11 +71,11 @@ class PNDM(TrainedSampler):
         return count + 3 * WARM_UP_STEPS
 
     def _rows(self, steps: Steps) -> list[_Row]:
-        count = steps.count
-        grid = self.whole_timesteps(steps, self.timestep_spacing, self.steps_offset).tolist()
-        step = self.num_train_timesteps // count
+        step = self.num_train_timesteps // steps.count
         if self.skip_prk_steps:
-            return list(_plms(grid, step))
+            whole = self.whole_timesteps(replace(steps, begin=0), self.timestep_spacing, self.steps_offset).tolist()
+            return list(_plms([*whole[:2], *whole[1:]][steps.begin :], step))
+        grid = self.whole_timesteps(steps, self.timestep_spacing, self.steps_offset).tolist()
         if len(grid) <= WARM_UP_STEPS:
             raise RequestError(
                 f"got {len(grid)} steps (`num_inference_steps`), but PNDM's Runge-Kutta warm-up needs at least "
@@ -90,15 +90,17 @@ class PNDM(TrainedSampler):
         return np.sqrt(end / start) + gain_epsilon * p, gain_epsilon * q
 
 
-def _plms(grid: list[int], step: int) -> Iterator[_Row]:
+def _plms(timesteps: list[int], step: int) -> Iterator[_Row]:
     """Yield the rows of PLMS: the first step twice, the second time along the mean of the outputs at both its ends.
 
-    Only the first of the two outputs enters the history.
+    Only the first of the two outputs enters the history. `timesteps` has the second one twice. A run that begins in the
+    middle takes what is left of that list, as diffusers does: two timesteps then share the first step, and each later
+    row starts from latents that belong to the timestep before its own.
     """
-    yield _Row(grid[0], grid[0], grid[0] - step, {0: 1})
-    for t in grid[1:2]:
+    yield _Row(timesteps[0], timesteps[0], timesteps[0] - step, {0: 1})
+    for t in timesteps[1:2]:
         yield _Row(t, t + step, t, {0: 1 / 2, 1: 1 / 2}, back=1)
-    yield from _multistep(grid[1:], step, kept=[0], index=2)
+    yield from _multistep(timesteps[2:], step, kept=[0], index=2)
 
 
 def _runge_kutta(grid: list[int], step: int) -> Iterator[_Row]:
