@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from latentrt_engines.cache import EngineCache
-
 if TYPE_CHECKING:
+    from latentrt_engines.cache import EngineCache
     from tests.exported import Exported
+
+# Fixtures import the exporter and the engine builder when they are used: the runtime's tests run without either.
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -34,7 +35,7 @@ def _interruptible() -> None:
 @pytest.fixture(scope="session")
 def sd1(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny Stable Diffusion 1.x, exported in float32, with a part for DeepCache."""
-    from tests.exported import exported  # torch, which tests of the runtime do without
+    from tests.exported import exported
 
     return exported(tmp_path_factory, "sd1")
 
@@ -42,7 +43,7 @@ def sd1(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="session")
 def sd2(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny Stable Diffusion 2.x with half weights, exported in float16."""
-    from tests.exported import exported  # torch, which tests of the runtime do without
+    from tests.exported import exported
 
     return exported(tmp_path_factory, "sd2")
 
@@ -59,5 +60,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
     """An empty cache, the one that commands find too."""
+    from latentrt_engines.cache import EngineCache
+
     monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
     return EngineCache()

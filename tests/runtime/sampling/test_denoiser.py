@@ -230,7 +230,7 @@ def test_any_batch_runs_in_parts(parts: fakes.FakeParts) -> None:
     parts.denoiser.prepare([evaluation(1)])
 
 
-def test_a_part_that_the_placement_does_not_share_is_asked_for_at_each_row() -> None:
+def test_parts_are_opened_anew_at_each_row() -> None:
     """So a component that was released where memory is short is loaded again."""
     opened: list[str] = []
     parts = fakes.FakeParts()
@@ -239,7 +239,8 @@ def test_a_part_that_the_placement_does_not_share_is_asked_for_at_each_row() -> 
         opened.append(name)
         return parts.open(name)
 
-    denoiser, evaluations = SplitDenoiser(fakes.INPUTS, open_part, **fakes.NAMES), [evaluation(1)]
+    denoiser = SplitDenoiser(fakes.INPUTS, open_part, latents="x", timestep="t", output="y")
+    evaluations = [evaluation(1)]
     for _ in range(2):
         evaluate(denoiser, evaluations)
     assert opened == ["time_embedding", "cross_attention_kv", "body", "body"]
