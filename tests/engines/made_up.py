@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from safetensors.numpy import load_file, save_file
 
 from latentrt.backends.gpu import Gpu, NoGpu
 from latentrt.bundle.bundle import Bundle
@@ -111,6 +110,8 @@ def publish_wanted(
 
 def retrained(folder: Path, *names: str) -> Bundle:
     """The sample bundle with other numbers in some arrays of its denoiser, in all of them if none is named."""
+    from safetensors.numpy import load_file, save_file  # here, as tests of the runtime do without
+
     shutil.copytree(bundle_path(), folder)
     manifest = Bundle.open(folder).manifest
     weights = manifest.components["unet"].weights.file

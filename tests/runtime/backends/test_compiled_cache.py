@@ -16,12 +16,7 @@ from latentrt.backends.compiled_cache import CompiledCache
 from latentrt.backends.session import run
 from tests.runtime.backends.test_openvino import feeds
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _openvino() -> None:
-    pytest.importorskip("openvino")
+pytestmark = [pytest.mark.openvino, pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")]
 
 
 @pytest.fixture

@@ -19,12 +19,7 @@ from latentrt.errors import BackendError, IntegrityError, MissingExtraError
 from latentrt.sample import bundle_path
 from tests.runtime.backends.test_onnxruntime import pin, point_elsewhere
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _openvino() -> None:
-    pytest.importorskip("openvino")
+pytestmark = [pytest.mark.openvino, pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")]
 
 
 @pytest.fixture(scope="module")

@@ -10,21 +10,17 @@ import pytest
 
 from latentrt import Bundle, Pipeline
 from latentrt.backends import onnxruntime as ort
+from latentrt.backends import openvino as ov
 from latentrt.backends.session import Session, run
 from latentrt.decode.slices import SlicedDecoder
 
 DECODER = "vae_decoder"
 
 
-@pytest.fixture(params=["onnxruntime", "openvino"])
+@pytest.fixture(params=["onnxruntime", pytest.param("openvino", marks=pytest.mark.openvino)])
 def backend(request: pytest.FixtureRequest) -> Any:
     """The module of one of a CPU's backends."""
-    if request.param == "onnxruntime":
-        return ort
-    pytest.importorskip("openvino")
-    from latentrt.backends import openvino as ov
-
-    return ov
+    return {"onnxruntime": ort, "openvino": ov}[request.param]
 
 
 def open_sliced(bundle: Bundle, backend: Any) -> tuple[SlicedDecoder, list[str]]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from latentrt.backends import onnxruntime as ort
+from latentrt.backends import openvino as ov
 from latentrt.backends.session import Arrays, Session
 from latentrt.bundle.bundle import Bundle
 from latentrt.errors import BackendError
@@ -424,15 +425,10 @@ def of_bundle(wanted: Wanted) -> Wanted:
     return replace(wanted, shape=(4, SIDE, SIDE), tokens=wanted.tokens // 3, config=config)
 
 
-@pytest.fixture(params=["onnxruntime", "openvino"])
+@pytest.fixture(params=["onnxruntime", pytest.param("openvino", marks=pytest.mark.openvino)])
 def backend(request: pytest.FixtureRequest) -> Any:
     """The module of one of a CPU's backends."""
-    if request.param == "onnxruntime":
-        return ort
-    pytest.importorskip("openvino")
-    from latentrt.backends import openvino as ov
-
-    return ov
+    return {"onnxruntime": ort, "openvino": ov}[request.param]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
