@@ -147,7 +147,7 @@ def test_weights_that_openvino_cannot_reach_are_onnxruntimes(
     with caplog.at_level(logging.WARNING, "latentrt"):
         placements = place_components(bundle)
     assert {each.backend for each in placements.values()} == {"onnxruntime"}
-    assert len(caplog.messages) == 1, "said once"
+    assert len(caplog.messages) == 1, "one warning for all components"
     assert "cannot be linked to" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Batches of evaluations: padding, shared inputs, and a denoiser in parts that computes what does not change once."""
+"""Batches of evaluations: padding, shared inputs, and a denoiser in parts that hoists whatever is constant."""
 
 from __future__ import annotations
 
@@ -202,6 +202,16 @@ def test_samples_that_join_are_encoded_once_and_by_themselves(parts: fakes.FakeP
     found, alone = evaluate(parts.denoiser, [own, evaluations[2]], [741.0, 21.0])
     np.testing.assert_array_equal(found, alone)
     assert len(parts.batches("time_embedding")) == 2
+
+
+def test_groups_that_take_turns_keep_their_time_embeddings(parts: fakes.FakeParts) -> None:
+    first = evaluation(1)
+    second = Evaluation(fakes.conditioning(2, tokens=6), SHAPE, np.array([900, 741], np.float32))
+    for t in (900.0, 741.0):
+        for each in (first, second):
+            found, alone = evaluate(parts.denoiser, [each], 981.0 if each is first else t)
+            np.testing.assert_array_equal(found, alone)
+    assert parts.batches("time_embedding") == [5, 6]
 
 
 def test_samples_of_a_batch_may_be_at_different_timesteps(parts: fakes.FakeParts) -> None:
