@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from safetensors.numpy import load_file, save_file
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record, hash_bytes
@@ -110,6 +109,8 @@ def publish_targets(
 
 def retrained(folder: Path, *names: str) -> Bundle:
     """Copy the sample bundle, with other values in the named arrays of its denoiser, or in all of them."""
+    from safetensors.numpy import load_file, save_file  # here, as tests of the runtime do without
+
     shutil.copytree(bundle_path(), folder)
     manifest = Bundle.open(folder).manifest
     weights = manifest.components["unet"].weights.file

@@ -51,7 +51,7 @@ def test_they_are_mixed_as_diffusers_mixes(vae: Any, latents: NDArray[np.float32
     with torch.inference_mode():
         for top in tops:
             pieces = [
-                # What a tile's decode gives has been clamped here, and is rounded to a level.
+                # The decode of a tile is clamped here, and rounded to a level.
                 vae.decode(scaled[:, :, top : top + size, left : left + width]).sample.clamp(-1, 1)
                 for left in lefts
             ]

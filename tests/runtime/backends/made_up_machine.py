@@ -1,4 +1,4 @@
-"""A machine with a GPU and engines that ONNX Runtime computes, for tests that ask what runs where."""
+"""A machine with a GPU and engines that ONNX Runtime computes, for tests of placement."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> FakeCudaApi:
 
 def build(cache: EngineCache, bundle: Bundle, *components: str, size: str = "32..64", batch: str = "1") -> None:
     """Engines of stand-in plans that ONNX Runtime computes."""
-    pictures = image_profile(bundle.manifest, size=size, batch=batch)
+    images = image_profile(bundle.manifest, size=size, batch=batch)
     for name in components or COMPONENTS:
-        profile = component_profile(name, bundle.manifest.components[name], pictures, bundle.manifest)
+        profile = component_profile(name, bundle.manifest.components[name], images, bundle.manifest)
         identity = made_up.identity(bundle, name, profile=profile)
         made_up.publish(cache, bundle, identity, fake_plan(bundle, made_up.record(bundle, identity)))

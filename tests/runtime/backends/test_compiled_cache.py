@@ -16,12 +16,7 @@ from latentrt.backends.compiled_cache import CompiledCache
 from latentrt.backends.session import run
 from tests.runtime.backends.test_openvino import feeds
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _openvino() -> None:
-    pytest.importorskip("openvino")
+pytestmark = [pytest.mark.openvino, pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")]
 
 
 @pytest.fixture
@@ -31,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class _Compiling:
-    """OpenVINO's core, counting what it does."""
+    """OpenVINO's core; records its calls that compile or import."""
 
     def __init__(self, core: Any) -> None:
         self.core, self.done = core, list[str]()
@@ -50,7 +45,7 @@ def test_what_was_compiled_is_not_compiled_again(bundle: Bundle, cache: Path, mo
     first, second = (run(ov.open_session(bundle, "vae_decoder", threads=1), **given)["pixels"] for _ in range(2))
     assert counting.done == ["compile_model", "import_model"]
     np.testing.assert_array_equal(first, second)
-    # What a compiled graph depends on is part of its key.
+    # Everything that a compiled graph depends on is part of its key.
     run(ov.open_session(bundle, "vae_decoder", threads=2), **given)
     run(ov.open_session(bundle, "vae_decoder", threads=1), **feeds("vae_decoder", batch=1))
     assert counting.done[2:] == ["compile_model", "compile_model"]
@@ -133,12 +128,12 @@ class _Other:
 
 
 def test_whatever_a_compiled_graph_depends_on_is_in_its_key(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(CompiledCache, "open", lambda identity: asked.append(tuple(identity)))
+    identities: list[tuple[str, ...]] = []
+    monkeypatch.setattr(CompiledCache, "open", lambda identity: identities.append(tuple(identity)))
 
     def key(**options: Any) -> tuple[str, ...]:
         ov.open_session(bundle, "vae_decoder", **{"threads": 1, **options})
-        return asked[-1]
+        return identities[-1]
 
     usual = key()
     assert key() == usual
@@ -184,7 +179,7 @@ def test_options_reach_the_library(bundle: Bundle, monkeypatch: pytest.MonkeyPat
     assert str(found["PERFORMANCE_HINT"]).endswith("THROUGHPUT")
     assert found["INFERENCE_PRECISION_HINT"].get_type_name() == "f32"
     assert found["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 0
-    assert len(marked) == 1, "what is compiled is marked"
+    assert len(marked) == 1, "the graph was marked before it was compiled"
 
 
 def test_large_models_are_not_kept(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ QUICK: dict[str, Any] = {"prompt": "a red circle", "seed": 7, "num_inference_ste
 
 
 class FakeSession(Session):
-    """A session that records what is done with it."""
+    """A session that records calls of `prepare` and `close`."""
 
     inputs = (TensorSpec("x", "float32", ("batch", 3, "2*height")),)
     outputs = ()
@@ -105,9 +105,9 @@ def test_threads_that_ask_at_once_wait_for_one_load(models: Models) -> None:
     loader = Loader()
     loader.go.clear()
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(models.acquire, ("a",), loader) for _ in range(8)]
+        pending = [pool.submit(models.acquire, ("a",), loader) for _ in range(8)]
         loader.go.set()
-        assert len({id(each.result(10)) for each in asked}) == 1
+        assert len({id(each.result(10)) for each in pending}) == 1
     assert loader.calls == 1
     for _ in range(8):
         assert loader.opened[0].closed == 0
@@ -130,11 +130,11 @@ def test_everyone_who_waits_sees_the_error_and_the_next_loads_again(models: Mode
     loader = Loader(fails=1)
     loader.go.clear()
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(models.acquire, ("a",), loader) for _ in range(4)]
+        pending = [pool.submit(models.acquire, ("a",), loader) for _ in range(4)]
         while models._entries.get(("a",)) is None or models._entries["a",].users < 4:
             pass
         loader.go.set()
-        errors = [each.exception(10) for each in asked]
+        errors = [each.exception(10) for each in pending]
     assert all(isinstance(error, BackendError) for error in errors)
     assert (loader.calls, len(models)) == (1, 0)
     assert models.acquire(("a",), loader) is loader.opened[0]

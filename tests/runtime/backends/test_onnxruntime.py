@@ -1,4 +1,4 @@
-"""Graphs on ONNX Runtime: which graph is opened, and what is refused."""
+"""Graphs on ONNX Runtime: the graph that is opened, and refusals."""
 
 from __future__ import annotations
 

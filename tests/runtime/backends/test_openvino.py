@@ -19,12 +19,7 @@ from latentrt.bundle.sample import bundle_path
 from latentrt.errors import BackendError, IntegrityError, MissingExtraError
 from tests.runtime.backends.test_onnxruntime import pin, point_elsewhere
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _openvino() -> None:
-    pytest.importorskip("openvino")
+pytestmark = [pytest.mark.openvino, pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +180,7 @@ def linked(bundle: Bundle, folder: Path) -> Bundle:
 def test_links_of_a_hub_cache_are_the_same_files(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Linked to once: what tells that a file was not touched stays as it is."""
+    """Linked to once, so that the attributes by which an unchanged file is recognised stay the same."""
     monkeypatch.setattr(ov, "_LARGEST_CACHED_WEIGHTS", 0)
     monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
     given = feeds("vae_decoder")
@@ -199,7 +194,7 @@ def test_links_of_a_hub_cache_are_the_same_files(
         (place,) = (tmp_path / "cache" / "links").glob("*/*")
         touched.append(place.stat().st_ctime_ns)
     assert touched[0] == touched[1]
-    shutil.rmtree(hub)  # the next to come by removes what has no other name any more
+    shutil.rmtree(hub)  # the next run removes links that are the last name of a file
     run(ov.open_session(linked(bundle, tmp_path / "models--owner--other"), "vae_decoder", threads=1), **given)
     (other,) = (tmp_path / "cache" / "links").glob("*/*")
     assert other != place

@@ -69,33 +69,33 @@ def test_harmless_images(pixels: NDArray[np.uint8]) -> None:
 
 
 def test_a_flagged_image_among_others() -> None:
-    said = outputs()
-    said["concept_scores"][1, [4, 9]] = 0.001, 0.2
-    said["special_care_scores"][1, 2] = 0.05
-    said["flagged"][1] = True
-    verdicts = read_verdicts(said, 3)
+    answer = outputs()
+    answer["concept_scores"][1, [4, 9]] = 0.001, 0.2
+    answer["special_care_scores"][1, 2] = 0.05
+    answer["flagged"][1] = True
+    verdicts = read_verdicts(answer, 3)
     assert [verdict.flagged for verdict in verdicts] == [False, True, False]
     assert verdicts[1].concepts == (4, 9)
     assert verdicts[1].special_care_scores[2] == pytest.approx(0.05)
 
 
 def test_a_score_of_zero_is_no_concept() -> None:
-    said = outputs()
-    said["concept_scores"][:] = 0
-    assert not any(verdict.flagged or verdict.concepts for verdict in read_verdicts(said, 3))
+    answer = outputs()
+    answer["concept_scores"][:] = 0
+    assert not any(verdict.flagged or verdict.concepts for verdict in read_verdicts(answer, 3))
 
 
 def test_special_care_alone_flags_nothing() -> None:
-    said = outputs()
-    said["special_care_scores"][:] = 0.3
-    assert not any(verdict.flagged for verdict in read_verdicts(said, 3))
+    answer = outputs()
+    answer["special_care_scores"][:] = 0.3
+    assert not any(verdict.flagged for verdict in read_verdicts(answer, 3))
 
 
 def test_the_stricter_of_scores_and_graph_holds() -> None:
-    said = outputs()
-    said["flagged"][0] = True
-    said["concept_scores"][1, 0] = 0.1
-    assert [verdict.flagged for verdict in read_verdicts(said, 3)] == [True, True, False]
+    answer = outputs()
+    answer["flagged"][0] = True
+    answer["concept_scores"][1, 0] = 0.1
+    assert [verdict.flagged for verdict in read_verdicts(answer, 3)] == [True, True, False]
 
 
 @pytest.mark.parametrize(("concepts", "special_care"), [(1, 1), (17, 3), (40, 0)])
@@ -105,19 +105,19 @@ def test_a_classifier_has_as_many_concepts_as_it_has(concepts: int, special_care
 
 @pytest.mark.parametrize("name", ["concept_scores", "special_care_scores", "flagged"])
 def test_an_output_that_is_missing(name: str) -> None:
-    said = outputs()
-    del said[name]
+    answer = outputs()
+    del answer[name]
     with pytest.raises(SafetyError, match=rf"expected {name} among them.*{WAYS_OUT}"):
-        read_verdicts(said, 3)
+        read_verdicts(answer, 3)
 
 
 @pytest.mark.parametrize("name", ["concept_scores", "special_care_scores"])
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_no_number(name: str, number: float) -> None:
-    said = outputs()
-    said[name][2, 0] = number
+    answer = outputs()
+    answer[name][2, 0] = number
     with pytest.raises(SafetyError, match=rf"{name} are not all numbers.*{WAYS_OUT}"):
-        read_verdicts(said, 3)
+        read_verdicts(answer, 3)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_blurred_image_keeps_its_colour(pixels: NDArray[np.uint8]) -> None:
 
 def test_a_verdict_that_is_missing(pixels: NDArray[np.uint8]) -> None:
     for policy in ("block", "blur", "report"):
-        with pytest.raises(SafetyError, match="2 verdicts on 3 pictures"):
+        with pytest.raises(SafetyError, match="2 verdicts"):
             apply_policy(check_policy(policy), pixels, (SAFE, SAFE))
 
 

@@ -21,7 +21,7 @@ class Attribute(Enum):
 
 
 class FakeDriver:
-    """Stands where `cuda.bindings.driver` does: every call answers with its status first."""
+    """A fake of `cuda.bindings.driver`: every call returns its status first."""
 
     CUresult, CUdevice_attribute = Status, Attribute
 
@@ -40,7 +40,7 @@ class FakeDriver:
 
         def answer(*given: Any) -> tuple[Any, ...]:
             if call == self.fails:
-                # A call that failed has nothing but its status to say.
+                # A call that failed returns nothing but its status.
                 return (self.status, *(None for _ in answers.get(call, (0,))))
             if call == "cuDeviceGetAttribute":
                 return Status.CUDA_SUCCESS, 8 if given[0].name.endswith("MAJOR") else 9

@@ -69,8 +69,10 @@ def text(sample: Sample, name: str = "positive") -> Floats:
     return array
 
 
-def concat(sample: Sample, name: str = "positive") -> Floats | None:
-    return sample._evaluations[name].conditioning.concat
+def concat(sample: Sample, name: str = "positive") -> Floats:
+    channels = sample._evaluations[name].conditioning.concat
+    assert channels is not None
+    return channels
 
 
 def image(seed: int = 0) -> Image.Image:
@@ -242,7 +244,7 @@ def test_an_image_begins_at_the_noise_level_of_its_first_row(pipeline: Pipeline,
     expected = np.float32(schedule.alpha[0]) * clean + np.float32(schedule.sigma[0]) * noise
     np.testing.assert_allclose(sample.latents, expected, rtol=0, atol=1e-5)
     assert sample.after_row is None
-    assert concat(sample) is None
+    assert sample._evaluations["positive"].conditioning.concat is None
 
 
 # Inpainting.
@@ -287,7 +289,6 @@ def test_an_inpainting_model_takes_the_mask_and_the_masked_image_as_channels(bun
         masked = autoencoder.encode(encoder, request.prepared.inpainting.masked_pixels)
         for name in ("positive", "negative"):
             extra = concat(sample, name)
-            assert extra is not None
             assert extra.shape == (5, 16, 16)
             np.testing.assert_array_equal(extra[0], np.repeat([[0, 1]], 8, axis=1).repeat(16, axis=0))
         np.testing.assert_allclose(extra[1:], masked.sample(generator) * scale, rtol=0, atol=1e-5)

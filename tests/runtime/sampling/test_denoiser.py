@@ -1,4 +1,4 @@
-"""Batches of evaluations: padding, shared inputs, and a denoiser in parts that computes what does not change once."""
+"""Batches of evaluations: padding, shared inputs, and a denoiser in parts that hoists whatever is constant."""
 
 from __future__ import annotations
 
@@ -204,6 +204,16 @@ def test_samples_that_join_are_encoded_once_and_by_themselves(parts: fakes.FakeP
     assert len(parts.batches("time_embedding")) == 2
 
 
+def test_groups_that_take_turns_keep_their_time_embeddings(parts: fakes.FakeParts) -> None:
+    first = evaluation(1)
+    second = Evaluation(fakes.conditioning(2, tokens=6), SHAPE, np.array([900, 741], np.float32))
+    for t in (900.0, 741.0):
+        for each in (first, second):
+            found, alone = evaluate(parts.denoiser, [each], 981.0 if each is first else t)
+            np.testing.assert_array_equal(found, alone)
+    assert parts.batches("time_embedding") == [5, 6]
+
+
 def test_samples_of_a_batch_may_be_at_different_timesteps(parts: fakes.FakeParts) -> None:
     evaluations = [evaluation(seed) for seed in range(3)]
     found, alone = evaluate(parts.denoiser, evaluations, [21.0, 981.0, 501.0])
@@ -230,7 +240,7 @@ def test_any_batch_runs_in_parts(parts: fakes.FakeParts) -> None:
     parts.denoiser.prepare([evaluation(1)])
 
 
-def test_a_part_that_the_placement_does_not_share_is_asked_for_at_each_row() -> None:
+def test_parts_are_opened_anew_at_each_row() -> None:
     """So a component that was released where memory is short is loaded again."""
     opened: list[str] = []
     parts = fakes.FakeParts()
@@ -239,7 +249,8 @@ def test_a_part_that_the_placement_does_not_share_is_asked_for_at_each_row() -> 
         opened.append(name)
         return parts.open(name)
 
-    denoiser, evaluations = SplitDenoiser(fakes.INPUTS, open_part, **fakes.NAMES), [evaluation(1)]
+    denoiser = SplitDenoiser(fakes.INPUTS, open_part, latents="x", timestep="t", output="y")
+    evaluations = [evaluation(1)]
     for _ in range(2):
         evaluate(denoiser, evaluations)
     assert opened == ["time_embedding", "cross_attention_kv", "body", "body"]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from latentrt.backends import onnxruntime as ort
+from latentrt.backends import openvino as ov
 from latentrt.backends.session import Arrays, Session
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
@@ -123,7 +124,7 @@ def generate(wanted: Sequence[Wanted], denoiser: Denoiser, text: MakeText | None
         joins = [index for index, each in enumerate(wanted) if each.join == count]
         for index in joins:
             samples[index] = wanted[index].make(text)
-        # Where they stand in the batch must not matter either.
+        # Nor may their order in the batch matter.
         under_way = [*under_way[1:], *joins, *under_way[:1]]
         if under_way:
             step([samples[index] for index in under_way], denoiser)
@@ -324,7 +325,7 @@ def test_after_row_sees_the_finished_row_and_replaces_the_latents() -> None:
 
 
 def test_noise_is_drawn_as_often_as_the_table_says() -> None:
-    for sampler, count in (("ddim", 0), ("euler_a", 5), ("dpmpp_sde", None)):
+    for sampler, count in (("ddim", 0), ("euler_a", 5), ("sa_solver", 5), ("dpmpp_sde", None)):
         wanted = Wanted(seed=1, sampler=sampler, guidance=Unguided())
         sample, draws = wanted.make(), list[int]()
 
@@ -338,6 +339,17 @@ def test_noise_is_drawn_as_often_as_the_table_says() -> None:
             step([sample], denoiser)
         assert draws == np.repeat(np.arange(len(sample.schedule)), sample.schedule.noise_draws).tolist()
         assert count is None or len(draws) == count
+
+
+def test_a_row_that_draws_twice_uses_the_last_draw() -> None:
+    schedule = samplers.schedule("euler_a", CONFIG, 3)
+    schedule = replace(schedule, noise_draws=np.array([2, 1, 0]))
+    draws = [np.full(SHAPE, value, np.float32) for value in (1, 2, 3)]
+    latents = np.zeros(SHAPE, np.float32)
+    sample = Sample(schedule, latents, {"positive": fakes.conditioning(1)}, Unguided(), iter(draws).__next__)
+    step([sample], fakes.open_whole(fakes.FakeSession()))
+    m = fakes.whole(latents, schedule.t[0], fakes.conditioning(1).inputs["text"])
+    np.testing.assert_array_equal(sample.latents, Recurrence(schedule).step(0, latents, m, draws[1]))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -424,15 +436,10 @@ def of_bundle(wanted: Wanted) -> Wanted:
     return replace(wanted, shape=(4, SIDE, SIDE), tokens=wanted.tokens // 3, config=config)
 
 
-@pytest.fixture(params=["onnxruntime", "openvino"])
+@pytest.fixture(params=["onnxruntime", pytest.param("openvino", marks=pytest.mark.openvino)])
 def backend(request: pytest.FixtureRequest) -> Any:
     """The module of one of a CPU's backends."""
-    if request.param == "onnxruntime":
-        return ort
-    pytest.importorskip("openvino")
-    from latentrt.backends import openvino as ov
-
-    return ov
+    return {"onnxruntime": ort, "openvino": ov}[request.param]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")

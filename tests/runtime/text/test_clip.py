@@ -62,7 +62,8 @@ def test_chunks_are_encoded_by_themselves_and_joined(
     encoder: PromptEncoder, session: Recording, tokenizer: Tokenizer, clip_skip: int
 ) -> None:
     (found,) = encoder.encode([LONG], 2, clip_skip)
-    assert (found.shape, found.dtype) == ((154, 128), np.float32)
+    assert found.shape == (154, 128)
+    assert found.dtype == np.float32
     first, second = (encode_chunk(session, ids, clip_skip) for ids in tokenizer.chunks(LONG))
     np.testing.assert_allclose(found, np.concatenate([first, second]), rtol=0, atol=1e-5)
     assert session.fed[0]["clip_skip"].tolist() == [clip_skip] * 2

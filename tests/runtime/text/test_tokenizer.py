@@ -21,7 +21,8 @@ def tokenizer(bundle: Bundle) -> Tokenizer:
 
 def test_a_chunk_is_begin_text_end_and_padding(tokenizer: Tokenizer) -> None:
     chunks = tokenizer.chunks("red circle")
-    assert (chunks.shape, chunks.dtype) == ((1, 77), np.int64)
+    assert chunks.shape == (1, 77)
+    assert chunks.dtype == np.int64
     frame = tokenizer.frame
     assert chunks[0, 0] == frame.begin
     assert not {frame.begin, frame.end, 0} & {*chunks[0, 1:3].tolist()}
