@@ -1,4 +1,4 @@
-"""Worker processes: messages, endings and their errors, signals. Workers of the exporter: tests/export/test_workers.py."""
+"""Worker processes: messages, endings and their errors, signals (of the exporter: tests/export/test_workers.py)."""
 
 from __future__ import annotations
 
