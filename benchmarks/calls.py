@@ -71,7 +71,7 @@ def count_calls(steps: int = 20) -> Calls:
 
 
 def _frames_of_step(frame: FrameType | None) -> list[str]:
-    """Return the names of the frames from the call to a session's `run`; none if it is not within a step of the loop."""
+    """Return the names of the frames from the call to a session's `run`; none outside of a step of the loop."""
     codes = []
     while frame is not None:
         codes.append(frame.f_code)
