@@ -1,13 +1,13 @@
-# make demo    pictures from a checkpoint, drawn in an environment that has no torch
+# make demo    images from a checkpoint, generated in an environment without torch
 # make test    lint, types and every test that takes seconds
-# Both do their own set-up in a fresh clone.
+# Both targets set up their own environment.
 
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: setup demo sample test test-slow test-gpu lint types bench clean
+.PHONY: setup demo sample test test-runtime test-slow test-gpu lint types bench clean
 
 setup: .venv/.ready
 
@@ -23,14 +23,14 @@ setup: .venv/.ready
 	.venv-runtime/bin/pip install --quiet --disable-pip-version-check --force-reinstall -c constraints.txt ".[cpu]"
 	touch $@
 
-# First what a fresh installation has, then the whole way from a checkpoint.
+# First the bundle that ships with the package, then the whole way from a checkpoint.
 demo: setup .venv-runtime/.ready
 	mkdir -p demo
 	.venv-runtime/bin/latentrt demo -o demo/sheet.png
 	$(BIN)/latentrt export sample/checkpoint demo/bundle --precision float16 --overwrite
 	.venv-runtime/bin/latentrt run demo/bundle "a large red circle on a blue background" \
-		--steps 25 --guidance-scale 5 --seed 7 -o demo/picture.png
-	@echo "demo/sheet.png is what comes along, demo/picture.png was drawn by demo/bundle"
+		--steps 25 --guidance-scale 5 --seed 7 -o demo/image.png
+	@echo "demo/sheet.png shows the bundle that ships with the package, demo/image.png is from demo/bundle"
 
 # The sample model, the bundle of it that the runtime carries, and README's picture. More than an hour on a CPU; it goes
 # on where it was stopped.
@@ -43,6 +43,11 @@ sample: setup
 
 test: setup lint types
 	$(PYTEST) -m "not slow and not gpu"
+
+# The runtime's tests where a user runs it: without torch, the exporter, engine libraries and OpenVINO.
+test-runtime: .venv-runtime/.ready
+	.venv-runtime/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pytest hypothesis
+	OMP_NUM_THREADS=1 .venv-runtime/bin/pytest tests/runtime -m "not slow and not gpu and not openvino"
 
 test-slow: setup
 	$(PYTEST) -m "slow and not gpu"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from latentrt.backends import placement
+from latentrt.backends import onnxruntime, placement
 from latentrt.backends.tensorrt.library import LoadedLibrary
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
@@ -25,7 +25,7 @@ def test_the_engines_of_each_component_and_why_one_does_not_fit(
     for module in (gpu, placement):
         monkeypatch.setattr(module, "find_gpu", lambda: made_up.RTX4090)
     monkeypatch.setattr(placement, "find_libraries", lambda: {"tensorrt": "not here", "tensorrt_rtx": library})
-    monkeypatch.setattr(placement.ort, "available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "available_providers", lambda: ["CPUExecutionProvider"])
     result = CliRunner().invoke(doctor, [str(bundle_path())], catch_exceptions=False)
     lines = {line[:16].strip() or line.strip(): line for line in result.output.splitlines()}
     assert "NVIDIA GeForce RTX 4090 (compute capability 8.9, 24 GiB), driver for CUDA 13.0" in lines["GPU"]

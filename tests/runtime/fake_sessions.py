@@ -28,7 +28,7 @@ class ChangedSession(Session):
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         outputs = self._real.run(feeds)
-        return {name: self._changes.get(name, lambda same: same)(array) for name, array in outputs.items()}
+        return {name: self._changes[name](each) if name in self._changes else each for name, each in outputs.items()}
 
 
 def pipeline_with(open_one: Open, *components: str, low_memory: bool = False) -> Pipeline:

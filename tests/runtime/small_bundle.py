@@ -74,7 +74,7 @@ def write_hub_snapshot(cache: Path) -> Path:
 
 
 def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Change `bundle.json` as somebody with an editor would, without any check."""
+    """Change `bundle.json` without any check, as with an editor."""
     place = folder / "bundle.json"
     tree = json.loads(place.read_bytes())
     edit(tree)
@@ -90,12 +90,12 @@ def change_byte(place: Path) -> None:
 
 
 def everything(bundle: Bundle) -> None:
-    """Ask for every file, as a run that needs them all does."""
+    """Check every file, as a run that reads them all does."""
     bundle.check(bundle.manifest.files)
 
 
 def manifest(folder: Path) -> Manifest:
-    """What is true of the files in `folder`."""
+    """Return the manifest of the files in `folder`."""
     return Manifest(
         format_version=2,
         created_by="latentrt 0.1.0",

@@ -329,8 +329,7 @@ def test_a_denoiser_that_overflows_is_an_error() -> None:
 
 
 def test_sampling_stays_few_frames_deep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most six frames are on the stack when a denoiser's session is entered: `Pipeline.__call__` is the first, the
-    caller of `Session.run` the last; `run` itself is the backend's."""
+    """At most six frames from the call to the model: `Pipeline.__call__` is the first, `Session.run` the last."""
     stacks: list[list[str]] = []
     run = OnnxRuntimeSession.run
 
@@ -341,7 +340,7 @@ def test_sampling_stays_few_frames_deep(monkeypatch: pytest.MonkeyPatch) -> None
             frames.append(frame.f_code.co_qualname)
             frame = frame.f_back
         if frame is not None and "step" in frames:
-            stacks.append([*frames, "Pipeline.__call__"])
+            stacks.append(["run", *frames, "Pipeline.__call__"])
         return run(self, feeds)
 
     monkeypatch.setattr(OnnxRuntimeSession, "run", record)

@@ -272,7 +272,7 @@ def test_arrays_become_float32(resolved: Resolver) -> None:
     )
     assert request.prompt.embeds is not None
     assert request.start.latents is not None
-    assert (request.prompt.embeds.dtype, request.start.latents.dtype) == (np.float32, np.float32)
+    assert {request.prompt.embeds.dtype, request.start.latents.dtype} == {np.dtype(np.float32)}
     assert request.prompts is None
     assert len(request.seeds) == 2
 

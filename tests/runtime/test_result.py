@@ -51,6 +51,7 @@ def test_a_file_carries_its_record(pipeline: Pipeline, finish: Any, tmp_path: Pa
     paths = result.save(tmp_path / f"image.{extension}")
     assert [path.name for path in paths] == [f"image-0.{extension}", f"image-1.{extension}"]
     record = read_metadata(paths[1]).record
+    assert record is not None
     assert record == result.records[1]
     assert (record.prompt, record.negative_prompt, record.seed) == ("a star", "blue", 4)
     assert record.options == {

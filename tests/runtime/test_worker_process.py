@@ -1,4 +1,4 @@
-"""What `tests/export/test_workers.py` does not see of a worker: its endings in words, and being asked to end."""
+"""Worker processes: messages, endings and their errors, signals (of the exporter: tests/export/test_workers.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from latentrt.errors import BuildError, CheckpointError, EngineError, ExportError, LatentRTError, MissingExtraError
 from latentrt.worker_process import Ending, Failed, WorkerProcess, terminable
 
-# The modules that workers run as lie here.
+# A worker's module.
 ECHO = """
 import msgspec
 from latentrt.worker_process import take_job
@@ -31,7 +31,9 @@ class Job(msgspec.Struct):
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    )
     return tmp_path / "made_up_worker.py"
 
 

@@ -102,10 +102,14 @@ class Denoiser(ABC):
             EngineError: nothing here runs these shapes.
         """
         outputs = []
-        for first, end, size in self._batches(evaluations):  # no comprehension: it is a frame until Python 3.12
-            batch = self._run(evaluations[first:end], latents[first:end], timesteps[first:end], size, reuse=reuse)
-            outputs.append(batch)
-        result = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+        for first, end, size in self._batches(evaluations):
+            batch, feeds = self._gather(evaluations[first:end], latents[first:end], timesteps[first:end], size)
+            arrays = self._evaluate(feeds, batch, reuse=reuse)
+            if DEEP_FEATURES in arrays:
+                for evaluation, features in zip(batch, arrays[DEEP_FEATURES], strict=True):
+                    evaluation.kept[DEEP_FEATURES] = {DEEP_FEATURES: features}
+            outputs.append(arrays[self.output][: end - first])
+        result: NDArray[np.float32] = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
         if not np.isfinite(result).all():
             broken = next(index for index, output in enumerate(result) if not np.isfinite(output).all())
             raise not_finite(timesteps[broken])
@@ -148,18 +152,16 @@ class Denoiser(ABC):
         shapes: dict[str, tuple[int, ...]] = {self.latents: (batch, *latents), self.timestep: (batch,)}
         return shapes | {name: (batch, *shape) for name, shape in inputs}
 
-    def _run(
+    def _gather(
         self,
         evaluations: Sequence[Evaluation],
         latents: Sequence[NDArray[np.float32]],
         timesteps: Sequence[np.float32],
         size: int,
-        *,
-        reuse: bool,
-    ) -> NDArray[np.float32]:
-        used = len(evaluations)
-        if size > used:  # repeat the last one; its copies are dropped
-            more = size - used
+    ) -> tuple[Sequence[Evaluation], Arrays]:
+        """Return a batch of `size` evaluations and its feeds; the last evaluation is repeated to fill it."""
+        more = size - len(evaluations)
+        if more:
             evaluations = [*evaluations, *[evaluations[-1]] * more]
             latents, timesteps = [*latents, *[latents[-1]] * more], [*timesteps, *[timesteps[-1]] * more]
         conditionings = [evaluation.conditioning for evaluation in evaluations]
@@ -169,13 +171,7 @@ class Denoiser(ABC):
         for name in conditionings[0].inputs:
             feeds[name] = self._stack(name, [each.inputs[name] for each in conditionings])
         check_feeds(self.inputs, feeds)
-        outputs = self._evaluate(feeds, evaluations, reuse=reuse)
-        deep = outputs.get(DEEP_FEATURES)
-        if deep is not None:
-            for evaluation, features in zip(evaluations, deep, strict=True):
-                evaluation.kept[DEEP_FEATURES] = {DEEP_FEATURES: features}
-        result: NDArray[np.float32] = outputs[self.output]
-        return result[:used]
+        return evaluations, feeds
 
     def _stack(self, name: str, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Stack arrays that nobody writes to; the very same batch gives the very same array."""

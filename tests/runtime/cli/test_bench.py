@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_timed_sessions_change_nothing_and_are_not_shared() -> None:
     durations_ms: dict[str, list[float]] = {name: [] for name in placements}
     timed = {name: time_placement(each, durations_ms[name]) for name, each in placements.items()}
     assert all(timed[name].key != placements[name].key for name in placements)
-    call = {"num_inference_steps": 4, "seed": 3, "deep_cache": 2, "output_type": "latent"}
+    call: dict[str, Any] = {"num_inference_steps": 4, "seed": 3, "deep_cache": 2, "output_type": "latent"}
     plain, measured = (
         Pipeline(bundle, Components(each))("a red circle", **call).images for each in (placements, timed)
     )
@@ -88,7 +89,7 @@ def test_timed_sessions_change_nothing_and_are_not_shared() -> None:
 
 def test_preparing_is_not_timed() -> None:
     placement = place_components(Bundle.open(SAMPLE), "cpu")["vae_decoder"]
-    prepared, durations_ms = [], list[float]()
+    prepared, durations_ms = list[Any](), list[float]()
     session = placement.open(None)
     session.prepare = prepared.append  # type: ignore[method-assign, assignment]
     timed = time_placement(replace(placement, open=lambda part: session), durations_ms).open(None)

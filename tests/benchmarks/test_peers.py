@@ -26,7 +26,7 @@ from latentrt import sample
 from latentrt.sampling import noise
 
 ROOT = Path(__file__).parent.parent.parent
-FAKE = "tests.runtime.fake_peer"
+FAKE = "tests.benchmarks.fake_peer"
 
 
 @pytest.fixture
