@@ -1,6 +1,6 @@
-# make demo    pictures from a checkpoint, drawn in an environment that has no torch
+# make demo    images from a checkpoint, generated in an environment without torch
 # make test    lint, types and every test that takes seconds
-# Both do their own set-up in a fresh clone.
+# Both set up their own environment in a fresh clone.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 setup: .venv/.ready
 
-# Everything in one call, so that pip sees torch's pin together with whatever depends on torch.
+# Install everything in one call, so that pip sees torch's pin together with all that depends on torch.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,openvino,export,rtx,dev]"
@@ -23,17 +23,17 @@ setup: .venv/.ready
 	.venv-runtime/bin/pip install --quiet --disable-pip-version-check --force-reinstall -c constraints.txt ".[cpu]"
 	touch $@
 
-# First what a fresh installation has, then the whole way from a checkpoint.
+# First the sample bundle of a fresh install, then the whole way from a checkpoint.
 demo: setup .venv-runtime/.ready
 	mkdir -p demo
 	.venv-runtime/bin/latentrt demo -o demo/sheet.png
 	$(BIN)/latentrt export sample/checkpoint demo/bundle --precision float16 --overwrite
 	.venv-runtime/bin/latentrt run demo/bundle "a large red circle on a blue background" \
-		--steps 25 --guidance-scale 5 --seed 7 -o demo/picture.png
-	@echo "demo/sheet.png is what comes along, demo/picture.png was drawn by demo/bundle"
+		--steps 25 --guidance-scale 5 --seed 7 -o demo/image.png
+	@echo "demo/sheet.png is by the bundle that ships with the package, demo/image.png by demo/bundle"
 
-# The sample model, the bundle of it that the runtime carries, and README's picture. More than an hour on a CPU; it goes
-# on where it was stopped.
+# The sample model, its bundle in the runtime's package, and README's image. More than an hour on a CPU; an interrupted
+# run resumes.
 sample: setup
 	$(BIN)/python -m sample.train --work scratch/sample --output sample/checkpoint
 	$(BIN)/latentrt export sample/checkpoint runtime/latentrt/sample_bundle --precision float16 \
@@ -47,7 +47,7 @@ test: setup lint types
 test-slow: setup
 	$(PYTEST) -m "slow and not gpu"
 
-# Tests that need a GPU say why they are skipped where there is none.
+# Without a GPU these tests are skipped, with the reason.
 test-gpu: setup
 	$(BIN)/pytest -m gpu
 
@@ -58,16 +58,16 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-# The full-size figures take half an hour, 24 GB of disk and 12 GiB of memory.
+# The full-size measurement takes half an hour, 24 GB of disk and 12 GiB of memory.
 bench: setup
 	$(BIN)/python -m benchmarks.startup --output benchmarks/results/startup.json
 	$(BIN)/python -m benchmarks.quality --graph float32 --graph float16 --output benchmarks/results/quality.json
 	$(BIN)/python -m benchmarks.hashing --output benchmarks/results/hashing.json
 	$(BIN)/python -m benchmarks.convergence --output benchmarks/results/convergence.json --plot docs/convergence.svg
-	rm -f benchmarks/results/samplers.json  # what is in a report is not measured again
+	rm -f benchmarks/results/samplers.json  # an existing report is continued, not measured again
 	$(BIN)/python -m benchmarks.samplers --prompts 128 --output benchmarks/results/samplers.json
 	$(BIN)/python -m benchmarks.full_size --work scratch/full --output benchmarks/results/full_size.json
 
-# The states in scratch/sample stay: they are an hour of training.
+# The training states in scratch/sample stay: they took an hour.
 clean:
 	rm -rf .venv .venv-runtime demo scratch/full scratch/bundles
