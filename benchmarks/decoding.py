@@ -2,11 +2,11 @@
 
     .venv/bin/python -m benchmarks.decoding scratch/full/float16 --output benchmarks/results/decoding.json
 
-Each way is run in a process of its own, which decodes one picture's latents and tells its seconds (with loading, and
+Each way is run in a process of its own, which decodes one image's latents and tells its seconds (with loading, and
 without where it is asked to decode again; the processors' seconds, which tell more where the machine is not alone) and
 the most anonymous memory that it held at once, less what it held before anything was loaded; weights that are mapped
-from their file are not in that. Weights of full size are random, and so are the pictures; what tiles cost a trained
-model is measured on pictures of the sample model, of twice its side.
+from their file are not in that. Weights of full size are random, and so are the images; what tiles cost a trained
+model is measured on images of the sample model, of twice its side.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _SAMPLE_STEPS = 20
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What was measured of one way. `psnr` and `largest`, in levels of 255, are beside the whole decode; None for no
-    difference, and where the picture is another one by intent."""
+    difference, and where the image is another one by intent."""
 
     seconds: list[float]
     processor_seconds: list[float]
@@ -93,7 +93,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="of full size")
-    parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="of pictures, in pixels")
+    parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="of images, in pixels")
     parser.add_argument("--on", nargs="+", choices=get_args(CpuBackend), default=list(get_args(CpuBackend)))
     parser.add_argument(
         "--ways", nargs="+", choices=get_args(Way), default=list(get_args(Way)), help="whole among them"
@@ -207,7 +207,7 @@ class AnonymousMemory:
 
 
 def price_on_sample(prompts: int) -> dict[str, Any]:
-    """How far tiles are from the whole decode where weights are trained, on pictures of twice the model's side."""
+    """How far tiles are from the whole decode where weights are trained, on images of twice the model's side."""
     pipeline = Pipeline.load(bundle_path())
     manifest = pipeline.bundle.manifest
     most, side = manifest.defaults.height // manifest.latent_spaces["unet"].downscale, 2 * manifest.defaults.height

@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.full_size --work scratch/full --output benchmarks/results/full_size.json
 
 Makes a checkpoint of 860 M random UNet parameters with the shipped configurations (speed does not depend on the
-values), exports it in float32 and in float16, gate included, and draws one picture of 512 × 512 in 2 steps from each,
+values), exports it in float32 and in float16, gate included, and draws one image of 512 × 512 in 2 steps from each,
 every step in a process of its own. Needs about 24 GB of disk.
 """
 

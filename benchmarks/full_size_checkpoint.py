@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/checkpoints/con
 
 
 def make(folder: Path) -> None:
-    """Write the checkpoint, one submodule at a time."""
+    """Write the checkpoint, one component at a time."""
     torch.manual_seed(0)
     shutil.copytree(CONFIGS, folder)
     write_vocabulary(folder / "tokenizer", merges())

@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory --float16 BUNDLE --int8 BUNDLE --output benchmarks/results/memory.json
 
-Each way of running is a process of its own, as a user starts it: loading, two steps of a guided picture at the bundle's
+Each way of running is a process of its own, as a user starts it: loading, two steps of a guided image at the bundle's
 default size, decoding and the classifier. The figure is the largest resident set that the system counted, mapped
 weights (which can be taken back) included. Beside it stand the sizes of the weights, of which the denoiser's are the
 largest.
@@ -81,8 +81,8 @@ def weights(folder: Path) -> dict[str, float]:
 def measured(bundle: Path, options: tuple[str, ...]) -> dict[str, float]:
     """One run: its peak, and how long it took."""
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "picture.png"
-        arguments = ["run", bundle, PROMPT, "--steps", "2", "--seed", "7", "--quiet", "-o", picture, *options]
+        image = Path(folder) / "image.png"
+        arguments = ["run", bundle, PROMPT, "--steps", "2", "--seed", "7", "--quiet", "-o", image, *options]
         command = [Path(sys.executable).with_name("latentrt"), *arguments]
         began = time.monotonic()
         process = subprocess.Popen([*map(str, command)], env={**os.environ, "LATENTRT_CACHE": f"{folder}/cache"})

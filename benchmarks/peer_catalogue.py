@@ -23,7 +23,7 @@ class Configuration:
         adapter: the module of `peer_adapters` that runs it, with `options`.
         environment: what it runs in (`peer_environments`). model: what it is given (`peer_models`).
         ours: whether it is latentrt. approximate: whether it leaves work out, and is compared with nobody.
-        apart: whether its submodules can be run apart.
+        apart: whether its components can be run apart.
         bfloat16: whether it is of no use where the CPU does not multiply in bfloat16: torch would emulate it, and
             OpenVINO would take float32 without a word.
         variables: of its process.
@@ -90,7 +90,7 @@ def _ggml(name: str, bits: int, wtype: str, model: str, note: str = "") -> Confi
 def _ours(
     name: str, bits: int, environment: str, model: str, load: dict[str, Any], request: dict[str, Any] | None = None
 ) -> Configuration:
-    """latentrt: `load` goes to `Pipeline.load`, `request` beside the picture's own arguments to `Request`. A request
+    """latentrt: `load` goes to `Pipeline.load`, `request` beside the image's own arguments to `Request`. A request
     leaves work out."""
     return Configuration(
         name=name,
@@ -107,7 +107,7 @@ def _ours(
 
 _COMPILED = "graphs that were compiled before are not kept, as weights are packed into them"
 _WEIGHTS_ALONE = "weights alone; it multiplies in bfloat16 where the CPU does, and else in float32"
-_APART = "submodules by its own log, within pictures"
+_APART = "components by its own log, within images"
 
 REFERENCE = "diffusers float32"
 CONFIGURATIONS: tuple[Configuration, ...] = (

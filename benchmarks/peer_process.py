@@ -62,9 +62,9 @@ def measured(
         log.seek(0)
         if len(found) < 2:
             raise UnavailableError(last_words(log.read()) if found != ["late"] else f"took longer than {timeout_s:g} s")
-    pictures, apart = found
-    within = pictures.pop("submodules", {})
-    return {**pictures, "submodules": {**within, **apart["submodules"]}}
+    images, apart = found
+    within = images.pop("components", {})
+    return {**images, "components": {**within, **apart["components"]}}
 
 
 def _watched(pid: int, lines: queue.Queue[str], deadline: float) -> list[Any]:

@@ -15,8 +15,8 @@ Report = Mapping[str, Any]
 NOISE = 0.10
 COLUMNS = {
     "step_s": "s / step",
-    "picture_s": "s / picture",
-    "first_picture_s": "s to first picture",
+    "image_s": "s / image",
+    "first_image_s": "s to first image",
     "text_encoder": "text encoder s",
     "unet": "UNet s",
     "vae_decoder": "VAE decoder s",
@@ -51,7 +51,7 @@ class Bar:
 
 def of_round(found: Mapping[str, Any], column: str) -> float | None:
     """A round's figure: the median of what it measured; None where it has none."""
-    value: list[float] | float | None = found.get(column, found["submodules"].get(column))
+    value: list[float] | float | None = found.get(column, found["components"].get(column))
     if isinstance(value, list):
         return statistics.median(value) if value else None
     return value
@@ -100,7 +100,7 @@ def _ratio(ours: Mapping[str, Any], peer: Mapping[str, Any], column: str) -> flo
 def markdown(report: Report) -> str:
     """All of the report's tables."""
     # What draws nothing shows nothing of the memory that drawing takes.
-    memory = [] if report["settings"]["submodules"] else [_memory(report)]
+    memory = [] if report["settings"]["components"] else [_memory(report)]
     parts = [_heading(report), _times(report), _bars(report), *memory, _environments(report)]
     if report["skipped"]:
         parts.append("\n".join(f"Left out: {name}: {reason}." for name, reason in report["skipped"].items()))
@@ -133,7 +133,7 @@ def _times(report: Report) -> str:
             cells = [_seconds(of_rounds(each, column)) for column in COLUMNS]
             rows.append([_shown(name, each), *cells, _psnr(each)])
     another = report.get("psnr_of_another_seed_db")
-    note = f"PSNR is beside diffusers in float32; a picture of another seed has {another} dB." if another else ""
+    note = f"PSNR is beside diffusers in float32; an image of another seed has {another} dB." if another else ""
     notes = [f"{name}: {each['note']}." for name, each in report["configurations"].items() if each["note"]]
     return "\n\n".join([_table(["", *COLUMNS.values(), "PSNR dB"], rows), *filter(None, [note, *notes])])
 
@@ -175,7 +175,7 @@ def _memory(report: Report) -> str:
         for name, each in _of_type(report, bits):
             peaks = [_gib(of_rounds(each, f"peak_{kind}_bytes")) for kind in ("resident", "anonymous")]
             rows.append([_shown(name, each), *peaks, f"{each['model_mb'] / 1e3:.2f}", each["environment"]])
-    words = "The largest resident set, from the start to the last picture. Mapped weights count in it, and can be taken"
+    words = "The largest resident set, from the start to the last image. Mapped weights count in it, and can be taken"
     return f"{words} back; anonymous memory cannot.\n\n{_table(head, rows)}"
 
 

@@ -9,7 +9,7 @@ then goes round and round over all configurations (`peer_catalogue.py`), each ti
 the machine does meanwhile falls on all of them. Every program draws the same prompt from the same noise with the same
 sampler (Euler, timesteps from 999 to 0), on all cores, without a safety checker, and finds the files that it reads in
 the page cache. The report is written after every process; figures are medians of the rounds' medians, ratios medians
-of the rounds' ratios. `--submodules` runs the submodules apart and draws nothing.
+of the rounds' ratios. `--components` runs the components apart and draws nothing.
 
 `--render REPORT` makes table and plot of a report and measures nothing.
 """
@@ -69,7 +69,7 @@ def main() -> None:
 def parse(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", help="a diffusers folder of Stable Diffusion 1.x")
-    parser.add_argument("--work", type=Path, help="where environments, models and pictures go; kept")
+    parser.add_argument("--work", type=Path, help="where environments, models and images go; kept")
     parser.add_argument("--output", type=Path, help="the JSON report")
     parser.add_argument("--markdown", type=Path, help="the tables")
     parser.add_argument("--plot", type=Path, help="the plot, an SVG file; needs matplotlib")
@@ -78,16 +78,16 @@ def parse(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--size", type=int, default=512, help="of a side, in pixels")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=2, help="after the first, in each round")
-    parser.add_argument("--calls", type=int, default=5, help="of each submodule apart, in each round")
-    parser.add_argument("--submodules", action="store_true", help="draw nothing where submodules can be run apart")
+    parser.add_argument("--images", type=int, default=2, help="after the first, in each round")
+    parser.add_argument("--calls", type=int, default=5, help="of each component apart, in each round")
+    parser.add_argument("--components", action="store_true", help="draw nothing where components can be run apart")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=3600, help="of one process, in seconds")
     arguments = parser.parse_args(given)
     if arguments.render is None and None in (arguments.checkpoint, arguments.work, arguments.output):
         parser.error("expected a checkpoint, --work and --output; or --render")
-    if arguments.steps < 2 or min(arguments.rounds, arguments.pictures, arguments.calls) < 1 or arguments.size % 64:
+    if arguments.steps < 2 or min(arguments.rounds, arguments.images, arguments.calls) < 1 or arguments.size % 64:
         parser.error("expected 2 or more --steps, 1 or more of the rest, and a --size that is a multiple of 64")
     return arguments
 
@@ -99,7 +99,7 @@ class Bench:
         self.arguments, self.work = arguments, arguments.work.resolve()
         self.python_of: Callable[[str], Path] = cache(lambda name: made(name, self.work / "environments"))
         self.ready: dict[str, tuple[Configuration, Path, Path]] = {}
-        said = ("steps", "size", "rounds", "pictures", "calls", "submodules", "threads", "seed")
+        said = ("steps", "size", "rounds", "images", "calls", "components", "threads", "seed")
         self.report: dict[str, Any] = {
             "command": _command(arguments),
             "machine": machine(),
@@ -112,7 +112,7 @@ class Bench:
             "configurations": {},
             "skipped": {},
         }
-        (self.work / "pictures").mkdir(parents=True, exist_ok=True)
+        (self.work / "images").mkdir(parents=True, exist_ok=True)
         self._write_noise("noise", arguments.seed)
         self._write_noise("other", arguments.seed + 1)
 
@@ -153,8 +153,8 @@ class Bench:
             print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
             try:
                 warm(model)
-                found = self._measure(configuration, pictures=self._pictures(configuration), calls=self.arguments.calls)
-                if number == 0 and name == REFERENCE and "picture_s" in found:
+                found = self._measure(configuration, images=self._images(configuration), calls=self.arguments.calls)
+                if number == 0 and name == REFERENCE and "image_s" in found:
                     self._another_seed(configuration)
             except UnavailableError as error:
                 self._skip(name, str(error))
@@ -162,15 +162,15 @@ class Bench:
             self.report["configurations"][name]["rounds"].append(found)
             self._write()
 
-    def _pictures(self, configuration: Configuration) -> int | None:
-        draws = not self.arguments.submodules or not configuration.apart
-        return self.arguments.pictures if draws else None
+    def _images(self, configuration: Configuration) -> int | None:
+        draws = not self.arguments.components or not configuration.apart
+        return self.arguments.images if draws else None
 
     def _measure(
-        self, configuration: Configuration, *, pictures: int | None, calls: int, latents: str = "noise"
+        self, configuration: Configuration, *, images: int | None, calls: int, latents: str = "noise"
     ) -> dict[str, Any]:
         _, python, model = self.ready[configuration.name]
-        arguments, picture = self.arguments, self._picture(configuration.name, latents)
+        arguments, image = self.arguments, self._image_file(configuration.name, latents)
         job = Job(
             model=str(model),
             options=configuration.options,
@@ -181,8 +181,8 @@ class Bench:
             threads=arguments.threads,
             seed=arguments.seed,
             latents=str(self.work / latents),
-            picture=str(picture),
-            pictures=pictures,
+            image_file=str(image),
+            images=images,
             calls=calls,
             began=0.0,
         )
@@ -194,25 +194,25 @@ class Bench:
             folder=self.work,
             timeout_s=arguments.timeout,
         )
-        return found if pictures is None else found | self._judged(picture)
+        return found if images is None else found | self._judged(image)
 
-    def _picture(self, name: str, latents: str) -> Path:
-        return Path(self.work, "pictures", f"{name}, {latents}.u8")
+    def _image_file(self, name: str, latents: str) -> Path:
+        return Path(self.work, "images", f"{name}, {latents}.u8")
 
-    def _judged(self, picture: Path) -> dict[str, Any]:
+    def _judged(self, image: Path) -> dict[str, Any]:
         """Whether it shows anything, and how near it is to the reference's."""
-        pixels, reference = np.fromfile(picture, np.uint8), self._picture(REFERENCE, "noise")
+        pixels, reference = np.fromfile(image, np.uint8), self._image_file(REFERENCE, "noise")
         if pixels.size != self.arguments.size**2 * 3 or pixels.std() < 1:
             raise UnavailableError(
-                f"its picture has {pixels.size} values with a standard deviation of {pixels.std():.2g}"
+                f"its image has {pixels.size} values with a standard deviation of {pixels.std():.2g}"
             )
         if REFERENCE not in self.ready:
             return {}
         return {"psnr_db": psnr_db(pixels, np.fromfile(reference, np.uint8))}
 
     def _another_seed(self, configuration: Configuration) -> None:
-        """How near pictures are that have nothing in common but the weights; what the others' figures say beside it."""
-        found = self._measure(configuration, pictures=0, calls=0, latents="other")
+        """How near images are that have nothing in common but the weights; what the others' figures say beside it."""
+        found = self._measure(configuration, images=0, calls=0, latents="other")
         self.report["psnr_of_another_seed_db"] = found["psnr_db"]
 
     def _skip(self, name: str, reason: str) -> None:
@@ -231,9 +231,9 @@ class Bench:
 
 def _command(arguments: argparse.Namespace) -> str:
     """What was asked, without this machine's paths."""
-    numbers = ("steps", "size", "rounds", "pictures", "calls", "threads", "seed")
+    numbers = ("steps", "size", "rounds", "images", "calls", "threads", "seed")
     said = [f"--{name} {getattr(arguments, name)}" for name in numbers]
-    said += ["--submodules"] if arguments.submodules else []
+    said += ["--components"] if arguments.components else []
     said += ["--only", *map(shlex.quote, arguments.only)] if arguments.only else []
     return f"python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers {' '.join(said)}"
 

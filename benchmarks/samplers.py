@@ -4,7 +4,7 @@
     .venv/bin/python -m benchmarks.samplers --samplers euler,DDIM --steps 2,3,4 --prompts 64 --output scratch/few.json
 
 Every sampler that suits the model draws the same held-out prompts from the same noise, with the bundle's own guidance
-scale, and a classical judge reads the pictures. What is in the report already is not measured again, so that a run that
+scale, and a classical judge reads the images. What is in the report already is not measured again, so that a run that
 was stopped goes on where it was. About two minutes for each sampler on two CPU cores, four where a step asks the model
 twice.
 """
@@ -36,9 +36,9 @@ from sample.quality import PROMPT_SEED, Settings, fully_right, is_sample_model, 
 VARIANTS = ("plms", "dpmpp_2m_karras", "dpmpp_2m_sde_karras")
 # Score → its heading in the printed table; the report has all of them.
 COLUMNS = {
-    "wholly right": "right",
-    "one thing: wholly right": "one thing",
-    "two things: wholly right": "two things",
+    "fully right": "right",
+    "one thing: fully right": "one thing",
+    "two things: fully right": "two things",
     "background": "background",
 }
 
@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", default="5,10,25", help="by default 5,10,25")
     parser.add_argument("--prompts", type=int, default=256, help="by default 256")
     parser.add_argument("--output", type=Path, required=True, help="the JSON report")
-    parser.add_argument("--markdown", type=Path, help="a table of the shares that are wholly right")
+    parser.add_argument("--markdown", type=Path, help="a table of the shares that are fully right")
     arguments = parser.parse_args()
     try:
         arguments.steps = [int(part) for part in arguments.steps.split(",")]
@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
         parser.error(str(error))
     manifest = arguments.pipeline.bundle.manifest
     if not is_sample_model(manifest):
-        parser.error(f"{arguments.bundle} is not of the sample model, whose pictures alone the judge can read")
+        parser.error(f"{arguments.bundle} is not of the sample model, whose images alone the judge can read")
     names = [name.strip() for name in arguments.samplers.split(",")] if arguments.samplers else None
     arguments.samplers = names or [*suiting_samplers(arguments.pipeline.family.scheduler.class_name), *VARIANTS]
     try:
@@ -114,7 +114,7 @@ def report_to_go_on_with(parser: argparse.ArgumentParser, arguments: argparse.Na
 
 
 def measure(pipeline: Pipeline, cell: Cell, prompts: Sequence[Prompt], progress: Any) -> dict[str, Any]:
-    """What is right, or why nothing can be drawn; `seconds` are those of all pictures and of judging them."""
+    """What is right, or why nothing can be drawn; `seconds` are those of all images and of judging them."""
     if cell.request is None:
         return {"refused": cell.refusal}
     began = time.perf_counter()
@@ -125,7 +125,7 @@ def measure(pipeline: Pipeline, cell: Cell, prompts: Sequence[Prompt], progress:
         safety="off" if cell.request.policy == "off" else "report",
     )
     seen = read_images(pipeline, settings, prompts, lambda images: progress(images * cell.evaluations))
-    figures = {"wholly right": fully_right(prompts, seen), **score_prompts(prompts, seen)}
+    figures = {"fully right": fully_right(prompts, seen), **score_prompts(prompts, seen)}
     return {
         "evaluations": cell.evaluations,
         "seconds": round(time.perf_counter() - began, 1),
@@ -150,7 +150,7 @@ def as_table(measured: dict[str, Any], cells: Sequence[Cell]) -> Table:
 
 
 def as_markdown(measured: dict[str, Any], names: Sequence[str], counts: Sequence[int]) -> str:
-    """The shares that are wholly right: one row a sampler, one column a number of steps."""
+    """The shares that are fully right: one row a sampler, one column a number of steps."""
     lines = ["| sampler | " + " | ".join(counted(count, "step") for count in counts) + " |"]
     lines.append("|---|" + "---:|" * len(counts))
     for name in names:
@@ -163,7 +163,7 @@ def _markdown_cell(found: dict[str, Any], count: int) -> str:
     if "refused" in found:
         return "–"
     more = "" if found["evaluations"] == count else f" ({found['evaluations']} evaluations)"
-    return _share(*found["right_of"]["wholly right"]) + more
+    return _share(*found["right_of"]["fully right"]) + more
 
 
 def _share(right: int, of: int) -> str:

@@ -1,4 +1,4 @@
-"""What does it cost to have the runtime, to import it, to be helped, and to draw the first picture?
+"""What does it cost to have the runtime, to import it, to be helped, and to draw the first image?
 
     .venv/bin/python -m benchmarks.startup --output benchmarks/results/startup.json
 
@@ -53,7 +53,7 @@ def measure(folder: Path) -> dict[str, Any]:
         ),
         "help_s": median([folder / "bin" / "latentrt", "--help"]),
         "run_help_s": median([folder / "bin" / "latentrt", "run", "--help"]),
-        "picture_onnxruntime_s": median(drawing(folder, "cpu")),
+        "image_onnxruntime_s": median(drawing(folder, "cpu")),
     }
     install(python, "openvino")
     began = time.perf_counter()
@@ -61,8 +61,8 @@ def measure(folder: Path) -> dict[str, Any]:
     return {
         **found,
         "installed_mb_with_openvino": round(installed_bytes(folder) / 1e6, 1),
-        "first_picture_openvino_s": round(time.perf_counter() - began, 3),
-        "picture_openvino_s": median(drawing(folder, "openvino")),
+        "first_image_openvino_s": round(time.perf_counter() - began, 3),
+        "image_openvino_s": median(drawing(folder, "openvino")),
     }
 
 
@@ -73,10 +73,10 @@ def install(python: Path, extra: str) -> None:
 
 
 def drawing(folder: Path, device: str) -> list[Any]:
-    """The command that draws a picture with the sample bundle of an environment; what it keeps is kept there."""
+    """The command that draws an image with the sample bundle of an environment; what it keeps is kept there."""
     bundle = next(folder.glob("lib/python*/site-packages/latentrt/sample_bundle"))
     command = [folder / "bin" / "latentrt", "run", bundle, PROMPT, "--seed", "7", "--device", device, "--quiet"]
-    return ["env", f"LATENTRT_CACHE={folder / 'cache'}", *command, "-o", folder / "picture.png"]
+    return ["env", f"LATENTRT_CACHE={folder / 'cache'}", *command, "-o", folder / "image.png"]
 
 
 def installed_bytes(folder: Path) -> int:

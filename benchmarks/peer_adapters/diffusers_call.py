@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, noise
+from benchmarks.peer_adapters.protocol import GeneratedImage, Job, noise
 
 __all__ = ["DiffusersPipeline"]
 
@@ -28,7 +28,7 @@ class DiffusersPipeline:
         values, shape = noise(job)
         self.latents = torch.frombuffer(bytearray(values), dtype=torch.float32).reshape(shape).to(dtype)
 
-    def draw(self, step_ended: Callable[[], None]) -> Drawn:
+    def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
         def ended(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             step_ended()
             return {}
@@ -43,9 +43,9 @@ class DiffusersPipeline:
             latents=self.latents.clone(),
             callback_on_step_end=ended,
         ).images[0]
-        return Drawn(image.tobytes())
+        return GeneratedImage(image.tobytes())
 
-    def submodules(self) -> Mapping[str, Callable[[], object]]:
+    def components(self) -> Mapping[str, Callable[[], object]]:
         import torch
 
         pipeline, latents = self.pipeline, self.latents

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, noise, serve
+from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, noise, serve
 
 
 class GenAI:
@@ -38,7 +38,7 @@ class GenAI:
         values, shape = noise(self.job)
         return openvino.Tensor(np.frombuffer(values, np.float32).reshape(shape).copy())
 
-    def draw(self, step_ended: Callable[[], None]) -> Drawn:
+    def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
         def ended(step: int, steps: int, latents: Any) -> bool:
             step_ended()
             return False
@@ -53,9 +53,9 @@ class GenAI:
             generator=_given(self.latents),
             callback=ended,
         )
-        return Drawn(tensor.data.tobytes())
+        return GeneratedImage(tensor.data.tobytes())
 
-    def submodules(self) -> Mapping[str, Callable[[], object]]:
+    def components(self) -> Mapping[str, Callable[[], object]]:
         import numpy as np
         import openvino
         import openvino_genai

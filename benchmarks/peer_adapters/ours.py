@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, noise, serve
+from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, noise, serve
 
 
 class LatentRT:
-    """Our pipeline. Options: `load`, what `Pipeline.load` is given, and `request`, what is asked beside the picture."""
+    """Our pipeline. Options: `load`, what `Pipeline.load` is given, and `request`, what is asked beside the image."""
 
     def __init__(self, job: Job) -> None:
         import numpy as np
@@ -34,13 +34,13 @@ class LatentRT:
         )
         self.request = self.pipeline.resolve(request)
 
-    def draw(self, step_ended: Callable[[], None]) -> Drawn:
+    def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
         for step in self.pipeline.steps(self.request):
             latents = step.latents
             step_ended()
-        return Drawn(self.pipeline.finish(self.request, latents).images[0].tobytes())
+        return GeneratedImage(self.pipeline.finish(self.request, latents).images[0].tobytes())
 
-    def submodules(self) -> Mapping[str, Callable[[], object]]:
+    def components(self) -> Mapping[str, Callable[[], object]]:
         import numpy as np
 
         from latentrt.backends.session import run
@@ -60,7 +60,7 @@ class LatentRT:
 
 
 def load(job: Job) -> Peer:
-    """The pipeline; graphs are loaded when the first picture needs them."""
+    """The pipeline; graphs are loaded when the first image needs them."""
     return LatentRT(job)
 
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, serve
+from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, serve
 
-# What it writes when a submodule is done, and what it writes when that began.
+# What it writes when a component is done, and what it writes when that began.
 _TAKEN = {
     "text_encoder": (r"generate_image \d+x\d+", r"get_learned_condition completed"),
     "vae_decoder": (r"decoding \d+ latents", r"decode_first_stage completed"),
@@ -43,7 +43,7 @@ class StableDiffusionCpp:
     def _hear(self, level: int, text: bytes, data: Any) -> None:
         self.said.append((time.perf_counter(), text.decode("utf-8", "replace")))
 
-    def draw(self, step_ended: Callable[[], None]) -> Drawn:
+    def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
         self.said.clear()
         ended: list[float] = []
 
@@ -66,13 +66,13 @@ class StableDiffusionCpp:
         found = {name: self._at(done) - self._at(begun) for name, (begun, done) in _TAKEN.items()}
         if len(ended) > 1:
             found["unet"] = (ended[-1] - ended[0]) / (len(ended) - 1)
-        return Drawn(image.convert("RGB").tobytes(), found)  # it gives a channel of opacity as well
+        return GeneratedImage(image.convert("RGB").tobytes(), found)  # it gives a channel of opacity as well
 
     def _at(self, words: str) -> float:
         """When it wrote that."""
         return next(moment for moment, text in self.said if re.search(words, text))
 
-    def submodules(self) -> Mapping[str, Callable[[], object]]:
+    def components(self) -> Mapping[str, Callable[[], object]]:
         return {}
 
 

@@ -15,13 +15,13 @@ from benchmarks.peer_report import Bar, bars, figure, markdown
 
 
 def configuration(bits: int, unet: list[list[float]], **others: Any) -> dict[str, Any]:
-    """Its rounds' calls of the UNet; a step takes twice as long, and each round has two pictures."""
+    """Its rounds' calls of the UNet; a step takes twice as long, and each round has two images."""
     rounds = [
         {
-            "first_picture_s": 30.0,
-            "picture_s": [10.0 * calls[0], 12.0 * calls[0]],
+            "first_image_s": 30.0,
+            "image_s": [10.0 * calls[0], 12.0 * calls[0]],
             "step_s": [2 * seconds for seconds in calls],
-            "submodules": {"unet": calls},
+            "components": {"unet": calls},
             "peak_resident_bytes": 3 << 30,
             "peak_anonymous_bytes": 1 << 30,
             "psnr_db": 41.26,
@@ -37,7 +37,7 @@ def report() -> dict[str, Any]:
     return {
         "command": "python -m benchmarks.peers scratch/full/checkpoint --steps 4",
         "machine": {"cpu": "Some CPU", "cores": 2, "memory_gib": 16.0, "python": "3.11.7"},
-        "settings": {"size": 512, "steps": 4, "rounds": 3, "threads": 2, "guidance_scale": 7.5, "submodules": False},
+        "settings": {"size": 512, "steps": 4, "rounds": 3, "threads": 2, "guidance_scale": 7.5, "components": False},
         "environments": {
             "torch": {
                 "installed_mb_without_byte_code": 1234.5,
@@ -63,8 +63,8 @@ def report() -> dict[str, Any]:
 def test_figures_are_medians_of_the_rounds_medians(report: dict[str, Any]) -> None:
     fast = report["configurations"]["fast peer"]
     assert figure(fast, "unet") == pytest.approx(4.1)
-    assert figure(fast, "picture_s") == pytest.approx(44.0)
-    assert figure(fast, "first_picture_s") == 30.0
+    assert figure(fast, "image_s") == pytest.approx(44.0)
+    assert figure(fast, "first_image_s") == 30.0
     assert figure(fast, "vae_decoder") is None
 
 
@@ -78,7 +78,7 @@ def test_bars_compare_the_best_of_each_type_round_by_round(report: dict[str, Any
     assert step.ratio == pytest.approx(1.15)
     # Nobody has a figure of the decoder, and of int8 there is none of ours.
     assert {bits for bits, _ in found} == {32, 16}
-    assert {column for _, column in found} == {"step_s", "picture_s", "first_picture_s", "unet"}
+    assert {column for _, column in found} == {"step_s", "image_s", "first_image_s", "unet"}
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(0.4, True), (1.1, True), (1.11, False)])
@@ -95,7 +95,7 @@ def test_tables(report: dict[str, Any]) -> None:
     assert "| slow peer | 16 (16–16) | 88 (88–88) | 30 (30–30) | – | 8 (8–8) | – | 41.3 |" in lines
     assert "| fast peer | 8.2 (8.2–82) | 44 (44–440) | 30 (30–30) | – | 4.1 (4.1–41) | – | 41.3 |" in lines
     assert "slow peer: has no figure of its own." in lines
-    assert "PSNR is beside diffusers in float32; a picture of another seed has 12.3 dB." in lines
+    assert "PSNR is beside diffusers in float32; an image of another seed has 12.3 dB." in lines
     assert "| float32 | UNet s | ours | fast peer | 1.00 | yes |" in lines
     assert "| 16 bits | s / step | ours, half | half peer | 1.15 | **no** |" in lines
     assert "| slow peer | 3.00 | 1.00 | 4.26 | torch |" in lines
@@ -104,9 +104,9 @@ def test_tables(report: dict[str, Any]) -> None:
 
 
 def test_submodules_apart_have_no_figures_of_pictures(report: dict[str, Any]) -> None:
-    report["settings"]["submodules"] = True
+    report["settings"]["components"] = True
     for each in report["configurations"].values():
-        each["rounds"] = [{"submodules": one["submodules"], "peak_resident_bytes": 1} for one in each["rounds"]]
+        each["rounds"] = [{"components": one["components"], "peak_resident_bytes": 1} for one in each["rounds"]]
     lines = markdown(report).splitlines()
     assert "| slow peer | – | – | – | – | 8 (8–8) | – | – |" in lines
     assert not any("largest resident set" in line for line in lines)

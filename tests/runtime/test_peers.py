@@ -42,8 +42,8 @@ def job(tmp_path: Path) -> Job:
         threads=1,
         seed=0,
         latents=str(tmp_path / "noise"),
-        picture=str(tmp_path / "picture"),
-        pictures=2,
+        image_file=str(tmp_path / "image"),
+        images=2,
         calls=4,
         began=0.0,
     )
@@ -59,30 +59,30 @@ def test_every_part_of_a_process_is_measured(job: Job) -> None:
     held = 200 << 20
     found = measure(replace(job, options={"hold_bytes": held, "wait_s": 0.3}))
     assert set(found) == {
-        *("load_s", "first_picture_s", "picture_s", "step_s", "submodules"),
+        *("load_s", "first_image_s", "image_s", "step_s", "components"),
         *("peak_resident_bytes", "peak_anonymous_bytes"),
     }
-    assert 0.3 < found["load_s"] < found["first_picture_s"] < 60
-    assert len(found["picture_s"]) == 2
+    assert 0.3 < found["load_s"] < found["first_image_s"] < 60
+    assert len(found["image_s"]) == 2
     assert len(found["step_s"]) == 2 * (job.steps - 1)
     assert min(found["step_s"]) >= 0.001
-    assert list(found["submodules"]) == ["unet"]
-    assert len(found["submodules"]["unet"]) == 4
-    assert min(found["submodules"]["unet"]) >= 0.002
+    assert list(found["components"]) == ["unet"]
+    assert len(found["components"]["unet"]) == 4
+    assert min(found["components"]["unet"]) >= 0.002
     # What it holds is anonymous, and a Python and its libraries are beside it.
     assert held < found["peak_anonymous_bytes"] < found["peak_resident_bytes"] < held + (200 << 20)
-    assert Path(job.picture).stat().st_size == 64 * 64 * 3
+    assert Path(job.image_file).stat().st_size == 64 * 64 * 3
 
 
 def test_submodules_alone_and_those_that_only_the_peer_can_time(job: Job) -> None:
-    assert set(measure(replace(job, pictures=None))) == {
-        *("load_s", "submodules", "peak_resident_bytes", "peak_anonymous_bytes"),
+    assert set(measure(replace(job, images=None))) == {
+        *("load_s", "components", "peak_resident_bytes", "peak_anonymous_bytes"),
     }
-    assert not Path(job.picture).exists()
-    assert measure(replace(job, options={"knows": True}))["submodules"] == {"vae_decoder": [0.5, 0.5]}
-    first_only = measure(replace(job, options={"knows": True}, pictures=0, calls=0))
-    assert first_only["submodules"] == {"vae_decoder": [0.5]}
-    assert first_only["picture_s"] == first_only["step_s"] == []
+    assert not Path(job.image_file).exists()
+    assert measure(replace(job, options={"knows": True}))["components"] == {"vae_decoder": [0.5, 0.5]}
+    first_only = measure(replace(job, options={"knows": True}, images=0, calls=0))
+    assert first_only["components"] == {"vae_decoder": [0.5]}
+    assert first_only["image_s"] == first_only["step_s"] == []
 
 
 def test_a_process_that_fails_says_why(job: Job) -> None:
@@ -99,9 +99,9 @@ def test_our_adapter_draws_what_our_pipeline_draws(job: Job, tmp_path: Path) -> 
 
     latents = noise.Generator(0).normal((1, 4, 16, 16))
     (tmp_path / "noise").write_bytes(latents.tobytes())
-    asked = replace(job, model=str(sample.bundle_path()), steps=2, pictures=1, calls=1)
+    asked = replace(job, model=str(sample.bundle_path()), steps=2, images=1, calls=1)
     found = measure(replace(asked, options={"load": {"device": "cpu"}}), "benchmarks.peer_adapters.ours")
-    assert set(found["submodules"]) == {"text_encoder", "unet", "vae_decoder"}
+    assert set(found["components"]) == {"text_encoder", "unet", "vae_decoder"}
     assert len(found["step_s"]) == 1
     expected = Pipeline.load(device="cpu", threads=1)(
         job.prompt,
@@ -114,22 +114,22 @@ def test_our_adapter_draws_what_our_pipeline_draws(job: Job, tmp_path: Path) -> 
         sampler_options={"timestep_spacing": "linspace"},
         safety="off",
     ).images[0]
-    assert Path(job.picture).read_bytes() == expected.tobytes()
+    assert Path(job.image_file).read_bytes() == expected.tobytes()
 
 
 @pytest.mark.slow
 def test_diffusers_adapter_draws_the_same_from_the_same_noise(job: Job, tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(noise.Generator(0).normal((1, 4, 32, 32)).tobytes())
-    asked = replace(job, side=128, steps=8, pictures=1, calls=1)
+    asked = replace(job, side=128, steps=8, images=1, calls=1)
     theirs = replace(asked, model=str(ROOT / "sample/checkpoint"), options={"dtype": "float32"})
     ours = replace(asked, model=str(sample.bundle_path()), options={"load": {"device": "cpu"}})
-    pictures = []
+    images = []
     for name, one in (("diffusers_torch", theirs), ("ours", ours)):
         found = measure(one, f"benchmarks.peer_adapters.{name}", 600)
-        assert set(found["submodules"]) == {"text_encoder", "unet", "vae_decoder"}
-        pictures.append(np.fromfile(job.picture, np.uint8))
+        assert set(found["components"]) == {"text_encoder", "unet", "vae_decoder"}
+        images.append(np.fromfile(job.image_file, np.uint8))
     # The bundle's weights are halves.
-    assert (peers.psnr_db(*pictures) or 99) > 35
+    assert (peers.psnr_db(*images) or 99) > 35
 
 
 def test_the_catalogue_names_what_there_is() -> None:
@@ -222,7 +222,7 @@ def test_what_wants_bfloat16_is_left_out_where_there_is_none(
 def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, asked = tmp_path / "report.json", []
     given = [str(ROOT / "sample/checkpoint"), "--work", str(tmp_path / "work"), "--output", str(output)]
-    arguments = peers.parse([*given, "--size", "64", "--rounds", "2", "--pictures", "1"])
+    arguments = peers.parse([*given, "--size", "64", "--rounds", "2", "--images", "1"])
 
     def environment(name: str, folder: Path) -> Path:
         if name == "optimum-onnx":
@@ -230,12 +230,12 @@ def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
         return Path(sys.executable)
 
     def process(python: Path, module: str, job: Job, **others: Any) -> dict[str, Any]:
-        asked.append(Path(job.picture).name)
-        if "GenAI" in job.picture and len(asked) > 3:
+        asked.append(Path(job.image_file).name)
+        if "GenAI" in job.image_file and len(asked) > 3:
             raise UnavailableError("RuntimeError: out of memory")
         values = np.frombuffer(Path(job.latents).read_bytes(), np.uint8)
-        Path(job.picture).write_bytes(np.resize(values, 64 * 64 * 3).tobytes())
-        return {"step_s": [1.0], "picture_s": [2.0], "first_picture_s": 3.0, "submodules": {}}
+        Path(job.image_file).write_bytes(np.resize(values, 64 * 64 * 3).tobytes())
+        return {"step_s": [1.0], "image_s": [2.0], "first_image_s": 3.0, "components": {}}
 
     monkeypatch.setattr(peers, "made", environment)
     monkeypatch.setattr(peers, "described", lambda name, python: {"packages": {}})
@@ -269,7 +269,7 @@ def test_a_report_says_what_was_asked(tmp_path: Path) -> None:
     command = peers.Bench(peers.parse(given)).report["command"]
     assert command == (
         "python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers --steps 3 --size 512 --rounds 3 "
-        "--pictures 2 --calls 5 --threads 2 --seed 0 --only GenAI 'latentrt OpenVINO'"
+        "--images 2 --calls 5 --threads 2 --seed 0 --only GenAI 'latentrt OpenVINO'"
     )
     # As the tables show it, it can be run again.
     words = [*shlex.split(command)[3:], "--output", "report.json"]

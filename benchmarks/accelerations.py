@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.approximations scratch/full/int8 --merged scratch/full/int8_merged \\
         --output benchmarks/results/approximations.json
 
-The price is measured on the sample model: how many of its pictures are wholly right (`benchmarks.quality` has the same
-judge, prompts and seeds), and how far they are from the exact ones. What is saved, and how far pictures are from exact
+The price is measured on the sample model: how many of its images are fully right (`benchmarks.quality` has the same
+judge, prompts and seeds), and how far they are from the exact ones. What is saved, and how far images are from exact
 ones where weights are random, is measured on a bundle of full size: rounds over all ways, so that a noisy machine hits
 all alike, and medians of the rounds' ratios. Bundles need the parts that are asked for: `latentrt export … --deep-cache
 0 --preview-decoder FOLDER`, and `--token-merging 0.5` for those that merge tokens.
@@ -34,7 +34,7 @@ from sample.judge import read
 from sample.prompts import held_out_prompts
 from sample.quality import PROMPT_SEED, Settings, fully_right, generate
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 # Before anything is timed: the fewest steps in which each way compiles every graph that it will run, for guided and for
 # unguided steps.
@@ -113,7 +113,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sample", type=Path, default=bundle_path(), help="by default the one that comes along")
     parser.add_argument("--sample-merged", type=Path, help="the same, exported with --token-merging")
     parser.add_argument("--precision", help="what is computed in; by default the bundle's")
-    parser.add_argument("--steps", type=int, default=20, help="of pictures of full size, by default 20")
+    parser.add_argument("--steps", type=int, default=20, help="of images of full size, by default 20")
     parser.add_argument("--rounds", type=int, default=3, help="by default 3")
     parser.add_argument("--prompts", type=int, default=256, help="of the sample model, by default 256")
     parser.add_argument("--output", type=Path, help="a JSON report")
@@ -128,44 +128,44 @@ def load(bundle: Path, arguments: argparse.Namespace) -> Pipeline:
 
 
 def price(ways: Sequence[Way], found: dict[str, Found], arguments: argparse.Namespace) -> None:
-    """How many of the sample model's pictures stay right, and how far they are from the exact ones."""
+    """How many of the sample model's images stay right, and how far they are from the exact ones."""
     asked = held_out_prompts(arguments.prompts, PROMPT_SEED)
     pipelines = {False: load(arguments.sample, arguments)}
     if arguments.sample_merged:
         pipelines[True] = load(arguments.sample_merged, arguments)
-    exact: Pictures | None = None
+    exact: Images | None = None
     for way in ways:
         settings = replace(Settings(), options=way.options)
         batches = generate(
             pipelines[way.merged], settings, [prompt.text for prompt in asked], progress=lambda count: None
         )
-        pictures = np.concatenate([pictures for pictures, _ in batches])
-        exact = pictures if exact is None else exact
-        found[way.name].right = fully_right(asked, [read(picture) for picture in pictures]).right
-        found[way.name].sample_psnr = psnr(pictures, exact)
+        images = np.concatenate([images for images, _ in batches])
+        exact = images if exact is None else exact
+        found[way.name].right = fully_right(asked, [read(image) for image in images]).right
+        found[way.name].sample_psnr = psnr(images, exact)
         print(f"{way.name}: {found[way.name].right} of {len(asked)} right", flush=True)
 
 
 def save(ways: Sequence[Way], found: dict[str, Found], arguments: argparse.Namespace) -> None:
-    """How much faster pictures of full size are, and how far from the exact ones."""
+    """How much faster images of full size are, and how far from the exact ones."""
     pipelines = {False: load(arguments.bundle, arguments)}
     if arguments.merged:
         pipelines[True] = load(arguments.merged, arguments)
     for way in ways:
         draw(pipelines[way.merged], way, _WARM_STEPS)
-    exact: Pictures | None = None
+    exact: Images | None = None
     for number in range(arguments.rounds):
         for way in ways:
-            seconds, pictures = draw(pipelines[way.merged], way, arguments.steps)
-            exact = pictures if exact is None else exact
-            found[way.name].psnr = psnr(pictures, exact)
+            seconds, images = draw(pipelines[way.merged], way, arguments.steps)
+            exact = images if exact is None else exact
+            found[way.name].psnr = psnr(images, exact)
             found[way.name].seconds.append(round(seconds, 3))
             found[way.name].faster.append(round(found[ways[0].name].seconds[-1] / seconds, 3))
             print(f"round {number}: {way.name}: {seconds:.1f} s", flush=True)
 
 
-def draw(pipeline: Pipeline, way: Way, steps: int) -> tuple[float, Pictures]:
-    """One picture, and the seconds it took."""
+def draw(pipeline: Pipeline, way: Way, steps: int) -> tuple[float, Images]:
+    """One image, and the seconds it took."""
     began = time.perf_counter()
     result: Any = pipeline(
         PROMPT,
@@ -180,15 +180,15 @@ def draw(pipeline: Pipeline, way: Way, steps: int) -> tuple[float, Pictures]:
     return time.perf_counter() - began, np.rint(result.images * 255).astype(np.uint8)
 
 
-def psnr(pictures: Pictures, exact: Pictures) -> float | None:
+def psnr(images: Images, exact: Images) -> float | None:
     """Peak signal to noise in decibels, over all pixels; None where they are the same."""
-    error = float(np.mean((pictures.astype(np.float64) - exact.astype(np.float64)) ** 2))
+    error = float(np.mean((images.astype(np.float64) - exact.astype(np.float64)) ** 2))
     return round(10 * float(np.log10(255**2 / error)), 2) if error else None
 
 
 def as_table(found: dict[str, Found], prompts: int) -> Table:
     table = Table(box=None, header_style="")
-    for heading in ("way", "times faster", "s/picture", "PSNR dB", "sample: right", "sample: PSNR dB"):
+    for heading in ("way", "times faster", "s/image", "PSNR dB", "sample: right", "sample: PSNR dB"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     for name, one in found.items():
         table.add_row(
