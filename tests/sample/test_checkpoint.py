@@ -1,4 +1,4 @@
-"""The checkpoint in the repository, the bundle of it in the runtime's package, and diffusers' images from the former."""
+"""The checkpoint in the repository, its bundle in the runtime's package, and diffusers' images from the former."""
 
 from __future__ import annotations
 
