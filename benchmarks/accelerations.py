@@ -1,13 +1,13 @@
-"""What does it cost, and what does it save, to leave work out?
+"""Measures the speed-up of each acceleration, and its cost in quality.
 
-    .venv/bin/python -m benchmarks.approximations scratch/full/int8 --merged scratch/full/int8_merged \\
-        --output benchmarks/results/approximations.json
+    .venv/bin/python -m benchmarks.accelerations scratch/full/int8 --merged scratch/full/int8_merged \\
+        --output benchmarks/results/accelerations.json
 
-The price is measured on the sample model: how many of its images are fully right (`benchmarks.quality` has the same
-judge, prompts and seeds), and how far they are from the exact ones. What is saved, and how far images are from exact
-ones where weights are random, is measured on a bundle of full size: rounds over all ways, so that a noisy machine hits
-all alike, and medians of the rounds' ratios. Bundles need the parts that are asked for: `latentrt export … --deep-cache
-0 --preview-decoder FOLDER`, and `--token-merging 0.5` for those that merge tokens.
+The cost is measured on the sample model: how many of its images are fully right (with the judge, prompts and seeds of
+`benchmarks.quality`), and their PSNR against the exact ones. The speed-up, and the PSNR with random weights, are
+measured on a bundle of full size: in rounds over all variants, so that noise affects all alike, with medians of the
+rounds' ratios. Bundles need the parts in use: `latentrt export … --deep-cache 0 --preview-decoder FOLDER`, and
+`--token-merging 0.5` for those that merge tokens.
 """
 
 from __future__ import annotations
@@ -36,39 +36,38 @@ from sample.quality import PROMPT_SEED, Settings, fully_right, generate
 
 Images = NDArray[np.uint8]
 
-# Before anything is timed: the fewest steps in which each way compiles every graph that it will run, for guided and for
-# unguided steps.
+# Of a warm-up: the fewest steps in which each variant compiles all of its graphs, for guided and for unguided steps.
 _WARM_STEPS = 7
 
 PROMPT = "a photograph of an astronaut riding a horse"
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to draw. `merged` is by the bundle that merges tokens."""
+class Variant:
+    """A set of accelerations. `merged` takes the bundle with token merging."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     merged: bool = False
 
 
-WAYS = (
-    Way("exact"),
-    Way("guidance until 0.8", {"guidance_end": 0.8}),
-    Way("guidance until 0.6", {"guidance_end": 0.6}),
-    Way("guidance until 0.4", {"guidance_end": 0.4}),
-    Way("guidance from 0.1 to 0.7", {"guidance_start": 0.1, "guidance_end": 0.7}),
-    Way("deep cache 2", {"deep_cache": 2}),
-    Way("deep cache 3", {"deep_cache": 3}),
-    Way("deep cache 5", {"deep_cache": 5}),
-    Way("preview decoder", {"decoder": "preview"}),
-    Way("token merging", merged=True),
-    Way("guidance until 0.6, deep cache 3", {"guidance_end": 0.6, "deep_cache": 3}),
-    Way(
+VARIANTS = (
+    Variant("exact"),
+    Variant("guidance until 0.8", {"guidance_end": 0.8}),
+    Variant("guidance until 0.6", {"guidance_end": 0.6}),
+    Variant("guidance until 0.4", {"guidance_end": 0.4}),
+    Variant("guidance from 0.1 to 0.7", {"guidance_start": 0.1, "guidance_end": 0.7}),
+    Variant("deep cache 2", {"deep_cache": 2}),
+    Variant("deep cache 3", {"deep_cache": 3}),
+    Variant("deep cache 5", {"deep_cache": 5}),
+    Variant("preview decoder", {"decoder": "preview"}),
+    Variant("token merging", merged=True),
+    Variant("guidance until 0.6, deep cache 3", {"guidance_end": 0.6, "deep_cache": 3}),
+    Variant(
         "guidance until 0.6, deep cache 3, preview decoder",
         {"guidance_end": 0.6, "deep_cache": 3, "decoder": "preview"},
     ),
-    Way(
+    Variant(
         "guidance until 0.6, deep cache 3, preview decoder, token merging",
         {"guidance_end": 0.6, "deep_cache": 3, "decoder": "preview"},
         merged=True,
@@ -78,29 +77,32 @@ WAYS = (
 
 @dataclass
 class Found:
-    """What was measured of one way: seconds and times faster of each round, on the bundle of full size."""
+    """The measurements of one variant: seconds and speed-up of each round, on the bundle of full size."""
 
     right: int = 0
     sample_psnr: float | None = None
     psnr: float | None = None
     seconds: list[float] = field(default_factory=list)
-    faster: list[float] = field(default_factory=list)
+    speed_up: list[float] = field(default_factory=list)
 
 
 def main() -> None:
     arguments = parse()
     console = Console()
-    found = {way.name: Found() for way in WAYS if arguments.merged or not way.merged}
-    ways = [way for way in WAYS if way.name in found]
-    price(ways, found, arguments)
-    save(ways, found, arguments)
+    found = {variant.name: Found() for variant in VARIANTS if arguments.merged or not variant.merged}
+    variants = [variant for variant in VARIANTS if variant.name in found]
+    measure_quality(variants, found, arguments)
+    measure_speed(variants, found, arguments)
     console.print(as_table(found, arguments.prompts))
     report = {
-        "command": "python -m benchmarks.approximations " + " ".join(sys.argv[1:]),
+        "command": "python -m benchmarks.accelerations " + " ".join(sys.argv[1:]),
         "machine": machine(),
         "runs_on": {name: str(each) for name, each in load(arguments.bundle, arguments).runs_on.items()},
         "sample": {"prompts": arguments.prompts, **asdict(Settings())},
-        "ways": {way.name: {"options": way.options, "merged": way.merged, **asdict(found[way.name])} for way in ways},
+        "variants": {
+            variant.name: {"options": variant.options, "merged": variant.merged, **asdict(found[variant.name])}
+            for variant in variants
+        },
     }
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
@@ -110,16 +112,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="of full size")
     parser.add_argument("--merged", type=Path, help="the same, exported with --token-merging")
-    parser.add_argument("--sample", type=Path, default=bundle_path(), help="by default the one that comes along")
+    parser.add_argument(
+        "--sample", type=Path, default=bundle_path(), help="by default the one in the runtime's package"
+    )
     parser.add_argument("--sample-merged", type=Path, help="the same, exported with --token-merging")
-    parser.add_argument("--precision", help="what is computed in; by default the bundle's")
+    parser.add_argument("--precision", help="of a CPU's arithmetic; by default the bundle's")
     parser.add_argument("--steps", type=int, default=20, help="of images of full size, by default 20")
     parser.add_argument("--rounds", type=int, default=3, help="by default 3")
     parser.add_argument("--prompts", type=int, default=256, help="of the sample model, by default 256")
     parser.add_argument("--output", type=Path, help="a JSON report")
     arguments = parser.parse_args()
     if (arguments.merged is None) != (arguments.sample_merged is None):
-        parser.error("found one of --merged and --sample-merged, expected both or none")
+        parser.error("got one of --merged and --sample-merged, expected both or none")
     return arguments
 
 
@@ -127,45 +131,45 @@ def load(bundle: Path, arguments: argparse.Namespace) -> Pipeline:
     return Pipeline.load(bundle, precision=arguments.precision)
 
 
-def price(ways: Sequence[Way], found: dict[str, Found], arguments: argparse.Namespace) -> None:
-    """How many of the sample model's images stay right, and how far they are from the exact ones."""
-    asked = held_out_prompts(arguments.prompts, PROMPT_SEED)
+def measure_quality(variants: Sequence[Variant], found: dict[str, Found], arguments: argparse.Namespace) -> None:
+    """Count the right images of the sample model, and compute their PSNR against the exact ones."""
+    prompts = held_out_prompts(arguments.prompts, PROMPT_SEED)
     pipelines = {False: load(arguments.sample, arguments)}
     if arguments.sample_merged:
         pipelines[True] = load(arguments.sample_merged, arguments)
     exact: Images | None = None
-    for way in ways:
-        settings = replace(Settings(), options=way.options)
+    for variant in variants:
+        settings = replace(Settings(), options=variant.options)
         batches = generate(
-            pipelines[way.merged], settings, [prompt.text for prompt in asked], progress=lambda count: None
+            pipelines[variant.merged], settings, [prompt.text for prompt in prompts], progress=lambda count: None
         )
         images = np.concatenate([images for images, _ in batches])
         exact = images if exact is None else exact
-        found[way.name].right = fully_right(asked, [read(image) for image in images]).right
-        found[way.name].sample_psnr = psnr(images, exact)
-        print(f"{way.name}: {found[way.name].right} of {len(asked)} right", flush=True)
+        found[variant.name].right = fully_right(prompts, [read(image) for image in images]).right
+        found[variant.name].sample_psnr = psnr(images, exact)
+        print(f"{variant.name}: {found[variant.name].right} of {len(prompts)} right", flush=True)
 
 
-def save(ways: Sequence[Way], found: dict[str, Found], arguments: argparse.Namespace) -> None:
-    """How much faster images of full size are, and how far from the exact ones."""
+def measure_speed(variants: Sequence[Variant], found: dict[str, Found], arguments: argparse.Namespace) -> None:
+    """Time images of full size, and compute their PSNR against the exact ones."""
     pipelines = {False: load(arguments.bundle, arguments)}
     if arguments.merged:
         pipelines[True] = load(arguments.merged, arguments)
-    for way in ways:
-        draw(pipelines[way.merged], way, _WARM_STEPS)
+    for variant in variants:
+        time_image(pipelines[variant.merged], variant, _WARM_STEPS)
     exact: Images | None = None
     for number in range(arguments.rounds):
-        for way in ways:
-            seconds, images = draw(pipelines[way.merged], way, arguments.steps)
+        for variant in variants:
+            seconds, images = time_image(pipelines[variant.merged], variant, arguments.steps)
             exact = images if exact is None else exact
-            found[way.name].psnr = psnr(images, exact)
-            found[way.name].seconds.append(round(seconds, 3))
-            found[way.name].faster.append(round(found[ways[0].name].seconds[-1] / seconds, 3))
-            print(f"round {number}: {way.name}: {seconds:.1f} s", flush=True)
+            found[variant.name].psnr = psnr(images, exact)
+            found[variant.name].seconds.append(round(seconds, 3))
+            found[variant.name].speed_up.append(round(found[variants[0].name].seconds[-1] / seconds, 3))
+            print(f"round {number}: {variant.name}: {seconds:.1f} s", flush=True)
 
 
-def draw(pipeline: Pipeline, way: Way, steps: int) -> tuple[float, Images]:
-    """One image, and the seconds it took."""
+def time_image(pipeline: Pipeline, variant: Variant, steps: int) -> tuple[float, Images]:
+    """Generate an image; return the seconds it took and the image."""
     began = time.perf_counter()
     result: Any = pipeline(
         PROMPT,
@@ -175,25 +179,25 @@ def draw(pipeline: Pipeline, way: Way, steps: int) -> tuple[float, Images]:
         sampler="ddim",
         safety="off",
         output_type="np",
-        **way.options,
+        **variant.options,
     )
     return time.perf_counter() - began, np.rint(result.images * 255).astype(np.uint8)
 
 
 def psnr(images: Images, exact: Images) -> float | None:
-    """Peak signal to noise in decibels, over all pixels; None where they are the same."""
+    """Return the peak signal-to-noise ratio in decibels, over all pixels; None if they are equal."""
     error = float(np.mean((images.astype(np.float64) - exact.astype(np.float64)) ** 2))
     return round(10 * float(np.log10(255**2 / error)), 2) if error else None
 
 
 def as_table(found: dict[str, Found], prompts: int) -> Table:
     table = Table(box=None, header_style="")
-    for heading in ("way", "times faster", "s/image", "PSNR dB", "sample: right", "sample: PSNR dB"):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
+    for heading in ("variant", "speed-up", "s/image", "PSNR dB", "sample: right", "sample: PSNR dB"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
     for name, one in found.items():
         table.add_row(
             name,
-            f"{statistics.median(one.faster):.2f}",
+            f"{statistics.median(one.speed_up):.2f}",
             f"{statistics.median(one.seconds):.1f}",
             "" if one.psnr is None else f"{one.psnr:.1f}",
             f"{one.right / prompts:.1%}",

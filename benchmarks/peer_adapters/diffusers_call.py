@@ -1,4 +1,4 @@
-"""Pipelines that are called as diffusers' StableDiffusionPipeline is: its own, and Optimum's of both kinds."""
+"""Pipelines with the call of diffusers' StableDiffusionPipeline: diffusers itself and both of Optimum's."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["DiffusersPipeline"]
 
 
 class DiffusersPipeline:
-    """Such a pipeline, made ready.
+    """A pipeline with the comparison's sampler and noise.
 
     Args:
         pipeline: without a safety checker.
-        dtype: torch's, of what the pipeline is fed.
+        dtype: torch's, of the pipeline's inputs.
     """
 
     def __init__(self, pipeline: Any, job: Job, dtype: Any) -> None:
@@ -69,6 +69,6 @@ class DiffusersPipeline:
 def _without_gradients(run: Callable[[], object]) -> Callable[[], object]:
     import torch
 
-    # Not inference mode: pipelines use this, and a compiled module would be compiled anew for another.
+    # Not inference mode: pipelines use no_grad, and another mode would compile modules again.
     no_grad: Callable[[Callable[[], object]], Callable[[], object]] = torch.no_grad()
     return no_grad(run)

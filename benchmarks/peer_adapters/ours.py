@@ -8,7 +8,7 @@ from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, noise, 
 
 
 class LatentRT:
-    """Our pipeline. Options: `load`, what `Pipeline.load` is given, and `request`, what is asked beside the image."""
+    """Our pipeline. Options: `load`, the keywords of `Pipeline.load`, and `request`, further ones of the request."""
 
     def __init__(self, job: Job) -> None:
         import numpy as np
@@ -51,16 +51,16 @@ class LatentRT:
         inputs, timesteps = [samples[0].model_input()] * len(evaluations), [np.float32(500)] * len(evaluations)
         decoder = self.pipeline.components.session("vae_decoder")
         return {
-            # Encodes the prompt and draws the first latents, which takes microseconds.
+            # Encodes the prompt, and makes the first latents in microseconds.
             "text_encoder": lambda: stage.begin(self.request),
-            # As the loop evaluates it: what does not depend on the latents is computed by the first call.
+            # As in the loop: work that does not depend on the latents is done in the first call alone.
             "unet": lambda: denoiser.evaluate(evaluations, inputs, timesteps),
             "vae_decoder": lambda: run(decoder, latents=self.latents),
         }
 
 
 def load(job: Job) -> Peer:
-    """The pipeline; graphs are loaded when the first image needs them."""
+    """Open the bundle; graphs are loaded for the first image."""
     return LatentRT(job)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, serve
 
-# What it writes when a component is done, and what it writes when that began.
+# Its log messages at the start and at the end of a component.
 _TAKEN = {
     "text_encoder": (r"generate_image \d+x\d+", r"get_learned_condition completed"),
     "vae_decoder": (r"decoding \d+ latents", r"decode_first_stage completed"),
@@ -18,9 +18,9 @@ _TAKEN = {
 
 
 class StableDiffusionCpp:
-    """Its model. Options: `wtype`, the type of the weights that are loaded, by ggml's name.
+    """Its model. Options: `wtype`, the type of the weights, by ggml's name.
 
-    Attention is left as it is by default, as its documentation says that flash attention slows most backends down.
+    Attention is the default one: by its documentation, flash attention slows most backends down.
     """
 
     def __init__(self, job: Job) -> None:
@@ -34,7 +34,7 @@ class StableDiffusionCpp:
             model_path=job.model,
             wtype=job.options["wtype"],
             n_threads=job.threads,
-            # Both as torch's generator on a CPU, which is what the other peers' noise was made with.
+            # Both like torch's generator on a CPU, which makes the other peers' noise.
             rng_type="cpu",
             sampler_rng_type="cpu",
             vae_decode_only=True,
@@ -48,7 +48,7 @@ class StableDiffusionCpp:
         ended: list[float] = []
 
         def progress(step: int, steps: int, seconds: float) -> None:
-            if step > 0:  # the first call says that nothing is done yet
+            if step > 0:  # the first call comes before the first step
                 ended.append(time.perf_counter())
                 step_ended()
 
@@ -66,10 +66,10 @@ class StableDiffusionCpp:
         found = {name: self._at(done) - self._at(begun) for name, (begun, done) in _TAKEN.items()}
         if len(ended) > 1:
             found["unet"] = (ended[-1] - ended[0]) / (len(ended) - 1)
-        return GeneratedImage(image.convert("RGB").tobytes(), found)  # it gives a channel of opacity as well
+        return GeneratedImage(image.convert("RGB").tobytes(), found)  # without the alpha channel
 
     def _at(self, words: str) -> float:
-        """When it wrote that."""
+        """Return the time of a log message."""
         return next(moment for moment, text in self.said if re.search(words, text))
 
     def components(self) -> Mapping[str, Callable[[], object]]:
@@ -77,7 +77,7 @@ class StableDiffusionCpp:
 
 
 def load(job: Job) -> Peer:
-    """The model, in memory."""
+    """Load the model into memory."""
     return StableDiffusionCpp(job)
 
 

@@ -1,4 +1,4 @@
-"""A peer that takes a millisecond, for `test_peers.py`. Its options say what it does beside that."""
+"""A peer that takes a millisecond, for `test_peers.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, noise, 
 
 
 class Fake:
-    """Draws one colour. Options: `fail`, `wait_s`, `hold_bytes`, `knows`: a component that only it can time."""
+    """Generates one colour. Options: `fail`, `wait_s`, `hold_bytes`, `knows`: a component that only it can time."""
 
     def __init__(self, job: Job) -> None:
         if "fail" in job.options:

@@ -18,11 +18,11 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import peers
 from benchmarks.peer_adapters.protocol import Job
-from benchmarks.peer_catalogue import CONFIGURATIONS, REFERENCE, selected
-from benchmarks.peer_environments import ENVIRONMENTS, UnavailableError, last_words
-from benchmarks.peer_models import MODELS, converted, file_bytes, plain_checkpoint
-from benchmarks.peer_process import measured
-from latentrt import sample
+from benchmarks.peer_catalogue import CONFIGURATIONS, REFERENCE, select
+from benchmarks.peer_environments import ENVIRONMENTS, UnavailableError, last_line
+from benchmarks.peer_models import MODELS, convert, file_bytes, plain_checkpoint
+from benchmarks.peer_process import measure as measure_peer
+from latentrt.bundle import sample
 from latentrt.sampling import noise
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,7 +52,7 @@ def job(tmp_path: Path) -> Job:
 def measure(job: Job, module: str = FAKE, timeout_s: float = 60) -> dict[str, Any]:
     variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "runtime")])}
     folder = Path(job.latents).parent
-    return measured(Path(sys.executable), module, job, variables=variables, folder=folder, timeout_s=timeout_s)
+    return measure_peer(Path(sys.executable), module, job, variables=variables, folder=folder, timeout_s=timeout_s)
 
 
 def test_every_part_of_a_process_is_measured(job: Job) -> None:
@@ -74,7 +74,7 @@ def test_every_part_of_a_process_is_measured(job: Job) -> None:
     assert Path(job.image_file).stat().st_size == 64 * 64 * 3
 
 
-def test_submodules_alone_and_those_that_only_the_peer_can_time(job: Job) -> None:
+def test_components_alone_and_those_that_only_the_peer_can_time(job: Job) -> None:
     assert set(measure(replace(job, images=None))) == {
         *("load_s", "components", "peak_resident_bytes", "peak_anonymous_bytes"),
     }
@@ -145,10 +145,10 @@ def test_the_catalogue_names_what_there_is() -> None:
     for model in MODELS.values():
         assert model.source in MODELS
         assert model.environment is None or model.environment in ENVIRONMENTS
-    assert {each.name for each in selected(["GenAI"])} == {name for name in names if "GenAI" in name}
-    assert selected([]) == CONFIGURATIONS
-    with pytest.raises(SystemExit, match="found --only 'tensorflow', expected a part of one of: diffusers float32, "):
-        selected(["tensorflow"])
+    assert {each.name for each in select(["GenAI"])} == {name for name in names if "GenAI" in name}
+    assert select([]) == CONFIGURATIONS
+    with pytest.raises(SystemExit, match="got --only 'tensorflow', expected a part of one of: diffusers float32, "):
+        select(["tensorflow"])
 
 
 def test_the_plain_checkpoint_is_laid_out_as_it_was_published(tmp_path: Path) -> None:
@@ -175,14 +175,14 @@ def test_a_conversion_that_fails_leaves_nothing_that_is_taken_for_a_model(
     failing = replace(MODELS["onnx"], environment=None, command=("-c", "raise SystemExit('found no such task')"))
     monkeypatch.setitem(MODELS, "onnx", failing)
     with pytest.raises(UnavailableError, match=r"^onnx could not be converted: found no such task$"):
-        converted("onnx", tmp_path, ROOT / "sample/checkpoint", lambda name: Path(sys.executable))
+        convert("onnx", tmp_path, ROOT / "sample/checkpoint", lambda name: Path(sys.executable))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_last_words_hide_where_this_is() -> None:
-    assert last_words(f"Traceback\n  {ROOT}/x.py\nValueError: no\n\n") == "ValueError: no"
-    assert last_words(f"cannot read {ROOT}/x") == "cannot read ./x"
-    assert last_words("") == "nothing was said"
+    assert last_line(f"Traceback\n  {ROOT}/x.py\nValueError: no\n\n") == "ValueError: no"
+    assert last_line(f"cannot read {ROOT}/x") == "cannot read ./x"
+    assert last_line("") == "no output"
 
 
 def test_psnr() -> None:
@@ -208,9 +208,9 @@ def test_what_wants_bfloat16_is_left_out_where_there_is_none(
     given = ["checkpoint", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "report.json")]
     bench = peers.Bench(peers.parse(given))
     monkeypatch.setattr(peers, "computes_in_bfloat16", lambda: has)
-    monkeypatch.setattr(peers, "made", lambda name, folder: Path(sys.executable))
-    monkeypatch.setattr(peers, "described", lambda name, python: {"packages": {}})
-    monkeypatch.setattr(peers, "converted", lambda *given: ROOT / "sample/checkpoint/scheduler")
+    monkeypatch.setattr(peers, "make_environment", lambda name, folder: Path(sys.executable))
+    monkeypatch.setattr(peers, "describe_environment", lambda name, python: {"packages": {}})
+    monkeypatch.setattr(peers, "convert", lambda *given: ROOT / "sample/checkpoint/scheduler")
     for configuration in CONFIGURATIONS:
         bench.prepare(configuration)
     wanting = {each.name for each in CONFIGURATIONS if "bfloat16" in each.name}
@@ -237,18 +237,18 @@ def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
         Path(job.image_file).write_bytes(np.resize(values, 64 * 64 * 3).tobytes())
         return {"step_s": [1.0], "image_s": [2.0], "first_image_s": 3.0, "components": {}}
 
-    monkeypatch.setattr(peers, "made", environment)
-    monkeypatch.setattr(peers, "described", lambda name, python: {"packages": {}})
-    monkeypatch.setattr(peers, "converted", lambda *given: ROOT / "sample/checkpoint/scheduler")
-    monkeypatch.setattr(peers, "measured", process)
+    monkeypatch.setattr(peers, "make_environment", environment)
+    monkeypatch.setattr(peers, "describe_environment", lambda name, python: {"packages": {}})
+    monkeypatch.setattr(peers, "convert", lambda *given: ROOT / "sample/checkpoint/scheduler")
+    monkeypatch.setattr(peers, "measure", process)
     bench = peers.Bench(arguments)
-    for configuration in selected([REFERENCE, "GenAI float32", "optimum-onnx"]):
+    for configuration in select([REFERENCE, "GenAI float32", "optimum-onnx"]):
         bench.prepare(configuration)
     for number in range(2):
         bench.round(number)
     # In turns; the reference once more for another seed.
-    drawn = [f"{REFERENCE}, noise.u8", f"{REFERENCE}, other.u8", "OpenVINO GenAI float32, noise.u8"]
-    assert asked == [*drawn, drawn[0], drawn[2]]
+    images = [f"{REFERENCE}, noise.u8", f"{REFERENCE}, other.u8", "OpenVINO GenAI float32, noise.u8"]
+    assert asked == [*images, images[0], images[2]]
     report = json.loads(output.read_text())
     assert report["skipped"] == {
         "optimum-onnx float32": "the environment optimum-onnx could not be installed: no network",
