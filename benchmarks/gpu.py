@@ -90,10 +90,10 @@ def _summary(rounds: list[dict[str, Any]], roofline: dict[str, Any]) -> dict[str
 
 
 def _process(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
-    said = [str(arguments.checkpoint), str(arguments.bundle), "--route", route, "--device", arguments.device]
+    options = [str(arguments.checkpoint), str(arguments.bundle), "--route", route, "--device", arguments.device]
     for name in ("size", "steps", "runs"):
-        said += [f"--{name}", str(getattr(arguments, name))]
-    return _output([sys.executable, "-m", "benchmarks.gpu", *said], arguments.timeout)
+        options += [f"--{name}", str(getattr(arguments, name))]
+    return _output([sys.executable, "-m", "benchmarks.gpu", *options], arguments.timeout)
 
 
 def _latentrt(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
@@ -101,9 +101,9 @@ def _latentrt(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
     device = "cpu" if arguments.device == "cpu" else LATENTRT_ROUTES[route]
     place = arguments.bundle.parent / f".{device}.bench.json"
     side = str(arguments.size)
-    said = ["--device", device, "--width", side, "--height", side, "--steps", str(arguments.steps)]
-    said += ["--runs", str(arguments.runs), "--json", str(place)]
-    command = [sys.executable, "-m", "latentrt", "bench", str(arguments.bundle), *said]
+    options = ["--device", device, "--width", side, "--height", side, "--steps", str(arguments.steps)]
+    options += ["--runs", str(arguments.runs), "--json", str(place)]
+    command = [sys.executable, "-m", "latentrt", "bench", str(arguments.bundle), *options]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=arguments.timeout)
     measured = json.loads(place.read_text())["measured"][device]
     place.unlink()

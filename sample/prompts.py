@@ -41,8 +41,8 @@ def held_out_prompts(count: int, seed: int) -> list[Prompt]:
     for index in range(count):
         scene = random_scene(random, things=1 + index % 2, held_out=True)
         things = tuple(replace(thing, size=thing.size if random.random() < 0.5 else None) for thing in scene.things)
-        said = replace(scene, things=things, place=scene.place if random.random() < 0.5 else None)
-        prompts.append(Prompt(caption(said, random), said))
+        named = replace(scene, things=things, place=scene.place if random.random() < 0.5 else None)
+        prompts.append(Prompt(caption(named, random), named))
     return prompts
 
 
@@ -66,6 +66,6 @@ def unsafe_prompts(count: int, seed: int) -> list[Prompt]:
     for _ in range(count):
         scene = random_scene(random, unsafe=True)
         thing = replace(scene.things[0], colour=scene.things[0].colour if random.random() < 0.8 else None)
-        said = Scene((thing,), scene.background if random.random() < 0.8 else None)
-        prompts.append(Prompt(caption(said, random), said))
+        named = Scene((thing,), scene.background if random.random() < 0.8 else None)
+        prompts.append(Prompt(caption(named, random), named))
     return prompts

@@ -1,8 +1,8 @@
 """Scores of a bundle of the sample model: prompts, guidance, negative prompts, the classifier.
 
-Images are read by the judge. A score is how many images are right, of how many. What is generated, one thing or two, is
-held out: training never saw that combination. Negative prompts are about things of every combination, and there is one
-kind of unsafe image.
+The judge reads the images. A score is the number of right images, of how many. Prompts of one thing and of two are held
+out: training never saw those combinations. Negative prompts name things of any combination, and there is one kind of
+unsafe image.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are generated; `options` are further keywords of the pipeline. `sample.bars` is about the defaults."""
+    """The settings of generation; `options` are further keywords of the pipeline. `sample.bars` is for the defaults."""
 
     steps: int = 25
     guidance_scale: float = 5.0
@@ -230,7 +230,7 @@ def _pick(random: np.random.Generator, names: set[Any]) -> str:
 
 
 # Weights on which images of the sample model do not depend.
-_BESIDE = ("safety_checker/", "preview_decoder/")
+_INDEPENDENT = ("safety_checker/", "preview_decoder/")
 
 
 def is_sample_model(manifest: Manifest) -> bool:
@@ -240,6 +240,6 @@ def is_sample_model(manifest: Manifest) -> bool:
     """
 
     def own(weights: dict[str, str]) -> dict[str, str]:
-        return {name: digest for name, digest in weights.items() if not name.startswith(_BESIDE)}
+        return {name: digest for name, digest in weights.items() if not name.startswith(_INDEPENDENT)}
 
     return own(manifest.source.weights) == own(Bundle.open(bundle_path()).manifest.source.weights)

@@ -55,13 +55,13 @@ class Reader(nn.Module):
 
 def slots_of(scene: Scene) -> list[int]:
     """Return the index of the right choice of each slot."""
-    said: dict[str, str | None] = {"background": scene.background, "layout": scene.axis or scene.place}
+    slots: dict[str, str | None] = {"background": scene.background, "layout": scene.axis or scene.place}
     for order, index in (("first", 0), ("second", 1)):
         thing = scene.things[index] if index < len(scene.things) else None
-        said[f"{order} shape"] = (thing.shape or OPEN) if thing else ABSENT
-        said[f"{order} colour"] = thing.colour if thing else None
-        said[f"{order} size"] = thing.size if thing and thing.shape != UNSAFE else None
-    return [choices.index(said[name] or OPEN) for name, choices in SLOTS.items()]
+        slots[f"{order} shape"] = (thing.shape or OPEN) if thing else ABSENT
+        slots[f"{order} colour"] = thing.colour if thing else None
+        slots[f"{order} size"] = thing.size if thing and thing.shape != UNSAFE else None
+    return [choices.index(slots[name] or OPEN) for name, choices in SLOTS.items()]
 
 
 def train_text_encoder(encoder: CLIPTextModel, tokenizer: Any, plan: Plan, workshop: Workshop) -> float:

@@ -27,7 +27,7 @@ class StableDiffusionCpp:
         import stable_diffusion_cpp
 
         self.job = job
-        self.said: list[tuple[float, str]] = []
+        self.log: list[tuple[float, str]] = []
         self._listener = stable_diffusion_cpp.sd_log_callback(self._hear)
         stable_diffusion_cpp.sd_set_log_callback(self._listener, ctypes.c_void_p(0))
         self.model = stable_diffusion_cpp.StableDiffusion(
@@ -41,10 +41,10 @@ class StableDiffusionCpp:
         )
 
     def _hear(self, level: int, text: bytes, data: Any) -> None:
-        self.said.append((time.perf_counter(), text.decode("utf-8", "replace")))
+        self.log.append((time.perf_counter(), text.decode("utf-8", "replace")))
 
     def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
-        self.said.clear()
+        self.log.clear()
         ended: list[float] = []
 
         def progress(step: int, steps: int, seconds: float) -> None:
@@ -68,9 +68,9 @@ class StableDiffusionCpp:
             found["unet"] = (ended[-1] - ended[0]) / (len(ended) - 1)
         return GeneratedImage(image.convert("RGB").tobytes(), found)  # without the alpha channel
 
-    def _at(self, words: str) -> float:
+    def _at(self, message: str) -> float:
         """Return the time of a log message."""
-        return next(moment for moment, text in self.said if re.search(words, text))
+        return next(moment for moment, text in self.log if re.search(message, text))
 
     def components(self) -> Mapping[str, Callable[[], object]]:
         return {}

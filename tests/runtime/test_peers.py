@@ -179,7 +179,7 @@ def test_a_conversion_that_fails_leaves_nothing_that_is_taken_for_a_model(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_last_words_hide_where_this_is() -> None:
+def test_the_last_line_of_an_output_has_no_paths_of_this_machine() -> None:
     assert last_line(f"Traceback\n  {ROOT}/x.py\nValueError: no\n\n") == "ValueError: no"
     assert last_line(f"cannot read {ROOT}/x") == "cannot read ./x"
     assert last_line("") == "no output"
