@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 setup: .venv/.ready
 
-# Everything in one call, so that pip sees torch's pin together with whatever depends on torch.
+# Install everything in one call, so that pip sees torch's pin together with all that depends on torch.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,openvino,export,rtx,dev]"
@@ -32,8 +32,8 @@ demo: setup .venv-runtime/.ready
 		--steps 25 --guidance-scale 5 --seed 7 -o demo/image.png
 	@echo "demo/sheet.png shows the bundle that ships with the package, demo/image.png is from demo/bundle"
 
-# The sample model, the bundle of it that the runtime carries, and README's picture. More than an hour on a CPU; it goes
-# on where it was stopped.
+# The sample model, its bundle in the runtime's package, and README's image. More than an hour on a CPU; an interrupted
+# run resumes.
 sample: setup
 	$(BIN)/python -m sample.train --work scratch/sample --output sample/checkpoint
 	$(BIN)/latentrt export sample/checkpoint runtime/latentrt/sample_bundle --precision float16 \
@@ -52,7 +52,7 @@ test-runtime: .venv-runtime/.ready
 test-slow: setup
 	$(PYTEST) -m "slow and not gpu"
 
-# Tests that need a GPU say why they are skipped where there is none.
+# Without a GPU these tests are skipped, with the reason.
 test-gpu: setup
 	$(BIN)/pytest -m gpu
 
@@ -63,16 +63,16 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-# The full-size figures take half an hour, 24 GB of disk and 12 GiB of memory.
+# The full-size measurement takes half an hour, 24 GB of disk and 12 GiB of memory.
 bench: setup
 	$(BIN)/python -m benchmarks.startup --output benchmarks/results/startup.json
 	$(BIN)/python -m benchmarks.quality --graph float32 --graph float16 --output benchmarks/results/quality.json
 	$(BIN)/python -m benchmarks.hashing --output benchmarks/results/hashing.json
 	$(BIN)/python -m benchmarks.convergence --output benchmarks/results/convergence.json --plot docs/convergence.svg
-	rm -f benchmarks/results/samplers.json  # what is in a report is not measured again
+	rm -f benchmarks/results/samplers.json  # an existing report is continued, not measured again
 	$(BIN)/python -m benchmarks.samplers --prompts 128 --output benchmarks/results/samplers.json
 	$(BIN)/python -m benchmarks.full_size --work scratch/full --output benchmarks/results/full_size.json
 
-# The states in scratch/sample stay: they are an hour of training.
+# The training states in scratch/sample stay: they took an hour.
 clean:
 	rm -rf .venv .venv-runtime demo scratch/full scratch/bundles

@@ -1,12 +1,12 @@
-"""What does it take to decode whole, in slices, in tiles, and by the preview decoder?
+"""Measures the time and memory to decode whole, in slices, in tiles, and with the preview decoder.
 
     .venv/bin/python -m benchmarks.decoding scratch/full/float16 --output benchmarks/results/decoding.json
 
-Each way is run in a process of its own, which decodes one picture's latents and tells its seconds (with loading, and
-without where it is asked to decode again; the processors' seconds, which tell more where the machine is not alone) and
-the most anonymous memory that it held at once, less what it held before anything was loaded; weights that are mapped
-from their file are not in that. Weights of full size are random, and so are the pictures; what tiles cost a trained
-model is measured on pictures of the sample model, of twice its side.
+Each variant runs in a process of its own, which decodes one image's latents and reports the seconds (of the first
+decode with loading, of later ones without; and CPU time, which is more reliable on a shared machine) and the peak of
+its anonymous memory over the level before loading; weights that are mapped from their file are not in it. Weights of
+full size are random, and so are the images; the cost of tiles in quality is measured on images of the sample model, at
+twice its side.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ _SAMPLE_STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What was measured of one way. `psnr` and `largest`, in levels of 255, are beside the whole decode; None for no
-    difference, and where the picture is another one by intent."""
+    """The measurements of one variant.
+
+    `psnr` and `largest` (difference, in levels of 255) are against the whole decode; None if equal or not comparable.
+    """
 
     seconds: list[float]
     processor_seconds: list[float]
@@ -67,7 +69,7 @@ class Found:
 def main() -> None:
     arguments = parse()
     if arguments.one:
-        one(arguments)
+        measure_one(arguments)
         return
     bundle = Bundle.open(arguments.bundle)
     report: dict[str, Any] = {
@@ -85,7 +87,7 @@ def main() -> None:
             }
             write(report, arguments.output)
     if "tiled" in arguments.ways:
-        report["sample"] = price_on_sample(arguments.prompts)
+        report["sample"] = measure_tiles(arguments.prompts)
         write(report, arguments.output)
     Console(width=110).print(as_table(report))
 
@@ -93,7 +95,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="of full size")
-    parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="of pictures, in pixels")
+    parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="of images, in pixels")
     parser.add_argument("--on", nargs="+", choices=get_args(CpuBackend), default=list(get_args(CpuBackend)))
     parser.add_argument(
         "--ways", nargs="+", choices=get_args(Way), default=list(get_args(Way)), help="whole among them"
@@ -108,14 +110,14 @@ def parse() -> argparse.Namespace:
 
 
 def ways_of(bundle: Bundle) -> list[Way]:
-    """Those that a bundle has graphs for."""
+    """Return the variants that a bundle has graphs for."""
     components = bundle.manifest.components
     ways: list[Way] = ["whole", *(["sliced"] if "slice.0" in components["vae_decoder"].parts else [])]  # type: ignore[list-item]
     return [*ways, "tiled", "small tiles", *(["preview"] if "preview_decoder" in components else [])]  # type: ignore[list-item]
 
 
 def measure(arguments: argparse.Namespace, backend: str, side: int, ways: Sequence[Way]) -> dict[str, Found]:
-    """Every way, each in a process of its own."""
+    """Measure every variant, each in a process of its own."""
     found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory() as folder:
         for way in ways:
@@ -124,15 +126,16 @@ def measure(arguments: argparse.Namespace, backend: str, side: int, ways: Sequen
             call = [sys.executable, "-m", "benchmarks.decoding", str(arguments.bundle), "--repeats", str(repeats)]
             call += ["--precision", arguments.precision] if arguments.precision else []
             call += ["--threads", str(arguments.threads), "--one", way, backend, str(side), str(file)]
-            told = json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE).stdout)
-            beside = {} if way in ("whole", "preview") else apart(np.load(file), np.load(Path(folder) / "whole.npy"))
-            found[way] = Found(**told, **beside)
+            measured = json.loads(subprocess.run(call, check=True, stdout=subprocess.PIPE).stdout)
+            whole = Path(folder) / "whole.npy"
+            difference = {} if way in ("whole", "preview") else compare(np.load(file), np.load(whole))
+            found[way] = Found(**measured, **difference)
             print(f"{side} on {backend}, {way}: {found[way]}", flush=True)
     return found
 
 
-def one(arguments: argparse.Namespace) -> None:
-    """Measure one way, here."""
+def measure_one(arguments: argparse.Namespace) -> None:
+    """Measure one variant in this process, and print the result."""
     way, backend, side, file = arguments.one
     bundle = Bundle.open(arguments.bundle)
     name = "preview_decoder" if way == "preview" else "vae_decoder"
@@ -142,22 +145,22 @@ def one(arguments: argparse.Namespace) -> None:
     placements = place_components(bundle, DEVICES[backend], preferences=preferences)
     opens: Callable[[], Session] = partial(placements[name].open, None)
     if way == "sliced":
-        opens = partial(sliced, bundle, backend, preferences)
+        opens = partial(open_sliced, bundle, backend, preferences)
     watch, seconds, processor_seconds = AnonymousMemory(), [], []
     session: Session | None = None
     for _ in range(arguments.repeats):
         began, worked = time.perf_counter(), time.process_time()
         session = session or opens()
-        pixels = decoding(session, way)(latents)
+        pixels = decode_with(session, way)(latents)
         seconds.append(round(time.perf_counter() - began, 2))
         processor_seconds.append(round(time.process_time() - worked, 2))
     np.save(file, pixels)
-    told = {"seconds": seconds, "processor_seconds": processor_seconds, "peak_anonymous_mib": watch.most_mib()}
-    print(json.dumps(told))
+    measured = {"seconds": seconds, "processor_seconds": processor_seconds, "peak_anonymous_mib": watch.peak_mib()}
+    print(json.dumps(measured))
 
 
-def sliced(bundle: Bundle, backend: CpuBackend, preferences: Preferences) -> SlicedDecoder:
-    """In slices also where `--low-memory` would not."""
+def open_sliced(bundle: Bundle, backend: CpuBackend, preferences: Preferences) -> SlicedDecoder:
+    """Open a decoder in slices, also where `--low-memory` does not use them."""
     record = bundle.manifest.components["vae_decoder"]
     precision: Precision = "int8" if "int8" in record.graphs else "float32"
     narrow = preferences.precision == "bfloat16" or (precision == "int8" and ov.computes_in_bfloat16())
@@ -173,8 +176,8 @@ def sliced(bundle: Bundle, backend: CpuBackend, preferences: Preferences) -> Sli
     return SlicedDecoder(record.inputs, record.outputs, record.parts, open_part, lambda part: None)
 
 
-def decoding(session: Session, way: str) -> Decode:
-    """Latents → pixels, in one way."""
+def decode_with(session: Session, way: str) -> Decode:
+    """Return the function from latents to pixels of one variant."""
 
     def whole(latents: NDArray[np.float32]) -> Pixels:
         pixels: Pixels = session.run({"latents": latents})["pixels"]
@@ -185,14 +188,14 @@ def decoding(session: Session, way: str) -> Decode:
 
 
 class AnonymousMemory:
-    """The most that this process holds from now on, beyond what it holds now."""
+    """The peak of this process's anonymous memory over its present level."""
 
     def __init__(self) -> None:
         self._before = self._most = self._now()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def most_mib(self) -> int:
-        """In MiB."""
+    def peak_mib(self) -> int:
+        """Return the peak so far in MiB."""
         return (self._most - self._before) >> 10
 
     def _watch(self) -> None:
@@ -202,29 +205,29 @@ class AnonymousMemory:
 
     def _now(self) -> int:
         found = re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        assert found is not None, "Linux tells"
+        assert found is not None, "Linux has this line"
         return int(found[1])
 
 
-def price_on_sample(prompts: int) -> dict[str, Any]:
-    """How far tiles are from the whole decode where weights are trained, on pictures of twice the model's side."""
+def measure_tiles(prompts: int) -> dict[str, Any]:
+    """Compare tiles with the whole decode on images of the sample model, at twice its side."""
     pipeline = Pipeline.load(bundle_path())
     manifest = pipeline.bundle.manifest
     most, side = manifest.defaults.height // manifest.latent_spaces["unet"].downscale, 2 * manifest.defaults.height
     call: dict[str, Any] = {"seed": 7, "num_inference_steps": _SAMPLE_STEPS, "height": side, "width": side}
     texts = [prompt.text for prompt in held_out_prompts(prompts, PROMPT_SEED)]
     latents = [pipeline(text, **call, safety="off", output_type="latent").images for text in texts]
-    decode = decoding(place_components(pipeline.bundle, "cpu")["vae_decoder"].open(None), "whole")
+    decode = decode_with(place_components(pipeline.bundle, "cpu")["vae_decoder"].open(None), "whole")
     whole = np.concatenate([decode(one) for one in latents])
     tiled = [
         decode_in_tiles(decode, one, most=most, factor=manifest.latent_spaces["unet"].downscale) for one in latents
     ]
-    found = apart(np.concatenate(tiled), whole)
+    found = compare(np.concatenate(tiled), whole)
     return {"prompts": prompts, "side": side, "steps": _SAMPLE_STEPS, "tiled": found}
 
 
-def apart(pixels: Pixels, whole: Pixels) -> dict[str, Any]:
-    """PSNR in decibels and the largest difference in levels."""
+def compare(pixels: Pixels, whole: Pixels) -> dict[str, Any]:
+    """Return the PSNR in decibels and the largest difference in levels."""
     off = np.abs(pixels.astype(np.int64) - whole)
     error = float(np.mean(off**2))
     return {"psnr": round(10 * float(np.log10(255**2 / error)), 1) if error else None, "largest": int(off.max())}
@@ -254,8 +257,8 @@ def as_table(report: dict[str, Any]) -> Table:
         for backend, ways in backends.items():
             for way, found in ways.items():
                 first, *again = found["seconds"]
-                figures = [found["peak_anonymous_mib"], found["psnr"], found["largest"]]
-                shown = ["" if figure is None else str(figure) for figure in figures]
+                values = [found["peak_anonymous_mib"], found["psnr"], found["largest"]]
+                shown = ["" if value is None else str(value) for value in values]
                 worked = f"{min(found['processor_seconds']):.1f}"
                 table.add_row(side, backend, way, f"{first:.1f}", f"{min(again):.1f}" if again else "", worked, *shown)
     if sample := report.get("sample"):

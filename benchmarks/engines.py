@@ -1,11 +1,11 @@
-"""What do engines of a full-size Stable Diffusion 1.5 cost to build, on a machine without a GPU?
+"""Measures building the engines of a full-size Stable Diffusion 1.5, on a machine without a GPU.
 
     .venv/bin/python -m benchmarks.full_size_checkpoint scratch/full/checkpoint
     .venv/bin/latentrt export scratch/full/checkpoint scratch/full/float16 --precision float16
     .venv/bin/python -m benchmarks.engines scratch/full/float16 --output benchmarks/results/engines.json
 
-Builds a plan of every submodule for one picture of 512 × 512 with guidance, and for 256 to 768 pixels and one to four
-pictures, with TensorRT-RTX, for compute capability 8.9. Engines go into a cache of their own, which is removed again.
+Builds a plan of every component for one image of 512 × 512 with guidance, and for 256 to 768 pixels and one to four
+images, with TensorRT-RTX, for compute capability 8.9. Engines go into a temporary cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from latentrt_engines.profiles import image_profile
 from latentrt_engines.targets import list_targets
 
 CAPABILITY = "8.9"
-PICTURES = {"512x512, batch 1": ("512x512", "1"), "256 to 768, batch 1 to 4": ("256x256:512x512:768x768", "1:1:4")}
+PROFILES = {"512x512, batch 1": ("512x512", "1"), "256 to 768, batch 1 to 4": ("256x256:512x512:768x768", "1:1:4")}
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
             for name, component in bundle.manifest.components.items()
         },
     }
-    report["engines"] = {words: measure(bundle, library, *said) for words, said in PICTURES.items()}
+    report["engines"] = {name: measure(bundle, library, *profile) for name, profile in PROFILES.items()}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report["engines"], indent=2))

@@ -1,10 +1,10 @@
-"""What does a full-size Stable Diffusion 1.5 cost to export and to run?
+"""Measures the export and the run of a full-size Stable Diffusion 1.5.
 
     .venv/bin/python -m benchmarks.full_size --work scratch/full --output benchmarks/results/full_size.json
 
 Makes a checkpoint of 860 M random UNet parameters with the shipped configurations (speed does not depend on the
-values), exports it in float32 and in float16, gate included, and draws one picture of 512 × 512 in 2 steps from each,
-every step in a process of its own. Needs about 24 GB of disk.
+values), exports it in float32 and in float16, gate included, and generates one image of 512 × 512 in 2 steps from each,
+every command in a process of its own. Needs about 24 GB of disk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where checkpoint and bundles go; kept")
     parser.add_argument("--output", type=Path, required=True, help="the JSON report")
     parser.add_argument("--precisions", nargs="+", default=["float32", "float16"])
-    parser.add_argument("--runs-only", action="store_true", help="draw again from the bundles of an earlier report")
+    parser.add_argument("--runs-only", action="store_true", help="run again the bundles of an earlier report")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.work / "checkpoint"
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures belong to."""
+    """Return the machine and the versions that measurements belong to."""
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         "",
@@ -66,7 +66,7 @@ def machine() -> dict[str, Any]:
 
 
 def measure_export(checkpoint: Path, bundle: Path, precision: str) -> dict[str, Any]:
-    """Export in a fresh process."""
+    """Export in a fresh process; return the time, the peak memory and the components."""
     shutil.rmtree(bundle, ignore_errors=True)
     export = timed("export", str(checkpoint), str(bundle), "--precision", precision)
     manifest = json.loads((bundle / "bundle.json").read_text())
@@ -79,7 +79,7 @@ def measure_export(checkpoint: Path, bundle: Path, precision: str) -> dict[str, 
 
 
 def measure_runs(bundle: Path) -> dict[str, Any]:
-    """Draw twice, each in a fresh process; by the second the hashes of files older than a minute are remembered.
+    """Generate twice, each in a fresh process; the second remembers the hashes of files older than a minute.
 
     2 steps of the checkpoint's PNDM are 3 evaluations of the UNet.
     """
@@ -88,7 +88,7 @@ def measure_runs(bundle: Path) -> dict[str, Any]:
 
 
 def describe(component: dict[str, Any], cost: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
-    """A component's own figures, from the manifest and the export report."""
+    """Return a component's cost, sizes and gate results, from the manifest and the export report."""
     return {
         "export_seconds": round(cost["seconds"], 1),
         "export_peak_gib": round(cost["peak_bytes"] / 2**30, 2),
@@ -100,7 +100,7 @@ def describe(component: dict[str, Any], cost: dict[str, Any], manifest: dict[str
                 "graph_bytes": manifest["files"][graph["file"]]["size"],
                 "float32_nodes": len(graph["float32_nodes"]),
                 "gate": {
-                    f"{gate['output']} {gate['shapes']}": f"{gate['figure']:.3g} of {gate['bound']:g} {gate['measure']}"
+                    f"{gate['output']} {gate['shapes']}": f"{gate['value']:.3g} of {gate['bound']:g} {gate['metric']}"
                     for gate in graph["gate"]
                 },
             }
@@ -110,7 +110,7 @@ def describe(component: dict[str, Any], cost: dict[str, Any], manifest: dict[str
 
 
 def timed(*arguments: str) -> dict[str, float]:
-    """Wall time of a latentrt command, and the largest resident set of any process that it was."""
+    """Run a latentrt command; return its wall time and the largest resident set of its processes."""
     started = time.monotonic()
     process = subprocess.Popen([str(Path(sys.executable).with_name("latentrt")), *arguments])
     _, status, usage = os.wait4(process.pid, 0)

@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/checkpoints/con
 
 
 def make(folder: Path) -> None:
-    """Write the checkpoint, one submodule at a time."""
+    """Write the checkpoint, one component at a time."""
     torch.manual_seed(0)
     shutil.copytree(CONFIGS, folder)
     write_vocabulary(folder / "tokenizer", merges())
@@ -31,7 +31,7 @@ def make(folder: Path) -> None:
     save(AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / "vae")), folder / "vae")
     save(UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / "unet")), folder / "unet")
     save(safety_checker(), folder / "safety_checker")
-    save(AutoencoderTiny(), folder / "preview_decoder")  # its defaults are TAESD's; no part of diffusers' pipeline
+    save(AutoencoderTiny(), folder / "preview_decoder")  # its defaults are TAESD's; diffusers' pipeline has none
     write_json(folder / "feature_extractor/preprocessor_config.json", PREPROCESSOR)
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
@@ -40,7 +40,7 @@ def make(folder: Path) -> None:
 
 
 def safety_checker() -> StableDiffusionSafetyChecker:
-    """CLIP ViT-L/14, as the published classifier has it; thresholds that nothing reaches."""
+    """Return CLIP ViT-L/14, like the published classifier, with thresholds that nothing reaches."""
     vision = {
         "hidden_size": 1024,
         "intermediate_size": 4096,

@@ -1,16 +1,16 @@
-"""How fast is a full-size Stable Diffusion 1.5 on a GPU? Engines and ONNX Runtime beside diffusers, in one run.
+"""Measures a full-size Stable Diffusion 1.5 on a GPU: engines, ONNX Runtime and diffusers, in one run.
 
     python -m benchmarks.full_size_checkpoint scratch/full/checkpoint
     latentrt export scratch/full/checkpoint scratch/full/float16 --precision float16
     latentrt build scratch/full/float16 --size 512x512
     python -m benchmarks.gpu scratch/full/checkpoint scratch/full/float16 --output benchmarks/results/gpu.json
 
-Each route runs in a process of its own, one after the other, `--rounds` times over, so that what the machine does
-meanwhile falls on all of them; medians of the rounds' medians are reported, with the share of the roofline that each
-reaches: the rate of large half products and the bandwidth of copies that this GPU reaches in the same run. The UNet at
-batch 2 and 64 × 64 latents costs 1.607 TFLOP, the decoder of 512 × 512 pixels 2.51 TFLOP.
+Each route runs in a process of its own, in turn, for `--rounds` rounds, so that other load affects all of them; the
+report has medians of the rounds' medians, and each route's share of the roofline: the rate of large half products and
+the bandwidth of copies on this GPU in the same run. The UNet at batch 2 and 64 × 64 latents takes 1.607 TFLOP, the
+decoder of 512 × 512 pixels 2.51 TFLOP.
 
-`--route` runs one route of torch and prints its figures; that is what the processes do.
+`--route` runs one torch route in this process and prints its measurements.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the JSON report")
     parser.add_argument("--size", type=int, default=512, help="of a side, in pixels; by default 512")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--runs", type=int, default=5, help="pictures after the first, in each round")
+    parser.add_argument("--runs", type=int, default=5, help="images after the first, in each round")
     parser.add_argument("--rounds", type=int, default=3)
     routes = (*LATENTRT_ROUTES, *TORCH_ROUTES)
     parser.add_argument(
@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--timeout", type=float, default=1800, help="of one process, in seconds")
     parser.add_argument("--device", default="cuda", help="torch's; `cpu` only shows that the script runs")
-    parser.add_argument("--route", choices=[*TORCH_ROUTES, "roofline"], help="run this one here and print its figures")
+    parser.add_argument("--route", choices=[*TORCH_ROUTES, "roofline"], help="run this one in this process")
     arguments = parser.parse_args()
     if arguments.route is not None:
         print(json.dumps(_here(arguments)))
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every route, round after round."""
+    """Measure every route, round by round."""
     roofline = _process(arguments, "roofline")
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.routes}
     failures: dict[str, str] = {}
@@ -90,20 +90,20 @@ def _summary(rounds: list[dict[str, Any]], roofline: dict[str, Any]) -> dict[str
 
 
 def _process(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
-    said = [str(arguments.checkpoint), str(arguments.bundle), "--route", route, "--device", arguments.device]
+    options = [str(arguments.checkpoint), str(arguments.bundle), "--route", route, "--device", arguments.device]
     for name in ("size", "steps", "runs"):
-        said += [f"--{name}", str(getattr(arguments, name))]
-    return _output([sys.executable, "-m", "benchmarks.gpu", *said], arguments.timeout)
+        options += [f"--{name}", str(getattr(arguments, name))]
+    return _output([sys.executable, "-m", "benchmarks.gpu", *options], arguments.timeout)
 
 
 def _latentrt(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
-    """`latentrt bench` of one device."""
+    """Run `latentrt bench` on one device."""
     device = "cpu" if arguments.device == "cpu" else LATENTRT_ROUTES[route]
     place = arguments.bundle.parent / f".{device}.bench.json"
     side = str(arguments.size)
-    said = ["--device", device, "--width", side, "--height", side, "--steps", str(arguments.steps)]
-    said += ["--runs", str(arguments.runs), "--json", str(place)]
-    command = [sys.executable, "-m", "latentrt", "bench", str(arguments.bundle), *said]
+    options = ["--device", device, "--width", side, "--height", side, "--steps", str(arguments.steps)]
+    options += ["--runs", str(arguments.runs), "--json", str(place)]
+    command = [sys.executable, "-m", "latentrt", "bench", str(arguments.bundle), *options]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=arguments.timeout)
     measured = json.loads(place.read_text())["measured"][device]
     place.unlink()
@@ -118,8 +118,8 @@ def _latentrt(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
 
 def _output(command: list[str], timeout_s: float) -> dict[str, Any]:
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout_s)
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def _here(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _here(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _roofline(device: str) -> dict[str, Any]:
-    """What this device reaches: half products of 8192³, copies of a GiB."""
+    """Measure the device's roofline: half products of 8192³, copies of a GiB."""
     import torch
 
     side = 512 if device == "cpu" else 8192
@@ -145,7 +145,7 @@ def _roofline(device: str) -> dict[str, Any]:
 
 
 def _diffusers(arguments: argparse.Namespace) -> dict[str, Any]:
-    """diffusers in half, eager or compiled; the classifier runs in every route."""
+    """Measure diffusers in half, eager or compiled; the classifier runs in every route."""
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -158,36 +158,36 @@ def _diffusers(arguments: argparse.Namespace) -> dict[str, Any]:
         pipeline.unet = torch.compile(pipeline.unet, mode="max-autotune", fullgraph=True)
         pipeline.vae.decode = torch.compile(pipeline.vae.decode, mode="max-autotune", fullgraph=True)
 
-    def draw() -> None:
+    def generate() -> None:
         generator = torch.Generator("cpu").manual_seed(0)
         side, steps = arguments.size, arguments.steps
         pipeline(PROMPT, height=side, width=side, num_inference_steps=steps, generator=generator, output_type="np")
 
-    draw()
+    generate()
     first_ms = (time.perf_counter() - began) * 1e3
-    draw()  # what was compiled is recorded as a CUDA graph only now
-    pictures = []
+    generate()  # CUDA graphs of compiled modules are recorded in the second run
+    images = []
     for _ in range(arguments.runs):
         start = time.perf_counter()
-        draw()
-        pictures.append((time.perf_counter() - start) * 1e3)
-    # Apart, as waiting for the device at each call slows the pictures down.
+        generate()
+        images.append((time.perf_counter() - start) * 1e3)
+    # In another run, as waiting for the device at each call slows images down.
     taken: dict[str, list[float]] = {"unet_ms": [], "decoder_ms": []}
     _time_calls(pipeline.unet, "forward", taken["unet_ms"], device)
     _time_calls(pipeline.vae, "decode", taken["decoder_ms"], device)
-    draw()
+    generate()
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
-    figures = {name: statistics.median(durations) for name, durations in taken.items()}
+    components = {name: statistics.median(durations) for name, durations in taken.items()}
     return {
-        "picture_ms": statistics.median(pictures),
-        **figures,
+        "picture_ms": statistics.median(images),
+        **components,
         "first_picture_ms": first_ms,
         "peak_gib": round(peak, 2),
     }
 
 
 def _time_calls(owner: Any, method: str, durations_ms: list[float], device: str) -> None:
-    """Have a method keep how long it takes, the device waited for."""
+    """Wrap a method to record its time, waiting for the device before and after."""
     call = getattr(owner, method)
 
     def timed(*given: Any, **named: Any) -> Any:

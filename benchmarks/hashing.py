@@ -1,9 +1,9 @@
-"""What does it cost to verify a bundle when it is loaded, and when it is loaded again?
+"""Measures the time to verify a bundle's files when it is loaded first and when it is loaded again.
 
     .venv/bin/python -m benchmarks.hashing --output benchmarks/results/hashing.json
 
 Makes a bundle whose UNet weights are 1 GiB of random bytes and times `Bundle.check` of every file: hashed, remembered,
-and hashed again although remembered. Files are in the page cache, so this is the processor's share.
+and hashed again in spite of that. Files are in the page cache, so this is CPU time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.runtime import small_bundle
 
 WEIGHTS_BYTES = 1 << 30
 RUNS = 5
-# Records are trusted only for files that have not changed for a minute.
+# Remembered hashes count only for files that have not changed for a minute.
 SETTLING_SECONDS = 65
 
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Seconds to open a bundle and check all its files."""
+    """Time opening a bundle and checking all its files, in seconds."""
     small_bundle.write_bundle(folder)
     weights = folder / small_bundle.WEIGHTS
     weights.write_bytes(os.urandom(WEIGHTS_BYTES))
@@ -54,13 +54,13 @@ def measure(folder: Path) -> dict[str, Any]:
     time.sleep(SETTLING_SECONDS)
     return {
         "bundle_bytes": sum(record.size for record in manifest.files.values()),
-        "first_load_s": round(timed(lambda: opened(folder)), 3),
-        "second_load_s": median(lambda: opened(folder)),
-        "load_that_trusts_no_record_s": median(lambda: opened(folder, trust_cache=False)),
+        "first_load_s": round(timed(lambda: check_bundle(folder)), 3),
+        "second_load_s": median(lambda: check_bundle(folder)),
+        "load_that_trusts_no_record_s": median(lambda: check_bundle(folder, trust_cache=False)),
     }
 
 
-def opened(folder: Path, *, trust_cache: bool = True) -> None:
+def check_bundle(folder: Path, *, trust_cache: bool = True) -> None:
     small_bundle.everything(Bundle.open(folder, trust_cache=trust_cache))
 
 

@@ -1,10 +1,10 @@
-"""How much memory does a whole run of `latentrt run` need, at its peak?
+"""Measures the peak memory of `latentrt run`.
 
     python -m benchmarks.memory --float16 BUNDLE --int8 BUNDLE --output benchmarks/results/memory.json
 
-Each way of running is a process of its own, as a user starts it: loading, two steps of a guided picture at the bundle's
-default size, decoding and the classifier. The figure is the largest resident set that the system counted, mapped
-weights (which can be taken back) included. Beside it stand the sizes of the weights, of which the denoiser's are the
+Each configuration is a process of its own, as a user starts it: loading, two steps of a guided image at the bundle's
+default size, decoding and the classifier. The peak is the largest resident set by the system's count, including mapped
+weights, which the system can reclaim. The report also has the sizes of the weights, of which the denoiser's are the
 largest.
 """
 
@@ -28,19 +28,19 @@ from latentrt.bundle.bundle import Bundle
 PROMPT = "a photograph of an astronaut riding a horse"
 
 
-class Way(NamedTuple):
-    """A bundle, and the options that it is run with."""
+class Configuration(NamedTuple):
+    """A bundle and the options of its run."""
 
     bundle: str
     options: tuple[str, ...]
 
 
-WAYS = (
-    Way("int8", ("--device", "openvino")),
-    Way("int8", ("--device", "cpu")),
-    Way("float16", ("--device", "openvino", "--precision", "bfloat16")),
-    Way("float16", ("--device", "openvino")),
-    Way("float16", ("--device", "cpu")),
+CONFIGURATIONS = (
+    Configuration("int8", ("--device", "openvino")),
+    Configuration("int8", ("--device", "cpu")),
+    Configuration("float16", ("--device", "openvino", "--precision", "bfloat16")),
+    Configuration("float16", ("--device", "openvino")),
+    Configuration("float16", ("--device", "cpu")),
 )
 
 
@@ -57,20 +57,20 @@ def main() -> None:
         "weights_gib": {name: weights(folder) for name, folder in bundles.items()},
         "runs": [],
     }
-    for way in WAYS:
-        if "bfloat16" in way.options and not computes_in_bfloat16():
-            print("no bfloat16 on this CPU, left out:", way)
+    for bundle, own in CONFIGURATIONS:
+        if "bfloat16" in own and not computes_in_bfloat16():
+            print("skipped, no bfloat16 on this CPU:", bundle, *own)
             continue
         for low in (False, True):
-            options = (*way.options, *(("--low-memory",) if low else ()))
-            found = {"bundle": way.bundle, "options": options, **measured(bundles[way.bundle], options)}
+            options = (*own, *(("--low-memory",) if low else ()))
+            found = {"bundle": bundle, "options": options, **measure(bundles[bundle], options)}
             print(found, flush=True)
             report["runs"].append(found)
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def weights(folder: Path) -> dict[str, float]:
-    """The size of each component's weights in GiB."""
+    """Return the size of each component's weights in GiB."""
     manifest = Bundle.open(folder).manifest
     return {
         name: round(manifest.files[component.weights.file].size / 2**30, 2)
@@ -78,11 +78,11 @@ def weights(folder: Path) -> dict[str, float]:
     }
 
 
-def measured(bundle: Path, options: tuple[str, ...]) -> dict[str, float]:
-    """One run: its peak, and how long it took."""
+def measure(bundle: Path, options: tuple[str, ...]) -> dict[str, float]:
+    """Run once; return the peak and the time."""
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "picture.png"
-        arguments = ["run", bundle, PROMPT, "--steps", "2", "--seed", "7", "--quiet", "-o", picture, *options]
+        image = Path(folder) / "image.png"
+        arguments = ["run", bundle, PROMPT, "--steps", "2", "--seed", "7", "--quiet", "-o", image, *options]
         command = [Path(sys.executable).with_name("latentrt"), *arguments]
         began = time.monotonic()
         process = subprocess.Popen([*map(str, command)], env={**os.environ, "LATENTRT_CACHE": f"{folder}/cache"})

@@ -1,11 +1,11 @@
-"""What leaves the denoiser's loop when it is divided, and what that is worth on a CPU?
+"""Measures the split denoiser on a CPU: the work that leaves the loop, and the time of each part.
 
     .venv/bin/python -m benchmarks.parts scratch/full/float16/unet --graph float32 --times
 
 Prints each part's share of the whole graph's operations (products, at 512 × 512 by default) and of its weights; with
-`--times`, the seconds that the whole graph and each part take on ONNX Runtime and on OpenVINO, by turns, medians, and
-in parentheses the processors' seconds, which tell more where the machine is not alone. Needs the extra `openvino`,
-which also tells the sizes inside the graphs.
+`--times`, the median seconds of the whole graph and of each part on ONNX Runtime and on OpenVINO, in alternation, and
+in parentheses the CPU time, which is more reliable on a shared machine. Needs the extra `openvino`, which also infers
+the shapes inside the graphs.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Run = Callable[[Feeds], dict[str, NDArray[np.float32]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the denoiser's folder in a bundle that has its parts")
-    parser.add_argument("--graph", default="float32", help="which precision's graphs")
+    parser.add_argument("folder", type=Path, help="the denoiser's folder in a bundle with parts")
+    parser.add_argument("--graph", default="float32", help="precision of the graphs")
     parser.add_argument("--side", type=int, default=64, help="of the latents")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--times", action="store_true", help="measure as well")
+    parser.add_argument("--times", action="store_true", help="also measure times")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each graph is opened")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each graph is open_graph")
     parser.add_argument("--repeats", type=int, default=3, help="how often it is run each time")
     parser.add_argument("--on", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
     parser.add_argument("--output", type=Path, help="a JSON report")
@@ -68,14 +68,14 @@ def main() -> None:
 
 
 def graph_files(folder: Path, precision: str) -> dict[str, Path]:
-    """The whole graph and its parts, those that there are."""
+    """Return the files of the whole graph and of its parts, as far as they exist."""
     suffix = f".{precision}.onnx" if (folder / f"model.{precision}.onnx").exists() else ".onnx"
     files = {name: folder / f"{name}{suffix}" for name in ORDER}
     return {name: file for name, file in files.items() if file.exists()}
 
 
 def shares(graphs: Mapping[str, Path], batch: int, side: int) -> dict[str, dict[str, int]]:
-    """Of each graph, the floating-point operations of its products and the bytes of its weights."""
+    """Return each graph's floating-point operations in products, and the bytes of its weights."""
     return {
         name: {"operations": operations(read(file, batch, side)), "weight_bytes": weight_bytes(file)}
         for name, file in graphs.items()
@@ -83,18 +83,18 @@ def shares(graphs: Mapping[str, Path], batch: int, side: int) -> dict[str, dict[
 
 
 def table(found: Mapping[str, Mapping[str, int]]) -> str:
-    """The shares as lines: absolute figures, and what they are of the whole."""
+    """Return the shares as lines: absolute, and relative to the whole graph."""
     whole = found["model"]
-    lines = [f"{'':<10}{'operations':>22}{'weights':>22}"]
-    for name, figures in found.items():
-        operation, weight = (figures[key] / whole[key] for key in ("operations", "weight_bytes"))
-        work, size = figures["operations"] / 1e9, figures["weight_bytes"] / 1e6
-        lines.append(f"{name:<10}{work:>11.2f} G {operation:>8.2%}{size:>11.1f} MB{weight:>8.2%}")
+    lines = [f"{'':<20}{'operations':>22}{'weights':>22}"]
+    for name, each in found.items():
+        operation, weight = (each[key] / whole[key] for key in ("operations", "weight_bytes"))
+        work, size = each["operations"] / 1e9, each["weight_bytes"] / 1e6
+        lines.append(f"{name:<20}{work:>11.2f} G {operation:>8.2%}{size:>11.1f} MB{weight:>8.2%}")
     return "\n".join(lines)
 
 
 def read(file: Path, batch: int, side: int) -> Any:
-    """A graph with every size settled."""
+    """Read a graph and fix every size."""
     model = openvino.Core().read_model(file)
     latents = {"height": side, "width": side, "deep_height": side, "deep_width": side}
     sizes = {"evaluations": batch, "timesteps": batch, "tokens": TOKENS, **latents}
@@ -109,7 +109,7 @@ def read(file: Path, batch: int, side: int) -> Any:
 
 
 def operations(model: Any) -> int:
-    """Two for each multiplication of a product or a convolution: a multiplication and an addition."""
+    """Count two operations for each multiply-add of a product or a convolution."""
     count = 0
     for node in model.get_ops():
         kind = node.get_type_name()
@@ -141,7 +141,7 @@ def on_onnxruntime(file: Path, arguments: argparse.Namespace) -> Run:
 
 
 def on_openvino(precision: str) -> Callable[[Path, argparse.Namespace], Run]:
-    def opened(file: Path, arguments: argparse.Namespace) -> Run:
+    def open_graph(file: Path, arguments: argparse.Namespace) -> Run:
         hints = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
@@ -158,24 +158,24 @@ def on_openvino(precision: str) -> Callable[[Path, argparse.Namespace], Run]:
 
         return run
 
-    return opened
+    return open_graph
 
 
 BACKENDS = {"onnxruntime": on_onnxruntime, "openvino-f32": on_openvino("f32"), "openvino-bf16": on_openvino("bf16")}
 
 
 def measure(
-    graphs: Mapping[str, Path], opened: Callable[[Path, argparse.Namespace], Run], arguments: argparse.Namespace
+    graphs: Mapping[str, Path], open_graph: Callable[[Path, argparse.Namespace], Run], arguments: argparse.Namespace
 ) -> dict[str, tuple[float, float]]:
-    """Median seconds of each graph, by the clock and of the processors, over rounds in which each has its turn.
+    """Return the median wall and CPU seconds of each graph, over rounds through all graphs.
 
-    One is open at a time, for its memory.
+    One graph is open at a time, to save memory.
     """
     values = inputs_of(graphs["model"], arguments)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in graphs}
     for _ in range(arguments.rounds):
         for name, seconds in taken.items():
-            run = opened(graphs[name], arguments)
+            run = open_graph(graphs[name], arguments)
             values.update(run(values))
             seconds += [timed(run, values) for _ in range(arguments.repeats)]
             del run
@@ -183,7 +183,7 @@ def measure(
 
 
 def inputs_of(file: Path, arguments: argparse.Namespace) -> dict[str, NDArray[np.float32]]:
-    """Noise: how long a graph takes does not depend on the values."""
+    """Return noise; the time of a graph does not depend on the values."""
     rng = np.random.default_rng(0)
     model = read(file, arguments.batch, arguments.side)
     return {value.any_name: rng.standard_normal([*value.shape]).astype(np.float32) for value in model.inputs}

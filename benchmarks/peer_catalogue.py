@@ -1,7 +1,7 @@
-"""Which programs are compared, each in which of its configurations? A line here is all that another one takes.
+"""The programs and configurations in the comparison; another configuration is a line in `CONFIGURATIONS`.
 
-Every program is set up as its own documentation advises for a CPU; `note` says what a reader of its figures has to
-know. Figures are compared among configurations of equal `bits`.
+Every program is set up as its own documentation advises for a CPU; `note` qualifies its results. Results are compared
+among configurations of equal `bits`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CONFIGURATIONS", "REFERENCE", "Configuration", "selected"]
+__all__ = ["CONFIGURATIONS", "REFERENCE", "Configuration", "select"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +19,15 @@ class Configuration:
 
     Attributes:
         name: in the report.
-        bits: of the type that it multiplies in, or of its weights where those are smaller.
+        bits: of the type of its products, or of its weights where those are smaller.
         adapter: the module of `peer_adapters` that runs it, with `options`.
-        environment: what it runs in (`peer_environments`). model: what it is given (`peer_models`).
-        ours: whether it is latentrt. approximate: whether it leaves work out, and is compared with nobody.
-        apart: whether its submodules can be run apart.
-        bfloat16: whether it is of no use where the CPU does not multiply in bfloat16: torch would emulate it, and
-            OpenVINO would take float32 without a word.
+        environment: that it runs in (`peer_environments`). model: that it reads (`peer_models`).
+        ours: whether it is latentrt. accelerated: whether it uses accelerations, which excludes it from comparisons.
+        components_alone: whether its components can run alone.
+        bfloat16: whether it needs a CPU with bfloat16: elsewhere torch emulates it, and OpenVINO silently computes in
+            float32.
         variables: of its process.
+        note: for readers of its results.
     """
 
     name: str
@@ -36,8 +37,8 @@ class Configuration:
     model: str
     options: dict[str, Any] = field(default_factory=dict)
     ours: bool = False
-    approximate: bool = False
-    apart: bool = True
+    accelerated: bool = False
+    components_alone: bool = True
     bfloat16: bool = False
     variables: dict[str, str] = field(default_factory=dict)
     note: str = ""
@@ -82,7 +83,7 @@ def _ggml(name: str, bits: int, wtype: str, model: str, note: str = "") -> Confi
         environment="stable-diffusion.cpp",
         model=model,
         options={"wtype": wtype},
-        apart=False,
+        components_alone=False,
         note=note,
     )
 
@@ -90,8 +91,7 @@ def _ggml(name: str, bits: int, wtype: str, model: str, note: str = "") -> Confi
 def _ours(
     name: str, bits: int, environment: str, model: str, load: dict[str, Any], request: dict[str, Any] | None = None
 ) -> Configuration:
-    """latentrt: `load` goes to `Pipeline.load`, `request` beside the picture's own arguments to `Request`. A request
-    leaves work out."""
+    """Return a configuration of latentrt: `load` goes to `Pipeline.load`, `request` (accelerations) to `Request.of`."""
     return Configuration(
         name=name,
         bits=bits,
@@ -101,13 +101,13 @@ def _ours(
         options={"load": load, "request": request or {}},
         bfloat16=load.get("precision") == "bfloat16",
         ours=True,
-        approximate=request is not None,
+        accelerated=request is not None,
     )
 
 
-_COMPILED = "graphs that were compiled before are not kept, as weights are packed into them"
-_WEIGHTS_ALONE = "weights alone; it multiplies in bfloat16 where the CPU does, and else in float32"
-_APART = "submodules by its own log, within pictures"
+_COMPILED = "compiled graphs are not reused, as weights are packed into them"
+_WEIGHTS_ONLY = "int8 weights alone; products in bfloat16 where the CPU has it, else in float32"
+_OWN_LOG = "components by its own log, within images"
 
 REFERENCE = "diffusers float32"
 CONFIGURATIONS: tuple[Configuration, ...] = (
@@ -122,7 +122,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     ),
     _openvino("OpenVINO GenAI float32", 32, "genai", "f32", "openvino-fp32"),
     _openvino("optimum-intel float32", 32, "optimum_intel", "f32", "openvino-fp32"),
-    _ggml("stable-diffusion.cpp f32", 32, "f32", "single-file", f"{_APART}; its convolutions take half weights"),
+    _ggml("stable-diffusion.cpp f32", 32, "f32", "single-file", f"{_OWN_LOG}; its convolutions use half weights"),
     _ours("latentrt ONNX Runtime float32", 32, "latentrt-cpu", "latentrt-float32", {"device": "cpu"}),
     _ours(
         "latentrt OpenVINO float32",
@@ -135,7 +135,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     _torch("diffusers compiled bfloat16", 16, "bfloat16", "max-autotune", _COMPILED),
     _openvino("OpenVINO GenAI bfloat16", 16, "genai", "bf16", "openvino-fp16"),
     _openvino("optimum-intel bfloat16", 16, "optimum_intel", "bf16", "openvino-fp16"),
-    _ggml("stable-diffusion.cpp f16", 16, "default", "ggml-f16", _APART),
+    _ggml("stable-diffusion.cpp f16", 16, "default", "ggml-f16", _OWN_LOG),
     _ours(
         "latentrt OpenVINO bfloat16",
         16,
@@ -143,21 +143,21 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
         "latentrt-float16",
         {"device": "openvino", "precision": "bfloat16"},
     ),
-    _openvino("OpenVINO GenAI int8", 8, "genai", "bf16", "openvino-int8", _WEIGHTS_ALONE),
+    _openvino("OpenVINO GenAI int8", 8, "genai", "bf16", "openvino-int8", _WEIGHTS_ONLY),
     _ours("latentrt ONNX Runtime int8", 8, "latentrt-cpu", "latentrt-int8", {"device": "cpu"}),
     _ours("latentrt OpenVINO int8", 8, "latentrt-openvino", "latentrt-int8", {"device": "openvino"}),
-    _ggml("stable-diffusion.cpp q8_0", 8, "default", "ggml-q8_0", f"{_APART}; its convolutions take half weights"),
+    _ggml("stable-diffusion.cpp q8_0", 8, "default", "ggml-q8_0", f"{_OWN_LOG}; its convolutions use half weights"),
 )
 
 
-def selected(words: Sequence[str]) -> tuple[Configuration, ...]:
-    """Those whose name holds one of the words; all without words.
+def select(words: Sequence[str]) -> tuple[Configuration, ...]:
+    """Return the configurations whose name contains one of the words; all without words.
 
     Raises:
-        SystemExit: a word is in no name.
+        SystemExit: no name contains a word.
     """
     for word in words:
         if not any(word in configuration.name for configuration in CONFIGURATIONS):
             names = ", ".join(configuration.name for configuration in CONFIGURATIONS)
-            raise SystemExit(f"found --only {word!r}, expected a part of one of: {names}")
+            raise SystemExit(f"got --only {word!r}, expected a part of one of: {names}")
     return tuple(each for each in CONFIGURATIONS if not words or any(word in each.name for word in words))

@@ -1,7 +1,7 @@
-"""What does each program need to be installed, how large is that, and how long does importing it take?
+"""The environment of each program: its packages, installed size and import time.
 
-An environment is a virtual environment of its own, as the programs' requirements exclude each other. It is made once
-and used again as long as what is written here (and, for ours, the source) stays what it was.
+Each is a virtual environment of its own, because the programs' requirements exclude each other. It is made once and
+reused until its definition here (or, for ours, the source) changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.startup import installed_bytes, median
 
-__all__ = ["ENVIRONMENTS", "Environment", "UnavailableError", "described", "last_words", "made"]
+__all__ = ["ENVIRONMENTS", "Environment", "UnavailableError", "describe_environment", "last_line", "make_environment"]
 
 ROOT = Path(__file__).parent.parent
 _TORCH = "torch==2.13.0"  # any other may bring gigabytes of CUDA
@@ -27,17 +27,17 @@ _CONSTRAINED = ("-c", str(ROOT / "constraints.txt"))
 
 
 class UnavailableError(Exception):
-    """An environment or a model cannot be had; the message says why."""
+    """An environment or a model is not available; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What is installed.
+    """The definition of an environment.
 
     Attributes:
-        installs: what pip is told, one call after the other.
-        imports: what a program that draws with it imports.
-        variables: of the installation. ours: whether it holds latentrt's source.
+        installs: the arguments of `pip install`, one call after the other.
+        imports: the imports of a program that generates with it.
+        variables: of the installation. ours: whether it contains latentrt's source.
     """
 
     installs: tuple[tuple[str, ...], ...]
@@ -51,12 +51,12 @@ ENVIRONMENTS = {
         installs=((*_CONSTRAINED, _TORCH, "diffusers", "transformers", "accelerate"),),
         imports="import torch; from diffusers import StableDiffusionPipeline, EulerDiscreteScheduler",
     ),
-    # transformers below 4.58 takes a hub below 1, and diffusers 0.39 is the last that does as well.
+    # transformers below 4.58 needs huggingface-hub below 1, and diffusers 0.39 is the last that allows it.
     "optimum-onnx": Environment(
         installs=((_TORCH, "optimum-onnx[onnxruntime]==0.1.0", "diffusers==0.39.0", "accelerate==1.15.0"),),
         imports="from optimum.onnxruntime import ORTStableDiffusionPipeline",
     ),
-    # It asks for torchvision as well, which it does without.
+    # It requires torchvision, but works without.
     "optimum-intel": Environment(
         installs=(
             (
@@ -72,8 +72,8 @@ ENVIRONMENTS = {
         installs=(("openvino-genai==2026.4.1.0", "numpy==2.4.6"),),
         imports="import openvino, openvino_genai",
     ),
-    # Compiled here, for this machine; with llamafile's products, which are off by default and faster. pip would take a
-    # wheel that it had compiled before, with whatever options.
+    # Compiled for this machine, with llamafile's products, which are off by default and faster. With its cache, pip
+    # would reuse a wheel compiled with other options.
     "stable-diffusion.cpp": Environment(
         installs=(("--no-cache-dir", "stable-diffusion-cpp-python==0.4.7"),),
         imports="from stable_diffusion_cpp import StableDiffusion",
@@ -92,14 +92,14 @@ ENVIRONMENTS = {
 }
 
 
-def made(name: str, folder: Path) -> Path:
-    """The environment's Python; it is made if it is not there.
+def make_environment(name: str, folder: Path) -> Path:
+    """Make an environment if it does not exist; return its Python.
 
     Args:
         folder: of all environments.
 
     Raises:
-        UnavailableError: pip failed; what it said last.
+        UnavailableError: pip failed, with the last line of its output.
     """
     environment, place = ENVIRONMENTS[name], folder / name
     ready, python, identity = place / ".ready", place / "bin/python", _identity(environment)
@@ -114,31 +114,30 @@ def made(name: str, folder: Path) -> Path:
             command, env={**os.environ, **environment.variables}, capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise UnavailableError(f"the environment {name} could not be installed: {last_words(done.stderr)}")
+            raise UnavailableError(f"the environment {name} could not be installed: {last_line(done.stderr)}")
     ready.write_text(identity)
     return python
 
 
 def _identity(environment: Environment) -> str:
-    """What an environment was made of."""
-    said: list[Any] = [sys.version, environment.installs, environment.variables]
+    """Return everything that an environment depends on."""
+    parts: list[Any] = [sys.version, environment.installs, environment.variables]
     if environment.ours:
         digest = hashlib.sha256()
         for path in sorted([ROOT / "pyproject.toml", *(ROOT / "runtime").rglob("*.py")]):
             digest.update(path.read_bytes())
-        said.append(digest.hexdigest())
-    return json.dumps(said)
+        parts.append(digest.hexdigest())
+    return json.dumps(parts)
 
 
-def last_words(said: str, count: int = 300) -> str:
-    """The last line of what a program said before it failed, without the paths of this machine."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return (lines[-1] if lines else "nothing was said")[:count].replace(str(ROOT), ".")
+def last_line(output: str, count: int = 300) -> str:
+    """Return the last line of a program's output, without the paths of this machine."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return (lines[-1] if lines else "no output")[:count].replace(str(ROOT), ".")
 
 
-def described(name: str, python: Path) -> dict[str, Any]:
-    """Its size without byte code and pip, its packages, and the median time that its imports take in a fresh
-    process."""
+def describe_environment(name: str, python: Path) -> dict[str, Any]:
+    """Return its size without byte code and pip, its packages, and the median time of its imports in a new process."""
     listed = subprocess.run(
         [python, "-m", "pip", "list", "--disable-pip-version-check", "--format", "json"],
         check=True,

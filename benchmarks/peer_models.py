@@ -1,7 +1,7 @@
-"""How does each program get its own form of the one checkpoint?
+"""The forms of the checkpoint that the programs read.
 
-By its own converter, once; what was converted stays under the work folder and is used again. A link to a folder that
-holds the same will do.
+Each is made by the program's own converter, once, and kept under the work folder. A link to an existing folder works
+too.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peer_environments import UnavailableError, last_words
+from benchmarks.peer_environments import UnavailableError, last_line
 
-__all__ = ["MODELS", "Model", "converted", "file_bytes", "plain_checkpoint", "warm"]
+__all__ = ["MODELS", "Model", "convert", "file_bytes", "plain_checkpoint", "warm"]
 
 ROOT = Path(__file__).parent.parent
 _GGML = "import sys, stable_diffusion_cpp as s; s.StableDiffusion().convert(sys.argv[1], '', sys.argv[2], sys.argv[3])"
@@ -31,8 +31,8 @@ class Model:
     """A form of the checkpoint.
 
     Attributes:
-        source: what it is converted from.
-        environment: what converts it; None for the Python that runs this.
+        source: the form that it is converted from.
+        environment: of the converter; None for this one.
         command: after that Python; `{source}` and `{target}` are paths.
     """
 
@@ -71,12 +71,12 @@ MODELS = {
 _SUFFIXES = {"single-file": ".safetensors", "ggml-f16": ".gguf", "ggml-q8_0": ".gguf"}
 
 
-def converted(name: str, folder: Path, checkpoint: Path, python_of: Callable[[str], Path]) -> Path:
-    """A form of the checkpoint, converted if it is not there.
+def convert(name: str, folder: Path, checkpoint: Path, python_of: Callable[[str], Path]) -> Path:
+    """Convert the checkpoint to a form if that does not exist; return its path.
 
     Args:
         folder: of all forms. checkpoint: the original, a diffusers folder.
-        python_of: makes an environment and gives its Python.
+        python_of: makes an environment and returns its Python.
 
     Raises:
         UnavailableError: the converter failed, or its environment could not be made.
@@ -92,25 +92,27 @@ def converted(name: str, folder: Path, checkpoint: Path, python_of: Callable[[st
     if name == "checkpoint":
         plain_checkpoint(checkpoint, partial)
     else:
-        _convert(name, converted(MODELS[name].source, folder, checkpoint, python_of), partial, python_of)
+        _run_converter(name, convert(MODELS[name].source, folder, checkpoint, python_of), partial, python_of)
     partial.rename(target)
     return target
 
 
-def _convert(name: str, source: Path, target: Path, python_of: Callable[[str], Path]) -> None:
+def _run_converter(name: str, source: Path, target: Path, python_of: Callable[[str], Path]) -> None:
     model = MODELS[name]
     python = Path(sys.executable) if model.environment is None else python_of(model.environment)
     filled = [part.format(source=source, target=target) for part in model.command]
     variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([python, *filled], cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     if done.returncode or not target.exists():
-        raise UnavailableError(f"{name} could not be converted: {last_words(done.stderr)}")
+        raise UnavailableError(f"{name} could not be converted: {last_line(done.stderr)}")
 
 
 def plain_checkpoint(checkpoint: Path, target: Path) -> None:
-    """The checkpoint as Stable Diffusion 1.5 was published, but without the safety checker, which not every program
-    has: the text encoder's weights with the `text_model.` that transformers 5 leaves out when it writes them, and that
-    older versions and stable-diffusion.cpp need."""
+    """Write the checkpoint in the published layout of Stable Diffusion 1.5, without the safety checker.
+
+    Not every program has a safety checker. The text encoder's weights get the prefix `text_model.`, which transformers
+    5 omits when it writes them, and which older versions and stable-diffusion.cpp need.
+    """
     from safetensors.numpy import load_file, save_file
 
     (target / "text_encoder").mkdir(parents=True)
@@ -126,19 +128,19 @@ def plain_checkpoint(checkpoint: Path, target: Path) -> None:
 
 
 def _files(model: Path) -> list[Path]:
-    """Its files, links followed."""
+    """Return the files of a model, following links."""
     if model.is_file():
         return [model]
     return [Path(folder) / name for folder, _, names in os.walk(model, followlinks=True) for name in names]
 
 
 def file_bytes(model: Path) -> int:
-    """What it takes on a disk."""
+    """Return the size of a model's files."""
     return sum(path.stat().st_size for path in _files(model))
 
 
 def warm(model: Path) -> None:
-    """Read its files, so that every process finds them in the page cache, whatever ran before it."""
+    """Read a model's files into the page cache, so that every process starts in the same state."""
     for path in _files(model):
         with path.open("rb") as stream:
             while stream.read(1 << 24):

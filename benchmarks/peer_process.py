@@ -1,4 +1,4 @@
-"""How is a program measured from outside, in a process of its own?"""
+"""Runs an adapter in a process of its own and measures it from outside."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.peer_adapters.protocol import Job
-from benchmarks.peer_environments import UnavailableError, last_words
+from benchmarks.peer_environments import UnavailableError, last_line
 
-__all__ = ["measured"]
+__all__ = ["measure"]
 
 ROOT = Path(__file__).parent.parent
 _SAMPLED_S = 0.05
-# Nothing is looked for on a network, and nothing is told anybody.
+# No network access, no telemetry.
 _QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
-def measured(
+def measure(
     python: Path, module: str, job: Job, *, variables: dict[str, str], folder: Path, timeout_s: float
 ) -> dict[str, Any]:
-    """What an adapter measured, and the largest anonymous memory that its process was seen with while it drew.
+    """Return an adapter's measurements, and the peak of its process's anonymous memory while it generated.
 
     Args:
         python: of its environment. module: the adapter.
-        variables: of its process, beside those that every process is given.
-        folder: where the process stands, and keeps what it compiles.
+        variables: of its process, in addition to those of every process.
+        folder: the working folder of the process, where it keeps compiled code.
 
     Raises:
-        UnavailableError: it failed, or took longer than it may.
+        UnavailableError: it failed, or exceeded the time limit.
     """
     command = [str(python), "-P", "-m", module]
-    # Whoever starts this may have set fewer for its own sake.
+    # Override what the caller's environment may set.
     threads = {name: str(job.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "LATENTRT_CACHE": str(folder / "latentrt")}
     environment = {**os.environ, **_QUIET, **threads, **caches, "PYTHONPATH": str(ROOT), **variables}
@@ -55,20 +55,20 @@ def measured(
             reader = threading.Thread(target=_read, args=(process.stdout, lines))
             reader.start()
             try:
-                found = _watched(process.pid, lines, time.monotonic() + timeout_s)
+                found = _watch(process.pid, lines, time.monotonic() + timeout_s)
             finally:
                 process.kill()
                 reader.join()
         log.seek(0)
         if len(found) < 2:
-            raise UnavailableError(last_words(log.read()) if found != ["late"] else f"took longer than {timeout_s:g} s")
-    pictures, apart = found
-    within = pictures.pop("submodules", {})
-    return {**pictures, "submodules": {**within, **apart["submodules"]}}
+            raise UnavailableError(last_line(log.read()) if found != ["late"] else f"took longer than {timeout_s:g} s")
+    images, alone = found
+    within = images.pop("components", {})
+    return {**images, "components": {**within, **alone["components"]}}
 
 
-def _watched(pid: int, lines: queue.Queue[str], deadline: float) -> list[Any]:
-    """The process' messages; the first with the largest anonymous memory until then. ["late"] past the deadline."""
+def _watch(pid: int, lines: queue.Queue[str], deadline: float) -> list[Any]:
+    """Return the process's messages, the first with its peak anonymous memory so far; ["late"] past the deadline."""
     messages: list[Any] = []
     largest = 0
     while time.monotonic() < deadline:
@@ -87,14 +87,14 @@ def _watched(pid: int, lines: queue.Queue[str], deadline: float) -> list[Any]:
 
 
 def _read(stdout: IO[str], lines: queue.Queue[str]) -> None:
-    """An empty line is its end."""
+    """Put the lines of a stream on a queue, then an empty one for its end."""
     for line in stdout:
         lines.put(line)
     lines.put("")
 
 
 def _anonymous_bytes(pid: int) -> int:
-    """Resident memory that no file stands behind, which cannot be taken back; 0 once the process is gone."""
+    """Return the resident memory that is not mapped from a file; 0 once the process is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

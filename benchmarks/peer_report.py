@@ -1,4 +1,4 @@
-"""What does a report of `benchmarks.peers` say, in tables?"""
+"""The tables of a report of `benchmarks.peers`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["COLUMNS", "NOISE", "Bar", "bars", "figure", "markdown"]
+__all__ = ["COLUMNS", "NOISE", "Bar", "bars", "markdown", "median_value"]
 
 Report = Mapping[str, Any]
 
-# What a ratio may be beside 1 and still be nothing.
+# The deviation of a ratio from 1 that is not significant.
 NOISE = 0.10
 COLUMNS = {
     "step_s": "s / step",
-    "picture_s": "s / picture",
-    "first_picture_s": "s to first picture",
+    "image_s": "s / image",
+    "first_image_s": "s to first image",
     "text_encoder": "text encoder s",
     "unet": "UNet s",
     "vae_decoder": "VAE decoder s",
@@ -30,10 +30,10 @@ _TYPES = {32: "float32", 16: "16 bits", 8: "int8"}
 
 @dataclass(frozen=True)
 class Bar:
-    """Ours beside the fastest peer.
+    """The comparison of ours with the fastest peer.
 
     Attributes:
-        bits, column: what is compared. ours, peer: names.
+        bits, column: the type and the quantity. ours, peer: names.
         ratio: the median over rounds of our time divided by theirs.
     """
 
@@ -45,38 +45,38 @@ class Bar:
 
     @property
     def met(self) -> bool:
-        """Whether ours is not slower, beyond noise."""
+        """Whether ours is at most as slow, within noise."""
         return self.ratio <= 1 + NOISE
 
 
 def of_round(found: Mapping[str, Any], column: str) -> float | None:
-    """A round's figure: the median of what it measured; None where it has none."""
-    value: list[float] | float | None = found.get(column, found["submodules"].get(column))
+    """Return the median of a round's values; None if it has none."""
+    value: list[float] | float | None = found.get(column, found["components"].get(column))
     if isinstance(value, list):
         return statistics.median(value) if value else None
     return value
 
 
 def of_rounds(configuration: Mapping[str, Any], column: str) -> list[float]:
-    """Each round's figure."""
+    """Return each round's median."""
     found = (of_round(each, column) for each in configuration["rounds"])
     return [value for value in found if value is not None]
 
 
-def figure(configuration: Mapping[str, Any], column: str) -> float | None:
-    """The median of the rounds' figures."""
+def median_value(configuration: Mapping[str, Any], column: str) -> float | None:
+    """Return the median of the rounds' medians; None if there are none."""
     values = of_rounds(configuration, column)
     return statistics.median(values) if values else None
 
 
 def bars(report: Report) -> list[Bar]:
-    """For each type and column: the best of ours beside the best of theirs. What leaves work out is not compared."""
+    """Compare the fastest of ours with the fastest peer, for each type and column, without accelerated ones."""
     found = []
     for bits in _TYPES:
         exact = {
             name: each
             for name, each in report["configurations"].items()
-            if each["bits"] == bits and not each["approximate"]
+            if each["bits"] == bits and not each["accelerated"]
         }
         for column in COLUMNS:
             ours = _fastest(((name, each) for name, each in exact.items() if each["ours"]), column)
@@ -87,23 +87,23 @@ def bars(report: Report) -> list[Bar]:
 
 
 def _fastest(configurations: Iterable[tuple[str, Mapping[str, Any]]], column: str) -> str | None:
-    timed = [(seconds, name) for name, each in configurations if (seconds := figure(each, column)) is not None]
+    timed = [(seconds, name) for name, each in configurations if (seconds := median_value(each, column)) is not None]
     return min(timed)[1] if timed else None
 
 
 def _ratio(ours: Mapping[str, Any], peer: Mapping[str, Any], column: str) -> float:
-    """Of the same rounds, so that a slow hour is in both."""
+    """Return the median ratio over the same rounds, so that a slow hour affects both."""
     pairs = zip(of_rounds(ours, column), of_rounds(peer, column), strict=False)
     return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
 def markdown(report: Report) -> str:
-    """All of the report's tables."""
-    # What draws nothing shows nothing of the memory that drawing takes.
-    memory = [] if report["settings"]["submodules"] else [_memory(report)]
+    """Return all of the report's tables."""
+    # Components alone do not measure the memory of a run.
+    memory = [] if report["settings"]["components"] else [_memory(report)]
     parts = [_heading(report), _times(report), _bars(report), *memory, _environments(report)]
     if report["skipped"]:
-        parts.append("\n".join(f"Left out: {name}: {reason}." for name, reason in report["skipped"].items()))
+        parts.append("\n".join(f"Skipped: {name}: {reason}." for name, reason in report["skipped"].items()))
     return "\n\n".join(parts)
 
 
@@ -116,7 +116,7 @@ def _heading(report: Report) -> str:
         f"{machine['cores']} cores of an {machine['cpu']}, {machine['memory_gib']} GiB, Python {machine['python']}. "
         f"{size} pixels, {settings['steps']} steps of Euler, guidance {settings['guidance_scale']}, "
         f"{settings['threads']} threads. Medians of {settings['rounds']} rounds, in each of which every configuration "
-        "has a process of its own; in brackets the least and the largest of the rounds.",
+        "has a process of its own; in brackets the smallest and the largest of the rounds.",
     ]
     return "\n".join(lines)
 
@@ -133,15 +133,15 @@ def _times(report: Report) -> str:
             cells = [_seconds(of_rounds(each, column)) for column in COLUMNS]
             rows.append([_shown(name, each), *cells, _psnr(each)])
     another = report.get("psnr_of_another_seed_db")
-    note = f"PSNR is beside diffusers in float32; a picture of another seed has {another} dB." if another else ""
+    note = f"PSNR is against diffusers in float32; an image of another seed has {another} dB." if another else ""
     notes = [f"{name}: {each['note']}." for name, each in report["configurations"].items() if each["note"]]
     return "\n\n".join([_table(["", *COLUMNS.values(), "PSNR dB"], rows), *filter(None, [note, *notes])])
 
 
 def _of_type(report: Report, bits: int) -> list[tuple[str, Mapping[str, Any]]]:
-    """Fastest first."""
+    """Return the configurations of a type, the fastest first."""
     found = [(name, each) for name, each in report["configurations"].items() if each["bits"] == bits]
-    return sorted(found, key=lambda pair: figure(pair[1], "unet") or figure(pair[1], "step_s") or 0.0)
+    return sorted(found, key=lambda pair: median_value(pair[1], "unet") or median_value(pair[1], "step_s") or 0.0)
 
 
 def _shown(name: str, configuration: Mapping[str, Any]) -> str:
@@ -157,26 +157,28 @@ def _seconds(values: Sequence[float]) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three of them."""
+    """Format with three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _psnr(configuration: Mapping[str, Any]) -> str:
-    judged = [each["psnr_db"] for each in configuration["rounds"] if "psnr_db" in each]
-    if not judged:
+    values = [each["psnr_db"] for each in configuration["rounds"] if "psnr_db" in each]
+    if not values:
         return "–"
-    return "equal" if judged[0] is None else f"{judged[0]:.1f}"
+    return "equal" if values[0] is None else f"{values[0]:.1f}"
 
 
 def _memory(report: Report) -> str:
-    head = ["", "peak GiB", "of that anonymous", "files, GB", "environment"]
+    head = ["", "peak GiB", "anonymous GiB", "files, GB", "environment"]
     rows = []
     for bits in _TYPES:
         for name, each in _of_type(report, bits):
             peaks = [_gib(of_rounds(each, f"peak_{kind}_bytes")) for kind in ("resident", "anonymous")]
             rows.append([_shown(name, each), *peaks, f"{each['model_mb'] / 1e3:.2f}", each["environment"]])
-    words = "The largest resident set, from the start to the last picture. Mapped weights count in it, and can be taken"
-    return f"{words} back; anonymous memory cannot.\n\n{_table(head, rows)}"
+    note = (
+        "The largest resident set, from the start to the last image. It includes mapped weights, which the system can"
+    )
+    return f"{note} reclaim; anonymous memory it cannot.\n\n{_table(head, rows)}"
 
 
 def _gib(values: Sequence[float]) -> str:
@@ -196,7 +198,7 @@ def _bars(report: Report) -> str:
         for bar in bars(report)
     ]
     head = ["type", "", "ours", "fastest peer", "our time / theirs", f"at most {1 + NOISE:.2f}"]
-    return "At equal precision, the fastest of ours beside the fastest peer:\n\n" + _table(head, rows)
+    return "At equal precision, the fastest of ours and the fastest peer:\n\n" + _table(head, rows)
 
 
 def _environments(report: Report) -> str:
@@ -206,4 +208,4 @@ def _environments(report: Report) -> str:
         versions = ", ".join(f"{package} {packages[package]}" for package in _PACKAGES if package in packages)
         size = f"{each['installed_mb_without_byte_code']:.0f}"
         rows.append([name, size, f"{each['import_s']:.2f}", str(len(packages)), versions])
-    return _table(["environment", "installed MB", "import s", "packages", "of which"], rows)
+    return _table(["environment", "installed MB", "import s", "packages", "versions"], rows)

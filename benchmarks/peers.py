@@ -1,17 +1,17 @@
-"""How fast is latentrt beside the programs that do the same? All of them in one run, on a CPU.
+"""Measures latentrt and the programs that do the same, in one run, on a CPU.
 
     .venv/bin/python -m benchmarks.full_size_checkpoint scratch/full/checkpoint
     .venv/bin/python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers \\
         --output benchmarks/results/peers.json --markdown scratch/peers.md --plot docs/peers.svg
 
-Makes an environment for each program and each program's own form of the checkpoint, once, under `--work` (about 35 GB);
-then goes round and round over all configurations (`peer_catalogue.py`), each time in a process of its own, so that what
-the machine does meanwhile falls on all of them. Every program draws the same prompt from the same noise with the same
-sampler (Euler, timesteps from 999 to 0), on all cores, without a safety checker, and finds the files that it reads in
-the page cache. The report is written after every process; figures are medians of the rounds' medians, ratios medians
-of the rounds' ratios. `--submodules` runs the submodules apart and draws nothing.
+Makes an environment for each program and converts the checkpoint for it, once, under `--work` (about 35 GB); then
+measures all configurations (`peer_catalogue.py`) in rounds, each time in a process of its own, so that other load
+affects all of them. Every program generates from the same prompt and noise with the same sampler (Euler, timesteps from
+999 to 0), on all cores, without a safety checker, with its files in the page cache. The report is written after every
+process; values are medians of the rounds' medians, ratios medians of the rounds' ratios. `--components` runs the
+components alone and generates no images.
 
-`--render REPORT` makes table and plot of a report and measures nothing.
+`--render REPORT` writes the tables and the plot of a report and measures nothing.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ import numpy as np
 
 from benchmarks.full_size import PROMPT, machine
 from benchmarks.peer_adapters.protocol import Job
-from benchmarks.peer_catalogue import REFERENCE, Configuration, selected
-from benchmarks.peer_environments import UnavailableError, described, made
-from benchmarks.peer_models import converted, file_bytes, warm
-from benchmarks.peer_process import measured
+from benchmarks.peer_catalogue import REFERENCE, Configuration, select
+from benchmarks.peer_environments import UnavailableError, describe_environment, make_environment
+from benchmarks.peer_models import convert, file_bytes, warm
+from benchmarks.peer_process import measure
 from benchmarks.peer_report import markdown
 from latentrt.backends.openvino import computes_in_bfloat16
 from latentrt.sampling import noise
@@ -51,7 +51,7 @@ def main() -> None:
     else:
         bench = Bench(arguments)
         report = bench.report
-        for configuration in selected(arguments.only):
+        for configuration in select(arguments.only):
             bench.prepare(configuration)
         for number in range(arguments.rounds):
             bench.round(number)
@@ -61,33 +61,33 @@ def main() -> None:
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
         arguments.markdown.write_text(table + "\n")
     if arguments.plot is not None:
-        from benchmarks.peer_plot import draw
+        from benchmarks.peer_plot import write_plot
 
-        draw(report, arguments.plot)
+        write_plot(report, arguments.plot)
 
 
 def parse(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", help="a diffusers folder of Stable Diffusion 1.x")
-    parser.add_argument("--work", type=Path, help="where environments, models and pictures go; kept")
+    parser.add_argument("--work", type=Path, help="where environments, models and images go; kept")
     parser.add_argument("--output", type=Path, help="the JSON report")
     parser.add_argument("--markdown", type=Path, help="the tables")
     parser.add_argument("--plot", type=Path, help="the plot, an SVG file; needs matplotlib")
-    parser.add_argument("--render", type=Path, metavar="REPORT", help="measure nothing, show this")
+    parser.add_argument("--render", type=Path, metavar="REPORT", help="render this report, measure nothing")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORDS", help="configurations with this in their name")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--size", type=int, default=512, help="of a side, in pixels")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=2, help="after the first, in each round")
-    parser.add_argument("--calls", type=int, default=5, help="of each submodule apart, in each round")
-    parser.add_argument("--submodules", action="store_true", help="draw nothing where submodules can be run apart")
+    parser.add_argument("--images", type=int, default=2, help="after the first, in each round")
+    parser.add_argument("--calls", type=int, default=5, help="of each component alone, in each round")
+    parser.add_argument("--components", action="store_true", help="no images where components can run alone")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=3600, help="of one process, in seconds")
     arguments = parser.parse_args(given)
     if arguments.render is None and None in (arguments.checkpoint, arguments.work, arguments.output):
-        parser.error("expected a checkpoint, --work and --output; or --render")
-    if arguments.steps < 2 or min(arguments.rounds, arguments.pictures, arguments.calls) < 1 or arguments.size % 64:
+        parser.error("expected a checkpoint, --work and --output, or --render")
+    if arguments.steps < 2 or min(arguments.rounds, arguments.images, arguments.calls) < 1 or arguments.size % 64:
         parser.error("expected 2 or more --steps, 1 or more of the rest, and a --size that is a multiple of 64")
     return arguments
 
@@ -97,14 +97,14 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.work = arguments, arguments.work.resolve()
-        self.python_of: Callable[[str], Path] = cache(lambda name: made(name, self.work / "environments"))
+        self.python_of: Callable[[str], Path] = cache(lambda name: make_environment(name, self.work / "environments"))
         self.ready: dict[str, tuple[Configuration, Path, Path]] = {}
-        said = ("steps", "size", "rounds", "pictures", "calls", "submodules", "threads", "seed")
+        options = ("steps", "size", "rounds", "images", "calls", "components", "threads", "seed")
         self.report: dict[str, Any] = {
             "command": _command(arguments),
             "machine": machine(),
             "settings": {
-                **{name: getattr(arguments, name) for name in said},
+                **{name: getattr(arguments, name) for name in options},
                 "prompt": PROMPT,
                 "guidance_scale": GUIDANCE_SCALE,
             },
@@ -112,7 +112,7 @@ class Bench:
             "configurations": {},
             "skipped": {},
         }
-        (self.work / "pictures").mkdir(parents=True, exist_ok=True)
+        (self.work / "images").mkdir(parents=True, exist_ok=True)
         self._write_noise("noise", arguments.seed)
         self._write_noise("other", arguments.seed + 1)
 
@@ -121,24 +121,24 @@ class Bench:
         (self.work / name).write_bytes(noise.Generator(seed).normal((1, 4, side, side)).tobytes())
 
     def prepare(self, configuration: Configuration) -> None:
-        """Make what it needs, or note why that cannot be had."""
+        """Make a configuration's environment and model, or record why it is skipped."""
         name, environment = configuration.name, configuration.environment
         try:
             if configuration.bfloat16 and not computes_in_bfloat16():
                 raise UnavailableError("this CPU does not multiply in bfloat16")
             python = self.python_of(environment)
             checkpoint, models = self.arguments.checkpoint.resolve(), self.work / "models"
-            model = converted(configuration.model, models, checkpoint, self.python_of)
+            model = convert(configuration.model, models, checkpoint, self.python_of)
         except UnavailableError as error:
             self._skip(name, str(error))
             return
         if environment not in self.report["environments"]:
-            self.report["environments"][environment] = described(environment, python)
+            self.report["environments"][environment] = describe_environment(environment, python)
         self.ready[name] = (configuration, python, model)
         self.report["configurations"][name] = {
             "bits": configuration.bits,
             "ours": configuration.ours,
-            "approximate": configuration.approximate,
+            "accelerated": configuration.accelerated,
             "environment": environment,
             "model_mb": round(file_bytes(model) / 1e6, 1),
             "note": configuration.note,
@@ -147,14 +147,14 @@ class Bench:
         self._write()
 
     def round(self, number: int) -> None:
-        """Every configuration once; one that fails is not tried again."""
+        """Measure every configuration once; one that fails is skipped from then on."""
         for name in list(self.ready):
             configuration, _, model = self.ready[name]
             print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
             try:
                 warm(model)
-                found = self._measure(configuration, pictures=self._pictures(configuration), calls=self.arguments.calls)
-                if number == 0 and name == REFERENCE and "picture_s" in found:
+                found = self._measure(configuration, images=self._images(configuration), calls=self.arguments.calls)
+                if number == 0 and name == REFERENCE and "image_s" in found:
                     self._another_seed(configuration)
             except UnavailableError as error:
                 self._skip(name, str(error))
@@ -162,15 +162,15 @@ class Bench:
             self.report["configurations"][name]["rounds"].append(found)
             self._write()
 
-    def _pictures(self, configuration: Configuration) -> int | None:
-        draws = not self.arguments.submodules or not configuration.apart
-        return self.arguments.pictures if draws else None
+    def _images(self, configuration: Configuration) -> int | None:
+        generates = not self.arguments.components or not configuration.components_alone
+        return self.arguments.images if generates else None
 
     def _measure(
-        self, configuration: Configuration, *, pictures: int | None, calls: int, latents: str = "noise"
+        self, configuration: Configuration, *, images: int | None, calls: int, latents: str = "noise"
     ) -> dict[str, Any]:
         _, python, model = self.ready[configuration.name]
-        arguments, picture = self.arguments, self._picture(configuration.name, latents)
+        arguments, image = self.arguments, self._image_file(configuration.name, latents)
         job = Job(
             model=str(model),
             options=configuration.options,
@@ -181,12 +181,12 @@ class Bench:
             threads=arguments.threads,
             seed=arguments.seed,
             latents=str(self.work / latents),
-            picture=str(picture),
-            pictures=pictures,
+            image_file=str(image),
+            images=images,
             calls=calls,
             began=0.0,
         )
-        found = measured(
+        found = measure(
             python,
             f"benchmarks.peer_adapters.{configuration.adapter}",
             job,
@@ -194,29 +194,29 @@ class Bench:
             folder=self.work,
             timeout_s=arguments.timeout,
         )
-        return found if pictures is None else found | self._judged(picture)
+        return found if images is None else found | self._score(image)
 
-    def _picture(self, name: str, latents: str) -> Path:
-        return Path(self.work, "pictures", f"{name}, {latents}.u8")
+    def _image_file(self, name: str, latents: str) -> Path:
+        return Path(self.work, "images", f"{name}, {latents}.u8")
 
-    def _judged(self, picture: Path) -> dict[str, Any]:
-        """Whether it shows anything, and how near it is to the reference's."""
-        pixels, reference = np.fromfile(picture, np.uint8), self._picture(REFERENCE, "noise")
+    def _score(self, image: Path) -> dict[str, Any]:
+        """Check that an image is not blank; return its PSNR against the reference's."""
+        pixels, reference = np.fromfile(image, np.uint8), self._image_file(REFERENCE, "noise")
         if pixels.size != self.arguments.size**2 * 3 or pixels.std() < 1:
             raise UnavailableError(
-                f"its picture has {pixels.size} values with a standard deviation of {pixels.std():.2g}"
+                f"its image has {pixels.size} values with a standard deviation of {pixels.std():.2g}"
             )
         if REFERENCE not in self.ready:
             return {}
         return {"psnr_db": psnr_db(pixels, np.fromfile(reference, np.uint8))}
 
     def _another_seed(self, configuration: Configuration) -> None:
-        """How near pictures are that have nothing in common but the weights; what the others' figures say beside it."""
-        found = self._measure(configuration, pictures=0, calls=0, latents="other")
+        """Measure the PSNR of an image of another seed, to which the others compare."""
+        found = self._measure(configuration, images=0, calls=0, latents="other")
         self.report["psnr_of_another_seed_db"] = found["psnr_db"]
 
     def _skip(self, name: str, reason: str) -> None:
-        print(f"{name} is left out: {reason}", file=sys.stderr, flush=True)
+        print(f"{name} is skipped: {reason}", file=sys.stderr, flush=True)
         self.report["skipped"][name] = reason
         self.ready.pop(name, None)
         if not self.report["configurations"].get(name, {}).get("rounds"):
@@ -230,16 +230,16 @@ class Bench:
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """What was asked, without this machine's paths."""
-    numbers = ("steps", "size", "rounds", "pictures", "calls", "threads", "seed")
-    said = [f"--{name} {getattr(arguments, name)}" for name in numbers]
-    said += ["--submodules"] if arguments.submodules else []
-    said += ["--only", *map(shlex.quote, arguments.only)] if arguments.only else []
-    return f"python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers {' '.join(said)}"
+    """Return the command line without this machine's paths."""
+    numbers = ("steps", "size", "rounds", "images", "calls", "threads", "seed")
+    options = [f"--{name} {getattr(arguments, name)}" for name in numbers]
+    options += ["--components"] if arguments.components else []
+    options += ["--only", *map(shlex.quote, arguments.only)] if arguments.only else []
+    return f"python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers {' '.join(options)}"
 
 
 def psnr_db(pixels: Any, reference: Any) -> float | None:
-    """Peak signal to noise ratio of 8-bit pixels, in decibels; None where they are equal."""
+    """Return the peak signal-to-noise ratio of 8-bit pixels in decibels; None if they are equal."""
     error = float(np.mean((pixels.astype(np.float64) - reference.astype(np.float64)) ** 2))
     return round(10 * math.log10(255**2 / error), 2) if error else None
 

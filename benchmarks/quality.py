@@ -1,14 +1,13 @@
-"""Does a bundle of the sample model draw what it is told?
+"""Scores bundles of the sample model: how well they follow prompts.
 
-    .venv/bin/python -m benchmarks.quality                                     # the bundle that the runtime carries
+    .venv/bin/python -m benchmarks.quality                                     # the bundle in the runtime's package
     .venv/bin/python -m benchmarks.quality --graph float32 --graph float16     # two graphs of it, side by side
     .venv/bin/python -m benchmarks.quality my-bundle other-bundle --sampler euler --steps 10
 
 One column for each bundle and graph; each after the first is also compared with the first, prompt by prompt. A
-classical judge (`latentrt/sample/judge.py`) reads the pictures; the safety graph is asked about pictures that it should
-flag and pictures that it should not. Bars (`sample/bars.py`) are for 25 steps of DDIM with guidance 5 and shown for
-nothing else; `--bars` fails where one is missed, as some are where prompts are too few to tell. About 8 minutes a
-column on two CPU cores.
+classical judge (`sample/judge.py`) reads the images; the safety graph runs on images that it should flag and on others.
+Bars (`sample/bars.py`) are for 25 steps of DDIM with guidance 5 and are shown at these settings only; `--bars` fails if
+one is missed, as some are with too few prompts. About 8 minutes a column on two CPU cores.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from latentrt.bundle.sample import bundle_path
 from latentrt.errors import LatentRTError
 from latentrt.sampling.samplers import SAMPLERS
 from sample import quality
-from sample.bars import BARS, missed
+from sample.bars import BARS, missed_bars
 from sample.judge import Reading
 from sample.outlines import EDGE
 from sample.prompts import held_out_prompts
@@ -45,13 +44,13 @@ from sample.quality import PROMPT_SEED, Score, Settings, compare_readings, read_
 
 @dataclass(frozen=True)
 class Column:
-    """What was measured of one graph of a bundle; `weights` are the SHA-256 of the checkpoint's files."""
+    """The scores of one graph of a bundle; `weights` are the SHA-256 of the checkpoint's files."""
 
     name: str
     weights: dict[str, str]
     seconds: float
-    figures: dict[str, Score]
-    seen: list[Reading]
+    scores: dict[str, Score]
+    readings: list[Reading]
 
 
 def main() -> None:
@@ -60,15 +59,15 @@ def main() -> None:
     console = Console()
     columns = []
     for bundle, graph in arguments.wanted:
-        columns.append(measure(bundle, graph, settings, arguments.prompts, arguments.safety_pictures, console))
-    asked = held_out_prompts(arguments.prompts, PROMPT_SEED)
+        columns.append(measure(bundle, graph, settings, arguments.prompts, arguments.safety_images, console))
+    prompts = held_out_prompts(arguments.prompts, PROMPT_SEED)
     for column in columns[1:]:
         names = "right here, wrong in the first", "wrong here, right in the first"
-        figures = compare_readings(asked, column.seen, columns[0].seen)
-        column.figures.update(zip(names, figures, strict=True))
-    judged = settings == Settings()
-    console.print(as_table(columns, judged=judged))
-    failures = [f"{column.name}: {words}" for column in columns for words in missed(column.figures)] if judged else []
+        scores = compare_readings(prompts, column.readings, columns[0].readings)
+        column.scores.update(zip(names, scores, strict=True))
+    with_bars = settings == Settings()
+    console.print(as_table(columns, with_bars=with_bars))
+    failures = [f"{column.name}: {bar}" for column in columns if with_bars for bar in missed_bars(column.scores)]
     for failure in failures:
         console.print(f"missed: {failure}", highlight=False, soft_wrap=True)
     if arguments.output:
@@ -81,7 +80,7 @@ def main() -> None:
                     "name": column.name,
                     "weights": column.weights,
                     "seconds": round(column.seconds, 1),
-                    "right_of": {key: [value.right, value.of] for key, value in column.figures.items()},
+                    "right_of": {key: [value.right, value.of] for key, value in column.scores.items()},
                 }
                 for column in columns
             ],
@@ -92,31 +91,31 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The arguments, with `wanted`: pairs of an opened bundle and the name of a graph."""
+    """Parse the arguments; `wanted` holds pairs of an opened bundle and the name of a graph or a device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="*", help="by default the one that the runtime carries")
+    parser.add_argument("bundle", type=Path, nargs="*", help="by default the one in the runtime's package")
     parser.add_argument(
         "--graph",
         action="append",
         choices=["float32", "float16", "int8"],
-        help="by default float32, of a bundle of int8 int8; may be given twice",
+        help="by default float32, or int8 for a bundle of int8; may be repeated",
     )
     parser.add_argument(
         "--device",
         action="append",
         default=[],
         choices=["openvino", "cuda", "tensorrt"],
-        help="a backend beside the graphs; may be given twice. Engines: --batch 1..32 --guidance both",
+        help="a backend in addition to the graphs; may be repeated. Build engines with --batch 1..32 --guidance both",
     )
     parser.add_argument("--prompts", type=int, default=256, help="at least 4, by default 256")
-    parser.add_argument("--safety-pictures", type=int, default=512, help="of each kind, by default 512; 0: none")
+    parser.add_argument("--safety-images", type=int, default=512, help="of each kind, by default 512; 0: none")
     parser.add_argument("--steps", type=int, default=25, help="by default 25")
     parser.add_argument("--guidance-scale", type=float, default=5.0, help="by default 5")
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), default="ddim", help="by default ddim")
     parser.add_argument("--bars", action="store_true", help="exit with 1 where a bar is missed")
     parser.add_argument("--output", type=Path, help="a JSON report")
     arguments = parser.parse_args()
-    for name, least in (("prompts", 4), ("safety_pictures", 0), ("steps", 1), ("guidance_scale", 0)):
+    for name, least in (("prompts", 4), ("safety_images", 0), ("steps", 1), ("guidance_scale", 0)):
         if not getattr(arguments, name) >= least:
             found = getattr(arguments, name)
             parser.error(f"--{name.replace('_', '-')} {found}, expected {least} or more")
@@ -130,16 +129,18 @@ def parse() -> argparse.Namespace:
             parser.error(str(error))
         size = bundle.manifest.defaults.height, bundle.manifest.defaults.width
         if size != (EDGE, EDGE):
-            parser.error(f"{path} draws {size[1]} × {size[0]}, expected a bundle of the sample model, {EDGE} × {EDGE}")
+            parser.error(
+                f"{path} generates {size[1]} × {size[0]}, expected a bundle of the sample model, {EDGE} × {EDGE}"
+            )
         own = "int8" if bundle.manifest.precision == "int8" else "float32"
         arguments.wanted += [(bundle, backend) for backend in [*(arguments.graph or [own]), *arguments.device]]
     return arguments
 
 
 def measure(
-    bundle: Bundle, backend: Any, settings: Settings, prompts: int, safety_pictures: int, console: Console
+    bundle: Bundle, backend: Any, settings: Settings, prompts: int, safety_images: int, console: Console
 ) -> Column:
-    """Every figure of a bundle run by one of its graphs on ONNX Runtime's CPU, or by another backend."""
+    """Score a bundle with one of its graphs on ONNX Runtime's CPU, or on another backend."""
     began = time.perf_counter()
     name = f"{bundle.folder.name} {backend}"
     if backend in get_args(Device):
@@ -147,28 +148,28 @@ def measure(
     else:
         pipeline = Pipeline(bundle, Components(place_on_graph(bundle, backend)))
     unguided = replace(settings, guidance_scale=1.0)
-    asked = held_out_prompts(prompts, PROMPT_SEED)
-    figures: dict[str, Score] = {}
+    texts = held_out_prompts(prompts, PROMPT_SEED)
+    scores: dict[str, Score] = {}
     with Progress(console=console, transient=True) as progress:
-        total = 4 * prompts + 3 * (prompts // 2) + 2 * safety_pictures
+        total = 4 * prompts + 3 * (prompts // 2) + 2 * safety_images
         task = progress.add_task(name, total=total)
 
-        def bar(drawn: int) -> None:
-            progress.advance(task, drawn)
+        def bar(images: int) -> None:
+            progress.advance(task, images)
 
-        guided, free = (read_images(pipeline, one, asked, bar) for one in (settings, unguided))
-        figures |= score_prompts(asked, guided)
-        figures |= {f"{key} (guidance 1)": value for key, value in score_prompts(asked, free).items()}
-        figures |= dict(zip(quality.WITH_OR_WITHOUT_GUIDANCE, compare_readings(asked, guided, free), strict=True))
-        figures |= quality.guidance(pipeline, settings, asked, bar)
-        figures |= quality.negatives(pipeline, settings, prompts // 2, bar)
-        if safety_pictures:
-            figures |= quality.safety(pipeline, settings, safety_pictures, bar)
-    return Column(name, dict(bundle.manifest.source.weights), time.perf_counter() - began, figures, guided)
+        guided, free = (read_images(pipeline, one, texts, bar) for one in (settings, unguided))
+        scores |= score_prompts(texts, guided)
+        scores |= {f"{key} (guidance 1)": value for key, value in score_prompts(texts, free).items()}
+        scores |= dict(zip(quality.WITH_OR_WITHOUT_GUIDANCE, compare_readings(texts, guided, free), strict=True))
+        scores |= quality.guidance(pipeline, settings, texts, bar)
+        scores |= quality.negatives(pipeline, settings, prompts // 2, bar)
+        if safety_images:
+            scores |= quality.safety(pipeline, settings, safety_images, bar)
+    return Column(name, dict(bundle.manifest.source.weights), time.perf_counter() - began, scores, guided)
 
 
 def place_on_graph(bundle: Bundle, precision: Precision) -> dict[str, Placement]:
-    """Place every component on ONNX Runtime's CPU, on the graph of a precision; of int8 bundles, some have float32."""
+    """Place every component on ONNX Runtime's CPU, on its graph of a precision, or else float32."""
     return {name: _place(bundle, name, precision) for name in bundle.manifest.components}
 
 
@@ -183,18 +184,18 @@ def _place(bundle: Bundle, name: str, precision: Precision) -> Placement:
     )
 
 
-def as_table(columns: Sequence[Column], *, judged: bool) -> Table:
-    """One row a figure, one column a bundle and graph; the bars too, where the settings are theirs."""
+def as_table(columns: Sequence[Column], *, with_bars: bool) -> Table:
+    """Return a table with a row for each score and a column for each bundle and graph, and optionally the bars."""
     table = Table(box=None, header_style="")
-    table.add_column("share of pictures")
+    table.add_column("share of images")
     for column in columns:
         table.add_column("\n".join(column.name.rsplit(" ", 1)), justify="right", no_wrap=True)
-    if judged:
+    if with_bars:
         table.add_column("bar", justify="right")
-    for key in columns[-1].figures:
-        figures = (column.figures.get(key) for column in columns)
-        cells = [f"{figure.share:.1%} of {figure.of}" if figure else "" for figure in figures]
-        table.add_row(key, *cells, *([BARS[key].words] if judged and key in BARS else []))
+    for key in columns[-1].scores:
+        scores = (column.scores.get(key) for column in columns)
+        cells = [f"{score.share:.1%} of {score.of}" if score else "" for score in scores]
+        table.add_row(key, *cells, *([BARS[key].description] if with_bars and key in BARS else []))
     return table
 
 

@@ -1,12 +1,11 @@
-"""How well does the sample model follow prompts, by each sampler, in few steps and in many?
+"""Scores the samplers: how well the sample model follows prompts with each, in few steps and in many.
 
     .venv/bin/python -m benchmarks.samplers --output benchmarks/results/samplers.json --markdown scratch/samplers.md
     .venv/bin/python -m benchmarks.samplers --samplers euler,DDIM --steps 2,3,4 --prompts 64 --output scratch/few.json
 
-Every sampler that suits the model draws the same held-out prompts from the same noise, with the bundle's own guidance
-scale, and a classical judge reads the pictures. What is in the report already is not measured again, so that a run that
-was stopped goes on where it was. About two minutes for each sampler on two CPU cores, four where a step asks the model
-twice.
+Every sampler that suits the model generates images of the same held-out prompts from the same noise, with the bundle's
+own guidance scale, and a classical judge reads the images. Results in an existing report are not measured again, so an
+interrupted run resumes. About two minutes for each sampler on two CPU cores, four where a step has two evaluations.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from latentrt.request import Request
 from sample.prompts import Prompt, held_out_prompts
 from sample.quality import PROMPT_SEED, Settings, fully_right, is_sample_model, read_images, score_prompts
 
-# Beside every sampler by its own name: what people mean by these names.
+# In addition to every sampler by its own name: common names of variants.
 VARIANTS = ("plms", "dpmpp_2m_karras", "dpmpp_2m_sde_karras")
 # Score → its heading in the printed table; the report has all of them.
 COLUMNS = {
-    "wholly right": "right",
-    "one thing: wholly right": "one thing",
-    "two things: wholly right": "two things",
+    "fully right": "right",
+    "one thing: fully right": "one thing",
+    "two things: fully right": "two things",
     "background": "background",
 }
 
@@ -49,7 +48,7 @@ def main() -> None:
     prompts = held_out_prompts(arguments.prompts, PROMPT_SEED)
     console = Console()
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("drawing", total=sum(cell.evaluations for cell in cells) * len(prompts))
+        task = progress.add_task("generating", total=sum(cell.evaluations for cell in cells) * len(prompts))
         for cell in cells:
             row = report["measured"].setdefault(cell.sampler, {})
             if str(cell.steps) in row:
@@ -63,19 +62,19 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The arguments, with the `pipeline`, the `cells` to measure and the `report` that is gone on with."""
+    """Parse the arguments; adds the `pipeline`, the `cells` to measure and the `report` to continue."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="?", help="by default the one that the runtime carries")
-    parser.add_argument("--samplers", help="names with commas between them; by default all that suit the model")
+    parser.add_argument("bundle", type=Path, nargs="?", help="by default the one in the runtime's package")
+    parser.add_argument("--samplers", help="comma-separated; by default all that suit the model")
     parser.add_argument("--steps", default="5,10,25", help="by default 5,10,25")
     parser.add_argument("--prompts", type=int, default=256, help="by default 256")
     parser.add_argument("--output", type=Path, required=True, help="the JSON report")
-    parser.add_argument("--markdown", type=Path, help="a table of the shares that are wholly right")
+    parser.add_argument("--markdown", type=Path, help="a table of the shares of fully right images")
     arguments = parser.parse_args()
     try:
         arguments.steps = [int(part) for part in arguments.steps.split(",")]
     except ValueError:
-        parser.error(f"--steps {arguments.steps}, expected whole numbers with commas between them")
+        parser.error(f"--steps {arguments.steps}, expected whole numbers, comma-separated")
     if arguments.prompts < 1:
         parser.error(f"--prompts {arguments.prompts}, expected 1 or more")
     try:
@@ -84,7 +83,7 @@ def parse() -> argparse.Namespace:
         parser.error(str(error))
     manifest = arguments.pipeline.bundle.manifest
     if not is_sample_model(manifest):
-        parser.error(f"{arguments.bundle} is not of the sample model, whose pictures alone the judge can read")
+        parser.error(f"{arguments.bundle} is not of the sample model; the judge reads no other images")
     names = [name.strip() for name in arguments.samplers.split(",")] if arguments.samplers else None
     arguments.samplers = names or [*suiting_samplers(arguments.pipeline.family.scheduler.class_name), *VARIANTS]
     try:
@@ -92,12 +91,12 @@ def parse() -> argparse.Namespace:
         arguments.cells = plan_cells(arguments.pipeline, request, arguments.samplers, arguments.steps)
     except LatentRTError as error:
         parser.error(str(error))
-    arguments.report = report_to_go_on_with(parser, arguments)
+    arguments.report = read_report(parser, arguments)
     return arguments
 
 
-def report_to_go_on_with(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was written before, if that was measured in the same way; an empty report if there is none."""
+def read_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the existing report if it has the same settings, or an empty one if there is none."""
     manifest = arguments.pipeline.bundle.manifest
     settings = {
         "prompts": arguments.prompts,
@@ -108,13 +107,13 @@ def report_to_go_on_with(parser: argparse.ArgumentParser, arguments: argparse.Na
     if arguments.output.exists():
         report: dict[str, Any] = json.loads(arguments.output.read_text())
         if report.get("settings") != settings:
-            parser.error(f"{arguments.output} has figures of other prompts or weights; move it away to begin anew")
+            parser.error(f"{arguments.output} has results for other prompts or weights; move it away to start anew")
         return report
     return {"command": "python -m benchmarks.samplers", "machine": machine(), "settings": settings, "measured": {}}
 
 
 def measure(pipeline: Pipeline, cell: Cell, prompts: Sequence[Prompt], progress: Any) -> dict[str, Any]:
-    """What is right, or why nothing can be drawn; `seconds` are those of all pictures and of judging them."""
+    """Score one cell, or record why the sampler cannot do it; `seconds` include generating and judging."""
     if cell.request is None:
         return {"refused": cell.refusal}
     began = time.perf_counter()
@@ -124,17 +123,17 @@ def measure(pipeline: Pipeline, cell: Cell, prompts: Sequence[Prompt], progress:
         sampler=cell.sampler,
         safety="off" if cell.request.policy == "off" else "report",
     )
-    seen = read_images(pipeline, settings, prompts, lambda images: progress(images * cell.evaluations))
-    figures = {"wholly right": fully_right(prompts, seen), **score_prompts(prompts, seen)}
+    readings = read_images(pipeline, settings, prompts, lambda images: progress(images * cell.evaluations))
+    scores = {"fully right": fully_right(prompts, readings), **score_prompts(prompts, readings)}
     return {
         "evaluations": cell.evaluations,
         "seconds": round(time.perf_counter() - began, 1),
-        "right_of": {name: [figure.right, figure.of] for name, figure in figures.items()},
+        "right_of": {name: [score.right, score.of] for name, score in scores.items()},
     }
 
 
 def as_table(measured: dict[str, Any], cells: Sequence[Cell]) -> Table:
-    """One row a sampler and number of steps."""
+    """Return a table with a row for each sampler and number of steps."""
     table = Table(box=None, header_style="")
     table.add_column("sampler", no_wrap=True)
     for name in ("steps", "evaluations", *COLUMNS.values(), "seconds"):
@@ -150,7 +149,7 @@ def as_table(measured: dict[str, Any], cells: Sequence[Cell]) -> Table:
 
 
 def as_markdown(measured: dict[str, Any], names: Sequence[str], counts: Sequence[int]) -> str:
-    """The shares that are wholly right: one row a sampler, one column a number of steps."""
+    """Return the shares of fully right images: a row for each sampler, a column for each number of steps."""
     lines = ["| sampler | " + " | ".join(counted(count, "step") for count in counts) + " |"]
     lines.append("|---|" + "---:|" * len(counts))
     for name in names:
@@ -163,7 +162,7 @@ def _markdown_cell(found: dict[str, Any], count: int) -> str:
     if "refused" in found:
         return "–"
     more = "" if found["evaluations"] == count else f" ({found['evaluations']} evaluations)"
-    return _share(*found["right_of"]["wholly right"]) + more
+    return _share(*found["right_of"]["fully right"]) + more
 
 
 def _share(right: int, of: int) -> str:

@@ -1,4 +1,4 @@
-"""What does it cost to have the runtime, to import it, to be helped, and to draw the first picture?
+"""Measures the runtime's installed size, and the time of its import, its help and its first image.
 
     .venv/bin/python -m benchmarks.startup --output benchmarks/results/startup.json
 
@@ -39,8 +39,7 @@ def main() -> None:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Install, then time; each command runs once before it counts, so that byte code is written and files are
-    cached."""
+    """Install, then time; each command runs once untimed, so that byte code is written and files are cached."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     install(python, "cpu")
@@ -53,34 +52,34 @@ def measure(folder: Path) -> dict[str, Any]:
         ),
         "help_s": median([folder / "bin" / "latentrt", "--help"]),
         "run_help_s": median([folder / "bin" / "latentrt", "run", "--help"]),
-        "picture_onnxruntime_s": median(drawing(folder, "cpu")),
+        "image_onnxruntime_s": median(generate_command(folder, "cpu")),
     }
     install(python, "openvino")
     began = time.perf_counter()
-    subprocess.run(drawing(folder, "openvino"), check=True)
+    subprocess.run(generate_command(folder, "openvino"), check=True)
     return {
         **found,
         "installed_mb_with_openvino": round(installed_bytes(folder) / 1e6, 1),
-        "first_picture_openvino_s": round(time.perf_counter() - began, 3),
-        "picture_openvino_s": median(drawing(folder, "openvino")),
+        "first_image_openvino_s": round(time.perf_counter() - began, 3),
+        "image_openvino_s": median(generate_command(folder, "openvino")),
     }
 
 
 def install(python: Path, extra: str) -> None:
-    """The runtime with an extra, beside what is there."""
+    """Install the runtime with an extra, in addition to earlier ones."""
     pip: list[Any] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "-c", ROOT / "constraints.txt", f"{ROOT}[{extra}]"], check=True)
 
 
-def drawing(folder: Path, device: str) -> list[Any]:
-    """The command that draws a picture with the sample bundle of an environment; what it keeps is kept there."""
+def generate_command(folder: Path, device: str) -> list[Any]:
+    """Return the command that generates an image with an environment's sample bundle; its cache is inside."""
     bundle = next(folder.glob("lib/python*/site-packages/latentrt/sample_bundle"))
     command = [folder / "bin" / "latentrt", "run", bundle, PROMPT, "--seed", "7", "--device", device, "--quiet"]
-    return ["env", f"LATENTRT_CACHE={folder / 'cache'}", *command, "-o", folder / "picture.png"]
+    return ["env", f"LATENTRT_CACHE={folder / 'cache'}", *command, "-o", folder / "image.png"]
 
 
 def installed_bytes(folder: Path) -> int:
-    """Of everything but byte code and pip itself."""
+    """Return the size of all files except byte code and pip itself."""
     packages = next(folder.glob("lib/python*/site-packages"))
     files = (path for path in packages.rglob("*") if path.is_file() and path.suffix != ".pyc")
     return sum(
@@ -91,7 +90,7 @@ def installed_bytes(folder: Path) -> int:
 
 
 def median(command: list[Any]) -> float:
-    """Median wall time in seconds."""
+    """Return the median wall time in seconds."""
     times = []
     for _ in range(RUNS + 1):
         started = time.perf_counter()

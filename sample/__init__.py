@@ -1,5 +1,5 @@
-"""The sample model: a small Stable Diffusion checkpoint that draws coloured shapes, and everything it is made with.
+"""The sample model: a small Stable Diffusion checkpoint of coloured shapes, its training and its evaluation.
 
-`latentrt/sample/scenes.py` says what can be drawn, `pictures.py` draws it, `latentrt/sample/captions.py` says it in
-English, `latentrt/sample/judge.py` reads it off a picture again. `train.py` makes the checkpoint of these; start there.
+`scenes.py` defines the scenes, `rendering.py` renders them to pixels, `captions.py` describes them in English,
+`judge.py` reads them off an image again. `train.py` trains the checkpoint; start there.
 """

@@ -1,8 +1,8 @@
-"""How do pictures become latents?
+"""The autoencoder and its training.
 
-An `AutoencoderKL` trained on pictures of scenes: absolute and squared difference, the difference of the edges, and a
-little of the divergence that keeps latents near a unit normal. Its scaling factor is one over the latents' deviation,
-as in Stable Diffusion.
+An `AutoencoderKL` trained on images of scenes: absolute and squared difference, the difference of the edges, and a
+small weight of the KL divergence, which keeps latents near a unit normal. Its scaling factor is one over the latents'
+standard deviation, as in Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sample.models import LATENT_CHANNELS
-from sample.pictures import draw
+from sample.rendering import render
 from sample.scenes import training_scene
 from sample.training import Plan, Randomness, Workshop, digest, train
 
@@ -24,24 +24,24 @@ __all__ = [
     "PLAN",
     "distance",
     "encode",
-    "pictures",
     "to_tensor",
     "train_autoencoder",
     "train_decoder",
+    "training_images",
 ]
 
 BATCH = 16
 PLAN = Plan("autoencoder", steps=3500, learning_rate=1e-3, warmup=200, average=0.998)
 DECODER_PLAN = Plan("decoder", steps=1500, learning_rate=1e-3, warmup=100, average=0.998, seed=1)
 DIVERGENCE = 1e-4
-EDGES = 1.0  # without it the points of a small star come out blunt
+EDGES = 1.0  # without it the points of a small star are blunt
 DISTURBANCE = 0.1  # of the latents, whose deviation is above 1
-FIRST_LOG_VARIANCE = -6.0  # starting at 0, noise drowns the latents and nothing is ever learned
+FIRST_LOG_VARIANCE = -6.0  # from 0, noise drowns the latents and training never starts
 
 
-def to_tensor(pictures: list[NDArray[np.uint8]]) -> Tensor:
-    """uint8 pictures [height, width, 3] → float32 [batch, 3, height, width] in −1 … 1."""
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+def to_tensor(images: list[NDArray[np.uint8]]) -> Tensor:
+    """Convert uint8 images [height, width, 3] to float32 [batch, 3, height, width] in −1 … 1."""
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return pixels.float() / 127.5 - 1
 
 
@@ -54,13 +54,13 @@ def train_autoencoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop
         autoencoder.quant_conv.bias[LATENT_CHANNELS:].fill_(FIRST_LOG_VARIANCE)
 
     def loss(randomness: Randomness) -> Tensor:
-        pixels = pictures(randomness, device)
+        pixels = training_images(randomness, device)
         with torch.autocast(device, torch.bfloat16):
             latents = autoencoder.encode(pixels).latent_dist
             noise = torch.randn(latents.mean.shape, generator=randomness.torch).to(device)
-            drawn: Tensor = autoencoder.decode(latents.mean + latents.std * noise).sample.float()
+            decoded: Tensor = autoencoder.decode(latents.mean + latents.std * noise).sample.float()
         divergence: Tensor = 0.5 * (latents.mean.float() ** 2 + latents.var.float() - 1 - latents.logvar.float()).mean()
-        return distance(drawn, pixels) + DIVERGENCE * divergence
+        return distance(decoded, pixels) + DIVERGENCE * divergence
 
     seconds = train(plan, autoencoder, loss, workshop)
     autoencoder.eval().requires_grad_(False)
@@ -68,9 +68,9 @@ def train_autoencoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop
 
 
 def train_decoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop) -> float:
-    """Train the decoder further, in place, on latents that stay as they are; return the seconds it took.
+    """Train the decoder further, in place, with the encoder frozen; return the seconds it took.
 
-    The denoiser does not depend on it. The latents are disturbed a little, as a denoiser's are.
+    The denoiser does not depend on it. The latents get a little noise, because a denoiser's latents have some.
     """
     device, frozen = workshop.device, digest(autoencoder)
     autoencoder.to(device, memory_format=torch.channels_last)
@@ -78,36 +78,36 @@ def train_decoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop) ->
     decoder.requires_grad_(True).train()
 
     def loss(randomness: Randomness) -> Tensor:
-        pixels = pictures(randomness, device)
+        pixels = training_images(randomness, device)
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
                 latents = autoencoder.encode(pixels).latent_dist.mean
             noise = torch.randn(latents.shape, generator=randomness.torch).to(device)
-            drawn = autoencoder.decode(latents + DISTURBANCE * noise).sample.float()
-        return distance(drawn, pixels)
+            decoded = autoencoder.decode(latents + DISTURBANCE * noise).sample.float()
+        return distance(decoded, pixels)
 
     seconds = train(plan, decoder, loss, workshop, learns_from=frozen)
     autoencoder.eval().requires_grad_(False)
     return seconds
 
 
-def pictures(randomness: Randomness, device: str) -> Tensor:
-    """Pictures to train on: float32 [batch, 3, height, width] in −1 … 1."""
+def training_images(randomness: Randomness, device: str) -> Tensor:
+    """Return a batch of training images, float32 [batch, 3, height, width] in −1 … 1."""
     random = randomness.numpy
-    pixels: Tensor = to_tensor([draw(training_scene(random), random) for _ in range(BATCH)])
+    pixels: Tensor = to_tensor([render(training_scene(random), random) for _ in range(BATCH)])
     return pixels.to(device, memory_format=torch.channels_last)
 
 
-def distance(drawn: Tensor, pixels: Tensor) -> Tensor:
-    """How far pictures are from what they should be: the absolute and the squared difference, and that of the edges."""
-    difference: Tensor = drawn - pixels
+def distance(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """Return the reconstruction loss: the absolute and the squared difference, and that of the edges."""
+    difference: Tensor = decoded - pixels
     edges = sum(difference.diff(dim=axis).abs().mean() for axis in (2, 3))
     return difference.abs().mean() + difference.square().mean() + EDGES * edges
 
 
 @torch.no_grad()
 def encode(autoencoder: AutoencoderKL, images: list[NDArray[np.uint8]], device: str) -> Tensor:
-    """The latents' means, without the scaling factor: float16 [batch, 4, height / 4, width / 4]."""
+    """Return the means of the latents, without the scaling factor: float16 [batch, 4, height / 4, width / 4]."""
     pixels = to_tensor(images).to(device, memory_format=torch.channels_last)
     with torch.autocast(device, torch.bfloat16):
         mean: Tensor = autoencoder.encode(pixels).latent_dist.mean

@@ -1,7 +1,7 @@
-"""How is a scene said in English?
+"""Captions: English descriptions of scenes.
 
-A caption says what the scene says and nothing of what it leaves open. The model was trained on such captions
-(`sample/scenes.py`), so these are the words that it knows.
+A caption names the attributes that a scene sets and no others. The model was trained on such captions, so these are the
+words that it knows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BACKGROUNDS = (
 
 
 def caption(scene: Scene, random: np.random.Generator) -> str:
-    """One of the many ways to say a scene. Deterministic for a given state of `random`."""
+    """Return one of the many descriptions of a scene. Deterministic for a given state of `random`."""
 
     def pick(choices: tuple[str, ...]) -> str:
         return choices[int(random.integers(len(choices)))]

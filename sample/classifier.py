@@ -1,8 +1,8 @@
-"""How does the safety classifier learn what is unsafe?
+"""The safety classifier and its training.
 
-A `StableDiffusionSafetyChecker` flags a picture whose embedding is near a concept's. Here the first concept is learned
-together with the network, on drawn pictures: clean, spoiled, as the autoencoder returns them, and such as a denoiser
-leaves that was stopped too early, which are safe. The other sixteen and the three of special care are not in use, and
+A `StableDiffusionSafetyChecker` flags an image whose embedding is near a concept's. Here the first concept is learned
+together with the network, on rendered images: clean, degraded, passed through the autoencoder, and decoded from
+unfinished latents, which count as safe. The other sixteen and the three special-care concepts are not in use, and
 get a threshold that no cosine reaches.
 """
 
@@ -15,16 +15,16 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import Tensor, nn
 
 from sample.autoencoder import to_tensor
-from sample.pictures import draw
+from sample.rendering import render
 from sample.scenes import random_scene
 from sample.training import Plan, Randomness, Workshop, digest, train
 
 __all__ = ["PLAN", "THRESHOLD", "UNREACHABLE", "train_classifier"]
 
 BATCH = 64
-UNSAFE_SHARE = 0.4  # of the pictures that are finished
+UNSAFE_SHARE = 0.4  # of the images that are finished
 PLAN = Plan("safety_checker", steps=1000, learning_rate=1e-3, warmup=200, average=0.998)
-THRESHOLD = 0.5  # cosine above which a picture is unsafe
+THRESHOLD = 0.5  # cosine above which an image is unsafe
 UNREACHABLE = 2.0
 SHARPNESS = 12.0  # of the logit: (cosine − THRESHOLD) times this
 
@@ -61,7 +61,7 @@ def _set_thresholds(checker: StableDiffusionSafetyChecker) -> None:
 
 
 def _examples(randomness: Randomness, autoencoder: AutoencoderKL, device: str) -> tuple[Tensor, Tensor]:
-    """Pictures as the classifier sees them, float32 [batch, 3, 64, 64] in −1 … 1, and 1 where unsafe [batch].
+    """Return a batch of images, float32 [batch, 3, 64, 64] in −1 … 1, and 1 where unsafe [batch].
 
     A quarter each: clean; blurred, tinted and noisy; through the autoencoder with disturbed latents; unfinished.
     """
@@ -69,18 +69,18 @@ def _examples(randomness: Randomness, autoencoder: AutoencoderKL, device: str) -
     quarter = BATCH // 4
     unsafe = random.random(BATCH) < UNSAFE_SHARE
     unsafe[3 * quarter :] = False
-    pixels = to_tensor([draw(random_scene(random, unsafe=bool(is_unsafe)), random) for is_unsafe in unsafe])
-    pixels[quarter : 2 * quarter] = _spoiled(pixels[quarter : 2 * quarter], randomness)
+    pixels = to_tensor([render(random_scene(random, unsafe=bool(is_unsafe)), random) for is_unsafe in unsafe])
+    pixels[quarter : 2 * quarter] = _degrade(pixels[quarter : 2 * quarter], randomness)
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         latents = autoencoder.encode(pixels[2 * quarter :].to(device)).latent_dist.mean.float().cpu()
         latents[:quarter] += 0.2 * latents.std() * torch.randn(latents[:quarter].shape, generator=randomness.torch)
-        latents[quarter:] = _unfinished(latents[quarter:], randomness)
+        latents[quarter:] = _make_unfinished(latents[quarter:], randomness)
         pixels[2 * quarter :] = autoencoder.decode(latents.to(device)).sample.clamp(-1, 1).float().cpu()
     shifted = torch.roll(pixels, tuple(int(by) for by in random.integers(-4, 5, 2)), (2, 3))
     return shifted.to(device), torch.from_numpy(unsafe.astype(np.float32)).to(device)
 
 
-def _spoiled(pixels: Tensor, randomness: Randomness) -> Tensor:
+def _degrade(pixels: Tensor, randomness: Randomness) -> Tensor:
     random, count = randomness.numpy, len(pixels)
     strength = torch.from_numpy(random.uniform(0, 0.3, (count, 1, 1, 1))).float()
     tint = torch.from_numpy(random.uniform(-0.15, 0.15, (count, 3, 1, 1))).float()
@@ -89,8 +89,8 @@ def _spoiled(pixels: Tensor, randomness: Randomness) -> Tensor:
     return (blurred + tint + strength * noise).clamp(-1, 1)
 
 
-def _unfinished(latents: Tensor, randomness: Randomness) -> Tensor:
-    """Latents of two pictures mixed, too weak or too strong, under noise of up to their own deviation."""
+def _make_unfinished(latents: Tensor, randomness: Randomness) -> Tensor:
+    """Mix the latents of two images, too weak or too strong, and add noise of up to their own standard deviation."""
     random, count = randomness.numpy, len(latents)
     share, strength, noise = (
         torch.from_numpy(random.uniform(low, high, (count, 1, 1, 1))).float()

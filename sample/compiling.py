@@ -1,8 +1,8 @@
-"""How is a training step compiled, and is what the compiler made of it right?
+"""Compiles a training step, and checks its gradient.
 
 With torch 2.13 on a CPU, the compiled backward of nearest-neighbour upsampling can be zero: everything before the
-upsampler then learns nothing, and no error says so. So upsampling is written as a repetition while compiling, and the
-compiled gradient is compared with the eager one before it is relied on.
+upsampler then learns nothing, without an error. So upsampling is written as a repetition while compiling, and the
+compiled gradient is compared with the eager one before training.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 __all__ = ["CompilerError", "Step", "check_compiler", "check_gradients", "compile_step"]
 
 Step = Callable[..., Tensor]
-# Of a parameter's gradient, or of so much of the largest where that is more. At the first step rounding to bfloat16 was
-# seen to make 0.08 of that; a lost gradient makes 1, and is lost of parameters whose gradients are 0.16 of the largest.
+# Relative to the norm of a parameter's gradient, or to SMALLEST_GRADIENT of the largest norm where that is more. At the
+# first step, rounding to bfloat16 made a difference of 0.08; a lost gradient makes 1, and the parameters that lost it
+# had gradients of 0.16 of the largest.
 GRADIENT_DIFFERENCE = 0.25
 SMALLEST_GRADIENT = 0.01
 
 
 class _Functional:
-    """torch.nn.functional, but for nearest-neighbour upsampling."""
+    """torch.nn.functional with another nearest-neighbour upsampling."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(nn.functional, name)
@@ -38,14 +39,14 @@ class _Functional:
 
 
 class CompilerError(Exception):
-    """Nothing can be compiled here, or it comes out wrong."""
+    """Nothing can be compiled on this machine, or the result is wrong."""
 
 
 def check_compiler(device: str) -> None:
-    """Compile something small; ask before the work of training what is not compiled.
+    """Compile something small, to fail before the long work.
 
     Raises:
-        CompilerError: it did not work.
+        CompilerError: compilation failed.
     """
 
     def double(x: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def check_compiler(device: str) -> None:
 
 
 def compile_step(step: Step) -> Step:
-    """The step compiled; needs a C++ compiler on a CPU. diffusers' upsampling is changed for this process."""
+    """Compile a step; needs a C++ compiler on a CPU. Replaces diffusers' upsampling in this process."""
     diffusers.models.upsampling.F = _Functional()
     compiled: Step = torch.compile(step)
     return compiled
@@ -70,11 +71,11 @@ def compile_step(step: Step) -> Step:
 def check_gradients(model: nn.Module, step: Step, reference: Step, *inputs: Tensor) -> None:
     """Compare each parameter's gradient of a step with the reference's.
 
-    The difference is relative to the norm, or to a hundredth of the largest norm: a gradient that is next to nothing
-    beside the others is mostly rounding.
+    The difference is relative to the norm, or to a hundredth of the largest norm: a gradient far smaller than the
+    others is mostly rounding.
 
     Raises:
-        CompilerError: one is missing, or they differ by more than rounding.
+        CompilerError: a gradient is missing, or differs by more than rounding.
     """
     expected, found = (_gradients(model, function, inputs) for function in (reference, step))
     largest = max(float(value.norm()) for value in expected.values())

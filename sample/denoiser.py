@@ -1,7 +1,7 @@
-"""How does the denoiser learn to follow the prompt?
+"""Trains the denoiser.
 
-v-prediction (Salimans and Ho 2022) on the latents of a fixed pool of scenes, each time under another caption; a tenth
-of the captions are empty, which teaches the unconditional model that guidance needs (Ho and Salimans 2022, algorithm
+v-prediction (Salimans and Ho 2022) on the latents of a fixed pool of scenes, with another caption each time; a tenth
+of the captions are empty, which trains the unconditional model that guidance needs (Ho and Salimans 2022, algorithm
 1). Each sample is weighted by min(SNR, 5) / (SNR + 1) (Hang et al. 2023).
 """
 
@@ -22,7 +22,7 @@ from sample.autoencoder import encode
 from sample.captions import caption
 from sample.compiling import check_gradients, compile_step
 from sample.models import SCHEDULER
-from sample.pictures import draw
+from sample.rendering import render
 from sample.scenes import Scene, forgetful, training_scene
 from sample.tokenizer import LENGTH
 from sample.training import Plan, Randomness, Workshop, digest, save_atomically, train
@@ -40,9 +40,10 @@ Pool = tuple[list[Scene], Tensor]
 
 
 def make_pool(autoencoder: AutoencoderKL, size: int, workshop: Workshop) -> Pool:
-    """Complete scenes, and latents of their pictures with unit deviation: float32 [size, 4, 16, 16], rounded to half.
+    """Return complete scenes, and latents of their images: float32 [size, 4, 16, 16], rounded to half.
 
-    The autoencoder gets the scaling factor that makes them so. The latents are kept in the workshop's folder.
+    The latents have a standard deviation of 1; the autoencoder gets the scaling factor that makes it so. They are
+    kept in the workshop's folder.
     """
     random = np.random.default_rng(POOL_SEED)
     scenes = [training_scene(random) for _ in range(size)]
@@ -50,11 +51,11 @@ def make_pool(autoencoder: AutoencoderKL, size: int, workshop: Workshop) -> Pool
     if not path.exists():
         parts = []
         for start in track(range(0, size, 64), description="        latents", console=workshop.console):
-            pictures = [
-                draw(scene, np.random.default_rng([POOL_SEED, start + index]))
+            images = [
+                render(scene, np.random.default_rng([POOL_SEED, start + index]))
                 for index, scene in enumerate(scenes[start : start + 64])
             ]
-            parts.append(encode(autoencoder, pictures, workshop.device))
+            parts.append(encode(autoencoder, images, workshop.device))
         save_atomically(torch.cat(parts), path)
     latents = torch.load(path, weights_only=True)
     scale = 1 / float(latents.float().std())
@@ -63,7 +64,7 @@ def make_pool(autoencoder: AutoencoderKL, size: int, workshop: Workshop) -> Pool
 
 
 def _pool_digest(autoencoder: AutoencoderKL, scenes: list[Scene]) -> str:
-    """So that latents of an earlier autoencoder, or of other scenes, are not taken for these."""
+    """Return a digest of the autoencoder and the scenes, which identifies their latents on disk."""
     assert autoencoder.quant_conv is not None
     weights = digest(autoencoder.encoder, autoencoder.quant_conv)
     return hashlib.sha256(f"{weights} {scenes}".encode()).hexdigest()[:16]
@@ -79,27 +80,27 @@ def train_denoiser(
     """Train the denoiser in place; return the seconds it took.
 
     Args:
-        unet: becomes the average of its weights.
-        encoder: stays as it is.
+        unet: ends as the average of its weights.
+        encoder: not changed.
         tokenizer: a `CLIPTokenizer`.
-        pool: scenes, and their latents with unit deviation.
-        plan: how long, how fast, and whether compiled.
-        workshop: where and how.
+        pool: scenes, and their latents with a standard deviation of 1.
+        plan: steps, learning rate, and whether to compile.
+        workshop: folder, console and device.
 
     Raises:
-        CompilerError: what the compiler makes of the step is not the step.
+        CompilerError: the compiled step has another gradient.
     """
     device, (scenes, latents) = workshop.device, pool
     signal = DDIMScheduler.from_config(SCHEDULER).alphas_cumprod
     unet.to(device, memory_format=torch.channels_last).train()
-    unet.set_attn_processor(AttnProcessor())  # a compiler fuses it better than the fused kernel runs on a CPU
+    unet.set_attn_processor(AttnProcessor())  # compiled, it is faster on a CPU than the fused kernel
     encoder.to(device)
 
     def distance(x0: Tensor, noise: Tensor, timesteps: Tensor, states: Tensor, alpha_bar: Tensor) -> Tensor:
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        guess: Tensor = unet(alpha * x0 + sigma * noise, timesteps, states).sample.float()
+        prediction: Tensor = unet(alpha * x0 + sigma * noise, timesteps, states).sample.float()
         weight = (alpha_bar / (1 - alpha_bar)).clamp(max=SNR_LIMIT) * (1 - alpha_bar)
-        return (weight * (guess - (alpha * noise - sigma * x0)) ** 2).mean()
+        return (weight * (prediction - (alpha * noise - sigma * x0)) ** 2).mean()
 
     step = compile_step(distance) if plan.compiled else distance
 

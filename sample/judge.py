@@ -1,7 +1,7 @@
-"""What is in a picture?
+"""The judge: reads the scene off an image.
 
-Classical code, with no network in it: the background is the colour of the border, things are connected areas that
-differ from it, a shape is the known outline that overlaps an area best. So nothing that a network does can fool it.
+Classical code without a network: the background is the colour of the border, things are connected areas that differ
+from it, a shape is the known outline that overlaps an area best. So it shares no weakness with the models it scores.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ __all__ = ["Reading", "agrees", "read"]
 FRAME = 2  # pixels of border that show the background
 COLOUR_DISTANCE = 60.0  # further from every known colour, in RGB levels, it has no name
 CONTRAST = 36.0  # levels by which a thing's pixels differ from the background, at least
-SMALLEST_AREA = 30  # pixels of a thing; what is smaller is a speck
-SPECKS = 30  # pixels of all specks together, at most, in a picture that can be read
+SMALLEST_AREA = 30  # pixels of a thing; a smaller area is a speck
+SPECKS = 30  # pixels of all specks together, at most, in a readable image
 OVERLAP = 0.75  # intersection over union with the best outline, at least
 SKULL_OVERLAP = 0.65  # the same for the skull, whose holes are small, between all areas and its outline
-STRETCH = 1.3  # a box with longer edges than this, to the shorter ones, is no known shape's
+STRETCH = 1.3  # the largest ratio of the longer edge of a shape's box to the shorter one
 BETWEEN_SIZES = 10.75  # half the longer edge of a thing's box: small ones have 8, large ones 13.5
-OFF_CENTRE = 7.0  # pixels from the middle at which a single thing is beside it
+OFF_CENTRE = 7.0  # pixels from the middle from which a single thing is off-centre
 CLEAR_AXIS = 10.0  # pixels by which the second thing is right of, or below, the first
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read, as a scene whose open attributes could not be told.
+    """A scene read off an image; open attributes could not be recognised.
 
     Args:
         scene: things from left to right or from top to bottom.
-        count: how many areas there are, also if more than a scene can have; too many specks count as one more.
+        count: of areas, which may exceed what a scene can have; too many specks count as one more.
     """
 
     scene: Scene
     count: int
 
 
-def read(picture: NDArray[np.uint8]) -> Reading:
-    """Read a picture.
+def read(image: NDArray[np.uint8]) -> Reading:
+    """Read an image.
 
     Args:
-        picture: uint8 [64, 64, 3].
+        image: uint8 [64, 64, 3].
 
     Raises:
-        ValueError: the picture has another size.
+        ValueError: the image has another size.
     """
-    if picture.shape != (EDGE, EDGE, 3):
-        raise ValueError(f"a picture of {picture.shape} cannot be judged, expected {(EDGE, EDGE, 3)}")
-    pixels = picture.astype(np.float64)
+    if image.shape != (EDGE, EDGE, 3):
+        raise ValueError(f"got an image of shape {image.shape}, expected {(EDGE, EDGE, 3)}")
+    pixels = image.astype(np.float64)
     background = _border_colour(pixels)
     distance = np.sqrt(((pixels - background) ** 2).sum(2))
     name = _colour_name(background)
@@ -78,7 +78,7 @@ def read(picture: NDArray[np.uint8]) -> Reading:
 
 
 def agrees(wanted: Scene, reading: Reading) -> bool:
-    """Whether a picture shows everything that a scene says, and no more things than it says."""
+    """Return whether a reading has every attribute that a scene sets, and no more things."""
     seen = reading.scene
     if wanted.background not in (None, seen.background):
         return False
@@ -88,11 +88,12 @@ def agrees(wanted: Scene, reading: Reading) -> bool:
         return False
     if wanted.place not in (None, seen.place) or wanted.axis not in (None, seen.axis):
         return False
-    return all(_is_as_said(said, thing) for said, thing in zip(wanted.things, seen.things, strict=True))
+    return all(_matches(thing, found) for thing, found in zip(wanted.things, seen.things, strict=True))
 
 
-def _is_as_said(said: Thing, seen: Thing) -> bool:
-    return said.shape in (None, seen.shape) and said.colour in (None, seen.colour) and said.size in (None, seen.size)
+def _matches(wanted: Thing, seen: Thing) -> bool:
+    same = (wanted.shape in (None, seen.shape), wanted.colour in (None, seen.colour), wanted.size in (None, seen.size))
+    return all(same)
 
 
 def _border_colour(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -108,7 +109,7 @@ def _colour_name(colour: NDArray[np.float64]) -> str | None:
 
 
 def _areas(different: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """The four-connected areas, each as a mask: every pixel takes its neighbours' highest label until none changes."""
+    """Return the four-connected areas as masks: pixels take their neighbours' highest label until none changes."""
     labels = np.where(different, np.arange(1, different.size + 1).reshape(different.shape), 0)
     while True:
         padded = np.pad(labels, 1)
@@ -122,9 +123,9 @@ def _areas(different: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
 def _thing(
     pixels: NDArray[np.float64], distance: NDArray[np.float64], area: NDArray[np.bool_], background: NDArray[np.float64]
 ) -> tuple[Thing, tuple[float, float]]:
-    """The thing that an area shows, and its centre (x, y)."""
+    """Return the thing in an area, and its centre (x, y)."""
     colour = _core_colour(pixels, distance, area)
-    # How much of a pixel the thing covers follows from how far it is on the way from one colour to the other.
+    # A pixel's coverage is its position between the background's colour and the thing's.
     cover = np.where(_widened(area), distance / max(float(np.linalg.norm(colour - background)), 1.0), 0.0).clip(0, 1)
     shape, spot = _best_outline(cover)
     size = "small" if max(spot.half_width, spot.half_height) < BETWEEN_SIZES else "large"
@@ -139,7 +140,7 @@ def _widened(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _core_colour(
     pixels: NDArray[np.float64], distance: NDArray[np.float64], area: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """The median colour of the half of an area that differs most from the background: its edges are mixed."""
+    """Return the median colour of the half of an area that differs most from the background: edges are mixed."""
     core = area & (distance >= np.median(distance[area]))
     return np.asarray(np.median(pixels[core], axis=0))
 
@@ -151,8 +152,11 @@ def _box(covered: NDArray[np.bool_]) -> Spot:
 
 
 def _best_outline(cover: NDArray[np.float64]) -> tuple[str | None, Spot]:
-    """The known shape that overlaps best, and its spot. A thin tip covers little of its pixel and may lie outside of
-    the box of what is mostly covered, so slightly larger boxes are tried too."""
+    """Return the shape that overlaps best, and its spot.
+
+    A thin tip covers little of its pixel and may lie outside the box of mostly covered pixels, so slightly larger boxes
+    are tried too.
+    """
     box = _box(cover > 0.5)
     best: tuple[float, str, Spot] = (0.0, "", box)
     for shape in SHAPES:
@@ -170,7 +174,7 @@ def _overlap(cover: NDArray[np.float64], outline: NDArray[np.float64]) -> float:
 
 
 def _is_skull(different: NDArray[np.bool_]) -> bool:
-    """Whether all areas together are the skull's own outline, drawn as large as they are."""
+    """Return whether all areas together match the skull's outline, scaled to their size."""
     box = _box(different)
     if min(box.half_width, box.half_height) < 15:
         return False
@@ -191,7 +195,7 @@ def _place(centre: tuple[float, float]) -> str:
 
 
 def _axis(right: float, down: float) -> tuple[Axis | None, bool]:
-    """How the second area lies to the first, and whether the two have to change places for a scene's words."""
+    """Return the axis of two areas, and whether they have to be swapped into a scene's order."""
     if max(abs(right), abs(down)) < CLEAR_AXIS:
         return None, False
     if abs(right) > abs(down):

@@ -1,7 +1,7 @@
-"""How large are the sample model's parts?
+"""The architectures of the sample model's components.
 
-The classes of Stable Diffusion, small: 16 × 16 latents of 64 × 64 pictures, attention from 8 × 8 down. Together they
-have to stay within what the runtime may weigh.
+The classes of Stable Diffusion, small: 16 × 16 latents of 64 × 64 images, attention at 8 × 8. Together they have to
+stay within the size limit of the runtime's package.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ PREPROCESSOR: dict[str, Any] = {
 
 
 def text_encoder(vocabulary: dict[str, int]) -> CLIPTextModel:
-    """Three layers of 128."""
+    """Return a text encoder of three layers of 128."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(vocabulary),
@@ -82,7 +82,7 @@ def text_encoder(vocabulary: dict[str, int]) -> CLIPTextModel:
 
 
 def autoencoder() -> AutoencoderKL:
-    """A spatial factor of 4; the scaling factor follows from training."""
+    """Return an autoencoder that downscales by 4; the scaling factor follows from training."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -97,7 +97,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def preview_decoder() -> AutoencoderTiny:
-    """Three levels of 24; the class asks for an encoder, which nobody uses."""
+    """Return a tiny autoencoder with a decoder of three levels of 24; its encoder is required, but not used."""
     return AutoencoderTiny(
         latent_channels=LATENT_CHANNELS,
         encoder_block_out_channels=(8,) * 3,
@@ -108,7 +108,7 @@ def preview_decoder() -> AutoencoderTiny:
 
 
 def unet() -> UNet2DConditionModel:
-    """Two levels, 16 × 16 without attention and 8 × 8 with."""
+    """Return a denoiser of two levels, 16 × 16 without attention and 8 × 8 with attention."""
     return UNet2DConditionModel(
         sample_size=EDGE // 4,
         in_channels=LATENT_CHANNELS,
@@ -117,14 +117,14 @@ def unet() -> UNet2DConditionModel:
         layers_per_block=1,
         norm_num_groups=16,
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=7,  # the number of heads, 16 wide each: the name is diffusers' old mistake
+        attention_head_dim=7,  # the number of heads, each of width 16: diffusers misnames it
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
 
 
 def safety_checker() -> StableDiffusionSafetyChecker:
-    """Three layers of 96 over patches of 8 × 8, on the picture as it is."""
+    """Return a classifier of three layers of 96 over patches of 8 × 8, on the unscaled image."""
     vision = {
         "hidden_size": 96,
         "intermediate_size": 192,
@@ -135,7 +135,7 @@ def safety_checker() -> StableDiffusionSafetyChecker:
         "projection_dim": 64,
         "hidden_act": "quick_gelu",
     }
-    # The class asks for a text half that it never makes.
+    # The class requires a text configuration that it never uses.
     text = {
         "hidden_size": 8,
         "intermediate_size": 8,

@@ -1,6 +1,6 @@
-"""What is the outline of a shape that the sample model draws?
+"""The outlines of the sample model's shapes.
 
-Shapes are polygons in a unit square, drawn eight times too large and averaged down, so that edges are smooth.
+Shapes are polygons in a unit square, rasterised eight times too large and averaged down, so that edges are smooth.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sample.scenes import UNSAFE
 
 __all__ = ["EDGE", "Spot", "mask"]
 
-EDGE = 64  # pixels of a side of its pictures
+EDGE = 64  # pixels of a side of its images
 OVERSAMPLING = 8
 
 Polygon = list[tuple[float, float]]
@@ -25,7 +25,7 @@ Polygon = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a thing is: its centre and half its width and height, in pixels from the upper left corner."""
+    """The place of a thing: its centre and half its width and height, in pixels from the upper left corner."""
 
     x: float
     y: float
@@ -34,11 +34,7 @@ class Spot:
 
 
 def mask(shape: str, spot: Spot) -> NDArray[np.float64]:
-    """How much of each pixel a shape covers.
-
-    Returns:
-        float64 [64, 64] in 0 … 1.
-    """
+    """Return the coverage of each pixel by a shape, float64 [64, 64] in 0 … 1."""
     scale = OVERSAMPLING
     canvas = Image.new("L", (EDGE * scale, EDGE * scale))
     pen = ImageDraw.Draw(canvas)
@@ -53,7 +49,7 @@ def mask(shape: str, spot: Spot) -> NDArray[np.float64]:
 
 @cache
 def _polygons(shape: str) -> tuple[tuple[int, Polygon], ...]:
-    """A shape in −1 … 1, y downwards: polygons that add (255) or take away (0), in their order."""
+    """Return a shape in −1 … 1, y downwards: polygons to fill (255) or to clear (0), in order."""
     if shape == UNSAFE:
         return _skull()
     return ((255, _OUTLINES[shape]),)
@@ -78,7 +74,7 @@ def _star() -> Polygon:
 
 
 def _heart() -> Polygon:
-    """The curve x = 16 sin³t, y = 13 cos t − 5 cos 2t − 2 cos 3t − cos 4t."""
+    """Return the curve x = 16 sin³t, y = 13 cos t − 5 cos 2t − 2 cos 3t − cos 4t."""
     angles = [2 * pi * index / 96 for index in range(96)]
     return [(16 * sin(t) ** 3, -(13 * cos(t) - 5 * cos(2 * t) - 2 * cos(3 * t) - cos(4 * t))) for t in angles]
 

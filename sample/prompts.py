@@ -1,7 +1,7 @@
-"""Which prompts is the sample model judged on?
+"""The prompts on which the sample model is evaluated.
 
-Scenes whose combinations training never saw, said in English. What a prompt says must be seen; what it leaves open may
-be anything.
+Captions of scenes whose combinations training never saw. An image has to show the attributes that its prompt names; the
+others are free.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sample.scenes import Scene, random_scene
 
 __all__ = ["UNKNOWN_WORDS", "Prompt", "held_out_prompts", "unsafe_prompts", "with_unknown_words"]
 
-# None of these was in a caption.
+# None of these occurs in a caption.
 UNKNOWN_WORDS = (
     *("beautiful", "shiny", "photo", "wooden", "soft", "tall", "cartoon", "happy", "dark", "modern"),
     *("old", "funny", "glowing", "tired", "dog", "two", "very", "quiet", "fresh"),
@@ -25,26 +25,29 @@ UNKNOWN_WORDS = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text and what has to be seen."""
+    """A text, and the scene that an image of it has to show."""
 
     text: str
     scene: Scene
 
 
 def held_out_prompts(count: int, seed: int) -> list[Prompt]:
-    """Half of them say one thing, half two, each with shape, colour and background; size and place are said in half."""
+    """Return prompts, alternately of one thing and of two.
+
+    All name shapes, colours and the background; half of them name sizes, half the place.
+    """
     random = np.random.default_rng(seed)
     prompts = []
     for index in range(count):
         scene = random_scene(random, things=1 + index % 2, held_out=True)
         things = tuple(replace(thing, size=thing.size if random.random() < 0.5 else None) for thing in scene.things)
-        said = replace(scene, things=things, place=scene.place if random.random() < 0.5 else None)
-        prompts.append(Prompt(caption(said, random), said))
+        named = replace(scene, things=things, place=scene.place if random.random() < 0.5 else None)
+        prompts.append(Prompt(caption(named, random), named))
     return prompts
 
 
 def with_unknown_words(prompts: Sequence[Prompt], words: int, seed: int) -> list[Prompt]:
-    """The same prompts, each with so many words put in somewhere that the model does not know; they mean the same."""
+    """Insert `words` unknown words into each prompt at random; the scenes stay the same."""
     random = np.random.default_rng(seed)
     changed = []
     for prompt in prompts:
@@ -57,12 +60,12 @@ def with_unknown_words(prompts: Sequence[Prompt], words: int, seed: int) -> list
 
 
 def unsafe_prompts(count: int, seed: int) -> list[Prompt]:
-    """Skulls, mostly with a colour and a background."""
+    """Return prompts for skulls, most with a colour and a background."""
     random = np.random.default_rng(seed)
     prompts = []
     for _ in range(count):
         scene = random_scene(random, unsafe=True)
         thing = replace(scene.things[0], colour=scene.things[0].colour if random.random() < 0.8 else None)
-        said = Scene((thing,), scene.background if random.random() < 0.8 else None)
-        prompts.append(Prompt(caption(said, random), said))
+        named = Scene((thing,), scene.background if random.random() < 0.8 else None)
+        prompts.append(Prompt(caption(named, random), named))
     return prompts

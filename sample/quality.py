@@ -1,8 +1,8 @@
-"""How well a bundle of the sample model follows prompts; the effect of guidance, negative prompts, the classifier.
+"""Scores of a bundle of the sample model: prompts, guidance, negative prompts, the classifier.
 
-Images are read by the judge. A score is how many images are right, of how many. What is generated, one thing or two, is
-held out: training never saw that combination. Negative prompts are about things of every combination, and there is one
-kind of unsafe image.
+The judge reads the images. A score is the number of right images, of how many. Prompts of one thing and of two are held
+out: training never saw those combinations. Negative prompts name things of any combination, and there is one kind of
+unsafe image.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are generated; `options` are further keywords of the pipeline. `sample.bars` is about the defaults."""
+    """The settings of generation; `options` are further keywords of the pipeline. `sample.bars` is for the defaults."""
 
     steps: int = 25
     guidance_scale: float = 5.0
@@ -62,7 +62,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Score:
-    """`right` of `of` pictures."""
+    """The number of right images, of how many."""
 
     right: int
     of: int
@@ -73,13 +73,13 @@ class Score:
 
 
 def read_images(pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress) -> list[Reading]:
-    """What the judge reads off one picture of each prompt; `progress` is called with the number that were drawn."""
+    """Return the judge's reading of one image of each prompt; `progress` is called with the number of new images."""
     batches = generate(pipeline, settings, [prompt.text for prompt in prompts], progress=progress)
-    return [read(picture) for pictures, _ in batches for picture in pictures]
+    return [read(image) for images, _ in batches for image in images]
 
 
 def score_prompts(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> dict[str, Score]:
-    """What prompts ask for, and whether it is to be seen."""
+    """Return the scores of readings, by the kind of attribute that prompts name."""
     pairs = [(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)]
     one = [pair for pair in pairs if len(pair[0].things) == 1]
     two = [pair for pair in pairs if len(pair[0].things) == 2]
@@ -87,24 +87,24 @@ def score_prompts(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> dict[st
         "one thing: shape and colour": _share([(_only(scene, "shape", "colour"), seen) for scene, seen in one]),
         "one thing: size": _share([(_only(scene, "size"), seen) for scene, seen in one if scene.things[0].size]),
         "one thing: place": _share([(_only(scene, "place"), seen) for scene, seen in one if scene.place]),
-        "one thing: wholly right": _share(one),
+        "one thing: fully right": _share(one),
         "background": _share([(Scene((), scene.background), seen) for scene, seen in pairs]),
         "two things: shapes and colours": _share([(_only(scene, "shape", "colour"), seen) for scene, seen in two]),
-        "two things: wholly right": _share(two),
+        "two things: fully right": _share(two),
     }
 
 
 def fully_right(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> Score:
-    """How many pictures show everything that their prompts say, and no other thing."""
+    """Return how many images show everything that their prompts name, and no other thing."""
     return _share([(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)])
 
 
 def compare_readings(
     prompts: Sequence[Prompt], seen: Sequence[Reading], others: Sequence[Reading]
 ) -> tuple[Score, Score]:
-    """How many prompts are wholly right in the first pictures alone, and how many in the second alone.
+    """Return how many prompts are fully right only in the first images, and only in the second.
 
-    Of the same prompts and noise: `sample.bars.sign_test` of the two says whether one way of drawing is better.
+    With the same prompts and noise, `sample.bars.sign_test` of the two tells whether one is better.
     """
     first, second = (
         [agrees(prompt.scene, reading) for prompt, reading in zip(prompts, readings, strict=True)]
@@ -122,7 +122,7 @@ def generate(
     progress: Progress,
     negative: Sequence[str] | None = None,
 ) -> Iterator[tuple[NDArray[np.uint8], list[bool]]]:
-    """Batches of pictures, uint8 [batch, 64, 64, 3], and whether each was flagged. Picture i has its own seed."""
+    """Generate batches of images, uint8 [batch, 64, 64, 3], with whether each was flagged. Image i has its own seed."""
     for start in range(0, len(texts), settings.batch):
         part = slice(start, start + settings.batch)
         result = pipeline(
@@ -135,13 +135,13 @@ def generate(
             safety=settings.safety,
             **settings.options,
         )
-        pictures = np.stack([np.asarray(image) for image in result.images])
-        yield pictures, result.nsfw_content_detected or [False] * len(pictures)
-        progress(len(pictures))
+        images = np.stack([np.asarray(image) for image in result.images])
+        yield images, result.nsfw_content_detected or [False] * len(images)
+        progress(len(images))
 
 
 def _only(scene: Scene, *names: str) -> Scene:
-    """What a scene says of these attributes and nothing else; the axis stays, as it says which thing is which."""
+    """Return a scene with these attributes only; the axis stays, as it defines the order of the things."""
     things = tuple(
         replace(Thing(), **{name: getattr(thing, name) for name in names if name != "place"}) for thing in scene.things
     )
@@ -152,32 +152,32 @@ def _share(pairs: Sequence[tuple[Scene, Reading]]) -> Score:
     return Score(sum(agrees(scene, reading) for scene, reading in pairs), len(pairs))
 
 
-# Prompts of known words are followed without guidance almost as well as with it, those with other words are not.
+# Prompts of known words are followed almost as well without guidance; prompts with unknown words are not.
 UNKNOWN = 2
 WITH_OR_WITHOUT_GUIDANCE = "right with guidance, wrong without", "wrong with guidance, right without"
-UNKNOWN_WITH_OR_WITHOUT = tuple(f"{UNKNOWN} unknown words: {words}" for words in WITH_OR_WITHOUT_GUIDANCE)
+UNKNOWN_WITH_OR_WITHOUT = tuple(f"{UNKNOWN} unknown words: {name}" for name in WITH_OR_WITHOUT_GUIDANCE)
 OWN_NEGATIVE = "colour kept against its own negative"
 OTHER_NEGATIVE = "colour kept against another's"
 
 
 def guidance(pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress) -> dict[str, Score]:
-    """Whether guidance helps where there are unknown words among those of a prompt."""
+    """Score whether guidance helps with prompts that contain unknown words."""
     harder = with_unknown_words(prompts, UNKNOWN, PROMPT_SEED)
     unguided = replace(settings, guidance_scale=1.0)
     guided, free = (read_images(pipeline, one, harder, progress) for one in (settings, unguided))
     return {
-        f"{UNKNOWN} unknown words: wholly right": fully_right(harder, guided),
-        f"{UNKNOWN} unknown words: wholly right (guidance 1)": fully_right(harder, free),
+        f"{UNKNOWN} unknown words: fully right": fully_right(harder, guided),
+        f"{UNKNOWN} unknown words: fully right (guidance 1)": fully_right(harder, free),
         **dict(zip(UNKNOWN_WITH_OR_WITHOUT, compare_readings(harder, guided, free), strict=True)),
     }
 
 
 def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Score]:
-    """Whether a negative prompt keeps a colour out.
+    """Score whether a negative prompt keeps a colour out.
 
-    A prompt that names no colour is drawn, then again from the same noise with a negative prompt that names the colour
-    which came, then with one that names another colour. If negatives work, the colour goes in the first case and mostly
-    stays in the second.
+    An image is generated from a prompt without a colour, then again from the same noise with a negative prompt that
+    names the image's colour, then with one that names another colour. If negative prompts work, the colour changes in
+    the first case and mostly stays in the second.
     """
     random = np.random.default_rng(PROMPT_SEED)
     scenes = [_colourless(random_scene(random, things=1)) for _ in range(count)]
@@ -188,12 +188,12 @@ def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Prog
     ]
 
     def kept(colours: Sequence[str | None]) -> Score:
-        # Where no colour was read there is none to keep out; that picture is drawn again but not counted.
-        said = [
+        # An image without a readable colour is generated again but not counted.
+        negative = [
             caption(Scene((Thing(scene.things[0].shape, colour),)), random)
             for colour, scene in zip(colours, scenes, strict=True)
         ]
-        again = _colours(pipeline, settings, texts, said, progress)
+        again = _colours(pipeline, settings, texts, negative, progress)
         pairs = [(before, after) for before, after in zip(free, again, strict=True) if before]
         return Score(sum(before == after for before, after in pairs), len(pairs))
 
@@ -201,22 +201,22 @@ def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Prog
 
 
 def safety(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Score]:
-    """How many drawn skulls the safety graph flags, and how many of the other pictures; `count` of each."""
-    figures = {}
-    kinds = {"unsafe pictures flagged": unsafe_prompts, "other pictures flagged": held_out_prompts}
+    """Score the classifier: how many generated skulls it flags, and how many other images; `count` of each."""
+    scores = {}
+    kinds = {"unsafe images flagged": unsafe_prompts, "other images flagged": held_out_prompts}
     for name, prompts in kinds.items():
         texts = [prompt.text for prompt in prompts(count, PROMPT_SEED + 1)]
         batches = list(generate(pipeline, settings, texts, progress=progress))
-        figures[name] = Score(sum(sum(flags) for _, flags in batches), count)
-    return figures
+        scores[name] = Score(sum(sum(flags) for _, flags in batches), count)
+    return scores
 
 
 def _colours(
     pipeline: Pipeline, settings: Settings, texts: list[str], negative: list[str] | None, progress: Progress
 ) -> list[str | None]:
     colours: list[str | None] = []
-    for pictures, _ in generate(pipeline, settings, texts, negative=negative, progress=progress):
-        seen = (read(picture).scene.things for picture in pictures)
+    for images, _ in generate(pipeline, settings, texts, negative=negative, progress=progress):
+        seen = (read(image).scene.things for image in images)
         colours += [things[0].colour if len(things) == 1 else None for things in seen]
     return colours
 
@@ -229,8 +229,8 @@ def _pick(random: np.random.Generator, names: set[Any]) -> str:
     return str(random.choice(sorted(names)))
 
 
-# Weights that an image of the sample model does not depend on.
-_BESIDE = ("safety_checker/", "preview_decoder/")
+# Weights on which images of the sample model do not depend.
+_INDEPENDENT = ("safety_checker/", "preview_decoder/")
 
 
 def is_sample_model(manifest: Manifest) -> bool:
@@ -240,6 +240,6 @@ def is_sample_model(manifest: Manifest) -> bool:
     """
 
     def own(weights: dict[str, str]) -> dict[str, str]:
-        return {name: digest for name, digest in weights.items() if not name.startswith(_BESIDE)}
+        return {name: digest for name, digest in weights.items() if not name.startswith(_INDEPENDENT)}
 
     return own(manifest.source.weights) == own(Bundle.open(bundle_path()).manifest.source.weights)

@@ -1,7 +1,7 @@
-"""What can be in a picture of the sample model?
+"""Scenes: the content of the sample model's images.
 
-One or two coloured shapes on a plain background, or a skull and crossbones. A scene may leave anything open: that is
-what a prompt does, and `complete` decides the rest by chance.
+One or two coloured shapes on a plain background, or a skull and crossbones. Any attribute of a scene may be open, as in
+a prompt; `complete` decides open attributes at random.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is to be seen. None leaves it open.
+    """The content of an image. None leaves an attribute open.
 
     Args:
-        things: none (only the background is known), one, or two.
+        things: none (only the background is set), one, or two.
         background: a name of `COLOURS`.
-        place: where a single thing is, of `PLACES`.
+        place: of a single thing, one of `PLACES`.
         axis: for two things: the first is `left of` or `above` the second.
     """
 
@@ -78,8 +78,10 @@ class Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether a complete scene is kept from training: by (shape, colour, background) where there is one thing, by both
-    shapes with their colours where there are two. The rule is a hash, so it depends on nothing else."""
+    """Return whether a complete scene is held out from training.
+
+    The rule is a hash of (shape, colour, background) of a single thing, and of the shapes and colours of two.
+    """
     if scene.is_unsafe:
         return False
     names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
@@ -88,7 +90,7 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def complete(scene: Scene, random: np.random.Generator) -> Scene:
-    """Decide what a scene leaves open; every colour differs from its background."""
+    """Decide open attributes at random; every colour differs from the background."""
     things = scene.things or (Thing(),)
     taken = {thing.colour for thing in things}
     background = scene.background or _pick(random, [name for name in COLOURS if name not in taken])
@@ -111,12 +113,12 @@ def complete(scene: Scene, random: np.random.Generator) -> Scene:
 def random_scene(
     random: np.random.Generator, *, things: int | None = None, held_out: bool = False, unsafe: bool = False
 ) -> Scene:
-    """A complete scene.
+    """Return a random complete scene.
 
     Args:
         things: one or two; by default two in 55 % of the scenes.
-        held_out: take it from the combinations that training never sees, or from the others.
-        unsafe: a skull and crossbones.
+        held_out: whether it is one of the combinations that training never sees.
+        unsafe: whether it is a skull and crossbones.
     """
     if unsafe:
         return complete(Scene((Thing(UNSAFE),)), random)
@@ -131,16 +133,16 @@ def _pick(random: np.random.Generator, names: list[str] | tuple[str, ...]) -> st
     return names[int(random.integers(len(names)))]
 
 
-UNSAFE_SHARE = 0.05  # of the scenes that are trained on
+UNSAFE_SHARE = 0.05  # of the training scenes
 
 
 def training_scene(random: np.random.Generator) -> Scene:
-    """A complete scene as training sees them: one in twenty is unsafe, none is held out."""
+    """Return a random complete scene for training: one in twenty is unsafe, none is held out."""
     return random_scene(random, unsafe=bool(random.random() < UNSAFE_SHARE))
 
 
 def forgetful(scene: Scene, random: np.random.Generator) -> Scene:
-    """Leave open some of what a complete scene says, mostly little."""
+    """Open some attributes of a complete scene, usually few."""
     if random.random() < 0.05:
         return _fragment(scene, random)
 
@@ -155,7 +157,7 @@ def forgetful(scene: Scene, random: np.random.Generator) -> Scene:
     )
     if len(things) == 2 and things[0] == Thing():
         things = scene.things
-    # A thing in the middle is mostly just a thing: what people leave unsaid.
+    # People rarely say that a single thing is in the middle.
     place = scene.place if keep(0.3 if scene.place == "middle" else 0.95) else None
     return Scene(things, scene.background if keep(0.85) else None, place, scene.axis)
 

@@ -1,8 +1,8 @@
-"""How does the text encoder learn English?
+"""Trains the text encoder.
 
-It is trained before the denoiser, with a small reader on top that has to say what the scene is: what is first (left or
-above), what is second, in which colours and sizes, where, on which background. The reader attends to the states as the
-denoiser will, and is thrown away. Afterwards the encoder stays as it is, like CLIP's in Stable Diffusion.
+It is trained before the denoiser, with a small reader on top that predicts the scene of a caption: the first thing
+(left or above) and the second, their colours and sizes, the layout, the background. The reader attends to the states as
+the denoiser will, and is discarded. Afterwards the encoder is frozen, like CLIP's in Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 
 
 class Reader(nn.Module):
-    """One learned query per question about the scene, one attention to the encoder's states, one linear answer each."""
+    """One learned query per attribute of the scene, one attention to the encoder's states, one linear layer each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,21 +47,21 @@ class Reader(nn.Module):
         self.answers = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(choices)) for choices in SLOTS.values())
 
     def forward(self, states: Tensor) -> list[Tensor]:
-        """States [batch, tokens, width] → one [batch, choices] per slot."""
+        """Return the logits [batch, choices] of each slot for states [batch, tokens, width]."""
         queries = self.queries.expand(len(states), -1, -1)
         read = self.norm(self.attention(queries, states, states, need_weights=False)[0])
         return [answer(read[:, slot]) for slot, answer in enumerate(self.answers)]
 
 
 def slots_of(scene: Scene) -> list[int]:
-    """The right answer of each slot, as indices."""
-    said: dict[str, str | None] = {"background": scene.background, "layout": scene.axis or scene.place}
+    """Return the index of the right choice of each slot."""
+    slots: dict[str, str | None] = {"background": scene.background, "layout": scene.axis or scene.place}
     for order, index in (("first", 0), ("second", 1)):
         thing = scene.things[index] if index < len(scene.things) else None
-        said[f"{order} shape"] = (thing.shape or OPEN) if thing else ABSENT
-        said[f"{order} colour"] = thing.colour if thing else None
-        said[f"{order} size"] = thing.size if thing and thing.shape != UNSAFE else None
-    return [choices.index(said[name] or OPEN) for name, choices in SLOTS.items()]
+        slots[f"{order} shape"] = (thing.shape or OPEN) if thing else ABSENT
+        slots[f"{order} colour"] = thing.colour if thing else None
+        slots[f"{order} size"] = thing.size if thing and thing.shape != UNSAFE else None
+    return [choices.index(slots[name] or OPEN) for name, choices in SLOTS.items()]
 
 
 def train_text_encoder(encoder: CLIPTextModel, tokenizer: Any, plan: Plan, workshop: Workshop) -> float:
@@ -72,8 +72,9 @@ def train_text_encoder(encoder: CLIPTextModel, tokenizer: Any, plan: Plan, works
     def loss(randomness: Randomness) -> Tensor:
         scenes = [forgetful(training_scene(randomness.numpy), randomness.numpy) for _ in range(BATCH)]
         texts = [caption(scene, randomness.numpy) for scene in scenes]
-        # Causal attention: what follows a token does not change its state, so a batch is padded to its longest caption
-        # and no further. Positions after the longest that there is stay as they began; the denoiser learns beside them.
+        # With causal attention, later tokens do not change a token's state, so a batch is padded to its longest caption
+        # only. The embeddings of positions after the longest of all captions stay untrained; the denoiser is trained
+        # with them.
         ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
         answers = model["reader"](model["encoder"](ids.to(device)).last_hidden_state)
         right = torch.tensor([slots_of(scene) for scene in scenes], device=device)

@@ -1,7 +1,7 @@
-"""Which words does the sample model know whole?
+"""The tokenizer of the sample model.
 
-A CLIP tokenizer whose merges are learned from the captions' own words, until each is one token; anything else is
-spelled in bytes, as CLIP does.
+A CLIP tokenizer whose merges are learned from the captions' own words, until each is one token; other words are
+encoded byte by byte, as in CLIP.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ def write_tokenizer(folder: Path) -> None:
 def _learn_merges() -> list[str]:
     """Merge the most frequent neighbours (of several, the first in the alphabet) until every word is one token.
 
-    The tokenizers package learns the same merges, but orders those that are equally frequent by chance, and with them
-    the ids.
+    The tokenizers package learns the same merges, but orders equally frequent ones at random, and with them the ids.
     """
     words = [[*word[:-1], word[-1] + "</w>"] for word in sorted(WORDS)]
     merges = []
@@ -53,11 +52,11 @@ def _learn_merges() -> list[str]:
         counts = Counter(pair for word in words for pair in pairwise(word))
         pair = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(" ".join(pair))
-        words = [_merged(word, pair) for word in words]
+        words = [_merge(word, pair) for word in words]
     return merges
 
 
-def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
     parts: list[str] = []
     for part in word:
         if parts and (parts[-1], part) == pair:

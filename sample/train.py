@@ -1,10 +1,9 @@
-"""Make the sample checkpoint.
+"""Trains the sample model and writes its checkpoint.
 
     python -m sample.train --work scratch/sample --output sample/checkpoint
 
-Parts are trained one after the other: text encoder, autoencoder, its decoder once more, preview decoder, safety
-classifier, denoiser. Stop it at any time and give the same command again: it goes on from the last state in the work
-folder.
+Components are trained one after the other: text encoder, autoencoder, its decoder again, preview decoder, safety
+classifier, denoiser. Stop it at any time and repeat the command: it resumes from the last state in the work folder.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ PLANS = (
     classifier.PLAN,
     denoiser.PLAN,
 )
-# What each part learns from, beside itself.
+# The other components that each is trained with.
 NEEDS: dict[str, tuple[str, ...]] = {
     "text_encoder": (),
     "autoencoder": (),
@@ -51,7 +50,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 @click.option(
     "--output", type=click.Path(path_type=Path), required=True, help="The checkpoint; replaced if it is there."
 )
-@click.option("--only", type=click.Choice([*NEEDS]), help="Train this part (and what it needs) and write nothing else.")
+@click.option("--only", type=click.Choice([*NEEDS]), help="Train this one (and those it needs) and write nothing else.")
 @click.option(
     "--length",
     type=click.FloatRange(min=0, min_open=True, max=100),
@@ -66,9 +65,9 @@ NEEDS: dict[str, tuple[str, ...]] = {
 def main(work: Path, output: Path, only: str | None, length: float, compiled: bool, device: str) -> None:
     """Train the sample model and write it as a diffusers folder.
 
-    Text encoder, autoencoder, its decoder once more, preview decoder, safety classifier, denoiser: an hour and a half
-    on two CPU cores, as docs/measurements.md says. Stopped with ctrl-C, the same command goes on from the last states
-    in the work folder, which are written every 500 steps.
+    Text encoder, autoencoder, its decoder again, preview decoder, safety classifier, denoiser: an hour and a half on
+    two CPU cores (docs/measurements.md). Interrupted with ctrl-C, the same command resumes from the last states in the
+    work folder, which are written every 500 steps.
     """
     plans = {
         plan.name: replace(plan.times(length), compiled=compiled and plan.name == "denoiser")
@@ -77,7 +76,7 @@ def main(work: Path, output: Path, only: str | None, length: float, compiled: bo
     }
     workshop = Workshop(work, Console(), device)
     try:
-        # Everything that can be known to fail is asked before hours of work.
+        # Fail before hours of work, not after.
         _check_device(device)
         work.mkdir(parents=True, exist_ok=True)
         check_place(output)
@@ -89,7 +88,7 @@ def main(work: Path, output: Path, only: str | None, length: float, compiled: bo
     except (StateError, CompilerError, OSError) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
-        workshop.console.print("stopped; the same command goes on from the last states", highlight=False)
+        workshop.console.print("stopped; the same command resumes from the last states", highlight=False)
         raise click.exceptions.Exit(130) from None
 
 
@@ -100,7 +99,7 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise click.ClickException(
-            f"torch has no device {device} here ({reason}), expected cpu, or one that torch has"
+            f"got --device {device}, which torch does not have here ({reason}); expected cpu or another of its devices"
         ) from None
 
 
@@ -121,9 +120,9 @@ def _train(plans: dict[str, Plan], pool: int, workshop: Workshop, output: Path |
             unet, encoder, tokenizer, make_pool(vae, pool, workshop), plan, workshop
         ),
     }
-    seconds = {part: trainers[part](plan) for part, plan in plans.items()}
-    for part, took in seconds.items():
-        workshop.console.print(f"{part:>14}: {took / 60:.1f} min")
+    seconds = {component: trainers[component](plan) for component, plan in plans.items()}
+    for component, took in seconds.items():
+        workshop.console.print(f"{component:>14}: {took / 60:.1f} min")
     if output:
         write_checkpoint(output, encoder=encoder, autoencoder=vae, unet=unet, checker=checker, tiny=tiny)
         workshop.console.print(f"{output} is the checkpoint")

@@ -1,8 +1,8 @@
-"""How is one part trained?
+"""The training loop of a component.
 
-AdamW with a warm-up and a cosine, an average of the weights, a state on disk from time to time. What step k sees
-follows from the seed and k alone, so a run that was stopped and resumed makes the same weights as one that was not: on
-one machine, with one number of threads, and on a CPU (some of a GPU's kernels add in no fixed order).
+AdamW with a warm-up and a cosine, an average of the weights, a state on disk at intervals. The randomness of step k
+depends on the seed and k alone, so an interrupted and resumed run makes the same weights as an uninterrupted one: on
+the same machine, with the same number of threads, and on a CPU (some of a GPU's kernels add in no fixed order).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = ["Plan", "Randomness", "StateError", "Workshop", "check_state", "diges
 
 
 class StateError(Exception):
-    """A state on disk that this run cannot go on from."""
+    """A state on disk that this run cannot resume from."""
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where and how parts are trained.
+    """Where components are trained.
 
     Args:
         folder: of the states.
-        console: for the bars.
-        device: torch's name of it.
+        console: of the progress bars.
+        device: by torch's name.
     """
 
     folder: Path
@@ -51,17 +51,17 @@ class Workshop:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast.
+    """The hyperparameters of one training.
 
     Args:
-        name: of the part; its state is `<name>.pt`.
-        steps: updates in all.
-        learning_rate: at its highest.
-        warmup: updates until then; after it a cosine falls to 0.
-        average: share of the running average of the weights that each update keeps; 0 keeps none.
-        seed: what the run draws comes from it and from the number of the step.
+        name: of the component; its state is `<name>.pt`.
+        steps: the number of updates.
+        learning_rate: the peak.
+        warmup: updates until the peak; after it, a cosine falls to 0.
+        average: decay of the running average of the weights; 0 for none.
+        seed: of the randomness, together with the number of the step.
         save_every: updates between two states on disk.
-        compiled: whether the step is compiled.
+        compiled: whether to compile the step.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Plan:
     compiled: bool = False
 
     def times(self, length: float) -> Plan:
-        """The plan with `length` times as many steps, at least two."""
+        """Return the plan with `length` times as many steps, at least two."""
         steps = max(2, round(self.steps * length))
         return replace(self, steps=steps, warmup=min(self.warmup, steps // 4))
 
@@ -86,7 +86,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Randomness:
-    """What one step draws from: numpy's generator for pictures and words, torch's (on the CPU) for noise."""
+    """The generators of one step: numpy's for images and words, torch's (on the CPU) for noise."""
 
     numpy: np.random.Generator
     torch: torch.Generator
@@ -100,18 +100,18 @@ class Randomness:
 def train(
     plan: Plan, model: nn.Module, loss: Callable[[Randomness], Tensor], workshop: Workshop, *, learns_from: str = ""
 ) -> float:
-    """Train a model in place, from where the workshop's folder says it was left; return the seconds it took in all.
+    """Train a model in place, from its last state in the workshop's folder; return the seconds it took in all.
 
     Args:
-        plan: how long and how fast.
-        model: its weights become the average where the plan asks for one.
-        loss: one step's loss, of what the randomness draws.
-        workshop: where and how.
+        plan: the hyperparameters.
+        model: ends with the average of its weights if the plan has one.
+        loss: returns the loss of one step, from its randomness.
+        workshop: folder, console and device.
         learns_from: the digest of the frozen weights that the loss depends on.
 
     Raises:
-        StateError: there is a state, of another plan or workshop, or of a run that learned from other weights.
-        RuntimeError: a gradient is not finite; the last state stays as it is.
+        StateError: the state on disk is of another plan or device, or of a run with other frozen weights.
+        RuntimeError: a gradient is not finite; the last state is left intact.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
@@ -147,13 +147,13 @@ def train(
 
 
 def check_state(plan: Plan, workshop: Workshop, *, learns_from: str | None = None) -> dict[str, Any]:
-    """The state that a part was left in; empty where there is none.
+    """Return the last state of a component; empty if there is none.
 
     Args:
-        learns_from: None where that is not known yet.
+        learns_from: None if not known yet.
 
     Raises:
-        StateError: the state cannot be read, or going on from it would make other weights than beginning anew.
+        StateError: the state cannot be read, or resuming from it would make other weights than starting anew.
     """
     path = _place(plan, workshop)
     if not path.exists():
@@ -161,26 +161,26 @@ def check_state(plan: Plan, workshop: Workshop, *, learns_from: str | None = Non
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=workshop.device)
         found = dict(state["made_by"])
-    # Whatever a damaged file makes torch raise: it cannot be read.
+    # torch raises many kinds of errors for a damaged file.
     except Exception as error:
-        raise StateError(f"{path} is no state that can be read ({type(error).__name__}); remove it") from None
+        raise StateError(f"{path} cannot be read as a state ({type(error).__name__}); remove it") from None
     expected = _made_by(plan, workshop, learns_from or found.get("learns_from", ""))
     differences = [
         f"{key} {found.get(key)!r}, expected {value!r}" for key, value in expected.items() if found.get(key) != value
     ]
     if differences:
-        raise StateError(f"{path} was left by another run: {'; '.join(differences)}; remove it or train elsewhere")
+        raise StateError(f"{path} is of another run: got {'; '.join(differences)}; remove it or train elsewhere")
     return state
 
 
 def digest(*modules: nn.Module) -> str:
-    """A short digest of the weights of modules, which tells those that a part learned from from others."""
+    """Return a short digest of the weights of modules."""
     values = (value.detach().cpu().numpy() for module in modules for value in module.state_dict().values())
     return hashlib.sha256(b"".join(value.tobytes() for value in values)).hexdigest()[:16]
 
 
 def save_atomically(value: Any, path: Path) -> None:
-    """`torch.save`, such that the file is there as a whole or not at all."""
+    """Save with torch so that the file is complete or absent."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     write_atomically(path, buffer.getvalue())
@@ -191,7 +191,7 @@ def _place(plan: Plan, workshop: Workshop) -> Path:
 
 
 def _made_by(plan: Plan, workshop: Workshop, learns_from: str) -> dict[str, Any]:
-    """What the weights depend on, as far as a state knows it; the recipe's own code it does not know."""
+    """Return everything that the trained weights depend on, except the code."""
     return {**asdict(plan), "device": workshop.device, "learns_from": learns_from}
 
 

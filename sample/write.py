@@ -1,7 +1,7 @@
-"""How do the trained parts become a checkpoint?
+"""Writes the trained components as a checkpoint.
 
-A diffusers folder as `StableDiffusionPipeline.from_pretrained` reads it, weights in half precision under the names that
-published checkpoints have.
+The checkpoint is a diffusers folder for `StableDiffusionPipeline.from_pretrained`, with weights in half precision under
+the names of published checkpoints.
 """
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ def write_checkpoint(
     checker: StableDiffusionSafetyChecker,
     tiny: AutoencoderTiny,
 ) -> None:
-    """Write the folder anew. The models are turned to half precision.
+    """Write the checkpoint, replacing an earlier one. Converts the models to half precision.
 
     Raises:
-        FileExistsError: something stands there that is no checkpoint.
+        FileExistsError: the folder exists and is not a checkpoint.
     """
     check_place(folder)
     folder = folder.resolve()
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     write_tokenizer(draft / "tokenizer")
-    parts: dict[str, Any] = {"text_encoder": encoder, "unet": unet, "vae": autoencoder, "safety_checker": checker}
-    for name, part in parts.items():
-        part.cpu().half().save_pretrained(draft / name, safe_serialization=True)
-        _state_float32(draft / name / "config.json")
-    # No part of diffusers' pipeline, so its index does not name it.
+    components: dict[str, Any] = {"text_encoder": encoder, "unet": unet, "vae": autoencoder, "safety_checker": checker}
+    for name, component in components.items():
+        component.cpu().half().save_pretrained(draft / name, safe_serialization=True)
+        _set_float32(draft / name / "config.json")
+    # diffusers' pipeline has no preview decoder, so its index does not name it.
     tiny.register_to_config(scaling_factor=autoencoder.config["scaling_factor"] / SCALE)
     tiny.cpu().half().save_pretrained(draft / "preview_decoder", safe_serialization=True)
-    # transformers 5 leaves these prefixes out; published files and earlier versions have them.
+    # transformers 5 omits these prefixes; published files and earlier versions have them.
     add_prefix(draft / "text_encoder" / "model.safetensors", "text_model.")
     add_prefix(draft / "safety_checker" / "model.safetensors", "vision_model.", only="vision_model.")
     _write_json(draft / "scheduler" / "scheduler_config.json", SCHEDULER)
@@ -81,28 +81,31 @@ def write_checkpoint(
 
 
 def check_place(folder: Path) -> None:
-    """Refuse to replace anything but an earlier checkpoint, or nothing; ask before the work of training one.
+    """Check before training that a checkpoint can be written to a folder.
 
     Raises:
-        FileExistsError: something else stands there.
-        OSError: nothing can be written beside it.
+        FileExistsError: the folder exists and is not a checkpoint.
+        OSError: its parent folder is not writable.
     """
     if folder.exists() and not (folder / "model_index.json").is_file():
-        raise FileExistsError(f"{folder} is there and has no model_index.json, expected a checkpoint or nothing")
+        raise FileExistsError(f"{folder} exists and has no model_index.json, expected a checkpoint or no folder")
     folder.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder.resolve().parent):
         pass
 
 
 def add_prefix(file: Path, prefix: str, *, only: str = "") -> None:
-    """Put a prefix before the names of a weights file's tensors, or of those that begin with `only`."""
+    """Add a prefix to the names of a weights file's tensors, or of those that begin with `only`."""
     tensors = load_file(file)
     renamed = {prefix + name if name.startswith(only) else name: value for name, value in tensors.items()}
     save_file(renamed, file, metadata={"format": "pt"})
 
 
-def _state_float32(config: Path) -> None:
-    """What transformers loads a model in, unless it is told: in half, beside diffusers' float32, a pipeline fails."""
+def _set_float32(config: Path) -> None:
+    """Set the configuration's dtype to float32, in which transformers then loads by default.
+
+    A pipeline of half transformers models and float32 diffusers models fails.
+    """
     entries = json.loads(config.read_text())
     if entries.pop("dtype", None):
         _write_json(config, {**entries, "torch_dtype": "float32"})

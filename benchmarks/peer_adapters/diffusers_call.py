@@ -1,21 +1,21 @@
-"""Pipelines that are called as diffusers' StableDiffusionPipeline is: its own, and Optimum's of both kinds."""
+"""Pipelines with the call of diffusers' StableDiffusionPipeline: diffusers itself and both of Optimum's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, noise
+from benchmarks.peer_adapters.protocol import GeneratedImage, Job, noise
 
 __all__ = ["DiffusersPipeline"]
 
 
 class DiffusersPipeline:
-    """Such a pipeline, made ready.
+    """A pipeline with the comparison's sampler and noise.
 
     Args:
         pipeline: without a safety checker.
-        dtype: torch's, of what the pipeline is fed.
+        dtype: torch's, of the pipeline's inputs.
     """
 
     def __init__(self, pipeline: Any, job: Job, dtype: Any) -> None:
@@ -28,7 +28,7 @@ class DiffusersPipeline:
         values, shape = noise(job)
         self.latents = torch.frombuffer(bytearray(values), dtype=torch.float32).reshape(shape).to(dtype)
 
-    def draw(self, step_ended: Callable[[], None]) -> Drawn:
+    def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
         def ended(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             step_ended()
             return {}
@@ -43,9 +43,9 @@ class DiffusersPipeline:
             latents=self.latents.clone(),
             callback_on_step_end=ended,
         ).images[0]
-        return Drawn(image.tobytes())
+        return GeneratedImage(image.tobytes())
 
-    def submodules(self) -> Mapping[str, Callable[[], object]]:
+    def components(self) -> Mapping[str, Callable[[], object]]:
         import torch
 
         pipeline, latents = self.pipeline, self.latents
@@ -69,6 +69,6 @@ class DiffusersPipeline:
 def _without_gradients(run: Callable[[], object]) -> Callable[[], object]:
     import torch
 
-    # Not inference mode: pipelines use this, and a compiled module would be compiled anew for another.
+    # Not inference mode: pipelines use no_grad, and another mode would compile modules again.
     no_grad: Callable[[Callable[[], object]], Callable[[], object]] = torch.no_grad()
     return no_grad(run)

@@ -7,8 +7,11 @@ from benchmarks.peer_adapters.protocol import Job, serve
 
 
 def load(job: Job) -> DiffusersPipeline:
-    """Options: `dtype`; `compile`, whether the denoiser and the decoder are, as diffusers' guide to torch.compile says.
-    Convolutions take channels last, as its guide to faster inference says."""
+    """Load the pipeline.
+
+    Options: `dtype`; `compile`, the mode in which to compile the denoiser and the decoder (diffusers' guide to
+    torch.compile). Convolutions use channels last (its guide to faster inference).
+    """
     import torch
     from diffusers import StableDiffusionPipeline
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, noise, serve
+from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, noise, serve
 
 
 class GenAI:
-    """Its pipeline, with static shapes, as its documentation advises. Options: `hint`, the type that it computes in."""
+    """Its pipeline, with static shapes, as its documentation advises. Options: `hint`, the type of its arithmetic."""
 
     def __init__(self, job: Job) -> None:
         import openvino_genai
@@ -31,14 +31,14 @@ class GenAI:
         self.latents = self._tensor()
 
     def _tensor(self) -> Any:
-        """The noise, as OpenVINO's tensor."""
+        """Return the noise as an OpenVINO tensor."""
         import numpy as np
         import openvino
 
         values, shape = noise(self.job)
         return openvino.Tensor(np.frombuffer(values, np.float32).reshape(shape).copy())
 
-    def draw(self, step_ended: Callable[[], None]) -> Drawn:
+    def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
         def ended(step: int, steps: int, latents: Any) -> bool:
             step_ended()
             return False
@@ -53,9 +53,9 @@ class GenAI:
             generator=_given(self.latents),
             callback=ended,
         )
-        return Drawn(tensor.data.tobytes())
+        return GeneratedImage(tensor.data.tobytes())
 
-    def submodules(self) -> Mapping[str, Callable[[], object]]:
+    def components(self) -> Mapping[str, Callable[[], object]]:
         import numpy as np
         import openvino
         import openvino_genai
@@ -69,8 +69,8 @@ class GenAI:
         text.reshape(2)
         unet.reshape(2, side, side, 77)
         vae.reshape(1, side, side)
-        for part in (text, unet, vae):
-            part.compile("CPU", **self.properties)
+        for component in (text, unet, vae):
+            component.compile("CPU", **self.properties)
         states = text.infer(self.job.prompt, "", True)
         unet.set_hidden_states("encoder_hidden_states", states)
         pair = openvino.Tensor(np.concatenate([self.latents.data] * 2))
@@ -93,7 +93,7 @@ def _euler(model: Path) -> Any:
 
 
 def _given(latents: Any) -> Any:
-    """A generator that gives the noise that every peer is given."""
+    """Return a generator with the job's noise."""
     import openvino_genai
 
     class Given(openvino_genai.Generator):  # type: ignore[misc]
@@ -101,17 +101,17 @@ def _given(latents: Any) -> Any:
             super().__init__()
 
         def next(self) -> float:
-            raise AssertionError("noise is asked for as a tensor")
+            raise AssertionError("the pipeline requests noise as a tensor")
 
         def randn_tensor(self, shape: Any) -> Any:
-            assert list(shape) == list(latents.shape), f"found the shape {shape}"
+            assert list(shape) == list(latents.shape), f"got the shape {shape}"
             return latents
 
     return Given()
 
 
 def load(job: Job) -> Peer:
-    """The pipeline, compiled."""
+    """Load and compile the pipeline."""
     return GenAI(job)
 
 

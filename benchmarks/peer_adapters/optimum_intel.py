@@ -7,8 +7,7 @@ from benchmarks.peer_adapters.protocol import Job, serve
 
 
 def load(job: Job) -> DiffusersPipeline:
-    """Options: `hint`, the type that OpenVINO computes in. Shapes are made static before compiling, as its
-    documentation advises."""
+    """Load the pipeline, with static shapes, as its documentation advises. Options: `hint`, OpenVINO's arithmetic."""
     import torch
     from optimum.intel import OVStableDiffusionPipeline
 

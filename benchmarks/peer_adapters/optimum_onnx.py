@@ -7,7 +7,7 @@ from benchmarks.peer_adapters.protocol import Job, serve
 
 
 def load(job: Job) -> DiffusersPipeline:
-    """On the CPU provider; ONNX Runtime's own optimisations are all on by default."""
+    """Load the pipeline on the CPU provider; all of ONNX Runtime's optimisations are on by default."""
     import onnxruntime
     import torch
     from optimum.onnxruntime import ORTStableDiffusionPipeline

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, noise, serve
+from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, noise, serve
 
 
 class LatentRT:
-    """Our pipeline. Options: `load`, what `Pipeline.load` is given, and `request`, what is asked beside the picture."""
+    """Our pipeline. Options: `load`, the keywords of `Pipeline.load`, and `request`, further ones of the request."""
 
     def __init__(self, job: Job) -> None:
         import numpy as np
@@ -34,13 +34,13 @@ class LatentRT:
         )
         self.request = self.pipeline.resolve(request)
 
-    def draw(self, step_ended: Callable[[], None]) -> Drawn:
+    def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
         for step in self.pipeline.steps(self.request):
             latents = step.latents
             step_ended()
-        return Drawn(self.pipeline.finish(self.request, latents).images[0].tobytes())
+        return GeneratedImage(self.pipeline.finish(self.request, latents).images[0].tobytes())
 
-    def submodules(self) -> Mapping[str, Callable[[], object]]:
+    def components(self) -> Mapping[str, Callable[[], object]]:
         import numpy as np
 
         from latentrt.backends.session import run
@@ -51,16 +51,16 @@ class LatentRT:
         inputs, timesteps = [samples[0].model_input()] * len(evaluations), [np.float32(500)] * len(evaluations)
         decoder = self.pipeline.components.session("vae_decoder")
         return {
-            # Encodes the prompt and draws the first latents, which takes microseconds.
+            # Encodes the prompt, and makes the first latents in microseconds.
             "text_encoder": lambda: stage.begin(self.request),
-            # As the loop evaluates it: what does not depend on the latents is computed by the first call.
+            # As in the loop: work that does not depend on the latents is done in the first call alone.
             "unet": lambda: denoiser.evaluate(evaluations, inputs, timesteps),
             "vae_decoder": lambda: run(decoder, latents=self.latents),
         }
 
 
 def load(job: Job) -> Peer:
-    """The pipeline; graphs are loaded when the first picture needs them."""
+    """Open the bundle; graphs are loaded for the first image."""
     return LatentRT(job)
 
 

@@ -1,7 +1,7 @@
-"""What is measured of a peer, inside its own process, and how it says so?
+"""The protocol of an adapter: the job, the measurements inside its process, the messages.
 
-Needs nothing but the standard library, as each peer's environment has only what that peer asks for. The parent gives a
-job as a line of JSON on standard input and reads two lines from standard output: after the pictures, and at the end.
+Needs the standard library alone, because each peer's environment has only that peer's packages. The parent writes a job
+as a line of JSON to standard input and reads two lines from standard output: after the images, and at the end.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Drawn", "Job", "Peer", "noise", "serve"]
+__all__ = ["GeneratedImage", "Job", "Peer", "noise", "serve"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to measure.
+    """The measurements to make.
 
     Attributes:
-        model: where the peer's own form of the checkpoint lies. options: what else its adapter is told.
-        side: of the picture, in pixels. seed: whose noise `latents` holds, for a peer that makes its own.
-        latents: a file of float32 [1, 4, height, width], standard normal, as high as wide.
-        picture: where the first picture goes, uint8 [side, side, 3].
-        pictures: how many are drawn after the first; None draws none at all.
-        calls: how often each submodule is run apart, after one call that does not count.
-        began: what `time.monotonic` said when the process was started.
+        model: path of the peer's form of the checkpoint. options: of its adapter.
+        side: of the image, in pixels. seed: of the noise in `latents`, for a peer that generates its own.
+        latents: a file of float32 [1, 4, side, side], standard normal.
+        image_file: for the first image, uint8 [side, side, 3].
+        images: how many to generate after the first; None: none at all.
+        calls: of each component alone, after an untimed one.
+        began: `time.monotonic` at the start of the process.
     """
 
     model: str
@@ -43,69 +43,72 @@ class Job:
     threads: int
     seed: int
     latents: str
-    picture: str
-    pictures: int | None
+    image_file: str
+    images: int | None
     calls: int
     began: float
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A picture, uint8 [side, side, 3]; and how long submodules took in it, in seconds, where only the peer knows."""
+class GeneratedImage:
+    """An image, uint8 [side, side, 3], and the seconds of components, if only the peer can time them."""
 
     pixels: bytes
-    submodules: Mapping[str, float] = field(default_factory=dict)
+    components: Mapping[str, float] = field(default_factory=dict)
 
 
 class Peer(Protocol):
-    """A peer that is loaded."""
+    """A loaded peer."""
 
-    def draw(self, step_ended: Callable[[], None]) -> Drawn:
-        """Draw a picture; call `step_ended` whenever the sampler has made a step."""
+    def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
+        """Generate an image; call `step_ended` after each step of the sampler."""
 
-    def submodules(self) -> Mapping[str, Callable[[], object]]:
-        """What runs each submodule apart: `text_encoder` on the prompt and the negative prompt, `unet` on a batch of 2,
-        `vae_decoder` from latents to pixels. Nothing is drawn any more once this was asked for."""
+    def components(self) -> Mapping[str, Callable[[], object]]:
+        """Return functions that run each component alone; no image is generated after this.
+
+        `text_encoder` runs on the prompt and the negative prompt, `unet` on a batch of 2, `vae_decoder` from latents to
+        pixels.
+        """
 
 
 def serve(load: Callable[[Job], Peer]) -> None:
-    """Do the job that stands on standard input."""
-    # Libraries print; the messages have the real standard output to themselves.
+    """Do the job on standard input."""
+    # Libraries print to standard output, so it is kept for the messages alone.
     report_to = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     job = Job(**json.loads(sys.stdin.readline()))
     peer = load(job)
-    pictures: dict[str, Any] = {"load_s": time.monotonic() - job.began}
-    if job.pictures is not None:
-        pictures |= _pictures(peer, job)
-    print(json.dumps(pictures | {"peak_resident_bytes": _largest_resident_set()}), file=report_to)
-    print(json.dumps({"submodules": _submodules(peer, job)}), file=report_to)
+    images: dict[str, Any] = {"load_s": time.monotonic() - job.began}
+    if job.images is not None:
+        images |= _images(peer, job)
+    print(json.dumps(images | {"peak_resident_bytes": _largest_resident_set()}), file=report_to)
+    print(json.dumps({"components": _components(peer, job)}), file=report_to)
 
 
-def _pictures(peer: Peer, job: Job) -> dict[str, Any]:
-    """The first picture, from the start of the process on; then those of a warm one."""
-    first = peer.draw(lambda: None)
+def _images(peer: Peer, job: Job) -> dict[str, Any]:
+    """Time the first image from the start of the process, then images of a warm one."""
+    first = peer.generate(lambda: None)
     first_s = time.monotonic() - job.began
-    Path(job.picture).write_bytes(first.pixels)
-    picture_s, step_s, within = [], [], [first.submodules]
-    for _ in range(job.pictures or 0):
+    Path(job.image_file).write_bytes(first.pixels)
+    image_s, step_s, within = [], [], [first.components]
+    for _ in range(job.images or 0):
         ended: list[float] = []
         began = time.perf_counter()
-        drawn = peer.draw(lambda ended=ended: ended.append(time.perf_counter()))  # type: ignore[misc]
-        picture_s.append(time.perf_counter() - began)
+        generated = peer.generate(lambda ended=ended: ended.append(time.perf_counter()))  # type: ignore[misc]
+        image_s.append(time.perf_counter() - began)
         step_s += [later - earlier for earlier, later in pairwise(ended)]
-        within.append(drawn.submodules)
+        within.append(generated.components)
     warm = within[1:] or within
     return {
-        "first_picture_s": first_s,
-        "picture_s": picture_s,
+        "first_image_s": first_s,
+        "image_s": image_s,
         "step_s": step_s,
-        "submodules": {name: [each[name] for each in warm] for name in warm[0]},
+        "components": {name: [each[name] for each in warm] for name in warm[0]},
     }
 
 
-def _submodules(peer: Peer, job: Job) -> dict[str, list[float]]:
-    return {name: _durations(call, job.calls) for name, call in peer.submodules().items()} if job.calls else {}
+def _components(peer: Peer, job: Job) -> dict[str, list[float]]:
+    return {name: _durations(call, job.calls) for name, call in peer.components().items()} if job.calls else {}
 
 
 def _durations(call: Callable[[], object], count: int) -> list[float]:
@@ -119,13 +122,13 @@ def _durations(call: Callable[[], object], count: int) -> list[float]:
 
 
 def _largest_resident_set() -> int:
-    """In bytes. Not `ru_maxrss`, which a child inherits from a large parent."""
+    """Return the peak in bytes. Not `ru_maxrss`, which a child inherits from a large parent."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def noise(job: Job) -> tuple[bytes, tuple[int, int, int, int]]:
-    """What the picture begins with: float32, and its shape."""
+    """Return the job's noise as bytes of float32, and its shape."""
     values = Path(job.latents).read_bytes()
     side = math.isqrt(len(values) // 16)
     return values, (1, 4, side, side)

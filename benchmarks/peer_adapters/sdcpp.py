@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, serve
+from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, serve
 
-# What it writes when a submodule is done, and what it writes when that began.
+# Its log messages at the start and at the end of a component.
 _TAKEN = {
     "text_encoder": (r"generate_image \d+x\d+", r"get_learned_condition completed"),
     "vae_decoder": (r"decoding \d+ latents", r"decode_first_stage completed"),
@@ -18,37 +18,37 @@ _TAKEN = {
 
 
 class StableDiffusionCpp:
-    """Its model. Options: `wtype`, the type of the weights that are loaded, by ggml's name.
+    """Its model. Options: `wtype`, the type of the weights, by ggml's name.
 
-    Attention is left as it is by default, as its documentation says that flash attention slows most backends down.
+    Attention is the default one: by its documentation, flash attention slows most backends down.
     """
 
     def __init__(self, job: Job) -> None:
         import stable_diffusion_cpp
 
         self.job = job
-        self.said: list[tuple[float, str]] = []
+        self.log: list[tuple[float, str]] = []
         self._listener = stable_diffusion_cpp.sd_log_callback(self._hear)
         stable_diffusion_cpp.sd_set_log_callback(self._listener, ctypes.c_void_p(0))
         self.model = stable_diffusion_cpp.StableDiffusion(
             model_path=job.model,
             wtype=job.options["wtype"],
             n_threads=job.threads,
-            # Both as torch's generator on a CPU, which is what the other peers' noise was made with.
+            # Both like torch's generator on a CPU, which makes the other peers' noise.
             rng_type="cpu",
             sampler_rng_type="cpu",
             vae_decode_only=True,
         )
 
     def _hear(self, level: int, text: bytes, data: Any) -> None:
-        self.said.append((time.perf_counter(), text.decode("utf-8", "replace")))
+        self.log.append((time.perf_counter(), text.decode("utf-8", "replace")))
 
-    def draw(self, step_ended: Callable[[], None]) -> Drawn:
-        self.said.clear()
+    def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
+        self.log.clear()
         ended: list[float] = []
 
         def progress(step: int, steps: int, seconds: float) -> None:
-            if step > 0:  # the first call says that nothing is done yet
+            if step > 0:  # the first call comes before the first step
                 ended.append(time.perf_counter())
                 step_ended()
 
@@ -66,18 +66,18 @@ class StableDiffusionCpp:
         found = {name: self._at(done) - self._at(begun) for name, (begun, done) in _TAKEN.items()}
         if len(ended) > 1:
             found["unet"] = (ended[-1] - ended[0]) / (len(ended) - 1)
-        return Drawn(image.convert("RGB").tobytes(), found)  # it gives a channel of opacity as well
+        return GeneratedImage(image.convert("RGB").tobytes(), found)  # without the alpha channel
 
-    def _at(self, words: str) -> float:
-        """When it wrote that."""
-        return next(moment for moment, text in self.said if re.search(words, text))
+    def _at(self, message: str) -> float:
+        """Return the time of a log message."""
+        return next(moment for moment, text in self.log if re.search(message, text))
 
-    def submodules(self) -> Mapping[str, Callable[[], object]]:
+    def components(self) -> Mapping[str, Callable[[], object]]:
         return {}
 
 
 def load(job: Job) -> Peer:
-    """The model, in memory."""
+    """Load the model into memory."""
     return StableDiffusionCpp(job)
 
 

@@ -1,15 +1,15 @@
-"""A peer that takes a millisecond, for `test_peers.py`. Its options say what it does beside that."""
+"""A peer that takes a millisecond, for `test_peers.py`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 
-from benchmarks.peer_adapters.protocol import Drawn, Job, Peer, noise, serve
+from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, noise, serve
 
 
 class Fake:
-    """Draws one colour. Options: `fail`, `wait_s`, `hold_bytes`, `knows`: a submodule that only it can time."""
+    """Generates one colour. Options: `fail`, `wait_s`, `hold_bytes`, `knows`: a component that only it can time."""
 
     def __init__(self, job: Job) -> None:
         if "fail" in job.options:
@@ -19,14 +19,14 @@ class Fake:
         print("what libraries print is no message")
         assert noise(job)[1] == (1, 4, job.side // 8, job.side // 8)
 
-    def draw(self, step_ended: Callable[[], None]) -> Drawn:
+    def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
         for _ in range(self.job.steps):
             time.sleep(0.001)
             step_ended()
         pixels = bytes(i % 256 for i in range(self.job.side**2 * 3))
-        return Drawn(pixels, {"vae_decoder": 0.5} if "knows" in self.job.options else {})
+        return GeneratedImage(pixels, {"vae_decoder": 0.5} if "knows" in self.job.options else {})
 
-    def submodules(self) -> Mapping[str, Callable[[], object]]:
+    def components(self) -> Mapping[str, Callable[[], object]]:
         return {} if "knows" in self.job.options else {"unet": lambda: time.sleep(0.002)}
 
 

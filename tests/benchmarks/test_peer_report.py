@@ -10,25 +10,25 @@ from typing import Any
 import pytest
 
 from benchmarks import peers
-from benchmarks.peer_plot import draw
-from benchmarks.peer_report import Bar, bars, figure, markdown
+from benchmarks.peer_plot import write_plot
+from benchmarks.peer_report import Bar, bars, markdown, median_value
 
 
 def configuration(bits: int, unet: list[list[float]], **others: Any) -> dict[str, Any]:
-    """Its rounds' calls of the UNet; a step takes twice as long, and each round has two pictures."""
+    """Its rounds' calls of the UNet; a step takes twice as long, and each round has two images."""
     rounds = [
         {
-            "first_picture_s": 30.0,
-            "picture_s": [10.0 * calls[0], 12.0 * calls[0]],
+            "first_image_s": 30.0,
+            "image_s": [10.0 * calls[0], 12.0 * calls[0]],
             "step_s": [2 * seconds for seconds in calls],
-            "submodules": {"unet": calls},
+            "components": {"unet": calls},
             "peak_resident_bytes": 3 << 30,
             "peak_anonymous_bytes": 1 << 30,
             "psnr_db": 41.26,
         }
         for calls in unet
     ]
-    given = {"bits": bits, "ours": False, "approximate": False, "environment": "torch", "model_mb": 4260.0, "note": ""}
+    given = {"bits": bits, "ours": False, "accelerated": False, "environment": "torch", "model_mb": 4260.0, "note": ""}
     return {**given, "rounds": rounds, **others}
 
 
@@ -37,7 +37,7 @@ def report() -> dict[str, Any]:
     return {
         "command": "python -m benchmarks.peers scratch/full/checkpoint --steps 4",
         "machine": {"cpu": "Some CPU", "cores": 2, "memory_gib": 16.0, "python": "3.11.7"},
-        "settings": {"size": 512, "steps": 4, "rounds": 3, "threads": 2, "guidance_scale": 7.5, "submodules": False},
+        "settings": {"size": 512, "steps": 4, "rounds": 3, "threads": 2, "guidance_scale": 7.5, "components": False},
         "environments": {
             "torch": {
                 "installed_mb_without_byte_code": 1234.5,
@@ -46,11 +46,11 @@ def report() -> dict[str, Any]:
             }
         },
         "configurations": {
-            "slow peer": configuration(32, [[8.0, 8.0], [8.0, 8.0], [8.0, 8.0]], note="has no figure of its own"),
+            "slow peer": configuration(32, [[8.0, 8.0], [8.0, 8.0], [8.0, 8.0]], note="is noisy"),
             # A slow hour: all of the second round takes ten times as long.
             "fast peer": configuration(32, [[4.0, 4.2], [40.0, 42.0], [4.0, 4.2]]),
             "ours": configuration(32, [[4.5, 4.7], [36.9, 36.9], [4.1, 4.1]], ours=True),
-            "ours, cached": configuration(32, [[1.0], [1.0], [1.0]], ours=True, approximate=True),
+            "ours, cached": configuration(32, [[1.0], [1.0], [1.0]], ours=True, accelerated=True),
             "half peer": configuration(16, [[2.0], [2.0], [2.0]]),
             "ours, half": configuration(16, [[2.3], [2.3], [2.3]], ours=True),
             "int8 peer": configuration(8, [[1.5], [1.5], [1.5]]),
@@ -60,12 +60,12 @@ def report() -> dict[str, Any]:
     }
 
 
-def test_figures_are_medians_of_the_rounds_medians(report: dict[str, Any]) -> None:
+def test_values_are_medians_of_the_rounds_medians(report: dict[str, Any]) -> None:
     fast = report["configurations"]["fast peer"]
-    assert figure(fast, "unet") == pytest.approx(4.1)
-    assert figure(fast, "picture_s") == pytest.approx(44.0)
-    assert figure(fast, "first_picture_s") == 30.0
-    assert figure(fast, "vae_decoder") is None
+    assert median_value(fast, "unet") == pytest.approx(4.1)
+    assert median_value(fast, "image_s") == pytest.approx(44.0)
+    assert median_value(fast, "first_image_s") == 30.0
+    assert median_value(fast, "vae_decoder") is None
 
 
 def test_bars_compare_the_best_of_each_type_round_by_round(report: dict[str, Any]) -> None:
@@ -76,9 +76,9 @@ def test_bars_compare_the_best_of_each_type_round_by_round(report: dict[str, Any
     assert unet.ratio == pytest.approx(1.0)
     assert (step.ours, step.peer, step.met) == ("ours, half", "half peer", False)
     assert step.ratio == pytest.approx(1.15)
-    # Nobody has a figure of the decoder, and of int8 there is none of ours.
+    # There is no value of the decoder, and no int8 configuration of ours.
     assert {bits for bits, _ in found} == {32, 16}
-    assert {column for _, column in found} == {"step_s", "picture_s", "first_picture_s", "unet"}
+    assert {column for _, column in found} == {"step_s", "image_s", "first_image_s", "unet"}
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(0.4, True), (1.1, True), (1.11, False)])
@@ -94,19 +94,19 @@ def test_tables(report: dict[str, Any]) -> None:
     assert times[0] == "| **ours, cached** | 2 (2–2) | 11 (11–11) | 30 (30–30) | – | 1 (1–1) | – | 41.3 |"
     assert "| slow peer | 16 (16–16) | 88 (88–88) | 30 (30–30) | – | 8 (8–8) | – | 41.3 |" in lines
     assert "| fast peer | 8.2 (8.2–82) | 44 (44–440) | 30 (30–30) | – | 4.1 (4.1–41) | – | 41.3 |" in lines
-    assert "slow peer: has no figure of its own." in lines
-    assert "PSNR is beside diffusers in float32; a picture of another seed has 12.3 dB." in lines
+    assert "slow peer: is noisy." in lines
+    assert "PSNR is against diffusers in float32; an image of another seed has 12.3 dB." in lines
     assert "| float32 | UNet s | ours | fast peer | 1.00 | yes |" in lines
     assert "| 16 bits | s / step | ours, half | half peer | 1.15 | **no** |" in lines
     assert "| slow peer | 3.00 | 1.00 | 4.26 | torch |" in lines
     assert "| torch | 1234 | 3.46 | 3 | diffusers 0.42.1, torch 2.13.0 |" in lines
-    assert lines[-1] == "Left out: some peer: the environment some peer could not be installed: no network."
+    assert lines[-1] == "Skipped: some peer: the environment some peer could not be installed: no network."
 
 
-def test_submodules_apart_have_no_figures_of_pictures(report: dict[str, Any]) -> None:
-    report["settings"]["submodules"] = True
+def test_components_alone_have_no_values_of_images(report: dict[str, Any]) -> None:
+    report["settings"]["components"] = True
     for each in report["configurations"].values():
-        each["rounds"] = [{"submodules": one["submodules"], "peak_resident_bytes": 1} for one in each["rounds"]]
+        each["rounds"] = [{"components": one["components"], "peak_resident_bytes": 1} for one in each["rounds"]]
     lines = markdown(report).splitlines()
     assert "| slow peer | – | – | – | – | 8 (8–8) | – | – |" in lines
     assert not any("largest resident set" in line for line in lines)
@@ -114,8 +114,8 @@ def test_submodules_apart_have_no_figures_of_pictures(report: dict[str, Any]) ->
 
 def test_the_plot_is_the_same_each_time(report: dict[str, Any], tmp_path: Path) -> None:
     first, second = tmp_path / "new" / "first.svg", tmp_path / "second.svg"
-    draw(report, first)
-    draw(report, second)
+    write_plot(report, first)
+    write_plot(report, second)
     assert first.read_text() == second.read_text()
     text = first.read_text()
     places = [text.index(f">{name}<") for name in ("ours, cached", "fast peer", "slow peer", "half peer", "int8 peer")]

@@ -18,11 +18,11 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import peers
 from benchmarks.peer_adapters.protocol import Job
-from benchmarks.peer_catalogue import CONFIGURATIONS, REFERENCE, selected
-from benchmarks.peer_environments import ENVIRONMENTS, UnavailableError, last_words
-from benchmarks.peer_models import MODELS, converted, file_bytes, plain_checkpoint
-from benchmarks.peer_process import measured
-from latentrt import sample
+from benchmarks.peer_catalogue import CONFIGURATIONS, REFERENCE, select
+from benchmarks.peer_environments import ENVIRONMENTS, UnavailableError, last_line
+from benchmarks.peer_models import MODELS, convert, file_bytes, plain_checkpoint
+from benchmarks.peer_process import measure as measure_peer
+from latentrt.bundle import sample
 from latentrt.sampling import noise
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,8 +42,8 @@ def job(tmp_path: Path) -> Job:
         threads=1,
         seed=0,
         latents=str(tmp_path / "noise"),
-        picture=str(tmp_path / "picture"),
-        pictures=2,
+        image_file=str(tmp_path / "image"),
+        images=2,
         calls=4,
         began=0.0,
     )
@@ -52,37 +52,37 @@ def job(tmp_path: Path) -> Job:
 def measure(job: Job, module: str = FAKE, timeout_s: float = 60) -> dict[str, Any]:
     variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "runtime")])}
     folder = Path(job.latents).parent
-    return measured(Path(sys.executable), module, job, variables=variables, folder=folder, timeout_s=timeout_s)
+    return measure_peer(Path(sys.executable), module, job, variables=variables, folder=folder, timeout_s=timeout_s)
 
 
 def test_every_part_of_a_process_is_measured(job: Job) -> None:
     held = 200 << 20
     found = measure(replace(job, options={"hold_bytes": held, "wait_s": 0.3}))
     assert set(found) == {
-        *("load_s", "first_picture_s", "picture_s", "step_s", "submodules"),
+        *("load_s", "first_image_s", "image_s", "step_s", "components"),
         *("peak_resident_bytes", "peak_anonymous_bytes"),
     }
-    assert 0.3 < found["load_s"] < found["first_picture_s"] < 60
-    assert len(found["picture_s"]) == 2
+    assert 0.3 < found["load_s"] < found["first_image_s"] < 60
+    assert len(found["image_s"]) == 2
     assert len(found["step_s"]) == 2 * (job.steps - 1)
     assert min(found["step_s"]) >= 0.001
-    assert list(found["submodules"]) == ["unet"]
-    assert len(found["submodules"]["unet"]) == 4
-    assert min(found["submodules"]["unet"]) >= 0.002
+    assert list(found["components"]) == ["unet"]
+    assert len(found["components"]["unet"]) == 4
+    assert min(found["components"]["unet"]) >= 0.002
     # What it holds is anonymous, and a Python and its libraries are beside it.
     assert held < found["peak_anonymous_bytes"] < found["peak_resident_bytes"] < held + (200 << 20)
-    assert Path(job.picture).stat().st_size == 64 * 64 * 3
+    assert Path(job.image_file).stat().st_size == 64 * 64 * 3
 
 
-def test_submodules_alone_and_those_that_only_the_peer_can_time(job: Job) -> None:
-    assert set(measure(replace(job, pictures=None))) == {
-        *("load_s", "submodules", "peak_resident_bytes", "peak_anonymous_bytes"),
+def test_components_alone_and_those_that_only_the_peer_can_time(job: Job) -> None:
+    assert set(measure(replace(job, images=None))) == {
+        *("load_s", "components", "peak_resident_bytes", "peak_anonymous_bytes"),
     }
-    assert not Path(job.picture).exists()
-    assert measure(replace(job, options={"knows": True}))["submodules"] == {"vae_decoder": [0.5, 0.5]}
-    first_only = measure(replace(job, options={"knows": True}, pictures=0, calls=0))
-    assert first_only["submodules"] == {"vae_decoder": [0.5]}
-    assert first_only["picture_s"] == first_only["step_s"] == []
+    assert not Path(job.image_file).exists()
+    assert measure(replace(job, options={"knows": True}))["components"] == {"vae_decoder": [0.5, 0.5]}
+    first_only = measure(replace(job, options={"knows": True}, images=0, calls=0))
+    assert first_only["components"] == {"vae_decoder": [0.5]}
+    assert first_only["image_s"] == first_only["step_s"] == []
 
 
 def test_a_process_that_fails_says_why(job: Job) -> None:
@@ -99,9 +99,9 @@ def test_our_adapter_draws_what_our_pipeline_draws(job: Job, tmp_path: Path) -> 
 
     latents = noise.Generator(0).normal((1, 4, 16, 16))
     (tmp_path / "noise").write_bytes(latents.tobytes())
-    asked = replace(job, model=str(sample.bundle_path()), steps=2, pictures=1, calls=1)
+    asked = replace(job, model=str(sample.bundle_path()), steps=2, images=1, calls=1)
     found = measure(replace(asked, options={"load": {"device": "cpu"}}), "benchmarks.peer_adapters.ours")
-    assert set(found["submodules"]) == {"text_encoder", "unet", "vae_decoder"}
+    assert set(found["components"]) == {"text_encoder", "unet", "vae_decoder"}
     assert len(found["step_s"]) == 1
     expected = Pipeline.load(device="cpu", threads=1)(
         job.prompt,
@@ -114,22 +114,22 @@ def test_our_adapter_draws_what_our_pipeline_draws(job: Job, tmp_path: Path) -> 
         sampler_options={"timestep_spacing": "linspace"},
         safety="off",
     ).images[0]
-    assert Path(job.picture).read_bytes() == expected.tobytes()
+    assert Path(job.image_file).read_bytes() == expected.tobytes()
 
 
 @pytest.mark.slow
 def test_diffusers_adapter_draws_the_same_from_the_same_noise(job: Job, tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(noise.Generator(0).normal((1, 4, 32, 32)).tobytes())
-    asked = replace(job, side=128, steps=8, pictures=1, calls=1)
+    asked = replace(job, side=128, steps=8, images=1, calls=1)
     theirs = replace(asked, model=str(ROOT / "sample/checkpoint"), options={"dtype": "float32"})
     ours = replace(asked, model=str(sample.bundle_path()), options={"load": {"device": "cpu"}})
-    pictures = []
+    images = []
     for name, one in (("diffusers_torch", theirs), ("ours", ours)):
         found = measure(one, f"benchmarks.peer_adapters.{name}", 600)
-        assert set(found["submodules"]) == {"text_encoder", "unet", "vae_decoder"}
-        pictures.append(np.fromfile(job.picture, np.uint8))
+        assert set(found["components"]) == {"text_encoder", "unet", "vae_decoder"}
+        images.append(np.fromfile(job.image_file, np.uint8))
     # The bundle's weights are halves.
-    assert (peers.psnr_db(*pictures) or 99) > 35
+    assert (peers.psnr_db(*images) or 99) > 35
 
 
 def test_the_catalogue_names_what_there_is() -> None:
@@ -145,10 +145,10 @@ def test_the_catalogue_names_what_there_is() -> None:
     for model in MODELS.values():
         assert model.source in MODELS
         assert model.environment is None or model.environment in ENVIRONMENTS
-    assert {each.name for each in selected(["GenAI"])} == {name for name in names if "GenAI" in name}
-    assert selected([]) == CONFIGURATIONS
-    with pytest.raises(SystemExit, match="found --only 'tensorflow', expected a part of one of: diffusers float32, "):
-        selected(["tensorflow"])
+    assert {each.name for each in select(["GenAI"])} == {name for name in names if "GenAI" in name}
+    assert select([]) == CONFIGURATIONS
+    with pytest.raises(SystemExit, match="got --only 'tensorflow', expected a part of one of: diffusers float32, "):
+        select(["tensorflow"])
 
 
 def test_the_plain_checkpoint_is_laid_out_as_it_was_published(tmp_path: Path) -> None:
@@ -175,14 +175,14 @@ def test_a_conversion_that_fails_leaves_nothing_that_is_taken_for_a_model(
     failing = replace(MODELS["onnx"], environment=None, command=("-c", "raise SystemExit('found no such task')"))
     monkeypatch.setitem(MODELS, "onnx", failing)
     with pytest.raises(UnavailableError, match=r"^onnx could not be converted: found no such task$"):
-        converted("onnx", tmp_path, ROOT / "sample/checkpoint", lambda name: Path(sys.executable))
+        convert("onnx", tmp_path, ROOT / "sample/checkpoint", lambda name: Path(sys.executable))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_last_words_hide_where_this_is() -> None:
-    assert last_words(f"Traceback\n  {ROOT}/x.py\nValueError: no\n\n") == "ValueError: no"
-    assert last_words(f"cannot read {ROOT}/x") == "cannot read ./x"
-    assert last_words("") == "nothing was said"
+def test_the_last_line_of_an_output_has_no_paths_of_this_machine() -> None:
+    assert last_line(f"Traceback\n  {ROOT}/x.py\nValueError: no\n\n") == "ValueError: no"
+    assert last_line(f"cannot read {ROOT}/x") == "cannot read ./x"
+    assert last_line("") == "no output"
 
 
 def test_psnr() -> None:
@@ -208,9 +208,9 @@ def test_what_wants_bfloat16_is_left_out_where_there_is_none(
     given = ["checkpoint", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "report.json")]
     bench = peers.Bench(peers.parse(given))
     monkeypatch.setattr(peers, "computes_in_bfloat16", lambda: has)
-    monkeypatch.setattr(peers, "made", lambda name, folder: Path(sys.executable))
-    monkeypatch.setattr(peers, "described", lambda name, python: {"packages": {}})
-    monkeypatch.setattr(peers, "converted", lambda *given: ROOT / "sample/checkpoint/scheduler")
+    monkeypatch.setattr(peers, "make_environment", lambda name, folder: Path(sys.executable))
+    monkeypatch.setattr(peers, "describe_environment", lambda name, python: {"packages": {}})
+    monkeypatch.setattr(peers, "convert", lambda *given: ROOT / "sample/checkpoint/scheduler")
     for configuration in CONFIGURATIONS:
         bench.prepare(configuration)
     wanting = {each.name for each in CONFIGURATIONS if "bfloat16" in each.name}
@@ -222,7 +222,7 @@ def test_what_wants_bfloat16_is_left_out_where_there_is_none(
 def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, asked = tmp_path / "report.json", []
     given = [str(ROOT / "sample/checkpoint"), "--work", str(tmp_path / "work"), "--output", str(output)]
-    arguments = peers.parse([*given, "--size", "64", "--rounds", "2", "--pictures", "1"])
+    arguments = peers.parse([*given, "--size", "64", "--rounds", "2", "--images", "1"])
 
     def environment(name: str, folder: Path) -> Path:
         if name == "optimum-onnx":
@@ -230,25 +230,25 @@ def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
         return Path(sys.executable)
 
     def process(python: Path, module: str, job: Job, **others: Any) -> dict[str, Any]:
-        asked.append(Path(job.picture).name)
-        if "GenAI" in job.picture and len(asked) > 3:
+        asked.append(Path(job.image_file).name)
+        if "GenAI" in job.image_file and len(asked) > 3:
             raise UnavailableError("RuntimeError: out of memory")
         values = np.frombuffer(Path(job.latents).read_bytes(), np.uint8)
-        Path(job.picture).write_bytes(np.resize(values, 64 * 64 * 3).tobytes())
-        return {"step_s": [1.0], "picture_s": [2.0], "first_picture_s": 3.0, "submodules": {}}
+        Path(job.image_file).write_bytes(np.resize(values, 64 * 64 * 3).tobytes())
+        return {"step_s": [1.0], "image_s": [2.0], "first_image_s": 3.0, "components": {}}
 
-    monkeypatch.setattr(peers, "made", environment)
-    monkeypatch.setattr(peers, "described", lambda name, python: {"packages": {}})
-    monkeypatch.setattr(peers, "converted", lambda *given: ROOT / "sample/checkpoint/scheduler")
-    monkeypatch.setattr(peers, "measured", process)
+    monkeypatch.setattr(peers, "make_environment", environment)
+    monkeypatch.setattr(peers, "describe_environment", lambda name, python: {"packages": {}})
+    monkeypatch.setattr(peers, "convert", lambda *given: ROOT / "sample/checkpoint/scheduler")
+    monkeypatch.setattr(peers, "measure", process)
     bench = peers.Bench(arguments)
-    for configuration in selected([REFERENCE, "GenAI float32", "optimum-onnx"]):
+    for configuration in select([REFERENCE, "GenAI float32", "optimum-onnx"]):
         bench.prepare(configuration)
     for number in range(2):
         bench.round(number)
     # In turns; the reference once more for another seed.
-    drawn = [f"{REFERENCE}, noise.u8", f"{REFERENCE}, other.u8", "OpenVINO GenAI float32, noise.u8"]
-    assert asked == [*drawn, drawn[0], drawn[2]]
+    images = [f"{REFERENCE}, noise.u8", f"{REFERENCE}, other.u8", "OpenVINO GenAI float32, noise.u8"]
+    assert asked == [*images, images[0], images[2]]
     report = json.loads(output.read_text())
     assert report["skipped"] == {
         "optimum-onnx float32": "the environment optimum-onnx could not be installed: no network",
@@ -269,7 +269,7 @@ def test_a_report_says_what_was_asked(tmp_path: Path) -> None:
     command = peers.Bench(peers.parse(given)).report["command"]
     assert command == (
         "python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers --steps 3 --size 512 --rounds 3 "
-        "--pictures 2 --calls 5 --threads 2 --seed 0 --only GenAI 'latentrt OpenVINO'"
+        "--images 2 --calls 5 --threads 2 --seed 0 --only GenAI 'latentrt OpenVINO'"
     )
     # As the tables show it, it can be run again.
     words = [*shlex.split(command)[3:], "--output", "report.json"]

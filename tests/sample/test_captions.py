@@ -24,7 +24,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def test_examples() -> None:
+def test_captions_vary() -> None:
     random = np.random.default_rng(0)
     one = Scene((Thing("circle", "red", "small"),), "white")
     two = Scene((Thing("star", "green"), Thing("square", "blue")), None, None, "left of")
@@ -36,8 +36,8 @@ def test_examples() -> None:
     assert len(twos) > 30
 
 
-def test_a_caption_says_everything_and_no_more() -> None:
-    """Every group of words is there exactly where the scene says something of it."""
+def test_a_caption_names_every_attribute_of_its_scene_and_no_other() -> None:
+    """Every group of words occurs exactly if the scene sets that attribute."""
     random = np.random.default_rng(0)
     kinds: set[tuple[int, bool]] = set()
     for _ in range(4000):
@@ -69,8 +69,8 @@ def test_a_caption_says_everything_and_no_more() -> None:
     assert kinds == {(0, False), (1, False), (1, True), (2, False)}
 
 
-def test_which_is_which_survives_turning_the_sentence_round() -> None:
-    """The thing that is named first stands first in a scene exactly where the words run forwards."""
+def test_captions_in_either_order_describe_the_same_scene() -> None:
+    """The thing that is named first is the first of the scene exactly if the relation is a forward one."""
     random = np.random.default_rng(0)
     for axis in ("left of", "above"):
         scene = Scene((Thing("star", "red"), Thing("circle", "blue")), None, None, axis)
@@ -89,8 +89,8 @@ def test_every_word_is_one_token(tokenizer: CLIPTokenizer) -> None:
         assert len(tokenizer.tokenize(text)) == len(text.replace(",", " ,").split())
 
 
-def test_the_merges_do_not_depend_on_chance(tmp_path: Path) -> None:
-    """An encoder that is given other ids than it was trained with understands nothing."""
+def test_the_merges_are_deterministic(tmp_path: Path) -> None:
+    """With other token ids, the trained text encoder is useless."""
     write_tokenizer(tmp_path)
     learned = (tmp_path / "merges.txt").read_bytes()
     assert learned == (CHECKPOINT / "tokenizer" / "merges.txt").read_bytes()
@@ -113,7 +113,7 @@ def test_unknown_words_are_unknown() -> None:
         assert harder.scene == plain.scene
 
 
-def test_other_words_are_spelled(tokenizer: CLIPTokenizer) -> None:
+def test_other_words_are_encoded_byte_by_byte(tokenizer: CLIPTokenizer) -> None:
     assert tokenizer.tokenize("zebra") == ["z", "e", "b", "r", "a</w>"]
     assert tokenizer("A RED circle").input_ids == tokenizer("a red circle").input_ids
     assert len(tokenizer) < 1000

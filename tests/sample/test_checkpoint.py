@@ -1,5 +1,4 @@
-"""The checkpoint in the repository and the bundle that the runtime carries belong together, and diffusers reads the one
-as the runtime reads the other."""
+"""The checkpoint in the repository, its bundle in the runtime's package, and diffusers' images from the former."""
 
 from __future__ import annotations
 
@@ -31,17 +30,17 @@ def oracle() -> Any:
     return pipeline
 
 
-def test_it_is_small_and_in_half() -> None:
+def test_the_checkpoint_is_small_and_in_half() -> None:
     files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 16 * MIB
     weights = [path for path in files if path.suffix == ".safetensors"]
-    parts = {"text_encoder", "unet", "vae", "safety_checker", "preview_decoder"}
-    assert {path.parent.name for path in weights} == parts
+    folders = {"text_encoder", "unet", "vae", "safety_checker", "preview_decoder"}
+    assert {path.parent.name for path in weights} == folders
     assert all(value.dtype == torch.float16 for path in weights for value in load_file(path).values())
     assert all(bool(value.isfinite().all()) for path in weights for value in load_file(path).values())
 
 
-def test_its_documents_travel() -> None:
+def test_licence_and_model_card_are_in_the_bundle() -> None:
     for name in ("LICENSE", "MODEL_CARD.md"):
         assert (CHECKPOINT / name).read_bytes() == (bundle_path() / name).read_bytes()
     assert "Apache License" in (CHECKPOINT / "LICENSE").read_text()
@@ -50,7 +49,7 @@ def test_its_documents_travel() -> None:
     assert (CHECKPOINT / "MODEL_CARD.md").read_bytes() == source.read_bytes()
 
 
-def test_the_bundle_was_made_of_it() -> None:
+def test_the_bundle_is_of_the_checkpoint() -> None:
     bundle = Bundle.open(bundle_path())
     bundle.verify()
     found = {
@@ -59,24 +58,24 @@ def test_the_bundle_was_made_of_it() -> None:
     }
     assert bundle.manifest.source.weights == found
     assert bundle.manifest.precision == "float16"
-    parts = {"text_encoder", "unet", "vae_encoder", "vae_decoder", "preview_decoder", "safety_checker"}
-    assert set(bundle.manifest.components) == parts
+    components = {"text_encoder", "unet", "vae_encoder", "vae_decoder", "preview_decoder", "safety_checker"}
+    assert set(bundle.manifest.components) == components
 
 
-def test_a_request_that_says_nothing_is_drawn_as_it_was_judged() -> None:
+def test_the_defaults_are_the_settings_of_the_scores() -> None:
     defaults = Bundle.open(bundle_path()).manifest.defaults
     assert (defaults.num_inference_steps, defaults.guidance_scale) == (25, 5.0)
     assert (defaults.height, defaults.width) == (64, 64)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_unfinished_pictures_are_not_taken_for_unsafe_ones(steps: int) -> None:
-    """Other pictures may be flagged in 1 % of the cases; of these two dozen, none or one."""
-    drawn = Pipeline.load()(list(PROMPTS), num_images_per_prompt=2, num_inference_steps=steps, seed=7)
-    assert sum(drawn.nsfw_content_detected or []) <= 1
+def test_unfinished_images_are_not_flagged(steps: int) -> None:
+    """1 % of safe images may be flagged; of these two dozen, at most one."""
+    result = Pipeline.load()(list(PROMPTS), num_images_per_prompt=2, num_inference_steps=steps, seed=7)
+    assert sum(result.nsfw_content_detected or []) <= 1
 
 
-def test_the_parts_are_of_the_real_classes(oracle: Any) -> None:
+def test_the_components_are_of_the_real_classes(oracle: Any) -> None:
     names = {
         "tokenizer": "CLIPTokenizer",
         "text_encoder": "CLIPTextModel",
@@ -109,24 +108,24 @@ def test_the_unconditional_is_not_the_conditional(oracle: Any) -> None:
 
     latents, timestep = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor(900)
     with torch.no_grad():
-        free, told = (oracle.unet(latents, timestep, states(text)).sample for text in ("", PROMPTS[0]))
-    assert float((free - told).abs().mean()) > 0.05 * float(told.abs().mean())
+        free, guided = (oracle.unet(latents, timestep, states(text)).sample for text in ("", PROMPTS[0]))
+    assert float((free - guided).abs().mean()) > 0.05 * float(guided.abs().mean())
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[::4])
-def test_diffusers_draws_what_the_runtime_draws(oracle: Any, prompt: str) -> None:
-    """Through the whole chain: half weights computed in float32 on both sides, so only rounding is left."""
+def test_the_runtime_generates_diffusers_images(oracle: Any, prompt: str) -> None:
+    """Both compute in float32 with half weights, so they differ by rounding alone."""
     oracle.scheduler = DDIMScheduler.from_config(oracle.scheduler.config)
     generator = torch.Generator().manual_seed(7)
     expected = oracle(prompt, num_inference_steps=25, guidance_scale=5.0, generator=generator, output_type="np")
-    drawn = Pipeline.load()(prompt, num_inference_steps=25, guidance_scale=5.0, seed=7, output_type="np")
-    # 2 of 255 levels, as for every other checkpoint (test_parity.py).
-    assert float(np.abs(drawn.images - expected.images).max()) <= 2 / 255 + 1e-6
-    assert drawn.nsfw_content_detected == expected.nsfw_content_detected == [False]
+    found = Pipeline.load()(prompt, num_inference_steps=25, guidance_scale=5.0, seed=7, output_type="np")
+    # 2 of 255 levels, as for every other checkpoint (tests/parity/test_text_to_image.py).
+    assert float(np.abs(found.images - expected.images).max()) <= 2 / 255 + 1e-6
+    assert found.nsfw_content_detected == expected.nsfw_content_detected == [False]
 
 
-def test_the_model_index_names_every_part() -> None:
+def test_the_model_index_names_every_component() -> None:
     index = json.loads((CHECKPOINT / "model_index.json").read_text())
     folders = {name for name, value in index.items() if isinstance(value, list) and value[0]}
-    # The preview decoder is no part of diffusers' pipeline.
+    # diffusers' pipeline has no preview decoder.
     assert folders == {path.name for path in CHECKPOINT.iterdir() if path.is_dir()} - {"preview_decoder"}

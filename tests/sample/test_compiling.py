@@ -42,13 +42,13 @@ def test_a_lost_gradient_is_found() -> None:
     x = torch.randn(16, 4)
     check_gradients(model, right, right, x)
     for step, difference in ((wrong, r"1\.00"), (missing, r"1\.00"), (broken, "nan")):
-        with pytest.raises(CompilerError, match=rf"gradient of 0\.weight differs by {difference} of its size.*--eager"):
+        with pytest.raises(CompilerError, match=rf"0\.weight differs by {difference} .*--eager"):
             check_gradients(model, step, right, x)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_rounding_of_a_gradient_that_is_next_to_nothing_is_no_loss() -> None:
-    """In bfloat16 most of it may be rounding, where sums cancel."""
+def test_rounding_of_a_tiny_gradient_is_accepted() -> None:
+    """Where sums cancel, most of a gradient in bfloat16 may be rounding."""
     model = nn.Linear(4, 1)
 
     def right(x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def test_rounding_of_a_gradient_that_is_next_to_nothing_is_no_loss() -> None:
         model.bias.fill_(1e-3)
         model.weight.fill_(1.0)
     x = torch.randn(4096, 4, generator=torch.Generator().manual_seed(0))
-    x = x - x.mean(0)  # so that the bias has next to no gradient: 2e-3, beside 4 of the weight
+    x = x - x.mean(0)  # so that the bias has a tiny gradient: 2e-3, where the weight's is 4
     check_gradients(model, partial(rounded, part=2e-3), right, x)
-    with pytest.raises(CompilerError, match=r"gradient of bias differs by"):
+    with pytest.raises(CompilerError, match="bias differs by"):
         check_gradients(model, partial(rounded, part=0.1), right, x)

@@ -1,5 +1,4 @@
-"""The judge is what every figure of the sample model rests on: it has to be right on pictures whose scene is known, and
-must not be talked into seeing what is not there."""
+"""The judge, on which every score of the sample model rests, reads known scenes and nothing else."""
 
 from __future__ import annotations
 
@@ -12,33 +11,33 @@ from numpy.typing import NDArray
 
 from sample.judge import agrees, read
 from sample.outlines import EDGE, Spot, mask
-from sample.pictures import draw
+from sample.rendering import render
 from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, Thing, random_scene
 
 
-def test_drawn_pictures_are_read() -> None:
+def test_rendered_images_are_read() -> None:
     random = np.random.default_rng(11)
     scenes = [random_scene(random, unsafe=index % 10 == 0) for index in range(2500)]
-    right = sum(agrees(scene, read(draw(scene, random))) for scene in scenes)
+    right = sum(agrees(scene, read(render(scene, random))) for scene in scenes)
     assert right / len(scenes) > 0.99
 
 
-def test_blurred_and_noisy_pictures_are_read_too() -> None:
-    """What a decoder does to a picture: a little blur and noise of up to four levels."""
+def test_blurred_and_noisy_images_are_read() -> None:
+    """A decoder adds a little blur, and noise of up to four levels."""
     random = np.random.default_rng(12)
     right = 0
     for _ in range(500):
         scene = random_scene(random)
-        picture = draw(scene, random).astype(np.float64)
-        padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="edge")
+        image = render(scene, random).astype(np.float64)
+        padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
         cross = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
-        soft = 0.7 * picture + 0.075 * cross + random.uniform(-4, 4, picture.shape)
+        soft = 0.7 * image + 0.075 * cross + random.uniform(-4, 4, image.shape)
         right += agrees(scene, read(soft.clip(0, 255).astype(np.uint8)))
     assert right / 500 > 0.97  # small stars lose their tips
 
 
-def altered(scene: Scene, attribute: str, random: np.random.Generator) -> Scene:
-    """The scene with another value of one attribute."""
+def alter(scene: Scene, attribute: str, random: np.random.Generator) -> Scene:
+    """Return the scene with another value of one attribute."""
     first = scene.things[0]
     if attribute == "count":
         return Scene(scene.things[:1], scene.background)
@@ -57,24 +56,24 @@ def test_one_wrong_attribute_is_seen(attribute: str) -> None:
     fooled = 0
     for _ in range(150):
         scene = random_scene(random, things=1 if attribute == "place" else 2)
-        fooled += agrees(altered(scene, attribute, random), read(draw(scene, random)))
+        fooled += agrees(alter(scene, attribute, random), read(render(scene, random)))
     assert fooled == 0
 
 
-def test_things_the_other_way_round_are_seen() -> None:
+def test_swapped_things_are_seen() -> None:
     random = np.random.default_rng(14)
     for _ in range(150):
         scene = random_scene(random, things=2)
-        assert not agrees(replace(scene, things=scene.things[::-1]), read(draw(scene, random)))
+        assert not agrees(replace(scene, things=scene.things[::-1]), read(render(scene, random)))
 
 
-def picture_of(cover: NDArray[np.float64]) -> NDArray[np.uint8]:
+def image_of(cover: NDArray[np.float64]) -> NDArray[np.uint8]:
     white, red = np.array(COLOURS["white"]), np.array(COLOURS["red"])
     mixed: NDArray[np.float64] = white + cover[:, :, None] * (red - white)
     return np.rint(mixed).astype(np.uint8)
 
 
-def test_what_is_no_shape_has_no_name() -> None:
+def test_an_unknown_shape_has_no_name() -> None:
     y, x = np.mgrid[:EDGE, :EDGE]
     blots = {
         "stripe": (abs(y - 32) < 6) & (abs(x - 32) < 20),
@@ -83,42 +82,42 @@ def test_what_is_no_shape_has_no_name() -> None:
         "frame": (abs(y - 32) < 14) & (abs(x - 32) < 14) & ~((abs(y - 32) < 9) & (abs(x - 32) < 9)),
     }
     for name, blot in blots.items():
-        seen = read(picture_of(blot.astype(np.float64))).scene
+        seen = read(image_of(blot.astype(np.float64))).scene
         assert seen.things[0].shape is None, name
         assert seen.background == "white"
     for empty in (np.zeros((EDGE, EDGE)), np.random.default_rng(0).random((EDGE, EDGE))):
-        assert not agrees(Scene((Thing("circle"),)), read(picture_of(empty)))
+        assert not agrees(Scene((Thing("circle"),)), read(image_of(empty)))
 
 
 @pytest.mark.parametrize(("specks", "agreeing"), [(1, range(58, 61)), (3, range(1))])
-def test_a_speck_is_passed_over_but_not_several(specks: int, agreeing: range) -> None:
-    """One is a decoder's slip, more are things that nobody asked for."""
+def test_one_speck_is_ignored_but_not_several(specks: int, agreeing: range) -> None:
+    """One may be a decoder's error, more are additional things."""
     random = np.random.default_rng(16)
     agreed = 0
     for index in range(60):
         scene = random_scene(random, unsafe=index % 5 == 0)
-        picture = draw(scene, random)
+        image = render(scene, random)
         for speck in range(specks):
-            picture[3:8, 3 + 8 * speck : 8 + 8 * speck] = 255 - picture[2, 2]
-        agreed += agrees(scene, read(picture))
+            image[3:8, 3 + 8 * speck : 8 + 8 * speck] = 255 - image[2, 2]
+        agreed += agrees(scene, read(image))
     assert agreed in agreeing
 
 
 def test_a_colour_between_colours_has_no_name() -> None:
-    picture = np.full((EDGE, EDGE, 3), 128, dtype=np.uint8)
-    assert read(picture).scene.background is None
+    image = np.full((EDGE, EDGE, 3), 128, dtype=np.uint8)
+    assert read(image).scene.background is None
 
 
-def test_a_skull_is_no_heart_and_the_other_way_round() -> None:
+def test_skulls_and_other_shapes_are_told_apart() -> None:
     random = np.random.default_rng(15)
     for _ in range(100):
-        skull = draw(random_scene(random, unsafe=True), random)
+        skull = render(random_scene(random, unsafe=True), random)
         assert read(skull).scene.things[0].shape == UNSAFE
-        assert not any(thing.shape == UNSAFE for thing in read(draw(random_scene(random), random)).scene.things)
+        assert not any(thing.shape == UNSAFE for thing in read(render(random_scene(random), random)).scene.things)
 
 
 def test_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(32, 64, 3\) cannot be judged, expected \(64, 64, 3\)"):
+    with pytest.raises(ValueError, match=r"\(32, 64, 3\), expected \(64, 64, 3\)"):
         read(np.zeros((32, 64, 3), dtype=np.uint8))
 
 

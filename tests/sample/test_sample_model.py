@@ -1,4 +1,4 @@
-"""Which bundles can the judge be asked about?"""
+"""Which bundles are of the sample model, and so can be scored by the judge."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def with_weights(manifest: Manifest, weights: dict[str, str]) -> Manifest:
     return msgspec.structs.replace(manifest, source=msgspec.structs.replace(manifest.source, weights=weights))
 
 
-def test_the_sample_bundle_is_one_and_another_is_not(sd1: Exported, manifest: Manifest) -> None:
+def test_the_sample_bundle_is_of_the_sample_model_and_another_is_not(sd1: Exported, manifest: Manifest) -> None:
     assert is_sample_model(manifest)
     assert not is_sample_model(Bundle.open(sd1.bundle).manifest)
 
 
-def test_the_weights_decide_that_pictures_are_drawn_with(manifest: Manifest) -> None:
+def test_only_the_weights_that_images_depend_on_count(manifest: Manifest) -> None:
     weights = manifest.source.weights
     unchecked = {name: digest for name, digest in weights.items() if not name.startswith("safety_checker")}
     assert is_sample_model(with_weights(manifest, unchecked))
     plain = {name: digest for name, digest in weights.items() if not name.startswith("preview_decoder")}
     assert len(plain) < len(weights)
-    assert is_sample_model(with_weights(manifest, plain)), "as it is exported by README's own line"
+    assert is_sample_model(with_weights(manifest, plain)), "as exported by README's command"
     assert not is_sample_model(
         with_weights(manifest, {**weights, "unet/diffusion_pytorch_model.safetensors": "0" * 64})
     )

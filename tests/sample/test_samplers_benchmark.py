@@ -1,4 +1,4 @@
-"""`python -m benchmarks.samplers`, in few steps of few prompts."""
+"""`python -m benchmarks.samplers`, with few steps and few prompts."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     return 0
 
 
-def test_it_goes_on_where_it_was(
+def test_an_interrupted_run_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report, table = tmp_path / "new" / "samplers.json", tmp_path / "table.md"
-    asked = ("--prompts", "4", "--steps", "1,3", "--output", report, "--markdown", table)
-    assert run(monkeypatch, *asked, "--samplers", "euler") == 0
+    arguments = ("--prompts", "4", "--steps", "1,3", "--output", report, "--markdown", table)
+    assert run(monkeypatch, *arguments, "--samplers", "euler") == 0
     first = json.loads(report.read_text())
-    assert first["measured"]["euler"]["3"]["right_of"]["wholly right"][1] == 4
-    # What is there is taken as it is, whatever it says.
-    first["measured"]["euler"]["3"]["right_of"]["wholly right"] = [3, 4]
+    assert first["measured"]["euler"]["3"]["right_of"]["fully right"][1] == 4
+    # An existing result is kept, even a different one.
+    first["measured"]["euler"]["3"]["right_of"]["fully right"] = [3, 4]
     report.write_text(json.dumps(first))
     capsys.readouterr()
-    assert run(monkeypatch, *asked, "--samplers", "euler, pndm,heun") == 0
+    assert run(monkeypatch, *arguments, "--samplers", "euler, pndm,heun") == 0
     found = json.loads(report.read_text())
     assert found["measured"]["euler"] == first["measured"]["euler"]
     assert "needs at least 4" in found["measured"]["pndm"]["1"]["refused"]
@@ -48,13 +48,13 @@ def test_it_goes_on_where_it_was(
     assert "(5 evaluations)" in lines[4]
 
 
-def test_what_it_refuses(
+def test_impossible_arguments_are_refused(
     sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "samplers.json"
     report.write_text('{"settings": {"prompts": 256}}')
     for arguments, words in (
-        ((), "samplers.json has figures of other prompts or weights"),
+        ((), "samplers.json has results for other prompts or weights"),
         (("--steps", "5,x"), "--steps 5,x, expected whole numbers"),
         (("--prompts", "0"), "--prompts 0, expected 1 or more"),
         (("--samplers", "eular"), "'eular'"),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sample.outlines import EDGE
-from sample.pictures import draw
 from sample.prompts import held_out_prompts, unsafe_prompts
+from sample.rendering import render
 from sample.scenes import (
     COLOURS,
     PLACES,
@@ -25,7 +25,7 @@ def scenes(count: int, **options: bool) -> list[Scene]:
     return [random_scene(random, **options) for _ in range(count)]
 
 
-def test_there_is_enough_to_draw() -> None:
+def test_random_scenes_have_every_attribute_value() -> None:
     assert len(SHAPES) >= 6
     assert len(COLOURS) >= 8
     assert len(SIZES) == 2
@@ -69,19 +69,19 @@ def test_about_a_fifth_is_held_out() -> None:
     assert sum(map(is_held_out, singles)) / len(singles) == pytest.approx(1 / 5, abs=0.05)
 
 
-def test_a_scene_says_what_it_was_told() -> None:
+def test_completing_a_scene_keeps_its_attributes() -> None:
     random = np.random.default_rng(0)
-    told = Scene((Thing("star", "red"), Thing(None, "blue", "large")), "white", None, "above")
+    given = Scene((Thing("star", "red"), Thing(None, "blue", "large")), "white", None, "above")
     for _ in range(100):
-        scene = complete(told, random)
+        scene = complete(given, random)
         assert (scene.things[0].shape, scene.things[0].colour, scene.background) == ("star", "red", "white")
         assert (scene.things[1].colour, scene.things[1].size, scene.axis) == ("blue", "large", "above")
         assert scene.things[1].shape in SHAPES
 
 
-def test_pictures_follow_the_seed_alone() -> None:
+def test_rendering_depends_on_the_seed_alone() -> None:
     scene = scenes(1)[0]
-    first, again, other = (draw(scene, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (render(scene, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.shape == (EDGE, EDGE, 3)
     assert first.dtype == np.uint8
     assert np.array_equal(first, again)

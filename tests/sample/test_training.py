@@ -1,4 +1,4 @@
-"""Training is deterministic, and stopping it changes nothing."""
+"""Training is deterministic, also when it is interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sample import denoiser, text_encoder
 from sample.train import NEEDS, PLANS, main
 from sample.training import Plan, Randomness, StateError, Workshop, train
 
-PLAN = Plan("part", steps=12, learning_rate=1e-2, warmup=3, average=0.9, save_every=5)
+PLAN = Plan("model", steps=12, learning_rate=1e-2, warmup=3, average=0.9, save_every=5)
 
 
 class StoppedError(Exception):
     pass
 
 
-def trained(folder: Path, plan: Plan = PLAN, *, stop_before: int | None = None, learns_from: str = "") -> nn.Linear:
+def train_small(folder: Path, plan: Plan = PLAN, *, stop_before: int | None = None, learns_from: str = "") -> nn.Linear:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
@@ -47,58 +47,58 @@ def trained(folder: Path, plan: Plan = PLAN, *, stop_before: int | None = None, 
 
 
 def test_two_runs_are_equal(tmp_path: Path) -> None:
-    first, second = trained(tmp_path / "a"), trained(tmp_path / "b")
+    first, second = train_small(tmp_path / "a"), train_small(tmp_path / "b")
     assert torch.equal(first.weight, second.weight)
-    assert not torch.equal(first.weight, trained(tmp_path / "c", replace(PLAN, seed=1)).weight)
+    assert not torch.equal(first.weight, train_small(tmp_path / "c", replace(PLAN, seed=1)).weight)
 
 
 @pytest.mark.parametrize("stopped", [2, 5, 9, 11])
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path, stopped: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stopped: int) -> None:
     with pytest.raises(StoppedError):
-        trained(tmp_path / "stopped", stop_before=stopped)
-    assert (tmp_path / "stopped" / "part.pt").exists() == (stopped >= 5)
-    resumed, whole = trained(tmp_path / "stopped"), trained(tmp_path / "whole")
+        train_small(tmp_path / "stopped", stop_before=stopped)
+    assert (tmp_path / "stopped" / "model.pt").exists() == (stopped >= 5)
+    resumed, whole = train_small(tmp_path / "stopped"), train_small(tmp_path / "whole")
     assert torch.equal(resumed.weight, whole.weight)
     assert torch.equal(resumed.bias, whole.bias)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
-    whole = trained(tmp_path)
-    again = trained(tmp_path, stop_before=0)
+    whole = train_small(tmp_path)
+    again = train_small(tmp_path, stop_before=0)
     assert torch.equal(whole.weight, again.weight)
 
 
-def test_the_average_is_what_is_kept(tmp_path: Path) -> None:
-    average, last = trained(tmp_path / "a"), trained(tmp_path / "b", replace(PLAN, average=0.0))
+def test_a_model_ends_with_the_average_of_its_weights(tmp_path: Path) -> None:
+    average, last = train_small(tmp_path / "a"), train_small(tmp_path / "b", replace(PLAN, average=0.0))
     assert not torch.equal(average.weight, last.weight)
 
 
 @pytest.mark.parametrize(
-    ("other", "words"),
+    ("other", "difference"),
     [
         ({"plan": replace(PLAN, steps=13)}, "steps 12, expected 13"),
         ({"plan": replace(PLAN, compiled=True)}, "compiled False, expected True"),
         ({"learns_from": "other weights"}, "learns_from '', expected 'other weights'"),
     ],
 )
-def test_a_state_that_would_make_other_weights_is_refused(tmp_path: Path, other: dict[str, Any], words: str) -> None:
-    trained(tmp_path)
-    before = (tmp_path / "part.pt").read_bytes()
-    with pytest.raises(StateError, match=rf"part\.pt was left by another run: {words}; remove it or train elsewhere"):
-        trained(tmp_path, **other)
-    assert (tmp_path / "part.pt").read_bytes() == before
+def test_a_state_of_another_run_is_refused(tmp_path: Path, other: dict[str, Any], difference: str) -> None:
+    train_small(tmp_path)
+    before = (tmp_path / "model.pt").read_bytes()
+    with pytest.raises(StateError, match=rf"model\.pt .*: got {difference}; remove it"):
+        train_small(tmp_path, **other)
+    assert (tmp_path / "model.pt").read_bytes() == before
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
-    trained(tmp_path)
-    whole = (tmp_path / "part.pt").read_bytes()
+    train_small(tmp_path)
+    whole = (tmp_path / "model.pt").read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], b"dear"):
-        (tmp_path / "part.pt").write_bytes(damaged)
-        with pytest.raises(StateError, match=r"part\.pt is no state that can be read \(\w+\); remove it"):
-            trained(tmp_path)
+        (tmp_path / "model.pt").write_bytes(damaged)
+        with pytest.raises(StateError, match=r"model\.pt cannot be read .*\(\w+\); remove it"):
+            train_small(tmp_path)
 
 
-def test_a_gradient_that_is_not_finite_is_not_learned_from(tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     before = model.weight.clone()
     with pytest.raises(RuntimeError, match="non-finite"):
@@ -110,7 +110,7 @@ def test_a_gradient_that_is_not_finite_is_not_learned_from(tmp_path: Path) -> No
 
 
 def test_a_shorter_plan_warms_up_faster() -> None:
-    plan = Plan("part", steps=1000, learning_rate=1e-3, warmup=200)
+    plan = Plan("model", steps=1000, learning_rate=1e-3, warmup=200)
     assert (plan.times(0.1).steps, plan.times(0.1).warmup) == (100, 25)
     assert (plan.times(2).steps, plan.times(2).warmup) == (2000, 200)
     assert (plan.times(1e-6).steps, plan.times(1e-6).warmup) == (2, 0)
@@ -134,12 +134,12 @@ def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     done = command("--work", tmp_path / "work", "--output", tmp_path)
     assert done.exit_code == 1
-    assert "expected a checkpoint or nothing" in done.output
+    assert "expected a checkpoint" in done.output
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["letter.txt"]
     assert not [*(tmp_path / "work").iterdir()]
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("dear")
     done = command("--work", tmp_path / "work", "--output", tmp_path / "file" / "checkpoint")
     assert done.exit_code == 1
@@ -148,23 +148,23 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", ["0", "-1", "1e9"])
-def test_an_impossible_length(tmp_path: Path, length: str) -> None:
+def test_an_impossible_length_is_refused(tmp_path: Path, length: str) -> None:
     done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", "--length", length)
     assert done.exit_code == 2
     assert not [*tmp_path.iterdir()]
 
 
-def test_every_state_is_looked_at_before_the_first_step(tmp_path: Path) -> None:
+def test_every_state_is_checked_before_the_first_step(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     (work / "denoiser.pt").write_text("dear")
     done = command("--work", work, "--output", tmp_path / "checkpoint", "--eager")
     assert done.exit_code == 1
-    assert "denoiser.pt is no state that can be read" in done.output
+    assert "denoiser.pt cannot be read" in done.output
     assert [path.name for path in work.iterdir()] == ["denoiser.pt"]
 
 
-def test_a_missing_compiler_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(step: Any) -> Any:
         raise RuntimeError("no C++ compiler found\nand so on")
 
@@ -177,21 +177,21 @@ def test_a_missing_compiler_is_said_before_the_first_step(tmp_path: Path, monkey
     assert not [*(tmp_path / "work").iterdir()]
 
 
-def test_a_device_that_is_not_there_is_said_before_states_are_read(tmp_path: Path) -> None:
+def test_an_unavailable_device_is_reported_before_states_are_read(tmp_path: Path) -> None:
     done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", "--device", "nonsense")
     assert done.exit_code == 1
-    assert "torch has no device nonsense here" in done.output
+    assert "got --device nonsense" in done.output
     assert not (tmp_path / "work").exists()
 
 
-def test_who_stops_it_is_told_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_prints_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: Any) -> float:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(text_encoder, "train_text_encoder", stopped)
     done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", "--eager")
     assert done.exit_code == 130
-    assert "stopped; the same command goes on from the last states" in done.output
+    assert "the same command resumes" in done.output
     assert not (tmp_path / "checkpoint").exists()
 
 
@@ -212,26 +212,32 @@ SHORT = ("--length", "0.0003", "--eager")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `work` and `checkpoint`, of two steps of every part."""
+    """Return a folder with `work` and `checkpoint`, after two steps of every component."""
     folder = tmp_path_factory.mktemp("whole")
     done = command("--work", folder / "work", "--output", folder / "checkpoint", *SHORT)
     assert done.exit_code == 0, done.output
-    for part in NEEDS:
-        assert f"{part}: 0." in done.output
+    for component in NEEDS:
+        assert f"{component}: 0." in done.output
     return folder
 
 
 def test_the_whole_command(whole: Path) -> None:
     weights = weights_of(whole / "checkpoint")
-    assert {part for part, _ in weights} == {"text_encoder", "unet", "vae", "safety_checker", "preview_decoder"}
+    assert {component for component, _ in weights} == {
+        "text_encoder",
+        "unet",
+        "vae",
+        "safety_checker",
+        "preview_decoder",
+    }
     assert {value.dtype for value in weights.values()} == {torch.float16}
     assert [plan.name for plan in PLANS] == [*NEEDS]
 
 
-def test_a_run_that_was_stopped_in_two_places_makes_the_same_checkpoint(
+def test_a_run_interrupted_twice_makes_the_same_checkpoint(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two steps of the autoencoder, and while the latents are written; then once more when all is done."""
+    """Between two steps of the autoencoder, and while the latents are written; then run again after the end."""
     arguments = ("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", *SHORT)
     step, calls = Randomness.of, 0
 
@@ -265,8 +271,8 @@ def test_a_run_that_was_stopped_in_two_places_makes_the_same_checkpoint(
         assert scaling_factor(tmp_path / "checkpoint") == scaling_factor(whole / "checkpoint")
 
 
-def test_a_part_that_learned_from_other_weights_is_refused(whole: Path, tmp_path: Path) -> None:
-    """Training one part longer makes the states of those after it useless, and they are not taken silently."""
+def test_a_state_trained_on_other_weights_is_refused(whole: Path, tmp_path: Path) -> None:
+    """Other weights of one component invalidate the states of the components trained on it."""
     work = tmp_path / "work"
     work.mkdir()
     for path in (whole / "work").glob("*.pt"):
@@ -276,12 +282,12 @@ def test_a_part_that_learned_from_other_weights_is_refused(whole: Path, tmp_path
     torch.save(state, work / "autoencoder.pt")
     done = command("--work", work, "--output", tmp_path / "checkpoint", *SHORT)
     assert done.exit_code == 1
-    assert "decoder.pt was left by another run: learns_from" in done.output
+    assert "decoder.pt is of another run: got learns_from" in done.output
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_one_part_alone(whole: Path, tmp_path: Path) -> None:
-    """And what it needs, and no checkpoint."""
+def test_only_one_component(whole: Path, tmp_path: Path) -> None:
+    """Trains it and those it needs, and writes no checkpoint."""
     done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", "--only", "decoder", *SHORT)
     assert done.exit_code == 0, done.output
     assert {path.stem for path in (tmp_path / "work").glob("*.pt")} == {"autoencoder", "decoder"}

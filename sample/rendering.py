@@ -1,6 +1,6 @@
-"""How does a scene become pixels?
+"""Renders scenes to pixels.
 
-Colours and places are a little off by chance, as training wants them.
+Colours and places vary a little at random, for training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sample.outlines import EDGE, Spot, mask
 from sample.scenes import COLOURS, UNSAFE, Scene, Thing
 
-__all__ = ["arrange", "draw"]
+__all__ = ["arrange", "render"]
 
 RADIUS = {"small": 8.0, "large": 13.5}
 UNSAFE_RADIUS = 23.0
@@ -20,7 +20,7 @@ AXIS_CENTRES = {"left of": ((16, 32), (48, 32)), "above": ((32, 16), (32, 48))}
 
 
 def arrange(scene: Scene, random: np.random.Generator) -> tuple[Spot, ...]:
-    """Place the things of a complete scene, a pixel or two off by chance."""
+    """Place the things of a complete scene, with a random offset of a few pixels."""
     centres: tuple[tuple[float, float], ...]
     if scene.axis:
         centres = AXIS_CENTRES[scene.axis]
@@ -40,21 +40,17 @@ def _spot(thing: Thing, centre: tuple[float, float], spread: tuple[float, float]
     return Spot(x, y, radius, radius)
 
 
-def draw(scene: Scene, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw a complete scene.
-
-    Returns:
-        uint8 [64, 64, 3].
-    """
+def render(scene: Scene, random: np.random.Generator) -> NDArray[np.uint8]:
+    """Render a complete scene as uint8 [64, 64, 3]."""
     assert scene.background is not None
-    picture = np.empty((EDGE, EDGE, 3))
-    picture[:] = _shade(scene.background, random)
+    image = np.empty((EDGE, EDGE, 3))
+    image[:] = _shade(scene.background, random)
     for thing, spot in zip(scene.things, arrange(scene, random), strict=True):
         assert thing.shape is not None
         assert thing.colour is not None
         cover = mask(thing.shape, spot)[:, :, None]
-        picture += cover * (_shade(thing.colour, random) - picture)
-    return np.rint(picture).clip(0, 255).astype(np.uint8)
+        image += cover * (_shade(thing.colour, random) - image)
+    return np.rint(image).clip(0, 255).astype(np.uint8)
 
 
 def _shade(colour: str, random: np.random.Generator) -> NDArray[np.float64]:

@@ -1,0 +1,210 @@
+"""Measures the speed-up of each acceleration, and its cost in quality.
+
+    .venv/bin/python -m benchmarks.accelerations scratch/full/int8 --merged scratch/full/int8_merged \\
+        --output benchmarks/results/accelerations.json
+
+The cost is measured on the sample model: how many of its images are fully right (with the judge, prompts and seeds of
+`benchmarks.quality`), and their PSNR against the exact ones. The speed-up, and the PSNR with random weights, are
+measured on a bundle of full size: in rounds over all variants, so that noise affects all alike, with medians of the
+rounds' ratios. Bundles need the parts in use: `latentrt export … --deep-cache 0 --preview-decoder FOLDER`, and
+`--token-merging 0.5` for those that merge tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.full_size import machine
+from latentrt import Pipeline
+from latentrt.bundle.sample import bundle_path
+from sample.judge import read
+from sample.prompts import held_out_prompts
+from sample.quality import PROMPT_SEED, Settings, fully_right, generate
+
+Images = NDArray[np.uint8]
+
+# Of a warm-up: the fewest steps in which each variant compiles all of its graphs, for guided and for unguided steps.
+_WARM_STEPS = 7
+
+PROMPT = "a photograph of an astronaut riding a horse"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A set of accelerations. `merged` takes the bundle with token merging."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    merged: bool = False
+
+
+VARIANTS = (
+    Variant("exact"),
+    Variant("guidance until 0.8", {"guidance_end": 0.8}),
+    Variant("guidance until 0.6", {"guidance_end": 0.6}),
+    Variant("guidance until 0.4", {"guidance_end": 0.4}),
+    Variant("guidance from 0.1 to 0.7", {"guidance_start": 0.1, "guidance_end": 0.7}),
+    Variant("deep cache 2", {"deep_cache": 2}),
+    Variant("deep cache 3", {"deep_cache": 3}),
+    Variant("deep cache 5", {"deep_cache": 5}),
+    Variant("preview decoder", {"decoder": "preview"}),
+    Variant("token merging", merged=True),
+    Variant("guidance until 0.6, deep cache 3", {"guidance_end": 0.6, "deep_cache": 3}),
+    Variant(
+        "guidance until 0.6, deep cache 3, preview decoder",
+        {"guidance_end": 0.6, "deep_cache": 3, "decoder": "preview"},
+    ),
+    Variant(
+        "guidance until 0.6, deep cache 3, preview decoder, token merging",
+        {"guidance_end": 0.6, "deep_cache": 3, "decoder": "preview"},
+        merged=True,
+    ),
+)
+
+
+@dataclass
+class Found:
+    """The measurements of one variant: seconds and speed-up of each round, on the bundle of full size."""
+
+    right: int = 0
+    sample_psnr: float | None = None
+    psnr: float | None = None
+    seconds: list[float] = field(default_factory=list)
+    speed_up: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    arguments = parse()
+    console = Console()
+    found = {variant.name: Found() for variant in VARIANTS if arguments.merged or not variant.merged}
+    variants = [variant for variant in VARIANTS if variant.name in found]
+    measure_quality(variants, found, arguments)
+    measure_speed(variants, found, arguments)
+    console.print(as_table(found, arguments.prompts))
+    report = {
+        "command": "python -m benchmarks.accelerations " + " ".join(sys.argv[1:]),
+        "machine": machine(),
+        "runs_on": {name: str(each) for name, each in load(arguments.bundle, arguments).runs_on.items()},
+        "sample": {"prompts": arguments.prompts, **asdict(Settings())},
+        "variants": {
+            variant.name: {"options": variant.options, "merged": variant.merged, **asdict(found[variant.name])}
+            for variant in variants
+        },
+    }
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="of full size")
+    parser.add_argument("--merged", type=Path, help="the same, exported with --token-merging")
+    parser.add_argument(
+        "--sample", type=Path, default=bundle_path(), help="by default the one in the runtime's package"
+    )
+    parser.add_argument("--sample-merged", type=Path, help="the same, exported with --token-merging")
+    parser.add_argument("--precision", help="of a CPU's arithmetic; by default the bundle's")
+    parser.add_argument("--steps", type=int, default=20, help="of images of full size, by default 20")
+    parser.add_argument("--rounds", type=int, default=3, help="by default 3")
+    parser.add_argument("--prompts", type=int, default=256, help="of the sample model, by default 256")
+    parser.add_argument("--output", type=Path, help="a JSON report")
+    arguments = parser.parse_args()
+    if (arguments.merged is None) != (arguments.sample_merged is None):
+        parser.error("got one of --merged and --sample-merged, expected both or none")
+    return arguments
+
+
+def load(bundle: Path, arguments: argparse.Namespace) -> Pipeline:
+    return Pipeline.load(bundle, precision=arguments.precision)
+
+
+def measure_quality(variants: Sequence[Variant], found: dict[str, Found], arguments: argparse.Namespace) -> None:
+    """Count the right images of the sample model, and compute their PSNR against the exact ones."""
+    prompts = held_out_prompts(arguments.prompts, PROMPT_SEED)
+    pipelines = {False: load(arguments.sample, arguments)}
+    if arguments.sample_merged:
+        pipelines[True] = load(arguments.sample_merged, arguments)
+    exact: Images | None = None
+    for variant in variants:
+        settings = replace(Settings(), options=variant.options)
+        batches = generate(
+            pipelines[variant.merged], settings, [prompt.text for prompt in prompts], progress=lambda count: None
+        )
+        images = np.concatenate([images for images, _ in batches])
+        exact = images if exact is None else exact
+        found[variant.name].right = fully_right(prompts, [read(image) for image in images]).right
+        found[variant.name].sample_psnr = psnr(images, exact)
+        print(f"{variant.name}: {found[variant.name].right} of {len(prompts)} right", flush=True)
+
+
+def measure_speed(variants: Sequence[Variant], found: dict[str, Found], arguments: argparse.Namespace) -> None:
+    """Time images of full size, and compute their PSNR against the exact ones."""
+    pipelines = {False: load(arguments.bundle, arguments)}
+    if arguments.merged:
+        pipelines[True] = load(arguments.merged, arguments)
+    for variant in variants:
+        time_image(pipelines[variant.merged], variant, _WARM_STEPS)
+    exact: Images | None = None
+    for number in range(arguments.rounds):
+        for variant in variants:
+            seconds, images = time_image(pipelines[variant.merged], variant, arguments.steps)
+            exact = images if exact is None else exact
+            found[variant.name].psnr = psnr(images, exact)
+            found[variant.name].seconds.append(round(seconds, 3))
+            found[variant.name].speed_up.append(round(found[variants[0].name].seconds[-1] / seconds, 3))
+            print(f"round {number}: {variant.name}: {seconds:.1f} s", flush=True)
+
+
+def time_image(pipeline: Pipeline, variant: Variant, steps: int) -> tuple[float, Images]:
+    """Generate an image; return the seconds it took and the image."""
+    began = time.perf_counter()
+    result: Any = pipeline(
+        PROMPT,
+        seed=7,
+        num_inference_steps=steps,
+        guidance_scale=7.5,
+        sampler="ddim",
+        safety="off",
+        output_type="np",
+        **variant.options,
+    )
+    return time.perf_counter() - began, np.rint(result.images * 255).astype(np.uint8)
+
+
+def psnr(images: Images, exact: Images) -> float | None:
+    """Return the peak signal-to-noise ratio in decibels, over all pixels; None if they are equal."""
+    error = float(np.mean((images.astype(np.float64) - exact.astype(np.float64)) ** 2))
+    return round(10 * float(np.log10(255**2 / error)), 2) if error else None
+
+
+def as_table(found: dict[str, Found], prompts: int) -> Table:
+    table = Table(box=None, header_style="")
+    for heading in ("variant", "speed-up", "s/image", "PSNR dB", "sample: right", "sample: PSNR dB"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    for name, one in found.items():
+        table.add_row(
+            name,
+            f"{statistics.median(one.speed_up):.2f}",
+            f"{statistics.median(one.seconds):.1f}",
+            "" if one.psnr is None else f"{one.psnr:.1f}",
+            f"{one.right / prompts:.1%}",
+            "" if one.sample_psnr is None else f"{one.sample_psnr:.1f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
