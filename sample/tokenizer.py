@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.sample.captions import WORDS
-from latentrt_export.checkpoints.clip_vocabulary import BEGIN, END, write_vocabulary
+from latentrt_export.checkpoints.tokenizer import BEGIN, END, write_vocabulary
 
 __all__ = ["LENGTH", "write_tokenizer"]
 

@@ -100,7 +100,7 @@ def export(
 
     Every graph is compared with torch on the way; one that misses its bound stops the export and nothing is written.
     """
-    from latentrt_export.quantize.quantization_options import read_options
+    from latentrt_export.quantize.options import read_options
     from latentrt_export.report import Reporter, print_table
 
     started = time.monotonic()

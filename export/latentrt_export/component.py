@@ -13,18 +13,23 @@ from numpy.typing import NDArray
 
 from latentrt.bundle.manifest import Component, GateFigure, GraphRecord, Precision, Quantization
 from latentrt_export.gates import verify
-from latentrt_export.gates.merging_gate import judge_choices, open_told
+from latentrt_export.gates.token_merging import check_matchings, open_forced
+from latentrt_export.gates.verify import Run
 from latentrt_export.graphs.onnxruntime_cpu import require
-from latentrt_export.graphs.parts import MakesParts, Run
-from latentrt_export.graphs.passes.one_attention import FuseSelfAttention
-from latentrt_export.graphs.passes.quantize import QuantizeLayers
-from latentrt_export.graphs.precision import compute_in_float32, compute_in_half, nodes_in_float32
+from latentrt_export.graphs.part_writer import PartWriter
+from latentrt_export.graphs.passes.fuse_self_attention import FuseSelfAttention
+from latentrt_export.graphs.passes.quantize_layers import QuantizeLayers
+from latentrt_export.graphs.precision import (
+    compute_in_float32,
+    compute_in_half,
+    measure_ranges,
+    select_float32_nodes,
+)
 from latentrt_export.graphs.trace import OPSET, trace
 from latentrt_export.graphs.weights import StoredWeights, store
 from latentrt_export.modules.module import Arrays, Submodule
-from latentrt_export.quantize.int8 import Plan, plan_int8
-from latentrt_export.quantize.quantization_options import Quantizing
-from latentrt_export.quantize.ranges import measure_ranges
+from latentrt_export.quantize.options import QuantizationOptions
+from latentrt_export.quantize.plan import Int8Plan, plan_int8
 
 __all__ = ["export_component"]
 
@@ -36,8 +41,8 @@ def export_component(
     precision: Precision,
     known: Mapping[str, NDArray[Any]],
     phase: Callable[[str], None],
-    parts: MakesParts | None = None,
-    quantizing: Quantizing | None = None,
+    parts: PartWriter | None = None,
+    quantizing: QuantizationOptions | None = None,
 ) -> tuple[Component, Arrays]:
     """Trace, store, rewrite and judge one submodule.
 
@@ -66,7 +71,7 @@ def export_component(
     learnt = submodule.passes_on(exact[-1].feeds, exact[-1].outputs, known)
     plan = None
     if precision == "int8" and submodule.quantized:
-        plan, ended_with = plan_int8(submodule, quantizing or Quantizing(), known, exact, phase)
+        plan, ended_with = plan_int8(submodule, quantizing or QuantizationOptions(), known, exact, phase)
         learnt |= ended_with
     stored_as: Precision = "float16" if precision == "int8" and plan is None else precision
     phase("tracing")
@@ -104,8 +109,8 @@ class _GraphMaker:
         prefix: str,
         precision: Precision,
         phase: Callable[[str], None],
-        parts: MakesParts | None,
-        plan: Plan | None,
+        parts: PartWriter | None,
+        plan: Int8Plan | None,
     ) -> None:
         self.submodule, self.model, self.folder, self.prefix, self.phase = submodule, model, folder, prefix, phase
         self.parts = parts
@@ -121,7 +126,7 @@ class _GraphMaker:
         self._release()
         return {"float32": self._finish(self.model, "model.onnx", "float32", trials)}
 
-    def int8(self, trials: Iterable[Run], plan: Plan) -> dict[Precision, GraphRecord]:
+    def int8(self, trials: Iterable[Run], plan: Int8Plan) -> dict[Precision, GraphRecord]:
         """The one graph of a quantised submodule, judged by the checkpoint's own weights."""
         self._release()
         FuseSelfAttention()(self.model)  # before what queries, keys and values are made of is quantised apart
@@ -152,7 +157,7 @@ class _GraphMaker:
             companion, self.folder / "ranges.onnx", [trial.feeds for trial in rounded], self.weights
         )
         float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
-        must_stay = nodes_in_float32(self.model, ranges)
+        must_stay = select_float32_nodes(self.model, ranges)
         kept = compute_in_half(
             self.model,
             self.weights,
@@ -183,16 +188,16 @@ class _GraphMaker:
     ) -> GraphRecord:
         self.phase(f"checking the {precision} graph")
         ir.save(model, self.folder / file)
-        graph, _ = open_told(model, self.folder / file)
+        graph, _ = open_forced(model, self.folder / file)
         method = quantization.method if quantization is not None else None
         figures: list[GateFigure] = []
         runs: list[Run] = []
         component = self.prefix.rstrip("/")
         for trial in trials:
-            outputs = graph.run({**trial.feeds, **trial.choices})
+            outputs = graph.run({**trial.feeds, **trial.forced})
             shapes = {name: array.shape for name, array in trial.feeds.items()}
-            figures += judge_choices(component, precision, outputs, trial.choices, shapes)
-            runs.append(Run(trial.feeds, {name: outputs[name] for name in trial.outputs}, trial.choices))
+            figures += check_matchings(component, precision, outputs, trial.forced, shapes)
+            runs.append(Run(trial.feeds, {name: outputs[name] for name in trial.outputs}, trial.forced))
             figures += verify.compare(component, precision, trial.feeds, trial.outputs, runs[-1].outputs, method)
         del graph  # before its parts are loaded
         record = GraphRecord(
@@ -204,7 +209,7 @@ class _GraphMaker:
             quantization=quantization,
         )
         if self.parts is not None:
-            self.parts.make(model, record, precision, runs)
+            self.parts.write(model, record, precision, runs)
         return record
 
 

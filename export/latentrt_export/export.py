@@ -9,18 +9,26 @@ from latentrt.bundle.manifest import Manifest, Precision
 from latentrt.bundle.staging import staged
 from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.checkpoints import single_file
-from latentrt_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from latentrt_export.checkpoints.documents import UNKNOWN
+from latentrt_export.checkpoints.checkpoint import UNKNOWN_LICENCE, Checkpoint, PipelineClass, open_checkpoint
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.graphs.deep_cache import check_branch, count_branches
 from latentrt_export.graphs.onnxruntime_cpu import require
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 from latentrt_export.token_merging_ratio import check_ratio
 from latentrt_export.worker import Division
 from latentrt_export.write import MAX_STEPS, Progress, write_bundle
 
 __all__ = ["export_checkpoint"]
 
+_PIPELINES = {
+    "StableDiffusionPipeline": PipelineClass(
+        components={
+            "text_encoder": "model",
+            "unet": "diffusion_pytorch_model",
+            "vae": "diffusion_pytorch_model",
+        }
+    )
+}
 MAX_GUIDANCE_SCALE = 100.0  # far above any that a picture survives
 
 
@@ -40,7 +48,7 @@ def export_checkpoint(
     parts: bool = True,
     deep_cache: int | None = None,
     token_merging: float | None = None,
-    quantizing: Quantizing | None = None,
+    quantizing: QuantizationOptions | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Export a checkpoint.
@@ -59,7 +67,7 @@ def export_checkpoint(
         prediction_type: what a single-file model was trained to predict, where the file does not say.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
         default_steps, default_guidance_scale: what a request means that does not say them; diffusers' own by default.
-        parts: of the denoiser, those for a shorter loop (`division.py`); of the decoder, slices (`slices.py`).
+        parts: of the denoiser, those for a shorter loop (`split.py`); of the decoder, slices (`slices.py`).
         deep_cache: the branch at which the loop is cut for a part `shallow`, 0 the shallowest; None for no such part.
         token_merging: the share of tokens that the denoiser merges (`token_merging.py`); None for none.
         quantizing: how int8 graphs are made; None is the defaults.
@@ -84,7 +92,11 @@ def export_checkpoint(
             opened = _unpacked(checkpoint, unpacked, prediction_type, config, safety_checker, preview_decoder)
         else:
             opened = open_checkpoint(
-                checkpoint, variant=variant, safety_checker=safety_checker, preview_decoder=preview_decoder
+                checkpoint,
+                pipelines=_PIPELINES,
+                variant=variant,
+                safety_checker=safety_checker,
+                preview_decoder=preview_decoder,
             )
         _check_branch(opened, deep_cache)
         _warn_of_no_licence(opened, progress)
@@ -101,9 +113,9 @@ def export_checkpoint(
         )
 
 
-def _default_quantizing(precision: Precision, guidance_scale: float) -> Quantizing | None:
+def _default_quantizing(precision: Precision, guidance_scale: float) -> QuantizationOptions | None:
     """Calibrated as the bundle's runs will be guided."""
-    return Quantizing(guidance_scale=guidance_scale) if precision == "int8" else None
+    return QuantizationOptions(guidance_scale=guidance_scale) if precision == "int8" else None
 
 
 def _check_defaults(steps: int, guidance_scale: float) -> None:
@@ -117,7 +129,7 @@ def _check_defaults(steps: int, guidance_scale: float) -> None:
 
 def _check_options(
     precision: Precision,
-    quantizing: Quantizing | None,
+    quantizing: QuantizationOptions | None,
     parts: bool,
     deep_cache: int | None,
     token_merging: float | None,
@@ -131,7 +143,7 @@ def _check_options(
 
 
 def _warn_of_no_licence(opened: Checkpoint, progress: Progress) -> None:
-    if opened.licence == UNKNOWN:
+    if opened.licence == UNKNOWN_LICENCE:
         progress.warn(
             "no licence was found beside the checkpoint; the bundle will say 'unknown'. Find out before you ship it"
         )
@@ -167,7 +179,12 @@ def _unpacked(
     stated = single_file.detect(file).licence
     single_file.unpack(file, folder, prediction_type=prediction_type, config=config)
     opened = open_checkpoint(
-        folder, safety_checker=safety_checker, preview_decoder=preview_decoder, name=file.stem, layout="single-file"
+        folder,
+        pipelines=_PIPELINES,
+        safety_checker=safety_checker,
+        preview_decoder=preview_decoder,
+        name=file.stem,
+        layout="single-file",
     )
     others = {name: path for name, path in opened.sources.items() if not path.is_relative_to(folder)}
     return replace(opened, licence=stated or opened.licence, sources={file.name: file, **others})

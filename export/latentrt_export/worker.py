@@ -18,7 +18,7 @@ import numpy as np
 from latentrt.bundle.manifest import Component, Precision
 from latentrt.errors import LatentRTError, MissingExtraError
 from latentrt.worker_process import Failed, peak_bytes, take_job
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["SUBMODULES", "Division", "Done", "Job", "Message", "Phase"]
 
@@ -57,7 +57,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     prefix: str
     division: Division | None = None
     token_merging: float | None = None
-    quantizing: Quantizing | None = None
+    quantizing: QuantizationOptions | None = None
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
@@ -112,15 +112,17 @@ def _export(job: Job, phase: Callable[[str], None]) -> tuple[Component, dict[str
 
 def _parts_maker(job: Job, division: Division, submodule: Any, phase: Callable[[str], None]) -> Any:
     """What makes a submodule's parts, if it is of a kind that has any."""
-    from latentrt_export.graphs.parts import PartsMaker
-    from latentrt_export.graphs.slices_maker import SlicesMaker
+    from latentrt_export.graphs.slices import SliceWriter
+    from latentrt_export.graphs.split import SplitWriter
 
     folder, alone = Path(job.folder), submodule.alone
     if submodule.sliced:
-        return SlicesMaker(inputs=submodule.inputs, folder=folder, prefix=job.prefix, phase=phase)
+        return SliceWriter(inputs=submodule.inputs, folder=folder, prefix=job.prefix, phase=phase)
     if not alone:
         return None
-    return PartsMaker(alone=alone, deep_cache=division.deep_cache, folder=folder, prefix=job.prefix, phase=phase)
+    return SplitWriter(
+        loop_invariant_inputs=alone, deep_cache=division.deep_cache, folder=folder, prefix=job.prefix, phase=phase
+    )
 
 
 def _heavy_imports(submodule: str) -> tuple[Any, Any]:

@@ -34,7 +34,7 @@ from latentrt.sampling.samplers.ddim import DDIM
 from latentrt.text.tokenizer import Tokenizer
 from latentrt_export.checkpoints.checkpoint import Checkpoint
 from latentrt_export.checkpoints.tokenizer import export_tokenizer
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 from latentrt_export.worker import SUBMODULES, Division, Done, Job
 from latentrt_export.workers import run_worker
 
@@ -72,7 +72,7 @@ def write_bundle(
     precision: Precision,
     division: Division | None,
     token_merging: float | None,
-    quantizing: Quantizing | None,
+    quantizing: QuantizationOptions | None,
     default_steps: int,
     default_guidance_scale: float,
     progress: Progress,
@@ -142,7 +142,7 @@ def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
 
 
 def _first_inputs(
-    checkpoint: Checkpoint, stage: Stage, tokenizer: TokenizerRecord, quantizing: Quantizing | None
+    checkpoint: Checkpoint, stage: Stage, tokenizer: TokenizerRecord, quantizing: QuantizationOptions | None
 ) -> Path:
     """What the graphs are judged on begins with prompts and the noise levels that the model was trained on."""
     ids = Tokenizer.from_json((stage.bundle / tokenizer.file).read_bytes(), tokenizer)
@@ -170,7 +170,7 @@ def _export_submodules(
     precision: Precision,
     division: Division | None,
     token_merging: float | None,
-    quantizing: Quantizing | None,
+    quantizing: QuantizationOptions | None,
     progress: Progress,
 ) -> dict[str, Done]:
     results: dict[str, Done] = {}

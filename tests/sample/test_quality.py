@@ -17,7 +17,7 @@ from latentrt.sample.figures import PROMPT_SEED, Figure, Settings, following, re
 from latentrt.sample.judge import Reading
 from latentrt.sample.prompts import held_out_prompts
 from latentrt_export.export import export_checkpoint
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 from sample import quality
 from sample.bars import BARS, missed, sign_test
 from tests.exported import Silent
@@ -58,7 +58,7 @@ def test_every_bar_is_met(pipeline: Pipeline) -> None:
 def in_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the sample model in int8; some four minutes."""
     folder = tmp_path_factory.mktemp("int8") / "bundle"
-    quantizing = Quantizing(guidance_scale=SETTINGS.guidance_scale)
+    quantizing = QuantizationOptions(guidance_scale=SETTINGS.guidance_scale)
     export_checkpoint(CHECKPOINT, folder, precision="int8", quantizing=quantizing, progress=Silent())
     return folder
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from latentrt.bundle.manifest import PartName, TokenMerging
 from latentrt.bundle.tensors import TensorSpec
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["Arrays", "Case", "Submodule"]
 
@@ -100,7 +100,7 @@ class Submodule(nn.Module):
         return {}
 
     def calibrate(
-        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: Quantizing
+        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: QuantizationOptions
     ) -> Arrays:
         """Evaluate the module, by `run`, on what it is used for; what later submodules may be calibrated on."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ from torch import Tensor
 from latentrt.bundle.gate_inputs import tiled
 from latentrt.bundle.tensors import TensorSpec
 from latentrt_export.checkpoints.checkpoint import preview_factor
-from latentrt_export.checkpoints.loading import load_pretrained
+from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import Arrays, Case, Submodule
 
 __all__ = ["PreviewDecoder"]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from latentrt.bundle.gate_inputs import pictures
 from latentrt.bundle.tensors import TensorSpec
-from latentrt_export.checkpoints.loading import load_pretrained
 from latentrt_export.checkpoints.preprocessor_config import PreprocessorConfig, check_crop, read_preprocessor_config
+from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.clip_preprocessing import ClipPreprocessing
 from latentrt_export.modules.module import Arrays, Case, Submodule
 

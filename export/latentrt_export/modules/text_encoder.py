@@ -14,7 +14,7 @@ from transformers import CLIPTextModel
 
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.loading import load_pretrained
+from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import Arrays, Case, Submodule
 
 __all__ = ["TextEncoder"]

@@ -16,11 +16,11 @@ from latentrt.bundle.gate_inputs import tiled
 from latentrt.bundle.manifest import PartName, TokenMerging
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.loading import load_pretrained
+from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules import token_merging
 from latentrt_export.modules.module import Arrays, Case, Submodule
-from latentrt_export.quantize.denoising import denoised
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.denoising import denoise_prompts
+from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["UNet"]
 
@@ -117,13 +117,13 @@ class UNet(Submodule):
         }
 
     def calibrate(
-        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: Quantizing
+        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: QuantizationOptions
     ) -> Arrays:
         """Whole runs of the calibration's prompts, each guided away from the empty one, at the size it was trained
         for."""
         facts = self.facts()
         shape = (facts["latent_channels"], facts["latent_height"], facts["latent_width"])
-        return {"denoised": denoised(run, known, shape, quantizing)}
+        return {"denoised": denoise_prompts(run, known, shape, quantizing)}
 
     def canonical_name(self, parameter: str) -> str:
         return parameter.removeprefix("model.")

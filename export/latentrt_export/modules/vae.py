@@ -14,9 +14,9 @@ from torch import Tensor
 
 from latentrt.bundle.gate_inputs import pictures, tiled
 from latentrt.bundle.tensors import TensorSpec
-from latentrt_export.checkpoints.loading import load_pretrained
+from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import Arrays, Case, Submodule
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["VaeDecoder", "VaeEncoder"]
 
@@ -112,7 +112,7 @@ class VaeDecoder(_Autoencoder):
         return {"latents": tiled(known["latents"], case.batch, case.height, case.width)}
 
     def calibrate(
-        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: Quantizing
+        self, run: Callable[[Arrays], Arrays], known: Mapping[str, NDArray[Any]], quantizing: QuantizationOptions
     ) -> Arrays:
         """What the denoiser's runs ended with, a picture at a time."""
         for latents in known["denoised"]:

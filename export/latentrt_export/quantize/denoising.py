@@ -1,4 +1,4 @@
-"""Runs of a denoiser in torch, as the runtime would do them, to calibrate it on."""
+"""Denoises the calibration prompts in torch, as the runtime would."""
 
 from __future__ import annotations
 
@@ -15,59 +15,60 @@ from latentrt.sampling.samplers.euler import Euler
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Latents, Schedule, denoise
 from latentrt_export.modules.module import Arrays
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 
-__all__ = ["denoised"]
-
-
-# From the noisiest level to the cleanest one, so that no run meets values beyond those that calibration met.
-_WHOLE = {"timestep_spacing": "linspace"}
+__all__ = ["denoise_prompts"]
 
 
-def denoised(
+# From the highest noise level to the lowest, so that no later run has values outside of the calibrated ranges.
+_FULL_RANGE = {"timestep_spacing": "linspace"}
+
+
+def denoise_prompts(
     run: Callable[[Arrays], Arrays],
-    known: Mapping[str, NDArray[Any]],
+    gate_inputs: Mapping[str, NDArray[Any]],
     shape: tuple[int, ...],
-    quantizing: Quantizing,
+    options: QuantizationOptions,
 ) -> NDArray[np.float32]:
-    """Denoise each of the calibration's prompts with Euler's method, from the noise of a seed of its own.
+    """Denoise each calibration prompt with Euler's method, from the noise of a seed of its own.
 
     Args:
-        run: the denoiser.
-        known: `calibration_embeddings`, float32 [1 + prompts, 77, width], the empty prompt's first, and
-            `noise_schedule`, the training noise schedule and the prediction type as JSON.
+        run: evaluates the denoiser.
+        gate_inputs: `calibration_embeddings`, float32 [1 + prompts, 77, width], of which the first row is the empty
+            prompt's; and `noise_schedule`, the training noise schedule and the prediction type as JSON.
         shape: of latents, (channels, height, width).
-        quantizing: how many steps, and how strongly guided.
+        options: the number of steps and the guidance scale.
 
     Returns:
-        The last latents of each, float32 [prompts, *shape].
+        The last latents of each prompt, float32 [prompts, *shape].
     """
-    schedule = Euler.read({**json.loads(str(known["noise_schedule"])), **_WHOLE}).table(Steps(count=quantizing.steps))
-    empty, *prompts = known["calibration_embeddings"]
+    config = {**json.loads(str(gate_inputs["noise_schedule"])), **_FULL_RANGE}
+    schedule = Euler.read(config).table(Steps(count=options.steps))
+    empty, *prompts = gate_inputs["calibration_embeddings"]
     return np.stack(
         [
-            _one(run, schedule, np.stack([empty, prompt]), Generator(seed).normal(shape)[np.newaxis], quantizing)[0]
+            _denoise(run, schedule, np.stack([empty, prompt]), Generator(seed).normal(shape)[np.newaxis], options)[0]
             for seed, prompt in enumerate(prompts)
         ]
     )
 
 
-def _one(
+def _denoise(
     run: Callable[[Arrays], Arrays],
     schedule: Schedule,
     embeddings: NDArray[np.float32],
     noise: Latents,
-    quantizing: Quantizing,
+    options: QuantizationOptions,
 ) -> Latents:
     def model(timestep: np.float32, sample: Latents) -> Latents:
         feeds = {
-            "sample": np.concatenate([sample, sample]),  # (2, C, h, w): the empty prompt's half first
+            "sample": np.concatenate([sample, sample]),  # (2, C, H, W): the empty prompt's half first
             "timestep": np.full(2, timestep, np.float32),
             "encoder_hidden_states": embeddings,
         }
         predicted: Latents = run(feeds)["noise_pred"]
-        # At most 1 is no guidance, as in a run: the prompt's half alone.
-        return guide(predicted, quantizing.guidance_scale, 0.0) if quantizing.guidance_scale > 1 else predicted[1:]
+        # A scale of at most 1 means no guidance, as in the runtime: the prompt's half alone.
+        return guide(predicted, options.guidance_scale, 0.0) if options.guidance_scale > 1 else predicted[1:]
 
     *_, last = denoise(schedule, schedule.first_latents(noise), model, noise=lambda: noise)
     return last

@@ -1,4 +1,4 @@
-"""torch guards softmax against rows that are masked out entirely; none of our masks has such a row."""
+"""Drops torch's guard of softmax against rows that are masked out entirely; none of our masks has such a row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["DropSafeSoftmax"]
 class DropSafeSoftmax(ir.passes.InPlacePass):
     """Rewrite Where(IsNaN(p), 0, p), with p a Softmax, to p.
 
-    The guard matters only for a row of −inf. A causal mask leaves at least the diagonal in every row.
+    The guard matters only for a row of −inf, and a causal mask keeps at least the diagonal of every row.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -25,8 +25,8 @@ class DropSafeSoftmax(ir.passes.InPlacePass):
 def _is_guard(node: ir.Node) -> bool:
     if node.op_type != "Where" or node.outputs[0].is_graph_output():
         return False
-    condition, instead, kept = node.inputs
-    if condition is None or kept is None or not _is_zero(instead):
+    condition, replacement, kept = node.inputs
+    if condition is None or kept is None or not _is_zero(replacement):
         return False
     test, source = condition.producer(), kept.producer()
     return (

@@ -1,8 +1,8 @@
-"""Self-attention as one operator, for the CPU: ONNX Runtime's MultiHeadAttention, which keeps no scores.
+"""Fuses self-attention to ONNX Runtime's MultiHeadAttention, which stores no scores; for graphs that run on a CPU.
 
-Spelled out, every query's score with every key is in memory at once: 1 GiB for two samples of 64 × 64 latents and eight
-heads. As one operator ONNX Runtime goes over the keys in blocks. OpenVINO, which makes one operator of either spelling
-by itself, reads this one too. TensorRT does not, so it stands in graphs for a CPU only.
+In primitive operators, the score of every query with every key is in memory at once: 1 GiB for two samples of 64 × 64
+latents and eight heads. The fused operator processes the keys in blocks. OpenVINO fuses either form by itself, so it
+reads this one too; TensorRT does not have the operator.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ DOMAIN = "com.microsoft"
 
 
 class FuseSelfAttention(ir.passes.InPlacePass):
-    """Rewrite softmax((s·Q)(s·K)ᵀ) V between its reshapes to one MultiHeadAttention(Q, K, V), (B, N, H·E) each.
+    """Rewrite softmax((s·Q)(s·K)ᵀ) V between its reshapes to one MultiHeadAttention(Q, K, V) of [B, N, H·E] each.
 
-    Only where queries, keys and values are products with one value: keys of cross-attention leave the loop
-    (`division.py`), as they stand in every other graph. Anything else is left alone.
+    Only where queries, keys and values are projections of one value: the keys of cross-attention are split off from the
+    loop (`graphs.split`) in their usual layout. Other patterns are not changed.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [(end, made) for node in model.graph if (made := _attention(node)) for end in [_end(node)] if end]
+        found = [(end, fused) for node in model.graph if (fused := _fuse(node)) for end in [_find_end(node)] if end]
         for end, attention in found:
             model.graph.insert_before(end, attention)
             ir.convenience.replace_all_uses_with(end.outputs[0], attention.outputs[0])
@@ -33,15 +33,15 @@ class FuseSelfAttention(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(found))
 
 
-def _attention(softmax: ir.Node) -> ir.Node | None:
-    """The operator that stands for the attention around a Softmax over keys."""
-    end, scores, means = _end(softmax), _producer(softmax, 0, "MatMul"), _only_reader(softmax, "MatMul")
+def _fuse(softmax: ir.Node) -> ir.Node | None:
+    """Return the operator that replaces the attention around a Softmax over keys; None for other nodes."""
+    end, scores, means = _find_end(softmax), _producer(softmax, 0, "MatMul"), _only_reader(softmax, "MatMul")
     if softmax.op_type != "Softmax" or end is None or scores is None or means is None:
         return None
     scaled = [_producer(scores, index, "Mul") for index in (0, 1)]
     heads = _producer(scaled[0], 0, "Transpose")
-    sources = [_rows(scaled[0]), _rows(_producer(scaled[1], 0, "Transpose")), _rows(means, 1)]
-    inputs = {_multiplied(source) for source in sources}
+    sources = [_merge_heads(scaled[0]), _merge_heads(_producer(scaled[1], 0, "Transpose")), _merge_heads(means, 1)]
+    inputs = {_projected(source) for source in sources}
     factors = [_constant(node, 1) for node in scaled]
     shape = heads.outputs[0].shape if heads is not None else None
     if len(inputs) != 1 or None in inputs or None in factors or shape is None or not isinstance(shape[1], int):
@@ -54,22 +54,22 @@ def _attention(softmax: ir.Node) -> ir.Node | None:
     return node
 
 
-def _end(softmax: ir.Node) -> ir.Node | None:
-    """The Reshape that puts the heads side by side again."""
+def _find_end(softmax: ir.Node) -> ir.Node | None:
+    """Return the Reshape behind attention that concatenates the heads."""
     transpose = _only_reader(_only_reader(softmax, "MatMul"), "Transpose")
     end = _only_reader(transpose, "Reshape")
     return end if transpose is not None and _swaps_heads(transpose) else None
 
 
-def _rows(node: ir.Node | None, index: int = 0) -> ir.Value | None:
-    """(B, N, H·E), of which an input of a node is a view by heads."""
+def _merge_heads(node: ir.Node | None, index: int = 0) -> ir.Value | None:
+    """Return the value [B, N, H·E] of which an input of a node is the view [B, H, N, E]."""
     transpose = _producer(node, index, "Transpose")
     reshape = _producer(transpose, 0, "Reshape")
     return reshape.inputs[0] if transpose is not None and reshape is not None and _swaps_heads(transpose) else None
 
 
-def _multiplied(product: ir.Value | None) -> ir.Value | None:
-    """What a matrix product is a product of; None for what is none."""
+def _projected(product: ir.Value | None) -> ir.Value | None:
+    """Return the first factor of a matrix product; None for any other value."""
     node = product.producer() if product is not None else None
     return node.inputs[0] if node is not None and node.op_type == "MatMul" else None
 

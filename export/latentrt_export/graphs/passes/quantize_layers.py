@@ -1,14 +1,14 @@
-"""A float32 graph's layers become int8: QuantizeLinear and DequantizeLinear around those that compute in integers.
+"""Quantises the layers of a float32 graph, with QuantizeLinear and DequantizeLinear around those that compute in int8.
 
-What backends make of it, and why it stands as it does:
+Why the rewritten graph looks as it does:
 
-* ONNX Runtime turns DequantizeLinear → Conv → QuantizeLinear into one QLinearConv, and only with all three, so that a
-  convolution's output is quantised too. Without that it computes in float and is slower than before. OpenVINO needs
-  no such thing, and loses no time by it.
-* DequantizeLinear → MatMul becomes MatMulIntegerToFloat. But MatMul and an Add of a vector behind it become a Gemm
-  before that, which then is not found; an Add of three dimensions is left alone.
-* Weights of a layer that computes in float are Cast and multiplied, which ONNX Runtime folds at load. It would compute
-  a DequantizeLinear at each run.
+* ONNX Runtime fuses DequantizeLinear → Conv → QuantizeLinear to one QLinearConv, and needs all three, so the output of
+  a convolution is quantised too. Otherwise it computes in float, slower than before. OpenVINO does not need this and
+  loses no time by it.
+* ONNX Runtime fuses DequantizeLinear → MatMul to MatMulIntegerToFloat, but before that it fuses MatMul and the Add of a
+  vector behind it to Gemm. An Add of three dimensions prevents that.
+* The weights of a layer that computes in float pass through Cast and Mul, which ONNX Runtime folds at load. It would
+  compute a DequantizeLinear at each run.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from latentrt_export.quantize.quantization import LayerMethod
+from latentrt_export.quantize.layers import LayerMethod
 
 __all__ = ["QuantizeLayers"]
 
 _FLOAT, _INT8, _UINT8 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8
 _LAYERS = {"Conv", "Gemm", "MatMul"}
 
-# What onnx_ir says of a value's use: a node, and which of its inputs.
+# A value's use in onnx_ir: a node and the index of its input.
 Use = Any
 
 
@@ -33,9 +33,9 @@ class QuantizeLayers(ir.passes.InPlacePass):
     """Quantise layers of a float32 graph whose weights are initializers named `<layer>.weight`.
 
     Args:
-        methods: of each layer, by name. One whose method is `float32` is left alone.
-        tensor: gives what is stored under a name: the weights, `<layer>.weight_scale` and, of static layers,
-            `<layer>.input_scale`, `<layer>.input_zero_point` and of convolutions `<layer>.output_…`.
+        methods: layer → method. Layers whose method is `float32` are not changed.
+        tensor: returns the stored tensor of a name: the weights, `<layer>.weight_scale` and, for static layers,
+            `<layer>.input_scale`, `<layer>.input_zero_point` and for convolutions `<layer>.output_…`.
     """
 
     def __init__(self, methods: Mapping[str, LayerMethod], tensor: Callable[[str], ir.TensorProtocol]) -> None:
@@ -46,40 +46,40 @@ class QuantizeLayers(ir.passes.InPlacePass):
         found = {
             layer: node
             for node in tuple(model.graph)
-            if node.op_type in _LAYERS and (layer := _layer(node)) in self._methods
+            if node.op_type in _LAYERS and (layer := _find_layer(node)) in self._methods
         }
         for layer, node in found.items():
             if self._methods[layer] == "static":
-                rewrite.static(layer, node)
+                rewrite.quantize(layer, node)
             elif self._methods[layer] == "weights":
-                rewrite.weights_only(layer)
+                rewrite.quantize_weight(layer)
         return ir.passes.PassResult(model, modified=bool(found))
 
 
 class _Rewrite:
-    """One graph being rewritten. What several layers read is quantised once."""
+    """A graph while it is rewritten. A value that several layers read is quantised once."""
 
     def __init__(self, model: ir.Model, tensor: Callable[[str], ir.TensorProtocol]) -> None:
         self.graph, self.tensor = model.graph, tensor
-        self.rounded: dict[ir.Value, ir.Value] = {}  # what layers read → the same after having been uint8
+        self.rounded: dict[ir.Value, ir.Value] = {}  # input of layers → its dequantised uint8 form
 
-    def weights_only(self, layer: str) -> None:
-        """Behind the weight a Cast and a multiplication with its scale."""
+    def quantize_weight(self, layer: str) -> None:
+        """Store a layer's weight as int8, with a Cast and a Mul with its scale behind it."""
         weight, uses = self._stored_as_int8(layer)
         cast = _node("Cast", [weight], f"{layer}.weight/Cast", _FLOAT, weight.shape, {"to": int(_FLOAT)})
         scale = self._constant(f"{layer}.weight_scale")
         scaled = _node("Mul", [cast.outputs[0], scale], f"{layer}.weight/Mul", _FLOAT, weight.shape)
         self.graph.insert_before(self.graph[0], [cast, scaled])
-        _read_instead(uses, scaled.outputs[0])
+        _replace_uses(uses, scaled.outputs[0])
 
-    def static(self, layer: str, node: ir.Node) -> None:
-        """A layer that multiplies integers."""
+    def quantize(self, layer: str, node: ir.Node) -> None:
+        """Store a layer's weight as int8 and round its activations, so that it multiplies integers."""
         weight, uses = self._stored_as_int8(layer)
-        taken = [weight, self._constant(f"{layer}.weight_scale")]
+        inputs = [weight, self._constant(f"{layer}.weight_scale")]
         name = f"{layer}.weight/DequantizeLinear"
-        dequantize = _node("DequantizeLinear", taken, name, _FLOAT, weight.shape, {"axis": 0})
+        dequantize = _node("DequantizeLinear", inputs, name, _FLOAT, weight.shape, {"axis": 0})
         self.graph.insert_before(self.graph[0], dequantize)
-        _read_instead(uses, dequantize.outputs[0])
+        _replace_uses(uses, dequantize.outputs[0])
         source = node.inputs[0]
         assert source is not None
         if source not in self.rounded:
@@ -102,7 +102,7 @@ class _Rewrite:
             index = [*self.graph.outputs].index(output)
             rounded.name, output.name, rounded.shape = output.name, f"{output.name}/float", output.shape
             self.graph.outputs[index] = rounded
-        _read_instead(uses, rounded)
+        _replace_uses(uses, rounded)
 
     def _widen_bias(self, layer: str, node: ir.Node) -> None:
         users = [use.node for use in node.outputs[0].uses()]
@@ -119,7 +119,7 @@ class _Rewrite:
                 add.replace_input_with(index, wide.outputs[0])
 
     def _round(self, source: ir.Value, stored: str, name: str) -> tuple[ir.Node, ir.Node]:
-        """What makes a value uint8, and a float again."""
+        """Return the two nodes that convert a value to uint8 and back to float."""
         scale, zero_point = self._constant(f"{stored}_scale"), self._constant(f"{stored}_zero_point")
         quantize = _node("QuantizeLinear", [source, scale, zero_point], f"{name}/QuantizeLinear", _UINT8, source.shape)
         back = [quantize.outputs[0], scale, zero_point]
@@ -138,8 +138,8 @@ class _Rewrite:
         return self.graph.initializers.setdefault(name, value)
 
 
-def _layer(node: ir.Node) -> str:
-    """The layer whose weight a node multiplies with, itself or transposed; empty if it is none."""
+def _find_layer(node: ir.Node) -> str:
+    """Return the layer whose weight, or transposed weight, a node multiplies with; empty for other nodes."""
     weight = node.inputs[1]
     producer = weight.producer() if weight is not None else None
     if producer is not None and producer.op_type == "Transpose":
@@ -148,7 +148,7 @@ def _layer(node: ir.Node) -> str:
     return name.removesuffix(".weight") if name.endswith(".weight") else ""
 
 
-def _read_instead(uses: tuple[Use, ...], value: ir.Value) -> None:
+def _replace_uses(uses: tuple[Use, ...], value: ir.Value) -> None:
     for use in uses:
         use.node.replace_input_with(use.idx, value)
 

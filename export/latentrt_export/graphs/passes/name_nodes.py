@@ -1,4 +1,4 @@
-"""Nodes are named after the module they came from, and forget the files and lines of the machine that traced them."""
+"""Names nodes after the module they came from, and removes the files and lines of the machine that traced them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import onnx_ir as ir
 
 __all__ = ["NameNodes"]
 
-# How torch spells a module that was reached past its parent's `__getattr__`.
+# torch's path of a module that was reached without its parent's `__getattr__`.
 _THROUGH_DICT = re.compile(r"__dict__\['_modules'\]\['(\w+)'\]")
-# torch's word for a node that its own passes made.
-_NOWHERE = "_empty_nn_module_stack_from_metadata_hook"
+# torch's path of a node that its own passes added.
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 
 
 class NameNodes(ir.passes.InPlacePass):
-    """Name each node `module.path/Op`, numbered where one module has several, and drop the tracer's metadata.
+    """Name each node `module.path/Op`, numbered where one module has several, and remove the tracer's metadata.
 
-    A parse error, a profile or a precision report then speaks of
-    `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q/MatMul`.
-    What a submodule's own `forward` computes around the checkpoint's modules has an empty path: `/Clip`.
+    A parse error, a profile or a precision report then names
+    `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q/MatMul`. The nodes that an exported module adds around
+    the checkpoint's have an empty path: `/Clip`.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -44,11 +44,11 @@ class NameNodes(ir.passes.InPlacePass):
 
 
 def _scope(node: ir.Node, *, otherwise: str) -> str:
-    """The module path a node came from. A node that a pass made has none and takes that of the node before it."""
+    """Return the path of a node's module; `otherwise`, that of the node before it, for a node that a pass added."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if not scopes:
         return otherwise
     modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
-    if modules and modules[-1] == _NOWHERE:
+    if modules and modules[-1] == _NO_MODULE:
         return otherwise
     return _THROUGH_DICT.sub(r"\1", modules[-1]).removeprefix("model.") if modules else ""
