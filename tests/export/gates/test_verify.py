@@ -16,7 +16,7 @@ from latentrt.bundle.gate import difference
 from latentrt.bundle.manifest import Precision
 from latentrt.errors import GateError
 from latentrt_export.component import export_component
-from latentrt_export.gates.verify import compare, gate_of, rms_bound
+from latentrt_export.gates.verify import compare, get_tolerance, rms_bound
 from latentrt_export.modules.module import Submodule
 from latentrt_export.worker import SUBMODULES
 from tests.export.graphs.test_trace import Small
@@ -118,7 +118,7 @@ def test_nothing_but_zeros_is_not_divided_by_zero() -> None:
     ],
 )
 def test_outputs_have_a_measure_and_half_the_wider_bound(output: str, measure: str) -> None:
-    in_float32, in_half = gate_of(output, "float32"), gate_of(output, "float16")
+    in_float32, in_half = get_tolerance(output, "float32"), get_tolerance(output, "float16")
     assert in_float32[0] == in_half[0] == measure
     assert 0 < in_float32[1] < in_half[1]
 
@@ -204,7 +204,7 @@ def test_every_recorded_figure_is_within_its_bound(request: pytest.FixtureReques
             compared = {figure.output for figure in graph.gate}
             assert compared == {output.name for output in component.outputs} - {"flagged"}
             for figure in graph.gate:
-                assert (figure.measure, figure.bound) == gate_of(figure.output, precision)
+                assert (figure.measure, figure.bound) == get_tolerance(figure.output, precision)
                 assert 0 <= figure.figure <= figure.bound
                 assert figure.shapes.keys() == {spec.name for spec in component.inputs}
             batches = {next(iter(figure.shapes.values()))[0] for figure in graph.gate}

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 
 from latentrt.errors import ExportError, RequestError
 from latentrt_export.checkpoints.json_file import read_object
-from latentrt_export.graphs.deep_cache import check_branch, count_branches, deep_value
+from latentrt_export.graphs.deep_cache import check_branch, count_branches, find_deep_features
 from tests.exported import Exported
 from tests.tiny import unet
 
@@ -24,7 +24,7 @@ def test_each_branch_begins_with_what_is_joined_with_a_skip(
 ) -> None:
     exported: Exported = request.getfixturevalue(family)
     model = ir.load(exported.bundle / "unet" / f"{graph}.onnx")
-    made = [str(deep_value(model, branch).name).split("/")[0] for branch in range(6)]
+    made = [str(find_deep_features(model, branch).name).split("/")[0] for branch in range(6)]
     # The way up of the tiny denoiser, from its end: what stands before each of its two blocks on three levels.
     assert made == [
         "up_blocks.2.attentions.0",
@@ -62,12 +62,12 @@ def test_a_branch_that_there_is_not(sd1: Exported, branch: int) -> None:
     with pytest.raises(RequestError, match=words):
         check_branch(branch, 6)
     with pytest.raises(RequestError, match=words):
-        deep_value(ir.load(sd1.bundle / "unet" / "model.onnx"), branch)
+        find_deep_features(ir.load(sd1.bundle / "unet" / "model.onnx"), branch)
 
 
 def test_a_block_that_begins_otherwise_is_refused(sd1: Exported, tmp_path: Path) -> None:
     model = ir.load(sd1.bundle / "unet" / "model.onnx")
-    join = deep_value(model, 0).consumers()[0]
+    join = find_deep_features(model, 0).consumers()[0]
     ir.convenience.replace_all_uses_with(join.outputs[0], join.inputs[1])  # type: ignore[arg-type]
     with pytest.raises(ExportError, match=r"no features .* before up_blocks\.2\.resnets\.1\.norm1\.weight"):
-        deep_value(model, 0)
+        find_deep_features(model, 0)

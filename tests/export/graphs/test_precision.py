@@ -13,8 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt.bundle.bundle import Bundle
-from latentrt_export.graphs.precision import RANGE_LIMIT, compute_in_float32, compute_in_half, nodes_in_float32
-from latentrt_export.quantize.ranges import measure_ranges
+from latentrt_export.graphs.precision import (
+    RANGE_LIMIT,
+    compute_in_float32,
+    compute_in_half,
+    measure_ranges,
+    select_float32_nodes,
+)
 from tests.export.small_graph import run, small_graph
 from tests.exported import Exported
 
@@ -32,7 +37,7 @@ def halved(
     """Rewrite as the exporter does; return the nodes it says compute in float32."""
     weights = [name for name in model.graph.initializers if name.startswith("w")]
     ranges = measure_ranges(model, folder / "ranges.onnx", [feeds], weights)
-    kept = nodes_in_float32(model, ranges)
+    kept = select_float32_nodes(model, ranges)
     found = compute_in_half(model, weights, float32_inputs=float32_inputs, float32_nodes=kept, ranges=ranges)
     for name in weights:
         value = model.graph.initializers[name]

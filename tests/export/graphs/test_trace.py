@@ -19,7 +19,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Component, GraphRecord
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import ExportError
-from latentrt_export.graphs.trace import OPSET, trace, weights_held_back
+from latentrt_export.graphs.trace import OPSET, hide_weights, trace
 from latentrt_export.modules.module import Case, Submodule
 from tests.exported import Exported
 
@@ -184,10 +184,10 @@ def test_a_signature_that_is_not_the_graphs_is_refused() -> None:
         trace(module, FEEDS)
 
 
-def test_weights_held_back_come_back() -> None:
+def test_hidden_weights_come_back() -> None:
     model = trace(Small().eval(), FEEDS)
     before = {name: value.const_value for name, value in model.graph.initializers.items()}
-    with weights_held_back(model, set(before)):
+    with hide_weights(model, set(before)):
         assert not model.graph.initializers
         assert [value.name for value in model.graph.inputs] == ["x", *before]
     assert {name: value.const_value for name, value in model.graph.initializers.items()} == before

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import openvino
 from numpy.typing import NDArray
 
-from latentrt_export.graphs.passes.one_attention import DOMAIN, FuseSelfAttention
+from latentrt_export.graphs.passes.fuse_self_attention import DOMAIN, FuseSelfAttention
 from tests.export.small_graph import operators, run, small_graph
 
 # Two heads of four channels. KEYS is what keys and values are products with.

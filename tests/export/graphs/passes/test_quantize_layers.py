@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt.backends.openvino import _mark_decompression
-from latentrt_export.graphs.passes.quantize import QuantizeLayers
-from latentrt_export.quantize.quantization import LayerMethod, weight_limit
+from latentrt_export.graphs.passes.quantize_layers import QuantizeLayers
+from latentrt_export.quantize.layers import LayerMethod, weight_limit
 from tests.export.small_graph import operators, run, small_graph
 
 Floats = NDArray[np.float32]
@@ -69,16 +69,16 @@ def on_onnxruntime(model: ir.Model, folder: Path, x: Floats) -> Floats:
 
 
 def on_openvino(model: ir.Model, folder: Path, x: Floats) -> Floats:
-    found: Floats = compiled(model, folder, x.shape)({"x": x})["y"]
+    found: Floats = compile_model(model, folder, x.shape)({"x": x})["y"]
     return found
 
 
-def compiled(model: ir.Model, folder: Path, shape: tuple[int, ...]) -> Any:
+def compile_model(model: ir.Model, folder: Path, shape: tuple[int, ...]) -> Any:
     ir.save(model, folder / "model.onnx")
-    return compiled_file(folder / "model.onnx", "x", shape)
+    return compile_file(folder / "model.onnx", "x", shape)
 
 
-def compiled_file(path: Path, source: str, shape: tuple[int, ...]) -> Any:
+def compile_file(path: Path, source: str, shape: tuple[int, ...]) -> Any:
     """A graph as the runtime has OpenVINO compile it, for an input of a shape."""
     core = openvino.Core()
     graph = core.read_model(path)
@@ -162,7 +162,7 @@ def test_onnxruntime_multiplies_integers(tmp_path: Path, text: str, integer: str
     ("text", "shape", "kind"), [(MATMUL, (2, 5, 32), "FullyConnected"), (CONV, (2, 32, 4, 5), "Convolution")]
 )
 def test_openvino_multiplies_integers(tmp_path: Path, text: str, shape: tuple[int, ...], kind: str) -> None:
-    model = compiled(layer(text, worst_weights(), np.zeros(8, np.float32), "static"), tmp_path, shape)
+    model = compile_model(layer(text, worst_weights(), np.zeros(8, np.float32), "static"), tmp_path, shape)
     nodes = [node.get_rt_info() for node in model.get_runtime_model().get_ops()]
     (found,) = (node for node in nodes if node["layerType"].value == kind)
     assert found["runtimePrecision"].value in ("u8", "i8")

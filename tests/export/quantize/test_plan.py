@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,18 @@ from latentrt.bundle.gate import difference
 from latentrt.bundle.manifest import Component, PartName
 from latentrt.bundle.weights import map_weights
 from latentrt.errors import GateError, RequestError
-from latentrt.sampling.guidance import guide
-from latentrt.sampling.noise import Generator
-from latentrt.sampling.samplers.euler import Euler
-from latentrt.sampling.samplers.steps import Steps
 from latentrt_export.component import export_component
 from latentrt_export.export import _default_quantizing, export_checkpoint
+from latentrt_export.gates.verify import Run
 from latentrt_export.graphs.onnxruntime_cpu import Graph
-from latentrt_export.graphs.parts import Run
-from latentrt_export.graphs.slices import slice_decoder
-from latentrt_export.graphs.slices_maker import SlicesMaker
-from latentrt_export.modules.module import Arrays
+from latentrt_export.graphs.slices import SliceWriter, slice_decoder
 from latentrt_export.modules.vae import VaeDecoder
-from latentrt_export.quantize import int8
-from latentrt_export.quantize.denoising import denoised
-from latentrt_export.quantize.quantization_options import Quantizing
-from tests.export.graphs.test_passes_quantize import compiled_file
-from tests.export.graphs.test_slices_maker import (
+from latentrt_export.quantize import plan
+from latentrt_export.quantize.layers import LayerMethod
+from latentrt_export.quantize.options import QuantizationOptions
+from latentrt_export.quantize.plan import choose_methods
+from tests.export.graphs.passes.test_quantize_layers import compile_file
+from tests.export.graphs.test_slices import (
     no_edge,
     not_finite,
     other_epsilon,
@@ -47,8 +41,6 @@ from tests.export.graphs.test_slices_maker import (
 from tests.exported import Exported, Silent
 from tests.tiny import autoencoder, move_off_initial_values
 
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
 
 def made(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Component]:
     torch.manual_seed(0)
@@ -57,8 +49,10 @@ def made(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Component]:
     latents = np.random.default_rng(0).normal(size=(3, 4, 16, 16)).astype(np.float32)
     known: dict[str, NDArray[Any]] = {"latents": latents, "denoised": latents}
     decoder = VaeDecoder(model)
-    slices = SlicesMaker(inputs=decoder.inputs, folder=folder, prefix="vae_decoder/", phase=phases.append)
-    component, _ = export_component(decoder, folder, "vae_decoder/", "int8", known, phases.append, slices, Quantizing())
+    slices = SliceWriter(inputs=decoder.inputs, folder=folder, prefix="vae_decoder/", phase=phases.append)
+    component, _ = export_component(
+        decoder, folder, "vae_decoder/", "int8", known, phases.append, slices, QuantizationOptions()
+    )
     return decoder, component
 
 
@@ -103,7 +97,7 @@ def test_both_backends_make_what_the_gate_allows(quantised: tuple[Path, Componen
     assert all(gate.measure == "rms" and gate.figure <= gate.bound for gate in graph.gate)
     latents = np.random.default_rng(1).normal(size=(1, 4, 16, 16)).astype(np.float32)
     on_onnxruntime = Graph(folder / "model.onnx").run({"latents": latents})["pixels"]
-    on_openvino = compiled_file(folder / "model.onnx", "latents", latents.shape)({"latents": latents})["pixels"]
+    on_openvino = compile_file(folder / "model.onnx", "latents", latents.shape)({"latents": latents})["pixels"]
     # Both within the gate's bound of torch, so within twice that of one another.
     assert difference(on_onnxruntime, on_openvino, "rms") <= 2 * graph.gate[0].bound
 
@@ -131,9 +125,9 @@ def test_each_slice_is_judged_by_itself(quantised: tuple[Path, Component]) -> No
 def test_slices_of_int8_are_the_whole_but_for_a_few_roundings(quantised: tuple[Path, Component]) -> None:
     folder, component = quantised
     latents = np.random.default_rng(2).standard_normal((1, 4, 33, 24), np.float32)
-    maker = slices_of(folder, component)
+    writer = slices_of(folder, component)
     whole = Graph(folder / "model.onnx").run({"latents": latents})["pixels"]
-    found = maker.decoder().run({"latents": latents})["pixels"]
+    found = writer.open().run({"latents": latents})["pixels"]
     # Random weights; 0.002 was seen. Beside torch the gate allows 0.05.
     assert difference(whole, found, "rms") < 0.01
 
@@ -158,10 +152,10 @@ def test_nothing_stands_between_integers_and_their_convolution(quantised: tuple[
     assert fused > 10
 
 
-def slices_of(folder: Path, component: Component) -> SlicesMaker:
-    maker = SlicesMaker(inputs=component.inputs, folder=folder, prefix="vae_decoder/", phase=lambda text: None)
-    maker.parts.update(component.parts)
-    return maker
+def slices_of(folder: Path, component: Component) -> SliceWriter:
+    writer = SliceWriter(inputs=component.inputs, folder=folder, prefix="vae_decoder/", phase=lambda text: None)
+    writer.parts.update(component.parts)
+    return writer
 
 
 @pytest.mark.parametrize("spoil", [other_weight, other_epsilon, no_edge, wrong_half_of_the_halo, not_finite])
@@ -180,14 +174,14 @@ def test_a_defect_in_a_slice_of_int8_is_caught(
 
     for file in ("model.onnx", "model.safetensors"):
         shutil.copy(folder / file, tmp_path)
-    monkeypatch.setattr("latentrt_export.graphs.slices_maker.slice_decoder", spoilt)
-    maker = SlicesMaker(inputs=component.inputs, folder=tmp_path, prefix="vae_decoder/", phase=lambda text: None)
+    monkeypatch.setattr("latentrt_export.graphs.slices.slice_decoder", spoilt)
+    writer = SliceWriter(inputs=component.inputs, folder=tmp_path, prefix="vae_decoder/", phase=lambda text: None)
     runs = [Run({"latents": np.random.default_rng(0).standard_normal((1, 4, 9, 8), np.float32)}, {})]
     with pytest.raises(
         GateError,
         match=r"the int8 graph (without its rounding )?and its slices: .* its own .*--no-parts leaves the slices out",
     ):
-        maker.make(ir.load(tmp_path / "model.onnx"), component.graphs["int8"], "int8", runs)
+        writer.write(ir.load(tmp_path / "model.onnx"), component.graphs["int8"], "int8", runs)
     left = {file.stem for file in tmp_path.glob("*.onnx")}
     assert left == {"model", *component.parts}, "nothing that was only needed on the way"
 
@@ -196,7 +190,7 @@ def test_a_defect_in_a_slice_of_int8_is_caught(
 def bundle(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A whole checkpoint in int8, calibrated in as few steps as can be; some two minutes."""
     folder = tmp_path_factory.mktemp("int8") / "bundle"
-    quantizing = Quantizing(prompts=("red circle",), steps=2)
+    quantizing = QuantizationOptions(prompts=("red circle",), steps=2)
     export_checkpoint(sd1.checkpoint, folder, precision="int8", quantizing=quantizing, deep_cache=0, progress=Silent())
     return Bundle.open(folder)
 
@@ -239,7 +233,7 @@ def test_pictures_of_int8_are_near_those_of_float(bundle: Bundle, sd1: Exported,
 @pytest.mark.slow
 def test_a_model_that_does_not_bear_it_gets_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is quantised as if nothing hurt; the gate, which looks at the graph itself, does not let it pass."""
-    monkeypatch.setattr(int8, "rms_bound", lambda method: 1e9)
+    monkeypatch.setattr(plan, "rms_bound", lambda method: 1e9)
     monkeypatch.setattr("latentrt_export.gates.verify._RMS", {"static": 1e-6, "weights": 1e-6})
     with pytest.raises(
         GateError, match=r"the int8 graph's pixels is .* \(rms\).*--quantization weights or --precision"
@@ -247,51 +241,69 @@ def test_a_model_that_does_not_bear_it_gets_no_graph(tmp_path: Path, monkeypatch
         made(tmp_path / "vae_decoder", [])
 
 
-@pytest.mark.parametrize("scale", [3.0, 1.0, 0.0])
-def test_calibrating_runs_are_the_runtimes_own(scale: float) -> None:
-    """The loop by hand, for a denoiser that is a formula; at most 1 is no guidance."""
-    embeddings = np.random.default_rng(0).normal(size=(3, 77, 8)).astype(np.float32)
-    known: dict[str, NDArray[Any]] = {
-        "calibration_embeddings": embeddings,
-        "noise_schedule": np.array(json.dumps(NOISE)),
-    }
-    asked: list[float] = []
+# Choosing: errors of layers add up as squares, as those of a real network nearly do.
 
-    def run(feeds: Arrays) -> Arrays:
-        asked.append(float(feeds["timestep"][0]))
-        means = feeds["encoder_hidden_states"].mean(axis=(1, 2))[:, None, None, None]
-        return {"noise_pred": feeds["sample"] * np.float32(0.5) + means}
-
-    quantizing = Quantizing(steps=4, guidance_scale=scale)
-    found = denoised(run, known, (4, 8, 8), quantizing)
-    assert found.shape == (2, 4, 8, 8)
-    assert asked == [999.0, 666.0, 333.0, 0.0] * 2, "from end to end of what the model was trained on"
-    table = Euler.read({**NOISE, "timestep_spacing": "linspace"}).table(Steps(count=4))
-    for seed, prompt in enumerate(embeddings[1:]):
-        x = table.init_noise_sigma * Generator(seed).normal((4, 8, 8))[np.newaxis].astype(np.float64)
-        for row in range(4):
-            both = table.c_in[row] * np.concatenate([x, x])
-            halves = np.asarray(run_formula(both, embeddings[0], prompt), np.float32)
-            m = guide(halves, scale, 0.0) if scale > 1 else halves[1:]
-            y = table.p[row] * x + table.q[row] * m
-            x = table.a[row] * x + table.d[row] * m + table.b[row, 0] * (table.u[row] * x + table.w[row] * y)
-        # float32 against float64 over four steps.
-        np.testing.assert_allclose(found[seed], x[0], rtol=0, atol=1e-5 * np.abs(x).max())
+COSTS = {"cheap": 10, "hurts": 1000, "harmless": 1000, "middling": 1000}
+ERRORS = {"cheap": 0.05, "hurts": 0.2, "harmless": 0.01, "middling": 0.04}
+BY_WEIGHTS = {"cheap": 0.001, "hurts": 0.15, "harmless": 0.009, "middling": 0.001}
 
 
-def run_formula(both: NDArray[np.float64], *embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-    means = np.array([each.mean(dtype=np.float64) for each in embeddings])
-    predicted: NDArray[np.float64] = both * 0.5 + means[:, None, None, None]
-    return predicted
+def simulated(methods: Mapping[str, LayerMethod]) -> float:
+    by = {"static": ERRORS, "weights": BY_WEIGHTS, "float32": dict.fromkeys(ERRORS, 0.0)}
+    return float(np.sqrt(sum(by[method][name] ** 2 for name, method in methods.items())))
+
+
+def chosen(bound: float, method: str = "static") -> dict[str, LayerMethod]:
+    notified: list[str] = []
+    found = choose_methods(
+        method,  # type: ignore[arg-type]
+        COSTS,
+        layer_error=simulated,
+        total_error=simulated,
+        bound=bound,
+        notify=notified.append,
+    )
+    assert notified
+    assert {name: layer.error for name, layer in found.layers.items()} == pytest.approx(ERRORS)
+    assert sum(layer.share for layer in found.layers.values()) == pytest.approx(1.0)
+    assert simulated(found.methods) <= bound
+    return found.methods
+
+
+def test_what_costs_nothing_is_kept_and_the_rest_quantised() -> None:
+    assert chosen(bound=1.0) == {"cheap": "weights", "hurts": "static", "harmless": "static", "middling": "static"}
+
+
+def test_what_hurts_most_is_kept_until_the_bound_is_met() -> None:
+    # Its weights alone are nearly as harmful, so they are kept too.
+    assert chosen(bound=0.1)["hurts"] == "float32"
+    assert chosen(bound=0.1)["middling"] == "static"
+    assert chosen(bound=0.02)["middling"] == "weights"
+    assert chosen(bound=0.02)["harmless"] == "static"
+
+
+def test_a_bound_that_nothing_meets_keeps_everything() -> None:
+    found = choose_methods(
+        "static", COSTS, layer_error=simulated, total_error=lambda methods: 1.0, bound=0.1, notify=lambda text: None
+    )
+    assert "static" not in found.methods.values()
+
+
+def test_where_weights_alone_are_quantised_what_is_kept_is_float() -> None:
+    found = choose_methods(
+        "weights", COSTS, layer_error=simulated, total_error=simulated, bound=0.1, notify=lambda text: None
+    )
+    assert found.methods["hurts"] == "float32"
+    assert set(found.methods.values()) == {"float32", "weights"}
 
 
 def test_calibrating_runs_are_guided_as_the_bundles_own() -> None:
-    assert _default_quantizing("int8", 1.5) == Quantizing(guidance_scale=1.5)
+    assert _default_quantizing("int8", 1.5) == QuantizationOptions(guidance_scale=1.5)
     assert _default_quantizing("float16", 1.5) is None
 
 
 def test_options_of_quantisation_are_for_int8(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="options of quantisation with the precision float16, they are for int8"):
         export_checkpoint(
-            tmp_path, tmp_path / "bundle", precision="float16", quantizing=Quantizing(), progress=Silent()
+            tmp_path, tmp_path / "bundle", precision="float16", quantizing=QuantizationOptions(), progress=Silent()
         )

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt.errors import GateError
-from latentrt_export.gates.merging_gate import judge_choices, open_told
+from latentrt_export.gates.token_merging import check_matchings, open_forced
 from latentrt_export.graphs.trace import trace
 from latentrt_export.modules.module import Arrays
 from latentrt_export.modules.token_merging import told
@@ -40,12 +40,12 @@ def chosen(x: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
 def test_a_graph_that_is_told_does_as_it_would_itself(model: ir.Model, path: Path) -> None:
     x = noise(2, 8, 9, 11).numpy()
     expected, choices = chosen(x)
-    graph, names = open_told(model, path)
+    graph, names = open_forced(model, path)
     assert names == (CELL, ORDER)
     outputs = graph.run({"x": x, **choices})
     for name, array in expected.items():
         np.testing.assert_allclose(outputs[name], array, atol=1e-6)  # means of a few float32
-    (figure,) = judge_choices("unet", "float32", outputs, choices, {"x": x.shape})
+    (figure,) = check_matchings("unet", "float32", outputs, choices, {"x": x.shape})
     assert (figure.output, figure.measure) == ("token_matching", "absolute")
     assert figure.figure < 1e-5
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
@@ -57,8 +57,8 @@ def test_of_two_that_are_alike_either_is_right(model: ir.Model, path: Path) -> N
     x = np.ones((1, 8, 8, 8), np.float32)
     expected, choices = chosen(x)
     other = {**choices, CELL: (choices[CELL] + 1) % 16}
-    outputs = open_told(model, path)[0].run({"x": x, **other})
-    (figure,) = judge_choices("unet", "float32", outputs, other, {})
+    outputs = open_forced(model, path)[0].run({"x": x, **other})
+    (figure,) = check_matchings("unet", "float32", outputs, other, {})
     assert figure.figure < 1e-6
     np.testing.assert_allclose(outputs["long"], expected["long"], atol=1e-6)
 
@@ -66,7 +66,7 @@ def test_of_two_that_are_alike_either_is_right(model: ir.Model, path: Path) -> N
 def test_what_it_is_told_is_what_it_does(model: ir.Model, path: Path) -> None:
     x = noise(1, 8, 8, 8).numpy()
     expected, choices = chosen(x)
-    outputs = open_told(model, path)[0].run({"x": x, **choices, CELL: (choices[CELL] + 1) % 16})
+    outputs = open_forced(model, path)[0].run({"x": x, **choices, CELL: (choices[CELL] + 1) % 16})
     assert np.abs(outputs["long"] - expected["long"]).max() > 0.1
 
 
@@ -79,9 +79,9 @@ def test_a_worse_choice_is_refused(model: ir.Model, path: Path, wrong: str) -> N
         told[CELL] = (told[CELL] + 1) % 16
     else:
         told[ORDER] = np.concatenate([told[ORDER][:, 47::-1], told[ORDER][:, 48:]], axis=1)
-    outputs = open_told(model, path)[0].run({"x": x, **told})
+    outputs = open_forced(model, path)[0].run({"x": x, **told})
     with pytest.raises(GateError, match=r"token_matching another choice than torch's would be better by \d\.\d+"):
-        judge_choices("unet", "float32", outputs, told, {"x": x.shape})
+        check_matchings("unet", "float32", outputs, told, {"x": x.shape})
 
 
 def test_a_graph_that_would_choose_worse_is_refused(model: ir.Model, tmp_path: Path) -> None:
@@ -92,13 +92,13 @@ def test_a_graph_that_would_choose_worse_is_refused(model: ir.Model, tmp_path: P
     (node,) = (node for node in wrong.graph if node.name == ORDER)
     node.attributes["largest"] = ir.AttrInt64("largest", 0)
     ir.save(wrong, tmp_path / "model.onnx")
-    outputs = open_told(wrong, tmp_path / "model.onnx")[0].run({"x": x, **choices})
+    outputs = open_forced(wrong, tmp_path / "model.onnx")[0].run({"x": x, **choices})
     with pytest.raises(GateError, match=r"token_matching another choice than its own would be better by \d\.\d+"):
-        judge_choices("unet", "float32", outputs, choices, {"x": x.shape})
+        check_matchings("unet", "float32", outputs, choices, {"x": x.shape})
     own = f"{ORDER}/own"
     outputs[own] = np.concatenate([choices[ORDER][:, :48], choices[ORDER][:, :47:-1]], axis=1)
     with pytest.raises(GateError, match="token_matching has other destinations than torch"):
-        judge_choices("unet", "float32", outputs, choices, {"x": x.shape})
+        check_matchings("unet", "float32", outputs, choices, {"x": x.shape})
 
 
 def test_a_module_is_told_what_another_run_chose() -> None:
@@ -119,6 +119,6 @@ def test_a_module_is_told_what_another_run_chose() -> None:
 def test_a_graph_that_chooses_nothing_is_opened_as_it_is(tmp_path: Path) -> None:
     model = small_graph("g (float[2] x) => (float[2] y) { y = Neg(x) }")
     ir.save(model, tmp_path / "model.onnx")
-    graph, names = open_told(model, tmp_path / "model.onnx")
+    graph, names = open_forced(model, tmp_path / "model.onnx")
     assert names == ()
     assert graph.run({"x": np.ones(2, np.float32)})["y"].tolist() == [-1, -1]

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import ExportError
-from latentrt_export.graphs.cut import cut, handed_over
+from latentrt_export.graphs.subgraph import boundary_values, extract_subgraph
 from tests.export.small_graph import run, small_graph
 
 # The batch is read from t, as the tracer does it; H is x's alone.
@@ -56,22 +56,22 @@ def names(values: Iterable[ir.Value | None]) -> list[str | None]:
 
 
 def prompt(model: ir.Model) -> ir.Model:
-    return cut(model, inputs=["p"], takes={}, gives={"keys": "keys_of_p"})
+    return extract_subgraph(model, keep_inputs=["p"], inputs={}, outputs={"keys": "keys_of_p"})
 
 
 def loop(model: ir.Model) -> ir.Model:
-    return cut(model, inputs=["x"], takes={"sine": TIME, "keys": KEYS}, gives={"y": "y"})
+    return extract_subgraph(model, keep_inputs=["x"], inputs={"sine": TIME, "keys": KEYS}, outputs={"y": "y"})
 
 
 def test_what_depends_on_an_input_alone_is_handed_over_where_it_is_finished() -> None:
-    assert names(handed_over(whole(), "p")) == ["keys"], "a batch that is read from t is nothing of t's"
-    assert names(handed_over(whole(), "t")) == ["sine"], "a new axis costs nothing and is made again"
+    assert names(boundary_values(whole(), "p")) == ["keys"], "a batch that is read from t is nothing of t's"
+    assert names(boundary_values(whole(), "t")) == ["sine"], "a new axis costs nothing and is made again"
 
 
 def test_parts_together_make_what_the_whole_makes(tmp_path: Path) -> None:
     given = feeds()
     expected = run(whole(), tmp_path, given)["y"]
-    time = cut(whole(), inputs=["t"], takes={}, gives={"sine": "time"})
+    time = extract_subgraph(whole(), keep_inputs=["t"], inputs={}, outputs={"sine": "time"})
     made = {**run(time, tmp_path, {"t": given["t"]}), **run(prompt(whole()), tmp_path, {"p": given["p"]})}
     assert made.keys() == {"time", "keys_of_p"}
     assert np.array_equal(run(loop(whole()), tmp_path, {"x": given["x"], **made})["y"], expected)
@@ -98,23 +98,23 @@ def test_sizes_are_read_from_what_a_part_has() -> None:
 
 def test_a_size_that_only_the_rest_has_stays_there() -> None:
     extra = "  high = Shape<start = 1, end = 2>(x)\n  many = Expand(keys, high)\n"
-    assert names(handed_over(whole(keys="many", extra=extra), "p")) == ["keys"]
+    assert names(boundary_values(whole(keys="many", extra=extra), "p")) == ["keys"]
 
 
-def test_only_float_values_are_handed_over() -> None:
+def test_only_float_values_are_boundary_values() -> None:
     extra = "  whole = Cast<to = 7>(keys)\n  back = Cast<to = 1>(whole)\n"
-    assert names(handed_over(whole(keys="back", extra=extra), "p")) == ["keys"]
+    assert names(boundary_values(whole(keys="back", extra=extra), "p")) == ["keys"]
     extra = "  high = Shape(keys)\n  size = Cast<to = 1>(high)\n  length = ReduceSum<keepdims = 0>(size)\n"
-    assert names(handed_over(whole(keys="length", extra=extra), "p")) == ["length"]
+    assert names(boundary_values(whole(keys="length", extra=extra), "p")) == ["length"]
 
 
 def test_half_crosses_as_float32_and_loses_nothing() -> None:
     extra = "  half = Cast<to = 10>(keys)\n  third = Mul(half, half)\n  single = Cast<to = 1>(third)\n"
     model = whole(keys="single", extra=extra)
-    (value,) = handed_over(model, "p")
+    (value,) = boundary_values(model, "p")
     assert (value.name, value.dtype) == ("third", ir.DataType.FLOAT16)
-    first = cut(model, inputs=["p"], takes={}, gives={"third": "keys_of_p"})
-    second = cut(model, inputs=["x", "t"], takes={"third": KEYS}, gives={"y": "y"})
+    first = extract_subgraph(model, keep_inputs=["p"], inputs={}, outputs={"third": "keys_of_p"})
+    second = extract_subgraph(model, keep_inputs=["x", "t"], inputs={"third": KEYS}, outputs={"y": "y"})
     assert first.graph.outputs[0].dtype == second.graph.inputs[2].dtype == ir.DataType.FLOAT
     given = feeds()
     expected, keys = by_definition(model, given), by_definition(first, given)
@@ -129,25 +129,25 @@ def by_definition(model: ir.Model, given: dict[str, NDArray[np.float32]]) -> NDA
 
 def test_what_a_part_turns_out_not_to_need_is_no_input() -> None:
     unused = {"sine": TIME, "sum": TensorSpec("sum_of_all", "float32", ("B", "L", 4)), "keys": KEYS}
-    part = cut(whole(), inputs=["x"], takes=unused, gives={"y": "y"})
+    part = extract_subgraph(whole(), keep_inputs=["x"], inputs=unused, outputs={"y": "y"})
     assert names(part.graph.inputs) == ["x", "time", "sum_of_all"], "the batch is read from x"
 
 
 def test_the_whole_stays_as_it_was() -> None:
     model = whole()
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    handed_over(model, "p")
+    boundary_values(model, "p")
     loop(model)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
 def test_a_loop_that_needs_the_input_itself_is_refused() -> None:
     with pytest.raises(ExportError, match="block/late needs t itself"):
-        handed_over(whole(late="t"), "t")
+        boundary_values(whole(late="t"), "t")
     with pytest.raises(ExportError, match="block/column needs t itself"):
-        handed_over(whole(late="column"), "t")
+        boundary_values(whole(late="column"), "t")
 
 
 def test_outputs_that_need_more_than_there_is_are_refused() -> None:
     with pytest.raises(ExportError, match="y cannot be made without t"):
-        cut(whole(), inputs=["x"], takes={"keys": KEYS}, gives={"y": "y"})
+        extract_subgraph(whole(), keep_inputs=["x"], inputs={"keys": KEYS}, outputs={"y": "y"})

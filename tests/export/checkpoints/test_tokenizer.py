@@ -1,4 +1,4 @@
-"""The vocabulary that ships, with the tokenizer settings that ship, against ids that are well known."""
+"""The shipped vocabulary with the shipped tokenizer settings, against well-known ids."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from latentrt_export.checkpoints.clip_vocabulary import merges, vocabulary, write_vocabulary
 from latentrt_export.checkpoints.single_file import CONFIGS
+from latentrt_export.checkpoints.tokenizer import build_vocabulary, read_merges, write_vocabulary
 
 
 def test_the_vocabulary_is_clips() -> None:
-    tokens = vocabulary(merges())
-    assert (len(merges()), len(tokens), len(set(tokens))) == (48894, 49408, 49408)
+    tokens = build_vocabulary(read_merges())
+    assert (len(read_merges()), len(tokens), len(set(tokens))) == (48894, 49408, 49408)
     assert (tokens[0], tokens[255], tokens[256], tokens[320]) == ("!", "\u0143", "!</w>", "a</w>")
     assert tokens[-2:] == ["<|startoftext|>", "<|endoftext|>"]
 
@@ -23,7 +23,7 @@ def test_the_vocabulary_is_clips() -> None:
 @pytest.mark.parametrize(("family", "pad"), [("stable-diffusion-1", 49407), ("stable-diffusion-2", 0)])
 def test_the_tokenizer_is_the_published_one(family: str, pad: int, tmp_path: Path) -> None:
     folder = shutil.copytree(CONFIGS / family / "tokenizer", tmp_path / "tokenizer")
-    write_vocabulary(folder, merges())
+    write_vocabulary(folder, read_merges())
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     astronaut = tokenizer("An astronaut riding a horse, 8k").input_ids

@@ -1,4 +1,4 @@
-"""A graph of an exported denoiser and its parts, and what they compute."""
+"""Splits the graph of an exported denoiser, and runs the graph and its parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from latentrt.bundle.manifest import PartName
-from latentrt_export.graphs.division import divide
+from latentrt_export.graphs.split import split_denoiser
 from latentrt_export.modules.module import Case
 from latentrt_export.modules.unet import UNet
 
@@ -25,27 +25,27 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Divided:
-    """The whole graph and its parts, in memory and on disk: `whole.onnx`, `loop.onnx` …"""
+class SplitGraphs:
+    """A whole graph and its parts, in memory and on disk: `whole.onnx`, `loop.onnx` …"""
 
     whole: ir.Model
     parts: Mapping[PartName, ir.Model]
     folder: Path
 
     def run(self, name: str, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """What a graph makes of what it takes of the feeds, computed as it stands: nothing fused, nothing left out.
+        """Run a graph on its inputs among the feeds, without optimisation.
 
-        ONNX Runtime without its optimisations does that for float32. Half it computes in float32 as well, and rounds
-        only where it has to; ONNX's slow reference rounds each value.
+        float32 graphs run on ONNX Runtime, which computes half in float32 and rounds only some values. Half graphs run
+        on ONNX's slow reference, which rounds every value.
         """
         outputs, inputs = (names(values) for values in (self[name].graph.outputs, self[name].graph.inputs))
-        given = {name: feeds[name] for name in inputs}
+        selected = {name: feeds[name] for name in inputs}
         file = self.folder / f"{name}.onnx"
-        run = _by_definition(file) if self.in_half else _unoptimised(file)
-        return dict(zip(outputs, run(outputs, given), strict=True))
+        run = _open_reference(file) if self.in_half else _open_unoptimised(file)
+        return dict(zip(outputs, run(outputs, selected), strict=True))
 
-    def composed(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """What the parts make one of the other's outputs, beside the feeds."""
+    def run_parts(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run the parts on each other's outputs; return these and the feeds."""
         values = dict(feeds)
         for name in ("timestep", "prompt", "loop"):
             values.update(self.run(name, values))
@@ -53,7 +53,7 @@ class Divided:
 
     @property
     def in_half(self) -> bool:
-        """Whether any of it computes in half."""
+        """Whether any node computes in half."""
         return any(value.dtype == ir.DataType.FLOAT16 for node in self.whole.graph for value in node.outputs)
 
     def __getitem__(self, name: str) -> ir.Model:
@@ -61,7 +61,7 @@ class Divided:
 
 
 @functools.lru_cache(16)
-def _unoptimised(file: Path) -> Any:
+def _open_unoptimised(file: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
@@ -70,31 +70,33 @@ def _unoptimised(file: Path) -> Any:
 
 
 @functools.lru_cache(16)
-def _by_definition(file: Path) -> Any:
+def _open_reference(file: Path) -> Any:
     return ReferenceEvaluator(onnx.load(file)).run
 
 
 def names(values: Iterable[ir.Value | None]) -> list[str]:
+    """Return the names of values."""
     return [str(value.name) for value in values if value is not None]
 
 
-def divided(graph: Path, folder: Path, deep_cache: int | None = None) -> Divided:
-    """Divide a denoiser's graph file; the parts and a copy of the weights go into `folder`."""
-    return divided_model(ir.load(graph), graph.with_name("model.safetensors"), folder, deep_cache)
+def split_file(graph: Path, folder: Path, deep_cache: int | None = None) -> SplitGraphs:
+    """Split a denoiser's graph file; write the parts and a copy of the weights to `folder`."""
+    return split_model(ir.load(graph), graph.with_name("model.safetensors"), folder, deep_cache)
 
 
-def divided_model(model: ir.Model, weights: Path, folder: Path, deep_cache: int | None = None) -> Divided:
+def split_model(model: ir.Model, weights: Path, folder: Path, deep_cache: int | None = None) -> SplitGraphs:
+    """Split a denoiser's graph; write the parts and a copy of the weights to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(weights, folder / "model.safetensors")
-    parts = divide(model, UNet.alone, deep_cache)
+    parts = split_denoiser(model, UNet.alone, deep_cache)
     ir.save(model, folder / "whole.onnx")
     for name, part in parts.items():
         ir.save(part, folder / f"{name}.onnx")
-    return Divided(model, parts, folder)
+    return SplitGraphs(model, parts, folder)
 
 
-def feeds_of(model: ir.Model, case: Case) -> Arrays:
-    """Noise of the sizes of a case, and a timestep for each sample."""
+def make_feeds(model: ir.Model, case: Case) -> Arrays:
+    """Make noise of the sizes of a case, and a timestep for each sample."""
     rng = np.random.default_rng(case.height)
     channels, width = (_size(model, "sample", 1), _size(model, "encoder_hidden_states", 2))
     return {
