@@ -196,7 +196,7 @@ def test_an_unsupported_prediction_type_in_a_configuration(folder: Path, file: P
     config = shutil.copytree(folder, tmp_path / "config")
     scheduler = config / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "flow_prediction"}))
-    with pytest.raises(CheckpointError, match="prediction_type is flow_prediction"):
+    with pytest.raises(CheckpointError, match="prediction_type flow_prediction"):
         unpack(file, tmp_path / "folder", config=config)
 
 

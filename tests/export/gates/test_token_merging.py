@@ -1,4 +1,4 @@
-"""The gate of a graph that chooses: what it is told, and what it takes for wrong."""
+"""The gate of token merging: graphs with forced decisions, and decisions that are rejected."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def path(model: ir.Model, tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-def chosen(x: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
-    """What torch makes of tokens, and what it chose."""
+def run_torch(x: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
+    """Return torch's outputs for tokens, and its decisions."""
     module = Merged()
     return module.torch_outputs({"x": x}), module.choices()
 
 
-def test_a_graph_that_is_told_does_as_it_would_itself(model: ir.Model, path: Path) -> None:
+def test_a_forced_graph_gives_torchs_outputs(model: ir.Model, path: Path) -> None:
     x = noise(2, 8, 9, 11).numpy()
-    expected, choices = chosen(x)
+    expected, choices = run_torch(x)
     graph, names = open_forced(model, path)
     assert names == (CELL, ORDER)
     outputs = graph.run({"x": x, **choices})
@@ -52,10 +52,10 @@ def test_a_graph_that_is_told_does_as_it_would_itself(model: ir.Model, path: Pat
     assert len(model.graph.inputs) == 1
 
 
-def test_of_two_that_are_alike_either_is_right(model: ir.Model, path: Path) -> None:
-    """All tokens the same: torch takes the first, and a graph that would take another is no worse."""
+def test_equal_cosines_allow_either_decision(model: ir.Model, path: Path) -> None:
+    """Of equal tokens torch chooses the first, and a graph that chooses another is not worse."""
     x = np.ones((1, 8, 8, 8), np.float32)
-    expected, choices = chosen(x)
+    expected, choices = run_torch(x)
     other = {**choices, CELL: (choices[CELL] + 1) % 16}
     outputs = open_forced(model, path)[0].run({"x": x, **other})
     (figure,) = check_matchings("unet", "float32", outputs, other, {})
@@ -63,37 +63,37 @@ def test_of_two_that_are_alike_either_is_right(model: ir.Model, path: Path) -> N
     np.testing.assert_allclose(outputs["long"], expected["long"], atol=1e-6)
 
 
-def test_what_it_is_told_is_what_it_does(model: ir.Model, path: Path) -> None:
+def test_a_forced_graph_follows_the_decisions(model: ir.Model, path: Path) -> None:
     x = noise(1, 8, 8, 8).numpy()
-    expected, choices = chosen(x)
+    expected, choices = run_torch(x)
     outputs = open_forced(model, path)[0].run({"x": x, **choices, CELL: (choices[CELL] + 1) % 16})
     assert np.abs(outputs["long"] - expected["long"]).max() > 0.1
 
 
 @pytest.mark.parametrize("wrong", [CELL, ORDER])
-def test_a_worse_choice_is_refused(model: ir.Model, path: Path, wrong: str) -> None:
+def test_a_worse_decision_of_torch_is_rejected(model: ir.Model, path: Path, wrong: str) -> None:
     x = noise(1, 8, 8, 8).numpy()
-    _, choices = chosen(x)
-    told = dict(choices)
+    _, choices = run_torch(x)
+    worse = dict(choices)
     if wrong == CELL:
-        told[CELL] = (told[CELL] + 1) % 16
+        worse[CELL] = (worse[CELL] + 1) % 16
     else:
-        told[ORDER] = np.concatenate([told[ORDER][:, 47::-1], told[ORDER][:, 48:]], axis=1)
-    outputs = open_forced(model, path)[0].run({"x": x, **told})
-    with pytest.raises(GateError, match=r"token_matching another choice than torch's would be better by \d\.\d+"):
-        check_matchings("unet", "float32", outputs, told, {"x": x.shape})
+        worse[ORDER] = np.concatenate([worse[ORDER][:, 47::-1], worse[ORDER][:, 48:]], axis=1)
+    outputs = open_forced(model, path)[0].run({"x": x, **worse})
+    with pytest.raises(GateError, match=r"token_matching scores another decision higher than torch's by \d\.\d+"):
+        check_matchings("unet", "float32", outputs, worse, {"x": x.shape})
 
 
-def test_a_graph_that_would_choose_worse_is_refused(model: ir.Model, tmp_path: Path) -> None:
-    """Though it does well with what it is told: it begins with those that are least alike, the destinations."""
+def test_a_worse_decision_of_the_graph_is_rejected(model: ir.Model, tmp_path: Path) -> None:
+    """Although its forced outputs are right: on its own it would merge the least similar tokens first."""
     x = noise(1, 8, 8, 8).numpy()
-    _, choices = chosen(x)
+    _, choices = run_torch(x)
     wrong = model.clone()
     (node,) = (node for node in wrong.graph if node.name == ORDER)
     node.attributes["largest"] = ir.AttrInt64("largest", 0)
     ir.save(wrong, tmp_path / "model.onnx")
     outputs = open_forced(wrong, tmp_path / "model.onnx")[0].run({"x": x, **choices})
-    with pytest.raises(GateError, match=r"token_matching another choice than its own would be better by \d\.\d+"):
+    with pytest.raises(GateError, match=r"token_matching scores another decision higher than its own by \d\.\d+"):
         check_matchings("unet", "float32", outputs, choices, {"x": x.shape})
     own = f"{ORDER}/own"
     outputs[own] = np.concatenate([choices[ORDER][:, :48], choices[ORDER][:, :47:-1]], axis=1)
@@ -101,7 +101,7 @@ def test_a_graph_that_would_choose_worse_is_refused(model: ir.Model, tmp_path: P
         check_matchings("unet", "float32", outputs, choices, {"x": x.shape})
 
 
-def test_a_module_is_told_what_another_run_chose() -> None:
+def test_a_module_can_be_forced() -> None:
     module, x = Merged(), noise(1, 8, 8, 8).numpy()
     expected = module.torch_outputs({"x": x})
     choices = module.choices()
@@ -116,7 +116,7 @@ def test_a_module_is_told_what_another_run_chose() -> None:
     assert np.abs(moved["long"] - expected["long"]).max() < 0.02, "as the same tokens were merged"
 
 
-def test_a_graph_that_chooses_nothing_is_opened_as_it_is(tmp_path: Path) -> None:
+def test_a_graph_without_matchings_is_opened_unchanged(tmp_path: Path) -> None:
     model = small_graph("g (float[2] x) => (float[2] y) { y = Neg(x) }")
     ir.save(model, tmp_path / "model.onnx")
     graph, names = open_forced(model, tmp_path / "model.onnx")

@@ -54,9 +54,9 @@ def test_the_last_two_levels_are_stages(sample: SliceWriter) -> None:
     stages = [f"stage.{number}" for number in range(11)]
     assert [*sample.parts] == ["head", "attention", "neck", *stages]
     # Two upsamplers, two levels of two residual blocks with two convolutions each, and the last one.
-    takes = {name: {spec.name for spec in sample.parts[name].inputs} for name in stages}
-    assert [name for name in stages if takes[name] == {"features"}] == ["stage.0", "stage.5"]
-    assert [name for name in stages if "residual" in takes[name]] == ["stage.2", "stage.4", "stage.7", "stage.9"]
+    inputs = {name: {spec.name for spec in sample.parts[name].inputs} for name in stages}
+    assert [name for name in stages if inputs[name] == {"features"}] == ["stage.0", "stage.5"]
+    assert [name for name in stages if "residual" in inputs[name]] == ["stage.2", "stage.4", "stage.7", "stage.9"]
     assert [str(spec) for spec in sample.parts["stage.10"].outputs] == ["pixels uint8[batch, rows, width, 3]"]
 
 
@@ -72,10 +72,10 @@ def test_parts_are_small_and_sound(sample: SliceWriter) -> None:
 @pytest.mark.parametrize(
     ("batch", "height", "width"), [(1, 8, 8), (3, 17, 15), (1, 40, 9)], ids=lambda value: str(value)
 )
-def test_slices_are_the_whole(
+def test_slices_equal_the_whole(
     sample: SliceWriter, monkeypatch: pytest.MonkeyPatch, rows: int, batch: int, height: int, width: int
 ) -> None:
-    """With bands of three rows, which divide no height here; of eight; and of more than the picture has."""
+    """With bands of three rows, which divide no height here; of eight; and of more than the image has."""
     monkeypatch.setattr(sliced_decoder, "_SHARE", 1 if rows > 8 else 10**9)
     monkeypatch.setattr(sliced_decoder, "_FEWEST_ROWS", rows)
     latents = np.random.default_rng(rows).standard_normal((batch, 4, height, width), np.float32)
@@ -85,11 +85,11 @@ def test_slices_are_the_whole(
     # A value on the edge between two levels, as sums are in another order: of 10 million values 40 were seen.
     assert off.max() <= 1
     assert (off > 0).mean() < 1e-3
-    assert expected.std() > 20, "a picture, not a plain field"
+    assert expected.std() > 20, "an image, not a uniform field"
 
 
 def test_without_attention_there_is_one_part_before_the_stages(sample: SliceWriter, tmp_path: Path) -> None:
-    """Attention by another spelling is not cut either, so it serves as a decoder without."""
+    """Attention with other names is not found, so it serves as a decoder without."""
     model = whole()
     for node in model.graph:
         if node.name == "decoder.mid_block.attentions.0.to_q/Add":
@@ -111,7 +111,7 @@ def rename(model: ir.Model, old: str, new: str) -> ir.Model:
 
 
 def two_convolutions(model: ir.Model) -> ir.Model:
-    """The last one behind another of its kind."""
+    """Put another convolution before the last one."""
     last = next(node for node in model.graph if node.name == "decoder.conv_out/Conv")
     kernel = ir.tensor(np.zeros((32, 32, 3, 3), np.float32), name="more.weight")
     weight = ir.Value(name="more.weight", type=ir.TensorType(ir.DataType.FLOAT), const_value=kernel)
@@ -132,17 +132,17 @@ def two_norms(model: ir.Model) -> ir.Model:
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("model", "message"),
     [
-        (lambda: rename(whole(), "up_blocks", "blocks"), "found no up_blocks and pixels"),
-        (lambda: rename(whole(), "conv_norm_out", "norm_out"), "found no decoder.conv_norm_out/GroupNormalization"),
-        (lambda: two_convolutions(whole()), "found another convolution than one of 3 × 3 at pixels"),
-        (lambda: two_norms(whole()), "found 2 norms before pixels"),
+        (lambda: rename(whole(), "up_blocks", "blocks"), "got no up_blocks and pixels"),
+        (lambda: rename(whole(), "conv_norm_out", "norm_out"), "got no decoder.conv_norm_out/GroupNormalization"),
+        (lambda: two_convolutions(whole()), "3 × 3 convolution before pixels"),
+        (lambda: two_norms(whole()), "got 2 norms before pixels"),
     ],
 )
-def test_what_cannot_be_sliced_is_refused(model: object, words: str) -> None:
+def test_another_graph_is_rejected(model: object, message: str) -> None:
     assert callable(model)
-    with pytest.raises(ExportError, match=words):
+    with pytest.raises(ExportError, match=message):
         slice_decoder(model())
 
 
@@ -174,7 +174,7 @@ def test_the_decoders_float32_graph_has_slices(bundle: Bundle, decoder: Componen
         assert [spec.name for spec in part.outputs] == [value.name for value in model.graph.output]
 
 
-def test_the_last_ones_figure_is_of_all_of_them(decoder: Component) -> None:
+def test_the_last_part_records_the_comparison_of_all(decoder: Component) -> None:
     gates = {name: part.graphs["float32"].gate for name, part in decoder.parts.items()}
     (last,) = (name for name, gate in gates.items() if gate)
     assert [spec.name for spec in decoder.parts[last].outputs] == ["pixels"]
@@ -187,14 +187,14 @@ def test_the_last_ones_figure_is_of_all_of_them(decoder: Component) -> None:
     assert all(figure.figure <= 1 for figure in gates[last])
 
 
-def make(folder: Path, place: Path) -> SliceWriter:
-    """Cut the graph of a float32 bundle's decoder, at a place of its own, and judge it."""
-    shutil.copy(folder / "model.safetensors", place)
+def write_from(folder: Path, target: Path) -> SliceWriter:
+    """Slice the decoder's graph of a float32 bundle in another folder."""
+    shutil.copy(folder / "model.safetensors", target)
     model = ir.load(folder / "model.onnx")
     feeds = {"latents": np.random.default_rng(0).standard_normal((1, 4, 9, 8), np.float32)}
     runs = [Run(feeds, Graph(folder / "model.onnx").run(feeds))]
     phases: list[str] = []
-    writer = SliceWriter(inputs=LATENTS, folder=place, prefix="vae_decoder/", phase=phases.append)
+    writer = SliceWriter(inputs=LATENTS, folder=target, prefix="vae_decoder/", phase=phases.append)
     record = GraphRecord(file="vae_decoder/model.onnx", opset=OPSET, nodes=len(model.graph))
     writer.write(model, record, "float16", runs)
     assert not writer.parts
@@ -205,7 +205,7 @@ def make(folder: Path, place: Path) -> SliceWriter:
 
 
 def other_weight(parts: Models) -> None:
-    """One stage with another's bias."""
+    """Give one stage the bias of another."""
     one, two = (
         parts[stage].graph.initializers[f"decoder.up_blocks.{block}.resnets.1.conv1.bias"]
         for stage, block in (("stage.3", 2), ("stage.8", 3))
@@ -219,7 +219,7 @@ def other_epsilon(parts: Models) -> None:
 
 
 def no_edge(parts: Models) -> None:
-    """What is outside of the picture goes through the activation as if it were inside."""
+    """Treat rows outside of the image as if they were inside."""
     (inside,) = (value for value in parts["stage.1"].graph.inputs if value.name == "inside")
     (mask,) = inside.consumers()
     ir.convenience.replace_all_uses_with(mask.outputs[0], mask.inputs[0])  # type: ignore[arg-type]
@@ -228,7 +228,7 @@ def no_edge(parts: Models) -> None:
 
 
 def wrong_half_of_the_halo(parts: Models) -> None:
-    """After a nearest neighbour, two rows too many above and none below."""
+    """Drop two rows above and none below after the upsampling."""
     constants = parts["stage.0"].graph.initializers
     for name, value in constants.items():
         for ending, index in (("/first", 2), ("/end", 1 << 40)):
@@ -245,22 +245,22 @@ def not_finite(parts: Models) -> None:
 def test_a_defect_in_a_slice_is_caught(
     sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Models], None]
 ) -> None:
-    def spoilt(model: ir.Model) -> Models:
+    def slice_and_spoil(model: ir.Model) -> Models:
         parts = slice_decoder(model)
         spoil(parts)
         return parts
 
     folder = sd1.bundle / "vae_decoder"
-    monkeypatch.setattr(slices, "slice_decoder", spoilt)
+    monkeypatch.setattr(slices, "slice_decoder", slice_and_spoil)
     with pytest.raises(
         GateError, match=r"the float32 graph and its slices: pixels is .* \(levels\) from its own"
     ) as miss:
-        make(folder, tmp_path)
+        write_from(folder, tmp_path)
     assert "for inputs of shape {'latents': (1, 4, 9, 8)}" in str(miss.value)
-    assert "--no-parts leaves the slices out" in str(miss.value)
+    assert "`parts=False`" in str(miss.value)
 
 
 def test_without_a_defect_it_passes(sd1: Exported, tmp_path: Path) -> None:
-    writer = make(sd1.bundle / "vae_decoder", tmp_path)
+    writer = write_from(sd1.bundle / "vae_decoder", tmp_path)
     (figure,) = writer.parts["stage.10"].graphs["float32"].gate
     assert figure.figure <= 1

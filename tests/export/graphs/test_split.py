@@ -45,16 +45,16 @@ def graph_file(request: pytest.FixtureRequest, graph: str) -> Path:
     return exported.bundle / "unet" / f"{name}.onnx"
 
 
-# The same numbers. Equal, not near: they are the same operations on the same values.
+# Equal, not close: the parts compute the same operations on the same values.
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.batch}x{case.height}x{case.width}x{case.tokens}")
-def test_together_they_are_the_whole(parts: SplitGraphs, case: Case) -> None:
+def test_parts_together_equal_the_whole(parts: SplitGraphs, case: Case) -> None:
     feeds = make_feeds(parts.whole, case)
     assert np.array_equal(parts.run_parts(feeds)["noise_pred"], parts.run("whole", feeds)["noise_pred"])
 
 
-def test_a_whole_schedule_at_once(parts: SplitGraphs) -> None:
+def test_a_whole_schedule_in_one_batch(parts: SplitGraphs) -> None:
     schedule = np.linspace(981, 1, 20, dtype=np.float32)
     at_once = parts.run("timestep", {"timestep": schedule})
     singly = [parts.run("timestep", {"timestep": schedule[[row]]}) for row in (0, 7, 19)]
@@ -65,7 +65,7 @@ def test_a_whole_schedule_at_once(parts: SplitGraphs) -> None:
         assert np.abs(values[[0, 7, 19]] - expected).max() <= bound
 
 
-def test_one_row_may_stand_for_all_where_broadcasting_does(parts: SplitGraphs) -> None:
+def test_one_row_is_broadcast(parts: SplitGraphs) -> None:
     feeds = make_feeds(parts.whole, CASES[1])
     feeds["timestep"] = np.full(3, 401, np.float32)
     feeds["encoder_hidden_states"] = np.repeat(feeds["encoder_hidden_states"][:1], 3, axis=0)
@@ -77,7 +77,7 @@ def test_one_row_may_stand_for_all_where_broadcasting_does(parts: SplitGraphs) -
 @pytest.mark.parametrize(
     ("graph", "branch"), [("float32", 0), ("float32", 2), ("float32", 5), ("half", 0), ("half-weights", 3)]
 )
-def test_with_the_features_of_the_same_step_shallow_is_the_loop(
+def test_shallow_equals_the_loop_with_the_features_of_the_same_step(
     request: pytest.FixtureRequest, tmp_path: Path, graph: str, branch: int
 ) -> None:
     parts = split_file(graph_file(request, graph), tmp_path, branch)
@@ -88,10 +88,10 @@ def test_with_the_features_of_the_same_step_shallow_is_the_loop(
     assert not np.array_equal(parts.run("shallow", values)["noise_pred"], shallow)
 
 
-# What has left
+# Contents
 
 
-def test_nothing_of_the_timestep_or_the_prompt_is_left(parts: SplitGraphs) -> None:
+def test_the_loop_computes_nothing_from_the_timestep_or_the_prompt_alone(parts: SplitGraphs) -> None:
     loop = parts["loop"].graph
     assert not {"timestep", "encoder_hidden_states"} & set(names(loop.inputs))
     outside = re.compile(r"(^time_|\.time_emb_proj|attn2\.to_[kv])")
@@ -100,7 +100,7 @@ def test_nothing_of_the_timestep_or_the_prompt_is_left(parts: SplitGraphs) -> No
     given = set(names(loop.inputs)) - {"sample"}
     kinds = {name.rpartition(".")[2] for name in given}
     assert kinds == {"time_emb_proj", "keys", "values"}
-    # From what is given alone, without the latents, nothing is computed: it is only laid out for its user.
+    # From these inputs alone, without the latents, nothing is computed but changes of layout and type.
     known = set(given)
     for node in loop:
         if any(value.name in known for value in node.inputs if value is not None):
@@ -116,7 +116,7 @@ def test_every_weight_is_in_one_part(parts: SplitGraphs) -> None:
     assert set().union(*owned) == stored
     assert all(re.search(r"^time_embedding\.|\.time_emb_proj\.", name) for name in owned[0])
     assert all(re.search(r"\.attn2\.to_[kv]\.weight$", name) for name in owned[1])
-    # Together as many nodes as the whole, but for casts and sizes, which are made again where they are needed.
+    # Together as many nodes as the whole, except casts and sizes, which are repeated where they are needed.
     for operator in ("Gemm", "MatMul", "Conv", "Softmax", "GroupNormalization", "LayerNormalization", "Add", "Gelu"):
         counts = {name: sum(node.op_type == operator for node in parts[name].graph) for name in ("whole", *parts.parts)}
         assert counts.pop("whole") == sum(counts.values()), operator
@@ -139,7 +139,7 @@ def test_shallow_has_the_shallow_layers_only(sd1: Exported) -> None:
 # Signatures
 
 
-def test_names_are_the_modules(parts: SplitGraphs) -> None:
+def test_values_between_parts_are_named_after_modules(parts: SplitGraphs) -> None:
     weights = parts.whole.graph.initializers
     times = [name.removesuffix(".weight") for name in weights if name.endswith(".time_emb_proj.weight")]
     attentions = [name.removesuffix(".to_k.weight") for name in weights if name.endswith(".attn2.to_k.weight")]
@@ -147,19 +147,19 @@ def test_names_are_the_modules(parts: SplitGraphs) -> None:
     assert sorted(names(parts["prompt"].graph.outputs)) == sorted(
         f"{attention}.{kind}" for attention in attentions for kind in ("keys", "values")
     )
-    handed = names(parts["timestep"].graph.outputs) + names(parts["prompt"].graph.outputs)
-    assert names(parts["loop"].graph.inputs) == ["sample", *handed]
+    passed = names(parts["timestep"].graph.outputs) + names(parts["prompt"].graph.outputs)
+    assert names(parts["loop"].graph.inputs) == ["sample", *passed]
 
 
-def test_what_is_handed_over_is_float32_with_the_batch_first(parts: SplitGraphs) -> None:
+def test_values_between_parts_are_float32_with_the_batch_first(parts: SplitGraphs) -> None:
     for name, part in parts.parts.items():
         values = [*part.graph.inputs, *part.graph.outputs]
         assert {value.dtype for value in values} == {ir.DataType.FLOAT}, name
         for spec in describe_values(values):
             assert spec.shape[0] == "batch"
-    handed = {spec.name.rpartition(".")[2]: spec.shape for spec in describe_values(parts["loop"].graph.inputs)}
-    _, heads, width, tokens = handed["keys"]
-    assert handed["values"] == ("batch", heads, tokens, width)
+    shapes = {spec.name.rpartition(".")[2]: spec.shape for spec in describe_values(parts["loop"].graph.inputs)}
+    _, heads, width, tokens = shapes["keys"]
+    assert shapes["values"] == ("batch", heads, tokens, width)
     assert tokens == "tokens"
     made = parts.run_parts(make_feeds(parts.whole, CASES[1]))
     sizes = {"batch": 3, "height": 5, "width": 7, "tokens": 77}
@@ -177,10 +177,10 @@ def test_deep_features_of_a_lower_level_have_sides_of_their_own(sd1: Exported) -
     assert shapes[1] == ("batch", 32, "deep_height", "deep_width")
 
 
-# Another precision, and what cannot be divided
+# Other precisions, and graphs that cannot be split
 
 
-def test_a_quantised_graph_is_divided_like_any_other(sd1: Exported, tmp_path: Path) -> None:
+def test_a_quantised_graph_is_split_like_any_other(sd1: Exported, tmp_path: Path) -> None:
     model = ir.load(sd1.bundle / "unet" / "model.onnx")
     quantised = _quantised(model)
     assert quantised > 50
@@ -193,7 +193,7 @@ def test_a_quantised_graph_is_divided_like_any_other(sd1: Exported, tmp_path: Pa
 
 
 def _quantised(model: ir.Model) -> int:
-    """Round what enters every product to eight bits, as a quantised graph does; return how often."""
+    """Quantise the input of every product, as a quantised graph does; return their number."""
     scale = ir.Value(name="scale", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(()))
     scale.const_value = ir.tensor(np.float32(0.05), name="scale")
     zero = ir.Value(name="zero", type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(()))
@@ -214,40 +214,40 @@ def _quantised(model: ir.Model) -> int:
     return len(nodes)
 
 
-def test_a_branch_that_there_is_not(sd1: Exported) -> None:
+def test_an_unknown_branch(sd1: Exported) -> None:
     with pytest.raises(RequestError, match="branch 6, expected"):
         split_denoiser(ir.load(sd1.bundle / "unet" / "model.onnx"), UNet.alone, 6)
 
 
-def test_two_values_of_one_name_are_refused(sd1: Exported) -> None:
+def test_two_values_with_one_name_are_rejected(sd1: Exported) -> None:
     model = ir.load(sd1.bundle / "unet" / "model.onnx")
     for node in model.graph:
         node.name = str(node.name).replace("attn2.to_v", "attn2.to_k")
-    with pytest.raises(ExportError, match=r"two values .* would be called down_blocks\.0\..*\.attn2\.keys"):
+    with pytest.raises(ExportError, match=r"two values .* down_blocks\.0\..*\.attn2\.keys"):
         split_denoiser(model, UNet.alone)
 
 
-def test_a_value_of_no_module_is_refused(sd1: Exported) -> None:
+def test_a_value_without_a_module_is_rejected(sd1: Exported) -> None:
     model = ir.load(sd1.bundle / "unet" / "model.onnx")
     for node in model.graph:
         node.name = f"/{node.op_type}"
-    with pytest.raises(ExportError, match="leaves the loop, but no module's weight made it"):
+    with pytest.raises(ExportError, match="expected a value that a module's weight produced"):
         split_denoiser(model, UNet.alone)
 
 
-def test_an_axis_without_a_name_is_refused() -> None:
+def test_an_axis_without_a_name_is_rejected() -> None:
     value = ir.Value(name="keys", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", None, 4]))
-    with pytest.raises(ExportError, match="keys has the shape"):
+    with pytest.raises(ExportError, match="keys of shape"):
         list(describe_values([value]))
     value.shape = ir.Shape(["tokens", 4])
-    with pytest.raises(ExportError, match="expected the batch and then"):
+    with pytest.raises(ExportError, match="expected the batch first"):
         list(describe_values([value]))
 
 
 Models = dict[PartName, ir.Model]
 
 
-# What a bundle says of its parts
+# Records in the manifest
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2"])
@@ -269,10 +269,10 @@ def test_the_denoisers_float32_graph_has_parts(bundle: Bundle, unet: Component) 
             assert graph.file == unet.graphs[precision].file.replace("model", name)
             assert bundle.component_files("unet", precision, name) == (graph.file, "unet/model.safetensors")
     others = {name for name, component in bundle.manifest.components.items() if component.parts} - {"unet"}
-    assert others == {"vae_decoder"}, "whose slices are test_slices_maker's"
+    assert others == {"vae_decoder"}, "its slices are tested in test_slices.py"
 
 
-def test_records_are_true_of_the_files(bundle: Bundle, unet: Component) -> None:
+def test_records_match_the_files(bundle: Bundle, unet: Component) -> None:
     for part in unet.parts.values():
         for record in part.graphs.values():
             path = bundle.path(record.file)
@@ -283,10 +283,10 @@ def test_records_are_true_of_the_files(bundle: Bundle, unet: Component) -> None:
             assert (record.opset, record.nodes) == (OPSET, len(model.graph.node))
             assert len({node.name for node in model.graph.node}) == record.nodes
             for values, specs in ((model.graph.input, part.inputs), (model.graph.output, part.outputs)):
-                assert [_described(value) for value in values] == [(spec.name, spec.shape) for spec in specs]
+                assert [_describe(value) for value in values] == [(spec.name, spec.shape) for spec in specs]
 
 
-def _described(value: onnx.ValueInfoProto) -> tuple[str, tuple[int | str, ...]]:
+def _describe(value: onnx.ValueInfoProto) -> tuple[str, tuple[int | str, ...]]:
     tensor = value.type.tensor_type
     assert tensor.elem_type == onnx.TensorProto.FLOAT
     return value.name, tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
@@ -304,7 +304,7 @@ def test_weights_stay_in_the_components_file(bundle: Bundle, unet: Component) ->
             assert bundle.path(record.file).stat().st_size < 1024 * record.nodes
 
 
-def test_figures_are_of_all_sizes_and_within_their_bounds(unet: Component) -> None:
+def test_results_cover_all_shapes_and_meet_their_bounds(unet: Component) -> None:
     for name, part in unet.parts.items():
         for precision, record in part.graphs.items():
             shapes = [figure.shapes for figure in record.gate]
@@ -313,14 +313,14 @@ def test_figures_are_of_all_sizes_and_within_their_bounds(unet: Component) -> No
                 assert (figure.output, figure.measure) == ("noise_pred", "relative")
                 assert 0 <= figure.figure <= figure.bound == split._BOUND
             if name == "shallow":
-                # Not a bit: the loop's own nodes on the loop's own values.
+                # Exact: the same nodes as the loop's on the same values.
                 assert {figure.figure for figure in record.gate} == {0.0}
 
 
 # The gate
 
 
-def make(model: ir.Model, weights: Path, folder: Path, *, deep_cache: int | None = None) -> SplitWriter:
+def write_parts(model: ir.Model, weights: Path, folder: Path, *, deep_cache: int | None = None) -> SplitWriter:
     shutil.copy(weights, folder / "model.safetensors")
     file = "model.float32.onnx"
     ir.save(model, folder / file)
@@ -339,9 +339,9 @@ def make(model: ir.Model, weights: Path, folder: Path, *, deep_cache: int | None
     return writer
 
 
-def test_a_graph_is_divided_beside_itself(sd1: Exported, tmp_path: Path) -> None:
+def test_parts_are_written_beside_the_graph(sd1: Exported, tmp_path: Path) -> None:
     folder = sd1.bundle / "unet"
-    writer = make(ir.load(folder / "model.onnx"), folder / "model.safetensors", tmp_path, deep_cache=3)
+    writer = write_parts(ir.load(folder / "model.onnx"), folder / "model.safetensors", tmp_path, deep_cache=3)
     assert set(writer.parts) == {"timestep", "prompt", "loop", "shallow"}
     for name, part in writer.parts.items():
         record = part.graphs["float32"]
@@ -351,7 +351,7 @@ def test_a_graph_is_divided_beside_itself(sd1: Exported, tmp_path: Path) -> None
 
 
 def other_weight(parts: Models) -> None:
-    """One matrix of keys in place of another of the same shape."""
+    """Swap two key projections of the same shape."""
     weights = parts["prompt"].graph.initializers
     one, two = (
         weights[f"up_blocks.{block}.attn2.to_k.weight"]
@@ -361,7 +361,7 @@ def other_weight(parts: Models) -> None:
 
 
 def swapped_names(parts: Models) -> None:
-    """Two values under each other's name."""
+    """Swap the names of two values."""
     one, two = (value for value in parts["timestep"].graph.outputs if str(value.name).startswith("mid_block"))
     one.name, two.name = two.name, one.name
 
@@ -372,7 +372,7 @@ def not_finite(parts: Models) -> None:
 
 
 def other_features(parts: Models) -> None:
-    """The part for an earlier step's features takes the skip in their place."""
+    """Make `shallow` read the skip in place of the deep features."""
     graph = parts["shallow"].graph
     features = next(value for value in graph.inputs if value.name == "deep_features")
     (join,) = features.consumers()
@@ -380,7 +380,7 @@ def other_features(parts: Models) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "message"),
     [
         (other_weight, r"the float32 graph and its parts together: noise_pred is .* \(relative\) from its own"),
         (swapped_names, "the float32 graph and its parts together: noise_pred is"),
@@ -389,31 +389,31 @@ def other_features(parts: Models) -> None:
     ],
 )
 def test_a_defect_in_a_part_is_caught(
-    sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Models], None], words: str
+    sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Models], None], message: str
 ) -> None:
-    def spoilt(*arguments: object) -> Models:
+    def split_and_spoil(*arguments: object) -> Models:
         parts = split_denoiser(*arguments)  # type: ignore[arg-type]
         spoil(parts)
         return parts
 
-    monkeypatch.setattr(split, "split_denoiser", spoilt)
+    monkeypatch.setattr(split, "split_denoiser", split_and_spoil)
     folder = sd1.bundle / "unet"
-    with pytest.raises(GateError, match=words) as miss:
-        make(ir.load(folder / "model.onnx"), folder / "model.safetensors", tmp_path, deep_cache=0)
+    with pytest.raises(GateError, match=message) as miss:
+        write_parts(ir.load(folder / "model.onnx"), folder / "model.safetensors", tmp_path, deep_cache=0)
     assert "for inputs of shape {'sample': (2, 4, 5, 6)" in str(miss.value)
-    assert "--no-parts leaves the parts out" in str(miss.value)
+    assert "`parts=False`" in str(miss.value)
 
 
-def test_a_denoiser_that_cannot_be_divided_says_what_leaves_the_parts_out(sd1: Exported, tmp_path: Path) -> None:
+def test_a_denoiser_that_cannot_be_split(sd1: Exported, tmp_path: Path) -> None:
     folder = sd1.bundle / "unet"
     model = ir.load(folder / "model.onnx")
     for place, node in enumerate(model.graph):
         node.name = f"/{place}"
-    with pytest.raises(ExportError, match=r"cannot be divided: .* no module's weight made it.*; --no-parts leaves"):
-        make(model, folder / "model.safetensors", tmp_path)
+    with pytest.raises(ExportError, match=r"cannot be split: .*`parts=False`"):
+        write_parts(model, folder / "model.safetensors", tmp_path)
 
 
-def test_a_branch_that_there_is_not_is_refused(sd1: Exported, tmp_path: Path) -> None:
+def test_an_unknown_branch_is_not_written(sd1: Exported, tmp_path: Path) -> None:
     folder = sd1.bundle / "unet"
     with pytest.raises(RequestError, match="branch 6"):
-        make(ir.load(folder / "model.onnx"), folder / "model.safetensors", tmp_path, deep_cache=6)
+        write_parts(ir.load(folder / "model.onnx"), folder / "model.safetensors", tmp_path, deep_cache=6)

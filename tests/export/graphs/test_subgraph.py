@@ -1,4 +1,4 @@
-"""Cutting small graphs: what leaves, what is made again, what cannot be cut."""
+"""Extracting parts of small graphs: boundary values, repeated nodes, and graphs that cannot be split."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def loop(model: ir.Model) -> ir.Model:
     return extract_subgraph(model, keep_inputs=["x"], inputs={"sine": TIME, "keys": KEYS}, outputs={"y": "y"})
 
 
-def test_what_depends_on_an_input_alone_is_handed_over_where_it_is_finished() -> None:
-    assert names(boundary_values(whole(), "p")) == ["keys"], "a batch that is read from t is nothing of t's"
-    assert names(boundary_values(whole(), "t")) == ["sine"], "a new axis costs nothing and is made again"
+def test_boundary_values_are_the_last_that_depend_on_one_input() -> None:
+    assert names(boundary_values(whole(), "p")) == ["keys"], "reading the batch size from t is no dependence on t"
+    assert names(boundary_values(whole(), "t")) == ["sine"], "a new axis costs nothing and is repeated"
 
 
-def test_parts_together_make_what_the_whole_makes(tmp_path: Path) -> None:
+def test_parts_together_compute_what_the_whole_computes(tmp_path: Path) -> None:
     given = feeds()
     expected = run(whole(), tmp_path, given)["y"]
     time = extract_subgraph(whole(), keep_inputs=["t"], inputs={}, outputs={"sine": "time"})
@@ -77,7 +77,7 @@ def test_parts_together_make_what_the_whole_makes(tmp_path: Path) -> None:
     assert np.array_equal(run(loop(whole()), tmp_path, {"x": given["x"], **made})["y"], expected)
 
 
-def test_a_part_holds_what_it_needs_and_no_more() -> None:
+def test_a_part_has_the_nodes_that_its_outputs_need() -> None:
     model = whole()
     keys, rest = prompt(model), loop(model)
     assert names(keys.graph.inputs) == ["p"]
@@ -89,14 +89,14 @@ def test_a_part_holds_what_it_needs_and_no_more() -> None:
     assert rest.graph.initializers["w"].const_value is keys.graph.initializers["w"].const_value
 
 
-def test_sizes_are_read_from_what_a_part_has() -> None:
+def test_sizes_are_read_from_the_inputs_of_a_part() -> None:
     for part, source in ((prompt(whole()), "p"), (loop(whole()), "x")):
         (read,) = [node for node in part.graph if node.op_type == "Shape"]
         assert names(read.inputs) == [source]
         assert (read.attributes["start"].as_int(), read.attributes["end"].as_int()) == (0, 1)
 
 
-def test_a_size_that_only_the_rest_has_stays_there() -> None:
+def test_a_value_that_needs_a_size_of_the_rest_is_not_a_boundary() -> None:
     extra = "  high = Shape<start = 1, end = 2>(x)\n  many = Expand(keys, high)\n"
     assert names(boundary_values(whole(keys="many", extra=extra), "p")) == ["keys"]
 
@@ -108,7 +108,7 @@ def test_only_float_values_are_boundary_values() -> None:
     assert names(boundary_values(whole(keys="length", extra=extra), "p")) == ["length"]
 
 
-def test_half_crosses_as_float32_and_loses_nothing() -> None:
+def test_a_half_boundary_value_is_float32_and_exact() -> None:
     extra = "  half = Cast<to = 10>(keys)\n  third = Mul(half, half)\n  single = Cast<to = 1>(third)\n"
     model = whole(keys="single", extra=extra)
     (value,) = boundary_values(model, "p")
@@ -122,18 +122,18 @@ def test_half_crosses_as_float32_and_loses_nothing() -> None:
 
 
 def by_definition(model: ir.Model, given: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """A model's only output, by a reference that computes each node as its operator is defined."""
+    """Return a model's only output from ONNX's reference, which computes each node as its operator is defined."""
     (found,) = ReferenceEvaluator(ir.to_proto(model)).run([str(model.graph.outputs[0].name)], given)
     return np.asarray(found, np.float32)
 
 
-def test_what_a_part_turns_out_not_to_need_is_no_input() -> None:
+def test_unused_inputs_are_dropped() -> None:
     unused = {"sine": TIME, "sum": TensorSpec("sum_of_all", "float32", ("B", "L", 4)), "keys": KEYS}
     part = extract_subgraph(whole(), keep_inputs=["x"], inputs=unused, outputs={"y": "y"})
     assert names(part.graph.inputs) == ["x", "time", "sum_of_all"], "the batch is read from x"
 
 
-def test_the_whole_stays_as_it_was() -> None:
+def test_the_whole_is_not_modified() -> None:
     model = whole()
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     boundary_values(model, "p")
@@ -141,13 +141,13 @@ def test_the_whole_stays_as_it_was() -> None:
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
-def test_a_loop_that_needs_the_input_itself_is_refused() -> None:
-    with pytest.raises(ExportError, match="block/late needs t itself"):
+def test_an_input_that_the_rest_reads_is_rejected() -> None:
+    with pytest.raises(ExportError, match="block/late reads the input t"):
         boundary_values(whole(late="t"), "t")
-    with pytest.raises(ExportError, match="block/column needs t itself"):
+    with pytest.raises(ExportError, match="block/column reads the input t"):
         boundary_values(whole(late="column"), "t")
 
 
-def test_outputs_that_need_more_than_there_is_are_refused() -> None:
-    with pytest.raises(ExportError, match="y cannot be made without t"):
+def test_an_output_that_depends_on_another_input_is_rejected() -> None:
+    with pytest.raises(ExportError, match="y depends on t"):
         extract_subgraph(whole(), keep_inputs=["x"], inputs={"keys": KEYS}, outputs={"y": "y"})

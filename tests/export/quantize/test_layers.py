@@ -1,4 +1,4 @@
-"""The arithmetic of int8, and how ranges, errors and choices are made of it."""
+"""The arithmetic of an int8 layer, its calibration and its simulation."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ def test_a_weight_is_within_half_a_step_for_each_output_channel(method: LayerMet
     assert ((integers * scale - weight).abs() <= scale * (0.5 + 1e-5)).all()
 
 
-def test_a_channel_of_zeros_stays_that() -> None:
+def test_a_channel_of_zeros() -> None:
     integers, scale = quantize_weight(convolution(torch.zeros(2, 3, 1, 1), torch.zeros(2)), "static", Range(0, 1))
     assert not integers.any()
     assert scale.flatten().tolist() == [1.0, 1.0]
 
 
-def test_a_bias_fits_into_an_int32_of_its_channels_scale() -> None:
-    """Weights that are nearly nothing beside an ordinary bias, as half stores them at its smallest."""
+def test_a_bias_fits_into_an_int32_of_its_scale() -> None:
+    """Weights as small as half can store, with an ordinary bias."""
     weight, bias = torch.full((2, 3, 1, 1), 6e-8), torch.tensor([1.5, 0.0])
-    taken = Range(0.0, 5.0)
-    integers, scale = quantize_weight(convolution(weight, bias), "static", taken)
-    assert (bias / (taken.scale * scale.flatten())).abs().max() <= 2**30 * 1.001
-    assert integers.flatten().tolist() == [1, 1, 1, 63, 63, 63], "of the channel without a bias as ever"
+    input_range = Range(0.0, 5.0)
+    integers, scale = quantize_weight(convolution(weight, bias), "static", input_range)
+    assert (bias / (input_range.scale * scale.flatten())).abs().max() <= 2**30 * 1.001
+    assert integers.flatten().tolist() == [1, 1, 1, 63, 63, 63], "the channel without a bias is not affected"
     exact, _ = quantize_weight(convolution(weight, bias), "weights")
-    assert exact.abs().min() == 127, "floats are added to what is decompressed"
+    assert exact.abs().min() == 127, "with int8 weights only, the bias is added in float"
 
 
-def test_what_is_too_small_for_a_scale_becomes_nothing() -> None:
+def test_weights_too_small_for_a_scale_become_zero() -> None:
     integers, scale = quantize_weight(convolution(torch.full((1, 1, 1, 1), 1e-44), torch.zeros(1)), "static")
     assert scale.item() > 0
     assert not integers.any()
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_a_range_that_is_not_finite_is_refused(wrong: float) -> None:
+def test_a_range_must_be_finite(wrong: float) -> None:
     with pytest.raises(ExportError, match=f"from 0.0 to {wrong}, expected finite"):
         Range(0.0, wrong)
 
@@ -85,15 +85,15 @@ class Network(nn.Module):
         return self.fc(self.conv(x).flatten(2).transpose(1, 2))  # type: ignore[no-any-return]
 
 
-def ranges_of(network: nn.Module, *inputs: Tensor) -> dict[str, LayerRanges]:
+def measure(network: nn.Module, *inputs: Tensor) -> dict[str, LayerRanges]:
     with torch.inference_mode():
         return calibrate(find_layers(network), lambda: [network(x) for x in inputs])
 
 
-def test_ranges_hold_what_any_evaluation_met() -> None:
+def test_ranges_cover_every_evaluation() -> None:
     network = Network()
     inputs = [torch.rand(1, 2, 4, 4) * scale for scale in (1.0, 3.0)]
-    found = ranges_of(network, *inputs)
+    found = measure(network, *inputs)
     assert found["conv"].input.high == max(x.max().item() for x in inputs)
     assert found["conv"].input.low == 0.0
     # 16 places, 4 outputs of 2 · 9 products; 16 of 3 outputs of 4.
@@ -101,16 +101,16 @@ def test_ranges_hold_what_any_evaluation_met() -> None:
     assert not network.conv._forward_hooks
 
 
-def test_a_layer_that_is_never_reached_has_no_ranges() -> None:
+def test_an_unused_layer_has_no_ranges() -> None:
     network = Network()
     network.unused = nn.Linear(2, 2)
-    assert sorted(ranges_of(network, torch.rand(1, 2, 4, 4))) == ["conv", "fc"]
+    assert sorted(measure(network, torch.rand(1, 2, 4, 4))) == ["conv", "fc"]
 
 
-def test_what_a_quantised_layer_computes() -> None:
-    """Rounded input times rounded weight, and a convolution's output rounded as well; afterwards as before."""
+def test_a_simulated_layer() -> None:
+    """Rounds input and weight, and a convolution's output as well; and is unchanged afterwards."""
     network, x = Network(), torch.randn(2, 2, 4, 4)
-    ranges, layers = ranges_of(network, x), find_layers(network)
+    ranges, layers = measure(network, x), find_layers(network)
     with torch.inference_mode():
         before = network(x)
         integers, scale = quantize_weight(network.conv, "static", ranges["conv"].input)
@@ -122,7 +122,7 @@ def test_what_a_quantised_layer_computes() -> None:
         assert torch.equal(network(x), before)
 
 
-def test_weights_alone_leave_inputs_as_they_are() -> None:
+def test_int8_weights_alone_leave_inputs_exact() -> None:
     network, x = Network(), torch.randn(2, 2, 4, 4)
     integers, scale = quantize_weight(network.fc, "weights")
     with torch.inference_mode(), simulate_int8(find_layers(network), {}, {"fc": "weights"}):

@@ -1,4 +1,4 @@
-"""A quantised submodule, from torch to what both backends draw."""
+"""A quantised component, from torch to both backends; and the choice of its layers' methods."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ from tests.exported import Exported, Silent
 from tests.tiny import autoencoder, move_off_initial_values
 
 
-def made(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Component]:
+def export_decoder(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Component]:
     torch.manual_seed(0)
     model = autoencoder()
     move_off_initial_values(model)
     latents = np.random.default_rng(0).normal(size=(3, 4, 16, 16)).astype(np.float32)
-    known: dict[str, NDArray[Any]] = {"latents": latents, "denoised": latents}
+    gate_inputs: dict[str, NDArray[Any]] = {"latents": latents, "denoised": latents}
     decoder = VaeDecoder(model)
     slices = SliceWriter(inputs=decoder.inputs, folder=folder, prefix="vae_decoder/", phase=phases.append)
     component, _ = export_component(
-        decoder, folder, "vae_decoder/", "int8", known, phases.append, slices, QuantizationOptions()
+        decoder, folder, "vae_decoder/", "int8", gate_inputs, phases.append, slices, QuantizationOptions()
     )
     return decoder, component
 
@@ -61,7 +61,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Component
     """The decoder of a tiny autoencoder, exported in int8."""
     folder = tmp_path_factory.mktemp("int8") / "vae_decoder"
     phases: list[str] = []
-    _, component = made(folder, phases)
+    _, component = export_decoder(folder, phases)
     assert "calibrating, evaluation 3" in phases
     return folder, component
 
@@ -105,27 +105,27 @@ def test_both_backends_make_what_the_gate_allows(quantised: tuple[Path, Componen
 # Decoding in slices
 
 
-def test_each_slice_is_judged_by_itself(quantised: tuple[Path, Component]) -> None:
+def test_each_slice_is_compared_on_its_own(quantised: tuple[Path, Component]) -> None:
     folder, component = quantised
     assert {graph.file for part in component.parts.values() for graph in part.graphs.values()} == {
         f"vae_decoder/{name}.onnx" for name in component.parts
     }
     assert {file.stem for file in folder.glob("*.onnx")} == {"model", *component.parts}
     gates = {name: part.graphs["int8"].gate for name, part in component.parts.items()}
-    assert {name for name, gate in gates.items() if not gate} == {"attention", "neck"}, "which head's figure is of too"
+    assert {name for name, gate in gates.items() if not gate} == {"attention", "neck"}, "head's results cover these"
     for gate in filter(None, gates.values()):
         shapes = [figure.shapes["latents"] for figure in gate if figure.measure == "rms"]
         assert shapes == [(1, 4, 16, 16), (3, 4, 17, 15), (1, 4, 41, 32)]
         assert all(figure.figure <= figure.bound for figure in gate)
     last = [figure for figure in gates["stage.10"] if figure.output == "pixels" and figure.measure == "levels"]
-    assert [figure.bound for figure in last] == [1, 1, 1], "without rounding they are the whole's"
-    assert any(figure.figure for gate in gates.values() for figure in gate), "some integers are decided otherwise"
+    assert [figure.bound for figure in last] == [1, 1, 1], "without rounding they equal the whole"
+    assert any(figure.figure for gate in gates.values() for figure in gate), "some values are rounded to other integers"
 
 
-def test_slices_of_int8_are_the_whole_but_for_a_few_roundings(quantised: tuple[Path, Component]) -> None:
+def test_int8_slices_equal_the_whole_except_for_rounding(quantised: tuple[Path, Component]) -> None:
     folder, component = quantised
     latents = np.random.default_rng(2).standard_normal((1, 4, 33, 24), np.float32)
-    writer = slices_of(folder, component)
+    writer = open_slices(folder, component)
     whole = Graph(folder / "model.onnx").run({"latents": latents})["pixels"]
     found = writer.open().run({"latents": latents})["pixels"]
     # Random weights; 0.002 was seen. Beside torch the gate allows 0.05.
@@ -133,7 +133,7 @@ def test_slices_of_int8_are_the_whole_but_for_a_few_roundings(quantised: tuple[P
 
 
 def test_nothing_stands_between_integers_and_their_convolution(quantised: tuple[Path, Component]) -> None:
-    """Or ONNX Runtime would multiply floats."""
+    """Otherwise ONNX Runtime multiplies floats."""
     folder, component = quantised
     fused = 0
     for name in component.parts:
@@ -152,7 +152,7 @@ def test_nothing_stands_between_integers_and_their_convolution(quantised: tuple[
     assert fused > 10
 
 
-def slices_of(folder: Path, component: Component) -> SliceWriter:
+def open_slices(folder: Path, component: Component) -> SliceWriter:
     writer = SliceWriter(inputs=component.inputs, folder=folder, prefix="vae_decoder/", phase=lambda text: None)
     writer.parts.update(component.parts)
     return writer
@@ -167,28 +167,28 @@ def test_a_defect_in_a_slice_of_int8_is_caught(
 ) -> None:
     folder, component = quantised
 
-    def spoilt(model: ir.Model) -> dict[PartName, ir.Model]:
+    def slice_and_spoil(model: ir.Model) -> dict[PartName, ir.Model]:
         parts = slice_decoder(model)
         spoil(parts)
         return parts
 
     for file in ("model.onnx", "model.safetensors"):
         shutil.copy(folder / file, tmp_path)
-    monkeypatch.setattr("latentrt_export.graphs.slices.slice_decoder", spoilt)
+    monkeypatch.setattr("latentrt_export.graphs.slices.slice_decoder", slice_and_spoil)
     writer = SliceWriter(inputs=component.inputs, folder=tmp_path, prefix="vae_decoder/", phase=lambda text: None)
     runs = [Run({"latents": np.random.default_rng(0).standard_normal((1, 4, 9, 8), np.float32)}, {})]
     with pytest.raises(
         GateError,
-        match=r"the int8 graph (without its rounding )?and its slices: .* its own .*--no-parts leaves the slices out",
+        match=r"the int8 graph (without its rounding )?and its slices: .* its own .*`parts=False`",
     ):
         writer.write(ir.load(tmp_path / "model.onnx"), component.graphs["int8"], "int8", runs)
     left = {file.stem for file in tmp_path.glob("*.onnx")}
-    assert left == {"model", *component.parts}, "nothing that was only needed on the way"
+    assert left == {"model", *component.parts}, "temporary files are removed"
 
 
 @pytest.fixture(scope="module")
 def bundle(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A whole checkpoint in int8, calibrated in as few steps as can be; some two minutes."""
+    """A whole checkpoint in int8, calibrated in few steps; takes about two minutes."""
     folder = tmp_path_factory.mktemp("int8") / "bundle"
     quantizing = QuantizationOptions(prompts=("red circle",), steps=2)
     export_checkpoint(sd1.checkpoint, folder, precision="int8", quantizing=quantizing, deep_cache=0, progress=Silent())
@@ -196,7 +196,7 @@ def bundle(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.mark.slow
-def test_what_is_quantised_and_what_is_not(bundle: Bundle) -> None:
+def test_quantised_components(bundle: Bundle) -> None:
     graphs = {name: {*component.graphs} for name, component in bundle.manifest.components.items()}
     float32, quantised = {"float32"}, {"int8"}
     assert graphs == {
@@ -212,9 +212,8 @@ def test_what_is_quantised_and_what_is_not(bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
-def test_a_denoisers_parts_are_the_whole_to_the_bit(bundle: Bundle) -> None:
-    """As their graphs stand: folded, the last bit of some values is another, and what it decides is rounded to another
-    integer."""
+def test_a_denoisers_int8_parts_equal_the_whole(bundle: Bundle) -> None:
+    """Without optimisation; with it, the last bit of some values differs, and they are rounded to other integers."""
     parts = bundle.manifest.components["unet"].parts
     assert {*parts} == {"timestep", "prompt", "loop", "shallow"}
     assert {figure.figure for part in parts.values() for figure in part.graphs["int8"].gate} == {0.0}
@@ -222,7 +221,7 @@ def test_a_denoisers_parts_are_the_whole_to_the_bit(bundle: Bundle) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "openvino"])
-def test_pictures_of_int8_are_near_those_of_float(bundle: Bundle, sd1: Exported, device: Device) -> None:
+def test_int8_latents_are_close_to_those_of_float32(bundle: Bundle, sd1: Exported, device: Device) -> None:
     call: dict[str, Any] = {"seed": 7, "num_inference_steps": 3, "safety": "off", "output_type": "latent"}
     exact = Pipeline.load(sd1.bundle, device="cpu")("red circle", **call).images
     found = Pipeline.load(bundle.folder, device=device)("red circle", **call).images
@@ -231,73 +230,76 @@ def test_pictures_of_int8_are_near_those_of_float(bundle: Bundle, sd1: Exported,
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_bear_it_gets_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is quantised as if nothing hurt; the gate, which looks at the graph itself, does not let it pass."""
+def test_a_model_that_loses_too_much_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer is quantised, whatever its error, and the gate rejects the graph."""
     monkeypatch.setattr(plan, "rms_bound", lambda method: 1e9)
     monkeypatch.setattr("latentrt_export.gates.verify._RMS", {"static": 1e-6, "weights": 1e-6})
-    with pytest.raises(
-        GateError, match=r"the int8 graph's pixels is .* \(rms\).*--quantization weights or --precision"
-    ):
-        made(tmp_path / "vae_decoder", [])
+    with pytest.raises(GateError, match=r"the int8 graph: pixels is .* \(rms\).*`method='weights'` or `precision="):
+        export_decoder(tmp_path / "vae_decoder", [])
 
 
-# Choosing: errors of layers add up as squares, as those of a real network nearly do.
+# Choosing methods. Errors of layers add up as squares, as those of a real network nearly do.
 
 COSTS = {"cheap": 10, "hurts": 1000, "harmless": 1000, "middling": 1000}
 ERRORS = {"cheap": 0.05, "hurts": 0.2, "harmless": 0.01, "middling": 0.04}
 BY_WEIGHTS = {"cheap": 0.001, "hurts": 0.15, "harmless": 0.009, "middling": 0.001}
 
 
-def simulated(methods: Mapping[str, LayerMethod]) -> float:
+def simulate_error(methods: Mapping[str, LayerMethod]) -> float:
     by = {"static": ERRORS, "weights": BY_WEIGHTS, "float32": dict.fromkeys(ERRORS, 0.0)}
     return float(np.sqrt(sum(by[method][name] ** 2 for name, method in methods.items())))
 
 
-def chosen(bound: float, method: str = "static") -> dict[str, LayerMethod]:
+def choose(bound: float, method: str = "static") -> dict[str, LayerMethod]:
     notified: list[str] = []
     found = choose_methods(
         method,  # type: ignore[arg-type]
         COSTS,
-        layer_error=simulated,
-        total_error=simulated,
+        layer_error=simulate_error,
+        total_error=simulate_error,
         bound=bound,
         notify=notified.append,
     )
     assert notified
     assert {name: layer.error for name, layer in found.layers.items()} == pytest.approx(ERRORS)
     assert sum(layer.share for layer in found.layers.values()) == pytest.approx(1.0)
-    assert simulated(found.methods) <= bound
+    assert simulate_error(found.methods) <= bound
     return found.methods
 
 
-def test_what_costs_nothing_is_kept_and_the_rest_quantised() -> None:
-    assert chosen(bound=1.0) == {"cheap": "weights", "hurts": "static", "harmless": "static", "middling": "static"}
+def test_layers_with_few_multiplications_are_excluded() -> None:
+    assert choose(bound=1.0) == {"cheap": "weights", "hurts": "static", "harmless": "static", "middling": "static"}
 
 
-def test_what_hurts_most_is_kept_until_the_bound_is_met() -> None:
-    # Its weights alone are nearly as harmful, so they are kept too.
-    assert chosen(bound=0.1)["hurts"] == "float32"
-    assert chosen(bound=0.1)["middling"] == "static"
-    assert chosen(bound=0.02)["middling"] == "weights"
-    assert chosen(bound=0.02)["harmless"] == "static"
+def test_the_most_harmful_layers_are_excluded_until_the_bound_is_met() -> None:
+    # Its weights alone are nearly as harmful, so they stay float32 too.
+    assert choose(bound=0.1)["hurts"] == "float32"
+    assert choose(bound=0.1)["middling"] == "static"
+    assert choose(bound=0.02)["middling"] == "weights"
+    assert choose(bound=0.02)["harmless"] == "static"
 
 
-def test_a_bound_that_nothing_meets_keeps_everything() -> None:
+def test_a_bound_that_nothing_meets_excludes_every_layer() -> None:
     found = choose_methods(
-        "static", COSTS, layer_error=simulated, total_error=lambda methods: 1.0, bound=0.1, notify=lambda text: None
+        "static",
+        COSTS,
+        layer_error=simulate_error,
+        total_error=lambda methods: 1.0,
+        bound=0.1,
+        notify=lambda text: None,
     )
     assert "static" not in found.methods.values()
 
 
-def test_where_weights_alone_are_quantised_what_is_kept_is_float() -> None:
+def test_excluded_layers_of_the_weights_method_are_float32() -> None:
     found = choose_methods(
-        "weights", COSTS, layer_error=simulated, total_error=simulated, bound=0.1, notify=lambda text: None
+        "weights", COSTS, layer_error=simulate_error, total_error=simulate_error, bound=0.1, notify=lambda text: None
     )
     assert found.methods["hurts"] == "float32"
     assert set(found.methods.values()) == {"float32", "weights"}
 
 
-def test_calibrating_runs_are_guided_as_the_bundles_own() -> None:
+def test_calibration_has_the_bundles_guidance_scale() -> None:
     assert _default_quantizing("int8", 1.5) == QuantizationOptions(guidance_scale=1.5)
     assert _default_quantizing("float16", 1.5) is None
 

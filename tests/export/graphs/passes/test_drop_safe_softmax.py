@@ -26,7 +26,7 @@ def guarded(zero: str = "0.0", tested: str = "p", kept: str = "p") -> ir.Model:
     return small_graph(GUARDED.replace("ZERO", zero).replace("TESTED", tested).replace("KEPT", kept))
 
 
-def test_the_softmax_guard_goes(tmp_path: Path) -> None:
+def test_the_guard_is_dropped(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     expected = run(guarded(), tmp_path, {"x": x})["y"]
     model = guarded()

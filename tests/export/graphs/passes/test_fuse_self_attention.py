@@ -1,4 +1,4 @@
-"""Self-attention as one operator: what it rewrites means the same afterwards on both backends of a CPU."""
+"""Self-attention is fused to one operator, which gives the same values on both backends of a CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latentrt_export.graphs.passes.fuse_self_attention import DOMAIN, FuseSelfAttention
 from tests.export.small_graph import operators, run, small_graph
 
-# Two heads of four channels. KEYS is what keys and values are products with.
+# Two heads of four channels. Keys and values are projections of KEYS.
 ATTENTION = """
 g (float[B,N,8] x, float[B,M,8] text, float[8,8] wq, float[8,8] wk, float[8,8] wv) => (float[B,N,8] y)
   <float scale = {0.7}, int64[4] apart = {0, -1, 2, 4}, int64[3] together = {0, -1, 8}> {
@@ -63,7 +63,7 @@ def test_self_attention_becomes_one_operator(tmp_path: Path) -> None:
     np.testing.assert_allclose(compiled(given)["y"], expected, atol=1e-5)
 
 
-def test_cross_attention_is_left_alone_as_its_keys_leave_the_loop() -> None:
+def test_cross_attention_is_not_changed() -> None:
     model = attention(keys="text")
     before = operators(model)
     assert not FuseSelfAttention()(model).modified
@@ -71,7 +71,7 @@ def test_cross_attention_is_left_alone_as_its_keys_leave_the_loop() -> None:
     assert DOMAIN not in model.opset_imports
 
 
-def test_a_factor_that_is_no_constant_is_left_alone() -> None:
+def test_a_factor_that_is_not_constant_is_not_changed() -> None:
     model = attention(factor="other")
     before = operators(model)
     assert not FuseSelfAttention()(model).modified

@@ -8,8 +8,8 @@ from latentrt_export.graphs.passes.name_nodes import NameNodes
 from tests.export.small_graph import small_graph
 
 
-def scoped(*scopes: str | None) -> ir.Model:
-    """A chain of Relu, each from the module of this path; None for a node that a pass made."""
+def build_chain(*scopes: str | None) -> ir.Model:
+    """Build a chain of Relu, each from the module of this path; None for a node that a pass added."""
     values = " ".join(f"v{index + 1} = Relu(v{index})" for index in range(len(scopes)))
     model = small_graph(f"g (float[B] v0) => (float[B] v{len(scopes)}) {{ {values} }}")
     for node, scope in zip(model.graph, scopes, strict=True):
@@ -21,7 +21,7 @@ def scoped(*scopes: str | None) -> ir.Model:
 
 
 def test_nodes_are_named_after_their_module() -> None:
-    model = scoped("model.down.0", "model.down.0", None, "model.up", "", "model.down.0")
+    model = build_chain("model.down.0", "model.down.0", None, "model.up", "", "model.down.0")
     NameNodes()(model)
     names = [node.name for node in model.graph]
     assert names == ["down.0/Relu", "down.0/Relu_1", "down.0/Relu_2", "up/Relu", "/Relu", "down.0/Relu_3"]
@@ -29,19 +29,19 @@ def test_nodes_are_named_after_their_module() -> None:
 
 
 def test_a_module_reached_through_its_parents_dict_has_its_plain_name() -> None:
-    model = scoped("model.__dict__['_modules']['time_proj']", "__dict__['_modules']['time_proj'].act")
+    model = build_chain("model.__dict__['_modules']['time_proj']", "__dict__['_modules']['time_proj'].act")
     NameNodes()(model)
     assert [node.name for node in model.graph] == ["time_proj/Relu", "time_proj.act/Relu"]
 
 
-def test_torchs_word_for_nowhere_is_no_module() -> None:
-    model = scoped("model.up", "_empty_nn_module_stack_from_metadata_hook")
+def test_torchs_path_for_no_module_is_ignored() -> None:
+    model = build_chain("model.up", "_empty_nn_module_stack_from_metadata_hook")
     NameNodes()(model)
     assert [node.name for node in model.graph] == ["up/Relu", "up/Relu_1"]
 
 
-def test_what_the_tracer_knows_of_the_machine_goes() -> None:
-    model = scoped("model.up", None)
+def test_metadata_of_the_machine_is_removed() -> None:
+    model = build_chain("model.up", None)
     model.metadata_props["source"] = model.graph.metadata_props["source"] = "/home/someone"
     NameNodes()(model)
     assert b"/home" not in ir.to_proto(model).SerializeToString()

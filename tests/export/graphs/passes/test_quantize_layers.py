@@ -1,4 +1,4 @@
-"""The rewrite to int8: what a graph computes afterwards, on ONNX Runtime and on OpenVINO, beside integers in numpy."""
+"""Quantised layers on ONNX Runtime and on OpenVINO, beside integer arithmetic in numpy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.export.small_graph import operators, run, small_graph
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int8]
 
-# Dots, as in a layer's name, are nothing that ONNX's text form can say.
+# ONNX's text form has no dots in names, which layers have.
 CONV = """
 g (float[B,32,H,W] x, float[8,32,1,1] layer_weight, float[8] layer_bias) => (float[B,8,H,W] y) {
   c = Conv<kernel_shape = [1,1]>(x, layer_weight, layer_bias)
@@ -79,7 +79,7 @@ def compile_model(model: ir.Model, folder: Path, shape: tuple[int, ...]) -> Any:
 
 
 def compile_file(path: Path, source: str, shape: tuple[int, ...]) -> Any:
-    """A graph as the runtime has OpenVINO compile it, for an input of a shape."""
+    """Compile a graph for an input shape with OpenVINO, as the runtime does."""
     core = openvino.Core()
     graph = core.read_model(path)
     graph.reshape({source: list(shape)})
@@ -92,14 +92,14 @@ BACKENDS = pytest.mark.parametrize("backend", [on_onnxruntime, on_openvino])
 
 
 def expected(x: Floats, integers: Ints, bias: Floats, axis: int) -> NDArray[np.float64]:
-    """Σ x · w in whole numbers, then scaled; `axis` is that of channels."""
+    """Return Σ x · w in integers, then scaled; `axis` is that of channels."""
     sums = np.tensordot(np.rint(x).astype(np.int64), integers.astype(np.int64), axes=([axis], [1]))
     wanted: NDArray[np.float64] = np.moveaxis(sums.astype(np.float64) * 2.0 + bias.astype(np.float64), -1, axis)
     return wanted
 
 
 def worst_weights() -> Ints:
-    """Every sum of two products is as large as it gets, in both directions, and one row of all kinds."""
+    """Return weights with the largest sums of two products, of both signs, and random ones."""
     integers = np.full((8, 32), weight_limit("static"), np.int8)
     integers[1] *= -1
     integers[2:] = np.random.default_rng(0).integers(-63, 64, (6, 32))
@@ -108,7 +108,7 @@ def worst_weights() -> Ints:
 
 @BACKENDS
 def test_the_largest_products_do_not_overflow_in_a_linear_layer(backend: Backend, tmp_path: Path) -> None:
-    """CPUs without VNNI add two products in 16 bits; 2 · 255 · 63 fits, 2 · 255 · 127 is cut off there."""
+    """CPUs without VNNI add two products in 16 bits; 2 · 255 · 63 fits, 2 · 255 · 127 saturates."""
     assert 2 * 255 * weight_limit("static") <= np.iinfo(np.int16).max
     x, bias = np.full((2, 5, 32), 255, np.float32), np.arange(8, dtype=np.float32)
     model = layer(MATMUL, worst_weights(), bias, "static")
@@ -128,7 +128,7 @@ def test_the_largest_products_do_not_overflow_in_a_convolution(backend: Backend,
 
 @BACKENDS
 @pytest.mark.parametrize(("text", "axis", "shape"), [(MATMUL, 2, (2, 5, 32)), (CONV, 1, (2, 32, 4, 5))])
-def test_weights_alone_leave_activations_as_they_are(
+def test_int8_weights_alone_leave_activations_exact(
     backend: Backend, tmp_path: Path, text: str, axis: int, shape: tuple[int, ...]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def test_weights_alone_leave_activations_as_they_are(
     ("text", "integer", "floating"), [(MATMUL, "MatMulIntegerToFloat", "MatMul"), (CONV, "QLinearConv", "Conv")]
 )
 def test_onnxruntime_multiplies_integers(tmp_path: Path, text: str, integer: str, floating: str) -> None:
-    """Its operators for that, which it finds only where the graph stands as it looks for it."""
+    """It has operators for that, and fuses them only from the patterns it knows."""
     model = layer(text, worst_weights(), np.zeros(8, np.float32), "static")
     ir.save(model, tmp_path / "model.onnx")
     options = onnxruntime.SessionOptions()
@@ -168,14 +168,14 @@ def test_openvino_multiplies_integers(tmp_path: Path, text: str, shape: tuple[in
     assert found["runtimePrecision"].value in ("u8", "i8")
 
 
-def test_a_layer_of_floats_is_left_alone() -> None:
+def test_a_layer_without_a_stored_weight_is_not_changed() -> None:
     model = small_graph(MATMUL, weights={"layer_weight": np.ones((8, 32), np.float32)})
     before = operators(model)
     assert not QuantizeLayers({"layer": "static"}, lambda name: pytest.fail(name))(model).modified
     assert operators(model) == before
 
 
-def test_what_two_layers_read_is_rounded_once(tmp_path: Path) -> None:
+def test_a_value_that_two_layers_read_is_rounded_once(tmp_path: Path) -> None:
     text = """
     g (float[B,32] x, float[8,32] a_weight, float[8,32] b_weight) => (float[B,8] y) {
       s = Sigmoid(x)
