@@ -29,11 +29,11 @@ __all__ = ["OPSET", "hide_weights", "trace"]
 OPSET = 21
 
 
-def trace(submodule: Submodule, feeds: Mapping[str, NDArray[Any]]) -> ir.Model:
+def trace(module: Submodule, feeds: Mapping[str, NDArray[Any]]) -> ir.Model:
     """Trace a component into a float32 graph and optimise it.
 
     Args:
-        submodule: in float32, in evaluation mode.
+        module: in float32, in evaluation mode.
         feeds: one set of inputs, with sizes that differ from one another, so that no two axes are confused.
 
     Returns:
@@ -44,23 +44,23 @@ def trace(submodule: Submodule, feeds: Mapping[str, NDArray[Any]]) -> ir.Model:
     """
     with _quiet():
         program = torch.onnx.export(
-            submodule,
-            tuple(torch.from_numpy(feeds[spec.name]) for spec in submodule.inputs),
+            module,
+            tuple(torch.from_numpy(feeds[spec.name]) for spec in module.inputs),
             dynamo=True,
             optimize=False,
             opset_version=OPSET,
-            input_names=[spec.name for spec in submodule.inputs],
-            output_names=[spec.name for spec in submodule.outputs],
-            dynamic_shapes=tuple(_free_axes(spec) for spec in submodule.inputs),
+            input_names=[spec.name for spec in module.inputs],
+            output_names=[spec.name for spec in module.outputs],
+            dynamic_shapes=tuple(_free_axes(spec) for spec in module.inputs),
             verbose=False,
         )
     if program is None:
         raise ExportError("torch.onnx.export returned no graph")
     model = program.model
-    _name_weights(model, submodule)
-    _optimize(model, set(submodule.weights()))
-    _declare(model.graph.inputs, submodule.inputs)
-    _declare(model.graph.outputs, submodule.outputs)
+    _name_weights(model, module)
+    _optimize(model, set(module.weights()))
+    _declare(model.graph.inputs, module.inputs)
+    _declare(model.graph.outputs, module.outputs)
     return model
 
 
@@ -96,11 +96,11 @@ def _optimize(model: ir.Model, weights: set[str]) -> None:
         raise ExportError(f"{len(lost)} weights are missing from the traced graph, the first is {min(lost)}")
 
 
-def _name_weights(model: ir.Model, submodule: Submodule) -> None:
-    for parameter, _ in submodule.named_parameters():
+def _name_weights(model: ir.Model, module: Submodule) -> None:
+    for parameter, _ in module.named_parameters():
         value = model.graph.initializers.pop(parameter, None)
         if value is not None:
-            value.name = submodule.canonical_name(parameter)
+            value.name = module.canonical_name(parameter)
             model.graph.initializers[value.name] = value
 
 

@@ -85,7 +85,7 @@ class LayerPlan:
 
 
 def plan_int8(
-    submodule: Submodule,
+    module: Submodule,
     options: QuantizationOptions,
     gate_inputs: Mapping[str, NDArray[Any]],
     runs: Iterable[Run],
@@ -94,7 +94,7 @@ def plan_int8(
     """Calibrate a component's layers and choose the method of each.
 
     Args:
-        submodule: loaded, in float32; unchanged afterwards.
+        module: loaded, in float32; unchanged afterwards.
         options: the method, and how to calibrate.
         gate_inputs: arrays produced by earlier components.
         runs: the inputs on which the graph will be compared, with torch's outputs. Torch's token matchings are forced
@@ -111,21 +111,21 @@ def plan_int8(
         nonlocal evaluations
         evaluations += 1
         notify(f"calibrating, evaluation {evaluations}")
-        return submodule.torch_outputs(feeds)
+        return module.torch_outputs(feeds)
 
     def run_network() -> None:
         if static:
-            produced.update(submodule.calibrate(evaluate, gate_inputs, options))
+            produced.update(module.calibrate(evaluate, gate_inputs, options))
         else:  # ranges are not needed, only which layers are evaluated and their multiplications
-            submodule.torch_outputs(runs[_SMALL_RUN].feeds)
+            module.torch_outputs(runs[_SMALL_RUN].feeds)
 
-    layers = find_layers(submodule)
+    layers = find_layers(module)
     ranges = calibrate(layers, run_network)
     layers = {name: layer for name, layer in layers.items() if name in ranges}
 
     def measure_error(methods: Methods, compared: Iterable[Run]) -> float:
         with simulate_int8(layers, ranges, methods):
-            return max(_measure_error(submodule, run) for run in compared)
+            return max(_measure_error(module, run) for run in compared)
 
     plan = choose_methods(
         options.method,
@@ -135,18 +135,18 @@ def plan_int8(
         bound=rms_bound(options.method),
         notify=notify,
     )
-    return _build_plan(submodule, options, layers, ranges, plan, evaluations), produced
+    return _build_plan(module, options, layers, ranges, plan, evaluations), produced
 
 
 def _build_plan(
-    submodule: Submodule,
+    module: Submodule,
     options: QuantizationOptions,
     layers: Mapping[str, Layer],
     ranges: Mapping[str, LayerRanges],
     plan: LayerPlan,
     evaluations: int,
 ) -> Int8Plan:
-    canonical = {name: submodule.canonical_name(f"{name}.weight").removesuffix(".weight") for name in layers}
+    canonical = {name: module.canonical_name(f"{name}.weight").removesuffix(".weight") for name in layers}
     tensors: dict[str, Tensor] = {}
     for name, method in plan.methods.items():
         if method != "float32":
@@ -161,9 +161,9 @@ def _build_plan(
     return Int8Plan(record, tensors)
 
 
-def _measure_error(submodule: Submodule, run: Run) -> float:
-    with submodule.told(run.forced):
-        found = submodule.torch_outputs(run.feeds)
+def _measure_error(module: Submodule, run: Run) -> float:
+    with module.told(run.forced):
+        found = module.torch_outputs(run.feeds)
     return max(difference(reference, found[output], "rms") for output, reference in run.outputs.items())
 
 

@@ -299,9 +299,6 @@ def test_a_folder_that_cannot_be_written_is_an_export_error(sd1_file: Path, tmp_
 # Conversion
 
 
-FAMILIES: dict[Family, str] = {"sd1": "stable-diffusion-1", "sd2": "stable-diffusion-2"}
-
-
 class Tiny:
     """A tiny 1.x checkpoint in both layouts."""
 
