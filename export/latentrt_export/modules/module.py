@@ -78,7 +78,7 @@ class Submodule(nn.Module):
         return None
 
     def choices(self) -> Arrays:
-        """What the last run decided that either way would have been right (`gates/token_merging.py`); graphs are told."""
+        """What the last run decided that either way would have been right (`gates.token_merging`); graphs are told."""
         return {}
 
     def told(self, choices: Arrays) -> AbstractContextManager[None]:

@@ -169,7 +169,7 @@ def _attending(model: Any) -> tuple[str, ...]:
 
 
 def decided(model: Any) -> dict[str, NDArray[np.int64]]:
-    """What each matching chose in the last run, by what decides it in a graph (`gates/token_merging.py`)."""
+    """What each matching chose in the last run, by what decides it in a graph (`gates.token_merging`)."""
     return {
         f"{name}/{decision}": array.numpy()
         for name, module in model.named_modules()

@@ -188,20 +188,20 @@ def test_a_classifiers_own_folder(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preprocessor", "words"),
+    ("preprocessor", "message"),
     [
         ({"resample": 2}, r"preprocessor_config\.json: .*resample 2, expected 3"),
         ({"size": 336, "crop_size": 336}, r"crops to \(336, 336\), expected \(224, 224\)"),
     ],
 )
 def test_preprocessing_is_checked_before_anything_is_exported(
-    folder: Path, tmp_path: Path, preprocessor: dict[str, int], words: str
+    folder: Path, tmp_path: Path, preprocessor: dict[str, int], message: str
 ) -> None:
     place = tmp_path / "classifier"
     write_json(place / "config.json", {"vision_config": {}})
     write_json(place / "preprocessor_config.json", preprocessor)
     write_weights(place / "model.safetensors")
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=message):
         open_skeleton(folder, safety_checker=place)
 
 

@@ -39,13 +39,13 @@ def run_torch(x: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
 
 def test_a_forced_graph_gives_torchs_outputs(model: ir.Model, path: Path) -> None:
     x = noise(2, 8, 9, 11).numpy()
-    expected, choices = run_torch(x)
+    expected, forced = run_torch(x)
     graph, names = open_forced(model, path)
     assert names == (CELL, ORDER)
-    outputs = graph.run({"x": x, **choices})
+    outputs = graph.run({"x": x, **forced})
     for name, array in expected.items():
         np.testing.assert_allclose(outputs[name], array, atol=1e-6)  # means of a few float32
-    (figure,) = check_matchings("unet", "float32", outputs, choices, {"x": x.shape})
+    (figure,) = check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
     assert (figure.output, figure.measure) == ("token_matching", "absolute")
     assert figure.figure < 1e-5
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
@@ -55,8 +55,8 @@ def test_a_forced_graph_gives_torchs_outputs(model: ir.Model, path: Path) -> Non
 def test_equal_cosines_allow_either_decision(model: ir.Model, path: Path) -> None:
     """Of equal tokens torch chooses the first, and a graph that chooses another is not worse."""
     x = np.ones((1, 8, 8, 8), np.float32)
-    expected, choices = run_torch(x)
-    other = {**choices, CELL: (choices[CELL] + 1) % 16}
+    expected, forced = run_torch(x)
+    other = {**forced, CELL: (forced[CELL] + 1) % 16}
     outputs = open_forced(model, path)[0].run({"x": x, **other})
     (figure,) = check_matchings("unet", "float32", outputs, other, {})
     assert figure.figure < 1e-6
@@ -65,16 +65,16 @@ def test_equal_cosines_allow_either_decision(model: ir.Model, path: Path) -> Non
 
 def test_a_forced_graph_follows_the_decisions(model: ir.Model, path: Path) -> None:
     x = noise(1, 8, 8, 8).numpy()
-    expected, choices = run_torch(x)
-    outputs = open_forced(model, path)[0].run({"x": x, **choices, CELL: (choices[CELL] + 1) % 16})
+    expected, forced = run_torch(x)
+    outputs = open_forced(model, path)[0].run({"x": x, **forced, CELL: (forced[CELL] + 1) % 16})
     assert np.abs(outputs["long"] - expected["long"]).max() > 0.1
 
 
 @pytest.mark.parametrize("wrong", [CELL, ORDER])
 def test_a_worse_decision_of_torch_is_rejected(model: ir.Model, path: Path, wrong: str) -> None:
     x = noise(1, 8, 8, 8).numpy()
-    _, choices = run_torch(x)
-    worse = dict(choices)
+    _, forced = run_torch(x)
+    worse = dict(forced)
     if wrong == CELL:
         worse[CELL] = (worse[CELL] + 1) % 16
     else:
@@ -87,32 +87,32 @@ def test_a_worse_decision_of_torch_is_rejected(model: ir.Model, path: Path, wron
 def test_a_worse_decision_of_the_graph_is_rejected(model: ir.Model, tmp_path: Path) -> None:
     """Although its forced outputs are right: on its own it would merge the least similar tokens first."""
     x = noise(1, 8, 8, 8).numpy()
-    _, choices = run_torch(x)
+    _, forced = run_torch(x)
     wrong = model.clone()
     (node,) = (node for node in wrong.graph if node.name == ORDER)
     node.attributes["largest"] = ir.AttrInt64("largest", 0)
     ir.save(wrong, tmp_path / "model.onnx")
-    outputs = open_forced(wrong, tmp_path / "model.onnx")[0].run({"x": x, **choices})
+    outputs = open_forced(wrong, tmp_path / "model.onnx")[0].run({"x": x, **forced})
     with pytest.raises(GateError, match=r"token_matching scores another decision higher than its own by \d\.\d+"):
-        check_matchings("unet", "float32", outputs, choices, {"x": x.shape})
+        check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
     own = f"{ORDER}/own"
-    outputs[own] = np.concatenate([choices[ORDER][:, :48], choices[ORDER][:, :47:-1]], axis=1)
+    outputs[own] = np.concatenate([forced[ORDER][:, :48], forced[ORDER][:, :47:-1]], axis=1)
     with pytest.raises(GateError, match="token_matching has other destinations than torch"):
-        check_matchings("unet", "float32", outputs, choices, {"x": x.shape})
+        check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
 
 
 def test_a_module_can_be_forced() -> None:
     module, x = Merged(), noise(1, 8, 8, 8).numpy()
     expected = module.torch_outputs({"x": x})
-    choices = module.choices()
-    other = {**choices, CELL: (choices[CELL] + 1) % 16}
+    forced = module.choices()
+    other = {**forced, CELL: (forced[CELL] + 1) % 16}
     with told(module, other):
         found = module.torch_outputs({"x": x})
     assert np.abs(found["long"] - expected["long"]).max() > 0.1
     np.testing.assert_array_equal(module.torch_outputs({"x": x})["long"], expected["long"])
-    with told(module, choices):
+    with told(module, forced):
         moved = module.torch_outputs({"x": x + 1e-3 * noise(1, 8, 8, 8, seed=1).numpy()})
-        np.testing.assert_array_equal(module.choices()[ORDER], choices[ORDER])
+        np.testing.assert_array_equal(module.choices()[ORDER], forced[ORDER])
     assert np.abs(moved["long"] - expected["long"]).max() < 0.02, "as the same tokens were merged"
 
 

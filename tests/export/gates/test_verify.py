@@ -78,13 +78,13 @@ def test_the_verdict_is_not_compared() -> None:
 def test_an_error_names_component_shape_difference_and_bound() -> None:
     with pytest.raises(GateError) as miss:
         check([1.0, 2.0], [1.0, 2.1])
-    words = str(miss.value)
+    message = str(miss.value)
     for part in ("unet", "float32", "y", "0.05 (relative)", "{'x': (2, 4)}", "the bound is 0.0001", "No bundle was"):
-        assert part in words
+        assert part in message
 
 
 @pytest.mark.parametrize(
-    ("expected", "found", "words"),
+    ("expected", "found", "message"),
     [
         ([1.0], [np.nan], "has values that are not finite"),
         ([1.0], [np.inf], "has values that are not finite"),
@@ -94,8 +94,8 @@ def test_an_error_names_component_shape_difference_and_bound() -> None:
         ([1.0], [], r"has the shape \(0,\), torch's \(1,\)"),
     ],
 )
-def test_values_that_are_not_finite_never_pass(expected: Any, found: Any, words: str) -> None:
-    with pytest.raises(GateError, match=words):
+def test_values_that_are_not_finite_never_pass(expected: Any, found: Any, message: str) -> None:
+    with pytest.raises(GateError, match=message):
         check(np.array(expected, np.float32), np.array(found, np.float32))
 
 
@@ -121,7 +121,7 @@ def test_float16_has_the_wider_bound(output: str, measure: str) -> None:
     assert 0 < in_float32[1] < in_half[1]
 
 
-# Defects, in the module that the graph is made of but that torch did not run with.
+# Defects of a module that appear after torch has run and before the graph is traced.
 
 
 class Normed(Small):

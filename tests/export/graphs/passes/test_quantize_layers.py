@@ -146,7 +146,7 @@ def test_int8_weights_alone_leave_activations_exact(
     ("text", "integer", "floating"), [(MATMUL, "MatMulIntegerToFloat", "MatMul"), (CONV, "QLinearConv", "Conv")]
 )
 def test_onnxruntime_multiplies_integers(tmp_path: Path, text: str, integer: str, floating: str) -> None:
-    """It has operators for that, and fuses them only from the patterns it knows."""
+    """It fuses such operators only from certain patterns."""
     model = layer(text, worst_weights(), np.zeros(8, np.float32), "static")
     ir.save(model, tmp_path / "model.onnx")
     options = onnxruntime.SessionOptions()
