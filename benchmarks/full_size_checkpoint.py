@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
-from latentrt_export.checkpoints.clip_vocabulary import merges, write_vocabulary
+from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
 
 CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/checkpoints/configs/stable-diffusion-1"
 
@@ -25,7 +25,7 @@ def make(folder: Path) -> None:
     """Write the checkpoint, one component at a time."""
     torch.manual_seed(0)
     shutil.copytree(CONFIGS, folder)
-    write_vocabulary(folder / "tokenizer", merges())
+    write_vocabulary(folder / "tokenizer", read_merges())
     text = json.loads((CONFIGS / "text_encoder/config.json").read_text())
     save(CLIPTextModel(CLIPTextConfig(**text)), folder / "text_encoder")
     save(AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / "vae")), folder / "vae")

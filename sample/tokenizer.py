@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from latentrt_export.checkpoints.clip_vocabulary import BEGIN, END, write_vocabulary
+from latentrt_export.checkpoints.tokenizer import BEGIN, END, write_vocabulary
 from sample.captions import WORDS
 
 __all__ = ["LENGTH", "write_tokenizer"]

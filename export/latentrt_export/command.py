@@ -104,7 +104,7 @@ def export(
 
     Every graph is compared with torch; if one misses its bound, the export stops and nothing is written.
     """
-    from latentrt_export.quantize.quantization_options import read_options
+    from latentrt_export.quantize.options import read_options
     from latentrt_export.report import Reporter, print_table
 
     started = time.monotonic()

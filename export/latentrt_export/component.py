@@ -25,18 +25,23 @@ from latentrt.bundle.tensors import sized
 from latentrt.errors import CheckpointError
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates import verify
-from latentrt_export.gates.merging_gate import judge_choices, open_told
+from latentrt_export.gates.token_merging import check_matchings, open_forced
+from latentrt_export.gates.verify import Run
 from latentrt_export.graphs.onnxruntime_cpu import require
-from latentrt_export.graphs.parts import MakesParts, Run
-from latentrt_export.graphs.passes.one_attention import FuseSelfAttention
-from latentrt_export.graphs.passes.quantize import QuantizeLayers
-from latentrt_export.graphs.precision import compute_in_float32, compute_in_half, nodes_in_float32
+from latentrt_export.graphs.part_writer import PartWriter
+from latentrt_export.graphs.passes.fuse_self_attention import FuseSelfAttention
+from latentrt_export.graphs.passes.quantize_layers import QuantizeLayers
+from latentrt_export.graphs.precision import (
+    compute_in_float32,
+    compute_in_half,
+    measure_ranges,
+    select_float32_nodes,
+)
 from latentrt_export.graphs.trace import OPSET, trace
 from latentrt_export.graphs.weights import StoredWeights, store
 from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
-from latentrt_export.quantize.int8 import Plan, plan_int8
-from latentrt_export.quantize.quantization_options import Quantizing
-from latentrt_export.quantize.ranges import measure_ranges
+from latentrt_export.quantize.options import QuantizationOptions
+from latentrt_export.quantize.plan import Int8Plan, plan_int8
 
 __all__ = ["export_component"]
 
@@ -52,8 +57,8 @@ def export_component(
     arrays: Mapping[str, NDArray[Any]],
     space: LatentSpace,
     notify: Callable[[str], None],
-    parts: MakesParts | None = None,
-    quantization: Quantizing | None = None,
+    parts: PartWriter | None = None,
+    quantization: QuantizationOptions | None = None,
 ) -> tuple[Component, Arrays]:
     """Trace a component, store its weights, write its graphs and compare them with torch.
 
@@ -95,7 +100,7 @@ def export_component(
     int8 = None
     if precision == "int8" and module.is_quantized:
         calibration = _collect_calibration(plan.name, inputs, arrays)
-        int8, denoised = plan_int8(module, quantization or Quantizing(), calibration, exact, notify)
+        int8, denoised = plan_int8(module, quantization or QuantizationOptions(), calibration, exact, notify)
         produced |= denoised
     stored_as: Precision = "float16" if precision == "int8" and int8 is None else precision
     notify("tracing")
@@ -176,8 +181,8 @@ class _GraphMaker:
         folder: Path,
         precision: Precision,
         notify: Callable[[str], None],
-        parts: MakesParts | None,
-        int8: Plan | None,
+        parts: PartWriter | None,
+        int8: Int8Plan | None,
     ) -> None:
         self.module, self.name, self.model, self.folder, self.notify = module, name, model, folder, notify
         self.parts = parts
@@ -193,7 +198,7 @@ class _GraphMaker:
         self._release()
         return {"float32": self._finish(self.model, "model.onnx", "float32", runs)}
 
-    def int8(self, runs: Iterable[Run], plan: Plan) -> dict[Precision, GraphRecord]:
+    def int8(self, runs: Iterable[Run], plan: Int8Plan) -> dict[Precision, GraphRecord]:
         """Write the one graph of a quantised component, compared with the checkpoint's own weights."""
         self._release()
         FuseSelfAttention()(self.model)  # before the projections of queries, keys and values are quantised apart
@@ -223,7 +228,7 @@ class _GraphMaker:
         self.notify("measuring ranges")
         ranges = measure_ranges(companion, self.folder / "ranges.onnx", [run.feeds for run in rounded], self.weights)
         float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
-        must_stay = nodes_in_float32(self.model, ranges)
+        must_stay = select_float32_nodes(self.model, ranges)
         kept = compute_in_half(
             self.model,
             self.weights,
@@ -255,15 +260,15 @@ class _GraphMaker:
         """Save a graph, compare it with torch, and split it into parts."""
         self.notify(f"checking the {precision} graph")
         ir.save(model, self.folder / file)
-        graph, _ = open_told(model, self.folder / file)
+        graph, _ = open_forced(model, self.folder / file)
         method = quantization.method if quantization is not None else None
         results: list[GateResult] = []
         own: list[Run] = []
         for run in runs:
-            outputs = graph.run({**run.feeds, **run.choices})
+            outputs = graph.run({**run.feeds, **run.forced})
             shapes = {name: array.shape for name, array in run.feeds.items()}
-            results += judge_choices(self.name, precision, outputs, run.choices, shapes)
-            own.append(Run(run.feeds, {name: outputs[name] for name in run.outputs}, run.choices))
+            results += check_matchings(self.name, precision, outputs, run.forced, shapes)
+            own.append(Run(run.feeds, {name: outputs[name] for name in run.outputs}, run.forced))
             results += verify.compare(self.name, precision, run.feeds, run.outputs, own[-1].outputs, method)
         del graph  # before its parts are loaded
         record = GraphRecord(
@@ -275,7 +280,7 @@ class _GraphMaker:
             quantization=quantization,
         )
         if self.parts is not None:
-            self.parts.make(model, record, precision, own)
+            self.parts.write(model, record, precision, own)
         return record
 
 

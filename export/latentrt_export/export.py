@@ -9,12 +9,11 @@ from latentrt.bundle.manifest import Manifest, Precision
 from latentrt.bundle.staging import staged
 from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.checkpoints import single_file
-from latentrt_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from latentrt_export.checkpoints.documents import UNKNOWN
+from latentrt_export.checkpoints.checkpoint import UNKNOWN_LICENCE, Checkpoint, open_checkpoint
 from latentrt_export.families import PIPELINES, plan_export
 from latentrt_export.graphs.deep_cache import check_branch
 from latentrt_export.graphs.onnxruntime_cpu import require
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 from latentrt_export.token_merging_ratio import check_ratio
 from latentrt_export.worker import SplitOptions
 from latentrt_export.write import Progress, write_bundle
@@ -41,7 +40,7 @@ def export_checkpoint(
     parts: bool = True,
     deep_cache: int | None = None,
     token_merging: float | None = None,
-    quantization: Quantizing | None = None,
+    quantization: QuantizationOptions | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Export a checkpoint.
@@ -95,13 +94,13 @@ def export_checkpoint(
         plan = plan_export(opened)
         if deep_cache is not None:
             check_branch(deep_cache, plan.deep_cache_branches)
-        if opened.licence == UNKNOWN:
+        if opened.licence == UNKNOWN_LICENCE:
             progress.warn(
                 "no licence was found beside the checkpoint; the bundle will say 'unknown'. Clarify it before you "
                 "distribute the bundle"
             )
         if quantization is None and precision == "int8":
-            quantization = Quantizing(guidance_scale=default_guidance_scale)
+            quantization = QuantizationOptions(guidance_scale=default_guidance_scale)
         return write_bundle(
             opened,
             plan,
@@ -125,7 +124,7 @@ def _check_defaults(steps: int, guidance_scale: float) -> None:
 
 def _check_options(
     precision: Precision,
-    quantization: Quantizing | None,
+    quantization: QuantizationOptions | None,
     parts: bool,
     deep_cache: int | None,
     token_merging: float | None,

@@ -21,7 +21,7 @@ from latentrt.bundle.manifest import Component, LatentSpace, Precision
 from latentrt.errors import ExportError, LatentRTError, MissingExtraError, OutputError
 from latentrt.worker_process import Ending, Failed, WorkerProcess, peak_bytes, take_job
 from latentrt_export.families.plan import ComponentPlan
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["Done", "Job", "Message", "Phase", "SplitOptions", "run_worker"]
 
@@ -59,7 +59,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     latent_space: LatentSpace
     split: SplitOptions | None = None
     token_merging: float | None = None
-    quantization: Quantizing | None = None
+    quantization: QuantizationOptions | None = None
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
@@ -151,24 +151,30 @@ def _export(job: Job, notify: Callable[[str], None]) -> Component:
         arrays,
         job.latent_space,
         notify,
-        parts=_make_parts_maker(job, job.split, module, notify) if job.split is not None else None,
+        parts=_make_part_writer(job, job.split, module, notify) if job.split is not None else None,
         quantization=job.quantization,
     )
     np.savez(job.gate_inputs, **{**arrays, **produced})
     return msgspec.structs.replace(component, token_merging=merging)
 
 
-def _make_parts_maker(job: Job, split: SplitOptions, module: Any, notify: Callable[[str], None]) -> Any:
+def _make_part_writer(job: Job, split: SplitOptions, module: Any, notify: Callable[[str], None]) -> Any:
     """Return what splits a component's graphs; None if it is of a kind that is not split."""
-    from latentrt_export.graphs.parts import PartsMaker
-    from latentrt_export.graphs.slices_maker import SlicesMaker
+    from latentrt_export.graphs.slices import SliceWriter
+    from latentrt_export.graphs.split import SplitWriter
 
     folder, prefix, invariant = Path(job.folder), f"{job.component.name}/", module.loop_invariant_inputs
     if module.is_sliced:
-        return SlicesMaker(inputs=module.inputs, folder=folder, prefix=prefix, phase=notify)
+        return SliceWriter(inputs=module.inputs, outputs=module.outputs, folder=folder, prefix=prefix, notify=notify)
     if not invariant:
         return None
-    return PartsMaker(alone=invariant, deep_cache=split.deep_cache, folder=folder, prefix=prefix, phase=notify)
+    return SplitWriter(
+        loop_invariant_inputs=invariant,
+        deep_cache=split.deep_cache,
+        folder=folder,
+        prefix=prefix,
+        notify=notify,
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from latentrt.text.tokenizer import Tokenizer
 from latentrt_export.checkpoints.checkpoint import Checkpoint
 from latentrt_export.checkpoints.tokenizer import export_tokenizer
 from latentrt_export.families.plan import ExportPlan
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 from latentrt_export.worker import Done, Job, SplitOptions, run_worker
 
 __all__ = ["Progress", "write_bundle"]
@@ -62,7 +62,7 @@ def write_bundle(
     precision: Precision,
     split: SplitOptions | None,
     token_merging: float | None,
-    quantization: Quantizing | None,
+    quantization: QuantizationOptions | None,
     default_steps: int,
     default_guidance_scale: float,
     progress: Progress,
@@ -171,7 +171,7 @@ def _write_first_arrays(
     plan: ExportPlan,
     stage: Stage,
     tokenizers: Mapping[str, TokenizerRecord],
-    quantization: Quantizing | None,
+    quantization: QuantizationOptions | None,
 ) -> Path:
     """Write the arrays behind gate inputs that need no component: tokens, the training noise, limits of options.
 

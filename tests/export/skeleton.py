@@ -1,7 +1,4 @@
-"""Checkpoints that are all description: the files of a diffusers folder, with weights of one number each.
-
-Enough for everything that is decided before weights are loaded, and written in no time.
-"""
+"""Diffusers folders with real configurations and weights of four numbers each, for tests that load no weights."""
 
 from __future__ import annotations
 
@@ -12,6 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from latentrt_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from latentrt_export.families import PIPELINES
 from tests.tiny import PREPROCESSOR, SCHEDULERS, model_index
 
 STEMS = {
@@ -31,7 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def write_skeleton(folder: Path, *, safety: bool = True, variant: str | None = None) -> Path:
-    """Write a checkpoint that `open_checkpoint` takes; return the folder."""
+    """Write a checkpoint that `open_checkpoint` accepts; return its folder."""
     write_json(folder / "model_index.json", model_index("sd1", with_safety=safety))
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULERS["sd1"])
     suffix = f".{variant}" if variant else ""
@@ -41,18 +40,23 @@ def write_skeleton(folder: Path, *, safety: bool = True, variant: str | None = N
             write_weights(folder / part / f"{stem}{suffix}.safetensors")
     if safety:
         write_json(folder / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR)
-    (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nWeights of one number each.\n")
+    (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nWeights of four numbers each.\n")
     return folder
 
 
+def open_skeleton(folder: Path, **options: Any) -> Checkpoint:
+    """Open a checkpoint of a supported pipeline class."""
+    return open_checkpoint(folder, pipelines=PIPELINES, **options)
+
+
 def write_weights(path: Path, *names: str) -> Path:
-    """A whole safetensors file."""
+    """Write a complete safetensors file with these tensors."""
     save_file({name: np.zeros(4, np.float32) for name in names or ("weight",)}, path)
     return path
 
 
 def write_shards(folder: Path, stem: str, *, variant: str = "") -> list[Path]:
-    """Two shards and their index, named as diffusers and transformers name them; any single file is removed."""
+    """Write two shards and their index in place of a single file, named as diffusers and transformers name them."""
     suffix = f".{variant}" if variant else ""
     (folder / f"{stem}{suffix}.safetensors").unlink(missing_ok=True)
     shards = [f"{stem}{suffix}-0000{number}-of-00002.safetensors" for number in (1, 2)]

@@ -84,9 +84,9 @@ def test_how_the_denoiser_is_divided(
         (["--deep-cache", "0", "--no-parts"], "--deep-cache with --no-parts"),
         (
             ["--deep-cache", "12"],
-            "found the DeepCache branch 12, expected one of this denoiser's, 0 (the shallowest) to 11",
+            "got the DeepCache branch 12, expected one of this denoiser's: 0 (the shallowest) to 11",
         ),
-        (["--deep-cache", "-1"], "found the DeepCache branch -1"),
+        (["--deep-cache", "-1"], "got the DeepCache branch -1"),
         (["--deep-cache", "deep"], "'deep' is not a valid integer"),
     ],
 )

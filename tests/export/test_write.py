@@ -93,7 +93,7 @@ def test_another_safety_checker(tmp_path: Path, worker: FakeWorker) -> None:
 
 
 def test_a_wrong_safety_checker_costs_no_time(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
-    with pytest.raises(CheckpointError, match="is no safety checker"):
+    with pytest.raises(CheckpointError, match="is not a safety checker"):
         export(checkpoint, tmp_path / "bundle", safety_checker=tmp_path / "nowhere")
     assert worker.jobs == []
 

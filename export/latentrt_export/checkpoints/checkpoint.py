@@ -1,6 +1,6 @@
-"""Which model is this?
+"""Opens a diffusers folder: identifies its pipeline, and finds its weights and documents.
 
-A checkpoint's folder is understood, and refused if it must be, before anything heavy is loaded.
+No weights are loaded, so that an unsupported or incomplete checkpoint is rejected before the long work starts.
 """
 
 from __future__ import annotations
@@ -12,27 +12,53 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.documents import find_documents, stated_licence
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import check_crop, read_preprocessor_config
-from latentrt_export.checkpoints.weight_files import Weights, find_weights
+from latentrt_export.checkpoints.weights import Weights, find_weights
 
-__all__ = ["Checkpoint", "Layout", "PipelineClass", "open_checkpoint", "preview_factor"]
+__all__ = [
+    "UNKNOWN_LICENCE",
+    "Checkpoint",
+    "Layout",
+    "PipelineClass",
+    "SchedulerConfig",
+    "find_documents",
+    "find_licence",
+    "open_checkpoint",
+    "preview_factor",
+]
 
 Layout = Literal["diffusers", "single-file"]
-_CLIP_SIDE = 224  # what transformers takes where a vision_config does not say image_size
+UNKNOWN_LICENCE = "unknown"
+_CLIP_SIDE = 224  # transformers' default for `image_size` in a vision_config
+_LICENCE_FILE = re.compile(r"(?i)licen[cs]e(\.(txt|md))?")
+_MODEL_CARD = re.compile(r"(?i)(readme|model_card)\.md")
+_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
+_LICENCE_ENTRY = re.compile(r"(licen[cs]e|licen[cs]e_name):\s*['\"]?([^'\"#]+?)['\"]?\s*(#.*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineClass:
     """The folders of a diffusers pipeline that an export reads. A family declares one for each class it supports.
 
+    The safety checker is not declared: every class may have one, and `model_index.json` says whether it does.
+
     Attributes:
         components: folder → stem of its weight files: `model` if transformers wrote them, `diffusion_pytorch_model` if
             diffusers did.
+        schedulers: folders with a `scheduler_config.json`; the first one is the denoiser's.
     """
 
     components: Mapping[str, str]
+    schedulers: tuple[str, ...] = ("scheduler",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """A scheduler's class and its configuration without diffusers' own keys."""
+
+    class_name: str
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +66,17 @@ class Checkpoint:
     """A diffusers folder that can be exported.
 
     Attributes:
-        folder: where it lies.
-        name: what the manifest calls it.
-        layout: how the user gave it.
+        folder: of the checkpoint.
+        name: for the manifest.
+        layout: in which the user gave it.
         pipeline_class: the name of its class in diffusers.
-        weights: submodule folder → where it is loaded from; `safety_checker` is there only if there is a classifier,
-            `preview_decoder` only if one was given.
-        sources: the files whose digests the manifest records: name → file.
-        scheduler_class, scheduler_config: as read from disk.
-        licence: its name as the model card states it, `unknown` if nowhere.
-        documents: licence text and model card, as far as they are there: the name they get in the bundle → file.
+        weights: component → where it is loaded from; `safety_checker` only if there is a classifier, `preview_decoder`
+            only if one was given.
+        sources: name → file, for the files whose digests the manifest records.
+        scheduler_class, scheduler_config: of the denoiser's scheduler.
+        other_schedulers: the pipeline's further schedulers by folder.
+        licence: its name in the model card, or `unknown`.
+        documents: name in the bundle → file, for the licence text and the model card, if present.
     """
 
     folder: Path
@@ -60,6 +87,7 @@ class Checkpoint:
     sources: Mapping[str, Path]
     scheduler_class: str
     scheduler_config: Mapping[str, Any]
+    other_schedulers: Mapping[str, SchedulerConfig]
     licence: str
     documents: Mapping[str, Path]
 
@@ -74,22 +102,22 @@ def open_checkpoint(
     name: str | None = None,
     layout: Layout = "diffusers",
 ) -> Checkpoint:
-    """Read a diffusers folder's own description of itself and find its weights, without loading any.
+    """Read a diffusers folder's configurations and find its weights, without loading any.
 
     Args:
-        folder: as the hub or `save_pretrained` make it; symlinks are followed.
+        folder: as the hub or `save_pretrained` writes it; symlinks are followed.
         pipelines: the supported pipeline classes by name.
-        variant: which weight files to take where there are several; by default the plain ones, else `fp16`.
-        safety_checker: a classifier to take instead of the folder's own: its folder, or a checkpoint that has one.
-        preview_decoder: a tiny autoencoder's folder, for pictures at a fraction of the decoder's work.
-        name, layout: what the manifest says of the source; by default a folder of this name.
+        variant: of the weight files, where there are several; by default the plain ones, else `fp16`.
+        safety_checker: a classifier to use instead of the folder's own: its folder, or a checkpoint that has one.
+        preview_decoder: a tiny autoencoder's folder, for previews at a fraction of the decoder's cost.
+        name, layout: of the source, for the manifest; by default those of a folder.
 
     Raises:
-        CheckpointError: what is there is not a checkpoint that can be exported; the message says what was expected.
+        CheckpointError: the folder is not a supported checkpoint, or is incomplete or damaged.
     """
-    index = _model_index(folder, pipelines)
+    index = _read_model_index(folder, pipelines)
     pipeline = pipelines[index["_class_name"]]
-    scheduler = read_object(folder / "scheduler" / "scheduler_config.json")
+    schedulers = {part: _read_scheduler(folder, index, part) for part in pipeline.schedulers}
     documents = find_documents(folder)
     weights = {part: find_weights(folder, folder / part, stem, variant) for part, stem in pipeline.components.items()}
     if safety_checker is not None:
@@ -100,9 +128,8 @@ def open_checkpoint(
         own = read_object(folder / "vae" / "config.json")
         weights["preview_decoder"] = _find_preview_decoder(preview_decoder, own, variant)
     if variant and all(found.variant != variant for found in weights.values()):
-        raise CheckpointError(
-            f"{folder} has no weights of the variant {variant}; leave --variant out to take the plain ones"
-        )
+        raise CheckpointError(f"{folder} has no weights of the `variant` {variant}; omit it to use the plain ones")
+    scheduler, *_ = schedulers.values()
     return Checkpoint(
         folder=folder,
         name=name or _name_of(folder),
@@ -110,39 +137,48 @@ def open_checkpoint(
         pipeline_class=index["_class_name"],
         weights=weights,
         sources={f"{part}/{file.name}": file for part, found in weights.items() for file in found.files},
-        scheduler_class=str(scheduler.pop("_class_name", None) or _class_of(index, "scheduler")),
-        scheduler_config={key: value for key, value in scheduler.items() if key != "_diffusers_version"},
-        licence=stated_licence(documents),
+        scheduler_class=scheduler.class_name,
+        scheduler_config=scheduler.config,
+        other_schedulers={part: schedulers[part] for part in pipeline.schedulers[1:]},
+        licence=find_licence(documents),
         documents=documents,
     )
 
 
-def _model_index(folder: Path, pipelines: Mapping[str, PipelineClass]) -> dict[str, Any]:
+def _read_model_index(folder: Path, pipelines: Mapping[str, PipelineClass]) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder} is not a folder; expected a diffusers checkpoint (a folder) or a .safetensors file"
+            f"got {folder}, which is not a folder; expected a diffusers checkpoint (a folder) or a .safetensors file"
         )
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
-            f"{folder} has no model_index.json; expected a diffusers checkpoint as the hub or save_pretrained make it. "
-            "For a single-file checkpoint name the .safetensors file itself"
+            f"{folder} has no model_index.json; expected a diffusers checkpoint as the hub or save_pretrained writes "
+            "it. For a single-file checkpoint, pass the .safetensors file itself"
         )
     index = read_object(folder / "model_index.json")
     found = index.get("_class_name")
     if not isinstance(found, str) or found not in pipelines:
-        raise CheckpointError(f"{folder} holds a {found}; supported are: {', '.join(pipelines)}")
+        raise CheckpointError(f"{folder} has the pipeline class {found}, expected one of {', '.join(pipelines)}")
     return index
 
 
+def _read_scheduler(folder: Path, index: Mapping[str, Any], part: str) -> SchedulerConfig:
+    config = read_object(folder / part / "scheduler_config.json")
+    name = str(config.pop("_class_name", None) or _class_of(index, part))
+    return SchedulerConfig(
+        class_name=name, config={key: value for key, value in config.items() if key != "_diffusers_version"}
+    )
+
+
 def _class_of(index: Mapping[str, Any], component: str) -> str | None:
-    """The class that `model_index.json` names for a component: it holds [library, class], [null, null] for none."""
+    """Return a component's class in `model_index.json`, which has [library, class], or [null, null] for none."""
     match index.get(component):
         case [str(), str(name)]:
             return name
         case None | [None, *_]:
             return None
         case found:
-            raise CheckpointError(f"model_index.json says {component}: {found!r}, expected a library and a class")
+            raise CheckpointError(f"model_index.json has {component}: {found!r}, expected a library and a class")
 
 
 def _find_classifier(path: Path, variant: str | None) -> Weights:
@@ -150,7 +186,7 @@ def _find_classifier(path: Path, variant: str | None) -> Weights:
     folder, processor = (path / "safety_checker", path / "feature_extractor") if whole else (path, path)
     if not path.is_dir() or not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"{path} is no safety checker; expected its folder (config.json, model.safetensors, "
+            f"{path} is not a safety checker; expected its folder (config.json, model.safetensors, "
             "preprocessor_config.json), or a checkpoint that has one"
         )
     preprocessing = read_preprocessor_config(processor / "preprocessor_config.json")
@@ -161,34 +197,64 @@ def _find_classifier(path: Path, variant: str | None) -> Weights:
 
 
 def _find_preview_decoder(path: Path, autoencoder: Mapping[str, Any], variant: str | None) -> Weights:
-    """Its weights, once it is known that it decodes the latents of the checkpoint's own autoencoder."""
+    """Find a tiny autoencoder's weights, if it decodes the latents of the checkpoint's own autoencoder."""
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} is no tiny autoencoder; expected its folder, with config.json and safetensors")
+        raise CheckpointError(
+            f"{path} is not a tiny autoencoder; expected its folder, with config.json and safetensors"
+        )
     config = read_object(path / "config.json")
     if config.get("_class_name") != "AutoencoderTiny":
-        raise CheckpointError(f"{path} holds a {config.get('_class_name')}, expected an AutoencoderTiny")
+        raise CheckpointError(f"{path} has the class {config.get('_class_name')}, expected AutoencoderTiny")
     found = (config.get("latent_channels", 4), preview_factor(config))
     wanted = (autoencoder.get("latent_channels", 4), 2 ** (len(autoencoder.get("block_out_channels", (0,) * 4)) - 1))
     if found != wanted:
         raise CheckpointError(
-            f"{path} decodes latents of {found[0]} channels to {found[1]} times their size, and this checkpoint's have "
-            f"{wanted[0]} channels and {wanted[1]} times"
+            f"{path} decodes latents of {found[0]} channels to {found[1]} times their size, expected {wanted[0]} "
+            f"channels and {wanted[1]} times, as this checkpoint's autoencoder does"
         )
     return find_weights(path, path, "diffusion_pytorch_model", variant)
 
 
 def preview_factor(config: Mapping[str, Any]) -> int:
-    """How many pixels of a side a tiny autoencoder makes of a latent, by its configuration; the defaults are
-    diffusers'."""
+    """Return the pixels per latent and side that a tiny autoencoder decodes, from its configuration.
+
+    Missing keys have diffusers' defaults.
+    """
     scale: int = config.get("upsampling_scaling_factor", 2)
     blocks: int = len(config.get("decoder_block_out_channels", (64,) * 4)) - 1
     return int(scale**blocks)
 
 
 def _name_of(folder: Path) -> str:
-    """The folder's name; in a hub cache, where that is a commit, the repository's and the commit."""
+    """Return the folder's name; in a hub cache, where that is a commit, the repository's name and the commit."""
     resolved = folder.resolve()
     repository = re.fullmatch(r"models--(.+)", resolved.parent.parent.name)
     if resolved.parent.name == "snapshots" and repository:
         return f"{repository[1].replace('--', '/', 1)}@{resolved.name}"
     return resolved.name
+
+
+def find_documents(folder: Path) -> dict[str, Path]:
+    """Find the licence text and the model card of a checkpoint: name in a bundle → file."""
+    documents: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if _LICENCE_FILE.fullmatch(path.name) and path.is_file():
+            documents.setdefault("LICENSE", path)
+        elif _MODEL_CARD.fullmatch(path.name) and path.is_file():
+            documents.setdefault("MODEL_CARD.md", path)
+    return documents
+
+
+def find_licence(documents: Mapping[str, Path]) -> str:
+    """Return the licence's name from the model card's front matter, else `see LICENSE` or `unknown`."""
+    entries = _read_front_matter(documents["MODEL_CARD.md"]) if "MODEL_CARD.md" in documents else {}
+    licence = entries.get("license")
+    if licence == "other":  # the hub's name for a licence that is not on its list; license_name is the actual one
+        licence = entries.get("license_name", licence)
+    return licence or ("see LICENSE" if "LICENSE" in documents else UNKNOWN_LICENCE)
+
+
+def _read_front_matter(card: Path) -> dict[str, str]:
+    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
+    found = (_LICENCE_ENTRY.fullmatch(line) for line in front.group(1).splitlines()) if front else ()
+    return {entry.group(1).replace("licence", "license"): entry.group(2) for entry in found if entry}

@@ -1,4 +1,4 @@
-"""How is a JSON file of a checkpoint read? As an object, with the ways it can be bad told apart."""
+"""Reads JSON files of a checkpoint, with an error for each way in which one can be bad."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["read_object"]
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Read a JSON file that holds an object.
 
     Raises:
-        CheckpointError: the file is missing, cannot be read, is not JSON, or holds something else.
+        CheckpointError: the file is missing, cannot be read, is not JSON, or does not hold an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error.strerror}; the checkpoint is incomplete, get it again"
+            f"{path} cannot be read: {error.strerror}; the checkpoint is incomplete, download it again"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}; the checkpoint is damaged, get it again") from error
+        raise CheckpointError(f"{path} is not JSON: {error}; the checkpoint is damaged, download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object")
     return value

@@ -1,4 +1,4 @@
-"""What does a classifier's `preprocessor_config.json` ask for? Known before anything heavy is loaded."""
+"""Reads the `preprocessor_config.json` of a classifier, without loading anything heavy."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessorConfig:
-    """What `preprocessor_config.json` asks for, resolved.
+    """The preprocessing of an image for CLIP. A pixel p of 0 … 255 becomes (p · rescale_factor − mean) / std.
 
-    `resize` is the length in pixels of the shorter edge, or a fixed (height, width). `crop` is (height, width). A
-    pixel p of 0 … 255 becomes (p · rescale_factor − mean) / std, per channel.
+    Attributes:
+        resize: the length of the shorter edge, or a fixed (height, width), in pixels.
+        crop: (height, width) in pixels.
+        rescale_factor: of all channels.
+        mean, std: of each channel.
     """
 
     resize: int | tuple[int, int]
@@ -33,12 +36,12 @@ class PreprocessorConfig:
 
 
 def read_preprocessor_config(path: Path) -> PreprocessorConfig:
-    """Read a CLIP image processor's configuration, in the form transformers writes now or wrote before 4.25.
+    """Read a CLIP image processor's configuration, in the form that transformers writes now or wrote before 4.25.
 
-    Keys that are absent mean what `CLIPImageProcessor` means by them.
+    Missing keys have the defaults of `CLIPImageProcessor`.
 
     Raises:
-        CheckpointError: the file cannot be read, or asks for something that the graph does not do.
+        CheckpointError: the file cannot be read, or configures something that the graph does not do.
     """
     config = read_object(path)
     try:
@@ -48,27 +51,27 @@ def read_preprocessor_config(path: Path) -> PreprocessorConfig:
 
 
 def check_crop(preprocessing: PreprocessorConfig, side: int, folder: Path) -> None:
-    """Refuse a configuration that is not of a classifier that looks at pictures of `side` pixels a side.
+    """Check that a configuration crops to the size of its classifier's input, `side` pixels square.
 
     Raises:
         CheckpointError: it crops to another size.
     """
     if preprocessing.crop != (side, side):
         raise CheckpointError(
-            f"{folder} crops to {preprocessing.crop}, the classifier looks at {side} × {side}; the two are not of one "
-            "model"
+            f"{folder} crops to {preprocessing.crop}, expected {(side, side)}, the input of the classifier; the two "
+            "must belong together"
         )
 
 
 def _resolve(config: dict[str, Any]) -> PreprocessorConfig:
-    _refuse_the_unsupported(config)
+    _check_supported(config)
     resize = _resize(config.get("size", {"shortest_edge": 224}))
     crop = _edges("crop_size", config.get("crop_size", 224)) if config.get("do_center_crop", True) else resize
     if not isinstance(crop, tuple):
         raise CheckpointError("do_center_crop is false, expected true where size gives only the shorter edge")
     shortest = resize if isinstance(resize, tuple) else (resize, resize)
     if crop[0] > shortest[0] or crop[1] > shortest[1]:
-        raise CheckpointError(f"crop_size {crop} is larger than the resized picture {shortest}, expected at most that")
+        raise CheckpointError(f"crop_size {crop} is larger than the resized image {shortest}, expected at most that")
     normalize = config.get("do_normalize", True)
     return PreprocessorConfig(
         resize=resize,
@@ -79,16 +82,16 @@ def _resolve(config: dict[str, Any]) -> PreprocessorConfig:
     )
 
 
-def _refuse_the_unsupported(config: dict[str, Any]) -> None:
+def _check_supported(config: dict[str, Any]) -> None:
     processor = config.get("image_processor_type", config.get("feature_extractor_type", "CLIPImageProcessor"))
     if processor not in PROCESSORS:
-        raise CheckpointError(f"found image processor {processor}, expected one of {', '.join(sorted(PROCESSORS))}")
+        raise CheckpointError(f"got image processor {processor}, expected one of {', '.join(sorted(PROCESSORS))}")
     if not config.get("do_resize", True):
-        raise CheckpointError("do_resize is false, expected true: the classifier sees pictures of one size only")
+        raise CheckpointError("do_resize is false, expected true: the classifier has inputs of one size")
     if config.get("do_pad"):
         raise CheckpointError("do_pad is true, expected false: CLIP crops and does not pad")
     if config.get("resample", PILLOW_BICUBIC) != PILLOW_BICUBIC:
-        raise CheckpointError(f"found resample {config['resample']}, expected {PILLOW_BICUBIC} (bicubic)")
+        raise CheckpointError(f"got resample {config['resample']}, expected {PILLOW_BICUBIC} (bicubic)")
 
 
 def _resize(size: object) -> int | tuple[int, int]:
@@ -105,7 +108,7 @@ def _edges(key: str, size: object) -> tuple[int, int]:
     else:
         edges = size, size
     if not all(isinstance(edge, int) and edge > 0 for edge in edges):
-        raise CheckpointError(f"found {key} {size!r}, expected a number of pixels, or height and width")
+        raise CheckpointError(f"got {key} {size!r}, expected a number of pixels, or height and width")
     return edges
 
 
@@ -113,5 +116,5 @@ def _channels(key: str, values: Any) -> tuple[float, float, float]:
     try:
         red, green, blue = map(float, values)
     except (TypeError, ValueError):
-        raise CheckpointError(f"found {key} {values!r}, expected three numbers") from None
+        raise CheckpointError(f"got {key} {values!r}, expected three numbers") from None
     return red, green, blue

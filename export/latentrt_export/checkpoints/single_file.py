@@ -1,7 +1,11 @@
-"""How is a single-file checkpoint read? By unpacking it into a diffusers folder, which is then exported like any other.
+"""Unpacks a single-file checkpoint into a diffusers folder, which is then exported like any other.
 
-The original (CompVis, Stability) layout holds text encoder, UNet and autoencoder in one `.safetensors` file and nothing
-else. Its family is told from the header; the configurations ship with this package, so nothing is looked up on a hub.
+The original (CompVis, Stability) layout has the text encoder, the UNet and the autoencoder in one `.safetensors` file
+and nothing else. The family follows from the names in its header, the task from the input channels of the UNet's first
+convolution. The configurations ship with this package, so nothing is looked up on a hub.
+
+diffusers' own converters rename the weights. The result is compared with the architecture that the configuration
+describes, because the converters ignore a missing weight.
 """
 
 from __future__ import annotations
@@ -9,28 +13,48 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from latentrt.errors import CheckpointError, ExportError
-from latentrt_export.checkpoints.clip_vocabulary import merges, write_vocabulary
-from latentrt_export.checkpoints.ldm_layout import SUBMODULES, convert
+from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
 
-__all__ = ["PredictionType", "SingleFile", "detect", "unpack"]
+__all__ = ["COMPONENTS", "ComponentLayout", "PredictionType", "SingleFile", "convert", "detect", "unpack"]
 
 PredictionType = Literal["epsilon", "v_prediction"]
+Weights = dict[str, Tensor]
+Config = dict[str, Any]
 
 CONFIGS = Path(__file__).parent / "configs"
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 FLOATS = {"F16", "BF16", "F32", "F64"}
-SUPPORTED = "expected a whole Stable Diffusion 1.x or 2.x checkpoint with 4 input channels"
+SUPPORTED = "expected a whole Stable Diffusion 1.x or 2.x checkpoint with 4, 8 or 9 input channels"
 
-# A part of a tensor's name that only another kind of file has; the first that is found names the kind.
+# The UNet's first convolution, and the pipeline class of each number of its input channels.
+_FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
+_PIPELINES = {
+    4: "StableDiffusionPipeline",
+    8: "StableDiffusionInstructPix2PixPipeline",
+    9: "StableDiffusionInpaintPipeline",
+}
+_DEPTH_CHANNELS = 5
+
+# Part of a tensor's name that only another kind of file has; the first one that is found decides.
 FOREIGN = {
     "lora_": "a LoRA",
     "control_model.": "a ControlNet",
@@ -41,12 +65,11 @@ FOREIGN = {
     "conditioner.embedders.0.": "the refiner of Stable Diffusion XL",
     "joint_blocks.": "Stable Diffusion 3",
     "double_blocks.": "Flux",
-    "model.diffusion_model.label_emb.": "a model conditioned on a class (unCLIP, or an upscaler)",
-    "down_blocks.": "a submodule in diffusers' layout, which is given as its checkpoint's folder",
+    "model.diffusion_model.label_emb.": "a class-conditioned model (unCLIP, or an upscaler)",
+    "down_blocks.": "a component in diffusers' layout, for which the folder of its checkpoint is needed",
 }
-INPUT_CHANNELS = {5: "depth to image", 7: "upscaling", 8: "InstructPix2Pix", 9: "inpainting"}
 
-# What the official 768-pixel checkpoints of 2.x, which predict v, have instead of the base model's.
+# Settings of the official 768-pixel checkpoints of 2.x, which predict v, that differ from the base model's.
 V_PREDICTION_768: dict[str, dict[str, Any]] = {
     "unet/config.json": {"sample_size": 96, "upcast_attention": True},
     "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler"},
@@ -56,35 +79,72 @@ V_PREDICTION_768: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SingleFile:
-    """What a file's header says of the checkpoint; None where its metadata says nothing."""
+    """The contents of a checkpoint's header.
+
+    Attributes:
+        path: of the file.
+        family: of the model.
+        in_channels: of the UNet: 4 for text-to-image, 8 for InstructPix2Pix, 9 for inpainting.
+        prediction_type, licence: from the metadata; None if it has none.
+    """
 
     path: Path
     family: str
+    in_channels: int = 4
     prediction_type: PredictionType | None
     licence: str | None
 
+    @property
+    def pipeline_class(self) -> str:
+        """The diffusers pipeline that runs the model."""
+        return _PIPELINES[self.in_channels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentLayout:
+    """The place of a component in a single file and in a diffusers folder.
+
+    Attributes:
+        prefix: of its tensors in the single file.
+        file: the name of its weights file in the folder.
+        build: makes the architecture that a configuration describes.
+        rename: converts the weights, given the configuration and the architecture.
+    """
+
+    prefix: str
+    file: str
+    build: Callable[[Config], torch.nn.Module]
+    rename: Callable[[Weights, Config, torch.nn.Module], Weights]
+
 
 def detect(path: Path) -> SingleFile:
-    """Tell a checkpoint's family from its header; no weight is read.
+    """Detect a checkpoint's family and task from its header; no weights are read.
 
     Raises:
-        CheckpointError: not a safetensors file, a damaged one, or not a checkpoint of Stable Diffusion 1.x or 2.x.
+        CheckpointError: not a safetensors file, a damaged one, or not a supported checkpoint of Stable Diffusion 1.x
+            or 2.x.
     """
-    _refuse_pickle(path)
+    _reject_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
             shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
             dtypes = {name: str(one.get_dtype()) for name, one in slices.items()}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is missing, truncated or no safetensors file: {error}") from None
-    family = _family(path, shapes)
+        raise CheckpointError(f"{path} is missing, truncated or not a safetensors file: {error}") from None
+    if (problem := _find_problem(shapes)) is not None:
+        raise CheckpointError(f"{path.name} {problem}; {SUPPORTED}")
     for name, dtype in dtypes.items():
         if name.endswith(("weight", "bias")) and dtype not in FLOATS:
             raise CheckpointError(f"{path.name} stores {name} as {dtype}, expected one of {', '.join(sorted(FLOATS))}")
-    licence = metadata.get("modelspec.license")
-    return SingleFile(path=path, family=family, prediction_type=_stated_prediction(metadata), licence=licence)
+    return SingleFile(
+        path=path,
+        family="stable-diffusion-1" if _any(shapes, "cond_stage_model.transformer.") else "stable-diffusion-2",
+        in_channels=shapes[_FIRST_CONVOLUTION][1],
+        prediction_type=_read_prediction_type(metadata),
+        licence=metadata.get("modelspec.license"),
+    )
 
 
 def unpack(
@@ -94,44 +154,50 @@ def unpack(
     prediction_type: PredictionType | None = None,
     config: Path | None = None,
 ) -> None:
-    """Write a single-file checkpoint as a diffusers folder, one submodule at a time, in the precision it is stored in.
+    """Write a single-file checkpoint as a diffusers folder, component by component, in the precision of the file.
 
     Args:
         path: the `.safetensors` file.
-        into: the folder to write, made if it is missing. What an error leaves in it is the caller's to remove.
-        prediction_type: what the UNet predicts; needed for 2.x, where weights do not tell, unless the metadata does.
+        into: the folder to write; created if missing. After an error, the caller removes what is left in it.
+        prediction_type: of the UNet. Needed for 2.x, whose weights do not tell, unless the metadata has it.
         config: a diffusers folder of the same architecture, for models that the shipped configurations do not fit. Its
-            tokenizer and scheduler are taken over; its weights, if there are any, are not looked at.
+            tokenizer and scheduler are copied; its weights are not read. The input channels and the pipeline class
+            still follow from the file.
 
     Raises:
-        CheckpointError: see `detect`; or the prediction type is not known, or weights are missing or of another shape.
+        CheckpointError: as `detect`; or the prediction type is unknown, or weights are missing or of another shape.
         ExportError: the folder cannot be written.
     """
     checkpoint = detect(path)
-    settings = _settings(config or CONFIGS / checkpoint.family)
-    predicts = prediction_type or (_configured_prediction(settings) if config else _prediction(checkpoint))
+    settings = _read_settings(config or CONFIGS / checkpoint.family)
+    predicts = prediction_type or (_configured_prediction(settings) if config else _default_prediction(checkpoint))
     if config is None and checkpoint.family == "stable-diffusion-2" and predicts == "v_prediction":
         for name, changes in V_PREDICTION_768.items():
             settings[name] |= changes
     settings["scheduler/scheduler_config.json"]["prediction_type"] = predicts
-    settings["model_index.json"] |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    settings["unet/config.json"]["in_channels"] = checkpoint.in_channels
+    settings["model_index.json"] |= {
+        "_class_name": checkpoint.pipeline_class,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
     try:
         _write_settings(settings, into)
         _write_tokenizer(into / "tokenizer", config, checkpoint.family)
-        for submodule, layout in SUBMODULES.items():
-            weights = convert(submodule, _read(path, layout.prefix), settings[f"{submodule}/config.json"])
-            save_file(weights, into / submodule / layout.file, metadata={"format": "pt"})
-            del weights  # before the next submodule is read
+        for component, layout in COMPONENTS.items():
+            weights = convert(component, _read(path, layout.prefix), settings[f"{component}/config.json"])
+            save_file(weights, into / component / layout.file, metadata={"format": "pt"})
+            del weights  # before the next component is read
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path.name} cannot be unpacked into {into}: {error}") from error
 
 
-def _refuse_pickle(path: Path) -> None:
+def _reject_pickle(path: Path) -> None:
     if path.suffix.lower() not in PICKLES:
         return
     safe = str(path.with_suffix(".safetensors"))
     if Path(safe).is_file():
-        raise CheckpointError(f"{path.name} is a pickle, which is never opened here; {safe} lies beside it, name that")
+        raise CheckpointError(f"{path.name} is a pickle, which is never opened; pass {safe} instead")
     code = (
         "import torch; from safetensors.torch import save_file; "
         f"d = torch.load({str(path)!r}, map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
@@ -143,34 +209,28 @@ def _refuse_pickle(path: Path) -> None:
     )
 
 
-def _family(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    what = _foreign_kind(shapes)
-    if what:
-        raise CheckpointError(f"{path.name} looks like {what}; {SUPPORTED}")
-    if _any(shapes, "cond_stage_model.transformer."):
-        return "stable-diffusion-1"
-    return "stable-diffusion-2"
-
-
-def _foreign_kind(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What a file is, if it is no checkpoint that can be unpacked."""
+def _find_problem(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return why a file cannot be unpacked, as the end of a sentence; None if it can."""
     for part, kind in FOREIGN.items():
         if any(part in name for name in shapes):
-            return kind
-    stem = shapes.get("model.diffusion_model.input_blocks.0.0.weight")
-    if stem is None:
-        autoencoder = _any(shapes, "first_stage_model.") or _any(shapes, "encoder.down.")
+            return f"looks like {kind}"
+    if _FIRST_CONVOLUTION not in shapes:
+        if _any(shapes, "first_stage_model.") or _any(shapes, "encoder.down."):
+            return "looks like an autoencoder alone"
+        return f"looks like something else (its first tensor is {next(iter(shapes), None)})"
+    channels = shapes[_FIRST_CONVOLUTION][1]
+    if channels == _DEPTH_CHANNELS:
+        estimator = "is stored in MiDaS' layout" if _any(shapes, "depth_model.") else "is not in the file"
         return (
-            "an autoencoder alone"
-            if autoencoder
-            else f"something else (its first tensor is {next(iter(shapes), None)})"
+            f"is a depth-to-image model with {channels} input channels, whose depth estimator {estimator}. "
+            "Export its diffusers folder (StableDiffusionDepth2ImgPipeline) instead"
         )
-    if stem[1] != 4:
-        return f"a model for {INPUT_CHANNELS.get(stem[1], 'another task')}, with {stem[1]} input channels"
+    if channels not in _PIPELINES:
+        return f"has {channels} input channels"
     if not _any(shapes, "cond_stage_model.transformer.") and not _any(shapes, "cond_stage_model.model."):
-        return "a UNet without its text encoder"
+        return "looks like a UNet without its text encoder"
     if not _any(shapes, "first_stage_model."):
-        return "a checkpoint without its autoencoder"
+        return "looks like a checkpoint without its autoencoder"
     return None
 
 
@@ -178,8 +238,8 @@ def _any(names: Iterable[str], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in names)
 
 
-def _stated_prediction(metadata: Mapping[str, str]) -> PredictionType | None:
-    """What the metadata says (Stability's modelspec), by its own key or by the name of the architecture."""
+def _read_prediction_type(metadata: Mapping[str, str]) -> PredictionType | None:
+    """Return the prediction type in the metadata (Stability's modelspec): its own key, or the architecture's name."""
     stated = metadata.get("modelspec.prediction_type", "")
     architecture = metadata.get("modelspec.architecture", "")
     if stated in {"v", "v_prediction"} or (not stated and architecture == "stable-diffusion-v2-768-v"):
@@ -189,30 +249,32 @@ def _stated_prediction(metadata: Mapping[str, str]) -> PredictionType | None:
     return None
 
 
-def _prediction(checkpoint: SingleFile) -> PredictionType:
+def _default_prediction(checkpoint: SingleFile) -> PredictionType:
     if checkpoint.prediction_type:
         return checkpoint.prediction_type
     if checkpoint.family == "stable-diffusion-1":
         return "epsilon"
     raise CheckpointError(
-        f"{checkpoint.path.name} is Stable Diffusion 2.x and does not say what its UNet predicts; "
-        "pass --prediction-type epsilon (the base models, of 512 pixels) or v_prediction (those of 768 pixels)"
+        f"{checkpoint.path.name} is Stable Diffusion 2.x and does not state its prediction type; pass "
+        "`prediction_type='epsilon'` (the base models, of 512 pixels) or `'v_prediction'` (those of 768 pixels)"
     )
 
 
 def _configured_prediction(settings: Mapping[str, Mapping[str, Any]]) -> PredictionType:
     predicts = settings["scheduler/scheduler_config.json"].get("prediction_type", "epsilon")  # diffusers' default
     if predicts not in get_args(PredictionType):
-        raise CheckpointError(f"the scheduler's prediction_type is {predicts}, expected epsilon or v_prediction")
+        raise CheckpointError(f"got the scheduler's prediction_type {predicts}, expected epsilon or v_prediction")
     return predicts  # type: ignore[no-any-return]
 
 
-def _settings(folder: Path) -> dict[str, dict[str, Any]]:
-    names = ["model_index.json", "scheduler/scheduler_config.json", *(f"{one}/config.json" for one in SUBMODULES)]
+def _read_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    names = ["model_index.json", "scheduler/scheduler_config.json", *(f"{one}/config.json" for one in COMPONENTS)]
     try:
         return {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in names}
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} does not describe a checkpoint: {error}") from None
+        raise CheckpointError(
+            f"{folder} does not describe a checkpoint; expected {', '.join(names)}: {error}"
+        ) from None
 
 
 def _write_settings(settings: Mapping[str, Mapping[str, Any]], into: Path) -> None:
@@ -224,9 +286,87 @@ def _write_settings(settings: Mapping[str, Mapping[str, Any]], into: Path) -> No
 def _write_tokenizer(folder: Path, config: Path | None, family: str) -> None:
     shutil.copytree((config or CONFIGS / family) / "tokenizer", folder, dirs_exist_ok=True)
     if config is None:
-        write_vocabulary(folder, merges())
+        write_vocabulary(folder, read_merges())
 
 
-def _read(path: Path, prefix: str) -> dict[str, Any]:
+def _read(path: Path, prefix: str) -> Weights:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+
+
+# Conversion
+
+
+def convert(component: str, weights: Weights, config: Config) -> Weights:
+    """Convert one component's weights to the names and shapes of a published diffusers checkpoint.
+
+    Args:
+        component: a key of `COMPONENTS`.
+        weights: the file's tensors with the component's prefix, by their full names.
+        config: the component's `config.json`.
+
+    Raises:
+        CheckpointError: a weight is missing or unexpected, or has another shape than the configuration describes.
+    """
+    layout = COMPONENTS[component]
+    with torch.device("meta"):
+        model = layout.build(config)
+    try:
+        renamed = layout.rename(weights, config, model)
+    except (KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{component}: its weights do not have the layout that config.json describes: {error}"
+        ) from error
+    found = {name: tuple(weight.shape) for name, weight in renamed.items() if weight is not None}
+    expected = {_published_name(component, name): tuple(weight.shape) for name, weight in model.named_parameters()}
+    _compare_shapes(component, found, expected)
+    return {name: weight.contiguous() for name, weight in renamed.items()}
+
+
+def _compare_shapes(component: str, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+    hint = "the file is damaged, or needs a configuration of its own (`config`)"
+    for problem, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
+        if names:
+            raise CheckpointError(f"{component}: {len(names)} weights are {problem}, the first is {min(names)}; {hint}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(f"{component}: {name} has shape {found[name]}, expected {shape}; {hint}")
+
+
+def _published_name(component: str, name: str) -> str:
+    # transformers 5 removed the inner module that earlier versions, and every checkpoint, call text_model
+    return f"text_model.{name.removeprefix('text_model.')}" if component == "text_encoder" else name
+
+
+def _rename_text_encoder(weights: Weights, config: Config, model: torch.nn.Module) -> Weights:
+    if any(name.startswith("cond_stage_model.model.") for name in weights):
+        renamed = convert_open_clip_checkpoint(model, weights)
+    else:
+        renamed = convert_ldm_clip_checkpoint(weights)
+    published = {_published_name("text_encoder", name): weight for name, weight in renamed.items()}
+    # Older files store position ids. OpenCLIP has a projection, and a last layer that 2.x does not use.
+    last = f"text_model.encoder.layers.{config['num_hidden_layers']}."
+    unused = ("text_model.embeddings.position_ids", "text_model.text_projection.", last)
+    return {name: weight for name, weight in published.items() if not name.startswith(unused)}
+
+
+COMPONENTS = {
+    "text_encoder": ComponentLayout(
+        prefix="cond_stage_model.",
+        file="model.safetensors",
+        build=lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config)),
+        rename=_rename_text_encoder,
+    ),
+    "unet": ComponentLayout(
+        prefix="model.diffusion_model.",
+        file="diffusion_pytorch_model.safetensors",
+        build=lambda config: UNet2DConditionModel.from_config(config),
+        rename=lambda weights, config, _: convert_ldm_unet_checkpoint(weights, config),
+    ),
+    "vae": ComponentLayout(
+        prefix="first_stage_model.",
+        file="diffusion_pytorch_model.safetensors",
+        build=lambda config: AutoencoderKL.from_config(config),
+        rename=lambda weights, config, _: convert_ldm_vae_checkpoint(weights, config),
+    ),
+}

@@ -1,30 +1,31 @@
-"""Is a graph the module it was made of?
+"""Compares a graph's outputs with those of its torch module, and holds the bounds of every comparison.
 
-Every graph is run beside torch, on sizes that were not traced, before it may be shipped.
+Every graph is run beside torch, at sizes that were not traced, before it is written to a bundle.
 
-The bounds, one place for all: output → measure, bound of a graph that computes in float32, bound of one that computes
-in half. Each but the pixels' is several times the largest figure seen, on tiny random checkpoints and on a full-size
-Stable Diffusion 1.5 of random weights (`docs/measurements.md`), as a trained model reaches further. What defects cost
-(a swapped weight, a wrong epsilon in a norm) is in `tests/export/gates/test_verify.py`.
+The bounds, by output and by the precision a graph computes in. Each, except that of pixels, is several times the
+largest difference seen on tiny random checkpoints and on a full-size Stable Diffusion 1.5 of random weights
+(`docs/measurements.md`), because trained weights reach further. `tests/export/gates/test_verify.py` shows what defects
+cost (a swapped weight, a wrong epsilon in a norm).
 
-* float32 differs from torch by the order of sums: 1.3e-5 of the largest value seen in the encoder, 3e-6 elsewhere. Over
-  half weights it is judged beside torch with the same rounded weights, so the bound is the same.
-* half adds the rounding of every weight and value, 2⁻¹¹ each: 2.4e-3 seen, beside torch with the checkpoint's own
-  weights.
-* pixels are integers: one level where a value sits on the edge between two, which is seen and allowed, of one value in
-  a hundred at most (1.6 in ten thousand were seen, full size), as another rounding would be one level off everywhere.
-  Half was 2 levels off, 4 are allowed.
-* cosines are compared on their scale of −1 … 1: 4e-6 seen, 1.3e-4 in half. Scores are cosines less a threshold, rounded
-  to three places as the torch checker does, so one step of that, 0.001, comes on top; and where a special-care score is
-  on its edge, the 0.01 that it adds to the others in half.
+* float32 differs from torch by the order of sums: 1.3e-5 of the largest value in the encoder, 3e-6 elsewhere. A float32
+  graph over half weights is compared with torch on the same rounded weights, so its bound is the same.
+* float16 adds the rounding of every weight and value, 2⁻¹¹ each: 2.4e-3 seen, compared with torch on the checkpoint's
+  own weights.
+* pixels are integers. A value on the edge between two levels may be one level off; at most one value in a hundred may
+  (1.6 in ten thousand seen, full size), because a different rounding mode would be one level off everywhere. float16
+  was 2 levels off; 4 are allowed.
+* cosines are compared on their scale of −1 … 1: 4e-6 seen, 1.3e-4 in float16. Scores are cosines minus a threshold,
+  rounded to three decimals as the torch checker does, so one step of 0.001 is added; in float16 also the 0.01 by which
+  a special-care score on its edge raises the others.
 * a verdict is not compared: it flips at its threshold however close the score is.
-* int8 is judged beside torch with the checkpoint's own weights, by the RMS of the difference over that of the output:
-  rounding is noise on every value, and its largest value says little. Where weights alone are int8 there is less.
+* int8 is compared with torch on the checkpoint's own weights, by the RMS of the difference over the RMS of the output:
+  rounding is noise on every value, and its maximum says little. The bound is lower where only weights are int8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,17 @@ from numpy.typing import NDArray
 from latentrt.bundle.gate import NOT_COMPARED, difference, message
 from latentrt.bundle.manifest import GateMetric, GateResult, Precision, QuantizationMethod
 from latentrt.errors import GateError
+from latentrt_export.modules.module import Arrays
 
-__all__ = ["compare", "gate_of", "rms_bound", "too_many_off"]
+__all__ = ["Run", "check_output", "compare", "get_tolerance", "rms_bound"]
 
-# Of pixels, that lie on the edge between two levels.
-_ON_EDGE = 0.01
-# Of whatever an int8 graph makes.
+# The largest share of pixel values that may lie on the edge between two levels.
+_EDGE_SHARE = 0.01
+# The bound of every output of an int8 graph.
 _RMS: dict[QuantizationMethod, float] = {"static": 0.05, "weights": 0.02}
-# Where nothing else is said: hidden states, noise, a latent distribution.
+# The default: hidden states, noise, a latent distribution.
 _RELATIVE: tuple[GateMetric, dict[Precision, float]] = ("relative", {"float32": 1e-4, "float16": 1e-2})
-_GATES: dict[str, tuple[GateMetric, dict[Precision, float]]] = {
+_TOLERANCES: dict[str, tuple[GateMetric, dict[Precision, float]]] = {
     "pixels": ("levels", {"float32": 1, "float16": 4}),
     "concept_cosines": ("absolute", {"float32": 1e-4, "float16": 5e-3}),
     "special_care_cosines": ("absolute", {"float32": 1e-4, "float16": 5e-3}),
@@ -51,26 +53,34 @@ _GATES: dict[str, tuple[GateMetric, dict[Precision, float]]] = {
 }
 
 
+@dataclass(frozen=True)
+class Run:
+    """One evaluation: the inputs, the outputs of torch or of the whole graph, and the decisions made on the way.
+
+    Attributes:
+        feeds: inputs by name.
+        outputs: reference outputs by name.
+        forced: the decisions of token matchings, which a graph is given as inputs (`gates.token_merging`).
+    """
+
+    feeds: Arrays
+    outputs: Arrays
+    forced: Arrays = field(default_factory=dict)
+
+
 def rms_bound(method: QuantizationMethod) -> float:
-    """The largest figure that an output of an int8 graph passes with."""
+    """Return the largest relative RMS error that an int8 graph may have."""
     return _RMS[method]
 
 
-def gate_of(output: str, precision: Precision, quantized: QuantizationMethod | None = None) -> tuple[GateMetric, float]:
-    """How an output is compared, and the largest figure that passes; `quantized` is how an int8 graph was."""
+def get_tolerance(
+    output: str, precision: Precision, quantized: QuantizationMethod | None = None
+) -> tuple[GateMetric, float]:
+    """Return the metric and the bound of an output; `quantized` is the method of an int8 graph."""
     if quantized is not None:
         return "rms", rms_bound(quantized)
-    measure, bounds = _GATES.get(output, _RELATIVE)
-    return measure, bounds[precision]
-
-
-def too_many_off(reference: NDArray[Any], found: NDArray[Any], measure: GateMetric, bound: float) -> str | None:
-    """What is wrong with pixels of which each is within one level, as the end of a sentence: too many are not the
-    same."""
-    if measure != "levels" or bound > 1:
-        return None
-    share = float(np.mean(reference != found))
-    return f"differs in {share:.1%} of its values, expected at most {_ON_EDGE:.0%}" if share > _ON_EDGE else None
+    metric, bounds = _TOLERANCES.get(output, _RELATIVE)
+    return metric, bounds[precision]
 
 
 def compare(
@@ -81,44 +91,77 @@ def compare(
     found: Mapping[str, NDArray[Any]],
     quantized: QuantizationMethod | None = None,
 ) -> list[GateResult]:
-    """Compare a graph's outputs with the module's.
+    """Compare the outputs of a graph with those of its torch module.
 
     Args:
-        component, precision: of the graph, to choose the bounds and to name it.
-        feeds: the inputs both were run on.
-        expected: what torch gives. found: what the graph gives.
-        quantized: how an int8 graph was.
+        component, precision: of the graph; they select the bounds and name it in errors.
+        feeds: the inputs of both.
+        expected, found: the outputs of torch and of the graph.
+        quantized: the method of an int8 graph.
 
     Returns:
-        A figure for each output that is compared.
+        A result for each output that is compared.
 
     Raises:
-        GateError: a figure is above its bound, or is not a number.
+        GateError: a difference exceeds its bound, or is not a number.
+    """
+    return [
+        check_output(
+            f"{component}: the {precision} graph",
+            output,
+            reference,
+            found[output],
+            *get_tolerance(output, precision, quantized),
+            feeds=feeds,
+            reference_name="torch's",
+            advice=_advise(precision, quantized),
+        )
+        for output, reference in expected.items()
+        if output not in NOT_COMPARED
+    ]
+
+
+def check_output(
+    graph: str,
+    output: str,
+    reference: NDArray[Any],
+    found: NDArray[Any],
+    metric: GateMetric,
+    bound: float,
+    *,
+    feeds: Mapping[str, NDArray[Any]],
+    reference_name: str,
+    advice: str,
+) -> GateResult:
+    """Compare one output with its reference.
+
+    Args:
+        graph, reference_name: for errors: which graph it is, and whose output the reference is (`torch's`).
+        feeds: the inputs of both, of which the result records the shapes.
+        advice: for errors: the option that avoids this graph; may be empty.
+
+    Raises:
+        GateError: the difference exceeds `bound` or is not a number; or, of pixels that may be one level off, more than
+            one in a hundred is.
     """
     shapes = {name: array.shape for name, array in feeds.items()}
-    figures = []
-    for output, reference in expected.items():
-        if output in NOT_COMPARED:
-            continue
-        measure, bound = gate_of(output, precision, quantized)
-        figure = difference(reference, found[output], measure)
-        if not figure <= bound:
-            wrong = message(reference, found[output], figure, measure, "torch's")
-            raise GateError(
-                f"{component}: the {precision} graph's {output} {wrong} for inputs "
-                f"of shape {shapes}; the bound is {bound:g}. No bundle was written{_advice(precision, quantized)}"
-            )
-        if off := too_many_off(reference, found[output], measure, bound):
-            raise GateError(
-                f"{component}: the {precision} graph's {output} {off}, for inputs of shape {shapes}. No bundle was "
-                "written"
-            )
-        figures.append(GateResult(output=output, shapes=shapes, metric=measure, value=figure, bound=bound))
-    return figures
+    value = difference(reference, found, metric)
+    problem = None
+    if not value <= bound:
+        problem = message(reference, found, value, metric, reference_name)
+    elif metric == "levels" and bound <= 1 and (share := float(np.mean(reference != found))) > _EDGE_SHARE:
+        problem = f"differs in {share:.1%} of its values, expected at most {_EDGE_SHARE:.0%}"
+    if problem is not None:
+        remedy = f"; {advice}" if advice else ""
+        raise GateError(
+            f"{graph}: {output} {problem} for inputs of shape {shapes}; the bound is {bound:g}. "
+            f"No bundle was written{remedy}"
+        )
+    return GateResult(output=output, shapes=shapes, metric=metric, value=value, bound=bound)
 
 
-def _advice(precision: Precision, quantized: QuantizationMethod | None) -> str:
+def _advise(precision: Precision, quantized: QuantizationMethod | None) -> str:
     if quantized is None:
-        return "; --precision float32 may do" if precision == "float16" else ""
-    milder = "--quantization weights or " if quantized == "static" else ""
-    return f". This model does not bear it; {milder}--precision float16 may do"
+        return "`precision='float32'` may pass" if precision == "float16" else ""
+    alternative = "`method='weights'` or " if quantized == "static" else ""
+    return f"this model loses too much in int8: {alternative}`precision='float16'` may pass"

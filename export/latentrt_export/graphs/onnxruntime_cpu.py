@@ -1,4 +1,4 @@
-"""The ONNX Runtime that is installed, as the exporter's own instrument: for the gate and for measuring ranges."""
+"""Runs graphs with ONNX Runtime on the CPU, for the gates and for measuring ranges."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Graph", "require"]
 
 
 def require() -> Any:
-    """The onnxruntime module.
+    """Return the onnxruntime module.
 
     Raises:
-        MissingExtraError: no ONNX Runtime is installed.
+        MissingExtraError: ONNX Runtime is not installed.
     """
     try:
         import onnxruntime
@@ -29,30 +29,34 @@ def require() -> Any:
 
 
 class Graph:
-    """A graph on disk, run on the CPU.
+    """A graph on disk, loaded into ONNX Runtime.
 
     Args:
-        path: the .onnx file; its weights lie beside it.
-        in_order: run nodes as they stand in the file, as far as their inputs allow, instead of late.
-        as_it_stands: compute every node by itself, with nothing folded or fused.
+        path: the .onnx file; its weights are in the same folder.
+        file_order: run nodes in the order of the file, where their inputs allow it, instead of as late as possible.
+        optimize: fold constants and fuse nodes; False computes every node on its own.
+
+    Raises:
+        ExportError: ONNX Runtime rejects the graph.
     """
 
-    def __init__(self, path: Path, *, in_order: bool = False, as_it_stands: bool = False) -> None:
+    def __init__(self, path: Path, *, file_order: bool = False, optimize: bool = True) -> None:
         runtime = require()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = usable_cores()
         options.log_severity_level = 3
-        # Arenas keep their peak; without them the memory of a gate is what its largest step needs.
+        # An arena keeps its peak; without one, the memory of a gate is that of its largest step.
         options.enable_cpu_mem_arena = False
-        if in_order:
+        if file_order:
             options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
-        if as_it_stands:
+        if not optimize:
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise ExportError(f"{path.name}: ONNX Runtime refuses the graph: {error}") from error
+            raise ExportError(f"{path.name}: ONNX Runtime rejects the graph: {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Evaluate the graph; return its outputs by name."""
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))

@@ -1,43 +1,108 @@
-"""Which operations stay in float32, and how a float32 graph becomes one that computes in half.
+"""Rewrites float32 graphs to half weights or to half arithmetic, and chooses the operations that stay in float32.
 
-A graph is traced once, in float32. From it come both graphs of a half bundle: one that computes in half, and one that
-computes in float32 from the same half weights, for backends (a CPU) where half is slower. Nothing is ever computed in
-half to make them.
+A graph is traced once, in float32. From it come both graphs of a float16 bundle: one that computes in half, and one
+that computes in float32 from the same half weights, for backends (a CPU) on which half is slower. Nothing is computed
+in half to make them.
 
-The half graph follows torch's own promotion: half weights and half inputs pull what they meet into half; what depends
-on neither stays float32 until it does (the sines of a timestep, whose input diffusers keeps in float32; the
-preprocessing of the safety classifier, whose input is uint8). What our own modules compute around the checkpoint's
-(finished pixels, the cosines of the safety classifier, which tokens are merged) stays float32. Beyond that, a node
-whose inputs or outputs come near half's range on real inputs stays float32, one node at a time.
+The half graph follows torch's type promotion: an operation that reads a half weight or a half value computes in half;
+an operation that reads neither stays float32 (the sines of a timestep, whose input diffusers keeps in float32; the
+preprocessing of the safety classifier, whose input is uint8). The arithmetic that our own modules add around the
+checkpoint's (finished pixels, the cosines of the safety classifier, which tokens are merged) stays float32. Beyond
+that, each node whose inputs or outputs come near half's range on real inputs stays float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.token_merging_ratio import MATCHING
 
-__all__ = ["RANGE_LIMIT", "compute_in_float32", "compute_in_half", "nodes_in_float32"]
+__all__ = ["RANGE_LIMIT", "compute_in_float32", "compute_in_half", "measure_ranges", "select_float32_nodes"]
 
-# A quarter of half's largest number: prompts and pictures that were not measured get two bits of headroom.
+# A quarter of half's largest number: two bits of headroom for prompts and images that were not measured.
 RANGE_LIMIT = float(np.finfo(np.float16).max) / 4
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
-# Inputs that the operator's definition fixes to float32 whatever the data's type: (operator, position).
+# Inputs that an operator defines as float32 whatever the type of its data: (operator, position).
 _ALWAYS_FLOAT = {("Resize", 1), ("Resize", 2)}
-# Operators that compute nothing: a change of type is the border itself, a shape is read from a value of any type.
+# Operators that compute nothing: a Cast is the border itself, and Shape reads a value of any type.
 _MOVES = {"Cast", "Shape", "Constant"}
 
 
-def nodes_in_float32(model: ir.Model, ranges: Mapping[str, float]) -> tuple[str, ...]:
-    """The nodes that must stay float32: our own arithmetic, and those that take or give a value beyond `RANGE_LIMIT`.
+def measure_ranges(
+    model: ir.Model, path: Path, feeds: Iterable[Mapping[str, NDArray[Any]]], weights: Iterable[str]
+) -> dict[str, float]:
+    """Measure how large the values of a float32 graph get, by running it with two reductions behind every value.
 
     Args:
-        model: the float32 graph, its nodes named by `passes.names`.
-        ranges: largest absolute value seen of each float32 value, by name (`ranges.measure_ranges`).
+        model: the float32 graph; not modified.
+        path: a scratch file beside the weights; removed again.
+        feeds: sets of inputs.
+        weights: names of the weights, which are left out: they are stored in half in any case.
+
+    Returns:
+        Value → its largest absolute value over all feeds, for inputs, constants and the outputs of nodes. Infinities,
+        which masks contain, are left out.
+    """
+    probed = model.clone()
+    names = _add_probes(probed)
+    ir.save(probed, path)
+    try:
+        graph = Graph(path, file_order=True)
+        largest = {**_measure_constants(model, set(weights)), **dict.fromkeys(names, 0.0)}
+        for feed in feeds:
+            results = graph.run(feed)
+            seen = {name: _largest(results[f"{name}/ReduceMax"], results[f"{name}/ReduceMin"]) for name in names}
+            inputs = {name: _largest(array) for name, array in feed.items() if array.dtype == np.float32}
+            for name, value in {**inputs, **seen}.items():
+                largest[name] = max(largest.get(name, 0.0), value)
+    finally:
+        path.unlink(missing_ok=True)
+    return largest
+
+
+def _measure_constants(model: ir.Model, weights: set[str]) -> dict[str, float]:
+    return {
+        name: _largest(value.const_value.numpy())
+        for name, value in model.graph.initializers.items()
+        if name not in weights and value.const_value is not None and value.dtype == _FLOAT
+    }
+
+
+def _add_probes(model: ir.Model) -> list[str]:
+    probed = [(node, value) for node in model.graph for value in node.outputs if value.dtype == _FLOAT]
+    for node, value in probed:
+        for operator in ("ReduceMax", "ReduceMin"):
+            probe = ir.node(operator, [value], {"keepdims": 0}, name=f"{value.name}/{operator}")
+            probe.outputs[0].name = f"{value.name}/{operator}"
+            probe.outputs[0].type, probe.outputs[0].shape = ir.TensorType(_FLOAT), ir.Shape(())
+            # Directly behind the value, and run in that order: its memory is freed before the next value is computed.
+            model.graph.insert_after(node, probe)
+            model.graph.outputs.append(probe.outputs[0])
+    return [str(value.name) for _, value in probed]
+
+
+def _largest(*arrays: NDArray[Any]) -> float:
+    values = np.concatenate([np.ravel(array) for array in arrays]).astype(np.float64)
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+
+
+def select_float32_nodes(model: ir.Model, ranges: Mapping[str, float]) -> tuple[str, ...]:
+    """Select the nodes that must stay float32: our own arithmetic, and those next to a value beyond `RANGE_LIMIT`.
+
+    Args:
+        model: the float32 graph, its nodes named by `passes.name_nodes`.
+        ranges: value → its largest absolute value (`measure_ranges`).
+
+    Returns:
+        The names of the nodes.
     """
     return tuple(
         str(node.name)
@@ -51,7 +116,12 @@ def nodes_in_float32(model: ir.Model, ranges: Mapping[str, float]) -> tuple[str,
 
 
 def compute_in_float32(model: ir.Model, weights: Iterable[str]) -> None:
-    """Make a float32 graph read half weights: each passes through one Cast, which a backend folds at load."""
+    """Make a float32 graph read half weights, each through one Cast, which a backend folds at load.
+
+    Args:
+        model: the float32 graph; modified.
+        weights: names of the initializers that become half.
+    """
     first = model.graph[0]
     for name in weights:
         value = model.graph.initializers[name]
@@ -71,17 +141,17 @@ def compute_in_half(
     float32_nodes: Iterable[str],
     ranges: Mapping[str, float],
 ) -> tuple[str, ...]:
-    """Rewrite a float32 graph, in place, to compute in half.
+    """Rewrite a float32 graph to compute in half.
 
     Args:
-        model: the float32 graph; its inputs and outputs stay float32.
-        weights: names of the weights, which are half from now on.
-        float32_inputs: inputs whose arithmetic stays float32 until it meets half.
-        float32_nodes: names of nodes that stay float32 (`nodes_in_float32`).
-        ranges: as in `nodes_in_float32`; a value beyond the limit is never stored in half.
+        model: the float32 graph; modified. Its inputs and outputs stay float32.
+        weights: names of the weights, which become half.
+        float32_inputs: inputs whose arithmetic stays float32 until it meets a half value.
+        float32_nodes: names of the nodes that stay float32 (`select_float32_nodes`).
+        ranges: as in `select_float32_nodes`; a value beyond the limit is never stored in half.
 
     Returns:
-        The names of the nodes that compute in float32: those that were named, and those that half does not reach.
+        The names of the nodes that compute in float32: `float32_nodes`, and those that no half value reaches.
     """
     for name in weights:
         model.graph.initializers[name].dtype = _HALF
@@ -109,7 +179,7 @@ def _data_inputs(node: ir.Node) -> list[ir.Value]:
 
 
 class _HalfRewrite:
-    """One walk through the graph in order, casting at each border between half and float32 once."""
+    """One pass through a graph in order, with one Cast at each border between half and float32."""
 
     def __init__(
         self,
@@ -123,23 +193,22 @@ class _HalfRewrite:
         self.weights = weights
         self.float32_nodes = float32_nodes
         self.ranges = ranges
-        # Inputs that enter as half although the signature says float32: they are cast where they are used.
+        # Values that count as half: weights, and inputs, which stay float32 in the signature and are cast at each use.
         self.half = {
             str(value.name) for value in self.graph.inputs if _is_float(value) and value.name not in float32_inputs
         } | weights
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
 
     def visit(self, node: ir.Node) -> None:
-        kept = node.name in self.float32_nodes
-        reached = any(self._pulls_into_half(value) for value in _data_inputs(node))
-        in_half = reached and not kept
-        wanted = _HALF if in_half else _FLOAT
+        reached = any(self._is_half(value) for value in _data_inputs(node))
+        in_half = reached and node.name not in self.float32_nodes
+        dtype = _HALF if in_half else _FLOAT
         for index, value in enumerate(node.inputs):
             if value is not None and _is_float(value) and (node.op_type, index) not in _ALWAYS_FLOAT:
-                node.replace_input_with(index, self._as(value, wanted, node))
+                node.replace_input_with(index, self._convert(value, dtype, node))
         for value in node.outputs:
             if _is_float(value) and node.op_type != "Cast":
-                self._settle(value, reached=reached, in_half=in_half)
+                self._set_output(value, reached=reached, in_half=in_half)
 
     def restore_outputs(self) -> None:
         for index, output in enumerate(self.graph.outputs):
@@ -151,27 +220,27 @@ class _HalfRewrite:
                 self.graph.append(cast)
                 self.graph.outputs[index] = cast.outputs[0]
 
-    def _pulls_into_half(self, value: ir.Value | None) -> bool:
+    def _is_half(self, value: ir.Value | None) -> bool:
         return value is not None and str(value.name) in self.half
 
-    def _settle(self, value: ir.Value, *, reached: bool, in_half: bool) -> None:
+    def _set_output(self, value: ir.Value, *, reached: bool, in_half: bool) -> None:
         if in_half:
             value.dtype = _HALF
             self.half.add(str(value.name))
         elif reached and self.ranges.get(str(value.name), 0.0) <= RANGE_LIMIT:
-            # Small enough for half again: users of it go on in half, through a cast made where it is first used.
+            # Small enough for half again: its users compute in half, behind a Cast before the first of them.
             self.half.add(str(value.name))
 
-    def _as(self, value: ir.Value, wanted: ir.DataType, user: ir.Node) -> ir.Value:
-        if value.dtype == wanted:
+    def _convert(self, value: ir.Value, dtype: ir.DataType, user: ir.Node) -> ir.Value:
+        if value.dtype == dtype:
             return value
-        key = (str(value.name), wanted)
+        key = (str(value.name), dtype)
         if key not in self.casts:
-            self.casts[key] = self._constant(value, wanted) or self._cast_before(value, wanted, user)
+            self.casts[key] = self._convert_constant(value, dtype) or self._cast_before(value, dtype, user)
         return self.casts[key]
 
-    def _constant(self, value: ir.Value, wanted: ir.DataType) -> ir.Value | None:
-        if value.const_value is None or value.name in self.weights or wanted != _HALF:
+    def _convert_constant(self, value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
+        if value.const_value is None or value.name in self.weights or dtype != _HALF:
             return None
         with np.errstate(over="ignore"):
             array = value.const_value.numpy().astype(np.float16)
@@ -180,8 +249,8 @@ class _HalfRewrite:
         self.graph.initializers[str(constant.name)] = constant
         return constant
 
-    def _cast_before(self, value: ir.Value, wanted: ir.DataType, user: ir.Node) -> ir.Value:
-        cast = _cast(value, wanted, f"{value.name}/{wanted.name.lower()}")
+    def _cast_before(self, value: ir.Value, dtype: ir.DataType, user: ir.Node) -> ir.Value:
+        cast = _cast(value, dtype, f"{value.name}/{dtype.name.lower()}")
         self.graph.insert_before(user, cast)
         return cast.outputs[0]
 
@@ -193,7 +262,7 @@ def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
 
 
 def _is_our_own(name: str) -> bool:
-    """Whether a node stands in no module of the checkpoint's (`passes.names`)."""
+    """Return whether a node belongs to no module of the checkpoint (`passes.name_nodes`)."""
     return name.startswith("/") or name.rpartition("/")[0].endswith(f".{MATCHING}")
 
 

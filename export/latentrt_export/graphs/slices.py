@@ -1,75 +1,106 @@
-"""How is a decoder cut, so that its last levels can be computed a few rows at a time?
+"""Slices a decoder's graph, so that its last levels can be computed a few rows at a time.
 
-The whole is `head`, then `attention` (a few queries at a time), then `neck`, then the stages, in their order
-(`slice.0`, …). A stage ends with the one convolution of 3 × 3 that it has, as a norm behind that needs the whole of its
-result. What runs them is `latentrt.decode.slices`.
+The parts are `head`, `attention` (a few queries at a time), `neck`, and the stages in their order (`slice.0`, …). A
+stage ends with its one 3 × 3 convolution, because the norm behind it needs the statistics of the whole result.
+`latentrt.decode.slices` runs them.
 
-Before the last two levels everything is small, a sixteenth of the last one's rows and columns, so that stays in one
-piece. The scores of attention are not: they grow with the square of the picture's area.
+Before the last two levels everything is small, a sixteenth of the last level's rows and columns, and stays in one part.
+The scores of attention are not small: they grow with the square of the image's area.
+
+How the parts are compared with the whole graph:
+
+* float32: by the pixels of a decode in slices. A sum over bands has another order than one over everything, which shows
+  where a value is on the edge between two levels, so the bound is one level.
+* int8: now and then the last bit of a norm's sum decides which of two integers a value becomes, and later values
+  follow, so that the rounding error ends up different, as it does on another backend. So two comparisons are made.
+  Without the rounding of activations, the pixels must be the whole graph's, as in float32. With it, each stage is run
+  on the whole graph's values without optimisation; then a few values are one integer off. The RMS of that difference
+  over the RMS of the output was 4e-3 (full size, random weights).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from latentrt.bundle.manifest import PartName
-from latentrt.bundle.tensors import TensorSpec
+from latentrt.backends.session import Arrays, Session
+from latentrt.bundle.manifest import GateResult, GraphRecord, Part, PartName, Precision
+from latentrt.bundle.tensors import DType, TensorSpec
+from latentrt.decode.slices import SlicedDecoder
 from latentrt.errors import ExportError
-from latentrt_export.graphs.cut import cut
+from latentrt_export.gates.verify import Run, check_output
+from latentrt_export.graphs.onnxruntime_cpu import Graph
+from latentrt_export.graphs.part_writer import PartWriter
+from latentrt_export.graphs.subgraph import extract_subgraph
 
-__all__ = ["Cut", "cuts", "slice_decoder"]
+__all__ = ["SliceWriter", "Stage", "find_stages", "slice_decoder"]
 
-# The levels, from the last one back, whose convolutions become stages.
+# The levels, counted from the last, whose convolutions become stages.
 _LEVELS_IN_STAGES = 2
 _ATTENTION = "decoder.mid_block.attentions.0"
 _BEFORE_ATTENTION = "decoder.mid_block.resnets.0/Add"
+_PIXEL_LEVELS = 1
+_STAGE_RMS = 0.02
+_ADVICE = "pass `parts=False`"
+# Prefix of the temporary files whose activations are not rounded.
+_UNROUNDED = "unrounded."
+_DTYPES: dict[ir.DataType | None, DType] = {ir.DataType.FLOAT: "float32", ir.DataType.UINT8: "uint8"}
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What a stage is, by names of the whole graph's values."""
+class Stage:
+    """The boundary of a stage, as names of the whole graph's values.
 
-    takes: str
-    gives: str
+    Attributes:
+        input, output: what the stage reads and computes.
+        residual: what it adds to its result; None for nothing.
+        upsamples: whether it doubles the sides.
+    """
+
+    input: str
+    output: str
     residual: str | None = None
-    grows: bool = False
+    upsamples: bool = False
 
     @property
-    def finishes(self) -> bool:
-        """Whether it makes pixels."""
-        return self.gives == "pixels"
+    def makes_pixels(self) -> bool:
+        """Whether it is the last stage."""
+        return self.output == "pixels"
 
 
-def cuts(model: ir.Model) -> list[Cut]:
-    """What the stages of a decoder's graph are, in their order.
+def find_stages(model: ir.Model) -> list[Stage]:
+    """Find the stages of a decoder's graph, in the order in which they run.
 
     Raises:
-        ExportError: the graph is none that can be cut like that.
+        ExportError: the graph does not have the structure of a decoder.
     """
-    return [*_stages(_values(model))]
+    return [*_find_stages(_values(model))]
 
 
 def slice_decoder(model: ir.Model) -> dict[PartName, ir.Model]:
-    """Cut a decoder's finished graph into head, attention, neck and stages.
+    """Slice a decoder's finished graph into head, attention, neck and stages.
 
     Args:
-        model: the whole; left as it was. The parts share its tensors.
+        model: the whole; not modified. The parts share its tensors.
 
     Returns:
-        The parts, in the order in which they are run. All their inputs are float32.
+        The parts, in the order in which they run. Their inputs are float32.
 
     Raises:
-        ExportError: the graph is none that can be cut like that.
+        ExportError: the graph does not have the structure of a decoder.
     """
-    values, stages = _values(model), cuts(model)
-    parts = _whole_parts(model, values, stages[0].takes)
+    values, stages = _values(model), find_stages(model)
+    parts = _split_before_stages(model, values, stages[0].input)
     for number, stage in enumerate(stages):
-        parts[f"slice.{number}"] = _stage(model, values, stage)
+        parts[f"slice.{number}"] = _extract_stage(model, values, stage)
     return parts
 
 
@@ -77,10 +108,10 @@ def _values(model: ir.Model) -> dict[str, ir.Value]:
     return {str(value.name): value for node in model.graph for value in node.outputs}
 
 
-def _stages(values: dict[str, ir.Value]) -> Iterator[Cut]:
+def _find_stages(values: dict[str, ir.Value]) -> Iterator[Stage]:
     blocks = _count(values, r"decoder\.up_blocks\.(\d+)\.resnets\.0\.conv1/Conv")
     if not blocks or "pixels" not in values:
-        raise _refused("no up_blocks and pixels in the decoder's graph")
+        raise _unsupported("no up_blocks and pixels in the decoder's graph")
     first = max(blocks - _LEVELS_IN_STAGES, 0)
     if first > 0:
         yield _upsampler(values, first - 1)
@@ -89,26 +120,28 @@ def _stages(values: dict[str, ir.Value]) -> Iterator[Cut]:
             yield from _resnet(values, f"decoder.up_blocks.{block}.resnets.{resnet}")
         if f"decoder.up_blocks.{block}.upsamplers.0.conv/Conv" in values:
             yield _upsampler(values, block)
-    yield Cut(takes=_taken_by(values, "decoder.conv_norm_out/GroupNormalization"), gives="pixels")
+    yield Stage(input=_input_of(values, "decoder.conv_norm_out/GroupNormalization"), output="pixels")
 
 
 def _count(values: dict[str, ir.Value], pattern: str) -> int:
     return len({found[1] for name in values if (found := re.fullmatch(pattern, name))})
 
 
-def _upsampler(values: dict[str, ir.Value], block: int) -> Cut:
+def _upsampler(values: dict[str, ir.Value], block: int) -> Stage:
     path = f"decoder.up_blocks.{block}.upsamplers.0"
-    return Cut(takes=_taken_by(values, f"{path}/Resize"), gives=_rounded(values, f"{path}.conv/Conv"), grows=True)
+    output = _skip_rounding(values, f"{path}.conv/Conv")
+    return Stage(input=_input_of(values, f"{path}/Resize"), output=output, upsamples=True)
 
 
-def _resnet(values: dict[str, ir.Value], path: str) -> Iterator[Cut]:
-    residual, hidden = _taken_by(values, f"{path}.norm1/GroupNormalization"), _rounded(values, f"{path}.conv1/Conv")
-    yield Cut(takes=residual, gives=hidden)
-    yield Cut(takes=hidden, gives=f"{path}/Add", residual=residual)
+def _resnet(values: dict[str, ir.Value], path: str) -> Iterator[Stage]:
+    residual = _input_of(values, f"{path}.norm1/GroupNormalization")
+    hidden = _skip_rounding(values, f"{path}.conv1/Conv")
+    yield Stage(input=residual, output=hidden)
+    yield Stage(input=hidden, output=f"{path}/Add", residual=residual)
 
 
-def _rounded(values: dict[str, ir.Value], name: str) -> str:
-    """The value that has this name, or what it was rounded to in an int8 graph: what is behind it takes that."""
+def _skip_rounding(values: dict[str, ir.Value], name: str) -> str:
+    """Return the name of a value or, in an int8 graph, of its rounded form, which later nodes read."""
     value = values[name]
     for operator in ("QuantizeLinear", "DequantizeLinear"):
         readers = [use.node for use in value.uses()]
@@ -118,109 +151,116 @@ def _rounded(values: dict[str, ir.Value], name: str) -> str:
     return str(value.name)
 
 
-def _taken_by(values: dict[str, ir.Value], name: str) -> str:
+def _input_of(values: dict[str, ir.Value], name: str) -> str:
     node = values[name].producer() if name in values else None
     source = node.inputs[0] if node is not None else None
     if source is None:
-        raise _refused(f"no {name} in the decoder's graph")
+        raise _unsupported(f"no {name} in the decoder's graph")
     return str(source.name)
 
 
-def _whole_parts(model: ir.Model, values: dict[str, ir.Value], last: str) -> dict[PartName, ir.Model]:
-    """Everything before the stages; without attention in the middle that is one part."""
-    ends = {name: f"{_ATTENTION}.to_{name[0]}/Add" for name in ("queries", "keys", "values")}
+def _split_before_stages(model: ir.Model, values: dict[str, ir.Value], last: str) -> dict[PartName, ir.Model]:
+    """Split everything before the stages around attention; without attention it is one part."""
+    projections = {name: f"{_ATTENTION}.to_{name[0]}/Add" for name in ("queries", "keys", "values")}
     attended = f"{_ATTENTION}.to_out.0/Add"
-    if not {*ends.values(), attended, _BEFORE_ATTENTION} <= values.keys():
-        head = cut(model, inputs=["latents"], takes={}, gives={last: "result"})
-        _describe(head, result=_sides_of_latents(values[last]))
+    if not {*projections.values(), attended, _BEFORE_ATTENTION} <= values.keys():
+        head = extract_subgraph(model, keep_inputs=["latents"], inputs={}, outputs={last: "result"})
+        _declare_shapes(head, result=_plane_of_latents(values[last]))
         return {"head": head}
     width = _channels(values[attended], -1)
-    all_tokens, some = ("batch", "tokens", width), ("batch", "queries", width)
+    all_tokens, some_tokens = ("batch", "tokens", width), ("batch", "queries", width)
     features = _plane(values[_BEFORE_ATTENTION], "height", "width")
-    gives = {_BEFORE_ATTENTION: "features", **{end: name for name, end in ends.items()}}
-    head = cut(model, inputs=["latents"], takes={}, gives=gives)
-    _describe(head, features=features, **dict.fromkeys(ends, all_tokens))
-    takes = {end: TensorSpec(name, "float32", some if name == "queries" else all_tokens) for name, end in ends.items()}
-    attention = cut(model, inputs=[], takes=takes, gives={attended: "attended"})
-    _describe(attention, attended=some)
-    takes = {
+    outputs = {_BEFORE_ATTENTION: "features", **{value: name for name, value in projections.items()}}
+    head = extract_subgraph(model, keep_inputs=["latents"], inputs={}, outputs=outputs)
+    _declare_shapes(head, features=features, **dict.fromkeys(projections, all_tokens))
+    inputs = {
+        value: TensorSpec(name, "float32", some_tokens if name == "queries" else all_tokens)
+        for name, value in projections.items()
+    }
+    attention = extract_subgraph(model, keep_inputs=[], inputs=inputs, outputs={attended: "attended"})
+    _declare_shapes(attention, attended=some_tokens)
+    inputs = {
         attended: TensorSpec("attended", "float32", all_tokens),
         _BEFORE_ATTENTION: TensorSpec("features", "float32", features),
     }
-    neck = cut(model, inputs=[], takes=takes, gives={last: "result"})
-    _describe(neck, result=_sides_of_latents(values[last]))
+    neck = extract_subgraph(model, keep_inputs=[], inputs=inputs, outputs={last: "result"})
+    _declare_shapes(neck, result=_plane_of_latents(values[last]))
     return {"head": head, "attention": attention, "neck": neck}
 
 
-def _stage(model: ir.Model, values: dict[str, ir.Value], stage: Cut) -> ir.Model:
-    takes = {stage.takes: TensorSpec("features", "float32", _plane(values[stage.takes], "halo_rows", "width"))}
+def _extract_stage(model: ir.Model, values: dict[str, ir.Value], stage: Stage) -> ir.Model:
+    inputs = {stage.input: TensorSpec("features", "float32", _plane(values[stage.input], "halo_rows", "width"))}
     if stage.residual is not None:
         shape = _plane(values[stage.residual], "rows", "width")
-        takes[stage.residual] = TensorSpec("residual", "float32", shape)
-    called = "pixels" if stage.finishes else "result"
-    part = cut(model, inputs=[], takes=takes, gives={stage.gives: called})
-    rows, width = ("2*rows", "2*width") if stage.grows else ("rows", "width")
-    if stage.finishes:
-        _describe(part, pixels=("batch", rows, width, _channels(values["pixels"], -1)))
+        inputs[stage.residual] = TensorSpec("residual", "float32", shape)
+    name = "pixels" if stage.makes_pixels else "result"
+    part = extract_subgraph(model, keep_inputs=[], inputs=inputs, outputs={stage.output: name})
+    rows, width = ("2*rows", "2*width") if stage.upsamples else ("rows", "width")
+    if stage.makes_pixels:
+        _declare_shapes(part, pixels=("batch", rows, width, _channels(values["pixels"], -1)))
     else:
-        _describe(part, result=_plane(values[stage.gives], rows, width))
+        _declare_shapes(part, result=_plane(values[stage.output], rows, width))
     norms = [node for node in part.graph if node.op_type == "GroupNormalization"]
-    if len(norms) != (not stage.grows):
-        raise _refused(f"{len(norms)} norms before {stage.gives}")
+    if len(norms) != (not stage.upsamples):
+        raise _unsupported(f"{len(norms)} norms before {stage.output}")
     for norm in norms:
-        _take_statistics(part.graph, norm)
-    _take_halo(part.graph, stage)
+        _add_statistics(part.graph, norm)
+    _add_halo(part.graph, stage)
     return part
 
 
-def _take_statistics(graph: ir.Graph, norm: ir.Node) -> None:
-    """Have a group norm given the mean and the variance, (B, G), which a band does not know: it becomes a scale and a
-    shift of each channel."""
+def _add_statistics(graph: ir.Graph, norm: ir.Node) -> None:
+    """Replace a group norm by a scale and a shift per channel, computed from the inputs `mean` and `variance`.
+
+    Both are float32 [B, G], of the whole feature map: a band does not have them.
+    """
     groups = norm.attributes["num_groups"].as_int()
-    mean, variance = (_input(graph, name, ("batch", groups)) for name in ("mean", "variance"))
+    mean, variance = (_add_input(graph, name, ("batch", groups)) for name in ("mean", "variance"))
     features, gamma, beta = norm.inputs
-    make = _Making(graph, norm)
-    epsilon = make.constant("epsilon", np.float32(norm.attributes["epsilon"].as_float()))
-    grouped, last = make.constant("grouped", np.array([1, groups, -1])), make.constant("last", np.array([2]))
-    channels = make.constant("channels", np.array([0, -1, 1, 1]))
-    deviation = make("Unsqueeze", make("Sqrt", make("Add", variance, epsilon)), last)  # (B, G, 1)
-    scale = make("Div", make("Reshape", gamma, grouped), deviation)  # (B, G, C / G)
-    moved = make("Mul", make("Unsqueeze", mean, last), scale)
-    shift = make("Sub", make("Reshape", beta, grouped), moved)
-    scaled = make("Mul", features, make("Reshape", scale, channels))
-    normed = make("Add", scaled, make("Reshape", shift, channels))
+    build = _Builder(graph, norm)
+    epsilon = build.constant("epsilon", np.float32(norm.attributes["epsilon"].as_float()))
+    grouped, last = build.constant("grouped", np.array([1, groups, -1])), build.constant("last", np.array([2]))
+    channels = build.constant("channels", np.array([0, -1, 1, 1]))
+    deviation = build("Unsqueeze", build("Sqrt", build("Add", variance, epsilon)), last)  # (B, G, 1)
+    scale = build("Div", build("Reshape", gamma, grouped), deviation)  # (B, G, C / G)
+    moved = build("Mul", build("Unsqueeze", mean, last), scale)
+    shift = build("Sub", build("Reshape", beta, grouped), moved)
+    scaled = build("Mul", features, build("Reshape", scale, channels))
+    normed = build("Add", scaled, build("Reshape", shift, channels))
     ir.convenience.replace_all_uses_with(norm.outputs[0], normed)
     graph.remove(norm, safe=True)
 
 
-def _take_halo(graph: ir.Graph, stage: Cut) -> None:
-    """Have the convolution take a row above and one below from its input, in place of rows of zeros.
+def _add_halo(graph: ir.Graph, stage: Stage) -> None:
+    """Make the convolution read one row above and one below the band from its input, instead of padding with zeros.
 
-    What lies outside of the picture is zero behind the activation, not before it, so `inside` says which rows do. In
-    front of a nearest neighbour it makes no difference, and two of the four rows made of the halo are too many.
+    Outside of the image, values are zero behind the activation, not before it, so the input `inside` marks the rows
+    that are inside. Nearest-neighbour upsampling makes four rows of the halo's two, of which the outer two are dropped.
     """
     convolutions = [
         node for node in graph if node.op_type == "Conv" and list(node.attributes["kernel_shape"].as_ints()) == [3, 3]
     ]
     if [list(node.attributes["pads"].as_ints()) for node in convolutions] != [[1, 1, 1, 1]]:
-        raise _refused(f"another convolution than one of 3 × 3 at {stage.gives}")
+        raise _unsupported(f"more or less than one padded 3 × 3 convolution before {stage.output}")
     (convolution,) = convolutions
     convolution.attributes["pads"] = ir.AttrInt64s("pads", [0, 1, 0, 1])
     reader = _first_reader(convolution)
-    make = _Making(graph, reader)
-    if stage.grows:
+    build = _Builder(graph, reader)
+    if stage.upsamples:
         first, end, axis = (
-            make.constant(name, np.array([at])) for name, at in (("first", 1), ("end", -1), ("axis", 2))
+            build.constant(name, np.array([at])) for name, at in (("first", 1), ("end", -1), ("axis", 2))
         )
-        taken = make("Slice", reader.inputs[0], first, end, axis)
+        rows = build("Slice", reader.inputs[0], first, end, axis)
     else:
-        taken = make("Mul", reader.inputs[0], _input(graph, "inside", ("batch", 1, "halo_rows", 1)))
-    reader.replace_input_with(0, taken)
+        rows = build("Mul", reader.inputs[0], _add_input(graph, "inside", ("batch", 1, "halo_rows", 1)))
+    reader.replace_input_with(0, rows)
 
 
 def _first_reader(convolution: ir.Node) -> ir.Node:
-    """What reads a convolution's input: itself or, in an int8 graph, what rounds it. Nothing may stand between those,
-    or backends multiply floats."""
+    """Return the node that reads a convolution's input: itself or, in an int8 graph, the QuantizeLinear before it.
+
+    No node may stand between those, or backends multiply floats.
+    """
     node = convolution
     for operator in ("DequantizeLinear", "QuantizeLinear"):
         source = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -230,8 +270,8 @@ def _first_reader(convolution: ir.Node) -> ir.Node:
     return node
 
 
-class _Making:
-    """Makes nodes in front of another, under its name."""
+class _Builder:
+    """Inserts nodes before another one, named after its scope."""
 
     def __init__(self, graph: ir.Graph, before: ir.Node) -> None:
         self._graph, self._before, self._count = graph, before, 0
@@ -253,7 +293,7 @@ class _Making:
         return value
 
 
-def _input(graph: ir.Graph, name: str, shape: tuple[int | str, ...]) -> ir.Value:
+def _add_input(graph: ir.Graph, name: str, shape: tuple[int | str, ...]) -> ir.Value:
     value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
     graph.inputs.append(value)
     return value
@@ -263,33 +303,222 @@ def _plane(value: ir.Value, rows: str, width: str) -> tuple[int | str, ...]:
     return ("batch", _channels(value, 1), rows, width)
 
 
-def _sides_of_latents(value: ir.Value) -> tuple[int | str, ...]:
-    """The shape of features whose sides the tracer wrote as multiples of the latents'."""
+def _plane_of_latents(value: ir.Value) -> tuple[int | str, ...]:
+    """Return the shape of features whose sides the tracer wrote as multiples of the latents'."""
     sides = [str(size.value) if isinstance(size, ir.SymbolicDim) else "" for size in (value.shape or ())[2:]]
     if [side.rpartition("*")[2] for side in sides] != ["height", "width"]:
-        raise _refused(f"{value.name} of the shape {value.shape}, where multiples of the latents' sides are expected")
+        raise _unsupported(f"{value.name} of shape {value.shape}, expected multiples of the latents' sides")
     return _plane(value, *sides)
 
 
 def _channels(value: ir.Value, axis: int) -> int:
     size = value.shape[axis] if value.shape is not None else None
     if not isinstance(size, int):
-        raise _refused(f"{value.name} of the shape {value.shape}, where a number of channels is expected")
+        raise _unsupported(f"{value.name} of shape {value.shape}, expected a fixed number of channels")
     return size
 
 
-def _refused(found: str) -> ExportError:
-    return ExportError(f"found {found}, so it cannot be cut into slices; --no-parts leaves them out")
+def _unsupported(found: str) -> ExportError:
+    return ExportError(f"the decoder cannot be sliced: got {found}; {_ADVICE}")
 
 
-def _describe(part: ir.Model, **shapes: tuple[int | str, ...]) -> None:
-    """Give outputs the shapes that a signature can say.
+def _declare_shapes(part: ir.Model, **shapes: tuple[int | str, ...]) -> None:
+    """Set the shapes of a part's outputs, and forget those of the values inside.
 
-    Those of values inside were the whole's, and in a part an axis of the same name may have another size: backends
-    that trust them share memory between the two.
+    The latter are the whole graph's; in a part, an axis of the same name may have another size, and backends that
+    trust the shapes let such values share memory.
     """
     for node in part.graph:
         for value in node.outputs:
             value.shape = None
     for value in part.graph.outputs:
         value.shape = ir.Shape(shapes[str(value.name)])
+
+
+# Writing and comparing
+
+
+@dataclass(kw_only=True)
+class SliceWriter(PartWriter):
+    """Slices a decoder's float32 or int8 graph.
+
+    Attributes:
+        inputs, outputs: of the whole decoder.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
+        if precision == "float16":
+            return
+        self.notify(f"checking the slices of the {precision} graph")
+        parts, runs = slice_decoder(model), tuple(runs)
+        for name, part in parts.items():
+            file = self.file_name(whole, name)
+            ir.save(part, self.folder / file)
+            record = GraphRecord(file=f"{self.prefix}{file}", opset=whole.opset, nodes=len(part.graph))
+            inputs, outputs = _describe_values(part.graph.inputs), _describe_values(part.graph.outputs)
+            self.parts[name] = Part(inputs=inputs, outputs=outputs, graphs={precision: record})
+        last = [*parts][-1]  # computes the pixels, so its record has the results of all parts together
+        if precision == "float32":
+            gates = {last: _compare_pixels("float32 graph", self.open(), runs)}
+        else:
+            gates = self._compare_stages(model, whole, runs)
+            gates[last] = (*gates.get(last, ()), *self._compare_unrounded(model, parts, whole, runs))
+        for name, gate in gates.items():
+            self.parts[name] = _set_gate(self.parts[name], precision, gate)
+
+    def open(self, prefix: str = "", *, optimize: bool = True) -> SlicedDecoder:
+        """Open the written parts as the runtime does; `prefix` is that of other files of the same parts."""
+        return SlicedDecoder(
+            self.inputs,
+            self.outputs,
+            self.parts,
+            lambda name: self._open_part(name, prefix, optimize=optimize),
+            lambda name: None,
+        )
+
+    def _compare_stages(
+        self, model: ir.Model, whole: GraphRecord, runs: Iterable[Run]
+    ) -> dict[PartName, tuple[GateResult, ...]]:
+        """Compare each stage of an int8 decoder, and under `head` everything before the stages, with the whole graph's
+        values."""
+        stages, decoder = find_stages(model), self.open(optimize=False)
+        graph = _open_with_values(model, self.folder / f"values.{Path(whole.file).name}", stages)
+        gates: dict[PartName, list[GateResult]] = {}
+        for run in runs:
+            for name, result in _run_stages(run.feeds, graph.run(run.feeds), stages, decoder):
+                gates.setdefault(name, []).append(result)
+        return {name: tuple(results) for name, results in gates.items()}
+
+    def _compare_unrounded(
+        self, model: ir.Model, parts: dict[PartName, ir.Model], whole: GraphRecord, runs: Iterable[Run]
+    ) -> tuple[GateResult, ...]:
+        files = {self.file_name(whole, name): part for name, part in parts.items()} | {Path(whole.file).name: model}
+        paths = {file: self.folder / f"{_UNROUNDED}{file}" for file in files}
+        try:
+            for file, each in files.items():
+                ir.save(_remove_rounding(each), paths[file])
+            graph = Graph(paths[Path(whole.file).name])
+            expected = [Run(run.feeds, graph.run(run.feeds)) for run in runs]
+            del graph
+            return _compare_pixels("int8 graph without its rounding", self.open(_UNROUNDED), expected)
+        finally:
+            for path in paths.values():
+                path.unlink(missing_ok=True)
+
+    def _open_part(self, name: PartName, prefix: str, *, optimize: bool) -> _OpenPart:
+        (record,) = self.parts[name].graphs.values()
+        graph = Graph(self.folder / f"{prefix}{Path(record.file).name}", optimize=optimize)
+        return _OpenPart(self.parts[name].inputs, self.parts[name].outputs, graph)
+
+
+@dataclass(frozen=True)
+class _OpenPart(Session):
+    """A part on ONNX Runtime."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    graph: Graph
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        return self.graph.run(feeds)
+
+
+def _describe_values(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(str(value.name), _DTYPES[value.dtype], tuple(_size(size) for size in value.shape or ()))
+        for value in values
+    )
+
+
+def _size(size: int | ir.SymbolicDim) -> int | str:
+    return size if isinstance(size, int) else str(size.value)
+
+
+def _set_gate(part: Part, precision: Precision, gate: tuple[GateResult, ...]) -> Part:
+    record = part.graphs[precision]
+    compared = GraphRecord(file=record.file, opset=record.opset, nodes=record.nodes, gate=gate)
+    return Part(inputs=part.inputs, outputs=part.outputs, graphs={precision: compared})
+
+
+def _compare_pixels(graph: str, decoder: SlicedDecoder, runs: Iterable[Run]) -> tuple[GateResult, ...]:
+    return tuple(
+        check_output(
+            f"the {graph} and its slices",
+            "pixels",
+            run.outputs["pixels"],
+            decoder.run(run.feeds)["pixels"],
+            "levels",
+            _PIXEL_LEVELS,
+            feeds=run.feeds,
+            reference_name="its own",
+            advice=_ADVICE,
+        )
+        for run in runs
+    )
+
+
+def _run_stages(
+    feeds: Arrays, values: Arrays, stages: Sequence[Stage], decoder: SlicedDecoder
+) -> Iterator[tuple[PartName, GateResult]]:
+    """Run each stage on the whole graph's values and compare its output with theirs."""
+    first = stages[0].input
+    yield "head", _compare_stage(first, values[first], decoder.before_stages(feeds["latents"]), feeds)
+    for number, stage in enumerate(stages):
+        residual = values[stage.residual].copy() if stage.residual is not None else None
+        found = decoder.run_stage(number, feeds["latents"].shape, values[stage.input].copy(), residual)
+        yield f"slice.{number}", _compare_stage(stage.output, values[stage.output], found, feeds)
+
+
+def _compare_stage(output: str, expected: NDArray[Any], found: NDArray[Any], feeds: Arrays) -> GateResult:
+    return check_output(
+        "the int8 graph and its slices",
+        output,
+        expected,
+        found,
+        "rms",
+        _STAGE_RMS,
+        feeds=feeds,
+        reference_name="its own",
+        advice=_ADVICE,
+    )
+
+
+def _open_with_values(model: ir.Model, path: Path, stages: Iterable[Stage]) -> Graph:
+    """Open the whole graph with the inputs, residuals and outputs of the stages as added outputs.
+
+    Args:
+        path: a scratch file beside the weights; removed again.
+    """
+    whole = model.clone()
+    values = _values(whole)
+    wanted = {name for stage in stages for name in (stage.input, stage.output, stage.residual) if name is not None}
+    present = {str(value.name) for value in whole.graph.outputs}
+    whole.graph.outputs.extend(values[name] for name in sorted(wanted - present))
+    ir.save(whole, path)
+    try:
+        return Graph(path, optimize=False)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _remove_rounding(model: ir.Model) -> ir.Model:
+    """Copy a graph without the rounding of its activations."""
+    model = model.clone()
+    for node in tuple(model.graph):
+        source = node.inputs[0] if node.op_type == "QuantizeLinear" else None
+        if source is not None:
+            for use in tuple(node.outputs[0].uses()):
+                _read_unrounded(model.graph, use.node.outputs[0], source)
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _read_unrounded(graph: ir.Graph, rounded: ir.Value, source: ir.Value) -> None:
+    if rounded.is_graph_output():
+        index = [*graph.outputs].index(rounded)
+        rounded.name, source.name, source.shape = f"{rounded.name}/rounded", rounded.name, rounded.shape
+        graph.outputs[index] = source
+    ir.convenience.replace_all_uses_with(rounded, source)

@@ -1,7 +1,7 @@
-"""Traceable module → ONNX graph whose weights carry their checkpoint names.
+"""Traces a torch module into an ONNX graph whose weights have their checkpoint names.
 
-Opset 21: GroupNormalization is one node there (a third fewer nodes than in 18), and both ONNX Runtime and TensorRT take
-it. Opset 23's Attention is refused by TensorRT-RTX in float32, so attention stays spelled out.
+Opset 21: GroupNormalization is one node there (a third fewer nodes than in 18), and both ONNX Runtime and TensorRT run
+it. TensorRT-RTX rejects opset 23's Attention in float32, so attention stays in primitive operators.
 """
 
 from __future__ import annotations
@@ -19,54 +19,54 @@ from onnxscript import optimizer
 
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import ExportError
-from latentrt_export.graphs.passes.key_transpose import TransposeKeysDirectly
-from latentrt_export.graphs.passes.names import NameNodes
-from latentrt_export.graphs.passes.safe_softmax import DropSafeSoftmax
+from latentrt_export.graphs.passes.drop_safe_softmax import DropSafeSoftmax
+from latentrt_export.graphs.passes.name_nodes import NameNodes
+from latentrt_export.graphs.passes.transpose_keys import TransposeKeys
 from latentrt_export.modules.module import ComponentModule
 
-__all__ = ["OPSET", "trace", "weights_held_back"]
+__all__ = ["OPSET", "hide_weights", "trace"]
 
 OPSET = 21
 
 
-def trace(submodule: ComponentModule, feeds: Mapping[str, NDArray[Any]]) -> ir.Model:
-    """Trace a submodule into a float32 graph and tidy it.
+def trace(module: ComponentModule, feeds: Mapping[str, NDArray[Any]]) -> ir.Model:
+    """Trace a component into a float32 graph and optimise it.
 
     Args:
-        submodule: in float32, in evaluation mode.
-        feeds: one set of inputs, with sizes that differ from one another so that no two axes are taken for one.
+        module: in float32, in evaluation mode.
+        feeds: one set of inputs, with sizes that differ from one another, so that no two axes are confused.
 
     Returns:
-        The graph. Its weights are initializers under their canonical names and share memory with the parameters.
+        The graph. Its weights are initializers with their canonical names, and share memory with the parameters.
 
     Raises:
-        ExportError: torch cannot trace the module, or a weight was lost on the way.
+        ExportError: torch cannot trace the module, or a weight is missing from the graph.
     """
     with _quiet():
         program = torch.onnx.export(
-            submodule,
-            tuple(torch.from_numpy(feeds[spec.name]) for spec in submodule.inputs),
+            module,
+            tuple(torch.from_numpy(feeds[spec.name]) for spec in module.inputs),
             dynamo=True,
             optimize=False,
             opset_version=OPSET,
-            input_names=[spec.name for spec in submodule.inputs],
-            output_names=[spec.name for spec in submodule.outputs],
-            dynamic_shapes=tuple(_free_axes(spec) for spec in submodule.inputs),
+            input_names=[spec.name for spec in module.inputs],
+            output_names=[spec.name for spec in module.outputs],
+            dynamic_shapes=tuple(_free_axes(spec) for spec in module.inputs),
             verbose=False,
         )
     if program is None:
-        raise ExportError("torch gave no graph")
+        raise ExportError("torch.onnx.export returned no graph")
     model = program.model
-    _name_weights(model, submodule)
-    _tidy(model, set(submodule.weights()))
-    _declare(model.graph.inputs, submodule.inputs)
-    _declare(model.graph.outputs, submodule.outputs)
+    _name_weights(model, module)
+    _optimize(model, set(module.weights()))
+    _declare(model.graph.inputs, module.inputs)
+    _declare(model.graph.outputs, module.outputs)
     return model
 
 
 @contextlib.contextmanager
-def weights_held_back(model: ir.Model, names: set[str]) -> Iterator[None]:
-    """Show the weights to a pass as graph inputs, so that it can neither fold, merge nor rename them."""
+def hide_weights(model: ir.Model, names: set[str]) -> Iterator[None]:
+    """Turn weights into graph inputs for a while, so that passes can neither fold, merge nor rename them."""
     graph = model.graph
     weights = {name: graph.initializers.pop(name) for name in list(graph.initializers) if name in names}
     constants = {name: value.const_value for name, value in weights.items()}
@@ -84,23 +84,23 @@ def weights_held_back(model: ir.Model, names: set[str]) -> Iterator[None]:
                 graph.initializers[name] = value
 
 
-def _tidy(model: ir.Model, weights: set[str]) -> None:
-    with weights_held_back(model, weights):
+def _optimize(model: ir.Model, weights: set[str]) -> None:
+    with hide_weights(model, weights):
         optimizer.optimize_ir(model, num_iterations=3, onnx_shape_inference=True)
         DropSafeSoftmax()(model)
-        TransposeKeysDirectly()(model)
+        TransposeKeys()(model)
         optimizer.optimize_ir(model, num_iterations=2, onnx_shape_inference=False)
         NameNodes()(model)
     lost = weights - set(model.graph.initializers)
     if lost:
-        raise ExportError(f"{len(lost)} weights have no place in the traced graph, the first is {min(lost)}")
+        raise ExportError(f"{len(lost)} weights are missing from the traced graph, the first is {min(lost)}")
 
 
-def _name_weights(model: ir.Model, submodule: ComponentModule) -> None:
-    for parameter, _ in submodule.named_parameters():
+def _name_weights(model: ir.Model, module: ComponentModule) -> None:
+    for parameter, _ in module.named_parameters():
         value = model.graph.initializers.pop(parameter, None)
         if value is not None:
-            value.name = submodule.canonical_name(parameter)
+            value.name = module.canonical_name(parameter)
             model.graph.initializers[value.name] = value
 
 
@@ -109,16 +109,16 @@ def _free_axes(spec: TensorSpec) -> dict[int, str]:
 
 
 def _declare(values: Any, specs: tuple[TensorSpec, ...]) -> None:
-    """Give inputs and outputs the shapes of the signature: the tracer derives true but unreadable ones."""
+    """Give inputs and outputs the shapes of the signature; those that the tracer derives are correct but unreadable."""
     for value, spec in zip(values, specs, strict=True):
         if value.name != spec.name or len(value.shape) != len(spec.shape):
-            raise ExportError(f"the traced graph has {value.name}{value.shape} where the signature says {spec}")
+            raise ExportError(f"the traced graph has {value.name}{value.shape}, expected {spec} as in the signature")
         value.shape = ir.Shape(spec.shape)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports missing optional packages and its own deprecations; the gate finds a miss, not a log."""
+    """Silence torch's exporter, which logs missing optional packages and its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

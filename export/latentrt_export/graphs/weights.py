@@ -1,7 +1,7 @@
-"""How are weights kept apart from graphs? As safetensors, which a graph refers to by offset and length.
+"""Stores weights apart from graphs, as safetensors that a graph refers to by offset and length.
 
-One `model.safetensors` serves every graph of its component, and every graph of the same architecture can be given
-another one.
+One `model.safetensors` serves every graph of its component, and a graph can use that of any model with the same
+architecture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from latentrt.bundle.manifest import Precision, WeightsRecord
 
 __all__ = ["StoredWeights", "store"]
 
-# Of what an int8 submodule does not store as integers.
+# Of floating tensors; an int8 component stores those that are not quantised as half.
 _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.float16}
 _IR_DTYPES = {
     "F16": ir.DataType.FLOAT16,
@@ -34,9 +34,12 @@ _IR_DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class StoredWeights:
-    """A weights file and where each tensor lies in it: name → (dtype, shape, offset in bytes, length in bytes).
+    """A weights file and the place of each tensor in it.
 
-    `weights` are the names of the checkpoint's own; the others are scales and zero points.
+    Attributes:
+        path: of the file.
+        weights: names of the checkpoint's own tensors; the others are scales and zero points.
+        places: name → (dtype, shape, offset in bytes, length in bytes).
     """
 
     path: Path
@@ -44,14 +47,14 @@ class StoredWeights:
     places: Mapping[str, tuple[ir.DataType, tuple[int, ...], int, int]]
 
     def external(self, name: str) -> ir.ExternalTensor:
-        """A reference to one tensor, as a graph that lies beside the file keeps it."""
+        """Return a reference to one tensor, for a graph in the same folder."""
         dtype, shape, offset, length = self.places[name]
         return ir.ExternalTensor(
             self.path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self.path.parent
         )
 
     def record(self, file: str, precision: Precision) -> WeightsRecord:
-        """What the manifest says of it."""
+        """Return the manifest's record of the file, which is called `file` there."""
         parameters = sum(math.prod(shape) for name, (_, shape, _, _) in self.places.items() if name in self.weights)
         return WeightsRecord(file=file, dtype=precision, tensors=len(self.places), parameters=parameters)
 
@@ -61,13 +64,13 @@ def store(
 ) -> StoredWeights:
     """Write weights in a precision.
 
+    A value beyond half's range becomes infinite; the gate rejects it, not this function.
+
     Args:
         weights: by their canonical names.
         path: of the file.
-        precision: of the file; `int8` stores as half what is not in `quantized`.
-        quantized: what is stored in place of some weights, and beside them, as it is.
-
-    A value beyond half's range would become infinite; that is refused by the gate, not here.
+        precision: of floating tensors; `int8` stores them as half.
+        quantized: tensors that are stored unchanged, instead of the weights of the same names or in addition to them.
     """
     quantized = quantized or {}
     floats = {name: weight for name, weight in weights.items() if name not in quantized}
@@ -76,7 +79,7 @@ def store(
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(mode)  # safetensors writes a file that only its owner may read and renames it
+    path.chmod(mode)  # safetensors creates files that only their owner may read
     return StoredWeights(path=path, weights=frozenset(weights), places=_places(path))
 
 

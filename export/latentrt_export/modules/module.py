@@ -13,7 +13,7 @@ from torch import nn
 
 from latentrt.bundle.manifest import PartName, TokenMerging
 from latentrt.bundle.tensors import TensorSpec
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["Arrays", "ComponentModule", "Shapes"]
 
@@ -73,7 +73,7 @@ class ComponentModule(nn.Module):
     def matchings(self) -> Arrays:
         """Return the token matchings of the last evaluation, which are forced in the graph when it is compared.
 
-        Between nearly equal tokens either choice is right (`latentrt_export.gates.merging_gate`).
+        Between nearly equal tokens either choice is right (`latentrt_export.gates.token_merging`).
         """
         return {}
 
@@ -82,7 +82,7 @@ class ComponentModule(nn.Module):
         return nullcontext()
 
     def calibrate(
-        self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: Quantizing
+        self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: QuantizationOptions
     ) -> Arrays:
         """Evaluate the module on realistic inputs, so that the ranges of its activations can be measured.
 

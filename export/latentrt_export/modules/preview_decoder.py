@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentrt.bundle.tensors import TensorSpec
 from latentrt_export.checkpoints.checkpoint import preview_factor
-from latentrt_export.checkpoints.loading import load_pretrained
+from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import ComponentModule, Shapes
 
 __all__ = ["PreviewDecoder"]

@@ -14,8 +14,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import Tensor, nn
 
 from latentrt.bundle.tensors import TensorSpec
-from latentrt_export.checkpoints.loading import load_pretrained
 from latentrt_export.checkpoints.preprocessor_config import PreprocessorConfig, check_crop, read_preprocessor_config
+from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.clip_preprocessing import ClipPreprocessing
 from latentrt_export.modules.module import ComponentModule, Shapes
 

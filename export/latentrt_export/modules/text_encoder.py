@@ -11,7 +11,7 @@ from transformers import CLIPTextModel
 
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.loading import load_pretrained
+from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import ComponentModule, Shapes
 
 __all__ = ["TextEncoder"]

@@ -170,7 +170,7 @@ def _attending(model: Any) -> tuple[str, ...]:
 
 def read_matchings(model: Any) -> dict[str, NDArray[np.int64]]:
     """Return the decisions of each matching in the last evaluation, by the name of the graph's node that decides
-    (`latentrt_export.gates.merging_gate`)."""
+    (`latentrt_export.gates.token_merging`)."""
     return {
         f"{name}/{decision}": array.numpy()
         for name, module in model.named_modules()

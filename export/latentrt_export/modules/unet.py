@@ -15,11 +15,11 @@ from torch import Tensor
 from latentrt.bundle.manifest import PartName, TokenMerging
 from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.loading import load_pretrained
+from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules import token_merging
 from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
 from latentrt_export.quantize.denoising import denoise_prompts
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["UNet"]
 
@@ -106,7 +106,7 @@ class UNet(ComponentModule):
         return token_merging.force_matchings(self.model, matchings)
 
     def calibrate(
-        self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: Quantizing
+        self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: QuantizationOptions
     ) -> Arrays:
         """Denoise the calibration prompts, guided away from the empty one, at the size the model was trained for.
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentrt.bundle.tensors import TensorSpec
-from latentrt_export.checkpoints.loading import load_pretrained
+from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["VaeDecoder", "VaeEncoder"]
 
@@ -99,7 +99,7 @@ class VaeDecoder(_Autoencoder):
         return pixels.permute(0, 2, 3, 1).to(torch.uint8)
 
     def calibrate(
-        self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: Quantizing
+        self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: QuantizationOptions
     ) -> Arrays:
         """Decode the last latents of the denoiser's calibration runs, one image at a time."""
         for latents in gate_inputs["denoised"]:

@@ -1,4 +1,4 @@
-"""Runs of a denoiser in torch, as the runtime does them, to calibrate it on."""
+"""Denoises the calibration prompts in torch, by the runtime's own loop."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from latentrt.sampling.noise import Generator
 from latentrt.sampling.samplers.euler import Euler
 from latentrt.sampling.samplers.steps import Steps
 from latentrt_export.modules.module import Arrays
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["denoise_prompts"]
 
 
-# From the noisiest level to the cleanest one, so that no run meets values beyond those that calibration met.
-_WHOLE = {"timestep_spacing": "linspace"}
+# From the highest noise level to the lowest, so that no later run has values outside of the calibrated ranges.
+_FULL_RANGE = {"timestep_spacing": "linspace"}
 
 
 class _TorchSession(Session):
-    """The torch module that is calibrated, as a session."""
+    """A torch module under calibration."""
 
     def __init__(
         self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], evaluate: Callable[[Arrays], Arrays]
@@ -44,26 +44,27 @@ def denoise_prompts(
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     text: str,
-    known: Mapping[str, NDArray[Any]],
+    gate_inputs: Mapping[str, NDArray[Any]],
     shape: tuple[int, ...],
-    quantizing: Quantizing,
+    options: QuantizationOptions,
 ) -> NDArray[np.float32]:
-    """Denoise each of the calibration's prompts with Euler's method, from the noise of a seed of its own.
+    """Denoise each calibration prompt with Euler's method, from the noise of a seed of its own.
 
     Args:
         run: evaluates the denoiser, whose signature is `inputs` and `outputs`.
         text: the denoiser's input of text embeddings.
-        known: `calibration_embeddings`, float32 [1 + prompts, 77, width], the empty prompt's first, and
-            `noise_schedule`, the training noise schedule and the prediction type as JSON.
+        gate_inputs: `calibration_embeddings`, float32 [1 + prompts, 77, width], of which the first row is the empty
+            prompt's; and `noise_schedule`, the training noise schedule and the prediction type as JSON.
         shape: of latents, (C, H, W).
-        quantizing: steps and guidance scale.
+        options: the number of steps and the guidance scale.
 
     Returns:
-        The last latents of each, float32 [prompts, C, H, W].
+        The last latents of each prompt, float32 [prompts, C, H, W].
     """
-    schedule = Euler.read({**json.loads(str(known["noise_schedule"])), **_WHOLE}).table(Steps(count=quantizing.steps))
-    empty, *prompts = known["calibration_embeddings"]
-    scale = quantizing.guidance_scale
+    config = {**json.loads(str(gate_inputs["noise_schedule"])), **_FULL_RANGE}
+    schedule = Euler.read(config).table(Steps(count=options.steps))
+    empty, *prompts = gate_inputs["calibration_embeddings"]
+    scale = options.guidance_scale
     guidance: Guidance = ClassifierFree(scale=scale) if scale > 1 else Unguided()
     session = _TorchSession(inputs, outputs, run)
     denoiser = WholeDenoiser(session, latents="sample", timestep="timestep", output="noise_pred")

@@ -7,17 +7,27 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from latentrt.errors import CheckpointError, ExportError
-from latentrt_export.checkpoints.ldm_layout import SUBMODULES
-from latentrt_export.checkpoints.single_file import PredictionType, detect, unpack
-from tests.ldm import Family, write_single_file
+from latentrt_export.checkpoints import single_file
+from latentrt_export.checkpoints.single_file import (
+    COMPONENTS,
+    CONFIGS,
+    PredictionType,
+    convert,
+    detect,
+    unpack,
+)
+from latentrt_export.families import PIPELINES, stable_diffusion
+from tests.ldm import Family, Weights, ldm_clip, ldm_openclip, ldm_unet, ldm_vae, write_single_file
 from tests.tiny import make_checkpoint
 
 FAMILIES: dict[Family, str] = {"sd1": "stable-diffusion-1", "sd2": "stable-diffusion-2"}
@@ -46,10 +56,10 @@ def sd1_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_single_file(make_checkpoint(folder / "checkpoint"), folder / "model.safetensors", "sd1")
 
 
-def test_weights_come_back_bit_for_bit(folder: Path, file: Path, tmp_path: Path) -> None:
+def test_weights_are_those_of_the_checkpoint(folder: Path, file: Path, tmp_path: Path) -> None:
     unpack(file, tmp_path, config=folder)
-    for submodule, layout in SUBMODULES.items():
-        original, found = (load_file(one / submodule / layout.file) for one in (folder, tmp_path))
+    for component, layout in COMPONENTS.items():
+        original, found = (load_file(one / component / layout.file) for one in (folder, tmp_path))
         original.pop("text_model.embeddings.position_ids", None)
         assert found.keys() == original.keys()
         assert all(torch.equal(found[name], weight) for name, weight in original.items())
@@ -57,12 +67,12 @@ def test_weights_come_back_bit_for_bit(folder: Path, file: Path, tmp_path: Path)
 
 def test_the_folder_loads_as_a_checkpoint(folder: Path, file: Path, tmp_path: Path) -> None:
     unpack(file, tmp_path, config=folder)
-    for library_class, submodule in (
+    for library_class, component in (
         (UNet2DConditionModel, "unet"),
         (AutoencoderKL, "vae"),
         (CLIPTextModel, "text_encoder"),
     ):
-        _, report = library_class.from_pretrained(tmp_path / submodule, use_safetensors=True, output_loading_info=True)
+        _, report = library_class.from_pretrained(tmp_path / component, use_safetensors=True, output_loading_info=True)
         assert not report["missing_keys"]
         assert not report["unexpected_keys"]
     index = json.loads((tmp_path / "model_index.json").read_text())
@@ -71,16 +81,55 @@ def test_the_folder_loads_as_a_checkpoint(folder: Path, file: Path, tmp_path: Pa
     assert (tmp_path / "tokenizer" / "vocab.json").read_bytes() == (folder / "tokenizer" / "vocab.json").read_bytes()
 
 
+TASKS = {8: "StableDiffusionInstructPix2PixPipeline", 9: "StableDiffusionInpaintPipeline"}
+
+
+@pytest.fixture(params=TASKS)
+def channels(request: pytest.FixtureRequest) -> int:
+    chosen: int = request.param
+    return chosen
+
+
+@pytest.fixture
+def task_folder(folder: Path, channels: int, tmp_path: Path) -> Path:
+    """The checkpoint with a UNet that has more input channels."""
+    copy = shutil.copytree(folder, tmp_path / "task")
+    config = {**UNet2DConditionModel.load_config(folder / "unet"), "in_channels": channels}
+    torch.manual_seed(channels)
+    UNet2DConditionModel.from_config(config).save_pretrained(copy / "unet")
+    return copy
+
+
+def test_input_channels_decide_the_pipeline(
+    folder: Path, task_folder: Path, channels: int, family: Family, tmp_path: Path
+) -> None:
+    """With the configurations of the text-to-image checkpoint, in which `in_channels` is 4."""
+    path = write_single_file(task_folder, tmp_path / "task.safetensors", family)
+    assert (detect(path).family, detect(path).in_channels) == (FAMILIES[family], channels)
+    assert (infer_diffusers_model_type(load_file(path)) in ("inpainting", "inpainting_v2")) == (channels == 9)
+    unpack(path, tmp_path / "unpacked", config=folder)
+    index = json.loads((tmp_path / "unpacked" / "model_index.json").read_text())
+    assert index["_class_name"] == TASKS[channels]
+    found = UNet2DConditionModel.from_pretrained(tmp_path / "unpacked" / "unet", use_safetensors=True)
+    assert found.config["in_channels"] == found.conv_in.weight.shape[1] == channels
+    # diffusers' own way from the file to the module, with the configuration that it would find on the hub
+    expected = UNet2DConditionModel.from_single_file(str(path), config=str(task_folder), subfolder="unet")
+    original = UNet2DConditionModel.from_pretrained(task_folder / "unet", use_safetensors=True)
+    for name, weight in found.state_dict().items():
+        assert torch.equal(weight, expected.state_dict()[name])
+        assert torch.equal(weight, original.state_dict()[name])
+
+
 def test_half_weights_stay_half(sd1_file: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.safetensors"
     save_file({name: weight.half() for name, weight in load_file(sd1_file).items()}, half)
     unpack(half, tmp_path / "folder", config=sd1_file.parent / "checkpoint")
-    for submodule, layout in SUBMODULES.items():
-        weights = load_file(tmp_path / "folder" / submodule / layout.file)
+    for component, layout in COMPONENTS.items():
+        weights = load_file(tmp_path / "folder" / component / layout.file)
         assert {weight.dtype for weight in weights.values()} == {torch.float16}
 
 
-def test_the_family_is_in_the_header(file: Path, family: Family) -> None:
+def test_the_family_follows_from_the_header(file: Path, family: Family) -> None:
     found = detect(file)
     assert (found.family, found.prediction_type, found.licence) == (FAMILIES[family], None, None)
 
@@ -101,7 +150,7 @@ def test_metadata_is_read(folder: Path, family: Family, tmp_path: Path) -> None:
         ({"modelspec.prediction_type": "sample"}, None),
     ],
 )
-def test_metadata_says_what_is_predicted(metadata: dict[str, str], expected: str | None, tmp_path: Path) -> None:
+def test_the_prediction_type_in_the_metadata(metadata: dict[str, str], expected: str | None, tmp_path: Path) -> None:
     weights = {f"{UNET}input_blocks.0.0.weight": torch.zeros(1, 4, 3, 3), "first_stage_model.x": torch.zeros(1)}
     save_file({**weights, "cond_stage_model.model.x": torch.zeros(1)}, tmp_path / "header.safetensors", metadata)
     assert detect(tmp_path / "header.safetensors").prediction_type == expected
@@ -126,7 +175,7 @@ def test_shipped_settings_follow_the_prediction_type(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "latentrt_export.checkpoints.single_file.convert", lambda submodule, weights, config: {}
+        "latentrt_export.checkpoints.single_file.convert", lambda component, weights, config: {}
     )  # tiny weights
     unpack(file, tmp_path, prediction_type=chosen)
     found, unet, index = (
@@ -139,17 +188,17 @@ def test_shipped_settings_follow_the_prediction_type(
 
 
 @pytest.mark.parametrize("family", ["sd2"], indirect=True)
-def test_an_unknown_prediction_type_is_asked_for(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not say what its UNet predicts; pass --prediction-type epsilon"):
+def test_an_unknown_prediction_type(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not state its prediction type; pass `prediction_type='epsilon'`"):
         unpack(file, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["sd1"], indirect=True)
-def test_a_foreign_prediction_type_in_a_configuration_is_refused(folder: Path, file: Path, tmp_path: Path) -> None:
+def test_an_unsupported_prediction_type_in_a_configuration(folder: Path, file: Path, tmp_path: Path) -> None:
     config = shutil.copytree(folder, tmp_path / "config")
     scheduler = config / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "flow_prediction"}))
-    with pytest.raises(CheckpointError, match="prediction_type is flow_prediction"):
+    with pytest.raises(CheckpointError, match="prediction_type flow_prediction"):
         unpack(file, tmp_path / "folder", config=config)
 
 
@@ -170,10 +219,11 @@ FOUR = {STEM: (1, 4, 3, 3)}
         (FOUR | {"conditioner.embedders.0.model.ln_final.bias": (1,)}, "the refiner of Stable Diffusion XL"),
         ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "looks like Stable Diffusion 3"),
         ({"model.diffusion_model.double_blocks.0.x": (1,)}, "looks like Flux"),
-        ({STEM: (1, 9, 3, 3)}, "a model for inpainting, with 9 input channels"),
-        ({STEM: (1, 8, 3, 3)}, "a model for InstructPix2Pix, with 8 input channels"),
-        ({STEM: (1, 6, 3, 3)}, "a model for another task, with 6 input channels"),
-        (FOUR | {f"{UNET}label_emb.0.0.weight": (1,)}, r"conditioned on a class \(unCLIP, or an upscaler\)"),
+        ({STEM: (1, 6, 3, 3)}, "has 6 input channels"),
+        ({STEM: (1, 7, 3, 3)}, "has 7 input channels"),
+        ({STEM: (1, 5, 3, 3)}, r"depth-to-image .*5 input channels.*estimator is not in the file.*Depth2ImgPipeline.*"),
+        ({STEM: (1, 5, 3, 3), "depth_model.model.x": (1,)}, r"depth estimator is stored in MiDaS' layout.*"),
+        (FOUR | {f"{UNET}label_emb.0.0.weight": (1,)}, r"class-conditioned model \(unCLIP, or an upscaler\)"),
         (FOUR, "a UNet without its text encoder"),
         (FOUR | {"cond_stage_model.model.x": (1,)}, "a checkpoint without its autoencoder"),
         ({"lora_unet_down_blocks_0.lora_down.weight": (1,)}, "looks like a LoRA"),
@@ -181,22 +231,28 @@ FOUR = {STEM: (1, 4, 3, 3)}
         ({"control_model.input_blocks.0.0.weight": (1,)}, "looks like a ControlNet"),
         ({"first_stage_model.encoder.conv_in.weight": (1,)}, "looks like an autoencoder alone"),
         ({"encoder.down.0.block.0.conv1.weight": (1,)}, "looks like an autoencoder alone"),
-        ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "a submodule in diffusers' layout, .* folder"),
+        ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "a component in diffusers' layout, .* folder.*"),
         ({"emb_params": (1,)}, "looks like a textual inversion"),
         ({"weight": (1,)}, r"something else \(its first tensor is weight\)"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused(shapes: dict[str, tuple[int, ...]], message: str, tmp_path: Path) -> None:
+def test_another_kind_of_file(shapes: dict[str, tuple[int, ...]], message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{message}; expected a whole Stable Diffusion 1"):
         detect(header(tmp_path, shapes))
 
 
-def test_eight_bit_weights_are_refused(tmp_path: Path) -> None:
+def test_eight_bit_weights(tmp_path: Path) -> None:
     path = tmp_path / "eight.safetensors"
     names = (STEM, "cond_stage_model.transformer.weight", "first_stage_model.weight")
     save_file({name: torch.zeros(1, 4, dtype=torch.float8_e4m3fn) for name in names}, path)
     with pytest.raises(CheckpointError, match="as F8_E4M3, expected one of BF16, F16"):
         detect(path)
+
+
+def test_a_pipeline_class_of_the_family_exports_each_kind_of_file() -> None:
+    for channels, pipeline in single_file._PIPELINES.items():
+        assert pipeline in PIPELINES
+        assert channels in stable_diffusion._TASKS[pipeline]
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])
@@ -207,7 +263,7 @@ def test_a_pickle_is_never_opened(suffix: str, tmp_path: Path) -> None:
         detect(path)
 
 
-def test_the_command_that_converts_a_pickle_works(sd1_file: Path, tmp_path: Path) -> None:
+def test_the_suggested_conversion_works(sd1_file: Path, tmp_path: Path) -> None:
     weights = load_file(sd1_file)
     path = tmp_path / "a model's.ckpt"
     torch.save({"state_dict": weights, "global_step": 3}, path)
@@ -220,24 +276,24 @@ def test_the_command_that_converts_a_pickle_works(sd1_file: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("kept", [0, 5, 4000])
-def test_a_truncated_file_is_refused(kept: int, sd1_file: Path, tmp_path: Path) -> None:
+def test_a_truncated_file(kept: int, sd1_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "truncated.safetensors"
     path.write_bytes(sd1_file.read_bytes()[:kept] if kept < 4000 else sd1_file.read_bytes()[:-4])
-    with pytest.raises(CheckpointError, match="is missing, truncated or no safetensors file"):
+    with pytest.raises(CheckpointError, match="is missing, truncated or not a safetensors file"):
         detect(path)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is missing"):
         detect(tmp_path / "none.safetensors")
 
 
-def test_an_architecture_of_another_size_is_refused(sd1_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"text_encoder: .* are missing, .*needs a configuration of its own"):
+def test_an_architecture_of_another_size(sd1_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"text_encoder: .* are missing, .*`config`"):
         unpack(sd1_file, tmp_path)
 
 
-def test_a_configuration_that_describes_nothing_is_refused(sd1_file: Path, tmp_path: Path) -> None:
+def test_a_config_folder_without_configurations(sd1_file: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not describe a checkpoint"):
         unpack(sd1_file, tmp_path / "folder", config=tmp_path)
 
@@ -246,3 +302,92 @@ def test_a_folder_that_cannot_be_written_is_an_export_error(sd1_file: Path, tmp_
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ExportError, match="cannot be unpacked into"):
         unpack(sd1_file, tmp_path / "file", config=sd1_file.parent / "checkpoint")
+
+
+# Conversion
+
+
+class Tiny:
+    """A tiny 1.x checkpoint in both layouts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = make_checkpoint(folder / "checkpoint")
+        self.weights = load_file(write_single_file(self.folder, folder / "model.safetensors", "sd1"))
+
+    def convert(self, component: str, weights: Weights) -> Weights:
+        config: dict[str, Any] = json.loads((self.folder / component / "config.json").read_text())
+        prefix = COMPONENTS[component].prefix
+        return convert(component, {key: one for key, one in weights.items() if key.startswith(prefix)}, config)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize(
+    ("key", "component"),
+    [
+        ("model.diffusion_model.middle_block.1.proj_in.bias", "unet"),
+        ("first_stage_model.decoder.up.2.block.0.conv1.weight", "vae"),
+        ("first_stage_model.encoder.mid.attn_1.q.weight", "vae"),
+        ("cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.bias", "text_encoder"),
+    ],
+)
+def test_a_missing_weight(key: str, component: str, tiny: Tiny) -> None:
+    weights = {name: weight for name, weight in tiny.weights.items() if name != key}
+    with pytest.raises(CheckpointError, match=f"{component}: 1 weights are missing"):
+        tiny.convert(component, weights)
+
+
+def test_no_weights_at_all(tiny: Tiny) -> None:
+    for component in COMPONENTS:
+        with pytest.raises(CheckpointError, match=f"{component}: [0-9]+ weights are missing"):
+            tiny.convert(component, {})
+
+
+def test_an_unexpected_weight(tiny: Tiny) -> None:
+    weights = tiny.weights | {"model.diffusion_model.middle_block.1.extra.bias": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match="unet: 1 weights are unexpected, the first is mid_block"):
+        tiny.convert("unet", weights)
+
+
+def test_a_weight_of_another_shape(tiny: Tiny) -> None:
+    weights = tiny.weights | {"model.diffusion_model.out.2.bias": torch.zeros(7)}
+    with pytest.raises(CheckpointError, match=r"unet: conv_out.bias has shape \(7,\), expected \(4,\)"):
+        tiny.convert("unet", weights)
+
+
+def test_text_weights_without_their_inner_module(tiny: Tiny) -> None:
+    older = {name.replace("transformer.text_model.", "transformer."): one for name, one in tiny.weights.items()}
+    assert older.keys() != tiny.weights.keys()
+    assert tiny.convert("text_encoder", older).keys() == tiny.convert("text_encoder", tiny.weights).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "channels", "kind"),
+    [("sd1", 4, "v1"), ("sd2", 4, "v2"), ("sd1", 9, "inpainting"), ("sd2", 9, "inpainting_v2")],
+)
+def test_shipped_configurations_fit_the_published_models(family: Family, channels: int, kind: str) -> None:
+    """At full size, without weights. The counts of tensors are those of the published files."""
+    configs = {name: json.loads((CONFIGS / FAMILIES[family] / name / "config.json").read_text()) for name in COMPONENTS}
+    configs["unet"]["in_channels"] = channels
+    with torch.device("meta"):
+        models = {name: COMPONENTS[name].build(config) for name, config in configs.items()}
+    published: dict[str, dict[str, torch.Tensor]] = {
+        name: {**dict(one.named_parameters())} for name, one in models.items()
+    }
+    text = {f"text_model.{name.removeprefix('text_model.')}": one for name, one in published["text_encoder"].items()}
+    published["text_encoder"] = text
+    weights = {**ldm_unet(published["unet"]), **ldm_vae(published["vae"])}
+    weights |= ldm_clip(text) if family == "sd1" else ldm_openclip(text)
+    assert infer_diffusers_model_type(weights) == kind
+    counts = {name: sum(key.startswith(layout.prefix) for key in weights) for name, layout in COMPONENTS.items()}
+    assert counts == {"text_encoder": {"sd1": 196, "sd2": 294}[family], "unet": 686, "vae": 248}
+    for name, layout in COMPONENTS.items():
+        part = {key: weight for key, weight in weights.items() if key.startswith(layout.prefix)}
+        found = convert(name, part, configs[name])
+        assert {key: one.shape for key, one in found.items()} == {
+            key: one.shape for key, one in published[name].items()
+        }

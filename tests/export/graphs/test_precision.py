@@ -1,5 +1,5 @@
-"""Which nodes compute in half. Proved by the types in the graph: ONNX Runtime's CPU computes half in float32, so that
-results say nothing of overflow there."""
+"""Which nodes compute in half, by the types in the graph: ONNX Runtime's CPU computes half in float32, so results there
+do not show an overflow."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt.bundle.bundle import Bundle
-from latentrt_export.graphs.precision import RANGE_LIMIT, compute_in_float32, compute_in_half, nodes_in_float32
-from latentrt_export.quantize.ranges import measure_ranges
+from latentrt_export.graphs.precision import (
+    RANGE_LIMIT,
+    compute_in_float32,
+    compute_in_half,
+    measure_ranges,
+    select_float32_nodes,
+)
 from tests.export.small_graph import run, small_graph
 from tests.exported import Exported
 
@@ -29,10 +34,10 @@ LAYERS = "g (float[B,4] x, float[4,4] w) => (float[B,4] y) { a = MatMul(x, w) MI
 def halved(
     model: ir.Model, folder: Path, feeds: Arrays = X, *, float32_inputs: frozenset[str] = frozenset()
 ) -> tuple[str, ...]:
-    """Rewrite as the exporter does; return the nodes it says compute in float32."""
+    """Rewrite as the exporter does; return the nodes that compute in float32 according to it."""
     weights = [name for name in model.graph.initializers if name.startswith("w")]
     ranges = measure_ranges(model, folder / "ranges.onnx", [feeds], weights)
-    kept = nodes_in_float32(model, ranges)
+    kept = select_float32_nodes(model, ranges)
     found = compute_in_half(model, weights, float32_inputs=float32_inputs, float32_nodes=kept, ranges=ranges)
     for name in weights:
         value = model.graph.initializers[name]
@@ -49,7 +54,7 @@ def dtype(model: ir.Model, name: str) -> ir.DataType | None:
 
 
 def computed_in_float32(model: ir.Model) -> set[str]:
-    """The nodes with a float32 value on either side, casts and what Resize fixes aside: a walk of its own."""
+    """Find the nodes with a float32 input or output by an independent walk, except casts and Resize's fixed inputs."""
     found = set()
     for node in model.graph:
         fixed = (1, 2) if node.op_type == "Resize" else ()
@@ -59,7 +64,7 @@ def computed_in_float32(model: ir.Model) -> set[str]:
     return found
 
 
-def test_nothing_that_overflows_nothing_in_float32(tmp_path: Path) -> None:
+def test_without_overflow_nothing_is_float32(tmp_path: Path) -> None:
     model = layers("b = Relu(a) z = Add(b, a)")
     assert halved(model, tmp_path) == ()
     assert computed_in_float32(model) == set()
@@ -88,7 +93,7 @@ def test_the_limit_leaves_two_bits_of_headroom(tmp_path: Path, largest: float, k
     assert halved(model, tmp_path, {"x": np.full((1, 4), largest, np.float32)}) == kept
 
 
-def test_what_only_depends_on_a_float32_input_stays_float32(tmp_path: Path) -> None:
+def test_nodes_that_depend_on_a_float32_input_alone_stay_float32(tmp_path: Path) -> None:
     """The sines of a timestep lose everything in half: 999 and 999.4 are the same number there."""
     text = (
         "g (float[B,4] timestep, float[4,4] w) => (float[B,4] y) "
@@ -102,7 +107,7 @@ def test_what_only_depends_on_a_float32_input_stays_float32(tmp_path: Path) -> N
     assert computed_in_float32(model) == {"block/angle", "block/sine"}
 
 
-def test_what_comes_from_pixels_stays_float32_until_it_meets_a_weight(tmp_path: Path) -> None:
+def test_nodes_that_depend_on_pixels_alone_stay_float32(tmp_path: Path) -> None:
     """Also behind a value that is too large for half: the classifier's preprocessing counts in whole pixels."""
     text = """
     g (uint8[B,4] pixels, float[4,4] w) => (float[B,4] y) <float scale = {60000}> {
@@ -155,7 +160,7 @@ def test_a_constant_that_half_cannot_hold_stays_float32(tmp_path: Path) -> None:
     assert halved(model, tmp_path, {"x": np.full((1, 4), 1e-3, np.float32)}) == ("block/y",)
 
 
-def test_infinities_of_a_mask_do_not_count(tmp_path: Path) -> None:
+def test_infinities_of_a_mask_are_ignored(tmp_path: Path) -> None:
     text = """
     g (float[4,4] x, float[4,4] w) => (float[4,4] y) <float[4] mask = {0, 0, 0, -inf}> {
       a = MatMul(x, w) masked = Add(a, mask) p = Softmax<axis = -1>(masked) y = MatMul(p, w)
@@ -208,7 +213,7 @@ def test_ranges_are_the_largest_over_all_inputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "vae_encoder", "vae_decoder", "unet", "safety_checker"])
-def test_the_manifest_names_what_computes_in_float32(sd2: Exported, name: str) -> None:
+def test_the_manifest_names_the_float32_nodes(sd2: Exported, name: str) -> None:
     record = Bundle.open(sd2.bundle).manifest.components[name].graphs["float16"]
     model = ir.from_proto(onnx.load(sd2.bundle / record.file, load_external_data=False))
     assert computed_in_float32(model) == set(record.float32_nodes)

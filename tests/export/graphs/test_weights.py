@@ -1,5 +1,4 @@
-"""Graph and weights apart: what is stored is the checkpoint's, what a graph refers to is what is stored, and a graph
-depends on the architecture alone."""
+"""Stored weights equal the checkpoint's, graphs refer to them, and a graph depends on the architecture alone."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def checkpoint_tensors(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
 @pytest.mark.parametrize("component", PARTS)
-def test_weights_are_the_checkpoints_bit_for_bit(request: pytest.FixtureRequest, family: str, component: str) -> None:
+def test_weights_equal_the_checkpoints(request: pytest.FixtureRequest, family: str, component: str) -> None:
     exported: Exported = request.getfixturevalue(family)
     record = Bundle.open(exported.bundle).manifest.components[component]
     stored = load_file(exported.bundle / record.weights.file)
@@ -56,7 +55,7 @@ def test_weights_are_the_checkpoints_bit_for_bit(request: pytest.FixtureRequest,
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
-def test_the_autoencoders_halves_are_the_whole(request: pytest.FixtureRequest, family: str) -> None:
+def test_encoder_and_decoder_have_all_weights_of_the_autoencoder(request: pytest.FixtureRequest, family: str) -> None:
     exported: Exported = request.getfixturevalue(family)
     halves = [load_file(exported.bundle / name / "model.safetensors").keys() for name in ("vae_encoder", "vae_decoder")]
     assert halves[0] | halves[1] == checkpoint_tensors(exported.checkpoint / "vae").keys()
@@ -79,9 +78,9 @@ def test_every_stored_weight_is_an_initializer_of_every_graph(
         assert outside == names
 
 
-def test_a_stored_file_may_be_read_like_any_other(sd1: Exported) -> None:
+def test_weights_have_the_permissions_of_other_files(sd1: Exported) -> None:
     modes = {stat.S_IMODE(path.stat().st_mode) for path in sd1.bundle.rglob("*") if path.is_file()}
-    assert len(modes) == 1, "safetensors' own are for their owner alone"
+    assert len(modes) == 1, "safetensors writes files for their owner alone"
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
@@ -98,7 +97,7 @@ def test_references_read_back_equal_through_onnxruntime(tmp_path: Path, precisio
 
 
 def read_through_onnxruntime(folder: Path, tensors: dict[str, ir.ExternalTensor]) -> dict[str, NDArray[Any]]:
-    """A graph that hands out its initializers."""
+    """Read tensors as the outputs of a graph that returns its initializers."""
     values, nodes = [], []
     for name, tensor in tensors.items():
         values.append(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -18,13 +17,10 @@ from latentrt import Bundle, Pipeline
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.session import run
 from latentrt.errors import CheckpointError, RequestError
-from latentrt_export.checkpoints import checkpoint as checkpoints
 from latentrt_export.checkpoints.checkpoint import preview_factor
-from latentrt_export.families import PIPELINES
+from tests.export.skeleton import open_skeleton
 from tests.exported import Exported
 from tests.tiny_preview import make_preview_decoder
-
-open_checkpoint = functools.partial(checkpoints.open_checkpoint, pipelines=PIPELINES)
 
 PROMPT = "a red circle on a blue background"
 
@@ -75,17 +71,17 @@ def test_without_one_a_bundle_has_none(sd1: Exported) -> None:
 
 
 def test_what_it_must_be(sd1: Exported, tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no tiny autoencoder; expected its folder"):
-        open_checkpoint(sd1.checkpoint, preview_decoder=tmp_path)
-    with pytest.raises(CheckpointError, match="holds a AutoencoderKL, expected an AutoencoderTiny"):
-        open_checkpoint(sd1.checkpoint, preview_decoder=sd1.checkpoint / "vae")
+    with pytest.raises(CheckpointError, match="is not a tiny autoencoder; expected its folder"):
+        open_skeleton(sd1.checkpoint, preview_decoder=tmp_path)
+    with pytest.raises(CheckpointError, match="AutoencoderKL, expected AutoencoderTiny"):
+        open_skeleton(sd1.checkpoint, preview_decoder=sd1.checkpoint / "vae")
     other = changed(tiny, tmp_path / "other", decoder_block_out_channels=[8, 8, 8])
-    with pytest.raises(CheckpointError, match=r"of 4 channels to 4 times .* this checkpoint's have 4 .* 8 times"):
-        open_checkpoint(sd1.checkpoint, preview_decoder=other)
+    with pytest.raises(CheckpointError, match=r"of 4 channels to 4 times .* expected 4 channels and 8 times"):
+        open_skeleton(sd1.checkpoint, preview_decoder=other)
     wide = changed(tiny, tmp_path / "wide", latent_channels=16)
     with pytest.raises(CheckpointError, match="latents of 16 channels"):
-        open_checkpoint(sd1.checkpoint, preview_decoder=wide)
-    found = open_checkpoint(sd1.checkpoint, preview_decoder=tiny)
+        open_skeleton(sd1.checkpoint, preview_decoder=wide)
+    found = open_skeleton(sd1.checkpoint, preview_decoder=tiny)
     assert found.weights["preview_decoder"].root == tiny
     assert "preview_decoder/diffusion_pytorch_model.safetensors" in found.sources
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.graphs.onnxruntime_cpu import Graph
-from latentrt_export.graphs.precision import nodes_in_float32
+from latentrt_export.graphs.precision import select_float32_nodes
 from latentrt_export.graphs.trace import trace
 from latentrt_export.modules.token_merging import TokenMatching, install, merge, unmerge
 from latentrt_export.token_merging_ratio import MATCHING, check_ratio
@@ -229,4 +229,4 @@ def test_what_decides_is_known_by_its_name(graph: Path) -> None:
 def test_the_matching_stays_float32() -> None:
     model = small_graph("g (float[2, 3] x) => (float[2, 3] z) { y = Neg(x) z = Neg(y) }")
     model.graph[0].name = f"down_blocks.0.attentions.0.transformer_blocks.0.{MATCHING}/Neg"
-    assert nodes_in_float32(model, {}) == (model.graph[0].name,)
+    assert select_float32_nodes(model, {}) == (model.graph[0].name,)

@@ -1,1 +1,1 @@
-"""Graph rewrites, one file per pass."""
+"""Graph rewrites, one pass per file."""

@@ -1,0 +1,139 @@
+"""Verifies that a graph merges the tokens that torch merges.
+
+Where two cosines are nearly equal, either choice is right and the last bit of a sum decides. So a graph gets torch's
+decisions as inputs (it is *forced*) and is checked twice: its outputs are compared like any others, and by its own
+cosines neither torch's decision nor its own may be worse than the best one by more than a bound. The bounds allow for
+the difference of cosines:
+
+* float32: 3e-7 seen on a tiny random checkpoint; the bound is 1e-4.
+* float16 rounds the input of the matching, which itself stays float32: 1.4e-3 seen; the bound is 2e-2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from latentrt.bundle.manifest import GateResult, Precision
+from latentrt.errors import GateError
+from latentrt_export.graphs.onnxruntime_cpu import Graph
+from latentrt_export.token_merging_ratio import MATCHING
+
+__all__ = ["check_matchings", "open_forced"]
+
+_BOUNDS: dict[Precision, float] = {"float32": 1e-4, "float16": 2e-2, "int8": 2e-2}
+# The nodes that decide: the destination of each token, and the order in which tokens are merged.
+_DECISIONS = ("ArgMax", "TopK")
+# Suffix of the outputs with a graph's own decisions.
+_OWN = "/own"
+_ADVICE = "No bundle was written; pass `token_merging=None` or `precision='float32'`"
+
+
+def open_forced(model: ir.Model, path: Path, *, optimize: bool = True) -> tuple[Graph, tuple[str, ...]]:
+    """Open a graph that takes the decisions of its token matchings as inputs.
+
+    Args:
+        model: the graph that is stored at `path`; not modified.
+        optimize: as `Graph`.
+
+    Returns:
+        The graph, and the names of its added inputs: `module/ArgMax`, int64 [B, N], the destination of each token, and
+        `module/TopK`, int64 [B, N], the order of merging. It has the added outputs `module/MatMul`, float32 [B, N, D],
+        the cosines, and the graph's own decisions under the inputs' names with the suffix `/own`. A graph without token
+        matchings is opened as it is, with no added names.
+    """
+    forced = model.clone()
+    names = [name for node in forced.graph if (name := _force(forced, node)) is not None]
+    if not names:
+        return Graph(path, optimize=optimize), ()
+    RemoveUnusedNodesPass()(forced)
+    file = path.with_name(f"forced.{path.name}")
+    try:
+        ir.save(forced, file)
+        return Graph(file, optimize=optimize), tuple(names)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def check_matchings(
+    component: str,
+    precision: Precision,
+    outputs: Mapping[str, NDArray[Any]],
+    forced: Mapping[str, NDArray[Any]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[GateResult]:
+    """Compare the decisions of token matchings by a graph's own cosines.
+
+    Args:
+        component, precision: of the graph; they select the bound and name it in errors.
+        outputs: of a graph opened by `open_forced`.
+        forced: torch's decisions, which the graph was given.
+        shapes: of the graph's inputs, which the results record.
+
+    Returns:
+        A result for each matching: how much larger the cosine of a better decision than torch's is.
+
+    Raises:
+        GateError: torch's decision or the graph's own is worse than the best by more than the bound, or their
+            destinations differ.
+    """
+    results = []
+    for name in forced:
+        matching, _, decision = name.rpartition("/")
+        if decision != _DECISIONS[0]:
+            continue
+        cosines, nodes = outputs[f"{matching}/MatMul"], [f"{matching}/{each}" for each in _DECISIONS]
+        bound = _BOUNDS[precision]
+        torchs, own = [forced[node] for node in nodes], [outputs[f"{node}{_OWN}"] for node in nodes]
+        graph = f"{component}: the {precision} graph's {matching}"
+        value = _regret(cosines, *torchs)
+        for whose, regret in (("torch's", value), ("its own", _regret(cosines, *own))):
+            if not regret <= bound:
+                raise GateError(
+                    f"{graph} scores another decision higher than {whose} by {regret:.3g}, expected at most {bound:g}, "
+                    f"for inputs of shape {dict(shapes)}. {_ADVICE}"
+                )
+        count = cosines.shape[2]
+        if not np.array_equal(own[1][:, -count:], torchs[1][:, -count:]):
+            raise GateError(f"{graph} has other destinations than torch for inputs of shape {dict(shapes)}. {_ADVICE}")
+        results.append(GateResult(output=matching, shapes=dict(shapes), metric="absolute", value=value, bound=bound))
+    return results
+
+
+def _regret(cosines: NDArray[np.float32], destination: NDArray[np.int64], order: NDArray[np.int64]) -> float:
+    """Return by how much the best decision's cosine exceeds that of the decision made.
+
+    Args:
+        cosines: float32 [B, N, D], of N tokens with D destinations.
+        destination: int64 [B, N], the destination of each token.
+        order: int64 [B, N], the tokens in the order of merging, the destinations last.
+    """
+    best = cosines.max(axis=2)
+    worse = best - np.take_along_axis(cosines, destination[..., None], axis=2)[..., 0]
+    sources = np.take_along_axis(best, order[:, : order.shape[1] - cosines.shape[2]], axis=1)
+    # In order, cosines never rise; a rise above an earlier one means that a more similar token was passed over.
+    risen = sources - np.minimum.accumulate(sources, axis=1)
+    return float(max(worse.max(initial=0.0), risen.max(initial=0.0)))
+
+
+def _force(model: ir.Model, node: ir.Node) -> str | None:
+    """Replace a matching's decision by an input and return its name; None for any other node."""
+    matching = str(node.name).rpartition("/")[0]
+    if node.op_type not in _DECISIONS or matching.rpartition(".")[2] != MATCHING:
+        return None
+    name, value = f"{matching}/{node.op_type}", node.outputs[-1]
+    value.name = f"{name}{_OWN}"
+    forced = ir.Value(name=name, type=value.type, shape=value.shape)
+    ir.convenience.replace_all_uses_with(value, forced)
+    model.graph.inputs.append(forced)
+    model.graph.outputs.append(value)
+    if node.op_type == _DECISIONS[0] and node.inputs[0] is not None:
+        node.inputs[0].name = f"{matching}/MatMul"
+        model.graph.outputs.append(node.inputs[0])
+    return name

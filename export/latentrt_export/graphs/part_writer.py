@@ -1,0 +1,53 @@
+"""The interface of what splits a component's graphs into parts and writes them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from latentrt.bundle.manifest import GraphRecord, Part, PartName, Precision
+from latentrt_export.gates.verify import Run
+
+__all__ = ["PartWriter"]
+
+
+@dataclass(kw_only=True)
+class PartWriter(ABC):
+    """Splits a component's graphs into parts, one graph after the other as they are finished.
+
+    Attributes:
+        folder: the component's folder, which holds its weights.
+        prefix: the folder's path in the bundle (`unet/`).
+        notify: called with a description of each step that begins.
+        parts: the records of the parts that were written.
+    """
+
+    folder: Path
+    prefix: str
+    notify: Callable[[str], None]
+    parts: dict[PartName, Part] = field(default_factory=dict)
+
+    @abstractmethod
+    def write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
+        """Split one graph, write its parts beside it, compare them with the whole and add their records to `parts`.
+
+        float16 graphs are not split: they are for GPUs, and parts are for CPUs.
+
+        Args:
+            model: the finished graph; not modified.
+            whole: its record. A part's file has the part's name in place of `model`.
+            precision: in which the graph computes.
+            runs: inputs, and the whole graph's outputs for them.
+
+        Raises:
+            GateError: a part differs from the whole by more than its bound.
+            ExportError: the graph cannot be split.
+        """
+
+    def file_name(self, whole: GraphRecord, part: PartName) -> str:
+        """Return the name of a part's file, without its folder."""
+        return Path(whole.file).name.replace("model", part, 1)

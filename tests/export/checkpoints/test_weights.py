@@ -1,0 +1,376 @@
+"""Weight files: which are chosen, what is rejected without loading, and strict loading."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentrt.errors import CheckpointError
+from latentrt_export.modules.text_encoder import TextEncoder
+from latentrt_export.modules.unet import UNet
+from latentrt_export.modules.vae import VaeDecoder, VaeEncoder
+from tests.export.skeleton import STEMS, open_skeleton, write_json, write_shards, write_skeleton, write_weights
+from tests.tiny import autoencoder, text_encoder, unet, write_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_skeleton(tmp_path / "model")
+
+
+UNET = "diffusion_pytorch_model.safetensors"
+
+
+def variants(folder: Path, preferred: str | None = None) -> dict[str, str | None]:
+    return {part: found.variant for part, found in open_skeleton(folder, variant=preferred).weights.items()}
+
+
+# Missing and damaged
+
+
+@pytest.mark.parametrize(("part", "stem"), STEMS.items())
+def test_missing_weights(folder: Path, part: str, stem: str) -> None:
+    (folder / part / f"{stem}.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=rf"{part} has no weights; expected {stem}\.safetensors"):
+        open_skeleton(folder)
+
+
+def test_truncated(folder: Path) -> None:
+    file = folder / "unet" / UNET
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"has \d+ bytes, expected \d+ .*truncated or damaged"):
+        open_skeleton(folder)
+
+
+def test_longer_than_its_header_says(folder: Path) -> None:
+    with (folder / "unet" / UNET).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        open_skeleton(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x08\0\0",
+        struct.pack("<Q", 10) + b"{damaged}}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 11) + b'{"a": "b"} ',
+        struct.pack("<Q", 27) + b'{"a": {"data_offsets": [0]}}'[:27],
+        struct.pack("<Q", 2**63) + b"{}",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
+    ],
+    ids=["empty", "short", "json", "list", "entry", "offsets", "length", "lfs-pointer"],
+)
+def test_damaged_header(folder: Path, content: bytes) -> None:
+    (folder / "unet" / UNET).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"header is damaged|truncated or damaged"):
+        open_skeleton(folder)
+
+
+# Shards
+
+
+def test_sharded(folder: Path) -> None:
+    shards = write_shards(folder / "unet", "diffusion_pytorch_model")
+    assert list(open_skeleton(folder).weights["unet"].files) == shards
+
+
+def test_a_shard_is_missing(folder: Path) -> None:
+    write_shards(folder / "unet", "diffusion_pytorch_model")[1].unlink()
+    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors is missing, .*index of the shards"):
+        open_skeleton(folder)
+
+
+def test_a_shard_is_truncated(folder: Path) -> None:
+    shard = write_shards(folder / "unet", "diffusion_pytorch_model")[1]
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"00002-of-00002.*truncated"):
+        open_skeleton(folder)
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, [], {"a": 1}, {"a": "../../elsewhere.safetensors"}, {"a": "x.bin"}])
+def test_an_index_without_shards(folder: Path, weight_map: object) -> None:
+    write_shards(folder / "unet", "diffusion_pytorch_model")
+    write_json(folder / "unet" / "diffusion_pytorch_model.safetensors.index.json", {"weight_map": weight_map})
+    with pytest.raises(CheckpointError, match="names no shards in its weight_map"):
+        open_skeleton(folder)
+
+
+# Variants
+
+
+def test_plain_weights_are_the_first_choice(folder: Path) -> None:
+    write_weights(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    write_weights(folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors")
+    found = open_skeleton(folder).weights["unet"]
+    assert found.variant is None
+    assert [file.name for file in found.files] == [UNET]
+
+
+def test_fp16_alone_is_used(tmp_path: Path) -> None:
+    assert set(variants(write_skeleton(tmp_path, variant="fp16")).values()) == {"fp16"}
+
+
+def test_fp16_shards(folder: Path) -> None:
+    (folder / "unet" / UNET).unlink()
+    shards = write_shards(folder / "unet", "diffusion_pytorch_model", variant="fp16")
+    found = open_skeleton(folder).weights["unet"]
+    assert (found.variant, list(found.files)) == ("fp16", shards)
+
+
+def test_fp16_preferred(tmp_path: Path) -> None:
+    write_skeleton(tmp_path)
+    write_skeleton(tmp_path, variant="fp16")
+    assert set(variants(tmp_path, "fp16").values()) == {"fp16"}
+    assert set(variants(tmp_path).values()) == {None}
+
+
+def test_a_variant_of_some_components(folder: Path) -> None:
+    write_weights(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    assert variants(folder, "fp16") == {"text_encoder": None, "unet": "fp16", "vae": None, "safety_checker": None}
+
+
+def test_the_second_choice_is_checked_as_well(folder: Path) -> None:
+    write_weights(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (folder / "vae" / UNET).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"vae.*header is damaged"):
+        open_skeleton(folder, variant="fp16")
+
+
+def test_a_variant_of_no_component(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="no weights of the `variant` fp61"):
+        open_skeleton(folder, variant="fp61")
+
+
+def test_only_another_variant(folder: Path) -> None:
+    (folder / "unet" / UNET).rename(folder / "unet" / "diffusion_pytorch_model.bf16.safetensors")
+    with pytest.raises(CheckpointError, match="only the variants bf16; pass one as `variant`"):
+        open_skeleton(folder)
+    assert variants(folder, "bf16")["unet"] == "bf16"
+
+
+# Pickles
+
+
+class _Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, evidence: Path) -> None:
+        self.evidence = evidence
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.evidence),)
+
+
+def set_trap(file: Path, evidence: Path) -> None:
+    file.write_bytes(pickle.dumps(_Trap(evidence)))
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "model.ckpt", "model.pt", "model.pth"])
+def test_a_pickle_alone_is_rejected_and_never_opened(folder: Path, tmp_path: Path, name: str) -> None:
+    (folder / "unet" / UNET).unlink()
+    set_trap(folder / "unet" / name, tmp_path / "sprung")
+    with pytest.raises(CheckpointError, match=r"is a pickle.*convert it:\n  python -c"):
+        open_skeleton(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_trap_works(tmp_path: Path) -> None:
+    set_trap(tmp_path / "trap", tmp_path / "sprung")
+    pickle.loads((tmp_path / "trap").read_bytes())
+    assert (tmp_path / "sprung").exists()
+
+
+def test_a_pickle_beside_safetensors_is_ignored(folder: Path, tmp_path: Path) -> None:
+    for part in ("text_encoder", "unet", "vae", "safety_checker"):
+        set_trap(folder / part / "pytorch_model.bin", tmp_path / "sprung")
+    write_weights(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (folder / "unet" / UNET).unlink()
+    assert variants(folder)["unet"] == "fp16", "half weights in safetensors come before a pickle"
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_suggested_conversion_works(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    folder = write_skeleton(tmp_path / "a model; it's here")
+    (folder / "unet" / UNET).unlink()
+    torch.save({"weight": torch.arange(6.0).reshape(2, 3).T}, folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(CheckpointError) as refusal:
+        open_skeleton(folder)
+    this_python = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(str(refusal.value).split("\n  ")[1], shell=True, check=True, env=this_python)
+    assert load_file(folder / "unet" / UNET)["weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert open_skeleton(folder).weights["unet"].variant is None
+
+
+# Loading
+
+
+Tensors = dict[str, Tensor]
+OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A text encoder, whose weights have no prefix, and an autoencoder."""
+    torch.manual_seed(0)
+    ids = write_tokenizer(tmp_path / "tokenizer", "sd1", "bpe")
+    text_encoder("sd1", ids, 1).save_pretrained(tmp_path / "text_encoder")
+    autoencoder().save_pretrained(tmp_path / "vae")
+    return tmp_path
+
+
+def rewrite(file: Path, change: Callable[[Tensors], None]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def vae_file(checkpoint: Path) -> Path:
+    return checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+
+
+def text_file(checkpoint: Path) -> Path:
+    return checkpoint / "text_encoder" / "model.safetensors"
+
+
+def remove(name: str) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        del tensors[name]
+
+    return change
+
+
+def put(name: str, tensor: Tensor) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensor
+
+    return change
+
+
+def test_vae_tensor_missing(checkpoint: Path) -> None:
+    rewrite(vae_file(checkpoint), remove("decoder.conv_in.weight"))
+    with pytest.raises(CheckpointError, match=r"vae.*decoder\.conv_in\.weight"):
+        VaeDecoder.load(checkpoint, None)
+
+
+def test_vae_tensor_unexpected(checkpoint: Path) -> None:
+    rewrite(vae_file(checkpoint), put("decoder.extra.weight", torch.zeros(1)))
+    with pytest.raises(CheckpointError, match=r"1 tensors are unexpected, the first is decoder\.extra\.weight"):
+        VaeDecoder.load(checkpoint, None)
+
+
+def test_vae_tensor_of_another_shape(checkpoint: Path) -> None:
+    rewrite(vae_file(checkpoint), put("decoder.conv_in.bias", torch.zeros(3)))
+    with pytest.raises(CheckpointError, match=r"vae.*decoder\.conv_in\.bias"):
+        VaeDecoder.load(checkpoint, None)
+
+
+def test_text_tensor_missing(checkpoint: Path) -> None:
+    name = next(name for name in load_file(text_file(checkpoint)) if name.endswith("final_layer_norm.bias"))
+    rewrite(text_file(checkpoint), remove(name))
+    with pytest.raises(CheckpointError, match=r"1 tensors are missing, the first is .*final_layer_norm\.bias"):
+        TextEncoder.load(checkpoint, None)
+
+
+def test_text_tensor_unexpected(checkpoint: Path) -> None:
+    rewrite(text_file(checkpoint), put("something.weight", torch.zeros(1)))
+    with pytest.raises(CheckpointError, match=r"unexpected, the first is something\.weight"):
+        TextEncoder.load(checkpoint, None)
+
+
+def test_text_tensor_of_another_shape(checkpoint: Path) -> None:
+    name = next(name for name in load_file(text_file(checkpoint)) if name.endswith("final_layer_norm.bias"))
+    rewrite(text_file(checkpoint), put(name, torch.zeros(3)))
+    with pytest.raises(CheckpointError, match=r"text_encoder.*final_layer_norm\.bias|ignore_mismatched_sizes"):
+        TextEncoder.load(checkpoint, None)
+
+
+def test_position_ids_of_old_checkpoints_are_ignored(checkpoint: Path) -> None:
+    rewrite(text_file(checkpoint), put("text_model.embeddings.position_ids", torch.arange(77)[None]))
+    assert not any("position_ids" in name for name in TextEncoder.load(checkpoint, None).weights())
+
+
+def test_damaged_configuration(checkpoint: Path) -> None:
+    config = checkpoint / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "block_out_channels": "wide"}))
+    with pytest.raises(CheckpointError, match="vae"):
+        VaeDecoder.load(checkpoint, None)
+
+
+def test_an_invalid_configuration(checkpoint: Path) -> None:
+    config = checkpoint / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_attention_heads": 0}))
+    with pytest.raises(CheckpointError, match="text_encoder: its weights cannot be loaded"):
+        TextEncoder.load(checkpoint, None)
+
+
+def test_old_attention_names_are_renamed(checkpoint: Path) -> None:
+    """Published SD 1.x autoencoders call their attention's weights query, key, value and proj_attn."""
+    expected = {**VaeDecoder.load(checkpoint, None).weights(), **VaeEncoder.load(checkpoint, None).weights()}
+
+    def age(tensors: Tensors) -> None:
+        for name in [name for name in tensors if ".attentions." in name]:
+            tensors[_old(name)] = tensors.pop(name)
+
+    rewrite(vae_file(checkpoint), age)
+    assert any(".proj_attn." in name for name in load_file(vae_file(checkpoint)))
+    found = {**VaeDecoder.load(checkpoint, None).weights(), **VaeEncoder.load(checkpoint, None).weights()}
+    assert found.keys() == expected.keys()
+    assert any(name.endswith("attentions.0.to_out.0.weight") for name in found)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def _old(name: str) -> str:
+    for new, old in OLD_ATTENTION.items():
+        name = name.replace(f".{new}.", f".{old}.")
+    return name
+
+
+def test_names_with_and_without_a_prefix_are_equal(checkpoint: Path) -> None:
+    plain = TextEncoder.load(checkpoint, None).weights()
+
+    def prefix(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[f"text_model.{name.removeprefix('text_model.')}"] = tensors.pop(name)
+
+    rewrite(text_file(checkpoint), prefix)
+    prefixed = TextEncoder.load(checkpoint, None).weights()
+    assert plain.keys() == prefixed.keys()
+    assert all(name.startswith("text_model.") and ".text_model." not in name for name in plain)
+
+
+def test_an_encoder_with_an_attention_mask(checkpoint: Path) -> None:
+    config = checkpoint / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "use_attention_mask": True}))
+    with pytest.raises(CheckpointError, match="use_attention_mask"):
+        TextEncoder.load(checkpoint, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"in_channels": 9}, "inpainting, depth or upscaling"),
+        ({"time_cond_proj_dim": 16}, "time_cond_proj_dim"),
+        ({"sample_size": None}, "does not say sample_size"),
+    ],
+)
+def test_unsupported_unets(tmp_path: Path, settings: dict[str, object], expected: str) -> None:
+    config = {key: value for key, value in unet("sd1").config.items() if not key.startswith("_")}
+    UNet2DConditionModel(**{**config, **settings}).save_pretrained(tmp_path / "unet")
+    with pytest.raises(CheckpointError, match=expected):
+        UNet.load(tmp_path, None)

@@ -1,0 +1,124 @@
+"""The gate of token merging: graphs with forced decisions, and decisions that are rejected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from latentrt.errors import GateError
+from latentrt_export.gates.token_merging import check_matchings, open_forced
+from latentrt_export.graphs.trace import trace
+from latentrt_export.modules.module import Arrays
+from latentrt_export.modules.token_merging import force_matchings
+from tests.export.modules.merged import Merged, noise
+from tests.export.small_graph import small_graph
+
+CELL, ORDER = "token_matching/ArgMax", "token_matching/TopK"
+
+
+@pytest.fixture(scope="module")
+def model() -> ir.Model:
+    return trace(Merged(), {"x": noise(2, 8, 16, 24).numpy()})
+
+
+@pytest.fixture
+def path(model: ir.Model, tmp_path: Path) -> Path:
+    ir.save(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def run_torch(x: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
+    """Return torch's outputs for tokens, and its decisions."""
+    module = Merged()
+    return module.torch_outputs({"x": x}), module.matchings()
+
+
+def test_a_forced_graph_gives_torchs_outputs(model: ir.Model, path: Path) -> None:
+    x = noise(2, 8, 9, 11).numpy()
+    expected, forced = run_torch(x)
+    graph, names = open_forced(model, path)
+    assert names == (CELL, ORDER)
+    outputs = graph.run({"x": x, **forced})
+    for name, array in expected.items():
+        np.testing.assert_allclose(outputs[name], array, atol=1e-6)  # means of a few float32
+    (figure,) = check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
+    assert (figure.output, figure.metric) == ("token_matching", "absolute")
+    assert figure.value < 1e-5
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    assert len(model.graph.inputs) == 1
+
+
+def test_equal_cosines_allow_either_decision(model: ir.Model, path: Path) -> None:
+    """Of equal tokens torch chooses the first, and a graph that chooses another is not worse."""
+    x = np.ones((1, 8, 8, 8), np.float32)
+    expected, forced = run_torch(x)
+    other = {**forced, CELL: (forced[CELL] + 1) % 16}
+    outputs = open_forced(model, path)[0].run({"x": x, **other})
+    (figure,) = check_matchings("unet", "float32", outputs, other, {})
+    assert figure.value < 1e-6
+    np.testing.assert_allclose(outputs["long"], expected["long"], atol=1e-6)
+
+
+def test_a_forced_graph_follows_the_decisions(model: ir.Model, path: Path) -> None:
+    x = noise(1, 8, 8, 8).numpy()
+    expected, forced = run_torch(x)
+    outputs = open_forced(model, path)[0].run({"x": x, **forced, CELL: (forced[CELL] + 1) % 16})
+    assert np.abs(outputs["long"] - expected["long"]).max() > 0.1
+
+
+@pytest.mark.parametrize("wrong", [CELL, ORDER])
+def test_a_worse_decision_of_torch_is_rejected(model: ir.Model, path: Path, wrong: str) -> None:
+    x = noise(1, 8, 8, 8).numpy()
+    _, forced = run_torch(x)
+    worse = dict(forced)
+    if wrong == CELL:
+        worse[CELL] = (worse[CELL] + 1) % 16
+    else:
+        worse[ORDER] = np.concatenate([worse[ORDER][:, 47::-1], worse[ORDER][:, 48:]], axis=1)
+    outputs = open_forced(model, path)[0].run({"x": x, **worse})
+    with pytest.raises(GateError, match=r"token_matching scores another decision higher than torch's by \d\.\d+"):
+        check_matchings("unet", "float32", outputs, worse, {"x": x.shape})
+
+
+def test_a_worse_decision_of_the_graph_is_rejected(model: ir.Model, tmp_path: Path) -> None:
+    """Although its forced outputs are right: on its own it would merge the least similar tokens first."""
+    x = noise(1, 8, 8, 8).numpy()
+    _, forced = run_torch(x)
+    wrong = model.clone()
+    (node,) = (node for node in wrong.graph if node.name == ORDER)
+    node.attributes["largest"] = ir.AttrInt64("largest", 0)
+    ir.save(wrong, tmp_path / "model.onnx")
+    outputs = open_forced(wrong, tmp_path / "model.onnx")[0].run({"x": x, **forced})
+    with pytest.raises(GateError, match=r"token_matching scores another decision higher than its own by \d\.\d+"):
+        check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
+    own = f"{ORDER}/own"
+    outputs[own] = np.concatenate([forced[ORDER][:, :48], forced[ORDER][:, :47:-1]], axis=1)
+    with pytest.raises(GateError, match="token_matching has other destinations than torch"):
+        check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
+
+
+def test_a_module_can_be_forced() -> None:
+    module, x = Merged(), noise(1, 8, 8, 8).numpy()
+    expected = module.torch_outputs({"x": x})
+    forced = module.matchings()
+    other = {**forced, CELL: (forced[CELL] + 1) % 16}
+    with force_matchings(module, other):
+        found = module.torch_outputs({"x": x})
+    assert np.abs(found["long"] - expected["long"]).max() > 0.1
+    np.testing.assert_array_equal(module.torch_outputs({"x": x})["long"], expected["long"])
+    with force_matchings(module, forced):
+        moved = module.torch_outputs({"x": x + 1e-3 * noise(1, 8, 8, 8, seed=1).numpy()})
+        np.testing.assert_array_equal(module.matchings()[ORDER], forced[ORDER])
+    assert np.abs(moved["long"] - expected["long"]).max() < 0.02, "as the same tokens were merged"
+
+
+def test_a_graph_without_matchings_is_opened_unchanged(tmp_path: Path) -> None:
+    model = small_graph("g (float[2] x) => (float[2] y) { y = Neg(x) }")
+    ir.save(model, tmp_path / "model.onnx")
+    graph, names = open_forced(model, tmp_path / "model.onnx")
+    assert names == ()
+    assert graph.run({"x": np.ones(2, np.float32)})["y"].tolist() == [-1, -1]

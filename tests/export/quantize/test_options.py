@@ -1,0 +1,42 @@
+"""The options of quantisation on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latentrt.errors import RequestError
+from latentrt_export.quantize.options import QuantizationOptions, read_options
+
+
+def test_defaults(tmp_path: Path) -> None:
+    assert read_options(None, None, None, 7.5) is None
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n\n  a blue square \n")
+    found = read_options("static", prompts, None, 5.0)
+    assert found == QuantizationOptions(prompts=("a red circle", "a blue square"), guidance_scale=5.0)
+    assert read_options("weights", None, None, 5.0) == QuantizationOptions(method="weights", guidance_scale=5.0)
+
+
+def test_options_without_effect_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="`calibration_prompts` with `quantization='weights'`"):
+        read_options("weights", tmp_path / "prompts.txt", None, 5.0)
+    with pytest.raises(RequestError, match="`calibration_steps` with `quantization='weights'`"):
+        read_options("weights", None, 4, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "message"),
+    [
+        ("\n \n", None, "got no prompt"),
+        (None, None, "cannot be read"),
+        ("a", 0, "`calibration_steps` 0, expected 1 to"),
+    ],
+)
+def test_invalid_options(tmp_path: Path, text: str | None, steps: int | None, message: str) -> None:
+    file = tmp_path / "prompts.txt"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(RequestError, match=message):
+        read_options(None, file, steps, 7.5)
