@@ -17,7 +17,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.gate import NOT_COMPARED
 from latentrt.bundle.manifest import Precision
 from latentrt.bundle.sample import bundle_path
-from latentrt.bundle.tensors import TensorSpec, check_feeds
+from latentrt.bundle.tensors import check_feeds
 from latentrt.engines.record import EngineIdentity, EngineOptions
 from latentrt.errors import BuildError
 from latentrt_engines.profiles import component_profile, image_profile
@@ -42,15 +42,12 @@ class Reference:
         return self._opened[key]
 
 
-class Wrong:
+class Wrong(Session):
     """An engine whose outputs are changed."""
 
     def __init__(self, session: Session, **changes: Any) -> None:
+        self.inputs, self.outputs = session.inputs, session.outputs
         self._session, self._changes = session, changes
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.inputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         outputs = self._session.run(feeds)
