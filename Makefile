@@ -7,7 +7,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: setup demo sample test test-slow test-gpu lint types bench clean
+.PHONY: setup demo sample test test-runtime test-slow test-gpu lint types bench clean
 
 setup: .venv/.ready
 
@@ -23,14 +23,14 @@ setup: .venv/.ready
 	.venv-runtime/bin/pip install --quiet --disable-pip-version-check --force-reinstall -c constraints.txt ".[cpu]"
 	touch $@
 
-# First the sample bundle of a fresh install, then the whole way from a checkpoint.
+# First the bundle that ships with the package, then the whole way from a checkpoint.
 demo: setup .venv-runtime/.ready
 	mkdir -p demo
 	.venv-runtime/bin/latentrt demo -o demo/sheet.png
 	$(BIN)/latentrt export sample/checkpoint demo/bundle --precision float16 --overwrite
 	.venv-runtime/bin/latentrt run demo/bundle "a large red circle on a blue background" \
 		--steps 25 --guidance-scale 5 --seed 7 -o demo/image.png
-	@echo "demo/sheet.png is by the bundle that ships with the package, demo/image.png by demo/bundle"
+	@echo "demo/sheet.png shows the bundle that ships with the package, demo/image.png is from demo/bundle"
 
 # The sample model, its bundle in the runtime's package, and README's image. More than an hour on a CPU; an interrupted
 # run resumes.
@@ -43,6 +43,11 @@ sample: setup
 
 test: setup lint types
 	$(PYTEST) -m "not slow and not gpu"
+
+# The runtime's tests where a user runs it: without torch, the exporter, engine libraries and OpenVINO.
+test-runtime: .venv-runtime/.ready
+	.venv-runtime/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pytest hypothesis
+	OMP_NUM_THREADS=1 .venv-runtime/bin/pytest tests/runtime -m "not slow and not gpu and not openvino"
 
 test-slow: setup
 	$(PYTEST) -m "slow and not gpu"

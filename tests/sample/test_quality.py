@@ -14,7 +14,7 @@ from latentrt import Bundle, Pipeline
 from latentrt.backends.placement import Device
 from latentrt.bundle.sample import bundle_path
 from latentrt_export.export import export_checkpoint
-from latentrt_export.quantize.quantization_options import Quantizing
+from latentrt_export.quantize.options import QuantizationOptions
 from sample import quality
 from sample.bars import BARS, missed_bars, sign_test
 from sample.judge import Reading
@@ -58,8 +58,8 @@ def test_every_bar_is_met(pipeline: Pipeline) -> None:
 def in_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the sample model in int8; some four minutes."""
     folder = tmp_path_factory.mktemp("int8") / "bundle"
-    quantizing = Quantizing(guidance_scale=SETTINGS.guidance_scale)
-    export_checkpoint(CHECKPOINT, folder, precision="int8", quantizing=quantizing, progress=Silent())
+    quantization = QuantizationOptions(guidance_scale=SETTINGS.guidance_scale)
+    export_checkpoint(CHECKPOINT, folder, precision="int8", quantization=quantization, progress=Silent())
     return folder
 
 

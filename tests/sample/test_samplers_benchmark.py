@@ -57,7 +57,7 @@ def test_impossible_arguments_are_refused(
         ((), "samplers.json has results for other prompts or weights"),
         (("--steps", "5,x"), "--steps 5,x, expected whole numbers"),
         (("--prompts", "0"), "--prompts 0, expected 1 or more"),
-        (("--samplers", "eular"), "found sampler 'eular'"),
+        (("--samplers", "eular"), "'eular'"),
         ((tmp_path,), "bundle.json"),
         ((sd1.bundle,), "is not of the sample model"),
     ):
