@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEEP_FEATURES", "Conditioning", "Denoiser", "Evaluation", "SplitDenoiser", "WholeDenoiser"]
 
-DEEP_FEATURES = "deep_features"
+DEEP_FEATURES, KEYS_AND_VALUES = "deep_features", "cross_attention_kv"
 
 # Different batches of which a stacked input is kept; a request has one or two (guided and unguided rows) for each
 # number of chunks of its prompts.
@@ -239,6 +239,7 @@ class SplitDenoiser(Denoiser):
         self._open_part, self.reuses_features = open_part, reuses_features
         self._places: dict[float, int] = {}
         self._rows: Arrays = {}
+        self._batches_kv: dict[tuple[int, ...], tuple[Sequence[Evaluation], Arrays]] = {}
 
     def _batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:
         return None  # parts are for CPUs, which take any
@@ -247,7 +248,7 @@ class SplitDenoiser(Denoiser):
         """Do nothing: whatever is missing is loaded by the first step, or was prefetched."""
 
     def _evaluate(self, feeds: Arrays, evaluations: Sequence[Evaluation], *, reuse: bool) -> Arrays:
-        available = {**feeds, **self._embed_timesteps(feeds, evaluations), **self._keys_and_values(feeds, evaluations)}
+        available = {**feeds, **self._embed_timesteps(feeds, evaluations), **self._keys_and_values(evaluations)}
         if reuse:
             features = [evaluation.kept[DEEP_FEATURES][DEEP_FEATURES] for evaluation in evaluations]
             available[DEEP_FEATURES] = np.stack(features)
@@ -268,19 +269,35 @@ class SplitDenoiser(Denoiser):
         places = [self._places[each] for each in timesteps]
         return {name: rows[places] for name, rows in self._rows.items()}
 
-    def _keys_and_values(self, feeds: Arrays, evaluations: Sequence[Evaluation]) -> Arrays:
-        """Return the keys and values of cross-attention, computed once for each evaluation's conditioning."""
-        part_name = "cross_attention_kv"
-        missing = [evaluation for evaluation in evaluations if part_name not in evaluation.kept]
-        if missing:
-            part = self._open_part(part_name)
-            names = [spec.name for spec in part.inputs]
-            inputs = {name: self._stack(name, [each.conditioning.inputs[name] for each in missing]) for name in names}
-            made = part.run(inputs)
-            for index, evaluation in enumerate(missing):
-                evaluation.kept[part_name] = {name: array[index] for name, array in made.items()}
-        kept = [evaluation.kept[part_name] for evaluation in evaluations]
-        return {name: self._stack(name, [each[name] for each in kept]) for name in kept[0]}
+    def _keys_and_values(self, evaluations: Sequence[Evaluation]) -> Arrays:
+        """Return the keys and values of cross-attention of a batch, computed once for each evaluation's conditioning.
+
+        The very same batch gives the very same arrays.
+        """
+        key = tuple(map(id, evaluations))
+        if key not in self._batches_kv:
+            missing = [evaluation for evaluation in evaluations if KEYS_AND_VALUES not in evaluation.kept]
+            if missing:
+                self._compute_keys_and_values(missing)
+            while len(self._batches_kv) >= _MOST_STACKS:
+                self._batches_kv.pop(next(iter(self._batches_kv)))
+            kept = [evaluation.kept[KEYS_AND_VALUES] for evaluation in evaluations]
+            stacked = {name: np.stack([each[name] for each in kept]) for name in kept[0]}
+            self._batches_kv[key] = (evaluations, stacked)  # the members are held, so that their ids stay theirs
+        found = self._batches_kv[key] = self._batches_kv.pop(key)  # the latest used is the last to go
+        return found[1]
+
+    def _compute_keys_and_values(self, evaluations: Sequence[Evaluation]) -> None:
+        part = self._open_part(KEYS_AND_VALUES)
+        conditionings = [evaluation.conditioning for evaluation in evaluations]
+        made = part.run(
+            {
+                spec.name: self._stack(spec.name, [each.inputs[spec.name] for each in conditionings])
+                for spec in part.inputs
+            }
+        )
+        for index, evaluation in enumerate(evaluations):
+            evaluation.kept[KEYS_AND_VALUES] = {name: array[index] for name, array in made.items()}
 
 
 def not_finite(timestep: np.float32) -> BackendError:
