@@ -116,19 +116,12 @@ LAYERS = (
     ("errors", "bundle", "worker_process"),
     ("engines",),
     ("backends",),
-    ("sampling", "text", "decode", "adapters", "images"),
+    ("sampling", "text", "decode", "images"),
     ("families", "request", "resolve"),
-    ("pipeline", "result", "comparison", "sample"),
-    ("cli", "serve"),
+    ("pipeline", "result"),
+    ("cli",),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
-# Importing module → imported module → reason. Only for types, or where a comment in the module says why.
-UPWARDS: dict[tuple[str, str], str] = {
-    # To be emptied with the device loop of the new sampling core.
-    ("backends/cuda/device_loop.py", "sampling"): "the loop before samples",
-    ("backends/tensorrt/by_shape.py", "sampling"): "the loop before samples",
-    ("backends/tensorrt/session.py", "sampling"): "the loop before samples",
-}
 
 
 def imported_names(path: Path) -> Iterator[str]:
@@ -159,22 +152,11 @@ def test_layers_point_down() -> None:
             for imported in imported_names(path)
             if imported != "__version__" and LAYER_OF[imported] > LAYER_OF[top]
         }
-    assert found == {*UPWARDS}
+    assert found == set()
 
 
 # What only a family may know: names of one kind of model's components and inputs.
 MODEL_WORDS = ("encoder_hidden_states", "unet", "text_encoder")
-# To be emptied: files that still name them.
-KNOW_A_MODEL = {
-    "backends/cuda/device_loop.py",
-    "backends/onnxruntime.py",
-    "backends/openvino.py",
-    "backends/real_files.py",
-    "backends/tensorrt/by_shape.py",
-    "bundle/manifest.py",
-    "cli/compare.py",
-    "engines/record.py",
-}
 
 
 def test_only_families_know_a_model() -> None:
@@ -185,7 +167,7 @@ def test_only_families_know_a_model() -> None:
         for path in runtime_modules()
         if not path.is_relative_to(folder / "families") and any(word in path.read_text() for word in MODEL_WORDS)
     }
-    assert found == KNOW_A_MODEL
+    assert found == set()
 
 
 def test_a_family_is_found_by_the_names_that_only_it_may_know() -> None:

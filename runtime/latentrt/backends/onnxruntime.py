@@ -68,7 +68,7 @@ def open_session(
 
     Args:
         bundle: its files are verified before they are parsed.
-        component: `unet`, `text_encoder`, ….
+        component: its name in the manifest.
         threads: of each operator; one per core that this process may use if None.
         precision: of the graph.
         part: of the component; None is the whole.

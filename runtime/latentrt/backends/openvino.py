@@ -177,7 +177,7 @@ def open_session(
 
     Args:
         bundle: its files are verified before they are parsed.
-        component: `unet`, `text_encoder`, ….
+        component: its name in the manifest.
         precision: of the graph: `float32` or `int8`.
         part: of the component; None is the whole.
         arithmetic: what is computed in, but for what an int8 graph does in int8.

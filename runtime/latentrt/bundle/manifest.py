@@ -201,7 +201,7 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
     - `images`: the finished images of a request, uint8 (channels last);
     - `noise-level`: the noise level of an upscaler's low-resolution image;
     - `option:NAME`: a request option, such as `option:clip_skip`;
-    - `COMPONENT.OUTPUT`: the output of another component, such as `text_encoder.hidden_states`.
+    - `COMPONENT.OUTPUT`: the output of another component, such as `encoder.hidden_states`.
 
     Named axes count: `evaluations` (rows of a denoiser), `chunks` (of a prompt), `tokens`, `batch`, `images`, `height`
     and `width` (in latents), `pixel_height` and `pixel_width`, `timesteps` (of a schedule).
@@ -535,7 +535,7 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 
 def _path_problems(name: str) -> Iterator[str]:
     if problem := _path_problem(name):
-        yield f"the path {name!r} {problem}, expected a relative path inside the bundle, such as unet/model.onnx"
+        yield f"the path {name!r} {problem}, expected a relative path inside the bundle, such as denoiser/model.onnx"
 
 
 def _path_problem(name: str) -> str | None:
