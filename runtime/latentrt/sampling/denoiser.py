@@ -17,8 +17,8 @@ __all__ = ["DEEP_FEATURES", "Conditioning", "Denoiser", "Evaluation", "SplitDeno
 
 DEEP_FEATURES = "deep_features"
 
-# Different batches of which a stacked input is kept; a request has one or two (guided and unguided rows) for each number
-# of chunks of its prompts.
+# Different batches of which a stacked input is kept; a request has one or two (guided and unguided rows) for each
+# number of chunks of its prompts.
 _MOST_STACKS = 4
 
 
