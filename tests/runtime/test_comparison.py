@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from latentrt.backends.cpu_choice import Preferences
-from latentrt.backends.device import choose_sessions
 
 from latentrt import Bundle, Pipeline
+from latentrt.backends.cpu_choice import Preferences
+from latentrt.backends.device import choose_sessions
 from latentrt.backends.session import Session
 from latentrt.comparison import (
     SPECIAL,

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latentrt.backends.split_denoiser import InParts, ReusesFeatures
-from latentrt.sampling.trajectory import Denoising, KeepsLatents
 
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.session import Arrays
+from latentrt.backends.split_denoiser import InParts, ReusesFeatures
 from latentrt.bench import quantiles, timed
 from latentrt.bundle.bundle import Bundle
 from latentrt.cli.main import main
@@ -20,6 +19,7 @@ from latentrt.sample import bundle_path
 from latentrt.sampling.samplers import Steps
 from latentrt.sampling.samplers.ddim import DDIM
 from latentrt.sampling.schedule import Latents
+from latentrt.sampling.trajectory import Denoising, KeepsLatents
 from tests.runtime.backends.split_fakes import FakeParts
 
 

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from latentrt.images.texts import RECORD, carry_texts
 from PIL import Image
 
 from latentrt.decode.safety import SafetyRecord
 from latentrt.errors import RequestError
 from latentrt.images.files import save
 from latentrt.images.metadata import PictureRecord, parameters_line, read_metadata, record_texts
+from latentrt.images.texts import RECORD, carry_texts
 
 RECORD_OF_A_CIRCLE = PictureRecord(
     prompt="a red circle on a blue background",

@@ -3,10 +3,10 @@ from __future__ import annotations
 import io
 
 import pytest
-from latentrt.images.texts import PARAMETERS, RECORD, carried_texts, carry_texts
 from PIL import Image
 
 from latentrt.errors import OutputError
+from latentrt.images.texts import PARAMETERS, RECORD, carried_texts, carry_texts
 
 FORMATS = ["PNG", "JPEG", "WEBP"]
 
