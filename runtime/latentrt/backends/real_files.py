@@ -1,6 +1,6 @@
 """A graph and its weights for a library that opens them by name and follows no link.
 
-A hub cache is made of links: `COMPONENT/model.safetensors` leads to a file that is named for its hash, in another folder.
+A hub cache is made of links: `COMPONENT/model.safetensors` leads to a file named for its hash, in another folder.
 OpenVINO refuses weights that lie outside of the graph's own folder, so there they get a second name (a hard link) in
 the user's cache, and a copy of the graph stands beside it for as long as it takes to map them.
 
