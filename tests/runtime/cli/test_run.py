@@ -93,7 +93,7 @@ def test_several_prompts(sd1: Exported, tmp_path: Path) -> None:
             "sampler heun has no option 'solver_order'",
         ),
         (("--sampler", "heun", "--sampler-option", "count=9"), "sampler heun has no option 'count'"),
-        (("--sampler", "flow_euler"), "for flow models, but this bundle's model is one of diffusion"),
+        (("--sampler", "flow_euler"), "flow_euler for flow models"),
         (("--sampler", "repaint"), "the pipeline does not run"),
         (("--sampler", "eular"), "dpmpp_2m, dpmpp_2m_inverse, dpmpp_2s"),
         (("--sampler", "ddim", "--karras"), "karras"),
