@@ -50,7 +50,7 @@ def test_no_model_index(folder: Path) -> None:
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize("pipeline", ["StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline", None, 7])
+@pytest.mark.parametrize("pipeline", ["StableDiffusionXLPipeline", "StableDiffusionUpscalePipeline", None, 7])
 def test_another_pipeline_names_those_that_are_supported(folder: Path, pipeline: object) -> None:
     write_json(folder / "model_index.json", {**model_index("sd1", with_safety=True), "_class_name": pipeline})
     with pytest.raises(CheckpointError, match=f"holds a {pipeline}; supported are: {', '.join(PIPELINES)}"):

@@ -162,9 +162,8 @@ def test_an_encoder_that_wants_an_attention_mask(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"in_channels": 9}, "inpainting, depth or upscaling"),
         ({"time_cond_proj_dim": 16}, "time_cond_proj_dim"),
-        ({"sample_size": None}, "does not say sample_size"),
+        ({"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 4}, "class_embed_type"),
     ],
 )
 def test_unets_of_another_kind(tmp_path: Path, settings: dict[str, object], expected: str) -> None:
