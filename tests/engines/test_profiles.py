@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import InputSpec
 from latentrt.bundle.sample import bundle_path
-from latentrt.bundle.tensors import TensorSpec
 from latentrt.engines.record import ShapeRange
 from latentrt.errors import RequestError
 from latentrt_engines.profiles import (
@@ -35,30 +35,30 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
     return Bundle.open(request.getfixturevalue(request.param).bundle)
 
 
-def span(low: int, best: int, high: int) -> DimRange:
+def dims(low: int, best: int, high: int) -> DimRange:
     return DimRange(min=low, opt=best, max=high)
 
 
 @pytest.mark.parametrize(
     ("text", "width", "height"),
     [
-        ("512", span(512, 512, 512), span(512, 512, 512)),
-        ("512x768", span(512, 512, 512), span(768, 768, 768)),
-        ("512×768", span(512, 512, 512), span(768, 768, 768)),
-        ("256..1024", span(256, 640, 1024), span(256, 448, 1024)),
-        ("256x512..512x1024", span(256, 512, 512), span(512, 512, 1024)),
-        ("704..1024", span(704, 704, 1024), span(704, 704, 1024)),
-        ("256x256:512x384:1024x768", span(256, 512, 1024), span(256, 384, 768)),
-        ("256:512:1024", span(256, 512, 1024), span(256, 512, 1024)),
+        ("512", dims(512, 512, 512), dims(512, 512, 512)),
+        ("512x768", dims(512, 512, 512), dims(768, 768, 768)),
+        ("512×768", dims(512, 512, 512), dims(768, 768, 768)),
+        ("256..1024", dims(256, 640, 1024), dims(256, 448, 1024)),
+        ("256x512..512x1024", dims(256, 512, 512), dims(512, 512, 1024)),
+        ("704..1024", dims(704, 704, 1024), dims(704, 704, 1024)),
+        ("256x256:512x384:1024x768", dims(256, 512, 1024), dims(256, 384, 768)),
+        ("256:512:1024", dims(256, 512, 1024), dims(256, 512, 1024)),
     ],
 )
 def test_the_forms_of_a_size(text: str, width: DimRange, height: DimRange) -> None:
-    """A range is best at the usual size, here 640 × 448, or at what it holds nearest to it."""
+    """The optimum of a range is the default size, here 640 × 448, or the nearest that it includes."""
     assert parse_size(text, (640, 448)) == (width, height)
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("4", span(4, 4, 4)), ("1..4", span(1, 1, 4)), ("1:2:4", span(1, 2, 4))]
+    ("text", "expected"), [("4", dims(4, 4, 4)), ("1..4", dims(1, 1, 4)), ("1:2:4", dims(1, 2, 4))]
 )
 def test_the_forms_of_a_count(text: str, expected: DimRange) -> None:
     assert parse_count("batch", text) == expected
@@ -68,43 +68,43 @@ def test_the_forms_of_a_count(text: str, expected: DimRange) -> None:
     "text", ["", "x", "512x", "x512", "512x512x3", "a", "256..", "..256", "1..2..3", "1:2", "1:2:3:4", "-64", "6.4e1"]
 )
 def test_a_size_of_another_form(text: str) -> None:
-    with pytest.raises(RequestError, match=r"^found the size .*, expected 512x512, a range 256\.\.1024 or min:opt:max"):
+    with pytest.raises(RequestError, match=r"^`size`: got .*512x512.*min:opt:max"):
         parse_size(text, (64, 64))
 
 
 @pytest.mark.parametrize("text", ["", "a", "1:2", "1..", "1..2..3", "1.5", "1_0", "²"])
 def test_a_count_of_another_form(text: str) -> None:
-    with pytest.raises(RequestError, match=r"^found the batch .*, expected a number, a range 1\.\.4 or min:opt:max"):
+    with pytest.raises(RequestError, match=r"^`batch`: got .*min:opt:max"):
         parse_count("batch", text)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "4..1", "4:1:8", "1:8:4", "0:1:2"])
 def test_a_count_in_the_wrong_order(text: str) -> None:
-    with pytest.raises(RequestError, match=f"^found the chunks '{text}', expected at least 1 and smallest"):
+    with pytest.raises(RequestError, match=f"^`chunks`: got '{text}', expected at least 1"):
         parse_count("chunks", text)
 
 
 @pytest.mark.parametrize("text", ["0", "1024..256", "512x512:256x256:1024x1024"])
 def test_a_size_in_the_wrong_order(text: str) -> None:
-    with pytest.raises(RequestError, match=f"^found the size '{text}', expected at least 1 and smallest"):
+    with pytest.raises(RequestError, match=f"^`size`: got '{text}', expected at least 1"):
         parse_size(text, (512, 512))
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("options", "fragments"),
     [
-        ({"size": "2048"}, "found a width of 2048 pixels, expected 32 to 1024, this bundle's limits"),
-        ({"size": "64x16"}, "found a height of 16 pixels, expected 32 to 1024, this bundle's limits"),
-        ({"size": "64..1028"}, "found a width of 1028 pixels, expected 32 to 1024, this bundle's limits"),
-        ({"size": "66x64"}, "found a width of 66 pixels, expected a multiple of 4: 64 or 68"),
-        ({"size": "64:64:99"}, "found a width of 99 pixels, expected a multiple of 4: 96 or 100"),
-        ({"batch": "33"}, "found a batch of 33, this bundle's limit is 32"),
+        ({"size": "2048"}, ("`width`: got 2048", "32 to 1024")),
+        ({"size": "64x16"}, ("`height`: got 16", "32 to 1024")),
+        ({"size": "64..1028"}, ("`width`: got 1028", "32 to 1024")),
+        ({"size": "66x64"}, ("`width`: got 66", "multiple of 4: 64 or 68")),
+        ({"size": "64:64:99"}, ("`width`: got 99", "multiple of 4: 96 or 100")),
+        ({"batch": "33"}, ("`batch`: got 33", "limit is 32")),
     ],
 )
-def test_what_the_bundle_cannot_draw(words: dict[str, str], sentence: str) -> None:
+def test_a_profile_beyond_the_limits_of_the_bundle(options: dict[str, str], fragments: tuple[str, str]) -> None:
     with pytest.raises(RequestError) as refusal:
-        image_profile(SAMPLE, **words)  # type: ignore[arg-type]
-    assert str(refusal.value) == sentence
+        image_profile(SAMPLE, **options)  # type: ignore[arg-type]
+    assert all(fragment in str(refusal.value) for fragment in fragments)
 
 
 def test_what_is_not_said_is_the_bundles_own() -> None:
@@ -122,10 +122,43 @@ def test_a_profile_in_words() -> None:
     assert str(ranged) == "32x32:64x96:128x128, batch 1:1:4, chunks 1:1:2, guidance both"
 
 
-def test_an_axis_that_no_picture_says_anything_of() -> None:
+@pytest.mark.parametrize(("tasks", "most"), [(("text-to-image",), 8), (("edit",), 12)])
+def test_guidance_multiplies_the_evaluations(tasks: tuple[str, ...], most: int) -> None:
+    manifest = msgspec.structs.replace(SAMPLE, tasks=tasks)
+    profile = image_profile(manifest, batch="1..4", guidance="both")
+    shapes = component_profile("unet", manifest.components["unet"], profile, manifest)
+    assert (shapes["timestep"].min, shapes["timestep"].max) == ((1,), (most,))
+
+
+def test_the_names_of_components_are_open() -> None:
+    """Profiles follow from the names of axes and the sources of inputs."""
+    renamed = {
+        "encoder": SAMPLE.components["text_encoder"],
+        "denoiser": msgspec.structs.replace(
+            SAMPLE.components["unet"],
+            inputs=tuple(
+                msgspec.structs.replace(spec, source=spec.source.replace("text_encoder.", "encoder."))
+                for spec in SAMPLE.components["unet"].inputs
+            ),
+        ),
+    }
+    manifest = msgspec.structs.replace(
+        SAMPLE,
+        components={**SAMPLE.components, **renamed},
+        tokenizers={"encoder": SAMPLE.tokenizers["text_encoder"]},
+        latent_spaces={"denoiser": SAMPLE.latent_spaces["unet"]},
+    )
+    profile = image_profile(manifest, size="64..128", batch="1..2", chunks="1..3")
+    for new, old in (("denoiser", "unet"), ("encoder", "text_encoder")):
+        shapes = component_profile(new, manifest.components[new], profile, manifest)
+        assert shapes == component_profile(old, SAMPLE.components[old], profile, SAMPLE)
+
+
+def test_an_axis_that_does_not_follow_from_a_profile() -> None:
     unet = SAMPLE.components["unet"]
-    strange = msgspec.structs.replace(unet, inputs=(*unet.inputs, TensorSpec("depth", "float32", ("batch", "layers"))))
-    with pytest.raises(RequestError, match=r"unet has the input depth float32\[batch, layers\].*its axis layers is"):
+    depth = InputSpec("depth", "float32", ("batch", "layers"), "image")
+    strange = msgspec.structs.replace(unet, inputs=(*unet.inputs, depth))
+    with pytest.raises(RequestError, match=r"unet has the input depth float32\[batch, layers\].* axis layers "):
         component_profile("unet", strange, image_profile(SAMPLE), SAMPLE)
 
 
@@ -152,7 +185,7 @@ def test_the_encoder_takes_one_picture_in_pixels() -> None:
 
 def spans(smallest: int, largest: int, factor: int = 1) -> st.SearchStrategy[DimRange]:
     numbers = st.lists(st.integers(smallest, largest), min_size=3, max_size=3).map(sorted)
-    return numbers.map(lambda three: span(*(number * factor for number in three)))
+    return numbers.map(lambda three: dims(*(number * factor for number in three)))
 
 
 @given(

@@ -129,7 +129,7 @@ def test_a_real_workers_error(tmp_path: Path) -> None:
 
 
 def without(folder: Path, *packages: str) -> str:
-    """A folder for PYTHONPATH with which an interpreter finds all packages but these."""
+    """A PYTHONPATH with which an interpreter finds all packages but these."""
     (folder / "sitecustomize.py").write_text(
         "import sys\n"
         "from importlib.machinery import PathFinder\n"
@@ -139,7 +139,7 @@ def without(folder: Path, *packages: str) -> str:
         f"        return None if name.split('.')[0] in {packages!r} else PathFinder.find_spec(name, path, target)\n"
         "sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]\n"
     )
-    return str(folder)
+    return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def test_a_missing_extra_crosses_the_border(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""The same checkpoint and options give the same bundle, byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from latentrt_export.quantize.quantization_options import Quantizing
+
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.export_report import REPORT_NAME, read_report
+from latentrt_export.export import export_checkpoint
+from tests.exported import Exported, Silent
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != REPORT_NAME]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def export(exported: Exported, folder: Path, **options: Any) -> Bundle:
+    export_checkpoint(exported.checkpoint, folder, variant=exported.variant, deep_cache=0, progress=Silent(), **options)
+    return Bundle.open(folder)
+
+
+def test_a_second_export_is_the_same(sd1: Exported, tmp_path: Path) -> None:
+    first, second = Bundle.open(sd1.bundle), export(sd1, tmp_path / "second")
+    assert second.digest == first.digest
+    assert contents(second.folder) == contents(first.folder)
+    report = read_report(second.folder)
+    assert report is not None
+    assert set(report.components) == set(second.manifest.components)
+    assert all(cost.seconds > 0 and cost.peak_bytes > 1 << 20 for cost in report.components.values())
+
+
+@pytest.mark.slow
+def test_a_second_export_in_half_is_the_same(sd2: Exported, tmp_path: Path) -> None:
+    preview = sd2.checkpoint.with_name("sd2-preview")
+    second = export(sd2, tmp_path / "second", precision="float16", preview_decoder=preview)
+    assert second.digest == Bundle.open(sd2.bundle).digest
+
+
+@pytest.mark.slow
+def test_a_second_export_in_int8_is_the_same(sd1: Exported, tmp_path: Path) -> None:
+    quantization = Quantizing(prompts=("red circle",), steps=2)
+    first, second = (
+        export(sd1, tmp_path / name, precision="int8", quantization=quantization) for name in ("first", "second")
+    )
+    assert second.digest == first.digest
+    assert contents(second.folder) == contents(first.folder)

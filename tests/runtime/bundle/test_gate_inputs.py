@@ -1,0 +1,140 @@
+"""Inputs made from their sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from latentrt.bundle.gate_inputs import (
+    PROMPTS,
+    collect_outputs,
+    make_gate_inputs,
+    make_images,
+    reference_shapes,
+    tokenize_prompts,
+)
+from latentrt.bundle.manifest import InputSpec, LatentSpace
+
+RNG = np.random.default_rng(1)
+ARRAYS: dict[str, NDArray[Any]] = {
+    "tokens:clip": np.arange(4 * 77).reshape(4, 77),
+    "option:clip_skip": np.array(1),
+    "alphas_cumprod:net": np.linspace(0.999, 0.001, 1000, dtype=np.float32),
+    "latents": RNG.standard_normal((1, 4, 32, 40)).astype(np.float32),
+    "clip.states": RNG.standard_normal((5, 77, 6)).astype(np.float32),
+    "clip.pooled": RNG.standard_normal((5, 6)).astype(np.float32),
+}
+
+
+def made(source: str, shape: tuple[int, ...], dtype: Any = "float32", name: str = "net") -> NDArray[Any]:
+    spec = InputSpec("x", dtype, shape, source)
+    array = make_gate_inputs(name, [spec], {"x": shape}, ARRAYS)["x"]
+    assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
+    assert array.flags.c_contiguous
+    return array
+
+
+def denoiser(shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    inputs = [
+        InputSpec("noisy", "float32", ("evaluations", shape[1], "height", "width"), "latents"),
+        InputSpec("t", "float32", ("evaluations",), "timestep"),
+    ]
+    return make_gate_inputs("net", inputs, {"noisy": shape, "t": shape[:1]}, ARRAYS)
+
+
+def test_tokens_are_the_prompts_over_and_over() -> None:
+    found = made("tokens", (6, 77), "int64", "clip")
+    np.testing.assert_array_equal(found, ARRAYS["tokens:clip"][[0, 1, 2, 3, 0, 1]])
+
+
+@pytest.mark.parametrize(("largest", "expected"), [(1, [0, 1, 0, 1]), (11, [0, 1, 2, 0]), (0, [0, 0, 0, 0])])
+def test_options_have_several_values_up_to_the_largest(
+    monkeypatch: pytest.MonkeyPatch, largest: int, expected: list[int]
+) -> None:
+    monkeypatch.setitem(ARRAYS, "option:clip_skip", np.array(largest))
+    assert made("option:clip_skip", (4,), "int64").tolist() == expected
+
+
+def test_latents_are_encoded_images_tiled_and_cropped() -> None:
+    found = made("latents", (2, 4, 33, 8))
+    np.testing.assert_array_equal(found[0, :, :32], ARRAYS["latents"][0, :, :, :8])
+    np.testing.assert_array_equal(found[:, :, 32], np.repeat(ARRAYS["latents"][:, :, 0, :8], 2, axis=0))
+
+
+def test_a_denoisers_latents_have_the_noise_of_their_timesteps() -> None:
+    feeds = denoiser((4, 4, 32, 40))
+    assert feeds["t"].tolist() == [981, 21, 401, 801]
+    clean = ARRAYS["latents"][0]
+    for noisy, t in zip(feeds["noisy"], feeds["t"], strict=True):
+        alpha_bar = float(ARRAYS["alphas_cumprod:net"][int(t)])
+        noise = (noisy - np.sqrt(alpha_bar) * clean) / np.sqrt(1 - alpha_bar)
+        # 5,120 standard normal values: four standard errors of their mean and of their deviation.
+        assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+        assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
+
+
+def test_timesteps_are_within_a_shorter_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARRAYS, "alphas_cumprod:net", ARRAYS["alphas_cumprod:net"][:100])
+    assert denoiser((4, 4, 8, 8))["t"].tolist() == [98, 2, 40, 80]
+
+
+@pytest.mark.parametrize("channels", [5, 7, 8, 9])
+def test_channels_of_the_conditioning_have_no_noise(channels: int) -> None:
+    plain, more = denoiser((2, 4, 8, 8))["noisy"], denoiser((2, channels, 8, 8))["noisy"]
+    np.testing.assert_array_equal(more[:, :4], plain)
+    clean = np.tile(ARRAYS["latents"][:, :, :8, :8], (2, 2, 1, 1))[:, : channels - 4]
+    np.testing.assert_array_equal(more[:, 4:8], clean[:, :4])
+    assert more[:, 4:].std() > 0.1
+
+
+def test_outputs_of_other_components_are_repeated_and_joined() -> None:
+    states = ARRAYS["clip.states"]
+    np.testing.assert_array_equal(made("clip.states", (7, 77, 6)), states[[0, 1, 2, 3, 4, 0, 1]])
+    np.testing.assert_array_equal(made("clip.pooled", (6, 6)), ARRAYS["clip.pooled"][[0, 1, 2, 3, 4, 0]])
+    long = made("clip.states", (2, 154, 6))
+    np.testing.assert_array_equal(long[0], np.concatenate([states[0], states[1]]))
+    np.testing.assert_array_equal(long[1], np.concatenate([states[2], states[3]]))
+
+
+def test_images_are_bytes_or_between_minus_one_and_one() -> None:
+    pixels = made("images", (2, 24, 16, 3), "uint8")
+    scaled = made("image", (2, 3, 24, 16))
+    np.testing.assert_allclose(scaled, pixels.transpose(0, 3, 1, 2) / 127.5 - 1, atol=1e-6)  # float32
+    assert scaled.min() < -0.9
+    assert scaled.max() > 0.9
+    assert not np.array_equal(pixels[0], pixels[1])
+    np.testing.assert_array_equal(pixels, make_images(2, 24, 16))
+
+
+def test_they_do_not_depend_on_what_else_is_made() -> None:
+    first = denoiser((2, 4, 8, 8))["noisy"]
+    denoiser((3, 4, 16, 8))
+    np.testing.assert_array_equal(denoiser((2, 4, 8, 8))["noisy"], first)
+
+
+def test_an_encoder_gives_the_latents_of_the_loop() -> None:
+    mean = RNG.standard_normal((1, 4, 2, 3)).astype(np.float32)
+    space = LatentSpace(channels=4, downscale=8, scale=0.5, shift=0.25)
+    found = collect_outputs("vae", "encoder", {"mean": mean, "logvar": mean + 1}, space)
+    assert set(found) == {"vae.mean", "vae.logvar", "latents"}
+    np.testing.assert_allclose(found["latents"], (mean - 0.25) * 0.5, rtol=1e-6)  # float32
+    assert set(collect_outputs("clip", "text-encoder", {"states": mean}, space)) == {"clip.states"}
+
+
+def test_reference_shapes_follow_from_the_axes() -> None:
+    specs = [
+        InputSpec("ids", "int64", ("chunks", 77), "tokens"),
+        InputSpec("pixels", "float32", ("batch", 3, "8*height", "8*width"), "image"),
+    ]
+    assert reference_shapes(specs) == {"ids": (5, 77), "pixels": (1, 3, 256, 320)}
+
+
+def test_of_a_long_prompt_the_first_chunk_is_taken() -> None:
+    def chunks(prompt: str) -> NDArray[np.int64]:
+        return np.full((3, 77), len(prompt))
+
+    assert tokenize_prompts(chunks)[:, 0].tolist() == [len(prompt) for prompt in PROMPTS]
+    assert tokenize_prompts(chunks, ["a"]).shape == (1, 77)
