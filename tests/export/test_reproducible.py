@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from latentrt_export.quantize.quantization_options import Quantizing
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.export_report import REPORT_NAME, read_report
 from latentrt_export.export import export_checkpoint
+from latentrt_export.quantize.options import QuantizationOptions
 from tests.exported import Exported, Silent
 
 
@@ -43,7 +43,7 @@ def test_a_second_export_in_half_is_the_same(sd2: Exported, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_second_export_in_int8_is_the_same(sd1: Exported, tmp_path: Path) -> None:
-    quantization = Quantizing(prompts=("red circle",), steps=2)
+    quantization = QuantizationOptions(prompts=("red circle",), steps=2)
     first, second = (
         export(sd1, tmp_path / name, precision="int8", quantization=quantization) for name in ("first", "second")
     )
