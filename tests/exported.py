@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, Precision
 from latentrt_export.export import export_checkpoint
-from tests.tiny import Family, make_checkpoint
+from tests.tiny import Family, Task, make_checkpoint
 from tests.tiny_preview import make_preview_decoder
 
 
@@ -59,6 +59,19 @@ def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
         _make(root, family, wait=True)
     variant = "fp16" if family == "sd2" else None
     return Exported(family=family, checkpoint=root / f"{family}-checkpoint", variant=variant, bundle=root / family)
+
+
+def exported_task(factory: pytest.TempPathFactory, task: Task) -> Exported:
+    """SD 1.x of another task, in float32 and without parts."""
+    shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
+    root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
+    root.mkdir(parents=True, exist_ok=True)
+    checkpoint, bundle = root / f"{task}-checkpoint", root / task
+    with FileLock(root / f"{task}.lock"):
+        if not bundle.exists():
+            make_checkpoint(checkpoint, "sd1", task=task)
+            export_checkpoint(checkpoint, bundle, parts=False, progress=Silent())
+    return Exported(family="sd1", checkpoint=checkpoint, variant=None, bundle=bundle)
 
 
 def _make(root: Path, family: Family, *, wait: bool) -> bool:

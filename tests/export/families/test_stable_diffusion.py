@@ -141,13 +141,12 @@ def test_class_labels_are_an_input_where_the_model_takes_them(
     module = UNet(UNet2DConditionModel(**{**config, **settings}).eval())
     labels = module.inputs[3]
     assert (labels.name, labels.dtype, labels.shape) == ("class_labels", dtype, shape)
+    row = sized(labels, {"evaluations": 1})[1:]
     feeds = {
         "sample": np.ones((2, 4, 8, 8), np.float32),
         "timestep": np.array([500, 500], np.float32),
         "encoder_hidden_states": np.ones((2, 77, 32), np.float32),
-        "class_labels": np.stack([np.full(sized(labels, {"evaluations": 1})[1:], number) for number in (1, 7)]).astype(
-            dtype
-        ),
+        "class_labels": np.stack([np.full(row, number) for number in (1, 7)]).astype(dtype),
     }
     first, second = module.torch_outputs(feeds)["noise_pred"]
     assert not np.allclose(first, second), "the rows differ in their labels alone"
