@@ -144,7 +144,7 @@ def test_class_labels_are_an_input_where_the_model_takes_them(
         "sample": np.ones((2, 4, 8, 8), np.float32),
         "timestep": np.array([500, 500], np.float32),
         "encoder_hidden_states": np.ones((2, 77, 32), np.float32),
-        "class_labels": np.stack([np.full(shape[1:], number) for number in (1, 7)]).astype(dtype),
+        "class_labels": np.stack([np.full([6][: len(shape) - 1], number) for number in (1, 7)]).astype(dtype),
     }
     first, second = module.torch_outputs(feeds)["noise_pred"]
     assert not np.allclose(first, second), "the rows differ in their labels alone"
