@@ -1,7 +1,7 @@
-"""How do pixels become what CLIP looks at?
+"""CLIP's image preprocessing as a module.
 
-The picture is resized as Pillow resizes it (bicubic, antialiased, 8 bits between the passes), cropped and normalised.
-Everything follows from the input's shape, so one graph takes pictures of any size; and it is all elementwise arithmetic
+The image is resized as Pillow resizes it (bicubic, antialiased, 8 bits between the passes), cropped and normalised.
+Everything follows from the input's shape, so one graph takes images of any size; and it is all elementwise arithmetic
 and matrix products, so every backend runs it.
 """
 

@@ -9,7 +9,7 @@ self-attention only, the matching made anew in each block.
 
 Four things are decided here. The highest resolution is the highest that has attention, where most of a model's tokens
 are; the authors' is that of the latents in any case, at which some models have none. The destinations are the first of
-each cell, which the authors call `use_rand=False`: a seed has to mean one picture. The last row or column of an odd
+each cell, which the authors call `use_rand=False`: a seed has to give one image. The last row or column of an odd
 side belongs to no cell, so it is all sources, as theirs. The number of merged tokens is rounded down from the ratio as
 it is written: 0.29 of 100 is 29, where floats make it 28.
 """
@@ -55,7 +55,7 @@ class Matching(NamedTuple):
 
 
 class TokenMatching(nn.Module):
-    """Decides what is merged. Float32 whatever its input is, as nearly equal cosines are told apart here."""
+    """Decides which tokens are merged, in float32 whatever its input: nearly equal cosines are compared here."""
 
     def __init__(self, ratio: float) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def install(model: Any, ratio: float) -> TokenMerging:
     any.
 
     Returns:
-        What the manifest says of it.
+        The record for the manifest.
 
     Raises:
         RequestError: the ratio is impossible.

@@ -1,4 +1,4 @@
-"""How is a file replaced in one go?"""
+"""Atomic replacement of a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int = 0o666) -> None:
-    """Write a file by rename: whoever looks finds the earlier file or the whole new one, also after a failure half-way.
+    """Write a file by rename: readers find the earlier file or the whole new one, also after a failure.
 
     A link is followed, so that what it leads to is replaced and the link stays. `mode` is cut by the umask, as for
     any new file.

@@ -9,7 +9,7 @@ to match. Against forgery, pin the manifest itself with its digest, taken from a
 
     Bundle.open("my-model", digest="sha256:…")
 
-Then every byte that is parsed is one that the digest covers. What stays out of reach is someone who can write into
+Then every byte that is parsed is one that the digest covers. What stays out of root is someone who can write into
 the folder while it is in use: `read` returns the very bytes that were hashed, but a file that `path` has handed out
 is opened again by whoever runs it.
 """
@@ -25,8 +25,12 @@ from latentrt.bundle.digest_cache import DigestCache
 from latentrt.bundle.digests import Progress, hash_bytes
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, PartName, Precision, decode_manifest
 from latentrt.bundle.pinned_files import PinnedFiles
+<<<<<<< HEAD
 from latentrt.bundle.reach import Reach
 from latentrt.bundle.weights import WeightSet
+=======
+from latentrt.bundle.root import BundleRoot
+>>>>>>> h-manifest
 from latentrt.errors import BundleError, IntegrityError, ManifestError, RequestError
 
 __all__ = ["Bundle", "check_digest_form"]
@@ -66,20 +70,20 @@ class Bundle:
         """
         if digest is not None:
             check_digest_form(digest)
-        reach = Reach(_bundle_folder(path))
-        data = _read_manifest(reach)
+        root = BundleRoot(_bundle_folder(path))
+        data = _read_manifest(root)
         found = f"sha256:{hash_bytes(data)}"
         if digest not in (None, found):
             raise IntegrityError(
-                f"{reach.folder / MANIFEST_NAME} is {found}, expected the pinned {digest}: it is another bundle, or "
+                f"{root.folder / MANIFEST_NAME} is {found}, expected the pinned {digest}: it is another bundle, or "
                 "was changed. Get the one that was pinned, or pin this one if you trust where it came from"
             )
         try:
             manifest = decode_manifest(data)
         except ManifestError as error:
-            raise ManifestError(f"{reach.folder}: {error}") from None
+            raise ManifestError(f"{root.folder}: {error}") from None
         return cls(
-            reach.folder, manifest, found, PinnedFiles(reach, manifest.files, DigestCache() if trust_cache else None)
+            root.folder, manifest, found, PinnedFiles(root, manifest.files, DigestCache() if trust_cache else None)
         )
 
     def path(self, name: str) -> Path:
@@ -194,7 +198,7 @@ def _bundle_folder(path: str | os.PathLike[str]) -> Path:
     raise BundleError(f"{path} {found}, expected the folder of a bundle; latentrt export CHECKPOINT BUNDLE writes one")
 
 
-def _read_manifest(reach: Reach) -> bytes:
-    with PinnedFiles(reach, {}, None).opened(MANIFEST_NAME) as stream:
+def _read_manifest(root: BundleRoot) -> bytes:
+    with PinnedFiles(root, {}, None).opened(MANIFEST_NAME) as stream:
         # One byte more than a manifest may have, for its reader to see that it has too many.
         return stream.read(MAX_MANIFEST_BYTES + 1)

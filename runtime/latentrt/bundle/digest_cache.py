@@ -1,4 +1,4 @@
-"""When may the SHA-256 of a file be remembered?
+"""A cache of SHA-256 digests of large files, kept between runs.
 
 Hashing a bundle's weights takes about as long as reading them, so what was hashed once is remembered between runs:
 the record of a file is keyed by (device, inode, size, mtime, ctime). Writing to a file moves its ctime, and no call
@@ -31,7 +31,7 @@ import msgspec
 from latentrt.bundle.atomic_file import write_atomically
 from latentrt.bundle.user_cache import private_folder
 
-__all__ = ["DigestCache", "Stamp"]
+__all__ = ["DigestCache", "FileState"]
 
 # Below this, hashing a file (a millisecond per MiB) is no dearer than looking its record up.
 _SMALLEST_BYTES = 1 << 20
@@ -39,8 +39,8 @@ _SETTLED_NS = 60 * 10**9
 _LARGEST_RECORD_BYTES = 4096
 
 
-class Stamp(msgspec.Struct, frozen=True):
-    """What tells one state of a file from another without reading it."""
+class FileState(msgspec.Struct, frozen=True):
+    """The identity, size and times of a file, which change whenever its content does."""
 
     device: int
     inode: int
@@ -49,12 +49,12 @@ class Stamp(msgspec.Struct, frozen=True):
     ctime_ns: int
 
     @classmethod
-    def of(cls, found: os.stat_result) -> Stamp:
+    def of(cls, found: os.stat_result) -> FileState:
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    stamp: Stamp
+    state: FileState
     sha256: str
 
 
@@ -68,32 +68,32 @@ class DigestCache:
         self._folder = private_folder("digests")
 
     def get(self, found: os.stat_result) -> str | None:
-        """The digest that was remembered for a file in exactly this state."""
+        """Return the digest that was stored for a file in exactly this state, None if there is none."""
         if self._folder is None or not _is_closed(found):
             return None
-        stamp = Stamp.of(found)
+        state = FileState.of(found)
         with contextlib.suppress(OSError, ValueError):
-            record = msgspec.json.decode(_read_own(_place(self._folder, stamp)), type=_Record)
-            return record.sha256 if record.stamp == stamp else None
+            record = msgspec.json.decode(_read_own(_place(self._folder, state)), type=_Record)
+            return record.sha256 if record.state == state else None
         return None
 
     def put(self, found: os.stat_result, sha256: str, hashed_at_ns: int) -> None:
-        """Remember, where that is safe, the digest of a file in the state `found`; hashing began at `hashed_at_ns`."""
+        """Store the digest of a file in the state `found`, if that is safe; hashing began at `hashed_at_ns`."""
         if self._folder is None or not _is_closed(found) or found.st_size < _SMALLEST_BYTES:
             return
         if found.st_ctime_ns + _SETTLED_NS > hashed_at_ns:
             return
-        record = _Record(Stamp.of(found), sha256)
+        record = _Record(FileState.of(found), sha256)
         with contextlib.suppress(OSError):
-            write_atomically(_place(self._folder, record.stamp), msgspec.json.encode(record), mode=0o600)
+            write_atomically(_place(self._folder, record.state), msgspec.json.encode(record), mode=0o600)
 
 
-def _place(folder: Path, stamp: Stamp) -> Path:
-    return folder / f"{stamp.device:x}-{stamp.inode:x}.json"
+def _place(folder: Path, state: FileState) -> Path:
+    return folder / f"{state.device:x}-{state.inode:x}.json"
 
 
 def _is_closed(found: os.stat_result) -> bool:
-    """Whether nobody but its owner, who is us or root, may write to a file."""
+    """Return whether only its owner, who is this user or root, may write to a file."""
     return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 

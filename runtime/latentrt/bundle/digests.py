@@ -1,4 +1,4 @@
-"""What is the SHA-256 of a file?"""
+"""SHA-256 of files and bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def hash_stream(stream: BufferedReader, progress: Progress | None = None) -> tuple[str, int]:
-    """The SHA-256 of the rest of a stream, in lower-case hexadecimal, and its length in bytes."""
+    """Return the SHA-256 of the rest of a stream, in lower-case hexadecimal, and its length in bytes."""
     digest, size = hashlib.sha256(), 0
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     while count := stream.readinto(buffer):
@@ -51,12 +51,12 @@ def hash_stream(stream: BufferedReader, progress: Progress | None = None) -> tup
 
 
 def hash_bytes(data: bytes) -> str:
-    """The SHA-256 of `data` in lower-case hexadecimal."""
+    """Return the SHA-256 of `data` in lower-case hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def file_record(path: str | os.PathLike[str]) -> FileRecord:
-    """What a manifest says of the file at `path`, read from the disk."""
+    """Return the pin of the file at `path`, for a manifest."""
     with open_regular(path) as stream:
         sha256, size = hash_stream(stream)
     return FileRecord(sha256=sha256, size=size)

@@ -1,4 +1,4 @@
-"""Is a file the one that the manifest pins?"""
+"""The files of a bundle, compared with the SHA-256 that the manifest pins."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BufferedReader
 
-from latentrt.bundle.digest_cache import DigestCache, Stamp
+from latentrt.bundle.digest_cache import DigestCache, FileState
 from latentrt.bundle.digests import Progress, hash_bytes, hash_stream, open_regular
 from latentrt.bundle.manifest import FileRecord
-from latentrt.bundle.reach import Reach
+from latentrt.bundle.root import BundleRoot
 from latentrt.errors import BundleError, IntegrityError
 
 __all__ = ["PinnedFiles"]
@@ -26,17 +26,17 @@ class PinnedFiles:
     """The files of a bundle, each compared with its SHA-256 before it is handed out; safe to share between threads.
 
     Args:
-        reach: where the files may lie.
+        root: where the files may lie.
         records: what pins each of them.
         cache: digests remembered from earlier runs, or None to remember nothing.
     """
 
-    def __init__(self, reach: Reach, records: Mapping[str, FileRecord], cache: DigestCache | None) -> None:
-        self._reach, self._records, self._cache = reach, records, cache
-        self._intact: dict[str, Stamp] = {}
+    def __init__(self, root: BundleRoot, records: Mapping[str, FileRecord], cache: DigestCache | None) -> None:
+        self._root, self._records, self._cache = root, records, cache
+        self._intact: dict[str, FileState] = {}
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file, the very ones that were hashed.
+        """Return the bytes of a file, the same ones that were hashed.
 
         Raises:
             BundleError: the manifest does not name it.
@@ -70,13 +70,13 @@ class PinnedFiles:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[BufferedReader]:
-        """A file within the bundle's reach, not compared with anything yet.
+        """Open a file within the bundle's root, not compared with anything yet.
 
         Raises:
             IntegrityError: it is missing, cannot be read (also later, while it is open), or is a link that leads out.
         """
         try:
-            with open_regular(self._reach.resolve(name)) as stream:
+            with open_regular(self._root.resolve(name)) as stream:
                 yield stream
         except OSError as error:
             raise IntegrityError(f"{name} cannot be read: {error.strerror or error}") from None
@@ -84,14 +84,14 @@ class PinnedFiles:
     def _record(self, name: str) -> FileRecord:
         if name not in self._records:
             raise BundleError(
-                f"{self._reach.folder} has no file {name!r} in its manifest, which pins {sorted(self._records)}"
+                f"{self._root.folder} has no file {name!r} in its manifest, which pins {sorted(self._records)}"
             )
         return self._records[name]
 
     def _is_known_intact(self, name: str) -> bool:
         self._record(name)
         try:
-            return self._intact.get(name) == Stamp.of(os.stat(self._reach.folder / name))
+            return self._intact.get(name) == FileState.of(os.stat(self._root.folder / name))
         except OSError:
             return False
 
@@ -102,7 +102,7 @@ class PinnedFiles:
             raise self._damaged(wrong, len(names))
 
     def _fault(self, name: str, cache: DigestCache | None, progress: Progress | None) -> str | None:
-        """What is wrong with one file, in words."""
+        """Describe the fault of one file; None if it is intact."""
         try:
             self._compare(name, cache, progress)
         except IntegrityError as error:
@@ -116,12 +116,12 @@ class PinnedFiles:
             _check_size(name, found.st_size, record)
             sha256 = (cache and cache.get(found)) or _hash(stream, cache, progress)
         _check_hash(name, sha256, record)
-        self._intact[name] = Stamp.of(found)
+        self._intact[name] = FileState.of(found)
 
     def _damaged(self, faults: list[str], compared: int) -> IntegrityError:
         wrong, listed = f"wrong, {len(faults)} of {compared} files compared", "\n  ".join(faults)
         return IntegrityError(
-            f"{self._reach.folder} is not what its bundle.json pins; {wrong}:\n  {listed}\n"
+            f"{self._root.folder} is not what its bundle.json pins; {wrong}:\n  {listed}\n"
             "Copy or download the bundle again, or write a new one: latentrt export CHECKPOINT BUNDLE"
         )
 
@@ -129,7 +129,7 @@ class PinnedFiles:
 def _hash(stream: BufferedReader, cache: DigestCache | None, progress: Progress | None) -> str:
     before, began_ns = os.fstat(stream.fileno()), time.time_ns()
     sha256, _ = hash_stream(stream, progress)
-    unchanged = Stamp.of(os.fstat(stream.fileno())) == Stamp.of(before)
+    unchanged = FileState.of(os.fstat(stream.fileno())) == FileState.of(before)
     if cache is not None and unchanged:
         cache.put(before, sha256, began_ns)
     return sha256

@@ -1,7 +1,7 @@
-"""How is text of unknown origin shown?
+"""Escapes text of unknown origin before it is printed.
 
-A manifest, a file name or a picture's metadata may carry terminal escapes, bells, or characters that reverse the
-direction of the line. Whatever is shown to a person goes through here.
+A manifest, a file name or an image's metadata may contain terminal escapes, bells, or characters that reverse the
+direction of the line.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with every character that a terminal would obey instead of showing written as its escape (`\\x1b`).
+    """Escape every character that a terminal would obey instead of showing (`\\x1b`).
 
     Args:
-        keep: characters that pass all the same, such as a newline where the text may have several lines.
+        keep: characters that are not escaped, such as a newline in a text of several lines.
     """
     return "".join(c if c.isprintable() or c in _JOINERS or c in keep else _escape(c) for c in text)
 
@@ -27,5 +27,5 @@ def _escape(character: str) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    """`1 engine`, `2 engines`."""
+    """Format a count, such as `1 engine` or `2 engines`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""How does a folder appear whole or not at all?"""
+"""Makes a bundle in a staging folder, which takes its place when it is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Stage", "staged"]
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a bundle is made: its folder, and one for what is needed only on the way."""
+    """The folder in which a bundle is made, and a folder for temporary files."""
 
     bundle: Path
     scratch: Path
@@ -25,7 +25,7 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
-    """Two folders to work in; the bundle takes `destination`'s place if the block ends well, both vanish if not.
+    """Yield two folders to work in; the bundle takes `destination`'s place on success, else both are removed.
 
     They lie in a hidden folder beside `destination`, where there has to be room for weights anyway (a temporary file
     system is often memory) and from where a rename is enough. A process that is killed outright leaves that folder
@@ -78,7 +78,7 @@ def _refuse_occupied(place: Path, destination: Path, *, overwrite: bool) -> None
 
 
 def _take_place(bundle: Path, place: Path, former: Path | None) -> None:
-    """`former` is where what is replaced goes, None where nothing may be."""
+    """Rename the bundle to its place; `former` is where an earlier one is moved, None if there must be none."""
     if former is None or not os.path.lexists(place):
         bundle.rename(place)  # which fails where a folder with something in it has come meanwhile
         return

@@ -1,7 +1,5 @@
-"""Which JSON has one meaning?
-
-Readers differ in what they make of a key twice, of NaN, and of numbers that do not fit. All of these are refused.
-"""
+"""Strict parsing of JSON: duplicate keys, NaN and numbers beyond 64 bits, which readers interpret differently, are
+refused."""
 
 from __future__ import annotations
 
@@ -15,18 +13,18 @@ __all__ = ["AmbiguousJSONError", "parse_json"]
 
 
 class AmbiguousJSONError(ValueError):
-    """What a file's data are, to be read after its name: `is not UTF-8 …`, `has the key 'a' twice …`."""
+    """A fault of a JSON text. The message continues the file's name: `is not UTF-8 …`, `has the key 'a' twice …`."""
 
 
 def parse_json(data: bytes, *, infinity: bool = False) -> Any:
-    """The value of a JSON text in UTF-8.
+    """Parse a JSON text in UTF-8.
 
     Args:
         data: the text.
-        infinity: whether `Infinity` and `-Infinity`, which Python writes and JSON does not have, are numbers.
+        infinity: accept `Infinity` and `-Infinity`, which Python writes and JSON does not have.
 
     Raises:
-        AmbiguousJSONError: it is none, or none of one meaning.
+        AmbiguousJSONError: the text is not JSON, or is ambiguous.
     """
 
     def constant(name: str) -> float:

@@ -1,4 +1,4 @@
-"""How is a tensor described?"""
+"""Tensor signatures: names, dtypes and shapes with named axes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse feeds that a graph's signature does not allow, before the graph runs.
+    """Reject feeds that do not match a graph's signature.
 
     Args:
         specs: the graph's inputs.
@@ -62,7 +62,7 @@ def _check_feed(spec: TensorSpec, array: NDArray[np.generic], sizes: dict[str, i
 
 
 def axis_sizes(specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """How long each named axis is, told from the shapes of the inputs.
+    """Return the size of each named axis, from the shapes of the inputs.
 
     Args:
         specs: the graph's inputs. shapes: of each of them, checked with `check_feeds`.
@@ -77,7 +77,7 @@ def axis_sizes(specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]
 
 
 def sized(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of a tensor whose named axes have these sizes."""
+    """Return the shape of a tensor whose named axes have these sizes."""
     shape = []
     for axis in spec.shape:
         if isinstance(axis, int):

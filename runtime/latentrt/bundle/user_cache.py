@@ -1,7 +1,7 @@
-"""Where is the user's own cache, and is it the user's alone?
+"""The user's cache folder, which must be private.
 
-`LATENTRT_CACHE` names the folder; without it, it is `latentrt` in `XDG_CACHE_HOME` or `~/.cache`. What lies in it
-is believed, so it must belong to the user who runs this and be closed to everybody else (mode 0700).
+`LATENTRT_CACHE` names the folder; without it, it is `latentrt` in `XDG_CACHE_HOME` or `~/.cache`. Its content
+is trusted, so it must belong to the user who runs this and be closed to everybody else (mode 0700).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def cache_root() -> Path | None:
-    """The folder of this user's latentrt cache, whether or not it exists; None for a user without a home."""
+    """Return the folder of this user's latentrt cache, whether or not it exists; None for a user without a home."""
     if chosen := os.environ.get("LATENTRT_CACHE"):
         return Path(chosen).absolute()
     # The XDG specification has a relative path ignored.
@@ -33,10 +33,9 @@ def cache_root() -> Path | None:
 
 
 def private_folder(name: str) -> Path | None:
-    """The folder `name` of the cache, made where it is missing; None where it cannot be made or others can reach
-    into it.
+    """Return the folder `name` of the cache, made if it is missing; None if it cannot be made or is open to others.
 
-    A cache is a convenience: its absence is logged, never an error. Whoever named the folder is told.
+    The absence of a cache is logged, as a warning if the user named the folder; it is never an error.
     """
     try:
         return require_private_folder(name)
@@ -47,12 +46,12 @@ def private_folder(name: str) -> Path | None:
 
 @functools.cache
 def _say(level: int, problem: str) -> None:
-    """Once in a process, however many files ask."""
+    """Log a problem once per process."""
     _log.log(level, "nothing is cached: %s", problem)
 
 
 def require_private_folder(name: str) -> Path:
-    """The same for what has no other place to be.
+    """Return the folder `name` of the cache, made if it is missing.
 
     Raises:
         EngineError: saying which folder it is, what is wrong with it, and what to do.

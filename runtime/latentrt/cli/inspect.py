@@ -1,7 +1,6 @@
-"""`latentrt inspect`: what is in a bundle, what does a picture say of itself?
+"""`latentrt inspect`: prints the content of a bundle, or the metadata of an image.
 
-Everything shown here comes from a file that anyone may have written: it is made printable, and never read as rich's
-markup.
+Everything shown here comes from a file that anyone may have written: it is escaped, and never read as rich's markup.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ Lines = Iterator[tuple[str, str]]
 @click.argument("path", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, for a program to read.")
 def inspect(path: str, as_json: bool) -> None:
-    """Print what is in the bundle at PATH, or what the picture at PATH says of itself.
+    """Print the content of the bundle at PATH, or the metadata of the image at PATH.
 
     Nothing is verified here; `latentrt verify` does that.
     """
     if not os.path.lexists(path):
-        raise BundleError(f"{path} does not exist, expected the folder of a bundle, or a picture")
+        raise BundleError(f"{path} does not exist, expected the folder of a bundle, or an image")
     if os.path.isfile(path) and os.path.basename(path) != MANIFEST_NAME:
         _inspect_picture(path, as_json)
     else:
@@ -80,7 +79,7 @@ def _inspect_picture(path: str, as_json: bool) -> None:
         return
     _print_lines(_picture_lines(path, metadata))
     if metadata.record is None and metadata.parameters is None:
-        click.echo("it says nothing of how it was made")
+        click.echo("it has no metadata of latentrt or another generator")
 
 
 def _print_json(value: Any) -> None:
@@ -130,7 +129,7 @@ def _use_lines(manifest: Manifest) -> Lines:
     steps, guidance = defaults.num_inference_steps, defaults.guidance_scale
     yield "defaults", f"{defaults.width} × {defaults.height}, {steps} steps, guidance scale {guidance:g}"
     sides = f"{limits.min_side} … {limits.max_side} pixels a side"
-    yield "limits", f"{sides}, {limits.max_batch} pictures at once, {limits.max_steps} steps"
+    yield "limits", f"{sides}, {limits.max_batch} images at once, {limits.max_steps} steps"
     for name, component in manifest.components.items():
         if merging := component.token_merging:
             share = f"{merging.ratio:g} of the tokens of {name}, in {len(merging.blocks)} of its blocks"
@@ -200,8 +199,13 @@ def _add_row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))
 
 
+<<<<<<< HEAD
 def _picture_lines(path: str, metadata: ImageMetadata) -> Lines:
     yield "picture", f"{Path(path)}: {metadata.file_format}, {metadata.width} × {metadata.height}"
+=======
+def _picture_lines(path: str, metadata: PictureMetadata) -> Lines:
+    yield "image", f"{Path(path)}: {metadata.file_format}, {metadata.width} × {metadata.height}"
+>>>>>>> h-manifest
     if metadata.record is not None:
         yield from _record_lines(metadata.record)
     elif metadata.parameters is not None:

@@ -1,4 +1,4 @@
-"""`latentrt verify`: is a bundle intact?"""
+"""`latentrt verify`: compares every file of a bundle with its SHA-256."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ __all__ = ["verify"]
 @click.command()
 @click.argument("bundle", type=click.Path())
 @click.option(
-    "--digest", metavar="sha256:…", help="What bundle.json must hash to; without it, only damage is found, no forgery."
+    "--digest",
+    metavar="sha256:…",
+    help="What bundle.json must hash to; without it, only damage is detected, not forgery.",
 )
 def verify(bundle: str, digest: str | None) -> None:
     """Hash every file of BUNDLE and compare it with the manifest; list each one that is missing or wrong."""

@@ -150,7 +150,7 @@ def test_a_file_of_another_user_is_not_trusted(
 @pytest.mark.usefixtures("an_hour_later")
 @pytest.mark.parametrize(
     "garbage",
-    [b"", b"{", b"null", b"\xff\xfe", b'{"sha256": 3}', b"[" * 5000, b'{"stamp":{},"sha256":"","more":1}'],
+    [b"", b"{", b"null", b"\xff\xfe", b'{"sha256": 3}', b"[" * 5000, b'{"state":{},"sha256":"","more":1}'],
 )
 def test_a_corrupt_record_is_ignored_and_written_anew(
     folder: Path, cache: Path, hashed: list[str], garbage: bytes

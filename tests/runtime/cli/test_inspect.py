@@ -193,7 +193,7 @@ def test_a_picture_of_another_tool(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_picture_that_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(Image.new("RGB", (8, 8)), tmp_path / "out.png")
     assert run("inspect", tmp_path / "out.png") == 0
-    assert "says nothing" in capsys.readouterr().out
+    assert "no metadata" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -221,7 +221,7 @@ def test_an_endless_text_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        ("missing", 4, "does not exist, expected the folder of a bundle, or a picture"),
+        ("missing", 4, "does not exist, expected the folder of a bundle, or an image"),
         ("empty", 4, "has no bundle.json"),
         ("text.png", 2, "is not an image"),
         ("record.png", 2, "latentrt record"),

@@ -1,7 +1,7 @@
-"""Which files on the disk may a bundle consist of?
+"""The folder that all files of a bundle must lie in.
 
 A file of a bundle may be a link: a hub cache is made of them. But a link that leads out of what was downloaded
-would have latentrt open any file of the machine, so its target must lie in the bundle's own folder or, in a hub
+could make latentrt open any file of the machine, so its target must lie in the bundle's own folder or, in a hub
 cache, in that repository's folder::
 
     models--owner--name/blobs/4f0c…                         the files, by their digest
@@ -15,11 +15,11 @@ from pathlib import Path
 
 from latentrt.errors import IntegrityError
 
-__all__ = ["Reach"]
+__all__ = ["BundleRoot"]
 
 
-class Reach:
-    """What a bundle in `folder` may be made of.
+class BundleRoot:
+    """The root of a bundle in `folder`.
 
     Args:
         folder: the bundle's folder. Links on the way to it are the user's own, and followed.
@@ -30,10 +30,10 @@ class Reach:
         self.root = _hub_repository(self.folder) or self.folder
 
     def resolve(self, name: str) -> Path:
-        """Where the file `name` of the bundle really lies.
+        """Return the real path of the bundle's file `name`.
 
         Raises:
-            IntegrityError: it is missing, is a link that leads nowhere, or one that leads out.
+            IntegrityError: it is missing, or is a link that leads nowhere or out of the root.
         """
         try:
             place = Path(os.path.realpath(self.folder / name, strict=True))
@@ -45,7 +45,7 @@ class Reach:
 
 
 def _hub_repository(folder: Path) -> Path | None:
-    """The folder of the hub cache's repository that `folder`, a snapshot or a folder in one, belongs to."""
+    """Return the folder of the hub cache's repository that `folder`, a snapshot or a folder in one, belongs to."""
     for revision in (folder, *folder.parents):
         snapshots = revision.parent
         if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.reach import Reach
+from latentrt.bundle.root import BundleRoot
 from latentrt.errors import IntegrityError
 from tests.runtime.small_bundle import WEIGHTS, everything, write_bundle, write_hub_snapshot
 
@@ -22,21 +22,21 @@ def replace_by_link(place: Path, target: Path) -> None:
 
 
 def test_plain_files(folder: Path) -> None:
-    assert Reach(folder).resolve(WEIGHTS) == folder / WEIGHTS
+    assert BundleRoot(folder).resolve(WEIGHTS) == folder / WEIGHTS
 
 
 def test_a_link_within_the_bundle(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "store")
     (folder / WEIGHTS).symlink_to("../store")
     everything(Bundle.open(folder))
-    assert Reach(folder).resolve(WEIGHTS) == folder / "store"
+    assert BundleRoot(folder).resolve(WEIGHTS) == folder / "store"
 
 
 def test_a_hard_link_from_elsewhere(folder: Path, tmp_path: Path) -> None:
     (folder / WEIGHTS).rename(tmp_path / "store")
     os.link(tmp_path / "store", folder / WEIGHTS)
     everything(Bundle.open(folder))
-    assert Reach(folder).resolve(WEIGHTS) == folder / WEIGHTS
+    assert BundleRoot(folder).resolve(WEIGHTS) == folder / WEIGHTS
 
 
 def test_a_link_on_the_way_to_the_bundle(folder: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_bundle_in_a_folder_of_a_hub_snapshot(tmp_path: Path) -> None:
     (folder / WEIGHTS).rename(blobs / "4f0c")
     (folder / WEIGHTS).symlink_to(blobs / "4f0c")
     everything(Bundle.open(folder))
-    assert Reach(folder).resolve(WEIGHTS) == blobs / "4f0c"
+    assert BundleRoot(folder).resolve(WEIGHTS) == blobs / "4f0c"
 
 
 def test_a_link_out_of_the_bundle_even_to_the_right_bytes(folder: Path, tmp_path: Path) -> None:
