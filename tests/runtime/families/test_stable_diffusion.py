@@ -121,7 +121,7 @@ def test_a_task_that_the_bundle_cannot_do_is_refused_with_advice(bundle: Bundle)
         ({"image_guidance_scale": 1.5}, "image_guidance_scale"),
         ({"sampler": "flow_euler"}, "flow_euler"),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else value,
 )
 def test_options_that_do_not_suit_are_refused_by_name(pipeline: Pipeline, values: dict[str, Any], option: str) -> None:
     with pytest.raises(RequestError, match=option):

@@ -186,7 +186,6 @@ def test_a_float_array_is_not_rounded_to_8_bits() -> None:
         ("\0", "null"),
         ("\x1b[31m.png", r"\\x1b"),
     ],
-    ids=repr,
 )
 def test_what_cannot_be_an_image_is_refused(source: Any, reason: str) -> None:
     with pytest.raises(RequestError, match=f"(?s)`mask_image`.*{reason}") as caught:
