@@ -25,12 +25,8 @@ from latentrt.bundle.digest_cache import DigestCache
 from latentrt.bundle.digests import Progress, hash_bytes
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, PartName, Precision, decode_manifest
 from latentrt.bundle.pinned_files import PinnedFiles
-<<<<<<< HEAD
-from latentrt.bundle.reach import Reach
-from latentrt.bundle.weights import WeightSet
-=======
 from latentrt.bundle.root import BundleRoot
->>>>>>> h-manifest
+from latentrt.bundle.weights import WeightSet
 from latentrt.errors import BundleError, IntegrityError, ManifestError, RequestError
 
 __all__ = ["Bundle", "check_digest_form"]

@@ -77,7 +77,7 @@ def _inspect_picture(path: str, as_json: bool) -> None:
     if as_json:
         _print_json(metadata)
         return
-    _print_lines(_picture_lines(path, metadata))
+    _print_lines(_image_lines(path, metadata))
     if metadata.record is None and metadata.parameters is None:
         click.echo("it has no metadata of latentrt or another generator")
 
@@ -199,13 +199,8 @@ def _add_row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))
 
 
-<<<<<<< HEAD
-def _picture_lines(path: str, metadata: ImageMetadata) -> Lines:
-    yield "picture", f"{Path(path)}: {metadata.file_format}, {metadata.width} × {metadata.height}"
-=======
-def _picture_lines(path: str, metadata: PictureMetadata) -> Lines:
+def _image_lines(path: str, metadata: ImageMetadata) -> Lines:
     yield "image", f"{Path(path)}: {metadata.file_format}, {metadata.width} × {metadata.height}"
->>>>>>> h-manifest
     if metadata.record is not None:
         yield from _record_lines(metadata.record)
     elif metadata.parameters is not None:
