@@ -1,6 +1,7 @@
-"""A fresh installation with the extra `cpu` alone: its packages, its size, and commands that name a missing extra.
+"""Fresh installations with the extra `cpu` alone: their packages and size, and commands that name a missing extra.
 
-That it generates images is tested by `make test-runtime`.
+One is with the constraints and one with the newest release of every dependency. That the first generates images is
+tested by `make test-runtime`.
 """
 
 from __future__ import annotations
@@ -13,21 +14,32 @@ import venv
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 BANNED = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors"}
 MAX_INSTALLED_BYTES = 200_000_000  # without byte code and without pip itself
+MAX_NEWEST_BYTES = 215_000_000  # ONNX Runtime 1.32 alone is 11 MB larger than 1.31
+
+
+def installed(folder: Path, *wanted: str) -> Path:
+    """The interpreter of a fresh environment in `folder` with `wanted`."""
+    venv.create(folder, with_pip=True)
+    interpreter = folder / "bin" / "python"
+    subprocess.run([interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
+    return interpreter
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of the fresh environment."""
-    folder = tmp_path_factory.mktemp("fresh")
-    venv.create(folder, with_pip=True)
-    interpreter = folder / "bin" / "python"
-    wanted = ["-c", str(ROOT / "constraints.txt"), f"{ROOT}[cpu]"]
-    subprocess.run([interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
-    return interpreter
+    """The interpreter of the environment with the constraints."""
+    return installed(tmp_path_factory.mktemp("fresh"), "-c", str(ROOT / "constraints.txt"), f"{ROOT}[cpu]")
+
+
+@pytest.fixture(scope="module")
+def newest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of the environment with the newest releases."""
+    return installed(tmp_path_factory.mktemp("newest"), "--upgrade", f"{ROOT}[cpu]")
 
 
 def run(python: Path, *arguments: str) -> str:
@@ -37,19 +49,41 @@ def run(python: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_nothing_heavy_is_installed(python: Path) -> None:
-    installed = {
-        package["name"].lower() for package in json.loads(run(python, "-m", "pip", "list", "--format", "json"))
-    }
-    assert not installed & BANNED
-    assert {"latentrt", "numpy", "onnxruntime", "tokenizers", "pillow", "click", "msgspec", "rich"} <= installed
+@pytest.fixture(params=["python", "newest"])
+def either(request: pytest.FixtureRequest) -> Path:
+    """The interpreter of each of the two environments."""
+    interpreter: Path = request.getfixturevalue(request.param)
+    return interpreter
+
+
+def test_nothing_heavy_is_installed(either: Path) -> None:
+    packages = {package["name"].lower() for package in json.loads(run(either, "-m", "pip", "list", "--format", "json"))}
+    assert not packages & BANNED
+    assert {"latentrt", "numpy", "onnxruntime", "tokenizers", "pillow", "click", "msgspec", "rich"} <= packages
+
+
+def installed_bytes(python: Path) -> int:
+    packages = next(python.parent.parent.glob("lib/python*/site-packages"))
+    files = [path for path in packages.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    own = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
+    return sum(path.stat().st_size for path in files if path.relative_to(packages).parts[0].split("-")[0] not in own)
 
 
 def test_the_runtime_is_light(python: Path) -> None:
-    packages = next(python.parent.parent.glob("lib/python*/site-packages"))
-    files = [path for path in packages.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    ours = [path for path in files if path.relative_to(packages).parts[0].split("-")[0] not in ("pip", "setuptools")]
-    assert sum(path.stat().st_size for path in ours) <= MAX_INSTALLED_BYTES
+    assert installed_bytes(python) <= MAX_INSTALLED_BYTES
+
+
+def test_the_runtime_is_light_with_the_newest_releases(newest: Path) -> None:
+    assert installed_bytes(newest) <= MAX_NEWEST_BYTES
+
+
+def test_the_newest_releases_generate_an_image(newest: Path, tmp_path: Path) -> None:
+    command = [newest.with_name("latentrt"), "run", "sample", "a red circle on a blue background", "--steps", "4"]
+    done = subprocess.run([*command, "-o", tmp_path / "image.png"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "image.png") as image:
+        assert image.size == (64, 64)
+        assert len(image.getcolors(64 * 64) or ()) > 16, "not one plain surface"
 
 
 def test_export_names_the_extra_that_it_needs(python: Path, tmp_path: Path) -> None:
