@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_the_task_follows_from_the_class_and_the_channels(
         ({"sample_size": None}, "sample_size None"),
     ],
 )
-def test_an_unsupported_unet_is_rejected(tmp_path: Path, settings: dict[str, object], expected: str) -> None:
+def test_an_unsupported_unet_is_rejected(tmp_path: Path, settings: dict[str, Any], expected: str) -> None:
     checkpoint = open_skeleton(write_unet(tmp_path / "model", **settings))
     with pytest.raises(CheckpointError, match=expected):
         plan_export(checkpoint)
