@@ -125,6 +125,6 @@ def _legend(manifest: Manifest) -> str:
     lines = [f"  {metric}: {', '.join(names)}" for metric, names in metrics.items()]
     explained = [
         "memory: the peak of the process that exported the component",
-        "gate: the largest difference from torch, of parts from the whole, and its bound",
+        "gate: the largest difference from torch (parts: from the whole) and its bound",
     ]
     return "\n".join([*explained, *lines])

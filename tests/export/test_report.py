@@ -58,7 +58,7 @@ def test_a_full_size_model_fits_as_well(sd1: Exported) -> None:
     assert all(len(line) <= 80 for line in lines if "GiB" in line)
 
 
-def test_a_log_has_a_line_per_finished_submodule() -> None:
+def test_a_log_has_a_line_per_finished_component() -> None:
     file = io.StringIO()
     with Reporter(Console(file=file, width=40)) as reporter:
         reporter.phase("text_encoder", "tracing")

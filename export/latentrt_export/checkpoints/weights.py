@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.json_file import read_object
 
@@ -162,6 +160,8 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
     Raises:
         CheckpointError: a file is damaged, or its tensors do not match the configuration.
     """
+    import torch  # finding weights needs none, and a worker starts in a tenth of the time
+
     try:
         module, info = library_class.from_pretrained(
             folder,

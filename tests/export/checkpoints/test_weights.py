@@ -364,9 +364,8 @@ def test_an_encoder_with_an_attention_mask(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"in_channels": 9}, "inpainting, depth or upscaling"),
         ({"time_cond_proj_dim": 16}, "time_cond_proj_dim"),
-        ({"sample_size": None}, "does not say sample_size"),
+        ({"class_embed_type": "identity"}, "class_embed_type 'identity'"),
     ],
 )
 def test_unsupported_unets(tmp_path: Path, settings: dict[str, object], expected: str) -> None:
