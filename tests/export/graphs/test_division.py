@@ -231,6 +231,6 @@ def test_an_axis_without_a_name_is_refused() -> None:
     value = ir.Value(name="keys", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", None, 4]))
     with pytest.raises(ExportError, match="keys has the shape"):
         list(signature([value]))
-    value.shape = ir.Shape(["tokens", 4])
+    value.shape = ir.Shape([2, 4])
     with pytest.raises(ExportError, match="expected a name and then"):
         list(signature([value]))
