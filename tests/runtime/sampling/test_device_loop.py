@@ -585,13 +585,17 @@ def test_a_sample_that_no_memory_is_left_for_goes_through_the_host_beside_others
 ) -> None:
     wanted = [Wanted(seed=seed, sampler="dpmpp_2m") for seed in range(3)]
     samples = [each.make() for each in wanted]
-    prepare(samples[:1], denoiser)
-    prepare(samples, denoiser)
-    step_many(denoiser, [1, 3])
-    step(samples[:1], denoiser)
-    api.limit = 0
+    for count in (1, 2):
+        prepare(samples[:count], denoiser)
+    for sample in samples[:2]:
+        step([sample], denoiser)
+    BATCHES.clear()
+    api.limit = 0  # for the slot of the third sample, and for the list of slots of a batch of four
+    step(samples, denoiser)
+    assert [sample.on_host is None for sample in samples] == [True, True, False]
     while not samples[-1].done:
         step([sample for sample in samples if not sample.done], denoiser)
+    assert {*BATCHES} == {2}
     for each, sample in zip(wanted, samples, strict=True):
         np.testing.assert_array_equal(sample.latents, alone(each, open_host()))
 
