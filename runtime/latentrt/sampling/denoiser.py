@@ -29,15 +29,17 @@ class Conditioning:
     """Inputs of the denoiser beside latents and timestep, for one evaluation of one sample; no batch axis.
 
     Args:
-        inputs: by the denoiser's input names. They are made read-only, so that a backend may keep them on its device.
+        inputs: by the denoiser's input names.
         concat: float32 [C', H, W], channels that follow the latents' own (inpainting, InstructPix2Pix, upscalers).
+
+    All arrays are made read-only, so that a backend may keep them on its device.
     """
 
     __slots__ = ("concat", "inputs")
 
     def __init__(self, inputs: Mapping[str, NDArray[Any]], concat: NDArray[np.float32] | None = None) -> None:
         self.inputs, self.concat = dict(inputs), concat
-        for array in self.inputs.values():
+        for array in (*self.inputs.values(), *([] if concat is None else [concat])):
             array.setflags(write=False)
 
 
@@ -80,6 +82,7 @@ class Denoiser(ABC):
         self.inputs, self.latents, self.timestep, self.output = inputs, latents, timestep, output
         self._stacks: dict[str, dict[tuple[int, ...], tuple[Sequence[Any], NDArray[Any]]]] = {}
         self._sizes: dict[Any, tuple[int, ...] | None] = {}
+        self._prepared: dict[Any, set[int]] = {}
 
     def evaluate(
         self,
@@ -101,8 +104,8 @@ class Denoiser(ABC):
             BackendError: an output is not finite, or the backend failed.
             EngineError: nothing here runs these shapes.
         """
-        outputs = []
-        for first, end, size in self._batches(evaluations):
+        outputs, count = [], len(evaluations)
+        for first, end, size in _batches(count, self._sizes_to_use(evaluations[0].signature, count)):
             batch, feeds = self._gather(evaluations[first:end], latents[first:end], timesteps[first:end], size)
             arrays = self._evaluate(feeds, batch, reuse=reuse)
             if DEEP_FEATURES in arrays:
@@ -115,29 +118,34 @@ class Denoiser(ABC):
             raise not_finite(timesteps[broken])
         return result
 
-    def _batches(self, evaluations: Sequence[Evaluation]) -> Iterator[tuple[int, int, int]]:
-        """Split into batches of sizes that the backend has: first, end, and the size to pad to."""
-        count, signature = len(evaluations), evaluations[0].signature
+    def _all_sizes(self, signature: tuple[Any, ...], count: int) -> tuple[int, ...] | None:
+        """Return the batch sizes that the backend has for `count` evaluations of a signature, ascending; None: any."""
         if signature not in self._sizes:
             self._sizes[signature] = self._batch_sizes(self.shapes(signature, count))
-        sizes = self._sizes[signature]
-        first = 0
-        while first < count:
-            left = count - first
-            size = left if not sizes else next((size for size in sizes if size >= left), sizes[-1])
-            end = first + min(size, left)
-            yield first, end, size
-            first = end
+        return self._sizes[signature]
+
+    def _sizes_to_use(self, signature: tuple[Any, ...], count: int) -> list[int] | None:
+        """Return the batch sizes to pad to, ascending; None: any.
+
+        They are the powers of two, the largest size, and the sizes that were prepared. A backend keeps buffers for a
+        few sizes at a time, so a batch that samples join and leave must not have another size each time.
+        """
+        sizes = self._all_sizes(signature, count)
+        if sizes is None:
+            return None
+        prepared = self._prepared.get(signature, ())
+        return [size for size in sizes if size & (size - 1) == 0 or size == sizes[-1] or size in prepared]
 
     def prepare(self, evaluations: Sequence[Evaluation]) -> None:
-        """Load or compile whatever runs these evaluations in one batch.
+        """Load or compile whatever runs these evaluations in one batch; as many as these are not padded further.
 
         Raises:
             EngineError: nothing here runs their shapes.
         """
-        for first, end, size in self._batches(evaluations):
-            del first, end
-            self._prepare(self.shapes(evaluations[0].signature, size))
+        signature, count = evaluations[0].signature, len(evaluations)
+        for _, _, size in _batches(count, self._all_sizes(signature, count)):
+            self._prepare(self.shapes(signature, size))
+            self._prepared.setdefault(signature, set()).add(size)
 
     def step_on_device(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """Advance the samples that a device can hold by one row; return the others."""
@@ -298,6 +306,17 @@ class SplitDenoiser(Denoiser):
         )
         for index, evaluation in enumerate(evaluations):
             evaluation.kept[KEYS_AND_VALUES] = {name: array[index] for name, array in made.items()}
+
+
+def _batches(count: int, sizes: Sequence[int] | None) -> Iterator[tuple[int, int, int]]:
+    """Split into batches of these sizes, of any size if there are none: first, end, and the size to pad to."""
+    first = 0
+    while first < count:
+        left = count - first
+        size = left if not sizes else next((size for size in sizes if size >= left), sizes[-1])
+        end = first + min(size, left)
+        yield first, end, size
+        first = end
 
 
 def not_finite(timestep: np.float32) -> BackendError:

@@ -113,7 +113,7 @@ class Sample:
         self._resident, self._latents = resident, None
 
     def leave_device(self) -> None:
-        """Fetch the latents, or keep the error that they are."""
+        """Fetch the latents to the host; an error is kept for whoever reads them."""
         if self._resident is None:
             return
         try:
@@ -238,7 +238,12 @@ class Step:
 
     @property
     def latents(self) -> Latents:
-        """float32 [images, C, H, W] after the step. The loop goes on with whatever stands here when it is resumed."""
+        """float32 [images, C, H, W] after the step. The loop goes on with whatever stands here when it is resumed.
+
+        Raises:
+            RequestError: they were on a device, and the loop has gone on.
+            BackendError: a row on a device gave values that are not finite.
+        """
         if not self._shown:
             pairs = zip(self._samples, self._computed, strict=True)
             self._latents, self._shown = np.stack([self._read(*each) for each in pairs]), True

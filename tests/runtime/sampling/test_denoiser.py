@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,12 +62,20 @@ def evaluate(
         ((2,), 1, [2]),
         ((2,), 5, [2, 2, 2]),
         ((8,), 3, [8]),
+        (range(1, 12), 1, [1]),
+        (range(1, 12), 3, [4]),
+        (range(1, 12), 8, [8]),
+        (range(1, 12), 9, [11]),
+        (range(1, 12), 14, [11, 4]),
+        (range(3, 7), 1, [4]),
+        ((3,), 1, [3]),
     ],
 )
 def test_batches_are_padded_to_sizes_that_the_backend_has(
-    sizes: tuple[int, ...] | None, count: int, batches: list[int]
+    sizes: Sequence[int] | None, count: int, batches: list[int]
 ) -> None:
-    session = fakes.FakeSession(sizes=sizes)
+    """To powers of two and the largest."""
+    session = fakes.FakeSession(sizes=None if sizes is None else tuple(sizes))
     denoiser, evaluations = fakes.open_whole(session), [evaluation(seed) for seed in range(count)]
     found, alone = evaluate(denoiser, evaluations, [float(t) for t in range(100, 100 + count)])
     assert session.batches == batches
@@ -83,6 +92,16 @@ def test_whatever_a_batch_needs_is_prepared_at_the_padded_size() -> None:
     fakes.open_whole(session).prepare([evaluation(seed) for seed in range(6)])
     assert [shapes["t"] for shapes in session.prepared] == [(4,), (4,)]
     assert session.prepared[0] == {"x": (4, *SHAPE), "t": (4,), "text": (4, 3, fakes.WIDTH)}
+
+
+def test_a_batch_of_a_size_that_was_prepared_is_not_padded() -> None:
+    session = fakes.FakeSession(sizes=tuple(range(1, 9)))
+    denoiser, evaluations = fakes.open_whole(session), [evaluation(seed) for seed in range(8)]
+    longer = [evaluation(seed, tokens=6) for seed in range(5)]
+    denoiser.prepare(evaluations[:5])
+    for members in (evaluations[:5], evaluations[:3], evaluations[:6], longer):
+        evaluate(denoiser, members)
+    assert session.batches == [5, 4, 8, 8]
 
 
 def test_extra_channels_follow_the_latents() -> None:
