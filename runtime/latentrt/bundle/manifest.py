@@ -405,8 +405,8 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     `family` names the module under `latentrt.families` that runs the bundle, and `tasks` what it can do, such as
     `text-to-image` or `inpainting`. `tokenizers` are by the component that takes their tokens; `schedulers` and
-    `latent_spaces` by denoiser; a scheduler of another purpose is under its name in the checkpoint (`low_res_scheduler`:
-    the noise that an upscaler adds to its input image); `engines` by their keys.
+    `latent_spaces` by denoiser; a scheduler of another purpose has its name in the checkpoint (`low_res_scheduler`: the
+    noise that an upscaler adds to its input image); `engines` by their keys.
     """
 
     format_version: Positive
