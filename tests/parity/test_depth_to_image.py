@@ -15,6 +15,7 @@ from PIL import Image
 
 from latentrt import Pipeline
 from latentrt.bundle.bundle import Bundle
+from latentrt.errors import RequestError
 from tests.exported import Exported, exported_for_task
 from tests.parity.test_tasks import GUIDANCE, PROMPT, compare, input_image
 
@@ -107,6 +108,22 @@ def test_the_depth_changes_the_image(pipeline: Pipeline) -> None:
     ramp = np.linspace(0, 1, 64, dtype=np.float32) * np.ones((64, 1), np.float32)
     given = pipeline(PROMPT, depth_map=ramp, **call).images
     assert np.abs(given - estimated).max() > 1e-2 * np.abs(estimated).max()
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"image": None}, "text-to-image.*`image`"),
+        ({"noise_level": 20}, "`noise_level`"),
+        ({"depth_map": np.ones((3, 8, 8), np.float32)}, "`depth_map`.*shape"),
+        ({"depth_map": np.ones((8, 8), np.float32)}, "`depth_map`.*everywhere"),
+        ({"mask_image": input_image(64, 64)}, "inpainting"),
+    ],
+    ids=["no image", "noise level", "shape", "constant", "mask"],
+)
+def test_impossible_requests(pipeline: Pipeline, values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        pipeline(PROMPT, **{"image": input_image(64, 64), "safety": "off", **values})
 
 
 def test_the_bundle_says_how_the_estimator_sees_the_image(depth: Exported) -> None:

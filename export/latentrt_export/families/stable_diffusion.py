@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle.manifest import LatentSpace, Limits, Preprocessing
+from latentrt.bundle.manifest import LOW_RES_SCHEDULER, LatentSpace, Limits, Preprocessing
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.training_noise import training_alphas
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
@@ -41,7 +41,7 @@ _FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "
 PIPELINES: Mapping[str, PipelineClass] = {
     **{name: PipelineClass(components=_FOLDERS) for name in _TASKS},
     "StableDiffusionDepth2ImgPipeline": PipelineClass(components={**_FOLDERS, "depth_estimator": "model"}),
-    "StableDiffusionUpscalePipeline": PipelineClass(components=_FOLDERS, schedulers=("scheduler", "low_res_scheduler")),
+    "StableDiffusionUpscalePipeline": PipelineClass(components=_FOLDERS, schedulers=("scheduler", LOW_RES_SCHEDULER)),
 }
 
 
@@ -195,15 +195,15 @@ def _read_max_noise_level(checkpoint: Checkpoint, unet: Mapping[str, Any], space
         raise CheckpointError(
             "got a watermarker, expected none: latentrt applies no watermark; use a checkpoint without"
         )
-    noise = checkpoint.other_schedulers["low_res_scheduler"]
+    noise = checkpoint.other_schedulers[LOW_RES_SCHEDULER]
     try:
         trained = len(training_alphas(noise.config))
     except RequestError as error:
-        raise CheckpointError(f"low_res_scheduler: it does not add Stable Diffusion's noise: {error}") from error
+        raise CheckpointError(f"{LOW_RES_SCHEDULER}: it does not add Stable Diffusion's noise: {error}") from error
     level, labels = index.get("max_noise_level", 350), unet.get("num_class_embeds") or 0
     if not isinstance(level, int) or not 0 <= level < min(trained, labels):
         raise CheckpointError(
             f"model_index.json has max_noise_level {level!r}, expected a number below {min(trained, labels)}: the "
-            f"low_res_scheduler has {trained} timesteps and the unet {labels} class labels"
+            f"{LOW_RES_SCHEDULER} has {trained} timesteps and the unet {labels} class labels"
         )
     return level

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT_VERSION",
+    "LOW_RES_SCHEDULER",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "Component",
@@ -72,6 +73,8 @@ __all__ = [
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
+LOW_RES_SCHEDULER = "low_res_scheduler"
+"""The key in `schedulers` of the noise that an upscaler adds to its input image."""
 # Manifests of large models have a few thousand file and node names; a file a hundred times larger is not a manifest.
 MAX_MANIFEST_BYTES = 16 << 20
 
@@ -580,17 +583,23 @@ def _path_problem(name: str) -> str | None:
 def _owner_problems(manifest: Manifest) -> Iterator[str]:
     """Each denoiser has a scheduler and a latent space, and each component that takes tokens has a tokenizer.
 
-    There may be further schedulers.
+    Further schedulers have names that no component has. An upscaler has the scheduler of its input image's noise, and a
+    depth estimator the preprocessing of its input.
     """
     denoisers = sorted(manifest.by_role("denoiser"))
     readers = sorted(name for name, each in manifest.components.items() if each.input_from("tokens") is not None)
     for key, owners, expected in (
-        ("schedulers", {*manifest.schedulers} & {*denoisers}, denoisers),
+        ("schedulers", {*manifest.schedulers} & {*manifest.components}, denoisers),
         ("latent_spaces", manifest.latent_spaces, denoisers),
         ("tokenizers", manifest.tokenizers, readers),
     ):
         if sorted(owners) != expected:
             yield f"{key} are of {sorted(owners)}, expected one of each of {expected}"
+    for name, component in manifest.components.items():
+        if component.input_from("noise-level") is not None and LOW_RES_SCHEDULER not in manifest.schedulers:
+            yield f"{name} takes a noise level, expected {LOW_RES_SCHEDULER} among schedulers"
+        if component.role == "depth-estimator" and component.preprocessing is None:
+            yield f"{name} has no preprocessing, expected one, as every depth-estimator has"
 
 
 def _component_problems(name: str, component: Component, precision: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentrt.backends.session import run
+from latentrt.bundle.manifest import LOW_RES_SCHEDULER
 from latentrt.decode import autoencoder
 from latentrt.errors import RequestError
 from latentrt.families.family import Family, Pixels, Stage
@@ -54,7 +55,7 @@ __all__ = ["StableDiffusion"]
 
 TEXT_ENCODER, DENOISER, CLASSIFIER = "text_encoder", "unet", "safety_checker"
 ENCODER, DECODER, PREVIEW_DECODER = "vae_encoder", "vae_decoder", "preview_decoder"
-DEPTH_ESTIMATOR, LOW_RES_SCHEDULER = "depth_estimator", "low_res_scheduler"
+DEPTH_ESTIMATOR = "depth_estimator"
 TEXT = "encoder_hidden_states"  # the denoiser's input of text embeddings
 CLASS_LABELS = "class_labels"  # an upscaling denoiser's input of the noise level
 
@@ -221,7 +222,7 @@ class DepthToImage(ImageToImage):
         """Estimate the depth of the input image, float32 [1, H', W'] in −1 … 1 at the size of the latents."""
         inputs: Inputs = request.prepared
         preprocessing = self.stage.bundle.manifest.components[DEPTH_ESTIMATOR].preprocessing
-        assert preprocessing is not None, "the exporter writes one"
+        assert preprocessing is not None, "the manifest was checked"
         estimator = self.stage.components.session(DEPTH_ESTIMATOR)
         depth = run(estimator, pixels=preprocess(inputs.image, preprocessing))["predicted_depth"]
         self.stage.components.done_with(DEPTH_ESTIMATOR)
