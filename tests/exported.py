@@ -93,3 +93,16 @@ def _make_now(checkpoint: Path, bundle: Path, family: Family) -> None:
     precision: Precision = "float32" if family == "sd1" else "float16"
     preview = None if family == "sd1" else make_preview_decoder(checkpoint.with_name(f"{family}-preview"))
     export_checkpoint(checkpoint, bundle, precision=precision, preview_decoder=preview, deep_cache=0, progress=Silent())
+
+
+def exported_for_task(factory: pytest.TempPathFactory, task: Task) -> Exported:
+    """A Stable Diffusion 2.x of another task in float32, without a classifier."""
+    shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
+    root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
+    root.mkdir(parents=True, exist_ok=True)
+    checkpoint, bundle = root / f"{task}-checkpoint", root / task
+    with FileLock(root / f"{task}.lock"):
+        if not bundle.exists():
+            make_checkpoint(checkpoint, "sd2", task=task, safety="none")
+            export_checkpoint(checkpoint, bundle, progress=Silent())
+    return Exported(family="sd2", checkpoint=checkpoint, variant=None, bundle=bundle)

@@ -16,17 +16,19 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
 from sample.write import add_prefix
 
 Family = Literal["sd1", "sd2"]
-Task = Literal["text-to-image", "inpainting", "edit"]
+Task = Literal["text-to-image", "inpainting", "edit", "depth-to-image", "upscaling"]
 # The pipeline class of each task, and the channels that its UNet takes.
 PIPELINES: dict[Task, tuple[str, int]] = {
     "text-to-image": ("StableDiffusionPipeline", 4),
     "inpainting": ("StableDiffusionInpaintPipeline", 9),
     "edit": ("StableDiffusionInstructPix2PixPipeline", 8),
+    "depth-to-image": ("StableDiffusionDepth2ImgPipeline", 5),
+    "upscaling": ("StableDiffusionUpscalePipeline", 7),
 }
 WORDS = ("red", "green", "blue", "circle", "square", "star", "background", "large", "small", "white", "on", "the")
 TEXT_WIDTH = 32
@@ -50,7 +52,8 @@ def make_checkpoint(
         folder: where to, made if it is missing.
         family: `sd1` (epsilon, PNDM, CLIP's quick GELU, padding with the end token) or `sd2` (v-prediction, DDIM, GELU,
             heads by width, linear projections, padding with id 0).
-        task: by which the UNet takes 4, 9 or 8 channels.
+        task: by which the UNet takes more channels, and which components there are beside the usual ones. Depth to
+            image has no classifier.
         safety: a classifier that flags nothing, one that flags everything, or none.
         tokenizer: as `vocab.json` and `merges.txt` (what SD 1.x has) or as `tokenizer.json`.
         variant: `fp16` stores half weights under the variant's file names, as the hub does.
@@ -64,6 +67,15 @@ def make_checkpoint(
         "unet": unet(family, PIPELINES[task][1]),
         "vae": autoencoder(),
     }
+    if task == "depth-to-image":
+        safety = "none"
+        modules["depth_estimator"] = depth_estimator()
+        _write_json(folder / "feature_extractor" / "preprocessor_config.json", DEPTH_PREPROCESSOR)
+    elif task == "upscaling":
+        # A table of noise levels; most of its self-attention attends to the prompt instead.
+        modules["unet"] = unet(family, 7, num_class_embeds=1000, only_cross_attention=(True, False, True))
+        modules["vae"] = autoencoder(levels=3, scale=0.08333)
+        _write_json(folder / "low_res_scheduler" / "scheduler_config.json", LOW_RES_SCHEDULER)
     if safety != "none":
         modules["safety_checker"] = safety_checker(strict=safety == "strict")
         _write_json(folder / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR)
@@ -99,7 +111,7 @@ def text_encoder(family: Family, ids: dict[str, int], layers: int) -> CLIPTextMo
     return CLIPTextModel(config).eval()
 
 
-def unet(family: Family, channels: int = 4) -> UNet2DConditionModel:
+def unet(family: Family, channels: int = 4, **options: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=channels,
@@ -112,21 +124,54 @@ def unet(family: Family, channels: int = 4) -> UNet2DConditionModel:
         use_linear_projection=family == "sd2",
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        **options,
     ).eval()
 
 
-def autoencoder() -> AutoencoderKL:
+def depth_estimator() -> DPTForDepthEstimation:
+    """A hybrid DPT, whose first levels are convolutions."""
+    config = DPTConfig(
+        is_hybrid=True,
+        image_size=64,
+        patch_size=16,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        backbone_out_indices=[0, 1, 2, 3],
+        backbone_featmap_shape=[1, 32, 4, 4],
+        backbone_config={
+            "model_type": "bit",
+            "global_padding": "same",
+            "layer_type": "bottleneck",
+            "depths": [1, 1, 1],
+            "hidden_sizes": [16, 32, 32],
+            "embedding_size": 16,
+            "num_groups": 4,
+            "out_features": ["stage1", "stage2", "stage3"],
+            "embedding_dynamic_padding": True,
+        },
+        reassemble_factors=[1, 1, 1, 0.5],
+        neck_hidden_sizes=[16, 32, 32, 32],
+        neck_ignore_stages=[0, 1],
+        fusion_hidden_size=16,
+        initializer_range=0.2,
+    )
+    return DPTForDepthEstimation(config).eval()
+
+
+def autoencoder(levels: int = 4, scale: float = 0.18215) -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=4,
-        block_out_channels=(8, 8, 16, 16),
+        block_out_channels=(8, 8, 16, 16)[:levels],
         layers_per_block=1,
         norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         sample_size=64,
-        scaling_factor=0.18215,
+        scaling_factor=scale,
     ).eval()
 
 
@@ -250,6 +295,15 @@ def model_index(family: Family, *, with_safety: bool, task: Task = "text-to-imag
         "image_encoder": [None, None],
         "requires_safety_checker": with_safety,
     }
+    if task == "depth-to-image":
+        for key in ("safety_checker", "image_encoder", "requires_safety_checker"):
+            del index[key]
+        index["depth_estimator"] = ["transformers", "DPTForDepthEstimation"]
+        index["feature_extractor"] = ["transformers", "DPTImageProcessor"]
+    if task == "upscaling":
+        for key in ("image_encoder", "requires_safety_checker"):
+            del index[key]
+        index |= {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": 350}
     if with_safety:
         index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
@@ -267,6 +321,31 @@ PREPROCESSOR: dict[str, Any] = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
     "resample": 3,
     "size": 224,
+}
+
+# As the hub's checkpoint has it, in the form before transformers 4.26; other means show whether they are used.
+DEPTH_PREPROCESSOR: dict[str, Any] = {
+    "do_normalize": True,
+    "do_resize": True,
+    "ensure_multiple_of": 1,
+    "feature_extractor_type": "DPTFeatureExtractor",
+    "image_mean": [0.5, 0.4, 0.6],
+    "image_std": [0.5, 0.4, 0.5],
+    "keep_aspect_ratio": False,
+    "resample": 2,
+    "size": 64,
+}
+
+LOW_RES_SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDPMScheduler",
+    "_diffusers_version": "0.8.0",
+    "beta_end": 0.02,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.0001,
+    "clip_sample": True,
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+    "variance_type": "fixed_small",
 }
 
 SCHEDULERS: dict[str, dict[str, Any]] = {

@@ -119,6 +119,7 @@ def export_component(
         weights=maker.stored.record(f"{plan.name}/model.safetensors", stored_as),
         graphs=graphs,
         parts=parts.parts if parts is not None else {},
+        preprocessing=plan.preprocessing,
     )
     return component, produced
 

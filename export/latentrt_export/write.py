@@ -109,6 +109,10 @@ def write_bundle(
         progress.done(component.name, done.component, done.cost)
     files = sorted(path.relative_to(stage.bundle).as_posix() for path in stage.bundle.rglob("*") if path.is_file())
     scheduler = SchedulerRecord(class_name=checkpoint.scheduler_class, config=dict(checkpoint.scheduler_config))
+    others = {
+        name: SchedulerRecord(class_name=each.class_name, config=dict(each.config))
+        for name, each in checkpoint.other_schedulers.items()
+    }
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_by=f"latentrt {__version__}",
@@ -123,7 +127,7 @@ def write_bundle(
         precision=precision,
         components={name: done.component for name, done in results.items()},
         tokenizers=tokenizers,
-        schedulers=dict.fromkeys(plan.latent_spaces, scheduler),
+        schedulers={**dict.fromkeys(plan.latent_spaces, scheduler), **others},
         latent_spaces=dict(plan.latent_spaces),
         defaults=Defaults(
             height=plan.height,

@@ -262,6 +262,16 @@ class Start:
         Whole(0),
         "Repaint a crop around the mask with so many pixels of margin.",
     )
+    depth_map: NDArray[Any] | None = option(
+        None,
+        "depth_map",
+        None,
+        InPython(),
+        "Depth [H, W] in place of the estimated one (depth to image); near is large.",
+    )
+    noise_level: int | None = option(
+        None, "noise_level", "--noise-level", Whole(0), "Noise added to the image before it is upscaled. Default 20."
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -39,12 +39,15 @@ CHANGED: dict[str, Any] = {
     "image_guidance_scale": 1.25,
     "strength": 0.75,
     "padding_mask_crop": 4,
+    "noise_level": 7,
     "deep_cache": 2,
     "decoder": "preview",
     "num_images_per_prompt": 2,
     "seed": 5,
     "safety": "report",
 }
+# Options of tasks that the sample model cannot do.
+OF_OTHER_TASKS = {"image_guidance_scale", "noise_level"}
 # Options that the record holds in a field of their own, and one that does not concern a single image.
 OWN_FIELDS = {"prompt", "negative_prompt", "seed", "safety", "num_images_per_prompt"}
 
@@ -107,7 +110,7 @@ ALONE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("keyword", sorted({*CHANGED} - OWN_FIELDS - {"image_guidance_scale"}))
+@pytest.mark.parametrize("keyword", sorted({*CHANGED} - OWN_FIELDS - OF_OTHER_TASKS))
 def test_an_option_that_differs_from_its_default_is_in_the_record(
     pipeline: Pipeline, tmp_path: Path, keyword: str
 ) -> None:
@@ -123,9 +126,11 @@ def test_an_option_at_its_default_is_not_in_the_record(pipeline: Pipeline, tmp_p
     assert {*options} == {"height", "width", "num_inference_steps", "guidance_scale", "sampler"}
 
 
-def test_an_option_of_another_family_is_refused_by_name(pipeline: Pipeline) -> None:
-    with pytest.raises(RequestError, match="`image_guidance_scale`"):
-        pipeline.resolve(Request.of(prompt="a star", image_guidance_scale=1.25))
+@pytest.mark.parametrize("keyword", [*sorted(OF_OTHER_TASKS), "depth_map"])
+def test_an_option_of_another_task_is_refused_by_name(pipeline: Pipeline, keyword: str) -> None:
+    value = CHANGED.get(keyword, np.ones((8, 8), np.float32))
+    with pytest.raises(RequestError, match=f"`{keyword}`"):
+        pipeline.resolve(Request.of(prompt="a star", **{keyword: value}))
 
 
 def test_a_new_option_is_declared_in_one_place(

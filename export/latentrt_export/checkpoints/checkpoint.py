@@ -30,6 +30,7 @@ __all__ = [
 
 Layout = Literal["diffusers", "single-file"]
 UNKNOWN_LICENCE = "unknown"
+_SAFETY_CHECKER = "StableDiffusionSafetyChecker"
 _CLIP_SIDE = 224  # transformers' default for `image_size` in a vision_config
 _LICENCE_FILE = re.compile(r"(?i)licen[cs]e(\.(txt|md))?")
 _MODEL_CARD = re.compile(r"(?i)(readme|model_card)\.md")
@@ -122,7 +123,12 @@ def open_checkpoint(
     weights = {part: find_weights(folder, folder / part, stem, variant) for part, stem in pipeline.components.items()}
     if safety_checker is not None:
         weights["safety_checker"] = _find_classifier(safety_checker, variant)
-    elif _class_of(index, "safety_checker") is not None and (folder / "safety_checker").is_dir():
+    elif (class_name := _class_of(index, "safety_checker")) is not None and (folder / "safety_checker").is_dir():
+        if class_name != _SAFETY_CHECKER:
+            raise CheckpointError(
+                f"{folder} has the safety checker {class_name}, expected {_SAFETY_CHECKER}; use another: "
+                "--safety-checker PATH"
+            )
         weights["safety_checker"] = _find_classifier(folder, variant)
     if preview_decoder is not None:
         own = read_object(folder / "vae" / "config.json")

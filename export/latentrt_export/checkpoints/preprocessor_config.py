@@ -1,4 +1,4 @@
-"""Reads the `preprocessor_config.json` of a classifier, without loading anything heavy."""
+"""Reads the `preprocessor_config.json` of a classifier or a depth estimator, without loading anything heavy."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentrt.bundle.manifest import PillowFilter, Preprocessing
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.json_file import read_object
 
-__all__ = ["PreprocessorConfig", "check_crop", "read_preprocessor_config"]
+__all__ = ["PreprocessorConfig", "check_crop", "read_depth_preprocessing", "read_preprocessor_config"]
 
 PILLOW_BICUBIC = 3
 PROCESSORS = {"CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"}
+DEPTH_PROCESSORS = {"DPTFeatureExtractor", "DPTImageProcessor", "DPTImageProcessorFast", "DPTImageProcessorPil"}
+# Pillow's filters by the numbers that configurations hold.
+FILTERS: tuple[PillowFilter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+# The only values that a depth estimator's graph and the runtime support, which are also the defaults.
+DEPTH_REQUIRED = {"do_resize": True, "do_rescale": True, "do_pad": False, "keep_aspect_ratio": False}
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -50,6 +56,19 @@ def read_preprocessor_config(path: Path) -> PreprocessorConfig:
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def read_depth_preprocessing(path: Path) -> Preprocessing:
+    """Read a DPT image processor's configuration. Missing keys have the defaults of `DPTImageProcessor`.
+
+    Raises:
+        CheckpointError: the file cannot be read, or configures something that the runtime does not do.
+    """
+    config = read_object(path)
+    try:
+        return _resolve_depth(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
 def check_crop(preprocessing: PreprocessorConfig, side: int, folder: Path) -> None:
     """Check that a configuration crops to the size of its classifier's input, `side` pixels square.
 
@@ -79,6 +98,34 @@ def _resolve(config: dict[str, Any]) -> PreprocessorConfig:
         rescale_factor=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
         mean=_channels("image_mean", config.get("image_mean", OPENAI_MEAN)) if normalize else (0.0, 0.0, 0.0),
         std=_channels("image_std", config.get("image_std", OPENAI_STD)) if normalize else (1.0, 1.0, 1.0),
+    )
+
+
+def _resolve_depth(config: dict[str, Any]) -> Preprocessing:
+    processor = config.get("image_processor_type", config.get("feature_extractor_type", "DPTImageProcessor"))
+    if processor not in DEPTH_PROCESSORS:
+        raise CheckpointError(f"got image processor {processor}, expected one of {', '.join(sorted(DEPTH_PROCESSORS))}")
+    for key, expected in DEPTH_REQUIRED.items():
+        if bool(config.get(key, expected)) is not expected:
+            raise CheckpointError(
+                f"got {key} {config[key]!r}, expected {expected}: the estimator has inputs of one size"
+            )
+    if abs(float(config.get("rescale_factor", 1 / 255)) - 1 / 255) > 1e-9:
+        raise CheckpointError(f"got rescale_factor {config['rescale_factor']}, expected 1 / 255")
+    height, width = _edges("size", config.get("size", 384))
+    multiple = config.get("ensure_multiple_of", 1)
+    if height % multiple or width % multiple:
+        raise CheckpointError(f"got size {height} × {width}, expected multiples of ensure_multiple_of, {multiple}")
+    resample = config.get("resample", PILLOW_BICUBIC)
+    if resample not in range(len(FILTERS)):
+        raise CheckpointError(f"got resample {resample!r}, expected a number below {len(FILTERS)}, one of Pillow's")
+    normalize = config.get("do_normalize", True)
+    return Preprocessing(
+        height=height,
+        width=width,
+        resample=FILTERS[resample],
+        mean=_channels("image_mean", config.get("image_mean", (0.5, 0.5, 0.5))) if normalize else (0.0, 0.0, 0.0),
+        std=_channels("image_std", config.get("image_std", (0.5, 0.5, 0.5))) if normalize else (1.0, 1.0, 1.0),
     )
 
 

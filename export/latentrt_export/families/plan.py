@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from latentrt.bundle.manifest import LatentSpace, Limits, Role
+from latentrt.bundle.manifest import LatentSpace, Limits, Preprocessing, Role
 
 __all__ = ["ComponentPlan", "ExportPlan"]
 
@@ -22,6 +22,7 @@ class ComponentPlan(msgspec.Struct, frozen=True, kw_only=True):
         module: module and class of the traceable torch module, below `latentrt_export.modules`.
         weights: the key of its weights in `Checkpoint.weights`.
         sources: the source of each input (`latentrt.bundle.manifest.InputSpec`).
+        preprocessing: of its `image` input, where that is not the autoencoder's.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ComponentPlan(msgspec.Struct, frozen=True, kw_only=True):
     module: str
     weights: str
     sources: dict[str, str]
+    preprocessing: Preprocessing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT_VERSION",
+    "LOW_RES_SCHEDULER",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "Component",
@@ -46,8 +47,10 @@ __all__ = [
     "Manifest",
     "Part",
     "PartName",
+    "PillowFilter",
     "Positive",
     "Precision",
+    "Preprocessing",
     "Quantization",
     "QuantizationMethod",
     "QuantizedLayer",
@@ -70,6 +73,8 @@ __all__ = [
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "bundle.json"
+LOW_RES_SCHEDULER = "low_res_scheduler"
+"""The key in `schedulers` of the noise that an upscaler adds to its input image."""
 # Manifests of large models have a few thousand file and node names; a file a hundred times larger is not a manifest.
 MAX_MANIFEST_BYTES = 16 << 20
 
@@ -87,6 +92,7 @@ Role = Literal[
     "classifier",
     "depth-estimator",
 ]
+PillowFilter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 ComponentName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_]*$")]
 PartName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?$")]
 FamilyName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9.-]*$")]
@@ -102,6 +108,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -197,7 +204,8 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
       the conditioning's extra channels after them;
     - `timestep`: the timestep of each evaluation;
     - `tokens`: token ids of the component's tokenizer, one chunk of `length` ids per row;
-    - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last);
+    - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last); where the component has a
+      `preprocessing`, float32 as that makes it;
     - `images`: the finished images of a request, uint8 (channels last);
     - `noise-level`: the noise level of an upscaler's low-resolution image;
     - `option:NAME`: a request option, such as `option:clip_skip`;
@@ -239,10 +247,25 @@ class TokenMerging(Record, frozen=True, kw_only=True):
     blocks: tuple[str, ...]
 
 
+class Preprocessing(Record, frozen=True, kw_only=True):
+    """The preprocessing of an input image for one component: resize, then normalize.
+
+    The image is resized to `height` × `width` pixels, whatever its aspect ratio, with Pillow's filter `resample`. A
+    value p of 0 … 1 becomes (p − `mean`) / `std` of its channel.
+    """
+
+    height: Positive
+    width: Positive
+    resample: PillowFilter
+    mean: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
 class Component(Record, frozen=True, kw_only=True):
     """A network of the bundle: one signature, one weights file, and a graph for each precision it can compute in.
 
-    `token_merging` applies to the graphs of the parts as well; None if no tokens are merged.
+    `token_merging` applies to the graphs of the parts as well; None if no tokens are merged. `preprocessing` is that of
+    the `image` input; None where the input has the size and the range of the autoencoder's.
     """
 
     role: Role
@@ -252,6 +275,7 @@ class Component(Record, frozen=True, kw_only=True):
     graphs: dict[Precision, GraphRecord]
     parts: dict[PartName, Part] = {}
     token_merging: TokenMerging | None = None
+    preprocessing: Preprocessing | None = None
 
     def input_from(self, source: str) -> InputSpec | None:
         """Return the first input with this source, None if there is none."""
@@ -345,7 +369,8 @@ class Defaults(Record, frozen=True, kw_only=True):
 class Limits(Record, frozen=True, kw_only=True):
     """The largest values of request options; `min_side` and `max_side` bound an image's sides, in pixels.
 
-    `max_clip_skip` is the number of the text encoder's layers.
+    `max_clip_skip` is the number of the text encoder's layers, `max_noise_level` the highest noise level of an
+    upscaler's input image, in training timesteps of `low_res_scheduler`.
     """
 
     min_side: Positive
@@ -353,6 +378,7 @@ class Limits(Record, frozen=True, kw_only=True):
     max_batch: Positive
     max_steps: Positive
     max_clip_skip: Count = 0
+    max_noise_level: Count = 0
 
 
 class Licence(Record, frozen=True, kw_only=True):
@@ -382,7 +408,8 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     `family` names the module under `latentrt.families` that runs the bundle, and `tasks` what it can do, such as
     `text-to-image` or `inpainting`. `tokenizers` are by the component that takes their tokens; `schedulers` and
-    `latent_spaces` by denoiser; `engines` by their keys.
+    `latent_spaces` by denoiser; a scheduler of another purpose has its name in the checkpoint (`low_res_scheduler`: the
+    noise that an upscaler adds to its input image); `engines` by their keys.
     """
 
     format_version: Positive
@@ -554,16 +581,25 @@ def _path_problem(name: str) -> str | None:
 
 
 def _owner_problems(manifest: Manifest) -> Iterator[str]:
-    """Each denoiser has a scheduler and a latent space, and each component that takes tokens has a tokenizer."""
+    """Each denoiser has a scheduler and a latent space, and each component that takes tokens has a tokenizer.
+
+    Further schedulers have names that no component has. An upscaler has the scheduler of its input image's noise, and a
+    depth estimator the preprocessing of its input.
+    """
     denoisers = sorted(manifest.by_role("denoiser"))
     readers = sorted(name for name, each in manifest.components.items() if each.input_from("tokens") is not None)
     for key, owners, expected in (
-        ("schedulers", manifest.schedulers, denoisers),
+        ("schedulers", {*manifest.schedulers} & {*manifest.components}, denoisers),
         ("latent_spaces", manifest.latent_spaces, denoisers),
         ("tokenizers", manifest.tokenizers, readers),
     ):
         if sorted(owners) != expected:
             yield f"{key} are of {sorted(owners)}, expected one of each of {expected}"
+    for name, component in manifest.components.items():
+        if component.input_from("noise-level") is not None and LOW_RES_SCHEDULER not in manifest.schedulers:
+            yield f"{name} takes a noise level, expected {LOW_RES_SCHEDULER} among schedulers"
+        if component.role == "depth-estimator" and component.preprocessing is None:
+            yield f"{name} has no preprocessing, expected one, as every depth-estimator has"
 
 
 def _component_problems(name: str, component: Component, precision: str) -> Iterator[str]:

@@ -122,14 +122,16 @@ def _use_lines(manifest: Manifest) -> Lines:
     for tokenizer in manifest.tokenizers.values():
         ids = f"begin {tokenizer.begin}, end {tokenizer.end}, pad {tokenizer.pad}"
         yield "tokenizer", f"{tokenizer.file}: {tokenizer.length} tokens, {ids}"
-    for scheduler in manifest.schedulers.values():
-        yield "scheduler", _describe_scheduler(scheduler)
+    for name, scheduler in manifest.schedulers.items():
+        purpose = "" if name in manifest.components else f"{name}: "
+        yield "scheduler", purpose + _describe_scheduler(scheduler)
     for space in manifest.latent_spaces.values():
         yield "latents", f"{space.channels} channels, {space.downscale} pixels a side, scaled by {space.scale}"
     steps, guidance = defaults.num_inference_steps, defaults.guidance_scale
     yield "defaults", f"{defaults.width} × {defaults.height}, {steps} steps, guidance scale {guidance:g}"
     sides = f"{limits.min_side} … {limits.max_side} pixels a side"
-    yield "limits", f"{sides}, {limits.max_batch} images at once, {limits.max_steps} steps"
+    noise = f", noise level {limits.max_noise_level}" if limits.max_noise_level else ""
+    yield "limits", f"{sides}, {limits.max_batch} images at once, {limits.max_steps} steps{noise}"
     for name, component in manifest.components.items():
         if merging := component.token_merging:
             share = f"{merging.ratio:g} of the tokens of {name}, in {len(merging.blocks)} of its blocks"

@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from latentrt.backends.session import run
+from latentrt.bundle.manifest import LOW_RES_SCHEDULER
 from latentrt.decode import autoencoder
 from latentrt.errors import RequestError
 from latentrt.families.family import Family, Pixels, Stage
+from latentrt.images.feature_extractors import depth_to_latents, preprocess
 from latentrt.images.inputs import (
     InpaintingInputs,
     LoadedImage,
@@ -30,13 +33,14 @@ from latentrt.images.inputs import (
     prepare_inpainting,
 )
 from latentrt.images.metadata import InputRecord
-from latentrt.request import Size
+from latentrt.request import Size, Whole
 from latentrt.resolve import check_latents
 from latentrt.sampling import samplers
 from latentrt.sampling.denoiser import Conditioning
 from latentrt.sampling.guidance import ClassifierFree, Guidance, ImageAndText, Unguided
 from latentrt.sampling.loop import Sample
 from latentrt.sampling.noise import Generator
+from latentrt.sampling.training_noise import training_alphas
 from latentrt.text.clip import PromptEncoder
 from latentrt.text.tokenizer import Tokenizer
 
@@ -51,7 +55,9 @@ __all__ = ["StableDiffusion"]
 
 TEXT_ENCODER, DENOISER, CLASSIFIER = "text_encoder", "unet", "safety_checker"
 ENCODER, DECODER, PREVIEW_DECODER = "vae_encoder", "vae_decoder", "preview_decoder"
+DEPTH_ESTIMATOR = "depth_estimator"
 TEXT = "encoder_hidden_states"  # the denoiser's input of text embeddings
+CLASS_LABELS = "class_labels"  # an upscaling denoiser's input of the noise level
 
 Floats = NDArray[np.float32]
 
@@ -64,12 +70,14 @@ class Inputs:
         image: as loaded. mask: the same.
         pixels: float32 [1, 3, H, W] in −1 … 1, once the size is decided.
         inpainting: mask and masked pixels, where there is a mask.
+        depth: float32 [1, H', W'] in −1 … 1 at the size of the latents, where `depth_map` was given.
     """
 
     image: LoadedImage
     mask: LoadedImage | None = None
     pixels: Floats | None = None
     inpainting: InpaintingInputs | None = None
+    depth: Floats | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,14 +100,18 @@ class Task:
 
     Attributes:
         takes_image, takes_mask: which inputs the task needs; it takes no others.
+        takes_depth_map: whether a depth map may be given beside the image.
         default_strength: diffusers' own, of the pipeline of the task; None: the task has no strength.
+        default_noise_level: the same for the noise level of the input image.
         advice: what to do with a bundle that cannot do the task.
     """
 
     name: ClassVar[str] = "text-to-image"
     takes_image: ClassVar[bool] = False
     takes_mask: ClassVar[bool] = False
+    takes_depth_map: ClassVar[bool] = False
     default_strength: ClassVar[float | None] = None
+    default_noise_level: ClassVar[int | None] = None
     advice: ClassVar[str] = "give `image`, and `mask_image` for inpainting"
 
     def __init__(self, stage: LatentDiffusion) -> None:
@@ -177,6 +189,107 @@ class ImageToImage(Task):
             clean = image.sample(generator) * self.stage.scale
             noise = self.stage.noise(request, generator, given)
             return Beginning(latents=request.schedule.first_latents(noise, clean))
+
+        return begin_one
+
+
+class DepthToImage(ImageToImage):
+    """Image to image that keeps the depth of the input image, which is one extra channel for every evaluation.
+
+    Source: diffusers' `StableDiffusionDepth2ImgPipeline`.
+    """
+
+    name = "depth-to-image"
+    takes_depth_map = True
+    advice = "export a depth-to-image checkpoint"
+
+    def components(self) -> list[str]:
+        return [*super().components(), DEPTH_ESTIMATOR]
+
+    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
+        prepared = super().prepare(request, inputs, height, width)
+        if prepared is None or request.start.depth_map is None:
+            return prepared
+        return replace(prepared, depth=self._to_latents(request.start.depth_map, height, width))
+
+    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+        inputs: Inputs = request.prepared
+        concat = {"": self._estimate(request) if inputs.depth is None else inputs.depth}
+        begin_one = super().begin(request)
+        return lambda generator, given: replace(begin_one(generator, given), concat=concat)
+
+    def _estimate(self, request: ResolvedRequest) -> Floats:
+        """Estimate the depth of the input image, float32 [1, H', W'] in −1 … 1 at the size of the latents."""
+        inputs: Inputs = request.prepared
+        preprocessing = self.stage.bundle.manifest.components[DEPTH_ESTIMATOR].preprocessing
+        assert preprocessing is not None, "the manifest was checked"
+        estimator = self.stage.components.session(DEPTH_ESTIMATOR)
+        depth = run(estimator, pixels=preprocess(inputs.image, preprocessing))["predicted_depth"]
+        self.stage.components.done_with(DEPTH_ESTIMATOR)
+        return self._to_latents(depth, request.height, request.width)
+
+    def _to_latents(self, depth: NDArray[Any], height: int, width: int) -> Floats:
+        return depth_to_latents(depth, height, width, factor=self.stage.latent_space.downscale)[0]
+
+
+class Upscaling(Task):
+    """Upscaling: the input image, with noise, is extra channels at the size of the latents.
+
+    The level of that noise is a further input of the denoiser.
+    The result is as many times larger than the input image as the decoder enlarges latents (4). Source: diffusers'
+    `StableDiffusionUpscalePipeline`.
+    """
+
+    name = "upscaling"
+    takes_image = True
+    default_noise_level: ClassVar[int | None] = 20
+    advice = "export an upscaler's checkpoint"
+
+    def components(self) -> list[str]:
+        return [TEXT_ENCODER]  # the input image is not encoded
+
+    def size(self, request: Request, inputs: Inputs | None) -> Size:
+        assert inputs is not None, "the task takes an image"
+        factor = self.stage.latent_space.downscale
+        height, width = (factor * side for side in default_height_width(inputs.image, factor=factor))
+        for keyword, given, side in (("height", request.size.height, height), ("width", request.size.width, width)):
+            if given not in (None, side):
+                raise RequestError(
+                    f"`{keyword}`: got {given}, expected {side}, {factor} times that of `image`; leave it out"
+                )
+        limits = self.stage.bundle.manifest.limits
+        if not limits.min_side <= min(height, width) <= max(height, width) <= limits.max_side:
+            raise RequestError(
+                f"`image`: got {inputs.image.width} × {inputs.image.height} pixels, expected sides from "
+                f"{limits.min_side // factor} to {limits.max_side // factor}; resize it"
+            )
+        return Size(height=height, width=width)
+
+    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
+        assert inputs is not None, "the task takes an image"
+        factor = self.stage.latent_space.downscale
+        pixels = image_to_pixels(
+            inputs.image, height // factor, width // factor, factor=factor, resample=Image.Resampling.BICUBIC
+        )
+        return replace(inputs, pixels=pixels)
+
+    def conditioning(self, request: ResolvedRequest) -> list[dict[str, dict[str, NDArray[Any]]]]:
+        level = np.array(request.start.noise_level, np.int64)
+        return [
+            {name: {**inputs, CLASS_LABELS: level} for name, inputs in evaluations.items()}
+            for evaluations in super().conditioning(request)
+        ]
+
+    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+        image: Floats = request.prepared.pixels[0]  # (3, H', W')
+        alpha_bar = training_alphas(self.stage.bundle.manifest.schedulers[LOW_RES_SCHEDULER].config)
+        kept = alpha_bar[request.start.noise_level]
+
+        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
+            # Drawn in diffusers' order: noise of the image, then the latents.
+            noisy = np.sqrt(kept) * image + np.sqrt(1 - kept) * generator.normal(image.shape)
+            latents = request.schedule.first_latents(self.stage.noise(request, generator, given))
+            return Beginning(latents=latents, concat={"": noisy})
 
         return begin_one
 
@@ -283,7 +396,7 @@ def _blend(clean: Latents, noise: Latents, mask: Floats, sample: Sample) -> None
     sample.latents = (1 - mask) * kept + mask * sample.latents
 
 
-_TASKS: tuple[type[Task], ...] = (Task, ImageToImage, Edit, Inpainting)
+_TASKS: tuple[type[Task], ...] = (Task, ImageToImage, DepthToImage, Upscaling, Edit, Inpainting)
 
 
 class StableDiffusion(Family):
@@ -333,7 +446,21 @@ class StableDiffusion(Family):
                 f"`strength`: got {strength:g}{with_image}, which {task.name} does not take; leave it out"
             )
         strength = task.default_strength if strength is None else strength
-        return replace(request.start, latents=check_latents(request.start, shape), strength=strength)
+        if request.start.depth_map is not None and not task.takes_depth_map:
+            raise RequestError(f"`depth_map`: {task.name} does not take a depth map; leave it out")
+        return replace(
+            request.start,
+            latents=check_latents(request.start, shape),
+            strength=strength,
+            noise_level=self._noise_level(request.start.noise_level, task),
+        )
+
+    def _noise_level(self, given: int | None, task: Task) -> int | None:
+        if given is None:
+            return task.default_noise_level
+        if task.default_noise_level is None:
+            raise RequestError(f"`noise_level`: {task.name} adds no noise to an input image; leave it out")
+        return Whole(0, self.bundle.manifest.limits.max_noise_level)("noise_level", given)
 
     def schedule(self, sampling: Sampling, start: Start) -> Schedule:
         sampler, count = sampling.sampler or self.scheduler.class_name, sampling.steps or 1

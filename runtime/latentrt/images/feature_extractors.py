@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from latentrt.bundle.manifest import Preprocessing
 from latentrt.errors import RequestError
 from latentrt.images.files import MAX_PIXELS
 from latentrt.images.inputs import LoadedImage
 from latentrt.images.interpolation import interpolate_bicubic
 
-__all__ = ["ClipPreprocessing", "DptPreprocessing", "depth_to_latents"]
+__all__ = ["ClipPreprocessing", "depth_to_latents", "preprocess"]
 
 Floats = NDArray[np.float32]
 Channels = tuple[float, float, float]
@@ -69,47 +70,15 @@ class ClipPreprocessing:
         return _normalize(resized.crop((left, top, left + self.crop, top + self.crop)), self.mean, self.std)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DptPreprocessing:
-    """Preprocessing of a DPT depth estimator: resize and normalize.
+def preprocess(image: LoadedImage, preprocessing: Preprocessing) -> Floats:
+    """Resize and normalize an image as a bundle says, to float32 [1, 3, height, width].
 
-    The defaults are those of `DPTImageProcessor`.
-
-    Attributes:
-        height, width: in pixels, after resizing.
-        keep_aspect_ratio: scale both edges by the one factor of the two that is closer to 1.
-        multiple: round both edges to a multiple of this many pixels (`ensure_multiple_of`).
-        mean, std: of each channel, in 0…1.
-        resample: Pillow's filter.
+    With `DPTImageProcessor` of transformers this is the preprocessing of a depth estimator that takes images of one
+    size.
     """
-
-    height: int = 384
-    width: int = 384
-    keep_aspect_ratio: bool = False
-    multiple: int = 1
-    mean: Channels = (0.5, 0.5, 0.5)
-    std: Channels = (0.5, 0.5, 0.5)
-    resample: Image.Resampling = Image.Resampling.BICUBIC
-
-    def pixel_values(self, image: LoadedImage) -> Floats:
-        """Convert an image to float32 [1, 3, height, width].
-
-        Raises:
-            RequestError: the image is so narrow that an edge would vanish or become too long.
-        """
-        scale_height, scale_width = self.height / image.height, self.width / image.width
-        if self.keep_aspect_ratio:
-            fits_width = abs(1 - scale_width) < abs(1 - scale_height)
-            scale_height = scale_width = scale_width if fits_width else scale_height
-        height, width = self._round(scale_height * image.height), self._round(scale_width * image.width)
-        if not 0 < height * width <= MAX_PIXELS:
-            raise RequestError(
-                f"`{image.argument}`: got {image.width} × {image.height} pixels, expected a less narrow image; crop it"
-            )
-        return _normalize(image.image.resize((width, height), self.resample), self.mean, self.std)
-
-    def _round(self, edge: float) -> int:
-        return round(edge / self.multiple) * self.multiple
+    size = preprocessing.width, preprocessing.height
+    resized = image.image.resize(size, Image.Resampling[preprocessing.resample.upper()])
+    return _normalize(resized, preprocessing.mean, preprocessing.std)
 
 
 def depth_to_latents(depth_map: NDArray[np.floating], height: int, width: int, *, factor: int = 8) -> Floats:
@@ -133,9 +102,7 @@ def depth_to_latents(depth_map: NDArray[np.floating], height: int, width: int, *
     if depth.ndim == 3 and len(depth) == 1:
         depth = depth[0]
     if depth.ndim != 2 or not depth.size or not np.issubdtype(depth.dtype, np.floating):
-        raise RequestError(
-            f"`depth_map`: got {depth_map.dtype} of shape {depth_map.shape}, expected float (height, width)"
-        )
+        raise RequestError(f"`depth_map`: got {depth.dtype} of shape {depth.shape}, expected float (height, width)")
     with np.errstate(over="ignore"):
         depth = depth.astype(np.float32)
     if not np.isfinite(depth).all():

@@ -50,7 +50,9 @@ def test_no_model_index(folder: Path) -> None:
         open_skeleton(folder)
 
 
-@pytest.mark.parametrize("pipeline", ["StableDiffusionXLPipeline", "StableDiffusionUpscalePipeline", None, 7, ["a"]])
+@pytest.mark.parametrize(
+    "pipeline", ["StableDiffusionXLPipeline", "StableDiffusionLatentUpscalePipeline", None, 7, ["a"]]
+)
 def test_an_unsupported_pipeline_class(folder: Path, pipeline: object) -> None:
     write_json(folder / "model_index.json", {**model_index("sd1", with_safety=True), "_class_name": pipeline})
     with pytest.raises(CheckpointError) as refusal:
@@ -58,14 +60,11 @@ def test_an_unsupported_pipeline_class(folder: Path, pipeline: object) -> None:
     assert f"{pipeline}, expected one of StableDiffusionPipeline" in str(refusal.value)
 
 
-# Classes whose folders differ, as a family would declare them.
+# A class whose folders differ, as a family would declare it.
 VARIATIONS = {
     **PIPELINES,
     "StableDiffusionImageVariationPipeline": PipelineClass(
         components={"image_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-    ),
-    "StableDiffusionUpscalePipeline": PipelineClass(
-        components=PIPELINES["StableDiffusionPipeline"].components, schedulers=("scheduler", "low_res_scheduler")
     ),
 }
 
@@ -91,10 +90,10 @@ def test_the_class_decides_which_components_are_read(folder: Path) -> None:
 def test_the_class_decides_which_schedulers_are_read(folder: Path) -> None:
     as_class(folder, "StableDiffusionUpscalePipeline", low_res_scheduler=["diffusers", "DDPMScheduler"])
     with pytest.raises(CheckpointError, match=r"low_res_scheduler.*scheduler_config\.json cannot be read"):
-        open_checkpoint(folder, pipelines=VARIATIONS)
+        open_skeleton(folder)
     config = {"_diffusers_version": "0.8.0", "beta_schedule": "scaled_linear"}
     write_json(folder / "low_res_scheduler" / "scheduler_config.json", config)
-    checkpoint = open_checkpoint(folder, pipelines=VARIATIONS)
+    checkpoint = open_skeleton(folder)
     assert checkpoint.scheduler_class == "PNDMScheduler"
     (name, found), *others = checkpoint.other_schedulers.items()
     assert (name, found.class_name) == ("low_res_scheduler", "DDPMScheduler")
@@ -297,3 +296,10 @@ def test_no_licence(tmp_path: Path) -> None:
 def test_a_folder_is_not_a_document(tmp_path: Path) -> None:
     (tmp_path / "license").mkdir()
     assert find_documents(tmp_path) == {}
+
+
+def test_another_class_of_safety_checker_is_refused(folder: Path) -> None:
+    index = model_index("sd1", with_safety=True)
+    write_json(folder / "model_index.json", {**index, "safety_checker": ["deepfloyd_if", "IFSafetyChecker"]})
+    with pytest.raises(CheckpointError, match=r"IFSafetyChecker.*--safety-checker"):
+        open_skeleton(folder)

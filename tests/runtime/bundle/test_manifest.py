@@ -321,6 +321,24 @@ def test_what_each_component_needs(tree: Any, key: str, owner: str) -> None:
     assert f"expected one of each of ['{owner}']" in contradiction(tree)
 
 
+def test_a_scheduler_of_another_purpose(tree: Any) -> None:
+    tree["components"]["unet"]["inputs"][0]["source"] = "noise-level"
+    assert "low_res_scheduler" in contradiction(tree)
+    tree["schedulers"]["low_res_scheduler"] = tree["schedulers"]["unet"]
+    assert "low_res_scheduler" in decode_manifest(json.dumps(tree).encode()).schedulers
+
+
+def test_a_depth_estimator_without_preprocessing(tree: Any) -> None:
+    tree["components"]["vae_encoder"] = {**tree["components"]["text_encoder"], "role": "depth-estimator"}
+    tree["tokenizers"]["vae_encoder"] = tree["tokenizers"]["text_encoder"]
+    assert "vae_encoder has no preprocessing" in contradiction(tree)
+    preprocessing = {"height": 8, "width": 8, "resample": "bicubic", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    tree["components"]["vae_encoder"]["preprocessing"] = preprocessing
+    decode_manifest(json.dumps(tree).encode())
+    preprocessing["std"] = [1, 1, 0]
+    assert "std" in refusal(json.dumps(tree).encode())
+
+
 @pytest.mark.parametrize("source", ["text_encoder.states", "image_encoder.out"])
 def test_an_input_from_nowhere(tree: Any, source: str) -> None:
     tree["components"]["unet"]["inputs"][0]["source"] = source

@@ -12,7 +12,8 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
-from latentrt.images.feature_extractors import ClipPreprocessing, DptPreprocessing, depth_to_latents
+from latentrt.bundle.manifest import Preprocessing
+from latentrt.images.feature_extractors import ClipPreprocessing, depth_to_latents, preprocess
 from latentrt.images.inputs import load_image
 
 SIZES = [(1, 1), (224, 224), (640, 480), (479, 641), (223, 500), (37, 1000), (512, 513)]
@@ -54,23 +55,24 @@ def test_clip_equals_transformers(
 @pytest.mark.parametrize(
     ("preprocessing", "config"),
     [
-        (DptPreprocessing(), {}),
+        (Preprocessing(height=384, width=384, resample="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), {}),
         (
-            DptPreprocessing(height=96, width=128, keep_aspect_ratio=True, multiple=4),
-            {"size": {"height": 96, "width": 128}, "keep_aspect_ratio": True, "ensure_multiple_of": 4},
+            Preprocessing(height=96, width=128, resample="bilinear", mean=(0.4, 0.5, 0.6), std=(0.1, 0.2, 0.3)),
+            {
+                "size": {"height": 96, "width": 128},
+                "resample": 2,
+                "image_mean": [0.4, 0.5, 0.6],
+                "image_std": [0.1, 0.2, 0.3],
+            },
         ),
-        (DptPreprocessing(resample=Image.Resampling.BILINEAR, mean=(0.4, 0.5, 0.6)), None),
     ],
-    ids=["default", "aspect", "bilinear"],
+    ids=["default", "bilinear"],
 )
-def test_dpt_equals_transformers(
-    size: tuple[int, int], preprocessing: DptPreprocessing, config: dict[str, Any] | None
-) -> None:
+def test_dpt_equals_transformers(size: tuple[int, int], preprocessing: Preprocessing, config: dict[str, Any]) -> None:
     image = random_image(size)
-    processor = DPTImageProcessorPil(**({"resample": 2, "image_mean": [0.4, 0.5, 0.6]} if config is None else config))
-    expected = processor(images=image, return_tensors="np").pixel_values
+    expected = DPTImageProcessorPil(**config)(images=image, return_tensors="np").pixel_values
     # Bit for bit, as above.
-    assert np.array_equal(preprocessing.pixel_values(load_image(image)), expected)
+    assert np.array_equal(preprocess(load_image(image), preprocessing), expected)
 
 
 @pytest.mark.parametrize(
