@@ -255,6 +255,13 @@ class Start:
     strength: float | None = option(
         None, "strength", "--strength", Number(0, 1), "How much of the input image to replace, 0 to 1."
     )
+    noise_level: int | None = option(
+        None,
+        "noise_level",
+        "--noise-level",
+        Whole(0, 1000),
+        "Noise added to the input image or its embedding (upscaler, unCLIP).",
+    )
     padding_mask_crop: int | None = option(
         None,
         "padding_mask_crop",

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.bundle.manifest import LatentSpace, Limits
-from latentrt.errors import CheckpointError
+from latentrt.errors import CheckpointError, RequestError
+from latentrt.sampling.training_noise import training_alphas
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
 from latentrt_export.checkpoints.json_file import read_object
+from latentrt_export.checkpoints.preprocessor_config import check_crop, read_preprocessor_config
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
 from latentrt_export.graphs.deep_cache import count_branches
 
@@ -24,16 +26,27 @@ _TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
 #   5 StableDiffusionDepth2ImgPipeline       depth-to-image    a depth-estimator component
 #   7 StableDiffusionUpscalePipeline         upscaling         class_labels from noise-level
 #   8 StableDiffusionLatentUpscalePipeline   latent-upscaling  no text-to-image autoencoder scale
-#   4 StableDiffusionImageVariationPipeline  image-variation   encoder_hidden_states from an image-encoder
-#   4 StableUnCLIPImg2ImgPipeline            unclip            class_labels from an image-encoder
 _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
     "StableDiffusionImg2ImgPipeline": {4: _TEXT_TO_IMAGE},
     "StableDiffusionInpaintPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
     "StableDiffusionInstructPix2PixPipeline": {8: ("edit",)},
+    "StableDiffusionImageVariationPipeline": {4: ("image-variation",)},
+    "StableUnCLIPImg2ImgPipeline": {4: ("unclip",)},
 }
 _FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-PIPELINES: Mapping[str, PipelineClass] = {name: PipelineClass(components=_FOLDERS) for name in _TASKS}
+PIPELINES: Mapping[str, PipelineClass] = {name: PipelineClass(components=_FOLDERS) for name in _TASKS} | {
+    "StableDiffusionImageVariationPipeline": PipelineClass(
+        components={
+            "image_encoder": "model",
+            **{folder: stem for folder, stem in _FOLDERS.items() if folder != "text_encoder"},
+        }
+    ),
+    "StableUnCLIPImg2ImgPipeline": PipelineClass(
+        components={"image_encoder": "model", "image_normalizer": "diffusion_pytorch_model", **_FOLDERS},
+        schedulers=("scheduler", "image_noising_scheduler"),
+    ),
+}
 
 
 def plan_export(checkpoint: Checkpoint) -> ExportPlan:
@@ -42,7 +55,7 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     Raises:
         CheckpointError: the model is not one of the supported variants, or its configurations contradict one another.
     """
-    text = _read_config(checkpoint, "text_encoder")
+    text = _read_config(checkpoint, "text_encoder") if "text_encoder" in checkpoint.weights else None
     unet = _read_config(checkpoint, "unet")
     vae = _read_config(checkpoint, "vae")
     space = LatentSpace(
@@ -52,12 +65,15 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
         shift=vae.get("shift_factor") or 0.0,
     )
     height, width = _read_size(unet)
+    tasks = _find_tasks(checkpoint.pipeline_class, unet, space)
+    if "image_encoder" in checkpoint.weights:
+        _check_image_encoder(checkpoint, unet, noised="unclip" in tasks)
     return ExportPlan(
-        family="stable-diffusion-1" if text.get("hidden_act", "quick_gelu") == "quick_gelu" else "stable-diffusion-2",
-        tasks=_find_tasks(checkpoint.pipeline_class, unet, space),
-        components=tuple(each for each in _components() if each.weights in checkpoint.weights),
+        family=f"stable-diffusion-{_find_version(text, unet)}",
+        tasks=tasks,
+        components=tuple(each for each in _components(tasks) if each.weights in checkpoint.weights),
         latent_spaces={"unet": space},
-        tokenizers={"text_encoder": "tokenizer"},
+        tokenizers={} if text is None else {"text_encoder": "tokenizer"},
         height=height * space.downscale,
         width=width * space.downscale,
         limits=Limits(
@@ -65,13 +81,22 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
             max_side=256 * space.downscale,
             max_batch=MAX_BATCH,
             max_steps=MAX_STEPS,
-            max_clip_skip=text.get("num_hidden_layers", 12),
+            max_clip_skip=0 if text is None else text.get("num_hidden_layers", 12),
+            max_noise_level=_find_noise_levels(checkpoint) - 1 if "unclip" in tasks else 0,
         ),
         deep_cache_branches=count_branches(unet),
     )
 
 
-def _components() -> Iterator[ComponentPlan]:
+def _components(tasks: tuple[str, ...]) -> Iterator[ComponentPlan]:
+    variation, noised = "image-variation" in tasks, "unclip" in tasks
+    yield ComponentPlan(
+        name="image_encoder",
+        role="image-encoder",
+        module="image_encoder:NoisedImageEncoder" if noised else "image_encoder:ImageEncoder",
+        weights="image_encoder",
+        sources={"pixels": "image"} | ({"noise_level": "noise-level"} if noised else {}),
+    )
     yield ComponentPlan(
         name="text_encoder",
         role="text-encoder",
@@ -85,13 +110,14 @@ def _components() -> Iterator[ComponentPlan]:
     yield ComponentPlan(
         name="unet",
         role="denoiser",
-        module="unet:UNet",
+        module="unet:ImageVariationUNet" if variation else "unet:UNet",
         weights="unet",
         sources={
             "sample": "latents",
             "timestep": "timestep",
-            "encoder_hidden_states": "text_encoder.hidden_states",
-        },
+            "encoder_hidden_states": "image_encoder.image_embeds" if variation else "text_encoder.hidden_states",
+        }
+        | ({"class_labels": "image_encoder.mean"} if noised else {}),
     )
     yield ComponentPlan(
         name="vae_decoder", role="decoder", module="vae:VaeDecoder", weights="vae", sources={"latents": "latents"}
@@ -116,6 +142,42 @@ def _read_config(checkpoint: Checkpoint, folder: str) -> dict[str, Any]:
     """Read a component's configuration; absent keys have the defaults of diffusers and transformers."""
     root: Path = checkpoint.weights[folder].root
     return read_object(root / folder / "config.json")
+
+
+def _find_version(text: Mapping[str, Any] | None, unet: Mapping[str, Any]) -> int:
+    """Return 1 or 2: version 2 has OpenCLIP's text encoder, with plain GELU, and linear projections in the UNet."""
+    if text is None:
+        return 2 if unet.get("use_linear_projection", False) else 1
+    return 1 if text.get("hidden_act", "quick_gelu") == "quick_gelu" else 2
+
+
+def _check_image_encoder(checkpoint: Checkpoint, unet: Mapping[str, Any], *, noised: bool) -> None:
+    """Check that an image encoder suits its preprocessing, and the denoiser suits its embeddings."""
+    encoder = _read_config(checkpoint, "image_encoder")
+    folder: Path = checkpoint.weights["image_encoder"].root / "feature_extractor"
+    check_crop(read_preprocessor_config(folder / "preprocessor_config.json"), encoder.get("image_size", 224), folder)
+    width = encoder.get("projection_dim", 512)
+    key, expected = "cross_attention_dim", width
+    if noised:
+        key, expected = "projection_class_embeddings_input_dim", 2 * width
+        if unet.get("class_embed_type") != "projection":
+            raise CheckpointError(
+                f"unet: its configuration has class_embed_type {unet.get('class_embed_type')!r}, expected 'projection' "
+                f"for a {checkpoint.pipeline_class}"
+            )
+    if unet.get(key) != expected:
+        raise CheckpointError(
+            f"unet: its configuration has {key} {unet.get(key)!r}, expected {expected}, for embeddings of the image "
+            f"encoder's projection_dim {width}; the two must belong together"
+        )
+
+
+def _find_noise_levels(checkpoint: Checkpoint) -> int:
+    """Return the number of noise levels of a stable unCLIP checkpoint's image embeddings."""
+    try:
+        return len(training_alphas(checkpoint.other_schedulers["image_noising_scheduler"].config))
+    except RequestError as error:
+        raise CheckpointError(f"image_noising_scheduler: its noise schedule is not supported: {error}") from error
 
 
 def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], space: LatentSpace) -> tuple[str, ...]:

@@ -345,7 +345,8 @@ class Defaults(Record, frozen=True, kw_only=True):
 class Limits(Record, frozen=True, kw_only=True):
     """The largest values of request options; `min_side` and `max_side` bound an image's sides, in pixels.
 
-    `max_clip_skip` is the number of the text encoder's layers.
+    `max_clip_skip` is the number of the text encoder's layers. `max_noise_level` is the highest level of the noise that
+    is added to an input image or its embedding; 0 where none is.
     """
 
     min_side: Positive
@@ -353,6 +354,7 @@ class Limits(Record, frozen=True, kw_only=True):
     max_batch: Positive
     max_steps: Positive
     max_clip_skip: Count = 0
+    max_noise_level: Count = 0
 
 
 class Licence(Record, frozen=True, kw_only=True):
