@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, Precision
 from latentrt_export.export import export_checkpoint
-from tests.tiny import Family, make_checkpoint
+from tests.tiny import Family, Task, make_checkpoint
 from tests.tiny_preview import make_preview_decoder
 
 
@@ -50,15 +50,31 @@ class Silent:
 def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
     """SD 1.x in float32 from sharded weights, or SD 2.x in float16 from the hub's fp16 variant and with a tiny
     autoencoder; both with a part for DeepCache."""
-    shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
-    root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
-    root.mkdir(parents=True, exist_ok=True)
+    root = _root(factory)
     if not _make(root, family, wait=False):
         # Another process is at it. Meanwhile make the other one, which will be wanted as well.
         _make(root, "sd2" if family == "sd1" else "sd1", wait=False)
         _make(root, family, wait=True)
     variant = "fp16" if family == "sd2" else None
     return Exported(family=family, checkpoint=root / f"{family}-checkpoint", variant=variant, bundle=root / family)
+
+
+def exported_task(factory: pytest.TempPathFactory, family: Family, task: Task) -> Exported:
+    """A checkpoint of another task than text to image, in float32."""
+    root = _root(factory)
+    checkpoint, bundle = root / f"{task}-checkpoint", root / task
+    with FileLock(root / f"{task}.lock"):
+        if not bundle.exists():
+            make_checkpoint(checkpoint, family, task=task)
+            export_checkpoint(checkpoint, bundle, progress=Silent())
+    return Exported(family=family, checkpoint=checkpoint, variant=None, bundle=bundle)
+
+
+def _root(factory: pytest.TempPathFactory) -> Path:
+    shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
+    root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
+    root.mkdir(parents=True, exist_ok=True)
+    return root
 
 
 def _make(root: Path, family: Family, *, wait: bool) -> bool:

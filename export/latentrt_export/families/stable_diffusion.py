@@ -117,7 +117,7 @@ def _components(tasks: tuple[str, ...]) -> Iterator[ComponentPlan]:
             "timestep": "timestep",
             "encoder_hidden_states": "image_encoder.image_embeds" if variation else "text_encoder.hidden_states",
         }
-        | ({"class_labels": "image_encoder.mean"} if noised else {}),
+        | ({"class_labels": "image_encoder.class_labels"} if noised else {}),
     )
     yield ComponentPlan(
         name="vae_decoder", role="decoder", module="vae:VaeDecoder", weights="vae", sources={"latents": "latents"}

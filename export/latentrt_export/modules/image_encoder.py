@@ -68,8 +68,8 @@ class NoisedImageEncoder(ImageEncoder):
     the sines of the noise level (`StableUnCLIPImg2ImgPipeline.noise_image_embeddings`). With the normalizer's μ and s
     that is μ + √ᾱ · (e − μ) + √(1 − ᾱ) · s · z, so the outputs are
 
-    - `mean`: [images, 2 · width], that sum at z = 0, then the sines;
-    - `std`: [images, width], the factor of z.
+    - `class_labels`: [images, 2 · width], that sum at z = 0, then the sines;
+    - `noise_scale`: [images, width], the factor of z.
 
     Args:
         model, preprocessing: as for `ImageEncoder`.
@@ -86,8 +86,8 @@ class NoisedImageEncoder(ImageEncoder):
         self.alphas_cumprod = training_alphas(noising).tolist()
         self.inputs += (TensorSpec("noise_level", "int64", ("images",)),)
         self.outputs = (
-            TensorSpec("mean", "float32", ("images", 2 * self.width)),
-            TensorSpec("std", "float32", ("images", self.width)),
+            TensorSpec("class_labels", "float32", ("images", 2 * self.width)),
+            TensorSpec("noise_scale", "float32", ("images", self.width)),
         )
 
     @classmethod

@@ -326,11 +326,11 @@ class Unclip(Task):
     def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
         level = np.array([request.start.noise_level], np.int64)
         encoded = self.stage.encode_image(request.prepared, noise_level=level)
-        (mean,), (std,) = encoded["mean"], encoded["std"]  # (2 · width,): the embedding, the noise level; (width,)
+        (clean,), (scale,) = encoded["class_labels"], encoded["noise_scale"]  # (2 · width,), (width,)
 
         def begin_one(generator: Generator, given: Latents | None) -> Beginning:
-            labels = mean.copy()
-            labels[: std.size] += std * generator.normal(std.shape)  # drawn first, as in diffusers
+            labels = clean.copy()  # the embedding, then the noise level
+            labels[: scale.size] += scale * generator.normal(scale.shape)  # drawn first, as in diffusers
             noise = self.stage.noise(request, generator, given)
             return Beginning(
                 latents=request.schedule.first_latents(noise),
