@@ -50,7 +50,9 @@ class Silent:
 def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
     """SD 1.x in float32 from sharded weights, or SD 2.x in float16 from the hub's fp16 variant and with a tiny
     autoencoder; both with a part for DeepCache."""
-    root = _root(factory)
+    shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
+    root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
+    root.mkdir(parents=True, exist_ok=True)
     if not _make(root, family, wait=False):
         # Another process is at it. Meanwhile make the other one, which will be wanted as well.
         _make(root, "sd2" if family == "sd1" else "sd1", wait=False)
@@ -59,22 +61,17 @@ def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
     return Exported(family=family, checkpoint=root / f"{family}-checkpoint", variant=variant, bundle=root / family)
 
 
-def exported_task(factory: pytest.TempPathFactory, family: Family, task: Task) -> Exported:
-    """A checkpoint of another task than text to image, in float32."""
-    root = _root(factory)
-    checkpoint, bundle = root / f"{task}-checkpoint", root / task
-    with FileLock(root / f"{task}.lock"):
-        if not bundle.exists():
-            make_checkpoint(checkpoint, family, task=task)
-            export_checkpoint(checkpoint, bundle, progress=Silent())
-    return Exported(family=family, checkpoint=checkpoint, variant=None, bundle=bundle)
-
-
-def _root(factory: pytest.TempPathFactory) -> Path:
+def exported_task(factory: pytest.TempPathFactory, task: Task) -> Exported:
+    """SD 1.x of another task, in float32 and without parts."""
     shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
     root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
     root.mkdir(parents=True, exist_ok=True)
-    return root
+    checkpoint, bundle = root / f"{task}-checkpoint", root / task
+    with FileLock(root / f"{task}.lock"):
+        if not bundle.exists():
+            make_checkpoint(checkpoint, "sd1", task=task)
+            export_checkpoint(checkpoint, bundle, parts=False, progress=Silent())
+    return Exported(family="sd1", checkpoint=checkpoint, variant=None, bundle=bundle)
 
 
 def _make(root: Path, family: Family, *, wait: bool) -> bool:

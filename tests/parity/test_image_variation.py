@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported_task(tmp_path_factory, "sd1", "image-variation")
+    return exported_task(tmp_path_factory, "image-variation")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,19 @@ def test_the_default_size_is_the_models(model: Exported) -> None:
 def test_the_command_line_needs_no_prompt(model: Exported, tmp_path: Path) -> None:
     input_image(96, 80).save(tmp_path / "in.png")
     place = tmp_path / "out.png"
-    arguments = [model.bundle, "--image", tmp_path / "in.png", "--steps", 2, "--seed", 7, "--safety", "off", "-o", place]
+    arguments = [
+        model.bundle,
+        "--image",
+        tmp_path / "in.png",
+        "--steps",
+        2,
+        "--seed",
+        7,
+        "--safety",
+        "off",
+        "-o",
+        place,
+    ]
     done = CliRunner().invoke(run, [*map(str, arguments), "--device", "cpu"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     record = read_metadata(place).record

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported_task(tmp_path_factory, "sd2", "unclip")
+    return exported_task(tmp_path_factory, "unclip")
 
 
 @pytest.fixture(scope="module")

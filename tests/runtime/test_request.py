@@ -125,8 +125,9 @@ def test_an_option_at_its_default_is_not_in_the_record(pipeline: Pipeline, tmp_p
 
 
 def test_an_option_of_another_family_is_refused_by_name(pipeline: Pipeline) -> None:
-    with pytest.raises(RequestError, match="`image_guidance_scale`"):
-        pipeline.resolve(Request.of(prompt="a star", image_guidance_scale=1.25))
+    for keyword in ("image_guidance_scale", "noise_level"):
+        with pytest.raises(RequestError, match=f"`{keyword}`"):
+            pipeline.resolve(Request.of(prompt="a star", **{keyword: CHANGED[keyword]}))
 
 
 def test_a_new_option_is_declared_in_one_place(
