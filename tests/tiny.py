@@ -14,14 +14,23 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
+from transformers import (
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    DPTConfig,
+    DPTForDepthEstimation,
+)
 
 from sample.write import add_prefix
 
 Family = Literal["sd1", "sd2"]
-Task = Literal["text-to-image", "inpainting", "edit", "depth-to-image", "upscaling"]
+Task = Literal["text-to-image", "inpainting", "edit", "depth-to-image", "upscaling", "image-variation", "unclip"]
 # The pipeline class of each task, and the channels that its UNet takes.
 PIPELINES: dict[Task, tuple[str, int]] = {
     "text-to-image": ("StableDiffusionPipeline", 4),
@@ -29,6 +38,8 @@ PIPELINES: dict[Task, tuple[str, int]] = {
     "edit": ("StableDiffusionInstructPix2PixPipeline", 8),
     "depth-to-image": ("StableDiffusionDepth2ImgPipeline", 5),
     "upscaling": ("StableDiffusionUpscalePipeline", 7),
+    "image-variation": ("StableDiffusionImageVariationPipeline", 4),
+    "unclip": ("StableUnCLIPImg2ImgPipeline", 4),
 }
 WORDS = ("red", "green", "blue", "circle", "square", "star", "background", "large", "small", "white", "on", "the")
 TEXT_WIDTH = 32
@@ -52,8 +63,8 @@ def make_checkpoint(
         folder: where to, made if it is missing.
         family: `sd1` (epsilon, PNDM, CLIP's quick GELU, padding with the end token) or `sd2` (v-prediction, DDIM, GELU,
             heads by width, linear projections, padding with id 0).
-        task: by which the UNet takes more channels, and which components there are beside the usual ones. Depth to
-            image has no classifier.
+        task: by which the UNet takes more channels, and which components there are beside the usual ones or in place of
+            the text encoder. Depth to image and unCLIP have no classifier.
         safety: a classifier that flags nothing, one that flags everything, or none.
         tokenizer: as `vocab.json` and `merges.txt` (what SD 1.x has) or as `tokenizer.json`.
         variant: `fp16` stores half weights under the variant's file names, as the hub does.
@@ -61,30 +72,40 @@ def make_checkpoint(
     """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    ids = write_tokenizer(folder / "tokenizer", family, tokenizer)
-    modules: dict[str, Any] = {
-        "text_encoder": text_encoder(family, ids, text_layers),
-        "unet": unet(family, PIPELINES[task][1]),
-        "vae": autoencoder(),
-    }
+    safety = "none" if task in ("depth-to-image", "unclip") else safety
+    modules: dict[str, Any] = {}
+    if task != "image-variation":
+        ids = write_tokenizer(folder / "tokenizer", family, tokenizer)
+        modules["text_encoder"] = text_encoder(family, ids, text_layers)
+    options: dict[str, Any] = {}
+    if task == "unclip":
+        options = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * TEXT_WIDTH}
+    elif task == "upscaling":
+        # A table of noise levels; most of its self-attention attends to the prompt instead.
+        options = {"num_class_embeds": 1000, "only_cross_attention": (True, False, True)}
+    modules["unet"] = unet(family, PIPELINES[task][1], **options)
+    modules["vae"] = autoencoder(levels=3, scale=0.08333) if task == "upscaling" else autoencoder()
     if task == "depth-to-image":
-        safety = "none"
         modules["depth_estimator"] = depth_estimator()
         _write_json(folder / "feature_extractor" / "preprocessor_config.json", DEPTH_PREPROCESSOR)
     elif task == "upscaling":
-        # A table of noise levels; most of its self-attention attends to the prompt instead.
-        modules["unet"] = unet(family, 7, num_class_embeds=1000, only_cross_attention=(True, False, True))
-        modules["vae"] = autoencoder(levels=3, scale=0.08333)
         _write_json(folder / "low_res_scheduler" / "scheduler_config.json", LOW_RES_SCHEDULER)
+    if task in ("image-variation", "unclip"):
+        modules["image_encoder"] = image_encoder(family)
+    if task == "unclip":
+        modules["image_normalizer"] = image_normalizer()
+        _write_json(folder / "image_noising_scheduler" / "scheduler_config.json", NOISING_SCHEDULER)
     if safety != "none":
         modules["safety_checker"] = safety_checker(strict=safety == "strict")
+    if not {"image_encoder", "safety_checker"}.isdisjoint(modules):
         _write_json(folder / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR)
     for name, module in modules.items():
         move_off_initial_values(module)
         (module.half() if variant == "fp16" else module).save_pretrained(
             folder / name, variant=variant, max_shard_size=max_shard_size, safe_serialization=True
         )
-    _restore_prefix(folder / "text_encoder", "text_model.", with_position_ids=family == "sd1")
+    if "text_encoder" in modules:
+        _restore_prefix(folder / "text_encoder", "text_model.", with_position_ids=family == "sd1")
     if safety != "none":
         _restore_prefix(folder / "safety_checker", "vision_model.", only="vision_model.")
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULERS[family])
@@ -173,6 +194,28 @@ def autoencoder(levels: int = 4, scale: float = 0.18215) -> AutoencoderKL:
         sample_size=64,
         scaling_factor=scale,
     ).eval()
+
+
+def image_encoder(family: Family) -> CLIPVisionModelWithProjection:
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=224,
+        patch_size=32,
+        projection_dim=TEXT_WIDTH,
+        hidden_act="quick_gelu" if family == "sd1" else "gelu",
+    )
+    return CLIPVisionModelWithProjection(config).eval()
+
+
+def image_normalizer() -> StableUnCLIPImageNormalizer:
+    normalizer = StableUnCLIPImageNormalizer(embedding_dim=TEXT_WIDTH)
+    with torch.no_grad():
+        normalizer.mean.normal_()
+        normalizer.std.uniform_(0.5, 1.5)
+    return normalizer.eval()
 
 
 def safety_checker(*, strict: bool) -> StableDiffusionSafetyChecker:
@@ -304,9 +347,20 @@ def model_index(family: Family, *, with_safety: bool, task: Task = "text-to-imag
         for key in ("image_encoder", "requires_safety_checker"):
             del index[key]
         index |= {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": 350}
+    processor = ["transformers", "CLIPImageProcessor"]
     if with_safety:
-        index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
-        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+        index |= {
+            "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+            "feature_extractor": processor,
+        }
+    if task in ("image-variation", "unclip"):
+        index |= {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"], "feature_extractor": processor}
+    if task == "image-variation":
+        del index["text_encoder"], index["tokenizer"]
+    if task == "unclip":
+        del index["safety_checker"], index["requires_safety_checker"]
+        index["image_normalizer"] = ["stable_diffusion", "StableUnCLIPImageNormalizer"]
+        index["image_noising_scheduler"] = ["diffusers", "DDPMScheduler"]
     return index
 
 
@@ -376,6 +430,14 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
         "steps_offset": 1,
         "trained_betas": None,
     },
+}
+
+
+NOISING_SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDPMScheduler",
+    "_diffusers_version": "0.42.1",
+    "beta_schedule": "squaredcos_cap_v2",
+    "num_train_timesteps": 1000,
 }
 
 

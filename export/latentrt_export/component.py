@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from latentrt.bundle.gate_inputs import UPSTREAM_ROLES, collect_outputs, make_gate_inputs, reference_shapes
+from latentrt.bundle.gate_inputs import UPSTREAM_ROLES, collect_outputs, make_gate_inputs, make_images, reference_shapes
 from latentrt.bundle.manifest import (
     Component,
     GateResult,
@@ -45,8 +45,9 @@ from latentrt_export.quantize.plan import Int8Plan, plan_int8
 
 __all__ = ["export_component"]
 
-# The prefix of arrays that belong to the calibration prompts instead of the gate's.
+# The prefix of arrays that belong to the calibration prompts or images instead of the gate's.
 _CALIBRATION = "calibration:"
+_CALIBRATION_IMAGES = (4, 256, 320)  # number, height, width
 
 
 def export_component(
@@ -97,6 +98,8 @@ def export_component(
         run = _find_run(exact, reference) or _run(module, feed(reference))
         produced |= collect_outputs(plan.name, plan.role, run.outputs, space)
         produced |= _run_calibration_prompts(module, plan.name, inputs, arrays)
+        if precision == "int8" and plan.role == "image-encoder":
+            produced |= _run_calibration_images(module, plan.name, inputs)
     int8 = None
     if precision == "int8" and module.is_quantized:
         calibration = _collect_calibration(plan.name, inputs, arrays)
@@ -154,6 +157,13 @@ def _run_calibration_prompts(
     if tokens is None:
         return {}
     feeds = {spec.name: tokens if spec.source == "tokens" else np.zeros(len(tokens), spec.dtype) for spec in inputs}
+    return {f"{_CALIBRATION}{name}.{output}": array for output, array in module.torch_outputs(feeds).items()}
+
+
+def _run_calibration_images(module: ComponentModule, name: str, inputs: Sequence[InputSpec]) -> Arrays:
+    """Run an image encoder on synthetic images; other inputs are 0."""
+    images = make_images(*_CALIBRATION_IMAGES)
+    feeds = {spec.name: images if spec.source == "image" else np.zeros(len(images), spec.dtype) for spec in inputs}
     return {f"{_CALIBRATION}{name}.{output}": array for output, array in module.torch_outputs(feeds).items()}
 
 

@@ -255,6 +255,13 @@ class Start:
     strength: float | None = option(
         None, "strength", "--strength", Number(0, 1), "How much of the input image to replace, 0 to 1."
     )
+    noise_level: int | None = option(
+        None,
+        "noise_level",
+        "--noise-level",
+        Whole(0),
+        "Noise added to the image before it is upscaled (default 20), or to its embedding (unCLIP, default 0).",
+    )
     padding_mask_crop: int | None = option(
         None,
         "padding_mask_crop",
@@ -268,9 +275,6 @@ class Start:
         None,
         InPython(),
         "Depth [H, W] in place of the estimated one (depth to image); near is large.",
-    )
-    noise_level: int | None = option(
-        None, "noise_level", "--noise-level", Whole(0), "Noise added to the image before it is upscaled. Default 20."
     )
 
 

@@ -87,7 +87,7 @@ def test_depth_to_image(
 def test_the_default_strength_is_that_of_diffusers(
     pipeline: Pipeline, oracle: StableDiffusionDepth2ImgPipeline
 ) -> None:
-    call = {"strength": None}
+    call: dict[str, Any] = {"strength": None}
     compare_lists(pipeline, oracle, "ddim", 1, GUIDANCE[1], input_image(64, 72), call, {"strength": 0.8})
 
 
@@ -95,7 +95,7 @@ def test_a_depth_map_takes_the_place_of_the_estimate(
     pipeline: Pipeline, oracle: StableDiffusionDepth2ImgPipeline
 ) -> None:
     given = np.random.default_rng(0).uniform(0, 3000, (37, 50)).astype(np.float32)
-    theirs = {"depth_map": torch.from_numpy(given)[None]}
+    theirs: dict[str, Any] = {"depth_map": torch.from_numpy(given)[None]}
     compare_lists(pipeline, oracle, "ddim", 1, GUIDANCE[1], input_image(64, 72), {"depth_map": given}, theirs)
     result = pipeline(PROMPT, image=input_image(64, 64), depth_map=given, seed=1, safety="off", num_inference_steps=2)
     assert result.records[0].given == ("depth_map",)

@@ -1,4 +1,4 @@
-"""Reads the `preprocessor_config.json` of a classifier or a depth estimator, without loading anything heavy."""
+"""Reads a `preprocessor_config.json` of CLIP or of a depth estimator, without loading anything heavy."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def read_depth_preprocessing(path: Path) -> Preprocessing:
 
 
 def check_crop(preprocessing: PreprocessorConfig, side: int, folder: Path) -> None:
-    """Check that a configuration crops to the size of its classifier's input, `side` pixels square.
+    """Check that a configuration crops to the size of its model's input, `side` pixels square.
 
     Raises:
         CheckpointError: it crops to another size.
     """
     if preprocessing.crop != (side, side):
         raise CheckpointError(
-            f"{folder} crops to {preprocessing.crop}, expected {(side, side)}, the input of the classifier; the two "
+            f"{folder} crops to {preprocessing.crop}, expected {(side, side)}, the input of its model; the two "
             "must belong together"
         )
 

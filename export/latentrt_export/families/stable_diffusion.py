@@ -11,7 +11,11 @@ from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.training_noise import training_alphas
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
 from latentrt_export.checkpoints.json_file import read_object
-from latentrt_export.checkpoints.preprocessor_config import read_depth_preprocessing
+from latentrt_export.checkpoints.preprocessor_config import (
+    check_crop,
+    read_depth_preprocessing,
+    read_preprocessor_config,
+)
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
 from latentrt_export.graphs.deep_cache import count_branches
 
@@ -25,8 +29,6 @@ _TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
 # The tasks of each pipeline class, by the number of channels that the UNet takes: 4 of latents, then those of the
 # conditioning. Not exported yet, each with a line here, its sources in `_components` and its components:
 #   8 StableDiffusionLatentUpscalePipeline   latent-upscaling  no text-to-image autoencoder scale
-#   4 StableDiffusionImageVariationPipeline  image-variation   encoder_hidden_states from an image-encoder
-#   4 StableUnCLIPImg2ImgPipeline            unclip            class_labels from an image-encoder
 _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
     "StableDiffusionImg2ImgPipeline": {4: _TEXT_TO_IMAGE},
@@ -34,6 +36,8 @@ _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionInstructPix2PixPipeline": {8: ("edit",)},
     "StableDiffusionDepth2ImgPipeline": {5: ("depth-to-image",)},
     "StableDiffusionUpscalePipeline": {7: ("upscaling",)},
+    "StableDiffusionImageVariationPipeline": {4: ("image-variation",)},
+    "StableUnCLIPImg2ImgPipeline": {4: ("unclip",)},
 }
 # The source of the UNet's class labels, where it has them.
 _CLASS_LABELS = {"StableDiffusionUpscalePipeline": {"class_labels": "noise-level"}}
@@ -42,6 +46,16 @@ PIPELINES: Mapping[str, PipelineClass] = {
     **{name: PipelineClass(components=_FOLDERS) for name in _TASKS},
     "StableDiffusionDepth2ImgPipeline": PipelineClass(components={**_FOLDERS, "depth_estimator": "model"}),
     "StableDiffusionUpscalePipeline": PipelineClass(components=_FOLDERS, schedulers=("scheduler", LOW_RES_SCHEDULER)),
+    "StableDiffusionImageVariationPipeline": PipelineClass(
+        components={
+            "image_encoder": "model",
+            **{folder: stem for folder, stem in _FOLDERS.items() if folder != "text_encoder"},
+        }
+    ),
+    "StableUnCLIPImg2ImgPipeline": PipelineClass(
+        components={"image_encoder": "model", "image_normalizer": "diffusion_pytorch_model", **_FOLDERS},
+        schedulers=("scheduler", "image_noising_scheduler"),
+    ),
 }
 
 
@@ -51,7 +65,7 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     Raises:
         CheckpointError: the model is not one of the supported variants, or its configurations contradict one another.
     """
-    text = _read_config(checkpoint, "text_encoder")
+    text = _read_config(checkpoint, "text_encoder") if "text_encoder" in checkpoint.weights else None
     unet = _read_config(checkpoint, "unet")
     vae = _read_config(checkpoint, "vae")
     space = LatentSpace(
@@ -62,12 +76,14 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     )
     height, width = _read_size(unet)
     tasks = _find_tasks(checkpoint.pipeline_class, unet, space)
+    if "image_encoder" in checkpoint.weights:
+        _check_image_encoder(checkpoint, unet, noised="unclip" in tasks)
     return ExportPlan(
-        family="stable-diffusion-1" if text.get("hidden_act", "quick_gelu") == "quick_gelu" else "stable-diffusion-2",
+        family=f"stable-diffusion-{_find_version(text, unet)}",
         tasks=tasks,
-        components=tuple(each for each in _components(checkpoint) if each.weights in checkpoint.weights),
+        components=tuple(each for each in _components(checkpoint, tasks) if each.weights in checkpoint.weights),
         latent_spaces={"unet": space},
-        tokenizers={"text_encoder": "tokenizer"},
+        tokenizers={} if text is None else {"text_encoder": "tokenizer"},
         height=height * space.downscale,
         width=width * space.downscale,
         limits=Limits(
@@ -76,14 +92,31 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
             max_side=(512 if "upscaling" in tasks else 256) * space.downscale,
             max_batch=MAX_BATCH,
             max_steps=MAX_STEPS,
-            max_clip_skip=text.get("num_hidden_layers", 12),
-            max_noise_level=_read_max_noise_level(checkpoint, unet, space) if "upscaling" in tasks else 0,
+            max_clip_skip=0 if text is None else text.get("num_hidden_layers", 12),
+            max_noise_level=_max_noise_level(checkpoint, unet, space, tasks),
         ),
         deep_cache_branches=count_branches(unet),
     )
 
 
-def _components(checkpoint: Checkpoint) -> Iterator[ComponentPlan]:
+def _max_noise_level(
+    checkpoint: Checkpoint, unet: Mapping[str, Any], space: LatentSpace, tasks: tuple[str, ...]
+) -> int:
+    """Return the highest noise level of the input image (upscaling) or of its embedding (unCLIP); 0: there is none."""
+    if "upscaling" in tasks:
+        return _read_max_noise_level(checkpoint, unet, space)
+    return _find_noise_levels(checkpoint) - 1 if "unclip" in tasks else 0
+
+
+def _components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator[ComponentPlan]:
+    variation, noised = "image-variation" in tasks, "unclip" in tasks
+    yield ComponentPlan(
+        name="image_encoder",
+        role="image-encoder",
+        module="image_encoder:NoisedImageEncoder" if noised else "image_encoder:ImageEncoder",
+        weights="image_encoder",
+        sources={"pixels": "image"} | ({"noise_level": "noise-level"} if noised else {}),
+    )
     yield ComponentPlan(
         name="text_encoder",
         role="text-encoder",
@@ -97,12 +130,12 @@ def _components(checkpoint: Checkpoint) -> Iterator[ComponentPlan]:
     yield ComponentPlan(
         name="unet",
         role="denoiser",
-        module="unet:UNet",
+        module="unet:ImageVariationUNet" if variation else "unet:UNet",
         weights="unet",
         sources={
             "sample": "latents",
             "timestep": "timestep",
-            "encoder_hidden_states": "text_encoder.hidden_states",
+            "encoder_hidden_states": "image_encoder.image_embeds" if variation else "text_encoder.hidden_states",
             **_CLASS_LABELS.get(checkpoint.pipeline_class, {}),
         },
     )
@@ -138,6 +171,42 @@ def _read_config(checkpoint: Checkpoint, folder: str) -> dict[str, Any]:
     """Read a component's configuration; absent keys have the defaults of diffusers and transformers."""
     root: Path = checkpoint.weights[folder].root
     return read_object(root / folder / "config.json")
+
+
+def _find_version(text: Mapping[str, Any] | None, unet: Mapping[str, Any]) -> int:
+    """Return 1 or 2: version 2 has OpenCLIP's text encoder, with plain GELU, and linear projections in the UNet."""
+    if text is None:
+        return 2 if unet.get("use_linear_projection", False) else 1
+    return 1 if text.get("hidden_act", "quick_gelu") == "quick_gelu" else 2
+
+
+def _check_image_encoder(checkpoint: Checkpoint, unet: Mapping[str, Any], *, noised: bool) -> None:
+    """Check that an image encoder suits its preprocessing, and the denoiser suits its embeddings."""
+    encoder = _read_config(checkpoint, "image_encoder")
+    folder: Path = checkpoint.weights["image_encoder"].root / "feature_extractor"
+    check_crop(read_preprocessor_config(folder / "preprocessor_config.json"), encoder.get("image_size", 224), folder)
+    width = encoder.get("projection_dim", 512)
+    key, expected = "cross_attention_dim", width
+    if noised:
+        key, expected = "projection_class_embeddings_input_dim", 2 * width
+        if unet.get("class_embed_type") != "projection":
+            raise CheckpointError(
+                f"unet: its configuration has class_embed_type {unet.get('class_embed_type')!r}, expected 'projection' "
+                f"for a {checkpoint.pipeline_class}"
+            )
+    if unet.get(key) != expected:
+        raise CheckpointError(
+            f"unet: its configuration has {key} {unet.get(key)!r}, expected {expected}, for embeddings of the image "
+            f"encoder's projection_dim {width}; the two must belong together"
+        )
+
+
+def _find_noise_levels(checkpoint: Checkpoint) -> int:
+    """Return the number of noise levels of a stable unCLIP checkpoint's image embeddings."""
+    try:
+        return len(training_alphas(checkpoint.other_schedulers["image_noising_scheduler"].config))
+    except RequestError as error:
+        raise CheckpointError(f"image_noising_scheduler: its noise schedule is not supported: {error}") from error
 
 
 def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], space: LatentSpace) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
 from latentrt_export.quantize.denoising import denoise_prompts
 from latentrt_export.quantize.options import QuantizationOptions
 
-__all__ = ["UNet"]
+__all__ = ["ImageVariationUNet", "UNet"]
 
 # Keys that Stable Diffusion 1.x and 2.x leave unset; a graph would silently ignore the inputs that they add.
 _UNSET = (
@@ -131,3 +131,22 @@ class UNet(ComponentModule):
 
     def canonical_name(self, parameter: str) -> str:
         return parameter.removeprefix("model.")
+
+
+class ImageVariationUNet(UNet):
+    """A denoiser that attends to one image embedding in place of text: `encoder_hidden_states` has a single token."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        sample, timestep, embedding, *rest = self.inputs
+        one = TensorSpec(embedding.name, embedding.dtype, (embedding.shape[0], 1, embedding.shape[2]))
+        self.inputs = (sample, timestep, one, *rest)
+
+    def calibrate(
+        self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: QuantizationOptions
+    ) -> Arrays:
+        """Denoise the calibration images, guided away from zeros."""
+        name = self.inputs[2].name
+        embeddings = gate_inputs[name][:, np.newaxis]  # (images, 1, width)
+        guided = np.concatenate([np.zeros_like(embeddings[:1]), embeddings])
+        return super().calibrate(run, {**gate_inputs, name: guided}, options)

@@ -369,8 +369,8 @@ class Defaults(Record, frozen=True, kw_only=True):
 class Limits(Record, frozen=True, kw_only=True):
     """The largest values of request options; `min_side` and `max_side` bound an image's sides, in pixels.
 
-    `max_clip_skip` is the number of the text encoder's layers, `max_noise_level` the highest noise level of an
-    upscaler's input image, in training timesteps of `low_res_scheduler`.
+    `max_clip_skip` is the number of the text encoder's layers. `max_noise_level` is the highest level of the noise that
+    is added to an input image or its embedding, in training timesteps of that noise's scheduler; 0 where none is.
     """
 
     min_side: Positive

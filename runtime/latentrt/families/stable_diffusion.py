@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from latentrt.backends.session import run
+from latentrt.backends.session import Arrays, run
 from latentrt.bundle.manifest import LOW_RES_SCHEDULER
 from latentrt.decode import autoencoder
 from latentrt.errors import RequestError
@@ -33,7 +33,7 @@ from latentrt.images.inputs import (
     prepare_inpainting,
 )
 from latentrt.images.metadata import InputRecord
-from latentrt.request import Size, Whole
+from latentrt.request import Prompt, Size, Whole, declared_options
 from latentrt.resolve import check_latents
 from latentrt.sampling import samplers
 from latentrt.sampling.denoiser import Conditioning
@@ -53,11 +53,12 @@ if TYPE_CHECKING:
 
 __all__ = ["StableDiffusion"]
 
-TEXT_ENCODER, DENOISER, CLASSIFIER = "text_encoder", "unet", "safety_checker"
+TEXT_ENCODER, IMAGE_ENCODER = "text_encoder", "image_encoder"
+DENOISER, CLASSIFIER = "unet", "safety_checker"
 ENCODER, DECODER, PREVIEW_DECODER = "vae_encoder", "vae_decoder", "preview_decoder"
 DEPTH_ESTIMATOR = "depth_estimator"
-TEXT = "encoder_hidden_states"  # the denoiser's input of text embeddings
-CLASS_LABELS = "class_labels"  # an upscaling denoiser's input of the noise level
+# The denoiser's inputs: text embeddings, or that of an image in their place; a noise level or an image embedding.
+TEXT, CLASS_LABELS = "encoder_hidden_states", "class_labels"
 
 Floats = NDArray[np.float32]
 
@@ -86,11 +87,13 @@ class Beginning:
 
     Attributes:
         latents: before the first row, float32 [C, H, W].
+        inputs: of the denoiser, beside those of `Task.conditioning`: by evaluation, by name.
         concat: channels after the latents' own, float32 [C', H, W], by evaluation; `""` is for all others.
         after_row: called with the sample after each row.
     """
 
     latents: Latents
+    inputs: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
     concat: Mapping[str, Floats] = field(default_factory=dict)
     after_row: Callable[[Sample], None] | None = None
 
@@ -100,15 +103,18 @@ class Task:
 
     Attributes:
         takes_image, takes_mask: which inputs the task needs; it takes no others.
+        takes_prompt, needs_prompt: whether the task takes a prompt, and whether it refuses a request without one.
         takes_depth_map: whether a depth map may be given beside the image.
         default_strength: diffusers' own, of the pipeline of the task; None: the task has no strength.
-        default_noise_level: the same for the noise level of the input image.
+        default_noise_level: the same of the noise level.
         advice: what to do with a bundle that cannot do the task.
     """
 
     name: ClassVar[str] = "text-to-image"
     takes_image: ClassVar[bool] = False
     takes_mask: ClassVar[bool] = False
+    takes_prompt: ClassVar[bool] = True
+    needs_prompt: ClassVar[bool] = True
     takes_depth_map: ClassVar[bool] = False
     default_strength: ClassVar[float | None] = None
     default_noise_level: ClassVar[int | None] = None
@@ -125,6 +131,9 @@ class Task:
         """Refuse options that this task does not have."""
         if request.guidance.image_scale is not None:
             raise RequestError("`image_guidance_scale`: only InstructPix2Pix models have it; leave it out")
+        for each in declared_options(Prompt):
+            if not self.takes_prompt and getattr(request.prompt, each.path[-1]) is not None:
+                raise RequestError(f"`{each.keyword}`: {self.name} takes an image and no prompt; leave it out")
 
     def size(self, request: Request, inputs: Inputs | None) -> Size:
         """Return the size of the result, as far as the request or its input decides it."""
@@ -229,7 +238,9 @@ class DepthToImage(ImageToImage):
         return self._to_latents(depth, request.height, request.width)
 
     def _to_latents(self, depth: NDArray[Any], height: int, width: int) -> Floats:
-        return depth_to_latents(depth, height, width, factor=self.stage.latent_space.downscale)[0]
+        factor = self.stage.latent_space.downscale
+        latents: Floats = depth_to_latents(depth, height, width, factor=factor)[0]
+        return latents
 
 
 class Upscaling(Task):
@@ -283,7 +294,7 @@ class Upscaling(Task):
     def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
         image: Floats = request.prepared.pixels[0]  # (3, H', W')
         alpha_bar = training_alphas(self.stage.bundle.manifest.schedulers[LOW_RES_SCHEDULER].config)
-        kept = alpha_bar[request.start.noise_level]
+        kept = np.float32(alpha_bar[request.start.noise_level])
 
         def begin_one(generator: Generator, given: Latents | None) -> Beginning:
             # Drawn in diffusers' order: noise of the image, then the latents.
@@ -390,13 +401,72 @@ class Inpainting(Task):
         return np.stack([np.asarray(apply_overlay(image, inputs.image, inputs.mask, region)) for image in images])
 
 
+class ImageVariation(Task):
+    """Variations of an image (Pinkney 2022): CLIP's embedding of it takes the place of the text, zeros guide away."""
+
+    name = "image-variation"
+    takes_image = True
+    takes_prompt = needs_prompt = False
+    advice = "export a Stable Diffusion image variation checkpoint"
+
+    def components(self) -> list[str]:
+        return [IMAGE_ENCODER]
+
+    def conditioning(self, request: ResolvedRequest) -> list[dict[str, dict[str, NDArray[Any]]]]:
+        embedding = self.stage.encode_image(request.prepared)["image_embeds"]  # (1, width): one token
+        sides = {"positive": embedding, "negative": np.zeros_like(embedding)}
+        inputs = {name: {TEXT: sides[name]} for name in self.guidance(request).all_evaluations()}
+        return [inputs for _ in request.seeds]
+
+
+class Unclip(Task):
+    """Stable unCLIP (Ramesh et al. 2022): a prompt, and the noised embedding of an image as class labels.
+
+    Zeros take the embedding's place in the evaluation that guides away.
+    """
+
+    name = "unclip"
+    takes_image = True
+    needs_prompt = False  # diffusers takes the empty prompt then
+    default_noise_level: ClassVar[int | None] = 0
+    advice = "export a stable unCLIP checkpoint"
+
+    def components(self) -> list[str]:
+        return [TEXT_ENCODER, IMAGE_ENCODER]
+
+    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+        level = np.array([request.start.noise_level], np.int64)
+        encoded = self.stage.encode_image(request.prepared, noise_level=level)
+        (clean,), (scale,) = encoded["class_labels"], encoded["noise_scale"]  # (2 · width,), (width,)
+
+        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
+            labels = clean.copy()  # the embedding, then the noise level
+            labels[: scale.size] += scale * generator.normal(scale.shape)  # drawn first, as in diffusers
+            noise = self.stage.noise(request, generator, given)
+            return Beginning(
+                latents=request.schedule.first_latents(noise),
+                inputs={"positive": {CLASS_LABELS: labels}, "negative": {CLASS_LABELS: np.zeros_like(labels)}},
+            )
+
+        return begin_one
+
+
 def _blend(clean: Latents, noise: Latents, mask: Floats, sample: Sample) -> None:
     """Keep the input image where the mask [1, H, W] is 0, at the noise level of the next row."""
     kept = clean if sample.done else sample.schedule.first_latents(noise, clean, row=sample.row)
     sample.latents = (1 - mask) * kept + mask * sample.latents
 
 
-_TASKS: tuple[type[Task], ...] = (Task, ImageToImage, DepthToImage, Upscaling, Edit, Inpainting)
+_TASKS: tuple[type[Task], ...] = (
+    Task,
+    ImageToImage,
+    DepthToImage,
+    Upscaling,
+    Edit,
+    Inpainting,
+    ImageVariation,
+    Unclip,
+)
 
 
 class StableDiffusion(Family):
@@ -408,7 +478,7 @@ class StableDiffusion(Family):
         self.stages = (self._stage,)
         self._tasks = {cls.name: cls(self._stage) for cls in _TASKS}
         self._stage.tasks = self._tasks
-        width = bundle.manifest.components[TEXT_ENCODER].outputs[0].shape[-1]
+        (width,) = (spec.shape[-1] for spec in bundle.manifest.components[DENOISER].inputs if spec.name == TEXT)
         assert isinstance(width, int), "the manifest was checked"
         self.embedding_width = width
 
@@ -422,6 +492,9 @@ class StableDiffusion(Family):
 
     def advice(self, task: str) -> str:
         return self._tasks[task].advice
+
+    def needs_prompt(self, request: Request) -> bool:
+        return self._tasks[self.task(request)].needs_prompt
 
     def load_inputs(self, request: Request) -> Inputs | None:
         start = request.start
@@ -448,18 +521,14 @@ class StableDiffusion(Family):
         strength = task.default_strength if strength is None else strength
         if request.start.depth_map is not None and not task.takes_depth_map:
             raise RequestError(f"`depth_map`: {task.name} does not take a depth map; leave it out")
-        return replace(
-            request.start,
-            latents=check_latents(request.start, shape),
-            strength=strength,
-            noise_level=self._noise_level(request.start.noise_level, task),
-        )
+        latents, noise_level = check_latents(request.start, shape), self._noise_level(task, request.start.noise_level)
+        return replace(request.start, latents=latents, strength=strength, noise_level=noise_level)
 
-    def _noise_level(self, given: int | None, task: Task) -> int | None:
+    def _noise_level(self, task: Task, given: int | None) -> int | None:
         if given is None:
             return task.default_noise_level
         if task.default_noise_level is None:
-            raise RequestError(f"`noise_level`: {task.name} adds no noise to an input image; leave it out")
+            raise RequestError(f"`noise_level`: got {given}, which {task.name} does not take; leave it out")
         return Whole(0, self.bundle.manifest.limits.max_noise_level)("noise_level", given)
 
     def schedule(self, sampling: Sampling, start: Start) -> Schedule:
@@ -493,17 +562,18 @@ class StableDiffusion(Family):
         needed = [*self._tasks[request.task].components(), DENOISER, self._decoder(request)]
         if request.policy != "off":
             needed.append(CLASSIFIER)
-        tokenizer = self.bundle.manifest.tokenizers[TEXT_ENCODER]
-        return [tokenizer.file, *self.bundle.files_of(needed)]
+        tokenizers = [record.file for name, record in self.bundle.manifest.tokenizers.items() if name in needed]
+        return [*tokenizers, *self.bundle.files_of(needed)]
 
     def prefetch_first(self, request: ResolvedRequest) -> None:
         height, width = self.latent_space.shape(request.height, request.width)[1:]
+        tokenizer = self.bundle.manifest.tokenizers.get(TEXT_ENCODER)
         sizes = {
             "evaluations": len(request.seeds)
             * len(self._tasks[request.task].guidance(request).evaluations(0, len(request.schedule))),
             "height": height,
             "width": width,
-            "tokens": self.bundle.manifest.tokenizers[TEXT_ENCODER].length,  # most prompts fill one chunk
+            "tokens": 1 if tokenizer is None else tokenizer.length,  # most prompts fill one chunk
             "timesteps": len({*request.schedule.t.tolist()}),
         }
         self.components.prefetch(DENOISER, sizes)
@@ -587,7 +657,10 @@ class LatentDiffusion(Stage):
                     request.schedule,
                     beginning.latents,
                     {
-                        name: Conditioning(inputs, beginning.concat.get(name, beginning.concat.get("")))
+                        name: Conditioning(
+                            {**inputs, **beginning.inputs.get(name, {})},
+                            beginning.concat.get(name, beginning.concat.get("")),
+                        )
                         for name, inputs in conditioning.items()
                     },
                     guidance,
@@ -605,6 +678,20 @@ class LatentDiffusion(Stage):
     def encode(self, pixels: Floats) -> autoencoder.LatentDistribution:
         """Encode pixels [1, 3, H, W] in −1 … 1."""
         return autoencoder.encode(self.components.session(ENCODER), pixels)
+
+    def encode_image(self, inputs: Inputs, **more: NDArray[Any]) -> Arrays:
+        """Run CLIP's image encoder on the input image, of any size, as 8-bit pixels.
+
+        Args:
+            inputs: of the request.
+            more: further inputs of the encoder, with a batch axis.
+
+        Returns:
+            Its outputs, with a batch axis of 1.
+        """
+        encoded = run(self.components.session(IMAGE_ENCODER), pixels=np.asarray(inputs.image.image)[np.newaxis], **more)
+        self.components.done_with(IMAGE_ENCODER)
+        return encoded
 
     def encode_prompts(self, request: ResolvedRequest) -> list[dict[str, Floats]]:
         """Return the text embeddings of each image, [tokens, width], as `positive` and, with guidance, `negative`.

@@ -47,6 +47,17 @@ def change(bundle: Bundle, *, tasks: tuple[str, ...] | None = None, channels: in
     return bundle
 
 
+def remove(bundle: Bundle, component: str) -> Bundle:
+    """Take a component out of the bundle, with its tokenizer."""
+    manifest = bundle.manifest
+    components, tokenizers = (
+        {name: record for name, record in records.items() if name != component}
+        for records in (manifest.components, manifest.tokenizers)
+    )
+    bundle.manifest = msgspec.structs.replace(manifest, components=components, tokenizers=tokenizers)
+    return bundle
+
+
 def open_pipeline(bundle: Bundle) -> Pipeline:
     return Pipeline(bundle, Components(place_components(bundle, "cpu"), models=Models()))
 
@@ -141,6 +152,51 @@ def test_strength_shortens_the_schedule_as_in_diffusers(pipeline: Pipeline) -> N
         found = resolve(pipeline, num_inference_steps=10, image=image(), strength=strength).schedule
         np.testing.assert_array_equal(found.t, whole.t[10 - rows :])
     assert len(resolve(pipeline, num_inference_steps=10, image=image()).schedule) == 8, "diffusers' default is 0.8"
+
+
+# Image variation and unCLIP (what they generate: tests/parity).
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("prompt", "a star"),
+        ("negative_prompt", "a star"),
+        ("prompt_embeds", np.zeros((1, 77, 128), np.float32)),
+        ("negative_prompt_embeds", np.zeros((1, 77, 128), np.float32)),
+        ("clip_skip", 1),
+        ("strength", 0.5),
+        ("noise_level", 20),
+        ("image_guidance_scale", 1.5),
+    ],
+    ids=str,
+)
+def test_image_variation_refuses_by_name_whatever_concerns_a_prompt(bundle: Bundle, option: str, value: Any) -> None:
+    pipeline = open_pipeline(remove(change(bundle, tasks=("image-variation",)), "text_encoder"))
+    with pytest.raises(RequestError, match=f"`{option}`"):
+        resolve(pipeline, **{"prompt": None, "image": image(), option: value})
+
+
+def test_image_variation_needs_no_text_encoder(bundle: Bundle) -> None:
+    pipeline = open_pipeline(remove(change(bundle, tasks=("image-variation",)), "text_encoder"))
+    request = resolve(pipeline, prompt=None, image=image(), num_images_per_prompt=3)
+    assert (request.task, len(request.seeds), request.start.noise_level) == ("image-variation", 3, None)
+    assert (request.height, request.width) == (bundle.manifest.defaults.height, bundle.manifest.defaults.width)
+    with pytest.raises(RequestError, match=r"text-to-image.*image-variation"):
+        resolve(pipeline)
+
+
+def test_unclip_takes_a_prompt_or_none_and_a_noise_level_of_the_models(bundle: Bundle) -> None:
+    bundle = change(bundle, tasks=("unclip",))
+    limits = msgspec.structs.replace(bundle.manifest.limits, max_noise_level=99)
+    bundle.manifest = msgspec.structs.replace(bundle.manifest, limits=limits)
+    pipeline = open_pipeline(bundle)
+    assert resolve(pipeline, image=image()).start.noise_level == 0
+    request = resolve(pipeline, prompt=None, image=image(), noise_level=99)
+    assert (request.prompts, request.start.noise_level) == (("",), 99)
+    for noise_level in (-1, 100, 1.5):
+        with pytest.raises(RequestError, match="`noise_level`"):
+            resolve(pipeline, image=image(), noise_level=noise_level)
 
 
 # Text to image.

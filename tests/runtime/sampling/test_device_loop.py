@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -151,13 +152,13 @@ def assert_as_on_the_host(machine: Machine, *, on_device: bool = True, **options
 
 @pytest.mark.parametrize("guidance", [{}, WITHOUT_GUIDANCE, INTERVAL], ids=["guided", "unguided", "interval"])
 @pytest.mark.parametrize("sampler", ["euler", "euler_a", "dpmpp_2m", "heun", "unipc", "pndm"])
-def test_latents_are_those_of_the_host(machine: Machine, sampler: str, guidance: dict[str, float]) -> None:
+def test_latents_are_those_of_the_host(machine: Machine, sampler: str, guidance: dict[str, Any]) -> None:
     prompts = ["a red circle", "a blue square", "a green triangle"]
     assert_as_on_the_host(machine, prompt=prompts, sampler=sampler, num_inference_steps=5, **guidance)
 
 
 @pytest.mark.parametrize("guidance", [{}, WITHOUT_GUIDANCE, INTERVAL], ids=["guided", "unguided", "interval"])
-def test_batches_are_padded_to_the_engines_own(guidance: dict[str, float]) -> None:
+def test_batches_are_padded_to_the_engines_own(guidance: dict[str, Any]) -> None:
     """Two images, or four evaluations, on an engine for four images with guidance, or eight evaluations."""
     machine = Machine(batch="4", guidance="on")
     assert_as_on_the_host(machine, prompt=["a red circle", "a blue square"], sampler="euler_a", **guidance)
@@ -176,7 +177,7 @@ def test_prompts_of_two_lengths_are_both_on_the_device() -> None:
 def test_nothing_is_copied_between_the_steps_and_a_step_is_one_launch(library: LibraryName) -> None:
     machine, rows = Machine(library), 8
     counts = [
-        machine.count(lambda seed=seed: last(machine.pipeline, seed=seed, num_inference_steps=rows, sampler="dpmpp_2m"))
+        machine.count(partial(last, machine.pipeline, seed=seed, num_inference_steps=rows, sampler="dpmpp_2m"))
         for seed in (1, 2)
     ]
     # At first the embeddings, the slot, and the list of slots, which is the same the second time; at last the latents.
@@ -193,7 +194,7 @@ def test_nothing_is_copied_between_the_steps_and_a_step_is_one_launch(library: L
 def test_noise_is_the_only_thing_that_a_step_uploads(machine: Machine) -> None:
     last(machine.pipeline, sampler="euler_a", num_inference_steps=8)
     with_noise, without = (
-        machine.count(lambda sampler=sampler: last(machine.pipeline, sampler=sampler, num_inference_steps=8))
+        machine.count(partial(last, machine.pipeline, sampler=sampler, num_inference_steps=8))
         for sampler in ("euler_a", "euler")
     )
     assert with_noise["uploads"] - without["uploads"] == 7, "the last row adds none"
