@@ -75,7 +75,7 @@ def compare(
     assert np.abs(np.rint(made * 255) - np.rint(pixels * 255)).max() <= PIXELS_BOUND
 
 
-GUIDANCE = [{"guidance_scale": 1.0}, {"guidance_scale": 7.5, "negative_prompt": "a green square"}]
+GUIDANCE: list[dict[str, Any]] = [{"guidance_scale": 1.0}, {"guidance_scale": 7.5, "negative_prompt": "a green square"}]
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE, ids=["unguided", "guided"])

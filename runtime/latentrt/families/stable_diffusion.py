@@ -229,7 +229,8 @@ class DepthToImage(ImageToImage):
         return self._to_latents(depth, request.height, request.width)
 
     def _to_latents(self, depth: NDArray[Any], height: int, width: int) -> Floats:
-        return depth_to_latents(depth, height, width, factor=self.stage.latent_space.downscale)[0]
+        latents: Floats = depth_to_latents(depth, height, width, factor=self.stage.latent_space.downscale)[0]
+        return latents
 
 
 class Upscaling(Task):
@@ -282,12 +283,14 @@ class Upscaling(Task):
 
     def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
         image: Floats = request.prepared.pixels[0]  # (3, H', W')
-        alpha_bar = training_alphas(self.stage.bundle.manifest.schedulers[LOW_RES_SCHEDULER].config)
-        kept = alpha_bar[request.start.noise_level]
+        level = request.start.noise_level
+        assert level is not None, "the task has a default"
+        alpha_bar = training_alphas(self.stage.bundle.manifest.schedulers[LOW_RES_SCHEDULER].config)[level]
 
         def begin_one(generator: Generator, given: Latents | None) -> Beginning:
             # Drawn in diffusers' order: noise of the image, then the latents.
-            noisy = np.sqrt(kept) * image + np.sqrt(1 - kept) * generator.normal(image.shape)
+            noise = generator.normal(image.shape)
+            noisy = np.asarray(np.sqrt(alpha_bar) * image + np.sqrt(1 - alpha_bar) * noise, np.float32)
             latents = request.schedule.first_latents(self.stage.noise(request, generator, given))
             return Beginning(latents=latents, concat={"": noisy})
 

@@ -37,7 +37,8 @@ def test_a_crop_beyond_the_resized_image_is_refused() -> None:
 def test_an_image_is_resized_and_normalized_as_the_bundle_says() -> None:
     preprocessing = Preprocessing(height=4, width=6, resample="bilinear", mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
     values = preprocess(load_image(np.full((9, 5, 3), 255, np.uint8)), preprocessing)
-    assert (values.shape, values.dtype) == ((1, 3, 4, 6), np.float32)
+    assert values.shape == (1, 3, 4, 6)
+    assert values.dtype == np.float32
     assert values[0, :, 0, 0].tolist() == [1, 1, 0]
 
 
