@@ -236,9 +236,10 @@ class DepthToImage(ImageToImage):
 class Upscaling(Task):
     """Upscaling: the input image, with noise, is extra channels at the size of the latents.
 
-    The level of that noise is a further input of the denoiser.
-    The result is as many times larger than the input image as the decoder enlarges latents (4). Source: diffusers'
-    `StableDiffusionUpscalePipeline`.
+    The level of that noise is a further input of the denoiser. The result is as many times larger than the input image
+    as the decoder enlarges latents (4).
+
+    Source: diffusers' `StableDiffusionUpscalePipeline`.
     """
 
     name = "upscaling"
