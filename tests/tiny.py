@@ -377,7 +377,7 @@ PREPROCESSOR: dict[str, Any] = {
     "size": 224,
 }
 
-# As the hub's checkpoint has it, in the form before transformers 4.26; other means show whether they are used.
+# In the form before transformers 4.26. Unlike the defaults, so that it shows whether they are used instead.
 DEPTH_PREPROCESSOR: dict[str, Any] = {
     "do_normalize": True,
     "do_resize": True,

@@ -246,9 +246,10 @@ class DepthToImage(ImageToImage):
 class Upscaling(Task):
     """Upscaling: the input image, with noise, is extra channels at the size of the latents.
 
-    The level of that noise is a further input of the denoiser.
-    The result is as many times larger than the input image as the decoder enlarges latents (4). Source: diffusers'
-    `StableDiffusionUpscalePipeline`.
+    The level of that noise is a further input of the denoiser. The result is as many times larger than the input image
+    as the decoder enlarges latents (4).
+
+    Source: diffusers' `StableDiffusionUpscalePipeline`.
     """
 
     name = "upscaling"
@@ -293,12 +294,14 @@ class Upscaling(Task):
 
     def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
         image: Floats = request.prepared.pixels[0]  # (3, H', W')
-        alpha_bar = training_alphas(self.stage.bundle.manifest.schedulers[LOW_RES_SCHEDULER].config)
-        kept = np.float32(alpha_bar[request.start.noise_level])
+        level = request.start.noise_level
+        assert level is not None, "the task has a default"
+        alpha_bar = training_alphas(self.stage.bundle.manifest.schedulers[LOW_RES_SCHEDULER].config)[level]
 
         def begin_one(generator: Generator, given: Latents | None) -> Beginning:
             # Drawn in diffusers' order: noise of the image, then the latents.
-            noisy = np.sqrt(kept) * image + np.sqrt(1 - kept) * generator.normal(image.shape)
+            noise = generator.normal(image.shape)
+            noisy = np.asarray(np.sqrt(alpha_bar) * image + np.sqrt(1 - alpha_bar) * noise, np.float32)
             latents = request.schedule.first_latents(self.stage.noise(request, generator, given))
             return Beginning(latents=latents, concat={"": noisy})
 

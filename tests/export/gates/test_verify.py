@@ -17,7 +17,7 @@ from latentrt.bundle.tensors import sized
 from latentrt.errors import GateError
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
 from latentrt_export.component import export_component
-from latentrt_export.families import PIPELINES, plan_export
+from latentrt_export.families import PIPELINES, stable_diffusion
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates.verify import compare, get_tolerance, rms_bound
 from latentrt_export.modules.module import ComponentModule, Shapes
@@ -199,10 +199,8 @@ def test_a_weight_beyond_half_is_caught(tmp_path: Path) -> None:
 def test_every_recorded_result_is_within_its_bound(request: pytest.FixtureRequest, family: str) -> None:
     exported: Exported = request.getfixturevalue(family)
     components = Bundle.open(exported.bundle).manifest.components
-    modules = {
-        plan.name: plan.module
-        for plan in plan_export(open_checkpoint(exported.checkpoint, pipelines=PIPELINES)).components
-    }
+    checkpoint = open_checkpoint(exported.checkpoint, pipelines=PIPELINES)
+    modules = {plan.name: plan.module for plan in stable_diffusion._components(checkpoint, ("text-to-image",))}
     assert set(components) == set(modules) - ({"preview_decoder"} if family == "sd1" else set())
     for name, component in components.items():
         traced = {spec.name: sized(spec, _module(modules[name]).trace_shapes) for spec in component.inputs}
