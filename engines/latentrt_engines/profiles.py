@@ -207,11 +207,18 @@ def component_profile(
         "pixel_height": profile.height,
         "pixel_width": profile.width,
     }
+    # An input image in 8 bits has any size: the graph itself resizes it.
+    low, high = manifest.limits.min_side, manifest.limits.max_side
+    input_image = {
+        "pixel_height": DimRange(min=low, opt=profile.height.opt, max=high),
+        "pixel_width": DimRange(min=low, opt=profile.width.opt, max=high),
+    }
     found = {}
     for spec in component.inputs:
         encoder = manifest.tokenizers.get(spec.source.partition(".")[0])
         tokens = {"tokens": profile.chunks.times(encoder.length)} if encoder is not None else {}
-        found[spec.name] = _shape_range(name, spec, {**ranges, **tokens})
+        sizes = input_image if spec.source == "image" and spec.dtype == "uint8" else {}
+        found[spec.name] = _shape_range(name, spec, {**ranges, **sizes, **tokens})
     return found
 
 

@@ -183,6 +183,14 @@ def test_the_encoder_takes_one_picture_in_pixels() -> None:
     assert found == {"pixels": ShapeRange(min=(1, 3, 32, 64), opt=(1, 3, 64, 64), max=(1, 3, 96, 128))}
 
 
+def test_the_image_encoder_takes_one_image_of_any_size() -> None:
+    """Its graph resizes the input image, which need not have the size of the result."""
+    pixels = InputSpec("pixels", "uint8", ("batch", "pixel_height", "pixel_width", 3), "image")
+    encoder = msgspec.structs.replace(SAMPLE.components["vae_encoder"], inputs=(pixels,))
+    found = component_profile("image_encoder", encoder, image_profile(SAMPLE, size="64x32", batch="4"), SAMPLE)
+    assert found == {"pixels": ShapeRange(min=(1, 32, 32, 3), opt=(1, 32, 64, 3), max=(1, 1024, 1024, 3))}
+
+
 def spans(smallest: int, largest: int, factor: int = 1) -> st.SearchStrategy[DimRange]:
     numbers = st.lists(st.integers(smallest, largest), min_size=3, max_size=3).map(sorted)
     return numbers.map(lambda three: dims(*(number * factor for number in three)))

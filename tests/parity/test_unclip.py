@@ -88,8 +88,8 @@ def test_the_class_labels_are_the_noised_embedding(model: Exported, pipe: Any, n
 
 def test_without_a_prompt_the_image_alone_decides(model: Exported) -> None:
     pipeline = Pipeline.load(model.bundle, device="cpu")
-    call: dict[str, Any] = {"image": input_image(64, 64), "seed": 7}
-    call |= {"num_inference_steps": 2, "output_type": "latent", "safety": "off"}
+    call: dict[str, Any] = {"image": input_image(64, 64), "seed": 7, "num_inference_steps": 2, "safety": "off"}
+    call["output_type"] = "latent"
     found, expected = pipeline(**call).images, pipeline("", noise_level=0, **call).images
     np.testing.assert_array_equal(found, expected)
     assert np.abs(pipeline("", noise_level=999, **call).images - found).max() > 1e-3

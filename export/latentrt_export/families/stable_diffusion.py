@@ -110,13 +110,14 @@ def _max_noise_level(
 
 def _components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator[ComponentPlan]:
     variation, noised = "image-variation" in tasks, "unclip" in tasks
-    yield ComponentPlan(
-        name="image_encoder",
-        role="image-encoder",
-        module="image_encoder:NoisedImageEncoder" if noised else "image_encoder:ImageEncoder",
-        weights="image_encoder",
-        sources={"pixels": "image"} | ({"noise_level": "noise-level"} if noised else {}),
-    )
+    if variation or noised:
+        yield ComponentPlan(
+            name="image_encoder",
+            role="image-encoder",
+            module="image_encoder:NoisedImageEncoder" if noised else "image_encoder:ImageEncoder",
+            weights="image_encoder",
+            sources={"pixels": "image"} | ({"noise_level": "noise-level"} if noised else {}),
+        )
     yield ComponentPlan(
         name="text_encoder",
         role="text-encoder",

@@ -22,17 +22,14 @@ from latentrt_export.modules.module import ComponentModule, Shapes
 __all__ = ["ImageEncoder", "NoisedImageEncoder"]
 
 
-class ImageEncoder(ComponentModule):
-    """Pixels of any size → `image_embeds`, the projected embedding of each image.
+class _ClipEncoder(ComponentModule):
+    """CLIP's vision tower and projection, with the preprocessing inside, in float32 whatever the weights' precision."""
 
-    CLIP's preprocessing is inside, in float32 whatever the precision of the weights.
-    """
-
-    trace_shapes: ClassVar[Shapes] = {"images": 2, "pixel_height": 320, "pixel_width": 256}
+    trace_shapes: ClassVar[Shapes] = {"batch": 2, "pixel_height": 320, "pixel_width": 256}
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (
-        {"images": 1, "pixel_height": 64, "pixel_width": 64},
-        {"images": 3, "pixel_height": 456, "pixel_width": 520},
-        {"images": 2, "pixel_height": 513, "pixel_width": 200},
+        {"batch": 1, "pixel_height": 64, "pixel_width": 64},
+        {"batch": 3, "pixel_height": 456, "pixel_width": 520},
+        {"batch": 2, "pixel_height": 513, "pixel_width": 200},
     )
 
     def __init__(self, model: Any, preprocessing: PreprocessorConfig) -> None:
@@ -42,18 +39,10 @@ class ImageEncoder(ComponentModule):
         # torch's fused attention exports guards (IsNaN, Where) for masks, and there is none
         model.set_attn_implementation("eager")
         self.width: int = model.config.projection_dim
-        self.inputs = (TensorSpec("pixels", "uint8", ("images", "pixel_height", "pixel_width", 3)),)
-        self.outputs = (TensorSpec("image_embeds", "float32", ("images", self.width)),)
-
-    @classmethod
-    def load(cls, checkpoint: Path, variant: str | None) -> Self:
-        return cls(*_load_encoder(checkpoint, variant)).eval()
-
-    def forward(self, pixels: Tensor) -> Any:
-        return self.embed(pixels)
+        self.inputs = (TensorSpec("pixels", "uint8", ("batch", "pixel_height", "pixel_width", 3)),)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Return the embeddings [images, width] of uint8 pixels [images, height, width, 3]."""
+        """Return the embeddings [batch, width] of uint8 pixels [batch, height, width, 3]."""
         seen = self.preprocessing(pixels).to(self.model.visual_projection.weight.dtype)
         return self.model(seen).image_embeds  # type: ignore[no-any-return]
 
@@ -61,15 +50,30 @@ class ImageEncoder(ComponentModule):
         return parameter.removeprefix("model.")
 
 
-class NoisedImageEncoder(ImageEncoder):
+class ImageEncoder(_ClipEncoder):
+    """Pixels of any size → `image_embeds`, the projected embedding of each image."""
+
+    def __init__(self, model: Any, preprocessing: PreprocessorConfig) -> None:
+        super().__init__(model, preprocessing)
+        self.outputs = (TensorSpec("image_embeds", "float32", ("batch", self.width)),)
+
+    @classmethod
+    def load(cls, checkpoint: Path, variant: str | None) -> Self:
+        return cls(*_load_encoder(checkpoint, variant)).eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.embed(pixels)
+
+
+class NoisedImageEncoder(_ClipEncoder):
     """Pixels and a noise level → the distribution of the noised embedding, stable unCLIP's class labels.
 
     diffusers normalises the embedding, adds noise z by the noising scheduler, reverts the normalisation, and appends
     the sines of the noise level (`StableUnCLIPImg2ImgPipeline.noise_image_embeddings`). With the normalizer's μ and s
     that is μ + √ᾱ · (e − μ) + √(1 − ᾱ) · s · z, so the outputs are
 
-    - `class_labels`: [images, 2 · width], that sum at z = 0, then the sines;
-    - `noise_scale`: [images, width], the factor of z.
+    - `class_labels`: [batch, 2 · width], that sum at z = 0, then the sines;
+    - `noise_scale`: [batch, width], the factor of z.
 
     Args:
         model, preprocessing: as for `ImageEncoder`.
@@ -84,10 +88,10 @@ class NoisedImageEncoder(ImageEncoder):
         super().__init__(model, preprocessing)
         self.normalizer = normalizer
         self.alphas_cumprod = training_alphas(noising).tolist()
-        self.inputs += (TensorSpec("noise_level", "int64", ("images",)),)
+        self.inputs += (TensorSpec("noise_level", "int64", ("batch",)),)
         self.outputs = (
-            TensorSpec("class_labels", "float32", ("images", 2 * self.width)),
-            TensorSpec("noise_scale", "float32", ("images", self.width)),
+            TensorSpec("class_labels", "float32", ("batch", 2 * self.width)),
+            TensorSpec("noise_scale", "float32", ("batch", self.width)),
         )
 
     @classmethod
@@ -97,7 +101,7 @@ class NoisedImageEncoder(ImageEncoder):
         noising = read_object(checkpoint / "image_noising_scheduler" / "scheduler_config.json")
         return cls(model, preprocessing, normalizer, noising).eval()
 
-    def forward(self, pixels: Tensor, noise_level: Tensor) -> Any:  # type: ignore[override]
+    def forward(self, pixels: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
         alphas_cumprod = torch.tensor(self.alphas_cumprod, dtype=torch.float32)
         signal, noise = (table.index_select(0, noise_level)[:, None] for table in _square_roots(alphas_cumprod))
         center, scale = self.normalizer.mean, self.normalizer.std

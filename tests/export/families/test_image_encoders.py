@@ -1,0 +1,94 @@
+"""The plans of checkpoints with an image encoder: image variation and stable unCLIP."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentrt.errors import CheckpointError
+from latentrt_export.families import plan_export
+from latentrt_export.families.plan import ExportPlan
+from tests.export.skeleton import open_skeleton, write_json, write_skeleton, write_weights
+from tests.tiny import NOISING_SCHEDULER, PREPROCESSOR
+
+VARIATION, UNCLIP = "StableDiffusionImageVariationPipeline", "StableUnCLIPImg2ImgPipeline"
+UNET: dict[str, dict[str, Any]] = {
+    VARIATION: {"cross_attention_dim": 48},
+    UNCLIP: {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 96},
+}
+
+
+def plan(
+    folder: Path,
+    pipeline: str,
+    *,
+    unet: dict[str, Any] | None = None,
+    encoder: dict[str, Any] | None = None,
+    noising: dict[str, Any] | None = None,
+    preprocessor: dict[str, Any] | None = None,
+) -> ExportPlan:
+    """Plan the export of a skeleton whose configurations have these keys."""
+    write_skeleton(folder)
+    index = folder / "model_index.json"
+    write_json(index, {**json.loads(index.read_text()), "_class_name": pipeline, "safety_checker": [None, None]})
+    if pipeline == VARIATION:
+        shutil.rmtree(folder / "text_encoder")
+    config = folder / "unet" / "config.json"
+    write_json(config, {**json.loads(config.read_text()), **UNET[pipeline], **(unet or {})})
+    write_json(folder / "image_encoder" / "config.json", {"projection_dim": 48, **(encoder or {})})
+    write_weights(folder / "image_encoder" / "model.safetensors")
+    write_json(folder / "feature_extractor" / "preprocessor_config.json", {**PREPROCESSOR, **(preprocessor or {})})
+    if pipeline == UNCLIP:
+        write_json(folder / "image_normalizer" / "config.json", {})
+        write_weights(folder / "image_normalizer" / "diffusion_pytorch_model.safetensors")
+        write_json(
+            folder / "image_noising_scheduler" / "scheduler_config.json", {**NOISING_SCHEDULER, **(noising or {})}
+        )
+    return plan_export(open_skeleton(folder))
+
+
+def test_image_variation_has_no_text_encoder(tmp_path: Path) -> None:
+    found = plan(tmp_path, VARIATION)
+    assert (found.family, found.tasks, found.tokenizers) == ("stable-diffusion-1", ("image-variation",), {})
+    assert (found.limits.max_clip_skip, found.limits.max_noise_level) == (0, 0)
+    components = {each.name: each for each in found.components}
+    assert [*components] == ["image_encoder", "vae_encoder", "unet", "vae_decoder"]
+    assert components["image_encoder"].sources == {"pixels": "image"}
+    assert components["unet"].sources["encoder_hidden_states"] == "image_encoder.image_embeds"
+
+
+def test_its_version_follows_from_the_denoiser(tmp_path: Path) -> None:
+    assert plan(tmp_path, VARIATION, unet={"use_linear_projection": True}).family == "stable-diffusion-2"
+
+
+def test_unclip_has_both_encoders(tmp_path: Path) -> None:
+    found = plan(tmp_path, UNCLIP, noising={"num_train_timesteps": 500})
+    assert (found.tasks, [*found.tokenizers]) == (("unclip",), ["text_encoder"])
+    assert found.limits.max_noise_level == 499
+    components = {each.name: each for each in found.components}
+    assert [*components] == ["image_encoder", "text_encoder", "vae_encoder", "unet", "vae_decoder"]
+    assert components["image_encoder"].sources == {"pixels": "image", "noise_level": "noise-level"}
+    assert components["unet"].sources["class_labels"] == "image_encoder.class_labels"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "configs", "fragment"),
+    [
+        (VARIATION, {"unet": {"cross_attention_dim": 64}}, "cross_attention_dim 64, expected 48"),
+        (VARIATION, {"encoder": {"image_size": 336}}, r"crops to \(224, 224\), expected \(336, 336\)"),
+        (VARIATION, {"preprocessor": {"resample": 2}}, "resample 2"),
+        (VARIATION, {"unet": {"in_channels": 8}}, "in_channels 8, expected 4"),
+        (UNCLIP, {"unet": {"class_embed_type": "timestep"}}, "class_embed_type 'timestep', expected 'projection'"),
+        (UNCLIP, {"encoder": {"projection_dim": 64}}, "projection_class_embeddings_input_dim 96, expected 128"),
+        (UNCLIP, {"noising": {"beta_schedule": "unknown"}}, "image_noising_scheduler"),
+    ],
+)
+def test_configurations_that_contradict_one_another(
+    tmp_path: Path, pipeline: str, configs: dict[str, Any], fragment: str
+) -> None:
+    with pytest.raises(CheckpointError, match=fragment):
+        plan(tmp_path, pipeline, **configs)
