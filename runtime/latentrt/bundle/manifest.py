@@ -207,7 +207,7 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
     - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last); where the component has a
       `preprocessing`, float32 as that makes it;
     - `images`: the finished images of a request, uint8 (channels last);
-    - `noise-level`: the noise level of an upscaler's low-resolution image;
+    - `noise-level`: the level of the noise that is added to the input image (upscaling) or its embedding;
     - `option:NAME`: a request option, such as `option:clip_skip`;
     - `COMPONENT.OUTPUT`: the output of another component, such as `encoder.hidden_states`.
 

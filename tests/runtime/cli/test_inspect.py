@@ -31,7 +31,7 @@ def run(*args: str | Path) -> int:
     return caught.value.code
 
 
-def picture(place: Path, **changes: Any) -> Path:
+def image_file(place: Path, options: dict[str, Any] | None = None, **changes: Any) -> Path:
     record = ImageRecord(
         prompt="a red circle",
         seed=7,
@@ -41,6 +41,7 @@ def picture(place: Path, **changes: Any) -> Path:
             "guidance_scale": 7.5,
             "width": 16,
             "height": 8,
+            **(options or {}),
         },
         bundle_digest="sha256:" + "0" * 64,
         bundle_name="my-model",
@@ -60,10 +61,10 @@ def test_a_bundle_whose_tokens_are_merged(folder: Path, capsys: pytest.CaptureFi
     assert "0.5 of the tokens of unet, in 2 of its blocks: down_blocks.0, up_blocks.3" in capsys.readouterr().out
 
 
-def test_a_picture_drawn_with_merged_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("inspect", picture(tmp_path / "out.png", token_merging=0.5)) == 0
+def test_an_image_generated_with_merged_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", image_file(tmp_path / "out.png", token_merging=0.5)) == 0
     assert "token merging 0.5" in capsys.readouterr().out
-    assert run("inspect", picture(tmp_path / "out.png")) == 0
+    assert run("inspect", image_file(tmp_path / "out.png")) == 0
     assert "token merging" not in capsys.readouterr().out
 
 
@@ -166,42 +167,42 @@ def test_a_manifest_cannot_talk_to_the_terminal(folder: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
-def test_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str], extension: str) -> None:
-    assert run("inspect", picture(tmp_path / f"out.{extension}")) == 0
+def test_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str], extension: str) -> None:
+    assert run("inspect", image_file(tmp_path / f"out.{extension}")) == 0
     out = capsys.readouterr().out
     for shown in ("16 × 8", "a red circle", "euler_a", "sha256:000", "block", "yes, concepts 3, highest score 0.020"):
         assert shown in out
 
 
-def test_a_picture_drawn_with_safety_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("inspect", picture(tmp_path / "out.png", safety=SafetyRecord(policy="off"))) == 0
+def test_an_image_generated_with_safety_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", image_file(tmp_path / "out.png", safety=SafetyRecord(policy="off"))) == 0
     assert "off, nothing was asked" in capsys.readouterr().out
 
 
-def test_a_picture_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("inspect", "--json", picture(tmp_path / "out.png")) == 0
+def test_an_image_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", "--json", image_file(tmp_path / "out.png")) == 0
     tree = json.loads(capsys.readouterr().out)
     assert (tree["record"]["seed"], tree["width"], tree["file_format"]) == (7, 16, "PNG")
 
 
-def test_a_picture_of_another_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_of_another_tool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(Image.new("RGB", (8, 8)), tmp_path / "out.png", {"parameters": "a cat\nSteps: 20"})
     assert run("inspect", tmp_path / "out.png") == 0
     assert "a cat\n              Steps: 20\n" in capsys.readouterr().out
 
 
-def test_a_picture_that_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_that_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(Image.new("RGB", (8, 8)), tmp_path / "out.png")
     assert run("inspect", tmp_path / "out.png") == 0
     assert "no metadata" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_picture_cannot_talk_to_the_terminal(
+def test_an_image_cannot_talk_to_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     hostile = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e[link=http://x]y[/]\r\ud800"
-    picture(tmp_path / "ours.png", prompt=hostile, bundle_name=hostile, sampler=hostile)
+    image_file(tmp_path / "ours.png", {"sampler": hostile, hostile: hostile}, prompt=hostile, bundle_name=hostile)
     save(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", {"parameters": hostile.replace("\ud800", "")})
     for name in ("ours.png", "theirs.png"):
         assert run("inspect", *options, tmp_path / name) == 0

@@ -115,7 +115,7 @@ def test_the_start_of_a_request_decides_its_task(pipeline: Pipeline) -> None:
 
 def test_a_task_that_the_bundle_cannot_do_is_refused_with_advice(bundle: Bundle) -> None:
     pipeline = open_pipeline(change(bundle, tasks=("inpainting",)))
-    with pytest.raises(RequestError, match=r"text-to-image.*inpainting.*`image` and `mask_image`"):
+    with pytest.raises(RequestError, match=r"text-to-image.*inpainting.*`image`, and `mask_image`"):
         resolve(pipeline)
     pipeline = open_pipeline(change(bundle, tasks=("text-to-image",)))
     with pytest.raises(RequestError, match=r"image-to-image.*text-to-image"):
