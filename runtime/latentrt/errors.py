@@ -58,9 +58,19 @@ class LatentRTError(Exception):
         """Return the message with each option spelled as the caller wrote it.
 
         Args:
-            spelling: keyword → spelling, such as `num_inference_steps` → `--steps`.
+            spelling: keyword → spelling, such as `num_inference_steps` → `--steps`, or keyword and value, such as
+                `parts=False` → `--no-parts`.
         """
-        return re.sub(r"`(\w+)`", lambda match: spelling.get(match[1], match[0]), str(self))
+
+        def spell(found: re.Match[str]) -> str:
+            whole, keyword, value = found[1], found[2], found[3]
+            if whole in spelling:
+                return spelling[whole]
+            if keyword not in spelling or value == "None":
+                return found[0]
+            return f"{spelling[keyword]} {value.strip(chr(39))}"
+
+        return re.sub(r"`((\w+)(?:=([^`]*))?)`", spell, str(self))
 
 
 class RequestError(LatentRTError):

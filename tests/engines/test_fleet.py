@@ -68,7 +68,7 @@ def test_gpus_of_one_capability_share_an_engine(sample: Bundle, cache: EngineCac
 
 
 def test_images_and_components_that_the_bundle_does_not_support(sample: Bundle, cache: EngineCache) -> None:
-    with pytest.raises(RequestError, match="width of 63"):
+    with pytest.raises(RequestError, match="`size`: got a width of 63"):
         plan(sample, cache, "rtx4090", size=("63",))
     with pytest.raises(RequestError, match="component 'vae'"):
         plan(sample, cache, "rtx4090", component=("vae",))

@@ -92,7 +92,7 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        _fail(error)
+        _fail(error, arguments)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -101,11 +101,21 @@ def _skip_openvino_converter() -> None:
     sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]  # None: it cannot be imported
 
 
-def _fail(error: Exception) -> None:
-    if isinstance(error, LatentRTError):
-        from latentrt.cli.request_options import SPELLING
+def _find_command(arguments: list[str]) -> click.Command:
+    """Return the command that the arguments call."""
+    command: click.Command = _group
+    for argument in arguments:
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(click.Context(command), argument) or command
+    return command
 
-        click.echo(f"error: {error.describe(SPELLING)}", err=True)
+
+def _fail(error: Exception, arguments: list[str]) -> None:
+    if isinstance(error, LatentRTError):
+        from latentrt.cli.request_options import SPELLING, command_spelling
+
+        click.echo(f"error: {error.describe({**SPELLING, **command_spelling(_find_command(arguments))})}", err=True)
         sys.exit(error.exit_code)
     click.echo(f"error: {type(error).__name__}: {error}\nThis is a defect of latentrt; --debug shows where.", err=True)
     sys.exit(1)

@@ -11,7 +11,7 @@ import click
 from latentrt.cli.option import Option as KeyValue
 from latentrt.request import OPTIONS, Option
 
-__all__ = ["SPELLING", "given_options", "request_options"]
+__all__ = ["SPELLING", "command_spelling", "given_options", "request_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +26,18 @@ SPELLING: dict[str, str] = {
     "num_images_per_prompt": "--images",
     **{name: f"--{name}" for name in ("device", "digest", "precision", "provider", "threads")},
 }
+
+
+def command_spelling(command: click.Command) -> dict[str, str]:
+    """Return how a command's own options are spelled, by the keywords that Python calls them by."""
+    spelling = {}
+    for parameter in command.params:
+        for option in (*parameter.opts, *parameter.secondary_opts):
+            if option.startswith("--no-"):
+                spelling[f"{option.removeprefix('--no-').replace('-', '_')}=False"] = option
+            elif option.startswith("--"):
+                spelling[parameter.name or ""] = option
+    return spelling
 
 
 def request_options(*keywords: str) -> Callable[[F], F]:

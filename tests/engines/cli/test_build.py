@@ -71,7 +71,7 @@ def test_a_graph_that_cannot_be_built(latentrt: Caller, cache: EngineCache, tmp_
         (("--compute-capabilities", "9.0"), 2, "compute capability 9.0"),
         (("--gpu", "l4"), 2, "--gpu l4,"),
         (("--gpus", "rtx4090,l4,h100"), 2, "--gpu l4,h100,"),
-        ((*FOR_4090, "--size", "63"), 2, "width of 63"),
+        ((*FOR_4090, "--size", "63"), 2, "--size: got a width of 63"),
         ((*FOR_4090, "--component", "vae"), 2, "component 'vae'"),
         ((*FOR_4090, "--workspace", "much"), 2, "workspace 'much'"),
         ((*FOR_4090, "--version-compatible", "--refittable"), 2, "--version-compatible with --refittable"),

@@ -229,8 +229,8 @@ def test_a_failed_build_does_not_stop_the_others(latentrt: Caller, cache: Engine
         ((), 2, "Missing option '--gpus'"),
         (("--gpus", "rtx1"), 2, "GPU 'rtx1'"),
         (("--gpus", ","), 2, "at least one"),
-        ((*FLEET, "--size", "63"), 2, "width of 63"),
-        ((*FLEET, "--batch", "many"), 2, "batch 'many'"),
+        ((*FLEET, "--size", "63"), 2, "--size: got a width of 63"),
+        ((*FLEET, "--batch", "many"), 2, "--batch: got 'many'"),
         ((*FLEET, "--digest", f"sha256:{'0' * 64}"), 4, "sha256:000"),
     ],
 )

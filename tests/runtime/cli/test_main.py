@@ -7,7 +7,7 @@ import pytest
 
 from latentrt import errors
 from latentrt.cli import main as cli
-from latentrt.cli.request_options import SPELLING
+from latentrt.cli.request_options import SPELLING, command_spelling
 from latentrt.errors import LatentRTError, RequestError
 from tests.runtime.cli.conftest import Caller
 
@@ -82,6 +82,17 @@ def test_options_are_spelled_as_on_the_command_line(latentrt: Caller, raising: l
 )
 def test_the_spelling_of_an_option(keyword: str, spelled: str) -> None:
     assert RequestError(f"`{keyword}`: got 0").describe(SPELLING) == f"{spelled}: got 0"
+
+
+def test_options_are_spelled_as_the_called_command_spells_them() -> None:
+    @click.command()
+    @click.option("--no-parts", is_flag=True)
+    @click.option("--format", "precision")
+    def command(no_parts: bool, precision: str | None) -> None: ...
+
+    spelling = command_spelling(command)
+    error = RequestError("pass `parts=False` or `precision='float16'`, or `parts=True`, not `precision=None`")
+    assert error.describe(spelling) == "pass --no-parts or --format float16, or `parts=True`, not `precision=None`"
 
 
 def test_a_defect_is_called_one(latentrt: Caller, raising: list[BaseException]) -> None:
