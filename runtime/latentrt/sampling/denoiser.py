@@ -23,6 +23,8 @@ DEEP_FEATURES, KEYS_AND_VALUES = "deep_features", "cross_attention_kv"
 # Different batches of which a stacked input is kept; a request has one or two (guided and unguided rows) for each
 # number of chunks of its prompts.
 _MOST_STACKS = 4
+# Timesteps whose embeddings are kept beside those of the samples at hand: a few kilobytes each, per residual block.
+_MOST_TIMESTEPS = 4000
 
 
 class Conditioning:
@@ -266,15 +268,15 @@ class SplitDenoiser(Denoiser):
     def _embed_timesteps(self, feeds: Arrays, evaluations: Sequence[Evaluation]) -> Arrays:
         """Return the time embedding's projections of each evaluation's timestep."""
         timesteps = feeds[self.timestep].tolist()
-        if any(each not in self._places for each in timesteps):
+        if not self._places.keys() >= set(timesteps):
             # Not `np.unique`, which imports masked arrays: a tenth of the time that a small model's loop takes.
-            wanted = {*self._places, *timesteps}
-            for evaluation in evaluations:
-                wanted.update(evaluation.timesteps.tolist())
+            wanted = set(timesteps).union(*(evaluation.timesteps.tolist() for evaluation in evaluations))
+            if len(self._places) < _MOST_TIMESTEPS:
+                wanted.update(self._places)  # of other samples, which may still be under way
             values = np.array(sorted(wanted), np.float32)
             self._rows = self._open_part("time_embedding").run({self.timestep: values})
             self._places = {each: place for place, each in enumerate(values.tolist())}
-        places = [self._places[each] for each in timesteps]
+        places = list(map(self._places.__getitem__, timesteps))
         return {name: rows[places] for name, rows in self._rows.items()}
 
     def _keys_and_values(self, evaluations: Sequence[Evaluation]) -> Arrays:

@@ -62,8 +62,9 @@ class Sample:
             raise ValueError(
                 f"latents: got {latents.dtype} {latents.shape}, expected float32 (channels, height, width)"
             )
-        if not 0 <= row < len(schedule):
-            raise ValueError(f"row: got {row}, expected 0 to {len(schedule) - 1}")
+        rows = len(schedule)
+        if not 0 <= row < rows:
+            raise ValueError(f"row: got {row}, expected 0 to {rows - 1}")
         if schedule.looks_back_beyond(row):
             raise ValueError(f"row: got {row}, but the schedule looks back beyond it; begin at an earlier row")
         if noise is None and np.any(schedule.noise_draws[row:]):
@@ -72,7 +73,7 @@ class Sample:
         self._latents: Latents | None = latents
         self._resident: Resident | None = None
         self._error: LatentRTError | None = None
-        self.deep_cache, self.after_row, self.row = deep_cache, after_row, row
+        self.deep_cache, self.after_row, self.row, self._rows = deep_cache, after_row, row, rows
         self._shape: tuple[int, ...] = latents.shape
         self._recurrence = Recurrence(schedule)
         self._evaluations = {name: Evaluation(each, latents.shape, schedule.t) for name, each in conditioning.items()}
@@ -125,16 +126,15 @@ class Sample:
     @property
     def done(self) -> bool:
         """Whether every row has been computed."""
-        return self.row == len(self.schedule)
+        return self.row == self._rows
 
     def evaluations(self) -> list[Evaluation]:
         """Return the evaluations that the next row needs."""
-        return [self._evaluations[name] for name in self.guidance.evaluations(self.row, len(self.schedule))]
+        return [self._evaluations[name] for name in self.guidance.evaluations(self.row, self._rows)]
 
     def all_evaluations(self) -> list[list[Evaluation]]:
         """Return the evaluations of every kind of row that is left: guided, unguided."""
-        rows = range(self.row, len(self.schedule))
-        kinds = dict.fromkeys(self.guidance.evaluations(row, len(self.schedule)) for row in rows)
+        kinds = dict.fromkeys(self.guidance.evaluations(row, self._rows) for row in range(self.row, self._rows))
         return [[self._evaluations[name] for name in kind] for kind in kinds]
 
     def reuses_features(self, evaluations: Sequence[Evaluation]) -> bool:
