@@ -11,7 +11,6 @@ This module imports nothing heavy: the command line reads it to print its help.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -330,6 +329,8 @@ class Request:
         groups: dict[str, dict[str, Any]] = {}
         for keyword, value in values.items():
             if keyword not in OPTIONS:
+                import difflib  # only on errors
+
                 near = difflib.get_close_matches(keyword, OPTIONS, n=1)
                 raise TypeError(
                     f"got an unexpected keyword {keyword!r}{f'; did you mean {near[0]!r}?' if near else ''}"
