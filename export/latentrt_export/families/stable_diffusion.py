@@ -40,7 +40,10 @@ _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableUnCLIPImg2ImgPipeline": {4: ("unclip",)},
 }
 # The source of the UNet's class labels, where it has them.
-_CLASS_LABELS = {"StableDiffusionUpscalePipeline": {"class_labels": "noise-level"}}
+_CLASS_LABELS = {
+    "StableDiffusionUpscalePipeline": {"class_labels": "noise-level"},
+    "StableUnCLIPImg2ImgPipeline": {"class_labels": "image_encoder.class_labels"},
+}
 _FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 PIPELINES: Mapping[str, PipelineClass] = {
     **{name: PipelineClass(components=_FOLDERS) for name in _TASKS},
