@@ -596,7 +596,8 @@ def _owner_problems(manifest: Manifest) -> Iterator[str]:
         if sorted(owners) != expected:
             yield f"{key} are of {sorted(owners)}, expected one of each of {expected}"
     for name, component in manifest.components.items():
-        if component.input_from("noise-level") is not None and LOW_RES_SCHEDULER not in manifest.schedulers:
+        noised = component.role == "denoiser" and component.input_from("noise-level") is not None
+        if noised and LOW_RES_SCHEDULER not in manifest.schedulers:
             yield f"{name} takes a noise level, expected {LOW_RES_SCHEDULER} among schedulers"
         if component.role == "depth-estimator" and component.preprocessing is None:
             yield f"{name} has no preprocessing, expected one, as every depth-estimator has"
