@@ -50,9 +50,7 @@ class Silent:
 def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
     """SD 1.x in float32 from sharded weights, or SD 2.x in float16 from the hub's fp16 variant and with a tiny
     autoencoder; both with a part for DeepCache."""
-    shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
-    root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
-    root.mkdir(parents=True, exist_ok=True)
+    root = _root(factory)
     if not _make(root, family, wait=False):
         # Another process is at it. Meanwhile make the other one, which will be wanted as well.
         _make(root, "sd2" if family == "sd1" else "sd1", wait=False)
@@ -61,17 +59,25 @@ def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
     return Exported(family=family, checkpoint=root / f"{family}-checkpoint", variant=variant, bundle=root / family)
 
 
-def exported_task(factory: pytest.TempPathFactory, task: Task) -> Exported:
-    """SD 1.x of another task, in float32 and without parts."""
-    shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
-    root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
-    root.mkdir(parents=True, exist_ok=True)
+def exported_task(
+    factory: pytest.TempPathFactory, task: Task, family: Family = "sd1", *, parts: bool = False
+) -> Exported:
+    """A bundle of another task in float32; SD 2.x without a classifier."""
+    root = _root(factory)
     checkpoint, bundle = root / f"{task}-checkpoint", root / task
     with FileLock(root / f"{task}.lock"):
         if not bundle.exists():
-            make_checkpoint(checkpoint, "sd1", task=task)
-            export_checkpoint(checkpoint, bundle, parts=False, progress=Silent())
-    return Exported(family="sd1", checkpoint=checkpoint, variant=None, bundle=bundle)
+            make_checkpoint(checkpoint, family, task=task, safety="none" if family == "sd2" else "quiet")
+            export_checkpoint(checkpoint, bundle, parts=parts, progress=Silent())
+    return Exported(family=family, checkpoint=checkpoint, variant=None, bundle=bundle)
+
+
+def _root(factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of bundles that all processes share."""
+    shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
+    root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
+    root.mkdir(parents=True, exist_ok=True)
+    return root
 
 
 def _make(root: Path, family: Family, *, wait: bool) -> bool:
@@ -93,16 +99,3 @@ def _make_now(checkpoint: Path, bundle: Path, family: Family) -> None:
     precision: Precision = "float32" if family == "sd1" else "float16"
     preview = None if family == "sd1" else make_preview_decoder(checkpoint.with_name(f"{family}-preview"))
     export_checkpoint(checkpoint, bundle, precision=precision, preview_decoder=preview, deep_cache=0, progress=Silent())
-
-
-def exported_for_task(factory: pytest.TempPathFactory, task: Task) -> Exported:
-    """A Stable Diffusion 2.x of another task in float32, without a classifier."""
-    shared = factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else factory.getbasetemp()
-    root = Path(os.environ.get("LATENTRT_TEST_BUNDLES", shared / "bundles"))
-    root.mkdir(parents=True, exist_ok=True)
-    checkpoint, bundle = root / f"{task}-checkpoint", root / task
-    with FileLock(root / f"{task}.lock"):
-        if not bundle.exists():
-            make_checkpoint(checkpoint, "sd2", task=task, safety="none")
-            export_checkpoint(checkpoint, bundle, progress=Silent())
-    return Exported(family="sd2", checkpoint=checkpoint, variant=None, bundle=bundle)

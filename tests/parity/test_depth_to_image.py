@@ -16,7 +16,7 @@ from PIL import Image
 from latentrt import Pipeline
 from latentrt.bundle.bundle import Bundle
 from latentrt.errors import RequestError
-from tests.exported import Exported, exported_for_task
+from tests.exported import Exported, exported_task
 from tests.parity.test_tasks import GUIDANCE, PROMPT, compare, input_image
 
 pytestmark = pytest.mark.filterwarnings(
@@ -29,7 +29,7 @@ CALL: dict[str, Any] = {"strength": 0.6, "num_inference_steps": 7}
 @pytest.fixture(scope="module")
 def depth(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny depth-to-image model."""
-    return exported_for_task(tmp_path_factory, "depth-to-image")
+    return exported_task(tmp_path_factory, "depth-to-image", "sd2")
 
 
 @pytest.fixture(scope="module")

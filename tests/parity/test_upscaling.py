@@ -14,7 +14,7 @@ from diffusers import StableDiffusionUpscalePipeline
 from latentrt import Pipeline
 from latentrt.bundle.bundle import Bundle
 from latentrt.errors import RequestError
-from tests.exported import Exported, exported_for_task
+from tests.exported import Exported, exported_task
 from tests.parity.test_tasks import GUIDANCE, PROMPT, compare, input_image
 
 pytestmark = pytest.mark.filterwarnings(
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def upscaler(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny ×4 upscaler."""
-    return exported_for_task(tmp_path_factory, "upscaling")
+    return exported_task(tmp_path_factory, "upscaling", "sd2", parts=True)
 
 
 @pytest.fixture(scope="module")
