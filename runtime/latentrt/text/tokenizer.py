@@ -48,8 +48,8 @@ class Tokenizer:
         """Return the token ids of a text of any length, int64 [chunks, length].
 
         The tokens are split into pieces of `length` − 2 (75 for CLIP), and each piece is framed as in the encoder's
-        training: begin, tokens, end, padding. A text of one chunk has the ids that transformers' `CLIPTokenizer` returns
-        with `padding="max_length"`.
+        training: begin, tokens, end, padding. For a text of one chunk the ids are those of transformers'
+        `CLIPTokenizer` with `padding="max_length"`.
         """
         ids = self._backend.encode(text, add_special_tokens=False).ids
         room = self.frame.length - 2
