@@ -1,8 +1,8 @@
-"""Decides which backend runs each component of a bundle on this machine, and says why.
+"""Decides which backend runs each component of a bundle on this machine, and gives the reason.
 
 The preference, best first: an engine for this GPU, ONNX Runtime on the GPU, OpenVINO on the CPU, ONNX Runtime on the
-CPU. `auto` takes the best that is available, component by component, and says why it is not better; a device that is
-named is used or refused.
+CPU. `auto` takes the best that is available, component by component, with the reason why no better one is; a device
+that is named is used, or it is an error.
 
 On a CPU everything is computed in float32 unless a precision is named, so that the image of a seed does not depend on
 the machine. An int8 bundle computes its int8 graphs, and bfloat16 around them where the CPU has it, as it is
@@ -74,7 +74,7 @@ class Preferences:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What runs one component, and why.
+    """The backend and device that run one component, and the reason.
 
     Attributes:
         backend: the library.
