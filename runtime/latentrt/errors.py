@@ -1,23 +1,24 @@
-"""What can go wrong?
+"""The errors that latentrt raises, as a tree.
 
-Every error that latentrt raises on purpose is one of these, and says what was found, what was expected and what to do::
+Every deliberate error is of one of these classes; its message names the value found, the value expected and the
+remedy::
 
     LatentRTError                      exit code 1
-    ├── RequestError                   2   the request is impossible (the code click uses for a wrong call)
+    ├── RequestError                   2   the request is impossible (click's own code for wrong usage)
     ├── CheckpointError                3   the input of an export is not a checkpoint that can be exported
-    ├── BundleError                    4   what is on disk is not a bundle that can be run
-    │   ├── ManifestError              4   bundle.json cannot be read, or says something impossible
-    │   └── IntegrityError             4   a file is missing, or is not the one that the manifest pins
-    ├── ExportError                    5   an export failed on the way
-    │   └── GateError                  5   a graph is too far from the torch module it was made of
-    ├── SafetyError                    6   the safety policy does not let this run go on
+    ├── BundleError                    4   the folder does not contain a bundle that can be run
+    │   ├── ManifestError              4   bundle.json cannot be read, or describes an impossible bundle
+    │   └── IntegrityError             4   a file is missing, or differs from the one that the manifest pins
+    ├── ExportError                    5   an export failed
+    │   └── GateError                  5   a graph differs too much from the torch module it was exported from
+    ├── SafetyError                    6   the safety check cannot be done, so no image is returned
     ├── BackendError                   7   a graph cannot be run here
     │   ├── MissingExtraError          7   an optional dependency is not installed
-    │   └── FeedError                  7   a graph was fed something that its signature does not allow
+    │   └── FeedError                  7   the inputs of a graph do not match its signature
     ├── OutputError                    8   a result cannot be written
-    └── EngineError                    9   an engine cannot be had
-        ├── BuildError                 9   a graph cannot be made into a plan here
-        └── EngineDamagedError         9   a plan or its record is not what was written
+    └── EngineError                    9   an engine is missing or cannot be used
+        ├── BuildError                 9   an engine cannot be built from a graph here
+        └── EngineDamagedError         9   an engine's plan or record is damaged
 """
 
 from __future__ import annotations
@@ -74,19 +75,19 @@ class LatentRTError(Exception):
 
 
 class RequestError(LatentRTError):
-    """The request is impossible: a size, a seed, a step count or a name that cannot be honoured."""
+    """The request is impossible: a size, a seed, a step count or a name is invalid or unsupported."""
 
     exit_code = 2
 
 
 class CheckpointError(LatentRTError):
-    """The checkpoint is missing, damaged, of an unsupported kind, or in a format that is never opened (pickle)."""
+    """The checkpoint is missing, damaged, of an unsupported kind, or in an unsafe format (pickle)."""
 
     exit_code = 3
 
 
 class BundleError(LatentRTError):
-    """What is on disk is not a bundle that can be run."""
+    """The folder does not contain a bundle that can be run."""
 
     exit_code = 4
 
@@ -96,21 +97,21 @@ class ManifestError(BundleError):
 
 
 class IntegrityError(BundleError):
-    """A file of the bundle is missing, or its SHA-256 is not the one that the manifest (or the caller) pins."""
+    """A file of the bundle is missing, or its SHA-256 differs from the one that the manifest (or the caller) pins."""
 
 
 class ExportError(LatentRTError):
-    """An export failed on the way; nothing was written to the place the bundle should have gone."""
+    """An export failed; nothing was written to the destination."""
 
     exit_code = 5
 
 
 class GateError(ExportError):
-    """A graph differs from the torch module it was made of by more than its bound."""
+    """A graph differs from the torch module it was exported from by more than its bound."""
 
 
 class SafetyError(LatentRTError):
-    """The safety policy does not let this run go on: there is no classifier, or it failed."""
+    """The safety check cannot be done, as the bundle has no classifier or it failed; no image is returned."""
 
     exit_code = 6
 
@@ -125,9 +126,9 @@ class MissingExtraError(BackendError):
     """An optional dependency is not installed.
 
     Args:
-        package: the import name that was looked for.
-        extra: the extra of latentrt that brings it.
-        purpose: what it is needed for, as the end of the sentence "… is needed to …".
+        package: its import name.
+        extra: the extra of latentrt that installs it.
+        purpose: the end of the sentence "… is needed to …".
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
@@ -139,7 +140,7 @@ class MissingExtraError(BackendError):
 
 
 class FeedError(BackendError):
-    """A graph was fed something that its signature does not allow."""
+    """The inputs of a graph do not match its signature."""
 
 
 class OutputError(LatentRTError):
@@ -149,14 +150,14 @@ class OutputError(LatentRTError):
 
 
 class EngineError(LatentRTError):
-    """An engine cannot be had: not built, not kept, not found, not fit for this machine."""
+    """An engine is missing, does not run on this machine, or cannot be stored."""
 
     exit_code = 9
 
 
 class BuildError(EngineError):
-    """A graph cannot be made into a plan here; whatever engine was there before is as it was."""
+    """An engine cannot be built from a graph here; a former engine is unchanged."""
 
 
 class EngineDamagedError(EngineError):
-    """A plan or its record is not what was written: truncated, changed, or put there by something else."""
+    """An engine's plan or record is damaged: truncated, changed, or not written by latentrt."""

@@ -1,8 +1,8 @@
-"""How is heavy work done in a process of its own, and what if that process dies?
+"""Runs heavy work in a worker process, and reports how a worker failed.
 
-The parent gives a job as a line of JSON on standard input and reads messages, a line each, from standard output. The
-worker ends itself when its parent does. A process of its own bounds memory by the largest piece of work, makes its
-peak measurable, and leaves the parent alive to say what happened.
+The parent writes a job as a line of JSON to the worker's standard input and reads messages, one line each, from its
+standard output. The worker exits when its parent does. With a process for each piece of work, memory is bounded by the
+largest piece, its peak is measurable, and the parent survives to report a crash.
 """
 
 from __future__ import annotations
@@ -28,14 +28,19 @@ from latentrt.errors import LatentRTError, MissingExtraError
 
 __all__ = ["Ending", "Failed", "WorkerProcess", "peak_bytes", "take_job", "terminable"]
 
-# What the system says, in the words of whichever library was writing.
+# Error texts of the system and of libraries; a dead worker leaves nothing else.
 _NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
 _NO_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
-    """A worker's message: an error of latentrt, its class in `latentrt.errors` and its sentence. MissingExtraError
-    carries its parts."""
+    """A worker's message that it failed with an error of latentrt.
+
+    Attributes:
+        kind: the error's class in `latentrt.errors`.
+        message: its text.
+        parts: the arguments of a MissingExtraError; () for other classes.
+    """
 
     kind: str
     message: str
@@ -43,12 +48,12 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
 
     @classmethod
     def of(cls, error: LatentRTError) -> Failed:
-        """The message of an error."""
+        """Return the message for an error."""
         parts = error.__reduce__()[1] if isinstance(error, MissingExtraError) else ()
         return cls(kind=type(error).__name__, message=str(error), parts=tuple(map(str, parts)))
 
     def as_raised(self, otherwise: type[LatentRTError]) -> LatentRTError:
-        """The error as it was raised in the worker; of the class `otherwise` where the class is not known here."""
+        """Return the error as raised in the worker; of the class `otherwise` where its class is unknown here."""
         if self.parts:
             return MissingExtraError(*self.parts)
         error_class: type[LatentRTError] = getattr(errors, self.kind, otherwise)
@@ -57,28 +62,37 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
 
 @dataclass(frozen=True)
 class Ending:
-    """How a worker ended that did not say so: its exit status, and the end of what it wrote to standard error."""
+    """The end of a worker that sent no final message.
+
+    Attributes:
+        status: its exit status; −N if signal N ended it.
+        said: the end of its standard error, at most 2,000 characters.
+    """
 
     status: int
     said: str
 
     @property
     def no_room(self) -> bool:
-        """Whether the disk was full."""
+        """Whether the disk or a quota was full."""
         return any(words in self.said for words in _NO_ROOM)
 
     @property
     def no_memory(self) -> bool:
-        """Whether it was killed, most likely for want of memory, or said that it had none left."""
+        """Whether memory ran out: SIGKILL, most likely by the system's out-of-memory killer, or a message about it."""
         return self.status == -signal.SIGKILL or any(words in self.said for words in _NO_MEMORY)
 
     def error(self, name: str, error_class: type[LatentRTError]) -> LatentRTError:
-        """An error that tells of it: the last line, which a user needs, and the rest as a note for whoever mends it."""
+        """Return an error with the last line of the worker's output; all of it is a note, for a bug report.
+
+        Args:
+            name: of the work, which begins the message.
+        """
         ended = f"ended with status {self.status}"
         if self.status < 0:
             ended = f"was ended by {_signal_name(-self.status)}"
         last = self.said.splitlines()[-1] if self.said else "nothing"
-        error = error_class(f"{name}: its process {ended} and said: {last}")
+        error = error_class(f"{name}: its process {ended}; last output: {last}")
         error.add_note(self.said)
         return error
 
@@ -90,16 +104,16 @@ def _signal_name(number: int) -> str:
 
 
 class WorkerProcess:
-    """`python -m module` on one job; leaving the block kills it.
+    """A worker process, `python -m module`, for one job. It is killed on leaving the `with` block.
 
     Args:
-        module: calls `take_job`.
-        job: what msgspec can write as JSON.
+        module: name of a module that calls `take_job`.
+        job: sent to the worker as JSON.
     """
 
     def __init__(self, module: str, job: msgspec.Struct) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed on leaving the block
-        # -P: a file of the user's in the current folder that is called like a package is not that package.
+        # -P: do not import modules from the current folder, where a file may have the name of a package.
         command = [sys.executable, "-P", "-m", module]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
         self._job = job
@@ -113,25 +127,31 @@ class WorkerProcess:
         self._log.close()
 
     def messages(self) -> Iterator[bytes]:
-        """The worker's messages, as it sends them; they end when it does."""
+        """Yield the worker's messages, one line each, as it sends them, until it ends."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once; `ending` tells what it said of that
-            # Left open: its end tells the worker that nobody waits for it any more.
+        with contextlib.suppress(BrokenPipeError):  # it died at once; `ending` has the reason
+            # Left open: the worker exits when the pipe is closed.
             self._process.stdin.write(msgspec.json.encode(self._job) + b"\n")
             self._process.stdin.flush()
         yield from self._process.stdout
 
     def ending(self) -> Ending:
-        """How it ended, once its messages have."""
+        """Wait for the worker to end and return its status and last output. Call it after `messages`."""
         status = self._process.wait()
         self._log.seek(0)
         return Ending(status, self._log.read().decode(errors="replace")[-2000:].strip())
 
 
 def take_job() -> tuple[bytes, Callable[[msgspec.Struct], None]]:
-    """In a worker: its job, and what sends a message to the parent. From here on the process ends with its parent."""
-    # Libraries print; the messages have the real standard output to themselves.
+    """Return this worker's job and a function that sends a message to the parent.
+
+    From here on the process exits when its parent does, and `print` writes to standard error.
+
+    Returns:
+        The job as JSON, and the function.
+    """
+    # Libraries print to standard output, so messages use a duplicate of it and the original becomes standard error.
     report_to = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
 
@@ -144,15 +164,16 @@ def take_job() -> tuple[bytes, Callable[[msgspec.Struct], None]]:
 
 
 def _end_with_parent() -> None:
-    """Standard input ends when the parent does, however it does: its work is then nobody's."""
+    """Exit when standard input is closed, which happens whenever and however the parent ends."""
     os.read(0, 1)
     os._exit(1)
 
 
 def peak_bytes() -> int:
-    """The largest resident set of this process.
+    """Return the largest resident set of this process, in bytes.
 
-    Linux hands `ru_maxrss` on from the parent, so that a small worker of a large parent would report the parent's.
+    On Linux it is read from /proc: `ru_maxrss` is inherited from the parent, and a small worker of a large parent would
+    report the parent's.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -164,16 +185,19 @@ def peak_bytes() -> int:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Being asked to end unwinds like Ctrl-C, so that what is half made is removed. Who ignores a signal still does."""
+    """Raise SystemExit on SIGTERM and SIGHUP within the block, so that unfinished files are removed as after Ctrl-C.
+
+    A signal that is ignored or has a handler keeps its disposition.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for number in asked:
+    handled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in handled:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        for number in asked:
+        for number in handled:
             signal.signal(number, signal.SIG_DFL)

@@ -177,10 +177,10 @@ def test_the_library_rejects_the_weights(
     with pytest.raises(EngineError, match="failed to replace the weights; load the engine anew"):
         refitted()
     monkeypatch.setattr(fake_tensorrt.FakeRefitter, "get_missing_weights", lambda self: ["another"])
-    with pytest.raises(EngineError, match="also wants another; nothing was replaced"):
+    with pytest.raises(EngineError, match="also needs another; nothing was replaced"):
         refitted()
     monkeypatch.setattr(fake_tensorrt.FakeRefitter, "set_named_weights", lambda self, name, weights: False)
-    with pytest.raises(EngineError, match="does not take the weights of"):
+    with pytest.raises(EngineError, match="rejects the weights of"):
         refitted()
 
 

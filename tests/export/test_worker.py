@@ -77,7 +77,7 @@ def test_out_of_memory_in_words(interpreter: Path, words: str) -> None:
 
 def test_crashed(interpreter: Path) -> None:
     death = str(dies(interpreter, "read job; echo 'Traceback …' >&2; echo 'ZeroDivisionError: by zero' >&2; exit 1"))
-    assert "text_encoder: its process ended with status 1 and said:" in death
+    assert "text_encoder: its process ended with status 1; last output:" in death
     assert death.endswith("ZeroDivisionError: by zero")
 
 
@@ -92,12 +92,12 @@ def test_a_signal_has_its_name(interpreter: Path) -> None:
 
 
 def test_dead_before_it_has_read_its_job(interpreter: Path) -> None:
-    assert "ended with status 3 and said: no such thing" in str(dies(interpreter, "echo no such thing >&2; exit 3"))
+    assert "ended with status 3; last output: no such thing" in str(dies(interpreter, "echo no such thing >&2; exit 3"))
 
 
 def test_a_user_sees_the_last_line_and_debug_the_rest(interpreter: Path) -> None:
     death = dies(interpreter, "read job; echo Traceback >&2; echo ZeroDivisionError: by zero >&2; exit 1")
-    assert str(death).endswith("said: ZeroDivisionError: by zero")
+    assert str(death).endswith("last output: ZeroDivisionError: by zero")
     assert death.__notes__ == ["Traceback\nZeroDivisionError: by zero"]
 
 

@@ -79,10 +79,10 @@ def test_what_an_ending_means(ending: Ending, no_room: bool, no_memory: bool) ->
 @pytest.mark.parametrize(
     ("ending", "sentence"),
     [
-        (Ending(3, "one\ntwo"), "unet: its process ended with status 3 and said: two"),
-        (Ending(0, ""), "unet: its process ended with status 0 and said: nothing"),
-        (Ending(-signal.SIGSEGV, ""), "unet: its process was ended by SIGSEGV and said: nothing"),
-        (Ending(-int(signal.SIGRTMIN) - 3, "x"), "unet: its process was ended by signal 37 and said: x"),
+        (Ending(3, "one\ntwo"), "unet: its process ended with status 3; last output: two"),
+        (Ending(0, ""), "unet: its process ended with status 0; last output: nothing"),
+        (Ending(-signal.SIGSEGV, ""), "unet: its process was ended by SIGSEGV; last output: nothing"),
+        (Ending(-int(signal.SIGRTMIN) - 3, "x"), "unet: its process was ended by signal 37; last output: x"),
     ],
 )
 def test_an_ending_as_an_error(ending: Ending, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""A graph of ONNX Runtime whose inputs and outputs stay at their places on a device.
+"""A session on ONNX Runtime whose inputs and outputs are bound to device memory.
 
 Without binding, every run allocates on the device and copies through pageable memory. Bound values keep their
 addresses, so CUDA can record a run and launch it again (ONNX Runtime's documentation of the CUDA execution provider:
@@ -22,13 +22,17 @@ from latentrt.errors import BackendError
 
 __all__ = ["BoundSession"]
 
-# A recorded run keeps its own buffers on the device, so only so many sets of shapes are kept.
+# Limits device memory: each recorded run keeps buffers of its own.
 _MOST_SHAPES = 8
 
 
 @dataclass
 class _Binding:
-    """The values of one set of shapes, where they stay."""
+    """Bound inputs and outputs for one set of shapes.
+
+    Attributes:
+        fed: the array that each input was last copied from.
+    """
 
     io: Any
     inputs: dict[str, Any]
@@ -41,10 +45,11 @@ class BoundSession(Session):
     """One graph, loaded by ONNX Runtime for a device.
 
     Args:
-        runtime: the onnxruntime module. session: its session.
+        runtime: the onnxruntime module.
+        session: its session.
         inputs, outputs: the graph's signature.
-        held: what has to outlive the session.
-        device: where values are kept, by ONNX Runtime's name.
+        held: objects that must outlive the session.
+        device: of the bound values, by ONNX Runtime's name.
         graphs: whether runs are recorded as CUDA graphs.
     """
 
@@ -81,7 +86,7 @@ class BoundSession(Session):
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         binding = self._binding({name: array.shape for name, array in feeds.items()})
         for name, array in feeds.items():
-            # The very array of the last run, which nobody can have written to, is there already.
+            # The same read-only array as at the last run has been copied already.
             if binding.fed.get(name) is not array or array.flags.writeable:
                 binding.inputs[name].update_inplace(np.ascontiguousarray(array))
                 binding.fed[name] = array
@@ -89,7 +94,7 @@ class BoundSession(Session):
         if self._graphs:
             options.add_run_config_entry("gpu_graph_id", str(binding.graph_id))
         self._session.run_with_iobinding(binding.io, options)
-        # A copy, as the next run writes to the same place.
+        # Copies, as the next run writes to the same memory.
         return {name: np.array(value.numpy()) for name, value in binding.outputs.items()}
 
     def _binding(self, shapes: dict[str, tuple[int, ...]]) -> _Binding:
@@ -102,7 +107,7 @@ class BoundSession(Session):
         return self._bindings[key]
 
     def _release(self, binding: _Binding) -> None:
-        """A recorded run outlives its binding, unless it is let go."""
+        """Free the recorded run of a binding, which ONNX Runtime would keep until the session ends."""
         if self._graphs and hasattr(self._session, "release_captured_graph"):  # ONNX Runtime 1.27 and later
             self._session.release_captured_graph(binding.graph_id)
 

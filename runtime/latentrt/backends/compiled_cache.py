@@ -1,8 +1,8 @@
-"""Where does OpenVINO's backend keep graphs that it has compiled?
+"""The cache of graphs that OpenVINO has compiled.
 
-In the user's own cache, beside the engines: a file for each graph and set of shapes, which begins with the SHA-256 of
-the rest, so that what is handed to the library is what was written. It is an optimisation: where it cannot be read or
-written, graphs are compiled again.
+It is a folder of the user's cache, beside the engines, with one file for each graph and set of shapes. A file begins
+with the SHA-256 of the rest, so that the library reads only bytes that were written here. The cache is an optimisation:
+where it cannot be read or written, graphs are compiled again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["CompiledCache"]
 
 _FOLDER, _SUFFIX = "compiled", ".ovc"
 _DIGEST_BYTES = 32
-# Those that were not used for longest go when there are more, as a change of version or of a bundle leaves files that
-# nobody asks for again.
+# Beyond these limits the least recently used files are deleted: another version or bundle leaves files that are never
+# read again.
 _MOST_FILES, _MOST_BYTES = 256, 4 << 30
-# A file that a killed process did not finish; nobody needs as long to write one.
-_FORSAKEN_S = 3600
+# Drafts older than this were left by a killed process; writing one takes far less.
+_ABANDONED_S = 3600
 _log = logging.getLogger("latentrt")
 
 
@@ -36,7 +36,8 @@ class CompiledCache:
     """The compiled models of one graph.
 
     Args:
-        folder: of all of them. identity: what they depend on, beside their shapes.
+        folder: of the compiled models of all graphs.
+        identity: everything the compiled models depend on except their shapes.
     """
 
     def __init__(self, folder: Path, identity: Sequence[str]) -> None:
@@ -44,43 +45,43 @@ class CompiledCache:
 
     @classmethod
     def open(cls, identity: Sequence[str]) -> CompiledCache | None:
-        """The cache of a graph; None where this user has none."""
+        """Return the cache of a graph; None where this user has no cache folder."""
         folder = private_folder(_FOLDER)
         return None if folder is None else cls(folder, identity)
 
     def read(self, shapes: Mapping[str, Sequence[int]]) -> bytes:
-        """What was compiled for these shapes; nothing if that is not there, or not what was written."""
+        """Return the compiled model for these shapes; b"" where it is missing or its hash does not match."""
         path = self._path(shapes)
         with contextlib.suppress(OSError), open_regular(path) as stream:
             digest, data = stream.read(_DIGEST_BYTES), stream.read()
             if data and hashlib.sha256(data).digest() == digest:
-                os.utime(path)  # it was used
+                os.utime(path)  # the time of last use, for `_sweep`
                 return data
-            _log.warning("%s is not what was written, and is deleted", path)
+            _log.warning("%s does not have the contents it was written with, and is deleted", path)
             path.unlink(missing_ok=True)
         return b""
 
     def write(self, shapes: Mapping[str, Sequence[int]], data: bytes) -> None:
-        """Keep what was compiled."""
+        """Store the compiled model for these shapes."""
         with contextlib.suppress(OSError):
             write_atomically(self._path(shapes), hashlib.sha256(data).digest() + data, mode=0o600)
             self._sweep()
 
     def _sweep(self) -> None:
-        """Let go what is too much, and what a killed process left."""
+        """Delete the least recently used files beyond the limits, and drafts of killed processes."""
         found = [(path, path.stat()) for path in self._folder.iterdir()]
         kept, size = 0, 0
         for path, state in sorted(found, key=lambda each: each[1].st_mtime, reverse=True):
             if path.suffix != _SUFFIX:
-                forsaken = state.st_mtime < time.time() - _FORSAKEN_S
+                expired = state.st_mtime < time.time() - _ABANDONED_S
             else:
                 kept, size = kept + 1, size + state.st_size
-                forsaken = kept > _MOST_FILES or (size > _MOST_BYTES and kept > 1)
-            if forsaken:
+                expired = kept > _MOST_FILES or (size > _MOST_BYTES and kept > 1)
+            if expired:
                 path.unlink(missing_ok=True)
 
     def refuse(self, shapes: Mapping[str, Sequence[int]], error: Exception) -> None:
-        """What was kept cannot be used."""
+        """Delete the compiled model for these shapes, which the library could not load."""
         _log.info("%s is compiled again: %s", self._path(shapes), error)
         with contextlib.suppress(OSError):
             self._path(shapes).unlink(missing_ok=True)

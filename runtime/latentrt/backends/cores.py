@@ -1,4 +1,4 @@
-"""How many cores may this process use?"""
+"""The number of CPU cores that this process may use."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["usable_cores"]
 
 
 def usable_cores() -> int:
-    """Only Linux knows what the process may use, which in a container is less than what there is."""
+    """Return the number of cores this process may use: on Linux its CPU affinity, elsewhere all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

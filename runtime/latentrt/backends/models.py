@@ -1,4 +1,4 @@
-"""Sessions of this process: shared between bundles, opened when first needed, closed when nobody uses them."""
+"""Sessions of this process: shared between bundles, opened when first needed, closed with their last user."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Models:
         return len(self._entries)
 
     def acquire(self, key: Key, load: Callable[[], Session]) -> Session:
-        """Return the session of a key, loading it if it is not there; whoever else asks meanwhile waits for it.
+        """Return the session of a key, loading it if necessary; concurrent calls wait for the first.
 
         Raises:
-            Whatever `load` raises, to everyone who waited; the next to ask loads again.
+            Whatever `load` raises, in every call that waited; the next call loads again.
         """
         with self._lock:
             entry = self._entries.get(key)
@@ -57,7 +57,7 @@ class Models:
         return entry.session.result()
 
     def release(self, key: Key) -> None:
-        """Give a session back; it is closed with its last user."""
+        """Drop one reference to a session; it is closed with the last."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -79,11 +79,11 @@ class Components:
     Args:
         placements: what runs each component.
         low_memory: prefetch nothing, and release a component as soon as its work is done.
-        models: where sessions are held.
+        models: holds the sessions.
 
     Attributes:
-        placements: as given.
-        on_cpu: whether a CPU runs all of them, so that loading one never disturbs what another recorded on a GPU.
+        placements, low_memory: as given.
+        on_cpu: whether all run on a CPU, so that loading one never disturbs work that another recorded on a GPU.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Components:
 
         Raises:
             BackendError: the bundle has no such component, or it cannot be loaded.
-            BundleError: its files are missing or not the ones that the manifest pins.
+            BundleError: its files are missing or differ from those the manifest pins.
         """
         placement = self.placements.get(name)
         if placement is None:
@@ -112,13 +112,13 @@ class Components:
             if (name, part) not in self._held:
                 self._held[name, part] = key
                 return session
-        self._models.release(key)  # one reference for each that is held
+        self._models.release(key)  # this object holds one reference per session
         return session
 
     def prefetch(self, name: str, sizes: Mapping[str, int]) -> None:
-        """Begin to load a component in a thread, and to compile it for axes of these sizes.
+        """Start loading a component in a thread and compiling it for axes of these sizes.
 
-        Whoever needs what cannot be had gets the error then; until it is needed, nobody does.
+        Errors are suppressed here: the call that needs the session raises them.
         """
         if self.low_memory or name not in self.placements:
             return
@@ -130,7 +130,7 @@ class Components:
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        """Mark a run of the pipeline. While several are under way, nothing is released that another one may use."""
+        """Count a run of the pipeline. While several are in progress, releases are deferred until the last ends."""
         with self._lock:
             self._runs += 1
         try:
@@ -142,12 +142,12 @@ class Components:
             self._release(deferred)
 
     def done_with(self, name: str) -> None:
-        """Release a component's sessions where memory is short: its work is done, for now."""
+        """Release a component's sessions if `low_memory` is set; its work in this run is done."""
         if self.low_memory:
             self._release([each for each in list(self._held) if each[0] == name])
 
     def release(self, name: str, part: str | None) -> None:
-        """Release one part, whatever the memory: a decoder in slices holds one at a time."""
+        """Release one part regardless of `low_memory`, as a sliced decoder holds one at a time; None: the whole."""
         self._release([(name, part)])
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Graphs on ONNX Runtime."""
+"""Sessions on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -30,11 +30,15 @@ __all__ = [
 
 CUDA = "CUDAExecutionProvider"
 
-_NOWHERE = os.path.join(os.devnull, "nowhere")
+_MISSING_FOLDER = os.path.join(os.devnull, "nowhere")
 
 
 class OnnxRuntimeSession(Session):
-    """One graph, loaded by ONNX Runtime. `held` must outlive the session."""
+    """One graph, loaded by ONNX Runtime.
+
+    Args:
+        held: objects that must outlive the session.
+    """
 
     def __init__(
         self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], held: list[Any]
@@ -63,20 +67,20 @@ def open_session(
 ) -> OnnxRuntimeSession:
     """Load a component of a bundle for the CPU.
 
-    A CPU computes in float32: half arithmetic there is emulated and slower. A half bundle has a graph that computes in
-    float32 from its half weights, and that is the one, unless another is asked for.
+    float16 arithmetic is emulated on a CPU, and slow. So a float16 bundle also has a graph that computes in float32
+    from its float16 weights, which is the default.
 
     Args:
         bundle: its files are verified before they are parsed.
         component: its name in the manifest.
-        threads: of each operator; one per core that this process may use if None.
+        threads: for each operator; None: one per core that this process may use.
         precision: of the graph.
-        part: of the component; None is the whole.
+        part: of the component; None loads the whole component.
 
     Raises:
-        MissingExtraError: no ONNX Runtime is installed.
-        BundleError: the component's files are missing or not the ones that the manifest pins.
-        BackendError: ONNX Runtime refuses the graph.
+        MissingExtraError: ONNX Runtime is not installed.
+        BundleError: the component's files are missing or differ from those the manifest pins.
+        BackendError: ONNX Runtime rejects the graph.
     """
     runtime = require()
     session, held = _open(runtime, bundle, component, precision, ["CPUExecutionProvider"], threads, part)
@@ -97,12 +101,12 @@ def open_on_provider(
 
     Args:
         bundle, component, threads: as for `open_session`.
-        provider: by ONNX Runtime's name, such as `CUDAExecutionProvider`; the part before `ExecutionProvider` will do.
-        precision: of the graph; the bundle's own if None.
+        provider: ONNX Runtime's name, such as `CUDAExecutionProvider`; `ExecutionProvider` may be omitted.
+        precision: of the graph; None: the bundle's own.
 
     Raises:
-        BackendError: this ONNX Runtime does not have that provider, or cannot use it here. Running on a CPU instead,
-            without a word, is what ONNX Runtime does with a GPU that it cannot use; here it is an error.
+        BackendError: the installed ONNX Runtime does not have that provider, or cannot use it here. (ONNX Runtime
+            itself would silently run on the CPU then.)
         MissingExtraError, BundleError: as for `open_session`.
     """
     runtime = require()
@@ -111,14 +115,14 @@ def open_on_provider(
     try:
         session, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
     except BackendError as error:
-        # A graph with parts that only the CPU computes cannot be recorded, as the safety classifier's preprocessing.
+        # A graph with nodes that only the CPU computes, such as the classifier's preprocessing, cannot be captured.
         if "graph capture" not in str(error):
             raise
         options["enable_cuda_graph"] = "0"
         session, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
     if name not in session.get_providers():
         raise BackendError(
-            f"{component}: ONNX Runtime {runtime.__version__} cannot use {name} here, most likely as a library of "
+            f"{component}: ONNX Runtime {runtime.__version__} cannot use {name} here, most likely because a library of "
             "CUDA or cuDNN is missing; its own log names it. Install it, or run on the CPU: --device cpu"
         )
     record = bundle.manifest.components[component]
@@ -129,30 +133,32 @@ def open_on_provider(
 
 
 def check_provider(provider: str) -> None:
-    """Refuse a provider that the installed ONNX Runtime was not made with.
+    """Reject a provider that the installed ONNX Runtime does not have.
 
     Raises:
-        BackendError: naming those it has. MissingExtraError: there is no ONNX Runtime.
+        BackendError: the message lists those it has.
+        MissingExtraError: ONNX Runtime is not installed.
     """
     _full_name(require(), provider)
 
 
 def available_providers() -> list[str]:
-    """The execution providers that the installed ONNX Runtime was made with; none if there is no ONNX Runtime."""
+    """Return the execution providers of the installed ONNX Runtime; [] where it is not installed."""
     try:
         return list(require().get_available_providers())
     except MissingExtraError:
         return []
 
 
-# float32 graphs are exact, so no TF32; the search for convolutions' algorithms would take minutes at the first run.
+# TF32 would round the inputs of float32 graphs. An exhaustive search for convolution algorithms would take minutes at
+# the first run.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
     CUDA: {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": "1"}
 }
 
 
 def _own_precision(bundle: Bundle, component: str) -> Precision:
-    """The bundle's; of int8, which is for CPUs, what the component has beside."""
+    """Return the bundle's precision; for int8, which is for CPUs, float16 or else float32."""
     record, own = bundle.manifest.components.get(component), bundle.manifest.precision
     if own != "int8" or record is None:
         return own
@@ -164,9 +170,10 @@ def _full_name(runtime: Any, provider: str) -> str:
     for name in available:
         if provider.lower() in (name.lower(), name.lower().removesuffix("executionprovider")):
             return name
-    mend = "; pip install 'latentrt[gpu]' in place of [cpu]" if provider.lower().startswith("cuda") else ""
+    remedy = "; pip install 'latentrt[gpu]' in place of [cpu]" if provider.lower().startswith("cuda") else ""
     raise BackendError(
-        f"found the provider {provider!r}, this ONNX Runtime {runtime.__version__} has {', '.join(available)}{mend}"
+        f"`provider`: got {provider!r}, expected one that ONNX Runtime {runtime.__version__} has here: "
+        f"{', '.join(available)}{remedy}"
     )
 
 
@@ -179,47 +186,47 @@ def _open(
     threads: int | None,
     part: PartName | None = None,
 ) -> tuple[Any, list[Any]]:
-    """ONNX Runtime's session, and what has to outlive it."""
+    """Return ONNX Runtime's session, and objects that must outlive it."""
     graph_name, _ = bundle.component_files(component, precision, part)
     graph, weights = bundle.read(graph_name), bundle.weights(component)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
-    options.log_severity_level = 4  # what a session logs as an error it raises too, a graph that cannot be recorded say
+    options.log_severity_level = 4  # fatal only: errors are raised as well
     held = _point_at_weights(runtime, options, weights)
     try:
         session = runtime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     except Exception as error:
-        raise BackendError(f"{component}: ONNX Runtime {runtime.__version__} refuses the graph: {error}") from error
+        raise BackendError(f"{component}: ONNX Runtime {runtime.__version__} rejects the graph: {error}") from error
     return session, held
 
 
 def _point_at_weights(runtime: Any, options: Any, weights: WeightSet) -> list[Any]:
-    """Tell ONNX Runtime where the weights lie that a graph, given as the very bytes that were hashed, names by file.
+    """Set the location of a graph's external weights; the graph itself is passed as the bytes that were hashed.
 
-    It opens them itself, in the folder it is told and not outside of it, which costs half the memory of handing them
-    over. But it follows no link, and a hub cache is made of them: there the file is mapped and handed over, and
-    the folder is one that does not exist, so that nothing else is looked for where the process happens to be.
+    ONNX Runtime opens the weights' file itself, in the given folder only, which needs half the memory of passing an
+    array. But it follows no symbolic link, and a hub cache consists of them: then the file is memory-mapped and passed,
+    and the folder is one that does not exist, so that no file of the current folder is read.
 
     Returns:
-        What was handed over, which has to outlive the session.
+        The mapped arrays, which must outlive the session.
     """
     folder, mapped = str(weights.path.parent), list[Any]()
     if weights.path.is_symlink():
-        # By file and not by array: a part's graph names some of them, and another is an error.
-        folder, mapped = _NOWHERE, [np.memmap(weights.path, np.uint8, mode="r")]
+        # As a file and not as arrays: a part's graph refers to some of them only, and a surplus array is an error.
+        folder, mapped = _MISSING_FOLDER, [np.memmap(weights.path, np.uint8, mode="r")]
         options.add_external_initializers_from_files_in_memory([weights.path.name], mapped, [mapped[0].size])
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     return mapped
 
 
 def require(purpose: str = "run a bundle on the CPU") -> Any:
-    """The onnxruntime module.
+    """Import and return the onnxruntime module.
 
     Args:
-        purpose: what it is needed for, as the end of the sentence "… is needed to …".
+        purpose: the end of the sentence "… is needed to …" in the error.
 
     Raises:
-        MissingExtraError: no ONNX Runtime is installed.
+        MissingExtraError: ONNX Runtime is not installed.
     """
     try:
         import onnxruntime

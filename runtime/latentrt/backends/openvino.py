@@ -1,11 +1,11 @@
-"""Graphs on OpenVINO, on a CPU: the same ONNX files, their weights left where they lie.
+"""Sessions on OpenVINO, on a CPU, from the same ONNX files with weights mapped from disk.
 
-A graph is compiled for the very shapes it is fed, which is faster than one of free shapes (a bfloat16 denoiser of full
-size by about a quarter), and kept for as many different ones as `_MOST_SHAPES` says.
+A graph is compiled for each set of static input shapes, which runs faster than dynamic shapes (a bfloat16 denoiser of
+full size by about a quarter). The models of the last `_MOST_SHAPES` sets of shapes are kept.
 
-Half weights stay half, mapped from their file: the cast behind each is marked as the decompression it is, so that
-OpenVINO keeps one packed copy in the type it computes in. Unmarked, it would keep a float32 copy of every weight beside
-that (5.1 instead of 1.8 GiB for the denoiser of Stable Diffusion 1.5 in bfloat16).
+float16 weights stay float16, mapped from their file: the cast behind each is marked as decompression, so that OpenVINO
+keeps one packed copy in the type it computes in. Without the mark it would keep a float32 copy of every weight as well
+(5.1 instead of 1.8 GiB for the denoiser of Stable Diffusion 1.5 in bfloat16).
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ __all__ = [
 Arithmetic = Literal["float32", "bfloat16"]
 PerformanceHint = Literal["latency", "throughput"]
 
-# Each keeps its own packed copy of the weights.
+# Each compiled model has its own packed copy of the weights.
 _MOST_SHAPES = 4
 _TYPES: dict[Arithmetic, str] = {"float32": "f32", "bfloat16": "bf16"}
-# Of small models compiling is most of the start. Of large ones it is packing weights, which no cache saves, and a
-# compiled model holds its weights: 1.7 GB of disk would save 0.6 of 2.5 seconds.
+# For small models, compiling is most of the start-up time. For large ones it is packing weights, which a cache does not
+# save, and a compiled model contains its weights: 1.7 GB of disk would save 0.6 of 2.5 seconds.
 _LARGEST_CACHED_WEIGHTS = 64 << 20
-# Code that OpenVINO generates for chains of small operations is generated anew whenever a compiled model is loaded,
-# which was three quarters of that time. What it saves a small model at each run was not to be seen.
+# OpenVINO generates code for chains of small operations whenever it loads a compiled model, which took three quarters
+# of the loading time. For small models no run was measurably faster with it.
 _COMPILES_FAST = {"SNIPPETS_MODE": "DISABLE"}
-# What `_mark_decompression` does to a graph; another one makes another compiled model.
+# Identifies the rewrite of `_mark_decompression` in the compiled models' cache keys; change it with the rewrite.
 _MARKING = "casts of stored weights"
 
 
 @dataclass
 class _Compiled:
-    """A graph compiled for one set of shapes, and its requests that are free; a request serves one thread at a time."""
+    """A graph compiled for one set of shapes, and its idle requests; a request serves one thread at a time."""
 
     model: Any
     free: list[Any]
 
     def take(self) -> Any:
-        """A request that nobody else has."""
+        """Return an idle request, or a new one."""
         try:
             return self.free.pop()
         except IndexError:
@@ -71,14 +71,15 @@ class _Compiled:
 
 
 class OpenVinoSession(Session):
-    """One graph, run by OpenVINO; threads may share it.
+    """One graph, run by OpenVINO. Threads may share it.
 
     Args:
-        core: of the library. read: gives the graph as OpenVINO's model.
+        core: the library's `Core`.
+        graph: the graph's files.
         inputs, outputs: the graph's signature.
-        options: for compiling, by OpenVINO's names.
-        cache: where compiled models are kept; None for nowhere.
-        most_shapes: for so many sets of shapes what was compiled is kept ready.
+        options: for compilation, by OpenVINO's names.
+        cache: of compiled models; None stores nothing.
+        most_shapes: number of sets of shapes whose compiled models are kept in memory.
     """
 
     def __init__(
@@ -129,13 +130,15 @@ class OpenVinoSession(Session):
                 while len(self._compiled) >= self._most_shapes:
                     self._compiled.pop(next(iter(self._compiled)))
                 self._compiled[key] = _Compiled(self._compile(shapes), [])
-            found = self._compiled[key] = self._compiled.pop(key)  # the latest used is the last to go
+            found = self._compiled[key] = self._compiled.pop(
+                key
+            )  # moved to the end: the least recently used goes first
             return found
 
     def _compile(self, shapes: dict[str, tuple[int, ...]]) -> Any:
-        if self._cache is not None and (kept := self._cache.read(shapes)):
+        if self._cache is not None and (stored := self._cache.read(shapes)):
             try:
-                return self._core.import_model(kept, "CPU", self._options)
+                return self._core.import_model(stored, "CPU", self._options)
             except RuntimeError as error:
                 self._cache.refuse(shapes, error)
         model = self._graph.read(self._core)
@@ -143,21 +146,21 @@ class OpenVinoSession(Session):
         _mark_decompression(model)
         compiled = self._core.compile_model(model, "CPU", self._options)
         if self._cache is not None:
-            with contextlib.suppress(RuntimeError):  # what cannot be kept is compiled again
+            with contextlib.suppress(RuntimeError):  # a model that cannot be exported is compiled at each start
                 self._cache.write(shapes, compiled.export_model().getvalue())
         return compiled
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """The files of a graph, by their names in the bundle."""
+    """A graph's files, by their paths in the bundle."""
 
     bundle: Bundle
     graph: str
     weights: str
 
     def read(self, core: Any) -> Any:
-        # As they were hashed: what is made of them may be kept under their hashes.
+        # `path` verifies the files again: the compiled model may be stored under their hashes.
         with real_files(self.bundle.path(self.graph), self.bundle.path(self.weights)) as graph:
             return core.read_model(graph)
 
@@ -173,22 +176,22 @@ def open_session(
     threads: int | None = None,
     low_memory: bool = False,
 ) -> OpenVinoSession:
-    """Load a component of a bundle, or a part of it. It is compiled when it is first run.
+    """Load a component of a bundle, or a part of it. It is compiled at the first run.
 
     Args:
         bundle: its files are verified before they are parsed.
         component: its name in the manifest.
         precision: of the graph: `float32` or `int8`.
-        part: of the component; None is the whole.
-        arithmetic: what is computed in, but for what an int8 graph does in int8.
-        performance_hint: `latency` spreads one run over the cores; `throughput` keeps several runs, of threads that
-            share the session, side by side.
-        threads: one for each core that this process may use if None.
-        low_memory: keep what was compiled for one set of shapes alone.
+        part: of the component; None loads the whole component.
+        arithmetic: of all operations, except those that an int8 graph computes in int8.
+        performance_hint: `latency` spreads one run over all cores; `throughput` runs requests of several threads that
+            share the session in parallel.
+        threads: None: one for each core that this process may use.
+        low_memory: keep the compiled model of one set of shapes only.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
-        BundleError: the component's files are missing or not the ones that the manifest pins.
+        BundleError: the component's files are missing or differ from those the manifest pins.
         BackendError: this CPU does not compute in bfloat16.
     """
     check_arithmetic(arithmetic)
@@ -200,14 +203,14 @@ def open_session(
         "INFERENCE_PRECISION_HINT": _TYPES[arithmetic],
         "PERFORMANCE_HINT": performance_hint.upper(),
         "INFERENCE_NUM_THREADS": threads or usable_cores(),
-        # Weights of int8 would have their inputs rounded to int8 as well, which is for a calibrated graph to say.
+        # Off: it would quantize the inputs of int8 weights on the fly, which only a calibrated graph may decide.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
     files = bundle.manifest.files
     cache = None
     if files[weights_name].size <= _LARGEST_CACHED_WEIGHTS:
         options |= _COMPILES_FAST
-        # What a compiled model depends on, beside its shapes.
+        # Everything a compiled model depends on except its shapes.
         processor = core.get_property("CPU", "FULL_DEVICE_NAME")
         identity = (library.__version__, _MARKING, processor, *map(str, options.values()))
         cache = CompiledCache.open((*identity, files[graph_name].sha256, files[weights_name].sha256))
@@ -219,29 +222,31 @@ def open_session(
 
 
 def is_installed() -> bool:
-    """Whether OpenVINO is there, without importing it."""
+    """Return whether OpenVINO is installed, without importing it."""
     return importlib.util.find_spec("openvino") is not None
 
 
 def computes_in_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 arithmetic.
+    """Return whether this CPU has bfloat16 arithmetic, according to OpenVINO.
 
     Raises:
-        MissingExtraError: OpenVINO, which knows, is not installed.
+        MissingExtraError: OpenVINO is not installed.
+        BackendError: OpenVINO cannot be loaded.
     """
     return "BF16" in _library()[1].get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def check_arithmetic(arithmetic: Arithmetic) -> None:
-    """Refuse what cannot be computed in here. OpenVINO is imported only where it has to be asked.
+    """Reject arithmetic that this CPU does not have. OpenVINO is imported for bfloat16 only.
 
     Raises:
-        MissingExtraError: OpenVINO is not installed. BackendError: this CPU does not compute in bfloat16.
+        MissingExtraError: OpenVINO is not installed.
+        BackendError: this CPU does not compute in bfloat16.
     """
     if not is_installed():
         raise _missing()
     if arithmetic == "bfloat16" and not computes_in_bfloat16():
-        raise BackendError("found no bfloat16 arithmetic on this CPU; --precision float32 computes without")
+        raise BackendError("`precision`: got bfloat16, which this CPU does not compute in; use `precision=float32`")
 
 
 def _missing() -> MissingExtraError:
@@ -250,7 +255,7 @@ def _missing() -> MissingExtraError:
 
 @functools.cache
 def _library() -> tuple[Any, Any]:
-    """OpenVINO, and its core, of which a process needs one."""
+    """Return the openvino module and its core, one for the process."""
     try:
         import openvino
     except ImportError as error:
@@ -261,11 +266,11 @@ def _library() -> tuple[Any, Any]:
 
 
 def _mark_decompression(model: Any) -> None:
-    """Say of each cast of a stored weight what OpenVINO's own files say of theirs (`ov::Decompression`), so that it is
-    neither folded nor kept apart from the weight.
+    """Mark each cast of a stored weight as decompression (`ov::Decompression`), as OpenVINO's own files do, so that it
+    is neither folded nor kept as a tensor of its own.
 
-    Not of what comes from a DequantizeLinear, which the graph's casts are told from by their name: a layer whose weight
-    is marked decompresses it and no longer multiplies integers.
+    Casts that come from a DequantizeLinear are not marked (the graph's own casts are recognised by their names): a
+    layer with a marked weight decompresses it and no longer multiplies integers.
     """
     for node in model.get_ops():
         cast = node.get_type_name() == "Convert" and node.get_friendly_name().endswith("/Cast")

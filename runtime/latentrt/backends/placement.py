@@ -1,12 +1,12 @@
-"""Decides which backend runs each component of a bundle on this machine, and says why.
+"""Decides which backend runs each component of a bundle on this machine, and gives the reason.
 
 The preference, best first: an engine for this GPU, ONNX Runtime on the GPU, OpenVINO on the CPU, ONNX Runtime on the
-CPU. `auto` takes the best that is available, component by component, and says why it is not better; a device that is
-named is used or refused.
+CPU. `auto` takes the best that is available, component by component, with the reason why no better one is; a device
+that is named is used, or it is an error.
 
 On a CPU everything is computed in float32 unless a precision is named, so that the image of a seed does not depend on
 the machine. An int8 bundle computes its int8 graphs, and bfloat16 around them where the CPU has it, as it is
-approximate anyway. A classifier always computes in float32, as its scores decide something.
+approximate anyway. A classifier always computes in float32, as its scores are compared with thresholds.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ _log = logging.getLogger("latentrt")
 
 @dataclass(frozen=True, kw_only=True)
 class Preferences:
-    """How components are to run, where the device leaves that open.
+    """Options for components that run on a CPU.
 
     Attributes:
-        threads: on a CPU; one for each core that this process may use if None.
-        precision: what a CPU computes in; see the module's docstring if None.
+        threads: on a CPU; None: one for each core that this process may use.
+        precision: of arithmetic on a CPU; None: see the module's docstring.
         performance_hint: of OpenVINO: `latency`, or `throughput` for several threads that generate at once.
-        low_memory: prefer whatever needs less memory, where the bundle has it.
+        low_memory: prefer graphs and settings that need less memory, where the bundle has them.
     """
 
     threads: int | None = None
@@ -74,13 +74,13 @@ class Preferences:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What runs one component, and why.
+    """The backend and device that run one component, and the reason.
 
     Attributes:
         backend: the library.
         device: `cpu`, `gpu`, or the name of another of ONNX Runtime's execution providers.
-        title: both, for people.
-        reason: why this and nothing better; empty where nothing is better.
+        title: backend and device, human-readable.
+        reason: why nothing better runs it; empty where nothing is better.
         open: loads the component, or one of its parts.
         key: equal for placements whose sessions may be shared.
         split: whether a denoiser runs in parts. sliced: whether a decoder does.
@@ -115,15 +115,21 @@ def place_components(
     provider: str | None = None,
     preferences: Preferences | None = None,
 ) -> dict[str, Placement]:
-    """Decide what runs each component. Nothing is loaded yet.
+    """Decide which backend runs each component, without loading any.
 
     Args:
-        device: `auto`; `cpu` and `cuda` are ONNX Runtime; `openvino` is a CPU as well; `tensorrt` is engines of either
-            library, and nothing else.
-        provider: one of ONNX Runtime's execution providers, by its name, in place of a device.
+        device: `auto`; `cpu` and `cuda` mean ONNX Runtime; `openvino` also runs on the CPU; `tensorrt` means engines of
+            either library, and nothing else.
+        provider: one of ONNX Runtime's execution providers, by its name, instead of a device.
+        preferences: for components on a CPU; None: the defaults.
+
+    Returns:
+        The placement of each component, by its name.
 
     Raises:
-        RequestError: there is no such device. BackendError: it is not available here. EngineError: engines are missing.
+        RequestError: the device or a preference is unknown, or the options exclude each other.
+        BackendError: the device is not available here.
+        EngineError: engines are missing.
     """
     check_device(device)
     preferences = preferences or Preferences()
@@ -181,7 +187,7 @@ def why_no_engine(component: str, others: list[Incompatible]) -> str:
 
 
 class _Placer:
-    """Decides for one bundle; looks at the machine once, and only where it matters."""
+    """Places the components of one bundle; inspects the machine at most once, when the decision depends on it."""
 
     def __init__(self, bundle: Bundle, preferences: Preferences) -> None:
         self.bundle, self.preferences, self.threads = bundle, preferences, preferences.threads
@@ -206,7 +212,7 @@ class _Placer:
         return self._on_gpu(name, self._gpu, engines_only=device == "tensorrt")
 
     def _why_cpu(self) -> str | None:
-        """Return the reason to use the CPU whatever else is here, if there is one."""
+        """Return the reason to use the CPU even if a GPU is available, or None."""
         if self.preferences.precision is not None:
             return f"{self.preferences.precision} was requested, which is for CPUs"
         return "its graphs are int8, which is for CPUs" if self.bundle.manifest.precision == "int8" else None
@@ -230,7 +236,7 @@ class _Placer:
         return self._on_cpu(name, f"{why}, and this ONNX Runtime has no CUDA (pip install 'latentrt[gpu]')")
 
     def _gpu_or_cpu(self, name: str) -> Session:
-        """Open ONNX Runtime on the GPU; on the CPU where its libraries turn out to be missing."""
+        """Open a session of ONNX Runtime on the GPU, or on the CPU where libraries of CUDA are missing."""
         try:
             return ort.open_on_provider(self.bundle, name, threads=self.threads)
         except BackendError as error:
@@ -316,7 +322,7 @@ class _Placer:
             BackendError: the requested precision is not available. MissingExtraError: the backend is not installed.
         """
         backend, preferences = backend or self._best_on_cpu, self.preferences
-        arithmetic = _arithmetic(self.bundle, name, backend, preferences.precision)
+        arithmetic = _choose_arithmetic(self.bundle, name, backend, preferences.precision)
         if backend == "openvino":
             ov.check_arithmetic(arithmetic.floats)
 
@@ -338,8 +344,8 @@ class _Placer:
 
         record = self.bundle.manifest.components[name]
         parts = {part for part, each in record.parts.items() if arithmetic.graph in each.graphs}
-        # Slices hold floats between them. What OpenVINO computes in bfloat16 or int8 it holds as that, and then the
-        # whole needs no more memory than they do (docs/cpu.md).
+        # Slices exchange float32 features. In bfloat16 or int8 OpenVINO holds its activations in that type, and then
+        # the whole decoder needs no more memory than its slices (docs/cpu.md).
         narrow = backend == "openvino" and str(arithmetic) != "float32"
         sliced = preferences.low_memory and not narrow and _is_sliced(parts)
         computes = "" if backend == "onnxruntime" and arithmetic.graph == "float32" else f" in {arithmetic}"
@@ -373,7 +379,7 @@ def _is_sliced(parts: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Arithmetic:
-    """A graph, and what its floats are computed in."""
+    """A graph's precision, and the arithmetic of its floating-point operations."""
 
     graph: Precision
     floats: ov.Arithmetic
@@ -384,7 +390,14 @@ class _Arithmetic:
         return self.floats
 
 
-def _arithmetic(bundle: Bundle, component: str, backend: Backend, precision: ComputePrecision | None) -> _Arithmetic:
+def _choose_arithmetic(
+    bundle: Bundle, component: str, backend: Backend, precision: ComputePrecision | None
+) -> _Arithmetic:
+    """Return the arithmetic of a component on a CPU.
+
+    Raises:
+        BackendError: the bundle or the backend does not have the requested precision.
+    """
     wanted = precision or ("int8" if bundle.manifest.precision == "int8" else "float32")
     record = bundle.manifest.components[component]
     has_int8 = "int8" in record.graphs

@@ -1,11 +1,11 @@
-"""A graph and its weights for a library that opens them by name and follows no link.
+"""A graph and its weights as regular files, for a library that opens them by name and follows no symbolic link.
 
-A hub cache is made of links: `COMPONENT/model.safetensors` leads to a file named for its hash, in another folder.
-OpenVINO refuses weights that lie outside of the graph's own folder, so there they get a second name (a hard link) in
-the user's cache, and a copy of the graph stands beside it for as long as it takes to map them.
+A hub cache consists of links: `COMPONENT/model.safetensors` leads to a file named for its hash, in another folder.
+OpenVINO rejects weights outside the graph's own folder. So the weights get a second name (a hard link) in the user's
+cache, and a copy of the graph is written beside it until the weights are mapped.
 
-The second name stays: to make or remove one changes what tells that a file was not touched since it was hashed. Once
-it is the only one left, the next to come by removes it.
+The hard link is kept, since making or removing one changes the file's ctime, which would have it hashed again. Once it
+is the only name left, the next call of `linked_weights` removes it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["linked_weights", "real_files"]
 
 @contextlib.contextmanager
 def real_files(graph: Path, weights: Path) -> Iterator[Path]:
-    """Where a graph can be opened by name, with its weights beside it under the name that the graph has for them.
+    """Yield a path to open a graph by, with its weights in the same folder under the name that the graph refers to.
 
     Raises:
-        BackendError: they are links, and their files cannot have another name in this user's cache.
-        EngineError: there is no cache to do that in.
+        BackendError: the files are links, and the weights cannot be hard-linked from this user's cache.
+        EngineError: this user has no cache.
     """
     if not graph.is_symlink() and not weights.is_symlink():
         yield graph
@@ -42,7 +42,7 @@ def real_files(graph: Path, weights: Path) -> Iterator[Path]:
 
 
 def linked_weights(weights: Path) -> Path:
-    """Weights that a link leads to, under their own name in this user's cache; themselves where they are no link.
+    """Return a hard link, in this user's cache, to the weights that a symbolic link leads to; `weights` if it is none.
 
     Raises:
         BackendError, EngineError: as for `real_files`.
@@ -50,26 +50,26 @@ def linked_weights(weights: Path) -> Path:
     if not weights.is_symlink():
         return weights
     links, real = require_private_folder("links"), Path(os.path.realpath(weights))
-    _remove_forsaken(links)
-    place = links / hashlib.sha256(os.fsencode(real)).hexdigest() / weights.name
+    _remove_orphans(links)
+    target = links / hashlib.sha256(os.fsencode(real)).hexdigest() / weights.name
     try:
-        place.parent.mkdir(mode=0o700, exist_ok=True)
-        if place.exists() and not place.samefile(real):
-            place.unlink()
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        if target.exists() and not target.samefile(real):
+            target.unlink()
         with contextlib.suppress(FileExistsError):
-            os.link(real, place)
+            os.link(real, target)
     except OSError as error:
         raise BackendError(
-            f"{weights} is a link, which OpenVINO does not follow, and its file cannot be linked to from {links} "
+            f"{weights} is a link, which OpenVINO does not follow, and its file cannot be hard-linked from {links} "
             f"({error.strerror}); put LATENTRT_CACHE on the same disk, copy the bundle without links (cp -rL), or run "
             "it on ONNX Runtime: --device cpu"
         ) from error
-    return place
+    return target
 
 
-def _remove_forsaken(links: Path) -> None:
-    """Remove weights that have no other name any more."""
-    for place in links.glob("*/*.safetensors"):
+def _remove_orphans(links: Path) -> None:
+    """Remove hard links whose file has no other name any more."""
+    for target in links.glob("*/*.safetensors"):
         with contextlib.suppress(OSError):
-            if place.stat().st_nlink == 1:
-                place.unlink()
+            if target.stat().st_nlink == 1:
+                target.unlink()

@@ -1,4 +1,4 @@
-"""The interface between the runtime and whatever executes graphs."""
+"""The interface between the runtime and the backends that execute graphs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ class Session(ABC):
 
     @abstractmethod
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the graph once on feeds that match `inputs`; return every output by name."""
+        """Run the graph once on feeds that match `inputs`; return every output by name.
+
+        Raises:
+            BackendError: the backend failed. EngineError: no engine covers the shapes.
+        """
 
     def batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:
         """Return the sizes of the first axis that run without compiling or re-recording, ascending; None: any.
@@ -39,10 +43,11 @@ class Session(ABC):
         return None
 
     def prepare(self, shapes: Shapes) -> None:
-        """Compile or load whatever runs inputs of these shapes.
+        """Compile or load the model for inputs of these shapes.
 
         Raises:
-            EngineError: nothing here runs them.
+            EngineError: no engine covers them.
+            BackendError: the backend failed.
         """
 
     def device_context(self, shapes: Shapes) -> Any | None:

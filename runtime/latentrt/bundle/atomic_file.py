@@ -11,13 +11,15 @@ __all__ = ["write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int = 0o666) -> None:
-    """Write a file by rename: readers find the earlier file or the whole new one, also after a failure.
+    """Write a file by rename: readers see the former file or the complete new one, even after a failure.
 
-    A link is followed, so that what it leads to is replaced and the link stays. `mode` is cut by the umask, as for
-    any new file.
+    Args:
+        path: if it is a symbolic link, the link's target is replaced.
+        data: the new content.
+        mode: permissions of a new file, reduced by the umask.
 
     Raises:
-        OSError: nothing was written, and the earlier file is as it was.
+        OSError: nothing was written, and the former file is unchanged.
     """
     place = Path(os.path.realpath(path))
     draft = place.with_name(f".{place.name[:32]}.{secrets.token_hex(8)}")
@@ -26,7 +28,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int = 0o66
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
-            # Some file systems keep a rename and lose the data when the power fails.
+            # After a power failure some file systems have the rename but not the data.
             os.fsync(descriptor)
         os.replace(draft, place)
     except BaseException:

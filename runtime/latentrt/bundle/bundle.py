@@ -1,17 +1,16 @@
-"""What is in a bundle, and is it intact?
+"""A bundle on disk: its manifest, and access to its files.
 
-`Bundle.open` reads the manifest; `Bundle.path` and `Bundle.read` hand out the files it names, each compared with
+`Bundle.open` reads the manifest; `Bundle.path` and `Bundle.read` give access to the files it names, each compared with
 its SHA-256 before anything parses it. A file that a run does not need is not hashed.
 
-What that protects against. The manifest pins every file, so damage (a truncated download, a bad copy, a stray edit)
-is found before it is run. It does not prove who made the bundle: whoever can change a file can change the manifest
-to match. Against forgery, pin the manifest itself with its digest, taken from a source you trust::
+Threat model. The manifest pins every file, so damage (a truncated download, a bad copy, an accidental edit) is detected
+before the file is used. It does not prove who made the bundle: someone who can change a file can change the manifest to
+match. Against forgery, pin the manifest itself with its digest, taken from a source you trust::
 
     Bundle.open("my-model", digest="sha256:…")
 
-Then every byte that is parsed is one that the digest covers. What stays out of root is someone who can write into
-the folder while it is in use: `read` returns the very bytes that were hashed, but a file that `path` has handed out
-is opened again by whoever runs it.
+Then the digest covers every byte that is parsed. Not covered is an attacker who can write into the folder while it is
+in use: `read` returns the same bytes that were hashed, but a backend opens the path returned by `path` again.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ class Bundle:
     """A bundle whose manifest has been read. Use `Bundle.open`; it is safe to share between threads.
 
     Attributes:
-        folder: where it lies, absolute, links resolved.
-        manifest: what it says of itself.
-        digest: `sha256:…` of `bundle.json`, which pins everything else.
+        folder: its absolute path, links resolved.
+        manifest: the content of `bundle.json`.
+        digest: `sha256:…` of `bundle.json`, which pins all other files.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, digest: str, files: PinnedFiles) -> None:
@@ -54,15 +53,16 @@ class Bundle:
         """Read the manifest of the bundle in the folder `path`.
 
         Args:
-            digest: what `bundle.json` must hash to, `sha256:` and 64 hexadecimal digits; checked before it is parsed.
-            trust_cache: whether a large file that an earlier run hashed, and that has not changed since as far as
-                the file system can tell (`latentrt.bundle.digest_cache`), goes without being hashed again.
+            digest: the expected digest of `bundle.json`, `sha256:` and 64 lower-case hexadecimal digits; compared
+                before the file is parsed. None accepts any.
+            trust_cache: do not hash a large file again that an earlier run hashed and that has not changed since
+                according to the file system (`latentrt.bundle.digest_cache`).
 
         Raises:
             RequestError: `digest` is not of that form.
             BundleError: there is no bundle at `path`.
             IntegrityError: `bundle.json` is not the pinned one, or is a link that leads out of the bundle.
-            ManifestError: `bundle.json` cannot be read or says something impossible.
+            ManifestError: `bundle.json` is not a manifest of this format, or describes an impossible bundle.
         """
         if digest is not None:
             check_digest_form(digest)
@@ -72,7 +72,7 @@ class Bundle:
         if digest not in (None, found):
             raise IntegrityError(
                 f"{root.folder / MANIFEST_NAME} is {found}, expected the pinned {digest}: it is another bundle, or "
-                "was changed. Get the one that was pinned, or pin this one if you trust where it came from"
+                "was changed. Get the pinned one, or pin this one if you trust its source"
             )
         try:
             manifest = decode_manifest(data)
@@ -83,20 +83,19 @@ class Bundle:
         )
 
     def path(self, name: str) -> Path:
-        """Where the file `name` lies, after it was compared with its SHA-256.
+        """Return the path of the file `name`, after comparing it with its SHA-256.
 
-        The path is the one inside the bundle, also where a link stands there, so that files keep their names and
-        neighbours.
+        The path is inside the bundle even if it is a symbolic link, so that files keep their names and neighbours.
 
         Raises:
-            BundleError: the manifest does not name it.
-            IntegrityError: it is missing, is not the pinned one, or is a link that leads out.
+            BundleError: the manifest does not name the file.
+            IntegrityError: it is missing, differs from the pinned one, or is a link that leads out of the bundle.
         """
         self._files.check([name])
         return self.folder / name
 
     def read(self, name: str) -> bytes:
-        """The bytes of the file `name`, the very ones that were hashed. For graphs and tokenizers, which are small.
+        """Return the bytes of the file `name`, the same that were hashed. For small files: graphs and tokenizers.
 
         Raises:
             BundleError, IntegrityError: as for `path`.
@@ -104,41 +103,43 @@ class Bundle:
         return self._files.read(name)
 
     def check(self, names: Iterable[str]) -> None:
-        """Compare several files with their SHA-256 at once, so that `path` answers without a wait.
+        """Compare several files with their SHA-256 in parallel; `path` returns without hashing them again.
 
         Raises:
-            BundleError, IntegrityError: as for `path`; the message lists every file that is wrong.
+            BundleError, IntegrityError: as for `path`; the message lists every faulty file.
         """
         self._files.check(names)
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Hash every file of the bundle, whatever is remembered of it.
+        """Hash every file of the bundle, regardless of cached digests.
 
         Args:
             progress: called with the number of bytes hashed since the last call, from one thread at a time.
 
         Raises:
-            IntegrityError: listing every file that is wrong.
+            IntegrityError: a file is missing or differs; the message lists every faulty file.
         """
         self._files.verify(progress)
 
     def component_files(self, component: str, precision: Precision, part: PartName | None = None) -> tuple[str, str]:
-        """The names of a component's files: the graph that computes in `precision`, and the weights.
+        """Return the names of a component's files: the graph that computes in `precision`, and the weights.
 
         Args:
-            part: of which the graph is wanted; None is the whole component.
+            component: its name in the manifest.
+            precision: of the graph.
+            part: the part whose graph is returned; None: the graph of the whole component.
 
         Raises:
-            BundleError: the bundle has no such component, or no such graph of it.
+            BundleError: the bundle has no such component, part or graph.
         """
         found = self.manifest.components.get(component)
         owner = found if found is None or part is None else found.parts.get(part)
         if found is None or owner is None or precision not in owner.graphs:
-            what = component if part is None else f"{component}'s {part} part"
-            has = ", ".join(self._graphs_in_words())
+            owner_name = component if part is None else f"{component}'s {part} part"
+            has = ", ".join(self._describe_graphs())
             is_int8 = self.manifest.precision == "int8"
-            mend = "; a bundle of int8 is for CPUs, export another: --precision float16" if is_int8 else ""
-            raise BundleError(f"{self.folder} has no {precision} graph of {what}; it has {has}{mend}")
+            remedy = "; a bundle of int8 is for CPUs, export another: --precision float16" if is_int8 else ""
+            raise BundleError(f"{self.folder} has no {precision} graph of {owner_name}; it has {has}{remedy}")
         return owner.graphs[precision].file, found.weights.file
 
     def weights(self, component: str) -> WeightSet:
@@ -154,14 +155,14 @@ class Bundle:
         return WeightSet(self.path(name), self.manifest.files[name].sha256)
 
     def files_of(self, components: Iterable[str]) -> Iterator[str]:
-        """The names of all files of components: weights, and graphs of every precision and part."""
+        """Yield the names of all files of these components: weights, and graphs of every precision and part."""
         for name in components:
             record = self.manifest.components[name]
             yield record.weights.file
             for graphs in (record.graphs, *(part.graphs for part in record.parts.values())):
                 yield from (graph.file for graph in graphs.values())
 
-    def _graphs_in_words(self) -> Iterator[str]:
+    def _describe_graphs(self) -> Iterator[str]:
         for name, component in self.manifest.components.items():
             yield f"{name} in {' and '.join(component.graphs)}"
             for part_name, part in component.parts.items():
@@ -169,21 +170,25 @@ class Bundle:
 
 
 def check_digest_form(digest: str) -> None:
-    """Refuse a digest that no bundle can have.
+    """Reject a malformed digest.
 
     Raises:
-        RequestError: it is not `sha256:` and 64 hexadecimal digits.
+        RequestError: it is not `sha256:` and 64 lower-case hexadecimal digits.
     """
     if not _DIGEST.fullmatch(digest):
         raise RequestError(
-            f"found the digest {digest!r}, expected sha256: and 64 lower-case hexadecimal digits; "
+            f"`digest`: got {digest!r}, expected sha256: and 64 lower-case hexadecimal digits; "
             "`latentrt inspect BUNDLE` prints the digest of a bundle"
         )
 
 
 def _bundle_folder(path: str | os.PathLike[str]) -> Path:
-    """Refuse, in words, what is not a bundle's folder."""
-    # os.path answers False where Path raises: a folder that may not be entered, a name that no file can have.
+    """Return the path of a bundle's folder.
+
+    Raises:
+        BundleError: there is no bundle; the message says whether it is a checkpoint, a file or missing.
+    """
+    # os.path returns False where Path raises: for a folder without permission to enter, or an invalid name.
     if os.path.isfile(os.path.join(path, MANIFEST_NAME)):
         return Path(path)
     found = "does not exist or cannot be entered"
@@ -196,5 +201,5 @@ def _bundle_folder(path: str | os.PathLike[str]) -> Path:
 
 def _read_manifest(root: BundleRoot) -> bytes:
     with PinnedFiles(root, {}, None).opened(MANIFEST_NAME) as stream:
-        # One byte more than a manifest may have, for its reader to see that it has too many.
+        # One byte beyond the limit, so that `decode_manifest` detects a file that is too large.
         return stream.read(MAX_MANIFEST_BYTES + 1)

@@ -1,22 +1,21 @@
 """A cache of SHA-256 digests of large files, kept between runs.
 
-Hashing a bundle's weights takes about as long as reading them, so what was hashed once is remembered between runs:
-the record of a file is keyed by (device, inode, size, mtime, ctime). Writing to a file moves its ctime, and no call
-sets a ctime back, so a file that was changed after it was hashed no longer matches its record, also where its mtime
-was restored.
+Hashing a bundle's weights takes about as long as reading them, so digests are stored between runs: the record of a file
+is keyed by (device, inode, size, mtime, ctime). Writing to a file advances its ctime, and no call sets a ctime back, so
+a file that was changed after it was hashed no longer matches its record, even if its mtime was restored.
 
-A record is made and believed only where that reasoning holds:
+A record is written and trusted only where that argument holds:
 
 - the file belongs to the user or to root, and neither group nor others may write to it;
-- its ctime was at least a minute old when hashing began, and did not move during it. A clock ticks coarsely, and a
-  change that falls into the tick in which the file was hashed would be invisible (git calls such a file racily
-  clean); pages that some process has mapped for writing move the ctime only when they are written back, which Linux
-  does within half a minute;
-- the cache's folder is the user's alone (`latentrt.bundle.user_cache`), and so is the record in it.
+- its ctime was at least a minute old when hashing began, and did not change during it. Clocks are coarse: a change
+  within the clock tick in which the file was hashed would be invisible (git calls such a file racily clean). Pages that
+  some process has mapped for writing advance the ctime only when they are written back, which Linux does within half a
+  minute;
+- the cache's folder is private to the user (`latentrt.bundle.user_cache`), and so is the record in it.
 
-What this does not see: a disk that returns other bytes than were written, a file system that keeps no ctime (FAT),
-a clock that was set back, and whoever runs as the same user or as root. `Bundle.verify`, and opening with
-`trust_cache=False`, hash regardless of any record.
+Not detected are a disk that returns other bytes than were written, a file system without ctime (FAT), a clock that was
+set back, and attackers who run as the same user or as root. `Bundle.verify`, and opening with `trust_cache=False`, hash
+regardless of any record.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from latentrt.bundle.user_cache import private_folder
 
 __all__ = ["DigestCache", "FileState"]
 
-# Below this, hashing a file (a millisecond per MiB) is no dearer than looking its record up.
+# Below this, hashing a file (a millisecond per MiB) costs no more than reading its record.
 _SMALLEST_BYTES = 1 << 20
 _SETTLED_NS = 60 * 10**9
 _LARGEST_RECORD_BYTES = 4096
@@ -59,9 +58,9 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DigestCache:
-    """Remembered SHA-256 digests, one small file for each file of a bundle, named by device and inode.
+    """Stored SHA-256 digests, one small file for each file of a bundle, named by device and inode.
 
-    No method raises: where the cache cannot be used, nothing is remembered.
+    No method raises: where the cache cannot be used, nothing is stored.
     """
 
     def __init__(self) -> None:
@@ -73,22 +72,28 @@ class DigestCache:
             return None
         state = FileState.of(found)
         with contextlib.suppress(OSError, ValueError):
-            record = msgspec.json.decode(_read_own(_place(self._folder, state)), type=_Record)
+            record = msgspec.json.decode(_read_own(_record_path(self._folder, state)), type=_Record)
             return record.sha256 if record.state == state else None
         return None
 
     def put(self, found: os.stat_result, sha256: str, hashed_at_ns: int) -> None:
-        """Store the digest of a file in the state `found`, if that is safe; hashing began at `hashed_at_ns`."""
+        """Store the digest of a file in the state `found`, if that is safe.
+
+        Args:
+            found: the file's state before and after hashing.
+            sha256: in lower-case hexadecimal.
+            hashed_at_ns: time at which hashing began, in nanoseconds since the epoch.
+        """
         if self._folder is None or not _is_closed(found) or found.st_size < _SMALLEST_BYTES:
             return
         if found.st_ctime_ns + _SETTLED_NS > hashed_at_ns:
             return
         record = _Record(FileState.of(found), sha256)
         with contextlib.suppress(OSError):
-            write_atomically(_place(self._folder, record.state), msgspec.json.encode(record), mode=0o600)
+            write_atomically(_record_path(self._folder, record.state), msgspec.json.encode(record), mode=0o600)
 
 
-def _place(folder: Path, state: FileState) -> Path:
+def _record_path(folder: Path, state: FileState) -> Path:
     return folder / f"{state.device:x}-{state.inode:x}.json"
 
 
@@ -97,8 +102,13 @@ def _is_closed(found: os.stat_result) -> bool:
     return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _read_own(place: Path) -> bytes:
-    descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def _read_own(path: Path) -> bytes:
+    """Read a record that only this user or root may write to.
+
+    Raises:
+        PermissionError: others may write to it. OSError: it cannot be opened, or is a link.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as stream:
         if not _is_closed(os.fstat(descriptor)):
             raise PermissionError

@@ -14,27 +14,26 @@ from latentrt.bundle.manifest import FileRecord
 __all__ = ["Progress", "file_record", "hash_bytes", "hash_stream", "open_regular"]
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes that were hashed since the last call."""
+"""Called with the number of bytes hashed since the last call."""
 
-# hashlib frees the interpreter's lock while it works on a chunk; a MiB keeps the calls rare and stays in a core's
-# cache.
+# hashlib releases the interpreter's lock for each chunk; one MiB keeps calls rare and fits a core's cache.
 _CHUNK_BYTES = 1 << 20
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
-    """Open a regular file for reading; a pipe or a device is refused at once, where plain `open` would wait on it.
+    """Open a regular file for reading; reject a pipe or a device without blocking on it, as plain `open` would.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
     """
-    stream = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115, the caller closes it
+    stream = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115, the caller closes it
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return stream
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

@@ -15,7 +15,7 @@ from latentrt.bundle.manifest import GateMetric
 
 __all__ = ["NOT_COMPARED", "difference", "message"]
 
-# A verdict flips at its threshold however close the score is.
+# Outputs without a metric: a verdict may flip at its threshold for any difference of the score.
 NOT_COMPARED = frozenset({"flagged"})
 
 
@@ -36,7 +36,7 @@ def _rms(values: NDArray[Any]) -> float:
 
 
 def message(reference: NDArray[Any], found: NDArray[Any], value: float, metric: GateMetric, owner: str) -> str:
-    """Describe the fault of an output, as the predicate of a sentence.
+    """Return the fault of an output as the predicate of a sentence.
 
     Args:
         value: the difference by `metric`.

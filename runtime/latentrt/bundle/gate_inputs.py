@@ -1,7 +1,7 @@
 """Inputs on which a graph or an engine is compared with its reference.
 
 The inputs of a component are made from their sources (`latentrt.bundle.manifest.InputSpec`), as realistic as a
-checkpoint alone allows: prompts, synthetic images, and what other components make of them. The exporter and the engine
+checkpoint alone allows: prompts, synthetic images, and other components' outputs for them. The exporter and the engine
 builder use the same functions, so both compare on the same arrays.
 
 The arrays behind the sources are collected in one mapping:
@@ -82,11 +82,11 @@ def make_gate_inputs(
                 if is_denoiser:
                     made = _add_noise(made, arrays["latents"].shape[1], arrays[f"alphas_cumprod:{name}"])
             case "timestep":
-                made = _timesteps(shape[0], len(arrays[f"alphas_cumprod:{name}"]))
+                made = _make_timesteps(shape[0], len(arrays[f"alphas_cumprod:{name}"]))
             case "tokens":
                 made = np.resize(arrays[f"tokens:{name}"], shape)
             case "image" | "images":
-                made = _images(spec, shape)
+                made = _make_image_input(spec, shape)
             case "noise-level":
                 made = np.resize(_NOISE_LEVELS, shape)
             case option if option.startswith("option:"):
@@ -103,7 +103,7 @@ def reference_shapes(inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]
 
 
 def collect_outputs(name: str, role: Role, outputs: Mapping[str, NDArray[Any]], space: LatentSpace) -> Arrays:
-    """Return what an upstream component adds to the arrays behind the sources.
+    """Return the arrays that an upstream component adds to those behind the sources.
 
     Args:
         name, role: of the component.
@@ -143,7 +143,7 @@ def make_images(batch: int, height: int, width: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(finished.transpose(0, 2, 3, 1))
 
 
-def _images(spec: InputSpec, shape: tuple[int, ...]) -> NDArray[Any]:
+def _make_image_input(spec: InputSpec, shape: tuple[int, ...]) -> NDArray[Any]:
     if spec.dtype == "uint8":
         return make_images(*shape[:3])  # (B, H, W, 3)
     pixels = make_images(shape[0], *shape[2:])
@@ -157,13 +157,13 @@ def _tile_latents(latents: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.f
     return np.tile(latents, repeats)[:batch, :channels, :height, :width].astype(np.float32)
 
 
-def _timesteps(count: int, trained: int) -> NDArray[np.int64]:
+def _make_timesteps(count: int, trained: int) -> NDArray[np.int64]:
     return np.resize(np.array(_TIMESTEPS) * trained // 1000, count)
 
 
 def _add_noise(clean: NDArray[np.float32], channels: int, alphas_cumprod: NDArray[Any]) -> NDArray[np.float64]:
     """Add the noise of each row's timestep to the first `channels` channels, those of the latents."""
-    alpha_bar = alphas_cumprod[_timesteps(len(clean), len(alphas_cumprod))][:, None, None, None].astype(np.float64)
+    alpha_bar = alphas_cumprod[_make_timesteps(len(clean), len(alphas_cumprod))][:, None, None, None].astype(np.float64)
     latents = clean[:, :channels]
     noise = np.random.default_rng(0).standard_normal(latents.shape)
     noisy = np.sqrt(alpha_bar) * latents + np.sqrt(1 - alpha_bar) * noise

@@ -1,9 +1,9 @@
 """The manifest of a bundle, `bundle.json`, in format 2: its records, its reader and writer, and its checks.
 
-Reading is strict, because a manifest decides what is run. There is one meaning per text (UTF-8, no duplicate key, no
-NaN), the format version is checked before anything else, and unknown keys are refused. After the types,
-`check_manifest` tests what types cannot express: every file has a pin, paths stay inside the bundle, the source of
-every input exists.
+Reading is strict, because a manifest determines which graphs run. A text has one meaning only (UTF-8, no duplicate key,
+no NaN), the format version is checked before anything else, and unknown keys are rejected. After the types,
+`check_manifest` checks the rules that types cannot express: every file has a pin, paths stay inside the bundle, the
+source of every input exists.
 
 The JSON schema beside this file (`bundle.schema.json`) is generated from the records by `schema`.
 """
@@ -142,7 +142,7 @@ class GateResult(Record, frozen=True, kw_only=True):
 
 
 class QuantizedLayer(Record, frozen=True, kw_only=True):
-    """The arithmetic of one linear layer or convolution of an int8 graph, and the figures that decided it.
+    """The arithmetic of one linear layer or convolution of an int8 graph, and the metrics that decided it.
 
     `method` is `static` (weights and activations are int8), `weights` (only the weights are) or `float32`. `error` is
     the relative RMS error of the network's output with this layer alone quantised by the graph's method; `share` is
@@ -447,13 +447,13 @@ def decode_manifest(data: bytes) -> Manifest:
     """
     tree = _parse(data)
     _check_version(tree)
-    # The text is parsed once: what was checked above is what is converted, not a second parser's reading of the bytes.
+    # The text is parsed once, so that a second parser cannot read the bytes differently from the checks above.
     try:
         manifest = msgspec.convert(tree, Manifest)
     except (msgspec.ValidationError, OverflowError) as error:
         raise ManifestError(
-            f"bundle.json is not a manifest of format {FORMAT_VERSION}: {printable(str(error))}; expected what "
-            f"bundle.schema.json describes. {_REMEDY}"
+            f"bundle.json is not a manifest of format {FORMAT_VERSION}: {printable(str(error))}; "
+            f"expected the form that bundle.schema.json describes. {_REMEDY}"
         ) from None
     check_manifest(manifest)
     return manifest
@@ -463,12 +463,12 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """Write a manifest in its one form: UTF-8, indented by two spaces, keys of mappings sorted, a final newline.
 
     Raises:
-        ManifestError: `decode_manifest` would refuse the text, or read another manifest from it.
+        ManifestError: `decode_manifest` would reject the text, or read another manifest from it.
     """
     data = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
     if decode_manifest(data) != manifest:
         raise ManifestError(
-            "the manifest holds a value that JSON cannot carry (a tuple or a NaN in a scheduler's configuration)"
+            "the manifest holds a value that JSON cannot represent (a tuple or a NaN in a scheduler's configuration)"
         )
     return data
 
@@ -484,13 +484,13 @@ def schema() -> bytes:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Refuse a manifest that describes an impossible bundle.
+    """Reject a manifest that describes an impossible bundle.
 
     Raises:
-        ManifestError: naming the first contradiction, what was expected, and what to do.
+        ManifestError: the message names the first contradiction, the expected value and the remedy.
     """
-    for problem in _problems(manifest):
-        raise ManifestError(f"bundle.json: {problem}. Write the bundle anew: latentrt export CHECKPOINT BUNDLE")
+    for problem in _find_problems(manifest):
+        raise ManifestError(f"bundle.json: {problem}. Export the bundle again: latentrt export CHECKPOINT BUNDLE")
 
 
 def named_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -516,7 +516,7 @@ _REMEDY = "Copy or download the bundle again, or write a new one: latentrt expor
 
 def _parse(data: bytes) -> Any:
     if len(data) > MAX_MANIFEST_BYTES:
-        raise ManifestError(f"bundle.json is larger than {MAX_MANIFEST_BYTES:,} bytes, which no manifest is. {_REMEDY}")
+        raise ManifestError(f"bundle.json is larger than {MAX_MANIFEST_BYTES:,} bytes, the limit. {_REMEDY}")
     try:
         return parse_json(data)
     except AmbiguousJSONError as error:
@@ -542,37 +542,37 @@ def _check_version(tree: Any) -> None:
         )
 
 
-def _problems(manifest: Manifest) -> Iterator[str]:
+def _find_problems(manifest: Manifest) -> Iterator[str]:
     for name in manifest.files:
-        yield from _path_problems(name)
+        yield from _check_path(name)
     for name, purpose in named_files(manifest):
         if name not in manifest.files:
             yield f"{name!r} is {purpose} but is not pinned in files, expected its SHA-256 and size there"
     if not manifest.tasks or len(set(manifest.tasks)) != len(manifest.tasks):
-        yield f"found the tasks {list(manifest.tasks)}, expected at least one and each name once"
+        yield f"got the tasks {list(manifest.tasks)}, expected at least one and each name once"
     for role in ("denoiser", "decoder"):
         if not manifest.by_role(role):
-            yield f"found the components {sorted(manifest.components)}, expected a {role} among them"
-    yield from _owner_problems(manifest)
+            yield f"got the components {sorted(manifest.components)}, expected a {role} among them"
+    yield from _check_owners(manifest)
     for name, component in manifest.components.items():
-        yield from _component_problems(name, component, manifest.precision)
-        yield from _source_problems(name, component, manifest.components)
-    yield from _default_problems(manifest)
+        yield from _check_component(name, component, manifest.precision)
+        yield from _check_sources(name, component, manifest.components)
+    yield from _check_defaults(manifest)
 
 
-def _path_problems(name: str) -> Iterator[str]:
-    if problem := _path_problem(name):
+def _check_path(name: str) -> Iterator[str]:
+    if problem := _find_path_problem(name):
         yield f"the path {name!r} {problem}, expected a relative path inside the bundle, such as denoiser/model.onnx"
 
 
-def _path_problem(name: str) -> str | None:
+def _find_path_problem(name: str) -> str | None:
     if "\\" in name or ":" in name:
         return "has a backslash or a colon (a drive)"
     if not name.isprintable():
         return "has a character that cannot be printed"
     if name.startswith("/"):
         return "is absolute"
-    # An empty segment is a doubled or a closing slash: one file would have two names.
+    # An empty segment (a double or a trailing slash) would give one file two names.
     if not {"", ".", ".."}.isdisjoint(name.split("/")):
         return "has an empty segment, '.' or '..'"
     if name.casefold() == MANIFEST_NAME:
@@ -580,11 +580,11 @@ def _path_problem(name: str) -> str | None:
     return None
 
 
-def _owner_problems(manifest: Manifest) -> Iterator[str]:
-    """Each denoiser has a scheduler and a latent space, and each component that takes tokens has a tokenizer.
+def _check_owners(manifest: Manifest) -> Iterator[str]:
+    """Check that each denoiser has a scheduler and a latent space, and each component that takes tokens a tokenizer.
 
-    Further schedulers have names that no component has. An upscaler has the scheduler of its input image's noise, and a
-    depth estimator the preprocessing of its input.
+    Further schedulers must have names that no component has. An upscaler must have the scheduler of its input image's
+    noise, and a depth estimator the preprocessing of its input.
     """
     denoisers = sorted(manifest.by_role("denoiser"))
     readers = sorted(name for name, each in manifest.components.items() if each.input_from("tokens") is not None)
@@ -603,29 +603,29 @@ def _owner_problems(manifest: Manifest) -> Iterator[str]:
             yield f"{name} has no preprocessing, expected one, as every depth-estimator has"
 
 
-def _component_problems(name: str, component: Component, precision: str) -> Iterator[str]:
+def _check_component(name: str, component: Component, precision: str) -> Iterator[str]:
     # In an int8 bundle some components stay in float32.
     wanted = {"int8", "float32"} if precision == "int8" else {precision}
     if wanted.isdisjoint(component.graphs):
         yield f"{name} has graphs for {sorted(component.graphs)}, expected one for the bundle's precision, {precision}"
-    yield from _signature_problems(name, component.inputs, component)
+    yield from _check_signature(name, component.inputs, component)
     for part_name, part in component.parts.items():
         owner = f"{name}'s {part_name} part"
-        yield from _signature_problems(owner, part.inputs, part)
+        yield from _check_signature(owner, part.inputs, part)
         if not part.graphs:
             yield f"{owner} has no graph, expected at least one"
-    yield from _slice_problems(name, component.parts)
+    yield from _check_slices(name, component.parts)
 
 
-def _source_problems(name: str, component: Component, components: Mapping[str, Component]) -> Iterator[str]:
+def _check_sources(name: str, component: Component, components: Mapping[str, Component]) -> Iterator[str]:
     for spec in component.inputs:
         maker, dot, output = spec.source.partition(".")
         if dot and (maker not in components or output not in {made.name for made in components[maker].outputs}):
             yield f"{name}'s input {spec.name} comes from {spec.source}, expected an output of one of the components"
 
 
-def _slice_problems(name: str, parts: Mapping[str, Part]) -> Iterator[str]:
-    """A decode in slices runs from the first slice to the last, each on the result of the one before."""
+def _check_slices(name: str, parts: Mapping[str, Part]) -> Iterator[str]:
+    """Check that slices are numbered without a gap, and that each can run on the output of the one before."""
     found = [part for part in parts if part.startswith("slice.")]
     wanted = [f"slice.{number}" for number in range(len(found))]
     if {*found} != {*wanted}:
@@ -638,7 +638,7 @@ def _slice_problems(name: str, parts: Mapping[str, Part]) -> Iterator[str]:
             yield f"{name}'s {part} part is not a slice, expected features among its inputs and one output"
 
 
-def _signature_problems(owner: str, inputs: tuple[TensorSpec, ...], graphs: Component | Part) -> Iterator[str]:
+def _check_signature(owner: str, inputs: tuple[TensorSpec, ...], graphs: Component | Part) -> Iterator[str]:
     for kind, specs in (("input", inputs), ("output", graphs.outputs)):
         names = [spec.name for spec in specs]
         if not names or len(set(names)) != len(names):
@@ -655,7 +655,7 @@ def _signature_problems(owner: str, inputs: tuple[TensorSpec, ...], graphs: Comp
 _AXIS = re.compile(r"([1-9][0-9]*\*)?[a-z][a-z0-9_]*", re.ASCII)
 
 
-def _default_problems(manifest: Manifest) -> Iterator[str]:
+def _check_defaults(manifest: Manifest) -> Iterator[str]:
     limits, defaults, multiple = manifest.limits, manifest.defaults, manifest.side_multiple
     for side, pixels in (("height", defaults.height), ("width", defaults.width)):
         if not limits.min_side <= pixels <= limits.max_side:

@@ -18,17 +18,17 @@ from latentrt.errors import BundleError, IntegrityError
 
 __all__ = ["PinnedFiles"]
 
-# One thread hashes faster than most disks read; more of them than this only make the disk's head move.
+# One thread hashes faster than most disks read; more threads than this cause seeks on a hard disk.
 _HASHING_THREADS = min(4, os.cpu_count() or 1)
 
 
 class PinnedFiles:
-    """The files of a bundle, each compared with its SHA-256 before it is handed out; safe to share between threads.
+    """The files of a bundle, each compared with its SHA-256 before use. Threads may share it.
 
     Args:
-        root: where the files may lie.
-        records: what pins each of them.
-        cache: digests remembered from earlier runs, or None to remember nothing.
+        root: the folder that must contain the files.
+        records: the pin of each file, by name.
+        cache: digests stored by earlier runs; None stores and reads none.
     """
 
     def __init__(self, root: BundleRoot, records: Mapping[str, FileRecord], cache: DigestCache | None) -> None:
@@ -39,8 +39,8 @@ class PinnedFiles:
         """Return the bytes of a file, the same ones that were hashed.
 
         Raises:
-            BundleError: the manifest does not name it.
-            IntegrityError: it is missing, is not the pinned one, or is a link that leads out.
+            BundleError: the manifest does not name the file.
+            IntegrityError: it is missing, differs from the pinned one, or is a link that leads out of the bundle.
         """
         record = self._record(name)
         try:
@@ -49,31 +49,34 @@ class PinnedFiles:
                 data = stream.read(record.size + 1)
             _check_hash(name, hash_bytes(data), record)
         except IntegrityError as error:
-            raise self._damaged([str(error)], 1) from None
+            raise self._make_error([str(error)], 1) from None
         return data
 
     def check(self, names: Iterable[str]) -> None:
         """Compare files with their SHA-256, unless that was done before and they have not changed since.
 
         Raises:
-            BundleError, IntegrityError: as for `read`; the message lists every file that is wrong.
+            BundleError, IntegrityError: as for `read`; the message lists every faulty file.
         """
-        self._compare_all([name for name in dict.fromkeys(names) if not self._is_known_intact(name)], self._cache, None)
+        self._compare_all([name for name in dict.fromkeys(names) if not self._was_compared(name)], self._cache, None)
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Hash every file, whatever is remembered of it; `progress` is called from one thread at a time.
+        """Hash every file, regardless of cached digests.
+
+        Args:
+            progress: called from one thread at a time.
 
         Raises:
-            IntegrityError: listing every file that is wrong.
+            IntegrityError: a file is missing or differs; the message lists every faulty file.
         """
-        self._compare_all(list(self._records), None, progress and _one_at_a_time(progress))
+        self._compare_all(list(self._records), None, progress and _serialize(progress))
 
     @contextmanager
     def opened(self, name: str) -> Iterator[BufferedReader]:
-        """Open a file within the bundle's root, not compared with anything yet.
+        """Open a file within the bundle's root, without comparing its hash.
 
         Raises:
-            IntegrityError: it is missing, cannot be read (also later, while it is open), or is a link that leads out.
+            IntegrityError: it is missing, cannot be read (also while it is open), or is a link that leads out.
         """
         try:
             with open_regular(self._root.resolve(name)) as stream:
@@ -88,7 +91,7 @@ class PinnedFiles:
             )
         return self._records[name]
 
-    def _is_known_intact(self, name: str) -> bool:
+    def _was_compared(self, name: str) -> bool:
         self._record(name)
         try:
             return self._intact.get(name) == FileState.of(os.stat(self._root.folder / name))
@@ -97,11 +100,11 @@ class PinnedFiles:
 
     def _compare_all(self, names: list[str], cache: DigestCache | None, progress: Progress | None) -> None:
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            faults = list(pool.map(lambda name: self._fault(name, cache, progress), names))
+            faults = list(pool.map(lambda name: self._find_fault(name, cache, progress), names))
         if wrong := [fault for fault in faults if fault is not None]:
-            raise self._damaged(wrong, len(names))
+            raise self._make_error(wrong, len(names))
 
-    def _fault(self, name: str, cache: DigestCache | None, progress: Progress | None) -> str | None:
+    def _find_fault(self, name: str, cache: DigestCache | None, progress: Progress | None) -> str | None:
         """Describe the fault of one file; None if it is intact."""
         try:
             self._compare(name, cache, progress)
@@ -118,10 +121,10 @@ class PinnedFiles:
         _check_hash(name, sha256, record)
         self._intact[name] = FileState.of(found)
 
-    def _damaged(self, faults: list[str], compared: int) -> IntegrityError:
+    def _make_error(self, faults: list[str], compared: int) -> IntegrityError:
         wrong, listed = f"wrong, {len(faults)} of {compared} files compared", "\n  ".join(faults)
         return IntegrityError(
-            f"{self._root.folder} is not what its bundle.json pins; {wrong}:\n  {listed}\n"
+            f"{self._root.folder} does not match its bundle.json; {wrong}:\n  {listed}\n"
             "Copy or download the bundle again, or write a new one: latentrt export CHECKPOINT BUNDLE"
         )
 
@@ -145,7 +148,8 @@ def _check_hash(name: str, sha256: str, record: FileRecord) -> None:
         raise IntegrityError(f"{name} has SHA-256 {sha256}, expected {record.sha256}")
 
 
-def _one_at_a_time(progress: Progress) -> Progress:
+def _serialize(progress: Progress) -> Progress:
+    """Return a callback that several threads may call; `progress` is called from one at a time."""
     lock = threading.Lock()
 
     def locked(count: int) -> None:

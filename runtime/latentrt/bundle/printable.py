@@ -8,13 +8,12 @@ from __future__ import annotations
 
 __all__ = ["counted", "printable"]
 
-# Invisible, but they join letters in Persian and Hindi, and emoji into one; they can only change the look of their
-# neighbours.
+# Invisible, but they join letters in Persian and Hindi, and sequences of emoji; they affect their neighbours only.
 _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Escape every character that a terminal would obey instead of showing (`\\x1b`).
+    """Escape every character that a terminal would interpret instead of showing (`\\x1b`).
 
     Args:
         keep: characters that are not escaped, such as a newline in a text of several lines.

@@ -1,8 +1,8 @@
-"""The folder that all files of a bundle must lie in.
+"""The folder that must contain all files of a bundle.
 
-A file of a bundle may be a link: a hub cache is made of them. But a link that leads out of what was downloaded
-could make latentrt open any file of the machine, so its target must lie in the bundle's own folder or, in a hub
-cache, in that repository's folder::
+A file of a bundle may be a symbolic link, as in a hub cache. But a link to a path outside the download could make
+latentrt open any file of the machine, so its target must be in the bundle's own folder or, in a hub cache, in that
+repository's folder::
 
     models--owner--name/blobs/4f0c…                         the files, by their digest
     models--owner--name/snapshots/<revision>/bundle.json    links to them
@@ -33,7 +33,7 @@ class BundleRoot:
         """Return the real path of the bundle's file `name`.
 
         Raises:
-            IntegrityError: it is missing, or is a link that leads nowhere or out of the root.
+            IntegrityError: it is missing, or is a link whose target is missing or outside the root.
         """
         try:
             place = Path(os.path.realpath(self.folder / name, strict=True))

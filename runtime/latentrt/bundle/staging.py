@@ -1,4 +1,4 @@
-"""Makes a bundle in a staging folder, which takes its place when it is complete."""
+"""Writes a bundle in a staging folder, which replaces the destination once it is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Stage", "staged"]
 
 @dataclass(frozen=True)
 class Stage:
-    """The folder in which a bundle is made, and a folder for temporary files."""
+    """The folder that a bundle is written to, and a folder for temporary files."""
 
     bundle: Path
     scratch: Path
@@ -25,24 +25,27 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
-    """Yield two folders to work in; the bundle takes `destination`'s place on success, else both are removed.
+    """Yield two folders to work in. On success the bundle is moved to `destination`; on failure both are removed.
 
-    They lie in a hidden folder beside `destination`, where there has to be room for weights anyway (a temporary file
-    system is often memory) and from where a rename is enough. A process that is killed outright leaves that folder
-    behind, and nothing else.
+    They are in a hidden folder beside `destination`, on the disk that needs room for the weights anyway (a system's
+    temporary folder is often in memory), so that a rename suffices. Only a process that is killed leaves that folder
+    behind.
+
+    Args:
+        destination: of the bundle. If it is a symbolic link, the link's target is replaced.
+        overwrite: replace an existing bundle.
 
     Raises:
-        OutputError: something is in the way, or cannot be written.
+        OutputError: `destination` exists without `overwrite`, is not a bundle, or cannot be written.
     """
-    # A link stays, and what it leads to is replaced.
     place = Path(os.path.realpath(destination))
-    _refuse_occupied(place, destination, overwrite=overwrite)
+    _check_destination(place, destination, overwrite=overwrite)
     made = [parent for parent in place.parents if not parent.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         root = Path(tempfile.mkdtemp(prefix=f".{place.name}.export-", dir=place.parent))
     except OSError as error:
-        # A file in the way: what the system says of it depends on how deep below it the folder would be.
+        # A file where a folder should be: the system's error depends on how deep below it the folder would be.
         reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
         raise OutputError(f"{place.parent} cannot be written to: {reason}") from error
     former = root / "former"
@@ -51,41 +54,45 @@ def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
         stage.bundle.mkdir()
         stage.scratch.mkdir()
         yield stage
-        # Once more: the work may have taken long, and somebody else may have been there.
-        _refuse_occupied(place, destination, overwrite=overwrite)
-        _take_place(stage.bundle, place, former if overwrite else None)
+        # Checked again: another process may have created the destination meanwhile.
+        _check_destination(place, destination, overwrite=overwrite)
+        _move_bundle(stage.bundle, place, former if overwrite else None)
     except OSError as error:
         reason = error.strerror or str(error)
         kept = f"is in {former}" if former.exists() and not place.exists() else "is untouched"
-        raise OutputError(f"{destination} cannot be written: {reason}; what was there before {kept}") from error
+        raise OutputError(f"{destination} cannot be written: {reason}; its former content {kept}") from error
     finally:
-        if place.exists() or not former.exists():  # or what was there before is here alone
+        if place.exists() or not former.exists():  # never delete the only copy of the former bundle
             shutil.rmtree(root, ignore_errors=True)
         for parent in made:
-            with contextlib.suppress(OSError):  # it is not empty: the bundle is there
+            with contextlib.suppress(OSError):  # not empty, as it contains the bundle
                 parent.rmdir()
 
 
-def _refuse_occupied(place: Path, destination: Path, *, overwrite: bool) -> None:
+def _check_destination(place: Path, destination: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(place):
         return
     if not overwrite:
         raise OutputError(
-            f"{destination} exists; choose another place, or --overwrite to replace it when the new bundle is complete"
+            f"{destination} exists; choose another path, or --overwrite to replace it when the new bundle is complete"
         )
     if not (place / "bundle.json").is_file():
-        raise OutputError(f"{destination} is not a bundle, so --overwrite does not replace it; choose another place")
+        raise OutputError(f"{destination} is not a bundle, so --overwrite does not replace it; choose another path")
 
 
-def _take_place(bundle: Path, place: Path, former: Path | None) -> None:
-    """Rename the bundle to its place; `former` is where an earlier one is moved, None if there must be none."""
+def _move_bundle(bundle: Path, place: Path, former: Path | None) -> None:
+    """Rename the bundle to `place`.
+
+    Args:
+        former: the path that an earlier bundle is moved to; None if there must be no earlier one.
+    """
     if former is None or not os.path.lexists(place):
-        bundle.rename(place)  # which fails where a folder with something in it has come meanwhile
+        bundle.rename(place)  # fails where a folder that is not empty was created meanwhile
         return
     try:
         place.rename(former)
         bundle.rename(place)
     finally:
-        # Also when a signal comes between the two, or right after either.
+        # Also on a signal between the two renames, or right after either.
         if former.exists() and not place.exists():
             former.rename(place)

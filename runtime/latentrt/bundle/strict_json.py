@@ -1,5 +1,5 @@
-"""Strict parsing of JSON: duplicate keys, NaN and numbers beyond 64 bits, which readers interpret differently, are
-refused."""
+"""Strict parsing of JSON: rejects duplicate keys, NaN and integers beyond 64 bits, which parsers interpret
+differently."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def parse_json(data: bytes, *, infinity: bool = False) -> Any:
     def constant(name: str) -> float:
         if infinity and name != "NaN":
             return float(name)
-        raise _no_number(name)
+        raise _nonfinite_error(name)
 
     try:
         return json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=_object,
+            object_pairs_hook=_make_object,
             parse_constant=constant,
-            parse_float=_finite,
-            parse_int=_int64,
+            parse_float=_parse_finite,
+            parse_int=_parse_int64,
         )
     except UnicodeDecodeError as error:
         raise AmbiguousJSONError(f"is not UTF-8 (byte {error.start}), expected JSON in UTF-8") from None
     except RecursionError:
-        raise AmbiguousJSONError("is nested deeper than any such file is") from None
+        raise AmbiguousJSONError("is nested too deep, expected at most a few levels") from None
     except AmbiguousJSONError:
         raise
     except ValueError as error:
         raise AmbiguousJSONError(f"is not JSON, it may be truncated: {printable(str(error))}") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     tree = dict(pairs)
     if len(tree) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -59,19 +59,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return tree
 
 
-def _finite(digits: str) -> float:
+def _parse_finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise _no_number(digits)
+        raise _nonfinite_error(digits)
     return number
 
 
-def _no_number(text: str) -> AmbiguousJSONError:
-    return AmbiguousJSONError(f"has the number {text[:25]}, expected finite numbers, as JSON has no other")
+def _nonfinite_error(text: str) -> AmbiguousJSONError:
+    return AmbiguousJSONError(f"has the number {text[:25]}, expected finite numbers only, as JSON has no others")
 
 
-def _int64(digits: str) -> int:
-    # Length first: converting a number of a million digits takes a while.
+def _parse_int64(digits: str) -> int:
+    # Length first: converting a number of a million digits is slow.
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
         raise AmbiguousJSONError(f"has the number {digits[:25]}, expected one of 64 bits")
     return int(digits)

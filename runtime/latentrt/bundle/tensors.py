@@ -37,14 +37,14 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) 
 
     Args:
         specs: the graph's inputs.
-        feeds: an array for each of them. One axis name means one size, across all inputs.
+        feeds: an array for each of them. Axes of one name must have one size across all inputs.
 
     Raises:
-        FeedError: a name is missing or unknown, a dtype or a shape is not the one declared.
+        FeedError: an input is missing or unknown, or a dtype or shape differs from the signature.
     """
     wanted, given = [spec.name for spec in specs], list(feeds)
     if set(wanted) != set(given):
-        raise FeedError(f"found inputs {sorted(given)}, expected {sorted(wanted)}")
+        raise FeedError(f"got inputs {sorted(given)}, expected {sorted(wanted)}")
     sizes: dict[str, int] = {}
     for spec in specs:
         _check_feed(spec, feeds[spec.name], sizes)
@@ -52,13 +52,13 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) 
 
 def _check_feed(spec: TensorSpec, array: NDArray[np.generic], sizes: dict[str, int]) -> None:
     if array.dtype.name != spec.dtype:
-        raise FeedError(f"input {spec.name}: found {array.dtype.name}, expected {spec.dtype}")
+        raise FeedError(f"input {spec.name}: got {array.dtype.name}, expected {spec.dtype}")
     if array.ndim != len(spec.shape):
-        raise FeedError(f"input {spec.name}: found shape {array.shape}, expected {len(spec.shape)} axes as in {spec}")
+        raise FeedError(f"input {spec.name}: got shape {array.shape}, expected {len(spec.shape)} axes as in {spec}")
     for size, axis in zip(array.shape, spec.shape, strict=True):
         expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
         if size != expected or size == 0:
-            raise FeedError(f"input {spec.name}: found shape {array.shape}, but axis {axis} of {spec} is {expected}")
+            raise FeedError(f"input {spec.name}: got shape {array.shape}, but axis {axis} of {spec} is {expected}")
 
 
 def axis_sizes(specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The user's cache folder, which must be private.
 
-`LATENTRT_CACHE` names the folder; without it, it is `latentrt` in `XDG_CACHE_HOME` or `~/.cache`. Its content
-is trusted, so it must belong to the user who runs this and be closed to everybody else (mode 0700).
+`LATENTRT_CACHE` names the folder; the default is `latentrt` in `XDG_CACHE_HOME` or `~/.cache`. Its content is trusted,
+so it must belong to the user who runs this process and be inaccessible to others (mode 0700).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def cache_root() -> Path | None:
     """Return the folder of this user's latentrt cache, whether or not it exists; None for a user without a home."""
     if chosen := os.environ.get("LATENTRT_CACHE"):
         return Path(chosen).absolute()
-    # The XDG specification has a relative path ignored.
+    # The XDG specification demands that a relative path is ignored.
     if (xdg := os.environ.get("XDG_CACHE_HOME", "")) and os.path.isabs(xdg):
         return Path(xdg) / "latentrt"
     try:
@@ -33,28 +33,28 @@ def cache_root() -> Path | None:
 
 
 def private_folder(name: str) -> Path | None:
-    """Return the folder `name` of the cache, made if it is missing; None if it cannot be made or is open to others.
+    """Return the folder `name` of the cache, created if missing; None if it cannot be made or is open to others.
 
     The absence of a cache is logged, as a warning if the user named the folder; it is never an error.
     """
     try:
         return require_private_folder(name)
     except EngineError as error:
-        _say(logging.WARNING if os.environ.get("LATENTRT_CACHE") else logging.INFO, str(error))
+        _log_once(logging.WARNING if os.environ.get("LATENTRT_CACHE") else logging.INFO, str(error))
         return None
 
 
 @functools.cache
-def _say(level: int, problem: str) -> None:
+def _log_once(level: int, problem: str) -> None:
     """Log a problem once per process."""
     _log.log(level, "nothing is cached: %s", problem)
 
 
 def require_private_folder(name: str) -> Path:
-    """Return the folder `name` of the cache, made if it is missing.
+    """Return the folder `name` of the cache, created if missing.
 
     Raises:
-        EngineError: saying which folder it is, what is wrong with it, and what to do.
+        EngineError: it cannot be made or is open to others; the message names the folder, the problem and the remedy.
     """
     root = cache_root()
     if root is None:
@@ -67,18 +67,19 @@ def require_private_folder(name: str) -> Path:
 
 
 def _make_private(folder: Path) -> str | None:
-    """Make the folder if need be; return what is wrong with it."""
+    """Create the folder if missing. Return the problem with it as a predicate, or None."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
         return f"cannot be made: {error.strerror}"
-    return _exposure(found)
+    return _find_exposure(found)
 
 
-def _exposure(found: os.stat_result) -> str | None:
+def _find_exposure(found: os.stat_result) -> str | None:
+    """Return the problem with a folder's owner or permissions as a predicate, or None."""
     if not hasattr(os, "geteuid"):
-        return "is on a system whose permissions latentrt cannot judge"
+        return "is on a system whose permissions latentrt cannot check"
     if not stat.S_ISDIR(found.st_mode):
         return "is not a folder of its own (a link is not followed)"
     if found.st_uid != os.geteuid():

@@ -1,8 +1,8 @@
 """Weights: a safetensors file, its digest, and the arrays in it.
 
 The format (huggingface/safetensors, README): eight bytes of header length, little endian; the header, JSON, name →
-dtype, shape and offsets behind the header; the bytes. A bundle's weights are mapped, not read: a page costs memory when
-it is used.
+dtype, shape and offsets behind the header; the bytes. A bundle's weights are memory-mapped, so a page needs memory only
+once it is used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LENGTH_BYTES = 8
 
 @dataclass(frozen=True)
 class WeightSet:
-    """The weights of one component, whatever backend loads them.
+    """The weights of one component, for every backend.
 
     Attributes:
         path: of the file, compared with its digest.

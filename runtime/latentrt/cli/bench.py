@@ -25,12 +25,12 @@ __all__ = ["bench"]
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per request.")
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Images after the first.")
 @click.option("--threads", type=click.IntRange(min=1), help="On the CPU. One per core by default.")
-@click.option("--precision", help="What a CPU computes in: float32, bfloat16 (OpenVINO), int8 (a bundle of int8).")
+@click.option("--precision", help="Arithmetic on a CPU: float32, bfloat16 (OpenVINO) or int8 (int8 bundles).")
 @click.option(
-    "--low-memory", is_flag=True, help="Release each component when it is done; decode in slices where that helps."
+    "--low-memory", is_flag=True, help="Release each component after its use; decode in slices where that saves memory."
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the measurements to a file.")
-@click.option("--digest", metavar="sha256:…", help="Of the manifest: measure this bundle and no other.")
+@click.option("--digest", metavar="sha256:…", help="Expected digest of bundle.json.")
 def bench(
     bundle: Path,
     devices: tuple[str, ...],
@@ -102,7 +102,11 @@ def _jobs(job: BenchJob, devices: tuple[str, ...], providers: tuple[str, ...]) -
 
 
 def _available_devices(*, cpu_only: bool) -> tuple[str, ...]:
-    """Return the devices worth measuring: those of a GPU only where there is one, and not with a CPU's precision."""
+    """Return the devices to measure by default, those of a GPU where there is one.
+
+    Args:
+        cpu_only: omit the devices of a GPU, as with a precision for CPUs.
+    """
     from latentrt.backends.onnxruntime import CUDA, available_providers
     from latentrt.backends.openvino import is_installed
     from latentrt.engines.gpu import Gpu, find_gpu

@@ -1,6 +1,6 @@
 """The worker process of `latentrt bench`: measures a bundle on one backend (`python -m latentrt.cli.bench_worker`).
 
-In a process of its own the first image is cold, and the peak of memory is this backend's alone.
+In a separate process the first image is cold, and the memory peak is this backend's alone.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ class Measurement(msgspec.Struct, frozen=True, tag="measurement", kw_only=True):
     """Times and memory of one backend.
 
     Attributes:
-        runs_on: component → what runs it and why, for people.
+        runs_on: a description of the backend that runs each component and why, by component.
         load_ms: from the first import to an open bundle with every component placed.
-        first_ms: the first image, loading of graphs and weights included.
-        image: images after the first. components: runs of each component's graphs in those, by component.
-        peak_bytes: the largest resident set. gpu_bytes: memory of the GPU in use at the end, by all processes.
+        first_ms: the first image, including loading of graphs and weights.
+        image: images after the first.
+        components: runs of each component's graphs for these images, by component.
+        peak_bytes: the largest resident set.
+        gpu_bytes: GPU memory in use at the end, by all processes; None without a GPU.
     """
 
     runs_on: dict[str, str]
@@ -75,7 +77,7 @@ Message = Measurement | Failed
 
 
 class TimedSession(Session):
-    """A session that records how long each run took, in milliseconds."""
+    """A session that appends the duration of each run, in milliseconds, to a list."""
 
     def __init__(self, session: Session, durations_ms: list[float]) -> None:
         self.inputs, self.outputs = session.inputs, session.outputs
@@ -98,7 +100,7 @@ class TimedSession(Session):
 
 
 def time_placement(placement: Placement, durations_ms: list[float]) -> Placement:
-    """Return a placement whose sessions record how long each run took."""
+    """Return a placement whose sessions append the duration of each run, in milliseconds, to a list."""
     key = ("timed", id(durations_ms), *placement.key)
     return replace(placement, open=lambda part: TimedSession(placement.open(part), durations_ms), key=key)
 
@@ -147,7 +149,7 @@ def _measure(job: BenchJob) -> Measurement:
 
 
 def _load(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[str, list[float]]]:
-    """Return a function that generates once, what runs each component, and the lists that receive their durations."""
+    """Return a function that generates images once, and by component the backend's description and the durations."""
     from latentrt.backends.models import Components
     from latentrt.backends.placement import Preferences, place_components
     from latentrt.bundle.bundle import Bundle
@@ -161,7 +163,7 @@ def _load(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[
     durations_ms: dict[str, list[float]] = {name: [] for name in placements}
     timed = {name: time_placement(placement, durations_ms[name]) for name, placement in placements.items()}
     pipeline = Pipeline(bundle, Components(timed, low_memory=job.low_memory))
-    # A bundle without a classifier is measured without one.
+    # A bundle without a classifier is measured without the safety check.
     safety = None if bundle.manifest.by_role("classifier") else "off"
 
     def generate() -> object:
@@ -178,7 +180,7 @@ def _load(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[
 
 
 def _gpu_bytes() -> int | None:
-    """Return the GPU's memory in use; None without a GPU."""
+    """Return the GPU's memory in use, in bytes; None without a GPU."""
     from latentrt.backends.cuda.api import load_cuda
 
     try:

@@ -21,7 +21,7 @@ _PROMPT = "a large red heart above a small white circle on a black background"
 
 
 class _List(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
-    """Values with commas between them, each once."""
+    """A list of values separated by commas; duplicates are dropped."""
 
     def __init__(self, name: str, value: type[str] | click.IntRange) -> None:
         self.name, self._value = name, value
@@ -29,7 +29,7 @@ class _List(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         parts = [part.strip() for part in value.split(",")]
         if not all(parts):
-            self.fail(f"found {value!r}, expected {self.name}", param, ctx)
+            self.fail(f"got {value!r}, expected {self.name}", param, ctx)
         if isinstance(self._value, click.IntRange):
             return tuple(dict.fromkeys(self._value.convert(part, param, ctx) for part in parts))
         return tuple(dict.fromkeys(parts))
@@ -41,7 +41,7 @@ class _List(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
     "--samplers",
     "names",
     type=_List("NAME,NAME,…", str),
-    help="A row each, by any name that `latentrt samplers` knows, or `all`. By default the bundle's own, and of ddim, "
+    help="One row each: names that `latentrt samplers` lists, or `all`. By default the bundle's own, and of ddim, "
     "euler, euler_a, heun, dpmpp_2m, dpmpp_2m_karras, dpmpp_sde and unipc those that suit it.",
 )
 @click.option(
@@ -50,12 +50,12 @@ class _List(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
     type=_List("N,N,…", click.IntRange(min=1)),
     default="5,10,25",
     show_default=True,
-    help="A column each.",
+    help="One column each.",
 )
-@click.option("--prompt", default=_PROMPT, show_default=True, help="What to show.")
-@click.option("-n", "--negative-prompt", help="What to keep out of the images.")
-@click.option("--seed", type=int, default=7, show_default=True, help="Of the first noise, the same for all.")
-@click.option("--guidance-scale", type=float, help="Up to 1 there is no guidance. The bundle's by default.")
+@click.option("--prompt", default=_PROMPT, show_default=True, help="The image's description.")
+@click.option("-n", "--negative-prompt", help="Content to avoid.")
+@click.option("--seed", type=int, default=7, show_default=True, help="Seed of the initial noise, the same for all.")
+@click.option("--guidance-scale", type=float, help="Guidance is off at 1 and below. The bundle's by default.")
 @click.option("--height", type=int, help="In pixels. The bundle's default by default.")
 @click.option("--width", type=int, help="In pixels.")
 @click.option(
@@ -66,12 +66,12 @@ class _List(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
     show_default=True,
     help="The sheet: a .png, .jpg or .webp.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the times there, too.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the times to a file.")
 @click.option(
-    "--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each; the median is shown."
+    "--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs per image; the median is shown."
 )
-@click.option("--safety", help="What to do with a flagged image: block, blur, report; off checks nothing.")
-@click.option("--digest", metavar="sha256:…", help="What bundle.json must hash to.")
+@click.option("--safety", help="Policy for a flagged image: block, blur or report; off checks no image.")
+@click.option("--digest", metavar="sha256:…", help="Expected digest of bundle.json.")
 @click.option(
     "--device", default="auto", show_default=True, help="auto, cpu or cuda (ONNX Runtime), openvino or tensorrt."
 )
@@ -98,11 +98,11 @@ def compare(
     threads: int | None,
     quiet: bool,
 ) -> None:
-    """Generate one prompt from BUNDLE by several samplers in several numbers of steps, all from the same noise, and lay
-    the images out on one sheet: a row for each sampler, a column for each number of steps.
+    """Generate one prompt from BUNDLE with several samplers and step counts, all from the same noise, and lay the
+    images out on one sheet: a row for each sampler, a column for each step count.
 
-    The caption of each image is the time that one takes: text, sampling, decoding and the safety check, on a warm
-    pipeline. A combination that a sampler cannot do stays grey and says why.
+    The caption of each image is its time: text encoding, sampling, decoding and the safety check, on a warm pipeline.
+    The cell of a combination that a sampler does not support is grey, with the reason.
 
     Without BUNDLE, the sample bundle is used.
     """
@@ -124,7 +124,7 @@ def compare(
         seed=seed,
         safety=safety,
     )
-    cells = plan_cells(pipeline, request, _samplers(pipeline, names), counts)
+    cells = plan_cells(pipeline, request, _choose_samplers(pipeline, names), counts)
     cells = _generate(pipeline, cells, runs, quiet=quiet)
     if not quiet:
         print_table(cells)
@@ -135,7 +135,8 @@ def compare(
         click.echo(f"{output}: {prompt!r}, seed {seed}")
 
 
-def _samplers(pipeline: Pipeline, names: tuple[str, ...] | None) -> Sequence[str]:
+def _choose_samplers(pipeline: Pipeline, names: tuple[str, ...] | None) -> Sequence[str]:
+    """Return the named samplers, all that suit the model for `all`, or the default ones."""
     from latentrt.cli.comparison import default_samplers, suiting_samplers
 
     model = pipeline.family.scheduler.class_name
@@ -148,7 +149,7 @@ def _generate(pipeline: Pipeline, cells: Sequence[Cell], runs: int, *, quiet: bo
     from latentrt.cli.comparison import generate_cell, warm_up
     from latentrt.cli.progress import progress_bar
 
-    with _each_warning_once(), progress_bar(quiet=quiet) as bar:
+    with _drop_repeated_warnings(), progress_bar(quiet=quiet) as bar:
         task = bar.add_task("", total=sum(cell.evaluations for cell in cells) * runs)
         warm_up(pipeline, cells)
         return [
@@ -157,8 +158,8 @@ def _generate(pipeline: Pipeline, cells: Sequence[Cell], runs: int, *, quiet: bo
 
 
 @contextmanager
-def _each_warning_once() -> Iterator[None]:
-    """Log each of the pipeline's warnings once: they are about an image, and there are many alike."""
+def _drop_repeated_warnings() -> Iterator[None]:
+    """Log equal warnings of the pipeline once within the block, not for every image."""
     seen = set[str]()
 
     def is_new(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Samplers and step counts compared on one bundle: the same prompt from the same noise, by each combination."""
+"""Comparison of samplers and step counts on one bundle: the same prompt from the same noise for each combination."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ __all__ = [
     "warm_up",
 ]
 
-# Compared by default: those of these that suit the model, after the bundle's own.
+# Compared by default, after the bundle's own sampler, if they suit the model.
 ORDINARY = (
     *("ddim", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_sde", "unipc"),
     *("flow_euler", "flow_heun", "edm_euler", "edm_dpmpp_2m"),
 )
-# Samplers that do not generate well with a model of the right kind alone, and why.
+# Samplers that do not generate well with every model of their kind, and the reason.
 SPECIAL = {
     "ddim_inverse": "it goes from an image to its noise",
     "dpmpp_2m_inverse": "it goes from an image to its noise",
@@ -58,11 +58,14 @@ class Cell:
     """One sampler with one number of steps.
 
     Attributes:
-        sampler: by the name that was given.
-        request: None where it is refused; `refusal` says why.
+        sampler: its name as the caller wrote it.
+        steps: number of steps.
+        request: None where the combination is rejected.
+        refusal: the reason, where it is.
         evaluations: of the model, for one image.
-        seconds: of each run, from the prompt to a checked image, loading not included.
-        image: of the first run. flagged: whether the classifier flagged it.
+        seconds: of each run, from the prompt to a checked image, without loading.
+        image: of the first run.
+        flagged: whether the classifier flagged the image.
     """
 
     sampler: str
@@ -76,33 +79,41 @@ class Cell:
 
     @property
     def median_seconds(self) -> float:
+        """Median over the runs."""
         return statistics.median(self.seconds)
 
 
 def default_samplers(model: str) -> list[str]:
-    """Return the bundle's own sampler and the ordinary ones that suit it.
+    """Return the bundle's own sampler and those of `ORDINARY` that suit the model.
 
     Args:
         model: diffusers class of the bundle's own scheduler.
     """
     own = [name for name in samplers.SAMPLERS if samplers.SAMPLERS[name].class_name == model]
-    return [name for name in dict.fromkeys([*own, *ORDINARY]) if _suits(name, model)]
+    return [name for name in dict.fromkeys([*own, *ORDINARY]) if _is_suitable(name, model)]
 
 
 def suiting_samplers(model: str) -> list[str]:
-    """Return every sampler that generates with models like this one, without the special ones."""
-    return [name for name in samplers.SAMPLERS if name not in SPECIAL and _suits(name, model)]
+    """Return every sampler that suits the model, except those of `SPECIAL`.
+
+    Args:
+        model: diffusers class of the bundle's own scheduler.
+    """
+    return [name for name in samplers.SAMPLERS if name not in SPECIAL and _is_suitable(name, model)]
 
 
 def plan_cells(pipeline: Pipeline, request: Request, names: Sequence[str], counts: Sequence[int]) -> list[Cell]:
     """Return the cells, row by row.
 
     Args:
-        request: all but the sampler and the number of steps; with a seed, so that all begin with the same noise.
+        request: all options except the sampler and the number of steps; with a seed, so that all start from the same
+            noise.
+        names: of the samplers, one row each.
+        counts: of steps, one column each.
 
     Raises:
-        RequestError: a sampler is unknown, or every cell is refused.
-        SafetyError: the images are to be checked, and the bundle has no classifier.
+        RequestError: a sampler is unknown, or every cell is rejected.
+        SafetyError: the safety policy needs a classifier, and the bundle has none.
     """
     for name in names:
         samplers.find(name)
@@ -116,12 +127,12 @@ def plan_cells(pipeline: Pipeline, request: Request, names: Sequence[str], count
 
 
 def first_request(cells: Sequence[Cell]) -> ResolvedRequest:
-    """Return the request of a cell that is not refused; but for sampler and steps, the others' are the same."""
+    """Return the request of the first cell that is not rejected; the others differ in sampler and steps only."""
     return next(cell.request for cell in cells if cell.request is not None)
 
 
 def warm_up(pipeline: Pipeline, cells: Sequence[Cell]) -> None:
-    """Load and run everything once, for a single step, so that no timed image is the first one."""
+    """Load every component and run it once, for a single step, so that no timed image is the first."""
     request = first_request(cells)
     steps = pipeline.steps(request)
     latents = next(steps).latents
@@ -130,9 +141,10 @@ def warm_up(pipeline: Pipeline, cells: Sequence[Cell]) -> None:
 
 
 def generate_cell(pipeline: Pipeline, cell: Cell, *, runs: int, progress: Progress) -> Cell:
-    """Return the cell with its image and times; as it was if it is refused.
+    """Return the cell with its image and times, or unchanged if it is rejected.
 
     Args:
+        runs: number of images to time.
         progress: called with 1 after each evaluation of the model.
     """
     if cell.request is None:
@@ -147,7 +159,7 @@ def generate_cell(pipeline: Pipeline, cell: Cell, *, runs: int, progress: Progre
 
 
 def print_table(cells: Sequence[Cell]) -> None:
-    """Print the captions in rows and columns, then why each refused cell is refused."""
+    """Print the captions in rows and columns, then the reason of each rejected cell."""
     counts, rows = _grid(cells)
     table = [["sampler", *(counted(count, "step") for count in counts)]]
     table += [[printable(name), *map(_caption, row)] for name, row in rows.items()]
@@ -172,7 +184,7 @@ def make_sheet(cells: Sequence[Cell]) -> Image:
 
 
 def make_report(pipeline: Pipeline, cells: Sequence[Cell], threads: int | None) -> dict[str, Any]:
-    """Return everything for another program. Seconds are of one image."""
+    """Return the comparison as data for JSON. Seconds are per image."""
     request = first_request(cells)
     return {
         "bundle": {"name": pipeline.bundle.manifest.source.name, "digest": pipeline.bundle.digest},
@@ -211,7 +223,7 @@ def _generate(pipeline: Pipeline, request: ResolvedRequest, progress: Progress) 
     return pipeline.finish(request, latents)
 
 
-def _suits(name: str, model: str) -> bool:
+def _is_suitable(name: str, model: str) -> bool:
     try:
         samplers.check_suits(name, model)
     except RequestError:
@@ -220,6 +232,7 @@ def _suits(name: str, model: str) -> bool:
 
 
 def _plan_cell(pipeline: Pipeline, request: Request, name: str, count: int) -> Cell:
+    """Return a cell with its resolved request, or with the reason why that is impossible."""
     try:
         sampling = replace(request.sampling, sampler=name, steps=count)
         resolved = pipeline.resolve(replace(request, sampling=sampling))

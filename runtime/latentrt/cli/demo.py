@@ -44,11 +44,11 @@ PROMPTS = (
 @click.option("--seed", type=int, default=7, show_default=True, help="Of the first image; image i takes seed + i.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def demo(prompt: tuple[str, ...], output: Path, seed: int, quiet: bool, **options: Any) -> None:
-    """Generate an image of each PROMPT, or of a dozen prepared ones, with the sample bundle, on one sheet.
+    """Generate an image for each PROMPT, or for twelve built-in ones, with the sample bundle, on one sheet.
 
-    The sample model knows circles, squares, triangles, stars, hearts and crosses, one or two in an image, in red,
+    The sample model generates circles, squares, triangles, stars, hearts and crosses, one or two per image, in red,
     orange, yellow, green, blue, purple, white and black. Its images are 64 × 64 pixels and enlarged on the sheet;
-    `latentrt run` writes them as they are, with their metadata.
+    `latentrt run` writes them in their own size, with their metadata.
     """
     from latentrt.bundle.sample import bundle_path
     from latentrt.cli.progress import latents_with_progress

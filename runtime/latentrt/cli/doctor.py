@@ -1,4 +1,4 @@
-"""The command `latentrt doctor`: what this machine can run, and how to enable the rest."""
+"""The command `latentrt doctor`: prints the backends that this machine can run, and how to enable the others."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Lines = Iterator[tuple[str, str]]
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 def doctor(bundle: Path | None) -> None:
-    """Print the GPU, the libraries and the engines of this machine. With BUNDLE, also what runs each of its components
-    and why."""
+    """Print the GPU, the libraries and the engines of this machine. With BUNDLE, also the backend of each of its
+    components, and why."""
     from latentrt.bundle.bundle import Bundle
 
     opened = None if bundle is None else Bundle.open(bundle)

@@ -1,6 +1,6 @@
 """`latentrt inspect`: prints the content of a bundle, or the metadata of an image.
 
-Everything shown here comes from a file that anyone may have written: it is escaped, and never read as rich's markup.
+All output comes from files of unknown origin: it is escaped, and never interpreted as rich's markup.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect"]
 
-# Wide enough for every row where no terminal says its width, as in a pipe.
+# Wide enough for every row, for output that is not a terminal.
 _PIPE_COLUMNS = 160
 _LONGEST_SHOWN = 20_000
 
@@ -50,7 +50,7 @@ def inspect(path: str, as_json: bool) -> None:
     if not os.path.lexists(path):
         raise BundleError(f"{path} does not exist, expected the folder of a bundle, or an image")
     if os.path.isfile(path) and os.path.basename(path) != MANIFEST_NAME:
-        _inspect_picture(path, as_json)
+        _inspect_image(path, as_json)
     else:
         _inspect_bundle(os.path.dirname(path) or "." if os.path.isfile(path) else path, as_json)
 
@@ -69,8 +69,8 @@ def _inspect_bundle(path: str, as_json: bool) -> None:
         console.print(table)
 
 
-def _inspect_picture(path: str, as_json: bool) -> None:
-    # Pillow and numpy come with it, and a bundle is looked at without them.
+def _inspect_image(path: str, as_json: bool) -> None:
+    # Imported here: it needs Pillow and numpy, which a bundle's inspection does not.
     from latentrt.images.metadata import read_metadata
 
     metadata = read_metadata(path)
@@ -79,11 +79,11 @@ def _inspect_picture(path: str, as_json: bool) -> None:
         return
     _print_lines(_image_lines(path, metadata))
     if metadata.record is None and metadata.parameters is None:
-        click.echo("it has no metadata of latentrt or another generator")
+        click.echo("no metadata of latentrt or another generator")
 
 
 def _print_json(value: Any) -> None:
-    # ASCII, so that no character in it can do anything to a terminal.
+    # ASCII, so that a terminal interprets none of its characters.
     click.echo(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=True))
 
 
@@ -176,12 +176,12 @@ def _signature_table(manifest: Manifest) -> Table:
     for name, component in manifest.components.items():
         _add_row(table, name, "\n".join(map(str, component.inputs)), "\n".join(map(str, component.outputs)))
         for part in group_parts(component.parts):
-            _add_row(table, f"  {part.title}", *("\n".join(_in_short(specs)) for specs in (part.inputs, part.outputs)))
+            _add_row(table, f"  {part.title}", *("\n".join(_summarize(specs)) for specs in (part.inputs, part.outputs)))
     return table
 
 
-def _in_short(specs: Sequence[TensorSpec]) -> Iterator[str]:
-    """What a part takes or gives: those of one kind, which a denoiser has one of in every layer, as their number."""
+def _summarize(specs: Sequence[TensorSpec]) -> Iterator[str]:
+    """Yield a line per tensor; tensors of one kind, such as one for each layer of a denoiser, share a line."""
     kinds: dict[str, list[TensorSpec]] = {}
     for spec in specs:
         kinds.setdefault(spec.name.rpartition(".")[2], []).append(spec)
@@ -211,18 +211,18 @@ def _image_lines(path: str, metadata: ImageMetadata) -> Lines:
 
 def _record_lines(record: ImageRecord) -> Lines:
     for field in record.__struct_fields__:
-        if field != "safety" and (value := getattr(record, field)) not in (None, (), _UNSAID.get(field)):
+        if field != "safety" and (value := getattr(record, field)) not in (None, (), _DEFAULTS.get(field)):
             yield _LABELS.get(field, field.replace("_", " ")), str(value)
     safety = record.safety
-    yield "safety", "off, nothing was asked" if safety.policy == "off" else safety.policy
+    yield "safety", "off, the image was not checked" if safety.policy == "off" else safety.policy
     if safety.flagged is not None:
         concepts = f", concepts {', '.join(map(str, safety.concepts))}" if safety.flagged else ""
         score = "" if safety.highest_score is None else f", highest score {safety.highest_score:.3f}"
         yield "flagged", f"{'yes' if safety.flagged else 'no'}{concepts}{score}"
 
 
-# What is left out of a run is said where something is.
-_UNSAID = {"guidance_start": 0.0, "guidance_end": 1.0, "deep_cache": 1, "decoder": "full", "token_merging": 0.0}
+# Options at these values are not printed.
+_DEFAULTS = {"guidance_start": 0.0, "guidance_end": 1.0, "deep_cache": 1, "decoder": "full", "token_merging": 0.0}
 _LABELS = {
     "negative_prompt": "negative",
     "num_inference_steps": "steps",

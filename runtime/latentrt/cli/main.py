@@ -74,11 +74,14 @@ def _group(context: click.Context, debug: bool) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit: 0, or the exit code of the error's branch (`latentrt.errors`), with one sentence
-    on stderr."""
+    """Run the command line and exit with 0, or with the error's exit code (`latentrt.errors`) and one line on stderr.
+
+    Args:
+        args: the arguments; None: those of the process.
+    """
     given = sys.argv[1:] if args is None else args
     _skip_openvino_converter()
-    # At the end as well: a user appends it to a command that failed.
+    # Also accepted at the end, where a user appends it to a command that failed.
     debug = given[:1] == ["--debug"] or given[-1:] == ["--debug"]
     arguments = given[:-1] if given[-1:] == ["--debug"] else given
     try:
@@ -112,6 +115,7 @@ def _find_command(arguments: list[str]) -> click.Command:
 
 
 def _fail(error: Exception, arguments: list[str]) -> None:
+    """Print an error and exit with its code."""
     if isinstance(error, LatentRTError):
         from latentrt.cli.request_options import SPELLING, command_spelling
 

@@ -15,7 +15,7 @@ _PYTHON = {"True": True, "False": False, "None": None}
 
 
 class Option(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
-    """A name and a value, which is JSON or else text: `solver_order=3`, `thresholding=true`, `timesteps=[999,500]`."""
+    """A name and a value in JSON or as plain text: `solver_order=3`, `thresholding=true`, `timesteps=[999,500]`."""
 
     name = "key=value"
 
@@ -28,17 +28,17 @@ class Option(click.ParamType):  # type: ignore[type-arg]  # generic for type che
         if text in _PYTHON:
             return key, _PYTHON[text]
         try:
-            return key, json.loads(text, parse_constant=_constant, parse_float=_finite)
+            return key, json.loads(text, parse_constant=_parse_constant, parse_float=_parse_finite)
         except (ValueError, RecursionError):
             return key, text
 
 
-def _constant(text: str) -> float | str:
-    """Return an infinity, as diffusers writes it for `lambda_min_clipped`; NaN stays a text."""
+def _parse_constant(text: str) -> float | str:
+    """Return an infinity, which diffusers writes for `lambda_min_clipped`; NaN stays a string."""
     return text if text == "NaN" else float(text)
 
 
-def _finite(text: str) -> float | str:
-    """Return a finite number; `1e999` stays a text, which every numeric option rejects."""
+def _parse_finite(text: str) -> float | str:
+    """Return a finite number; `1e999` stays a string, which every numeric option rejects."""
     number = float(text)
     return number if math.isfinite(number) else text

@@ -29,7 +29,11 @@ def latents_with_progress(pipeline: Pipeline, request: ResolvedRequest, *, quiet
 
 
 def progress_bar(*, quiet: bool = False) -> Progress:
-    """Return a bar on stderr, which shows nothing where that is no terminal."""
+    """Return a progress bar on stderr, which is disabled unless stderr is a terminal.
+
+    Args:
+        quiet: disable it on a terminal as well.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,

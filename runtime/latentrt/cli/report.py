@@ -15,20 +15,20 @@ __all__ = ["check_report", "write_report"]
 
 
 def check_report(path: Path | None) -> None:
-    """Check, before the work, that a report can be written.
+    """Check that the report's folder exists, before any work is done.
 
     Raises:
-        OutputError: there is no such folder.
+        OutputError: it does not.
     """
     if path is not None and not path.absolute().parent.is_dir():
-        raise OutputError(f"{path.parent} is not a folder; the report could not be written there; create it")
+        raise OutputError(f"{path.parent} is not a folder, so the report cannot be written there; create it")
 
 
 def write_report(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results as JSON, with the versions and the machine that they belong to.
+    """Write results as JSON, with the versions of latentrt and Python and the machine's architecture.
 
     Raises:
-        OutputError: the file cannot be written; an existing one is untouched.
+        OutputError: the file cannot be written; an existing one is unchanged.
     """
     from latentrt.bundle.atomic_file import write_atomically
 

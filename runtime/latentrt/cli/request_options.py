@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _TYPES: dict[str, Any] = {"int": int, "float": float, "text": str, "path": click.Path(path_type=Path)}
 _SHORT = {"negative_prompt": "-n"}
 
-# How the command line spells what Python calls by a keyword: errors are worded with it.
+# Python keyword → spelling on the command line, for error messages.
 SPELLING: dict[str, str] = {
     **{each.keyword: each.flag for each in OPTIONS.values() if each.flag is not None},
     "prompt": "PROMPT",
@@ -29,7 +29,7 @@ SPELLING: dict[str, str] = {
 
 
 def command_spelling(command: click.Command) -> dict[str, str]:
-    """Return how a command's own options are spelled, by the keywords that Python calls them by."""
+    """Return the spelling of a command's own options by Python keyword, such as `parts=False` → `--no-parts`."""
     spelling = {}
     for parameter in command.params:
         for option in (*parameter.opts, *parameter.secondary_opts):
@@ -44,7 +44,7 @@ def request_options(*keywords: str) -> Callable[[F], F]:
     """Return a decorator that adds options to a click command.
 
     Args:
-        keywords: of the options; all that have a flag if none is named.
+        keywords: of the options; none: all that have a flag.
     """
     chosen = [OPTIONS[keyword] for keyword in keywords] or [each for each in OPTIONS.values() if each.flag]
 

@@ -52,15 +52,15 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @request_options()
 @click.option("--seed", type=_Seeds(), help="A number, a list (7,9,11) or a range (7..10). Random by default.")
 @click.option("--images", type=int, help="Images per prompt.  [default: 1, or one for each seed]")
-@click.option("--digest", help="sha256:… of the manifest: run this bundle and no other.")
+@click.option("--digest", metavar="sha256:…", help="Expected digest of bundle.json.")
 @click.option(
     "--device", default="auto", show_default=True, help="auto, cpu or cuda (ONNX Runtime), openvino or tensorrt."
 )
 @click.option("--provider", help="One of ONNX Runtime's execution providers, by its name.")
 @click.option("--threads", type=click.IntRange(min=1), help="One per core by default.")
-@click.option("--precision", help="What a CPU computes in: float32, bfloat16 (OpenVINO), int8 (a bundle of int8).")
+@click.option("--precision", help="Arithmetic on a CPU: float32, bfloat16 (OpenVINO) or int8 (int8 bundles).")
 @click.option(
-    "--low-memory", is_flag=True, help="Release each component when it is done; decode in slices where that helps."
+    "--low-memory", is_flag=True, help="Release each component after its use; decode in slices where that saves memory."
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(
@@ -111,14 +111,19 @@ def run(
 
 
 def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, prompts: int) -> int:
+    """Return the number of images per prompt: as given, or that of the seeds divided by that of the prompts.
+
+    Raises:
+        RequestError: the number of seeds is 0 or not a multiple of the number of prompts.
+    """
     if images is not None or not isinstance(seed, Sequence):
         return 1 if images is None else images
     if not seed:
-        raise RequestError("`seed`: got an empty range, expected the first not to be above the last, as in 7..10")
+        raise RequestError("`seed`: got an empty range, expected first ≤ last, as in 7..10")
     if len(seed) % prompts:
         raise RequestError(
-            f"`seed`: got {len(seed)} seeds for {prompts} prompts, expected a multiple of {prompts}, as each prompt "
-            "gets as many images"
+            f"`seed`: got {len(seed)} seeds for {prompts} prompts, expected a multiple of {prompts}, as all prompts "
+            "have the same number of images"
         )
     return len(seed) // prompts
 

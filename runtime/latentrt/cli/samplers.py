@@ -1,4 +1,4 @@
-"""`latentrt samplers`: list the samplers, with their cost, options and other names."""
+"""The command `latentrt samplers`: lists the samplers, with their cost, options and other names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["samplers"]
 
-_COLUMNS = 100  # the width without a terminal, and the largest that is used
+_COLUMNS = 100  # the width without a terminal, and the largest width
 _INDENT = 18
 _COUNTS = (1, 10, 20, 50)  # steps for which --json gives the number of evaluations
 
@@ -58,7 +58,7 @@ def samplers(names: tuple[str, ...], verbose: bool, as_json: bool) -> None:
 
 
 def _describe(name: str) -> dict[str, Any]:
-    """Return the record of a sampler in --json."""
+    """Return a sampler's record for --json."""
     from latentrt.sampling.samplers import SAMPLERS
 
     sampler = SAMPLERS[name]
@@ -78,7 +78,7 @@ def _describe(name: str) -> dict[str, Any]:
 
 
 def _aliases(name: str) -> dict[str, Mapping[str, Any]]:
-    """Return each other name, and the options that it implies."""
+    """Return each other name of a sampler, and the options that it implies."""
     from latentrt.sampling.samplers import aliases_of, choose
 
     return {alias: choose(alias).options for alias in aliases_of(name)}

@@ -1,4 +1,4 @@
-"""`latentrt schedule`: print and plot the table of coefficients that a sampler runs."""
+"""The command `latentrt schedule`: prints and plots the table of coefficients that a sampler runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CONFIG_HINT = "expected a scheduler_config.json as diffusers saves it"
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
-    """`999,750,500`"""
+    """A list of numbers separated by commas: `999,750,500`."""
 
     name = "numbers"
 
@@ -113,7 +113,7 @@ def schedule(
     """Print the table of coefficients that a sampler runs, one row per model evaluation.
 
     \b
-    With x the latents, m the model output and z noise, row k says
+    With x the latents, m the model output and z noise, row k computes
       model input  = c_in x[k]                       at timestep t
       y[k]         = clip(p x[k] + q m, ±limit)
       h[k]         = u x[k] + w y[k]
@@ -125,10 +125,10 @@ def schedule(
     given = {"eta": eta, "begin": begin, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
     options = _merge_options({name: value for name, value in given.items() if value is not None}, pairs)
     count = _count_steps(steps, options)
-    name, config = _sampler_and_config(sampler, config_path)
+    name, config = _choose_sampler(sampler, config_path)
     choice = samplers.choose(name)
     table = samplers.schedule(name, config, count, karras=karras, options=options)
-    title = _title(choice, table, karras, options)
+    title = _make_title(choice, table, karras, options)
     form = form or _EXTENSIONS.get(output.suffix.lower() if output else "", "table")
     _write_outputs(table, title, form, output, plot)
     if choice.sampler.unsupported_reason:
@@ -161,6 +161,11 @@ def _merge_options(given: Mapping[str, Any], pairs: tuple[tuple[str, Any], ...])
 
 
 def _count_steps(steps: int | None, options: Mapping[str, Any]) -> int:
+    """Return the number of steps: as given, that of an explicit grid, or diffusers' default.
+
+    Raises:
+        RequestError: both a number and a grid were given.
+    """
     grids = {name: options[name] for name in _GRIDS if options.get(name) is not None}
     for name, grid in grids.items():
         if steps is not None:
@@ -169,7 +174,12 @@ def _count_steps(steps: int | None, options: Mapping[str, Any]) -> int:
     return _DEFAULT_STEPS if steps is None else steps
 
 
-def _sampler_and_config(name: str | None, path: Path | None) -> tuple[str, dict[str, Any]]:
+def _choose_sampler(name: str | None, path: Path | None) -> tuple[str, dict[str, Any]]:
+    """Return the name of the sampler, by default the configuration's class, and the configuration; {} without a file.
+
+    Raises:
+        RequestError: neither is given, or the file is not a configuration or names no class.
+    """
     if path is None:
         if name is None:
             raise RequestError("got neither --sampler nor --config, expected one of them; see latentrt samplers")
@@ -209,8 +219,8 @@ def read_scheduler_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def _title(choice: SamplerChoice, table: Schedule, karras: bool | None, options: Mapping[str, Any]) -> str:
-    """Return the sampler, the number of rows, and the options that differ from the configuration."""
+def _make_title(choice: SamplerChoice, table: Schedule, karras: bool | None, options: Mapping[str, Any]) -> str:
+    """Return a title of the sampler, the number of rows, and the options that differ from the configuration."""
     changed = {key: value for key, value in choice.options.items() if value != getattr(choice.sampler, key, None)}
     if karras is not None:
         changed["use_karras_sigmas"] = karras
@@ -220,7 +230,11 @@ def _title(choice: SamplerChoice, table: Schedule, karras: bool | None, options:
 
 
 def _write_outputs(table: Schedule, title: str, form: Format, output: Path | None, plot: Path | None) -> None:
-    """Render everything before the first file is written."""
+    """Write the table and the plot; both are rendered before the first file is written.
+
+    Raises:
+        OutputError: a file cannot be written. MissingExtraError: matplotlib is not installed.
+    """
     from latentrt.sampling.schedule_table import format_schedule
 
     text = format_schedule(table, form, title)

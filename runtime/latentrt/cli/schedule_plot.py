@@ -1,6 +1,6 @@
 """Plots of a schedule: the noise level and the coefficients over the rows.
 
-The same schedule gives the same file to the byte with one version of matplotlib, whatever the user's matplotlibrc.
+With one version of matplotlib a schedule always gives the same bytes, regardless of the user's matplotlibrc.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def check_plot_path(path: Path) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         raise OutputError(f"`plot` has the extension {path.suffix!r}, expected one of {', '.join(_FORMATS)}")
-    _matplotlib()
+    _import_matplotlib()
 
 
 def render_plot(schedule: Schedule, extension: str, title: str) -> bytes:
@@ -71,17 +71,21 @@ def render_plot(schedule: Schedule, extension: str, title: str) -> bytes:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    matplotlib = _matplotlib()
+    matplotlib = _import_matplotlib()
     stream = io.BytesIO()
     with matplotlib.style.context(["default", _STYLE], after_reset=True):
-        figure = _figure(schedule, title)
+        figure = _make_figure(schedule, title)
         form = extension.lower()
         figure.savefig(stream, format=form.removeprefix("."), metadata=_FORMATS[form])
     return stream.getvalue()
 
 
-def _matplotlib() -> Any:
-    """Import matplotlib without the parts that need a display."""
+def _import_matplotlib() -> Any:
+    """Import matplotlib, without modules that need a display.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import matplotlib
         import matplotlib.figure
@@ -91,10 +95,10 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-def _figure(schedule: Schedule, title: str) -> Figure:
-    groups = _groups(schedule)
+def _make_figure(schedule: Schedule, title: str) -> Figure:
+    groups = _group_columns(schedule)
     heights = [_TOP_INCHES, *(_PANEL_INCHES for _ in groups)]
-    figure: Figure = _matplotlib().figure.Figure(figsize=(_WIDTH_INCHES, sum(heights)), layout="constrained")
+    figure: Figure = _import_matplotlib().figure.Figure(figsize=(_WIDTH_INCHES, sum(heights)), layout="constrained")
     figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)
     top, *panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _plot_noise_level(top, schedule)
@@ -102,17 +106,17 @@ def _figure(schedule: Schedule, title: str) -> Figure:
         _plot_coefficients(panel, heading, columns)
     last = (panels or [top])[-1]
     last.set_xlabel("row, one model evaluation (a coefficient of 0 is not shown)")
-    last.set_xticks(_ticks(len(schedule)))
+    last.set_xticks(_tick_rows(len(schedule)))
     last.set_xlim(-0.5, len(schedule) - 0.5)
     return figure
 
 
-def _ticks(rows: int) -> NDArray[np.int64]:
+def _tick_rows(rows: int) -> NDArray[np.int64]:
     return np.arange(0, rows, -(-rows // _MAX_TICKS))
 
 
-def _groups(schedule: Schedule) -> dict[str, dict[str, NDArray[Any]]]:
-    """Return formula → its columns that have an effect."""
+def _group_columns(schedule: Schedule) -> dict[str, dict[str, NDArray[Any]]]:
+    """Return the columns that have an effect, by the formula that they belong to."""
     columns = {name: column for name, column in active_columns(schedule).items() if name not in ("t", "noise_draws")}
     step = {name: column for name, column in columns.items() if name in "aeds" or name.startswith("b")}
     history = {name: column for name, column in columns.items() if name not in step}
@@ -137,14 +141,14 @@ def _plot_noise_level(axes: Axes, schedule: Schedule) -> None:
         )
         x, side = (0.01, "left") if level[-1] > level[0] else (0.99, "right")  # away from the line
         axes.annotate(f"not on a log axis: {omitted}", (x, 0.94), xycoords="axes fraction", ha=side, va="top")
-    above, ticks = axes.secondary_xaxis("top"), _ticks(len(rows))
+    above, ticks = axes.secondary_xaxis("top"), _tick_rows(len(rows))
     above.set_xticks(ticks, [f"{t:.4g}" for t in schedule.t[ticks]])
     above.set_xlabel("timestep t")
 
 
 def _plot_coefficients(axes: Axes, heading: str, columns: Mapping[str, NDArray[Any]]) -> None:
     for index, (name, column) in enumerate(columns.items()):
-        # Two-stage methods would jump to 0 at every other row; without a limit it is infinite.
+        # Zeros are omitted, as two-stage methods would jump to 0 at every other row; an absent limit is infinite.
         rows = np.flatnonzero(np.isfinite(column) & (column != 0))
         axes.plot(
             rows,

@@ -20,10 +20,10 @@ __all__ = ["verify"]
 @click.option(
     "--digest",
     metavar="sha256:…",
-    help="What bundle.json must hash to; without it, only damage is detected, not forgery.",
+    help="Expected digest of bundle.json; without it, only damage is detected, not forgery.",
 )
 def verify(bundle: str, digest: str | None) -> None:
-    """Hash every file of BUNDLE and compare it with the manifest; list each one that is missing or wrong."""
+    """Hash every file of BUNDLE and compare it with the manifest; list each file that is missing or differs."""
     opened = Bundle.open(bundle, digest)
     size, began = sum(record.size for record in opened.manifest.files.values()), time.monotonic()
     _verify_with_progress(opened, size)

@@ -23,7 +23,7 @@ Latents = NDArray[np.float32]
 
 
 def open_decoder(bundle: Bundle, components: Components, name: str) -> Session:
-    """Return the session of a decoder, which runs in slices where its placement says so."""
+    """Return the session of a decoder, which runs in slices if its placement is sliced."""
     if not components.placements[name].sliced:
         return components.session(name)
     record = bundle.manifest.components[name]
@@ -37,10 +37,11 @@ def open_decoder(bundle: Bundle, components: Components, name: str) -> Session:
 
 
 def sizes(latents: tuple[int, int], largest_tile: int | None) -> dict[str, int]:
-    """Return the named axes of one call of the decoder.
+    """Return the sizes of the decoder's named axes for one call.
 
     Args:
-        latents: height and width. largest_tile: as for `decode`.
+        latents: height and width of the latents.
+        largest_tile: as for `decode`.
     """
     height, width = latents
     if largest_tile is not None:
@@ -49,13 +50,13 @@ def sizes(latents: tuple[int, int], largest_tile: int | None) -> dict[str, int]:
 
 
 def decode(decoder: Session, latents: Latents, *, downscale: int, largest_tile: int | None = None) -> NDArray[np.uint8]:
-    """Decode latents [B, C, h, w] → uint8 [B, height, width, 3].
+    """Decode latents, float32 [B, C, h, w], to pixels, uint8 [B, height, width, 3].
 
-    One image at a time, as the decoder's activations are the largest of a run.
+    Images are decoded one at a time, as the decoder's activations are the largest of a run.
 
     Args:
-        downscale: pixels of an image's side for each latent.
-        largest_tile: decode in overlapped tiles of at most this many latents a side; None decodes the image whole.
+        downscale: pixels per latent along each side.
+        largest_tile: decode in overlapping tiles of at most this many latents a side; None decodes the image whole.
     """
 
     def pixels(one: Latents) -> NDArray[np.uint8]:
@@ -78,12 +79,16 @@ class LatentDistribution:
     logvar: Latents
 
     def sample(self, generator: Generator) -> Latents:
-        """Draw latents as diffusers' `latent_dist.sample(generator)` does."""
+        """Sample latents, float32 [C, H/8, W/8], as diffusers' `latent_dist.sample(generator)` does."""
         noise = np.exp(np.float32(0.5) * self.logvar) * generator.normal(self.mean.shape)
         return np.asarray(self.mean + noise, np.float32)
 
 
 def encode(encoder: Session, pixels: NDArray[np.float32]) -> LatentDistribution:
-    """Encode pixels [1, 3, H, W] in −1 … 1."""
+    """Encode an image into the distribution of its latents.
+
+    Args:
+        pixels: float32 [1, 3, H, W] in −1 … 1.
+    """
     outputs = run(encoder, pixels=pixels)
     return LatentDistribution(outputs["mean"][0], outputs["logvar"][0])

@@ -79,7 +79,7 @@ def choose_engines(bundle: Bundle, component: str, machine: Machine) -> tuple[li
     """
     compatible: list[EngineSource] = []
     incompatible: list[Incompatible] = []
-    groups: tuple[Sequence[EngineSource], ...] = (read_sealed_engines(bundle), _stored_engines())
+    groups: tuple[Sequence[EngineSource], ...] = (read_sealed_engines(bundle), _list_stored())
     for group in groups:
         of_group: list[EngineSource] = []
         for source in group:
@@ -93,7 +93,7 @@ def choose_engines(bundle: Bundle, component: str, machine: Machine) -> tuple[li
     return compatible, incompatible
 
 
-def _stored_engines() -> list[_StoredSource]:
+def _list_stored() -> list[_StoredSource]:
     try:
         store = EngineStore()
     except EngineError:

@@ -1,4 +1,4 @@
-"""Which GPU is in this machine?"""
+"""Detection of this machine's GPU through the CUDA driver."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Gpu", "NoGpu", "find_gpu"]
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU that can be used now.
+    """A usable GPU.
 
     Attributes:
-        name: as its driver calls it, such as `NVIDIA GeForce RTX 4090`.
+        name: the driver's name of it, such as `NVIDIA GeForce RTX 4090`.
         compute_capability: such as `8.9`.
-        memory_bytes: all of it, in use or not.
-        cuda: the newest CUDA that the driver runs, such as `13.0`.
+        memory_bytes: total memory, in use or not.
+        cuda: the newest CUDA version that the driver supports, such as `13.0`.
     """
 
     name: str
@@ -33,7 +33,12 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class NoGpu:
-    """There is no GPU that can be used: why, and what would mend it."""
+    """The absence of a usable GPU.
+
+    Attributes:
+        reason: a clause.
+        mend: the remedy, as an imperative clause.
+    """
 
     reason: str
     mend: str
@@ -42,34 +47,34 @@ class NoGpu:
 _NO_DRIVER = NoGpu(
     reason="there is no NVIDIA driver", mend="install NVIDIA's driver, or give the container access to the GPU"
 )
-_NOTHING_SHOWN = NoGpu(reason="the driver shows no GPU", mend="check CUDA_VISIBLE_DEVICES and nvidia-smi")
+_NO_DEVICE = NoGpu(reason="the driver shows no GPU", mend="check CUDA_VISIBLE_DEVICES and nvidia-smi")
 
 
 def find_gpu(driver: Callable[[], Any] | None = None) -> Gpu | NoGpu:
-    """The first GPU that CUDA shows this process (`CUDA_VISIBLE_DEVICES` chooses).
+    """Return the first GPU that CUDA shows this process (`CUDA_VISIBLE_DEVICES` selects it), or why there is none.
 
     Args:
-        driver: loads the CUDA driver's bindings; `cuda.bindings.driver` if None.
+        driver: returns the bindings of the CUDA driver; None: `cuda.bindings.driver`.
     """
     try:
-        cuda = (driver or _bindings)()
+        cuda = (driver or _load_bindings)()
     except ImportError:
-        if not _driver_is_here():
+        if not _has_driver():
             return _NO_DRIVER
         return NoGpu(reason="cuda-bindings is not installed", mend="pip install 'latentrt[rtx]'")
     try:
         return _first_gpu(cuda)
     except Exception as error:
-        # Pathfinder's error for a missing libcuda has no public class.
+        # cuda-pathfinder's error for a missing libcuda has no public class.
         if "CUDA_ERROR_NO_DEVICE" in str(error):
-            return _NOTHING_SHOWN
+            return _NO_DEVICE
         if type(error).__name__ == "DynamicLibNotFoundError":
             return _NO_DRIVER
         return NoGpu(reason=f"the NVIDIA driver cannot be used ({error})", mend=_NO_DRIVER.mend)
 
 
-def _driver_is_here() -> bool:
-    """Whether there is a driver that bindings would find."""
+def _has_driver() -> bool:
+    """Return whether the driver's library can be loaded."""
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
@@ -77,32 +82,36 @@ def _driver_is_here() -> bool:
     return True
 
 
-def _bindings() -> Any:
+def _load_bindings() -> Any:
     from cuda.bindings import driver
 
     return driver
 
 
 def _first_gpu(cuda: Any) -> Gpu | NoGpu:
-    _ask(cuda, cuda.cuInit(0))
-    version = _ask(cuda, cuda.cuDriverGetVersion())
-    if _ask(cuda, cuda.cuDeviceGetCount()) == 0:
-        return _NOTHING_SHOWN
-    device = _ask(cuda, cuda.cuDeviceGet(0))
+    _value(cuda, cuda.cuInit(0))
+    version = _value(cuda, cuda.cuDriverGetVersion())
+    if _value(cuda, cuda.cuDeviceGetCount()) == 0:
+        return _NO_DEVICE
+    device = _value(cuda, cuda.cuDeviceGet(0))
     attribute = cuda.CUdevice_attribute
-    major = _ask(cuda, cuda.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
-    minor = _ask(cuda, cuda.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
+    major = _value(cuda, cuda.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
+    minor = _value(cuda, cuda.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
     return Gpu(
-        name=_ask(cuda, cuda.cuDeviceGetName(128, device)).split(b"\0")[0].decode(errors="replace").strip(),
+        name=_value(cuda, cuda.cuDeviceGetName(128, device)).split(b"\0")[0].decode(errors="replace").strip(),
         compute_capability=f"{major}.{minor}",
-        memory_bytes=_ask(cuda, cuda.cuDeviceTotalMem(device)),
+        memory_bytes=_value(cuda, cuda.cuDeviceTotalMem(device)),
         cuda=f"{version // 1000}.{version % 1000 // 10}",
     )
 
 
-def _ask(cuda: Any, answer: tuple[Any, ...]) -> Any:
-    """The value of a call of the driver; every call answers with its status first."""
-    status, *values = answer
+def _value(cuda: Any, result: tuple[Any, ...]) -> Any:
+    """Return the value of a driver call, whose result begins with its status.
+
+    Raises:
+        RuntimeError: the call failed; the message is CUDA's name of the error.
+    """
+    status, *values = result
     if status != cuda.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"{status.name}")
     return values[0] if values else None

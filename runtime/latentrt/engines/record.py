@@ -194,12 +194,12 @@ def describe_differences(found: EngineIdentity, wanted: EngineIdentity, changed_
         changed_arrays: number of weight arrays that differ, as in `3 of 208 arrays`; empty if it is not known.
 
     Returns:
-        The clauses; none if the engines are the same one.
+        The clauses; [] if the identities are equal.
     """
-    return list(_differences(found, wanted, changed_arrays))
+    return list(_find_differences(found, wanted, changed_arrays))
 
 
-def _differences(found: EngineIdentity, wanted: EngineIdentity, changed_arrays: str) -> Iterator[str]:
+def _find_differences(found: EngineIdentity, wanted: EngineIdentity, changed_arrays: str) -> Iterator[str]:
     if found.component != wanted.component:
         yield f"built from {found.component}, wanted {wanted.component}"
         return

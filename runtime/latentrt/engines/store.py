@@ -7,7 +7,7 @@ Engines are kept in the user's own cache, a folder each::
       <key>/<sha256>.plan        the plan; named for its hash, so that a new plan never overwrites the old one
       <key>/weights.json         a digest of each weight array, to tell which arrays changed
       <key>/<sha256>.rtcache     kernels that TensorRT-RTX compiled just in time on this machine
-      locks/<key>.lock           held by the process that builds the engine; an empty file means nothing
+      locks/<key>.lock           locked by the process that builds the engine; the file itself has no meaning
       quarantine/<key>.<time>/   an engine whose hash or record was wrong
 
 A plan is native code. `EngineStore.plan` returns bytes that were hashed and compared; nothing else may be
@@ -93,7 +93,7 @@ class EngineStore:
     """The engines of this user.
 
     Args:
-        folder: where the engines are; the user's own cache if None.
+        folder: of the engines; None: the user's own cache.
 
     Raises:
         EngineError: the folder cannot be created, or other users can access it.
@@ -103,7 +103,7 @@ class EngineStore:
         self.folder = require_private_folder("engines") if folder is None else folder
 
     def get(self, key: str) -> StoredEngine | None:
-        """Return the engine with a key, or None if there is none.
+        """Return the engine with this key, or None.
 
         Raises:
             EngineDamagedError: its record cannot be read, is invalid or has another key.
@@ -174,7 +174,7 @@ class EngineStore:
         """Move a key's file or folder to the quarantine and write the reason next to it.
 
         Returns:
-            The new place. Nothing is there if another process was faster.
+            The new path. It does not exist if another process was faster.
 
         Raises:
             EngineError: it cannot be moved.

@@ -1,7 +1,7 @@
-"""Families: everything that is particular to one kind of model, one file each, loaded when a bundle needs it.
+"""Families: everything that is particular to one kind of model, one file each, imported when a bundle needs it.
 
-To add one: write a module here with a subclass of `Family` and name it in `_FAMILIES`; the exporter has a module of the
-same name. Nothing else knows a model.
+To add one, write a module here with a subclass of `Family` and list it in `_FAMILIES`; the exporter has a module of the
+same name. No other module depends on a kind of model.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def open_family(bundle: Bundle, components: Components) -> Family:
     """Return the family of a bundle.
 
     Raises:
-        BundleError: this latentrt does not know it.
+        BundleError: this version of latentrt does not support it.
     """
     name = bundle.manifest.family
     if name not in _FAMILIES:
         raise BundleError(
-            f"{bundle.folder}: got the family {name!r}, this latentrt knows {', '.join(_FAMILIES)}; upgrade latentrt: "
-            "pip install -U latentrt"
+            f"{bundle.folder}: got the family {name!r}, expected one that this latentrt supports: "
+            f"{', '.join(_FAMILIES)}; upgrade latentrt: pip install -U latentrt"
         )
     module, attribute = _FAMILIES[name].split(":")
     cls: type[Family] = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a family of models."""
+"""The interface between the pipeline and a family of models."""
 
 from __future__ import annotations
 
@@ -40,10 +40,14 @@ class Stage(ABC):
 
     @abstractmethod
     def begin(self, request: ResolvedRequest) -> list[Sample]:
-        """Return the samples of a request, one for each image, before their first row."""
+        """Return the samples of a request, one for each image, before their first row.
+
+        Raises:
+            RequestError: an input does not suit the others. BackendError: a component failed.
+        """
 
     def open_denoiser(self) -> Denoiser:
-        """Return the denoiser for one loop; it is loaded when it is first needed."""
+        """Return the denoiser for one loop. A split denoiser's parts are loaded at first use."""
         record, placement = self.bundle.manifest.components[self.name], self.components.placements[self.name]
         sources = {spec.source: spec.name for spec in record.inputs}
         names = {"latents": sources["latents"], "timestep": sources["timestep"], "output": record.outputs[0].name}
@@ -67,7 +71,7 @@ class Family(ABC):
 
     Attributes:
         stages: run one after the other. Most families have one.
-        embedding_width: numbers of a token's text embedding.
+        embedding_width: width of a token's text embedding.
     """
 
     stages: tuple[Stage, ...]
@@ -93,14 +97,18 @@ class Family(ABC):
 
     @abstractmethod
     def task(self, request: Request) -> str:
-        """Return the task that a request means, such as `text-to-image`."""
+        """Return the task of a request, such as `text-to-image`, inferred from its inputs.
+
+        Raises:
+            RequestError: an input lacks another that it needs.
+        """
 
     def advice(self, task: str) -> str:
-        """Return what a user may do whose bundle cannot do a task, as a clause."""
+        """Return the remedy for a bundle that does not support a task, as an imperative clause."""
         return "export a checkpoint that was trained for it"
 
     def needs_prompt(self, request: Request) -> bool:
-        """Return whether a request without a prompt is refused."""
+        """Return whether a request without a prompt is rejected."""
         return True
 
     @abstractmethod
@@ -113,30 +121,37 @@ class Family(ABC):
 
     @abstractmethod
     def size(self, request: Request, inputs: Any) -> Size:
-        """Return the size that a request means: its own, or one that its input image implies."""
+        """Return the size of a request's images: as requested, or as its input image implies."""
 
     @abstractmethod
     def prepare(self, request: Request, inputs: Any, height: int, width: int) -> Any:
-        """Return whatever `begin` and `compose` need of the input images, at a size that was checked."""
+        """Return the input images as `begin` and `compose` need them, at a checked size in pixels."""
 
     @abstractmethod
     def start(self, request: Request, shape: tuple[int, ...]) -> Start:
-        """Return where sampling starts, with latents of `shape` [images, C, H, W] checked and defaults decided."""
+        """Return the request's start of sampling with defaults filled in, after checking its latents.
+
+        Args:
+            shape: [images, C, H, W] of the latents.
+
+        Raises:
+            RequestError: an option is not of this task, or the latents have another shape.
+        """
 
     @abstractmethod
     def schedule(self, sampling: Sampling, start: Start) -> Schedule:
         """Return the table of coefficients of a request.
 
         Raises:
-            RequestError: the sampler does not suit the model, or an option cannot be honoured.
+            RequestError: the sampler does not suit the model, or an option is unsupported.
         """
 
     @abstractmethod
     def check(self, request: ResolvedRequest) -> None:
-        """Refuse combinations of options that this family or the backends behind it cannot do.
+        """Reject combinations of options that this family or its backends do not support.
 
         Raises:
-            RequestError: naming the option.
+            RequestError: the message names the option.
         """
 
     @abstractmethod
@@ -144,21 +159,21 @@ class Family(ABC):
         """Return the names of the bundle's files that a request reads."""
 
     def prefetch_first(self, request: ResolvedRequest) -> None:
-        """Begin to load what `begin` does not need and the loop will."""
+        """Start loading components that the loop needs and `begin` does not."""
 
     def prefetch_last(self, request: ResolvedRequest) -> None:
-        """Begin to load what `finish` will need, while the loop runs."""
+        """Start loading the components of `finish`, while the loop runs."""
 
     @abstractmethod
     def finish(self, request: ResolvedRequest, latents: Latents) -> Pixels:
-        """Turn the last latents [images, C, H, W] into pixels, uint8 [images, height, width, 3]."""
+        """Decode the last latents, float32 [images, C, H, W], to pixels, uint8 [images, height, width, 3]."""
 
     def input_records(self, request: ResolvedRequest) -> dict[str, InputRecord]:
         """Return the provenance of the input images, by keyword."""
         return {}
 
     def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
-        """Place checked pixels into whatever they are a part of (inpainting of a crop)."""
+        """Insert checked pixels into the image that they are a region of (inpainting of a crop)."""
         return pixels
 
     @abstractmethod

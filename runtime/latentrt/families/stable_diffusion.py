@@ -57,7 +57,7 @@ TEXT_ENCODER, IMAGE_ENCODER = "text_encoder", "image_encoder"
 DENOISER, CLASSIFIER = "unet", "safety_checker"
 ENCODER, DECODER, PREVIEW_DECODER = "vae_encoder", "vae_decoder", "preview_decoder"
 DEPTH_ESTIMATOR = "depth_estimator"
-# The denoiser's inputs: text embeddings, or that of an image in their place; a noise level or an image embedding.
+# The denoiser's inputs: text embeddings, or an image embedding in their place; a noise level or an image embedding.
 TEXT, CLASS_LABELS = "encoder_hidden_states", "class_labels"
 
 Floats = NDArray[np.float32]
@@ -68,8 +68,8 @@ class Inputs:
     """Input images of a request.
 
     Attributes:
-        image: as loaded. mask: the same.
-        pixels: float32 [1, 3, H, W] in −1 … 1, once the size is decided.
+        image, mask: as loaded.
+        pixels: float32 [1, 3, H, W] in −1 … 1, once the size is known.
         inpainting: mask and masked pixels, where there is a mask.
         depth: float32 [1, H', W'] in −1 … 1 at the size of the latents, where `depth_map` was given.
     """
@@ -83,12 +83,12 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Beginning:
-    """How one image begins.
+    """The start of one image's sampling.
 
     Attributes:
         latents: before the first row, float32 [C, H, W].
-        inputs: of the denoiser, beside those of `Task.conditioning`: by evaluation, by name.
-        concat: channels after the latents' own, float32 [C', H, W], by evaluation; `""` is for all others.
+        inputs: of the denoiser, in addition to those of `Task.conditioning`: by evaluation, by name.
+        concat: channels after the latents' own, float32 [C', H, W], by evaluation; `""` stands for all others.
         after_row: called with the sample after each row.
     """
 
@@ -99,15 +99,15 @@ class Beginning:
 
 
 class Task:
-    """Text to image, and whatever other tasks share with it.
+    """Text to image, and the base class of the other tasks.
 
     Attributes:
-        takes_image, takes_mask: which inputs the task needs; it takes no others.
-        takes_prompt, needs_prompt: whether the task takes a prompt, and whether it refuses a request without one.
-        takes_depth_map: whether a depth map may be given beside the image.
-        default_strength: diffusers' own, of the pipeline of the task; None: the task has no strength.
-        default_noise_level: the same of the noise level.
-        advice: what to do with a bundle that cannot do the task.
+        takes_image, takes_mask: whether the task needs these inputs; it rejects all others.
+        takes_prompt, needs_prompt: whether the task accepts a prompt, and whether it rejects a request without one.
+        takes_depth_map: whether the task accepts a depth map beside the image.
+        default_strength: that of diffusers' pipeline for the task; None: the task has no strength.
+        default_noise_level: that of diffusers' pipeline; None: the task has no noise level.
+        advice: the remedy for a bundle that does not support the task.
     """
 
     name: ClassVar[str] = "text-to-image"
@@ -128,7 +128,11 @@ class Task:
         return [TEXT_ENCODER, *([ENCODER] if self.takes_image else [])]
 
     def check(self, request: ResolvedRequest) -> None:
-        """Refuse options that this task does not have."""
+        """Reject options that this task does not have.
+
+        Raises:
+            RequestError: the message names the option.
+        """
         if request.guidance.image_scale is not None:
             raise RequestError("`image_guidance_scale`: only InstructPix2Pix models have it; leave it out")
         for each in declared_options(Prompt):
@@ -136,7 +140,7 @@ class Task:
                 raise RequestError(f"`{each.keyword}`: {self.name} takes an image and no prompt; leave it out")
 
     def size(self, request: Request, inputs: Inputs | None) -> Size:
-        """Return the size of the result, as far as the request or its input decides it."""
+        """Return the size of the result as given by the request or its input image; None for an open side."""
         return request.size
 
     def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
@@ -153,7 +157,7 @@ class Task:
         )
 
     def conditioning(self, request: ResolvedRequest) -> list[dict[str, dict[str, NDArray[Any]]]]:
-        """Return the denoiser's inputs beside latents and timestep: of each image, by evaluation, by name."""
+        """Return the denoiser's inputs except latents and timestep, of each image: by evaluation, by name."""
         names = self.guidance(request).all_evaluations()
         return [
             {name: {TEXT: text["positive" if name == "positive" else "negative"]} for name in names}
@@ -161,13 +165,16 @@ class Task:
         ]
 
     def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
-        """Return what begins one image, from its generator and the noise that the caller gave."""
+        """Return a function that makes the `Beginning` of one image.
+
+        Its arguments are the image's generator and the caller's noise, float32 [C, H, W], or None to sample it.
+        """
         return lambda generator, given: Beginning(
             latents=request.schedule.first_latents(self.stage.noise(request, generator, given))
         )
 
     def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
-        """Place checked pixels into whatever they are a part of."""
+        """Insert checked pixels into the image that they are a region of."""
         return pixels
 
 
@@ -183,7 +190,7 @@ class ImageToImage(Task):
         assert inputs is not None, "the task takes an image"
         factor = self.stage.latent_space.downscale
         height, width = default_height_width(inputs.image, request.size.height, request.size.width, factor=factor)
-        # A size that was given is checked as such; that of the image is rounded down.
+        # A requested size is checked later as it is; that of the image is rounded down.
         return Size(height=request.size.height or height, width=request.size.width or width)
 
     def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
@@ -299,7 +306,7 @@ class Upscaling(Task):
         alpha_bar = training_alphas(self.stage.bundle.manifest.schedulers[LOW_RES_SCHEDULER].config)[level]
 
         def begin_one(generator: Generator, given: Latents | None) -> Beginning:
-            # Drawn in diffusers' order: noise of the image, then the latents.
+            # Sampled in diffusers' order: noise of the image, then the latents.
             noise = generator.normal(image.shape)
             noisy = np.asarray(np.sqrt(alpha_bar) * image + np.sqrt(1 - alpha_bar) * noise, np.float32)
             latents = request.schedule.first_latents(self.stage.noise(request, generator, given))
@@ -382,7 +389,7 @@ class Inpainting(Task):
         blends, from_noise = self.stage.extra_channels == 0, request.start.strength == 1
 
         def begin_one(generator: Generator, given: Latents | None) -> Beginning:
-            # Drawn in diffusers' order: image, noise, masked image, each only where diffusers draws it.
+            # Sampled in diffusers' order: image, noise, masked image, each only where diffusers samples it.
             clean = image.sample(generator) * scale if blends or not from_noise else None
             noise = self.stage.noise(request, generator, given)
             latents = schedule.first_latents(noise, None if from_noise else clean)
@@ -405,7 +412,7 @@ class Inpainting(Task):
 
 
 class ImageVariation(Task):
-    """Variations of an image (Pinkney 2022): CLIP's embedding of it takes the place of the text, zeros guide away."""
+    """Variations of an image (Pinkney 2022): its CLIP embedding replaces the text's, zeros the negative prompt's."""
 
     name = "image-variation"
     takes_image = True
@@ -425,12 +432,12 @@ class ImageVariation(Task):
 class Unclip(Task):
     """Stable unCLIP (Ramesh et al. 2022): a prompt, and the noised embedding of an image as class labels.
 
-    Zeros take the embedding's place in the evaluation that guides away.
+    Zeros replace the embedding in the negative evaluation.
     """
 
     name = "unclip"
     takes_image = True
-    needs_prompt = False  # diffusers takes the empty prompt then
+    needs_prompt = False  # the default is the empty prompt, as in diffusers
     default_noise_level: ClassVar[int | None] = 0
     advice = "export a stable unCLIP checkpoint"
 
@@ -444,7 +451,7 @@ class Unclip(Task):
 
         def begin_one(generator: Generator, given: Latents | None) -> Beginning:
             labels = clean.copy()  # the embedding, then the noise level
-            labels[: scale.size] += scale * generator.normal(scale.shape)  # drawn first, as in diffusers
+            labels[: scale.size] += scale * generator.normal(scale.shape)  # sampled first, as in diffusers
             noise = self.stage.noise(request, generator, given)
             return Beginning(
                 latents=request.schedule.first_latents(noise),
@@ -615,7 +622,7 @@ class StableDiffusion(Family):
         return PREVIEW_DECODER if request.acceleration.decoder == "preview" else DECODER
 
     def _largest_tile(self, request: ResolvedRequest) -> int | None:
-        """Return the side, in latents, that the model was trained for, where the image is to be decoded in tiles."""
+        """Return the side that the model was trained for, in latents, if the request wants tiles; else None."""
         if request.acceleration.decoder != "tiled":
             return None
         defaults = self.bundle.manifest.defaults
@@ -634,7 +641,7 @@ class LatentDiffusion(Stage):
 
     @functools.cached_property
     def extra_channels(self) -> int:
-        """Channels of the denoiser's input after the latents' own."""
+        """Number of channels of the denoiser's input after the latents' own."""
         (latents,) = (spec for spec in self.bundle.manifest.components[DENOISER].inputs if spec.source == "latents")
         channels = latents.shape[1]
         assert isinstance(channels, int), "the manifest was checked"
@@ -642,7 +649,7 @@ class LatentDiffusion(Stage):
 
     @property
     def scale(self) -> np.float32:
-        """Of the latent space."""
+        """Scale of the latent space: the sampling loop's latents over the encoder's."""
         return np.float32(self.latent_space.scale)
 
     def begin(self, request: ResolvedRequest) -> list[Sample]:
@@ -675,11 +682,11 @@ class LatentDiffusion(Stage):
         return samples
 
     def noise(self, request: ResolvedRequest, generator: Generator, given: Latents | None) -> Latents:
-        """Return the standard normal noise that an image begins with: given, or drawn."""
+        """Return the standard normal noise that an image starts from: the caller's, or sampled from its seed."""
         return generator.normal(self.latent_space.shape(request.height, request.width)) if given is None else given
 
     def encode(self, pixels: Floats) -> autoencoder.LatentDistribution:
-        """Encode pixels [1, 3, H, W] in −1 … 1."""
+        """Encode pixels, float32 [1, 3, H, W] in −1 … 1."""
         return autoencoder.encode(self.components.session(ENCODER), pixels)
 
     def encode_image(self, inputs: Inputs, **more: NDArray[Any]) -> Arrays:
@@ -699,18 +706,21 @@ class LatentDiffusion(Stage):
     def encode_prompts(self, request: ResolvedRequest) -> list[dict[str, Floats]]:
         """Return the text embeddings of each image, [tokens, width], as `positive` and, with guidance, `negative`.
 
-        A prompt and its negative prompt have the same number of chunks: the shorter is filled up. Prompts of different
-        numbers of chunks are not: filling up would change an image with the company it is in.
+        A prompt and its negative prompt are padded to the same number of chunks. Different prompts are not, as padding
+        would make an image depend on the other prompts of its batch.
+
+        Raises:
+            RequestError: given embeddings have another number of tokens than the other prompt.
         """
         encoder = PromptEncoder(self._tokenizer, lambda: self.components.session(TEXT_ENCODER))
         count = len(request.seeds) // request.images_per_prompt
         sides = ["negative", "positive"] if request.guided else ["positive"]
-        chunks = [max(_chunks(request, side, prompt, encoder) for side in sides) for prompt in range(count)]
+        chunks = [max(_count_chunks(request, side, prompt, encoder) for side in sides) for prompt in range(count)]
         encoded: list[dict[str, Floats]] = [{} for _ in range(count)]
         for length in dict.fromkeys(chunks):
             prompts = [prompt for prompt in range(count) if chunks[prompt] == length]
             for side in reversed(sides):
-                given, texts = _side(request, side)
+                given, texts = _select_side(request, side)
                 if given is not None:
                     embeddings = [given[prompt] for prompt in prompts]
                 else:
@@ -725,14 +735,16 @@ class LatentDiffusion(Stage):
         return [encoded[request.prompt_of(image)] for image in range(len(request.seeds))]
 
 
-def _side(request: ResolvedRequest, side: str) -> tuple[Floats | None, tuple[str, ...] | None]:
+def _select_side(request: ResolvedRequest, side: str) -> tuple[Floats | None, tuple[str, ...] | None]:
+    """Return the embeddings and the texts of the `positive` or `negative` prompts; one of the two is None."""
     if side == "positive":
         return request.prompt.embeds, request.prompts
     return request.prompt.negative_embeds, request.negative_prompts
 
 
-def _chunks(request: ResolvedRequest, side: str, prompt: int, encoder: PromptEncoder) -> int:
-    given, texts = _side(request, side)
+def _count_chunks(request: ResolvedRequest, side: str, prompt: int, encoder: PromptEncoder) -> int:
+    """Return the number of chunks of a prompt or its negative prompt."""
+    given, texts = _select_side(request, side)
     if given is not None:
         tokens: int = given.shape[1]
         return math.ceil(tokens / encoder.chunk_tokens)
@@ -746,8 +758,8 @@ def _check_lengths(encoded: dict[str, Floats], request: ResolvedRequest) -> None
         return
     if request.prompt.negative_embeds is None:
         raise RequestError(
-            f"`prompt_embeds`: got {positive.shape[0]} tokens, and the negative prompt has {negative.shape[0]}; "
-            "expected as many, or `negative_prompt_embeds` of the same shape"
+            f"`prompt_embeds`: got {positive.shape[0]} tokens, expected {negative.shape[0]} as in the negative prompt, "
+            "or `negative_prompt_embeds` of the same shape"
         )
     raise RequestError(
         f"`negative_prompt_embeds`: got {negative.shape[0]} tokens, expected {positive.shape[0]} as in the prompt"

@@ -71,7 +71,7 @@ class ClipPreprocessing:
 
 
 def preprocess(image: LoadedImage, preprocessing: Preprocessing) -> Floats:
-    """Resize and normalize an image as a bundle says, to float32 [1, 3, height, width].
+    """Resize and normalize an image with a bundle's preprocessing, to float32 [1, 3, height, width].
 
     With `DPTImageProcessor` of transformers this is the preprocessing of a depth estimator that takes images of one
     size.

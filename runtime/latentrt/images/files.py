@@ -94,7 +94,7 @@ def check_output(path: str | os.PathLike[str], texts: Mapping[str, str] | None =
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is not a file, expected the path of an image to write")
     try:
-        # Only an attempt is conclusive: permissions, quotas and read-only disks refuse in many ways.
+        # Only an attempt is conclusive: permissions, quotas and read-only disks fail in many ways.
         with tempfile.TemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:
@@ -129,8 +129,8 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """Open a PNG, JPEG or WebP file of unknown origin. Pixels are decoded on first use.
 
     Raises:
-        RequestError: the file is missing, not an image of these formats, damaged or oversized; also where that
-            shows only later, inside the `with` block.
+        RequestError: the file is missing, not an image of these formats, damaged or too large; also inside the `with`
+            block, where pixels are decoded.
     """
     with translating_decoder_errors(str(path)), open_regular(path) as stream:
         _check_file_size(os.fstat(stream.fileno()).st_size)
@@ -217,16 +217,16 @@ def _check_file_size(size: int) -> None:
 
 
 _ADVICE = {
-    errno.ENOSPC: "free some space, or choose another place",
-    errno.EDQUOT: "free some space, or choose another place",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another place",
+    errno.ENOSPC: "free some space, or choose another path",
+    errno.EDQUOT: "free some space, or choose another path",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another path",
     errno.ENOENT: "make its folder first (mkdir -p)",
 }
 
 
 def _write_error(path: Path, error: OSError) -> OutputError:
-    advice = _ADVICE.get(error.errno or 0, "choose a place that you may write to")
-    return OutputError(f"{path} cannot be written: {error.strerror}; {advice}. An earlier file is unchanged")
+    advice = _ADVICE.get(error.errno or 0, "choose a path that you may write to")
+    return OutputError(f"{path} cannot be written: {error.strerror}; {advice}. An existing file is unchanged")
 
 
 def encode_texts(file_format: str, texts: Mapping[str, str]) -> dict[str, Any]:

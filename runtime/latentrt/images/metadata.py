@@ -39,10 +39,10 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Everything needed to generate an image again. `bundle_digest` is `sha256:…`.
 
-    `options` holds the request's options by their Python keywords (`latentrt.request`), as they were decided; those at
-    their default are left out. `given` names options that were given as arrays, of which a file cannot say more.
-    `inputs` has the input images by keyword. `backend` is what ran the denoiser and its arithmetic, for people. A
-    prompt is None if embeddings were given instead. Reading ignores keys that a later version adds.
+    `options` holds the resolved request's options by their Python keywords (`latentrt.request`), except those at their
+    default. `given` names options that were given as arrays, whose values are not recorded. `inputs` has the input
+    images by keyword. `backend` describes the denoiser's backend and arithmetic. A prompt is None if embeddings were
+    given instead. Reading ignores keys that a later version adds.
     """
 
     prompt: str | None
@@ -61,7 +61,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageMetadata(msgspec.Struct, frozen=True, kw_only=True):
-    """The metadata of an image file: the record if latentrt wrote it, the parameters if any tool of this field did."""
+    """The metadata of an image file: the record if latentrt wrote it, and the parameters that any tool wrote."""
 
     file_format: str
     width: int
@@ -137,7 +137,7 @@ def _fields(record: ImageRecord) -> Iterator[tuple[str, str]]:
     if "strength" in options:
         yield "Denoising strength", f"{options['strength']:g}"
     if "clip_skip" in options:
-        # There, 1 is the last layer; in diffusers, whose count this is, it is the one before the last.
+        # In the web UI, 1 is the last layer; in diffusers, whose count this is, 1 is the layer before the last.
         yield "Clip skip", str(options["clip_skip"] + 1)
     if options.get("eta"):
         yield "Eta", f"{options['eta']:g}"

@@ -1,4 +1,4 @@
-"""Evaluates a denoiser for a batch of samples: builds the batch, pads it, hoists whatever does not change."""
+"""Evaluates a denoiser for a batch of samples: builds and pads the batch, and hoists loop-invariant work."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["DEEP_FEATURES", "Conditioning", "Denoiser", "Evaluation", "SplitDeno
 
 DEEP_FEATURES, KEYS_AND_VALUES = "deep_features", "cross_attention_kv"
 
-# Different batches of which a stacked input is kept; a request has one or two (guided and unguided rows) for each
-# number of chunks of its prompts.
+# Number of batches whose stacked inputs are kept; a request has one or two (guided and unguided rows) for each number
+# of chunks of its prompts.
 _MOST_STACKS = 4
-# Timesteps whose embeddings are kept beside those of the samples at hand: a few kilobytes each, per residual block.
+# Timesteps whose embeddings are kept beyond those of the current samples: a few kilobytes each, per residual block.
 _MOST_TIMESTEPS = 4000
 
 
@@ -46,7 +46,7 @@ class Conditioning:
 
 
 class Evaluation:
-    """One of a sample's evaluations, and whatever a denoiser keeps of it from row to row.
+    """One of a sample's evaluations, and the arrays that a denoiser keeps for it from row to row.
 
     Args:
         latents: shape of the sample's latents, (C, H, W).
@@ -97,17 +97,17 @@ class Denoiser(ABC):
         """Return the denoiser's outputs, float32 [B, C, H, W], for B evaluations of one signature.
 
         Args:
-            evaluations: may be of several samples.
-            latents: the scaled latents [C, H, W] of each.
+            evaluations: of one or several samples.
+            latents: the scaled latents of each, float32 [C, H, W].
             timesteps: of each.
-            reuse: compute the shallow layers alone, on deep features of an earlier row.
+            reuse: compute the shallow layers only, on deep features of an earlier row.
 
         Raises:
             BackendError: an output is not finite, or the backend failed.
-            EngineError: nothing here runs these shapes.
+            EngineError: no engine covers these shapes.
         """
         outputs, count = [], len(evaluations)
-        for first, end, size in _batches(count, self._sizes_to_use(evaluations[0].signature, count)):
+        for first, end, size in _split_batch(count, self._sizes_to_use(evaluations[0].signature, count)):
             batch, feeds = self._gather(evaluations[first:end], latents[first:end], timesteps[first:end], size)
             arrays = self._evaluate(feeds, batch, reuse=reuse)
             if DEEP_FEATURES in arrays:
@@ -116,8 +116,8 @@ class Denoiser(ABC):
             outputs.append(arrays[self.output][: end - first])
         result: NDArray[np.float32] = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
         if not np.isfinite(result).all():
-            broken = next(index for index, output in enumerate(result) if not np.isfinite(output).all())
-            raise not_finite(timesteps[broken])
+            nonfinite = next(index for index, output in enumerate(result) if not np.isfinite(output).all())
+            raise not_finite(timesteps[nonfinite])
         return result
 
     def _all_sizes(self, signature: tuple[Any, ...], count: int) -> tuple[int, ...] | None:
@@ -139,13 +139,13 @@ class Denoiser(ABC):
         return [size for size in sizes if size & (size - 1) == 0 or size == sizes[-1] or size in prepared]
 
     def prepare(self, evaluations: Sequence[Evaluation]) -> None:
-        """Load or compile whatever runs these evaluations in one batch; as many as these are not padded further.
+        """Load or compile the model for these evaluations in one batch; batches of this size are not padded further.
 
         Raises:
-            EngineError: nothing here runs their shapes.
+            EngineError: no engine covers their shapes.
         """
         signature, count = evaluations[0].signature, len(evaluations)
-        for _, _, size in _batches(count, self._all_sizes(signature, count)):
+        for _, _, size in _split_batch(count, self._all_sizes(signature, count)):
             self._prepare(self.shapes(signature, size))
             self._prepared.setdefault(signature, set()).add(size)
 
@@ -154,7 +154,7 @@ class Denoiser(ABC):
         return samples
 
     def close(self) -> None:
-        """Release whatever belongs to this loop alone; latents on a device come back to the host."""
+        """Release the resources of this loop; latents on a device are fetched to the host."""
 
     def shapes(self, signature: tuple[Any, ...], batch: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the denoiser's inputs for `batch` evaluations of a signature."""
@@ -184,15 +184,15 @@ class Denoiser(ABC):
         return evaluations, feeds
 
     def _stack(self, name: str, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Stack arrays that nobody writes to; the very same batch gives the very same array."""
+        """Stack read-only arrays; the same objects give the same array object, which a device need not copy again."""
         key, stacks = tuple(map(id, arrays)), self._stacks.setdefault(name, {})
         if key not in stacks:
             while len(stacks) >= _MOST_STACKS:
                 stacks.pop(next(iter(stacks)))
             stacked = np.stack(arrays)
             stacked.setflags(write=False)
-            stacks[key] = (arrays, stacked)  # the members are held, so that their ids stay theirs
-        found = stacks[key] = stacks.pop(key)  # the latest used is the last to go
+            stacks[key] = (arrays, stacked)  # the arrays are referenced, so that their ids are not reused
+        found = stacks[key] = stacks.pop(key)  # moved to the end: the least recently used goes first
         return found[1]
 
     @abstractmethod
@@ -201,11 +201,17 @@ class Denoiser(ABC):
 
     @abstractmethod
     def _prepare(self, shapes: Shapes) -> None:
-        """Load or compile whatever runs inputs of these shapes."""
+        """Load or compile the model for inputs of these shapes."""
 
     @abstractmethod
     def _evaluate(self, feeds: Arrays, evaluations: Sequence[Evaluation], *, reuse: bool) -> Arrays:
-        """Run the graph on a batch that was checked."""
+        """Run the graph on a checked batch.
+
+        Args:
+            feeds: of the whole denoiser, padded.
+            evaluations: one for each row of the batch.
+            reuse: take deep features from the evaluations.
+        """
 
 
 class WholeDenoiser(Denoiser):
@@ -228,8 +234,8 @@ class WholeDenoiser(Denoiser):
 class SplitDenoiser(Denoiser):
     """A denoiser in parts (`latentrt.bundle.manifest.Part`), of which only `body` runs at each row.
 
-    `time_embedding` runs once for all timesteps of the samples under way, `cross_attention_kv` once for each
-    conditioning; `shallow_body` takes the place of `body` where deep features are reused.
+    `time_embedding` runs once for all timesteps of the current samples, `cross_attention_kv` once for each
+    conditioning; `shallow_body` replaces `body` where deep features are reused.
 
     Args:
         open_part: loads a part by name.
@@ -252,10 +258,10 @@ class SplitDenoiser(Denoiser):
         self._batches_kv: dict[tuple[int, ...], tuple[Sequence[Evaluation], Arrays]] = {}
 
     def _batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:
-        return None  # parts are for CPUs, which take any
+        return None  # parts run on CPUs, which take any batch size
 
     def _prepare(self, shapes: Shapes) -> None:
-        """Do nothing: whatever is missing is loaded by the first step, or was prefetched."""
+        """Do nothing: parts are prefetched, or loaded by the first step."""
 
     def _evaluate(self, feeds: Arrays, evaluations: Sequence[Evaluation], *, reuse: bool) -> Arrays:
         available = {**feeds, **self._embed_timesteps(feeds, evaluations), **self._keys_and_values(evaluations)}
@@ -272,7 +278,7 @@ class SplitDenoiser(Denoiser):
             # Not `np.unique`, which imports masked arrays: a tenth of the time that a small model's loop takes.
             wanted = set(timesteps).union(*(evaluation.timesteps.tolist() for evaluation in evaluations))
             if len(self._places) < _MOST_TIMESTEPS:
-                wanted.update(self._places)  # of other samples, which may still be under way
+                wanted.update(self._places)  # of other samples, which may not be done
             values = np.array(sorted(wanted), np.float32)
             self._rows = self._open_part("time_embedding").run({self.timestep: values})
             self._places = {each: place for place, each in enumerate(values.tolist())}
@@ -282,7 +288,7 @@ class SplitDenoiser(Denoiser):
     def _keys_and_values(self, evaluations: Sequence[Evaluation]) -> Arrays:
         """Return the keys and values of cross-attention of a batch, computed once for each evaluation's conditioning.
 
-        The very same batch gives the very same arrays.
+        The same evaluations give the same array objects.
         """
         key = tuple(map(id, evaluations))
         if key not in self._batches_kv:
@@ -293,8 +299,8 @@ class SplitDenoiser(Denoiser):
                 self._batches_kv.pop(next(iter(self._batches_kv)))
             kept = [evaluation.kept[KEYS_AND_VALUES] for evaluation in evaluations]
             stacked = {name: np.stack([each[name] for each in kept]) for name in kept[0]}
-            self._batches_kv[key] = (evaluations, stacked)  # the members are held, so that their ids stay theirs
-        found = self._batches_kv[key] = self._batches_kv.pop(key)  # the latest used is the last to go
+            self._batches_kv[key] = (evaluations, stacked)  # referenced, so that their ids are not reused
+        found = self._batches_kv[key] = self._batches_kv.pop(key)  # moved to the end: least recently used goes first
         return found[1]
 
     def _compute_keys_and_values(self, evaluations: Sequence[Evaluation]) -> None:
@@ -310,8 +316,8 @@ class SplitDenoiser(Denoiser):
             evaluation.kept[KEYS_AND_VALUES] = {name: array[index] for name, array in made.items()}
 
 
-def _batches(count: int, sizes: Sequence[int] | None) -> Iterator[tuple[int, int, int]]:
-    """Split into batches of these sizes, of any size if there are none: first, end, and the size to pad to."""
+def _split_batch(count: int, sizes: Sequence[int] | None) -> Iterator[tuple[int, int, int]]:
+    """Yield batches of these sizes (None: any): index of the first evaluation, end (exclusive), size to pad to."""
     first = 0
     while first < count:
         left = count - first
@@ -322,8 +328,8 @@ def _batches(count: int, sizes: Sequence[int] | None) -> Iterator[tuple[int, int
 
 
 def not_finite(timestep: np.float32) -> BackendError:
-    """Return the error of a row that gave values that are not finite: half overflows without a word."""
+    """Return the error for a row whose values are not finite, as float16 overflows silently."""
     return BackendError(
-        f"timestep {timestep:g} gave values that are not finite numbers; lower the guidance scale, or export the "
-        "bundle in float32"
+        f"timestep {timestep:g} gave values that are not finite numbers; lower `guidance_scale`, or export the bundle "
+        "in float32"
     )

@@ -1,4 +1,4 @@
-"""The sampling loop on a device: latents, schedules and rows of samples stay there from row to row."""
+"""The sampling loop on a device: latents, schedules and row indices stay there from row to row."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class _OnDevice(Resident):
 class DeviceDenoiser(WholeDenoiser):
     """A denoiser on engines. Samples whose every row the device can compute stay there; others go through the host.
 
-    The device computes every row but dynamic thresholding, and guidance of the form negative + w · (positive −
-    negative). A sample that something is done to after each row (the blend of inpainting) goes through the host, and so
-    does every sample where the driver does not load the kernels or no memory is left.
+    The device computes every row without dynamic thresholding, and guidance of the form negative + w · (positive −
+    negative). A sample with an `after_row` callback (the blend of inpainting) goes through the host, and so does every
+    sample where the driver does not load the kernels or no memory is left.
 
-    A sample joins with its first step, and leaves after its last row, when nobody refers to it any more, or when the
-    denoiser is closed.
+    A sample joins at its first step, and leaves after its last row, when it is garbage collected, or when the denoiser
+    is closed.
     """
 
     def __init__(self, session: Session, *, latents: str, timestep: str, output: str) -> None:
@@ -57,7 +57,7 @@ class DeviceDenoiser(WholeDenoiser):
         self._loops: dict[tuple[int, ...], tuple[LoopPool, DeviceLoop]] = {}  # by the shape of the latents
         self._residents: dict[weakref.ref[Sample], _OnDevice] = {}
         self._through_host = weakref.WeakSet[Sample]()
-        self._refused: set[tuple[Any, int]] = set()  # signatures and batch sizes that the device does not run
+        self._rejected: set[tuple[Any, int]] = set()  # signatures and batch sizes that the device does not run
 
     def step_on_device(self, samples: Sequence[Sample]) -> list[Sample]:
         self._remove_abandoned()
@@ -107,7 +107,7 @@ class DeviceDenoiser(WholeDenoiser):
     def _device_sizes(self, signature: Any, count: int) -> list[int]:
         """Return the batch sizes that the device may run, ascending."""
         sizes = self._sizes_to_use(signature, count) or ()
-        return [size for size in sizes if (signature, size) not in self._refused]
+        return [size for size in sizes if (signature, size) not in self._rejected]
 
     def _step_group(self, signature: Any, group: list[Sample]) -> list[Sample]:
         """Advance samples of one signature, in batches of whole samples; return those that cannot be on the device.
@@ -127,7 +127,7 @@ class DeviceDenoiser(WholeDenoiser):
             size = min(size for size in sizes if size >= sum(len(sample.evaluations()) for sample in batch))
             context = self._open_context(signature, size, batch[0].shape)
             if context is None:
-                self._refused.add((signature, size))
+                self._rejected.add((signature, size))
                 waiting = batch + waiting
                 continue
             joined = [sample for sample in batch if self._join(sample)]
@@ -159,7 +159,7 @@ class DeviceDenoiser(WholeDenoiser):
             return True
         _, loop = self._loops[sample.shape]
         scale = sample.guidance.device_scale()
-        assert scale is not None, "checked when it was seen first"
+        assert scale is not None, "checked by _fits"
         table = loop_table({name: getattr(sample.schedule, name) for name in COLUMNS}, scale)
         try:
             slot = loop.add(sample.latents, table, row=sample.row)

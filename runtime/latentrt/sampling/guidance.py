@@ -29,7 +29,7 @@ class Guidance(ABC):
         """Combine the denoiser's outputs, float32 [C, H, W] each, in the order of `evaluations`."""
 
     def device_scale(self) -> float | None:
-        """Return w where `combine` is negative + w · (positive − negative), which a device applies; else None."""
+        """Return w if `combine` is negative + w · (positive − negative), which a device can apply; else None."""
         return None
 
 
@@ -58,8 +58,8 @@ class ClassifierFree(Guidance):
         scale: w in negative + w · (positive − negative).
         rescale: φ of Lin et al. 2023, equations 15 and 16: the standard deviation of the guided output returns towards
             that of the positive output. 0 leaves it.
-        start, end: the share of the rows in which guidance is applied (Kynkäänniemi et al. 2024, arXiv 2404.07724);
-            elsewhere the positive evaluation is used alone. Membership is decided as diffusers does for
+        start, end: the interval of rows with guidance, as fractions of all rows (Kynkäänniemi et al. 2024, arXiv
+            2404.07724); other rows use the positive evaluation only. The bounds are those of diffusers'
             `control_guidance_start` and `control_guidance_end`.
     """
 

@@ -29,16 +29,16 @@ class Resident(ABC):
 
 
 class Sample:
-    """One image under way.
+    """The state of one image between two rows of its schedule.
 
     Args:
         schedule: its table of coefficients; one row is one evaluation of the (guided) model.
         latents: float32 [C, H, W] before row `row` (`Schedule.first_latents`).
-        conditioning: by the names that `guidance` gives its evaluations.
+        conditioning: of each evaluation, by the names of `guidance`.
         guidance: which evaluations a row needs, and how they combine.
-        noise: the next draw of standard normal noise in the latents' shape; None for a schedule that draws none.
-        deep_cache: compute the denoiser's deep layers every so many rows (DeepCache, Ma et al. 2023, arXiv 2312.00858,
-            with its uniform interval N); 1 at every row.
+        noise: returns the next standard normal noise, float32 [C, H, W]; None for a schedule that uses none.
+        deep_cache: N of DeepCache (Ma et al. 2023, arXiv 2312.00858): compute the denoiser's deep layers at every N-th
+            row only; 1 computes them at every row.
         after_row: called with the sample after each row; it may replace the latents (the blend of inpainting).
         row: the row to begin at; the schedule must not look back beyond it.
 
@@ -80,12 +80,12 @@ class Sample:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the latents, (C, H, W)."""
+        """Shape of the latents, (C, H, W)."""
         return self._shape
 
     @property
     def latents(self) -> Latents:
-        """float32 [C, H, W] before row `row`; fetched from the device that they are on.
+        """The latents before row `row`, float32 [C, H, W]; fetched from the device if they are there.
 
         Raises:
             BackendError: a row on the device gave values that are not finite.
@@ -106,15 +106,15 @@ class Sample:
 
     @property
     def on_host(self) -> Latents | None:
-        """The latents, where no device has them."""
+        """The latents, float32 [C, H, W]; None if a device has them, or a row failed."""
         return self._latents if self._error is None else None
 
     def join_device(self, resident: Resident) -> None:
-        """Let a device hold the latents from now on."""
+        """Replace the latents on the host by those on a device."""
         self._resident, self._latents = resident, None
 
     def leave_device(self) -> None:
-        """Fetch the latents to the host; an error is kept for whoever reads them."""
+        """Fetch the latents to the host; an error is raised when they are read."""
         if self._resident is None:
             return
         try:
@@ -142,7 +142,7 @@ class Sample:
         return self.row % self.deep_cache != 0 and all(DEEP_FEATURES in each.kept for each in evaluations)
 
     def draw_noise(self) -> Latents | None:
-        """Return the next row's noise: the last of its draws, of which there may be more than are used."""
+        """Return the next row's noise, float32 [C, H, W], or None: the last of its draws, the others are discarded."""
         z = None
         for _ in range(self.schedule.noise_draws[self.row]):
             assert self.noise is not None, "checked when the sample was made"
@@ -170,10 +170,10 @@ class Sample:
 
 
 def prepare(samples: Sequence[Sample], denoiser: Denoiser) -> None:
-    """Load or compile whatever the rows of these samples need.
+    """Load or compile the denoiser for all remaining rows of these samples.
 
     Raises:
-        EngineError: nothing here runs the shapes of a row.
+        EngineError: no engine covers the shapes of a row.
     """
     needed: dict[Any, list[Evaluation]] = {}
     for sample in samples:
@@ -187,12 +187,12 @@ def prepare(samples: Sequence[Sample], denoiser: Denoiser) -> None:
 def step(samples: Sequence[Sample], denoiser: Denoiser) -> None:
     """Advance each sample by one row of its own schedule.
 
-    The evaluations of all samples are grouped by the shapes of their inputs; the denoiser runs once for each group. A
-    batch may be any list of samples under way, of any samplers, step counts, guidance and prompts.
+    The evaluations of all samples are grouped by the shapes of their inputs; the denoiser runs once for each group.
+    Samples may differ in sampler, row, number of steps, guidance and prompt.
 
     Raises:
-        BackendError: the denoiser failed or gave values that are not finite.
-        EngineError: nothing here runs the shapes of a group.
+        BackendError: the denoiser failed or returned values that are not finite.
+        EngineError: no engine covers the shapes of a group.
     """
     samples = denoiser.step_on_device(samples)
     groups: dict[tuple[Any, bool], list[tuple[int, int, Evaluation]]] = {}
@@ -218,13 +218,13 @@ def step(samples: Sequence[Sample], denoiser: Denoiser) -> None:
 
 
 class Step:
-    """One model evaluation of a request that has been made, as whoever consumes the loop sees it.
+    """A completed model evaluation of a request, as the sampling loop yields it.
 
     Args:
-        samples: the request's, which all have one schedule.
+        samples: the request's, all with one schedule.
 
     Attributes:
-        index, total: of the rows; a sampler may need more evaluations than steps.
+        index, total: index of the row and number of rows; a sampler may need more evaluations than steps.
         timestep: of the row.
     """
 
@@ -234,44 +234,44 @@ class Step:
         self.timestep = float(first.schedule.t[self.index])
         self._samples, self._computed = samples, [sample.on_host for sample in samples]
         self._latents: Any = None
-        self._shown = False
+        self._was_read = False
 
     @property
     def latents(self) -> Latents:
-        """float32 [images, C, H, W] after the step. The loop goes on with whatever stands here when it is resumed.
+        """The latents after the step, float32 [images, C, H, W]; replaced or changed ones are used by the next step.
 
         Raises:
-            RequestError: they were on a device, and the loop has gone on.
+            RequestError: they were on a device, and the loop has been resumed.
             BackendError: a row on a device gave values that are not finite.
         """
-        if not self._shown:
+        if not self._was_read:
             pairs = zip(self._samples, self._computed, strict=True)
-            self._latents, self._shown = np.stack([self._read(*each) for each in pairs]), True
+            self._latents, self._was_read = np.stack([self._read_sample(*each) for each in pairs]), True
         latents: Latents = self._latents
         return latents
 
     @latents.setter
     def latents(self, latents: Latents) -> None:
-        self._latents, self._shown = latents, True
+        self._latents, self._was_read = latents, True
 
-    def _read(self, sample: Sample, computed: Latents | None) -> Latents:
+    def _read_sample(self, sample: Sample, computed: Latents | None) -> Latents:
         if computed is not None:
             return computed
         if sample.row != self.index + 1:
             raise RequestError(
-                f"the latents after row {self.index + 1} are gone, the loop has come to row {sample.row}; read them "
-                "before the generator of steps is resumed"
+                f"the latents after row {self.index + 1} are no longer available at row {sample.row}; read them before "
+                "the generator of steps is resumed"
             )
         return sample.latents
 
     def write_back(self) -> None:
-        """Give the samples the latents of whoever read or replaced them.
+        """Write the latents back to the samples, if they were read or replaced.
 
         Raises:
             RequestError: they are not finite numbers of the same shape.
         """
-        if not self._shown:
-            return  # nobody who never read them can have changed them
+        if not self._was_read:
+            return  # latents that were never read cannot have been changed
         shape = (len(self._samples), *self._samples[0].shape)
         if not isinstance(self._latents, np.ndarray) or self._latents.shape != shape:
             got = getattr(self._latents, "shape", type(self._latents).__name__)

@@ -48,13 +48,13 @@ class Generator:
     def normal(self, shape: Sequence[int]) -> Float32s:
         """Return the next noise array, float32, as `torch.randn(shape, generator=…)` does."""
         count = math.prod(shape)
-        values = self._blocks(count) if count >= BLOCK else self._pairs(count)
+        values = self._fill_blocks(count) if count >= BLOCK else self._fill_scalars(count)
         return values.reshape(shape)
 
     def _words(self, count: int) -> NDArray[np.uint32]:
         return self._twister.randint(0, 2**32, size=count, dtype=np.uint32)
 
-    def _blocks(self, count: int) -> Float32s:
+    def _fill_blocks(self, count: int) -> Float32s:
         whole = count - count % BLOCK
         words = self._words(count)
         values = np.empty(count, np.float32)
@@ -64,11 +64,11 @@ class Generator:
             values[-BLOCK:] = _box_muller(self._words(BLOCK))
         return values
 
-    def _pairs(self, count: int) -> Float32s:
+    def _fill_scalars(self, count: int) -> Float32s:
         return np.array([self._one() for _ in range(count)], np.float32)
 
     def _one(self) -> float:
-        """Return one number, in float64. They come in pairs; the second is kept for the next small request."""
+        """Return one number, in float64. Numbers are computed in pairs; the second is kept for the next call."""
         if self._spare is not None:
             value, self._spare = self._spare, None
             return value

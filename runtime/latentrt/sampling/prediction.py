@@ -1,12 +1,11 @@
 """x0 and ε as linear functions of the latents and the model output, for each prediction type.
 
-Latents are x = α·x0 + σ·ε. Whichever of the two unknowns, or mixture of them, a model was trained to predict, the other
-follows linearly from it and x. So each function returns a pair (p, q), to be read as `p·x + q·m` with m the model
-output.
+Latents are x = α·x0 + σ·ε. Whether a model was trained to predict x0, ε or a mixture of them, both follow linearly from
+its output and x. So each function returns a pair (p, q), meaning `p·x + q·m` with m the model output.
 
 The pairs hold for any scale of x: α² + σ² = 1 as in Ho et al. 2020, or α = 1 as in Karras et al. 2022. v is that of the
 unit-norm latents: v = (α·ε − σ·x0) / √(α² + σ²) (Salimans and Ho 2022, appendix D). A flow's velocity is ε − x0 (Lipman
-et al. 2022, Liu et al. 2022), whatever the scale; along a straight flow α + σ = 1.
+et al. 2022, Liu et al. 2022), for any scale; along a straight flow α + σ = 1.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """The schedule of a sampler, a table of coefficients, and the recurrence that runs it.
 
 Every sampler of the field is a linear recurrence with a short memory, so it is a table with one row of coefficients per
-model evaluation. With x_k the latents, m the (guided) model output and z standard normal noise, row k says
+model evaluation. With x_k the latents, m the (guided) model output and z standard normal noise, row k computes
 
     denoiser input  = c_in · x_k                       at timestep t
     y_k             = clip(p · x_k + q · m, ±limit)     x0 or epsilon, whichever makes the memory short
-    h_k             = u · x_k + w · y_k                 what the solver keeps
+    h_k             = u · x_k + w · y_k                 the history of a multistep solver
     x_{k+1}         = a · x_k + e · x_{k−1} + d · m + Σ_j b[j] · h_{k−j} + s · z      j = 0 … memory − 1
 
-Dynamic thresholding (Saharia et al. 2022, section 2.3) is the only part that is not linear and that differs from sample
-to sample: where `quantile` is not 0, the limit of a sample is that quantile of its own |y|, at least 1 and at most
-`limit`, and y is divided by it.
+Dynamic thresholding (Saharia et al. 2022, section 2.3) is the only nonlinear operation that differs between samples:
+where `quantile` is not 0, the limit of a sample is that quantile of its own |y|, at least 1 and at most `limit`, and y
+is divided by it.
 
 A sample has the three axes [channels, height, width]; latents may have any number of axes before them.
 """
@@ -190,7 +190,7 @@ class Schedule:
 
     @property
     def memory(self) -> int:
-        """The number of h that a row may use, its own included."""
+        """Number of h values that a row may use, including its own."""
         return int(self.b.shape[1])
 
 

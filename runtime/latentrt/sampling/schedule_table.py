@@ -1,7 +1,7 @@
-"""Schedules as text: a table for people, CSV and JSON.
+"""Schedules as text: a readable table, CSV and JSON.
 
-The columns have the names of the formulas in `latentrt.sampling.schedule`. CSV and JSON have all digits; the table for
-people has six, and omits columns without effect.
+The columns have the names of the formulas in `latentrt.sampling.schedule`. CSV and JSON have all digits; the table has
+six, and omits columns without effect.
 """
 
 from __future__ import annotations

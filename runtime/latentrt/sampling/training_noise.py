@@ -1,4 +1,4 @@
-"""The noise schedule that a model was trained with, from a scheduler's configuration."""
+"""The noise schedule of a model's training, read from a scheduler's configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def select_training_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_alphas(config: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return the cumulative product of alphas at each training timestep, (T,).
+    """Return ᾱ, the cumulative product of 1 − β, at each training timestep, float32 [T].
 
     Raises:
         RequestError: the configuration does not describe a noise schedule of Stable Diffusion.

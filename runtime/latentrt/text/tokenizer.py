@@ -1,4 +1,4 @@
-"""The tokenizer: text to chunks of token ids."""
+"""The tokenizer: converts text to chunks of token ids."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Tokenizer"]
 
 
 class Tokenizer:
-    """A bundle's tokenizer: byte pairs by the `tokenizers` package, framed in chunks of the encoder's length.
+    """A bundle's tokenizer: byte-pair encoding by the `tokenizers` package, in chunks of the encoder's length.
 
     Args:
-        backend: must neither pad nor truncate.
-        frame: ids and length of a chunk.
+        backend: a tokenizer that neither pads nor truncates.
+        frame: special ids and length of a chunk.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, frame: TokenizerRecord) -> None:
@@ -29,10 +29,10 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, data: bytes, frame: TokenizerRecord) -> Self:
-        """Read `tokenizer.json`.
+        """Read a tokenizer from the contents of its `tokenizer.json`.
 
         Raises:
-            BundleError: it is not a tokenizer.
+            BundleError: the contents are not a tokenizer's.
         """
         import tokenizers
 
@@ -47,9 +47,9 @@ class Tokenizer:
     def chunks(self, text: str) -> NDArray[np.int64]:
         """Return the token ids of a text of any length, int64 [chunks, length].
 
-        The tokens are split after every `length` − 2 (75 for CLIP), and each piece is framed as the encoder was trained
-        to see one: begin, tokens, end, padding. A short text gives what transformers' `CLIPTokenizer` gives with
-        `padding="max_length"`.
+        The tokens are split into pieces of `length` − 2 (75 for CLIP), and each piece is framed as in the encoder's
+        training: begin, tokens, end, padding. For a text of one chunk the ids are those of transformers'
+        `CLIPTokenizer` with `padding="max_length"`.
         """
         ids = self._backend.encode(text, add_special_tokens=False).ids
         room = self.frame.length - 2
@@ -57,12 +57,13 @@ class Tokenizer:
         return np.array([self._frame(piece) for piece in pieces], np.int64)
 
     def pad(self, chunks: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """Return chunks [n, length] followed by empty ones, int64 [count, length]."""
+        """Pad chunks, int64 [n, length], with empty ones to int64 [count, length]; more than `count` stay unchanged."""
         if len(chunks) >= count:
             return chunks
         empty = np.array([self._frame([])], np.int64)
         return np.concatenate([chunks, empty.repeat(count - len(chunks), axis=0)])
 
     def _frame(self, piece: list[int]) -> list[int]:
+        """Return a chunk of `length` ids: begin, the piece, end, padding."""
         framed = [self.frame.begin, *piece, self.frame.end]
         return framed + [self.frame.pad] * (self.frame.length - len(framed))

@@ -251,7 +251,7 @@ def test_a_precision_that_is_not_available_is_refused(
     with pytest.raises(RequestError, match="`precision`: got float32 with npu"):
         place_components(bundle, provider="npu", preferences=Preferences(precision="float32"))
     monkeypatch.setattr(ov, "computes_in_bfloat16", lambda: False)
-    with pytest.raises(BackendError, match="precision float32"):
+    with pytest.raises(BackendError, match="`precision=float32`"):
         place(bundle, UNET, "openvino", "bfloat16")
 
 

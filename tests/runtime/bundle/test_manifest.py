@@ -57,7 +57,7 @@ def test_there_is_one_way_of_writing(good: Manifest) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), (1, 2)])
 def test_what_json_cannot_carry_is_not_written(good: Manifest, value: object) -> None:
     schedulers = {"unet": msgspec.structs.replace(good.schedulers["unet"], config={"beta_start": value})}
-    with pytest.raises(ManifestError, match="JSON cannot carry"):
+    with pytest.raises(ManifestError, match="JSON cannot represent"):
         encode_manifest(msgspec.structs.replace(good, schedulers=schedulers))
 
 

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, and what was there before is only ever replaced by something whole."""
+"""A folder appears whole or not at all, and its former content is only ever replaced by something whole."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_folders_made_on_the_way_go_too(tmp_path: Path) -> None:
 
 def test_what_exists_is_not_touched(tmp_path: Path) -> None:
     bundle_at(tmp_path / "bundle")
-    with pytest.raises(OutputError, match="exists; choose another place"):
+    with pytest.raises(OutputError, match="exists; choose another path"):
         staged(tmp_path / "bundle", overwrite=False).__enter__()
     assert listed(tmp_path) == ["bundle"]
 
@@ -116,7 +116,7 @@ def test_a_rename_that_fails_brings_the_earlier_bundle_back(tmp_path: Path, monk
 
     monkeypatch.setattr(Path, "rename", fail_for_the_new)
     with (
-        pytest.raises(OutputError, match="Input/output error; what was there before is untouched"),
+        pytest.raises(OutputError, match="Input/output error; its former content is untouched"),
         staged(place, overwrite=True) as stage,
     ):
         (stage.bundle / "bundle.json").write_text("new")
@@ -128,7 +128,7 @@ def test_a_rename_that_fails_brings_the_earlier_bundle_back(tmp_path: Path, monk
 def test_what_comes_while_it_is_made_is_not_touched(tmp_path: Path, overwrite: bool) -> None:
     place = tmp_path / "bundle"
     with (
-        pytest.raises(OutputError, match="is not a bundle" if overwrite else "exists; choose another place"),
+        pytest.raises(OutputError, match="is not a bundle" if overwrite else "exists; choose another path"),
         staged(place, overwrite=overwrite),
     ):
         (place / "thesis").mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_what_comes_at_the_last_moment_is_not_touched(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Path, "rename", too_late)
     with (
-        pytest.raises(OutputError, match="not empty; what was there before is untouched"),
+        pytest.raises(OutputError, match="not empty; its former content is untouched"),
         staged(place, overwrite=False) as stage,
     ):
         (stage.bundle / "bundle.json").write_text("new")
@@ -165,7 +165,7 @@ def test_an_earlier_bundle_that_cannot_be_brought_back_is_not_deleted(
 
     monkeypatch.setattr(Path, "rename", away_only)
     with (
-        pytest.raises(OutputError, match=r"Input/output error; what was there before is in (\S+)$") as failed,
+        pytest.raises(OutputError, match=r"Input/output error; its former content is in (\S+)$") as failed,
         staged(place, overwrite=True) as stage,
     ):
         (stage.bundle / "bundle.json").write_text("new")
@@ -184,7 +184,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_no_room(tmp_path: Path) -> None:
     with (
-        pytest.raises(OutputError, match=r"bundle cannot be written: No space left on device; what was there"),
+        pytest.raises(OutputError, match=r"bundle cannot be written: No space left on device; its former content"),
         staged(tmp_path / "bundle", overwrite=False),
     ):
         raise OSError(28, "No space left on device")

@@ -24,15 +24,15 @@ def test_what_fits_passes() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"sample": np.zeros((2, 4, 8))}, "input sample: found float64, expected float32"),
+        ({"sample": np.zeros((2, 4, 8))}, "input sample: got float64, expected float32"),
         (
             {"sample": np.zeros((2, 4), np.float32)},
-            r"found shape \(2, 4\), expected 3 axes as in sample float32\[batch, 4, height\]",
+            r"got shape \(2, 4\), expected 3 axes as in sample float32\[batch, 4, height\]",
         ),
         ({"sample": np.zeros((2, 5, 8), np.float32)}, "axis 4 of .* is 4"),
-        ({"timestep": np.zeros(3, np.float32)}, r"input timestep: found shape \(3,\), but axis batch .* is 2"),
+        ({"timestep": np.zeros(3, np.float32)}, r"input timestep: got shape \(3,\), but axis batch .* is 2"),
         ({"sample": np.zeros((2, 4, 0), np.float32)}, "axis height"),
-        ({"extra": np.zeros(1, np.float32)}, r"found inputs \['extra', 'sample', 'timestep'\]"),
+        ({"extra": np.zeros(1, np.float32)}, r"got inputs \['extra', 'sample', 'timestep'\]"),
     ],
 )
 def test_what_does_not_fit_is_refused(given: dict[str, Any], says: str) -> None:
@@ -41,5 +41,5 @@ def test_what_does_not_fit_is_refused(given: dict[str, Any], says: str) -> None:
 
 
 def test_a_missing_input_is_refused() -> None:
-    with pytest.raises(FeedError, match=r"found inputs \['sample'\], expected \['sample', 'timestep'\]"):
+    with pytest.raises(FeedError, match=r"got inputs \['sample'\], expected \['sample', 'timestep'\]"):
         check_feeds(SPECS, {"sample": np.zeros((2, 4, 8), np.float32)})

@@ -137,7 +137,7 @@ def test_a_warning_is_not_said_again_for_each_picture(tmp_path: Path, caplog: py
             2,
             "every combination is refused:",
         ),
-        (("--samplers", "euler,,ddim"), 2, "found 'euler,,ddim', expected NAME,NAME,…"),
+        (("--samplers", "euler,,ddim"), 2, "got 'euler,,ddim', expected NAME,NAME,…"),
         (("--steps", "5,0"), 2, "0 is not in the range"),
         (("--steps", "5,x"), 2, "'x' is not a valid integer"),
         (("--steps", "5000"), 2, "--steps: got 5000, expected a whole number from 1 to 1000"),

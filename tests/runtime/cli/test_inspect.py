@@ -176,7 +176,7 @@ def test_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str], extension:
 
 def test_an_image_generated_with_safety_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", image_file(tmp_path / "out.png", safety=SafetyRecord(policy="off"))) == 0
-    assert "off, nothing was asked" in capsys.readouterr().out
+    assert "off, the image was not checked" in capsys.readouterr().out
 
 
 def test_an_image_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

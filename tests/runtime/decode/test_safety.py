@@ -113,10 +113,10 @@ def test_an_output_that_is_missing(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["concept_scores", "special_care_scores"])
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_a_score_that_is_no_number(name: str, number: float) -> None:
+def test_a_score_that_is_not_finite(name: str, number: float) -> None:
     answer = outputs()
     answer[name][2, 0] = number
-    with pytest.raises(SafetyError, match=rf"{name} are not all numbers.*{WAYS_OUT}"):
+    with pytest.raises(SafetyError, match=rf"{name} are not finite.*{WAYS_OUT}"):
         read_verdicts(answer, 3)
 
 

@@ -129,13 +129,13 @@ def test_the_path_of_a_folder(tmp_path: Path, image: Image.Image) -> None:
 def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, image: Image.Image, extension: str) -> None:
     place = tmp_path / f"out.{extension}"
     place.write_bytes(b"earlier")
-    with file_size_limit(500), pytest.raises(OutputError, match="choose another place"):
+    with file_size_limit(500), pytest.raises(OutputError, match="choose another path"):
         save(image, place)
     assert place.read_bytes() == b"earlier"
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize(("error", "advice"), [(28, "free some space"), (30, "choose a place that you may write to")])
+@pytest.mark.parametrize(("error", "advice"), [(28, "free some space"), (30, "choose a path that you may write to")])
 def test_the_advice_fits_the_error(
     tmp_path: Path, image: Image.Image, monkeypatch: pytest.MonkeyPatch, error: int, advice: str
 ) -> None:

@@ -371,7 +371,7 @@ def test_a_denoiser_that_is_not_finite_is_an_error_that_names_the_timestep(value
 
 def test_latents_that_are_not_finite_are_an_error() -> None:
     sample = Wanted(seed=1, sampler="ddim", guidance=ClassifierFree(scale=3e38)).make()
-    with pytest.raises(BackendError, match="guidance scale"), np.errstate(over="ignore", invalid="ignore"):
+    with pytest.raises(BackendError, match="guidance_scale"), np.errstate(over="ignore", invalid="ignore"):
         step([sample], fakes.open_whole(fakes.FakeSession()))
 
 

@@ -287,13 +287,13 @@ class DeviceLoop:
         return slot
 
     def remove(self, slot: Slot) -> None:
-        """Let a sample leave. Its latents are gone; `fetch` them before."""
+        """Remove a sample. Its latents are lost unless they were fetched."""
         self._check_slots([slot])
         self._slots.remove(slot)
-        self._free.append(slot.buffer)  # whatever is on the stream comes before the next owner's first copy
+        self._free.append(slot.buffer)  # work already on the stream precedes the next owner's first copy
 
     def prepare(self, context: DeviceContext) -> None:
-        """Allocate whatever a step with this context needs; `step` would do so too.
+        """Allocate the memory of a step with this context ahead of time; `step` does so otherwise.
 
         Raises:
             BackendError: the engine's tensors do not suit this loop, or the device has no memory left.

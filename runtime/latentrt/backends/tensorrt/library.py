@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: imports whichever is installed, and tells its version.
+"""Imports TensorRT and TensorRT-RTX where installed, and returns their versions.
 
 The two libraries have one API under two import names; this is the only module that imports them.
 """

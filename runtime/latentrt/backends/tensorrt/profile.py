@@ -1,4 +1,4 @@
-"""Which shapes an engine's optimisation profile covers."""
+"""The shapes that an engine's optimisation profile covers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def covers(identity: EngineIdentity, shapes: Shapes) -> bool:
     Raises:
         BackendError: the names are not those of the engine's inputs.
     """
-    return all(allowed.covers(shape) for allowed, shape in _paired(identity, shapes))
+    return all(allowed.covers(shape) for allowed, shape in _pair_shapes(identity, shapes))
 
 
 def batch_sizes(identity: EngineIdentity, shapes: Shapes) -> tuple[int, ...]:
@@ -24,14 +24,14 @@ def batch_sizes(identity: EngineIdentity, shapes: Shapes) -> tuple[int, ...]:
     Raises:
         BackendError: the names are not those of the engine's inputs.
     """
-    pairs = [(allowed, shape) for allowed, shape in _paired(identity, shapes) if shape]
+    pairs = [(allowed, shape) for allowed, shape in _pair_shapes(identity, shapes) if shape]
     smallest = max(allowed.min[0] for allowed, _ in pairs)
     largest = min(allowed.max[0] for allowed, _ in pairs)
     fits = all(allowed.covers((allowed.min[0], *shape[1:])) for allowed, shape in pairs)
     return tuple(range(smallest, largest + 1)) if fits else ()
 
 
-def _paired(identity: EngineIdentity, shapes: Shapes) -> list[tuple[ShapeRange, tuple[int, ...]]]:
+def _pair_shapes(identity: EngineIdentity, shapes: Shapes) -> list[tuple[ShapeRange, tuple[int, ...]]]:
     profile = identity.profile
     if profile.keys() != shapes.keys():
         raise BackendError(f"inputs: got {sorted(shapes)}, expected {sorted(profile)}")

@@ -46,7 +46,7 @@ def refit(
         )
     trt = library.module
     refitter = trt.Refitter(engine, logger)
-    problems = list(_problems(refitter, weights))
+    problems = list(_find_problems(refitter, weights))
     if problems:
         more = f" … {len(problems)} in all" if len(problems) > _SHOWN else ""
         raise EngineError(
@@ -56,15 +56,15 @@ def refit(
     for name, array in weights.items():
         values = trt.Weights(refitter.get_weights_prototype(name).dtype, array.ctypes.data, array.size)
         if not refitter.set_named_weights(name, values):
-            raise EngineError(f"{component}: {library} does not take the weights of {name}; nothing was replaced")
+            raise EngineError(f"{component}: {library} rejects the weights of {name}; nothing was replaced")
     if missing := list(refitter.get_missing_weights()):
-        raise EngineError(f"{component}: {library} also wants {', '.join(missing[:_SHOWN])}; nothing was replaced")
+        raise EngineError(f"{component}: {library} also needs {', '.join(missing[:_SHOWN])}; nothing was replaced")
     on_begin()
     if not refitter.refit_cuda_engine():
         raise EngineError(f"{component}: {library} failed to replace the weights; load the engine anew")
 
 
-def _problems(refitter: Any, weights: Mapping[str, NDArray[Any]]) -> Iterator[str]:
+def _find_problems(refitter: Any, weights: Mapping[str, NDArray[Any]]) -> Iterator[str]:
     known = set(refitter.get_all_weights())
     for name in sorted(known - weights.keys()):
         yield f"{name} is missing"

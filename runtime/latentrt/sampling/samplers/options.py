@@ -1,4 +1,4 @@
-"""Base classes of the samplers, and how a scheduler configuration is read.
+"""Base classes of the samplers, and the reader of scheduler configurations.
 
 A sampler is a frozen dataclass whose fields are the keys of a diffusers scheduler class, with that class's defaults.
 The type of a field is the set of supported values, so reading a configuration is one loop over the fields: a missing
