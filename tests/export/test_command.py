@@ -114,7 +114,7 @@ def test_a_ratio_of_merged_tokens_that_cannot_be_costs_no_time(
     model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str], ratio: str
 ) -> None:
     assert call(model, tmp_path / "bundle", "--token-merging", ratio) == 2
-    assert f"found the token merging ratio {ratio}, expected one above 0 and below 0.75" in capsys.readouterr().err
+    assert f"got the token merging ratio {ratio}, expected a number above 0 and below 0.75" in capsys.readouterr().err
     assert worker.jobs == []
 
 

@@ -19,7 +19,7 @@ __all__ = ["PreviewDecoder"]
 
 
 class PreviewDecoder(ComponentModule):
-    """Latents in the scale of the sampling loop → finished pixels, rounded as the full decoder's are."""
+    """Latents in the scale of the sampling loop → finished pixels, rounded like the full decoder's."""
 
     trace_shapes: ClassVar[Shapes] = {"batch": 2, "height": 16, "width": 24}
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (

@@ -15,13 +15,13 @@ _MAX_STEPS = 1000
 
 
 class QuantizationOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How int8 graphs are made.
+    """The options of int8 graphs.
 
     Attributes:
         method: `static` rounds weights and activations, `weights` weights only.
-        prompts: of the images that are generated to measure activations; empty means the exporter's own prompts.
-        steps: of each of those images.
-        guidance_scale: of those images.
+        prompts: the prompts of the images that are generated to measure activations; empty means the exporter's own.
+        steps: the number of steps of each of those images.
+        guidance_scale: the guidance scale of those images.
     """
 
     method: QuantizationMethod = "static"
