@@ -1,4 +1,4 @@
-"""The interface of what splits a component's graphs into parts and writes them."""
+"""The interface of the writers that split a component's graphs into parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["PartWriter"]
 
 @dataclass(kw_only=True)
 class PartWriter(ABC):
-    """Splits a component's graphs into parts, one graph after the other as they are finished.
+    """A writer that splits a component's graphs into parts, one graph after the other as they are finished.
 
     Attributes:
         folder: the component's folder, which holds its weights.
@@ -40,7 +40,7 @@ class PartWriter(ABC):
         Args:
             model: the finished graph; not modified.
             whole: its record. A part's file has the part's name in place of `model`.
-            precision: in which the graph computes.
+            precision: the precision in which the graph computes.
             runs: inputs, and the whole graph's outputs for them.
 
         Raises:

@@ -1,5 +1,5 @@
-"""The decoder of a tiny autoencoder as a traceable module: images similar to the full decoder's, at a fraction of its
-cost (madebyollin/taesd; diffusers' `AutoencoderTiny`)."""
+"""The decoder of a tiny autoencoder as a traceable module: images similar to the full decoder's, in a fraction of its
+time (madebyollin/taesd; diffusers' `AutoencoderTiny`)."""
 
 from __future__ import annotations
 
