@@ -1,1 +1,1 @@
-"""A checkpoint becomes a bundle. Needs the `export` extra: torch, diffusers, transformers and onnx."""
+"""The exporter, which converts checkpoints to bundles. Needs the extra `export` (torch, diffusers, transformers, onnx)."""

@@ -221,7 +221,7 @@ def test_a_full_disk(sd1: Exported, tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )
     assert ended.returncode == 8, ended.stderr
-    assert "error: text_encoder: its files cannot be written, there is no room for them in" in ended.stderr
+    assert "error: text_encoder: its files cannot be written: no space left in" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -39,7 +39,7 @@ _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionImageVariationPipeline": {4: ("image-variation",)},
     "StableUnCLIPImg2ImgPipeline": {4: ("unclip",)},
 }
-# The source of the UNet's class labels, where it has them.
+# The source of the UNet's class labels, for pipelines whose UNet has them.
 _CLASS_LABELS = {"StableDiffusionUpscalePipeline": {"class_labels": "noise-level"}}
 _FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 PIPELINES: Mapping[str, PipelineClass] = {
@@ -102,7 +102,7 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
 def _max_noise_level(
     checkpoint: Checkpoint, unet: Mapping[str, Any], space: LatentSpace, tasks: tuple[str, ...]
 ) -> int:
-    """Return the highest noise level of the input image (upscaling) or of its embedding (unCLIP); 0: there is none."""
+    """Return the highest noise level of the input image (upscaling) or its embedding (unCLIP); 0 for other models."""
     if "upscaling" in tasks:
         return _read_max_noise_level(checkpoint, unet, space)
     return _find_noise_levels(checkpoint) - 1 if "unclip" in tasks else 0
@@ -227,7 +227,7 @@ def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], space: LatentSpace
 
 
 def _read_size(unet: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the height and width of the latents that the UNet was trained at."""
+    """Read the height and width of the latents of the UNet's training."""
     match unet.get("sample_size"):
         case int(side) if side > 0:
             return side, side
@@ -240,7 +240,11 @@ def _read_size(unet: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _read_depth_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
-    """Read the preprocessing of the depth estimator, whose size is that of the estimator's input."""
+    """Read the preprocessing of the depth estimator.
+
+    Raises:
+        CheckpointError: it resizes to another size than the estimator's input has.
+    """
     path = checkpoint.folder / "feature_extractor" / "preprocessor_config.json"
     preprocessing = read_depth_preprocessing(path)
     size = _read_config(checkpoint, "depth_estimator").get("image_size", 384)
@@ -254,7 +258,11 @@ def _read_depth_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
 
 
 def _read_max_noise_level(checkpoint: Checkpoint, unet: Mapping[str, Any], space: LatentSpace) -> int:
-    """Read the highest noise level of an upscaler, and check what diffusers' pipeline assumes of the checkpoint."""
+    """Read the highest noise level of an upscaler, and check the assumptions of diffusers' pipeline.
+
+    Raises:
+        CheckpointError: the checkpoint contradicts one of them, or has a watermarker.
+    """
     index = read_object(checkpoint.folder / "model_index.json")
     if space.scale != UPSCALER_SCALE:
         raise CheckpointError(

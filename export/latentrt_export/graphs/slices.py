@@ -382,7 +382,7 @@ class SliceWriter(PartWriter):
     def _compare_stages(
         self, model: ir.Model, whole: GraphRecord, runs: Iterable[Run]
     ) -> dict[PartName, tuple[GateResult, ...]]:
-        """Compare each stage of an int8 decoder, and `head` for all parts before them, with the whole graph's values."""
+        """Compare each stage of an int8 decoder, and `head` for all parts before it, with the whole graph's values."""
         stages, decoder = find_stages(model), self.open(optimize=False)
         graph = _open_with_values(model, self.folder / f"values.{Path(whole.file).name}", stages)
         gates: dict[PartName, list[GateResult]] = {}
