@@ -1,1 +1,1 @@
-"""The exporter, which converts checkpoints to bundles. Needs the extra `export` (torch, diffusers, transformers, onnx)."""
+"""The exporter, which converts checkpoints to bundles. Needs the extra `export`: torch, diffusers, transformers, onnx."""

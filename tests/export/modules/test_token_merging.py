@@ -192,7 +192,7 @@ def test_a_denoiser_without_attention_is_refused() -> None:
 
 @pytest.mark.parametrize("ratio", [0, -0.5, 0.75, 1, float("nan"), float("inf")])
 def test_a_ratio_that_cannot_be(ratio: float) -> None:
-    with pytest.raises(RequestError, match=r"expected one above 0 and below 0\.75"):
+    with pytest.raises(RequestError, match=r"expected a number above 0 and below 0\.75"):
         check_ratio(ratio)
     with pytest.raises(RequestError, match="got the token merging ratio"):
         install(unet("sd1"), ratio)
