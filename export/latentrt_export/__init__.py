@@ -1,1 +1,1 @@
-"""The exporter, which converts checkpoints to bundles. Needs the extra `export`: torch, diffusers, transformers, onnx."""
+"""The exporter of checkpoints to bundles. The extra `export` has its requirements (torch, diffusers, transformers)."""
