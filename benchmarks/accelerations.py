@@ -4,10 +4,10 @@
         --output benchmarks/results/accelerations.json
 
 The cost is measured on the sample model: how many of its images are fully right (with the judge, prompts and seeds of
-`benchmarks.quality`), and their PSNR against the exact ones. The speed-up, and the PSNR with random weights, are
-measured on a bundle of full size: in rounds over all variants, so that noise affects all alike, with medians of the
-rounds' ratios. Bundles need the parts in use: `latentrt export … --deep-cache 0 --preview-decoder FOLDER`, and
-`--token-merging 0.5` for those that merge tokens.
+`benchmarks.quality`), and their PSNR against images without acceleration. The speed-up, and the PSNR with random
+weights, are measured on a bundle of full size: in rounds over all variants, so that noise affects all alike, with
+medians of the rounds' ratios. Bundles need the parts in use: `latentrt export … --deep-cache 0 --preview-decoder
+FOLDER`, and `--token-merging 0.5` for those that merge tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sample.quality import PROMPT_SEED, Settings, fully_right, generate
 
 Images = NDArray[np.uint8]
 
-# Of a warm-up: the fewest steps in which each variant compiles all of its graphs, for guided and for unguided steps.
+# Steps of a warm-up: the fewest in which each variant compiles all its graphs, for guided and for unguided steps.
 _WARM_STEPS = 7
 
 PROMPT = "a photograph of an astronaut riding a horse"
@@ -44,7 +44,7 @@ PROMPT = "a photograph of an astronaut riding a horse"
 
 @dataclass(frozen=True)
 class Variant:
-    """A set of accelerations. `merged` takes the bundle with token merging."""
+    """A set of accelerations; with `merged`, the bundle with token merging is used."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ VARIANTS = (
 
 @dataclass
 class Found:
-    """The measurements of one variant: seconds and speed-up of each round, on the bundle of full size."""
+    """The measurements of one variant: the seconds and the speed-up of each round, on the bundle of full size."""
 
     right: int = 0
     sample_psnr: float | None = None
@@ -132,7 +132,7 @@ def load(bundle: Path, arguments: argparse.Namespace) -> Pipeline:
 
 
 def measure_quality(variants: Sequence[Variant], found: dict[str, Found], arguments: argparse.Namespace) -> None:
-    """Count the right images of the sample model, and compute their PSNR against the exact ones."""
+    """Count the right images of the sample model, and compute their PSNR in decibels against the exact ones."""
     prompts = held_out_prompts(arguments.prompts, PROMPT_SEED)
     pipelines = {False: load(arguments.sample, arguments)}
     if arguments.sample_merged:
@@ -151,7 +151,7 @@ def measure_quality(variants: Sequence[Variant], found: dict[str, Found], argume
 
 
 def measure_speed(variants: Sequence[Variant], found: dict[str, Found], arguments: argparse.Namespace) -> None:
-    """Time images of full size, and compute their PSNR against the exact ones."""
+    """Time images of full size, and compute their PSNR in decibels against the exact ones."""
     pipelines = {False: load(arguments.bundle, arguments)}
     if arguments.merged:
         pipelines[True] = load(arguments.merged, arguments)
@@ -169,7 +169,7 @@ def measure_speed(variants: Sequence[Variant], found: dict[str, Found], argument
 
 
 def time_image(pipeline: Pipeline, variant: Variant, steps: int) -> tuple[float, Images]:
-    """Generate an image; return the seconds it took and the image."""
+    """Generate an image; return the wall time in seconds, and the image."""
     began = time.perf_counter()
     result: Any = pipeline(
         PROMPT,

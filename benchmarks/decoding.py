@@ -1,4 +1,4 @@
-"""Measures the time and memory to decode whole, in slices, in tiles, and with the preview decoder.
+"""Measures the time and memory of decoding whole, in slices, in tiles, and with the preview decoder.
 
     .venv/bin/python -m benchmarks.decoding scratch/full/float16 --output benchmarks/results/decoding.json
 
@@ -110,7 +110,7 @@ def parse() -> argparse.Namespace:
 
 
 def ways_of(bundle: Bundle) -> list[Way]:
-    """Return the variants that a bundle has graphs for."""
+    """Return the variants for which a bundle has graphs."""
     components = bundle.manifest.components
     ways: list[Way] = ["whole", *(["sliced"] if "slice.0" in components["vae_decoder"].parts else [])]  # type: ignore[list-item]
     return [*ways, "tiled", "small tiles", *(["preview"] if "preview_decoder" in components else [])]  # type: ignore[list-item]
@@ -160,7 +160,7 @@ def measure_one(arguments: argparse.Namespace) -> None:
 
 
 def open_sliced(bundle: Bundle, backend: CpuBackend, preferences: Preferences) -> SlicedDecoder:
-    """Open a decoder in slices, also where `--low-memory` does not use them."""
+    """Open a decoder in slices, even if `--low-memory` does not use them."""
     record = bundle.manifest.components["vae_decoder"]
     precision: Precision = "int8" if "int8" in record.graphs else "float32"
     narrow = preferences.precision == "bfloat16" or (precision == "int8" and ov.computes_in_bfloat16())

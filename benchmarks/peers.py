@@ -1,4 +1,4 @@
-"""Measures latentrt and the programs that do the same, in one run, on a CPU.
+"""Measures latentrt and comparable programs on a CPU in one run.
 
     .venv/bin/python -m benchmarks.full_size_checkpoint scratch/full/checkpoint
     .venv/bin/python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers \\
@@ -93,7 +93,7 @@ def parse(given: list[str]) -> argparse.Namespace:
 
 
 class Bench:
-    """One run, and the report that grows with it."""
+    """One run of the comparison, and its report, which is written after every process."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.work = arguments, arguments.work.resolve()
@@ -121,7 +121,7 @@ class Bench:
         (self.work / name).write_bytes(noise.Generator(seed).normal((1, 4, side, side)).tobytes())
 
     def prepare(self, configuration: Configuration) -> None:
-        """Make a configuration's environment and model, or record why it is skipped."""
+        """Prepare a configuration's environment and model, or record the reason for skipping it."""
         name, environment = configuration.name, configuration.environment
         try:
             if configuration.bfloat16 and not computes_in_bfloat16():

@@ -1,4 +1,4 @@
-"""Scores bundles of the sample model: how well they follow prompts.
+"""Scores bundles of the sample model by how well images match their prompts.
 
     .venv/bin/python -m benchmarks.quality                                     # the bundle in the runtime's package
     .venv/bin/python -m benchmarks.quality --graph float32 --graph float16     # two graphs of it, side by side

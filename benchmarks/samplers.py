@@ -1,4 +1,4 @@
-"""Scores the samplers: how well the sample model follows prompts with each, in few steps and in many.
+"""Scores the samplers by how well images of the sample model match their prompts, in few steps and in many.
 
     .venv/bin/python -m benchmarks.samplers --output benchmarks/results/samplers.json --markdown scratch/samplers.md
     .venv/bin/python -m benchmarks.samplers --samplers euler,DDIM --steps 2,3,4 --prompts 64 --output scratch/few.json
@@ -113,7 +113,7 @@ def read_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 
 def measure(pipeline: Pipeline, cell: Cell, prompts: Sequence[Prompt], progress: Any) -> dict[str, Any]:
-    """Score one cell, or record why the sampler cannot do it; `seconds` include generating and judging."""
+    """Score one cell, or record the error of the sampler; `seconds` include generating and judging."""
     if cell.request is None:
         return {"refused": cell.refusal}
     began = time.perf_counter()

@@ -14,8 +14,8 @@ class DiffusersPipeline:
     """A pipeline with the comparison's sampler and noise.
 
     Args:
-        pipeline: without a safety checker.
-        dtype: torch's, of the pipeline's inputs.
+        pipeline: a pipeline without a safety checker.
+        dtype: torch's dtype of the pipeline's inputs.
     """
 
     def __init__(self, pipeline: Any, job: Job, dtype: Any) -> None:

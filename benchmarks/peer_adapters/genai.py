@@ -1,4 +1,4 @@
-"""OpenVINO GenAI."""
+"""The adapter of OpenVINO GenAI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, noise, 
 
 
 class GenAI:
-    """Its pipeline, with static shapes, as its documentation advises. Options: `hint`, the type of its arithmetic."""
+    """OpenVINO GenAI's pipeline with static shapes, as its documentation advises. Option `hint`: its precision."""
 
     def __init__(self, job: Job) -> None:
         import openvino_genai
@@ -60,7 +60,7 @@ class GenAI:
         import openvino
         import openvino_genai
 
-        self.pipeline = None  # two copies of the weights are more than a small machine has
+        self.pipeline = None  # a small machine has no memory for two copies of the weights
         gc.collect()
         model, side = Path(self.job.model), self.job.side
         text = openvino_genai.CLIPTextModel(model / "text_encoder")
