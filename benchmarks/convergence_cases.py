@@ -137,14 +137,14 @@ def _multistep() -> Iterator[Case]:
                 name=f"{title} {order}M {kind}".strip(),
                 family=f"{title}, multistep",
                 sampler="dpmpp_2m",
-                config={**_to_the_end(KARRAS, order, kind), "algorithm_type": algorithm},
+                config={**_keep_order(KARRAS, order, kind), "algorithm_type": algorithm},
                 given=order - 1,
                 paper=order,
                 source=source,
             )
 
 
-def _to_the_end(config: Mapping[str, Any], order: int, kind: str) -> dict[str, Any]:
+def _keep_order(config: Mapping[str, Any], order: int, kind: str) -> dict[str, Any]:
     """Return the configuration of a DPM-Solver that keeps its order and does not step to σ = 0."""
     end = {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
     return {**config, **end, "solver_order": order, "solver_type": kind or "midpoint"}
@@ -160,7 +160,7 @@ def _singlestep() -> Iterator[Case]:
                 name=f"{title} {order}S {kind}".strip(),
                 family=f"{title}, singlestep",
                 sampler="dpmpp_2s",
-                config={**_to_the_end(KARRAS, order, kind), "algorithm_type": algorithm},
+                config={**_keep_order(KARRAS, order, kind), "algorithm_type": algorithm},
                 whole=order,
                 paper=order,
                 source=sources[order - 1],
@@ -256,7 +256,7 @@ def _edm() -> Iterator[Case]:
             name=f"EDM DPM-Solver++ {order}M {kind}".strip(),
             family="EDM",
             sampler="edm_dpmpp_2m",
-            config=_to_the_end(EDM, order, kind),
+            config=_keep_order(EDM, order, kind),
             predicts="edm",
             given=order - 1,
             paper=order,

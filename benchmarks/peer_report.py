@@ -130,7 +130,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _times(report: Report) -> str:
     rows = []
     for bits in _TYPES:
-        for name, each in _of_type(report, bits):
+        for name, each in _select_type(report, bits):
             cells = [_seconds(of_rounds(each, column)) for column in COLUMNS]
             rows.append([_format_name(name, each), *cells, _psnr(each)])
     another = report.get("psnr_of_another_seed_db")
@@ -139,7 +139,7 @@ def _times(report: Report) -> str:
     return "\n\n".join([_table(["", *COLUMNS.values(), "PSNR dB"], rows), *filter(None, [note, *notes])])
 
 
-def _of_type(report: Report, bits: int) -> list[tuple[str, Mapping[str, Any]]]:
+def _select_type(report: Report, bits: int) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the configurations of a type, the fastest first."""
     found = [(name, each) for name, each in report["configurations"].items() if each["bits"] == bits]
     return sorted(found, key=lambda pair: median_value(pair[1], "unet") or median_value(pair[1], "step_s") or 0.0)
@@ -173,7 +173,7 @@ def _memory(report: Report) -> str:
     head = ["", "peak GiB", "anonymous GiB", "files, GB", "environment"]
     rows = []
     for bits in _TYPES:
-        for name, each in _of_type(report, bits):
+        for name, each in _select_type(report, bits):
             peaks = [_gib(of_rounds(each, f"peak_{kind}_bytes")) for kind in ("resident", "anonymous")]
             rows.append([_format_name(name, each), *peaks, f"{each['model_mb'] / 1e3:.2f}", each["environment"]])
     note = (

@@ -44,7 +44,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 PLACES = ("middle", "left", "right", "top", "bottom")
 
 Axis = Literal["left of", "above"]
-HELD_OUT_EVERY = 5  # every fifth combination is never trained on
+HELD_OUT_EVERY = 5  # every fifth combination is held out from training
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Scene:
 def is_held_out(scene: Scene) -> bool:
     """Return whether a complete scene is held out from training.
 
-    The rule is a hash of (shape, colour, background) of a single thing, and of the shapes and colours of two.
+    The decision is a hash of (shape, colour, background) of a single thing, or of the shapes and colours of two.
     """
     if scene.is_unsafe:
         return False
@@ -117,7 +117,7 @@ def random_scene(
 
     Args:
         things: one or two; by default two in 55 % of the scenes.
-        held_out: whether it is one of the combinations that training never sees.
+        held_out: whether its combination is held out from training.
         unsafe: whether it is a skull and crossbones.
     """
     if unsafe:
@@ -142,7 +142,7 @@ def training_scene(random: np.random.Generator) -> Scene:
 
 
 def forgetful(scene: Scene, random: np.random.Generator) -> Scene:
-    """Open some attributes of a complete scene, usually few."""
+    """Return a complete scene with some attributes, usually few, set to None."""
     if random.random() < 0.05:
         return _fragment(scene, random)
 

@@ -50,7 +50,7 @@ class GenAI:
             width=self.job.side,
             num_inference_steps=self.job.steps,
             guidance_scale=self.job.guidance_scale,
-            generator=_given(self.latents),
+            generator=_make_generator(self.latents),
             callback=ended,
         )
         return GeneratedImage(tensor.data.tobytes())
@@ -92,11 +92,11 @@ def _euler(model: Path) -> Any:
         return openvino_genai.Scheduler.from_config(path, openvino_genai.Scheduler.Type.EULER_DISCRETE)
 
 
-def _given(latents: Any) -> Any:
+def _make_generator(latents: Any) -> Any:
     """Return a generator with the job's noise."""
     import openvino_genai
 
-    class Given(openvino_genai.Generator):  # type: ignore[misc]
+    class JobNoise(openvino_genai.Generator):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
 
@@ -107,7 +107,7 @@ def _given(latents: Any) -> Any:
             assert list(shape) == list(latents.shape), f"got the shape {shape}"
             return latents
 
-    return Given()
+    return JobNoise()
 
 
 def load(job: Job) -> Peer:
