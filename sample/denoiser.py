@@ -42,8 +42,8 @@ Pool = tuple[list[Scene], Tensor]
 def make_pool(autoencoder: AutoencoderKL, size: int, workshop: Workshop) -> Pool:
     """Return complete scenes, and latents of their images: float32 [size, 4, 16, 16], rounded to half.
 
-    The latents have a standard deviation of 1 because the autoencoder's scaling factor is set accordingly. They are kept
-    in the workshop's folder.
+    The autoencoder's scaling factor is set so that the latents have a standard deviation of 1. They are kept in the
+    workshop's folder.
     """
     random = np.random.default_rng(POOL_SEED)
     scenes = [training_scene(random) for _ in range(size)]

@@ -122,7 +122,7 @@ def generate(
     progress: Progress,
     negative: Sequence[str] | None = None,
 ) -> Iterator[tuple[NDArray[np.uint8], list[bool]]]:
-    """Yield batches of images, uint8 [batch, 64, 64, 3], and of flags, bool [batch]. Every image has its own seed."""
+    """Yield batches of images, uint8 [batch, 64, 64, 3], and of the images' flags. Every image has its own seed."""
     for start in range(0, len(texts), settings.batch):
         part = slice(start, start + settings.batch)
         result = pipeline(
