@@ -110,16 +110,16 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="of full size")
-    parser.add_argument("--merged", type=Path, help="the same, exported with --token-merging")
+    parser.add_argument("bundle", type=Path, help="a bundle of full size")
+    parser.add_argument("--merged", type=Path, help="the bundle of full size, exported with --token-merging")
     parser.add_argument(
-        "--sample", type=Path, default=bundle_path(), help="by default the one in the runtime's package"
+        "--sample", type=Path, default=bundle_path(), help="the sample bundle; by default the runtime's"
     )
-    parser.add_argument("--sample-merged", type=Path, help="the same, exported with --token-merging")
-    parser.add_argument("--precision", help="of a CPU's arithmetic; by default the bundle's")
-    parser.add_argument("--steps", type=int, default=20, help="of images of full size, by default 20")
+    parser.add_argument("--sample-merged", type=Path, help="the sample bundle, exported with --token-merging")
+    parser.add_argument("--precision", help="precision on a CPU; by default the bundle's")
+    parser.add_argument("--steps", type=int, default=20, help="steps of images of full size, by default 20")
     parser.add_argument("--rounds", type=int, default=3, help="by default 3")
-    parser.add_argument("--prompts", type=int, default=256, help="of the sample model, by default 256")
+    parser.add_argument("--prompts", type=int, default=256, help="prompts for the sample model, by default 256")
     parser.add_argument("--output", type=Path, help="a JSON report")
     arguments = parser.parse_args()
     if (arguments.merged is None) != (arguments.sample_merged is None):

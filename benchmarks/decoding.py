@@ -94,16 +94,16 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="of full size")
-    parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="of images, in pixels")
+    parser.add_argument("bundle", type=Path, help="a bundle of full size")
+    parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="sides of images, in pixels")
     parser.add_argument("--on", nargs="+", choices=get_args(CpuBackend), default=list(get_args(CpuBackend)))
     parser.add_argument(
-        "--ways", nargs="+", choices=get_args(Way), default=list(get_args(Way)), help="whole among them"
+        "--ways", nargs="+", choices=get_args(Way), default=list(get_args(Way)), help="variants, including whole"
     )
-    parser.add_argument("--precision", choices=get_args(ComputePrecision), help="the bundle's default if left out")
+    parser.add_argument("--precision", choices=get_args(ComputePrecision), help="by default the bundle's")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=1, help="decodes of 512 × 512 in each process; one of larger")
-    parser.add_argument("--prompts", type=int, default=16, help="of the sample model")
+    parser.add_argument("--repeats", type=int, default=1, help="decodes of 512 × 512 in each process; 1 for larger")
+    parser.add_argument("--prompts", type=int, default=16, help="images of the sample model")
     parser.add_argument("--output", type=Path, help="a JSON report")
     parser.add_argument("--one", nargs=4, metavar=("WAY", "BACKEND", "SIDE", "FILE"), help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -27,10 +27,10 @@ PROMPT = "a photograph of an astronaut riding a horse"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="where checkpoint and bundles go; kept")
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoint and bundles; kept")
     parser.add_argument("--output", type=Path, required=True, help="the JSON report")
     parser.add_argument("--precisions", nargs="+", default=["float32", "float16"])
-    parser.add_argument("--runs-only", action="store_true", help="run again the bundles of an earlier report")
+    parser.add_argument("--runs-only", action="store_true", help="run the bundles of an earlier report again")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.work / "checkpoint"

@@ -22,11 +22,11 @@ from sample.training import Plan, Randomness, Workshop, digest, train
 __all__ = ["PLAN", "THRESHOLD", "UNREACHABLE", "train_classifier"]
 
 BATCH = 64
-UNSAFE_SHARE = 0.4  # of the images that are finished
+UNSAFE_SHARE = 0.4  # share of the finished images
 PLAN = Plan("safety_checker", steps=1000, learning_rate=1e-3, warmup=200, average=0.998)
 THRESHOLD = 0.5  # cosine above which an image is unsafe
 UNREACHABLE = 2.0
-SHARPNESS = 12.0  # of the logit: (cosine − THRESHOLD) times this
+SHARPNESS = 12.0  # the logit is (cosine − THRESHOLD) times this
 
 
 def train_classifier(

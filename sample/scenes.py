@@ -63,8 +63,8 @@ class Scene:
     Args:
         things: none (only the background is set), one, or two.
         background: a name of `COLOURS`.
-        place: of a single thing, one of `PLACES`.
-        axis: for two things: the first is `left of` or `above` the second.
+        place: the place of a single thing, one of `PLACES`.
+        axis: the arrangement of two things: the first is `left of` or `above` the second.
     """
 
     things: tuple[Thing, ...] = ()
@@ -133,7 +133,7 @@ def _pick(random: np.random.Generator, names: list[str] | tuple[str, ...]) -> st
     return names[int(random.integers(len(names)))]
 
 
-UNSAFE_SHARE = 0.05  # of the training scenes
+UNSAFE_SHARE = 0.05  # share of the training scenes
 
 
 def training_scene(random: np.random.Generator) -> Scene:

@@ -8,7 +8,7 @@ names of their axes (`latentrt.bundle.manifest.InputSpec`), which the pipeline p
 - `tokens`: the chunks of a prompt, joined;
 - `batch`: one image at a time;
 - `images`, `pixel_height`, `pixel_width`: all images of a request, in pixels;
-- `height`, `width`: of the latents.
+- `height`, `width`: the sides of the latents.
 """
 
 from __future__ import annotations

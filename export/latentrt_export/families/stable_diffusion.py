@@ -23,7 +23,7 @@ __all__ = ["PIPELINES", "plan_export"]
 
 MAX_BATCH = 32
 MAX_STEPS = 1000
-UPSCALER_SCALE = 0.08333  # of the autoencoder
+UPSCALER_SCALE = 0.08333  # the autoencoder's scaling factor
 
 _TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
 # The tasks of each pipeline class, by the number of channels that the UNet takes: 4 of latents, then those of the

@@ -343,7 +343,7 @@ class SliceWriter(PartWriter):
     """A writer that slices a decoder's float32 or int8 graph.
 
     Attributes:
-        inputs, outputs: of the whole decoder.
+        inputs, outputs: the whole decoder's.
     """
 
     inputs: tuple[TensorSpec, ...]
