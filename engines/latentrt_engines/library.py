@@ -93,7 +93,7 @@ class Library(LoadedLibrary):
             )
         if options.version_compatible:
             yield (
-                f"{self} does not build version-compatible plans: each plan belongs to one release; leave out "
+                f"{self} does not build version-compatible plans: each plan belongs to one release; omit "
                 "--version-compatible, and build again after an upgrade"
             )
         if isinstance(gpu, NoGpu):
@@ -106,7 +106,7 @@ class Library(LoadedLibrary):
         ):
             if selected:
                 yield (
-                    f"{self} builds {plans} only on a machine with a GPU, and on this machine {gpu.reason}; leave out "
+                    f"{self} builds {plans} only on a machine with a GPU, and on this machine {gpu.reason}; omit "
                     f"{option}, or build on a machine with a GPU"
                 )
 
@@ -140,5 +140,5 @@ def _contradictions(options: EngineOptions) -> Iterator[str]:
         if options.version_compatible and selected:
             yield (
                 f"got --version-compatible with {name}, expected one of them: a version-compatible plan that does not "
-                "contain the lean runtime cannot be refitted; leave one out"
+                "contain the lean runtime cannot be refitted; omit one of them"
             )

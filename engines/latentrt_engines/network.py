@@ -141,5 +141,5 @@ def mark_refittable(library: Library, network: Any, component: str, names: Itera
     if unknown := [name for name in names if not network.mark_weights_refittable(name)]:
         raise BuildError(
             f"{component}: {library} has no weights named {', '.join(unknown[:3])}{' …' if len(unknown) > 3 else ''}, "
-            f"{len(unknown)} of {len(names)}, so they could not be replaced; leave out --refittable and --strip-weights"
+            f"{len(unknown)} of {len(names)}, so they could not be replaced; omit --refittable and --strip-weights"
         )

@@ -97,7 +97,7 @@ def export_checkpoint(
             check_branch(deep_cache, plan.deep_cache_branches)
         if opened.licence == UNKNOWN_LICENCE:
             progress.warn(
-                "no licence was found beside the checkpoint; the bundle will say 'unknown'. Clarify it before you "
+                "no licence was found in the checkpoint; the bundle records 'unknown'. Clarify it before you "
                 "distribute the bundle"
             )
         if quantization is None and precision == "int8":

@@ -1,6 +1,6 @@
 """Compares a graph's outputs with those of its torch module, and holds the bounds of every comparison.
 
-Every graph is run beside torch, at sizes that were not traced, before it is written to a bundle.
+Every graph is compared with torch at sizes that were not traced, before it is written to a bundle.
 
 The bounds, by output and by the precision in which a graph computes. Each, except that of pixels, is several times the
 largest difference measured on tiny random checkpoints and on a full-size Stable Diffusion 1.5 of random weights

@@ -33,7 +33,7 @@ class PartWriter(ABC):
 
     @abstractmethod
     def write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
-        """Split one graph, write its parts beside it, compare them with the whole and add their records to `parts`.
+        """Split one graph, write its parts to its folder, compare them with the whole and add their records to `parts`.
 
         float16 graphs are not split: they are for GPUs, and parts are for CPUs.
 

@@ -43,7 +43,7 @@ def measure_ranges(
 
     Args:
         model: the float32 graph; not modified.
-        path: a scratch file beside the weights; removed again.
+        path: a temporary file in the weights' folder; removed again.
         feeds: sets of inputs.
         weights: names of the weights, which are not measured, because they are always stored in half.
 

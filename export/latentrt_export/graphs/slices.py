@@ -489,7 +489,7 @@ def _open_with_values(model: ir.Model, path: Path, stages: Iterable[Stage]) -> G
     """Open the whole graph with the inputs, residuals and outputs of the stages as added outputs.
 
     Args:
-        path: a scratch file beside the weights; removed again.
+        path: a temporary file in the weights' folder; removed again.
     """
     whole = model.clone()
     values = _values(whole)

@@ -53,7 +53,7 @@ def read_options(
     if quantization == "weights" and (calibration_prompts, calibration_steps) != (None, None):
         option = "calibration_prompts" if calibration_prompts is not None else "calibration_steps"
         raise RequestError(
-            f"got `{option}` with `quantization='weights'`, which does not calibrate; leave one of the two out"
+            f"got `{option}` with `quantization='weights'`, which does not calibrate; omit one of the two"
         )
     if calibration_steps is not None and not 1 <= calibration_steps <= _MAX_STEPS:
         raise RequestError(f"got `calibration_steps` {calibration_steps}, expected 1 to {_MAX_STEPS}")
