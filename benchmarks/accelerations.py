@@ -4,10 +4,10 @@
         --output benchmarks/results/accelerations.json
 
 The cost is measured on the sample model: how many of its images are fully right (with the judge, prompts and seeds of
-`benchmarks.quality`), and their PSNR against the exact ones. The speed-up, and the PSNR with random weights, are
-measured on a bundle of full size: in rounds over all variants, so that noise affects all alike, with medians of the
-rounds' ratios. Bundles need the parts in use: `latentrt export … --deep-cache 0 --preview-decoder FOLDER`, and
-`--token-merging 0.5` for those that merge tokens.
+`benchmarks.quality`), and their PSNR against images without acceleration. The speed-up, and the PSNR with random
+weights, are measured on a bundle of full size: in rounds over all variants, so that noise affects all alike, with
+medians of the rounds' ratios. Bundles need the parts in use: `latentrt export … --deep-cache 0 --preview-decoder
+FOLDER`, and `--token-merging 0.5` for those that merge tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sample.quality import PROMPT_SEED, Settings, fully_right, generate
 
 Images = NDArray[np.uint8]
 
-# Of a warm-up: the fewest steps in which each variant compiles all of its graphs, for guided and for unguided steps.
+# Steps of a warm-up: the fewest in which each variant compiles all its graphs, for guided and for unguided steps.
 _WARM_STEPS = 7
 
 PROMPT = "a photograph of an astronaut riding a horse"
@@ -44,7 +44,7 @@ PROMPT = "a photograph of an astronaut riding a horse"
 
 @dataclass(frozen=True)
 class Variant:
-    """A set of accelerations. `merged` takes the bundle with token merging."""
+    """A set of accelerations; with `merged`, the bundle with token merging is used."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ VARIANTS = (
 
 @dataclass
 class Found:
-    """The measurements of one variant: seconds and speed-up of each round, on the bundle of full size."""
+    """The measurements of one variant: the seconds and the speed-up of each round, on the bundle of full size."""
 
     right: int = 0
     sample_psnr: float | None = None
@@ -110,16 +110,16 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="of full size")
-    parser.add_argument("--merged", type=Path, help="the same, exported with --token-merging")
+    parser.add_argument("bundle", type=Path, help="a bundle of full size")
+    parser.add_argument("--merged", type=Path, help="the bundle of full size, exported with --token-merging")
     parser.add_argument(
-        "--sample", type=Path, default=bundle_path(), help="by default the one in the runtime's package"
+        "--sample", type=Path, default=bundle_path(), help="the sample bundle; by default the runtime's"
     )
-    parser.add_argument("--sample-merged", type=Path, help="the same, exported with --token-merging")
-    parser.add_argument("--precision", help="of a CPU's arithmetic; by default the bundle's")
-    parser.add_argument("--steps", type=int, default=20, help="of images of full size, by default 20")
+    parser.add_argument("--sample-merged", type=Path, help="the sample bundle, exported with --token-merging")
+    parser.add_argument("--precision", help="precision on a CPU; by default the bundle's")
+    parser.add_argument("--steps", type=int, default=20, help="steps of images of full size, by default 20")
     parser.add_argument("--rounds", type=int, default=3, help="by default 3")
-    parser.add_argument("--prompts", type=int, default=256, help="of the sample model, by default 256")
+    parser.add_argument("--prompts", type=int, default=256, help="prompts for the sample model, by default 256")
     parser.add_argument("--output", type=Path, help="a JSON report")
     arguments = parser.parse_args()
     if (arguments.merged is None) != (arguments.sample_merged is None):
@@ -132,7 +132,7 @@ def load(bundle: Path, arguments: argparse.Namespace) -> Pipeline:
 
 
 def measure_quality(variants: Sequence[Variant], found: dict[str, Found], arguments: argparse.Namespace) -> None:
-    """Count the right images of the sample model, and compute their PSNR against the exact ones."""
+    """Count the right images of the sample model, and compute their PSNR in decibels against the exact ones."""
     prompts = held_out_prompts(arguments.prompts, PROMPT_SEED)
     pipelines = {False: load(arguments.sample, arguments)}
     if arguments.sample_merged:
@@ -151,7 +151,7 @@ def measure_quality(variants: Sequence[Variant], found: dict[str, Found], argume
 
 
 def measure_speed(variants: Sequence[Variant], found: dict[str, Found], arguments: argparse.Namespace) -> None:
-    """Time images of full size, and compute their PSNR against the exact ones."""
+    """Time images of full size, and compute their PSNR in decibels against the exact ones."""
     pipelines = {False: load(arguments.bundle, arguments)}
     if arguments.merged:
         pipelines[True] = load(arguments.merged, arguments)
@@ -169,7 +169,7 @@ def measure_speed(variants: Sequence[Variant], found: dict[str, Found], argument
 
 
 def time_image(pipeline: Pipeline, variant: Variant, steps: int) -> tuple[float, Images]:
-    """Generate an image; return the seconds it took and the image."""
+    """Generate an image; return the wall time in seconds, and the image."""
     began = time.perf_counter()
     result: Any = pipeline(
         PROMPT,

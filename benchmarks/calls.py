@@ -1,4 +1,4 @@
-"""Count what Python does for one request: product files entered, calls, and frames between the call and the model.
+"""Counts the Python work of one request: source files entered, calls, and frames between the call and the model.
 
     .venv/bin/python -m benchmarks.calls
 
@@ -34,9 +34,9 @@ class Calls:
     """Calls of one request.
 
     Attributes:
-        by_file: calls of functions of each file, its path relative to the package.
-        elsewhere: calls of Python functions of other packages, numpy's for the most part.
-        frames: names of the functions from the call to the model, outermost first, in the last step.
+        by_file: path of a file relative to the package → the number of calls of its functions.
+        elsewhere: the number of calls of Python functions of other packages, mostly numpy's.
+        frames: the names of the functions from the call to the model in the last step, outermost first.
     """
 
     by_file: dict[str, int]
@@ -45,7 +45,7 @@ class Calls:
 
 
 def count_calls(steps: int = 20) -> Calls:
-    """Generate an image of the sample bundle twice, and count the calls of the second time."""
+    """Generate an image of the sample bundle twice, and count the calls of the second request."""
     pipeline = Pipeline.load(device="cpu")
     by_file, elsewhere, frames = Counter[str](), 0, list[str]()
 
@@ -71,7 +71,7 @@ def count_calls(steps: int = 20) -> Calls:
 
 
 def _frames_of_step(frame: FrameType | None) -> list[str]:
-    """Return the names of the frames from the call to a session's `run`; none outside of a step of the loop."""
+    """Return the names of the frames from the call to a session's `run`; empty outside of a step of the loop."""
     codes = []
     while frame is not None:
         codes.append(frame.f_code)
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     arguments = parser.parse_args()
     calls = count_calls(arguments.steps)
-    print(f"product files entered: {len(calls.by_file)}")
+    print(f"source files entered: {len(calls.by_file)}")
     for name, number in sorted(calls.by_file.items(), key=lambda item: -item[1]):
         print(f"  {number:>6} {name}")
     print(f"Python calls: {sum(calls.by_file.values())} of latentrt, {calls.elsewhere} of other packages")

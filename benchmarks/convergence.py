@@ -1,4 +1,4 @@
-"""Measures the order of convergence of each solver, beside the one that its paper claims.
+"""Measures the order of convergence of each solver, for comparison with the claim of its paper.
 
     .venv/bin/python -m benchmarks.convergence --output benchmarks/results/convergence.json --plot docs/convergence.svg
 
@@ -25,8 +25,8 @@ from benchmarks.gaussian_flow import final_error
 __all__ = ["EVALUATIONS", "FITTED", "Measured", "Point", "markdown", "measure", "order_of", "points"]
 
 EVALUATIONS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# The same for all: with fewer, higher powers of the step are not negligible; with more, the best solvers come close to
-# the resolution of float64.
+# The same evaluations for all solvers: with fewer, higher powers of the step are not negligible; with more, the errors
+# of the best solvers approach the resolution of float64.
 FITTED = tuple(count for count in EVALUATIONS if count >= 128)
 SHOWN_AT = 32
 
@@ -45,8 +45,8 @@ class Measured:
 
     Attributes:
         name, family, paper, source: those of the case.
-        order: measured with exact starting values.
-        own_start: the order from the first row on, with the lower orders that the solver starts with.
+        order: the order measured with exact starting values.
+        own_start: the order measured from the first row on, including the solver's own start of lower order.
         error_at_32: the relative error of 32 evaluations (a few less where a step has several) from its own start.
         points, own_start_points: the error for each number of evaluations.
     """

@@ -1,8 +1,8 @@
 """The solvers with an order of convergence, and the order that their papers claim.
 
-Each has a smooth grid, because an order is a property on smooth grids: the sigmas of Karras et al. 2022 over the range
-of Stable Diffusion, a flow's own, or, for solvers on whole timesteps of training, so many timesteps that rounding is
-negligible. `lower_order_final`, which is for few steps, is off.
+Each has a smooth grid, because an order is defined on smooth grids only: the sigmas of Karras et al. 2022 over the
+range of Stable Diffusion, a flow's own, or, for solvers on whole timesteps of training, so many timesteps that rounding
+is negligible. `lower_order_final`, which is for few steps, is off.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ DPM_SOLVER_PP_1 = f"{DPM_SOLVER_PP}, section 4"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A solver and how it is measured.
+    """A solver and the settings of its measurement.
 
     Attributes:
-        name, family: the label; a family is a panel of the plot.
+        name, family: the label of its curve, and the panel of the plot.
         sampler, config: the name of the sampler and its configuration.
         predicts: the prediction type of the model.
-        paper: the order of convergence that is claimed.
-        source: where it is claimed.
+        paper: the order of convergence that the source claims.
+        source: the publication with the claim.
         given: the last row whose latents are exact, so that the next step is of full order: the number of earlier
             outputs that such a step uses, plus one if it corrects the step before.
-        given_share: the same as a share of all rows, where the start is not smooth.
+        given_share: the same as a share of all rows, if the start is not smooth.
         tail: the number of rows omitted at the end: the step to σ = 0, which is of order 1, and rows of lower order
             before it.
-        until: if set, latents are compared at the first timestep below it, and `tail` has no meaning.
+        until: if set, latents are compared at the first timestep below it, and `tail` is ignored.
         whole: the number of evaluations per step of the method.
         per_count: the number of evaluations that diffusers counts as one step.
-        order: of `Steps`.
+        order: the order of `Steps`.
     """
 
     name: str
@@ -137,14 +137,14 @@ def _multistep() -> Iterator[Case]:
                 name=f"{title} {order}M {kind}".strip(),
                 family=f"{title}, multistep",
                 sampler="dpmpp_2m",
-                config={**_to_the_end(KARRAS, order, kind), "algorithm_type": algorithm},
+                config={**_keep_order(KARRAS, order, kind), "algorithm_type": algorithm},
                 given=order - 1,
                 paper=order,
                 source=source,
             )
 
 
-def _to_the_end(config: Mapping[str, Any], order: int, kind: str) -> dict[str, Any]:
+def _keep_order(config: Mapping[str, Any], order: int, kind: str) -> dict[str, Any]:
     """Return the configuration of a DPM-Solver that keeps its order and does not step to σ = 0."""
     end = {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
     return {**config, **end, "solver_order": order, "solver_type": kind or "midpoint"}
@@ -160,7 +160,7 @@ def _singlestep() -> Iterator[Case]:
                 name=f"{title} {order}S {kind}".strip(),
                 family=f"{title}, singlestep",
                 sampler="dpmpp_2s",
-                config={**_to_the_end(KARRAS, order, kind), "algorithm_type": algorithm},
+                config={**_keep_order(KARRAS, order, kind), "algorithm_type": algorithm},
                 whole=order,
                 paper=order,
                 source=sources[order - 1],
@@ -256,7 +256,7 @@ def _edm() -> Iterator[Case]:
             name=f"EDM DPM-Solver++ {order}M {kind}".strip(),
             family="EDM",
             sampler="edm_dpmpp_2m",
-            config=_to_the_end(EDM, order, kind),
+            config=_keep_order(EDM, order, kind),
             predicts="edm",
             given=order - 1,
             paper=order,

@@ -1,4 +1,4 @@
-"""Measures the time and memory to decode whole, in slices, in tiles, and with the preview decoder.
+"""Measures the time and memory of decoding whole, in slices, in tiles, and with the preview decoder.
 
     .venv/bin/python -m benchmarks.decoding scratch/full/float16 --output benchmarks/results/decoding.json
 
@@ -94,23 +94,23 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="of full size")
-    parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="of images, in pixels")
+    parser.add_argument("bundle", type=Path, help="a bundle of full size")
+    parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="sides of images, in pixels")
     parser.add_argument("--on", nargs="+", choices=get_args(CpuBackend), default=list(get_args(CpuBackend)))
     parser.add_argument(
-        "--ways", nargs="+", choices=get_args(Way), default=list(get_args(Way)), help="whole among them"
+        "--ways", nargs="+", choices=get_args(Way), default=list(get_args(Way)), help="variants, including whole"
     )
-    parser.add_argument("--precision", choices=get_args(ComputePrecision), help="the bundle's default if left out")
+    parser.add_argument("--precision", choices=get_args(ComputePrecision), help="by default the bundle's")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=1, help="decodes of 512 × 512 in each process; one of larger")
-    parser.add_argument("--prompts", type=int, default=16, help="of the sample model")
+    parser.add_argument("--repeats", type=int, default=1, help="decodes of 512 × 512 in each process; 1 for larger")
+    parser.add_argument("--prompts", type=int, default=16, help="images of the sample model")
     parser.add_argument("--output", type=Path, help="a JSON report")
     parser.add_argument("--one", nargs=4, metavar=("WAY", "BACKEND", "SIDE", "FILE"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def ways_of(bundle: Bundle) -> list[Way]:
-    """Return the variants that a bundle has graphs for."""
+    """Return the variants for which a bundle has graphs."""
     components = bundle.manifest.components
     ways: list[Way] = ["whole", *(["sliced"] if "slice.0" in components["vae_decoder"].parts else [])]  # type: ignore[list-item]
     return [*ways, "tiled", "small tiles", *(["preview"] if "preview_decoder" in components else [])]  # type: ignore[list-item]
@@ -160,7 +160,7 @@ def measure_one(arguments: argparse.Namespace) -> None:
 
 
 def open_sliced(bundle: Bundle, backend: CpuBackend, preferences: Preferences) -> SlicedDecoder:
-    """Open a decoder in slices, also where `--low-memory` does not use them."""
+    """Open a decoder in slices, even if `--low-memory` does not use them."""
     record = bundle.manifest.components["vae_decoder"]
     precision: Precision = "int8" if "int8" in record.graphs else "float32"
     narrow = preferences.precision == "bfloat16" or (precision == "int8" and ov.computes_in_bfloat16())

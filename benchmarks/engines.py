@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(bundle: Bundle, library: Library, size: str, batch: str) -> dict[str, Any]:
-    """Build every submodule once, into a cache that is empty."""
+    """Build every component once, into an empty cache."""
     targets = list_targets(
         bundle,
         tuple(bundle.manifest.components),

@@ -27,10 +27,10 @@ PROMPT = "a photograph of an astronaut riding a horse"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="where checkpoint and bundles go; kept")
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoint and bundles; kept")
     parser.add_argument("--output", type=Path, required=True, help="the JSON report")
     parser.add_argument("--precisions", nargs="+", default=["float32", "float16"])
-    parser.add_argument("--runs-only", action="store_true", help="run again the bundles of an earlier report")
+    parser.add_argument("--runs-only", action="store_true", help="run the bundles of an earlier report again")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.work / "checkpoint"
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return the machine and the versions that measurements belong to."""
+    """Return a description of the machine and the versions of the packages."""
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         "",
@@ -66,7 +66,7 @@ def machine() -> dict[str, Any]:
 
 
 def measure_export(checkpoint: Path, bundle: Path, precision: str) -> dict[str, Any]:
-    """Export in a fresh process; return the time, the peak memory and the components."""
+    """Export in a new process; return the time, the peak memory and the components."""
     shutil.rmtree(bundle, ignore_errors=True)
     export = timed("export", str(checkpoint), str(bundle), "--precision", precision)
     manifest = json.loads((bundle / "bundle.json").read_text())
@@ -79,7 +79,7 @@ def measure_export(checkpoint: Path, bundle: Path, precision: str) -> dict[str, 
 
 
 def measure_runs(bundle: Path) -> dict[str, Any]:
-    """Generate twice, each in a fresh process; the second remembers the hashes of files older than a minute.
+    """Generate twice, each in a new process; the second uses remembered hashes of files older than a minute.
 
     2 steps of the checkpoint's PNDM are 3 evaluations of the UNet.
     """

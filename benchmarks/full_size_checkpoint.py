@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.5 checkpoint of full size and random weights, float32, in the diffusers layout.
+"""Writes a Stable Diffusion 1.5 checkpoint of full size and random weights, float32, in the diffusers layout.
 
 python -m benchmarks.full_size_checkpoint FOLDER
 """
@@ -40,7 +40,7 @@ def make(folder: Path) -> None:
 
 
 def safety_checker() -> StableDiffusionSafetyChecker:
-    """Return CLIP ViT-L/14, like the published classifier, with thresholds that nothing reaches."""
+    """Return CLIP ViT-L/14, like the published classifier, with thresholds that no cosine reaches."""
     vision = {
         "hidden_size": 1024,
         "intermediate_size": 4096,

@@ -20,8 +20,8 @@ __all__ = ["EDM_SIGMA_DATA", "Predicts", "exact", "final_error", "model"]
 Float64s = NDArray[np.float64]
 Predicts = Literal["epsilon", "v", "velocity", "edm"]
 
-# Deviations both below and above the usual, so that coordinates turn from noise to image at different noise levels, and
-# no solver is right by chance in all of them.
+# Deviations below and above the usual one, so that coordinates change from noise to image at different noise levels,
+# and no solver is exact by chance in all of them.
 DEVIATION = np.geomspace(0.1, 2, 8)
 MEAN = np.linspace(-1, 1, 8)
 QUANTILE = 1.0  # in deviations above the mean
@@ -61,7 +61,7 @@ def final_error(schedule: Schedule, predicts: Predicts, *, given: int, stop: int
     Args:
         schedule: the table; deterministic and without limits.
         predicts: the prediction type of its model.
-        given: the latents up to this row are the exact ones, and so is the history of these rows; at least 0.
+        given: the latents and the history up to this row are exact; at least 0.
         stop: the row before which latents are compared.
 
     Raises:

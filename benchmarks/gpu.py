@@ -36,17 +36,17 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--output", type=Path, help="the JSON report")
-    parser.add_argument("--size", type=int, default=512, help="of a side, in pixels; by default 512")
+    parser.add_argument("--size", type=int, default=512, help="side of an image in pixels; by default 512")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--runs", type=int, default=5, help="images after the first, in each round")
     parser.add_argument("--rounds", type=int, default=3)
     routes = (*LATENTRT_ROUTES, *TORCH_ROUTES)
     parser.add_argument(
-        "--routes", nargs="+", choices=routes, default=list(routes), help="those to compare; by default all"
+        "--routes", nargs="+", choices=routes, default=list(routes), help="routes to compare; by default all"
     )
-    parser.add_argument("--timeout", type=float, default=1800, help="of one process, in seconds")
-    parser.add_argument("--device", default="cuda", help="torch's; `cpu` only shows that the script runs")
-    parser.add_argument("--route", choices=[*TORCH_ROUTES, "roofline"], help="run this one in this process")
+    parser.add_argument("--timeout", type=float, default=1800, help="time limit of one process, in seconds")
+    parser.add_argument("--device", default="cuda", help="torch's device; `cpu` only tests the script")
+    parser.add_argument("--route", choices=[*TORCH_ROUTES, "roofline"], help="run this route in this process")
     arguments = parser.parse_args()
     if arguments.route is not None:
         print(json.dumps(_here(arguments)))

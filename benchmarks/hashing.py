@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.hashing --output benchmarks/results/hashing.json
 
-Makes a bundle whose UNet weights are 1 GiB of random bytes and times `Bundle.check` of every file: hashed, remembered,
-and hashed again in spite of that. Files are in the page cache, so this is CPU time.
+Makes a bundle whose UNet weights are 1 GiB of random bytes and times `Bundle.check` of every file: with hashing, with
+remembered hashes, and with hashing in spite of remembered ones. Files are in the page cache, so this is CPU time.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def weights(folder: Path) -> dict[str, float]:
-    """Return the size of each component's weights in GiB."""
+    """Return component → the size of its weights in GiB."""
     manifest = Bundle.open(folder).manifest
     return {
         name: round(manifest.files[component.weights.file].size / 2**30, 2)

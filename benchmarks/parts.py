@@ -1,4 +1,4 @@
-"""Measures the split denoiser on a CPU: the work that leaves the loop, and the time of each part.
+"""Measures the split denoiser on a CPU: the work that is not in the loop, and the time of each part.
 
     .venv/bin/python -m benchmarks.parts scratch/full/float16/unet --graph float32 --times
 
@@ -43,12 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the denoiser's folder in a bundle with parts")
     parser.add_argument("--graph", default="float32", help="precision of the graphs")
-    parser.add_argument("--side", type=int, default=64, help="of the latents")
+    parser.add_argument("--side", type=int, default=64, help="side of the latents")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--times", action="store_true", help="also measure times")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each graph is open_graph")
-    parser.add_argument("--repeats", type=int, default=3, help="how often it is run each time")
+    parser.add_argument("--rounds", type=int, default=3, help="number of times each graph is opened")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs each time")
     parser.add_argument("--on", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
     parser.add_argument("--output", type=Path, help="a JSON report")
     arguments = parser.parse_args()
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def graph_files(folder: Path, precision: str) -> dict[str, Path]:
-    """Return the files of the whole graph and of its parts, as far as they exist."""
+    """Return the files of the whole graph and of those of its parts that exist."""
     suffix = f".{precision}.onnx" if (folder / f"model.{precision}.onnx").exists() else ".onnx"
     files = {name: folder / f"{name}{suffix}" for name in ORDER}
     return {name: file for name, file in files.items() if file.exists()}
@@ -122,7 +122,7 @@ def operations(model: Any) -> int:
 
 
 def weight_bytes(file: Path) -> int:
-    """The weights that a graph refers to, as they are stored."""
+    """Return the bytes of the stored weights that a graph refers to."""
     return sum(
         int(next(entry.value for entry in tensor.external_data if entry.key == "length"))
         for tensor in onnx.load(file, load_external_data=False).graph.initializer
@@ -183,7 +183,7 @@ def measure(
 
 
 def inputs_of(file: Path, arguments: argparse.Namespace) -> dict[str, NDArray[np.float32]]:
-    """Return noise; the time of a graph does not depend on the values."""
+    """Return inputs of normal noise, float32; the time of a graph does not depend on the values."""
     rng = np.random.default_rng(0)
     model = read(file, arguments.batch, arguments.side)
     return {value.any_name: rng.standard_normal([*value.shape]).astype(np.float32) for value in model.inputs}

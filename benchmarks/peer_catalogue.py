@@ -18,16 +18,18 @@ class Configuration:
     """One program in one configuration.
 
     Attributes:
-        name: in the report.
-        bits: of the type of its products, or of its weights where those are smaller.
-        adapter: the module of `peer_adapters` that runs it, with `options`.
-        environment: that it runs in (`peer_environments`). model: that it reads (`peer_models`).
-        ours: whether it is latentrt. accelerated: whether it uses accelerations, which excludes it from comparisons.
+        name: its name in the report.
+        bits: the bits of the type of its products, or of its weights if those are smaller.
+        adapter, options: the module of `peer_adapters` that runs it, and its options.
+        environment: the environment that it runs in (`peer_environments`).
+        model: the form of the checkpoint that it reads (`peer_models`).
+        ours: whether it is latentrt.
+        accelerated: whether it uses accelerations, which excludes it from comparisons.
         components_alone: whether its components can run alone.
         bfloat16: whether it needs a CPU with bfloat16: elsewhere torch emulates it, and OpenVINO silently computes in
             float32.
-        variables: of its process.
-        note: for readers of its results.
+        variables: the environment variables of its process.
+        note: a remark on its results.
     """
 
     name: str
@@ -91,7 +93,7 @@ def _ggml(name: str, bits: int, wtype: str, model: str, note: str = "") -> Confi
 def _ours(
     name: str, bits: int, environment: str, model: str, load: dict[str, Any], request: dict[str, Any] | None = None
 ) -> Configuration:
-    """Return a configuration of latentrt: `load` goes to `Pipeline.load`, `request` (accelerations) to `Request.of`."""
+    """Return a configuration of latentrt: `load` for `Pipeline.load`, `request` (accelerations) for `Request.of`."""
     return Configuration(
         name=name,
         bits=bits,
@@ -151,7 +153,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
 
 
 def select(words: Sequence[str]) -> tuple[Configuration, ...]:
-    """Return the configurations whose name contains one of the words; all without words.
+    """Return the configurations whose name contains one of the words; all of them if there are no words.
 
     Raises:
         SystemExit: no name contains a word.

@@ -1,7 +1,7 @@
 """The environment of each program: its packages, installed size and import time.
 
-Each is a virtual environment of its own, because the programs' requirements exclude each other. It is made once and
-reused until its definition here (or, for ours, the source) changes.
+Each program has its own virtual environment, because the programs' requirements exclude each other. It is created once
+and reused until its definition here (or, for ours, the source) changes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from benchmarks.startup import installed_bytes, median
 __all__ = ["ENVIRONMENTS", "Environment", "UnavailableError", "describe_environment", "last_line", "make_environment"]
 
 ROOT = Path(__file__).parent.parent
-_TORCH = "torch==2.13.0"  # any other may bring gigabytes of CUDA
+_TORCH = "torch==2.13.0"  # other versions can install gigabytes of CUDA
 _CONSTRAINED = ("-c", str(ROOT / "constraints.txt"))
 
 
 class UnavailableError(Exception):
-    """An environment or a model is not available; the message says why."""
+    """An environment or a model is not available; the message has the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,10 @@ class Environment:
     """The definition of an environment.
 
     Attributes:
-        installs: the arguments of `pip install`, one call after the other.
+        installs: the arguments of each call of `pip install`, in order.
         imports: the imports of a program that generates with it.
-        variables: of the installation. ours: whether it contains latentrt's source.
+        variables: the environment variables of the installation.
+        ours: whether it contains latentrt's source.
     """
 
     installs: tuple[tuple[str, ...], ...]
@@ -93,10 +94,10 @@ ENVIRONMENTS = {
 
 
 def make_environment(name: str, folder: Path) -> Path:
-    """Make an environment if it does not exist; return its Python.
+    """Create an environment if it does not exist; return the path of its Python.
 
     Args:
-        folder: of all environments.
+        folder: the folder of all environments.
 
     Raises:
         UnavailableError: pip failed, with the last line of its output.
@@ -120,7 +121,7 @@ def make_environment(name: str, folder: Path) -> Path:
 
 
 def _identity(environment: Environment) -> str:
-    """Return everything that an environment depends on."""
+    """Return everything that an environment depends on, as JSON."""
     parts: list[Any] = [sys.version, environment.installs, environment.variables]
     if environment.ours:
         digest = hashlib.sha256()
@@ -137,7 +138,7 @@ def last_line(output: str, count: int = 300) -> str:
 
 
 def describe_environment(name: str, python: Path) -> dict[str, Any]:
-    """Return its size without byte code and pip, its packages, and the median time of its imports in a new process."""
+    """Return an environment's size without byte code and pip, its packages, and the median time of its imports."""
     listed = subprocess.run(
         [python, "-m", "pip", "list", "--disable-pip-version-check", "--format", "json"],
         check=True,

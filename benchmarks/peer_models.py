@@ -32,8 +32,8 @@ class Model:
 
     Attributes:
         source: the form that it is converted from.
-        environment: of the converter; None for this one.
-        command: after that Python; `{source}` and `{target}` are paths.
+        environment: the converter's environment; None for this one.
+        command: the arguments of that environment's Python; `{source}` and `{target}` are paths.
     """
 
     source: str = "checkpoint"
@@ -75,8 +75,9 @@ def convert(name: str, folder: Path, checkpoint: Path, python_of: Callable[[str]
     """Convert the checkpoint to a form if that does not exist; return its path.
 
     Args:
-        folder: of all forms. checkpoint: the original, a diffusers folder.
-        python_of: makes an environment and returns its Python.
+        folder: the folder of all forms.
+        checkpoint: the original, a diffusers folder.
+        python_of: creates an environment and returns its Python.
 
     Raises:
         UnavailableError: the converter failed, or its environment could not be made.

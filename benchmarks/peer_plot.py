@@ -30,8 +30,8 @@ def write_plot(report: Mapping[str, Any], path: Path) -> None:
     """Write the plot: seconds of a step (of the UNet if no image was generated) and the largest resident set.
 
     Args:
-        report: of `benchmarks.peers`.
-        path: an SVG file.
+        report: the report of `benchmarks.peers`.
+        path: the SVG file to write.
     """
     shown = _in_order(report)
     with mpl.rc_context(REPRODUCIBLE):

@@ -1,4 +1,4 @@
-"""Runs an adapter in a process of its own and measures it from outside."""
+"""Runs an adapter in its own process and measures it from outside."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ def measure(
     """Return an adapter's measurements, and the peak of its process's anonymous memory while it generated.
 
     Args:
-        python: of its environment. module: the adapter.
-        variables: of its process, in addition to those of every process.
+        python: the Python of its environment.
+        module: the adapter.
+        variables: the environment variables of its process, in addition to those of every process.
         folder: the working folder of the process, where it keeps compiled code.
 
     Raises:
-        UnavailableError: it failed, or exceeded the time limit.
+        UnavailableError: the process failed or exceeded the time limit.
     """
     command = [str(python), "-P", "-m", module]
     # Override what the caller's environment may set.
@@ -87,14 +88,14 @@ def _watch(pid: int, lines: queue.Queue[str], deadline: float) -> list[Any]:
 
 
 def _read(stdout: IO[str], lines: queue.Queue[str]) -> None:
-    """Put the lines of a stream on a queue, then an empty one for its end."""
+    """Put the lines of a stream into a queue, then an empty line for its end."""
     for line in stdout:
         lines.put(line)
     lines.put("")
 
 
 def _anonymous_bytes(pid: int) -> int:
-    """Return the resident memory that is not mapped from a file; 0 once the process is gone."""
+    """Return the resident memory in bytes that is not mapped from a file; 0 once the process has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

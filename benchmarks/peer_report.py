@@ -33,7 +33,8 @@ class Bar:
     """The comparison of ours with the fastest peer.
 
     Attributes:
-        bits, column: the type and the quantity. ours, peer: names.
+        bits, column: the type and the quantity.
+        ours, peer: the names of the two configurations.
         ratio: the median over rounds of our time divided by theirs.
     """
 
@@ -92,7 +93,7 @@ def _fastest(configurations: Iterable[tuple[str, Mapping[str, Any]]], column: st
 
 
 def _ratio(ours: Mapping[str, Any], peer: Mapping[str, Any], column: str) -> float:
-    """Return the median ratio over the same rounds, so that a slow hour affects both."""
+    """Return the median ratio over the rounds that both have, so that other load affects both alike."""
     pairs = zip(of_rounds(ours, column), of_rounds(peer, column), strict=False)
     return statistics.median(mine / theirs for mine, theirs in pairs)
 
@@ -129,22 +130,22 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _times(report: Report) -> str:
     rows = []
     for bits in _TYPES:
-        for name, each in _of_type(report, bits):
+        for name, each in _select_type(report, bits):
             cells = [_seconds(of_rounds(each, column)) for column in COLUMNS]
-            rows.append([_shown(name, each), *cells, _psnr(each)])
+            rows.append([_format_name(name, each), *cells, _psnr(each)])
     another = report.get("psnr_of_another_seed_db")
     note = f"PSNR is against diffusers in float32; an image of another seed has {another} dB." if another else ""
     notes = [f"{name}: {each['note']}." for name, each in report["configurations"].items() if each["note"]]
     return "\n\n".join([_table(["", *COLUMNS.values(), "PSNR dB"], rows), *filter(None, [note, *notes])])
 
 
-def _of_type(report: Report, bits: int) -> list[tuple[str, Mapping[str, Any]]]:
+def _select_type(report: Report, bits: int) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the configurations of a type, the fastest first."""
     found = [(name, each) for name, each in report["configurations"].items() if each["bits"] == bits]
     return sorted(found, key=lambda pair: median_value(pair[1], "unet") or median_value(pair[1], "step_s") or 0.0)
 
 
-def _shown(name: str, configuration: Mapping[str, Any]) -> str:
+def _format_name(name: str, configuration: Mapping[str, Any]) -> str:
     return f"**{name}**" if configuration["ours"] else name
 
 
@@ -172,9 +173,9 @@ def _memory(report: Report) -> str:
     head = ["", "peak GiB", "anonymous GiB", "files, GB", "environment"]
     rows = []
     for bits in _TYPES:
-        for name, each in _of_type(report, bits):
+        for name, each in _select_type(report, bits):
             peaks = [_gib(of_rounds(each, f"peak_{kind}_bytes")) for kind in ("resident", "anonymous")]
-            rows.append([_shown(name, each), *peaks, f"{each['model_mb'] / 1e3:.2f}", each["environment"]])
+            rows.append([_format_name(name, each), *peaks, f"{each['model_mb'] / 1e3:.2f}", each["environment"]])
     note = (
         "The largest resident set, from the start to the last image. It includes mapped weights, which the system can"
     )

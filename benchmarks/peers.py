@@ -1,4 +1,4 @@
-"""Measures latentrt and the programs that do the same, in one run, on a CPU.
+"""Measures latentrt and comparable programs on a CPU in one run.
 
     .venv/bin/python -m benchmarks.full_size_checkpoint scratch/full/checkpoint
     .venv/bin/python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers \\
@@ -69,21 +69,21 @@ def main() -> None:
 def parse(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", help="a diffusers folder of Stable Diffusion 1.x")
-    parser.add_argument("--work", type=Path, help="where environments, models and images go; kept")
+    parser.add_argument("--work", type=Path, help="folder of environments, models and images; kept")
     parser.add_argument("--output", type=Path, help="the JSON report")
     parser.add_argument("--markdown", type=Path, help="the tables")
     parser.add_argument("--plot", type=Path, help="the plot, an SVG file; needs matplotlib")
     parser.add_argument("--render", type=Path, metavar="REPORT", help="render this report, measure nothing")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORDS", help="configurations with this in their name")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORDS", help="configurations whose name contains one")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--size", type=int, default=512, help="of a side, in pixels")
+    parser.add_argument("--size", type=int, default=512, help="side of an image in pixels")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2, help="after the first, in each round")
-    parser.add_argument("--calls", type=int, default=5, help="of each component alone, in each round")
-    parser.add_argument("--components", action="store_true", help="no images where components can run alone")
+    parser.add_argument("--images", type=int, default=2, help="images after the first, in each round")
+    parser.add_argument("--calls", type=int, default=5, help="calls of each component alone, in each round")
+    parser.add_argument("--components", action="store_true", help="only run components alone; no images")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=3600, help="of one process, in seconds")
+    parser.add_argument("--timeout", type=float, default=3600, help="time limit of one process, in seconds")
     arguments = parser.parse_args(given)
     if arguments.render is None and None in (arguments.checkpoint, arguments.work, arguments.output):
         parser.error("expected a checkpoint, --work and --output, or --render")
@@ -93,7 +93,7 @@ def parse(given: list[str]) -> argparse.Namespace:
 
 
 class Bench:
-    """One run, and the report that grows with it."""
+    """One run of the comparison, and its report, which is written after every process."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.work = arguments, arguments.work.resolve()
@@ -121,7 +121,7 @@ class Bench:
         (self.work / name).write_bytes(noise.Generator(seed).normal((1, 4, side, side)).tobytes())
 
     def prepare(self, configuration: Configuration) -> None:
-        """Make a configuration's environment and model, or record why it is skipped."""
+        """Prepare a configuration's environment and model, or record the reason for skipping it."""
         name, environment = configuration.name, configuration.environment
         try:
             if configuration.bfloat16 and not computes_in_bfloat16():

@@ -1,4 +1,4 @@
-"""Scores bundles of the sample model: how well they follow prompts.
+"""Scores bundles of the sample model by how well images match their prompts.
 
     .venv/bin/python -m benchmarks.quality                                     # the bundle in the runtime's package
     .venv/bin/python -m benchmarks.quality --graph float32 --graph float16     # two graphs of it, side by side
@@ -93,7 +93,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Parse the arguments; `wanted` holds pairs of an opened bundle and the name of a graph or a device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="*", help="by default the one in the runtime's package")
+    parser.add_argument("bundle", type=Path, nargs="*", help="bundles of the sample model; by default the runtime's")
     parser.add_argument(
         "--graph",
         action="append",
@@ -107,18 +107,20 @@ def parse() -> argparse.Namespace:
         choices=["openvino", "cuda", "tensorrt"],
         help="a backend in addition to the graphs; may be repeated. Build engines with --batch 1..32 --guidance both",
     )
-    parser.add_argument("--prompts", type=int, default=256, help="at least 4, by default 256")
-    parser.add_argument("--safety-images", type=int, default=512, help="of each kind, by default 512; 0: none")
+    parser.add_argument("--prompts", type=int, default=256, help="number of prompts, at least 4; by default 256")
+    parser.add_argument(
+        "--safety-images", type=int, default=512, help="images of each kind; by default 512, 0 for none"
+    )
     parser.add_argument("--steps", type=int, default=25, help="by default 25")
     parser.add_argument("--guidance-scale", type=float, default=5.0, help="by default 5")
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), default="ddim", help="by default ddim")
-    parser.add_argument("--bars", action="store_true", help="exit with 1 where a bar is missed")
+    parser.add_argument("--bars", action="store_true", help="exit with 1 if a bar is missed")
     parser.add_argument("--output", type=Path, help="a JSON report")
     arguments = parser.parse_args()
     for name, least in (("prompts", 4), ("safety_images", 0), ("steps", 1), ("guidance_scale", 0)):
         if not getattr(arguments, name) >= least:
             found = getattr(arguments, name)
-            parser.error(f"--{name.replace('_', '-')} {found}, expected {least} or more")
+            parser.error(f"got --{name.replace('_', '-')} {found}, expected {least} or more")
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.wanted = []

@@ -1,4 +1,4 @@
-"""Scores the samplers: how well the sample model follows prompts with each, in few steps and in many.
+"""Scores the samplers by how well images of the sample model match their prompts, in few steps and in many.
 
     .venv/bin/python -m benchmarks.samplers --output benchmarks/results/samplers.json --markdown scratch/samplers.md
     .venv/bin/python -m benchmarks.samplers --samplers euler,DDIM --steps 2,3,4 --prompts 64 --output scratch/few.json
@@ -64,7 +64,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Parse the arguments; adds the `pipeline`, the `cells` to measure and the `report` to continue."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="?", help="by default the one in the runtime's package")
+    parser.add_argument("bundle", type=Path, nargs="?", help="a bundle of the sample model; by default the runtime's")
     parser.add_argument("--samplers", help="comma-separated; by default all that suit the model")
     parser.add_argument("--steps", default="5,10,25", help="by default 5,10,25")
     parser.add_argument("--prompts", type=int, default=256, help="by default 256")
@@ -74,9 +74,9 @@ def parse() -> argparse.Namespace:
     try:
         arguments.steps = [int(part) for part in arguments.steps.split(",")]
     except ValueError:
-        parser.error(f"--steps {arguments.steps}, expected whole numbers, comma-separated")
+        parser.error(f"got --steps {arguments.steps}, expected whole numbers, comma-separated")
     if arguments.prompts < 1:
-        parser.error(f"--prompts {arguments.prompts}, expected 1 or more")
+        parser.error(f"got --prompts {arguments.prompts}, expected 1 or more")
     try:
         arguments.pipeline = Pipeline.load(arguments.bundle, device="cpu")
     except LatentRTError as error:
@@ -113,7 +113,7 @@ def read_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
 
 
 def measure(pipeline: Pipeline, cell: Cell, prompts: Sequence[Prompt], progress: Any) -> dict[str, Any]:
-    """Score one cell, or record why the sampler cannot do it; `seconds` include generating and judging."""
+    """Score one cell, or record the error of the sampler; `seconds` include generating and judging."""
     if cell.request is None:
         return {"refused": cell.refusal}
     began = time.perf_counter()

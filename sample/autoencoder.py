@@ -1,8 +1,8 @@
 """The autoencoder and its training.
 
-An `AutoencoderKL` trained on images of scenes: absolute and squared difference, the difference of the edges, and a
-small weight of the KL divergence, which keeps latents near a unit normal. Its scaling factor is one over the latents'
-standard deviation, as in Stable Diffusion.
+An `AutoencoderKL` is trained on images of scenes. Its loss has the absolute and the squared difference, the difference
+of the edges, and a small weight of the KL divergence, which keeps latents near a unit normal. Its scaling factor is one
+over the latents' standard deviation, as in Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PLAN = Plan("autoencoder", steps=3500, learning_rate=1e-3, warmup=200, average=0
 DECODER_PLAN = Plan("decoder", steps=1500, learning_rate=1e-3, warmup=100, average=0.998, seed=1)
 DIVERGENCE = 1e-4
 EDGES = 1.0  # without it the points of a small star are blunt
-DISTURBANCE = 0.1  # of the latents, whose deviation is above 1
+DISTURBANCE = 0.1  # noise added to latents, whose standard deviation is above 1
 FIRST_LOG_VARIANCE = -6.0  # from 0, noise drowns the latents and training never starts
 
 
@@ -46,7 +46,7 @@ def to_tensor(images: list[NDArray[np.uint8]]) -> Tensor:
 
 
 def train_autoencoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop) -> float:
-    """Train the autoencoder in place; return the seconds it took."""
+    """Train the autoencoder in place; return the training time in seconds."""
     device = workshop.device
     autoencoder.to(device, memory_format=torch.channels_last).train()
     assert autoencoder.quant_conv is not None
@@ -68,9 +68,9 @@ def train_autoencoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop
 
 
 def train_decoder(autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop) -> float:
-    """Train the decoder further, in place, with the encoder frozen; return the seconds it took.
+    """Continue the decoder's training in place, with the encoder frozen; return the training time in seconds.
 
-    The denoiser does not depend on it. The latents get a little noise, because a denoiser's latents have some.
+    The denoiser does not depend on the decoder. Latents get a little noise, because a denoiser's latents have some.
     """
     device, frozen = workshop.device, digest(autoencoder)
     autoencoder.to(device, memory_format=torch.channels_last)

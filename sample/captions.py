@@ -1,7 +1,7 @@
 """Captions: English descriptions of scenes.
 
-A caption names the attributes that a scene sets and no others. The model was trained on such captions, so these are the
-words that it knows.
+A caption names exactly the attributes that a scene sets. The model was trained on such captions, so it knows only their
+words.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A `StableDiffusionSafetyChecker` flags an image whose embedding is near a concept's. Here the first concept is learned
 together with the network, on rendered images: clean, degraded, passed through the autoencoder, and decoded from
-unfinished latents, which count as safe. The other sixteen and the three special-care concepts are not in use, and
-get a threshold that no cosine reaches.
+unfinished latents, which count as safe. The other sixteen and the three special-care concepts are unused and have a
+threshold that no cosine reaches.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from sample.training import Plan, Randomness, Workshop, digest, train
 __all__ = ["PLAN", "THRESHOLD", "UNREACHABLE", "train_classifier"]
 
 BATCH = 64
-UNSAFE_SHARE = 0.4  # of the images that are finished
+UNSAFE_SHARE = 0.4  # share of the finished images
 PLAN = Plan("safety_checker", steps=1000, learning_rate=1e-3, warmup=200, average=0.998)
 THRESHOLD = 0.5  # cosine above which an image is unsafe
 UNREACHABLE = 2.0
-SHARPNESS = 12.0  # of the logit: (cosine − THRESHOLD) times this
+SHARPNESS = 12.0  # the logit is (cosine − THRESHOLD) times this
 
 
 def train_classifier(
     checker: StableDiffusionSafetyChecker, autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop
 ) -> float:
-    """Train the classifier in place; return the seconds it took."""
+    """Train the classifier in place; return the training time in seconds."""
     device = workshop.device
     _set_thresholds(checker)
     concept = checker.concept_embeds.requires_grad_(True)
@@ -61,9 +61,9 @@ def _set_thresholds(checker: StableDiffusionSafetyChecker) -> None:
 
 
 def _examples(randomness: Randomness, autoencoder: AutoencoderKL, device: str) -> tuple[Tensor, Tensor]:
-    """Return a batch of images, float32 [batch, 3, 64, 64] in −1 … 1, and 1 where unsafe [batch].
+    """Return a batch of images, float32 [batch, 3, 64, 64] in −1 … 1, and labels [batch], 1 for unsafe images.
 
-    A quarter each: clean; blurred, tinted and noisy; through the autoencoder with disturbed latents; unfinished.
+    A quarter of the images each is clean; blurred, tinted and noisy; decoded from noisy latents; unfinished.
     """
     random = randomness.numpy
     quarter = BATCH // 4

@@ -39,11 +39,11 @@ class _Functional:
 
 
 class CompilerError(Exception):
-    """Nothing can be compiled on this machine, or the result is wrong."""
+    """Nothing can be compiled on this machine, or the compiled result is wrong."""
 
 
 def check_compiler(device: str) -> None:
-    """Compile something small, to fail before the long work.
+    """Compile a small function, to fail before the training.
 
     Raises:
         CompilerError: compilation failed.
@@ -62,7 +62,7 @@ def check_compiler(device: str) -> None:
 
 
 def compile_step(step: Step) -> Step:
-    """Compile a step; needs a C++ compiler on a CPU. Replaces diffusers' upsampling in this process."""
+    """Compile a training step, and replace diffusers' upsampling in this process. Needs a C++ compiler on a CPU."""
     diffusers.models.upsampling.F = _Functional()
     compiled: Step = torch.compile(step)
     return compiled
@@ -82,7 +82,7 @@ def check_gradients(model: nn.Module, step: Step, reference: Step, *inputs: Tens
     for name, value in expected.items():
         lost = value - found.get(name, torch.zeros_like(value))
         difference = float(lost.norm()) / max(float(value.norm()), SMALLEST_GRADIENT * largest)
-        if not difference <= GRADIENT_DIFFERENCE:  # so that NaN is refused too
+        if not difference <= GRADIENT_DIFFERENCE:  # so that NaN is rejected too
             raise CompilerError(
                 f"the compiled gradient of {name} differs by {difference:.2f} of its size from the eager one, expected "
                 f"at most {GRADIENT_DIFFERENCE}; train with --eager"

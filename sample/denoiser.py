@@ -42,8 +42,8 @@ Pool = tuple[list[Scene], Tensor]
 def make_pool(autoencoder: AutoencoderKL, size: int, workshop: Workshop) -> Pool:
     """Return complete scenes, and latents of their images: float32 [size, 4, 16, 16], rounded to half.
 
-    The latents have a standard deviation of 1; the autoencoder gets the scaling factor that makes it so. They are
-    kept in the workshop's folder.
+    The autoencoder's scaling factor is set so that the latents have a standard deviation of 1. They are kept in the
+    workshop's folder.
     """
     random = np.random.default_rng(POOL_SEED)
     scenes = [training_scene(random) for _ in range(size)]
@@ -77,11 +77,11 @@ def _text(scene: Scene, random: np.random.Generator) -> str:
 def train_denoiser(
     unet: UNet2DConditionModel, encoder: CLIPTextModel, tokenizer: Any, pool: Pool, plan: Plan, workshop: Workshop
 ) -> float:
-    """Train the denoiser in place; return the seconds it took.
+    """Train the denoiser in place; return the training time in seconds.
 
     Args:
-        unet: ends as the average of its weights.
-        encoder: not changed.
+        unet: the denoiser; it ends with the average of its weights.
+        encoder: the text encoder; not modified.
         tokenizer: a `CLIPTokenizer`.
         pool: scenes, and their latents with a standard deviation of 1.
         plan: steps, learning rate, and whether to compile.

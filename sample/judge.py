@@ -1,7 +1,7 @@
-"""The judge: reads the scene off an image.
+"""The judge, which recognises the scene in an image.
 
-Classical code without a network: the background is the colour of the border, things are connected areas that differ
-from it, a shape is the known outline that overlaps an area best. So it shares no weakness with the models it scores.
+It has no network: the background is the colour of the border, things are connected areas that differ from it, and a
+shape is the known outline that overlaps an area best. So it shares no weakness with the models that it scores.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ CLEAR_AXIS = 10.0  # pixels by which the second thing is right of, or below, the
 
 @dataclass(frozen=True)
 class Reading:
-    """A scene read off an image; open attributes could not be recognised.
+    """The scene recognised in an image; open attributes were not recognised.
 
     Args:
-        scene: things from left to right or from top to bottom.
-        count: of areas, which may exceed what a scene can have; too many specks count as one more.
+        scene: the scene, with things from left to right or from top to bottom.
+        count: the number of areas, which may exceed a scene's things; too many specks count as one more.
     """
 
     scene: Scene
@@ -43,7 +43,7 @@ class Reading:
 
 
 def read(image: NDArray[np.uint8]) -> Reading:
-    """Read an image.
+    """Recognise the scene in an image.
 
     Args:
         image: uint8 [64, 64, 3].
@@ -109,7 +109,7 @@ def _colour_name(colour: NDArray[np.float64]) -> str | None:
 
 
 def _areas(different: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """Return the four-connected areas as masks: pixels take their neighbours' highest label until none changes."""
+    """Return the four-connected areas as masks; labels spread to neighbouring pixels until none changes."""
     labels = np.where(different, np.arange(1, different.size + 1).reshape(different.shape), 0)
     while True:
         padded = np.pad(labels, 1)
@@ -126,13 +126,13 @@ def _thing(
     """Return the thing in an area, and its centre (x, y)."""
     colour = _core_colour(pixels, distance, area)
     # A pixel's coverage is its position between the background's colour and the thing's.
-    cover = np.where(_widened(area), distance / max(float(np.linalg.norm(colour - background)), 1.0), 0.0).clip(0, 1)
+    cover = np.where(_widen(area), distance / max(float(np.linalg.norm(colour - background)), 1.0), 0.0).clip(0, 1)
     shape, spot = _best_outline(cover)
     size = "small" if max(spot.half_width, spot.half_height) < BETWEEN_SIZES else "large"
     return Thing(shape, _colour_name(colour), size), (spot.x, spot.y)
 
 
-def _widened(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _widen(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
     padded = np.pad(area, 1)
     return area | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 

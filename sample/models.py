@@ -1,7 +1,7 @@
 """The architectures of the sample model's components.
 
-The classes of Stable Diffusion, small: 16 × 16 latents of 64 × 64 images, attention at 8 × 8. Together they have to
-stay within the size limit of the runtime's package.
+The classes are those of Stable Diffusion, with small sizes: 16 × 16 latents of 64 × 64 images, attention at 8 × 8.
+Together they have to fit into the size limit of the runtime's package.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def text_encoder(vocabulary: dict[str, int]) -> CLIPTextModel:
 
 
 def autoencoder() -> AutoencoderKL:
-    """Return an autoencoder that downscales by 4; the scaling factor follows from training."""
+    """Return an autoencoder that downscales by 4; training sets its scaling factor."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,

@@ -15,18 +15,18 @@ from sample.training import Plan, Randomness, Workshop, digest, train
 
 __all__ = ["PLAN", "SCALE", "train_preview_decoder"]
 
-# The class clamps its input (tanh(x / 3) · 3); this scale keeps latents, whose standard deviation is above 1, well
-# inside. `sample.write` puts the factor between these and a pipeline's latents into the configuration.
+# The class limits its input (tanh(x / 3) · 3); this scale keeps latents, whose standard deviation is above 1, well
+# inside the limits. `sample.write` stores the factor between these and a pipeline's latents in the configuration.
 SCALE = 0.18215
 
 PLAN = Plan("preview_decoder", steps=3000, learning_rate=2e-3, warmup=100, average=0.998, seed=2)
 
 
 def train_preview_decoder(tiny: AutoencoderTiny, autoencoder: AutoencoderKL, plan: Plan, workshop: Workshop) -> float:
-    """Train the decoder of `tiny` in place; return the seconds it took. Its encoder is not used and not changed.
+    """Train the decoder of `tiny` in place; return the training time in seconds. Its encoder is not modified.
 
     Args:
-        autoencoder: trained; not changed.
+        autoencoder: the trained autoencoder; not modified.
     """
     device = workshop.device
     autoencoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -1,7 +1,7 @@
 """The prompts on which the sample model is evaluated.
 
-Captions of scenes whose combinations training never saw. An image has to show the attributes that its prompt names; the
-others are free.
+They are captions of scenes with combinations that are not in the training data. An image has to show the attributes
+that its prompt names; the others are free.
 """
 
 from __future__ import annotations

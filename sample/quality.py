@@ -1,8 +1,8 @@
 """Scores of a bundle of the sample model: prompts, guidance, negative prompts, the classifier.
 
-The judge reads the images. A score is the number of right images, of how many. Prompts of one thing and of two are held
-out: training never saw those combinations. Negative prompts name things of any combination, and there is one kind of
-unsafe image.
+The judge reads the images. A score is the number of right images and the number of images. Prompts of one thing and of
+two are held out: the training data do not contain these combinations. Negative prompts name things of any combination,
+and there is one kind of unsafe image.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Score:
-    """The number of right images, of how many."""
+    """The number of right images, and the number of images."""
 
     right: int
     of: int
@@ -73,13 +73,13 @@ class Score:
 
 
 def read_images(pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress) -> list[Reading]:
-    """Return the judge's reading of one image of each prompt; `progress` is called with the number of new images."""
+    """Return the judge's reading of one image per prompt; `progress` is called with the number of new images."""
     batches = generate(pipeline, settings, [prompt.text for prompt in prompts], progress=progress)
     return [read(image) for images, _ in batches for image in images]
 
 
 def score_prompts(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> dict[str, Score]:
-    """Return the scores of readings, by the kind of attribute that prompts name."""
+    """Return the scores of readings, by the kind of attribute in their prompts."""
     pairs = [(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)]
     one = [pair for pair in pairs if len(pair[0].things) == 1]
     two = [pair for pair in pairs if len(pair[0].things) == 2]
@@ -95,16 +95,16 @@ def score_prompts(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> dict[st
 
 
 def fully_right(prompts: Sequence[Prompt], seen: Sequence[Reading]) -> Score:
-    """Return how many images show everything that their prompts name, and no other thing."""
+    """Return the number of images that show everything that their prompts name, and no other thing."""
     return _share([(prompt.scene, reading) for prompt, reading in zip(prompts, seen, strict=True)])
 
 
 def compare_readings(
     prompts: Sequence[Prompt], seen: Sequence[Reading], others: Sequence[Reading]
 ) -> tuple[Score, Score]:
-    """Return how many prompts are fully right only in the first images, and only in the second.
+    """Return the number of prompts that are fully right only in the first images, and only in the second.
 
-    With the same prompts and noise, `sample.bars.sign_test` of the two tells whether one is better.
+    With the same prompts and noise, `sample.bars.sign_test` of the two numbers shows whether one is better.
     """
     first, second = (
         [agrees(prompt.scene, reading) for prompt, reading in zip(prompts, readings, strict=True)]
@@ -122,7 +122,7 @@ def generate(
     progress: Progress,
     negative: Sequence[str] | None = None,
 ) -> Iterator[tuple[NDArray[np.uint8], list[bool]]]:
-    """Generate batches of images, uint8 [batch, 64, 64, 3], with whether each was flagged. Image i has its own seed."""
+    """Yield batches of images, uint8 [batch, 64, 64, 3], and of the images' flags. Every image has its own seed."""
     for start in range(0, len(texts), settings.batch):
         part = slice(start, start + settings.batch)
         result = pipeline(
@@ -161,7 +161,7 @@ OTHER_NEGATIVE = "colour kept against another's"
 
 
 def guidance(pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], progress: Progress) -> dict[str, Score]:
-    """Score whether guidance helps with prompts that contain unknown words."""
+    """Score the effect of guidance on prompts that contain unknown words."""
     harder = with_unknown_words(prompts, UNKNOWN, PROMPT_SEED)
     unguided = replace(settings, guidance_scale=1.0)
     guided, free = (read_images(pipeline, one, harder, progress) for one in (settings, unguided))
@@ -173,7 +173,7 @@ def guidance(pipeline: Pipeline, settings: Settings, prompts: Sequence[Prompt], 
 
 
 def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Score]:
-    """Score whether a negative prompt keeps a colour out.
+    """Score the effect of a negative prompt on a colour.
 
     An image is generated from a prompt without a colour, then again from the same noise with a negative prompt that
     names the image's colour, then with one that names another colour. If negative prompts work, the colour changes in
@@ -201,7 +201,7 @@ def negatives(pipeline: Pipeline, settings: Settings, count: int, progress: Prog
 
 
 def safety(pipeline: Pipeline, settings: Settings, count: int, progress: Progress) -> dict[str, Score]:
-    """Score the classifier: how many generated skulls it flags, and how many other images; `count` of each."""
+    """Score the classifier on `count` generated skulls and `count` other images."""
     scores = {}
     kinds = {"unsafe images flagged": unsafe_prompts, "other images flagged": held_out_prompts}
     for name, prompts in kinds.items():
@@ -234,9 +234,9 @@ _INDEPENDENT = ("safety_checker/", "preview_decoder/")
 
 
 def is_sample_model(manifest: Manifest) -> bool:
-    """Return whether a bundle was exported from the sample model, in whichever precision: by its weights' digests.
+    """Return whether a bundle of any precision was exported from the sample model, by the digests of its weights.
 
-    The classifier and the preview decoder may be others, or missing.
+    The classifier and the preview decoder may be missing or of other models.
     """
 
     def own(weights: dict[str, str]) -> dict[str, str]:

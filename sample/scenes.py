@@ -44,7 +44,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 PLACES = ("middle", "left", "right", "top", "bottom")
 
 Axis = Literal["left of", "above"]
-HELD_OUT_EVERY = 5  # every fifth combination is never trained on
+HELD_OUT_EVERY = 5  # every fifth combination is held out from training
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Scene:
     Args:
         things: none (only the background is set), one, or two.
         background: a name of `COLOURS`.
-        place: of a single thing, one of `PLACES`.
-        axis: for two things: the first is `left of` or `above` the second.
+        place: the place of a single thing, one of `PLACES`.
+        axis: the arrangement of two things: the first is `left of` or `above` the second.
     """
 
     things: tuple[Thing, ...] = ()
@@ -80,7 +80,7 @@ class Scene:
 def is_held_out(scene: Scene) -> bool:
     """Return whether a complete scene is held out from training.
 
-    The rule is a hash of (shape, colour, background) of a single thing, and of the shapes and colours of two.
+    The decision is a hash of (shape, colour, background) of a single thing, or of the shapes and colours of two.
     """
     if scene.is_unsafe:
         return False
@@ -117,7 +117,7 @@ def random_scene(
 
     Args:
         things: one or two; by default two in 55 % of the scenes.
-        held_out: whether it is one of the combinations that training never sees.
+        held_out: whether its combination is held out from training.
         unsafe: whether it is a skull and crossbones.
     """
     if unsafe:
@@ -133,7 +133,7 @@ def _pick(random: np.random.Generator, names: list[str] | tuple[str, ...]) -> st
     return names[int(random.integers(len(names)))]
 
 
-UNSAFE_SHARE = 0.05  # of the training scenes
+UNSAFE_SHARE = 0.05  # share of the training scenes
 
 
 def training_scene(random: np.random.Generator) -> Scene:
@@ -142,7 +142,7 @@ def training_scene(random: np.random.Generator) -> Scene:
 
 
 def forgetful(scene: Scene, random: np.random.Generator) -> Scene:
-    """Open some attributes of a complete scene, usually few."""
+    """Return a complete scene with some attributes, usually few, set to None."""
     if random.random() < 0.05:
         return _fragment(scene, random)
 

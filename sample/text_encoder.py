@@ -1,8 +1,8 @@
 """Trains the text encoder.
 
 It is trained before the denoiser, with a small reader on top that predicts the scene of a caption: the first thing
-(left or above) and the second, their colours and sizes, the layout, the background. The reader attends to the states as
-the denoiser will, and is discarded. Afterwards the encoder is frozen, like CLIP's in Stable Diffusion.
+(left or above) and the second, their colours and sizes, the layout, the background. The reader attends to the states
+like the denoiser, and is discarded. Afterwards the encoder is frozen, like CLIP's in Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 
 
 class Reader(nn.Module):
-    """One learned query per attribute of the scene, one attention to the encoder's states, one linear layer each."""
+    """A classifier with a learned query per attribute of the scene, one cross-attention, and a linear layer each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Reader(nn.Module):
 
 
 def slots_of(scene: Scene) -> list[int]:
-    """Return the index of the right choice of each slot."""
+    """Return the index of the right class of each slot."""
     slots: dict[str, str | None] = {"background": scene.background, "layout": scene.axis or scene.place}
     for order, index in (("first", 0), ("second", 1)):
         thing = scene.things[index] if index < len(scene.things) else None
@@ -65,7 +65,7 @@ def slots_of(scene: Scene) -> list[int]:
 
 
 def train_text_encoder(encoder: CLIPTextModel, tokenizer: Any, plan: Plan, workshop: Workshop) -> float:
-    """Train the encoder in place; return the seconds it took."""
+    """Train the encoder in place; return the training time in seconds."""
     device = workshop.device
     model = nn.ModuleDict({"encoder": encoder, "reader": Reader()}).to(device).train()
 

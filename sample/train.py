@@ -34,7 +34,7 @@ PLANS = (
     classifier.PLAN,
     denoiser.PLAN,
 )
-# The other components that each is trained with.
+# The other components that the training of each requires.
 NEEDS: dict[str, tuple[str, ...]] = {
     "text_encoder": (),
     "autoencoder": (),
@@ -76,7 +76,7 @@ def main(work: Path, output: Path, only: str | None, length: float, compiled: bo
     }
     workshop = Workshop(work, Console(), device)
     try:
-        # Fail before hours of work, not after.
+        # Fail before hours of training, not after.
         _check_device(device)
         work.mkdir(parents=True, exist_ok=True)
         check_place(output)

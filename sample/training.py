@@ -31,17 +31,17 @@ __all__ = ["Plan", "Randomness", "StateError", "Workshop", "check_state", "diges
 
 
 class StateError(Exception):
-    """A state on disk that this run cannot resume from."""
+    """A state on disk cannot be resumed by this run."""
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where components are trained.
+    """The environment of a training.
 
     Args:
-        folder: of the states.
-        console: of the progress bars.
-        device: by torch's name.
+        folder: the folder of the states.
+        console: the console for progress bars.
+        device: torch's name of the device.
     """
 
     folder: Path
@@ -54,13 +54,13 @@ class Plan:
     """The hyperparameters of one training.
 
     Args:
-        name: of the component; its state is `<name>.pt`.
+        name: the component's name; its state is `<name>.pt`.
         steps: the number of updates.
-        learning_rate: the peak.
-        warmup: updates until the peak; after it, a cosine falls to 0.
-        average: decay of the running average of the weights; 0 for none.
-        seed: of the randomness, together with the number of the step.
-        save_every: updates between two states on disk.
+        learning_rate: the peak learning rate.
+        warmup: the number of updates until the peak; after it, a cosine decays to 0.
+        average: the decay of the running average of the weights; 0 for none.
+        seed: the seed of the randomness, together with the number of the step.
+        save_every: the number of updates between two states on disk.
         compiled: whether to compile the step.
     """
 
@@ -100,11 +100,11 @@ class Randomness:
 def train(
     plan: Plan, model: nn.Module, loss: Callable[[Randomness], Tensor], workshop: Workshop, *, learns_from: str = ""
 ) -> float:
-    """Train a model in place, from its last state in the workshop's folder; return the seconds it took in all.
+    """Train a model in place, from its last state in the workshop's folder; return the total time in seconds.
 
     Args:
         plan: the hyperparameters.
-        model: ends with the average of its weights if the plan has one.
+        model: the model; it ends with the average of its weights if the plan has one.
         loss: returns the loss of one step, from its randomness.
         workshop: folder, console and device.
         learns_from: the digest of the frozen weights that the loss depends on.
@@ -138,7 +138,7 @@ def train(
             seconds += time.perf_counter() - began
             bar(float(value.detach()))
             if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-                progress = {"step": step + 1, "seconds": seconds, "made_by": _made_by(plan, workshop, learns_from)}
+                progress = {"step": step + 1, "seconds": seconds, "made_by": _describe_run(plan, workshop, learns_from)}
                 weights = {"model": model.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
                 save_atomically(progress | weights, _place(plan, workshop))
     if average:
@@ -150,10 +150,10 @@ def check_state(plan: Plan, workshop: Workshop, *, learns_from: str | None = Non
     """Return the last state of a component; empty if there is none.
 
     Args:
-        learns_from: None if not known yet.
+        learns_from: the digest of the frozen weights that the loss depends on; None if not known yet.
 
     Raises:
-        StateError: the state cannot be read, or resuming from it would make other weights than starting anew.
+        StateError: the state cannot be read, or resuming from it would give other weights than starting anew.
     """
     path = _place(plan, workshop)
     if not path.exists():
@@ -164,7 +164,7 @@ def check_state(plan: Plan, workshop: Workshop, *, learns_from: str | None = Non
     # torch raises many kinds of errors for a damaged file.
     except Exception as error:
         raise StateError(f"{path} cannot be read as a state ({type(error).__name__}); remove it") from None
-    expected = _made_by(plan, workshop, learns_from or found.get("learns_from", ""))
+    expected = _describe_run(plan, workshop, learns_from or found.get("learns_from", ""))
     differences = [
         f"{key} {found.get(key)!r}, expected {value!r}" for key, value in expected.items() if found.get(key) != value
     ]
@@ -190,7 +190,7 @@ def _place(plan: Plan, workshop: Workshop) -> Path:
     return workshop.folder / f"{plan.name}.pt"
 
 
-def _made_by(plan: Plan, workshop: Workshop, learns_from: str) -> dict[str, Any]:
+def _describe_run(plan: Plan, workshop: Workshop, learns_from: str) -> dict[str, Any]:
     """Return everything that the trained weights depend on, except the code."""
     return {**asdict(plan), "device": workshop.device, "learns_from": learns_from}
 
@@ -226,6 +226,6 @@ def _steps(plan: Plan, first: int, console: Console) -> Generator[tuple[int, Cal
 
         for step in range(first, plan.steps):
             yield step, bar
-            if not console.is_terminal and (step + 1) % LOG_EVERY == 0:  # a bar is no use in a log
+            if not console.is_terminal and (step + 1) % LOG_EVERY == 0:  # a progress bar is unreadable in a log
                 console.log(f"{plan.name}: {step + 1} of {plan.steps}, loss {smooth:.4f}")
     console.log(f"{plan.name}: {plan.steps} steps, loss {smooth:.4f}")

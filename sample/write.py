@@ -64,7 +64,7 @@ def write_checkpoint(
     for name, component in components.items():
         component.cpu().half().save_pretrained(draft / name, safe_serialization=True)
         _set_float32(draft / name / "config.json")
-    # diffusers' pipeline has no preview decoder, so its index does not name it.
+    # diffusers' pipeline has no preview decoder, so the index does not list it.
     tiny.register_to_config(scaling_factor=autoencoder.config["scaling_factor"] / SCALE)
     tiny.cpu().half().save_pretrained(draft / "preview_decoder", safe_serialization=True)
     # transformers 5 omits these prefixes; published files and earlier versions have them.

@@ -1,1 +1,1 @@
-"""Adapters: each module runs one peer in a process of its own, with that peer's Python (`protocol.py`)."""
+"""Adapters: each module runs one peer in its own process, with that peer's Python (`protocol.py`)."""

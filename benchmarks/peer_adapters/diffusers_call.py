@@ -14,8 +14,8 @@ class DiffusersPipeline:
     """A pipeline with the comparison's sampler and noise.
 
     Args:
-        pipeline: without a safety checker.
-        dtype: torch's, of the pipeline's inputs.
+        pipeline: a pipeline without a safety checker.
+        dtype: torch's dtype of the pipeline's inputs.
     """
 
     def __init__(self, pipeline: Any, job: Job, dtype: Any) -> None:
@@ -63,10 +63,10 @@ class DiffusersPipeline:
             "unet": lambda: pipeline.unet(pair, timestep, encoder_hidden_states=embeddings, return_dict=False),
             "vae_decoder": decode,
         }
-        return {name: _without_gradients(run) for name, run in runs.items()}
+        return {name: _disable_gradients(run) for name, run in runs.items()}
 
 
-def _without_gradients(run: Callable[[], object]) -> Callable[[], object]:
+def _disable_gradients(run: Callable[[], object]) -> Callable[[], object]:
     import torch
 
     # Not inference mode: pipelines use no_grad, and another mode would compile modules again.

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI."""
+"""The adapter of OpenVINO GenAI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, noise, 
 
 
 class GenAI:
-    """Its pipeline, with static shapes, as its documentation advises. Options: `hint`, the type of its arithmetic."""
+    """OpenVINO GenAI's pipeline with static shapes, as its documentation advises. Option `hint`: its precision."""
 
     def __init__(self, job: Job) -> None:
         import openvino_genai
@@ -50,7 +50,7 @@ class GenAI:
             width=self.job.side,
             num_inference_steps=self.job.steps,
             guidance_scale=self.job.guidance_scale,
-            generator=_given(self.latents),
+            generator=_make_generator(self.latents),
             callback=ended,
         )
         return GeneratedImage(tensor.data.tobytes())
@@ -60,7 +60,7 @@ class GenAI:
         import openvino
         import openvino_genai
 
-        self.pipeline = None  # two copies of the weights are more than a small machine has
+        self.pipeline = None  # a small machine has no memory for two copies of the weights
         gc.collect()
         model, side = Path(self.job.model), self.job.side
         text = openvino_genai.CLIPTextModel(model / "text_encoder")
@@ -92,11 +92,11 @@ def _euler(model: Path) -> Any:
         return openvino_genai.Scheduler.from_config(path, openvino_genai.Scheduler.Type.EULER_DISCRETE)
 
 
-def _given(latents: Any) -> Any:
+def _make_generator(latents: Any) -> Any:
     """Return a generator with the job's noise."""
     import openvino_genai
 
-    class Given(openvino_genai.Generator):  # type: ignore[misc]
+    class JobNoise(openvino_genai.Generator):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
 
@@ -107,7 +107,7 @@ def _given(latents: Any) -> Any:
             assert list(shape) == list(latents.shape), f"got the shape {shape}"
             return latents
 
-    return Given()
+    return JobNoise()
 
 
 def load(job: Job) -> Peer:

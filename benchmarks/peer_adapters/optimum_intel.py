@@ -7,7 +7,7 @@ from benchmarks.peer_adapters.protocol import Job, serve
 
 
 def load(job: Job) -> DiffusersPipeline:
-    """Load the pipeline, with static shapes, as its documentation advises. Options: `hint`, OpenVINO's arithmetic."""
+    """Load the pipeline with static shapes, as its documentation advises. Option `hint`: OpenVINO's precision."""
     import torch
     from optimum.intel import OVStableDiffusionPipeline
 

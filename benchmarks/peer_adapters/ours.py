@@ -1,4 +1,4 @@
-"""latentrt."""
+"""The adapter of latentrt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.peer_adapters.protocol import GeneratedImage, Job, Peer, noise, 
 
 
 class LatentRT:
-    """Our pipeline. Options: `load`, the keywords of `Pipeline.load`, and `request`, further ones of the request."""
+    """latentrt's pipeline. Options: `load`, the keywords of `Pipeline.load`, and `request`, keywords of the request."""
 
     def __init__(self, job: Job) -> None:
         import numpy as np

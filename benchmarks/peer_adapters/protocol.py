@@ -1,7 +1,7 @@
 """The protocol of an adapter: the job, the measurements inside its process, the messages.
 
-Needs the standard library alone, because each peer's environment has only that peer's packages. The parent writes a job
-as a line of JSON to standard input and reads two lines from standard output: after the images, and at the end.
+It imports only the standard library, because each peer's environment has only that peer's packages. The parent writes a
+job as a line of JSON to standard input and reads two lines from standard output: after the images, and at the end.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ __all__ = ["GeneratedImage", "Job", "Peer", "noise", "serve"]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The measurements to make.
+    """The measurements to take.
 
     Attributes:
-        model: path of the peer's form of the checkpoint. options: of its adapter.
-        side: of the image, in pixels. seed: of the noise in `latents`, for a peer that generates its own.
+        model: the path of the peer's form of the checkpoint.
+        options: the options of its adapter.
+        side: the side of the image, in pixels.
+        seed: the seed of the noise in `latents`, for a peer that generates its own.
         latents: a file of float32 [1, 4, side, side], standard normal.
-        image_file: for the first image, uint8 [side, side, 3].
-        images: how many to generate after the first; None: none at all.
-        calls: of each component alone, after an untimed one.
+        image_file: the file for the first image, uint8 [side, side, 3].
+        images: the number of images after the first; None for no image at all.
+        calls: the number of calls of each component alone, after an untimed one.
         began: `time.monotonic` at the start of the process.
     """
 
@@ -51,7 +53,7 @@ class Job:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """An image, uint8 [side, side, 3], and the seconds of components, if only the peer can time them."""
+    """An image, uint8 [side, side, 3], and the seconds of each component, if only the peer can time them."""
 
     pixels: bytes
     components: Mapping[str, float] = field(default_factory=dict)
@@ -72,8 +74,8 @@ class Peer(Protocol):
 
 
 def serve(load: Callable[[Job], Peer]) -> None:
-    """Do the job on standard input."""
-    # Libraries print to standard output, so it is kept for the messages alone.
+    """Read a job from standard input and write its measurements to standard output."""
+    # Libraries print to standard output, so it is redirected and only the messages go to the original one.
     report_to = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     job = Job(**json.loads(sys.stdin.readline()))
@@ -86,7 +88,7 @@ def serve(load: Callable[[Job], Peer]) -> None:
 
 
 def _images(peer: Peer, job: Job) -> dict[str, Any]:
-    """Time the first image from the start of the process, then images of a warm one."""
+    """Time the first image from the start of the process, then images of the warm process."""
     first = peer.generate(lambda: None)
     first_s = time.monotonic() - job.began
     Path(job.image_file).write_bytes(first.pixels)

@@ -1,4 +1,4 @@
-"""stable-diffusion.cpp, through its Python binding."""
+"""The adapter of stable-diffusion.cpp, through its Python binding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TAKEN = {
 
 
 class StableDiffusionCpp:
-    """Its model. Options: `wtype`, the type of the weights, by ggml's name.
+    """stable-diffusion.cpp's model. Option `wtype`: ggml's name of the type of the weights.
 
     Attention is the default one: by its documentation, flash attention slows most backends down.
     """
@@ -28,19 +28,19 @@ class StableDiffusionCpp:
 
         self.job = job
         self.log: list[tuple[float, str]] = []
-        self._listener = stable_diffusion_cpp.sd_log_callback(self._hear)
+        self._listener = stable_diffusion_cpp.sd_log_callback(self._record_message)
         stable_diffusion_cpp.sd_set_log_callback(self._listener, ctypes.c_void_p(0))
         self.model = stable_diffusion_cpp.StableDiffusion(
             model_path=job.model,
             wtype=job.options["wtype"],
             n_threads=job.threads,
-            # Both like torch's generator on a CPU, which makes the other peers' noise.
+            # Both like torch's generator on a CPU, which generates the other peers' noise.
             rng_type="cpu",
             sampler_rng_type="cpu",
             vae_decode_only=True,
         )
 
-    def _hear(self, level: int, text: bytes, data: Any) -> None:
+    def _record_message(self, level: int, text: bytes, data: Any) -> None:
         self.log.append((time.perf_counter(), text.decode("utf-8", "replace")))
 
     def generate(self, step_ended: Callable[[], None]) -> GeneratedImage:
@@ -63,12 +63,12 @@ class StableDiffusionCpp:
             seed=self.job.seed,
             progress_callback=progress,
         )[0]
-        found = {name: self._at(done) - self._at(begun) for name, (begun, done) in _TAKEN.items()}
+        found = {name: self._find_time(done) - self._find_time(begun) for name, (begun, done) in _TAKEN.items()}
         if len(ended) > 1:
             found["unet"] = (ended[-1] - ended[0]) / (len(ended) - 1)
         return GeneratedImage(image.convert("RGB").tobytes(), found)  # without the alpha channel
 
-    def _at(self, message: str) -> float:
+    def _find_time(self, message: str) -> float:
         """Return the time of a log message."""
         return next(moment for moment, text in self.log if re.search(message, text))
 

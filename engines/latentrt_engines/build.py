@@ -1,4 +1,4 @@
-"""Builds of engines: each engine is built once, in a process of its own, checked, and published in the cache."""
+"""Builds of engines: each engine is built once in its own process, checked, and published in the cache."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PLAN_OVERHEAD = 1.1
 
 
 class Progress(ABC):
-    """Receives the progress of builds."""
+    """A receiver of the progress of builds."""
 
     @abstractmethod
     def update(self, component: str, text: str, fraction: float) -> None:
@@ -57,22 +57,27 @@ def build_engines(
     """Build the engines that do not exist yet, one after the other.
 
     Args:
-        force: also build engines that exist; an existing engine is kept until the new one replaces it.
-        timing_cache: file of kernel timings to read and extend (`tensorrt`).
+        bundle: the bundle with the graphs.
+        targets: the engines to build.
+        cache: the cache for the engines.
+        progress: notified of phases, results and warnings.
+        force: whether to build engines that exist; an existing engine is kept until the new one replaces it.
+        timing_cache: the file of kernel timings to read and extend (`tensorrt`); None for no file.
 
     Yields:
         Each engine, once it is in the cache.
 
     Raises:
-        BundleError: the bundle is damaged. BuildError: a graph cannot be built. EngineError: the cache cannot be
-            written, or the disk is full. Existing engines are unchanged.
+        BundleError: the bundle is damaged.
+        BuildError: a graph cannot be built.
+        EngineError: the cache cannot be written, or the disk is full. Existing engines are unchanged.
     """
     for target in targets:
         yield _Build(bundle, target, cache, progress, timing_cache).run(force=force)
 
 
 class _Build:
-    """One engine."""
+    """The build of one engine."""
 
     def __init__(
         self, bundle: Bundle, target: EngineTarget, cache: EngineCache, progress: Progress, timing_cache: Path | None
@@ -90,14 +95,14 @@ class _Build:
             self.progress.update(self.name, "waiting for another process that builds it", 0.0)
 
         with self.cache.lock(self.target.key, on_wait) as draft:
-            # After waiting, even a forced build has just been done by the other process.
+            # After waiting, the other process has just built the engine, which satisfies a forced build too.
             existing = self._find_existing() if waited or not force else None
             engine = existing or self._build(draft)
         self.progress.finish(self.name, engine, built=existing is None)
         return engine
 
     def _find_existing(self) -> StoredEngine | None:
-        """Find the engine, or one plan for more GPUs; quarantine damaged ones and warn of them."""
+        """Find the engine, or one whose plan supports more GPUs; quarantine damaged engines with a warning."""
         tried, damaged = set[str](), False
         key: str | None = self.target.key
         while key is not None and key not in tried:
@@ -135,7 +140,11 @@ class _Build:
         return self.cache.publish(record, draft, built.array_digests)
 
     def _build_with_retries(self, draft: Path) -> Built:
-        """Build; after running out of memory try again with a smaller workspace."""
+        """Build the plan; after running out of memory, retry with a smaller workspace.
+
+        Raises:
+            BuildError: no smaller workspace would help, or the graph cannot be built.
+        """
         workspace = self.target.identity.options.workspace_bytes
         while True:
             outcome = self._run_worker(draft, workspace)
@@ -180,7 +189,11 @@ class _Build:
         raise ending.error(self.name, BuildError)
 
     def _check_room(self) -> None:
-        """Reject a build whose plan cannot fit on the disk; a plan contains its weights."""
+        """Reject a build whose plan, which contains its weights, cannot fit on the disk.
+
+        Raises:
+            EngineError: the disk has too little free space.
+        """
         _, weights = self.bundle.component_files(self.name, self.target.identity.precision)
         needed = 0 if self.target.identity.weights is None else self.bundle.manifest.files[weights].size
         needed = int(needed * _PLAN_OVERHEAD)
@@ -195,8 +208,11 @@ class _Build:
 
 
 def _next_workspace(workspace_bytes: int) -> int | None:
-    """Return the workspace to try after one that was too large for the memory (0: the library's own limit); None if a
-    smaller one would not help."""
+    """Return the next workspace in bytes after one that was too large for the memory; None if none would help.
+
+    Args:
+        workspace_bytes: the workspace that was too large; 0 for the library's own limit.
+    """
     smaller = min(workspace_bytes // 4, _LARGEST_RETRY_BYTES) if workspace_bytes else _LARGEST_RETRY_BYTES
     return smaller if smaller >= _SMALLEST_WORKSPACE_BYTES else None
 

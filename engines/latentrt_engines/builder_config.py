@@ -22,7 +22,7 @@ def make_config(library: Library, builder: Any, identity: EngineIdentity, worksp
 
     Args:
         builder: the library's `Builder`.
-        workspace_bytes: limit of a layer's scratch memory; the library's own if None.
+        workspace_bytes: the limit of a layer's scratch memory; None for the library's own limit.
 
     Raises:
         BuildError: the library rejects a compute capability.
@@ -37,7 +37,7 @@ def make_config(library: Library, builder: Any, identity: EngineIdentity, worksp
     if options.hardware_compatibility != "none":
         level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
         config.hardware_compatibility_level = level
-    # Memory for activations then follows the shapes of a run instead of the largest shapes.
+    # Memory for activations is then allocated for the shapes of a run instead of the largest shapes.
     if (preview := getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)) is not None:
         config.set_preview_feature(preview, True)
     if not library.needs_gpu:
@@ -46,11 +46,11 @@ def make_config(library: Library, builder: Any, identity: EngineIdentity, worksp
 
 
 def _flags(options: EngineOptions) -> dict[str, bool]:
-    """Return the names of builder flags, each to be set or cleared whatever the library's default."""
+    """Return builder flag → whether it is set; listed flags override the library's defaults."""
     flags = {"TF32": options.tf32}
     if options.refittable or options.strip_weights:
         flags["REFIT_INDIVIDUAL"] = True
-    if options.strip_weights:  # leaves out the weights that are marked as refittable
+    if options.strip_weights:  # omits the weights that are marked as refittable
         flags["STRIP_PLAN"] = True
     if options.weight_streaming:
         flags["WEIGHT_STREAMING"] = True
@@ -86,8 +86,8 @@ def use_timing_cache(config: Any, path: Path, warn: Callable[[str], None]) -> Ca
 
     Args:
         config: the library's builder config.
-        path: of the file, which is created by the first build.
-        warn: called with a message if the file is of another GPU or library version.
+        path: the file, which the first build creates.
+        warn: called with a message if the file's timings are of another GPU or library version.
 
     Returns:
         A function that writes the file: the timings of this build, and those that other builds have added meanwhile.
@@ -136,7 +136,7 @@ class _Phase:
 
 
 class PhaseTree:
-    """The nested phases of a build, as a fraction of the whole build.
+    """The nested phases of a build, which determine the completed fraction of the whole build.
 
     TensorRT reports nested phases with a number of steps each (`IProgressMonitor`). A phase is a fraction of one step
     of its parent phase. Methods may be called from any thread; reports come from one thread at a time.
@@ -204,6 +204,6 @@ def make_monitor(library: Library, tree: PhaseTree) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             tree.step(phase_name, step)
-            return True  # a build is stopped by ending its process
+            return True  # a build is cancelled by ending its process
 
     return Monitor()

@@ -1,9 +1,9 @@
-"""The store of engines as the builder uses it: locks, publishing, digests of weights, and pruning.
+"""The builder's side of the store of engines: locks, publishing, digests of weights, and pruning.
 
-A process that builds an engine holds the lock of the engine's key; the operating system releases it when the process
-ends, however it ends. The plan is written as a draft under the lock and renamed to its own hash; the record is replaced
-last, by rename. So a builder that is killed at any moment leaves the earlier engine, the new one or none; its
-unfinished files are removed by the next process that holds the lock.
+A process that builds an engine holds the lock of the engine's key; the operating system releases the lock when the
+process exits or crashes. The plan is written as a draft under the lock and renamed to its own hash; the record is
+replaced last, by a rename. So a builder that is killed at any time leaves the earlier engine, the new one or none; the
+next holder of the lock removes its unfinished files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class EngineCache(EngineStore):
     """The store of engines, with the methods that write to it.
 
     Args:
-        folder: where the engines are; the user's own cache if None.
+        folder: the folder of the engines; None for the user's own cache.
 
     Raises:
         EngineError: the folder cannot be created, or other users can access it.
@@ -64,7 +64,7 @@ class EngineCache(EngineStore):
 
     @contextlib.contextmanager
     def lock(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path]:
-        """Hold the lock of a key, and yield the path where a draft of its plan may be written.
+        """Hold the lock of a key, and yield the path for a draft of its plan.
 
         Args:
             on_wait: called once if another process holds the lock.
@@ -84,8 +84,8 @@ class EngineCache(EngineStore):
         draft = self.folder / _DRAFTS / f"{key}.plan"
         try:
             with translating_os_errors(self.folder):
-                # An earlier draft is of a process that was killed, as only the holder of the lock writes here. Opened
-                # now, so that a folder that is not writable is reported before the build.
+                # Only the holder of the lock writes here, so an earlier draft was left by a killed process. Opening
+                # it now reports a folder that is not writable before the build.
                 draft.write_bytes(b"")
             yield draft
         finally:
@@ -94,7 +94,7 @@ class EngineCache(EngineStore):
             lock.release()
 
     def find_intact(self, key: str) -> StoredEngine | None:
-        """Return the engine with a key if its plan has the recorded hash; quarantine it and return None if not."""
+        """Return the engine with a key; quarantine it and return None if its plan does not have the recorded hash."""
         try:
             engine = self.get(key)
         except EngineDamagedError as error:
@@ -174,8 +174,13 @@ class EngineCache(EngineStore):
 
 
 def _make_lock(path: Path) -> BaseFileLock:
-    """Make a lock that the operating system releases with the process. Its package is needed to build or delete only,
-    not to list and plan."""
+    """Return a lock that the operating system releases when the process ends.
+
+    Its package is imported here, because only building and deleting need it.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
     try:
         from filelock import FileLock
     except ImportError as error:
@@ -185,7 +190,7 @@ def _make_lock(path: Path) -> BaseFileLock:
 
 @contextlib.contextmanager
 def translating_os_errors(folder: Path) -> Iterator[None]:
-    """Replace an OSError, raised while the cache is written, by an error with the folder, the reason and the remedy.
+    """Replace an OSError, raised while writing to the cache, by an error with the folder, the reason and the remedy.
 
     Raises:
         EngineError: in place of an OSError.
@@ -207,7 +212,7 @@ def translating_os_errors(folder: Path) -> Iterator[None]:
 def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
     """Return a digest of each array's bytes, by name: BLAKE2b, 16 hexadecimal digits.
 
-    Short, as the digests only tell which arrays changed; the weights are pinned by the SHA-256 of their file.
+    They only show which arrays changed, so they are short; the SHA-256 of the weights' file pins the weights.
     """
     return {
         name: hashlib.blake2b(array.reshape(-1).view("u1").data, digest_size=8).hexdigest()
@@ -227,7 +232,7 @@ def read_array_digests(engine: StoredEngine) -> dict[str, str] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Prunable:
-    """A file or folder of the cache that can be deleted, and why."""
+    """A file or folder of the cache that can be deleted, and the reason."""
 
     path: Path
     reason: str
@@ -238,8 +243,8 @@ def find_prunable(cache: EngineCache, *, everything: bool, not_used_since: float
     """Find deletable files and folders: leftovers, and engines of another version of an installed library.
 
     Args:
-        everything: include all engines.
-        not_used_since: include engines that were neither built nor loaded since then, in seconds since 1970.
+        everything: whether to include all engines.
+        not_used_since: include engines that were neither built nor loaded since this time, in seconds since 1970.
     """
     versions = {name: found.version for name, found in load_libraries().items() if isinstance(found, Library)}
     found = [

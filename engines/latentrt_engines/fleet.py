@@ -1,4 +1,4 @@
-"""The plan of a fleet: which engines its GPUs need, which exist, and which this machine can build."""
+"""The plan of a fleet of GPUs: the engines that they need, those that exist, and those that this machine can build."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Location", "PlannedEngine", "plan_fleet"]
 
 Location = Literal["bundle", "cache"]
 
-# Size of a plan without its weights: measured 1 to 6 MB for small graphs, 20 MB for a full-size denoiser.
+# Size of a plan without its weights, in bytes: measured 1 to 6 MB for small graphs, 20 MB for a full-size denoiser.
 _KERNEL_BYTES = 5_000_000
 
 
@@ -33,10 +33,10 @@ class PlannedEngine:
     """An engine for one GPU model of a fleet.
 
     Attributes:
-        location: where the engine exists; None if it has to be built.
-        key: of the existing engine, which may be built for more GPUs; else of the engine to build.
-        size_bytes: of the plan; an estimate if it has to be built.
-        obstacle: why this machine cannot build it; None if it can.
+        location: the place of the existing engine; None if it has to be built.
+        key: the key of the existing engine, which may support more GPUs, or of the engine to build.
+        size_bytes: the size of the plan; an estimate if it has to be built.
+        obstacle: the reason why this machine cannot build it; None if it can.
         buildable_elsewhere: whether a machine with the GPU can build it, while this machine cannot.
     """
 
@@ -86,9 +86,9 @@ def plan_fleet(
 
 
 def _find_builder(gpu: GpuModel, options: BuildOptions, here: Gpu | NoGpu) -> tuple[Library, str | None]:
-    """Return the library that builds for a GPU model, and why it cannot build on this machine."""
+    """Return the library that builds for a GPU model, and the reason why it cannot build on this machine, or None."""
     name = options.library or gpu.library
-    # Without the library existing engines are found too, of any version.
+    # Without the library, existing engines of any version are found.
     library, obstacle = Library(name=name, module=None, version=""), None
     try:
         library = load_library(name)
@@ -131,7 +131,7 @@ def _runs_on(identity: EngineIdentity, gpu: GpuModel, target: EngineTarget, libr
         return False
     if gpu.compute_capability not in identity.compute_capabilities:
         return False
-    # The whole name is known of this machine's GPU; of a model only its beginning.
+    # The full driver's name is known for this machine's GPU only; for a model, only its beginning.
     if target.identity.gpu not in (None, gpu.driver_name):
         return identity.gpu == target.identity.gpu
     return identity.gpu is None or identity.gpu == gpu.driver_name or find_by_driver_name(identity.gpu) == gpu

@@ -27,12 +27,12 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class GpuModel:
-    """A GPU model, under the name that people use.
+    """A GPU model.
 
     Attributes:
-        label: as in `rtx4090`.
-        driver_name: beginning of the driver's name of the GPU.
-        compute_capability: as in `8.9`.
+        label: its common name, as in `rtx4090`.
+        driver_name: the beginning of the driver's name of the GPU.
+        compute_capability: its compute capability, as in `8.9`.
         library: the library that builds engines for it.
     """
 
@@ -62,7 +62,7 @@ def _geforce(capability: str, *models: str) -> dict[str, GpuModel]:
     return _rtx(capability, **names)
 
 
-UNNAMED = "any GPU"  # driver's name of a model that is only known by its compute capability
+UNNAMED = "any GPU"  # driver's name of a model given by its compute capability only
 _EXAMPLES = ("rtx4090", "rtx3060", "rtxa6000", "l4", "a100", "h100", "orin")
 GPUS: dict[str, GpuModel] = {
     **_geforce("7.5", "2060", "2070", "2080", "2080 Ti"),
@@ -92,7 +92,7 @@ def find_gpu_model(name: str) -> GpuModel:
     """Find a GPU model by a label, a driver's name or a compute capability.
 
     Args:
-        name: in any spelling, as `rtx4090`, `RTX 4090`, `NVIDIA GeForce RTX 4090`, or `8.9`.
+        name: a name in any spelling, as in `rtx4090`, `RTX 4090`, `NVIDIA GeForce RTX 4090`, or `8.9`.
 
     Raises:
         RequestError: no model has the name.

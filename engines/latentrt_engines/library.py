@@ -1,8 +1,8 @@
 """TensorRT and TensorRT-RTX behind one interface, with the limits of each.
 
-Both have the same API under two import names. They differ in where they build: `tensorrt` on the GPU that the plan is
-for, `tensorrt_rtx` on any machine, for a set of compute capabilities. Unsupported options are rejected before a build
-starts, because the library would report an internal error after minutes of work.
+Both have the same API under two import names. `tensorrt` builds on the GPU that runs the plan, `tensorrt_rtx` on any
+machine for a set of compute capabilities. Unsupported options are rejected before a build starts, because the library
+would report an internal error after minutes of work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Library(LoadedLibrary):
 
     @property
     def needs_gpu(self) -> bool:
-        """Whether the library builds only on the GPU that the plan is for."""
+        """Whether the library builds only on the GPU that runs the plan."""
         return self.name == "tensorrt"
 
     def capabilities(self) -> dict[str, Any]:
@@ -38,8 +38,9 @@ class Library(LoadedLibrary):
         """Reject a build that the library does not support on this machine.
 
         Args:
-            capabilities: the compute capabilities that the plan is for.
-            gpu: of this machine.
+            options: the builder options.
+            capabilities: the compute capabilities that the plan has to support.
+            gpu: the GPU of this machine.
 
         Raises:
             BackendError: the library needs a GPU, and this machine has none that can be used.
@@ -52,14 +53,14 @@ class Library(LoadedLibrary):
             raise RequestError(problem)
 
     def check_timing_cache(self, path: Path | None) -> None:
-        """Reject a timing cache that would not be used.
+        """Reject a timing cache if the library does not use one.
 
         Raises:
-            RequestError: the library is TensorRT-RTX, which times kernels on the machine that runs them.
+            RequestError: the library is TensorRT-RTX, which chooses kernels on the machine that runs them.
         """
         if path is not None and not self.needs_gpu:
             raise RequestError(
-                f"{self} uses no timing cache: its kernels are chosen on the machine that runs them; leave out "
+                f"{self} uses no timing cache, because its kernels are chosen on the machine that runs them; omit "
                 "--timing-cache"
             )
 
@@ -92,7 +93,7 @@ class Library(LoadedLibrary):
             )
         if options.version_compatible:
             yield (
-                f"{self} does not build version-compatible plans: each plan belongs to one release; leave out "
+                f"{self} does not build version-compatible plans: each plan belongs to one release; omit "
                 "--version-compatible, and build again after an upgrade"
             )
         if isinstance(gpu, NoGpu):
@@ -105,7 +106,7 @@ class Library(LoadedLibrary):
         ):
             if selected:
                 yield (
-                    f"{self} builds {plans} only on a machine with a GPU, and on this machine {gpu.reason}; leave out "
+                    f"{self} builds {plans} only on a machine with a GPU, and on this machine {gpu.reason}; omit "
                     f"{option}, or build on a machine with a GPU"
                 )
 
@@ -114,14 +115,15 @@ def load_library(name: LibraryName) -> Library:
     """Import a library.
 
     Raises:
-        MissingExtraError: it is not installed. BackendError: it is installed and cannot be loaded.
+        MissingExtraError: the library is not installed.
+        BackendError: the library is installed but cannot be loaded.
     """
     loaded = import_library(name, f"build engines with {TITLES[name]}")
     return Library(name=name, module=loaded.module, version=loaded.version)
 
 
 def load_libraries() -> dict[LibraryName, Library | str]:
-    """Import both libraries; one that cannot be used is replaced by the reason."""
+    """Import both libraries; in place of one that cannot be loaded, return the error."""
     found: dict[LibraryName, Library | str] = {}
     for name in EXTRAS:
         try:
@@ -138,5 +140,5 @@ def _contradictions(options: EngineOptions) -> Iterator[str]:
         if options.version_compatible and selected:
             yield (
                 f"got --version-compatible with {name}, expected one of them: a version-compatible plan that does not "
-                "contain the lean runtime cannot be refitted; leave one out"
+                "contain the lean runtime cannot be refitted; omit one of them"
             )

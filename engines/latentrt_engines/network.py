@@ -19,7 +19,7 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT64": "in
 
 
 class Log:
-    """Errors and warnings that a library has logged; the errors say why a build failed."""
+    """The errors and warnings that a library has logged; the errors explain a failed build."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -31,7 +31,7 @@ class Log:
 
 
 def make_log(library: Library) -> tuple[Log, Any]:
-    """Make a log, and the library's own logger that writes to it."""
+    """Return a log and the library's own logger that writes to it."""
     log = Log()
     return log, make_logger(library, log.errors.append, log.warnings.append)
 
@@ -47,20 +47,21 @@ def parse_network(
     """Parse a graph whose weights are passed by name.
 
     Args:
-        logger: the library's (`make_log`).
+        logger: the library's logger (`make_log`).
         builder: the library's `Builder`, which will build the network.
-        component: its name, for messages.
-        graph: content of the .onnx file.
-        weights: mapped arrays, by the names of the graph's initializers. They must outlive the build.
+        component: the component's name, for messages.
+        graph: the content of the .onnx file.
+        weights: mapped arrays by the names of the graph's initializers. They must outlive the build.
 
     Returns:
         The network, and the parser, which must outlive it.
 
     Raises:
-        BuildError: the graph cannot be parsed; names the node, its op, and the module it was traced in.
+        BuildError: the graph cannot be parsed; the message names the node, its operator, and the module it was traced
+            in.
     """
     trt = library.module
-    # TensorRT 11 has no other networks; 10 needs the flag.
+    # All networks of TensorRT 11 are strongly typed; 10 needs the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     loaded = parser.load_model_proto(graph)
@@ -94,7 +95,7 @@ def check_network(library: Library, network: Any, name: str, component: Componen
     """Compare the inputs and outputs of a network with the manifest.
 
     Args:
-        name: of the component, for messages.
+        name: the component's name, for messages.
 
     Raises:
         BuildError: an input or output has another name, dtype or fixed size.
@@ -113,10 +114,10 @@ def check_network(library: Library, network: Any, name: str, component: Componen
 
 
 def _describe_mismatch(tensor: Any, spec: TensorSpec, *, dynamic: bool) -> str | None:
-    """Describe how a tensor differs from the manifest.
+    """Describe a tensor's difference from the manifest; return None if there is none.
 
     Args:
-        dynamic: whether an axis with a name has to be dynamic in the network.
+        dynamic: whether a named axis has to be dynamic in the network.
     """
     dtype = _DTYPES.get(tensor.dtype.name, tensor.dtype.name)
     if dtype != spec.dtype:
@@ -131,7 +132,7 @@ def _describe_mismatch(tensor: Any, spec: TensorSpec, *, dynamic: bool) -> str |
 
 
 def mark_refittable(library: Library, network: Any, component: str, names: Iterable[str]) -> None:
-    """Mark each weight as refittable by its own name, so that a later refit is complete or refused.
+    """Mark each weight as refittable by its own name, so that a later refit is complete or fails.
 
     Raises:
         BuildError: the network has no weights with one of the names.
@@ -140,5 +141,5 @@ def mark_refittable(library: Library, network: Any, component: str, names: Itera
     if unknown := [name for name in names if not network.mark_weights_refittable(name)]:
         raise BuildError(
             f"{component}: {library} has no weights named {', '.join(unknown[:3])}{' …' if len(unknown) > 3 else ''}, "
-            f"{len(unknown)} of {len(names)}, so they could not be replaced; leave out --refittable and --strip-weights"
+            f"{len(unknown)} of {len(names)}, so they could not be replaced; omit --refittable and --strip-weights"
         )

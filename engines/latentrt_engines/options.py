@@ -1,4 +1,4 @@
-"""The options of a build as the user gives them, and the build request that they resolve to."""
+"""The user's options of a build, and the build request that they resolve to."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class BuildRequest:
     """A checked request to build engines.
 
     Attributes:
-        gpu: of this machine.
-        profiles: the images that the engines are for, a profile for each size.
+        gpu: the GPU of this machine.
+        profiles: the supported images, a profile for each size.
         targets: the engines, without duplicates.
     """
 
@@ -37,14 +37,14 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """The options that `build`, `plan` and `engines why` share, as the user gives them.
+    """The user's options of `build`, `plan` and `engines why`.
 
     Attributes:
-        component: names of components; all of the bundle's if empty.
-        precision: of the graph; the bundle's if None.
-        size, batch, chunks, guidance: the images that the engines are for (`latentrt_engines.profiles`).
-        workspace: as in `2GiB`; the library's own limit if None.
-        library: the one that suits the GPUs if None.
+        component: the names of the components; empty for all of the bundle's.
+        precision: the precision of the graph; None for the bundle's.
+        size, batch, chunks, guidance: the images that the engines support (`latentrt_engines.profiles`).
+        workspace: the scratch memory of a layer, as in `2GiB`; None for the library's own limit.
+        library: the library that builds; None for the one that supports the GPUs.
     """
 
     component: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class BuildOptions:
         Args:
             gpus: GPU models to build for, as in `rtx4090,rtx5090`.
             capabilities: compute capabilities to build for, as in `8.6,8.9`. This machine's GPU if both are None.
-            here: the GPU of this machine; looked up if None.
+            here: the GPU of this machine; None to detect it.
 
         Raises:
             RequestError: an option is invalid, or unsupported by the library.
@@ -165,7 +165,7 @@ def parse_bytes(name: str, text: str) -> int:
     """Parse a number of bytes, as in `2GiB`, `512MiB` or `1000000`.
 
     Args:
-        name: of the option, for the message.
+        name: the option's name, for the message.
 
     Raises:
         RequestError: the text has another form, or the number is below 1 or above 1 PiB.

@@ -1,14 +1,14 @@
-"""Optimization profiles: the shapes that an engine is built for.
+"""Optimization profiles: the shapes that an engine supports.
 
-A user gives sizes and a number of images and a length of prompt. The shapes of a component's inputs follow from the
-names of their axes (`latentrt.bundle.manifest.InputSpec`), which count what the pipeline passes at once:
+A user gives sizes, a number of images and a length of prompt. The shapes of a component's inputs are computed from the
+names of their axes (`latentrt.bundle.manifest.InputSpec`), which the pipeline passes at once:
 
-- `chunks`: of the different prompts, so anything from one chunk up;
+- `chunks`: the chunks of all different prompts, at least one;
 - `evaluations`: every image, twice with guidance (three times for editing, which is guided by the image as well);
 - `tokens`: the chunks of a prompt, joined;
 - `batch`: one image at a time;
 - `images`, `pixel_height`, `pixel_width`: all images of a request, in pixels;
-- `height`, `width`: of the latents.
+- `height`, `width`: the sides of the latents.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DimRange:
 
     @classmethod
     def of(cls, number: int) -> DimRange:
-        """Return the range of one number."""
+        """Return the range whose minimum, optimum and maximum are one number."""
         return cls(min=number, opt=number, max=number)
 
     def divided_by(self, divisor: int) -> DimRange:
@@ -67,10 +67,10 @@ class DimRange:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProfile:
-    """The requests that an engine is built for.
+    """The requests that an engine supports.
 
     Attributes:
-        width, height: of an image, in pixels, independent of one another.
+        width, height: the sides of an image in pixels, independent of one another.
         batch: the number of images at once.
         chunks: the number of chunks of 75 tokens in a prompt.
         guidance: whether there is classifier-free guidance, which multiplies the denoiser's evaluations.
@@ -108,7 +108,7 @@ def image_profile(
         size: `512x512` (width × height), a range `256..1024` or `512x512..1024x768`, or minimum, optimum and maximum,
             `256x256:512x512:1024x1024`; the bundle's default size if None.
         batch, chunks: `1`, `1..4` or `1:1:4`.
-        guidance: by the bundle's default guidance scale, if None.
+        guidance: `on`, `off` or `both`; None selects by the bundle's default guidance scale.
 
     Raises:
         RequestError: an argument has another form, or is beyond the bundle's limits.
@@ -131,17 +131,18 @@ def image_profile(
 
 
 def check_merging(component: Component, shapes: Mapping[str, ShapeRange]) -> None:
-    """Refuse images whose merged tokens are more than TensorRT's TopK can rank (`_MAX_RANKED`).
+    """Reject images with more tokens to merge than TensorRT's TopK can rank (`_MAX_RANKED`).
 
     Args:
-        shapes: of the denoiser's inputs.
+        component: the denoiser; without token merging, every shape passes.
+        shapes: the shapes of the denoiser's inputs.
 
     Raises:
         RequestError: the largest image has more tokens.
     """
     if component.token_merging is None:
         return
-    # down_blocks.LEVEL.attentions.…: the sides are halved LEVEL times. The names of up blocks do not say how often.
+    # down_blocks.LEVEL.attentions.…: the sides are halved LEVEL times. The names of up blocks do not contain this.
     levels = (block.split(".")[1] for block in component.token_merging.blocks if block.startswith("down_blocks."))
     level = int(next(levels, "0"))
     latents = component.input_from("latents")
@@ -158,12 +159,12 @@ def parse_size(text: str, optimum: tuple[int, int]) -> tuple[DimRange, DimRange]
     """Parse the width and height of `512`, `512x768`, `256..1024` or `min:opt:max`.
 
     Args:
-        optimum: width and height of a range that does not give them, if it includes them.
+        optimum: the optimum (width, height) of a range without one, if the range includes it.
 
     Raises:
         RequestError: the text has another form.
     """
-    low, best, high = _three(text, "size", _parse_sides, "512x512, a range 256..1024 or min:opt:max")
+    low, best, high = _parse_range(text, "size", _parse_sides, "512x512, a range 256..1024 or min:opt:max")
     ranges = []
     for side in range(2):
         opt = best[side] if best else min(max(optimum[side], low[side]), high[side])
@@ -177,7 +178,7 @@ def parse_count(name: str, text: str) -> DimRange:
     Raises:
         RequestError: the text has another form.
     """
-    low, best, high = _three(text, name, _parse_number, "a number, a range 1..4 or min:opt:max as in 1:1:4")
+    low, best, high = _parse_range(text, name, _parse_number, "a number, a range 1..4 or min:opt:max as in 1:1:4")
     return _check_range(name, text, low, low if best is None else best, high)
 
 
@@ -187,7 +188,7 @@ def component_profile(
     """Return the shapes of a component's inputs: input → minimum, optimum and maximum.
 
     Raises:
-        RequestError: an input has an axis that does not follow from a profile.
+        RequestError: an input has an axis that a profile does not determine.
     """
     space = manifest.latent_spaces.get(name) or next(iter(manifest.latent_spaces.values()))
     guided = profile.batch.times(_IMAGE_GUIDED_EVALUATIONS if "edit" in manifest.tasks else _GUIDED_EVALUATIONS)
@@ -207,7 +208,7 @@ def component_profile(
         "pixel_height": profile.height,
         "pixel_width": profile.width,
     }
-    # An input image in 8 bits has any size: the graph itself resizes it.
+    # An 8-bit input image can have any size, because the graph resizes it.
     low, high = manifest.limits.min_side, manifest.limits.max_side
     input_image = {
         "pixel_height": DimRange(min=low, opt=profile.height.opt, max=high),
@@ -237,7 +238,7 @@ def _dim_range(component: str, spec: TensorSpec, axis: int | str, ranges: Mappin
     factor, _, name = axis.rpartition("*")
     if name not in ranges:
         raise RequestError(
-            f"{component} has the input {spec}, whose axis {name} does not follow from a profile; expected one of "
+            f"{component} has the input {spec}, whose axis {name} a profile does not determine; expected one of "
             f"{', '.join(ranges)}"
         )
     return ranges[name].times(int(factor or 1))
@@ -260,7 +261,7 @@ def _check_side(name: str, sides: DimRange, manifest: Manifest) -> None:
 
 _GUIDED_EVALUATIONS = 2
 _IMAGE_GUIDED_EVALUATIONS = 3
-# The largest k of TensorRT's TopK (its operators' documentation; TensorRT-RTX says so too).
+# The largest k of TensorRT's TopK (documentation of its operators; TensorRT-RTX reports the same limit).
 _MAX_RANKED = 3840
 _SIDES = re.compile(r"(\d+)(?:[x×](\d+))?")
 
@@ -278,8 +279,12 @@ def _parse_sides(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-def _three(text: str, name: str, parse: Callable[[str], _T], expected: str) -> tuple[_T, _T | None, _T]:
-    """Parse minimum, optimum (None if not given) and maximum."""
+def _parse_range(text: str, name: str, parse: Callable[[str], _T], expected: str) -> tuple[_T, _T | None, _T]:
+    """Parse the minimum, the optimum (None if omitted) and the maximum of an option.
+
+    Raises:
+        RequestError: the text has another form.
+    """
     try:
         if ".." in text:
             low, high = text.split("..")

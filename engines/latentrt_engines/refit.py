@@ -1,4 +1,4 @@
-"""Refitting: a new engine in the cache, from a refittable engine and other weights, without a build."""
+"""Refitting: makes a new engine in the cache from a refittable engine and other weights, without a build."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["identify_refit", "refit_engine"]
 
 
 def identify_refit(engine: StoredEngine, bundle: Bundle) -> EngineIdentity:
-    """Return the identity that an engine has after a refit with a bundle's weights.
+    """Return the identity of an engine after a refit with a bundle's weights.
 
     Raises:
         RequestError: the engine is not refittable, or was built from another graph than the bundle's.
@@ -47,17 +47,17 @@ def identify_refit(engine: StoredEngine, bundle: Bundle) -> EngineIdentity:
 
 
 def refit_engine(engine: StoredEngine, bundle: Bundle, cache: EngineCache, device: EngineDevice) -> StoredEngine:
-    """Give a copy of an engine a bundle's weights; the engine itself is unchanged.
+    """Refit a copy of an engine with a bundle's weights; the engine itself is unchanged.
 
     Args:
-        device: with the library that built the engine, on a GPU that runs it.
+        device: a device with the library that built the engine and a GPU that runs it.
 
     Returns:
         The engine with those weights: the existing one, or a new one.
 
     Raises:
-        RequestError: the engine cannot be refitted with the weights. EngineError: the library rejects them, or the
-            cache cannot be written.
+        RequestError: the engine cannot be refitted with the weights.
+        EngineError: the library rejects the weights, or the cache cannot be written.
     """
     identity = identify_refit(engine, bundle)
     with cache.lock(engine_key(identity)) as draft:

@@ -36,10 +36,10 @@ def select_engines(cache: EngineCache, bundle: Bundle, prefixes: Iterable[str]) 
     """Select a bundle's engines from the cache, by the beginnings of their keys.
 
     Args:
-        prefixes: of keys; all engines of the bundle if empty.
+        prefixes: the beginnings of keys; empty for all engines of the bundle.
 
     Raises:
-        RequestError: not exactly one engine has a prefix, or the engine is not of the bundle.
+        RequestError: not exactly one engine has a prefix, or the engine was not built from the bundle.
         EngineError: the cache has no engine of the bundle.
     """
     selected = [cache.find_by_prefix(prefix) for prefix in prefixes]
@@ -58,16 +58,18 @@ def select_engines(cache: EngineCache, bundle: Bundle, prefixes: Iterable[str]) 
 
 
 def seal(bundle: Bundle, engines: Iterable[StoredEngine], cache: EngineCache, out: Path, *, overwrite: bool) -> Bundle:
-    """Write a new bundle with the files of a bundle, the engines that it contains already, and more engines.
+    """Write a new bundle with a bundle's files, its sealed engines, and more engines.
 
-    Every file is compared with its hash while it is copied. The new bundle is written completely or not at all.
+    Every file is compared with its hash while it is copied. The new bundle appears only once it is complete.
 
     Returns:
         The new bundle, with a digest of its own.
 
     Raises:
-        EngineDamagedError: a plan differs from its record. IntegrityError: a file of the bundle is damaged.
-        OutputError: `out` exists and `overwrite` is false, or the disk is full. RequestError: `out` is the bundle.
+        EngineDamagedError: a plan differs from its record.
+        IntegrityError: a file of the bundle is damaged.
+        OutputError: `out` exists and `overwrite` is false, or the disk is full.
+        RequestError: `out` is the bundle.
     """
     if os.path.realpath(out) == str(bundle.folder):
         raise RequestError(
@@ -81,7 +83,7 @@ def seal(bundle: Bundle, engines: Iterable[StoredEngine], cache: EngineCache, ou
             shutil.copyfile(bundle.path(name), target)
         sealed = dict(bundle.manifest.engines)
         for engine in engines:
-            if engine.key in sealed:  # built again since it was sealed
+            if engine.key in sealed:  # rebuilt since it was sealed
                 _remove(sealed[engine.key], stage.bundle, files)
             sealed[engine.key] = _add(engine, cache, stage.bundle, files)
         manifest: Manifest = msgspec.structs.replace(bundle.manifest, engines=sealed, files=files)

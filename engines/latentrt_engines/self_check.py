@@ -1,7 +1,7 @@
 """Compares an engine with ONNX Runtime on the CPU before it is accepted.
 
-The inputs are those of the exporter's gate (`latentrt.bundle.gate_inputs`), in the minimum, optimum and maximum shapes
-of the engine's profile. The metrics and bounds are those of the graph's comparison with torch, from the manifest.
+The inputs are those of the exporter's gates (`latentrt.bundle.gate_inputs`), in the minimum, optimum and maximum shapes
+of the engine's profile. The metrics and bounds are those of the graph's gate results in the manifest.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from latentrt.text.tokenizer import Tokenizer
 
 __all__ = ["GateInputs", "check_engine"]
 
-# TF32 has ten bits of fraction, as half does: the bound of float32 times the ratio of half's bound to it
-# (`latentrt_export.gates.verify`).
+# The factor of float32 bounds for TF32, which has ten bits of fraction like half: the ratio of half's bound to
+# float32's (`latentrt_export.gates.verify`).
 _TF32_FACTOR = 100.0
 
 OpenReference = Callable[[str, Precision], Session]
@@ -35,7 +35,7 @@ class GateInputs:
     """The gate inputs of each component of a bundle, in any shape.
 
     Args:
-        bundle: the bundle, whose components make the inputs of others.
+        bundle: the bundle; outputs of some components are inputs of others.
         reference: opens a component's graph on ONNX Runtime.
     """
 
@@ -43,12 +43,12 @@ class GateInputs:
         self._bundle, self._arrays = bundle, _SourceArrays(bundle, reference)
 
     def feeds(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
-        """Return inputs of these shapes; the same arrays every time."""
+        """Return a component's inputs of these shapes by name; the same arrays in every call."""
         return make_gate_inputs(component, self._bundle.manifest.components[component].inputs, shapes, self._arrays)
 
 
 class _SourceArrays(dict[str, NDArray[Any]]):
-    """The arrays behind the sources of inputs, computed when they are first needed."""
+    """The arrays behind the sources of inputs, computed on first access."""
 
     def __init__(self, bundle: Bundle, reference: OpenReference) -> None:
         super().__init__()
@@ -86,16 +86,16 @@ def check_engine(
     """Compare an engine with ONNX Runtime.
 
     Args:
-        engine: loaded, on the GPU.
-        identity: of the engine.
-        bundle: from which it was built.
+        engine: the loaded engine, on the GPU.
+        identity: the engine's identity.
+        bundle: the bundle from which it was built.
         reference: opens a component's graph on ONNX Runtime.
 
     Returns:
         A result for each output and shape.
 
     Raises:
-        BuildError: a difference is above its bound, or is not a number; the engine must not be accepted.
+        BuildError: a difference exceeds its bound or is NaN, so the engine must be rejected.
     """
     name = identity.component
     inputs, graph = GateInputs(bundle, reference), reference(name, "float32")
@@ -112,7 +112,7 @@ def check_engine(
 
 
 def _profile_shapes(profile: Mapping[str, ShapeRange]) -> list[dict[str, tuple[int, ...]]]:
-    """Return the minimum, optimum and maximum shapes, without duplicates."""
+    """Return the minimum, optimum and maximum shapes of a profile by input, without duplicates."""
     found: list[dict[str, tuple[int, ...]]] = []
     for which in ("min", "opt", "max"):
         shapes = {name: getattr(ranges, which) for name, ranges in profile.items()}

@@ -22,7 +22,7 @@ class EngineTarget:
 
     Attributes:
         identity: everything that can change its plan.
-        profile: the images it is for.
+        profile: the requests that it supports.
     """
 
     identity: EngineIdentity
@@ -30,7 +30,7 @@ class EngineTarget:
 
     @property
     def component(self) -> str:
-        """Name of the component whose graph is built."""
+        """The name of the component whose graph is built."""
         return self.identity.component
 
     @property
@@ -40,12 +40,14 @@ class EngineTarget:
 
 
 def choose_library(name: LibraryName | None, gpu: Gpu | NoGpu, *, named_targets: bool) -> Library:
-    """Choose the library that builds: the named one; else TensorRT for the GPU of this machine, and TensorRT-RTX for
-    named GPUs or a machine without a GPU. A library that is not installed is replaced by the other one if that supports
-    the build.
+    """Choose the library that builds.
+
+    By default this is TensorRT for the GPU of this machine, and TensorRT-RTX for named GPUs or a machine without a GPU.
+    If it is not installed, the other library is chosen where that supports the build.
 
     Args:
-        gpu: of this machine.
+        name: the user's choice, if any.
+        gpu: the GPU of this machine.
         named_targets: whether the user named the GPUs or compute capabilities to build for.
 
     Raises:
@@ -74,7 +76,7 @@ def choose_capabilities(library: Library, gpu: Gpu | NoGpu, named: Iterable[str]
     """Choose the compute capabilities to build for: the named ones, sorted and without duplicates, else this machine's.
 
     Raises:
-        RequestError: none is named, and this machine has no GPU.
+        RequestError: no capability is named, and this machine has no GPU.
     """
     if capabilities := tuple(sorted(set(named), key=_as_numbers)):
         return capabilities
@@ -117,9 +119,10 @@ def list_targets(
     """List the engines of a bundle's components for one profile.
 
     Args:
-        capabilities: the compute capabilities that a plan is for.
-        gpu: of this machine; a TensorRT plan is for its model only, unless it is built for hardware compatibility.
-        precision: of the graph; the bundle's own if None.
+        capabilities: the compute capabilities that a plan has to support.
+        gpu: the GPU of this machine; a TensorRT plan supports its model only, unless it is built for hardware
+            compatibility.
+        precision: the precision of the graph; None for the bundle's.
 
     Raises:
         BundleError: the bundle has no graph of the precision, or the graph is int8, which is for CPUs.

@@ -1,4 +1,4 @@
-"""Explanations of missing engines: the nearest existing engine, and how it differs from the wanted one."""
+"""Explanations of missing engines: the nearest existing engine, and its differences from the target."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Explanation:
 
     Attributes:
         nearest: an engine that serves the target, or the one that differs least; None if the component has none.
-        sealed: whether it is in the bundle rather than in the cache.
-        differences: a clause for each; none if the engine serves the target.
+        sealed: whether it is in the bundle, not in the cache.
+        differences: a clause for each difference; empty if the engine serves the target.
     """
 
     target: EngineTarget
@@ -33,7 +33,7 @@ class Explanation:
 
 
 def explain(targets: Iterable[EngineTarget], bundle: Bundle, store: EngineStore) -> list[Explanation]:
-    """Find the nearest existing engine to each target, and describe how it differs."""
+    """Find the nearest existing engine to each target, and describe its differences."""
     stored = [engine for engine in store.engines() if engine.is_complete]
     sealed = [engine.record for engine in read_sealed_engines(bundle)]
     return [_explain(target, bundle, stored, sealed) for target in targets]
@@ -53,12 +53,12 @@ def _explain(
     record, engine = min(candidates, key=lambda each: _distance(each[0].identity, wanted))
     differences: list[str] = []
     if not serves(record.identity, wanted):
-        differences = describe_differences(record.identity, wanted, _count_changed_arrays(engine, wanted, bundle))
+        differences = describe_differences(record.identity, wanted, _describe_changed_arrays(engine, wanted, bundle))
     return Explanation(target=target, nearest=record, sealed=engine is None, differences=tuple(differences))
 
 
 def _distance(found: EngineIdentity, wanted: EngineIdentity) -> tuple[int, ...]:
-    """Return the distance of an engine: by graph first, then weights, shapes, GPUs, and the number of differences."""
+    """Return the distance of an engine as a sort key: graph, weights, shapes, GPUs, and the number of differences."""
     missing = set(wanted.compute_capabilities) - set(found.compute_capabilities)
     return (
         not serves(found, wanted),
@@ -70,8 +70,8 @@ def _distance(found: EngineIdentity, wanted: EngineIdentity) -> tuple[int, ...]:
     )
 
 
-def _count_changed_arrays(engine: StoredEngine | None, wanted: EngineIdentity, bundle: Bundle) -> str:
-    """Count the weight arrays that changed, as in `3 of 208 arrays`; empty if none did, or the digests are missing."""
+def _describe_changed_arrays(engine: StoredEngine | None, wanted: EngineIdentity, bundle: Bundle) -> str:
+    """Describe the weight arrays that changed, as in `3 of 208 arrays`; empty if none did or digests are missing."""
     if engine is None or (before := read_array_digests(engine)) is None:
         return ""
     found = engine.record.identity

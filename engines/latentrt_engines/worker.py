@@ -1,4 +1,4 @@
-"""The process that builds one engine: a graph in, a checked plan out.
+"""The process that builds one engine from a graph, and checks it.
 
 The parent sends a `BuildJob` and reads `Phase` messages, then one `Built`, `OutOfMemory` or `Failed`
 (`latentrt.worker_process`). The plan is written to the job's draft file, not to the pipe. Run as
@@ -44,11 +44,11 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
     """An engine to build.
 
     Attributes:
-        bundle: path of the bundle's folder.
-        digest: of the bundle.
-        workspace_bytes: limit of a layer's scratch memory in this attempt; None is the library's own limit.
-        timing_cache: path of a file of kernel timings, or None.
-        draft: path of the file that the plan is written to.
+        bundle: the path of the bundle's folder.
+        digest: the digest of the bundle.
+        workspace_bytes: the limit of a layer's scratch memory in this attempt; None for the library's own limit.
+        timing_cache: the path of a file of kernel timings, or None.
+        draft: the path of the file for the plan.
     """
 
     bundle: str
@@ -71,8 +71,8 @@ class Built(msgspec.Struct, frozen=True, tag="built", kw_only=True):
 
     Attributes:
         array_digests: a digest of each weight array, by name.
-        seconds: wall time.
-        peak_bytes: largest resident set of the worker.
+        seconds: the wall time.
+        peak_bytes: the largest resident set of the worker.
         workspace_bytes: the workspace limit of the build.
     """
 
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 class _Builder:
-    """One build."""
+    """The build of one engine."""
 
     def __init__(self, job: BuildJob, report: Callable[[float, str], None]) -> None:
         self.job, self.identity = job, job.identity
@@ -124,7 +124,7 @@ class _Builder:
         began = time.monotonic()
         library = load_library(self.identity.library)
         if isinstance(find_gpu(), Gpu):
-            require("run the engine beside its graph")  # fails before the build, not after it
+            require("compare the engine with its graph")  # fails before the build, not after it
         component, graph, weights = self._read()
         plan = self._build_plan(library, component, graph, weights)
         seconds = round(time.monotonic() - began, 3)
@@ -139,7 +139,7 @@ class _Builder:
         )
 
     def _read(self) -> tuple[Component, bytes, NamedArrays]:
-        """Read the graph and its weights; both are compared with the hashes in the manifest."""
+        """Read the graph and its weights, and compare both with the hashes in the manifest."""
         bundle = Bundle.open(self.job.bundle, self.job.digest)
         graph, weights = bundle.component_files(self.identity.component, self.identity.precision)
         component = bundle.manifest.components[self.identity.component]
@@ -172,12 +172,12 @@ class _Builder:
         return memoryview(plan)
 
     def _make_error(self, library: Library) -> Exception:
-        """Make the error of a failed build from the library's log."""
+        """Return the error of a failed build, from the library's log."""
         log, name = self.log.text(), self.identity.component
         if (needed := _describe_workspace(log, self.workspace_bytes)) is not None:
             return BuildError(
-                f"{name}: a workspace of {self.workspace_bytes:,} bytes is too small for a layer{needed}; give more "
-                "with --workspace"
+                f"{name}: a workspace of {self.workspace_bytes:,} bytes is too small for a layer{needed}; pass a "
+                "larger --workspace"
             )
         if any(phrase in log for phrase in ("OutOfMemory", "out of memory", "bad_alloc")):
             return _NoMemoryError(log)
@@ -187,13 +187,17 @@ class _Builder:
     def _check(
         self, library: Library, component: Component, plan: memoryview, pinned: FileRecord, weights: NamedArrays
     ) -> SelfCheck:
-        """Compare the engine with ONNX Runtime, if this machine's GPU is one that the engine is for."""
+        """Compare the engine with ONNX Runtime if this machine has a GPU that the engine supports.
+
+        Raises:
+            BuildError: an output exceeds its bound.
+        """
         gpu, identity = find_gpu(), self.identity
         if isinstance(gpu, NoGpu):
-            return SelfCheck(ran_on=None, skip_reason="there is no GPU in the machine that built it")
+            return SelfCheck(ran_on=None, skip_reason="the machine that built it has no GPU")
         if gpu.compute_capability not in identity.compute_capabilities:
-            return SelfCheck(ran_on=None, skip_reason=f"it was built on {gpu.name}, which is not a GPU that it is for")
-        self.tree.notify("running the engine beside ONNX Runtime")
+            return SelfCheck(ran_on=None, skip_reason=f"it was built on {gpu.name}, which it does not support")
+        self.tree.notify("comparing the engine with ONNX Runtime")
         bundle = Bundle.open(self.job.bundle, self.job.digest)
         record = EngineRecord(
             format_version=ENGINE_FORMAT,
@@ -218,7 +222,7 @@ _REQUESTED = re.compile(r"Requested size was (\d+) bytes")
 
 
 def _describe_workspace(log: str, workspace_bytes: int) -> str | None:
-    """Describe the workspace that a layer needs, as the end of a clause; None if the limit did not stop the build."""
+    """Describe the workspace that a layer needs, as the end of a clause; None if the limit was not the cause."""
     if found := _REQUESTED.search(log):
         return f", which needs {int(found[1]):,}" if int(found[1]) > workspace_bytes else None
     return "" if "within workspace limit" in log or "requires workspace memory" in log else None

@@ -1,1 +1,1 @@
-"""A checkpoint becomes a bundle. Needs the `export` extra: torch, diffusers, transformers and onnx."""
+"""The exporter of checkpoints to bundles. The extra `export` has its requirements (torch, diffusers, transformers)."""

@@ -1,4 +1,4 @@
-"""Exports a component: its weights file, its graphs, and the gate results that prove them."""
+"""Exports a component: its weights file, its graphs, and their gate results."""
 
 from __future__ import annotations
 
@@ -64,23 +64,25 @@ def export_component(
     """Trace a component, store its weights, write its graphs and compare them with torch.
 
     Args:
-        module: loaded, in float32. Its weights are rounded in place for float16, and released to save memory.
+        module: the loaded module, in float32. Its weights are rounded in place for float16, and released to save
+            memory.
         plan: the component's name, its role, and the sources of its inputs.
-        folder: where its files go.
-        precision: of the bundle. An int8 bundle has a float32 graph over half weights for components that are not
-            quantised.
+        folder: the folder for its files.
+        precision: the precision of the bundle. An int8 bundle has a float32 graph over half weights for components that
+            are not quantised.
         arrays: the arrays behind gate inputs (`latentrt.bundle.gate_inputs`), and those for calibration.
         space: the latent space of the model.
         notify: called with a description of each step that begins.
-        parts: splits each graph into parts, if the component is to have any.
-        quantization: options of int8.
+        parts: the writer that splits each graph into parts; None for no parts.
+        quantization: the options of int8.
 
     Returns:
-        The component's record, and what it adds to `arrays`.
+        The component's record, and its additions to `arrays`.
 
     Raises:
-        CheckpointError: the module has an input that the plan has no source for.
-        GateError: a graph misses its bound.
+        CheckpointError: the module has an input without a source in the plan.
+        GateError: a difference from torch exceeds its bound.
+        ExportError: the module cannot be traced, or a graph cannot be split or loaded.
     """
     require()
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +170,7 @@ def _run_calibration_images(module: ComponentModule, name: str, inputs: Sequence
 
 
 def _collect_calibration(name: str, inputs: Sequence[InputSpec], arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Collect what `ComponentModule.calibrate` takes."""
+    """Collect the arrays for `ComponentModule.calibrate`."""
     found = {
         spec.name: arrays[f"{_CALIBRATION}{spec.source}"] for spec in inputs if f"{_CALIBRATION}{spec.source}" in arrays
     }
@@ -179,9 +181,9 @@ def _collect_calibration(name: str, inputs: Sequence[InputSpec], arrays: Mapping
 
 
 class _GraphMaker:
-    """Turns one traced graph into those that the bundle gets.
+    """The writer of a bundle's graphs from one traced graph.
 
-    It owns the module's weights from the moment they are on disk.
+    It releases the module's weights once they are on disk.
     """
 
     def __init__(
@@ -212,7 +214,7 @@ class _GraphMaker:
     def int8(self, runs: Iterable[Run], plan: Int8Plan) -> dict[Precision, GraphRecord]:
         """Write the one graph of a quantised component, compared with the checkpoint's own weights."""
         self._release()
-        FuseSelfAttention()(self.model)  # before the projections of queries, keys and values are quantised apart
+        FuseSelfAttention()(self.model)  # before the projections of queries, keys and values are quantised separately
         QuantizeLayers(plan.methods, self.stored.external)(self.model)
         floats = [name for name in self.weights if name not in plan.tensors]
         compute_in_float32(self.model, floats)
@@ -228,8 +230,10 @@ class _GraphMaker:
         return {"float32": self._finish(self.model, "model.onnx", "float32", rounded)}
 
     def float16(self, feeds: Iterable[Arrays], exact: Iterable[Run]) -> dict[Precision, GraphRecord]:
-        """Write the half graph, compared with the checkpoint's own weights, and its float32 companion, compared with
-        the rounded ones."""
+        """Write the half graph and its float32 companion.
+
+        The half graph is compared with torch on the checkpoint's own weights, its companion on the rounded ones.
+        """
         self.notify("running torch on half weights")
         rounded = [_run(self.module, feed) for feed in feeds]
         self._release()
@@ -251,7 +255,7 @@ class _GraphMaker:
         return {"float16": self._finish(self.model, "model.onnx", "float16", exact, kept), "float32": float32}
 
     def _release(self) -> None:
-        """Release the module's memory: from here on the weights are the file's."""
+        """Release the module's memory and let the graph refer to the weights file instead."""
         self._point_at_stored(self.model)
         self.module.to_empty(device="meta")
 

@@ -1,4 +1,4 @@
-"""Exports a checkpoint as a bundle. Newcomers start here."""
+"""Exports a checkpoint as a bundle: the entry point of this package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from latentrt_export.write import Progress, write_bundle
 __all__ = ["export_checkpoint"]
 
 MAX_STEPS = 1000
-MAX_GUIDANCE_SCALE = 100.0  # far above any that gives an image
+MAX_GUIDANCE_SCALE = 100.0  # far above every useful scale
 
 
 def export_checkpoint(
@@ -45,34 +45,35 @@ def export_checkpoint(
 ) -> Manifest:
     """Export a checkpoint.
 
-    The bundle is made in a folder beside `bundle`, which is renamed when it is complete: if anything fails, no partial
-    bundle appears and an existing one is untouched. The same checkpoint and options give the same bundle, byte for
+    The bundle is written to a folder next to `bundle`, which is renamed when it is complete: after a failure there is
+    no partial bundle, and an existing one is unchanged. The same checkpoint and options give the same bundle, byte for
     byte.
 
     Args:
         checkpoint: a diffusers folder, or a single `.safetensors` file of Stable Diffusion 1.x or 2.x.
-        bundle: the folder to make.
+        bundle: the folder to create.
         progress: notified of steps, results and warnings.
         precision: `float32`; `float16`, half weights with a half graph and a float32 one over them; `int8`, for CPUs.
-        variant: of the weight files of a folder (`fp16`).
+        variant: the variant of a folder's weight files (`fp16`).
         safety_checker: a classifier to use instead of the checkpoint's own: its folder, or a checkpoint that has one.
         preview_decoder: a tiny autoencoder (diffusers' `AutoencoderTiny`) whose decoder is added for previews.
-        prediction_type: the model output of a single-file checkpoint, if the file does not say it.
+        prediction_type: the model output of a single-file checkpoint, if its metadata does not have it.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
-        default_steps, default_guidance_scale: of requests that omit them; diffusers' own by default.
+        default_steps, default_guidance_scale: the values for requests that omit them; diffusers' defaults by default.
         parts: whether the denoiser is split for a shorter loop, and the decoder into slices.
         deep_cache: the branch at which the part `shallow_body` is split off, 0 the shallowest; None omits that part.
         token_merging: the share of tokens that the denoiser merges (`token_merging.py`); None merges none.
-        quantization: options of int8 graphs; None for the defaults.
+        quantization: the options of int8 graphs; None for the defaults.
         overwrite: replace an existing bundle, once the new one is complete.
 
     Returns:
         The bundle's manifest.
 
     Raises:
-        RequestError: a default or a ratio is impossible, or the denoiser has no such branch.
+        RequestError: a default or a ratio is out of range, options contradict one another, or the denoiser has no such
+            branch.
         CheckpointError, ExportError: the checkpoint cannot be exported.
-        MissingExtraError: no ONNX Runtime is installed, so no graph could be compared.
+        MissingExtraError: ONNX Runtime, which graphs are compared with, is not installed.
         OutputError: the bundle cannot be written.
     """
     require()
@@ -96,7 +97,7 @@ def export_checkpoint(
             check_branch(deep_cache, plan.deep_cache_branches)
         if opened.licence == UNKNOWN_LICENCE:
             progress.warn(
-                "no licence was found beside the checkpoint; the bundle will say 'unknown'. Clarify it before you "
+                "no licence was found in the checkpoint; the bundle records 'unknown'. Clarify it before you "
                 "distribute the bundle"
             )
         if quantization is None and precision == "int8":

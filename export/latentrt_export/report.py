@@ -27,10 +27,10 @@ _METRICS = {
 
 
 class Reporter:
-    """Prints a line per component: with a running clock on a terminal, elsewhere when the component is finished.
+    """A progress report with a line per component: on a terminal with a running clock, elsewhere once it is finished.
 
     Attributes:
-        costs: time and memory of the components that are finished.
+        costs: the time and memory of each finished component.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -1,4 +1,5 @@
-"""How many tokens may be merged, and what is the module called that says which? No torch is needed to ask."""
+"""The limits of the token merging ratio, and the name of the module that matches tokens. Importing this needs no
+torch."""
 
 from __future__ import annotations
 
@@ -6,20 +7,20 @@ from latentrt.errors import RequestError
 
 __all__ = ["MATCHING", "check_ratio"]
 
-# What the cells would leave nothing of: three of four tokens are sources.
+# Three of the four tokens of a cell are sources; a larger ratio would merge destinations.
 MAX_RATIO = 0.75
-# The module that decides what is merged: `precision.py` keeps it in float32.
+# The name of the module that decides which tokens are merged; `graphs.precision` keeps it in float32.
 MATCHING = "token_matching"
 
 
 def check_ratio(ratio: float) -> None:
-    """Refuse a ratio that merges nothing, or more than there are sources.
+    """Reject a ratio that merges no tokens, or more tokens than there are sources.
 
     Raises:
-        RequestError: naming those that are possible.
+        RequestError: the ratio is outside of 0 … `MAX_RATIO`, both exclusive.
     """
     if not 0 < ratio < MAX_RATIO:
         raise RequestError(
-            f"found the token merging ratio {ratio:g}, expected one above 0 and below {MAX_RATIO}: of each four tokens "
-            "three may be merged into the fourth; 0.5 is what its authors recommend"
+            f"got the token merging ratio {ratio:g}, expected a number above 0 and below {MAX_RATIO}, because at most "
+            "three of four tokens can be merged; its authors recommend 0.5"
         )

@@ -1,8 +1,8 @@
-"""Exports one component in a process of its own, so that memory is bounded by the largest component.
+"""Exports one component in its own process, so that memory is bounded by the largest component.
 
 The parent sends a `Job` and reads `Phase` messages, then one `Done` or `Failed` (`latentrt.worker_process`). The arrays
-behind gate inputs travel as an .npz file that each worker reads and extends. Run as `python -m latentrt_export.worker`;
-the parent's side is `run_worker`.
+behind gate inputs are passed as an .npz file that each worker reads and extends. Run as
+`python -m latentrt_export.worker`; the parent's side is `run_worker`.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ __all__ = ["Done", "Job", "Message", "Phase", "SplitOptions", "run_worker"]
 
 
 class SplitOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How components are split into parts: decoders into slices, denoisers into what changes at different rates.
+    """The options of splitting components into parts: decoders into slices, denoisers by how often values change.
 
-    `deep_cache` is the branch at which a denoiser's `shallow_body` is split off; None omits that part.
+    Attributes:
+        deep_cache: the branch at which a denoiser's `shallow_body` is split off; None omits that part.
     """
 
     deep_cache: int | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What to export.
+    """The export of one component.
 
     Attributes:
-        component: its plan.
-        checkpoint, variant: where its weights are loaded from.
-        precision: of the bundle.
-        folder: where its files go.
+        component: the component's plan.
+        checkpoint, variant: the folder and the variant of its weights.
+        precision: the precision of the bundle.
+        folder: the folder for its files.
         gate_inputs: the .npz file with the arrays behind gate inputs (`latentrt.bundle.gate_inputs`).
-        latent_space: of the model.
-        split: how the component is split into parts, if it is of a kind that is; None leaves it whole.
-        token_merging: the ratio of tokens to merge in self-attention; None merges none.
-        quantization: options of int8.
+        latent_space: the latent space of the model.
+        split: the options of splitting a denoiser or decoder into parts; None leaves it whole.
+        token_merging: the share of tokens to merge in self-attention; None merges none.
+        quantization: the options of int8.
     """
 
     component: ComponentPlan
@@ -63,7 +64,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
-    """The step that the worker begins."""
+    """A description of the step that the worker begins."""
 
     text: str
 
@@ -82,13 +83,13 @@ def run_worker(job: Job, notify: Callable[[str], None]) -> Done:
     """Export one component in a fresh interpreter and wait for it.
 
     Args:
-        job: what to export.
+        job: the component to export.
         notify: called with a description of each step that begins.
 
     Raises:
-        LatentRTError: the worker's own error, as it was raised there.
-        OutputError: there was no room for its files.
-        ExportError: the worker died without an error of its own: killed for lack of memory, or a defect.
+        LatentRTError: the error that the worker raised.
+        OutputError: the disk is full.
+        ExportError: the worker ended without an error: it was killed for lack of memory, or has a defect.
     """
     with WorkerProcess("latentrt_export.worker", job) as worker:
         for line in worker.messages():
@@ -106,18 +107,20 @@ def _explain_death(job: Job, ending: Ending) -> LatentRTError:
     name = job.component.name
     if ending.no_room:
         where = Path(job.folder).parent.parent.parent
-        return OutputError(f"{name}: its files cannot be written, there is no room for them in {where}")
+        return OutputError(f"{name}: its files cannot be written: no space left in {where}; make room and export again")
     if ending.no_memory:
         return ExportError(
             f"{name}: its process was killed, most likely for lack of memory. "
-            "Close other programs, or export on a machine with more"
+            "Close other programs, or export on a machine with more memory"
         )
     return ending.error(name, ExportError)
 
 
 def main() -> None:
-    """Read the job, do it, report. Other errors than `LatentRTError` leave a traceback on standard error and exit
-    code 1."""
+    """Read the job from standard input, run it, and report the result.
+
+    Errors other than `LatentRTError` leave a traceback on standard error and the exit code 1.
+    """
     line, report = take_job()
     job = msgspec.json.decode(line, type=Job)
     started = time.monotonic()
@@ -159,7 +162,7 @@ def _export(job: Job, notify: Callable[[str], None]) -> Component:
 
 
 def _make_part_writer(job: Job, split: SplitOptions, module: Any, notify: Callable[[str], None]) -> Any:
-    """Return what splits a component's graphs; None if it is of a kind that is not split."""
+    """Return the writer that splits a component's graphs; None for components that are not split."""
     from latentrt_export.graphs.slices import SliceWriter
     from latentrt_export.graphs.split import SplitWriter
 

@@ -42,16 +42,16 @@ __all__ = ["Progress", "write_bundle"]
 
 
 class Progress(Protocol):
-    """The listener of an export."""
+    """A receiver of an export's progress."""
 
     def phase(self, component: str, text: str) -> None:
-        """A component begins this step."""
+        """Report the step that a component begins."""
 
     def done(self, component: str, record: Component, cost: ComponentCost) -> None:
-        """A component is finished."""
+        """Report that a component is finished, with its record and cost."""
 
     def warn(self, text: str) -> None:
-        """Something that a user should know and that does not stop the export."""
+        """Report a warning, which does not stop the export."""
 
 
 def write_bundle(
@@ -70,14 +70,14 @@ def write_bundle(
     """Export every component and write the bundle's files, the manifest last.
 
     Args:
-        checkpoint: what to export.
-        plan: what it becomes.
-        stage: where to; its scratch folder takes the arrays that components pass on.
-        precision: of the weights, and of the arithmetic on a GPU.
-        split: how components are split into parts, None for not at all.
-        token_merging: the share of tokens to merge in the denoiser's self-attention, None for none.
-        quantization: options of int8, if the precision is int8.
-        default_steps, default_guidance_scale: of requests that omit them.
+        checkpoint: the checkpoint to export.
+        plan: the plan of its export.
+        stage: the folders to write to; the arrays that components pass to later ones are in its scratch folder.
+        precision: the precision of the weights, and of the arithmetic on a GPU.
+        split: the options of splitting components into parts; None for no parts.
+        token_merging: the share of tokens to merge in the denoiser's self-attention; None merges none.
+        quantization: the options of int8, if the precision is int8.
+        default_steps, default_guidance_scale: the values for requests that omit them.
         progress: notified of steps, results and warnings.
 
     Raises:
@@ -144,19 +144,19 @@ def write_bundle(
 
 
 def _warn_about_runs(checkpoint: Checkpoint, plan: ExportPlan, progress: Progress) -> None:
-    """Warn, before the long work starts, of what will keep the bundle from running."""
+    """Warn before the export of conditions that will keep the bundle from running."""
     if not any(component.role == "classifier" for component in plan.components):
         progress.warn(
-            "the checkpoint has no safety checker; its bundle will not run unless safety is switched off. "
-            "--safety-checker PATH adds one"
+            "the checkpoint has no safety checker, so its bundle runs only with safety switched off; add one with "
+            "--safety-checker PATH"
         )
     try:
         find(checkpoint.scheduler_class).read(checkpoint.scheduler_config)
         check_suits(checkpoint.scheduler_class, checkpoint.scheduler_class)
     except RequestError as error:
         progress.warn(
-            f"the checkpoint's own scheduler, {checkpoint.scheduler_class}, cannot be run; name another with --sampler "
-            f"at each run: {error}"
+            f"the checkpoint's own scheduler, {checkpoint.scheduler_class}, is not supported ({error}); select another "
+            "with --sampler at each run"
         )
 
 
@@ -193,7 +193,7 @@ def _write_first_arrays(
         try:
             arrays[f"alphas_cumprod:{name}"] = training_alphas(checkpoint.scheduler_config)
         except RequestError as error:
-            raise CheckpointError(f"its training noise schedule is not one of Stable Diffusion's: {error}") from error
+            raise CheckpointError(f"the scheduler's training noise schedule is not supported: {error}") from error
         training = json.dumps(select_training_config(checkpoint.scheduler_config))
         arrays[f"noise_schedule:{name}"] = np.array(training)
     path = stage.scratch / "gate-inputs.npz"
@@ -202,7 +202,7 @@ def _write_first_arrays(
 
 
 def _write_last(path: Path, data: bytes) -> None:
-    """Write the manifest, which makes a folder a bundle, in one go and after all other files are on the disk."""
+    """Write the manifest, which makes a folder a bundle, atomically and after all other files are on the disk."""
     for other in path.parent.rglob("*"):
         if other.is_file():
             _flush(other)

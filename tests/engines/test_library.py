@@ -131,12 +131,12 @@ def test_options_that_tensorrt_rtx_supports_with_a_gpu_only(rtx: Library, option
     error = refusal(rtx, NO_GPU, "8.9", **options)
     assert isinstance(error, RequestError)
     assert NO_GPU.reason in str(error)
-    assert f"leave out {option}" in str(error)
+    assert f"omit {option}" in str(error)
     rtx.check(EngineOptions(**options), ("8.9",), RTX4090)
 
 
 def test_a_timing_cache_is_for_tensorrt_alone(rtx: Library) -> None:
-    with pytest.raises(RequestError, match="leave out --timing-cache"):
+    with pytest.raises(RequestError, match="omit --timing-cache"):
         rtx.check_timing_cache(Path("times"))
     rtx.check_timing_cache(None)
     TENSORRT.check_timing_cache(Path("times"))

@@ -114,7 +114,7 @@ def test_a_ratio_of_merged_tokens_that_cannot_be_costs_no_time(
     model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str], ratio: str
 ) -> None:
     assert call(model, tmp_path / "bundle", "--token-merging", ratio) == 2
-    assert f"found the token merging ratio {ratio}, expected one above 0 and below 0.75" in capsys.readouterr().err
+    assert f"got the token merging ratio {ratio}, expected a number above 0 and below 0.75" in capsys.readouterr().err
     assert worker.jobs == []
 
 
@@ -221,7 +221,7 @@ def test_a_full_disk(sd1: Exported, tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )
     assert ended.returncode == 8, ended.stderr
-    assert "error: text_encoder: its files cannot be written, there is no room for them in" in ended.stderr
+    assert "error: text_encoder: its files cannot be written: no space left in" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert list(tmp_path.iterdir()) == []
 

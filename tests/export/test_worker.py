@@ -112,7 +112,7 @@ def test_a_user_sees_the_last_line_and_debug_the_rest(interpreter: Path) -> None
 def test_no_room(interpreter: Path, words: str) -> None:
     death = dies(interpreter, f"read job; echo '{words}' >&2; exit 1")
     assert isinstance(death, OutputError)
-    assert "no room for them" in str(death)
+    assert "no space left" in str(death)
 
 
 @pytest.mark.parametrize("error", [GateError("unet: too far"), CheckpointError("torn"), OutputError("full")])

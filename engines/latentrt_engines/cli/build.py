@@ -35,8 +35,8 @@ def build(
 ) -> None:
     """Build TensorRT engines from the graphs of BUNDLE, for the GPU of this machine or for other GPUs.
 
-    Engines are stored in the cache (set LATENTRT_CACHE to move it). Each is built once, however many processes want
-    it. An engine that exists is compared with its hash and kept.
+    Engines are stored in the cache (set LATENTRT_CACHE to move it). Each is built once, even if several processes need
+    it. An existing engine is compared with its hash and kept.
     """
     from latentrt.bundle.bundle import Bundle
     from latentrt_engines.build import build_engines

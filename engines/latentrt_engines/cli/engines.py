@@ -15,7 +15,7 @@ from latentrt_engines.options import BuildOptions
 
 __all__ = ["engines"]
 
-_KEY_DIGITS = 12  # shown of a key: enough to tell engines apart, and for commands to find one
+_KEY_DIGITS = 12  # digits of a key in the output: enough to distinguish engines, and for commands to find one
 
 
 @click.group()
@@ -68,7 +68,7 @@ def show(key: str) -> None:
 @add_gpu_options
 @add_build_options
 def why(bundle: Path, options: BuildOptions, gpus: str | None, capabilities: str | None) -> None:
-    """Print, for each engine of BUNDLE, whether it exists, and if not, how the nearest existing engine differs."""
+    """Print for each engine of BUNDLE whether it exists and, if not, the differences of the nearest existing engine."""
     from latentrt.bundle.bundle import Bundle
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.cli.report import describe_target
@@ -165,9 +165,9 @@ def seal_engines(bundle: Path, out: Path, keys: tuple[str, ...], overwrite: bool
 @click.argument("key")
 @click.option("--digest", metavar="sha256:…", help="Expected SHA-256 of bundle.json.")
 def refit_command(bundle: Path, key: str, digest: str | None) -> None:
-    """Give a copy of the refittable engine KEY the weights of BUNDLE, a checkpoint of the same architecture.
+    """Refit a copy of the refittable engine KEY with the weights of BUNDLE, a checkpoint of the same architecture.
 
-    It runs on the engine's own GPU and takes seconds where a build takes minutes. The engine KEY is unchanged.
+    This runs on the engine's own GPU and takes seconds, while a build takes minutes. The engine KEY is unchanged.
     """
     from latentrt.backends.tensorrt.device import EngineDevice
     from latentrt.bundle.bundle import Bundle

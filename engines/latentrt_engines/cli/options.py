@@ -18,7 +18,9 @@ _R = TypeVar("_R")
 _BUILD_OPTIONS = (
     click.option("--component", multiple=True, help="Build this component only; may be given several times."),
     click.option(
-        "--precision", type=click.Choice(["float16", "float32"]), help="Of the graph. The bundle's by default."
+        "--precision",
+        type=click.Choice(["float16", "float32"]),
+        help="Precision of the graph. The bundle's by default.",
     ),
     click.option(
         "--size",
@@ -52,9 +54,13 @@ _BUILD_OPTIONS = (
     ),
     click.option("--refittable", is_flag=True, help="Plans whose weights can be replaced."),
     click.option("--weight-streaming", is_flag=True, help="Plans that can keep some of their weights in host memory."),
-    click.option("--strip-weights", is_flag=True, help="Plans without weights, which are put back on loading."),
+    click.option("--strip-weights", is_flag=True, help="Plans without weights, which are loaded from the bundle."),
     click.option("--tf32", is_flag=True, help="Allow TF32 in float32 products."),
-    click.option("--library", type=click.Choice(["tensorrt", "tensorrt_rtx"]), help="Chosen for the GPU by default."),
+    click.option(
+        "--library",
+        type=click.Choice(["tensorrt", "tensorrt_rtx"]),
+        help="Library that builds. Chosen for the GPU by default.",
+    ),
 )
 
 

@@ -40,7 +40,7 @@ __all__ = ["plan"]
 def plan(
     bundle: Path, gpus: str, options: BuildOptions, run: bool, check: bool, as_json: bool, digest: str | None
 ) -> None:
-    """Print the engines of BUNDLE that a fleet of GPUs needs: which exist, and where the others can be built.
+    """Print the engines of BUNDLE that a fleet of GPUs needs, and where the missing ones can be built.
 
     An engine exists if it is in this user's cache or sealed into the bundle.
     """
@@ -67,7 +67,11 @@ def plan(
 
 
 def _build_missing(bundle: Bundle, planned: list[PlannedEngine], cache: EngineCache) -> None:
-    """Build each engine once, however many GPUs share it; build the others if one fails."""
+    """Build each engine once, even if several GPUs share it; after a failure, continue with the others.
+
+    Raises:
+        BuildError: an engine could not be built.
+    """
     from latentrt.errors import BuildError
     from latentrt_engines.build import build_engines
     from latentrt_engines.cli.report import Reporter
@@ -112,7 +116,7 @@ def _print_table(planned: list[PlannedEngine]) -> None:
     if not console.is_terminal:
         console.width = 160
     console.print(make_table(("GPU", "library", "component", "images", "size", "engine"), rows))
-    for obstacle, labels in _obstacles(planned).items():
+    for obstacle, labels in _group_obstacles(planned).items():
         console.print(f"{', '.join(labels)}: {obstacle}", soft_wrap=True, markup=False)
     console.print(_summarize(planned))
 
@@ -125,8 +129,8 @@ def _describe_state(each: PlannedEngine) -> str:
     return "on its own machine" if each.buildable_elsewhere else "cannot be built here"
 
 
-def _obstacles(planned: list[PlannedEngine]) -> dict[str, list[str]]:
-    """Return the labels of the GPUs that share an obstacle, by obstacle."""
+def _group_obstacles(planned: list[PlannedEngine]) -> dict[str, list[str]]:
+    """Return obstacle → the labels of the GPUs that share it."""
     found: dict[str, list[str]] = {}
     for each in planned:
         if each.location is None and each.obstacle is not None:

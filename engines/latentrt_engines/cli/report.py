@@ -1,4 +1,4 @@
-"""Output of the engine commands: the progress of builds, and tables of engines."""
+"""The output of the engine commands: the progress of builds, and tables of engines."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ def describe_options(options: EngineOptions) -> str:
 
 
 def describe_target(identity: EngineIdentity) -> str:
-    """Describe the GPUs that a plan is for: a model, or compute capabilities."""
+    """Describe the GPUs that a plan supports: a model, or compute capabilities."""
     return identity.gpu or ", ".join(identity.compute_capabilities)
 
 
 def make_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """Make a table that is readable in a log: no frame, whole words."""
+    """Return a table that is readable in a log: without a frame, and with unbroken words."""
     table = Table(box=SIMPLE, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold", no_wrap=heading == "key")

@@ -1,6 +1,6 @@
 """Opens a diffusers folder: identifies its pipeline, and finds its weights and documents.
 
-No weights are loaded, so that an unsupported or incomplete checkpoint is rejected before the long work starts.
+No weights are loaded, so that an unsupported or incomplete checkpoint is rejected before the export starts.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ class Checkpoint:
     """A diffusers folder that can be exported.
 
     Attributes:
-        folder: of the checkpoint.
-        name: for the manifest.
-        layout: in which the user gave it.
+        folder: the checkpoint's folder.
+        name: the checkpoint's name in the manifest.
+        layout: the layout of the user's checkpoint.
         pipeline_class: the name of its class in diffusers.
-        weights: component → where it is loaded from; `safety_checker` only if there is a classifier, `preview_decoder`
-            only if one was given.
+        weights: component → its weight files; `safety_checker` only if there is a classifier, `preview_decoder` only if
+            one was given.
         sources: name → file, for the files whose digests the manifest records.
-        scheduler_class, scheduler_config: of the denoiser's scheduler.
+        scheduler_class, scheduler_config: the class and the configuration of the denoiser's scheduler.
         other_schedulers: the pipeline's further schedulers by folder.
-        licence: its name in the model card, or `unknown`.
+        licence: the licence's name in the model card, or `unknown`.
         documents: name in the bundle → file, for the licence text and the model card, if present.
     """
 
@@ -106,12 +106,12 @@ def open_checkpoint(
     """Read a diffusers folder's configurations and find its weights, without loading any.
 
     Args:
-        folder: as the hub or `save_pretrained` writes it; symlinks are followed.
+        folder: a folder in the layout of the hub or of `save_pretrained`; symlinks are followed.
         pipelines: the supported pipeline classes by name.
-        variant: of the weight files, where there are several; by default the plain ones, else `fp16`.
+        variant: the variant of the weight files, if there are several; by default the plain ones, else `fp16`.
         safety_checker: a classifier to use instead of the folder's own: its folder, or a checkpoint that has one.
-        preview_decoder: a tiny autoencoder's folder, for previews at a fraction of the decoder's cost.
-        name, layout: of the source, for the manifest; by default those of a folder.
+        preview_decoder: a tiny autoencoder's folder, for previews in a fraction of the decoder's time.
+        name, layout: the source's name and layout in the manifest; by default those of a folder.
 
     Raises:
         CheckpointError: the folder is not a supported checkpoint, or is incomplete or damaged.
@@ -203,7 +203,11 @@ def _find_classifier(path: Path, variant: str | None) -> Weights:
 
 
 def _find_preview_decoder(path: Path, autoencoder: Mapping[str, Any], variant: str | None) -> Weights:
-    """Find a tiny autoencoder's weights, if it decodes the latents of the checkpoint's own autoencoder."""
+    """Find a tiny autoencoder's weights.
+
+    Raises:
+        CheckpointError: it is not a tiny autoencoder, or does not decode the latents of the checkpoint's autoencoder.
+    """
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"{path} is not a tiny autoencoder; expected its folder, with config.json and safetensors"
@@ -232,7 +236,7 @@ def preview_factor(config: Mapping[str, Any]) -> int:
 
 
 def _name_of(folder: Path) -> str:
-    """Return the folder's name; in a hub cache, where that is a commit, the repository's name and the commit."""
+    """Return the folder's name; in a hub cache, where it is a commit, the repository's name and the commit."""
     resolved = folder.resolve()
     repository = re.fullmatch(r"models--(.+)", resolved.parent.parent.name)
     if resolved.parent.name == "snapshots" and repository:

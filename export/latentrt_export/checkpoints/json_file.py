@@ -1,4 +1,4 @@
-"""Reads JSON files of a checkpoint, with an error for each way in which one can be bad."""
+"""Reads the JSON files of a checkpoint, with an error for each kind of damage."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["read_object"]
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+    """Read a JSON file that contains an object.
 
     Raises:
-        CheckpointError: the file is missing, cannot be read, is not JSON, or does not hold an object.
+        CheckpointError: the file is missing, cannot be read, is not JSON, or does not contain an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Reads a `preprocessor_config.json` of CLIP or of a depth estimator, without loading anything heavy."""
+"""Reads a `preprocessor_config.json` of CLIP or of a depth estimator. Importing this needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PreprocessorConfig", "check_crop", "read_depth_preprocessing", "read
 PILLOW_BICUBIC = 3
 PROCESSORS = {"CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"}
 DEPTH_PROCESSORS = {"DPTFeatureExtractor", "DPTImageProcessor", "DPTImageProcessorFast", "DPTImageProcessorPil"}
-# Pillow's filters by the numbers that configurations hold.
+# Pillow's filters by their numbers in configurations.
 FILTERS: tuple[PillowFilter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 # The only values that a depth estimator's graph and the runtime support, which are also the defaults.
 DEPTH_REQUIRED = {"do_resize": True, "do_rescale": True, "do_pad": False, "keep_aspect_ratio": False}
@@ -30,8 +30,8 @@ class PreprocessorConfig:
     Attributes:
         resize: the length of the shorter edge, or a fixed (height, width), in pixels.
         crop: (height, width) in pixels.
-        rescale_factor: of all channels.
-        mean, std: of each channel.
+        rescale_factor: the factor of all channels.
+        mean, std: the mean and the standard deviation of each channel.
     """
 
     resize: int | tuple[int, int]
@@ -47,7 +47,7 @@ def read_preprocessor_config(path: Path) -> PreprocessorConfig:
     Missing keys have the defaults of `CLIPImageProcessor`.
 
     Raises:
-        CheckpointError: the file cannot be read, or configures something that the graph does not do.
+        CheckpointError: the file cannot be read, or has a setting that the graph does not support.
     """
     config = read_object(path)
     try:
@@ -60,7 +60,7 @@ def read_depth_preprocessing(path: Path) -> Preprocessing:
     """Read a DPT image processor's configuration. Missing keys have the defaults of `DPTImageProcessor`.
 
     Raises:
-        CheckpointError: the file cannot be read, or configures something that the runtime does not do.
+        CheckpointError: the file cannot be read, or has a setting that the runtime does not support.
     """
     config = read_object(path)
     try:

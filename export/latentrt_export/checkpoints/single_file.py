@@ -1,8 +1,8 @@
 """Unpacks a single-file checkpoint into a diffusers folder, which is then exported like any other.
 
-The original (CompVis, Stability) layout has the text encoder, the UNet and the autoencoder in one `.safetensors` file
-and nothing else. The family follows from the names in its header, the task from the input channels of the UNet's first
-convolution. The configurations ship with this package, so nothing is looked up on a hub.
+The original (CompVis, Stability) layout has only the text encoder, the UNet and the autoencoder, in one `.safetensors`
+file. The family is detected from the names in its header, the task from the input channels of the UNet's first
+convolution. The configurations ship with this package, so no hub is queried.
 
 diffusers' own converters rename the weights. The result is compared with the architecture that the configuration
 describes, because the converters ignore a missing weight.
@@ -54,7 +54,7 @@ _PIPELINES = {
 }
 _DEPTH_CHANNELS = 5
 
-# Part of a tensor's name that only another kind of file has; the first one that is found decides.
+# Substrings of tensor names that identify other kinds of files; the first match counts.
 FOREIGN = {
     "lora_": "a LoRA",
     "control_model.": "a ControlNet",
@@ -82,10 +82,10 @@ class SingleFile:
     """The contents of a checkpoint's header.
 
     Attributes:
-        path: of the file.
-        family: of the model.
-        in_channels: of the UNet: 4 for text-to-image, 8 for InstructPix2Pix, 9 for inpainting.
-        prediction_type, licence: from the metadata; None if it has none.
+        path: the file.
+        family: the model's family.
+        in_channels: the input channels of the UNet: 4 for text-to-image, 8 for InstructPix2Pix, 9 for inpainting.
+        prediction_type, licence: from the metadata; None where it has none.
     """
 
     path: Path
@@ -105,9 +105,9 @@ class ComponentLayout:
     """The place of a component in a single file and in a diffusers folder.
 
     Attributes:
-        prefix: of its tensors in the single file.
+        prefix: the prefix of its tensors' names in the single file.
         file: the name of its weights file in the folder.
-        build: makes the architecture that a configuration describes.
+        build: builds the architecture that a configuration describes.
         rename: converts the weights, given the configuration and the architecture.
     """
 
@@ -121,8 +121,8 @@ def detect(path: Path) -> SingleFile:
     """Detect a checkpoint's family and task from its header; no weights are read.
 
     Raises:
-        CheckpointError: not a safetensors file, a damaged one, or not a supported checkpoint of Stable Diffusion 1.x
-            or 2.x.
+        CheckpointError: the file is not a safetensors file, is damaged, or is not a supported checkpoint of Stable
+            Diffusion 1.x or 2.x.
     """
     _reject_pickle(path)
     try:
@@ -158,11 +158,12 @@ def unpack(
 
     Args:
         path: the `.safetensors` file.
-        into: the folder to write; created if missing. After an error, the caller removes what is left in it.
-        prediction_type: of the UNet. Needed for 2.x, whose weights do not tell, unless the metadata has it.
+        into: the folder to write; created if missing. After an error, the caller removes its contents.
+        prediction_type: the prediction type of the UNet. Required for 2.x unless the metadata has it, because the
+            weights do not determine it.
         config: a diffusers folder of the same architecture, for models that the shipped configurations do not fit. Its
             tokenizer and scheduler are copied; its weights are not read. The input channels and the pipeline class
-            still follow from the file.
+            are still those of the file.
 
     Raises:
         CheckpointError: as `detect`; or the prediction type is unknown, or weights are missing or of another shape.
@@ -210,7 +211,7 @@ def _reject_pickle(path: Path) -> None:
 
 
 def _find_problem(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Return why a file cannot be unpacked, as the end of a sentence; None if it can."""
+    """Return the reason why a file cannot be unpacked, as the end of a sentence; None if it can be."""
     for part, kind in FOREIGN.items():
         if any(part in name for name in shapes):
             return f"looks like {kind}"
@@ -303,7 +304,7 @@ def convert(component: str, weights: Weights, config: Config) -> Weights:
     Args:
         component: a key of `COMPONENTS`.
         weights: the file's tensors with the component's prefix, by their full names.
-        config: the component's `config.json`.
+        config: the contents of the component's `config.json`.
 
     Raises:
         CheckpointError: a weight is missing or unexpected, or has another shape than the configuration describes.
@@ -344,7 +345,7 @@ def _rename_text_encoder(weights: Weights, config: Config, model: torch.nn.Modul
     else:
         renamed = convert_ldm_clip_checkpoint(weights)
     published = {_published_name("text_encoder", name): weight for name, weight in renamed.items()}
-    # Older files store position ids. OpenCLIP has a projection, and a last layer that 2.x does not use.
+    # Older files store position ids. OpenCLIP has a projection and a last layer, both unused by 2.x.
     last = f"text_model.encoder.layers.{config['num_hidden_layers']}."
     unused = ("text_model.embeddings.position_ids", "text_model.text_projection.", last)
     return {name: weight for name, weight in published.items() if not name.startswith(unused)}

@@ -1,7 +1,7 @@
-"""CLIP's tokenizer: exports a checkpoint's own, and writes the vocabulary of one that a single file lacks.
+"""CLIP's tokenizer: exports a checkpoint's tokenizer, and writes the one that single files lack.
 
-A single-file checkpoint has no tokenizer. All of Stable Diffusion 1.x and 2.x use OpenAI CLIP's, whose merges ship with
-this package (NOTICE names their source). The vocabulary follows from the merges.
+A single-file checkpoint has no tokenizer. Stable Diffusion 1.x and 2.x all use OpenAI CLIP's, whose merges ship with
+this package (NOTICE names their source). The vocabulary is computed from the merges.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def export_tokenizer(checkpoint: Path, bundle: Path) -> TokenizerRecord:
 
     Args:
         checkpoint: a diffusers folder; its tokenizer is `tokenizer.json`, or `vocab.json` with `merges.txt`.
-        bundle: the folder of the bundle that is being made.
+        bundle: the folder of the new bundle.
 
     Raises:
         CheckpointError: the tokenizer is missing or cannot be read.
@@ -63,7 +63,7 @@ def export_tokenizer(checkpoint: Path, bundle: Path) -> TokenizerRecord:
 
 
 def write_vocabulary(folder: Path, merges: Sequence[str]) -> None:
-    """Write `vocab.json` and `merges.txt`, as published checkpoints have them."""
+    """Write `vocab.json` and `merges.txt` in the form of published checkpoints."""
     ids = {token: index for index, token in enumerate(build_vocabulary(merges))}
     (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")

@@ -22,7 +22,7 @@ _CONVERT = (
     "weights = {{name: weight.clone().contiguous() for name, weight in weights.items()}}; "
     "save_file(weights, sys.argv[2], {{'format': 'pt'}})\" {old} {new}"
 )
-# The keys of `output_loading_info`, and how an error names them.
+# The keys of `output_loading_info` and their descriptions in errors.
 _PROBLEMS = {
     "missing_keys": "missing",
     "unexpected_keys": "unexpected",
@@ -37,7 +37,7 @@ class Weights:
 
     Attributes:
         root: the checkpoint's folder, for `ComponentModule.load`.
-        variant: of the files (`fp16`), or None for the plain ones.
+        variant: the variant of the files (`fp16`), or None for the plain ones.
         files: the safetensors files.
     """
 
@@ -52,7 +52,7 @@ def find_weights(root: Path, folder: Path, stem: str, preferred: str | None) -> 
     Args:
         root: the checkpoint's folder.
         folder: the component's folder.
-        stem: of its weight files: `model` or `diffusion_pytorch_model`.
+        stem: the stem of its weight files: `model` or `diffusion_pytorch_model`.
         preferred: the preferred variant. A variant need not cover every component, so the plain files are the second
             choice. By default the plain files are the first choice and `fp16` the second.
 
@@ -77,7 +77,7 @@ def _list_files(folder: Path, stem: str, variant: str | None) -> tuple[Path, ...
     if index.is_file():
         return tuple(folder / shard for shard in _read_shards(index))
     single = folder / f"{stem}{suffix}.safetensors"
-    # A dangling link, as an interrupted download leaves it, counts as a missing file.
+    # A dangling link, left by an interrupted download, counts as a missing file.
     return (single,) if single.exists() or single.is_symlink() else ()
 
 
@@ -116,7 +116,11 @@ def _not_found(folder: Path, stem: str, preferred: str | None) -> CheckpointErro
 
 
 def _check_size(file: Path) -> None:
-    """Compare a file's size with that in its safetensors header, which finds a truncated download before it is read."""
+    """Compare a file's size with its safetensors header, to detect a truncated download before it is read.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, truncated or damaged.
+    """
     if not file.is_file():
         raise CheckpointError(
             f"{file} is missing, but the index of the shards, or a link, names it; download the checkpoint again"
@@ -138,7 +142,7 @@ def _check_size(file: Path) -> None:
 def _read_expected_size(file: Path, size: int) -> int:
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        # A damaged length could ask for more memory than there is.
+        # A damaged length could exceed the memory.
         header = json.loads(stream.read(length)) if length <= size else {}
     ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
     return int(8 + length + max(ends, default=0))
@@ -151,7 +155,7 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
 
     Args:
         library_class: a diffusers or transformers model class.
-        folder: of the component: `config.json` and safetensors, sharded or not.
+        folder: the component's folder, with `config.json` and safetensors, sharded or not.
         variant: `fp16` for `….fp16.safetensors`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Model families: how a checkpoint of each becomes the components of a bundle.
+"""Model families: the conversion of each family's checkpoints to the components of a bundle.
 
 A family is a module with `PIPELINES`, the diffusers pipeline classes it exports, and `plan_export(checkpoint)`.
 """

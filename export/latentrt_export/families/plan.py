@@ -1,5 +1,4 @@
-"""The plan of an export: what a family makes of a checkpoint, decided from its configurations before any weight is
-loaded."""
+"""The plan of an export, which a family makes from a checkpoint's configurations before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -14,15 +13,15 @@ __all__ = ["ComponentPlan", "ExportPlan"]
 
 
 class ComponentPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """How one component is exported.
+    """The plan of one component's export.
 
     Attributes:
-        name: of the component in the bundle.
-        role: of the component, for the manifest.
+        name: the component's name in the bundle.
+        role: the component's role in the manifest.
         module: module and class of the traceable torch module, below `latentrt_export.modules`.
         weights: the key of its weights in `Checkpoint.weights`.
         sources: the source of each input (`latentrt.bundle.manifest.InputSpec`).
-        preprocessing: of its `image` input, where that is not the autoencoder's.
+        preprocessing: the preprocessing of its `image` input, if it differs from the autoencoder's.
     """
 
     name: str
@@ -35,16 +34,16 @@ class ComponentPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportPlan:
-    """What a checkpoint becomes.
+    """The plan of a checkpoint's export.
 
     Attributes:
-        family, tasks: for the manifest.
-        components: in the order of export: the outputs of earlier ones are gate inputs and calibration data of later
-            ones.
-        latent_spaces: by denoiser.
+        family, tasks: the bundle's family and tasks in the manifest.
+        components: the components in the order of export: the outputs of earlier ones are gate inputs and calibration
+            data of later ones.
+        latent_spaces: denoiser → its latent space.
         tokenizers: component → the checkpoint's folder of its tokenizer.
-        height, width: of an image by default, in pixels.
-        limits: of requests.
+        height, width: the default size of an image, in pixels.
+        limits: the limits of requests.
         deep_cache_branches: the number of branches at which the denoiser can be split for DeepCache.
     """
 

@@ -23,7 +23,7 @@ __all__ = ["PIPELINES", "plan_export"]
 
 MAX_BATCH = 32
 MAX_STEPS = 1000
-UPSCALER_SCALE = 0.08333  # of the autoencoder
+UPSCALER_SCALE = 0.08333  # the autoencoder's scaling factor
 
 _TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
 # The tasks of each pipeline class, by the number of channels that the UNet takes: 4 of latents, then those of the
@@ -105,7 +105,7 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
 def _max_noise_level(
     checkpoint: Checkpoint, unet: Mapping[str, Any], space: LatentSpace, tasks: tuple[str, ...]
 ) -> int:
-    """Return the highest noise level of the input image (upscaling) or of its embedding (unCLIP); 0: there is none."""
+    """Return the highest noise level of the input image (upscaling) or its embedding (unCLIP); 0 for other models."""
     if "upscaling" in tasks:
         return _read_max_noise_level(checkpoint, unet, space)
     return _find_noise_levels(checkpoint) - 1 if "unclip" in tasks else 0
@@ -230,7 +230,7 @@ def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], space: LatentSpace
 
 
 def _read_size(unet: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the height and width of the latents that the UNet was trained at."""
+    """Read the height and width of the latents of the UNet's training."""
     match unet.get("sample_size"):
         case int(side) if side > 0:
             return side, side
@@ -243,7 +243,11 @@ def _read_size(unet: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _read_depth_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
-    """Read the preprocessing of the depth estimator, whose size is that of the estimator's input."""
+    """Read the preprocessing of the depth estimator.
+
+    Raises:
+        CheckpointError: it resizes to another size than the estimator's input has.
+    """
     path = checkpoint.folder / "feature_extractor" / "preprocessor_config.json"
     preprocessing = read_depth_preprocessing(path)
     size = _read_config(checkpoint, "depth_estimator").get("image_size", 384)
@@ -257,7 +261,11 @@ def _read_depth_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
 
 
 def _read_max_noise_level(checkpoint: Checkpoint, unet: Mapping[str, Any], space: LatentSpace) -> int:
-    """Read the highest noise level of an upscaler, and check what diffusers' pipeline assumes of the checkpoint."""
+    """Read the highest noise level of an upscaler, and check the assumptions of diffusers' pipeline.
+
+    Raises:
+        CheckpointError: the checkpoint contradicts one of them, or has a watermarker.
+    """
     index = read_object(checkpoint.folder / "model_index.json")
     if space.scale != UPSCALER_SCALE:
         raise CheckpointError(

@@ -1,12 +1,12 @@
 """Verifies that a graph merges the tokens that torch merges.
 
-Where two cosines are nearly equal, either choice is right and the last bit of a sum decides. So a graph gets torch's
+Where two cosines are nearly equal, either choice is valid and the last bit of a sum decides. So a graph gets torch's
 decisions as inputs (it is *forced*) and is checked twice: its outputs are compared like any others, and by its own
 cosines neither torch's decision nor its own may be worse than the best one by more than a bound. The bounds allow for
 the difference of cosines:
 
-* float32: 3e-7 seen on a tiny random checkpoint; the bound is 1e-4.
-* float16 rounds the input of the matching, which itself stays float32: 1.4e-3 seen; the bound is 2e-2.
+* float32: 3e-7 was measured on a tiny random checkpoint; the bound is 1e-4.
+* float16 rounds the input of the matching, which itself stays float32: 1.4e-3 was measured; the bound is 2e-2.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from latentrt_export.token_merging_ratio import MATCHING
 __all__ = ["check_matchings", "open_forced"]
 
 _BOUNDS: dict[Precision, float] = {"float32": 1e-4, "float16": 2e-2, "int8": 2e-2}
-# The nodes that decide: the destination of each token, and the order in which tokens are merged.
+# The operators of the decisions: the destination of each token, and the order in which tokens are merged.
 _DECISIONS = ("ArgMax", "TopK")
 # Suffix of the outputs with a graph's own decisions.
 _OWN = "/own"
@@ -71,13 +71,13 @@ def check_matchings(
     """Compare the decisions of token matchings by a graph's own cosines.
 
     Args:
-        component, precision: of the graph; they select the bound and name it in errors.
-        outputs: of a graph opened by `open_forced`.
-        forced: torch's decisions, which the graph was given.
-        shapes: of the graph's inputs, which the results record.
+        component, precision: the graph's; the precision selects the bound, and errors name both.
+        outputs: the outputs of a graph opened by `open_forced`.
+        forced: torch's decisions, which were the graph's inputs.
+        shapes: the shapes of the graph's inputs, for the results.
 
     Returns:
-        A result for each matching: how much larger the cosine of a better decision than torch's is.
+        A result for each matching: the difference between the best decision's cosine and that of torch's decision.
 
     Raises:
         GateError: torch's decision or the graph's own is worse than the best by more than the bound, or their
@@ -92,8 +92,8 @@ def check_matchings(
         bound = _BOUNDS[precision]
         torchs, own = [forced[node] for node in nodes], [outputs[f"{node}{_OWN}"] for node in nodes]
         graph = f"{component}: the {precision} graph's {matching}"
-        value = _regret(cosines, *torchs)
-        for whose, regret in (("torch's", value), ("its own", _regret(cosines, *own))):
+        value = _compute_regret(cosines, *torchs)
+        for whose, regret in (("torch's", value), ("its own", _compute_regret(cosines, *own))):
             if not regret <= bound:
                 raise GateError(
                     f"{graph} scores another decision higher than {whose} by {regret:.3g}, expected at most {bound:g}, "
@@ -106,8 +106,8 @@ def check_matchings(
     return results
 
 
-def _regret(cosines: NDArray[np.float32], destination: NDArray[np.int64], order: NDArray[np.int64]) -> float:
-    """Return by how much the best decision's cosine exceeds that of the decision made.
+def _compute_regret(cosines: NDArray[np.float32], destination: NDArray[np.int64], order: NDArray[np.int64]) -> float:
+    """Return the difference between the best decision's cosine and that of the given decision.
 
     Args:
         cosines: float32 [B, N, D], of N tokens with D destinations.
@@ -117,13 +117,13 @@ def _regret(cosines: NDArray[np.float32], destination: NDArray[np.int64], order:
     best = cosines.max(axis=2)
     worse = best - np.take_along_axis(cosines, destination[..., None], axis=2)[..., 0]
     sources = np.take_along_axis(best, order[:, : order.shape[1] - cosines.shape[2]], axis=1)
-    # In order, cosines never rise; a rise above an earlier one means that a more similar token was passed over.
+    # Cosines never rise in the right order; a rise above an earlier one means that a more similar token was skipped.
     risen = sources - np.minimum.accumulate(sources, axis=1)
     return float(max(worse.max(initial=0.0), risen.max(initial=0.0)))
 
 
 def _force(model: ir.Model, node: ir.Node) -> str | None:
-    """Replace a matching's decision by an input and return its name; None for any other node."""
+    """Replace a matching's decision by an input and return its name; return None for other nodes."""
     matching = str(node.name).rpartition("/")[0]
     if node.op_type not in _DECISIONS or matching.rpartition(".")[2] != MATCHING:
         return None

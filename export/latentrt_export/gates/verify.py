@@ -1,25 +1,26 @@
 """Compares a graph's outputs with those of its torch module, and holds the bounds of every comparison.
 
-Every graph is run beside torch, at sizes that were not traced, before it is written to a bundle.
+Every graph is compared with torch at sizes that were not traced, before it is written to a bundle.
 
-The bounds, by output and by the precision a graph computes in. Each, except that of pixels, is several times the
-largest difference seen on tiny random checkpoints and on a full-size Stable Diffusion 1.5 of random weights
-(`docs/measurements.md`), because trained weights reach further. `tests/export/gates/test_verify.py` shows what defects
-cost (a swapped weight, a wrong epsilon in a norm).
+The bounds, by output and by the precision in which a graph computes. Each, except that of pixels, is several times the
+largest difference measured on tiny random checkpoints and on a full-size Stable Diffusion 1.5 of random weights
+(`docs/measurements.md`), because trained weights have larger differences. `tests/export/gates/test_verify.py` shows the
+differences that defects cause (a swapped weight, a wrong epsilon in a norm).
 
 * float32 differs from torch by the order of sums: 1.3e-5 of the largest value in the encoder, 3e-6 elsewhere. A float32
   graph over half weights is compared with torch on the same rounded weights, so its bound is the same.
-* float16 adds the rounding of every weight and value, 2⁻¹¹ each: 2.4e-3 seen, compared with torch on the checkpoint's
-  own weights.
-* pixels are integers. A value on the edge between two levels may be one level off; at most one value in a hundred may
-  (1.6 in ten thousand seen, full size), because a different rounding mode would be one level off everywhere. float16
-  was 2 levels off; 4 are allowed.
-* cosines are compared on their scale of −1 … 1: 4e-6 seen, 1.3e-4 in float16. Scores are cosines minus a threshold,
+* float16 adds the rounding of every weight and value, 2⁻¹¹ each: 2.4e-3 measured, compared with torch on the
+  checkpoint's own weights.
+* pixels are integers. A value on the edge between two levels may be one level off, but at most one value in a hundred
+  (1.6 in ten thousand measured, full size), because a different rounding mode would be one level off everywhere.
+  float16 was 2 levels off; 4 are allowed.
+* cosines are compared on their scale of −1 … 1: 4e-6 measured, 1.3e-4 in float16. Scores are cosines minus a threshold,
   rounded to three decimals as the torch checker does, so one step of 0.001 is added; in float16 also the 0.01 by which
   a special-care score on its edge raises the others.
-* a verdict is not compared: it flips at its threshold however close the score is.
-* int8 is compared with torch on the checkpoint's own weights, by the RMS of the difference over the RMS of the output:
-  rounding is noise on every value, and its maximum says little. The bound is lower where only weights are int8.
+* a verdict is not compared: it flips at its threshold for arbitrarily small differences.
+* int8 is compared with torch on the checkpoint's own weights, by the RMS of the difference over the RMS of the output,
+  because rounding adds noise to every value, which a maximum describes badly. The bound is lower where only weights are
+  int8.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ _TOLERANCES: dict[str, tuple[GateMetric, dict[Precision, float]]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation: the inputs, the outputs of torch or of the whole graph, and the decisions made on the way.
+    """One evaluation: the inputs, the outputs of torch or of the whole graph, and the token matchings.
 
     Attributes:
         feeds: inputs by name.
         outputs: reference outputs by name.
-        forced: the decisions of token matchings, which a graph is given as inputs (`gates.token_merging`).
+        forced: the decisions of token matchings, which become inputs of a graph (`gates.token_merging`).
     """
 
     feeds: Arrays
@@ -94,7 +95,7 @@ def compare(
     """Compare the outputs of a graph with those of its torch module.
 
     Args:
-        component, precision: of the graph; they select the bounds and name it in errors.
+        component, precision: the graph's; the precision selects the bounds, and errors name both.
         feeds: the inputs of both.
         expected, found: the outputs of torch and of the graph.
         quantized: the method of an int8 graph.
@@ -103,7 +104,7 @@ def compare(
         A result for each output that is compared.
 
     Raises:
-        GateError: a difference exceeds its bound, or is not a number.
+        GateError: a difference exceeds its bound or is NaN.
     """
     return [
         check_output(
@@ -136,13 +137,13 @@ def check_output(
     """Compare one output with its reference.
 
     Args:
-        graph, reference_name: for errors: which graph it is, and whose output the reference is (`torch's`).
-        feeds: the inputs of both, of which the result records the shapes.
-        advice: for errors: the option that avoids this graph; may be empty.
+        graph, reference_name: descriptions of the graph and of the reference's origin (`torch's`), for errors.
+        feeds: the inputs of both; the result records their shapes.
+        advice: the option that avoids this graph, for errors; may be empty.
 
     Raises:
-        GateError: the difference exceeds `bound` or is not a number; or, of pixels that may be one level off, more than
-            one in a hundred is.
+        GateError: the difference exceeds `bound` or is NaN; or more than one pixel value in a hundred differs, where
+            the bound is one level.
     """
     shapes = {name: array.shape for name, array in feeds.items()}
     value = difference(reference, found, metric)

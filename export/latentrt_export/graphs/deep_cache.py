@@ -22,7 +22,7 @@ __all__ = ["DEEP_FEATURES", "check_branch", "count_branches", "find_deep_feature
 
 DEEP_FEATURES = "deep_features"
 _DEFAULT_LEVELS = range(4)  # diffusers' default for `up_block_types`
-# These change a value's type and compute nothing with it.
+# Operators that change a value's type and compute nothing.
 _RETYPES = {"Cast", "QuantizeLinear", "DequantizeLinear"}
 # The norm that a residual block of the up path begins with.
 _FIRST_NORM = re.compile(r"up_blocks\.(\d+)\.resnets\.(\d+)\.norm1\.weight")
@@ -54,7 +54,7 @@ def find_deep_features(model: ir.Model, branch: int) -> ir.Value:
         RequestError: the denoiser has no such branch.
         ExportError: the block does not begin with a concatenation.
     """
-    norms = _first_norms(model.graph.initializers)
+    norms = _find_first_norms(model.graph.initializers)
     check_branch(branch, len(norms))
     norm = _find_reader(model.graph.initializers[norms[branch]])
     joined = _skip_retypes(norm.inputs[0]) if norm is not None else None
@@ -68,14 +68,14 @@ def find_deep_features(model: ir.Model, branch: int) -> ir.Value:
     return deep
 
 
-def _first_norms(weights: Iterable[str]) -> list[str]:
-    """Return the first weight of each residual block of the up path, the last block first."""
+def _find_first_norms(weights: Iterable[str]) -> list[str]:
+    """Return the name of the first norm's weight in each residual block of the up path, the last block first."""
     found = [match for name in weights if (match := _FIRST_NORM.fullmatch(name))]
     return [match[0] for match in sorted(found, key=lambda match: (int(match[1]), int(match[2])), reverse=True)]
 
 
 def _find_reader(weight: ir.Value) -> ir.Node | None:
-    """Return the node that computes with a weight, behind any change of type."""
+    """Return the first node that reads a weight, behind any changes of type; None if there is none."""
     for node in weight.consumers():
         return _find_reader(node.outputs[0]) if node.op_type in _RETYPES else node
     return None

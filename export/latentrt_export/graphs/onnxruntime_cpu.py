@@ -45,7 +45,7 @@ class Graph:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = usable_cores()
         options.log_severity_level = 3
-        # An arena keeps its peak; without one, the memory of a gate is that of its largest step.
+        # An arena keeps its peak; without one, a gate needs only the memory of its largest step.
         options.enable_cpu_mem_arena = False
         if file_order:
             options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED

@@ -1,4 +1,4 @@
-"""The interface of what splits a component's graphs into parts and writes them."""
+"""The interface of the writers that split a component's graphs into parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["PartWriter"]
 
 @dataclass(kw_only=True)
 class PartWriter(ABC):
-    """Splits a component's graphs into parts, one graph after the other as they are finished.
+    """A writer that splits a component's graphs into parts, one graph after the other as they are finished.
 
     Attributes:
         folder: the component's folder, which holds its weights.
@@ -33,14 +33,14 @@ class PartWriter(ABC):
 
     @abstractmethod
     def write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
-        """Split one graph, write its parts beside it, compare them with the whole and add their records to `parts`.
+        """Split one graph, write its parts to its folder, compare them with the whole and add their records to `parts`.
 
         float16 graphs are not split: they are for GPUs, and parts are for CPUs.
 
         Args:
             model: the finished graph; not modified.
             whole: its record. A part's file has the part's name in place of `model`.
-            precision: in which the graph computes.
+            precision: the precision in which the graph computes.
             runs: inputs, and the whole graph's outputs for them.
 
         Raises:

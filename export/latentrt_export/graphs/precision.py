@@ -7,8 +7,8 @@ in half to make them.
 The half graph follows torch's type promotion: an operation that reads a half weight or a half value computes in half;
 an operation that reads neither stays float32 (the sines of a timestep, whose input diffusers keeps in float32; the
 preprocessing of the safety classifier, whose input is uint8). The arithmetic that our own modules add around the
-checkpoint's (finished pixels, the cosines of the safety classifier, which tokens are merged) stays float32. Beyond
-that, each node whose inputs or outputs come near half's range on real inputs stays float32.
+checkpoint's (finished pixels, the cosines of the safety classifier, the matching of tokens to merge) stays float32.
+Each node whose inputs or outputs come near half's range on real inputs stays float32 as well.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def measure_ranges(
 
     Args:
         model: the float32 graph; not modified.
-        path: a scratch file beside the weights; removed again.
+        path: a temporary file in the weights' folder; removed again.
         feeds: sets of inputs.
-        weights: names of the weights, which are left out: they are stored in half in any case.
+        weights: names of the weights, which are not measured, because they are always stored in half.
 
     Returns:
         Value → its largest absolute value over all feeds, for inputs, constants and the outputs of nodes. Infinities,
-        which masks contain, are left out.
+        which masks contain, are ignored.
     """
     probed = model.clone()
     names = _add_probes(probed)
@@ -83,7 +83,7 @@ def _add_probes(model: ir.Model) -> list[str]:
             probe = ir.node(operator, [value], {"keepdims": 0}, name=f"{value.name}/{operator}")
             probe.outputs[0].name = f"{value.name}/{operator}"
             probe.outputs[0].type, probe.outputs[0].shape = ir.TensorType(_FLOAT), ir.Shape(())
-            # Directly behind the value, and run in that order: its memory is freed before the next value is computed.
+            # Directly behind the value and run in file order, so memory is freed before the next value is computed.
             model.graph.insert_after(node, probe)
             model.graph.outputs.append(probe.outputs[0])
     return [str(value.name) for _, value in probed]
@@ -179,7 +179,7 @@ def _data_inputs(node: ir.Node) -> list[ir.Value]:
 
 
 class _HalfRewrite:
-    """One pass through a graph in order, with one Cast at each border between half and float32."""
+    """A pass through a graph in order that inserts one Cast at each border between half and float32."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class _HalfRewrite:
             value.dtype = _HALF
             self.half.add(str(value.name))
         elif reached and self.ranges.get(str(value.name), 0.0) <= RANGE_LIMIT:
-            # Small enough for half again: its users compute in half, behind a Cast before the first of them.
+            # Its range fits half again, so its users compute in half; the Cast is before the first of them.
             self.half.add(str(value.name))
 
     def _convert(self, value: ir.Value, dtype: ir.DataType, user: ir.Node) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Slices a decoder's graph, so that its last levels can be computed a few rows at a time.
+"""Slices a decoder's graph, so that its last levels can be computed in bands of a few rows.
 
 The parts are `head`, `attention` (a few queries at a time), `neck`, and the stages in their order (`slice.0`, …). A
 stage ends with its one 3 × 3 convolution, because the norm behind it needs the statistics of the whole result.
@@ -11,9 +11,9 @@ How the parts are compared with the whole graph:
 
 * float32: by the pixels of a decode in slices. A sum over bands has another order than one over everything, which shows
   where a value is on the edge between two levels, so the bound is one level.
-* int8: now and then the last bit of a norm's sum decides which of two integers a value becomes, and later values
-  follow, so that the rounding error ends up different, as it does on another backend. So two comparisons are made.
-  Without the rounding of activations, the pixels must be the whole graph's, as in float32. With it, each stage is run
+* int8: sometimes the last bit of a norm's sum decides which of two integers a value is rounded to, and later values
+  depend on it, so that the rounding error differs, as it does on another backend. So two comparisons are made.
+  Without the rounding of activations, the pixels must equal the whole graph's, as in float32. With it, each stage runs
   on the whole graph's values without optimisation; then a few values are one integer off. The RMS of that difference
   over the RMS of the output was 4e-3 (full size, random weights).
 """
@@ -60,8 +60,8 @@ class Stage:
     """The boundary of a stage, as names of the whole graph's values.
 
     Attributes:
-        input, output: what the stage reads and computes.
-        residual: what it adds to its result; None for nothing.
+        input, output: the value that the stage reads, and the value that it computes.
+        residual: the value that it adds to its result; None for none.
         upsamples: whether it doubles the sides.
     """
 
@@ -72,7 +72,7 @@ class Stage:
 
     @property
     def makes_pixels(self) -> bool:
-        """Whether it is the last stage."""
+        """Whether this is the last stage."""
         return self.output == "pixels"
 
 
@@ -160,7 +160,7 @@ def _input_of(values: dict[str, ir.Value], name: str) -> str:
 
 
 def _split_before_stages(model: ir.Model, values: dict[str, ir.Value], last: str) -> dict[PartName, ir.Model]:
-    """Split everything before the stages around attention; without attention it is one part."""
+    """Split the graph before the stages into the parts around attention; without attention it is one part."""
     projections = {name: f"{_ATTENTION}.to_{name[0]}/Add" for name in ("queries", "keys", "values")}
     attended = f"{_ATTENTION}.to_out.0/Add"
     if not {*projections.values(), attended, _BEFORE_ATTENTION} <= values.keys():
@@ -212,7 +212,7 @@ def _extract_stage(model: ir.Model, values: dict[str, ir.Value], stage: Stage) -
 def _add_statistics(graph: ir.Graph, norm: ir.Node) -> None:
     """Replace a group norm by a scale and a shift per channel, computed from the inputs `mean` and `variance`.
 
-    Both are float32 [B, G], of the whole feature map: a band does not have them.
+    Both are float32 [B, G] and of the whole feature map; they cannot be computed from a band.
     """
     groups = norm.attributes["num_groups"].as_int()
     mean, variance = (_add_input(graph, name, ("batch", groups)) for name in ("mean", "variance"))
@@ -259,7 +259,7 @@ def _add_halo(graph: ir.Graph, stage: Stage) -> None:
 def _first_reader(convolution: ir.Node) -> ir.Node:
     """Return the node that reads a convolution's input: itself or, in an int8 graph, the QuantizeLinear before it.
 
-    No node may stand between those, or backends multiply floats.
+    Backends multiply integers only if no other node is between the two.
     """
     node = convolution
     for operator in ("DequantizeLinear", "QuantizeLinear"):
@@ -271,7 +271,7 @@ def _first_reader(convolution: ir.Node) -> ir.Node:
 
 
 class _Builder:
-    """Inserts nodes before another one, named after its scope."""
+    """A builder that inserts nodes before a given node and names them after its scope."""
 
     def __init__(self, graph: ir.Graph, before: ir.Node) -> None:
         self._graph, self._before, self._count = graph, before, 0
@@ -325,8 +325,8 @@ def _unsupported(found: str) -> ExportError:
 def _declare_shapes(part: ir.Model, **shapes: tuple[int | str, ...]) -> None:
     """Set the shapes of a part's outputs, and forget those of the values inside.
 
-    The latter are the whole graph's; in a part, an axis of the same name may have another size, and backends that
-    trust the shapes let such values share memory.
+    The shapes inside are those of the whole graph. In a part, an axis of the same name may have another size, and
+    backends that rely on the shapes would reuse memory of the wrong size.
     """
     for node in part.graph:
         for value in node.outputs:
@@ -340,10 +340,10 @@ def _declare_shapes(part: ir.Model, **shapes: tuple[int | str, ...]) -> None:
 
 @dataclass(kw_only=True)
 class SliceWriter(PartWriter):
-    """Slices a decoder's float32 or int8 graph.
+    """A writer that slices a decoder's float32 or int8 graph.
 
     Attributes:
-        inputs, outputs: of the whole decoder.
+        inputs, outputs: the whole decoder's.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -370,7 +370,7 @@ class SliceWriter(PartWriter):
             self.parts[name] = _set_gate(self.parts[name], precision, gate)
 
     def open(self, prefix: str = "", *, optimize: bool = True) -> SlicedDecoder:
-        """Open the written parts as the runtime does; `prefix` is that of other files of the same parts."""
+        """Open the written parts as the runtime does; `prefix` selects other files of the same parts."""
         return SlicedDecoder(
             self.inputs,
             self.outputs,
@@ -382,8 +382,7 @@ class SliceWriter(PartWriter):
     def _compare_stages(
         self, model: ir.Model, whole: GraphRecord, runs: Iterable[Run]
     ) -> dict[PartName, tuple[GateResult, ...]]:
-        """Compare each stage of an int8 decoder, and under `head` everything before the stages, with the whole graph's
-        values."""
+        """Compare each stage of an int8 decoder, and `head` for all parts before it, with the whole graph's values."""
         stages, decoder = find_stages(model), self.open(optimize=False)
         graph = _open_with_values(model, self.folder / f"values.{Path(whole.file).name}", stages)
         gates: dict[PartName, list[GateResult]] = {}
@@ -490,7 +489,7 @@ def _open_with_values(model: ir.Model, path: Path, stages: Iterable[Stage]) -> G
     """Open the whole graph with the inputs, residuals and outputs of the stages as added outputs.
 
     Args:
-        path: a scratch file beside the weights; removed again.
+        path: a temporary file in the weights' folder; removed again.
     """
     whole = model.clone()
     values = _values(whole)

@@ -1,14 +1,15 @@
-"""Splits a denoiser's graph, so that work which does not change from step to step is done once.
+"""Splits a denoiser's graph, so that values which do not change from step to step are computed once.
 
-`time_embedding` computes the values that depend on the timestep alone (every residual block's `time_emb_proj`), for a
-whole schedule in one batch if needed; `cross_attention_kv` those that depend on the text embeddings alone (the keys and
-values of every cross-attention); `body` the rest, from the latents and the outputs of both. `shallow_body` is `body`
-with the deep features of an earlier step as an input (`deep_cache`).
+- `time_embedding` computes the values that depend on the timestep alone (every residual block's `time_emb_proj`), for
+  a whole schedule in one batch if needed.
+- `cross_attention_kv` computes those that depend on the text embeddings alone (the keys and values of every
+  cross-attention).
+- `body` computes the rest, from the latents and the outputs of both.
+- `shallow_body` is `body` with the deep features of an earlier step as an input (`deep_cache`).
 
 The parts are extracted from a finished graph of any precision. The values between them are float32. Their first axis
 counts evaluations, and timesteps in `time_embedding`. `body` and `shallow_body` expect as many rows of each as of the
-latents; a runtime repeats or gathers rows. ONNX Runtime also broadcasts a single row, which other backends do not
-promise.
+latents; a runtime repeats or gathers rows. ONNX Runtime also broadcasts a single row, which other backends need not do.
 
 The bounds, by the precision in which the whole graph computes. It is compared with its own parts on the same inputs,
 all on ONNX Runtime, so that nothing differs but the split:
@@ -45,7 +46,7 @@ from latentrt_export.modules.module import Arrays
 __all__ = ["SplitWriter", "describe_values", "split_denoiser"]
 
 _BOUND = 1e-5
-# The outputs of cross-attention's projections, under names that say what they are.
+# Descriptive names for the outputs of cross-attention's projections.
 _OUTPUT_NAMES = {"to_k": "keys", "to_v": "values"}
 
 
@@ -56,7 +57,7 @@ def split_denoiser(
 
     Args:
         model: the whole; not modified. The parts share its tensors.
-        loop_invariant_inputs: input → the part that computes the values which depend on it alone.
+        loop_invariant_inputs: input → the part that computes the values depending on it alone.
         deep_cache: the branch at which `shallow_body` is split off; None omits that part.
 
     Returns:
@@ -151,7 +152,7 @@ def _find_module(value: ir.Value, modules: set[str]) -> str:
 
 @dataclass(kw_only=True)
 class SplitWriter(PartWriter):
-    """Splits a denoiser's float32 or int8 graph.
+    """A writer that splits a denoiser's float32 or int8 graph.
 
     Attributes:
         loop_invariant_inputs, deep_cache: as `split_denoiser`, whose errors `write` raises as well.

@@ -1,8 +1,8 @@
 """Extracts a subgraph that computes some values of a graph from others, over the same weights.
 
-A subgraph is the graph less every node that its outputs do not need. Constants, casts of weights and sizes are computed
-again wherever they are needed; only computed floating values cross a boundary, as float32. A half value survives that
-round trip unchanged.
+A subgraph is the graph without the nodes that its outputs do not need. Constants, casts of weights and sizes are
+computed again wherever they are needed; only computed floating values cross a boundary, as float32. The round trip of
+half values is exact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from latentrt.errors import ExportError
 __all__ = ["boundary_values", "extract_subgraph"]
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-# These compute nothing: their source crosses the boundary instead, and they are repeated behind it.
+# Operators that compute nothing: their source crosses the boundary instead, and they are repeated behind it.
 _REPEATED = {"Cast", "Unsqueeze"}
 
 
@@ -32,14 +32,14 @@ class _Dependencies:
 
 
 def boundary_values(model: ir.Model, name: str) -> list[ir.Value]:
-    """Return the values that depend on one input alone and that other nodes read, in the order in which they do.
+    """Return the values that depend on one input alone and that other nodes read, in the order of those nodes.
 
     Reading the size of a named axis from an input does not count as a dependence on that input: other inputs have the
     axis as well.
 
     Args:
         model: the whole graph; not modified.
-        name: of the input.
+        name: the name of the input.
 
     Raises:
         ExportError: other nodes read the input itself.
@@ -123,7 +123,11 @@ def _axes(value: ir.Value) -> dict[str, int]:
 
 
 def _computed_sources(value: ir.Value, inside: set[ir.Value], user: ir.Node) -> list[ir.Value]:
-    """Return the computed floating values that `value` follows from: itself, or the sources of a repeated node."""
+    """Return the computed floating values that determine `value`: itself, or the sources of a repeated node.
+
+    Raises:
+        ExportError: a node reads a graph input directly.
+    """
     node = value.producer()
     if node is None:
         raise ExportError(f"{user.name} reads the input {value.name} itself, so the graph cannot be split there")

@@ -34,7 +34,7 @@ def trace(module: ComponentModule, feeds: Mapping[str, NDArray[Any]]) -> ir.Mode
 
     Args:
         module: in float32, in evaluation mode.
-        feeds: one set of inputs, with sizes that differ from one another, so that no two axes are confused.
+        feeds: one set of inputs, whose sizes all differ, so that no two axes are confused.
 
     Returns:
         The graph. Its weights are initializers with their canonical names, and share memory with the parameters.
@@ -66,7 +66,7 @@ def trace(module: ComponentModule, feeds: Mapping[str, NDArray[Any]]) -> ir.Mode
 
 @contextlib.contextmanager
 def hide_weights(model: ir.Model, names: set[str]) -> Iterator[None]:
-    """Turn weights into graph inputs for a while, so that passes can neither fold, merge nor rename them."""
+    """Turn weights into graph inputs inside the context, so that passes can neither fold, merge nor rename them."""
     graph = model.graph
     weights = {name: graph.initializers.pop(name) for name in list(graph.initializers) if name in names}
     constants = {name: value.const_value for name, value in weights.items()}
@@ -109,7 +109,11 @@ def _free_axes(spec: TensorSpec) -> dict[int, str]:
 
 
 def _declare(values: Any, specs: tuple[TensorSpec, ...]) -> None:
-    """Give inputs and outputs the shapes of the signature; those that the tracer derives are correct but unreadable."""
+    """Set the shapes of inputs and outputs to the signature's; the tracer's are correct but hard to read.
+
+    Raises:
+        ExportError: a traced input or output has another rank or size.
+    """
     for value, spec in zip(values, specs, strict=True):
         if value.name != spec.name or len(value.shape) != len(spec.shape):
             raise ExportError(f"the traced graph has {value.name}{value.shape}, expected {spec} as in the signature")

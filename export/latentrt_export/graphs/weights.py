@@ -37,7 +37,7 @@ class StoredWeights:
     """A weights file and the place of each tensor in it.
 
     Attributes:
-        path: of the file.
+        path: the path of the file.
         weights: names of the checkpoint's own tensors; the others are scales and zero points.
         places: name → (dtype, shape, offset in bytes, length in bytes).
     """
@@ -54,7 +54,7 @@ class StoredWeights:
         )
 
     def record(self, file: str, precision: Precision) -> WeightsRecord:
-        """Return the manifest's record of the file, which is called `file` there."""
+        """Return the manifest's record of the file, with the path `file` in the bundle."""
         parameters = sum(math.prod(shape) for name, (_, shape, _, _) in self.places.items() if name in self.weights)
         return WeightsRecord(file=file, dtype=precision, tensors=len(self.places), parameters=parameters)
 
@@ -64,13 +64,13 @@ def store(
 ) -> StoredWeights:
     """Write weights in a precision.
 
-    A value beyond half's range becomes infinite; the gate rejects it, not this function.
+    A value beyond half's range becomes infinite; the gate rejects such weights.
 
     Args:
-        weights: by their canonical names.
-        path: of the file.
-        precision: of floating tensors; `int8` stores them as half.
-        quantized: tensors that are stored unchanged, instead of the weights of the same names or in addition to them.
+        weights: the weights by their canonical names.
+        path: the file to write.
+        precision: the precision of floating tensors; `int8` stores them as half.
+        quantized: tensors that are stored unchanged, in place of the weights of the same names or in addition to them.
     """
     quantized = quantized or {}
     floats = {name: weight for name, weight in weights.items() if name not in quantized}
@@ -79,7 +79,7 @@ def store(
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(mode)  # safetensors creates files that only their owner may read
+    path.chmod(mode)  # safetensors creates files that only their owner can read
     return StoredWeights(path=path, weights=frozenset(weights), places=_places(path))
 
 

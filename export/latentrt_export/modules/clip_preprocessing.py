@@ -1,8 +1,8 @@
 """CLIP's image preprocessing as a module.
 
 The image is resized as Pillow resizes it (bicubic, antialiased, 8 bits between the passes), cropped and normalised.
-Everything follows from the input's shape, so one graph takes images of any size; and it is all elementwise arithmetic
-and matrix products, so every backend runs it.
+All sizes are computed from the input's shape, so one graph takes images of any size. It uses only elementwise
+arithmetic and matrix products, so every backend runs it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ HALF_BITS = 11  # Pillow's weights have 22 fractional bits
 class ClipPreprocessing(nn.Module):
     """uint8 [batch, height, width, 3] → float32 [batch, 3, crop height, crop width], as transformers' Pillow processor.
 
-    It has no parameters, and computes in float32 whatever the precision of the module it is part of. In float32 about
-    2 in 100,000 values are one level off: those whose exact sum is within a rounding error of a half.
+    It has no parameters and computes in float32, also inside a module of another precision. About 2 in 100,000 values
+    are one level off: those whose exact sum is within a rounding error of a half.
     """
 
     def __init__(self, config: PreprocessorConfig) -> None:
@@ -37,17 +37,18 @@ class ClipPreprocessing(nn.Module):
     def resize(self, pixels: Tensor) -> Tensor:
         """Resize and crop: uint8 [batch, height, width, 3] → float32 0 … 255 [batch, 3, crop height, crop width].
 
-        Which pass comes first shows, as each rounds to 8 bits. Pillow takes the rows first, and since 13.0 the columns
-        where the height shrinks by more than twice what the width does (`ImagingResampleInner` in Resample.c). That
-        depends on the shape alone, but a graph has no branches that every backend takes, so both are made, and one is
-        chosen: next to the classifier the four products cost nothing.
+        The order of the two passes affects the result, because each rounds to 8 bits. Pillow resizes along the rows
+        first; since 13.0, along the columns first if the height shrinks by more than twice as much as the width
+        (`ImagingResampleInner` in Resample.c). The order depends on the shape alone, but not every backend runs
+        branches, so the graph computes both orders and selects one. The four products take a negligible share of the
+        classifier's time.
         """
         height, width = pixels.shape[1:3]
         resized_height, resized_width = self._resized_size(height, width)
         crop_height, crop_width = self.config.crop
-        planes = pixels.float().permute(0, 3, 1, 2)  # (B, 3, H, W); TensorRT casts uint8 and does nothing else with it
-        rows_first = _along_height(_resample(planes, resized_width, crop_width), resized_height, crop_height)
-        columns_first = _resample(_along_height(planes, resized_height, crop_height), resized_width, crop_width)
+        planes = pixels.float().permute(0, 3, 1, 2)  # (B, 3, H, W); a cast is the only operation on uint8 in TensorRT
+        rows_first = _resample_height(_resample(planes, resized_width, crop_width), resized_height, crop_height)
+        columns_first = _resample(_resample_height(planes, resized_height, crop_height), resized_width, crop_width)
         less_width: int = torch.sym_max(2 * (width - resized_width), 0)  # type: ignore[no-untyped-call]
         excess = torch.scalar_tensor(height - resized_height - less_width, dtype=torch.int64)
         return torch.where(excess > 0, columns_first, rows_first)
@@ -60,21 +61,20 @@ class ClipPreprocessing(nn.Module):
         return self.config.resize * height // short, self.config.resize * width // short
 
 
-def _along_height(planes: Tensor, resized: int, kept: int) -> Tensor:
-    """One pass along the last axis but one: [B, 3, size, n] → [B, 3, kept, n]."""
+def _resample_height(planes: Tensor, resized: int, kept: int) -> Tensor:
+    """Resize along the second to last axis: [B, 3, size, n] → [B, 3, kept, n] (`_resample`)."""
     return _resample(planes.transpose(2, 3), resized, kept).transpose(2, 3)
 
 
 def _resample(planes: Tensor, resized: int, kept: int) -> Tensor:
-    """One pass of Pillow's resize along the last axis: [B, 3, n, size] → [B, 3, n, kept].
+    """Resize along the last axis as one pass of Pillow does: [B, 3, n, size] → [B, 3, n, kept].
 
-    Of the `resized` positions only the middle ones are computed, `kept` of them. Pillow sums 22-bit fixed-point
-    weights times 8-bit pixels in integers. A matrix product in float32 has 24 bits and in a tensor core's TF32 its
-    factors have 11, so the weights go in as an upper and a lower half of 11 bits: products and sums are then whole
-    numbers that both hold.
+    Only the middle `kept` of the `resized` positions are computed. Pillow sums products of 22-bit fixed-point weights
+    and 8-bit pixels in integers. A float32 product has 24 bits, and the factors of a tensor core's TF32 have 11, so
+    the weights are split into an upper and a lower half of 11 bits: products and sums are then exact in both.
     """
     size = planes.shape[-1]
-    weights = _fixed_point(_bicubic_weights(size, resized, first=(resized - kept) // 2, kept=kept))
+    weights = _to_fixed_point(_bicubic_weights(size, resized, first=(resized - kept) // 2, kept=kept))
     upper = torch.floor(weights / 2**HALF_BITS)
     lower = weights - upper * 2**HALF_BITS
     sums = torch.matmul(planes, torch.cat([upper, lower]).transpose(0, 1))  # (B, 3, n, 2 · kept)
@@ -85,12 +85,12 @@ def _resample(planes: Tensor, resized: int, kept: int) -> Tensor:
 
 
 def _bicubic_weights(size: int, resized: int, *, first: int, kept: int) -> Tensor:
-    """Pillow's normalised bicubic weights (`precompute_coeffs` in Resample.c, a = −½): float32 [kept, size].
+    """Return Pillow's normalised bicubic weights (`precompute_coeffs` in Resample.c, a = −½): float32 [kept, size].
 
-    Row i weighs the input's pixels for position first + i of the resized axis. The distance of a pixel from it, in
-    units of the kernel, is a fraction of whole numbers, exact wherever the kernel is not zero; the polynomials are in
-    factors, so that small weights keep their precision. Pillow's xmin and xmax need no counterpart: they skip where
-    the kernel is zero.
+    Row i has the weights of the input's pixels for position first + i of the resized axis. A pixel's distance from
+    it, in units of the kernel, is a ratio of integers, exact wherever the kernel is not zero. The polynomials are
+    factored, so that small weights keep their precision. Pillow's xmin and xmax, which skip the zeros of the kernel,
+    need no counterpart.
     """
     position = (torch.arange(kept) + first)[:, None]
     pixel = torch.arange(size)[None, :]
@@ -103,6 +103,6 @@ def _bicubic_weights(size: int, resized: int, *, first: int, kept: int) -> Tenso
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def _fixed_point(weights: Tensor) -> Tensor:
-    """Weights in units of 2⁻²², as whole numbers in float32 (`normalize_coeffs_8bpc`)."""
+def _to_fixed_point(weights: Tensor) -> Tensor:
+    """Convert weights to units of 2⁻²², rounded to integers stored as float32 (`normalize_coeffs_8bpc`)."""
     return torch.round(weights * 2 ** (2 * HALF_BITS))

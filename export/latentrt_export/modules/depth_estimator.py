@@ -17,9 +17,9 @@ __all__ = ["DepthEstimator"]
 
 
 class DepthEstimator(ComponentModule):
-    """Preprocessed pixels of one size → relative depth at about that size; near is large.
+    """Preprocessed pixels of one size → relative inverse depth (near is large) at about that size.
 
-    The size is fixed, as the hybrid estimators of the published checkpoints take no other.
+    The size is fixed, because the hybrid estimators of the published checkpoints accept only one.
     """
 
     trace_shapes: ClassVar[Shapes] = {"batch": 2}
@@ -49,10 +49,10 @@ class DepthEstimator(ComponentModule):
 
 
 def _drop_unused(model: Any) -> None:
-    """Drop weights that checkpoints have and that the depth does not depend on.
+    """Drop the weights of a checkpoint that do not affect the depth.
 
-    They are the final norm of the transformer, whose intermediate states are used, and the unit that would add another
-    level's features to the first of the fusion stage.
+    These are the final norm of the transformer, of which only intermediate states are used, and the first fusion
+    layer's residual unit, which has no features of another level to add.
     """
     model.dpt.layernorm = nn.Identity()
     del model.neck.fusion_stage.layers[0].residual_layer1

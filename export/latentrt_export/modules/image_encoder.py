@@ -23,7 +23,7 @@ __all__ = ["ImageEncoder", "NoisedImageEncoder"]
 
 
 class _ClipEncoder(ComponentModule):
-    """CLIP's vision tower and projection, with the preprocessing inside, in float32 whatever the weights' precision."""
+    """CLIP's vision tower and projection behind its preprocessing, which is float32 for every precision of weights."""
 
     trace_shapes: ClassVar[Shapes] = {"batch": 2, "pixel_height": 320, "pixel_width": 256}
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (
@@ -36,7 +36,7 @@ class _ClipEncoder(ComponentModule):
         super().__init__()
         self.preprocessing = ClipPreprocessing(preprocessing)
         self.model = model
-        # torch's fused attention exports guards (IsNaN, Where) for masks, and there is none
+        # torch's fused attention exports guards (IsNaN, Where) for masks; this model has no mask
         model.set_attn_implementation("eager")
         self.width: int = model.config.projection_dim
         self.inputs = (TensorSpec("pixels", "uint8", ("batch", "pixel_height", "pixel_width", 3)),)
@@ -70,18 +70,18 @@ class NoisedImageEncoder(_ClipEncoder):
 
     diffusers normalises the embedding, adds noise z by the noising scheduler, reverts the normalisation, and appends
     the sines of the noise level (`StableUnCLIPImg2ImgPipeline.noise_image_embeddings`). With the normalizer's μ and s
-    that is μ + √ᾱ · (e − μ) + √(1 − ᾱ) · s · z, so the outputs are
+    the result is μ + √ᾱ · (e − μ) + √(1 − ᾱ) · s · z, so the outputs are
 
-    - `class_labels`: [batch, 2 · width], that sum at z = 0, then the sines;
-    - `noise_scale`: [batch, width], the factor of z.
+    - `class_labels`: float32 [batch, 2 · width], that sum at z = 0, then the sines;
+    - `noise_scale`: float32 [batch, width], the factor of z.
 
     Args:
         model, preprocessing: as for `ImageEncoder`.
-        normalizer: mean and standard deviation of the embeddings that the denoiser was trained on.
+        normalizer: the mean and standard deviation of the embeddings in the denoiser's training.
         noising: the configuration of the noising scheduler.
 
     Raises:
-        RequestError: the noising scheduler has no noise schedule of Stable Diffusion.
+        RequestError: the noising scheduler's noise schedule is not supported.
     """
 
     def __init__(self, model: Any, preprocessing: PreprocessorConfig, normalizer: Any, noising: dict[str, Any]) -> None:
@@ -119,5 +119,5 @@ def _load_encoder(checkpoint: Path, variant: str | None) -> tuple[Any, Preproces
 
 
 def _square_roots(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the factors of signal and noise at each noise level, (T,)."""
+    """Return √ᾱ and √(1 − ᾱ), the factors of signal and noise at each noise level: float32 [T] each."""
     return alphas_cumprod**0.5, (1 - alphas_cumprod) ** 0.5

@@ -25,18 +25,18 @@ Shapes = Mapping[str, int]
 class ComponentModule(nn.Module):
     """A torch module with the signature of a component: its inputs, its outputs, and the names of its weights.
 
-    Every floating input and output is float32 whatever the precision of the weights: the graph casts inside, so that a
+    Every floating input and output is float32 for every precision of the weights: the graph casts inside, so that a
     bundle has one signature per component and the sampling loop one dtype.
 
     Attributes:
         inputs, outputs: the signature, in the order of `forward`.
         float32_inputs: inputs whose arithmetic stays float32 until it meets a weight, as in diffusers: the sines of a
             timestep lose all their precision in half.
-        loop_invariant_inputs: inputs that change less often than the latents, by the part that computes whatever
-            depends on that input alone.
+        loop_invariant_inputs: input → part, for inputs that change less often than the latents; the part computes the
+            values that depend on that input alone.
         is_sliced: whether it is a decoder that is split into parts for decoding in slices.
-        is_quantized: whether an int8 bundle gets an int8 graph of it. Others are small, or their outputs are compared
-            with thresholds.
+        is_quantized: whether an int8 bundle has an int8 graph of it. Other modules are small, or their outputs are
+            compared with thresholds.
         trace_shapes: the sizes at which it is traced.
         gate_shapes: the sizes at which its graphs are compared with it; none of them equals `trace_shapes`.
     """
@@ -66,14 +66,15 @@ class ComponentModule(nn.Module):
             The record for the manifest; None if nothing changed.
 
         Raises:
-            RequestError, CheckpointError: the ratio is impossible, or there is no attention to merge tokens in.
+            RequestError: the ratio is out of range.
+            CheckpointError: the module has no attention to merge tokens in.
         """
         return None
 
     def matchings(self) -> Arrays:
-        """Return the token matchings of the last evaluation, which are forced in the graph when it is compared.
+        """Return the token matchings of the last evaluation, which the graph uses as inputs when it is compared.
 
-        Between nearly equal tokens either choice is right (`latentrt_export.gates.token_merging`).
+        Between nearly equal tokens either choice is valid (`latentrt_export.gates.token_merging`).
         """
         return {}
 
@@ -88,8 +89,9 @@ class ComponentModule(nn.Module):
 
         Args:
             run: evaluates the module.
-            gate_inputs: the text embeddings of the calibration prompts by the input that takes them (the empty prompt
-                first), `noise_schedule` (JSON), `latents` of encoded images, and what earlier components returned here.
+            gate_inputs: the text embeddings of the calibration prompts (the empty prompt first) under the name of the
+                module's input, `noise_schedule` (JSON), `latents` of encoded images, and the arrays that earlier
+                components returned from this method.
             options: the number of steps and the guidance scale.
 
         Returns:
@@ -98,7 +100,7 @@ class ComponentModule(nn.Module):
         raise NotImplementedError
 
     def canonical_name(self, parameter: str) -> str:
-        """Return the name that a parameter has in a current checkpoint, whatever the installed library calls it."""
+        """Return a parameter's name in current checkpoints, which the installed library's name may differ from."""
         raise NotImplementedError
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -106,7 +108,7 @@ class ComponentModule(nn.Module):
         return {self.canonical_name(name): parameter.detach() for name, parameter in self.named_parameters()}
 
     def torch_outputs(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the module on arrays: the reference for its graphs."""
+        """Run the module on arrays and return its outputs by name, the reference for its graphs."""
         with torch.inference_mode():
             results = self(**{name: torch.from_numpy(array) for name, array in feeds.items()})
         results = results if isinstance(results, tuple) else (results,)

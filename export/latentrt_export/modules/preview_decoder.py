@@ -1,5 +1,5 @@
-"""The decoder of a tiny autoencoder as a traceable module: images similar to the full decoder's, at a fraction of its
-cost (madebyollin/taesd; diffusers' `AutoencoderTiny`)."""
+"""The decoder of a tiny autoencoder as a traceable module: images similar to the full decoder's, in a fraction of its
+time (madebyollin/taesd; diffusers' `AutoencoderTiny`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["PreviewDecoder"]
 
 
 class PreviewDecoder(ComponentModule):
-    """Latents in the scale of the sampling loop → finished pixels, rounded as the full decoder's are."""
+    """Latents in the scale of the sampling loop → finished pixels, rounded like the full decoder's."""
 
     trace_shapes: ClassVar[Shapes] = {"batch": 2, "height": 16, "width": 24}
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (

@@ -1,7 +1,7 @@
 """The safety classifier as a traceable module: finished pixels → scores, verdict and cosines.
 
-It decides what `StableDiffusionSafetyChecker` of diffusers decides, its rounding to three decimals included, and never
-touches the image.
+The verdict is that of diffusers' `StableDiffusionSafetyChecker`, including its rounding to three decimals. The image is
+not modified.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Verdict = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 class SafetyChecker(ComponentModule):
     """Pixels of any size → concept scores, special-care scores, whether the image is flagged, and the cosines.
 
-    An image is flagged if any concept score is above zero. Preprocessing and cosines are float32 whatever the
-    precision of the weights.
+    An image is flagged if any concept score is above zero. Preprocessing and cosines are float32 for every precision
+    of the weights.
     """
 
     trace_shapes: ClassVar[Shapes] = {"images": 2, "pixel_height": 320, "pixel_width": 256}
@@ -66,16 +66,16 @@ class SafetyChecker(ComponentModule):
         preprocessing = read_preprocessor_config(processor_folder / "preprocessor_config.json")
         checker = load_pretrained(StableDiffusionSafetyChecker, model_folder, variant)
         check_crop(preprocessing, checker.config.vision_config.image_size, processor_folder)
-        # torch's fused attention exports guards (IsNaN, Where) for masks, and there is none
+        # torch's fused attention exports guards (IsNaN, Where) for masks; this model has no mask
         checker.vision_model.set_attn_implementation("eager")
         return cls(checker, preprocessing).eval()
 
     def forward(self, pixels: Tensor) -> Verdict:
         seen = self.preprocessing(pixels).to(self.visual_projection.weight.dtype)
         image_embeds = self.visual_projection(self.vision_model(seen).pooler_output)
-        special_care_cosines = _cosines(image_embeds, self.special_care_embeds)
-        concept_cosines = _cosines(image_embeds, self.concept_embeds)
-        concept_scores, special_care_scores = _scores(
+        special_care_cosines = _compute_cosines(image_embeds, self.special_care_embeds)
+        concept_cosines = _compute_cosines(image_embeds, self.concept_embeds)
+        concept_scores, special_care_scores = _compute_scores(
             concept_cosines - self.concept_embeds_weights.float(),
             special_care_cosines - self.special_care_embeds_weights.float(),
         )
@@ -83,24 +83,24 @@ class SafetyChecker(ComponentModule):
         return concept_scores, special_care_scores, flagged, concept_cosines, special_care_cosines
 
     def canonical_name(self, parameter: str) -> str:
-        # transformers 5 dissolved the inner module of the vision tower that checkpoints name
+        # transformers 5 removed the inner module of the vision tower, which checkpoints' names contain
         outer, inner = "vision_model.", "vision_model.vision_model."
         if parameter.startswith(outer) and not parameter.startswith(inner):
             return inner + parameter.removeprefix(outer)
         return parameter
 
 
-def _cosines(image_embeds: Tensor, concept_embeds: Tensor) -> Tensor:
-    """Return the cosine of each image with each concept: float32 [images, concepts]."""
+def _compute_cosines(image_embeds: Tensor, concept_embeds: Tensor) -> Tensor:
+    """Return the cosine of each image's embedding with each concept's: float32 [images, concepts]."""
     images, concepts = (nn.functional.normalize(embeds.float()) for embeds in (image_embeds, concept_embeds))
     return torch.matmul(images, concepts.transpose(0, 1))
 
 
-def _scores(concept_margins: Tensor, special_care_margins: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scores for the margins of the cosines over their thresholds: [images, 17] and [images, 3].
+def _compute_scores(concept_margins: Tensor, special_care_margins: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scores for the margins of the cosines over their thresholds: float32 [images, 17] and [images, 3].
 
-    The first special-care concept that triggers raises by 0.01 the special-care scores after it and all concept
-    scores, so the order matters and they are taken one by one.
+    The first special-care concept with a positive score raises the special-care scores after it and all concept
+    scores by 0.01, so special-care concepts are computed one after the other.
     """
     adjustment = torch.zeros_like(special_care_margins[:, :1])
     special_care = []
@@ -111,5 +111,5 @@ def _scores(concept_margins: Tensor, special_care_margins: Tensor) -> tuple[Tens
 
 
 def _round(scores: Tensor) -> Tensor:
-    """Round as numpy's `round(…, 3)` does in float32, half to even: a margin of up to 0.0005 counts as none."""
+    """Round to three decimals, half to even, like numpy's `round(…, 3)` in float32; a margin up to 0.0005 becomes 0."""
     return torch.round(scores * 1000) / 1000

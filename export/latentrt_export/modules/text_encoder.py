@@ -21,7 +21,7 @@ class TextEncoder(ComponentModule):
     """Token ids → hidden states.
 
     `clip_skip` counts layers from the end, one number per chunk: 0 is the last layer, the output of the encoder as
-    configured; the final layer norm follows in any case (diffusers, `StableDiffusionPipeline.encode_prompt`).
+    configured; the final layer norm always follows (diffusers, `StableDiffusionPipeline.encode_prompt`).
     """
 
     trace_shapes: ClassVar[Shapes] = {"chunks": 3}
@@ -60,5 +60,5 @@ class TextEncoder(ComponentModule):
         return name if name.startswith("text_model.") else f"text_model.{name}"
 
     def _text_model(self) -> Any:
-        # transformers 5 removed the inner module that earlier versions, and every checkpoint, call text_model.
+        # transformers 5 removed the inner module `text_model` of earlier versions and of every checkpoint.
         return getattr(self.model, "text_model", self.model)

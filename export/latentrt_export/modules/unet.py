@@ -108,7 +108,7 @@ class UNet(ComponentModule):
     def calibrate(
         self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: QuantizationOptions
     ) -> Arrays:
-        """Denoise the calibration prompts, guided away from the empty one, at the size the model was trained for.
+        """Denoise the calibration prompts with guidance against the empty prompt, at the size of the model's training.
 
         The conditioning's channels are those of an encoded image; class labels are 0.
         """
@@ -145,7 +145,7 @@ class ImageVariationUNet(UNet):
     def calibrate(
         self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: QuantizationOptions
     ) -> Arrays:
-        """Denoise the calibration images, guided away from zeros."""
+        """Denoise the calibration images, with an embedding of zeros as the unconditional one."""
         name = self.inputs[2].name
         embeddings = gate_inputs[name][:, np.newaxis]  # (images, 1, width)
         guided = np.concatenate([np.zeros_like(embeddings[:1]), embeddings])

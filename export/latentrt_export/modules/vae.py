@@ -39,7 +39,7 @@ class _Autoencoder(ComponentModule):
 class VaeEncoder(_Autoencoder):
     """Pixels in −1 … 1 → mean and log-variance of the latent distribution, before scale and shift.
 
-    The log-variance is clamped to −30 … 20 as `DiagonalGaussianDistribution` of diffusers does.
+    The log-variance is clamped to −30 … 20, as in `DiagonalGaussianDistribution` of diffusers.
     """
 
     trace_shapes: ClassVar[Shapes] = {"batch": 2, "height": 16, "width": 24}

@@ -1,4 +1,4 @@
-"""Denoises the calibration prompts in torch, by the runtime's own loop."""
+"""Denoises the calibration prompts in torch with the runtime's own sampling loop."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def denoise_prompts(
     shape: tuple[int, ...],
     options: QuantizationOptions,
 ) -> NDArray[np.float32]:
-    """Denoise each calibration prompt with Euler's method, from the noise of a seed of its own.
+    """Denoise each calibration prompt with Euler's method; each starts from noise of its own seed.
 
     Args:
-        run: evaluates the denoiser, whose signature is `inputs` and `outputs`.
-        text: the denoiser's input of text embeddings.
-        gate_inputs: `calibration_embeddings`, float32 [1 + prompts, 77, width], of which the first row is the empty
-            prompt's; and `noise_schedule`, the training noise schedule and the prediction type as JSON.
-        shape: of latents, (C, H, W).
+        run: evaluates the denoiser, which has the signature `inputs` and `outputs`.
+        text: the name of the denoiser's input of text embeddings.
+        gate_inputs: `calibration_embeddings`, float32 [1 + prompts, 77, width], with the empty prompt in the first
+            row; and `noise_schedule`, the training noise schedule and the prediction type as JSON.
+        shape: the shape of the latents, (C, H, W).
         options: the number of steps and the guidance scale.
 
     Returns:

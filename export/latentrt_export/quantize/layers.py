@@ -5,8 +5,8 @@ one scale and zero point per tensor, because the sum of a convolution cannot be 
 float is scale · (integer − zero point).
 
 Static layers have weights of 7 bits, −63 … 63. A CPU without VNNI adds two products of uint8 and int8 in 16 bits, which
-saturates without notice for 2 · 255 · 128 but not for 2 · 255 · 63, and a bundle is for every CPU. (ONNX Runtime's
-`reduce_range` and NNCF's overflow fix are the same.) Where only weights are int8, nothing is added in 16 bits, and
+saturates silently for 2 · 255 · 128 but not for 2 · 255 · 63, and a bundle has to run on every CPU. (ONNX Runtime's
+`reduce_range` and NNCF's overflow fix do the same.) Where only weights are int8, nothing is added in 16 bits, and
 weights use all 8 bits.
 
 The range of a tensor is from the smallest to the largest value in any evaluation of the network. The activations of a
@@ -50,7 +50,7 @@ _LARGEST_BIAS = 2**30
 
 @dataclass(frozen=True)
 class Range:
-    """The interval of a tensor's values, extended to contain zero, so that padding is exact.
+    """The interval of a tensor's values, extended to contain zero so that padding is exact.
 
     Raises:
         ExportError: an end is not finite.
@@ -70,7 +70,7 @@ class Range:
 
     @property
     def scale(self) -> float:
-        """The value of one integer step; 1 for a tensor of zeros."""
+        """The difference between neighbouring integers' values; 1 for a tensor of zeros."""
         return (self.high - self.low) / _LARGEST_UINT8 or 1.0
 
     @property
@@ -106,9 +106,10 @@ def quantize_weight(layer: Layer, method: LayerMethod, input_range: Range | None
     """Quantise a layer's weight.
 
     Args:
-        layer: with a float32 weight [out, …].
-        input_range: of a static layer's input. ONNX Runtime adds the bias of a convolution as an int32 in steps of its
-            products, and loses what does not fit, so a channel's scale is at least as large as its bias requires.
+        layer: a layer with a float32 weight [out, …].
+        input_range: the range of a static layer's input. ONNX Runtime stores a convolution's bias as an int32 in units
+            of the products' scale, which can overflow, so each channel's scale is at least as large as its bias
+            requires.
 
     Returns:
         The weight as int8 of the same shape, and its scales, float32 [out, 1, …].
@@ -138,7 +139,7 @@ def calibrate(layers: Mapping[str, Layer], run: Callable[[], Any]) -> dict[str, 
     """Measure the ranges of layers while their network runs.
 
     Args:
-        layers: by name. Layers that are never evaluated have no ranges.
+        layers: the layers by name. Layers that are never evaluated have no ranges in the result.
         run: evaluates the network on representative inputs.
     """
     seen = {name: _Extremes() for name in layers}
@@ -186,9 +187,9 @@ def simulate_int8(
     integers only if the result is stored as one (`passes.quantize_layers`).
 
     Args:
-        layers: by name.
-        ranges: of the static layers.
-        methods: of the layers that change.
+        layers: the layers by name.
+        ranges: the ranges of the static layers.
+        methods: the method of each layer; layers without one stay as they are.
     """
     with ExitStack() as undo, torch.no_grad():
         for name, method in methods.items():

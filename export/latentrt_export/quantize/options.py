@@ -15,13 +15,13 @@ _MAX_STEPS = 1000
 
 
 class QuantizationOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How int8 graphs are made.
+    """The options of int8 graphs.
 
     Attributes:
         method: `static` rounds weights and activations, `weights` weights only.
-        prompts: of the images that are generated to measure activations; empty means the exporter's own prompts.
-        steps: of each of those images.
-        guidance_scale: of those images.
+        prompts: the prompts of the images that are generated to measure activations; empty means the exporter's own.
+        steps: the number of steps of each of those images.
+        guidance_scale: the guidance scale of those images.
     """
 
     method: QuantizationMethod = "static"
@@ -53,7 +53,7 @@ def read_options(
     if quantization == "weights" and (calibration_prompts, calibration_steps) != (None, None):
         option = "calibration_prompts" if calibration_prompts is not None else "calibration_steps"
         raise RequestError(
-            f"got `{option}` with `quantization='weights'`, which does not calibrate; leave one of the two out"
+            f"got `{option}` with `quantization='weights'`, which does not calibrate; omit one of the two"
         )
     if calibration_steps is not None and not 1 <= calibration_steps <= _MAX_STEPS:
         raise RequestError(f"got `calibration_steps` {calibration_steps}, expected 1 to {_MAX_STEPS}")

@@ -1,15 +1,15 @@
 """Plans the quantisation of a component: calibrates its layers, chooses a method for each, and computes its tensors.
 
-All of this runs in torch before a graph is written, because the effect of `passes.quantize_layers` on a graph is known.
+All of this runs in torch before a graph is written; `simulate_int8` has the same effect as `passes.quantize_layers`.
 
-How methods are chosen, by each layer's effect on the network's output:
+Methods are chosen by each layer's effect on the network's output:
 
 1. Each layer is quantised alone and the network is run: its error is the relative RMS error of the output.
 2. Layers are excluded in the order of their error² per multiplication that quantising them would save, since the errors
    of different layers add up as squares.
 3. At least the first layers are excluded, up to `_FREE_SHARE` of all multiplications, which costs next to no time; then
    as many as it takes for all others together to meet the bound, found by bisection.
-4. A layer excluded from the static method still gets int8 weights if it was the rounding of activations that hurt.
+4. A layer excluded from the static method still gets int8 weights if most of its error came from rounding activations.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["Int8Plan", "LayerPlan", "choose_methods", "plan_int8"]
 
-# The run that measures every layer alone: a small one, of which a denoiser's rows have an early, a middle and a late
-# timestep.
+# The index of the run that measures every layer alone: a small one, whose rows have an early, a middle and a late
+# timestep in a denoiser.
 _SMALL_RUN = 1
 _FREE_SHARE = 0.02
-# Used share of the bound: the simulation leaves out the order of sums, and the rounding of other weights to half.
+# Used share of the bound: the simulation ignores the order of sums and the rounding of other weights to half.
 _MARGIN = 0.9
 # An excluded layer's weights are int8 if that causes at most this share of its error (a sixteenth of the square).
 _WEIGHTS_SHARE = 0.25
@@ -56,11 +56,11 @@ Methods = Mapping[str, LayerMethod]
 
 @dataclass(frozen=True)
 class Int8Plan:
-    """How a component is quantised.
+    """The quantisation of a component.
 
     Attributes:
-        record: for the manifest; layers by their canonical names.
-        tensors: stored instead of the layers' weights, and in addition to them.
+        record: the record for the manifest; layers by their canonical names.
+        tensors: the tensors to store in place of the layers' weights and in addition to them, by name.
     """
 
     record: Quantization
@@ -94,8 +94,8 @@ def plan_int8(
     """Calibrate a component's layers and choose the method of each.
 
     Args:
-        module: loaded, in float32; unchanged afterwards.
-        options: the method, and how to calibrate.
+        module: the loaded module, in float32; unchanged afterwards.
+        options: the method, and the options of calibration.
         gate_inputs: arrays produced by earlier components.
         runs: the inputs on which the graph will be compared, with torch's outputs. Torch's token matchings are forced
             in every evaluation, as they will be in the graph.
@@ -103,6 +103,9 @@ def plan_int8(
 
     Returns:
         The plan, and arrays for later components: the results of the calibration runs.
+
+    Raises:
+        ExportError: an activation is not finite.
     """
     runs = tuple(runs)
     static, produced, evaluations = options.method == "static", Arrays(), 0
@@ -195,11 +198,11 @@ def choose_methods(
     """Choose each layer's method.
 
     Args:
-        method: of the layers that tolerate it.
-        multiplications: of each layer, per evaluation.
+        method: the method of the layers whose error stays low enough.
+        multiplications: the number of multiplications of each layer per evaluation.
         layer_error: returns the network's error on few inputs with these layers quantised; called for every layer.
         total_error: the same on all inputs on which the graph will be compared.
-        bound: the largest error that passes.
+        bound: the largest error that the gate accepts.
         notify: called with a description of each step that begins.
     """
     total = sum(multiplications.values())
@@ -245,7 +248,7 @@ def _count_free(order: list[str], multiplications: Mapping[str, int], budget: fl
 
 
 def _next_guess(low: int, high: int, fewest: int) -> int:
-    """Return the number to try next: few layers are excluded as a rule, so start low and grow slowly."""
+    """Return the number to try next, from `low` upwards in small steps, because usually few layers are excluded."""
     return low if low == fewest else (low + min(high, 2 * low)) // 2
 
 

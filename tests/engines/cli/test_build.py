@@ -75,7 +75,7 @@ def test_a_graph_that_cannot_be_built(latentrt: Caller, cache: EngineCache, tmp_
         ((*FOR_4090, "--component", "vae"), 2, "component 'vae'"),
         ((*FOR_4090, "--workspace", "much"), 2, "workspace 'much'"),
         ((*FOR_4090, "--version-compatible", "--refittable"), 2, "--version-compatible with --refittable"),
-        ((*FOR_4090, "--timing-cache", "times"), 2, "leave out --timing-cache"),
+        ((*FOR_4090, "--timing-cache", "times"), 2, "omit --timing-cache"),
         ((*FOR_4090, "--digest", "sha256:0"), 2, "digest"),
         ((*FOR_4090, "--digest", f"sha256:{'0' * 64}"), 4, "sha256:000"),
         ((*FOR_4090, "--guidance", "maybe"), 2, "Invalid value for '--guidance'"),

@@ -211,7 +211,7 @@ class Scores(nn.Module):
     """The decision alone, on margins [batch, 3 + 17]."""
 
     def forward(self, margins: Tensor) -> Tensor:
-        concept, special_care = safety_checker._scores(margins[:, 3:], margins[:, :3])
+        concept, special_care = safety_checker._compute_scores(margins[:, 3:], margins[:, :3])
         return torch.cat([special_care, concept], dim=1)
 
 

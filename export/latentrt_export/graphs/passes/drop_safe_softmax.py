@@ -1,4 +1,4 @@
-"""Drops torch's guard of softmax against rows that are masked out entirely; none of our masks has such a row."""
+"""Drops torch's guard of softmax against rows that are masked entirely; none of our masks has such a row."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ DOMAIN = "com.microsoft"
 class FuseSelfAttention(ir.passes.InPlacePass):
     """Rewrite softmax((s·Q)(s·K)ᵀ) V between its reshapes to one MultiHeadAttention(Q, K, V) of [B, N, H·E] each.
 
-    Only where queries, keys and values are projections of one value: the keys of cross-attention are split off from the
-    loop (`graphs.split`) in their usual layout. Other patterns are not changed.
+    Only attention whose queries, keys and values are projections of one value is fused: the keys of cross-attention
+    are computed outside of the loop (`graphs.split`) in their usual layout. Other patterns are not changed.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -41,7 +41,7 @@ def _fuse(softmax: ir.Node) -> ir.Node | None:
     scaled = [_producer(scores, index, "Mul") for index in (0, 1)]
     heads = _producer(scaled[0], 0, "Transpose")
     sources = [_merge_heads(scaled[0]), _merge_heads(_producer(scaled[1], 0, "Transpose")), _merge_heads(means, 1)]
-    inputs = {_projected(source) for source in sources}
+    inputs = {_find_projection_input(source) for source in sources}
     factors = [_constant(node, 1) for node in scaled]
     shape = heads.outputs[0].shape if heads is not None else None
     if len(inputs) != 1 or None in inputs or None in factors or shape is None or not isinstance(shape[1], int):
@@ -68,7 +68,7 @@ def _merge_heads(node: ir.Node | None, index: int = 0) -> ir.Value | None:
     return reshape.inputs[0] if transpose is not None and reshape is not None and _swaps_heads(transpose) else None
 
 
-def _projected(product: ir.Value | None) -> ir.Value | None:
+def _find_projection_input(product: ir.Value | None) -> ir.Value | None:
     """Return the first factor of a matrix product; None for any other value."""
     node = product.producer() if product is not None else None
     return node.inputs[0] if node is not None and node.op_type == "MatMul" else None

@@ -1,4 +1,4 @@
-"""Names nodes after the module they came from, and removes the files and lines of the machine that traced them."""
+"""Names nodes after the modules they were traced in, and removes the tracer's file names and line numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 __all__ = ["NameNodes"]
 
-# torch's path of a module that was reached without its parent's `__getattr__`.
+# torch's path of a module that was accessed without its parent's `__getattr__`.
 _THROUGH_DICT = re.compile(r"__dict__\['_modules'\]\['(\w+)'\]")
 # torch's path of a node that its own passes added.
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
@@ -44,7 +44,7 @@ class NameNodes(ir.passes.InPlacePass):
 
 
 def _scope(node: ir.Node, *, otherwise: str) -> str:
-    """Return the path of a node's module; `otherwise`, that of the node before it, for a node that a pass added."""
+    """Return the path of a node's module; for a node that a pass added, `otherwise`, the path of the node before it."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if not scopes:
         return otherwise

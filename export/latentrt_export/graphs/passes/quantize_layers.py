@@ -1,6 +1,6 @@
 """Quantises the layers of a float32 graph, with QuantizeLinear and DequantizeLinear around those that compute in int8.
 
-Why the rewritten graph looks as it does:
+The reasons for the structure of the rewritten graph:
 
 * ONNX Runtime fuses DequantizeLinear → Conv → QuantizeLinear to one QLinearConv, and needs all three, so the output of
   a convolution is quantised too. Otherwise it computes in float, slower than before. OpenVINO does not need this and
@@ -57,7 +57,7 @@ class QuantizeLayers(ir.passes.InPlacePass):
 
 
 class _Rewrite:
-    """A graph while it is rewritten. A value that several layers read is quantised once."""
+    """The rewriting of one graph. A value that several layers read is quantised once."""
 
     def __init__(self, model: ir.Model, tensor: Callable[[str], ir.TensorProtocol]) -> None:
         self.graph, self.tensor = model.graph, tensor
@@ -65,7 +65,7 @@ class _Rewrite:
 
     def quantize_weight(self, layer: str) -> None:
         """Store a layer's weight as int8, with a Cast and a Mul with its scale behind it."""
-        weight, uses = self._stored_as_int8(layer)
+        weight, uses = self._store_as_int8(layer)
         cast = _node("Cast", [weight], f"{layer}.weight/Cast", _FLOAT, weight.shape, {"to": int(_FLOAT)})
         scale = self._constant(f"{layer}.weight_scale")
         scaled = _node("Mul", [cast.outputs[0], scale], f"{layer}.weight/Mul", _FLOAT, weight.shape)
@@ -74,7 +74,7 @@ class _Rewrite:
 
     def quantize(self, layer: str, node: ir.Node) -> None:
         """Store a layer's weight as int8 and round its activations, so that it multiplies integers."""
-        weight, uses = self._stored_as_int8(layer)
+        weight, uses = self._store_as_int8(layer)
         inputs = [weight, self._constant(f"{layer}.weight_scale")]
         name = f"{layer}.weight/DequantizeLinear"
         dequantize = _node("DequantizeLinear", inputs, name, _FLOAT, weight.shape, {"axis": 0})
@@ -125,7 +125,7 @@ class _Rewrite:
         back = [quantize.outputs[0], scale, zero_point]
         return quantize, _node("DequantizeLinear", back, f"{name}/DequantizeLinear", _FLOAT, source.shape)
 
-    def _stored_as_int8(self, layer: str) -> tuple[ir.Value, tuple[Use, ...]]:
+    def _store_as_int8(self, layer: str) -> tuple[ir.Value, tuple[Use, ...]]:
         weight = self.graph.initializers[f"{layer}.weight"]
         weight.const_value = self.tensor(f"{layer}.weight")
         weight.dtype = _INT8
