@@ -50,7 +50,7 @@ OPENCLIP_PLAIN = {
 
 
 def write_single_file(checkpoint: Path, file: Path, family: Family, metadata: Mapping[str, str] | None = None) -> Path:
-    """Join the three submodules of a diffusers folder in one file of the original layout; return the file."""
+    """Join the three components of a diffusers folder in one file of the original layout; return the file."""
     text, unet, vae = (_weights(checkpoint / name) for name in ("text_encoder", "unet", "vae"))
     weights = {**ldm_unet(unet), **ldm_vae(vae), **(ldm_clip(text) if family == "sd1" else ldm_openclip(text))}
     save_file(weights, file, metadata=dict(metadata or {"format": "pt"}))

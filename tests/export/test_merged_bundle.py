@@ -50,7 +50,9 @@ def test_its_gates_compare_the_matchings(merged: Path) -> None:
 
 
 @pytest.mark.parametrize("deep_cache", [1, 2])
-def test_both_backends_generate_the_same_image_and_record_the_ratio(merged: Path, sd2: Exported, deep_cache: int) -> None:
+def test_both_backends_generate_the_same_image_and_record_the_ratio(
+    merged: Path, sd2: Exported, deep_cache: int
+) -> None:
     images = {}
     for name, bundle, device in (
         ("cpu", merged, "cpu"),

@@ -141,7 +141,7 @@ def test_the_blocks_input_decides_and_its_norm_is_what_is_merged() -> None:
         expected = expected + block.attn2(block.norm2(expected), encoder_hidden_states=text)
         expected = expected + block.ff(block.norm3(expected))
         install(model, 0.5)
-        transformer.proj_in.register_forward_hook(lambda *_: _as_picture(tokens, size))
+        transformer.proj_in.register_forward_hook(lambda *_: _as_feature_map(tokens, size))
         caught: list[Tensor] = []
         block.register_forward_hook(lambda module, given, made: caught.append(made))
         transformer(torch.zeros(1, 16, *size), encoder_hidden_states=text, return_dict=False)
@@ -149,7 +149,7 @@ def test_the_blocks_input_decides_and_its_norm_is_what_is_merged() -> None:
     torch.testing.assert_close(caught[0], expected, rtol=0, atol=1e-5)
 
 
-def _as_picture(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+def _as_feature_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *size)
 
 

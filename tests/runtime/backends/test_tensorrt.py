@@ -44,8 +44,8 @@ def device(api: FakeCudaApi) -> EngineDevice:
 
 def record(bundle: Bundle, component: str = "vae_decoder", size: str = "32..128") -> EngineRecord:
     manifest = bundle.manifest
-    pictures = image_profile(manifest, size=size, batch="1..4")
-    profile = component_profile(component, manifest.components[component], pictures, manifest)
+    images = image_profile(manifest, size=size, batch="1..4")
+    profile = component_profile(component, manifest.components[component], images, manifest)
     return made_up.record(bundle, made_up.identity(bundle, component, profile=profile))
 
 
