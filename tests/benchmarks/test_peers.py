@@ -85,7 +85,7 @@ def test_components_alone_and_those_that_only_the_peer_can_time(job: Job) -> Non
     assert first_only["image_s"] == first_only["step_s"] == []
 
 
-def test_a_process_that_fails_says_why(job: Job) -> None:
+def test_a_process_that_fails_gives_its_reason(job: Job) -> None:
     with pytest.raises(UnavailableError, match=r"^RuntimeError: found no such precision$"):
         measure(replace(job, options={"fail": "found no such precision"}))
     with pytest.raises(UnavailableError, match=r"No module named benchmarks\.nowhere"):
@@ -94,7 +94,7 @@ def test_a_process_that_fails_says_why(job: Job) -> None:
         measure(replace(job, options={"wait_s": 60}), timeout_s=0.5)
 
 
-def test_our_adapter_draws_what_our_pipeline_draws(job: Job, tmp_path: Path) -> None:
+def test_our_adapter_generates_the_image_of_our_pipeline(job: Job, tmp_path: Path) -> None:
     from latentrt.pipeline import Pipeline
 
     latents = noise.Generator(0).normal((1, 4, 16, 16))
@@ -118,7 +118,7 @@ def test_our_adapter_draws_what_our_pipeline_draws(job: Job, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_diffusers_adapter_draws_the_same_from_the_same_noise(job: Job, tmp_path: Path) -> None:
+def test_diffusers_adapter_generates_the_same_image_from_the_same_noise(job: Job, tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(noise.Generator(0).normal((1, 4, 32, 32)).tobytes())
     asked = replace(job, side=128, steps=8, images=1, calls=1)
     theirs = replace(asked, model=str(ROOT / "sample/checkpoint"), options={"dtype": "float32"})
@@ -128,7 +128,7 @@ def test_diffusers_adapter_draws_the_same_from_the_same_noise(job: Job, tmp_path
         found = measure(one, f"benchmarks.peer_adapters.{name}", 600)
         assert set(found["components"]) == {"text_encoder", "unet", "vae_decoder"}
         images.append(np.fromfile(job.image_file, np.uint8))
-    # The bundle's weights are halves.
+    # The bundle's weights are float16.
     assert (peers.psnr_db(*images) or 99) > 35
 
 
@@ -272,5 +272,5 @@ def test_a_report_says_what_was_asked(tmp_path: Path) -> None:
         "--images 2 --calls 5 --threads 2 --seed 0 --only GenAI 'latentrt OpenVINO'"
     )
     # As the tables show it, it can be run again.
-    words = [*shlex.split(command)[3:], "--output", "report.json"]
-    assert peers.parse(words).only == ["GenAI", "latentrt OpenVINO"]
+    arguments = [*shlex.split(command)[3:], "--output", "report.json"]
+    assert peers.parse(arguments).only == ["GenAI", "latentrt OpenVINO"]

@@ -79,7 +79,7 @@ def test_how_the_denoiser_is_divided(
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (["--deep-cache", "0", "--no-parts"], "--deep-cache with --no-parts"),
         (
@@ -90,16 +90,16 @@ def test_how_the_denoiser_is_divided(
         (["--deep-cache", "deep"], "'deep' is not a valid integer"),
     ],
 )
-def test_a_division_that_cannot_be_costs_no_time(
+def test_an_invalid_split_is_refused_before_any_work(
     model: Path,
     tmp_path: Path,
     worker: FakeWorker,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    words: str,
+    message: str,
 ) -> None:
     assert call(model, tmp_path / "bundle", *options) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert worker.jobs == []
     assert not (tmp_path / "bundle").exists()
 
@@ -110,7 +110,7 @@ def test_the_ratio_of_merged_tokens_reaches_the_exporter(model: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("ratio", ["0", "0.75", "nan"])
-def test_a_ratio_of_merged_tokens_that_cannot_be_costs_no_time(
+def test_an_invalid_token_merging_ratio_is_refused_before_any_work(
     model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str], ratio: str
 ) -> None:
     assert call(model, tmp_path / "bundle", "--token-merging", ratio) == 2

@@ -70,9 +70,9 @@ def test_killed(interpreter: Path) -> None:
     assert "text_encoder: its process was killed, most likely for lack of memory" in str(death)
 
 
-@pytest.mark.parametrize("words", ["MemoryError", "RuntimeError: [enforce fail] can't allocate memory: 1 bytes"])
-def test_out_of_memory_in_words(interpreter: Path, words: str) -> None:
-    assert "lack of memory" in str(dies(interpreter, f'read job; echo "{words}" >&2; exit 1'))
+@pytest.mark.parametrize("message", ["MemoryError", "RuntimeError: [enforce fail] can't allocate memory: 1 bytes"])
+def test_out_of_memory_by_its_message(interpreter: Path, message: str) -> None:
+    assert "lack of memory" in str(dies(interpreter, f'read job; echo "{message}" >&2; exit 1'))
 
 
 def test_crashed(interpreter: Path) -> None:
@@ -102,15 +102,15 @@ def test_a_user_sees_the_last_line_and_debug_the_rest(interpreter: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "OSError: [Errno 28] No space left on device",
         "SafetensorError: I/O error: File too large (os error 27)",
         "OSError: [Errno 122] Disk quota exceeded",
     ],
 )
-def test_no_room(interpreter: Path, words: str) -> None:
-    death = dies(interpreter, f"read job; echo '{words}' >&2; exit 1")
+def test_a_full_disk(interpreter: Path, message: str) -> None:
+    death = dies(interpreter, f"read job; echo '{message}' >&2; exit 1")
     assert isinstance(death, OutputError)
     assert "no room for them" in str(death)
 

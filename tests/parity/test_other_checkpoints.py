@@ -1,4 +1,4 @@
-"""The forms of a checkpoint that `make test` exports in part only, each exported whole and drawn beside diffusers."""
+"""The forms of a checkpoint that `make test` exports in part only, each exported whole and compared with diffusers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def hub_cache(checkpoint: Path, family: Family, folder: Path) -> Path:
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
 @pytest.mark.parametrize("form", [single_file, hub_cache])
-def test_it_draws_what_diffusers_draws_from_the_folder(
+def test_latents_equal_those_of_diffusers_from_the_folder(
     tmp_path: Path, family: Family, form: Callable[[Path, Family, Path], Path]
 ) -> None:
     folder = make_checkpoint(tmp_path / "folder", family, safety="none")

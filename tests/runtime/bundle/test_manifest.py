@@ -113,12 +113,12 @@ def test_a_newer_format_is_refused_before_its_unknown_keys() -> None:
 
 
 @pytest.mark.parametrize("version", ["0", "-1", "true", '"1"', "1.0", "null", "[1]"])
-def test_a_format_version_that_is_no_number(version: str) -> None:
+def test_a_format_version_that_is_not_a_number(version: str) -> None:
     assert "format_version" in refusal(b'{"format_version": %s}' % version.encode())
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "3", '"bundle"'])
-def test_json_that_is_no_manifest(text: str) -> None:
+def test_json_that_is_not_a_manifest(text: str) -> None:
     assert "not a bundle's manifest" in refusal(text.encode())
 
 
@@ -380,7 +380,7 @@ SLICE = {"inputs": ["features"], "outputs": ["result"]}
 
 
 @pytest.mark.parametrize(
-    ("parts", "words"),
+    ("parts", "message"),
     [
         ({"head": SLICE, "slice.1": SLICE}, r"has the slices ['slice.1'], expected ['slice.0']"),
         ({"slice.0": SLICE}, "has slices behind [], expected head alone, or head, attention and neck"),
@@ -389,14 +389,14 @@ SLICE = {"inputs": ["features"], "outputs": ["result"]}
         ({"head": SLICE, "slice.0": {"inputs": ["features"], "outputs": ["a", "b"]}}, "and one output"),
     ],
 )
-def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, list[str]]], words: str) -> None:
+def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, list[str]]], message: str) -> None:
     decoder = tree["components"]["vae_decoder"]
     for name, sides in parts.items():
         specs = {
             side: [{"name": each, "dtype": "float32", "shape": ["batch"]} for each in sides[side]] for side in sides
         }
         decoder.setdefault("parts", {})[name] = {**specs, "graphs": decoder["graphs"]}
-    assert words in contradiction(tree)
+    assert message in contradiction(tree)
 
 
 @pytest.mark.parametrize("name", ["", "slice.", "slice.01", "slice.100", "Head", "head.a", "two words"])
@@ -407,11 +407,11 @@ def test_a_part_of_another_name(tree: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "pixels", "words"), [("height", 60, "multiple"), ("width", 8, "within"), ("width", 136, "within")]
+    ("side", "pixels", "message"), [("height", 60, "multiple"), ("width", 8, "within"), ("width", 136, "within")]
 )
-def test_a_default_size_that_cannot_be_drawn(tree: Any, side: str, pixels: int, words: str) -> None:
+def test_a_default_size_that_cannot_be_generated(tree: Any, side: str, pixels: int, message: str) -> None:
     tree["defaults"][side] = pixels
-    assert words in contradiction(tree)
+    assert message in contradiction(tree)
 
 
 def test_more_default_steps_than_allowed(tree: Any) -> None:

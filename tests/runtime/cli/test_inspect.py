@@ -220,7 +220,7 @@ def test_an_endless_text_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "words"),
+    ("name", "code", "message"),
     [
         ("missing", 4, "does not exist, expected the folder of a bundle, or an image"),
         ("empty", 4, "has no bundle.json"),
@@ -229,14 +229,14 @@ def test_an_endless_text_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_errors_are_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("text")
     save(Image.new("RGB", (8, 8)), tmp_path / "record.png", {"latentrt": "{"})
     assert run("inspect", tmp_path / name) == code
     captured = capsys.readouterr()
-    assert words in captured.err
+    assert message in captured.err
     assert captured.err.startswith("error: ")
     assert "Traceback" not in captured.err + captured.out
 

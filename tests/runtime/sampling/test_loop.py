@@ -324,32 +324,32 @@ def test_after_row_sees_the_finished_row_and_replaces_the_latents() -> None:
     np.testing.assert_array_equal(session.fed[2]["x"], 2 * np.float32(sample.schedule.c_in[2]))
 
 
-def test_noise_is_drawn_as_often_as_the_table_says() -> None:
+def test_noise_is_sampled_as_often_as_the_table_says() -> None:
     for sampler, count in (("ddim", 0), ("euler_a", 5), ("sa_solver", 5), ("dpmpp_sde", None)):
         wanted = Wanted(seed=1, sampler=sampler, guidance=Unguided())
-        sample, draws = wanted.make(), list[int]()
+        sample, rows = wanted.make(), list[int]()
 
-        def draw(sample: Sample = sample, draws: list[int] = draws) -> Floats:
-            draws.append(sample.row)
+        def sample_noise(sample: Sample = sample, rows: list[int] = rows) -> Floats:
+            rows.append(sample.row)
             return np.zeros(SHAPE, np.float32)
 
-        sample.noise = draw
+        sample.noise = sample_noise
         denoiser = fakes.open_whole(fakes.FakeSession())
         while not sample.done:
             step([sample], denoiser)
-        assert draws == np.repeat(np.arange(len(sample.schedule)), sample.schedule.noise_draws).tolist()
-        assert count is None or len(draws) == count
+        assert rows == np.repeat(np.arange(len(sample.schedule)), sample.schedule.noise_draws).tolist()
+        assert count is None or len(rows) == count
 
 
-def test_a_row_that_draws_twice_uses_the_last_draw() -> None:
+def test_a_row_that_samples_noise_twice_uses_the_second() -> None:
     schedule = samplers.schedule("euler_a", CONFIG, 3)
     schedule = replace(schedule, noise_draws=np.array([2, 1, 0]))
-    draws = [np.full(SHAPE, value, np.float32) for value in (1, 2, 3)]
+    noise = [np.full(SHAPE, value, np.float32) for value in (1, 2, 3)]
     latents = np.zeros(SHAPE, np.float32)
-    sample = Sample(schedule, latents, {"positive": fakes.conditioning(1)}, Unguided(), iter(draws).__next__)
+    sample = Sample(schedule, latents, {"positive": fakes.conditioning(1)}, Unguided(), iter(noise).__next__)
     step([sample], fakes.open_whole(fakes.FakeSession()))
     m = fakes.whole(latents, schedule.t[0], fakes.conditioning(1).inputs["text"])
-    np.testing.assert_array_equal(sample.latents, Recurrence(schedule).step(0, latents, m, draws[1]))
+    np.testing.assert_array_equal(sample.latents, Recurrence(schedule).step(0, latents, m, noise[1]))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -399,7 +399,7 @@ def test_a_table_without_noise_needs_none() -> None:
 
 
 @pytest.mark.parametrize(("sampler", "row"), [("dpmpp_2m", 4), ("heun", 3), ("pndm", 4)])
-def test_a_row_that_looks_back_is_no_beginning(sampler: str, row: int) -> None:
+def test_a_row_that_needs_history_cannot_be_the_first(sampler: str, row: int) -> None:
     with pytest.raises(ValueError, match=f"row: got {row}"):
         Wanted(seed=1, sampler=sampler, steps=Steps(count=8), row=row).make()
 
