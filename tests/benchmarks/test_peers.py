@@ -132,7 +132,7 @@ def test_diffusers_adapter_generates_the_same_image_from_the_same_noise(job: Job
     assert (peers.psnr_db(*images) or 99) > 35
 
 
-def test_the_catalogue_names_what_there_is() -> None:
+def test_the_catalogue_names_existing_adapters_environments_and_models() -> None:
     names = [each.name for each in CONFIGURATIONS]
     assert len(set(names)) == len(names)
     assert REFERENCE in names
@@ -169,9 +169,7 @@ def test_the_plain_checkpoint_is_laid_out_as_it_was_published(tmp_path: Path) ->
     assert file_bytes(tmp_path / "plain 0") > file_bytes(source / "unet") + file_bytes(source / "vae")
 
 
-def test_a_conversion_that_fails_leaves_nothing_that_is_taken_for_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_conversion_leaves_no_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = replace(MODELS["onnx"], environment=None, command=("-c", "raise SystemExit('found no such task')"))
     monkeypatch.setitem(MODELS, "onnx", failing)
     with pytest.raises(UnavailableError, match=r"^onnx could not be converted: found no such task$"):
@@ -194,7 +192,7 @@ def test_psnr() -> None:
 @pytest.mark.parametrize(
     "given", ["", "checkpoint", "c --work w --output o --steps 1", "c --work w --output o --size 500"]
 )
-def test_what_it_refuses(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_that_are_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         peers.parse(given.split())
     assert refused.value.code == 2
@@ -202,7 +200,7 @@ def test_what_it_refuses(given: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("has", [False, True])
-def test_what_wants_bfloat16_is_left_out_where_there_is_none(
+def test_bfloat16_is_measured_only_on_a_cpu_that_supports_it(
     has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ["checkpoint", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "report.json")]
@@ -219,7 +217,7 @@ def test_what_wants_bfloat16_is_left_out_where_there_is_none(
     assert set(bench.ready) == {each.name for each in CONFIGURATIONS} - ({*()} if has else wanting)
 
 
-def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_continue_without_failed_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, asked = tmp_path / "report.json", []
     given = [str(ROOT / "sample/checkpoint"), "--work", str(tmp_path / "work"), "--output", str(output)]
     arguments = peers.parse([*given, "--size", "64", "--rounds", "2", "--images", "1"])
@@ -263,7 +261,7 @@ def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
     assert str(tmp_path) not in output.read_text()
 
 
-def test_a_report_says_what_was_asked(tmp_path: Path) -> None:
+def test_a_report_contains_its_command(tmp_path: Path) -> None:
     given = ["checkpoint", "--work", str(tmp_path), "--output", str(tmp_path / "report.json")]
     given += ["--steps", "3", "--threads", "2", "--only", "GenAI", "latentrt OpenVINO"]
     command = peers.Bench(peers.parse(given)).report["command"]

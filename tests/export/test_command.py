@@ -160,14 +160,16 @@ def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_what_exists(model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_bundle_requires_overwrite(
+    model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(model, tmp_path / "bundle") == 0
     assert call(model, tmp_path / "bundle") == 8
     assert "--overwrite" in capsys.readouterr().err
     assert call(model, tmp_path / "bundle", "--overwrite") == 0
 
 
-def test_what_a_run_does_that_does_not_say(
+def test_defaults_of_requests(
     model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(model, tmp_path / "plain") == 0
@@ -202,7 +204,9 @@ def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("absent", "extra"), [(("onnxruntime",), "cpu"), (("torch",), "export"), (("diffusers", "transformers"), "export")]
 )
-def test_what_is_not_installed_is_named(model: Path, tmp_path: Path, absent: tuple[str, ...], extra: str) -> None:
+def test_a_missing_dependency_is_named_with_its_extra(
+    model: Path, tmp_path: Path, absent: tuple[str, ...], extra: str
+) -> None:
     (tmp_path / "site").mkdir()
     environment = {**os.environ, "PYTHONPATH": without(tmp_path / "site", *absent)}
     ended = run(model, tmp_path / "bundle", env=environment)

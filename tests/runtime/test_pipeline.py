@@ -55,7 +55,7 @@ def test_the_call_of_the_readme(pipeline: Pipeline) -> None:
     assert result.seeds == (7,)
 
 
-def test_load_reports_what_runs_each_component(pipeline: Pipeline) -> None:
+def test_load_reports_where_each_component_runs(pipeline: Pipeline) -> None:
     assert {*pipeline.runs_on} == {*pipeline.bundle.manifest.components}
     for placement in pipeline.runs_on.values():
         assert (placement.backend, placement.device) == ("onnxruntime", "cpu")

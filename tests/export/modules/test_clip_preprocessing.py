@@ -56,7 +56,7 @@ def test_levels_of_extreme_sizes(shape: tuple[int, int], tmp_path: Path) -> None
         {"size": 24, "crop_size": 24, "rescale_factor": 0.01, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]},
     ],
 )
-def test_configurations_mean_what_transformers_means(config: dict[str, Any], tmp_path: Path) -> None:
+def test_configurations_are_read_as_in_transformers(config: dict[str, Any], tmp_path: Path) -> None:
     path = write_processor(tmp_path, config)
     image = next(generate_images(1))
     processor = CLIPImageProcessorPil.from_pretrained(tmp_path)

@@ -56,7 +56,7 @@ def merged_by_hand(values: Floats, into: dict[int, int]) -> dict[int, Floats]:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("ratio", ["0.5", "0.29", "0.74"])
-def test_tokens_are_merged_as_the_paper_says(size: tuple[int, int], ratio: str) -> None:
+def test_tokens_are_merged_as_in_the_paper(size: tuple[int, int], ratio: str) -> None:
     tokens, values = noise(2, size[0] * size[1], 24), noise(2, size[0] * size[1], 5)
     matching = TokenMatching(float(ratio))(tokens, size)
     short = merge(values, matching)
@@ -76,7 +76,7 @@ def test_tokens_are_merged_as_the_paper_says(size: tuple[int, int], ratio: str) 
     ("size", "ratio", "left"),
     [((64, 64), 0.5, 2048), ((64, 64), 0.25, 3072), ((10, 10), 0.29, 71), ((9, 11), 0.5, 50), ((9, 11), 0.74, 26)],
 )
-def test_how_many_are_left(size: tuple[int, int], ratio: float, left: int) -> None:
+def test_the_number_of_tokens_after_merging(size: tuple[int, int], ratio: float, left: int) -> None:
     tokens = noise(1, size[0] * size[1], 4)
     assert merge(tokens, TokenMatching(ratio)(tokens, size)).shape == (1, left, 4)
 
@@ -125,7 +125,7 @@ def test_half_of_the_tokens_changes_something() -> None:
     assert 1e-3 < float((output(model, feeds) - exact).abs().max() / exact.abs().max()) < 1
 
 
-def test_the_blocks_input_decides_and_its_norm_is_what_is_merged() -> None:
+def test_the_blocks_input_decides_the_matching_and_its_norm_is_merged() -> None:
     torch.manual_seed(0)
     model, size = unet("sd1"), (9, 11)
     transformer = model.down_blocks[0].attentions[0]
@@ -191,7 +191,7 @@ def test_a_denoiser_without_attention_is_refused() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0, -0.5, 0.75, 1, float("nan"), float("inf")])
-def test_a_ratio_that_cannot_be(ratio: float) -> None:
+def test_an_invalid_ratio_is_refused(ratio: float) -> None:
     with pytest.raises(RequestError, match=r"expected one above 0 and below 0\.75"):
         check_ratio(ratio)
     with pytest.raises(RequestError, match="found the token merging ratio"):
@@ -221,7 +221,7 @@ def test_both_of_a_cpus_backends_choose_as_torch_does(graph: Path, shape: tuple[
         np.testing.assert_allclose(on_openvino[name], expected, atol=1e-6)
 
 
-def test_what_decides_is_known_by_its_name(graph: Path) -> None:
+def test_nodes_of_the_matching_are_named(graph: Path) -> None:
     deciding = [node for node in ir.load(graph).graph if node.op_type in ("ArgMax", "TopK")]
     assert [str(node.name) for node in deciding] == [f"{MATCHING}/ArgMax", f"{MATCHING}/TopK"]
 

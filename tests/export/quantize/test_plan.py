@@ -98,7 +98,7 @@ def test_every_layer_has_a_method_and_a_figure(quantised: tuple[Path, Component]
     )
 
 
-def test_both_backends_make_what_the_gate_allows(quantised: tuple[Path, Component]) -> None:
+def test_both_backends_are_within_the_bound_of_the_gate(quantised: tuple[Path, Component]) -> None:
     folder, component = quantised
     (graph,) = component.graphs.values()
     assert all(gate.metric == "rms" and gate.value <= gate.bound for gate in graph.gate)
@@ -139,7 +139,7 @@ def test_int8_slices_equal_the_whole_except_for_rounding(quantised: tuple[Path, 
     assert difference(whole, found, "rms") < 0.01
 
 
-def test_nothing_stands_between_integers_and_their_convolution(quantised: tuple[Path, Component]) -> None:
+def test_no_node_lies_between_integers_and_their_convolution(quantised: tuple[Path, Component]) -> None:
     """Otherwise ONNX Runtime multiplies floats."""
     folder, component = quantised
     fused = 0
@@ -300,7 +300,7 @@ def test_the_most_harmful_layers_are_excluded_until_the_bound_is_met() -> None:
     assert choose(bound=0.02)["harmless"] == "static"
 
 
-def test_a_bound_that_nothing_meets_excludes_every_layer() -> None:
+def test_an_unreachable_bound_excludes_every_layer() -> None:
     found = choose_methods(
         "static",
         COSTS,

@@ -209,7 +209,7 @@ def test_pipelines_share_by_default_and_give_back_when_they_are_gone() -> None:
     assert session._session is None, "closed"  # type: ignore[attr-defined]
 
 
-def test_whatever_arrives_after_closing_is_released_too(models: Models) -> None:
+def test_a_session_that_loads_after_closing_is_released_too(models: Models) -> None:
     """A prefetch may still be under way."""
     load = Loader()
     own = components(models, unet=load)
@@ -235,7 +235,7 @@ def test_on_cpu_says_whether_a_cpu_runs_everything() -> None:
 # Prefetching.
 
 
-def test_whatever_is_prefetched_is_prepared_for_its_shapes(models: Models) -> None:
+def test_a_prefetched_session_is_prepared_for_its_shapes(models: Models) -> None:
     load = Loader()
     own = components(models, unet=load)
     for _ in range(2):  # once it is there, nothing is left to do

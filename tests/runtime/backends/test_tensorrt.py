@@ -58,7 +58,7 @@ def latents(height: int = 8, seed: int = 0) -> Feeds:
     return {"latents": np.random.default_rng(seed).standard_normal((1, 4, height, 12), np.float32)}
 
 
-def test_an_engine_computes_what_its_graph_does(device: EngineDevice, bundle: Bundle) -> None:
+def test_an_engine_computes_the_same_as_its_graph(device: EngineDevice, bundle: Bundle) -> None:
     engine, graph = session(device, bundle), open_session(bundle, "vae_decoder", threads=1)
     # An executed run, a recorded one, launched ones; another size, and back.
     for seed, height in enumerate((8, 8, 8, 8, 16, 16, 16, 8, 8)):
@@ -187,14 +187,14 @@ def test_batch_sizes_are_those_of_the_profile(device: EngineDevice, bundle: Bund
         denoiser.batch_sizes({"sample": (1, 4, 8, 8)})
 
 
-def test_a_plan_that_the_library_does_not_load_says_what_it_says(device: EngineDevice, bundle: Bundle) -> None:
+def test_a_plan_that_does_not_load_is_an_error_with_the_librarys_message(device: EngineDevice, bundle: Bundle) -> None:
     with pytest.raises(
         EngineError, match=r"TensorRT 11.1\+cu13 does not load the engine .*magicTagRead.*build --force"
     ):
         EngineSession(device, b"not a plan", record(bundle))
 
 
-def test_a_gpu_without_room_is_an_error_of_ours(bundle: Bundle) -> None:
+def test_a_gpu_out_of_memory_is_a_latentrt_error(bundle: Bundle) -> None:
     api = FakeCudaApi(limit=100)
     engine = session(EngineDevice(fake_library(api), Cuda(api, api.driver)), bundle)
     with pytest.raises(BackendError, match=r"CUDA failed at .* bytes of the GPU's memory: cudaErrorMemoryAllocation"):
@@ -216,7 +216,7 @@ def test_closing_gives_all_memory_back(device: EngineDevice, bundle: Bundle, api
     assert api.allocated == {}
 
 
-def test_rtx_keeps_what_it_compiled_beside_the_engine(bundle: Bundle, api: FakeCudaApi, tmp_path: Path) -> None:
+def test_rtx_stores_its_runtime_cache_beside_the_engine(bundle: Bundle, api: FakeCudaApi, tmp_path: Path) -> None:
     device = EngineDevice(fake_library(api, "tensorrt_rtx"), Cuda(api, api.driver))
     engine = record(bundle)
     folder = tmp_path / engine.key

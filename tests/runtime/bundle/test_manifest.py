@@ -47,7 +47,7 @@ def test_a_manifest_comes_back_as_it_was(good: Manifest) -> None:
     assert decode_manifest(encode_manifest(good)) == good
 
 
-def test_there_is_one_way_of_writing(good: Manifest) -> None:
+def test_the_encoding_is_canonical(good: Manifest) -> None:
     shuffled = msgspec.structs.replace(good, files=dict(reversed(good.files.items())))
     assert encode_manifest(shuffled) == encode_manifest(good)
     assert encode_manifest(good).startswith(b'{\n  "format_version": 2,\n')
@@ -55,7 +55,7 @@ def test_there_is_one_way_of_writing(good: Manifest) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), (1, 2)])
-def test_what_json_cannot_carry_is_not_written(good: Manifest, value: object) -> None:
+def test_a_value_that_json_cannot_represent_is_not_written(good: Manifest, value: object) -> None:
     schedulers = {"unet": msgspec.structs.replace(good.schedulers["unet"], config={"beta_start": value})}
     with pytest.raises(ManifestError, match="JSON cannot carry"):
         encode_manifest(msgspec.structs.replace(good, schedulers=schedulers))
@@ -98,7 +98,7 @@ def test_schema_and_reader_refuse_the_same(tree: Any, spoil: Callable[[Any], Non
     refusal(json.dumps(tree).encode())
 
 
-def test_a_newer_format_is_told_to_upgrade(tree: Any) -> None:
+def test_a_newer_format_requires_an_upgrade(tree: Any) -> None:
     message = refusal(json.dumps(tree | {"format_version": 3}).encode())
     assert message.startswith("this bundle is format 3, this latentrt reads 2; upgrade")
     assert "pip install -U latentrt" in message
@@ -276,7 +276,7 @@ def test_a_path_of_impossible_length(tree: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["weights/größe.safetensors", "a b/c d", "...", "..a", ".hidden"])
-def test_an_unusual_path_that_is_fine(tree: Any, path: str) -> None:
+def test_an_unusual_path_that_is_valid(tree: Any, path: str) -> None:
     tree["files"][path] = tree["files"]["LICENSE"]
     assert path in decode_manifest(json.dumps(tree).encode()).files
 
@@ -314,7 +314,7 @@ def test_tasks_are_named_once(tree: Any, tasks: list[str]) -> None:
 @pytest.mark.parametrize(
     ("key", "owner"), [("schedulers", "unet"), ("latent_spaces", "unet"), ("tokenizers", "text_encoder")]
 )
-def test_what_each_component_needs(tree: Any, key: str, owner: str) -> None:
+def test_the_records_that_each_component_needs(tree: Any, key: str, owner: str) -> None:
     tree[key]["vae_decoder"] = tree[key][owner]
     assert f"{key} are of" in contradiction(tree)
     tree[key] = {}

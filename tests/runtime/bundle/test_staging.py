@@ -44,7 +44,7 @@ def fail(place: Path, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), SystemExit()])
-def test_nothing_is_left_of_what_failed(tmp_path: Path, error: BaseException) -> None:
+def test_a_failure_leaves_no_files(tmp_path: Path, error: BaseException) -> None:
     place = bundle_at(tmp_path / "bundle")
     with pytest.raises(type(error)):
         fail(place, error)
@@ -58,7 +58,7 @@ def test_folders_made_on_the_way_go_too(tmp_path: Path) -> None:
     assert listed(tmp_path) == []
 
 
-def test_what_exists_is_not_touched(tmp_path: Path) -> None:
+def test_an_existing_bundle_is_not_replaced_without_overwrite(tmp_path: Path) -> None:
     bundle_at(tmp_path / "bundle")
     with pytest.raises(OutputError, match="exists; choose another place"):
         staged(tmp_path / "bundle", overwrite=False).__enter__()
@@ -95,7 +95,7 @@ def test_overwrite_replaces_at_the_end(tmp_path: Path) -> None:
     assert (place / "bundle.json").read_text() == "new"
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
     bundle_at(tmp_path / "store" / "real")
     (tmp_path / "link").symlink_to("store/real")
     with staged(tmp_path / "link", overwrite=True) as stage:
@@ -125,7 +125,7 @@ def test_a_rename_that_fails_brings_the_earlier_bundle_back(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_comes_while_it_is_made_is_not_touched(tmp_path: Path, overwrite: bool) -> None:
+def test_a_folder_that_appears_meanwhile_is_not_touched(tmp_path: Path, overwrite: bool) -> None:
     place = tmp_path / "bundle"
     with (
         pytest.raises(OutputError, match="is not a bundle" if overwrite else "exists; choose another place"),
@@ -136,7 +136,9 @@ def test_what_comes_while_it_is_made_is_not_touched(tmp_path: Path, overwrite: b
     assert listed(place) == ["thesis"]
 
 
-def test_what_comes_at_the_last_moment_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_appears_at_the_last_moment_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, rename = tmp_path / "bundle", Path.rename
 
     def too_late(self: Path, target: Path) -> Path:

@@ -46,7 +46,7 @@ def test_rows_of_cells(pipeline: Pipeline) -> None:
     assert {cell.request.seeds for cell in cells if cell.request} == {(3,)}
 
 
-def test_what_is_refused_keeps_its_place(pipeline: Pipeline) -> None:
+def test_a_refused_cell_keeps_its_place(pipeline: Pipeline) -> None:
     cells = plan_cells(pipeline, REQUEST, ["pndm", "ddim"], [3])
     assert cells[0].request is None
     assert "needs at least 4" in cells[0].refusal
@@ -108,7 +108,7 @@ def test_loading_is_not_timed() -> None:
         ("EDMEulerScheduler", "edm_euler", "edm_dpmpp_2m", "euler"),
     ],
 )
-def test_what_is_compared_by_default_suits_the_model(model: str, first: str, among: str, never: str) -> None:
+def test_the_default_samplers_suit_the_model(model: str, first: str, among: str, never: str) -> None:
     names = default_samplers(model)
     assert names[0] == first
     assert among in names

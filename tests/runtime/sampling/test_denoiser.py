@@ -358,7 +358,7 @@ def test_a_whole_denoiser_reuses_nothing() -> None:
 # The sample bundle's denoiser.
 
 
-def test_parts_compute_what_the_whole_computes() -> None:
+def test_parts_compute_the_same_as_the_whole() -> None:
     bundle = Bundle.open(bundle_path())
     record, opened = bundle.manifest.components["unet"], dict[str, Any]()
     names = {"latents": "sample", "timestep": "timestep", "output": "noise_pred"}
