@@ -1,4 +1,4 @@
-"""What an export is options and would not heed is refused, before any work."""
+"""Options that an export cannot honour are refused before any work."""
 
 from __future__ import annotations
 
