@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers`: what is measured of a program, what is said of it, and what becomes of one that fails.
+"""`python -m benchmarks.peers`: the measurements and the report of a program, and the handling of one that fails.
 No peer is needed."""
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def test_every_part_of_a_process_is_measured(job: Job) -> None:
     assert list(found["components"]) == ["unet"]
     assert len(found["components"]["unet"]) == 4
     assert min(found["components"]["unet"]) >= 0.002
-    # What it holds is anonymous, and a Python and its libraries are beside it.
+    # Its own memory is anonymous; Python and its libraries are counted in addition.
     assert held < found["peak_anonymous_bytes"] < found["peak_resident_bytes"] < held + (200 << 20)
     assert Path(job.image_file).stat().st_size == 64 * 64 * 3
 
@@ -99,8 +99,8 @@ def test_our_adapter_generates_the_image_of_our_pipeline(job: Job, tmp_path: Pat
 
     latents = noise.Generator(0).normal((1, 4, 16, 16))
     (tmp_path / "noise").write_bytes(latents.tobytes())
-    asked = replace(job, model=str(sample.bundle_path()), steps=2, images=1, calls=1)
-    found = measure(replace(asked, options={"load": {"device": "cpu"}}), "benchmarks.peer_adapters.ours")
+    base = replace(job, model=str(sample.bundle_path()), steps=2, images=1, calls=1)
+    found = measure(replace(base, options={"load": {"device": "cpu"}}), "benchmarks.peer_adapters.ours")
     assert set(found["components"]) == {"text_encoder", "unet", "vae_decoder"}
     assert len(found["step_s"]) == 1
     expected = Pipeline.load(device="cpu", threads=1)(
@@ -120,9 +120,9 @@ def test_our_adapter_generates_the_image_of_our_pipeline(job: Job, tmp_path: Pat
 @pytest.mark.slow
 def test_diffusers_adapter_generates_the_same_image_from_the_same_noise(job: Job, tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(noise.Generator(0).normal((1, 4, 32, 32)).tobytes())
-    asked = replace(job, side=128, steps=8, images=1, calls=1)
-    theirs = replace(asked, model=str(ROOT / "sample/checkpoint"), options={"dtype": "float32"})
-    ours = replace(asked, model=str(sample.bundle_path()), options={"load": {"device": "cpu"}})
+    base = replace(job, side=128, steps=8, images=1, calls=1)
+    theirs = replace(base, model=str(ROOT / "sample/checkpoint"), options={"dtype": "float32"})
+    ours = replace(base, model=str(sample.bundle_path()), options={"load": {"device": "cpu"}})
     images = []
     for name, one in (("diffusers_torch", theirs), ("ours", ours)):
         found = measure(one, f"benchmarks.peer_adapters.{name}", 600)
@@ -218,7 +218,7 @@ def test_bfloat16_is_measured_only_on_a_cpu_that_supports_it(
 
 
 def test_rounds_continue_without_failed_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output, asked = tmp_path / "report.json", []
+    output, measured = tmp_path / "report.json", []
     given = [str(ROOT / "sample/checkpoint"), "--work", str(tmp_path / "work"), "--output", str(output)]
     arguments = peers.parse([*given, "--size", "64", "--rounds", "2", "--images", "1"])
 
@@ -228,8 +228,8 @@ def test_rounds_continue_without_failed_configurations(tmp_path: Path, monkeypat
         return Path(sys.executable)
 
     def process(python: Path, module: str, job: Job, **others: Any) -> dict[str, Any]:
-        asked.append(Path(job.image_file).name)
-        if "GenAI" in job.image_file and len(asked) > 3:
+        measured.append(Path(job.image_file).name)
+        if "GenAI" in job.image_file and len(measured) > 3:
             raise UnavailableError("RuntimeError: out of memory")
         values = np.frombuffer(Path(job.latents).read_bytes(), np.uint8)
         Path(job.image_file).write_bytes(np.resize(values, 64 * 64 * 3).tobytes())
@@ -246,7 +246,7 @@ def test_rounds_continue_without_failed_configurations(tmp_path: Path, monkeypat
         bench.round(number)
     # In turns; the reference once more for another seed.
     images = [f"{REFERENCE}, noise.u8", f"{REFERENCE}, other.u8", "OpenVINO GenAI float32, noise.u8"]
-    assert asked == [*images, images[0], images[2]]
+    assert measured == [*images, images[0], images[2]]
     report = json.loads(output.read_text())
     assert report["skipped"] == {
         "optimum-onnx float32": "the environment optimum-onnx could not be installed: no network",

@@ -1,4 +1,4 @@
-"""`latentrt export`: exit codes, sentences in place of tracebacks, and what is left when it is interrupted."""
+"""`latentrt export`: exit codes, messages instead of tracebacks, and the files left after an interrupt."""
 
 from __future__ import annotations
 
@@ -150,9 +150,9 @@ def test_debug_shows_the_traceback(
     with pytest.raises(SystemExit) as end:
         cli.main(["--debug", "export", str(model), str(tmp_path / "bundle")])
     assert end.value.code == 5
-    said = capsys.readouterr().err
-    assert "Traceback" in said
-    assert said.endswith("error: unet: too far\n")
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert printed.endswith("error: unet: too far\n")
 
 
 def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

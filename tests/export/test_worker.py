@@ -1,4 +1,4 @@
-"""A component's process: what it reports, and every way in which it can die."""
+"""A component's worker process: its reports, and every way in which it can end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JOB = Job(
 
 @pytest.fixture
 def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is run in place of the interpreter: write into it what the worker does."""
+    """Return a shell script that runs instead of the interpreter; a test writes the worker's behaviour into it."""
     script = tmp_path / "python"
     script.touch()
     script.chmod(0o755)

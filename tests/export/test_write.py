@@ -1,4 +1,4 @@
-"""What a bundle is made of, what a user is warned of, and what stays when it cannot be made."""
+"""The files of a bundle, the warnings of an export, and the files left after a failure."""
 
 from __future__ import annotations
 

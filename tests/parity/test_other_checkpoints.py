@@ -69,5 +69,5 @@ def test_float16_of_an_sd1_is_close_to_its_float32(tmp_path: Path, sd1: Exported
     assert set(Bundle.open(bundle).manifest.components["unet"].graphs) == {"float16", "float32"}
     call: dict[str, Any] = {"seed": 7, "output_type": "latent", **CALL}
     exact, half = (Pipeline.load(path)("a red circle", **call).images for path in (sd1.bundle, bundle))
-    # The weights are rounded to 2**-11 each and guidance multiplies what that costs by 7.5.
+    # The weights are rounded to 2**-11 each and guidance multiplies that error by 7.5.
     assert np.abs(half - exact).max() <= 3e-2 * np.abs(exact).max()

@@ -1,4 +1,4 @@
-"""Weight files: which are chosen, what is rejected without loading, and strict loading."""
+"""Weight files: selection, formats that are rejected unopened, and strict loading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splitting a denoiser: the parts compute what the whole graph computes, and a defect in one of them is caught."""
+"""Splitting a denoiser: the parts compute the same as the whole graph, and a defect in one of them is caught."""
 
 from __future__ import annotations
 

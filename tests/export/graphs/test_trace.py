@@ -128,7 +128,7 @@ def test_graphs_are_small_and_hold_no_weights(subject: Subject) -> None:
         assert all(int(np.prod(tensor.dims)) <= LARGEST_CONSTANT for tensor in inside)
         # Nothing inside is named as a weight is.
         assert not [tensor.name for tensor in inside if tensor.name.endswith((".weight", ".bias"))]
-        # A tiny model has as many nodes as a large one per layer: 1 kB for each is what names and shapes take.
+        # A tiny model has as many nodes as a large one per layer: names and shapes take 1 kB for each.
         assert (subject.exported.bundle / record.file).stat().st_size < 1024 * record.nodes
 
 

@@ -170,7 +170,7 @@ def test_cosines_and_verdicts_are_the_torch_checkers(subject: Subject) -> None:
 
 
 def distance_to_decision(cosines: NDArray[np.float32], thresholds: NDArray[np.float32]) -> float:
-    """How far the closest margin, raised or not, is from 0.0005, above which rounding leaves something."""
+    """Return the distance of the closest margin, raised or not, from 0.0005: smaller ones round to 0."""
     margins = cosines - thresholds
     return float(min(np.abs(margins - 0.0005).min(), np.abs(margins + 0.01 - 0.0005).min()))
 

@@ -1,4 +1,4 @@
-"""Token merging, beside loops that do what the paper says."""
+"""Token merging, compared with a plain loop after the paper."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def mates(tokens: Floats, size: tuple[int, int], ratio: str) -> dict[int, int]:
 
 
 def merged_by_hand(values: Floats, into: dict[int, int]) -> dict[int, Floats]:
-    """What is left of the tokens (N, C), by where it stood: each with the mean of those that went into it."""
+    """Return the tokens [N, C] that remain, by index: each the mean of itself and the tokens merged into it."""
     groups: dict[int, list[Floats]] = {}
     for token, value in enumerate(values):
         groups.setdefault(into.get(token, token), []).append(value)

@@ -1,4 +1,4 @@
-"""The device-resident loop: row.cu, compiled for the host, beside numpy's recurrence.
+"""The device-resident loop: row.cu, compiled for the host, compared with numpy's recurrence.
 
 Both round every product and every sum to float32 in the same order, so they agree to the bit.
 """
@@ -648,7 +648,7 @@ def test_an_engine_that_does_not_suit_the_loop_is_rejected(bundle: Bundle, api: 
 
 
 def test_a_denoiser_of_a_bundle_equals_its_graph_on_the_host(bundle: Bundle, api: FakeCudaApi) -> None:
-    """The engine of the sample bundle, which ONNX Runtime computes here, beside the same graph in a loop of numpy's."""
+    """Compare the sample bundle's engine, which ONNX Runtime computes here, with its graph in a numpy loop."""
     images = image_profile(bundle.manifest, size="32..128", batch="1..4", guidance="both")
     profile = component_profile("unet", bundle.manifest.components["unet"], images, bundle.manifest)
     record = made_up.record(bundle, made_up.identity(bundle, "unet", profile=profile))

@@ -195,7 +195,7 @@ def test_two_pipelines_of_one_bundle_share_their_sessions(models: Models) -> Non
 def test_pipelines_share_by_default_and_give_back_when_they_are_gone() -> None:
     threads = 3  # as no other test has it
     first, second = (Pipeline.load(device="cpu", threads=threads) for _ in range(2))
-    gc.collect()  # what other tests left
+    gc.collect()  # objects of other tests
     before = len(PROCESS)
     session = first.components.session("text_encoder")
     assert second.components.session("text_encoder") is session

@@ -1,4 +1,4 @@
-"""Graphs on OpenVINO, beside ONNX Runtime on the same graphs."""
+"""Graphs on OpenVINO, compared with ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def load(folder: Path, hashed: list[str]) -> bool:
-    """Load the weights in what stands for a new process; return whether they were hashed."""
+    """Load the weights as a new process would; return whether they were hashed."""
     hashed.clear()
     Bundle.open(folder).path(WEIGHTS)
     return bool(hashed)

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, and what was there before is only ever replaced by something whole."""
+"""A folder appears whole or not at all, and an earlier one is replaced only by a whole one."""
 
 from __future__ import annotations
 

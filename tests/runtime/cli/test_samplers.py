@@ -1,4 +1,4 @@
-"""`latentrt samplers`: its output, and what it describes of a sampler."""
+"""`latentrt samplers`: its list, and its description of one sampler."""
 
 from __future__ import annotations
 

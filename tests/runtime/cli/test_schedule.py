@@ -1,4 +1,4 @@
-"""`latentrt schedule`: what it prints, plots, writes and rejects."""
+"""`latentrt schedule`: its table, plots, files and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of evaluations: padding, shared inputs, and a denoiser in parts that hoists whatever is constant."""
+"""Batches of evaluations: padding, shared inputs, and a denoiser in parts that hoists constant values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampling loop on a device, beside the host's on the same sessions: latents agree to the bit.
+"""The sampling loop on a device, compared with the host's on the same sessions: latents agree to the bit.
 
 CUDA and TensorRT are stand-ins: kernels are row.cu compiled for the host, engines are graphs of the sample bundle or
 the denoiser of `fakes`, whose outputs do not depend on the batch.

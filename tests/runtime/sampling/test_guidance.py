@@ -1,4 +1,4 @@
-"""Guidance strategies beside their formulas."""
+"""Guidance strategies, compared with their formulas."""
 
 from __future__ import annotations
 
