@@ -133,7 +133,7 @@ def test_the_noise_of_eta_is_that_of_diffusers(pair: tuple[Pipeline, Oracle]) ->
 
 
 @pytest.mark.parametrize("clip_skip", [0, 1, 2])
-def test_clip_skip_is_the_prompts_alone(pair: tuple[Pipeline, Oracle], clip_skip: int) -> None:
+def test_clip_skip_applies_to_the_positive_prompt_only(pair: tuple[Pipeline, Oracle], clip_skip: int) -> None:
     assert_same(*pair, "euler", [3], prompt=PROMPT, clip_skip=clip_skip, num_inference_steps=3, height=64, width=64)
 
 

@@ -86,7 +86,7 @@ def test_the_class_labels_are_the_noised_embedding(model: Exported, pipe: Any, n
     np.testing.assert_array_equal(sample.latents, request.schedule.first_latents(generator.normal((4, 8, 8))))
 
 
-def test_without_a_prompt_the_image_alone_decides(model: Exported) -> None:
+def test_an_omitted_prompt_is_empty_and_the_noise_level_0(model: Exported) -> None:
     pipeline = Pipeline.load(model.bundle, device="cpu")
     call: dict[str, Any] = {"image": input_image(64, 64), "seed": 7, "num_inference_steps": 2, "safety": "off"}
     call["output_type"] = "latent"

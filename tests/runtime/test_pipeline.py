@@ -192,7 +192,7 @@ def test_negative_embeddings_are_ignored_without_guidance(pipeline: Pipeline) ->
     )
 
 
-def test_an_image_is_kept_as_far_as_the_strength_says(pipeline: Pipeline) -> None:
+def test_the_strength_decides_how_much_of_an_image_is_kept(pipeline: Pipeline) -> None:
     """The farther from 1 the strength is, the nearer is the result."""
     original = np.zeros((64, 64, 3), np.uint8)
     original[16:48, 16:48] = (255, 128, 0)

@@ -54,7 +54,7 @@ def test_truncated(folder: Path) -> None:
         open_skeleton(folder)
 
 
-def test_longer_than_its_header_says(folder: Path) -> None:
+def test_a_file_longer_than_its_header_states(folder: Path) -> None:
     with (folder / "unet" / UNET).open("ab") as file:
         file.write(b"\0")
     with pytest.raises(CheckpointError, match="truncated or damaged"):

@@ -46,7 +46,7 @@ def mates(tokens: Floats, size: tuple[int, int], ratio: str) -> dict[int, int]:
     return {source: cell for _, source, cell in sorted(edges)[:merged]}
 
 
-def merged_by_hand(values: Floats, into: dict[int, int]) -> dict[int, Floats]:
+def merge_by_loop(values: Floats, into: dict[int, int]) -> dict[int, Floats]:
     """Return the tokens [N, C] that remain, by index: each the mean of itself and the tokens merged into it."""
     groups: dict[int, list[Floats]] = {}
     for token, value in enumerate(values):
@@ -63,7 +63,7 @@ def test_tokens_are_merged_as_in_the_paper(size: tuple[int, int], ratio: str) ->
     long = unmerge(short, matching)
     for sample in range(2):
         into = mates(tokens[sample].numpy(), size, ratio)
-        expected = merged_by_hand(values[sample].numpy(), into)
+        expected = merge_by_loop(values[sample].numpy(), into)
         # Attention does not ask in which order its tokens stand; these are sorted by their first channel.
         found = sorted(short[sample].numpy().tolist())
         # 1e-6: means of a few float32 of about 1, summed in another order.
@@ -134,7 +134,7 @@ def test_the_blocks_input_decides_the_matching_and_its_norm_is_merged() -> None:
     with torch.inference_mode():
         normed = block.norm1(tokens)
         into = mates(tokens[0].numpy(), size, "0.5")
-        left = merged_by_hand(normed[0].numpy(), into)
+        left = merge_by_loop(normed[0].numpy(), into)
         attended = block.attn1(torch.from_numpy(np.stack([*left.values()]))[None])[0]
         places = {token: place for place, token in enumerate(left)}
         expected = tokens + attended[[places[into.get(token, token)] for token in range(99)]]

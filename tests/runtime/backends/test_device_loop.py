@@ -508,7 +508,7 @@ def test_closing_frees_all_memory(bundle: Bundle, api: FakeCudaApi) -> None:
         run.loop.fetch(run.slots[late])
 
 
-def test_memory_of_a_loop_that_nobody_holds_is_freed(bundle: Bundle, api: FakeCudaApi) -> None:
+def test_memory_of_an_unreferenced_loop_is_freed(bundle: Bundle, api: FakeCudaApi) -> None:
     device = made_up_device(api)
     session = denoiser(device, bundle)
     run = Batch(session, open_loop(device))

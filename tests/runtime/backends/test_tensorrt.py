@@ -249,7 +249,7 @@ def test_a_runtime_cache_that_was_changed_is_not_handed_to_the_library(
     assert [path.read_bytes() for path in tmp_path.glob("*.rtcache")] == [b"kernels"]
 
 
-def test_the_memory_of_an_engine_that_nobody_holds_is_given_back(bundle: Bundle, api: FakeCudaApi) -> None:
+def test_memory_of_an_unreferenced_engine_is_freed(bundle: Bundle, api: FakeCudaApi) -> None:
     device = EngineDevice(fake_library(api), Cuda(api, api.driver))
     engine = session(device, bundle)
     for height in (8, 8, 8, 16):
@@ -259,7 +259,7 @@ def test_the_memory_of_an_engine_that_nobody_holds_is_given_back(bundle: Bundle,
     assert api.allocated == {}
 
 
-def test_only_so_many_sets_of_shapes_keep_memory(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
+def test_the_number_of_shapes_with_memory_is_bounded(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
     engine, graph = session(device, bundle), open_session(bundle, "vae_decoder", threads=1)
     kept = []
     for height in (8, 9, 10, 11, 12, 13, 14, 8):

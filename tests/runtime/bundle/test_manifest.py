@@ -43,7 +43,7 @@ def refusal(data: bytes) -> str:
     return str(caught.value)
 
 
-def test_a_manifest_comes_back_as_it_was(good: Manifest) -> None:
+def test_a_manifest_round_trips(good: Manifest) -> None:
     assert decode_manifest(encode_manifest(good)) == good
 
 

@@ -148,7 +148,7 @@ def test_no_text_reaches_the_fields(prompt: str, negative: str, name: str) -> No
     parameters=st.none() | TEXTS,
     extension=st.sampled_from(EXTENSIONS),
 )
-def test_the_record_comes_back_exactly(
+def test_the_record_round_trips(
     tmp_path: Path,
     prompt: str | None,
     seed: int,

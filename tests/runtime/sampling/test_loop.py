@@ -175,11 +175,11 @@ UNLIKE = [
 ]
 
 
-def test_unlike_samples_are_as_if_alone() -> None:
+def test_different_samples_in_a_batch_equal_single_runs() -> None:
     assert_as_if_alone(UNLIKE)
 
 
-def test_every_sampler_at_once_is_as_if_alone() -> None:
+def test_all_samplers_in_a_batch_equal_single_runs() -> None:
     """Each with another number of steps, some from the middle."""
     assert len(TRAINED) > 15
     assert_as_if_alone(
@@ -217,7 +217,7 @@ def test_every_sampler_at_once_is_as_if_alone() -> None:
         max_size=6,
     )
 )
-def test_any_mixture_is_as_if_alone(wanted: list[Wanted]) -> None:
+def test_any_mixture_equals_single_runs(wanted: list[Wanted]) -> None:
     assert_as_if_alone(wanted)
 
 
@@ -444,7 +444,7 @@ def backend(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
-def test_unlike_samples_of_the_sample_bundle_are_as_if_alone(backend: Any, split: bool) -> None:
+def test_different_samples_of_the_sample_bundle_equal_single_runs(backend: Any, split: bool) -> None:
     chosen = [each for each in UNLIKE if each.seed in (1, 2, 3, 5, 6, 7, 8)]
     if backend is not ort:  # which compiles for each batch
         chosen = [replace(each, join=0, tokens=3) for each in UNLIKE if each.seed in (1, 5, 7, 13)]
