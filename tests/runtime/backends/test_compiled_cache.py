@@ -76,7 +76,7 @@ def test_a_cached_file_that_the_library_rejects_is_compiled_anew(bundle: Bundle,
     assert session._cache.read(shapes) != b"of another world"
 
 
-def test_a_cache_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_cached_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentrt.backends.compiled_cache._MOST_FILES", 3)
     kept = CompiledCache(tmp_path, ["a graph"])
     for side in range(5):
@@ -85,7 +85,7 @@ def test_a_cache_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert kept.read({"latents": [4]}) == b"compiled"
 
 
-def test_a_cache_has_an_end_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_of_cached_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentrt.backends.compiled_cache._MOST_BYTES", 300)
     kept = CompiledCache(tmp_path, ["a graph"])
     for side in range(4):

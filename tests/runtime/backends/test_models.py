@@ -271,7 +271,7 @@ def test_a_prefetch_that_fails_is_an_error_for_whoever_needs_it(models: Models) 
     assert own.session("unet") is load.opened[0]
 
 
-def test_prefetching_holds_up_nobody_else(models: Models) -> None:
+def test_prefetching_does_not_block_other_callers(models: Models) -> None:
     slow, fast = Loader(), Loader()
     own = components(models, unet=slow, encoder=fast)
     slow.go.clear()

@@ -229,7 +229,7 @@ def test_verify_hashes_files_whose_digests_are_cached_too(folder: Path, hashed: 
 
 
 @pytest.mark.usefixtures("an_hour_later")
-def test_trust_can_be_declined(folder: Path, cache: Path, hashed: list[str]) -> None:
+def test_the_cache_is_not_used_without_trust(folder: Path, cache: Path, hashed: list[str]) -> None:
     Bundle.open(folder, trust_cache=False).path(WEIGHTS)
     assert not cache.exists()
     load(folder, hashed)

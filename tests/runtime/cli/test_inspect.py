@@ -198,7 +198,7 @@ def test_an_image_without_metadata(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_an_image_cannot_talk_to_the_terminal(
+def test_control_characters_in_metadata_are_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     hostile = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e[link=http://x]y[/]\r\ud800"

@@ -203,8 +203,8 @@ def test_a_plan_does_not_serve_other_gpus(wanted: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("field", [field for field in CHANGES if field != "compute_capabilities"])
-def test_any_other_difference_does_not_serve(field: str) -> None:
-    """Whether the plan is for the same GPUs or for more."""
+def test_any_other_difference_excludes_an_engine(field: str) -> None:
+    """The plan is for the same GPUs, or for more."""
     other = changed(**{field: CHANGES[field][0]})
     more = msgspec.structs.replace(other, compute_capabilities=("8.6", "8.9"))
     for found in (other, more):
