@@ -73,7 +73,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Component
     return folder, component
 
 
-def test_every_layer_has_a_method_and_an_error(quantised: tuple[Path, Component]) -> None:
+def test_every_layer_has_a_method_and_a_share(quantised: tuple[Path, Component]) -> None:
     folder, component = quantised
     (graph,) = component.graphs.values()
     record = graph.quantization
