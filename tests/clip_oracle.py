@@ -1,4 +1,4 @@
-"""What does transformers' own processor make of a picture? With Pillow behind it, as diffusers uses it."""
+"""Oracle of CLIP's preprocessing: transformers' processor with the Pillow backend, which diffusers uses."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def write_processor(folder: Path, config: dict[str, Any]) -> Path:
     return path
 
 
-def make_pictures(count: int) -> Iterator[Pixels]:
-    """Noise and smooth pictures by turns, the odd sizes first."""
+def generate_images(count: int) -> Iterator[Pixels]:
+    """Yield `count` images, uint8 [height, width, 3], alternately noise and smooth; those of `ODD_SIZES` come first."""
     rng = np.random.default_rng(0)
     for index in range(count):
         height, width = ODD_SIZES[index // 2] if index < 2 * len(ODD_SIZES) else rng.integers(30, 600, 2)
-        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         if index % 2:
             blocks = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-            picture = np.array(blocks.resize((int(width), int(height)), Image.Resampling.BICUBIC))
-        yield picture
+            image = np.array(blocks.resize((int(width), int(height)), Image.Resampling.BICUBIC))
+        yield image
 
 
-def processed(processor: CLIPImageProcessorPil, picture: Pixels) -> Tensor:
-    """What the processor makes of a picture: [1, 3, side, side]."""
-    pixels: Tensor = processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"]
+def preprocess(processor: CLIPImageProcessorPil, image: Pixels) -> Tensor:
+    """Preprocess an image, uint8 [height, width, 3]; return float32 [1, 3, side, side]."""
+    pixels: Tensor = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"]
     return pixels

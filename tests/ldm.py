@@ -50,7 +50,7 @@ OPENCLIP_PLAIN = {
 
 
 def write_single_file(checkpoint: Path, file: Path, family: Family, metadata: Mapping[str, str] | None = None) -> Path:
-    """Join the three submodules of a diffusers folder in one file of the original layout; return the file."""
+    """Join the three components of a diffusers folder in one file of the original layout; return the file."""
     text, unet, vae = (_weights(checkpoint / name) for name in ("text_encoder", "unet", "vae"))
     weights = {**ldm_unet(unet), **ldm_vae(vae), **(ldm_clip(text) if family == "sd1" else ldm_openclip(text))}
     save_file(weights, file, metadata=dict(metadata or {"format": "pt"}))
@@ -58,7 +58,7 @@ def write_single_file(checkpoint: Path, file: Path, family: Family, metadata: Ma
 
 
 def ldm_unet(weights: Weights) -> Weights:
-    """`input_blocks`, `middle_block` and `output_blocks` count what diffusers nests in blocks."""
+    """`input_blocks`, `middle_block` and `output_blocks` number the modules that diffusers nests in blocks."""
     resnets = max(int(name.split(".")[3]) for name in weights if name.startswith("down_blocks.0.resnets.")) + 1
     return {f"model.diffusion_model.{_unet_name(name, resnets)}": weight for name, weight in weights.items()}
 

@@ -44,7 +44,7 @@ def imports_of(package: str) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_imports_go_one_way_and_bring_no_surprises(package: str) -> None:
+def test_packages_import_only_their_own_dependencies(package: str) -> None:
     strays = {
         (path.name, name)
         for path, name in imports_of(package)
@@ -106,7 +106,7 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "loaded []"
 
 
-def test_no_file_is_named_for_nothing() -> None:
+def test_no_file_has_a_generic_name() -> None:
     names = {path.stem for package, root in PACKAGES.items() for path in (root / package).rglob("*.py")}
     assert not names & {"utils", "helpers", "common", "misc", "base"}
 
@@ -171,6 +171,6 @@ def test_only_families_know_a_model() -> None:
 
 
 def test_a_family_is_found_by_the_names_that_only_it_may_know() -> None:
-    """Else the test above would pass whatever the words were."""
+    """Without this check the test above would pass with any words."""
     known = (ROOT / "runtime" / "latentrt" / "families" / "stable_diffusion.py").read_text()
     assert all(f'"{word}"' in known for word in MODEL_WORDS)

@@ -1,4 +1,4 @@
-"""Random tiny checkpoints in the real layout: every submodule, a small real CLIP tokenizer, the files that the hub's
+"""Random tiny checkpoints in the real layout: every component, a small real CLIP tokenizer, the files that the hub's
 copies have.
 
 They prove that two implementations compute the same thing, and weights of any value do for that: norms and biases are

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers`: what is measured of a program, what is said of it, and what becomes of one that fails.
+"""`python -m benchmarks.peers`: the measurements and the report of a program, and the handling of one that fails.
 No peer is needed."""
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def test_every_part_of_a_process_is_measured(job: Job) -> None:
     assert list(found["components"]) == ["unet"]
     assert len(found["components"]["unet"]) == 4
     assert min(found["components"]["unet"]) >= 0.002
-    # What it holds is anonymous, and a Python and its libraries are beside it.
+    # Its own memory is anonymous; Python and its libraries are counted in addition.
     assert held < found["peak_anonymous_bytes"] < found["peak_resident_bytes"] < held + (200 << 20)
     assert Path(job.image_file).stat().st_size == 64 * 64 * 3
 
@@ -85,7 +85,7 @@ def test_components_alone_and_those_that_only_the_peer_can_time(job: Job) -> Non
     assert first_only["image_s"] == first_only["step_s"] == []
 
 
-def test_a_process_that_fails_says_why(job: Job) -> None:
+def test_a_process_that_fails_gives_its_reason(job: Job) -> None:
     with pytest.raises(UnavailableError, match=r"^RuntimeError: found no such precision$"):
         measure(replace(job, options={"fail": "found no such precision"}))
     with pytest.raises(UnavailableError, match=r"No module named benchmarks\.nowhere"):
@@ -94,13 +94,13 @@ def test_a_process_that_fails_says_why(job: Job) -> None:
         measure(replace(job, options={"wait_s": 60}), timeout_s=0.5)
 
 
-def test_our_adapter_draws_what_our_pipeline_draws(job: Job, tmp_path: Path) -> None:
+def test_our_adapter_generates_the_image_of_our_pipeline(job: Job, tmp_path: Path) -> None:
     from latentrt.pipeline import Pipeline
 
     latents = noise.Generator(0).normal((1, 4, 16, 16))
     (tmp_path / "noise").write_bytes(latents.tobytes())
-    asked = replace(job, model=str(sample.bundle_path()), steps=2, images=1, calls=1)
-    found = measure(replace(asked, options={"load": {"device": "cpu"}}), "benchmarks.peer_adapters.ours")
+    base = replace(job, model=str(sample.bundle_path()), steps=2, images=1, calls=1)
+    found = measure(replace(base, options={"load": {"device": "cpu"}}), "benchmarks.peer_adapters.ours")
     assert set(found["components"]) == {"text_encoder", "unet", "vae_decoder"}
     assert len(found["step_s"]) == 1
     expected = Pipeline.load(device="cpu", threads=1)(
@@ -118,21 +118,21 @@ def test_our_adapter_draws_what_our_pipeline_draws(job: Job, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_diffusers_adapter_draws_the_same_from_the_same_noise(job: Job, tmp_path: Path) -> None:
+def test_diffusers_adapter_generates_the_same_image_from_the_same_noise(job: Job, tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(noise.Generator(0).normal((1, 4, 32, 32)).tobytes())
-    asked = replace(job, side=128, steps=8, images=1, calls=1)
-    theirs = replace(asked, model=str(ROOT / "sample/checkpoint"), options={"dtype": "float32"})
-    ours = replace(asked, model=str(sample.bundle_path()), options={"load": {"device": "cpu"}})
+    base = replace(job, side=128, steps=8, images=1, calls=1)
+    theirs = replace(base, model=str(ROOT / "sample/checkpoint"), options={"dtype": "float32"})
+    ours = replace(base, model=str(sample.bundle_path()), options={"load": {"device": "cpu"}})
     images = []
     for name, one in (("diffusers_torch", theirs), ("ours", ours)):
         found = measure(one, f"benchmarks.peer_adapters.{name}", 600)
         assert set(found["components"]) == {"text_encoder", "unet", "vae_decoder"}
         images.append(np.fromfile(job.image_file, np.uint8))
-    # The bundle's weights are halves.
+    # The bundle's weights are float16.
     assert (peers.psnr_db(*images) or 99) > 35
 
 
-def test_the_catalogue_names_what_there_is() -> None:
+def test_the_catalogue_names_existing_adapters_environments_and_models() -> None:
     names = [each.name for each in CONFIGURATIONS]
     assert len(set(names)) == len(names)
     assert REFERENCE in names
@@ -169,9 +169,7 @@ def test_the_plain_checkpoint_is_laid_out_as_it_was_published(tmp_path: Path) ->
     assert file_bytes(tmp_path / "plain 0") > file_bytes(source / "unet") + file_bytes(source / "vae")
 
 
-def test_a_conversion_that_fails_leaves_nothing_that_is_taken_for_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_conversion_leaves_no_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = replace(MODELS["onnx"], environment=None, command=("-c", "raise SystemExit('found no such task')"))
     monkeypatch.setitem(MODELS, "onnx", failing)
     with pytest.raises(UnavailableError, match=r"^onnx could not be converted: found no such task$"):
@@ -194,7 +192,7 @@ def test_psnr() -> None:
 @pytest.mark.parametrize(
     "given", ["", "checkpoint", "c --work w --output o --steps 1", "c --work w --output o --size 500"]
 )
-def test_what_it_refuses(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_that_are_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         peers.parse(given.split())
     assert refused.value.code == 2
@@ -202,7 +200,7 @@ def test_what_it_refuses(given: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("has", [False, True])
-def test_what_wants_bfloat16_is_left_out_where_there_is_none(
+def test_bfloat16_is_measured_only_on_a_cpu_that_supports_it(
     has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ["checkpoint", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "report.json")]
@@ -219,8 +217,8 @@ def test_what_wants_bfloat16_is_left_out_where_there_is_none(
     assert set(bench.ready) == {each.name for each in CONFIGURATIONS} - ({*()} if has else wanting)
 
 
-def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output, asked = tmp_path / "report.json", []
+def test_rounds_continue_without_failed_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, measured = tmp_path / "report.json", []
     given = [str(ROOT / "sample/checkpoint"), "--work", str(tmp_path / "work"), "--output", str(output)]
     arguments = peers.parse([*given, "--size", "64", "--rounds", "2", "--images", "1"])
 
@@ -230,8 +228,8 @@ def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
         return Path(sys.executable)
 
     def process(python: Path, module: str, job: Job, **others: Any) -> dict[str, Any]:
-        asked.append(Path(job.image_file).name)
-        if "GenAI" in job.image_file and len(asked) > 3:
+        measured.append(Path(job.image_file).name)
+        if "GenAI" in job.image_file and len(measured) > 3:
             raise UnavailableError("RuntimeError: out of memory")
         values = np.frombuffer(Path(job.latents).read_bytes(), np.uint8)
         Path(job.image_file).write_bytes(np.resize(values, 64 * 64 * 3).tobytes())
@@ -248,7 +246,7 @@ def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
         bench.round(number)
     # In turns; the reference once more for another seed.
     images = [f"{REFERENCE}, noise.u8", f"{REFERENCE}, other.u8", "OpenVINO GenAI float32, noise.u8"]
-    assert asked == [*images, images[0], images[2]]
+    assert measured == [*images, images[0], images[2]]
     report = json.loads(output.read_text())
     assert report["skipped"] == {
         "optimum-onnx float32": "the environment optimum-onnx could not be installed: no network",
@@ -263,7 +261,7 @@ def test_rounds_go_on_without_what_fails(tmp_path: Path, monkeypatch: pytest.Mon
     assert str(tmp_path) not in output.read_text()
 
 
-def test_a_report_says_what_was_asked(tmp_path: Path) -> None:
+def test_a_report_contains_its_command(tmp_path: Path) -> None:
     given = ["checkpoint", "--work", str(tmp_path), "--output", str(tmp_path / "report.json")]
     given += ["--steps", "3", "--threads", "2", "--only", "GenAI", "latentrt OpenVINO"]
     command = peers.Bench(peers.parse(given)).report["command"]
@@ -272,5 +270,5 @@ def test_a_report_says_what_was_asked(tmp_path: Path) -> None:
         "--images 2 --calls 5 --threads 2 --seed 0 --only GenAI 'latentrt OpenVINO'"
     )
     # As the tables show it, it can be run again.
-    words = [*shlex.split(command)[3:], "--output", "report.json"]
-    assert peers.parse(words).only == ["GenAI", "latentrt OpenVINO"]
+    arguments = [*shlex.split(command)[3:], "--output", "report.json"]
+    assert peers.parse(arguments).only == ["GenAI", "latentrt OpenVINO"]

@@ -107,7 +107,7 @@ def test_a_profile_beyond_the_limits_of_the_bundle(options: dict[str, str], frag
     assert all(fragment in str(refusal.value) for fragment in fragments)
 
 
-def test_what_is_not_said_is_the_bundles_own() -> None:
+def test_omitted_options_are_the_bundles_defaults() -> None:
     sixty_four, one = DimRange.of(64), DimRange.of(1)
     expected = ImageProfile(width=sixty_four, height=sixty_four, batch=one, chunks=one, guidance="on")
     assert image_profile(SAMPLE) == expected
@@ -116,7 +116,7 @@ def test_what_is_not_said_is_the_bundles_own() -> None:
         assert image_profile(msgspec.structs.replace(SAMPLE, defaults=defaults)).guidance == guidance
 
 
-def test_a_profile_in_words() -> None:
+def test_a_profile_as_text() -> None:
     assert str(image_profile(SAMPLE)) == "64x64, batch 1, guidance on"
     ranged = image_profile(SAMPLE, size="32x32:64x96:128x128", batch="1:1:4", chunks="1..2", guidance="both")
     assert str(ranged) == "32x32:64x96:128x128, batch 1:1:4, chunks 1:1:2, guidance both"
@@ -162,7 +162,7 @@ def test_an_axis_that_does_not_follow_from_a_profile() -> None:
         component_profile("unet", strange, image_profile(SAMPLE), SAMPLE)
 
 
-def test_every_input_of_every_submodule_has_shapes_of_its_rank(bundle: Bundle) -> None:
+def test_every_input_of_every_component_has_shapes_of_its_rank(bundle: Bundle) -> None:
     manifest = bundle.manifest
     profile = image_profile(manifest, size="64:64:128", batch="1..4")
     always = {"text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"}
@@ -177,7 +177,7 @@ def test_every_input_of_every_submodule_has_shapes_of_its_rank(bundle: Bundle) -
                 assert [(index, shape[index]) for index, _ in fixed] == fixed
 
 
-def test_the_encoder_takes_one_picture_in_pixels() -> None:
+def test_the_encoder_takes_one_image_in_pixels() -> None:
     profile = image_profile(SAMPLE, size="64x32:64x64:128x96", batch="4")
     found = component_profile("vae_encoder", SAMPLE.components["vae_encoder"], profile, SAMPLE)
     assert found == {"pixels": ShapeRange(min=(1, 3, 32, 64), opt=(1, 3, 64, 64), max=(1, 3, 96, 128))}
@@ -213,12 +213,12 @@ def test_the_usual_shape_lies_between_the_smallest_and_the_largest(profile: Imag
                 assert 1 <= low <= best <= high
 
 
-# What the pipeline feeds, beside what an engine is built for
+# The shapes that the pipeline feeds, compared with the profiles of engines
 
 
-def uncovered(bundle: Bundle, request: dict[str, Any], words: dict[str, Any]) -> set[str]:
-    """The submodules that are fed what engines of such pictures do not take."""
-    profile = image_profile(bundle.manifest, **words)
+def uncovered(bundle: Bundle, request: dict[str, Any], options: dict[str, Any]) -> set[str]:
+    """Return the components whose inputs in a request are not covered by the engine profile of `options`."""
+    profile = image_profile(bundle.manifest, **options)
     fed = {name: shapes for name, shapes in feeds_of(bundle, **request).items() if shapes}
     assert set(fed) == {"text_encoder", "unet", "vae_decoder", "safety_checker"}
     return {
@@ -232,10 +232,10 @@ def uncovered(bundle: Bundle, request: dict[str, Any], words: dict[str, Any]) ->
 
 THREE = ["a red circle", "a blue star", "a green heart"]
 SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "nothing said": ({"prompt": "a red circle"}, {}),
+    "defaults": ({"prompt": "a red circle"}, {}),
     "several prompts": ({"prompt": THREE}, {"batch": "3"}),
     "the same prompt twice": ({"prompt": [THREE[0], *THREE[:2]]}, {"batch": "3"}),
-    "several pictures of a prompt": ({"prompt": "a red circle", "num_images_per_prompt": 2}, {"batch": "2"}),
+    "several images of a prompt": ({"prompt": "a red circle", "num_images_per_prompt": 2}, {"batch": "2"}),
     "no guidance": ({"prompt": THREE, "guidance_scale": 0.0}, {"batch": "3", "guidance": "off"}),
     "guidance": ({"prompt": THREE, "guidance_scale": 3.0}, {"batch": "3", "guidance": "on"}),
     "wide": ({"prompt": "a red circle", "width": 128, "height": 64}, {"size": "128x64"}),
@@ -248,23 +248,23 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", SAME)
-def test_an_engine_takes_what_the_pipeline_feeds_for_the_pictures_it_is_built_for(bundle: Bundle, case: str) -> None:
+def test_a_profile_covers_the_shapes_of_its_images_in_the_pipeline(bundle: Bundle, case: str) -> None:
     assert uncovered(bundle, *SAME[case]) == set()
 
 
 @pytest.mark.parametrize("guidance", ["on", "off"])
 @pytest.mark.parametrize("side", [64, 96, 128])
 @pytest.mark.parametrize("prompts", [THREE[:1], THREE, [LONG, *THREE]])
-def test_a_ranged_engine_takes_all_that_lies_between(
+def test_a_range_covers_every_size_and_batch_within_it(
     sd1: Any, prompts: list[str], side: int, guidance: Guidance
 ) -> None:
     request = {"prompt": prompts, "width": side, "guidance_scale": 2.0 if guidance == "on" else 1.0}
-    words = {"size": "64:64:128", "batch": "1..4", "chunks": "1..2", "guidance": "both"}
-    assert uncovered(Bundle.open(sd1.bundle), request, words) == set()
+    options = {"size": "64:64:128", "batch": "1..4", "chunks": "1..2", "guidance": "both"}
+    assert uncovered(Bundle.open(sd1.bundle), request, options) == set()
 
 
 @pytest.mark.parametrize(
-    ("request_", "words", "expected"),
+    ("request_", "options", "expected"),
     [
         ({"prompt": "a", "width": 128}, {}, {"unet", "vae_decoder", "safety_checker"}),
         ({"prompt": "a", "height": 72}, {"size": "64x80:64x80:64x96"}, {"unet", "vae_decoder", "safety_checker"}),
@@ -277,7 +277,7 @@ def test_a_ranged_engine_takes_all_that_lies_between(
         ({"prompt": "a", "guidance_scale": 5.0}, {"guidance": "off"}, {"unet"}),
     ],
 )
-def test_what_an_engine_was_not_built_for_is_not_covered(
-    bundle: Bundle, request_: dict[str, Any], words: dict[str, Any], expected: set[str]
+def test_other_shapes_are_not_covered(
+    bundle: Bundle, request_: dict[str, Any], options: dict[str, Any], expected: set[str]
 ) -> None:
-    assert uncovered(bundle, request_, words) == expected
+    assert uncovered(bundle, request_, options) == expected

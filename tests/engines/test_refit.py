@@ -147,17 +147,17 @@ def test_completeness_is_checked_before_anything_is_replaced(
     array = arrays[name]
     if case == "missing":
         del arrays[name]
-        words = f"{name} is missing"
+        message = f"{name} is missing"
     elif case == "unknown":
         arrays["decoder.conv_in.lora"] = array
-        words = "decoder.conv_in.lora is unknown to the engine"
+        message = "decoder.conv_in.lora is unknown to the engine"
     elif case == "size":
         arrays[name] = array[:-1]
-        words = f"{name} has {array.size - 1} float16, the engine {array.size} float16"
+        message = f"{name} has {array.size - 1} float16, the engine {array.size} float16"
     else:
         arrays[name] = array.astype(np.float32)
-        words = f"{name} has {array.size} float32, the engine {array.size} float16"
-    with pytest.raises(EngineError, match=f"nothing was replaced: {words}"):
+        message = f"{name} has {array.size} float32, the engine {array.size} float16"
+    with pytest.raises(EngineError, match=f"nothing was replaced: {message}"):
         session.refit(NamedWeights(arrays, "0" * 64))
     assert session.weights == base.manifest.files[WEIGHTS].sha256
     assert generate(session) == before

@@ -1,5 +1,5 @@
-"""The check of an engine before it is accepted, with ONNX Runtime in the engine's place: what it measures, what it
-refuses. On a GPU, `make test-gpu` has it judge real engines."""
+"""The check of an engine before it is accepted, with ONNX Runtime in the engine's place: its results and
+its refusals. On a GPU, `make test-gpu` checks real engines with it."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Wrong(Session):
 def identity(bundle: Bundle, component: str, options: EngineOptions | None = None) -> EngineIdentity:
     manifest = bundle.manifest
     factor = manifest.latent_spaces["unet"].downscale
-    pictures = image_profile(manifest, size=f"{8 * factor}..{16 * factor}", batch="1..2")
-    profile = component_profile(component, manifest.components[component], pictures, manifest)
+    images = image_profile(manifest, size=f"{8 * factor}..{16 * factor}", batch="1..2")
+    profile = component_profile(component, manifest.components[component], images, manifest)
     return made_up.identity(bundle, component, profile=profile, options=options or EngineOptions())
 
 
@@ -69,21 +69,21 @@ def test_the_half_graph_meets_its_bounds(request: pytest.FixtureRequest, name: s
     folder = bundle_path() if name == "sample" else request.getfixturevalue(name).bundle
     bundle = Bundle.open(folder)
     reference, wanted = Reference(bundle), identity(bundle, component)
-    figures = check_engine(reference(component, "float16"), wanted, bundle, reference)
+    results = check_engine(reference(component, "float16"), wanted, bundle, reference)
     outputs = [spec.name for spec in bundle.manifest.components[component].outputs if spec.name not in NOT_COMPARED]
     cases = {str([getattr(shapes, which) for shapes in wanted.profile.values()]) for which in ("min", "opt", "max")}
-    assert [figure.output for figure in figures] == outputs * len(cases)
-    assert all(figure.value <= figure.bound for figure in figures)
-    assert any(figure.value > 0 for figure in figures) or component in ("vae_decoder", "safety_checker")
+    assert [result.output for result in results] == outputs * len(cases)
+    assert all(result.value <= result.bound for result in results)
+    assert any(result.value > 0 for result in results) or component in ("vae_decoder", "safety_checker")
 
 
-def test_an_engine_that_is_the_graph_differs_by_nothing(sd1: Exported) -> None:
+def test_an_engine_equal_to_the_graph_has_no_error(sd1: Exported) -> None:
     bundle = Bundle.open(sd1.bundle)
     reference = Reference(bundle)
-    figures = check_engine(reference("unet", "float32"), identity(bundle, "unet"), bundle, reference)
-    assert [figure.value for figure in figures] == [0.0, 0.0]
+    results = check_engine(reference("unet", "float32"), identity(bundle, "unet"), bundle, reference)
+    assert [result.value for result in results] == [0.0, 0.0]
     # The optimum is the minimum here, and is run once.
-    assert [figure.shapes["sample"] for figure in figures] == [(2, 4, 8, 8), (4, 4, 16, 16)]
+    assert [result.shapes["sample"] for result in results] == [(2, 4, 8, 8), (4, 4, 16, 16)]
 
 
 def nan_in_one(array: NDArray[Any]) -> NDArray[Any]:
@@ -93,7 +93,7 @@ def nan_in_one(array: NDArray[Any]) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize(
-    ("component", "changes", "words"),
+    ("component", "changes", "message"),
     [
         ("unet", {"noise_pred": lambda array: array * 1.05}, r"noise_pred is 0\.0.* \(relative\) from ONNX Runtime's"),
         ("unet", {"noise_pred": nan_in_one}, "noise_pred has values that are not finite"),
@@ -102,15 +102,15 @@ def nan_in_one(array: NDArray[Any]) -> NDArray[Any]:
         ("safety_checker", {"concept_cosines": lambda array: array + 0.01}, r"concept_cosines is .* \(absolute\)"),
     ],
 )
-def test_an_engine_that_is_too_far_is_refused(component: str, changes: dict[str, Any], words: str) -> None:
+def test_an_engine_beyond_its_bound_is_refused(component: str, changes: dict[str, Any], message: str) -> None:
     bundle = Bundle.open(bundle_path())
     reference = Reference(bundle)
     engine = Wrong(reference(component, "float32"), **changes)
-    with pytest.raises(BuildError, match=rf"{component}: the engine's {words}.*The engine was not kept"):
+    with pytest.raises(BuildError, match=rf"{component}: the engine's {message}.*The engine was not kept"):
         check_engine(engine, identity(bundle, component), bundle, reference)
 
 
-def test_tf32_is_allowed_what_its_ten_bits_cost(sd1: Exported) -> None:
+def test_tf32_has_the_bound_of_its_ten_bits(sd1: Exported) -> None:
     bundle = Bundle.open(sd1.bundle)
     reference = Reference(bundle)
     engine = Wrong(reference("unet", "float32"), noise_pred=lambda array: array * (1 + 2**-10))

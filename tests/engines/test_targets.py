@@ -103,7 +103,7 @@ def test_the_gpu_of_this_machine_is_the_default() -> None:
     assert choose_capabilities(RTX, H100, []) == ("9.0",)
 
 
-def test_no_gpu_is_named_and_there_is_none() -> None:
+def test_a_gpu_must_be_named_where_none_is_installed() -> None:
     with pytest.raises(RequestError, match=r"no NVIDIA driver.*--compute-capabilities.*7\.5, 8\.0, 8\.6, 8\.9"):
         choose_capabilities(RTX, NO_GPU, [])
 

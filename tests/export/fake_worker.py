@@ -25,7 +25,7 @@ class FakeWorker:
     Attributes:
         content: what the files hold.
         fail: the error to raise at a component, by its name.
-        jobs: what was asked, in order.
+        jobs: the jobs received, in order.
     """
 
     content: bytes = b"fake"

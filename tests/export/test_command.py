@@ -1,4 +1,4 @@
-"""`latentrt export`: exit codes, sentences in place of tracebacks, and what is left when it is interrupted."""
+"""`latentrt export`: exit codes, messages instead of tracebacks, and the files left after an interrupt."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_how_the_denoiser_is_divided(
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (["--deep-cache", "0", "--no-parts"], "--deep-cache with --no-parts"),
         (
@@ -90,16 +90,16 @@ def test_how_the_denoiser_is_divided(
         (["--deep-cache", "deep"], "'deep' is not a valid integer"),
     ],
 )
-def test_a_division_that_cannot_be_costs_no_time(
+def test_an_invalid_split_is_refused_before_any_work(
     model: Path,
     tmp_path: Path,
     worker: FakeWorker,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    words: str,
+    message: str,
 ) -> None:
     assert call(model, tmp_path / "bundle", *options) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert worker.jobs == []
     assert not (tmp_path / "bundle").exists()
 
@@ -110,7 +110,7 @@ def test_the_ratio_of_merged_tokens_reaches_the_exporter(model: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("ratio", ["0", "0.75", "nan"])
-def test_a_ratio_of_merged_tokens_that_cannot_be_costs_no_time(
+def test_an_invalid_token_merging_ratio_is_refused_before_any_work(
     model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str], ratio: str
 ) -> None:
     assert call(model, tmp_path / "bundle", "--token-merging", ratio) == 2
@@ -150,9 +150,9 @@ def test_debug_shows_the_traceback(
     with pytest.raises(SystemExit) as end:
         cli.main(["--debug", "export", str(model), str(tmp_path / "bundle")])
     assert end.value.code == 5
-    said = capsys.readouterr().err
-    assert "Traceback" in said
-    assert said.endswith("error: unet: too far\n")
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert printed.endswith("error: unet: too far\n")
 
 
 def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,14 +160,16 @@ def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_what_exists(model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_bundle_requires_overwrite(
+    model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(model, tmp_path / "bundle") == 0
     assert call(model, tmp_path / "bundle") == 8
     assert "--overwrite" in capsys.readouterr().err
     assert call(model, tmp_path / "bundle", "--overwrite") == 0
 
 
-def test_what_a_run_does_that_does_not_say(
+def test_defaults_of_requests(
     model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(model, tmp_path / "plain") == 0
@@ -202,7 +204,9 @@ def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("absent", "extra"), [(("onnxruntime",), "cpu"), (("torch",), "export"), (("diffusers", "transformers"), "export")]
 )
-def test_what_is_not_installed_is_named(model: Path, tmp_path: Path, absent: tuple[str, ...], extra: str) -> None:
+def test_a_missing_dependency_is_named_with_its_extra(
+    model: Path, tmp_path: Path, absent: tuple[str, ...], extra: str
+) -> None:
     (tmp_path / "site").mkdir()
     environment = {**os.environ, "PYTHONPATH": without(tmp_path / "site", *absent)}
     ended = run(model, tmp_path / "bundle", env=environment)

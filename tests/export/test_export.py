@@ -1,4 +1,4 @@
-"""What an export is told and would not heed is refused, before any work."""
+"""Options that an export cannot honour are refused before any work."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ def test_a_single_file_has_no_variants(tmp_path: Path) -> None:
         export_checkpoint(file, tmp_path / "bundle", variant="fp16", progress=Silent())
 
 
-@pytest.mark.parametrize("told", [{"prediction_type": "v_prediction"}, {"config": Path("elsewhere")}])
-def test_a_folder_says_itself_what_it_is(sd1: Exported, tmp_path: Path, told: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"prediction_type": "v_prediction"}, {"config": Path("elsewhere")}])
+def test_options_for_single_files_are_refused_with_a_folder(
+    sd1: Exported, tmp_path: Path, options: dict[str, Any]
+) -> None:
     with pytest.raises(CheckpointError, match="with a single file only"):
-        export_checkpoint(sd1.checkpoint, tmp_path / "bundle", progress=Silent(), **told)
+        export_checkpoint(sd1.checkpoint, tmp_path / "bundle", progress=Silent(), **options)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A bundle whose denoiser merges tokens: its graphs, its parts, and pictures on both of a CPU's backends."""
+"""A bundle whose denoiser merges tokens: its graphs, its parts, and images on both CPU backends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def merged(sd2: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_it_says_what_it_leaves_out(merged: Path, sd2: Exported) -> None:
+def test_the_manifest_records_ratio_and_blocks(merged: Path, sd2: Exported) -> None:
     components = Bundle.open(merged).manifest.components
     record = components["unet"].token_merging
     assert record is not None
@@ -41,27 +41,29 @@ def test_the_matching_computes_in_float32_in_every_graph(merged: Path) -> None:
         assert {node.inputs[0].dtype for node in deciding if node.inputs[0] is not None} == {ir.DataType.FLOAT}
 
 
-def test_its_gates_judge_the_choices(merged: Path) -> None:
+def test_its_gates_compare_the_matchings(merged: Path) -> None:
     unet = Bundle.open(merged).manifest.components["unet"]
     for graph in unet.graphs.values():
-        matchings = {figure.output for figure in graph.gate if figure.output.endswith(".token_matching")}
+        matchings = {result.output for result in graph.gate if result.output.endswith(".token_matching")}
         assert len(matchings) == 3
-        assert all(figure.value <= figure.bound for figure in graph.gate)
+        assert all(result.value <= result.bound for result in graph.gate)
 
 
 @pytest.mark.parametrize("deep_cache", [1, 2])
-def test_both_backends_draw_the_same_and_say_so(merged: Path, sd2: Exported, deep_cache: int) -> None:
-    pictures = {}
+def test_both_backends_generate_the_same_image_and_record_the_ratio(
+    merged: Path, sd2: Exported, deep_cache: int
+) -> None:
+    images = {}
     for name, bundle, device in (
         ("cpu", merged, "cpu"),
         ("openvino", merged, "openvino"),
         ("exact", sd2.bundle, "cpu"),
     ):
-        result = Pipeline.load(bundle, device=device)(  # type: ignore[arg-type]
+        generated = Pipeline.load(bundle, device=device)(  # type: ignore[arg-type]
             "a star", seed=7, num_inference_steps=4, height=72, width=88, deep_cache=deep_cache, safety="off"
         )
-        pictures[name] = np.asarray(result.images[0]).astype(int)
-        assert result.records[0].token_merging == (0.0 if name == "exact" else 0.5)
-    assert np.abs(pictures["cpu"] - pictures["exact"]).max() > 2
+        images[name] = np.asarray(generated.images[0]).astype(int)
+        assert generated.records[0].token_merging == (0.0 if name == "exact" else 0.5)
+    assert np.abs(images["cpu"] - images["exact"]).max() > 2
     # Sums in another order, then rounding; where two cosines are alike, a token may go elsewhere.
-    assert np.abs(pictures["cpu"] - pictures["openvino"]).mean() < 1
+    assert np.abs(images["cpu"] - images["openvino"]).mean() < 1

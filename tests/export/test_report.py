@@ -1,4 +1,4 @@
-"""What an export looks like: one readable line per graph, and a log that says how far it has come."""
+"""The progress of an export: one readable line per graph, and a log of the components done."""
 
 from __future__ import annotations
 

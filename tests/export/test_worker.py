@@ -1,4 +1,4 @@
-"""A component's process: what it reports, and every way in which it can die."""
+"""A component's worker process: its reports, and every way in which it can end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JOB = Job(
 
 @pytest.fixture
 def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is run in place of the interpreter: write into it what the worker does."""
+    """Return a shell script that runs instead of the interpreter; a test writes the worker's behaviour into it."""
     script = tmp_path / "python"
     script.touch()
     script.chmod(0o755)
@@ -45,81 +45,85 @@ def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return script
 
 
-def dies(interpreter: Path, shell: str) -> LatentRTError:
+def catch_error(interpreter: Path, shell: str) -> LatentRTError:
     interpreter.write_text(f"#!/bin/sh\n{shell}\n")
-    with pytest.raises(LatentRTError) as death:
+    with pytest.raises(LatentRTError) as caught:
         run_worker(JOB, lambda text: None)
-    return death.value
+    return caught.value
 
 
-def says(*messages: Message) -> str:
+def echo(*messages: Message) -> str:
     return "\n".join(f"echo '{msgspec.json.encode(message).decode()}'" for message in messages)
 
 
 def test_phases_and_the_result_are_handed_on(interpreter: Path) -> None:
     done = Done(cost=COST, component=fake_component(JOB))
-    interpreter.write_text(f"#!/bin/sh\nread job\n{says(Phase('loading'), Phase('tracing'), done)}\n")
+    interpreter.write_text(f"#!/bin/sh\nread job\n{echo(Phase('loading'), Phase('tracing'), done)}\n")
     phases: list[str] = []
     assert run_worker(JOB, phases.append) == done
     assert phases == ["loading", "tracing"]
 
 
 def test_killed(interpreter: Path) -> None:
-    death = dies(interpreter, "read job; kill -KILL $$")
-    assert isinstance(death, ExportError)
-    assert "text_encoder: its process was killed, most likely for lack of memory" in str(death)
+    caught = catch_error(interpreter, "read job; kill -KILL $$")
+    assert isinstance(caught, ExportError)
+    assert "text_encoder: its process was killed, most likely for lack of memory" in str(caught)
 
 
-@pytest.mark.parametrize("words", ["MemoryError", "RuntimeError: [enforce fail] can't allocate memory: 1 bytes"])
-def test_out_of_memory_in_words(interpreter: Path, words: str) -> None:
-    assert "lack of memory" in str(dies(interpreter, f'read job; echo "{words}" >&2; exit 1'))
+@pytest.mark.parametrize("message", ["MemoryError", "RuntimeError: [enforce fail] can't allocate memory: 1 bytes"])
+def test_out_of_memory_by_its_message(interpreter: Path, message: str) -> None:
+    assert "lack of memory" in str(catch_error(interpreter, f'read job; echo "{message}" >&2; exit 1'))
 
 
 def test_crashed(interpreter: Path) -> None:
-    death = str(dies(interpreter, "read job; echo 'Traceback …' >&2; echo 'ZeroDivisionError: by zero' >&2; exit 1"))
-    assert "text_encoder: its process ended with status 1; last output:" in death
-    assert death.endswith("ZeroDivisionError: by zero")
+    caught = str(
+        catch_error(interpreter, "read job; echo 'Traceback …' >&2; echo 'ZeroDivisionError: by zero' >&2; exit 1")
+    )
+    assert "text_encoder: its process ended with status 1; last output:" in caught
+    assert caught.endswith("ZeroDivisionError: by zero")
 
 
 def test_only_the_end_of_a_long_log_is_shown(interpreter: Path) -> None:
-    death = str(dies(interpreter, "read job; yes noise | head -10000 >&2; echo 'the end' >&2; exit 1"))
-    assert death.endswith("the end")
-    assert len(death) < 2200
+    caught = str(catch_error(interpreter, "read job; yes noise | head -10000 >&2; echo 'the end' >&2; exit 1"))
+    assert caught.endswith("the end")
+    assert len(caught) < 2200
 
 
 def test_a_signal_has_its_name(interpreter: Path) -> None:
-    assert "was ended by SIGSEGV" in str(dies(interpreter, "read job; kill -SEGV $$"))
+    assert "was ended by SIGSEGV" in str(catch_error(interpreter, "read job; kill -SEGV $$"))
 
 
-def test_dead_before_it_has_read_its_job(interpreter: Path) -> None:
-    assert "ended with status 3; last output: no such thing" in str(dies(interpreter, "echo no such thing >&2; exit 3"))
+def test_an_exit_before_the_job_is_read(interpreter: Path) -> None:
+    assert "ended with status 3; last output: no such thing" in str(
+        catch_error(interpreter, "echo no such thing >&2; exit 3")
+    )
 
 
 def test_a_user_sees_the_last_line_and_debug_the_rest(interpreter: Path) -> None:
-    death = dies(interpreter, "read job; echo Traceback >&2; echo ZeroDivisionError: by zero >&2; exit 1")
-    assert str(death).endswith("last output: ZeroDivisionError: by zero")
-    assert death.__notes__ == ["Traceback\nZeroDivisionError: by zero"]
+    caught = catch_error(interpreter, "read job; echo Traceback >&2; echo ZeroDivisionError: by zero >&2; exit 1")
+    assert str(caught).endswith("last output: ZeroDivisionError: by zero")
+    assert caught.__notes__ == ["Traceback\nZeroDivisionError: by zero"]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "OSError: [Errno 28] No space left on device",
         "SafetensorError: I/O error: File too large (os error 27)",
         "OSError: [Errno 122] Disk quota exceeded",
     ],
 )
-def test_no_room(interpreter: Path, words: str) -> None:
-    death = dies(interpreter, f"read job; echo '{words}' >&2; exit 1")
-    assert isinstance(death, OutputError)
-    assert "no space left" in str(death)
+def test_a_full_disk(interpreter: Path, message: str) -> None:
+    caught = catch_error(interpreter, f"read job; echo '{message}' >&2; exit 1")
+    assert isinstance(caught, OutputError)
+    assert "no space left" in str(caught)
 
 
 @pytest.mark.parametrize("error", [GateError("unet: too far"), CheckpointError("torn"), OutputError("full")])
 def test_its_errors_are_raised_as_they_were(interpreter: Path, error: LatentRTError) -> None:
-    death = dies(interpreter, "read job\n" + says(Failed(kind=type(error).__name__, message=str(error))))
-    assert type(death) is type(error)
-    assert str(death) == str(error)
+    caught = catch_error(interpreter, "read job\n" + echo(Failed(kind=type(error).__name__, message=str(error))))
+    assert type(caught) is type(error)
+    assert str(caught) == str(error)
 
 
 def test_a_real_workers_error(tmp_path: Path) -> None:
@@ -173,7 +177,7 @@ def test_a_worker_ends_with_its_parent() -> None:
 
 
 def test_the_peak_is_the_workers_own(tmp_path: Path) -> None:
-    """What `ru_maxrss` says of a small process depends on the one that started it."""
+    """`ru_maxrss` of a small process depends on its parent process."""
     from latentrt.worker_process import peak_bytes
 
     here = peak_bytes()

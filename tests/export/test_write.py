@@ -1,4 +1,4 @@
-"""What a bundle is made of, what a user is warned of, and what stays when it cannot be made."""
+"""The files of a bundle, the warnings of an export, and the files left after a failure."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def test_another_safety_checker(tmp_path: Path, worker: FakeWorker) -> None:
     assert [name for name in weights if name.startswith("safety")] == ["safety_checker/model.fp16.safetensors"]
 
 
-def test_a_wrong_safety_checker_costs_no_time(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+def test_a_wrong_safety_checker_is_refused_before_any_work(
+    checkpoint: Path, tmp_path: Path, worker: FakeWorker
+) -> None:
     with pytest.raises(CheckpointError, match="is not a safety checker"):
         export(checkpoint, tmp_path / "bundle", safety_checker=tmp_path / "nowhere")
     assert worker.jobs == []
@@ -118,7 +120,7 @@ def test_a_scheduler_that_cannot_be_run_is_a_warning(checkpoint: Path, tmp_path:
     assert Bundle.open(tmp_path / "bundle").manifest.schedulers["unet"].class_name == "ScoreSdeVeScheduler"
 
 
-def test_a_noise_schedule_that_is_none_is_refused(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+def test_an_unknown_noise_schedule_is_refused(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
     config = {**SCHEDULERS["sd1"], "beta_schedule": "sideways"}
     write_json(checkpoint / "scheduler" / "scheduler_config.json", config)
     with pytest.raises(CheckpointError, match=r"noise schedule.*sideways"):
@@ -222,7 +224,7 @@ def test_a_single_file_is_its_own_source(single: Path, tmp_path: Path, worker: F
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["bundle"]
 
 
-def test_what_a_single_file_was_unpacked_into_goes(single: Path, tmp_path: Path, worker: FakeWorker) -> None:
+def test_the_folder_of_an_unpacked_single_file_is_deleted(single: Path, tmp_path: Path, worker: FakeWorker) -> None:
     worker.fail["vae_encoder"] = GateError("too far")
     with pytest.raises(GateError):
         export(single, tmp_path / "new" / "bundle")

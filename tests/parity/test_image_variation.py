@@ -1,4 +1,4 @@
-"""Image variation beside diffusers' own pipeline: the same checkpoint, image, seed; float32.
+"""Image variation compared with diffusers' own pipeline: the same checkpoint, image, seed; float32.
 
 Bounds as in test_text_to_image.py: latents within 1e-4 of their largest, pixels within 2 of 255.
 """

@@ -1,4 +1,4 @@
-"""The forms of a checkpoint that `make test` exports in part only, each exported whole and drawn beside diffusers."""
+"""The forms of a checkpoint that `make test` exports in part only, each exported whole and compared with diffusers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def hub_cache(checkpoint: Path, family: Family, folder: Path) -> Path:
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
 @pytest.mark.parametrize("form", [single_file, hub_cache])
-def test_it_draws_what_diffusers_draws_from_the_folder(
+def test_latents_equal_those_of_diffusers_from_the_folder(
     tmp_path: Path, family: Family, form: Callable[[Path, Family, Path], Path]
 ) -> None:
     folder = make_checkpoint(tmp_path / "folder", family, safety="none")
@@ -69,5 +69,5 @@ def test_float16_of_an_sd1_is_close_to_its_float32(tmp_path: Path, sd1: Exported
     assert set(Bundle.open(bundle).manifest.components["unet"].graphs) == {"float16", "float32"}
     call: dict[str, Any] = {"seed": 7, "output_type": "latent", **CALL}
     exact, half = (Pipeline.load(path)("a red circle", **call).images for path in (sd1.bundle, bundle))
-    # The weights are rounded to 2**-11 each and guidance multiplies what that costs by 7.5.
+    # The weights are rounded to 2**-11 each and guidance multiplies that error by 7.5.
     assert np.abs(half - exact).max() <= 3e-2 * np.abs(exact).max()

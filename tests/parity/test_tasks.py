@@ -1,4 +1,4 @@
-"""Tasks beside diffusers' own pipelines: the same checkpoint, prompt, seed, image; float32.
+"""Tasks compared with diffusers' own pipelines: the same checkpoint, prompt, seed, image; float32.
 
 Bounds as in test_text_to_image.py: latents within 1e-4 of their largest, pixels within 2 of 255.
 """
@@ -191,7 +191,7 @@ def test_instruct_pix2pix(
     compare(Pipeline.load(edit.bundle, device="cpu"), pipe, sampler, list(range(5, 5 + images)), ours, theirs)
 
 
-def test_a_bundle_does_its_own_tasks_alone(sd1: Exported, inpainting: Exported, edit: Exported) -> None:
+def test_a_bundle_refuses_other_tasks(sd1: Exported, inpainting: Exported, edit: Exported) -> None:
     image, mask = input_image(64, 64), input_mask(64, 64)
     for bundle, call in (
         (inpainting.bundle, {"prompt": PROMPT}),

@@ -1,8 +1,8 @@
-"""The whole path beside diffusers' own pipeline: the same checkpoint, prompt, seed, sampler; float32.
+"""The pipeline compared with diffusers' own: the same checkpoint, prompt, seed, sampler; float32.
 
 Bounds, for everything here: final latents within 1e-4 of their largest (the graphs are 1e-6 from torch per evaluation,
 and guidance of 7.5 multiplies the difference of two of them, at every step), pixels within 2 of 255 (the decoder rounds
-what is that close to an edge).
+values that close to an edge differently).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def oracle_of(model: Exported) -> Oracle:
     object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)
     config = dict(pipe.scheduler.load_config(model.checkpoint, subfolder="scheduler"))
 
-    def draw(sampler: str | None, seeds: list[int], **call: Any) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def generate(sampler: str | None, seeds: list[int], **call: Any) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         own = {type_.__name__: type_ for type_ in SCHEDULERS.values()}[config["_class_name"]]
         pipe.scheduler = (SCHEDULERS[sampler] if sampler else own).from_config(config)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -64,7 +64,7 @@ def oracle_of(model: Exported) -> Oracle:
         pixels = pipe.image_processor.postprocess(decoded, output_type="np")
         return latents.numpy(), (pixels * 255).round().astype(np.uint8)
 
-    return draw
+    return generate
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2"])
@@ -95,19 +95,19 @@ def assert_same(pipeline: Pipeline, oracle: Oracle, sampler: str | None, seeds: 
     ],
     ids=["unguided", "guided", "negative"],
 )
-def test_pictures_are_diffusers_pictures(
+def test_images_equal_those_of_diffusers(
     pair: tuple[Pipeline, Oracle], sampler: str, height: int, width: int, images: int, guidance: dict[str, Any]
 ) -> None:
     call = {"height": height, "width": width, "num_images_per_prompt": images, "num_inference_steps": 4, **guidance}
     assert_same(*pair, sampler, list(range(11, 11 + images)), prompt=PROMPT, **call)
 
 
-# The others that suit these models. dpmpp_sde draws another path of noise, unclip wants a pipeline of its own.
+# The others that suit these models. dpmpp_sde samples another path of noise, unclip needs a pipeline of its own.
 OTHERS = ["ddpm", "heun", "dpm2", "dpm2_a", "lms", "dpmpp_2s", "deis", "unipc", "sa_solver", "lcm", "tcd"]
 
 
 @pytest.mark.parametrize("sampler", OTHERS)
-def test_every_sampler_draws_diffusers_pictures(pair: tuple[Pipeline, Oracle], sampler: str) -> None:
+def test_images_of_every_sampler_equal_those_of_diffusers(pair: tuple[Pipeline, Oracle], sampler: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SCHEDULERS, sampler, getattr(diffusers, samplers.find(sampler).class_name))
         call: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 6, "height": 64, "width": 72}
@@ -128,12 +128,12 @@ def test_520_by_456(pair: tuple[Pipeline, Oracle]) -> None:
     assert_same(*pair, "ddim", [5], prompt=PROMPT, num_inference_steps=2, height=520, width=456)
 
 
-def test_eta_draws_diffusers_noise(pair: tuple[Pipeline, Oracle]) -> None:
+def test_the_noise_of_eta_is_that_of_diffusers(pair: tuple[Pipeline, Oracle]) -> None:
     assert_same(*pair, "ddim", [3, 4], prompt=[PROMPT, "a star"], num_inference_steps=5, eta=0.8, height=64, width=64)
 
 
 @pytest.mark.parametrize("clip_skip", [0, 1, 2])
-def test_clip_skip_is_the_prompts_alone(pair: tuple[Pipeline, Oracle], clip_skip: int) -> None:
+def test_clip_skip_applies_to_the_positive_prompt_only(pair: tuple[Pipeline, Oracle], clip_skip: int) -> None:
     assert_same(*pair, "euler", [3], prompt=PROMPT, clip_skip=clip_skip, num_inference_steps=3, height=64, width=64)
 
 

@@ -1,4 +1,4 @@
-"""Stable unCLIP beside diffusers' own pipeline: the same checkpoint, prompt, image, seed; float32.
+"""Stable unCLIP compared with diffusers' own pipeline: the same checkpoint, prompt, image, seed; float32.
 
 Bounds as in test_text_to_image.py: latents within 1e-4 of their largest, pixels within 2 of 255.
 """
@@ -78,7 +78,7 @@ def test_the_class_labels_are_the_noised_embedding(model: Exported, pipe: Any, n
         expected = pipe.noise_image_embeddings(
             pipe.image_encoder(pixels).image_embeds, noise_level, generator=torch.Generator().manual_seed(7)
         )
-    # Four times what was seen: sums of the encoder in another order, 1e-5.
+    # Four times the measured error: sums of the encoder in another order, 1e-5.
     np.testing.assert_allclose(found["positive"], expected[0].numpy(), rtol=0, atol=4e-5)
     assert not found["negative"].any()
     generator = Generator(7)
@@ -86,7 +86,7 @@ def test_the_class_labels_are_the_noised_embedding(model: Exported, pipe: Any, n
     np.testing.assert_array_equal(sample.latents, request.schedule.first_latents(generator.normal((4, 8, 8))))
 
 
-def test_without_a_prompt_the_image_alone_decides(model: Exported) -> None:
+def test_an_omitted_prompt_is_empty_and_the_noise_level_0(model: Exported) -> None:
     pipeline = Pipeline.load(model.bundle, device="cpu")
     call: dict[str, Any] = {"image": input_image(64, 64), "seed": 7, "num_inference_steps": 2, "safety": "off"}
     call["output_type"] = "latent"

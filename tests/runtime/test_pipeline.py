@@ -55,7 +55,7 @@ def test_the_call_of_the_readme(pipeline: Pipeline) -> None:
     assert result.seeds == (7,)
 
 
-def test_load_reports_what_runs_each_component(pipeline: Pipeline) -> None:
+def test_load_reports_where_each_component_runs(pipeline: Pipeline) -> None:
     assert {*pipeline.runs_on} == {*pipeline.bundle.manifest.components}
     for placement in pipeline.runs_on.values():
         assert (placement.backend, placement.device) == ("onnxruntime", "cpu")
@@ -192,7 +192,7 @@ def test_negative_embeddings_are_ignored_without_guidance(pipeline: Pipeline) ->
     )
 
 
-def test_an_image_is_kept_as_far_as_the_strength_says(pipeline: Pipeline) -> None:
+def test_the_strength_decides_how_much_of_an_image_is_kept(pipeline: Pipeline) -> None:
     """The farther from 1 the strength is, the nearer is the result."""
     original = np.zeros((64, 64, 3), np.uint8)
     original[16:48, 16:48] = (255, 128, 0)

@@ -181,7 +181,7 @@ def test_keywords_come_back_from_a_request() -> None:
 
 
 @pytest.mark.parametrize("each", OPTIONS.values(), ids=OPTIONS)
-def test_a_default_is_a_value_that_the_option_takes(each: Option) -> None:
+def test_a_default_is_a_value_that_the_option_accepts(each: Option) -> None:
     if each.default is not None:
         assert each.check(each.keyword, each.default) == each.default
 
@@ -226,6 +226,6 @@ def test_numpys_scalars_become_plain_python(keyword: str, value: Any, plain: Any
         ("deep_cache", 51),
     ],
 )
-def test_a_value_that_an_option_does_not_take(keyword: str, value: Any) -> None:
+def test_a_value_that_an_option_does_not_accept(keyword: str, value: Any) -> None:
     with pytest.raises(RequestError, match=f"`{keyword}`: got .*, expected "):
         OPTIONS[keyword].check(keyword, value)

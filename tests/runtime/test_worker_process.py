@@ -72,7 +72,7 @@ def test_leaving_the_block_ends_the_worker(module: Path) -> None:
         (Ending(0, ""), False, False),
     ],
 )
-def test_what_an_ending_means(ending: Ending, no_room: bool, no_memory: bool) -> None:
+def test_the_cause_of_an_ending(ending: Ending, no_room: bool, no_memory: bool) -> None:
     assert (ending.no_room, ending.no_memory) == (no_room, no_memory)
 
 
@@ -107,7 +107,7 @@ def test_an_error_whose_class_is_not_known_here() -> None:
     assert (type(raised), str(raised)) == (BuildError, "no")
 
 
-def test_being_asked_to_end_unwinds() -> None:
+def test_sigterm_unwinds_the_stack() -> None:
     unwound: list[int] = []
 
     def work() -> None:

@@ -108,7 +108,7 @@ def test_a_colour_between_colours_has_no_name() -> None:
     assert read(image).scene.background is None
 
 
-def test_skulls_and_other_shapes_are_told_apart() -> None:
+def test_skulls_and_other_shapes_are_distinguished() -> None:
     random = np.random.default_rng(15)
     for _ in range(100):
         skull = render(random_scene(random, unsafe=True), random)

@@ -53,7 +53,7 @@ def test_impossible_arguments_are_refused(
 ) -> None:
     report = tmp_path / "samplers.json"
     report.write_text('{"settings": {"prompts": 256}}')
-    for arguments, words in (
+    for arguments, message in (
         ((), "samplers.json has results for other prompts or weights"),
         (("--steps", "5,x"), "--steps 5,x, expected whole numbers"),
         (("--prompts", "0"), "--prompts 0, expected 1 or more"),
@@ -62,5 +62,5 @@ def test_impossible_arguments_are_refused(
         ((sd1.bundle,), "is not of the sample model"),
     ):
         assert run(monkeypatch, *arguments, "--output", report) == 2
-        assert words in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert report.read_text() == '{"settings": {"prompts": 256}}'

@@ -130,7 +130,7 @@ def command(*arguments: str | Path) -> Result:
     return done
 
 
-def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_checkpoint_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     done = command("--work", tmp_path / "work", "--output", tmp_path)
     assert done.exit_code == 1

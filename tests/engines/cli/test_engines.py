@@ -258,8 +258,8 @@ def test_seal(latentrt: Caller, cache: EngineCache, built: list[StoredEngine], t
     ]
     assert latentrt("verify", out, "--digest", sealed.digest).code == 0
     shown = latentrt("inspect", out)
-    words = rf"unet, 2×4×16×16, for 8\.9, tensorrt_rtx, {built[0].record.plan.size} bytes"
-    assert re.search(rf"^engine +{built[0].key[:12]}  {words}$", shown.out, re.MULTILINE)
+    line = rf"unet, 2×4×16×16, for 8\.9, tensorrt_rtx, {built[0].record.plan.size} bytes"
+    assert re.search(rf"^engine +{built[0].key[:12]}  {line}$", shown.out, re.MULTILINE)
     assert latentrt("engines", "seal", bundle_path(), out).code == 8
     assert latentrt("engines", "seal", bundle_path(), out, "--overwrite").out.count("\nsealed ") == 1
 

@@ -1,4 +1,4 @@
-"""Weight files: which are chosen, what is rejected without loading, and strict loading."""
+"""Weight files: selection, formats that are rejected unopened, and strict loading."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_truncated(folder: Path) -> None:
         open_skeleton(folder)
 
 
-def test_longer_than_its_header_says(folder: Path) -> None:
+def test_a_file_longer_than_its_header_states(folder: Path) -> None:
     with (folder / "unet" / UNET).open("ab") as file:
         file.write(b"\0")
     with pytest.raises(CheckpointError, match="truncated or damaged"):

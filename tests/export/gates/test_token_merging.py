@@ -45,9 +45,9 @@ def test_a_forced_graph_gives_torchs_outputs(model: ir.Model, path: Path) -> Non
     outputs = graph.run({"x": x, **forced})
     for name, array in expected.items():
         np.testing.assert_allclose(outputs[name], array, atol=1e-6)  # means of a few float32
-    (figure,) = check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
-    assert (figure.output, figure.metric) == ("token_matching", "absolute")
-    assert figure.value < 1e-5
+    (result,) = check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
+    assert (result.output, result.metric) == ("token_matching", "absolute")
+    assert result.value < 1e-5
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     assert len(model.graph.inputs) == 1
 
@@ -58,8 +58,8 @@ def test_equal_cosines_allow_either_decision(model: ir.Model, path: Path) -> Non
     expected, forced = run_torch(x)
     other = {**forced, CELL: (forced[CELL] + 1) % 16}
     outputs = open_forced(model, path)[0].run({"x": x, **other})
-    (figure,) = check_matchings("unet", "float32", outputs, other, {})
-    assert figure.value < 1e-6
+    (result,) = check_matchings("unet", "float32", outputs, other, {})
+    assert result.value < 1e-6
     np.testing.assert_allclose(outputs["long"], expected["long"], atol=1e-6)
 
 

@@ -28,8 +28,8 @@ FEEDS = {"x": np.zeros((2, 4), np.float32)}
 
 
 def check(expected: Any, found: Any, output: str = "y", precision: Precision = "float32") -> float:
-    figures = compare("unet", precision, FEEDS, {output: np.asarray(expected)}, {output: np.asarray(found)})
-    return figures[0].value
+    results = compare("unet", precision, FEEDS, {output: np.asarray(expected)}, {output: np.asarray(found)})
+    return results[0].value
 
 
 def test_relative_to_the_largest_value() -> None:
@@ -62,9 +62,9 @@ def test_int8_is_compared_by_the_mean_of_squares() -> None:
     reference, found = np.array([3.0, 4.0, 0.0]), np.array([3.0, 4.0, 0.5])
     assert difference(reference, found, "rms") == pytest.approx(0.1)
     near = {"y": reference + np.array([0.0, 0.0, 0.05])}
-    (figure,) = compare("unet", "int8", FEEDS, {"y": reference}, near, "weights")
-    assert (figure.metric, figure.bound) == ("rms", rms_bound("weights"))
-    assert figure.value == pytest.approx(0.01)
+    (result,) = compare("unet", "int8", FEEDS, {"y": reference}, near, "weights")
+    assert (result.metric, result.bound) == ("rms", rms_bound("weights"))
+    assert result.value == pytest.approx(0.01)
     with pytest.raises(GateError, match=r"0.1 \(rms\) .*`method='weights'` or `precision='float16'`"):
         compare("unet", "int8", FEEDS, {"y": reference}, {"y": found}, "static")
     with pytest.raises(GateError, match=r"in int8: `precision='float16'`"):
@@ -176,8 +176,8 @@ def test_without_a_defect_it_passes(tmp_path: Path, precision: Precision) -> Non
     torch.manual_seed(0)
     module = Normed().eval().requires_grad_(False)
     component, _ = export_component(module, LAYERS, tmp_path, precision, STATES, SPACE, lambda text: None)
-    figures = [figure for graph in component.graphs.values() for figure in graph.gate]
-    assert len(figures) == 2 * len(component.graphs)
+    results = [result for graph in component.graphs.values() for result in graph.gate]
+    assert len(results) == 2 * len(component.graphs)
 
 
 def _spoil_when_tracing(module: Normed, spoil: Any) -> Any:
@@ -205,17 +205,17 @@ def test_every_recorded_result_is_within_its_bound(request: pytest.FixtureReques
     for name, component in components.items():
         traced = {spec.name: sized(spec, _module(modules[name]).trace_shapes) for spec in component.inputs}
         for precision, graph in component.graphs.items():
-            compared = {figure.output for figure in graph.gate}
+            compared = {result.output for result in graph.gate}
             assert compared == {output.name for output in component.outputs} - {"flagged"}
-            for figure in graph.gate:
-                assert (figure.metric, figure.bound) == get_tolerance(figure.output, precision)
-                assert 0 <= figure.value <= figure.bound
-                assert figure.shapes.keys() == {spec.name for spec in component.inputs}
-            batches = {next(iter(figure.shapes.values()))[0] for figure in graph.gate}
-            shapes = {next(iter(figure.shapes.values())) for figure in graph.gate}
+            for result in graph.gate:
+                assert (result.metric, result.bound) == get_tolerance(result.output, precision)
+                assert 0 <= result.value <= result.bound
+                assert result.shapes.keys() == {spec.name for spec in component.inputs}
+            batches = {next(iter(result.shapes.values()))[0] for result in graph.gate}
+            shapes = {next(iter(result.shapes.values())) for result in graph.gate}
             assert len(batches) >= 2
             assert len(shapes) >= 3
-            assert all(figure.shapes != traced for figure in graph.gate)
+            assert all(result.shapes != traced for result in graph.gate)
 
 
 def _module(name: str) -> type[ComponentModule]:

@@ -179,13 +179,13 @@ def test_the_last_part_records_the_comparison_of_all(decoder: Component) -> None
     gates = {name: part.graphs["float32"].gate for name, part in decoder.parts.items()}
     (last,) = (name for name, gate in gates.items() if gate)
     assert [spec.name for spec in decoder.parts[last].outputs] == ["pixels"]
-    assert [figure.shapes for figure in gates[last]] == [
+    assert [result.shapes for result in gates[last]] == [
         {"latents": (1, 4, 16, 16)},
         {"latents": (3, 4, 17, 15)},
         {"latents": (1, 4, 41, 32)},
     ]
-    assert all((figure.metric, figure.bound) == ("levels", 1) for figure in gates[last])
-    assert all(figure.value <= 1 for figure in gates[last])
+    assert all((result.metric, result.bound) == ("levels", 1) for result in gates[last])
+    assert all(result.value <= 1 for result in gates[last])
 
 
 def write_from(folder: Path, target: Path) -> SliceWriter:
@@ -263,5 +263,5 @@ def test_a_defect_in_a_slice_is_caught(
 
 def test_without_a_defect_it_passes(sd1: Exported, tmp_path: Path) -> None:
     writer = write_from(sd1.bundle / "vae_decoder", tmp_path)
-    (figure,) = writer.parts["slice.10"].graphs["float32"].gate
-    assert figure.value <= 1
+    (result,) = writer.parts["slice.10"].graphs["float32"].gate
+    assert result.value <= 1

@@ -1,4 +1,4 @@
-"""Splitting a denoiser: the parts compute what the whole graph computes, and a defect in one of them is caught."""
+"""Splitting a denoiser: the parts compute the same as the whole graph, and a defect in one of them is caught."""
 
 from __future__ import annotations
 
@@ -309,14 +309,14 @@ def test_weights_stay_in_the_components_file(bundle: Bundle, unet: Component) ->
 def test_results_cover_all_shapes_and_meet_their_bounds(unet: Component) -> None:
     for name, part in unet.parts.items():
         for precision, record in part.graphs.items():
-            shapes = [figure.shapes for figure in record.gate]
-            assert shapes == [figure.shapes for figure in unet.graphs[precision].gate]
-            for figure in record.gate:
-                assert (figure.output, figure.metric) == ("noise_pred", "relative")
-                assert 0 <= figure.value <= figure.bound == split._BOUND
+            shapes = [result.shapes for result in record.gate]
+            assert shapes == [result.shapes for result in unet.graphs[precision].gate]
+            for result in record.gate:
+                assert (result.output, result.metric) == ("noise_pred", "relative")
+                assert 0 <= result.value <= result.bound == split._BOUND
             if name == "shallow_body":
                 # Exact: the same nodes as the body's on the same values.
-                assert {figure.value for figure in record.gate} == {0.0}
+                assert {result.value for result in record.gate} == {0.0}
 
 
 # The gate

@@ -68,7 +68,7 @@ def test_boundary_values_are_the_last_that_depend_on_one_input() -> None:
     assert names(boundary_values(whole(), "t")) == ["sine"], "a new axis costs nothing and is repeated"
 
 
-def test_parts_together_compute_what_the_whole_computes(tmp_path: Path) -> None:
+def test_parts_together_compute_the_same_as_the_whole(tmp_path: Path) -> None:
     given = feeds()
     expected = run(whole(), tmp_path, given)["y"]
     time = extract_subgraph(whole(), keep_inputs=["t"], inputs={}, outputs={"sine": "time"})

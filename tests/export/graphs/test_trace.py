@@ -95,12 +95,12 @@ def test_axes_have_the_four_names(subject: Subject) -> None:
 
 
 def test_graphs_contain_nothing_of_the_machine(subject: Subject) -> None:
-    words = [str(Path.home()), str(Path(torch.__file__).parent.parent), str(Path(__file__).parents[2])]
-    words += ["site-packages", ".py", "Traceback", socket.gethostname(), str(subject.exported.checkpoint)]
-    words += [getpass.getuser()] if getpass.getuser() != "root" else []
+    fragments = [str(Path.home()), str(Path(torch.__file__).parent.parent), str(Path(__file__).parents[2])]
+    fragments += ["site-packages", ".py", "Traceback", socket.gethostname(), str(subject.exported.checkpoint)]
+    fragments += [getpass.getuser()] if getpass.getuser() != "root" else []
     for record, _ in subject.graphs:
         data = (subject.exported.bundle / record.file).read_bytes()
-        assert [word for word in words if word.encode() in data] == []
+        assert [fragment for fragment in fragments if fragment.encode() in data] == []
 
 
 def test_nodes_have_names_that_name_their_module(subject: Subject) -> None:
@@ -128,7 +128,7 @@ def test_graphs_are_small_and_hold_no_weights(subject: Subject) -> None:
         assert all(int(np.prod(tensor.dims)) <= LARGEST_CONSTANT for tensor in inside)
         # Nothing inside is named as a weight is.
         assert not [tensor.name for tensor in inside if tensor.name.endswith((".weight", ".bias"))]
-        # A tiny model has as many nodes as a large one per layer: 1 kB for each is what names and shapes take.
+        # A tiny model has as many nodes as a large one per layer: names and shapes take 1 kB for each.
         assert (subject.exported.bundle / record.file).stat().st_size < 1024 * record.nodes
 
 

@@ -1,4 +1,4 @@
-"""CLIP's preprocessing against transformers' processor, and what its configuration may and may not say."""
+"""CLIP's preprocessing against transformers' processor, and the configurations that it accepts and refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.preprocessor_config import read_preprocessor_config
 from latentrt_export.modules.clip_preprocessing import ClipPreprocessing
-from tests.clip_oracle import make_pictures, processed, write_processor
+from tests.clip_oracle import generate_images, preprocess, write_processor
 
 
 @pytest.mark.parametrize("sizes", [(224, 224), (63, 56)])  # the second crops, by an odd number
@@ -23,23 +23,23 @@ def test_levels_are_pillows(sizes: tuple[int, int], tmp_path: Path) -> None:
     preprocessing = ClipPreprocessing(read_preprocessor_config(write_processor(tmp_path, config)))
     processor = CLIPImageProcessorPil.from_pretrained(tmp_path, do_rescale=False, do_normalize=False)
     off, count = 0, 0
-    for picture in make_pictures(200):
-        levels = preprocessing.resize(torch.from_numpy(picture)[None])
-        difference = torch.abs(levels - processed(processor, picture))
-        assert difference.max() <= 1, picture.shape
+    for image in generate_images(200):
+        levels = preprocessing.resize(torch.from_numpy(image)[None])
+        difference = torch.abs(levels - preprocess(processor, image))
+        assert difference.max() <= 1, image.shape
         off, count = off + int(difference.sum()), count + difference.numel()
     assert off / count <= 1e-4  # measured 2e-5: weights are computed in float32, where Pillow has float64
 
 
 @pytest.mark.parametrize("shape", [(1, 4096), (600, 4), (2048, 1536)])
-def test_extreme_pictures_too(shape: tuple[int, int], tmp_path: Path) -> None:
+def test_levels_of_extreme_sizes(shape: tuple[int, int], tmp_path: Path) -> None:
     preprocessing = ClipPreprocessing(
         read_preprocessor_config(write_processor(tmp_path, {"size": 32, "crop_size": 32}))
     )
     processor = CLIPImageProcessorPil.from_pretrained(tmp_path, do_rescale=False, do_normalize=False)
-    picture = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    levels = preprocessing.resize(torch.from_numpy(picture)[None])
-    assert torch.equal(levels, processed(processor, picture).float())
+    image = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    levels = preprocessing.resize(torch.from_numpy(image)[None])
+    assert torch.equal(levels, preprocess(processor, image).float())
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_extreme_pictures_too(shape: tuple[int, int], tmp_path: Path) -> None:
         {"size": 24, "crop_size": 24, "rescale_factor": 0.01, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]},
     ],
 )
-def test_configurations_mean_what_transformers_means(config: dict[str, Any], tmp_path: Path) -> None:
+def test_configurations_are_read_as_in_transformers(config: dict[str, Any], tmp_path: Path) -> None:
     path = write_processor(tmp_path, config)
-    picture = next(make_pictures(1))
+    image = next(generate_images(1))
     processor = CLIPImageProcessorPil.from_pretrained(tmp_path)
-    expected = processor(Image.fromarray(picture), return_tensors="np")["pixel_values"]
-    found = ClipPreprocessing(read_preprocessor_config(path))(torch.from_numpy(picture)[None])
+    expected = processor(Image.fromarray(image), return_tensors="np")["pixel_values"]
+    found = ClipPreprocessing(read_preprocessor_config(path))(torch.from_numpy(image)[None])
     assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # this picture has no level off by one
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # this image has no level off by one
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from latentrt.errors import CheckpointError
 from latentrt_export.graphs.trace import OPSET, trace
 from latentrt_export.modules import safety_checker
 from latentrt_export.modules.safety_checker import SafetyChecker
-from tests.clip_oracle import Pixels, make_pictures, processed, write_processor
+from tests.clip_oracle import Pixels, generate_images, preprocess, write_processor
 
 pytestmark = [
     # torch.onnx walks torch's own pytree classes
@@ -42,14 +42,14 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A random classifier, its oracle, and everything both say of the same pictures."""
+    """A random classifier, its oracle, and the outputs of both for the same images."""
 
     folder: Path
     module: SafetyChecker
     graph: ir.Model
     session: onnxruntime.InferenceSession
     checker: StableDiffusionSafetyChecker
-    pictures: list[Pixels]
+    images: list[Pixels]
     seen: list[Tensor]
     cosines: NDArray[np.float32]
 
@@ -59,8 +59,8 @@ class Subject:
         module = SafetyChecker.load(folder, None)
         processor = CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor")
         checker = StableDiffusionSafetyChecker.from_pretrained(folder / "safety_checker")
-        pictures = list(make_pictures(100))
-        seen = [processed(processor, picture) for picture in pictures]
+        images = list(generate_images(100))
+        seen = [preprocess(processor, image) for image in images]
         with torch.no_grad():
             cosines = np.concatenate([torch_cosines(checker, one) for one in seen])
             set_thresholds(cosines, checker, module)
@@ -71,17 +71,17 @@ class Subject:
             graph=graph,
             session=session(ir.to_proto(graph)),
             checker=checker,
-            pictures=pictures,
+            images=images,
             seen=seen,
             cosines=cosines,
         )
 
-    def torch_outputs(self, pictures: Pixels) -> list[NDArray[Any]]:
+    def torch_outputs(self, images: Pixels) -> list[NDArray[Any]]:
         with torch.no_grad():
-            return [output.numpy() for output in self.module(torch.from_numpy(pictures))]
+            return [output.numpy() for output in self.module(torch.from_numpy(images))]
 
-    def graph_outputs(self, pictures: Pixels) -> list[NDArray[Any]]:
-        outputs: list[NDArray[Any]] = self.session.run(None, {"pixels": pictures})
+    def graph_outputs(self, images: Pixels) -> list[NDArray[Any]]:
+        outputs: list[NDArray[Any]] = self.session.run(None, {"pixels": images})
         return outputs
 
 
@@ -124,7 +124,7 @@ def torch_cosines(checker: StableDiffusionSafetyChecker, seen: Tensor) -> NDArra
 
 
 def set_thresholds(cosines: NDArray[np.float32], *holders: nn.Module) -> None:
-    """Thresholds that about a third of the pictures' special-care and a fifteenth of their concept cosines pass."""
+    """Set thresholds that a third of the images' special-care and a fifteenth of their concept cosines exceed."""
     special, concept = np.quantile(cosines[:, :3], 0.67, axis=0), np.quantile(cosines[:, 3:], 0.93, axis=0)
     for holder in holders:
         holder.get_parameter("special_care_embeds_weights").copy_(torch.from_numpy(special))
@@ -138,7 +138,7 @@ def session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def numpy_scores(cosines: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The loop of diffusers' checker for one picture: special-care scores, then concept scores."""
+    """Run the loop of diffusers' checker for one image: special-care scores, then concept scores."""
     adjustment, scores = 0.0, []
     for index, (cosine, threshold) in enumerate(zip(cosines, thresholds, strict=True)):
         scores.append(round(cosine - threshold.item() + adjustment, 3))
@@ -153,8 +153,8 @@ def test_cosines_and_verdicts_are_the_torch_checkers(subject: Subject) -> None:
     )
     verdicts, raised = [], 0
     for outputs in (subject.torch_outputs, subject.graph_outputs):
-        for picture, seen, cosines in zip(subject.pictures, subject.seen, subject.cosines, strict=True):
-            concept_scores, special_scores, flagged, *both = (one[0] for one in outputs(picture[None]))
+        for image, seen, cosines in zip(subject.images, subject.seen, subject.cosines, strict=True):
+            concept_scores, special_scores, flagged, *both = (one[0] for one in outputs(image[None]))
             found = np.concatenate(both[::-1])
             error = np.abs(found - cosines).max()
             assert error <= 1e-3
@@ -164,13 +164,13 @@ def test_cosines_and_verdicts_are_the_torch_checkers(subject: Subject) -> None:
                 assert bool(flagged) == torch_verdict(subject.checker, seen)
                 verdicts.append(bool(flagged))
             raised += bool((special_scores > 0).any())
-    assert 0.1 < np.mean(verdicts) < 0.9  # both verdicts are common, and few pictures were too close to call
-    assert len(verdicts) > 0.9 * 2 * len(subject.pictures)
-    assert raised > 0.1 * 2 * len(subject.pictures)
+    assert 0.1 < np.mean(verdicts) < 0.9  # both verdicts are common, and few images were too close to call
+    assert len(verdicts) > 0.9 * 2 * len(subject.images)
+    assert raised > 0.1 * 2 * len(subject.images)
 
 
 def distance_to_decision(cosines: NDArray[np.float32], thresholds: NDArray[np.float32]) -> float:
-    """How far the closest margin, raised or not, is from 0.0005, above which rounding leaves something."""
+    """Return the distance of the closest margin, raised or not, from 0.0005: smaller ones round to 0."""
     margins = cosines - thresholds
     return float(min(np.abs(margins - 0.0005).min(), np.abs(margins + 0.01 - 0.0005).min()))
 
@@ -180,12 +180,12 @@ def torch_verdict(checker: StableDiffusionSafetyChecker, seen: Tensor) -> bool:
     return bool(flagged[0])
 
 
-def test_a_batch_is_its_pictures(subject: Subject) -> None:
+def test_a_batch_equals_its_images_one_by_one(subject: Subject) -> None:
     rng = np.random.default_rng(1)
-    pictures = rng.integers(0, 256, (3, 72, 104, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (3, 72, 104, 3), dtype=np.uint8)
     for outputs in (subject.torch_outputs, subject.graph_outputs):
-        together = outputs(pictures)
-        alone = [outputs(picture[None]) for picture in pictures]
+        together = outputs(images)
+        alone = [outputs(image[None]) for image in images]
         for spec, batch, singles in zip(subject.module.outputs, together, zip(*alone, strict=True), strict=True):
             assert (batch.dtype.name, batch.shape) == (spec.dtype, (3, *spec.shape[1:]))
             if spec.name.endswith("cosines"):  # float32 sums in another order; scores are these, rounded
@@ -194,14 +194,14 @@ def test_a_batch_is_its_pictures(subject: Subject) -> None:
 
 @torch.no_grad()
 def test_the_special_care_adjustment_changes_a_verdict(subject: Subject) -> None:
-    picture, cosines = subject.pictures[20], subject.cosines[20]
+    image, cosines = subject.images[20], subject.cosines[20]
     module = SafetyChecker.load(subject.folder, None)
     # the second special-care concept triggers; the third and one concept pass with its 0.01, and not without
     module.special_care_embeds_weights.copy_(torch.from_numpy(cosines[:3]) + torch.tensor([0.005, -0.02, 0.005]))
     module.concept_embeds_weights.copy_(torch.from_numpy(cosines[3:]) + torch.tensor([0.005] + [0.5] * 16))
-    raised = module(torch.from_numpy(picture)[None])
+    raised = module(torch.from_numpy(image)[None])
     module.special_care_embeds_weights.add_(0.5)
-    plain = module(torch.from_numpy(picture)[None])
+    plain = module(torch.from_numpy(image)[None])
     step = 1.1e-3  # of the rounding, and the cosines' error
     np.testing.assert_allclose(raised[1][0], [-0.005, 0.02, 0.005], atol=step)
     assert (bool(raised[2]), bool(plain[2])) == (True, False)
@@ -237,7 +237,7 @@ def test_scores_round_as_numpy_does() -> None:
 
 def test_half_weights_keep_preprocessing_and_cosines_in_float32(subject: Subject) -> None:
     half = SafetyChecker.load(subject.folder, None).half()
-    pixels = torch.from_numpy(subject.pictures[20])[None]
+    pixels = torch.from_numpy(subject.images[20])[None]
     assert torch.equal(half.preprocessing(pixels), subject.module.preprocessing(pixels))
     with torch.no_grad():
         concept_scores, _, _, concept_cosines, _ = half(pixels)
@@ -293,7 +293,7 @@ def test_no_weights_are_refused(tmp_path: Path) -> None:
         SafetyChecker.load(tmp_path, None)
 
 
-def test_a_crop_that_the_classifier_does_not_look_at_is_refused(tmp_path: Path) -> None:
+def test_a_crop_of_another_size_than_the_classifiers_is_refused(tmp_path: Path) -> None:
     write_classifier(tmp_path, side=56)
     write_processor(tmp_path / "feature_extractor", {"size": 64, "crop_size": 64})
     with pytest.raises(CheckpointError, match=r"crops to \(64, 64\), expected \(56, 56\)"):

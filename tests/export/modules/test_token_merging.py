@@ -1,4 +1,4 @@
-"""Token merging, beside loops that do what the paper says."""
+"""Token merging, compared with a plain loop after the paper."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def mates(tokens: Floats, size: tuple[int, int], ratio: str) -> dict[int, int]:
     return {source: cell for _, source, cell in sorted(edges)[:merged]}
 
 
-def merged_by_hand(values: Floats, into: dict[int, int]) -> dict[int, Floats]:
-    """What is left of the tokens (N, C), by where it stood: each with the mean of those that went into it."""
+def merge_by_loop(values: Floats, into: dict[int, int]) -> dict[int, Floats]:
+    """Return the tokens [N, C] that remain, by index: each the mean of itself and the tokens merged into it."""
     groups: dict[int, list[Floats]] = {}
     for token, value in enumerate(values):
         groups.setdefault(into.get(token, token), []).append(value)
@@ -56,14 +56,14 @@ def merged_by_hand(values: Floats, into: dict[int, int]) -> dict[int, Floats]:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("ratio", ["0.5", "0.29", "0.74"])
-def test_tokens_are_merged_as_the_paper_says(size: tuple[int, int], ratio: str) -> None:
+def test_tokens_are_merged_as_in_the_paper(size: tuple[int, int], ratio: str) -> None:
     tokens, values = noise(2, size[0] * size[1], 24), noise(2, size[0] * size[1], 5)
     matching = TokenMatching(float(ratio))(tokens, size)
     short = merge(values, matching)
     long = unmerge(short, matching)
     for sample in range(2):
         into = mates(tokens[sample].numpy(), size, ratio)
-        expected = merged_by_hand(values[sample].numpy(), into)
+        expected = merge_by_loop(values[sample].numpy(), into)
         # Attention does not ask in which order its tokens stand; these are sorted by their first channel.
         found = sorted(short[sample].numpy().tolist())
         # 1e-6: means of a few float32 of about 1, summed in another order.
@@ -76,7 +76,7 @@ def test_tokens_are_merged_as_the_paper_says(size: tuple[int, int], ratio: str) 
     ("size", "ratio", "left"),
     [((64, 64), 0.5, 2048), ((64, 64), 0.25, 3072), ((10, 10), 0.29, 71), ((9, 11), 0.5, 50), ((9, 11), 0.74, 26)],
 )
-def test_how_many_are_left(size: tuple[int, int], ratio: float, left: int) -> None:
+def test_the_number_of_tokens_after_merging(size: tuple[int, int], ratio: float, left: int) -> None:
     tokens = noise(1, size[0] * size[1], 4)
     assert merge(tokens, TokenMatching(ratio)(tokens, size)).shape == (1, left, 4)
 
@@ -125,7 +125,7 @@ def test_half_of_the_tokens_changes_something() -> None:
     assert 1e-3 < float((output(model, feeds) - exact).abs().max() / exact.abs().max()) < 1
 
 
-def test_the_blocks_input_decides_and_its_norm_is_what_is_merged() -> None:
+def test_the_blocks_input_decides_the_matching_and_its_norm_is_merged() -> None:
     torch.manual_seed(0)
     model, size = unet("sd1"), (9, 11)
     transformer = model.down_blocks[0].attentions[0]
@@ -134,14 +134,14 @@ def test_the_blocks_input_decides_and_its_norm_is_what_is_merged() -> None:
     with torch.inference_mode():
         normed = block.norm1(tokens)
         into = mates(tokens[0].numpy(), size, "0.5")
-        left = merged_by_hand(normed[0].numpy(), into)
+        left = merge_by_loop(normed[0].numpy(), into)
         attended = block.attn1(torch.from_numpy(np.stack([*left.values()]))[None])[0]
         places = {token: place for place, token in enumerate(left)}
         expected = tokens + attended[[places[into.get(token, token)] for token in range(99)]]
         expected = expected + block.attn2(block.norm2(expected), encoder_hidden_states=text)
         expected = expected + block.ff(block.norm3(expected))
         install(model, 0.5)
-        transformer.proj_in.register_forward_hook(lambda *_: _as_picture(tokens, size))
+        transformer.proj_in.register_forward_hook(lambda *_: _as_feature_map(tokens, size))
         caught: list[Tensor] = []
         block.register_forward_hook(lambda module, given, made: caught.append(made))
         transformer(torch.zeros(1, 16, *size), encoder_hidden_states=text, return_dict=False)
@@ -149,7 +149,7 @@ def test_the_blocks_input_decides_and_its_norm_is_what_is_merged() -> None:
     torch.testing.assert_close(caught[0], expected, rtol=0, atol=1e-5)
 
 
-def _as_picture(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+def _as_feature_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *size)
 
 
@@ -191,7 +191,7 @@ def test_a_denoiser_without_attention_is_refused() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0, -0.5, 0.75, 1, float("nan"), float("inf")])
-def test_a_ratio_that_cannot_be(ratio: float) -> None:
+def test_an_invalid_ratio_is_refused(ratio: float) -> None:
     with pytest.raises(RequestError, match=r"expected a number above 0 and below 0\.75"):
         check_ratio(ratio)
     with pytest.raises(RequestError, match="got the token merging ratio"):
@@ -221,7 +221,7 @@ def test_both_of_a_cpus_backends_choose_as_torch_does(graph: Path, shape: tuple[
         np.testing.assert_allclose(on_openvino[name], expected, atol=1e-6)
 
 
-def test_what_decides_is_known_by_its_name(graph: Path) -> None:
+def test_nodes_of_the_matching_are_named(graph: Path) -> None:
     deciding = [node for node in ir.load(graph).graph if node.op_type in ("ArgMax", "TopK")]
     assert [str(node.name) for node in deciding] == [f"{MATCHING}/ArgMax", f"{MATCHING}/TopK"]
 

@@ -1,4 +1,4 @@
-"""The denoising of calibration prompts, beside a loop written by hand."""
+"""The denoising of calibration prompts, compared with a plain loop."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Component
     return folder, component
 
 
-def test_every_layer_has_a_method_and_a_figure(quantised: tuple[Path, Component]) -> None:
+def test_every_layer_has_a_method_and_a_share(quantised: tuple[Path, Component]) -> None:
     folder, component = quantised
     (graph,) = component.graphs.values()
     record = graph.quantization
@@ -98,7 +98,7 @@ def test_every_layer_has_a_method_and_a_figure(quantised: tuple[Path, Component]
     )
 
 
-def test_both_backends_make_what_the_gate_allows(quantised: tuple[Path, Component]) -> None:
+def test_both_backends_are_within_the_bound_of_the_gate(quantised: tuple[Path, Component]) -> None:
     folder, component = quantised
     (graph,) = component.graphs.values()
     assert all(gate.metric == "rms" and gate.value <= gate.bound for gate in graph.gate)
@@ -121,12 +121,12 @@ def test_each_slice_is_compared_on_its_own(quantised: tuple[Path, Component]) ->
     gates = {name: part.graphs["int8"].gate for name, part in component.parts.items()}
     assert {name for name, gate in gates.items() if not gate} == {"attention", "neck"}, "head's results cover these"
     for gate in filter(None, gates.values()):
-        shapes = [figure.shapes["latents"] for figure in gate if figure.metric == "rms"]
+        shapes = [result.shapes["latents"] for result in gate if result.metric == "rms"]
         assert shapes == [(1, 4, 16, 16), (3, 4, 17, 15), (1, 4, 41, 32)]
-        assert all(figure.value <= figure.bound for figure in gate)
-    last = [figure for figure in gates["slice.10"] if figure.output == "pixels" and figure.metric == "levels"]
-    assert [figure.bound for figure in last] == [1, 1, 1], "without rounding they equal the whole"
-    assert any(figure.value for gate in gates.values() for figure in gate), "some values are rounded to other integers"
+        assert all(result.value <= result.bound for result in gate)
+    last = [result for result in gates["slice.10"] if result.output == "pixels" and result.metric == "levels"]
+    assert [result.bound for result in last] == [1, 1, 1], "without rounding they equal the whole"
+    assert any(result.value for gate in gates.values() for result in gate), "some values are rounded to other integers"
 
 
 def test_int8_slices_equal_the_whole_except_for_rounding(quantised: tuple[Path, Component]) -> None:
@@ -139,7 +139,7 @@ def test_int8_slices_equal_the_whole_except_for_rounding(quantised: tuple[Path, 
     assert difference(whole, found, "rms") < 0.01
 
 
-def test_nothing_stands_between_integers_and_their_convolution(quantised: tuple[Path, Component]) -> None:
+def test_no_node_lies_between_integers_and_their_convolution(quantised: tuple[Path, Component]) -> None:
     """Otherwise ONNX Runtime multiplies floats."""
     folder, component = quantised
     fused = 0
@@ -237,7 +237,7 @@ def test_a_denoisers_int8_parts_equal_the_whole(bundle: Bundle) -> None:
     """Without optimisation; with it, the last bit of some values differs, and they are rounded to other integers."""
     parts = bundle.manifest.components["unet"].parts
     assert {*parts} == {"time_embedding", "cross_attention_kv", "body", "shallow_body"}
-    assert {figure.value for part in parts.values() for figure in part.graphs["int8"].gate} == {0.0}
+    assert {result.value for part in parts.values() for result in part.graphs["int8"].gate} == {0.0}
 
 
 @pytest.mark.slow
@@ -300,7 +300,7 @@ def test_the_most_harmful_layers_are_excluded_until_the_bound_is_met() -> None:
     assert choose(bound=0.02)["harmless"] == "static"
 
 
-def test_a_bound_that_nothing_meets_excludes_every_layer() -> None:
+def test_an_unreachable_bound_excludes_every_layer() -> None:
     found = choose_methods(
         "static",
         COSTS,

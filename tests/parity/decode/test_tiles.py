@@ -1,4 +1,4 @@
-"""Overlapped tiles, beside diffusers' blending and its tiled decode."""
+"""Overlapped tiles, compared with diffusers' blending and its tiled decode."""
 
 from __future__ import annotations
 

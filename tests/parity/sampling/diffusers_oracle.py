@@ -151,22 +151,22 @@ def run(
     module = sys.modules[type(made).__module__]
     name = type(made).__name__
 
-    def draw() -> torch.Tensor:
+    def sample_noise() -> torch.Tensor:
         return torch.from_numpy(noise())
 
     if name == "DPMSolverSDEScheduler":
-        made.noise_sampler = BrownianPath(draw)
+        made.noise_sampler = BrownianPath(sample_noise)
     if name == "KarrasVeScheduler":
-        yield from run_karras_ve(made, x, model, draw)
+        yield from run_karras_ve(made, x, model, sample_noise)
         return
     for k, t in enumerate(timesteps(made, steps)):
-        shown = made.scale_model_input(x, t) if hasattr(made, "scale_model_input") else x
-        output = torch.from_numpy(model(k, shown.numpy()))
-        patched = mock.patch.object(module, "randn_tensor", side_effect=lambda *_, **__: draw(), create=True)
+        model_input = made.scale_model_input(x, t) if hasattr(made, "scale_model_input") else x
+        output = torch.from_numpy(model(k, model_input.numpy()))
+        patched = mock.patch.object(module, "randn_tensor", side_effect=lambda *_, **__: sample_noise(), create=True)
         with patched, _StaysFloat64(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             x = _step(made, name, output, t, x, given)
-        yield shown.numpy(), x.numpy()
+        yield model_input.numpy(), x.numpy()
 
 
 def _step(made: Any, name: str, output: Any, t: Any, x: Any, given: dict[str, Any]) -> Any:
@@ -195,7 +195,7 @@ def coefficients(
     basis = _Basis(count, _dtype(made))
     if bases is not None:
         bases.append(basis)
-    return run(made, basis.latents(), lambda k, _: basis.output(k), basis.draw, steps)
+    return run(made, basis.latents(), lambda k, _: basis.output(k), basis.sample_noise, steps)
 
 
 def _dtype(made: Any) -> np.dtype[Any]:
@@ -217,22 +217,24 @@ def compare(
     dtype = np.dtype(np.float64 if exact else np.float32)
     basis, recurrence = _Basis(len(schedule), dtype), Recurrence(schedule, dtype)
     x, bases = basis.latents(), list[_Basis]()
-    for k, (shown, after) in enumerate(coefficients(made, steps, bases)):
-        yield recurrence.model_input(k, x), shown
+    for k, (model_input, after) in enumerate(coefficients(made, steps, bases)):
+        yield recurrence.model_input(k, x), model_input
         z = None
         for _ in range(schedule.noise_draws[k]):
-            z = basis.draw()
+            z = basis.sample_noise()
         x = recurrence.step(k, x, basis.output(k), z)
         yield x, after
     # Also unused noise arrays, so that seeds agree.
-    assert basis.draws == bases[0].draws, f"{basis.draws} noise arrays, diffusers {bases[0].draws}"
+    assert basis.noise_count == bases[0].noise_count, (
+        f"{basis.noise_count} noise arrays, diffusers {bases[0].noise_count}"
+    )
 
 
 class _Basis:
     """Unit vectors [1, 1, 1, 2 + 2·rows]: the initial latents, the model outputs, the noise arrays."""
 
     def __init__(self, rows: int, dtype: np.dtype[Any]) -> None:
-        self._rows, self._dtype, self.draws = rows, dtype, 0
+        self._rows, self._dtype, self.noise_count = rows, dtype, 0
 
     def latents(self) -> Vectors:
         return self._unit(0)
@@ -240,9 +242,9 @@ class _Basis:
     def output(self, k: int) -> Vectors:
         return self._unit(1 + k)
 
-    def draw(self) -> Vectors:
-        self.draws += 1
-        return self._unit(self._rows + self.draws)
+    def sample_noise(self) -> Vectors:
+        self.noise_count += 1
+        return self._unit(self._rows + self.noise_count)
 
     def _unit(self, index: int) -> Vectors:
         vector = np.zeros((1, 1, 1, 2 + 2 * self._rows), self._dtype)
@@ -258,28 +260,28 @@ def descents(timesteps: torch.Tensor) -> torch.Tensor:
 
 
 def run_karras_ve(
-    made: Any, x: Any, model: Callable[[int, Vectors], Vectors], draw: Callable[[], Any]
+    made: Any, x: Any, model: Callable[[int, Vectors], Vectors], sample_noise: Callable[[], Any]
 ) -> Iterator[tuple[Vectors, Vectors]]:
     """Run diffusers' pipeline of this scheduler, without the 1/2 that it adds to the model's input."""
     module, last = sys.modules[type(made).__module__], len(made.timesteps) - 1
-    k, shown = 0, np.zeros(0)
+    k, model_input = 0, np.zeros(0)
     for i, t in enumerate(made.timesteps):
         sigma, following = made.schedule[t], made.schedule[t - 1] if t > 0 else torch.zeros(())
-        with mock.patch.object(module, "randn_tensor", side_effect=lambda *_, **__: draw()):
+        with mock.patch.object(module, "randn_tensor", side_effect=lambda *_, **__: sample_noise()):
             sample_hat, sigma_hat = made.add_noise_to_input(x, sigma)
         # The table adds a step's noise with the row before.
         if k:
-            yield shown, sample_hat.numpy()
-        shown = (sample_hat / 2).numpy()
-        output = torch.from_numpy(model(k, shown)) * (sigma_hat / 2)
+            yield model_input, sample_hat.numpy()
+        model_input = (sample_hat / 2).numpy()
+        output = torch.from_numpy(model(k, model_input)) * (sigma_hat / 2)
         stepped, slope = made.step(output, sigma_hat, following, sample_hat, return_dict=False)
         k += 1
         if i == last:
-            yield shown, stepped.numpy()
+            yield model_input, stepped.numpy()
             return
-        yield shown, stepped.numpy()
-        shown = (stepped / 2).numpy()
-        output = torch.from_numpy(model(k, shown)) * (following / 2)
+        yield model_input, stepped.numpy()
+        model_input = (stepped / 2).numpy()
+        output = torch.from_numpy(model(k, model_input)) * (following / 2)
         x = made.step_correct(output, sigma_hat, following, sample_hat, stepped, slope, return_dict=False)[0]
         k += 1
 
@@ -287,8 +289,8 @@ def run_karras_ve(
 class BrownianPath:
     """Replaces `BrownianTreeNoiseSampler`: a path of fresh noise, whose increments can be read again."""
 
-    def __init__(self, draw: Callable[[], torch.Tensor]) -> None:
-        self._draw = draw
+    def __init__(self, sample_noise: Callable[[], torch.Tensor]) -> None:
+        self._sample_noise = sample_noise
         self._known: list[tuple[float, torch.Tensor]] = []
 
     def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
@@ -296,7 +298,7 @@ class BrownianPath:
         if not self._known or abs(self._known[0][0] - start) > 1e-9 * start:
             self._known = [(start, torch.zeros(()))]
         at, value = self._known[-1]
-        value = value + self._draw() * abs(at - end) ** 0.5
+        value = value + self._sample_noise() * abs(at - end) ** 0.5
         self._known.append((end, value))
         increment: torch.Tensor = value / abs(start - end) ** 0.5
         return increment
@@ -376,7 +378,11 @@ def add_noise(made: Any, row: int, clean: float, noise: float) -> float | None:
     place = getattr(made, "scale_noise", None) or getattr(made, "add_noise", None)
     if place is None:
         return None
-    latents, draw = (torch.tensor([[each]], dtype=torch.float64) for each in (clean, noise))
-    told = made.timesteps[row]
-    result = place(latents, told[None], draw) if hasattr(made, "scale_noise") else place(latents, draw, told[None])
+    latents, epsilon = (torch.tensor([[each]], dtype=torch.float64) for each in (clean, noise))
+    timestep = made.timesteps[row]
+    result = (
+        place(latents, timestep[None], epsilon)
+        if hasattr(made, "scale_noise")
+        else place(latents, epsilon, timestep[None])
+    )
     return float(result)

@@ -1,4 +1,4 @@
-"""Guidance beside diffusers."""
+"""Guidance, compared with diffusers."""
 
 from __future__ import annotations
 

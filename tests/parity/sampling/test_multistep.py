@@ -38,6 +38,6 @@ def test_weights_are_exact_also_where_points_crowd(order: int, spacing: float, r
     start, end = points[0], points[0] + 1.25 * step
     found = adams_weights(np.array([points]), np.array([start]), np.array([end]), rate)[0]
     expected = exact(points, start, end, rate)
-    # What float64 leaves of differences of numbers near 2.
+    # The float64 error of differences of numbers near 2.
     tolerance = 1e-13 + 1e-15 / step
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * float(np.max(np.abs(expected))))

@@ -136,7 +136,7 @@ def compare_coefficients(case: Case, count: int, schedule: Schedule, made: Any, 
 
 
 def tolerance_of(case: Case, rows: int) -> float:
-    """Return what diffusers' closed forms lose of a high order in a long table."""
+    """Return the rounding error of diffusers' closed forms of a high order in a long table."""
     order = max(case.config.get(f"{kind}_order", 0) for kind in ("solver", "predictor", "corrector"))
     if rows <= 100 or order < 3:
         return TOLERANCE

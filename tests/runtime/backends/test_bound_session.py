@@ -62,14 +62,14 @@ def test_an_array_that_was_written_to_is_copied_again(plain: OnnxRuntimeSession,
     np.testing.assert_array_equal(bound.run(feeds)["mean"], plain.run(feeds)["mean"])
 
 
-def test_what_the_backend_refuses_is_an_error_of_ours() -> None:
+def test_a_backends_exception_becomes_a_backend_error() -> None:
     encoder = open_session(Bundle.open(bundle_path()), "text_encoder", threads=1)
     ids = np.full((1, 77), 10**9, np.int64)  # a token that the vocabulary does not have
     with pytest.raises(BackendError, match="ONNX Runtime failed"):
         bind(encoder, "text_encoder").run({"input_ids": ids, "clip_skip": np.zeros(1, np.int64)})
 
 
-def test_sizes_are_told_from_inputs_and_give_the_outputs() -> None:
+def test_sizes_follow_from_inputs_and_give_the_shapes_of_outputs() -> None:
     taken = (TensorSpec("pixels", "float32", ("batch", 3, "8*height", "8*width")),)
     sizes = axis_sizes(taken, {"pixels": (2, 3, 64, 80)})
     assert sizes == {"batch": 2, "height": 8, "width": 10}

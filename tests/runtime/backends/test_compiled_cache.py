@@ -37,7 +37,7 @@ class _Compiling:
         return getattr(self.core, name)
 
 
-def test_what_was_compiled_is_not_compiled_again(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_graph_is_not_compiled_again(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library, core = ov._library()
     counting = _Compiling(core)
     monkeypatch.setattr(ov, "_library", lambda: (library, counting))
@@ -65,7 +65,7 @@ def test_a_damaged_cache_is_compiled_anew(bundle: Bundle, cache: Path, caplog: p
     assert kept.read_bytes() != bytes(data)
 
 
-def test_what_the_library_no_longer_reads_is_compiled_anew(bundle: Bundle, cache: Path) -> None:
+def test_a_cached_file_that_the_library_rejects_is_compiled_anew(bundle: Bundle, cache: Path) -> None:
     given = feeds("vae_decoder")
     first = run(ov.open_session(bundle, "vae_decoder", threads=1), **given)["pixels"]
     shapes = {name: array.shape for name, array in given.items()}
@@ -76,7 +76,7 @@ def test_what_the_library_no_longer_reads_is_compiled_anew(bundle: Bundle, cache
     assert session._cache.read(shapes) != b"of another world"
 
 
-def test_a_cache_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_cached_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentrt.backends.compiled_cache._MOST_FILES", 3)
     kept = CompiledCache(tmp_path, ["a graph"])
     for side in range(5):
@@ -85,7 +85,7 @@ def test_a_cache_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert kept.read({"latents": [4]}) == b"compiled"
 
 
-def test_a_cache_has_an_end_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_of_cached_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentrt.backends.compiled_cache._MOST_BYTES", 300)
     kept = CompiledCache(tmp_path, ["a graph"])
     for side in range(4):
@@ -96,7 +96,7 @@ def test_a_cache_has_an_end_in_bytes_too(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.stat().st_size for path in tmp_path.iterdir()] == [1032], "the one that was just made is kept"
 
 
-def test_what_was_not_used_for_longest_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_file_is_deleted_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentrt.backends.compiled_cache._MOST_FILES", 2)
     kept = CompiledCache(tmp_path, ["a graph"])
     for side in range(2):
@@ -107,7 +107,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path, monkeypatch: p
     assert [bool(kept.read({"latents": [side]})) for side in range(3)] == [True, False, True]
 
 
-def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
+def test_drafts_of_killed_processes_are_deleted(tmp_path: Path) -> None:
     old, new = tmp_path / ".0123.draft", tmp_path / ".4567.draft"
     for draft in (old, new):
         draft.write_bytes(b"half")
@@ -127,7 +127,9 @@ class _Other:
         return "another CPU" if name == "FULL_DEVICE_NAME" else self.core.get_property(device, name)
 
 
-def test_whatever_a_compiled_graph_depends_on_is_in_its_key(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_that_a_compiled_graph_depends_on_is_in_its_key(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     identities: list[tuple[str, ...]] = []
     monkeypatch.setattr(CompiledCache, "open", lambda identity: identities.append(tuple(identity)))
 

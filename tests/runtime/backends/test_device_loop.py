@@ -1,4 +1,4 @@
-"""The device-resident loop: row.cu, compiled for the host, beside numpy's recurrence.
+"""The device-resident loop: row.cu, compiled for the host, compared with numpy's recurrence.
 
 Both round every product and every sum to float32 in the same order, so they agree to the bit.
 """
@@ -508,7 +508,7 @@ def test_closing_frees_all_memory(bundle: Bundle, api: FakeCudaApi) -> None:
         run.loop.fetch(run.slots[late])
 
 
-def test_memory_of_a_loop_that_nobody_holds_is_freed(bundle: Bundle, api: FakeCudaApi) -> None:
+def test_memory_of_an_unreferenced_loop_is_freed(bundle: Bundle, api: FakeCudaApi) -> None:
     device = made_up_device(api)
     session = denoiser(device, bundle)
     run = Batch(session, open_loop(device))
@@ -557,7 +557,7 @@ def test_a_slot_belongs_to_its_loop_until_it_is_removed(bundle: Bundle, api: Fak
 
 
 @pytest.mark.parametrize(
-    ("places", "words"),
+    ("places", "message"),
     [
         ((0, 0), "distinct"),
         ((0, 2), "batch of 2"),
@@ -566,12 +566,12 @@ def test_a_slot_belongs_to_its_loop_until_it_is_removed(bundle: Bundle, api: Fak
     ],
 )
 def test_places_have_to_be_distinct_places_of_the_batch(
-    bundle: Bundle, api: FakeCudaApi, places: tuple[int, ...], words: str
+    bundle: Bundle, api: FakeCudaApi, places: tuple[int, ...], message: str
 ) -> None:
     session = denoiser(made_up_device(api), bundle)
     loop = open_loop(session.device)
     slot = Sample(sampler("euler", 2), 1).join(loop)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         loop.step(context_of(session, 2), {slot: places}, {"text": np.ones((2, 3, 2), np.float32)})
     assert (slot.row, api.counts["kernels"]) == (0, 0)
 
@@ -588,7 +588,7 @@ def test_a_step_of_a_finished_sample_or_of_three_evaluations_is_rejected(bundle:
 
 
 @pytest.mark.parametrize(
-    ("concat", "given", "words"),
+    ("concat", "given", "message"),
     [
         (0, {"inputs": {}}, "inputs"),
         (0, {"inputs": {"text": np.ones((1, 3, 2), np.float32)}}, "inputs"),
@@ -601,13 +601,13 @@ def test_a_step_of_a_finished_sample_or_of_three_evaluations_is_rejected(bundle:
     ],
 )
 def test_feeds_have_to_be_those_of_the_context(
-    bundle: Bundle, api: FakeCudaApi, concat: int, given: dict[str, Any], words: str
+    bundle: Bundle, api: FakeCudaApi, concat: int, given: dict[str, Any], message: str
 ) -> None:
     session = denoiser(made_up_device(api), bundle, concat=concat)
     loop = open_loop(session.device)
     slot = Sample(sampler("euler_a", 2), 1).join(loop)
     noise = given.get("noise", np.ones(SHAPE, np.float32))
-    with pytest.raises(FeedError, match=words):
+    with pytest.raises(FeedError, match=message):
         loop.step(
             context_of(session, 2),
             {slot: (0, 1)},
@@ -648,9 +648,9 @@ def test_an_engine_that_does_not_suit_the_loop_is_rejected(bundle: Bundle, api: 
 
 
 def test_a_denoiser_of_a_bundle_equals_its_graph_on_the_host(bundle: Bundle, api: FakeCudaApi) -> None:
-    """The engine of the sample bundle, which ONNX Runtime computes here, beside the same graph in a loop of numpy's."""
-    pictures = image_profile(bundle.manifest, size="32..128", batch="1..4", guidance="both")
-    profile = component_profile("unet", bundle.manifest.components["unet"], pictures, bundle.manifest)
+    """Compare the sample bundle's engine, which ONNX Runtime computes here, with its graph in a numpy loop."""
+    images = image_profile(bundle.manifest, size="32..128", batch="1..4", guidance="both")
+    profile = component_profile("unet", bundle.manifest.components["unet"], images, bundle.manifest)
     record = made_up.record(bundle, made_up.identity(bundle, "unet", profile=profile))
     session, graph = (
         EngineSession(made_up_device(api), fake_plan(bundle, record), record),

@@ -115,7 +115,7 @@ def test_a_sealed_engine_is_used_where_the_cache_is_empty(
         open_sealed()(**ONE)
 
 
-def test_without_an_engine_for_this_gpu_the_reason_says_what_differs(
+def test_without_an_engine_for_this_gpu_the_reason_names_the_difference(
     bundle: Bundle, cache: EngineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_gpu(monkeypatch, made_up.H100)

@@ -101,7 +101,7 @@ def test_a_key_is_loaded_once_and_closed_with_its_last_user(models: Models) -> N
     assert len(models) == 2
 
 
-def test_threads_that_ask_at_once_wait_for_one_load(models: Models) -> None:
+def test_concurrent_calls_share_one_load(models: Models) -> None:
     loader = Loader()
     loader.go.clear()
     with ThreadPoolExecutor(8) as pool:
@@ -157,7 +157,7 @@ def test_threads_that_come_and_go_never_use_a_closed_session(models: Models) -> 
     assert all(session.closed == 1 for session in loader.opened)
 
 
-def test_a_pipeline_holds_each_session_once_however_often_it_asks(models: Models) -> None:
+def test_a_pipeline_holds_each_session_once(models: Models) -> None:
     load = Loader()
     own = components(models, unet=load)
     with ThreadPoolExecutor(4) as pool:
@@ -195,7 +195,7 @@ def test_two_pipelines_of_one_bundle_share_their_sessions(models: Models) -> Non
 def test_pipelines_share_by_default_and_give_back_when_they_are_gone() -> None:
     threads = 3  # as no other test has it
     first, second = (Pipeline.load(device="cpu", threads=threads) for _ in range(2))
-    gc.collect()  # what other tests left
+    gc.collect()  # objects of other tests
     before = len(PROCESS)
     session = first.components.session("text_encoder")
     assert second.components.session("text_encoder") is session
@@ -209,7 +209,7 @@ def test_pipelines_share_by_default_and_give_back_when_they_are_gone() -> None:
     assert session._session is None, "closed"  # type: ignore[attr-defined]
 
 
-def test_whatever_arrives_after_closing_is_released_too(models: Models) -> None:
+def test_a_session_that_loads_after_closing_is_released_too(models: Models) -> None:
     """A prefetch may still be under way."""
     load = Loader()
     own = components(models, unet=load)
@@ -235,7 +235,7 @@ def test_on_cpu_says_whether_a_cpu_runs_everything() -> None:
 # Prefetching.
 
 
-def test_whatever_is_prefetched_is_prepared_for_its_shapes(models: Models) -> None:
+def test_a_prefetched_session_is_prepared_for_its_shapes(models: Models) -> None:
     load = Loader()
     own = components(models, unet=load)
     for _ in range(2):  # once it is there, nothing is left to do
@@ -271,7 +271,7 @@ def test_a_prefetch_that_fails_is_an_error_for_whoever_needs_it(models: Models) 
     assert own.session("unet") is load.opened[0]
 
 
-def test_prefetching_holds_up_nobody_else(models: Models) -> None:
+def test_prefetching_does_not_block_other_callers(models: Models) -> None:
     slow, fast = Loader(), Loader()
     own = components(models, unet=slow, encoder=fast)
     slow.go.clear()
@@ -334,7 +334,7 @@ def test_a_cpu_prepares_the_shapes_of_the_first_row_and_nothing_else(
 # Little memory.
 
 
-def test_where_memory_is_short_nothing_is_there_before_or_after(models: Models) -> None:
+def test_with_little_memory_no_session_stays_open(models: Models) -> None:
     load = Loader()
     own = components(models, low_memory=True, unet=load)
     own.prefetch("unet", {"batch": 1, "height": 1})
@@ -347,7 +347,7 @@ def test_where_memory_is_short_nothing_is_there_before_or_after(models: Models) 
     assert own.session("unet", "body") is not body
 
 
-def test_otherwise_everything_is_kept(models: Models) -> None:
+def test_with_enough_memory_every_session_is_kept(models: Models) -> None:
     load = Loader()
     own = components(models, unet=load)
     own.session("unet")
@@ -378,7 +378,7 @@ def recorded(models: Models, events: list[str]) -> Pipeline:
     return Pipeline(bundle, Components(placements, low_memory=True, models=models))
 
 
-def test_where_memory_is_short_each_component_is_there_for_its_work_alone(models: Models) -> None:
+def test_with_little_memory_a_component_is_open_only_during_its_work(models: Models) -> None:
     events: list[str] = []
     images = recorded(models, events)(**QUICK).images
     order = ["text_encoder", "unet", "vae_decoder", "safety_checker"]

@@ -55,7 +55,7 @@ def test_feeds_are_checked_before_the_graph_runs(bundle: Bundle) -> None:
         run(session, latents=np.zeros((1, 4, 8, 8)))
 
 
-def test_whatever_the_backend_refuses_is_a_backend_error(bundle: Bundle) -> None:
+def test_an_exception_of_the_library_becomes_a_backend_error(bundle: Bundle) -> None:
     session = open_session(bundle, "text_encoder", threads=1)
     ids = np.full((1, 77), 10**9, np.int64)  # a token that the vocabulary does not have
     with pytest.raises(BackendError, match="ONNX Runtime failed"):

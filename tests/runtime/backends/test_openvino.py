@@ -1,4 +1,4 @@
-"""Graphs on OpenVINO, beside ONNX Runtime on the same graphs."""
+"""Graphs on OpenVINO, compared with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def feeds(component: str, batch: int = 2, side: int = 16) -> Arrays:
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_encoder", "vae_decoder", "safety_checker"])
-def test_every_component_computes_what_it_does_on_onnxruntime(bundle: Bundle, component: str) -> None:
+def test_every_component_computes_the_same_as_on_onnxruntime(bundle: Bundle, component: str) -> None:
     given = feeds(component)
     expected = run(ort.open_session(bundle, component, threads=1), **given)
     found = run(ov.open_session(bundle, component, threads=1), **given)
@@ -134,7 +134,7 @@ def test_threads_may_share_a_session(bundle: Bundle, hint: ov.PerformanceHint) -
         np.testing.assert_array_equal(found, reference)
 
 
-def test_whatever_the_library_refuses_is_a_backend_error(bundle: Bundle, tmp_path: Path) -> None:
+def test_an_exception_of_the_library_becomes_a_backend_error(bundle: Bundle, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
     graph = folder / "unet" / "model.float32.onnx"
     graph.write_bytes(b"no graph at all")

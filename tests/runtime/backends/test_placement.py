@@ -124,7 +124,7 @@ def test_a_provider_by_name(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("int8", [True, False])
-def test_whatever_is_for_cpus_runs_there_beside_a_gpu(
+def test_components_for_the_cpu_run_there_beside_a_gpu(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, int8: bool
 ) -> None:
     monkeypatch.setattr(placement_module, "find_gpu", lambda: GPU)
@@ -381,7 +381,7 @@ def test_placements_of_one_bundle_have_one_key(bundle: Bundle) -> None:
     ],
     ids=str,
 )
-def test_whatever_makes_another_session_makes_another_key(
+def test_options_that_change_the_session_change_its_key(
     bundle: Bundle, opened: list[Any], backend: Backend, changes: dict[str, Any]
 ) -> None:
     assert place(bundle, UNET, backend, **changes).key != place(bundle, UNET, "openvino").key

@@ -44,8 +44,8 @@ def device(api: FakeCudaApi) -> EngineDevice:
 
 def record(bundle: Bundle, component: str = "vae_decoder", size: str = "32..128") -> EngineRecord:
     manifest = bundle.manifest
-    pictures = image_profile(manifest, size=size, batch="1..4")
-    profile = component_profile(component, manifest.components[component], pictures, manifest)
+    images = image_profile(manifest, size=size, batch="1..4")
+    profile = component_profile(component, manifest.components[component], images, manifest)
     return made_up.record(bundle, made_up.identity(bundle, component, profile=profile))
 
 
@@ -58,7 +58,7 @@ def latents(height: int = 8, seed: int = 0) -> Feeds:
     return {"latents": np.random.default_rng(seed).standard_normal((1, 4, height, 12), np.float32)}
 
 
-def test_an_engine_computes_what_its_graph_does(device: EngineDevice, bundle: Bundle) -> None:
+def test_an_engine_computes_the_same_as_its_graph(device: EngineDevice, bundle: Bundle) -> None:
     engine, graph = session(device, bundle), open_session(bundle, "vae_decoder", threads=1)
     # An executed run, a recorded one, launched ones; another size, and back.
     for seed, height in enumerate((8, 8, 8, 8, 16, 16, 16, 8, 8)):
@@ -187,14 +187,14 @@ def test_batch_sizes_are_those_of_the_profile(device: EngineDevice, bundle: Bund
         denoiser.batch_sizes({"sample": (1, 4, 8, 8)})
 
 
-def test_a_plan_that_the_library_does_not_load_says_what_it_says(device: EngineDevice, bundle: Bundle) -> None:
+def test_a_plan_that_does_not_load_is_an_error_with_the_librarys_message(device: EngineDevice, bundle: Bundle) -> None:
     with pytest.raises(
         EngineError, match=r"TensorRT 11.1\+cu13 does not load the engine .*magicTagRead.*build --force"
     ):
         EngineSession(device, b"not a plan", record(bundle))
 
 
-def test_a_gpu_without_room_is_an_error_of_ours(bundle: Bundle) -> None:
+def test_a_gpu_out_of_memory_is_a_latentrt_error(bundle: Bundle) -> None:
     api = FakeCudaApi(limit=100)
     engine = session(EngineDevice(fake_library(api), Cuda(api, api.driver)), bundle)
     with pytest.raises(BackendError, match=r"CUDA failed at .* bytes of the GPU's memory: cudaErrorMemoryAllocation"):
@@ -216,7 +216,7 @@ def test_closing_gives_all_memory_back(device: EngineDevice, bundle: Bundle, api
     assert api.allocated == {}
 
 
-def test_rtx_keeps_what_it_compiled_beside_the_engine(bundle: Bundle, api: FakeCudaApi, tmp_path: Path) -> None:
+def test_rtx_stores_its_runtime_cache_beside_the_engine(bundle: Bundle, api: FakeCudaApi, tmp_path: Path) -> None:
     device = EngineDevice(fake_library(api, "tensorrt_rtx"), Cuda(api, api.driver))
     engine = record(bundle)
     folder = tmp_path / engine.key
@@ -249,7 +249,7 @@ def test_a_runtime_cache_that_was_changed_is_not_handed_to_the_library(
     assert [path.read_bytes() for path in tmp_path.glob("*.rtcache")] == [b"kernels"]
 
 
-def test_the_memory_of_an_engine_that_nobody_holds_is_given_back(bundle: Bundle, api: FakeCudaApi) -> None:
+def test_memory_of_an_unreferenced_engine_is_freed(bundle: Bundle, api: FakeCudaApi) -> None:
     device = EngineDevice(fake_library(api), Cuda(api, api.driver))
     engine = session(device, bundle)
     for height in (8, 8, 8, 16):
@@ -259,7 +259,7 @@ def test_the_memory_of_an_engine_that_nobody_holds_is_given_back(bundle: Bundle,
     assert api.allocated == {}
 
 
-def test_only_so_many_sets_of_shapes_keep_memory(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
+def test_the_number_of_shapes_with_memory_is_bounded(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
     engine, graph = session(device, bundle), open_session(bundle, "vae_decoder", threads=1)
     kept = []
     for height in (8, 9, 10, 11, 12, 13, 14, 8):

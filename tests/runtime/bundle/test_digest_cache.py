@@ -48,7 +48,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def load(folder: Path, hashed: list[str]) -> bool:
-    """Load the weights in what stands for a new process; return whether they were hashed."""
+    """Load the weights as a new process would; return whether they were hashed."""
     hashed.clear()
     Bundle.open(folder).path(WEIGHTS)
     return bool(hashed)
@@ -201,7 +201,7 @@ def test_records_are_private(folder: Path, cache: Path, hashed: list[str]) -> No
 
 
 @pytest.mark.usefixtures("an_hour_later")
-def test_a_cache_that_cannot_be_written_is_no_error(
+def test_a_cache_that_cannot_be_written_is_ignored(
     folder: Path, hashed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -211,7 +211,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 
 
 @pytest.mark.usefixtures("an_hour_later")
-def test_a_full_disk_is_no_error(folder: Path, cache: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_ignored(folder: Path, cache: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -221,7 +221,7 @@ def test_a_full_disk_is_no_error(folder: Path, cache: Path, hashed: list[str], m
 
 
 @pytest.mark.usefixtures("an_hour_later")
-def test_verify_hashes_whatever_is_remembered(folder: Path, hashed: list[str]) -> None:
+def test_verify_hashes_files_whose_digests_are_cached_too(folder: Path, hashed: list[str]) -> None:
     load(folder, hashed)
     hashed.clear()
     Bundle.open(folder).verify()
@@ -229,7 +229,7 @@ def test_verify_hashes_whatever_is_remembered(folder: Path, hashed: list[str]) -
 
 
 @pytest.mark.usefixtures("an_hour_later")
-def test_trust_can_be_declined(folder: Path, cache: Path, hashed: list[str]) -> None:
+def test_the_cache_is_not_used_without_trust(folder: Path, cache: Path, hashed: list[str]) -> None:
     Bundle.open(folder, trust_cache=False).path(WEIGHTS)
     assert not cache.exists()
     load(folder, hashed)

@@ -109,7 +109,7 @@ def test_images_are_bytes_or_between_minus_one_and_one() -> None:
     np.testing.assert_array_equal(pixels, make_images(2, 24, 16))
 
 
-def test_they_do_not_depend_on_what_else_is_made() -> None:
+def test_they_do_not_depend_on_earlier_calls() -> None:
     first = denoiser((2, 4, 8, 8))["noisy"]
     denoiser((3, 4, 16, 8))
     np.testing.assert_array_equal(denoiser((2, 4, 8, 8))["noisy"], first)

@@ -43,11 +43,11 @@ def refusal(data: bytes) -> str:
     return str(caught.value)
 
 
-def test_a_manifest_comes_back_as_it_was(good: Manifest) -> None:
+def test_a_manifest_round_trips(good: Manifest) -> None:
     assert decode_manifest(encode_manifest(good)) == good
 
 
-def test_there_is_one_way_of_writing(good: Manifest) -> None:
+def test_the_encoding_is_canonical(good: Manifest) -> None:
     shuffled = msgspec.structs.replace(good, files=dict(reversed(good.files.items())))
     assert encode_manifest(shuffled) == encode_manifest(good)
     assert encode_manifest(good).startswith(b'{\n  "format_version": 2,\n')
@@ -55,7 +55,7 @@ def test_there_is_one_way_of_writing(good: Manifest) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), (1, 2)])
-def test_what_json_cannot_carry_is_not_written(good: Manifest, value: object) -> None:
+def test_a_value_that_json_cannot_represent_is_not_written(good: Manifest, value: object) -> None:
     schedulers = {"unet": msgspec.structs.replace(good.schedulers["unet"], config={"beta_start": value})}
     with pytest.raises(ManifestError, match="JSON cannot represent"):
         encode_manifest(msgspec.structs.replace(good, schedulers=schedulers))
@@ -98,7 +98,7 @@ def test_schema_and_reader_refuse_the_same(tree: Any, spoil: Callable[[Any], Non
     refusal(json.dumps(tree).encode())
 
 
-def test_a_newer_format_is_told_to_upgrade(tree: Any) -> None:
+def test_a_newer_format_requires_an_upgrade(tree: Any) -> None:
     message = refusal(json.dumps(tree | {"format_version": 3}).encode())
     assert message.startswith("this bundle is format 3, this latentrt reads 2; upgrade")
     assert "pip install -U latentrt" in message
@@ -113,12 +113,12 @@ def test_a_newer_format_is_refused_before_its_unknown_keys() -> None:
 
 
 @pytest.mark.parametrize("version", ["0", "-1", "true", '"1"', "1.0", "null", "[1]"])
-def test_a_format_version_that_is_no_number(version: str) -> None:
+def test_a_format_version_that_is_not_a_number(version: str) -> None:
     assert "format_version" in refusal(b'{"format_version": %s}' % version.encode())
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "3", '"bundle"'])
-def test_json_that_is_no_manifest(text: str) -> None:
+def test_json_that_is_not_a_manifest(text: str) -> None:
     assert "not a bundle's manifest" in refusal(text.encode())
 
 
@@ -276,7 +276,7 @@ def test_a_path_of_impossible_length(tree: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["weights/größe.safetensors", "a b/c d", "...", "..a", ".hidden"])
-def test_an_unusual_path_that_is_fine(tree: Any, path: str) -> None:
+def test_an_unusual_path_that_is_valid(tree: Any, path: str) -> None:
     tree["files"][path] = tree["files"]["LICENSE"]
     assert path in decode_manifest(json.dumps(tree).encode()).files
 
@@ -314,7 +314,7 @@ def test_tasks_are_named_once(tree: Any, tasks: list[str]) -> None:
 @pytest.mark.parametrize(
     ("key", "owner"), [("schedulers", "unet"), ("latent_spaces", "unet"), ("tokenizers", "text_encoder")]
 )
-def test_what_each_component_needs(tree: Any, key: str, owner: str) -> None:
+def test_the_records_that_each_component_needs(tree: Any, key: str, owner: str) -> None:
     tree[key]["vae_decoder"] = tree[key][owner]
     assert f"{key} are of" in contradiction(tree)
     tree[key] = {}
@@ -380,7 +380,7 @@ SLICE = {"inputs": ["features"], "outputs": ["result"]}
 
 
 @pytest.mark.parametrize(
-    ("parts", "words"),
+    ("parts", "message"),
     [
         ({"head": SLICE, "slice.1": SLICE}, r"has the slices ['slice.1'], expected ['slice.0']"),
         ({"slice.0": SLICE}, "has slices behind [], expected head alone, or head, attention and neck"),
@@ -389,14 +389,14 @@ SLICE = {"inputs": ["features"], "outputs": ["result"]}
         ({"head": SLICE, "slice.0": {"inputs": ["features"], "outputs": ["a", "b"]}}, "and one output"),
     ],
 )
-def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, list[str]]], words: str) -> None:
+def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, list[str]]], message: str) -> None:
     decoder = tree["components"]["vae_decoder"]
     for name, sides in parts.items():
         specs = {
             side: [{"name": each, "dtype": "float32", "shape": ["batch"]} for each in sides[side]] for side in sides
         }
         decoder.setdefault("parts", {})[name] = {**specs, "graphs": decoder["graphs"]}
-    assert words in contradiction(tree)
+    assert message in contradiction(tree)
 
 
 @pytest.mark.parametrize("name", ["", "slice.", "slice.01", "slice.100", "Head", "head.a", "two words"])
@@ -407,11 +407,11 @@ def test_a_part_of_another_name(tree: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "pixels", "words"), [("height", 60, "multiple"), ("width", 8, "within"), ("width", 136, "within")]
+    ("side", "pixels", "message"), [("height", 60, "multiple"), ("width", 8, "within"), ("width", 136, "within")]
 )
-def test_a_default_size_that_cannot_be_drawn(tree: Any, side: str, pixels: int, words: str) -> None:
+def test_a_default_size_that_cannot_be_generated(tree: Any, side: str, pixels: int, message: str) -> None:
     tree["defaults"][side] = pixels
-    assert words in contradiction(tree)
+    assert message in contradiction(tree)
 
 
 def test_more_default_steps_than_allowed(tree: Any) -> None:

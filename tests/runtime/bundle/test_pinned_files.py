@@ -74,7 +74,7 @@ def test_bytes_after_the_end_are_caught(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_what_is_not_a_file_is_refused_without_waiting(folder: Path, make: object) -> None:
+def test_a_pipe_or_folder_is_refused_without_waiting(folder: Path, make: object) -> None:
     (folder / WEIGHTS).unlink()
     make(folder / WEIGHTS)  # type: ignore[operator]
     with pytest.raises(IntegrityError, match=r"not a regular file|Is a directory"):
@@ -101,7 +101,7 @@ def test_every_bad_file_is_listed(folder: Path) -> None:
         everything(Bundle.open(folder))
 
 
-def test_a_file_that_is_not_asked_for_is_not_hashed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_requested_is_not_hashed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change_byte(folder / WEIGHTS)
     hashed = hashed_files(monkeypatch)
     Bundle.open(folder).path("LICENSE")

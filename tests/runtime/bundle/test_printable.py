@@ -19,7 +19,7 @@ from latentrt.bundle.printable import printable
         ("[bold]markup[/]", "[bold]markup[/]"),
     ],
 )
-def test_what_a_terminal_would_obey_is_written_out(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 

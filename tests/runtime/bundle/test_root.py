@@ -95,7 +95,7 @@ def test_a_linked_manifest_that_leads_out(folder: Path, tmp_path: Path) -> None:
         Bundle.open(folder)
 
 
-def test_a_hub_snapshot_that_reaches_for_another_repository(tmp_path: Path) -> None:
+def test_a_hub_snapshot_that_links_to_another_repository(tmp_path: Path) -> None:
     snapshot = write_hub_snapshot(tmp_path)
     other = tmp_path / "models--owner--other" / "blobs"
     other.mkdir(parents=True)

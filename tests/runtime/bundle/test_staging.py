@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, and its former content is only ever replaced by something whole."""
+"""A folder appears whole or not at all, and an earlier one is replaced only by a whole one."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def bundle_at(place: Path, content: str = "earlier") -> Path:
     return place
 
 
-def listed(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_it_appears_at_the_end(tmp_path: Path) -> None:
+def test_the_bundle_appears_at_the_end(tmp_path: Path) -> None:
     place = tmp_path / "new" / "deep" / "bundle"
     with staged(place, overwrite=False) as stage:
         (stage.bundle / "file").write_text("x")
         (stage.scratch / "other").write_text("x")
         assert not place.exists()
-    assert listed(place) == ["file"]
-    assert listed(place.parent) == ["bundle"]
+    assert list_names(place) == ["file"]
+    assert list_names(place.parent) == ["bundle"]
 
 
-def test_it_may_be_entered_like_any_new_folder(tmp_path: Path) -> None:
+def test_the_bundle_has_the_mode_of_a_new_folder(tmp_path: Path) -> None:
     (tmp_path / "usual").mkdir()
     with staged(tmp_path / "bundle", overwrite=False):
         pass
@@ -44,25 +44,25 @@ def fail(place: Path, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), SystemExit()])
-def test_nothing_is_left_of_what_failed(tmp_path: Path, error: BaseException) -> None:
+def test_a_failure_leaves_no_files(tmp_path: Path, error: BaseException) -> None:
     place = bundle_at(tmp_path / "bundle")
     with pytest.raises(type(error)):
         fail(place, error)
-    assert listed(tmp_path) == ["bundle"]
+    assert list_names(tmp_path) == ["bundle"]
     assert (place / "bundle.json").read_text() == "earlier"
 
 
 def test_folders_made_on_the_way_go_too(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         fail(tmp_path / "a" / "b" / "bundle", KeyError())
-    assert listed(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
-def test_what_exists_is_not_touched(tmp_path: Path) -> None:
+def test_an_existing_bundle_is_not_replaced_without_overwrite(tmp_path: Path) -> None:
     bundle_at(tmp_path / "bundle")
     with pytest.raises(OutputError, match="exists; choose another path"):
         staged(tmp_path / "bundle", overwrite=False).__enter__()
-    assert listed(tmp_path) == ["bundle"]
+    assert list_names(tmp_path) == ["bundle"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link to nothing"])
@@ -72,7 +72,7 @@ def test_overwrite_replaces_bundles_only(tmp_path: Path, kind: str) -> None:
         (place / "photographs").mkdir(parents=True)
     elif kind == "file":
         place.write_text("precious")
-    before = listed(tmp_path)
+    before = list_names(tmp_path)
     if kind == "link to nothing":
         place.symlink_to(tmp_path / "gone")
         with staged(place, overwrite=True) as stage:
@@ -81,7 +81,7 @@ def test_overwrite_replaces_bundles_only(tmp_path: Path, kind: str) -> None:
         return
     with pytest.raises(OutputError, match="is not a bundle, so --overwrite does not replace it"):
         staged(place, overwrite=True).__enter__()
-    assert listed(tmp_path) == before
+    assert list_names(tmp_path) == before
 
 
 def test_overwrite_replaces_at_the_end(tmp_path: Path) -> None:
@@ -90,22 +90,22 @@ def test_overwrite_replaces_at_the_end(tmp_path: Path) -> None:
     with staged(place, overwrite=True) as stage:
         (stage.bundle / "bundle.json").write_text("new")
         assert (place / "bundle.json").read_text() == "earlier"
-    assert listed(tmp_path) == ["bundle"]
-    assert listed(place) == ["bundle.json"]
+    assert list_names(tmp_path) == ["bundle"]
+    assert list_names(place) == ["bundle.json"]
     assert (place / "bundle.json").read_text() == "new"
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
     bundle_at(tmp_path / "store" / "real")
     (tmp_path / "link").symlink_to("store/real")
     with staged(tmp_path / "link", overwrite=True) as stage:
         (stage.bundle / "bundle.json").write_text("new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "store" / "real" / "bundle.json").read_text() == "new"
-    assert listed(tmp_path / "store") == ["real"]
+    assert list_names(tmp_path / "store") == ["real"]
 
 
-def test_a_rename_that_fails_brings_the_earlier_bundle_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rename_restores_the_earlier_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = bundle_at(tmp_path / "bundle")
     rename = Path.rename
 
@@ -120,23 +120,25 @@ def test_a_rename_that_fails_brings_the_earlier_bundle_back(tmp_path: Path, monk
         staged(place, overwrite=True) as stage,
     ):
         (stage.bundle / "bundle.json").write_text("new")
-    assert listed(tmp_path) == ["bundle"]
+    assert list_names(tmp_path) == ["bundle"]
     assert (place / "bundle.json").read_text() == "earlier"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_comes_while_it_is_made_is_not_touched(tmp_path: Path, overwrite: bool) -> None:
+def test_a_folder_that_appears_meanwhile_is_not_touched(tmp_path: Path, overwrite: bool) -> None:
     place = tmp_path / "bundle"
     with (
         pytest.raises(OutputError, match="is not a bundle" if overwrite else "exists; choose another path"),
         staged(place, overwrite=overwrite),
     ):
         (place / "thesis").mkdir(parents=True)
-    assert listed(tmp_path) == ["bundle"]
-    assert listed(place) == ["thesis"]
+    assert list_names(tmp_path) == ["bundle"]
+    assert list_names(place) == ["thesis"]
 
 
-def test_what_comes_at_the_last_moment_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_appears_at_the_last_moment_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, rename = tmp_path / "bundle", Path.rename
 
     def too_late(self: Path, target: Path) -> Path:
@@ -149,7 +151,7 @@ def test_what_comes_at_the_last_moment_is_not_touched(tmp_path: Path, monkeypatc
         staged(place, overwrite=False) as stage,
     ):
         (stage.bundle / "bundle.json").write_text("new")
-    assert listed(tmp_path) == ["bundle"]
+    assert list_names(tmp_path) == ["bundle"]
     assert (place / "bundle.json").read_text() == "somebody's"
 
 
@@ -179,16 +181,16 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     for place in (tmp_path / "file" / "bundle", tmp_path / "file" / "deep" / "bundle"):
         with pytest.raises(OutputError, match="cannot be written to: not a folder"):
             staged(place, overwrite=False).__enter__()
-    assert listed(tmp_path) == ["file"]
+    assert list_names(tmp_path) == ["file"]
 
 
-def test_no_room(tmp_path: Path) -> None:
+def test_a_full_disk(tmp_path: Path) -> None:
     with (
         pytest.raises(OutputError, match=r"bundle cannot be written: No space left on device; its former content"),
         staged(tmp_path / "bundle", overwrite=False),
     ):
         raise OSError(28, "No space left on device")
-    assert listed(tmp_path) == []
+    assert list_names(tmp_path) == []
 
 
 def test_a_signal_between_the_renames_leaves_the_earlier_bundle(
@@ -207,4 +209,4 @@ def test_a_signal_between_the_renames_leaves_the_earlier_bundle(
     with pytest.raises(SystemExit), staged(place, overwrite=True) as stage:
         (stage.bundle / "bundle.json").write_text("new")
     assert (place / "bundle.json").read_text() == "earlier"
-    assert listed(tmp_path) == ["bundle"]
+    assert list_names(tmp_path) == ["bundle"]

@@ -17,7 +17,7 @@ def feeds(**changed: Any) -> dict[str, Any]:
     return {"sample": np.zeros((2, 4, 8), np.float32), "timestep": np.zeros(2, np.float32), **changed}
 
 
-def test_what_fits_passes() -> None:
+def test_valid_feeds_are_accepted() -> None:
     check_feeds(SPECS, feeds())
 
 
@@ -35,7 +35,7 @@ def test_what_fits_passes() -> None:
         ({"extra": np.zeros(1, np.float32)}, r"got inputs \['extra', 'sample', 'timestep'\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(given: dict[str, Any], says: str) -> None:
+def test_invalid_feeds_are_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(FeedError, match=says):
         check_feeds(SPECS, feeds(**given))
 

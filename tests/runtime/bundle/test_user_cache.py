@@ -39,7 +39,7 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     assert private_folder("digests") is None
 
 
-def test_what_is_made_is_private(root: Path) -> None:
+def test_created_folders_are_private(root: Path) -> None:
     assert private_folder("digests") == root / "digests"
     assert private_folder("digests") == root / "digests"
     for folder in (root, root / "digests"):
@@ -55,7 +55,7 @@ def test_a_folder_that_is_open_to_others_is_not_used(root: Path, mode: int, name
     assert stat.S_IMODE((root / name).stat().st_mode) == mode
 
 
-def test_whoever_named_a_folder_that_is_not_used_is_told_once(
+def test_a_named_folder_that_is_not_used_is_a_warning_once(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root.mkdir(mode=0o755)
@@ -86,7 +86,7 @@ def test_a_link_to_a_folder_is_not_followed(root: Path, tmp_path: Path) -> None:
     assert private_folder("digests") is None
 
 
-def test_a_cache_that_cannot_be_made_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_created_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Holds for root too, whom no permission stops: a file is not a folder.
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "file" / "cache"))

@@ -52,7 +52,7 @@ def written(path: Path, header: object, data: bytes = bytes(16)) -> Path:
         {"a": {"dtype": "F32", "shape": [4]}},
     ],
 )
-def test_a_file_that_is_none_is_refused(tmp_path: Path, header: object) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, header: object) -> None:
     with pytest.raises(BundleError, match="cannot be read as safetensors"):
         map_weights(written(tmp_path / "model.safetensors", header))
 

@@ -12,7 +12,7 @@ from latentrt.cli.main import main
 
 @dataclass(frozen=True)
 class Done:
-    """A finished command: its exit code, and what it printed."""
+    """A finished command: its exit code and output."""
 
     code: int
     out: str

@@ -19,7 +19,7 @@ from latentrt.cli.main import main
 from tests.exported import Exported
 from tests.runtime import small_bundle
 
-CELL = (192 + 12, 192 + 12 + 51)  # a picture, the margin, the caption
+CELL = (192 + 12, 192 + 12 + 51)  # an image, the margin, the caption
 PROMPT = "a large red heart above a small white circle on a black background"
 
 
@@ -30,8 +30,8 @@ def run(*arguments: str | Path) -> int:
     return caught.value.code
 
 
-def pictures_of(sheet: Path, columns: int, rows: int) -> list[list[NDArray[np.uint8]]]:
-    """What a sheet shows, row by row, in the size that it was drawn in."""
+def read_images(sheet: Path, columns: int, rows: int) -> list[list[NDArray[np.uint8]]]:
+    """Read the images of a contact sheet, row by row, in the size that they were generated in."""
     with Image.open(sheet) as opened:
         pixels = np.asarray(opened)
     left, top = pixels.shape[1] - columns * CELL[0], pixels.shape[0] - rows * CELL[1]
@@ -39,22 +39,22 @@ def pictures_of(sheet: Path, columns: int, rows: int) -> list[list[NDArray[np.ui
     return [[pixels[y : y + 192 : 3, x : x + 192 : 3] for x, y in row] for row in corners]
 
 
-def test_a_sheet_a_table_and_the_same_figures_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sheet, report = tmp_path / "sheet.png", tmp_path / "figures.json"
+def test_a_sheet_a_table_and_the_same_values_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet, report = tmp_path / "sheet.png", tmp_path / "report.json"
     names = ("euler", "DPM++ 2M Karras", "pndm", "heun")
-    asked = ("--samplers", ",".join(names), "--steps", "3,4", "--seed", "5", "--runs", "3")
-    assert run(*asked, "-o", sheet, "--json", report, "--threads", "1") == 0
-    said = capsys.readouterr().out.splitlines()
+    arguments = ("--samplers", ",".join(names), "--steps", "3,4", "--seed", "5", "--runs", "3")
+    assert run(*arguments, "-o", sheet, "--json", report, "--threads", "1") == 0
+    printed = capsys.readouterr().out.splitlines()
 
     pipeline = Pipeline.load(threads=1)
-    rows = pictures_of(sheet, 2, 4)
+    rows = read_images(sheet, 2, 4)
     for name, row in zip(names, rows, strict=True):
-        for steps, picture in zip((3, 4), row, strict=True):
+        for steps, image in zip((3, 4), row, strict=True):
             if (name, steps) == ("pndm", 3):
-                assert (picture == 0xEE).all()
+                assert (image == 0xEE).all()
                 continue
-            drawn = pipeline(PROMPT, seed=5, num_inference_steps=steps, sampler=name).images[0]
-            assert np.array_equal(picture, np.asarray(drawn)), (name, steps)
+            generated = pipeline(PROMPT, seed=5, num_inference_steps=steps, sampler=name).images[0]
+            assert np.array_equal(image, np.asarray(generated)), (name, steps)
 
     found = json.loads(report.read_text())
     assert found["request"]["prompt"] == PROMPT
@@ -70,11 +70,11 @@ def test_a_sheet_a_table_and_the_same_figures_as_json(tmp_path: Path, capsys: py
             assert len(cell["runs_seconds"]) == 3
             assert sorted(cell["runs_seconds"])[1] == cell["seconds"] > 0
 
-    assert re.fullmatch(r"sampler +3 steps +4 steps", said[0])
-    assert re.fullmatch(r"pndm +refused +(\d+ ms|[\d.]+ s), 13 evaluations", said[3])
-    assert re.fullmatch(r"heun +\d+ ms, 5 evaluations +\d+ ms, 7 evaluations", said[4])
-    assert said[5] == f"refused: pndm in 3 steps: {cells['pndm', 3]['refused']}"
-    assert said[6] == f"{sheet}: {PROMPT!r}, seed 5"
+    assert re.fullmatch(r"sampler +3 steps +4 steps", printed[0])
+    assert re.fullmatch(r"pndm +refused +(\d+ ms|[\d.]+ s), 13 evaluations", printed[3])
+    assert re.fullmatch(r"heun +\d+ ms, 5 evaluations +\d+ ms, 7 evaluations", printed[4])
+    assert printed[5] == f"refused: pndm in 3 steps: {cells['pndm', 3]['refused']}"
+    assert printed[6] == f"{sheet}: {PROMPT!r}, seed 5"
 
 
 def test_another_bundle_and_nothing_printed(
@@ -83,9 +83,9 @@ def test_another_bundle_and_nothing_printed(
     """Its own scheduler, PNDM, comes first."""
     monkeypatch.chdir(tmp_path)
     size = ("--height", "64", "--width", "96", "--guidance-scale", "1", "-n", "a star", "--safety", "report")
-    assert run(sd1.bundle, "--prompt", "a dog", "--steps", "4", *size, "--json", "figures.json", "--quiet") == 0
+    assert run(sd1.bundle, "--prompt", "a dog", "--steps", "4", *size, "--json", "report.json", "--quiet") == 0
     assert capsys.readouterr().out == ""
-    found = json.loads(Path("figures.json").read_text())
+    found = json.loads(Path("report.json").read_text())
     assert found["request"] == {
         "prompt": "a dog",
         "negative_prompt": "a star",
@@ -101,17 +101,17 @@ def test_another_bundle_and_nothing_printed(
         assert sheet.height == 12 + 17 + len(found["cells"]) * (192 + 12 + 51)
 
 
-def test_all_is_every_sampler_that_draws_with_such_a_model(tmp_path: Path) -> None:
-    report = tmp_path / "figures.json"
-    asked = ("--samplers", "all", "--steps", "4", "-o", tmp_path / "sheet.webp", "--json", report)
-    assert run(*asked, "--quiet") == 0
+def test_all_is_every_sampler_that_suits_the_model(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    arguments = ("--samplers", "all", "--steps", "4", "-o", tmp_path / "sheet.webp", "--json", report)
+    assert run(*arguments, "--quiet") == 0
     names = [cell["sampler"] for cell in json.loads(report.read_text())["cells"] if "refused" not in cell]
     assert {"ddim", "ddpm", "pndm", "lms", "deis", "sa_solver"} <= set(names)
     assert not {"lcm", "ddim_inverse", "unclip", "flow_euler", "repaint"} & set(names)
 
 
-def test_a_warning_is_not_said_again_for_each_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    asked = (
+def test_a_warning_is_logged_once_for_all_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    arguments = (
         "--samplers",
         "euler,ddim",
         "--steps",
@@ -121,7 +121,7 @@ def test_a_warning_is_not_said_again_for_each_picture(tmp_path: Path, caplog: py
         "-o",
         tmp_path / "a.png",
     )
-    assert run(*asked, "--quiet") == 0
+    assert run(*arguments, "--quiet") == 0
     assert [record.getMessage() for record in caplog.records].count(
         "the safety check is switched off; the images' metadata says so"
     ) == 1
@@ -144,12 +144,12 @@ def test_a_warning_is_not_said_again_for_each_picture(tmp_path: Path, caplog: py
         (("--height", "66"), 2, "--height: got 66, expected a multiple of 4"),
         (("--digest", "sha256:" + "0" * 64), 4, "sha256:" + "0" * 64),
         (("--device", "toaster"), 2, "--device: got 'toaster'"),
-        (("--json", "missing/figures.json"), 8, "missing is not a folder"),
+        (("--json", "missing/report.json"), 8, "missing is not a folder"),
         (("-o", "missing/sheet.png"), 8, "missing/sheet.png cannot be written"),
         (("-o", "sheet.gif"), 8, "expected one of .png"),
     ],
 )
-def test_what_is_refused_before_the_work(
+def test_arguments_that_are_refused_before_the_work(
     arguments: tuple[str, ...],
     code: int,
     says: str,
@@ -165,12 +165,12 @@ def test_what_is_refused_before_the_work(
     assert list(tmp_path.iterdir()) == [tmp_path / "compare.png"]
 
 
-def test_what_is_not_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "-o", tmp_path / "sheet.png") == 4
     assert "bundle.json" in capsys.readouterr().err
 
 
-def test_a_bundle_without_a_classifier_is_not_drawn_from_unchecked(
+def test_a_bundle_without_a_classifier_requires_safety_off(
     sd1: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = tmp_path / "bundle"
@@ -184,8 +184,8 @@ def test_a_bundle_without_a_classifier_is_not_drawn_from_unchecked(
     assert "--safety off" in capsys.readouterr().err
 
 
-def test_help_names_what_is_compared_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_default_samplers(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
-    said = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
     names = default_samplers("DDIMScheduler")
-    assert f"of {', '.join(names[:-1])} and {names[-1]} those that suit it" in said
+    assert f"of {', '.join(names[:-1])} and {names[-1]} those that suit it" in printed

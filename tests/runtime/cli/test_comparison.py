@@ -46,7 +46,7 @@ def test_rows_of_cells(pipeline: Pipeline) -> None:
     assert {cell.request.seeds for cell in cells if cell.request} == {(3,)}
 
 
-def test_what_is_refused_keeps_its_place(pipeline: Pipeline) -> None:
+def test_a_refused_cell_keeps_its_place(pipeline: Pipeline) -> None:
     cells = plan_cells(pipeline, REQUEST, ["pndm", "ddim"], [3])
     assert cells[0].request is None
     assert "needs at least 4" in cells[0].refusal
@@ -54,7 +54,7 @@ def test_what_is_refused_keeps_its_place(pipeline: Pipeline) -> None:
     assert generate_cell(pipeline, cells[0], runs=1, progress=nothing) is cells[0]
 
 
-def test_if_all_is_refused_there_is_no_comparison(pipeline: Pipeline) -> None:
+def test_if_every_cell_is_refused_it_is_an_error(pipeline: Pipeline) -> None:
     with pytest.raises(RequestError, match=r"flow_euler for flow models"):
         plan_cells(pipeline, REQUEST, ["flow_euler"], [2, 3])
     with pytest.raises(RequestError, match=r"\n  got 3 steps.*\n  got `sampler` flow_euler"):
@@ -63,7 +63,7 @@ def test_if_all_is_refused_there_is_no_comparison(pipeline: Pipeline) -> None:
         plan_cells(pipeline, REQUEST, ["ddim", "eular"], [3])
 
 
-def test_the_first_run_is_the_picture_and_the_median_the_time(pipeline: Pipeline) -> None:
+def test_the_first_run_gives_the_image_and_the_median_the_time(pipeline: Pipeline) -> None:
     (cell,) = plan_cells(pipeline, REQUEST, ["heun"], [2])
     counted: list[int] = []
     done = generate_cell(pipeline, cell, runs=2, progress=counted.append)
@@ -108,7 +108,7 @@ def test_loading_is_not_timed() -> None:
         ("EDMEulerScheduler", "edm_euler", "edm_dpmpp_2m", "euler"),
     ],
 )
-def test_what_is_compared_by_default_suits_the_model(model: str, first: str, among: str, never: str) -> None:
+def test_the_default_samplers_suit_the_model(model: str, first: str, among: str, never: str) -> None:
     names = default_samplers(model)
     assert names[0] == first
     assert among in names

@@ -29,7 +29,7 @@ def lines(latentrt: Caller, *arguments: object) -> dict[str, str]:
     return {line[:16].strip(): line[17:] for line in done.out.splitlines()}
 
 
-def test_each_line_tells_the_version_or_what_to_install(latentrt: Caller, tmp_path: Path) -> None:
+def test_each_line_gives_the_version_or_the_package_to_install(latentrt: Caller, tmp_path: Path) -> None:
     found = lines(latentrt)
     assert found["GPU"] == "no: there is no NVIDIA driver; buy one"
     for name, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")):

@@ -81,7 +81,7 @@ def test_a_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "64 × 64, 50 steps, guidance scale 7.5" in out
 
 
-def test_what_an_export_took(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_time_and_memory_of_an_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     costs = {name: ComponentCost(seconds=1.5, peak_bytes=1 << 30) for name in ("unet", "vae_decoder")}
     write_report(folder, ExportReport(components=costs))
     assert run("inspect", folder) == 0
@@ -133,7 +133,7 @@ def test_a_bundle_of_int8(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "and 2 more" in out
 
 
-def test_a_manifest_stands_for_its_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_path_of_a_manifest_is_accepted_for_its_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("inspect", folder / "bundle.json") == 0
     assert Bundle.open(folder).digest in capsys.readouterr().out
 
@@ -191,14 +191,14 @@ def test_an_image_of_another_tool(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "a cat\n              Steps: 20\n" in capsys.readouterr().out
 
 
-def test_an_image_that_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_without_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(Image.new("RGB", (8, 8)), tmp_path / "out.png")
     assert run("inspect", tmp_path / "out.png") == 0
     assert "no metadata" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_an_image_cannot_talk_to_the_terminal(
+def test_control_characters_in_metadata_are_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     hostile = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e[link=http://x]y[/]\r\ud800"
@@ -220,7 +220,7 @@ def test_an_endless_text_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "words"),
+    ("name", "code", "message"),
     [
         ("missing", 4, "does not exist, expected the folder of a bundle, or an image"),
         ("empty", 4, "has no bundle.json"),
@@ -229,14 +229,14 @@ def test_an_endless_text_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_errors_are_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("text")
     save(Image.new("RGB", (8, 8)), tmp_path / "record.png", {"latentrt": "{"})
     assert run("inspect", tmp_path / name) == code
     captured = capsys.readouterr()
-    assert words in captured.err
+    assert message in captured.err
     assert captured.err.startswith("error: ")
     assert "Traceback" not in captured.err + captured.out
 

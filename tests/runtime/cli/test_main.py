@@ -105,7 +105,7 @@ def test_a_defect_is_called_one(latentrt: Caller, raising: list[BaseException]) 
     assert "Traceback" in latentrt("--debug", "raise").err
 
 
-def test_an_interrupt_is_no_defect(latentrt: Caller, raising: list[BaseException]) -> None:
+def test_an_interrupt_is_not_reported_as_a_defect(latentrt: Caller, raising: list[BaseException]) -> None:
     raising.append(KeyboardInterrupt())
     done = latentrt("raise")
     assert (done.code, done.err.strip()) == (130, "interrupted")

@@ -167,7 +167,9 @@ def test_inpainting(latentrt: Caller, source: Path, mask: Path, tmp_path: Path) 
     assert record_of(place).options["padding_mask_crop"] == 4
 
 
-def test_combinations_of_images_that_mean_nothing(latentrt: Caller, source: Path, mask: Path, tmp_path: Path) -> None:
+def test_invalid_combinations_of_image_options_are_refused(
+    latentrt: Caller, source: Path, mask: Path, tmp_path: Path
+) -> None:
     call = ("run", SAMPLE, "a star", *QUICK, "-o", tmp_path / "out.png")
     assert_refused(latentrt(*call, "--mask", mask), 2, "--mask", "without --image")
     assert_refused(latentrt(*call, "--strength", "0.5"), 2, "--strength", "without --image")

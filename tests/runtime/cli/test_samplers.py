@@ -1,4 +1,4 @@
-"""`latentrt samplers`: its output, and what it describes of a sampler."""
+"""`latentrt samplers`: its list, and its description of one sampler."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def listing(capsys: pytest.CaptureFixture[str], *names: str) -> list[dict[str, A
 def test_every_sampler_is_listed(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     assert run(*flags) == 0
     out = capsys.readouterr().out
-    words = " ".join(out.split())
+    text = " ".join(out.split())
     for name, sampler in SAMPLERS.items():
         assert f"\n{name} " in f"\n{out}"
         assert f" {sampler.title}\n" in out
-        assert f"{sampler.class_name}, for {sampler.kind} models, cost {cost(sampler)}" in words
+        assert f"{sampler.class_name}, for {sampler.kind} models, cost {cost(sampler)}" in text
         for alias in aliases_of(name):
-            assert alias in words
-        assert sampler.unsupported_reason in words
-    assert "…_karras" in words
-    assert "DPM++ 2M Karras" in words
+            assert alias in text
+        assert sampler.unsupported_reason in text
+    assert "…_karras" in text
+    assert "DPM++ 2M Karras" in text
     assert max(map(len, out.splitlines())) <= 100
     assert out.replace("\n", "").isprintable()
 
@@ -184,7 +184,7 @@ def test_a_table_has_as_many_rows_as_evaluations(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "description"),
     [
         ("euler", "1"),
         ("heun", "2 (last step 1)"),
@@ -195,5 +195,5 @@ def test_a_table_has_as_many_rows_as_evaluations(name: str) -> None:
         ("vq_diffusion", "1"),
     ],
 )
-def test_the_cost_is_described(name: str, words: str) -> None:
-    assert cost(find(name)) == words
+def test_the_cost_is_described(name: str, description: str) -> None:
+    assert cost(find(name)) == description

@@ -1,4 +1,4 @@
-"""`latentrt schedule`: what it prints, plots, writes and rejects."""
+"""`latentrt schedule`: its table, plots, files and errors."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_options_of_the_configuration(capsys: pytest.CaptureFixture[str]) -> Non
         assert found == format_json(made)
 
 
-def test_the_title_lists_what_differs_from_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_title_lists_differences_from_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, "--sampler", "DPM++ 3M SDE Karras", "--steps", 3, "--begin", 2)
     assert out.splitlines()[0] == (
         'dpmpp_2m (DPMSolverMultistepScheduler), 1 row, algorithm_type "sde-dpmsolver++", solver_order 3, …'

@@ -24,7 +24,7 @@ def table(name: str = "dpmpp_2m", steps: int = 6, **options: Any) -> Schedule:
 
 
 def texts(svg: bytes) -> list[str]:
-    """Return the texts of a plot: matplotlib draws their outlines and keeps the words in comments."""
+    """Return the texts of a plot: matplotlib writes their outlines and keeps the text in comments."""
     parser = ET.XMLParser(target=ET.TreeBuilder(insert_comments=True))
     root = ET.fromstring(svg, parser)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -65,14 +65,14 @@ def test_formats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "label"),
     [
         ("ddim_inverse", {}, "not on a log axis: 0 at row 0"),
         ("flow_euler", {}, "not on a log axis: inf at row 0"),
     ],
 )
-def test_noise_levels_without_a_logarithm_are_listed(name: str, options: dict[str, Any], words: str) -> None:
-    assert words in texts(render_plot(table(name, 3, **options), ".svg", "title"))
+def test_noise_levels_without_a_logarithm_are_listed(name: str, options: dict[str, Any], label: str) -> None:
+    assert label in texts(render_plot(table(name, 3, **options), ".svg", "title"))
 
 
 @pytest.mark.parametrize("steps", [1, 61, 1000])

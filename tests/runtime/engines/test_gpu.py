@@ -113,7 +113,7 @@ def test_no_driver() -> None:
     assert "driver" in found.mend
 
 
-def test_the_real_driver_of_this_machine_whatever_it_is() -> None:
+def test_the_real_driver_of_this_machine() -> None:
     found = find_gpu()
     assert isinstance(found, Gpu | NoGpu)
     if isinstance(found, NoGpu):

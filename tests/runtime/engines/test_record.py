@@ -116,15 +116,15 @@ def test_nothing_differs() -> None:
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_one_clause_for_each_field(field: str) -> None:
-    value, words = CHANGES[field]
+    value, fragment = CHANGES[field]
     (clause,) = describe_differences(IDENTITY, changed(**{field: value}))
-    assert words in clause
+    assert fragment in clause
 
 
 @pytest.mark.parametrize("field", OPTIONS)
 def test_one_clause_for_each_option(field: str) -> None:
-    value, words = OPTIONS[field]
-    assert describe_differences(IDENTITY, changed(options=EngineOptions(**{field: value}))) == [words]
+    value, expected = OPTIONS[field]
+    assert describe_differences(IDENTITY, changed(options=EngineOptions(**{field: value}))) == [expected]
 
 
 def test_another_precision_is_another_graph() -> None:
@@ -148,8 +148,8 @@ def test_an_additional_input_is_a_difference() -> None:
 def test_the_two_sides_of_a_clause_differ(there: Any, here: Any) -> None:
     """`--batch 1:1:8` and `--batch 1:8:8` are two profiles."""
     found, wanted = (ShapeRange(min=low, opt=best, max=high) for low, best, high in (there, here))
-    (words,) = describe_differences(changed(profile={"sample": found}), changed(profile={"sample": wanted}))
-    left, right = words.removeprefix("profile of sample: found ").split(", wanted ")
+    (clause,) = describe_differences(changed(profile={"sample": found}), changed(profile={"sample": wanted}))
+    left, right = clause.removeprefix("profile of sample: found ").split(", wanted ")
     assert left != right
 
 
@@ -203,8 +203,8 @@ def test_a_plan_does_not_serve_other_gpus(wanted: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("field", [field for field in CHANGES if field != "compute_capabilities"])
-def test_any_other_difference_does_not_serve(field: str) -> None:
-    """Whether the plan is for the same GPUs or for more."""
+def test_any_other_difference_excludes_an_engine(field: str) -> None:
+    """The plan is for the same GPUs, or for more."""
     other = changed(**{field: CHANGES[field][0]})
     more = msgspec.structs.replace(other, compute_capabilities=("8.6", "8.9"))
     for found in (other, more):

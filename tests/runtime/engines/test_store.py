@@ -127,10 +127,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_plan_is_quarantined_and_never_returned(store: EngineStore, kind: str) -> None:
-    damage, words = DAMAGE[kind]
+    damage, message = DAMAGE[kind]
     engine = put(store)
     damage(engine.plan_path)
-    with pytest.raises(EngineDamagedError, match=f"{plan_name(RECORD)} {words}.*{QUARANTINE}.*latentrt build"):
+    with pytest.raises(EngineDamagedError, match=f"{plan_name(RECORD)} {message}.*{QUARANTINE}.*latentrt build"):
         store.plan(engine)
     assert store.get(RECORD.key) is None
     (moved,) = quarantined(store)
@@ -189,7 +189,7 @@ def test_one_plan_for_more_gpus_is_found(store: EngineStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", "is not the record of an engine"),
         (b"{", "is not the record of an engine"),
@@ -202,10 +202,10 @@ def test_one_plan_for_more_gpus_is_found(store: EngineStore) -> None:
     ],
     ids=["empty", "torn", "null", "no UTF-8", "truncated", "unknown key", "a path for a hash", "foreign"],
 )
-def test_a_damaged_record_is_an_error(store: EngineStore, data: bytes, words: str) -> None:
+def test_a_damaged_record_is_an_error(store: EngineStore, data: bytes, message: str) -> None:
     engine = put(store)
     (engine.folder / RECORD_NAME).write_bytes(data)
-    with pytest.raises(EngineDamagedError, match=f"{RECORD_NAME} {words}"):
+    with pytest.raises(EngineDamagedError, match=f"{RECORD_NAME} {message}"):
         store.get(RECORD.key)
 
 
@@ -236,11 +236,11 @@ def test_unreadable_engines_do_not_hide_the_others(store: EngineStore, caplog: p
 
 def test_a_newer_format() -> None:
     newer = msgspec.structs.replace(RECORD, format_version=ENGINE_FORMAT + 1)
-    words = f"x has format {ENGINE_FORMAT + 1}, expected {ENGINE_FORMAT}"
-    with pytest.raises(EngineDamagedError, match=words):
+    message = f"x has format {ENGINE_FORMAT + 1}, expected {ENGINE_FORMAT}"
+    with pytest.raises(EngineDamagedError, match=message):
         decode_record(encode_record(newer), "x")
     # With a key that this format does not have.
-    with pytest.raises(EngineDamagedError, match=words):
+    with pytest.raises(EngineDamagedError, match=message):
         decode_record(encode_record(newer).replace(b'"check"', b'"checks"'), "x")
 
 

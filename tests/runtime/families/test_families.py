@@ -1,4 +1,4 @@
-"""The register of families, and what every stage opens."""
+"""The register of families, and the components that every stage opens."""
 
 from __future__ import annotations
 

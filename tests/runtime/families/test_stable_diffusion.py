@@ -290,7 +290,7 @@ def test_embeddings_of_another_length_than_the_negative_ones_are_refused(pipelin
 
 
 def test_an_image_begins_at_the_noise_level_of_its_first_row(pipeline: Pipeline, bundle: Bundle) -> None:
-    """In the order in which diffusers draws: the encoded image, then noise."""
+    """Consume the generator in diffusers' order: the encoded image, then noise."""
     request = resolve(pipeline, image=image(), strength=0.5)
     (sample,) = pipeline.family.stages[0].begin(request)
     generator, scale = Generator(7), np.float32(bundle.manifest.latent_spaces["unet"].scale)
@@ -327,7 +327,7 @@ def test_inpainting_at_full_strength_begins_from_noise_alone(pipeline: Pipeline,
     assert request.start.strength == 1
     (sample,) = pipeline.family.stages[0].begin(request)
     generator = Generator(7)
-    encode(bundle, request).sample(generator)  # drawn first, as it is blended
+    encode(bundle, request).sample(generator)  # sampled first, as for blending
     np.testing.assert_array_equal(sample.latents, sample.schedule.first_latents(generator.normal(SHAPE)))
     assert sample.after_row is not None
 

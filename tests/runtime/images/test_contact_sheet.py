@@ -24,11 +24,11 @@ def test_images_are_laid_out_in_rows() -> None:
 
 def test_captions_are_below() -> None:
     plain = np.asarray(contact_sheet(make_images(1), [""], edge=8))
-    said = np.asarray(contact_sheet(make_images(1, (64, 64)), ["a large red circle on a blue background"], edge=192))
+    sheet = np.asarray(contact_sheet(make_images(1, (64, 64)), ["a large red circle on a blue background"], edge=192))
     assert plain.shape[0] == 8 + 2 * 12
-    below = said[12 + 192 :]
+    below = sheet[12 + 192 :]
     assert (below < 128).any()
-    assert (said[:, -12:] == 255).all()  # nothing sticks out
+    assert (sheet[:, -12:] == 255).all()  # nothing sticks out
 
 
 @pytest.mark.parametrize("caption", ["word " * 200, "x" * 80, "a " + "x" * 80, "ä" * 500])

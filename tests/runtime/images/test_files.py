@@ -175,7 +175,7 @@ def test_a_new_file_has_the_permissions_of_the_umwrite(tmp_path: Path, image: Im
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", "is not an image"),
         (b"just text", "is not an image"),
@@ -189,9 +189,9 @@ def test_a_new_file_has_the_permissions_of_the_umwrite(tmp_path: Path, image: Im
     ],
     ids=["empty", "text", "gif", "bomb", "large", "zipped", "huge", "jpeg", "webp"],
 )
-def test_a_hostile_file(tmp_path: Path, data: bytes, words: str) -> None:
+def test_a_hostile_file(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "image").write_bytes(data)
-    with pytest.raises(RequestError, match=words), open_image(tmp_path / "image") as image:
+    with pytest.raises(RequestError, match=message), open_image(tmp_path / "image") as image:
         image.load()
 
 

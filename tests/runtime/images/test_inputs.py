@@ -187,7 +187,7 @@ def test_a_float_array_is_not_rounded_to_8_bits() -> None:
         ("\x1b[31m.png", r"\\x1b"),
     ],
 )
-def test_what_cannot_be_an_image_is_refused(source: Any, reason: str) -> None:
+def test_invalid_images_are_refused(source: Any, reason: str) -> None:
     with pytest.raises(RequestError, match=f"(?s)`mask_image`.*{reason}") as caught:
         load_image(source, "mask_image")
     assert str(caught.value).isprintable()

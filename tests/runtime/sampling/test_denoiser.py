@@ -1,4 +1,4 @@
-"""Batches of evaluations: padding, shared inputs, and a denoiser in parts that hoists whatever is constant."""
+"""Batches of evaluations: padding, shared inputs, and a denoiser in parts that hoists constant values."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_the_same_batch_hands_over_the_same_read_only_array() -> None:
     assert session.fed[0]["x"] is not session.fed[1]["x"]
 
 
-def test_stacks_of_many_batches_are_not_kept_and_ids_that_are_used_again_deceive_nobody() -> None:
+def test_the_cache_of_stacked_inputs_is_bounded_and_safe_for_reused_ids() -> None:
     session = fakes.FakeSession()
     denoiser = fakes.open_whole(session)
     for seed in range(200):
@@ -223,7 +223,7 @@ def test_samples_that_join_are_encoded_once_and_by_themselves(parts: fakes.FakeP
     assert len(parts.batches("time_embedding")) == 2
 
 
-def test_groups_that_take_turns_keep_their_time_embeddings(parts: fakes.FakeParts) -> None:
+def test_alternating_groups_keep_their_time_embeddings(parts: fakes.FakeParts) -> None:
     first = evaluation(1)
     second = Evaluation(fakes.conditioning(2, tokens=6), SHAPE, np.array([900, 741], np.float32))
     for t in (900.0, 741.0):
@@ -292,7 +292,7 @@ def run(denoiser: Denoiser, *samples: Sample) -> None:
 
 
 @pytest.mark.parametrize(("interval", "deep"), [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4]), (3, [0, 3]), (6, [0])])
-def test_deep_layers_are_computed_every_so_many_rows(parts: fakes.FakeParts, interval: int, deep: list[int]) -> None:
+def test_deep_layers_are_computed_every_n_rows(parts: fakes.FakeParts, interval: int, deep: list[int]) -> None:
     one = sample(Unguided(), deep_cache=interval)
     text = fakes.conditioning(0).inputs["text"]
     features, x, table = np.zeros(SHAPE, np.float32), one.latents, Recurrence(one.schedule)
@@ -340,7 +340,7 @@ def test_where_guidance_ends_the_positive_features_go_on(parts: fakes.FakeParts)
     np.testing.assert_array_equal(rest[0][0], guided[1])
 
 
-def test_where_guidance_begins_there_is_nothing_to_reuse(parts: fakes.FakeParts) -> None:
+def test_deep_features_are_not_reused_where_guidance_begins(parts: fakes.FakeParts) -> None:
     """Row 0 has no negative half, so row 3, the first with guidance, computes the deep layers of both."""
     run(parts.denoiser, sample(ClassifierFree(scale=3.0, start=0.5), deep_cache=6))
     assert parts.batches("body") == [1, 2]
@@ -358,7 +358,7 @@ def test_a_whole_denoiser_reuses_nothing() -> None:
 # The sample bundle's denoiser.
 
 
-def test_parts_compute_what_the_whole_computes() -> None:
+def test_parts_compute_the_same_as_the_whole() -> None:
     bundle = Bundle.open(bundle_path())
     record, opened = bundle.manifest.components["unet"], dict[str, Any]()
     names = {"latents": "sample", "timestep": "timestep", "output": "noise_pred"}

@@ -1,4 +1,4 @@
-"""The sampling loop on a device, beside the host's on the same sessions: latents agree to the bit.
+"""The sampling loop on a device, compared with the host's on the same sessions: latents agree to the bit.
 
 CUDA and TensorRT are stand-ins: kernels are row.cu compiled for the host, engines are graphs of the sample bundle or
 the denoiser of `fakes`, whose outputs do not depend on the batch.
@@ -399,7 +399,7 @@ def stays_on_device(wanted: Wanted, denoiser: DeviceDenoiser) -> bool:
     return sample.on_host is None
 
 
-def test_unlike_samples_are_as_if_alone_and_on_the_host(denoiser: DeviceDenoiser) -> None:
+def test_different_samples_in_a_batch_equal_single_runs_and_the_host(denoiser: DeviceDenoiser) -> None:
     assert_as_if_alone(UNLIKE, denoiser)
     # 3 and 13 rescale, 5, 6 and 13 blend, 6 has dynamic thresholding, 9 is guided by an image.
     on_host = [each.seed for each in UNLIKE if not stays_on_device(each, denoiser)]
@@ -427,7 +427,7 @@ def test_unlike_samples_are_as_if_alone_and_on_the_host(denoiser: DeviceDenoiser
     ),
     smallest=st.integers(1, 3),
 )
-def test_any_mixture_is_as_if_alone(wanted: list[Wanted], smallest: int) -> None:
+def test_any_mixture_equals_single_runs(wanted: list[Wanted], smallest: int) -> None:
     assert_as_if_alone(wanted, open_device(made_up_engine(FakeCudaApi(), smallest=smallest, largest=5)))
 
 

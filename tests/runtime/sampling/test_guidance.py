@@ -1,4 +1,4 @@
-"""Guidance strategies beside their formulas."""
+"""Guidance strategies, compared with their formulas."""
 
 from __future__ import annotations
 
@@ -84,5 +84,5 @@ def test_image_and_text_have_scales_of_their_own() -> None:
     ],
     ids=str,
 )
-def test_a_device_applies_whatever_one_scale_describes(strategy: Guidance, scale: float | None) -> None:
+def test_a_device_applies_guidance_that_one_scale_describes(strategy: Guidance, scale: float | None) -> None:
     assert strategy.device_scale() == scale

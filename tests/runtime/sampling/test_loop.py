@@ -175,11 +175,11 @@ UNLIKE = [
 ]
 
 
-def test_unlike_samples_are_as_if_alone() -> None:
+def test_different_samples_in_a_batch_equal_single_runs() -> None:
     assert_as_if_alone(UNLIKE)
 
 
-def test_every_sampler_at_once_is_as_if_alone() -> None:
+def test_all_samplers_in_a_batch_equal_single_runs() -> None:
     """Each with another number of steps, some from the middle."""
     assert len(TRAINED) > 15
     assert_as_if_alone(
@@ -217,7 +217,7 @@ def test_every_sampler_at_once_is_as_if_alone() -> None:
         max_size=6,
     )
 )
-def test_any_mixture_is_as_if_alone(wanted: list[Wanted]) -> None:
+def test_any_mixture_equals_single_runs(wanted: list[Wanted]) -> None:
     assert_as_if_alone(wanted)
 
 
@@ -324,32 +324,32 @@ def test_after_row_sees_the_finished_row_and_replaces_the_latents() -> None:
     np.testing.assert_array_equal(session.fed[2]["x"], 2 * np.float32(sample.schedule.c_in[2]))
 
 
-def test_noise_is_drawn_as_often_as_the_table_says() -> None:
+def test_noise_is_sampled_as_often_as_the_table_says() -> None:
     for sampler, count in (("ddim", 0), ("euler_a", 5), ("sa_solver", 5), ("dpmpp_sde", None)):
         wanted = Wanted(seed=1, sampler=sampler, guidance=Unguided())
-        sample, draws = wanted.make(), list[int]()
+        sample, rows = wanted.make(), list[int]()
 
-        def draw(sample: Sample = sample, draws: list[int] = draws) -> Floats:
-            draws.append(sample.row)
+        def sample_noise(sample: Sample = sample, rows: list[int] = rows) -> Floats:
+            rows.append(sample.row)
             return np.zeros(SHAPE, np.float32)
 
-        sample.noise = draw
+        sample.noise = sample_noise
         denoiser = fakes.open_whole(fakes.FakeSession())
         while not sample.done:
             step([sample], denoiser)
-        assert draws == np.repeat(np.arange(len(sample.schedule)), sample.schedule.noise_draws).tolist()
-        assert count is None or len(draws) == count
+        assert rows == np.repeat(np.arange(len(sample.schedule)), sample.schedule.noise_draws).tolist()
+        assert count is None or len(rows) == count
 
 
-def test_a_row_that_draws_twice_uses_the_last_draw() -> None:
+def test_a_row_that_samples_noise_twice_uses_the_second() -> None:
     schedule = samplers.schedule("euler_a", CONFIG, 3)
     schedule = replace(schedule, noise_draws=np.array([2, 1, 0]))
-    draws = [np.full(SHAPE, value, np.float32) for value in (1, 2, 3)]
+    noise = [np.full(SHAPE, value, np.float32) for value in (1, 2, 3)]
     latents = np.zeros(SHAPE, np.float32)
-    sample = Sample(schedule, latents, {"positive": fakes.conditioning(1)}, Unguided(), iter(draws).__next__)
+    sample = Sample(schedule, latents, {"positive": fakes.conditioning(1)}, Unguided(), iter(noise).__next__)
     step([sample], fakes.open_whole(fakes.FakeSession()))
     m = fakes.whole(latents, schedule.t[0], fakes.conditioning(1).inputs["text"])
-    np.testing.assert_array_equal(sample.latents, Recurrence(schedule).step(0, latents, m, draws[1]))
+    np.testing.assert_array_equal(sample.latents, Recurrence(schedule).step(0, latents, m, noise[1]))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -399,7 +399,7 @@ def test_a_table_without_noise_needs_none() -> None:
 
 
 @pytest.mark.parametrize(("sampler", "row"), [("dpmpp_2m", 4), ("heun", 3), ("pndm", 4)])
-def test_a_row_that_looks_back_is_no_beginning(sampler: str, row: int) -> None:
+def test_a_row_that_needs_history_cannot_be_the_first(sampler: str, row: int) -> None:
     with pytest.raises(ValueError, match=f"row: got {row}"):
         Wanted(seed=1, sampler=sampler, steps=Steps(count=8), row=row).make()
 
@@ -444,7 +444,7 @@ def backend(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
-def test_unlike_samples_of_the_sample_bundle_are_as_if_alone(backend: Any, split: bool) -> None:
+def test_different_samples_of_the_sample_bundle_equal_single_runs(backend: Any, split: bool) -> None:
     chosen = [each for each in UNLIKE if each.seed in (1, 2, 3, 5, 6, 7, 8)]
     if backend is not ort:  # which compiles for each batch
         chosen = [replace(each, join=0, tokens=3) for each in UNLIKE if each.seed in (1, 5, 7, 13)]

@@ -25,7 +25,7 @@ def test_every_table_is_compared_with_diffusers() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_rows_are_finite_and_noise_falls(name: str) -> None:
-    """`Schedule` rejects what is not finite."""
+    """`Schedule` rejects values that are not finite."""
     made = 0
     for i, case in enumerate(cases(name)):
         count = COUNTS[i % len(COUNTS)]

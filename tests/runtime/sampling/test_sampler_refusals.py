@@ -122,7 +122,7 @@ def test_given_timesteps_are_whole_where_constants_are_looked_up() -> None:
 
 
 @pytest.mark.parametrize("name", ["repaint", "karras_ve", "sde_ve", "vq_diffusion"])
-def test_the_pipeline_does_not_run_what_is_more_than_a_table(name: str) -> None:
+def test_the_pipeline_does_not_run_samplers_that_need_more_than_a_table(name: str) -> None:
     with pytest.raises(RequestError) as refusal:
         samplers.check_suits(name, "PNDMScheduler")
     assert samplers.find(name).unsupported_reason in str(refusal.value)

@@ -102,13 +102,13 @@ def test_arguments_are_not_modified() -> None:
 
 
 @pytest.mark.parametrize("columns", [{"e": 1.0}, {"b": np.ones((3, 2))}, {"s": 1.0}], ids=str)
-def test_a_row_needs_what_it_uses(columns: dict[str, Any]) -> None:
+def test_a_row_needs_its_inputs(columns: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not provided"):
         Recurrence(table(**columns)).step(0, full(1), full(1))
 
 
 @pytest.mark.parametrize("leading", [(), (2,), (2, 3)], ids=str)
-def test_a_sample_is_alone_whatever_axes_are_before_it(leading: tuple[int, ...]) -> None:
+def test_leading_axes_do_not_change_a_sample(leading: tuple[int, ...]) -> None:
     """Also under dynamic thresholding, whose quantile is that of the sample."""
     schedule = table(2, p=1.0, q=0.5, limit=3.0, quantile=0.9, b=np.full((2, 1), 0.5), e=np.array([0.0, 0.25]))
     rng = np.random.default_rng(0)

@@ -48,6 +48,6 @@ def test_padding_appends_empty_chunks(tokenizer: Tokenizer) -> None:
         np.testing.assert_array_equal(tokenizer.pad(chunks, count), chunks)
 
 
-def test_a_file_that_is_no_tokenizer_is_refused(tokenizer: Tokenizer) -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         Tokenizer.from_json(b"{}", tokenizer.frame)

@@ -1,4 +1,4 @@
-"""Quantised layers on ONNX Runtime and on OpenVINO, beside integer arithmetic in numpy."""
+"""Quantised layers on ONNX Runtime and on OpenVINO, compared with integer arithmetic in numpy."""
 
 from __future__ import annotations
 

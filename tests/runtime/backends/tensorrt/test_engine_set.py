@@ -190,7 +190,7 @@ def test_the_signature_is_the_engines(bundle: Bundle) -> None:
     assert (Engines(engine).set.inputs, Engines(engine).set.outputs) == (INPUTS, engine.record.outputs)
 
 
-def test_closing_closes_what_was_loaded(bundle: Bundle) -> None:
+def test_closing_closes_every_loaded_engine(bundle: Bundle) -> None:
     engine = source(bundle, (2, 2), (4, 4))
     engines = Engines(engine, source(bundle, (5, 5), (4, 4)))
     engines.ran_on(2, 4)

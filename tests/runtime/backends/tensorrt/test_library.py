@@ -50,8 +50,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("error", ["ImportError", "OSError", "RuntimeError"])
 def test_a_library_that_is_broken(installed: Path, error: str) -> None:
     installed.write_text(f"raise {error}('libnvinfer.so.11: cannot open shared object file')")
-    words = r"^tensorrt is installed and cannot be loaded: libnvinfer\.so\.11: cannot open"
-    with pytest.raises(BackendError, match=words) as broken:
+    message = r"^tensorrt is installed and cannot be loaded: libnvinfer\.so\.11: cannot open"
+    with pytest.raises(BackendError, match=message) as broken:
         import_library("tensorrt", "test")
     assert not isinstance(broken.value, MissingExtraError)
     assert find_libraries()["tensorrt"] == str(broken.value)
