@@ -77,8 +77,8 @@ def test_slices_equal_the_whole(
     sample: SliceWriter, monkeypatch: pytest.MonkeyPatch, rows: int, batch: int, height: int, width: int
 ) -> None:
     """With bands of three rows, which divide no height here; of eight; and of more than the image has."""
-    monkeypatch.setattr(sliced_decoder, "_SHARE", 1 if rows > 8 else 10**9)
-    monkeypatch.setattr(sliced_decoder, "_FEWEST_ROWS", rows)
+    monkeypatch.setattr(sliced_decoder, "_BAND_DIVISOR", 1 if rows > 8 else 10**9)
+    monkeypatch.setattr(sliced_decoder, "_MIN_ROWS", rows)
     latents = np.random.default_rng(rows).standard_normal((batch, 4, height, width), np.float32)
     found = sample.open().run({"latents": latents})["pixels"]
     expected = Graph(FOLDER / "model.float32.onnx").run({"latents": latents})["pixels"]
