@@ -143,7 +143,7 @@ class Pipeline:
         it early cancels.
 
         Args:
-            request: as asked, or as `resolve` returned it.
+            request: a request, or one that `resolve` returned.
 
         Raises:
             RequestError, SafetyError: as for `resolve`, before any work.

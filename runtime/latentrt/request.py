@@ -159,9 +159,11 @@ def option(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """What to show, as text or as embeddings float32 [prompts, tokens, width]."""
+    """The prompts, as text or as embeddings float32 [prompts, tokens, width]."""
 
-    text: str | Sequence[str] | None = option(None, "prompt", None, Check(), "What to show: one text or several.")
+    text: str | Sequence[str] | None = option(
+        None, "prompt", None, Check(), "A description of the image: one text or several."
+    )
     negative: str | Sequence[str] | None = option(
         None,
         "negative_prompt",

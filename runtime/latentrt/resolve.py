@@ -46,7 +46,7 @@ class ResolvedRequest(Request):
         prompts, negative_prompts: one text for each prompt; None where embeddings are given.
         seeds: one for each image.
         schedule: the table of coefficients, built once.
-        prepared: whatever the family made of the input image (`latentrt.families`).
+        prepared: the family's preparation of the input image (`latentrt.families`).
     """
 
     task: str
@@ -79,7 +79,7 @@ class ResolvedRequest(Request):
 
     @property
     def sampler(self) -> str:
-        """Name of the sampler, as it was asked for."""
+        """Name of the sampler, as the caller spelled it."""
         return _decided(self.sampling.sampler)
 
     @property

@@ -38,7 +38,7 @@ class Result:
     """Images and everything that is known of them.
 
     Attributes:
-        images: a list of Pillow images, or an array, as `output_type` asked.
+        images: a list of Pillow images, or an array, by `output_type`.
         seeds: of each image.
         verdicts: the classifier's, of each image; None where nothing was checked.
         records: the metadata of each image.
@@ -95,14 +95,14 @@ def make_result(
     """Wrap latents, or pixels uint8 [images, height, width, 3] that the safety policy has been applied to.
 
     Args:
-        backend: title of whatever ran the denoiser.
+        backend: title of the denoiser's backend.
     """
     images: Any = values
     if output_type == "pil":
         images = files.to_images(values)
     elif output_type == "np":
         images = values.astype(np.float32) / np.float32(255)
-    policy = "off" if output_type == "latent" else request.policy  # nobody checks latents
+    policy = "off" if output_type == "latent" else request.policy  # latents are not checked
     records = [
         _record(bundle, family, request, index, policy, verdicts, backend) for index in range(len(request.seeds))
     ]
