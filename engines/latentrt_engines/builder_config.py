@@ -32,7 +32,7 @@ def make_config(library: Library, builder: Any, identity: EngineIdentity, worksp
     config.builder_optimization_level = options.optimization_level
     if workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
-    for flag, is_set in _flags(options).items():
+    for flag, is_set in _select_flags(options).items():
         (config.set_flag if is_set else config.clear_flag)(getattr(trt.BuilderFlag, flag))
     if options.hardware_compatibility != "none":
         level = getattr(trt.HardwareCompatibilityLevel, options.hardware_compatibility.upper())
@@ -45,7 +45,7 @@ def make_config(library: Library, builder: Any, identity: EngineIdentity, worksp
     return config
 
 
-def _flags(options: EngineOptions) -> dict[str, bool]:
+def _select_flags(options: EngineOptions) -> dict[str, bool]:
     """Return builder flag → whether it is set; listed flags override the library's defaults."""
     flags = {"TF32": options.tf32}
     if options.refittable or options.strip_weights:

@@ -46,9 +46,9 @@ class Library(LoadedLibrary):
             BackendError: the library needs a GPU, and this machine has none that can be used.
             RequestError: the options exclude each other, or the library does not support one of them here.
         """
-        for problem in _contradictions(options):
+        for problem in _find_contradictions(options):
             raise RequestError(problem)
-        problems = self._tensorrt_problems if self.needs_gpu else self._rtx_problems
+        problems = self._find_tensorrt_problems if self.needs_gpu else self._find_rtx_problems
         for problem in problems(options, capabilities, gpu):
             raise RequestError(problem)
 
@@ -64,7 +64,7 @@ class Library(LoadedLibrary):
                 "--timing-cache"
             )
 
-    def _tensorrt_problems(
+    def _find_tensorrt_problems(
         self, options: EngineOptions, capabilities: tuple[str, ...], gpu: Gpu | NoGpu
     ) -> Iterator[str]:
         if isinstance(gpu, NoGpu):
@@ -78,7 +78,9 @@ class Library(LoadedLibrary):
                 "this command on that machine, or build for an RTX GPU with --library tensorrt_rtx"
             )
 
-    def _rtx_problems(self, options: EngineOptions, capabilities: tuple[str, ...], gpu: Gpu | NoGpu) -> Iterator[str]:
+    def _find_rtx_problems(
+        self, options: EngineOptions, capabilities: tuple[str, ...], gpu: Gpu | NoGpu
+    ) -> Iterator[str]:
         known = self.capabilities()
         for capability in capabilities:
             if capability not in known:
@@ -97,9 +99,9 @@ class Library(LoadedLibrary):
                 "--version-compatible, and build again after an upgrade"
             )
         if isinstance(gpu, NoGpu):
-            yield from self._rtx_problems_without_gpu(options, gpu)
+            yield from self._find_rtx_problems_without_gpu(options, gpu)
 
-    def _rtx_problems_without_gpu(self, options: EngineOptions, gpu: NoGpu) -> Iterator[str]:
+    def _find_rtx_problems_without_gpu(self, options: EngineOptions, gpu: NoGpu) -> Iterator[str]:
         for selected, option, plans in (
             (options.strip_weights, "--strip-weights", "plans without weights"),
             (options.refittable, "--refittable", "refittable plans"),
@@ -133,7 +135,7 @@ def load_libraries() -> dict[LibraryName, Library | str]:
     return found
 
 
-def _contradictions(options: EngineOptions) -> Iterator[str]:
+def _find_contradictions(options: EngineOptions) -> Iterator[str]:
     if not 0 <= options.optimization_level <= 5:
         yield f"got --builder-optimization-level {options.optimization_level}, expected 0 to 5"
     for selected, name in ((options.refittable, "--refittable"), (options.strip_weights, "--strip-weights")):

@@ -219,12 +219,12 @@ def component_profile(
         encoder = manifest.tokenizers.get(spec.source.partition(".")[0])
         tokens = {"tokens": profile.chunks.times(encoder.length)} if encoder is not None else {}
         sizes = input_image if spec.source == "image" and spec.dtype == "uint8" else {}
-        found[spec.name] = _shape_range(name, spec, {**ranges, **sizes, **tokens})
+        found[spec.name] = _make_shape_range(name, spec, {**ranges, **sizes, **tokens})
     return found
 
 
-def _shape_range(component: str, spec: TensorSpec, ranges: Mapping[str, DimRange]) -> ShapeRange:
-    dims = [_dim_range(component, spec, axis, ranges) for axis in spec.shape]
+def _make_shape_range(component: str, spec: TensorSpec, ranges: Mapping[str, DimRange]) -> ShapeRange:
+    dims = [_make_dim_range(component, spec, axis, ranges) for axis in spec.shape]
     return ShapeRange(
         min=tuple(dim.min for dim in dims),
         opt=tuple(dim.opt for dim in dims),
@@ -232,7 +232,7 @@ def _shape_range(component: str, spec: TensorSpec, ranges: Mapping[str, DimRange
     )
 
 
-def _dim_range(component: str, spec: TensorSpec, axis: int | str, ranges: Mapping[str, DimRange]) -> DimRange:
+def _make_dim_range(component: str, spec: TensorSpec, axis: int | str, ranges: Mapping[str, DimRange]) -> DimRange:
     if isinstance(axis, int):
         return DimRange.of(axis)
     factor, _, name = axis.rpartition("*")

@@ -100,7 +100,7 @@ def check_engine(
     name = identity.component
     inputs, graph = GateInputs(bundle, reference), reference(name, "float32")
     results = []
-    for shapes in _profile_shapes(identity.profile):
+    for shapes in _list_profile_shapes(identity.profile):
         feeds = inputs.feeds(name, shapes)
         expected, found = run(graph, **feeds), run(engine, **feeds)
         results += [
@@ -111,7 +111,7 @@ def check_engine(
     return tuple(results)
 
 
-def _profile_shapes(profile: Mapping[str, ShapeRange]) -> list[dict[str, tuple[int, ...]]]:
+def _list_profile_shapes(profile: Mapping[str, ShapeRange]) -> list[dict[str, tuple[int, ...]]]:
     """Return the minimum, optimum and maximum shapes of a profile by input, without duplicates."""
     found: list[dict[str, tuple[int, ...]]] = []
     for which in ("min", "opt", "max"):

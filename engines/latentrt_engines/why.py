@@ -50,14 +50,14 @@ def _explain(
         nothing = f"no engine of {target.component} exists"
         return Explanation(target=target, nearest=None, sealed=False, differences=(nothing,))
     # Sealed engines come first among equals, as min takes the first.
-    record, engine = min(candidates, key=lambda each: _distance(each[0].identity, wanted))
+    record, engine = min(candidates, key=lambda each: _measure_distance(each[0].identity, wanted))
     differences: list[str] = []
     if not serves(record.identity, wanted):
         differences = describe_differences(record.identity, wanted, _describe_changed_arrays(engine, wanted, bundle))
     return Explanation(target=target, nearest=record, sealed=engine is None, differences=tuple(differences))
 
 
-def _distance(found: EngineIdentity, wanted: EngineIdentity) -> tuple[int, ...]:
+def _measure_distance(found: EngineIdentity, wanted: EngineIdentity) -> tuple[int, ...]:
     """Return the distance of an engine as a sort key: graph, weights, shapes, GPUs, and the number of differences."""
     missing = set(wanted.compute_capabilities) - set(found.compute_capabilities)
     return (

@@ -27,7 +27,7 @@ UPSCALER_SCALE = 0.08333  # the autoencoder's scaling factor
 
 _TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
 # The tasks of each pipeline class, by the number of channels that the UNet takes: 4 of latents, then those of the
-# conditioning. Not exported yet, each with a line here, its sources in `_components` and its components:
+# conditioning. Not exported yet, each with a line here, its sources in `_list_components` and its components:
 #   8 StableDiffusionLatentUpscalePipeline   latent-upscaling  no text-to-image autoencoder scale
 _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
@@ -84,7 +84,7 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     return ExportPlan(
         family=f"stable-diffusion-{_find_version(text, unet)}",
         tasks=tasks,
-        components=tuple(each for each in _components(checkpoint, tasks) if each.weights in checkpoint.weights),
+        components=tuple(each for each in _list_components(checkpoint, tasks) if each.weights in checkpoint.weights),
         latent_spaces={"unet": space},
         tokenizers={} if text is None else {"text_encoder": "tokenizer"},
         height=height * space.downscale,
@@ -96,13 +96,13 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
             max_batch=MAX_BATCH,
             max_steps=MAX_STEPS,
             max_clip_skip=0 if text is None else text.get("num_hidden_layers", 12),
-            max_noise_level=_max_noise_level(checkpoint, unet, space, tasks),
+            max_noise_level=_find_max_noise_level(checkpoint, unet, space, tasks),
         ),
         deep_cache_branches=count_branches(unet),
     )
 
 
-def _max_noise_level(
+def _find_max_noise_level(
     checkpoint: Checkpoint, unet: Mapping[str, Any], space: LatentSpace, tasks: tuple[str, ...]
 ) -> int:
     """Return the highest noise level of the input image (upscaling) or its embedding (unCLIP); 0 for other models."""
@@ -111,7 +111,7 @@ def _max_noise_level(
     return _find_noise_levels(checkpoint) - 1 if "unclip" in tasks else 0
 
 
-def _components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator[ComponentPlan]:
+def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator[ComponentPlan]:
     variation, noised = "image-variation" in tasks, "unclip" in tasks
     if variation or noised:
         yield ComponentPlan(

@@ -45,10 +45,10 @@ def boundary_values(model: ir.Model, name: str) -> list[ir.Value]:
         ExportError: other nodes read the input itself.
     """
     source = next(value for value in model.graph.inputs if value.name == name)
-    own = set(_axes(source))
+    own = set(_find_axes(source))
     inside = {
         value
-        for value, found in _dependencies(model).items()
+        for value, found in _find_dependencies(model).items()
         if found.inputs == {name} and found.axes <= own and not value.is_graph_output()
     }
     boundary: dict[ir.Value, None] = {}
@@ -56,7 +56,7 @@ def boundary_values(model: ir.Model, name: str) -> list[ir.Value]:
         if inside.isdisjoint(node.outputs) and _read_axis(node) is None:
             for value in node.inputs:
                 if value in inside:
-                    boundary.update(dict.fromkeys(_computed_sources(value, inside, node)))
+                    boundary.update(dict.fromkeys(_find_computed_sources(value, inside, node)))
     return list(boundary)
 
 
@@ -75,7 +75,7 @@ def extract_subgraph(
         ExportError: the outputs depend on an input that is neither in `keep_inputs` nor replaced by `inputs`.
     """
     part = model.clone()
-    graph, values = part.graph, _by_name(part)
+    graph, values = part.graph, _map_by_name(part)
     added = [_add_input(graph, values[name], spec) for name, spec in inputs.items()]
     results = [_add_output(graph, values[name], renamed) for name, renamed in outputs.items()]
     del graph.outputs[:]
@@ -91,7 +91,7 @@ def extract_subgraph(
     return part
 
 
-def _dependencies(model: ir.Model) -> dict[ir.Value, _Dependencies]:
+def _find_dependencies(model: ir.Model) -> dict[ir.Value, _Dependencies]:
     nothing = _Dependencies(frozenset(), frozenset())
     known = {value: _Dependencies(frozenset({str(value.name)}), frozenset()) for value in model.graph.inputs}
     for node in model.graph:
@@ -116,13 +116,13 @@ def _read_axis(node: ir.Node) -> str | None:
     return size.value if isinstance(size, ir.SymbolicDim) else None
 
 
-def _axes(value: ir.Value) -> dict[str, int]:
+def _find_axes(value: ir.Value) -> dict[str, int]:
     """Return the positions of a value's named axes."""
     sizes = value.shape or ()
     return {size.value: axis for axis, size in enumerate(sizes) if isinstance(size, ir.SymbolicDim) and size.value}
 
 
-def _computed_sources(value: ir.Value, inside: set[ir.Value], user: ir.Node) -> list[ir.Value]:
+def _find_computed_sources(value: ir.Value, inside: set[ir.Value], user: ir.Node) -> list[ir.Value]:
     """Return the computed floating values that determine `value`: itself, or the sources of a repeated node.
 
     Raises:
@@ -133,10 +133,12 @@ def _computed_sources(value: ir.Value, inside: set[ir.Value], user: ir.Node) -> 
         raise ExportError(f"{user.name} reads the input {value.name} itself, so the graph cannot be split there")
     if value.dtype in _FLOATS and node.op_type not in _REPEATED:
         return [value]
-    return [found for source in node.inputs if source in inside for found in _computed_sources(source, inside, node)]
+    return [
+        found for source in node.inputs if source in inside for found in _find_computed_sources(source, inside, node)
+    ]
 
 
-def _by_name(model: ir.Model) -> dict[str, ir.Value]:
+def _map_by_name(model: ir.Model) -> dict[str, ir.Value]:
     return {str(value.name): value for node in model.graph for value in node.outputs}
 
 
@@ -169,7 +171,7 @@ def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
 
 def _read_sizes_from(inputs: Iterable[ir.Value], graph: ir.Graph) -> None:
     """Make every node that reads the size of a named axis read it from one of these inputs."""
-    owners = {axis: (value, index) for value in reversed([*inputs]) for axis, index in _axes(value).items()}
+    owners = {axis: (value, index) for value in reversed([*inputs]) for axis, index in _find_axes(value).items()}
     for node in graph:
         owner, axis = owners.get(_read_axis(node) or "", (None, 0))
         if owner is not None:

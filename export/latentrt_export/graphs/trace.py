@@ -112,7 +112,7 @@ def _declare(values: Any, specs: tuple[TensorSpec, ...]) -> None:
     """Set the shapes of inputs and outputs to the signature's; the tracer's are correct but hard to read.
 
     Raises:
-        ExportError: a traced input or output has another rank or size.
+        ExportError: a traced input or output has another name or rank.
     """
     for value, spec in zip(values, specs, strict=True):
         if value.name != spec.name or len(value.shape) != len(spec.shape):

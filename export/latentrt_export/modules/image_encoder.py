@@ -103,7 +103,9 @@ class NoisedImageEncoder(_ClipEncoder):
 
     def forward(self, pixels: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
         alphas_cumprod = torch.tensor(self.alphas_cumprod, dtype=torch.float32)
-        signal, noise = (table.index_select(0, noise_level)[:, None] for table in _square_roots(alphas_cumprod))
+        signal, noise = (
+            table.index_select(0, noise_level)[:, None] for table in _split_signal_and_noise(alphas_cumprod)
+        )
         center, scale = self.normalizer.mean, self.normalizer.std
         mean = (self.embed(pixels) - center) * signal + center
         sines = get_timestep_embedding(noise_level, self.width, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -118,6 +120,6 @@ def _load_encoder(checkpoint: Path, variant: str | None) -> tuple[Any, Preproces
     return load_pretrained(CLIPVisionModelWithProjection, checkpoint / "image_encoder", variant), preprocessing
 
 
-def _square_roots(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+def _split_signal_and_noise(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
     """Return √ᾱ and √(1 − ᾱ), the factors of signal and noise at each noise level: float32 [T] each."""
     return alphas_cumprod**0.5, (1 - alphas_cumprod) ** 0.5

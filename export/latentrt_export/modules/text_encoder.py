@@ -53,12 +53,12 @@ class TextEncoder(ComponentModule):
         stacked = torch.stack(states, dim=1)  # (B, layers + 1, 77, D)
         rows = torch.arange(input_ids.shape[0], device=input_ids.device)
         chosen = stacked[rows, self.layers - clip_skip]  # (B, 77, D)
-        return self._text_model().final_layer_norm(chosen)  # type: ignore[no-any-return]
+        return self._find_text_model().final_layer_norm(chosen)  # type: ignore[no-any-return]
 
     def canonical_name(self, parameter: str) -> str:
         name = parameter.removeprefix("model.")
         return name if name.startswith("text_model.") else f"text_model.{name}"
 
-    def _text_model(self) -> Any:
+    def _find_text_model(self) -> Any:
         # transformers 5 removed the inner module `text_model` of earlier versions and of every checkpoint.
         return getattr(self.model, "text_model", self.model)

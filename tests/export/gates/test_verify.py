@@ -200,7 +200,7 @@ def test_every_recorded_result_is_within_its_bound(request: pytest.FixtureReques
     exported: Exported = request.getfixturevalue(family)
     components = Bundle.open(exported.bundle).manifest.components
     checkpoint = open_checkpoint(exported.checkpoint, pipelines=PIPELINES)
-    modules = {plan.name: plan.module for plan in stable_diffusion._components(checkpoint, ("text-to-image",))}
+    modules = {plan.name: plan.module for plan in stable_diffusion._list_components(checkpoint, ("text-to-image",))}
     assert set(components) == set(modules) - ({"preview_decoder"} if family == "sd1" else set())
     for name, component in components.items():
         traced = {spec.name: sized(spec, _module(modules[name]).trace_shapes) for spec in component.inputs}
