@@ -98,7 +98,7 @@ def test_image_and_noise_level_change_the_result(pipeline: Pipeline) -> None:
         ({"mask_image": input_image(16, 16)}, "inpainting"),
         ({"depth_map": np.ones((8, 8), np.float32)}, "`depth_map`"),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else value,
 )
 def test_impossible_requests(pipeline: Pipeline, values: dict[str, Any], option: str) -> None:
     with pytest.raises(RequestError, match=option):
