@@ -47,7 +47,7 @@ test: setup lint types
 # The runtime's tests where a user runs it: without torch, the exporter, engine libraries and OpenVINO.
 test-runtime: .venv-runtime/.ready
 	.venv-runtime/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pytest pytest-xdist hypothesis
-	OMP_NUM_THREADS=1 .venv-runtime/bin/pytest -n $(WORKERS) --dist worksteal tests/runtime -m "not slow and not gpu and not openvino"
+	OMP_NUM_THREADS=1 .venv-runtime/bin/pytest -n $(WORKERS) --dist worksteal tests/runtime -m "not slow and not gpu and not openvino and not extras"
 
 test-slow: setup
 	$(PYTEST) -m "slow and not gpu"

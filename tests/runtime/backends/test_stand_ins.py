@@ -7,6 +7,8 @@ import pytest
 from tests.runtime.backends import fake_cuda, fake_tensorrt
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 
+pytestmark = pytest.mark.extras
+
 
 def public(fake: type) -> set[str]:
     return {name for name in vars(fake) if not name.startswith("_")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
 from latentrt.cli.comparison import default_samplers
 from latentrt.cli.main import main
-from tests.exported import Exported
 from tests.runtime import small_bundle
+
+if TYPE_CHECKING:
+    from tests.exported import Exported
 
 CELL = (192 + 12, 192 + 12 + 51)  # an image, the margin, the caption
 PROMPT = "a large red heart above a small white circle on a black background"
@@ -77,6 +80,7 @@ def test_a_sheet_a_table_and_the_same_values_as_json(tmp_path: Path, capsys: pyt
     assert printed[6] == f"{sheet}: {PROMPT!r}, seed 5"
 
 
+@pytest.mark.extras
 def test_another_bundle_and_nothing_printed(
     sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +174,7 @@ def test_a_folder_that_is_not_a_bundle(tmp_path: Path, capsys: pytest.CaptureFix
     assert "bundle.json" in capsys.readouterr().err
 
 
+@pytest.mark.extras
 def test_a_bundle_without_a_classifier_requires_safety_off(
     sd1: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from latentrt.errors import BackendError, MissingExtraError
 from tests.engines.made_up import FakeTensorRT
 
 
+@pytest.mark.extras
 def test_a_library_and_its_version() -> None:
     """The wheel is called tensorrt_rtx_cu13 or so, and plans belong to it."""
     found = import_library("tensorrt_rtx", "test")

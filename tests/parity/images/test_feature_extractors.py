@@ -85,5 +85,5 @@ def test_depth_equals_diffusers(size: tuple[int, int], depth_size: tuple[int, in
     expected = pipeline.prepare_depth_map(
         random_image(size), torch.from_numpy(depth), 1, False, torch.float32, torch.device("cpu")
     )
-    # torch's bicubic weights are float32: 4e-5 of the largest value (`test_interpolation_parity`), here scaled to ±1.
+    # torch's bicubic weights are float32: 4e-5 of the largest value (`test_interpolation`), here scaled to ±1.
     assert np.abs(depth_to_latents(depth, size[1], size[0]) - expected.numpy()).max() <= 4e-5
