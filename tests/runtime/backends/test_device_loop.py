@@ -720,6 +720,7 @@ def test_backends_know_neither_the_loop_nor_a_family() -> None:
         assert not any(f'"{word}"' in text for word in ("sample", "timestep"))
 
 
+@pytest.mark.extras
 def test_the_stand_in_has_names_of_the_real_driver() -> None:
     from cuda.bindings import driver
 

@@ -63,7 +63,7 @@ def test_a_sheet_a_table_and_the_same_values_as_json(tmp_path: Path, capsys: pyt
     assert found["request"]["prompt"] == PROMPT
     assert (found["request"]["seed"], found["request"]["guidance_scale"], found["threads"]) == (5, 5.0, 1)
     assert found["bundle"]["digest"] == Bundle.open(bundle_path()).digest
-    assert found["runs_on"]["unet"].startswith("OpenVINO on the CPU")
+    assert " on the CPU" in found["runs_on"]["unet"]
     cells = {(cell["sampler"], cell["steps"]): cell for cell in found["cells"]}
     assert list(cells) == [(name, steps) for name in names for steps in (3, 4)]
     assert "needs at least 4" in cells["pndm", 3]["refused"]

@@ -138,6 +138,7 @@ def test_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, a
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.extras
 def test_a_plot_beside_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     call = ("--sampler", "unipc", "--steps", 5)
     table = printed(capsys, *call)
@@ -150,6 +151,7 @@ def test_a_plot_beside_the_table(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert (tmp_path / "table.csv").read_text().startswith("t,c_in,p,q,limit")
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize(
     ("args", "fragment"),
     [
@@ -220,6 +222,7 @@ def test_a_configuration_without_a_class_needs_a_sampler(capsys: pytest.CaptureF
     assert out == format_json(samplers.schedule("ddim", {"beta_end": 0.01}, 3))
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize(
     ("args", "fragment"),
     [
