@@ -97,6 +97,7 @@ def test_configurations_that_contradict_the_pipeline(
         plan(tmp_path, pipeline, unet=config)
 
 
+@pytest.mark.slow  # two exports; tests/parity exports the same tasks without parts
 @pytest.mark.parametrize(("task", "channels"), [("inpainting", 9), ("edit", 8)])
 def test_a_task_from_end_to_end(tmp_path: Path, task: Task, channels: int) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", task=task, safety="none")
