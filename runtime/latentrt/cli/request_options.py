@@ -37,6 +37,8 @@ def command_spelling(command: click.Command) -> dict[str, str]:
                 spelling[f"{option.removeprefix('--no-').replace('-', '_')}=False"] = option
             elif option.startswith("--"):
                 spelling[parameter.name or ""] = option
+                if option.endswith("s"):  # `--samplers` takes several of the keyword `sampler`
+                    spelling[option.removeprefix("--").removesuffix("s").replace("-", "_")] = option
     return spelling
 
 

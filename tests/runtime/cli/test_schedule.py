@@ -206,7 +206,7 @@ def test_invalid_options(
         ('{"_class_name": "MyScheduler"}', "'MyScheduler'"),
         ('{"_class_name": "DDIMScheduler", "beta_end": "a lot"}', "`beta_end`='a lot'"),
         ('{"_class_name": "DDIMScheduler", "prediction_type": "\\u001b[2J"}', "prediction_type"),
-        ('{"_class_name": "\\u001b[2J"}', "is unknown"),
+        ('{"_class_name": "\\u001b[2J"}', "--sampler="),
     ],
 )
 def test_invalid_configurations(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, fragment: str) -> None:
