@@ -7,6 +7,7 @@ folder in which they are kept from run to run while one works on something else 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from filelock import FileLock, Timeout
 
 from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, Precision
+from latentrt_export import write
 from latentrt_export.export import export_checkpoint
+from latentrt_export.worker import Done, Job, export_here
 from tests.tiny import Family, Task, make_checkpoint
 from tests.tiny_preview import make_preview_decoder
 
@@ -62,14 +65,20 @@ def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
 def exported_task(
     factory: pytest.TempPathFactory, task: Task, family: Family = "sd1", *, parts: bool = False
 ) -> Exported:
-    """A bundle of another task in float32; SD 2.x without a classifier."""
+    """A bundle of another task in float32, without a classifier; exported in this process, as workers import torch."""
     root = _root(factory)
     checkpoint, bundle = root / f"{task}-checkpoint", root / task
     with FileLock(root / f"{task}.lock"):
         if not bundle.exists():
-            make_checkpoint(checkpoint, family, task=task, safety="none" if family == "sd2" else "quiet")
-            export_checkpoint(checkpoint, bundle, parts=parts, progress=Silent())
+            make_checkpoint(checkpoint, family, task=task, safety="none")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(write, "run_worker", _export_here)
+                export_checkpoint(checkpoint, bundle, parts=parts, progress=Silent())
     return Exported(family=family, checkpoint=checkpoint, variant=None, bundle=bundle)
+
+
+def _export_here(job: Job, notify: Callable[[str], None]) -> Done:
+    return Done(component=export_here(job, notify), cost=ComponentCost(seconds=0.0, peak_bytes=0))
 
 
 def _root(factory: pytest.TempPathFactory) -> Path:

@@ -30,7 +30,16 @@ from transformers import (
 from sample.write import add_prefix
 
 Family = Literal["sd1", "sd2"]
-Task = Literal["text-to-image", "inpainting", "edit", "depth-to-image", "upscaling", "image-variation", "unclip"]
+Task = Literal[
+    "text-to-image",
+    "inpainting",
+    "edit",
+    "depth-to-image",
+    "upscaling",
+    "latent-upscaling",
+    "image-variation",
+    "unclip",
+]
 # The pipeline class of each task, and the channels that its UNet takes.
 PIPELINES: dict[Task, tuple[str, int]] = {
     "text-to-image": ("StableDiffusionPipeline", 4),
@@ -38,6 +47,7 @@ PIPELINES: dict[Task, tuple[str, int]] = {
     "edit": ("StableDiffusionInstructPix2PixPipeline", 8),
     "depth-to-image": ("StableDiffusionDepth2ImgPipeline", 5),
     "upscaling": ("StableDiffusionUpscalePipeline", 7),
+    "latent-upscaling": ("StableDiffusionLatentUpscalePipeline", 8),
     "image-variation": ("StableDiffusionImageVariationPipeline", 4),
     "unclip": ("StableUnCLIPImg2ImgPipeline", 4),
 }
@@ -64,7 +74,7 @@ def make_checkpoint(
         family: `sd1` (epsilon, PNDM, CLIP's quick GELU, padding with the end token) or `sd2` (v-prediction, DDIM, GELU,
             heads by width, linear projections, padding with id 0).
         task: by which the UNet takes more channels, and which components there are beside the usual ones or in place of
-            the text encoder. Depth to image and unCLIP have no classifier.
+            the text encoder. Depth to image, unCLIP and latent upscaling have no classifier.
         safety: a classifier that flags nothing, one that flags everything, or none.
         tokenizer: as `vocab.json` and `merges.txt` (what SD 1.x has) or as `tokenizer.json`.
         variant: `fp16` stores half weights under the variant's file names, as the hub does.
@@ -72,7 +82,7 @@ def make_checkpoint(
     """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    safety = "none" if task in ("depth-to-image", "unclip") else safety
+    safety = "none" if task in ("depth-to-image", "unclip", "latent-upscaling") else safety
     modules: dict[str, Any] = {}
     if task != "image-variation":
         ids = write_tokenizer(folder / "tokenizer", family, tokenizer)
@@ -83,7 +93,7 @@ def make_checkpoint(
     elif task == "upscaling":
         # A table of noise levels; most of its self-attention attends to the prompt instead.
         options = {"num_class_embeds": 1000, "only_cross_attention": (True, False, True)}
-    modules["unet"] = unet(family, PIPELINES[task][1], **options)
+    modules["unet"] = latent_upscaler() if task == "latent-upscaling" else unet(family, PIPELINES[task][1], **options)
     modules["vae"] = autoencoder(levels=3, scale=0.08333) if task == "upscaling" else autoencoder()
     if task == "depth-to-image":
         modules["depth_estimator"] = depth_estimator()
@@ -108,7 +118,8 @@ def make_checkpoint(
         _restore_prefix(folder / "text_encoder", "text_model.", with_position_ids=family == "sd1")
     if safety != "none":
         _restore_prefix(folder / "safety_checker", "vision_model.", only="vision_model.")
-    _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULERS[family])
+    scheduler = LATENT_UPSCALER_SCHEDULER if task == "latent-upscaling" else SCHEDULERS[family]
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _write_json(folder / "model_index.json", model_index(family, with_safety=safety != "none", task=task))
     (folder / "LICENSE").write_text("A licence for a random model: do with it what you like.\n")
     (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nRandom weights.\n")
@@ -146,6 +157,31 @@ def unet(family: Family, channels: int = 4, **options: Any) -> UNet2DConditionMo
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         **options,
+    ).eval()
+
+
+def latent_upscaler() -> UNet2DConditionModel:
+    """The blocks and options of the published latent upscaler, which has no middle block."""
+    return UNet2DConditionModel(
+        sample_size=None,
+        in_channels=8,
+        out_channels=5,
+        act_fn="gelu",
+        attention_head_dim=8,
+        norm_num_groups=None,
+        block_out_channels=(32, 32, 64, 64),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
+        mid_block_type=None,
+        up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
+        only_cross_attention=False,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        time_cond_proj_dim=128 + TEXT_WIDTH,
+        timestep_post_act="gelu",
     ).eval()
 
 
@@ -343,6 +379,10 @@ def model_index(family: Family, *, with_safety: bool, task: Task = "text-to-imag
             del index[key]
         index["depth_estimator"] = ["transformers", "DPTForDepthEstimation"]
         index["feature_extractor"] = ["transformers", "DPTImageProcessor"]
+    if task == "latent-upscaling":
+        for key in ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker"):
+            del index[key]
+        index["scheduler"] = ["diffusers", LATENT_UPSCALER_SCHEDULER["_class_name"]]
     if task == "upscaling":
         for key in ("image_encoder", "requires_safety_checker"):
             del index[key]
@@ -432,6 +472,18 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     },
 }
 
+
+LATENT_UPSCALER_SCHEDULER: dict[str, Any] = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.13.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "original_sample",
+    "trained_betas": None,
+}
 
 NOISING_SCHEDULER: dict[str, Any] = {
     "_class_name": "DDPMScheduler",

@@ -59,13 +59,15 @@ __all__ = ["export"]
     type=click.Path(path_type=Path),
     help="A diffusers folder whose configurations describe a single-file checkpoint.",
 )
-@click.option("--default-steps", type=int, default=50, show_default=True, help="Steps of a request that omits them.")
+@click.option(
+    "--default-steps",
+    type=int,
+    help="Steps of a request that omits them; by default those of diffusers' pipeline, 50 for text to image.",
+)
 @click.option(
     "--default-guidance-scale",
     type=float,
-    default=7.5,
-    show_default=True,
-    help="Guidance scale of a request that omits it; at most 1 means no guidance.",
+    help="Guidance scale of a request that omits it (at most 1: none); by default that of diffusers' pipeline.",
 )
 @click.option("--no-parts", is_flag=True, help="Omit the parts for a shorter loop and for decoding in slices.")
 @click.option(
@@ -93,8 +95,8 @@ def export(
     preview_decoder: Path | None,
     prediction_type: PredictionType | None,
     config: Path | None,
-    default_steps: int,
-    default_guidance_scale: float,
+    default_steps: int | None,
+    default_guidance_scale: float | None,
     no_parts: bool,
     deep_cache: int | None,
     token_merging: float | None,
@@ -108,7 +110,7 @@ def export(
     from latentrt_export.report import Reporter, print_table
 
     started = time.monotonic()
-    quantization_options = read_options(quantization, calibration_prompts, calibration_steps, default_guidance_scale)
+    quantization_options = read_options(quantization, calibration_prompts, calibration_steps)
     with terminable(), Reporter() as reporter:
         manifest = _exporter()(
             checkpoint,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from latentrt.bundle.manifest import Manifest, Precision
+import msgspec
+
+from latentrt.bundle.manifest import Defaults, Manifest, Precision
 from latentrt.bundle.staging import staged
 from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.checkpoints import single_file
@@ -35,8 +37,8 @@ def export_checkpoint(
     preview_decoder: Path | None = None,
     prediction_type: single_file.PredictionType | None = None,
     config: Path | None = None,
-    default_steps: int = 50,
-    default_guidance_scale: float = 7.5,
+    default_steps: int | None = None,
+    default_guidance_scale: float | None = None,
     parts: bool = True,
     deep_cache: int | None = None,
     token_merging: float | None = None,
@@ -59,7 +61,8 @@ def export_checkpoint(
         preview_decoder: a tiny autoencoder (diffusers' `AutoencoderTiny`) whose decoder is added for previews.
         prediction_type: the model output of a single-file checkpoint, if its metadata does not have it.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
-        default_steps, default_guidance_scale: the values for requests that omit them; diffusers' defaults by default.
+        default_steps, default_guidance_scale: the values for requests that omit them; None takes those of the diffusers
+            pipeline.
         parts: whether the denoiser is split for a shorter loop, and the decoder into slices.
         deep_cache: the branch at which the part `shallow_body` is split off, 0 the shallowest; None omits that part.
         token_merging: the share of tokens that the denoiser merges (`token_merging.py`); None merges none.
@@ -100,8 +103,9 @@ def export_checkpoint(
                 "no licence was found in the checkpoint; the bundle records 'unknown'. Clarify it before you "
                 "distribute the bundle"
             )
-        if quantization is None and precision == "int8":
-            quantization = QuantizationOptions(guidance_scale=default_guidance_scale)
+        plan = replace(plan, defaults=_override(plan.defaults, default_steps, default_guidance_scale))
+        if precision == "int8":
+            quantization = _decide(quantization or QuantizationOptions(), plan.defaults)
         return write_bundle(
             opened,
             plan,
@@ -110,17 +114,29 @@ def export_checkpoint(
             split=SplitOptions(deep_cache=deep_cache) if parts else None,
             token_merging=token_merging,
             quantization=quantization,
-            default_steps=default_steps,
-            default_guidance_scale=default_guidance_scale,
             progress=progress,
         )
 
 
-def _check_defaults(steps: int, guidance_scale: float) -> None:
-    if not 1 <= steps <= MAX_STEPS:
+def _check_defaults(steps: int | None, guidance_scale: float | None) -> None:
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
         raise RequestError(f"--default-steps: got {steps}, expected 1 to {MAX_STEPS}")
-    if not 0 <= guidance_scale <= MAX_GUIDANCE_SCALE:
+    if guidance_scale is not None and not 0 <= guidance_scale <= MAX_GUIDANCE_SCALE:
         raise RequestError(f"--default-guidance-scale: got {guidance_scale:g}, expected 0 to {MAX_GUIDANCE_SCALE:g}")
+
+
+def _override(defaults: Defaults, steps: int | None, guidance_scale: float | None) -> Defaults:
+    return msgspec.structs.replace(
+        defaults,
+        num_inference_steps=defaults.num_inference_steps if steps is None else steps,
+        guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
+    )
+
+
+def _decide(options: QuantizationOptions, defaults: Defaults) -> QuantizationOptions:
+    """Let calibration run like later requests, unless the caller decided otherwise."""
+    scale = options.guidance_scale
+    return msgspec.structs.replace(options, guidance_scale=defaults.guidance_scale if scale is None else scale)
 
 
 def _check_options(

@@ -18,7 +18,6 @@ from latentrt.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Component,
-    Defaults,
     Licence,
     Manifest,
     Precision,
@@ -63,8 +62,6 @@ def write_bundle(
     split: SplitOptions | None,
     token_merging: float | None,
     quantization: QuantizationOptions | None,
-    default_steps: int,
-    default_guidance_scale: float,
     progress: Progress,
 ) -> Manifest:
     """Export every component and write the bundle's files, the manifest last.
@@ -77,7 +74,6 @@ def write_bundle(
         split: the options of splitting components into parts; None for no parts.
         token_merging: the share of tokens to merge in the denoiser's self-attention; None merges none.
         quantization: the options of int8, if the precision is int8.
-        default_steps, default_guidance_scale: the values for requests that omit them.
         progress: notified of steps, results and warnings.
 
     Raises:
@@ -108,7 +104,7 @@ def write_bundle(
         results[component.name] = done
         progress.done(component.name, done.component, done.cost)
     files = sorted(path.relative_to(stage.bundle).as_posix() for path in stage.bundle.rglob("*") if path.is_file())
-    scheduler = SchedulerRecord(class_name=checkpoint.scheduler_class, config=dict(checkpoint.scheduler_config))
+    scheduler = SchedulerRecord(class_name=checkpoint.scheduler_class, config=dict(plan.scheduler_config))
     others = {
         name: SchedulerRecord(class_name=each.class_name, config=dict(each.config))
         for name, each in checkpoint.other_schedulers.items()
@@ -129,12 +125,7 @@ def write_bundle(
         tokenizers=tokenizers,
         schedulers={**dict.fromkeys(plan.latent_spaces, scheduler), **others},
         latent_spaces=dict(plan.latent_spaces),
-        defaults=Defaults(
-            height=plan.height,
-            width=plan.width,
-            num_inference_steps=default_steps,
-            guidance_scale=default_guidance_scale,
-        ),
+        defaults=plan.defaults,
         limits=plan.limits,
         files={name: file_record(stage.bundle / name) for name in files},
     )
@@ -151,7 +142,7 @@ def _warn_about_runs(checkpoint: Checkpoint, plan: ExportPlan, progress: Progres
             "--safety-checker PATH"
         )
     try:
-        find(checkpoint.scheduler_class).read(checkpoint.scheduler_config)
+        find(checkpoint.scheduler_class).read(plan.scheduler_config)
         check_suits(checkpoint.scheduler_class, checkpoint.scheduler_class)
     except RequestError as error:
         progress.warn(
@@ -191,10 +182,10 @@ def _write_first_arrays(
             arrays[f"calibration:tokens:{name}"] = tokenize_prompts(tokenizer.chunks, prompts)
     for name in plan.latent_spaces:
         try:
-            arrays[f"alphas_cumprod:{name}"] = training_alphas(checkpoint.scheduler_config)
+            arrays[f"alphas_cumprod:{name}"] = training_alphas(plan.scheduler_config)
         except RequestError as error:
             raise CheckpointError(f"the scheduler's training noise schedule is not supported: {error}") from error
-        training = json.dumps(select_training_config(checkpoint.scheduler_config))
+        training = json.dumps(select_training_config(plan.scheduler_config))
         arrays[f"noise_schedule:{name}"] = np.array(training)
     path = stage.scratch / "gate-inputs.npz"
     np.savez(path, **arrays)

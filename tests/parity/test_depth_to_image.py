@@ -1,7 +1,4 @@
-"""Depth to image compared with diffusers' own pipeline: the same checkpoint, prompt, seed, image; float32.
-
-Bounds as in test_text_to_image.py: latents within 1e-4 of their largest, pixels within 2 of 255.
-"""
+"""Depth to image compared with diffusers' own pipeline: the same checkpoint, prompt, seed, image; float32."""
 
 from __future__ import annotations
 
@@ -11,17 +8,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionDepth2ImgPipeline
-from PIL import Image
 
 from latentrt import Pipeline
 from latentrt.bundle.bundle import Bundle
 from latentrt.errors import RequestError
 from tests.exported import Exported, exported_task
-from tests.parity.test_tasks import GUIDANCE, PROMPT, compare, input_image
+from tests.parity.pipelines import GUIDANCE, IGNORED_WARNINGS, PROMPT, compare, input_image
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)  # of the oracle's own dependencies
+pytestmark = IGNORED_WARNINGS
 
 CALL: dict[str, Any] = {"strength": 0.6, "num_inference_steps": 7}
 
@@ -42,32 +36,6 @@ def oracle(depth: Exported) -> StableDiffusionDepth2ImgPipeline:
     return StableDiffusionDepth2ImgPipeline.from_pretrained(depth.checkpoint)
 
 
-def compare_lists(
-    pipeline: Pipeline,
-    oracle: StableDiffusionDepth2ImgPipeline,
-    sampler: str,
-    images: int,
-    guidance: dict[str, Any],
-    image: Image.Image,
-    ours: dict[str, Any] | None = None,
-    theirs: dict[str, Any] | None = None,
-) -> None:
-    """Compare with lists of prompts and images in diffusers, so that each image has its own generator throughout."""
-    lists: dict[str, Any] = {"prompt": [PROMPT] * images, "image": [image] * images}
-    if "negative_prompt" in guidance:
-        lists["negative_prompt"] = [guidance["negative_prompt"]] * images
-    own = {"prompt": PROMPT, "image": image, "num_images_per_prompt": images}
-    seeds = list(range(5, 5 + images))
-    compare(
-        pipeline,
-        oracle,
-        sampler,
-        seeds,
-        {**CALL, **guidance, **own, **(ours or {})},
-        {**CALL, **guidance, **lists, **(theirs or {})},
-    )
-
-
 @pytest.mark.parametrize("guidance", GUIDANCE, ids=["unguided", "guided"])
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (91, 75)])
@@ -81,22 +49,24 @@ def test_depth_to_image(
     images: int,
     guidance: dict[str, Any],
 ) -> None:
-    compare_lists(pipeline, oracle, sampler, images, guidance, input_image(width, height))
+    call = {"prompt": PROMPT, "image": input_image(width, height), **CALL, **guidance}
+    compare(pipeline, oracle, sampler, images, call)
 
 
 def test_the_default_strength_is_that_of_diffusers(
     pipeline: Pipeline, oracle: StableDiffusionDepth2ImgPipeline
 ) -> None:
-    call: dict[str, Any] = {"strength": None}
-    compare_lists(pipeline, oracle, "ddim", 1, GUIDANCE[1], input_image(64, 72), call, {"strength": 0.8})
+    call = {"prompt": PROMPT, "image": input_image(64, 72), "num_inference_steps": 7}
+    compare(pipeline, oracle, "ddim", 1, call, theirs={"strength": 0.8})
 
 
 def test_a_depth_map_takes_the_place_of_the_estimate(
     pipeline: Pipeline, oracle: StableDiffusionDepth2ImgPipeline
 ) -> None:
     given = np.random.default_rng(0).uniform(0, 3000, (37, 50)).astype(np.float32)
-    theirs: dict[str, Any] = {"depth_map": torch.from_numpy(given)[None]}
-    compare_lists(pipeline, oracle, "ddim", 1, GUIDANCE[1], input_image(64, 72), {"depth_map": given}, theirs)
+    call = {"prompt": PROMPT, "image": input_image(64, 72), **CALL}
+    theirs = {"depth_map": torch.from_numpy(given)[None]}
+    compare(pipeline, oracle, "ddim", 1, call, ours={"depth_map": given}, theirs=theirs)
     result = pipeline(PROMPT, image=input_image(64, 64), depth_map=given, seed=1, safety="off", num_inference_steps=2)
     assert result.records[0].given == ("depth_map",)
 

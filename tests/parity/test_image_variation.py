@@ -1,7 +1,4 @@
-"""Image variation compared with diffusers' own pipeline: the same checkpoint, image, seed; float32.
-
-Bounds as in test_text_to_image.py: latents within 1e-4 of their largest, pixels within 2 of 255.
-"""
+"""Image variation compared with diffusers' own pipeline: the same checkpoint, image, seed; float32."""
 
 from __future__ import annotations
 
@@ -17,16 +14,19 @@ from latentrt import Pipeline
 from latentrt.cli.run import run
 from latentrt.images.metadata import read_metadata
 from tests.exported import Exported, exported_task
-from tests.parity.test_tasks import compare, input_image
+from tests.parity.pipelines import IGNORED_WARNINGS, compare, input_image
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)  # of the oracle's own dependencies
+pytestmark = IGNORED_WARNINGS
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return exported_task(tmp_path_factory, "image-variation")
+
+
+@pytest.fixture(scope="module")
+def pipeline(model: Exported) -> Pipeline:
+    return Pipeline.load(model.bundle, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +41,14 @@ def pipe(model: Exported) -> Any:
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (88, 72)])
 @pytest.mark.parametrize("sampler", ["pndm", "euler_a", "dpmpp_2m"])
 def test_image_variation(
-    model: Exported, pipe: Any, sampler: str, width: int, height: int, images: int, guidance_scale: float
+    pipeline: Pipeline, pipe: Any, sampler: str, width: int, height: int, images: int, guidance_scale: float
 ) -> None:
     image = input_image(301, 173)  # of any size, which is not the result's
     common = {"height": height, "width": width, "guidance_scale": guidance_scale, "num_inference_steps": 6}
-    ours = {**common, "image": image, "num_images_per_prompt": images}
-    pipeline = Pipeline.load(model.bundle, device="cpu")
-    compare(pipeline, pipe, sampler, list(range(5, 5 + images)), ours, {**common, "image": [image] * images})
+    compare(pipeline, pipe, sampler, images, {**common, "image": image})
 
 
-def test_the_default_size_is_the_models(model: Exported) -> None:
-    pipeline = Pipeline.load(model.bundle, device="cpu")
+def test_the_default_size_is_the_models(pipeline: Pipeline) -> None:
     made = pipeline(image=input_image(301, 173), num_inference_steps=1, output_type="np", safety="off").images
     assert made.shape == (1, 64, 64, 3)
 
@@ -59,20 +56,9 @@ def test_the_default_size_is_the_models(model: Exported) -> None:
 def test_the_command_line_needs_no_prompt(model: Exported, tmp_path: Path) -> None:
     input_image(96, 80).save(tmp_path / "in.png")
     place = tmp_path / "out.png"
-    arguments = [
-        model.bundle,
-        "--image",
-        tmp_path / "in.png",
-        "--steps",
-        2,
-        "--seed",
-        7,
-        "--safety",
-        "off",
-        "-o",
-        place,
-    ]
-    done = CliRunner().invoke(run, [*map(str, arguments), "--device", "cpu"], catch_exceptions=False)
+    options = ["--steps", 2, "--seed", 7, "--safety", "off", "--device", "cpu"]
+    arguments = [model.bundle, "--image", tmp_path / "in.png", *options, "-o", place]
+    done = CliRunner().invoke(run, [*map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     record = read_metadata(place).record
     assert record is not None

@@ -14,13 +14,11 @@ from latentrt import Bundle, Pipeline
 from latentrt_export.export import export_checkpoint
 from tests.exported import Exported, Silent
 from tests.ldm import write_single_file
-from tests.parity.test_text_to_image import LATENTS_BOUND, oracle_of
+from tests.parity.pipelines import IGNORED_WARNINGS, LATENTS_BOUND
+from tests.parity.test_text_to_image import oracle_of
 from tests.tiny import Family, make_checkpoint
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
-]  # of the oracle's own dependencies
+pytestmark = [pytest.mark.slow, IGNORED_WARNINGS]
 
 CALL: dict[str, Any] = {"num_inference_steps": 4, "height": 72, "width": 88}
 

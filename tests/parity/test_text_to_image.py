@@ -1,9 +1,4 @@
-"""The pipeline compared with diffusers' own: the same checkpoint, prompt, seed, sampler; float32.
-
-Bounds, for everything here: final latents within 1e-4 of their largest (the graphs are 1e-6 from torch per evaluation,
-and guidance of 7.5 multiplies the difference of two of them, at every step), pixels within 2 of 255 (the decoder rounds
-values that close to an edge differently).
-"""
+"""The pipeline compared with diffusers' own: the same checkpoint, prompt, seed, sampler; float32."""
 
 from __future__ import annotations
 
@@ -14,36 +9,19 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-)
+from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 
 from latentrt import Pipeline
 from latentrt.sampling import samplers
 from latentrt.text.tokenizer import Tokenizer
 from tests.exported import Exported
+from tests.parity.pipelines import IGNORED_WARNINGS, LATENTS_BOUND, PROMPT, SCHEDULERS, assert_close, run_oracle
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)  # of the oracle's own dependencies
+pytestmark = IGNORED_WARNINGS
 
-LATENTS_BOUND = 1e-4
-PIXELS_BOUND = 2
-PROMPT = "a red circle on a blue background"
-SCHEDULERS: dict[str, Any] = {
-    "ddim": DDIMScheduler,
-    "pndm": PNDMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "euler_a": EulerAncestralDiscreteScheduler,
-    "dpmpp_2m": DPMSolverMultistepScheduler,
-}
-Oracle = Callable[..., tuple[NDArray[np.float32], NDArray[np.uint8]]]
+Oracle = Callable[..., tuple[NDArray[np.float32], NDArray[np.float32]]]
+SAMPLERS = ["ddim", "pndm", "euler", "euler_a", "dpmpp_2m"]
 
 
 def oracle_of(model: Exported) -> Oracle:
@@ -54,15 +32,11 @@ def oracle_of(model: Exported) -> Oracle:
     object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)
     config = dict(pipe.scheduler.load_config(model.checkpoint, subfolder="scheduler"))
 
-    def generate(sampler: str | None, seeds: list[int], **call: Any) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def generate(sampler: str | None, seeds: list[int], **call: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         own = {type_.__name__: type_ for type_ in SCHEDULERS.values()}[config["_class_name"]]
         pipe.scheduler = (SCHEDULERS[sampler] if sampler else own).from_config(config)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        latents = pipe(generator=generators, output_type="latent", **call).images
-        with torch.inference_mode():
-            decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
-        pixels = pipe.image_processor.postprocess(decoded, output_type="np")
-        return latents.numpy(), (pixels * 255).round().astype(np.uint8)
+        return run_oracle(pipe, generator=generators, **call)
 
     return generate
 
@@ -74,16 +48,11 @@ def pair(request: pytest.FixtureRequest) -> tuple[Pipeline, Oracle]:
 
 
 def assert_same(pipeline: Pipeline, oracle: Oracle, sampler: str | None, seeds: list[int], **call: Any) -> None:
-    expected_latents, expected_pixels = oracle(sampler, seeds, **call)
-    ours = {**call, "seed": seeds, "sampler": sampler, "safety": "off"}
-    latents = pipeline(output_type="latent", **ours).images
-    pixels = pipeline(output_type="np", **ours).images
-    assert np.abs(latents - expected_latents).max() <= LATENTS_BOUND * np.abs(expected_latents).max()
-    difference = np.abs(np.rint(pixels * 255).astype(int) - expected_pixels.astype(int))
-    assert difference.max() <= PIXELS_BOUND
+    latents, pixels = oracle(sampler, seeds, **call)
+    assert_close(pipeline, {**call, "seed": seeds, "sampler": sampler, "safety": "off"}, latents, pixels)
 
 
-@pytest.mark.parametrize("sampler", SCHEDULERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (72, 88)])
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize(
@@ -115,7 +84,7 @@ def test_images_of_every_sampler_equal_those_of_diffusers(pair: tuple[Pipeline, 
         assert_same(*pair, sampler, [4, 5], num_images_per_prompt=2, eta=0.0, guidance_scale=6.0, **call)
 
 
-@pytest.mark.parametrize("sampler", SCHEDULERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_fifty_steps(pair: tuple[Pipeline, Oracle], sampler: str) -> None:
     assert_same(*pair, sampler, [21], prompt=PROMPT, num_inference_steps=50, height=64, width=64)
 

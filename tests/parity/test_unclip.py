@@ -1,7 +1,4 @@
-"""Stable unCLIP compared with diffusers' own pipeline: the same checkpoint, prompt, image, seed; float32.
-
-Bounds as in test_text_to_image.py: latents within 1e-4 of their largest, pixels within 2 of 255.
-"""
+"""Stable unCLIP compared with diffusers' own pipeline: the same checkpoint, prompt, image, seed; float32."""
 
 from __future__ import annotations
 
@@ -17,16 +14,19 @@ from latentrt import Pipeline, Request
 from latentrt.errors import RequestError
 from latentrt.sampling.noise import Generator
 from tests.exported import Exported, exported_task
-from tests.parity.test_tasks import GUIDANCE, PROMPT, compare, input_image
+from tests.parity.pipelines import GUIDANCE, IGNORED_WARNINGS, PROMPT, compare, input_image
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)  # of the oracle's own dependencies
+pytestmark = IGNORED_WARNINGS
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return exported_task(tmp_path_factory, "unclip")
+
+
+@pytest.fixture(scope="module")
+def pipeline(model: Exported) -> Pipeline:
+    return Pipeline.load(model.bundle, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def pipe(model: Exported) -> Any:
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (88, 72)])
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpmpp_2m"])
 def test_unclip(
-    model: Exported,
+    pipeline: Pipeline,
     pipe: Any,
     sampler: str,
     width: int,
@@ -51,25 +51,14 @@ def test_unclip(
     guidance: dict[str, Any],
 ) -> None:
     image = input_image(301, 173)  # of any size, which is not the result's
-    common: dict[str, Any] = {
-        "height": height,
-        "width": width,
-        "num_inference_steps": 6,
-        "noise_level": noise_level,
-        **guidance,
-    }
-    ours = {**common, "prompt": PROMPT, "image": image, "num_images_per_prompt": images}
-    # Lists, so that each image's generator noises its embedding; else the first one's noise is that of all.
-    theirs = {**common, "prompt": [PROMPT] * images, "image": [image] * images}
-    if "negative_prompt" in guidance:
-        theirs["negative_prompt"] = [guidance["negative_prompt"]] * images
-    pipeline = Pipeline.load(model.bundle, device="cpu")
-    compare(pipeline, pipe, sampler, list(range(5, 5 + images)), ours, theirs)
+    size = {"height": height, "width": width}
+    call = {"prompt": PROMPT, "image": image, **size, "num_inference_steps": 6, "noise_level": noise_level, **guidance}
+    compare(pipeline, pipe, sampler, images, call)
 
 
 @pytest.mark.parametrize("noise_level", [0, 37, 999])
-def test_the_class_labels_are_the_noised_embedding(model: Exported, pipe: Any, noise_level: int) -> None:
-    pipeline, image = Pipeline.load(model.bundle, device="cpu"), input_image(301, 173)
+def test_the_class_labels_are_the_noised_embedding(pipeline: Pipeline, pipe: Any, noise_level: int) -> None:
+    image = input_image(301, 173)
     request = pipeline.resolve(Request.of(image=image, noise_level=noise_level, seed=7, safety="off"))
     (sample,) = pipeline.family.stages[0].begin(request)
     found = {name: each.conditioning.inputs["class_labels"] for name, each in sample._evaluations.items()}
@@ -86,8 +75,7 @@ def test_the_class_labels_are_the_noised_embedding(model: Exported, pipe: Any, n
     np.testing.assert_array_equal(sample.latents, request.schedule.first_latents(generator.normal((4, 8, 8))))
 
 
-def test_an_omitted_prompt_is_empty_and_the_noise_level_0(model: Exported) -> None:
-    pipeline = Pipeline.load(model.bundle, device="cpu")
+def test_an_omitted_prompt_is_empty_and_the_noise_level_0(pipeline: Pipeline) -> None:
     call: dict[str, Any] = {"image": input_image(64, 64), "seed": 7, "num_inference_steps": 2, "safety": "off"}
     call["output_type"] = "latent"
     found, expected = pipeline(**call).images, pipeline("", noise_level=0, **call).images
@@ -95,7 +83,6 @@ def test_an_omitted_prompt_is_empty_and_the_noise_level_0(model: Exported) -> No
     assert np.abs(pipeline("", noise_level=999, **call).images - found).max() > 1e-3
 
 
-def test_a_noise_level_beyond_the_models_is_refused(model: Exported) -> None:
-    pipeline = Pipeline.load(model.bundle, device="cpu")
+def test_a_noise_level_beyond_the_models_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(RequestError, match=r"`noise_level`: got 1000.*999"):
         pipeline(image=input_image(64, 64), noise_level=1000, safety="off")

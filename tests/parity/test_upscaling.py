@@ -1,7 +1,4 @@
-"""Upscaling compared with diffusers' own pipeline: the same checkpoint, prompt, seed, image; float32.
-
-Bounds as in test_text_to_image.py: latents within 1e-4 of their largest, pixels within 2 of 255.
-"""
+"""Upscaling compared with diffusers' own pipeline: the same checkpoint, prompt, seed, image; float32."""
 
 from __future__ import annotations
 
@@ -15,11 +12,9 @@ from latentrt import Pipeline
 from latentrt.bundle.bundle import Bundle
 from latentrt.errors import RequestError
 from tests.exported import Exported, exported_task
-from tests.parity.test_tasks import GUIDANCE, PROMPT, compare, input_image
+from tests.parity.pipelines import GUIDANCE, IGNORED_WARNINGS, PROMPT, compare, input_image
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
-)  # of the oracle's own dependencies
+pytestmark = IGNORED_WARNINGS
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +47,8 @@ def test_upscaling(
     images: int,
     guidance: dict[str, Any],
 ) -> None:
-    image = input_image(width, height)
-    common: dict[str, Any] = {"num_inference_steps": 6, **guidance, **({} if level is None else {"noise_level": level})}
-    # Lists, so that each image's generator makes the noise of its own input image.
-    lists: dict[str, Any] = {"prompt": [PROMPT] * images, "image": [image] * images}
-    if "negative_prompt" in guidance:
-        lists["negative_prompt"] = [guidance["negative_prompt"]] * images
-    own = {"prompt": PROMPT, "image": image, "num_images_per_prompt": images}
-    compare(pipeline, oracle, sampler, list(range(5, 5 + images)), {**common, **own}, {**common, **lists})
+    call: dict[str, Any] = {"prompt": PROMPT, "image": input_image(width, height), "num_inference_steps": 6, **guidance}
+    compare(pipeline, oracle, sampler, images, call | ({} if level is None else {"noise_level": level}))
 
 
 def generate(pipeline: Pipeline, **values: Any) -> Any:

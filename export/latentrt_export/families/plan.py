@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from latentrt.bundle.manifest import LatentSpace, Limits, Preprocessing, Role
+from latentrt.bundle.manifest import Defaults, LatentSpace, Limits, Preprocessing, Role
 
 __all__ = ["ComponentPlan", "ExportPlan"]
 
@@ -42,7 +43,8 @@ class ExportPlan:
             data of later ones.
         latent_spaces: denoiser → its latent space.
         tokenizers: component → the checkpoint's folder of its tokenizer.
-        height, width: the default size of an image, in pixels.
+        scheduler_config: of the denoiser's graph: the checkpoint's, unless the graph predicts something else.
+        defaults: the values for requests that omit them.
         limits: the limits of requests.
         deep_cache_branches: the number of branches at which the denoiser can be split for DeepCache.
     """
@@ -52,7 +54,7 @@ class ExportPlan:
     components: tuple[ComponentPlan, ...]
     latent_spaces: Mapping[str, LatentSpace]
     tokenizers: Mapping[str, str]
-    height: int
-    width: int
+    scheduler_config: Mapping[str, Any]
+    defaults: Defaults
     limits: Limits
     deep_cache_branches: int

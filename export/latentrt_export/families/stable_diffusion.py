@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle.manifest import LOW_RES_SCHEDULER, LatentSpace, Limits, Preprocessing
+import msgspec
+
+from latentrt.bundle.manifest import LOW_RES_SCHEDULER, Defaults, LatentSpace, Limits, Preprocessing
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.training_noise import training_alphas
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
@@ -24,11 +26,14 @@ __all__ = ["PIPELINES", "plan_export"]
 MAX_BATCH = 32
 MAX_STEPS = 1000
 UPSCALER_SCALE = 0.08333  # the autoencoder's scaling factor
+# diffusers ignores the size of a latent upscaler's training. That of the published one: 1024 × 1024 pixels.
+_LATENT_UPSCALER_SIDE = 128
+# The cosines and sines of a latent upscaler's noise level, which precede the pooled text.
+_NOISE_LEVEL_WIDTH = 128
 
 _TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
 # The tasks of each pipeline class, by the number of channels that the UNet takes: 4 of latents, then those of the
-# conditioning. Not exported yet, each with a line here, its sources in `_list_components` and its components:
-#   8 StableDiffusionLatentUpscalePipeline   latent-upscaling  no text-to-image autoencoder scale
+# conditioning.
 _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
     "StableDiffusionImg2ImgPipeline": {4: _TEXT_TO_IMAGE},
@@ -36,13 +41,23 @@ _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionInstructPix2PixPipeline": {8: ("edit",)},
     "StableDiffusionDepth2ImgPipeline": {5: ("depth-to-image",)},
     "StableDiffusionUpscalePipeline": {7: ("upscaling",)},
+    "StableDiffusionLatentUpscalePipeline": {8: ("latent-upscaling",)},
     "StableDiffusionImageVariationPipeline": {4: ("image-variation",)},
     "StableUnCLIPImg2ImgPipeline": {4: ("unclip",)},
 }
-# The source of the UNet's class labels, where it has them.
-_CLASS_LABELS = {
+# The sources of the UNet's further inputs, where it has them.
+_SOURCES = {
     "StableDiffusionUpscalePipeline": {"class_labels": "noise-level"},
+    "StableDiffusionLatentUpscalePipeline": {"timestep": "log-sigma", "pooled": "text_encoder.pooled"},
     "StableUnCLIPImg2ImgPipeline": {"class_labels": "image_encoder.class_labels"},
+}
+# The default number of steps and guidance scale of diffusers' pipeline.
+_USUAL_STEPS, _USUAL_GUIDANCE_SCALE = 50, 7.5
+_DEFAULTS = {
+    "StableDiffusionInstructPix2PixPipeline": (100, _USUAL_GUIDANCE_SCALE),
+    "StableDiffusionUpscalePipeline": (75, 9.0),
+    "StableDiffusionLatentUpscalePipeline": (75, 9.0),
+    "StableUnCLIPImg2ImgPipeline": (20, 10.0),
 }
 _FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 PIPELINES: Mapping[str, PipelineClass] = {
@@ -77,8 +92,15 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
         scale=vae.get("scaling_factor", 0.18215),
         shift=vae.get("shift_factor") or 0.0,
     )
-    height, width = _read_size(unet)
     tasks = _find_tasks(checkpoint.pipeline_class, unet, space)
+    if "latent-upscaling" in tasks:
+        _check_latent_upscaler(checkpoint, unet, text)
+        space = msgspec.structs.replace(
+            space, multiple=2 ** (len(unet.get("block_out_channels", (320, 640, 1280, 1280))) - 1)
+        )
+        unet["sample_size"] = unet.get("sample_size") or _LATENT_UPSCALER_SIDE
+    height, width = _read_size(unet)
+    steps, guidance_scale = _DEFAULTS.get(checkpoint.pipeline_class, (_USUAL_STEPS, _USUAL_GUIDANCE_SCALE))
     if "image_encoder" in checkpoint.weights:
         _check_image_encoder(checkpoint, unet, noised="unclip" in tasks)
     return ExportPlan(
@@ -87,18 +109,24 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
         components=tuple(each for each in _list_components(checkpoint, tasks) if each.weights in checkpoint.weights),
         latent_spaces={"unet": space},
         tokenizers={} if text is None else {"text_encoder": "tokenizer"},
-        height=height * space.downscale,
-        width=width * space.downscale,
+        scheduler_config=_find_scheduler_config(checkpoint, tasks),
+        defaults=Defaults(
+            height=height * space.downscale,
+            width=width * space.downscale,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+        ),
         limits=Limits(
-            min_side=8 * space.downscale,
+            # The smallest features of a latent upscaler are padded by reflection, which needs two of them.
+            min_side=2 * space.side_multiple if "latent-upscaling" in tasks else 8 * space.downscale,
             # An upscaler's latents have the size of its input image.
             max_side=(512 if "upscaling" in tasks else 256) * space.downscale,
             max_batch=MAX_BATCH,
             max_steps=MAX_STEPS,
-            max_clip_skip=0 if text is None else text.get("num_hidden_layers", 12),
+            max_clip_skip=0 if text is None or "latent-upscaling" in tasks else text.get("num_hidden_layers", 12),
             max_noise_level=_find_max_noise_level(checkpoint, unet, space, tasks),
         ),
-        deep_cache_branches=count_branches(unet),
+        deep_cache_branches=0 if "latent-upscaling" in tasks else count_branches(unet),
     )
 
 
@@ -112,7 +140,7 @@ def _find_max_noise_level(
 
 
 def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator[ComponentPlan]:
-    variation, noised = "image-variation" in tasks, "unclip" in tasks
+    variation, noised, pooled = ("image-variation" in tasks, "unclip" in tasks, "latent-upscaling" in tasks)
     if variation or noised:
         yield ComponentPlan(
             name="image_encoder",
@@ -124,9 +152,9 @@ def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator
     yield ComponentPlan(
         name="text_encoder",
         role="text-encoder",
-        module="text_encoder:TextEncoder",
+        module="text_encoder:PooledTextEncoder" if pooled else "text_encoder:TextEncoder",
         weights="text_encoder",
-        sources={"input_ids": "tokens", "clip_skip": "option:clip_skip"},
+        sources={"input_ids": "tokens"} | ({} if pooled else {"clip_skip": "option:clip_skip"}),
     )
     yield ComponentPlan(
         name="vae_encoder", role="encoder", module="vae:VaeEncoder", weights="vae", sources={"pixels": "image"}
@@ -134,13 +162,13 @@ def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator
     yield ComponentPlan(
         name="unet",
         role="denoiser",
-        module="unet:ImageVariationUNet" if variation else "unet:UNet",
+        module=f"unet:{'ImageVariationUNet' if variation else 'LatentUpscalerUNet' if pooled else 'UNet'}",
         weights="unet",
         sources={
             "sample": "latents",
             "timestep": "timestep",
             "encoder_hidden_states": "image_encoder.image_embeds" if variation else "text_encoder.hidden_states",
-            **_CLASS_LABELS.get(checkpoint.pipeline_class, {}),
+            **_SOURCES.get(checkpoint.pipeline_class, {}),
         },
     )
     if "depth_estimator" in checkpoint.weights:
@@ -221,12 +249,35 @@ def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], space: LatentSpace
             f"unet: its configuration has in_channels {channels!r}, expected {' or '.join(map(str, tasks))} for a "
             f"{pipeline_class}"
         )
-    if made != space.channels:
+    variance = "latent-upscaling" in tasks[channels]  # one more channel, which the pipeline drops
+    if made != space.channels + variance:
         raise CheckpointError(
-            f"unet: its configuration has out_channels {made!r}, expected {space.channels}, the latent channels of the "
-            "autoencoder"
+            f"unet: its configuration has out_channels {made!r}, expected {space.channels + variance}: the latent "
+            f"channels of the autoencoder{', and one' if variance else ''}"
         )
     return tasks[channels]
+
+
+def _check_latent_upscaler(checkpoint: Checkpoint, unet: Mapping[str, Any], text: Mapping[str, Any] | None) -> None:
+    """Check the assumptions of diffusers' pipeline for latent upscalers."""
+    width = _NOISE_LEVEL_WIDTH + (text or {}).get("hidden_size", 512)
+    if unet.get("time_cond_proj_dim") != width:
+        raise CheckpointError(
+            f"unet: its configuration has time_cond_proj_dim {unet.get('time_cond_proj_dim')!r}, expected {width}: "
+            f"{_NOISE_LEVEL_WIDTH} for the noise level, the rest for the text encoder's pooled output"
+        )
+    predicts = checkpoint.scheduler_config.get("prediction_type", "epsilon")
+    if predicts not in ("sample", "original_sample"):
+        raise CheckpointError(
+            f"scheduler: its configuration has prediction_type {predicts!r}, expected 'original_sample', which "
+            "diffusers' pipeline computes from a latent upscaler's output; set it in scheduler/scheduler_config.json"
+        )
+
+
+def _find_scheduler_config(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the scheduler configuration for the denoiser's graph, which has a latent upscaler's preconditioning."""
+    config = checkpoint.scheduler_config
+    return {**config, "prediction_type": "v_prediction"} if "latent-upscaling" in tasks else config
 
 
 def _read_size(unet: Mapping[str, Any]) -> tuple[int, int]:

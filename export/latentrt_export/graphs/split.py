@@ -131,7 +131,7 @@ def _name_outputs(model: ir.Model, values: Iterable[ir.Value]) -> dict[str, str]
     names: dict[str, str] = {}
     for value in values:
         path, _, last = _find_module(value, modules).rpartition(".")
-        name = f"{path}.{_OUTPUT_NAMES.get(last, last)}"
+        name = ".".join(filter(None, [path, _OUTPUT_NAMES.get(last, last)]))
         if name in names.values():
             raise ExportError(f"got two values between parts with the name {name}, one of them is {value.name}")
         names[str(value.name)] = name

@@ -14,7 +14,7 @@ from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import ComponentModule, Shapes
 
-__all__ = ["TextEncoder"]
+__all__ = ["PooledTextEncoder", "TextEncoder"]
 
 
 class TextEncoder(ComponentModule):
@@ -62,3 +62,19 @@ class TextEncoder(ComponentModule):
     def _find_text_model(self) -> Any:
         # transformers 5 removed the inner module `text_model` of earlier versions and of every checkpoint.
         return getattr(self.model, "text_model", self.model)
+
+
+class PooledTextEncoder(TextEncoder):
+    """Token ids → hidden states without the final layer norm, and the embedding of the text as a whole.
+
+    That is the output of the end token (diffusers, `StableDiffusionLatentUpscalePipeline.encode_prompt`).
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.inputs = self.inputs[:1]
+        self.outputs += (TensorSpec("pooled", "float32", ("chunks", model.config.hidden_size)),)
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        encoded = self.model(input_ids, output_hidden_states=True)
+        return encoded.hidden_states[-1], encoded.pooler_output

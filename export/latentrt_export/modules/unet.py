@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.upsampling import Upsample2D
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from latentrt.bundle.manifest import PartName, TokenMerging
 from latentrt.bundle.tensors import TensorSpec, sized
@@ -21,20 +25,15 @@ from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
 from latentrt_export.quantize.denoising import denoise_prompts
 from latentrt_export.quantize.options import QuantizationOptions
 
-__all__ = ["ImageVariationUNet", "UNet"]
+__all__ = ["ImageVariationUNet", "LatentUpscalerUNet", "UNet"]
 
-# Keys that Stable Diffusion 1.x and 2.x leave unset; a graph would silently ignore the inputs that they add.
-_UNSET = (
-    "addition_embed_type",
-    "encoder_hid_dim_type",
-    "time_cond_proj_dim",
-    "timestep_post_act",
-)
 # Embeddings of the input `class_labels`: a table by number, the sines of a number, a projection of a vector.
 _CLASS_EMBEDDINGS = (None, "timestep", "projection")
 # diffusers passes skip sizes to the upsamplers only if a side is not a multiple of 2^num_upsamplers. With this value no
 # side is, so that the traced graph always takes that branch, which is correct for every size.
 _NO_SIDE_IS_A_MULTIPLE = 40
+# A latent upscaler's embedding of a noise level has this many cosines and as many sines.
+_NOISE_LEVEL_WIDTH = 64
 
 
 class UNet(ComponentModule):
@@ -50,6 +49,13 @@ class UNet(ComponentModule):
         "encoder_hidden_states": "cross_attention_kv",
     }
     is_quantized: ClassVar[bool] = True
+    # Keys that such models leave unset; a graph would silently ignore the inputs that they add.
+    unset: ClassVar[tuple[str, ...]] = (
+        "addition_embed_type",
+        "encoder_hid_dim_type",
+        "time_cond_proj_dim",
+        "timestep_post_act",
+    )
     trace_shapes: ClassVar[Shapes] = {"evaluations": 2, "height": 16, "width": 24, "tokens": 77}
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (
         {"evaluations": 2, "height": 16, "width": 16, "tokens": 77},
@@ -61,6 +67,8 @@ class UNet(ComponentModule):
         super().__init__()
         self.model = model
         model.num_upsamplers = _NO_SIDE_IS_A_MULTIPLE
+        for upsampler in (each for each in model.modules() if isinstance(each, Upsample2D)):
+            upsampler.forward = functools.partial(_upsample, upsampler)  # type: ignore[method-assign]
         config = model.config
         self.inputs = (
             TensorSpec("sample", "float32", ("evaluations", config.in_channels, "height", "width")),
@@ -77,11 +85,9 @@ class UNet(ComponentModule):
     @classmethod
     def load(cls, checkpoint: Path, variant: str | None) -> Self:
         model = load_pretrained(UNet2DConditionModel, checkpoint / "unet", variant)
-        for key in _UNSET:
+        for key in cls.unset:
             if getattr(model.config, key, None) is not None:
-                raise CheckpointError(
-                    f"unet: its configuration sets {key}, which no Stable Diffusion 1.x or 2.x model has"
-                )
+                raise CheckpointError(f"unet: its configuration sets {key}, which no model of its pipeline class has")
         if model.config.class_embed_type not in _CLASS_EMBEDDINGS:
             raise CheckpointError(
                 f"unet: its configuration has class_embed_type {model.config.class_embed_type!r}, expected one of "
@@ -133,6 +139,16 @@ class UNet(ComponentModule):
         return parameter.removeprefix("model.")
 
 
+def _upsample(upsampler: Any, hidden_states: Tensor, output_size: Any) -> Tensor:
+    """Resize to the size of the skip connection, then convolve; in place of `Upsample2D.forward`.
+
+    That also compares a ratio of sizes with 2^31, which `torch.export` cannot express: it would trace the model a
+    second time, with Dynamo.
+    """
+    resized = functional.interpolate(hidden_states, size=output_size, mode="nearest")
+    return upsampler.conv(resized)  # type: ignore[no-any-return]
+
+
 class ImageVariationUNet(UNet):
     """A denoiser that attends to one image embedding in place of text: `encoder_hidden_states` has a single token."""
 
@@ -150,3 +166,41 @@ class ImageVariationUNet(UNet):
         embeddings = gate_inputs[name][:, np.newaxis]  # (images, 1, width)
         guided = np.concatenate([np.zeros_like(embeddings[:1]), embeddings])
         return super().calibrate(run, {**gate_inputs, name: guided}, options)
+
+
+class LatentUpscalerUNet(UNet):
+    """The denoiser of `StableDiffusionLatentUpscalePipeline`, at a time of ln(σ) / 4, conditioned on the pooled text.
+
+    With the preconditioning of Karras et al. 2022 (table 1, σ_data = 1) x0 = x / (σ² + 1) + σ / √(σ² + 1) · F, so the
+    model's output F is −v. The graph returns v. The last channel of F, a variance that the pipeline drops, is left out.
+    """
+
+    is_quantized: ClassVar[bool] = False
+    unset: ClassVar[tuple[str, ...]] = ("addition_embed_type", "encoder_hid_dim_type")
+    # Its levels halve the latents thrice, without padding.
+    trace_shapes: ClassVar[Shapes] = {"evaluations": 2, "height": 16, "width": 24, "tokens": 77}
+    gate_shapes: ClassVar[tuple[Shapes, ...]] = (
+        {"evaluations": 2, "height": 16, "width": 16, "tokens": 77},
+        {"evaluations": 3, "height": 24, "width": 16, "tokens": 77},
+        {"evaluations": 1, "height": 64, "width": 56, "tokens": 154},
+    )
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        width = model.config.time_cond_proj_dim - 2 * _NOISE_LEVEL_WIDTH
+        self.inputs += (TensorSpec("pooled", "float32", ("evaluations", width)),)
+        (output,) = self.outputs
+        batch, channels, *sides = output.shape
+        assert isinstance(channels, int), "the configuration's out_channels"
+        self.outputs = (TensorSpec(output.name, output.dtype, (batch, channels - 1, *sides)),)
+
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, pooled: Tensor
+    ) -> Tensor:
+        # The embedding of a noise level of 0 of the input image: its cosines, then its sines.
+        level = pooled.new_ones(pooled.shape[0], _NOISE_LEVEL_WIDTH)
+        condition = torch.cat([level, torch.zeros_like(level), pooled], dim=1)
+        output: Tensor = self.model(
+            sample, timestep, encoder_hidden_states, timestep_cond=condition, return_dict=False
+        )[0]
+        return -output[:, :-1]

@@ -101,7 +101,10 @@ class VaeDecoder(_Autoencoder):
     def calibrate(
         self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: QuantizationOptions
     ) -> Arrays:
-        """Decode the last latents of the denoiser's calibration runs, one image at a time."""
-        for latents in gate_inputs["denoised"]:
+        """Decode the last latents of the denoiser's calibration runs, one image at a time.
+
+        A denoiser that is not quantised has no such runs; encoded images take their place.
+        """
+        for latents in gate_inputs.get("denoised", gate_inputs["latents"]):
             run({"latents": latents[np.newaxis]})
         return {}

@@ -21,27 +21,25 @@ class QuantizationOptions(msgspec.Struct, frozen=True, kw_only=True):
         method: `static` rounds weights and activations, `weights` weights only.
         prompts: the prompts of the images that are generated to measure activations; empty means the exporter's own.
         steps: the number of steps of each of those images.
-        guidance_scale: the guidance scale of those images.
+        guidance_scale: the guidance scale of those images; None means the bundle's default.
     """
 
     method: QuantizationMethod = "static"
     prompts: tuple[str, ...] = ()
     steps: int = 10
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
 
 
 def read_options(
     quantization: QuantizationMethod | None,
     calibration_prompts: Path | None,
     calibration_steps: int | None,
-    guidance_scale: float,
 ) -> QuantizationOptions | None:
     """Build the options from those of the command line; return None if none was given.
 
     Args:
         quantization, calibration_steps: None means the default.
         calibration_prompts: a text file with one prompt per line.
-        guidance_scale: the bundle's default, so that calibration runs like later requests.
 
     Raises:
         RequestError: the file cannot be read or has no prompt, the number of steps is out of range, or calibration is
@@ -61,7 +59,6 @@ def read_options(
         method=quantization or defaults.method,
         prompts=_read_prompts(calibration_prompts) if calibration_prompts is not None else (),
         steps=calibration_steps or defaults.steps,
-        guidance_scale=guidance_scale,
     )
 
 

@@ -100,7 +100,7 @@ TaskName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
 InputSource = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(latents|timestep|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
+        pattern=r"^(latents|timestep|log-sigma|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
         r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$"
     ),
 ]
@@ -203,6 +203,7 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
     - `latents`: latents of the component's latent space; a denoiser whose input has more channels than that space takes
       the conditioning's extra channels after them;
     - `timestep`: the timestep of each evaluation;
+    - `log-sigma`: in place of the timestep, a quarter of ln σ, for latents x0 + σ · ε (Karras et al. 2022, table 1);
     - `tokens`: token ids of the component's tokenizer, one chunk of `length` ids per row;
     - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last); where the component has a
       `preprocessing`, float32 as that makes it;
@@ -311,7 +312,8 @@ class LatentSpace(Record, frozen=True, kw_only=True):
 
     One latent stands for `downscale` × `downscale` pixels in `frames` frames and has `channels` values. With z of the
     autoencoder, the sampling loop's latents are `scale` · (z − `shift`). A denoiser that works on tokens takes
-    `patch` × `patch` latents as one token.
+    `patch` × `patch` latents as one token. A denoiser that halves its input and cannot pad it takes latents whose
+    height and width are multiples of `multiple`.
     """
 
     channels: Positive
@@ -319,12 +321,13 @@ class LatentSpace(Record, frozen=True, kw_only=True):
     scale: float
     shift: float = 0.0
     patch: Positive = 1
+    multiple: Positive = 1
     frames: Positive = 1
 
     @property
     def side_multiple(self) -> int:
         """The number of pixels of which an image's sides are multiples."""
-        return self.downscale * self.patch
+        return self.downscale * math.lcm(self.patch, self.multiple)
 
     def shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return the shape (C, H, W) of the latents of an image of `height` × `width` pixels."""

@@ -50,7 +50,8 @@ class Stage(ABC):
         """Return the denoiser for one loop. A split denoiser's parts are loaded at first use."""
         record, placement = self.bundle.manifest.components[self.name], self.components.placements[self.name]
         sources = {spec.source: spec.name for spec in record.inputs}
-        names = {"latents": sources["latents"], "timestep": sources["timestep"], "output": record.outputs[0].name}
+        time = sources["log-sigma"] if "log-sigma" in sources else sources["timestep"]
+        names = {"latents": sources["latents"], "timestep": time, "output": record.outputs[0].name}
         if placement.split:
             return SplitDenoiser(
                 record.inputs,

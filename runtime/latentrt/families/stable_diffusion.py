@@ -41,7 +41,7 @@ from latentrt.sampling.guidance import ClassifierFree, Guidance, ImageAndText, U
 from latentrt.sampling.loop import Sample
 from latentrt.sampling.noise import Generator
 from latentrt.sampling.training_noise import training_alphas
-from latentrt.text.clip import PromptEncoder
+from latentrt.text.clip import EncodedText, PromptEncoder
 from latentrt.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ TEXT_ENCODER, IMAGE_ENCODER = "text_encoder", "image_encoder"
 DENOISER, CLASSIFIER = "unet", "safety_checker"
 ENCODER, DECODER, PREVIEW_DECODER = "vae_encoder", "vae_decoder", "preview_decoder"
 DEPTH_ESTIMATOR = "depth_estimator"
-# The denoiser's inputs: text embeddings, or an image embedding in their place; a noise level or an image embedding.
-TEXT, CLASS_LABELS = "encoder_hidden_states", "class_labels"
+# The denoiser's inputs: text embeddings, or an image embedding in their place; a noise level or an image embedding; the
+# embedding of the text as a whole.
+TEXT, CLASS_LABELS, POOLED = "encoder_hidden_states", "class_labels", "pooled"
 
 Floats = NDArray[np.float32]
 
@@ -160,9 +161,13 @@ class Task:
         """Return the denoiser's inputs except latents and timestep, of each image: by evaluation, by name."""
         names = self.guidance(request).all_evaluations()
         return [
-            {name: {TEXT: text["positive" if name == "positive" else "negative"]} for name in names}
-            for text in self.stage.encode_prompts(request)
+            {name: self.text_inputs(texts["positive" if name == "positive" else "negative"]) for name in names}
+            for texts in self.stage.encode_prompts(request)
         ]
+
+    def text_inputs(self, text: EncodedText) -> dict[str, NDArray[Any]]:
+        """Return the denoiser's inputs for an encoded prompt, by name."""
+        return {TEXT: text.embeddings}
 
     def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
         """Return a function that makes the `Beginning` of one image.
@@ -250,7 +255,46 @@ class DepthToImage(ImageToImage):
         return latents
 
 
-class Upscaling(Task):
+class Enlarging(Task):
+    """The base class of tasks whose result is a fixed number of times larger than the input image.
+
+    Attributes:
+        enlargement: the sides of the result over those of the input image.
+    """
+
+    takes_image = True
+    enlargement: int
+
+    def size(self, request: Request, inputs: Inputs | None) -> Size:
+        assert inputs is not None, "the task takes an image"
+        space, times = self.stage.latent_space, self.enlargement
+        sides = default_height_width(inputs.image, factor=space.downscale)
+        height, width = (times * side for side in sides)
+        for keyword, given, side in (("height", request.size.height, height), ("width", request.size.width, width)):
+            if given not in (None, side):
+                raise RequestError(
+                    f"`{keyword}`: got {given}, expected {side}, {times} times that of `image`; leave it out"
+                )
+        limits, multiple = self.stage.bundle.manifest.limits, space.side_multiple
+        got = f"`image`: got {inputs.image.width} × {inputs.image.height} pixels"
+        if not limits.min_side <= min(height, width) <= max(height, width) <= limits.max_side:
+            raise RequestError(
+                f"{got}, expected sides from {limits.min_side // times} to {limits.max_side // times}; resize it"
+            )
+        if height % multiple or width % multiple:
+            raise RequestError(f"{got}, expected sides that are multiples of {multiple // times}; resize or crop it")
+        return Size(height=height, width=width)
+
+    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
+        assert inputs is not None, "the task takes an image"
+        factor, times = self.stage.latent_space.downscale, self.enlargement
+        pixels = image_to_pixels(
+            inputs.image, height // times, width // times, factor=factor, resample=Image.Resampling.BICUBIC
+        )
+        return replace(inputs, pixels=pixels)
+
+
+class Upscaling(Enlarging):
     """Upscaling: the input image, with noise, is extra channels at the size of the latents.
 
     The level of that noise is a further input of the denoiser. The result is as many times larger than the input image
@@ -260,37 +304,15 @@ class Upscaling(Task):
     """
 
     name = "upscaling"
-    takes_image = True
     default_noise_level: ClassVar[int | None] = 20
     advice = "export an upscaler's checkpoint"
 
+    def __init__(self, stage: LatentDiffusion) -> None:
+        super().__init__(stage)
+        self.enlargement = stage.latent_space.downscale
+
     def components(self) -> list[str]:
         return [TEXT_ENCODER]  # the input image is not encoded
-
-    def size(self, request: Request, inputs: Inputs | None) -> Size:
-        assert inputs is not None, "the task takes an image"
-        factor = self.stage.latent_space.downscale
-        height, width = (factor * side for side in default_height_width(inputs.image, factor=factor))
-        for keyword, given, side in (("height", request.size.height, height), ("width", request.size.width, width)):
-            if given not in (None, side):
-                raise RequestError(
-                    f"`{keyword}`: got {given}, expected {side}, {factor} times that of `image`; leave it out"
-                )
-        limits = self.stage.bundle.manifest.limits
-        if not limits.min_side <= min(height, width) <= max(height, width) <= limits.max_side:
-            raise RequestError(
-                f"`image`: got {inputs.image.width} × {inputs.image.height} pixels, expected sides from "
-                f"{limits.min_side // factor} to {limits.max_side // factor}; resize it"
-            )
-        return Size(height=height, width=width)
-
-    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
-        assert inputs is not None, "the task takes an image"
-        factor = self.stage.latent_space.downscale
-        pixels = image_to_pixels(
-            inputs.image, height // factor, width // factor, factor=factor, resample=Image.Resampling.BICUBIC
-        )
-        return replace(inputs, pixels=pixels)
 
     def conditioning(self, request: ResolvedRequest) -> list[dict[str, dict[str, NDArray[Any]]]]:
         level = np.array(request.start.noise_level, np.int64)
@@ -311,6 +333,45 @@ class Upscaling(Task):
             noisy = np.asarray(np.sqrt(alpha_bar) * image + np.sqrt(1 - alpha_bar) * noise, np.float32)
             latents = request.schedule.first_latents(self.stage.noise(request, generator, given))
             return Beginning(latents=latents, concat={"": noisy})
+
+        return begin_one
+
+
+class LatentUpscaling(Enlarging):
+    """Upscaling of latents: those of the input image, enlarged, are extra channels. The result is twice as large.
+
+    Source: diffusers' `StableDiffusionLatentUpscalePipeline`.
+    """
+
+    name = "latent-upscaling"
+    advice = "export a latent upscaler's checkpoint"
+    enlargement = 2
+
+    def check(self, request: ResolvedRequest) -> None:
+        super().check(request)
+        for keyword, given in (
+            ("prompt_embeds", request.prompt.embeds),
+            ("negative_prompt_embeds", request.prompt.negative_embeds),
+        ):
+            if given is not None:
+                raise RequestError(f"`{keyword}`: a latent upscaler also needs the pooled embedding; give the text")
+
+    def conditioning(self, request: ResolvedRequest) -> list[dict[str, dict[str, NDArray[Any]]]]:
+        if request.guidance_scale == 0 and request.prompts is not None:  # without the prompt, as in diffusers
+            request = replace(request, prompts=("",) * len(request.prompts))
+        return super().conditioning(request)
+
+    def text_inputs(self, text: EncodedText) -> dict[str, NDArray[Any]]:
+        assert text.pooled is not None, "the encoder of a latent upscaler has that output"
+        return {TEXT: text.embeddings, POOLED: text.pooled}
+
+    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+        image, times = self.stage.encode(request.prepared.pixels), self.enlargement
+
+        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
+            clean = image.sample(generator) * self.stage.scale
+            latents = request.schedule.first_latents(self.stage.noise(request, generator, given))
+            return Beginning(latents=latents, concat={"": clean.repeat(times, axis=1).repeat(times, axis=2)})
 
         return begin_one
 
@@ -472,6 +533,7 @@ _TASKS: tuple[type[Task], ...] = (
     ImageToImage,
     DepthToImage,
     Upscaling,
+    LatentUpscaling,
     Edit,
     Inpainting,
     ImageVariation,
@@ -554,9 +616,11 @@ class StableDiffusion(Family):
                     "`num_inference_steps`"
                 )
         steps = samplers.Steps(count=count, begin=begin, eta=sampling.eta)
-        return samplers.schedule(
+        schedule = samplers.schedule(
             sampler, self.scheduler.config, steps, karras=sampling.karras, options=sampling.options
         )
+        sources = {spec.source for spec in self.bundle.manifest.components[DENOISER].inputs}
+        return schedule.with_log_sigma() if "log-sigma" in sources else schedule
 
     def check(self, request: ResolvedRequest) -> None:
         self._tasks[request.task].check(request)
@@ -703,8 +767,8 @@ class LatentDiffusion(Stage):
         self.components.done_with(IMAGE_ENCODER)
         return encoded
 
-    def encode_prompts(self, request: ResolvedRequest) -> list[dict[str, Floats]]:
-        """Return the text embeddings of each image, [tokens, width], as `positive` and, with guidance, `negative`.
+    def encode_prompts(self, request: ResolvedRequest) -> list[dict[str, EncodedText]]:
+        """Return the text embeddings of each image as `positive` and, with guidance, `negative`.
 
         A prompt and its negative prompt are padded to the same number of chunks. Different prompts are not, as padding
         would make an image depend on the other prompts of its batch.
@@ -716,21 +780,21 @@ class LatentDiffusion(Stage):
         count = len(request.seeds) // request.images_per_prompt
         sides = ["negative", "positive"] if request.guided else ["positive"]
         chunks = [max(_count_chunks(request, side, prompt, encoder) for side in sides) for prompt in range(count)]
-        encoded: list[dict[str, Floats]] = [{} for _ in range(count)]
+        encoded: list[dict[str, EncodedText]] = [{} for _ in range(count)]
         for length in dict.fromkeys(chunks):
             prompts = [prompt for prompt in range(count) if chunks[prompt] == length]
             for side in reversed(sides):
                 given, texts = _select_side(request, side)
                 if given is not None:
-                    embeddings = [given[prompt] for prompt in prompts]
+                    found = [EncodedText(given[prompt]) for prompt in prompts]
                 else:
                     assert texts is not None, "a resolved request has embeddings or texts"
                     skip = (request.prompt.clip_skip or 0) if side == "positive" else 0  # as diffusers does
-                    embeddings = encoder.encode([texts[prompt] for prompt in prompts], length, skip)
-                for prompt, each in zip(prompts, embeddings, strict=True):
+                    found = encoder.encode([texts[prompt] for prompt in prompts], length, skip)
+                for prompt, each in zip(prompts, found, strict=True):
                     encoded[prompt][side] = each
-        for each in encoded:
-            _check_lengths(each, request)
+        for by_side in encoded:
+            _check_lengths(by_side, request)
         self.components.done_with(TEXT_ENCODER)
         return [encoded[request.prompt_of(image)] for image in range(len(request.seeds))]
 
@@ -752,8 +816,8 @@ def _count_chunks(request: ResolvedRequest, side: str, prompt: int, encoder: Pro
     return encoder.chunks(texts[prompt])
 
 
-def _check_lengths(encoded: dict[str, Floats], request: ResolvedRequest) -> None:
-    positive, negative = encoded["positive"], encoded.get("negative", encoded["positive"])
+def _check_lengths(encoded: dict[str, EncodedText], request: ResolvedRequest) -> None:
+    positive, negative = encoded["positive"].embeddings, encoded.get("negative", encoded["positive"]).embeddings
     if positive.shape == negative.shape:
         return
     if request.prompt.negative_embeds is None:

@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from latentrt.errors import RequestError
+
 __all__ = ["COEFFICIENTS", "Latents", "Recurrence", "Schedule", "denoise"]
 
 Latents = NDArray[np.float32]  # [..., channels, height, width]
@@ -182,6 +184,21 @@ class Schedule:
                 raise ValueError(f"got row={row} without clean latents; expected row 0, or latents to start from")
             return noise * np.float32(self.init_noise_sigma)
         return np.float32(self.alpha[row]) * clean + np.float32(self.sigma[row]) * noise
+
+    def with_log_sigma(self) -> Schedule:
+        """Return the schedule for a model whose time is ln(σ) / 4, with σ that of latents x0 + σ · ε.
+
+        That is the time of the preconditioning of Karras et al. 2022, table 1.
+
+        Raises:
+            RequestError: a row has no noise, or nothing but noise.
+        """
+        if not (np.all(self.sigma) and np.all(self.alpha)):
+            raise RequestError(
+                "this model takes ln σ for its time, which latents without noise, or of pure noise "
+                "(`rescale_betas_zero_snr`), do not have; choose another sampler, or leave its options out"
+            )
+        return replace(self, t=(np.log(self.sigma / self.alpha) / 4).astype(np.float32))
 
     def starting_at(self, row: int) -> Schedule:
         """Return the schedule without its first `row` rows; the rest must not look back beyond `row`."""

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.backends.session import Session, run
+from latentrt.backends.session import Arrays, Session, run
 from latentrt.text.tokenizer import Tokenizer
 
-__all__ = ["PromptEncoder"]
+__all__ = ["EncodedText", "PromptEncoder"]
 
 Floats = NDArray[np.float32]
+
+
+class EncodedText(NamedTuple):
+    """A text's embeddings.
+
+    Attributes:
+        embeddings: of each token, float32 [chunks · length, width].
+        pooled: of the first chunk as a whole, float32 [width], where the encoder has that output.
+    """
+
+    embeddings: Floats
+    pooled: Floats | None = None
 
 
 class PromptEncoder:
@@ -20,8 +33,8 @@ class PromptEncoder:
 
     Args:
         tokenizer: splits a text into chunks.
-        encoder: returns the session of a graph with inputs `input_ids` int64 [B, length] and `clip_skip` int64 [B], and
-            output `hidden_states` float32 [B, length, width].
+        encoder: returns the session of a graph with input `input_ids` int64 [B, length], perhaps `clip_skip`
+            int64 [B], and outputs `hidden_states` float32 [B, length, width] and perhaps `pooled` float32 [B, width].
     """
 
     def __init__(self, tokenizer: Tokenizer, encoder: Callable[[], Session]) -> None:
@@ -37,8 +50,8 @@ class PromptEncoder:
         """Return the number of chunks of a text."""
         return len(self._tokenize(text))
 
-    def encode(self, texts: Sequence[str], chunks: int, clip_skip: int = 0) -> list[Floats]:
-        """Return the embeddings of each text, float32 [chunks · length, width], read-only.
+    def encode(self, texts: Sequence[str], chunks: int, clip_skip: int = 0) -> list[EncodedText]:
+        """Return the embeddings of each text, read-only.
 
         Each chunk is encoded on its own, and the results are concatenated along the tokens. Texts with fewer chunks are
         padded with empty ones.
@@ -50,12 +63,17 @@ class PromptEncoder:
         """
         distinct = list(dict.fromkeys(texts))
         ids = np.concatenate([self._tokenizer.pad(self._tokenize(text), chunks) for text in distinct])
-        skips = np.full(len(ids), clip_skip, np.int64)
-        states: Floats = run(self._encoder(), input_ids=ids, clip_skip=skips)["hidden_states"]
-        encoded = states.reshape(len(distinct), chunks * self.chunk_tokens, states.shape[-1])
-        by_text = dict(zip(distinct, encoded, strict=True))
-        for embeddings in by_text.values():
-            embeddings.setflags(write=False)
+        encoder = self._encoder()
+        feeds: Arrays = {"input_ids": ids, "clip_skip": np.full(len(ids), clip_skip, np.int64)}
+        outputs = run(encoder, **{spec.name: feeds[spec.name] for spec in encoder.inputs})
+        for output in outputs.values():
+            output.setflags(write=False)
+        states, pooled = outputs["hidden_states"], outputs.get("pooled")
+        embeddings = states.reshape(len(distinct), chunks * self.chunk_tokens, states.shape[-1])
+        by_text = {
+            text: EncodedText(embeddings[index], None if pooled is None else pooled[index * chunks])
+            for index, text in enumerate(distinct)
+        }
         return [by_text[text] for text in texts]
 
     def _tokenize(self, text: str) -> NDArray[np.int64]:

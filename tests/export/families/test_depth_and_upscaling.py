@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 
 from latentrt.bundle.manifest import Preprocessing
@@ -13,7 +15,7 @@ from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
 from latentrt_export.families import PIPELINES, plan_export
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
-from tests.tiny import make_checkpoint
+from tests.tiny import Task, make_checkpoint
 
 
 @pytest.fixture
@@ -24,6 +26,11 @@ def depth(tmp_path: Path) -> Path:
 @pytest.fixture
 def upscaler(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "model", "sd2", task="upscaling", safety="none", text_layers=1)
+
+
+@pytest.fixture
+def latent_upscaler(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "model", task="latent-upscaling", text_layers=1)
 
 
 def plan(folder: Path) -> ExportPlan:
@@ -105,3 +112,54 @@ def test_impossible_upscalers_are_refused(upscaler: Path, file: str, values: dic
     change(upscaler / file, **values)
     with pytest.raises(CheckpointError, match=reason):
         plan(upscaler)
+
+
+def test_a_latent_upscaling_checkpoint(latent_upscaler: Path) -> None:
+    made = plan(latent_upscaler)
+    assert made.tasks == ("latent-upscaling",)
+    sources = find(latent_upscaler, "unet").sources
+    assert (sources["timestep"], sources["pooled"]) == ("log-sigma", "text_encoder.pooled")
+    assert find(latent_upscaler, "text_encoder").sources == {"input_ids": "tokens"}
+    assert made.latent_spaces["unet"].side_multiple == 64
+    assert (made.limits.min_side, made.limits.max_side, made.limits.max_clip_skip) == (128, 2048, 0)
+    defaults = made.defaults
+    assert (defaults.height, defaults.width, defaults.num_inference_steps, defaults.guidance_scale) == (
+        1024,
+        1024,
+        75,
+        9.0,
+    )
+    assert made.scheduler_config["prediction_type"] == "v_prediction", "that of the graph"
+    assert made.deep_cache_branches == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "reason"),
+    [
+        ("unet/config.json", {"in_channels": 4}, "in_channels 4.*8"),
+        ("unet/config.json", {"out_channels": 4}, "out_channels 4.*5"),
+        ("unet/config.json", {"time_cond_proj_dim": None}, "time_cond_proj_dim None.*160"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "epsilon"}, "prediction_type 'epsilon'"),
+    ],
+)
+def test_impossible_latent_upscalers_are_refused(
+    latent_upscaler: Path, file: str, values: dict[str, Any], reason: str
+) -> None:
+    change(latent_upscaler / file, **values)
+    with pytest.raises(CheckpointError, match=reason):
+        plan(latent_upscaler)
+
+
+@pytest.mark.parametrize(
+    ("task", "steps", "guidance_scale"),
+    [("text-to-image", 50, 7.5), ("edit", 100, 7.5), ("upscaling", 75, 9.0), ("unclip", 20, 10.0)],
+)
+def test_the_defaults_are_those_of_diffusers_pipeline(
+    tmp_path: Path, task: Task, steps: int, guidance_scale: float
+) -> None:
+    checkpoint = open_checkpoint(make_checkpoint(tmp_path / "model", task=task, text_layers=1), pipelines=PIPELINES)
+    defaults = plan_export(checkpoint).defaults
+    assert (defaults.num_inference_steps, defaults.guidance_scale) == (steps, guidance_scale)
+    signature = inspect.signature(getattr(diffusers, checkpoint.pipeline_class).__call__).parameters
+    assert signature["num_inference_steps"].default == steps
+    assert signature["guidance_scale"].default == guidance_scale

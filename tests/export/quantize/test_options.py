@@ -11,19 +11,19 @@ from latentrt_export.quantize.options import QuantizationOptions, read_options
 
 
 def test_defaults(tmp_path: Path) -> None:
-    assert read_options(None, None, None, 7.5) is None
+    assert read_options(None, None, None) is None
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\n\n  a blue square \n")
-    found = read_options("static", prompts, None, 5.0)
-    assert found == QuantizationOptions(prompts=("a red circle", "a blue square"), guidance_scale=5.0)
-    assert read_options("weights", None, None, 5.0) == QuantizationOptions(method="weights", guidance_scale=5.0)
+    found = read_options("static", prompts, None)
+    assert found == QuantizationOptions(prompts=("a red circle", "a blue square"))
+    assert read_options("weights", None, None) == QuantizationOptions(method="weights")
 
 
 def test_options_without_effect_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="`calibration_prompts` with `quantization='weights'`"):
-        read_options("weights", tmp_path / "prompts.txt", None, 5.0)
+        read_options("weights", tmp_path / "prompts.txt", None)
     with pytest.raises(RequestError, match="`calibration_steps` with `quantization='weights'`"):
-        read_options("weights", None, 4, 5.0)
+        read_options("weights", None, 4)
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ def test_invalid_options(tmp_path: Path, text: str | None, steps: int | None, me
     if text is not None:
         file.write_text(text)
     with pytest.raises(RequestError, match=message):
-        read_options(None, file, steps, 7.5)
+        read_options(None, file, steps)

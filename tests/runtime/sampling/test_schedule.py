@@ -5,7 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentrt.errors import RequestError
+from latentrt.sampling import samplers
+from latentrt.sampling.samplers import SAMPLERS
 from latentrt.sampling.schedule import Latents, Recurrence, Schedule, denoise
+from latentrt.sampling.sigmas import training_sigmas
+from latentrt.sampling.training_noise import training_alphas
 
 SHAPE = (2, 4, 3, 5)
 
@@ -174,3 +179,31 @@ def test_rows_in_which_float32_cancels_are_rewritten() -> None:
     assert (schedule.a[0], schedule.b[0, 0], schedule.d[0]) == (1.0, 0.0, 1998.0)
     limited = table(1, a=1000.0, p=-1.0, q=2.0, b=np.array([[999.0]]), limit=1.0)
     assert (limited.a[0], limited.b[0, 0], limited.d[0]) == (1000.0, 999.0, 0.0)
+
+
+TRAINING = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, each in SAMPLERS.items() if each.kind == "diffusion" and not each.inverse and name != "unclip"],
+)
+def test_the_time_of_log_sigma_is_that_of_the_timestep(name: str) -> None:
+    schedule = samplers.schedule(name, TRAINING, 12)
+    sigma = training_sigmas(training_alphas(TRAINING)).astype(np.float64)
+    expected = np.log(np.interp(schedule.t, np.arange(len(sigma)), sigma)) / 4
+    # DPM2 and DPM++ SDE round the timesteps of their intermediate rows, 5.7e-5 seen.
+    np.testing.assert_allclose(schedule.with_log_sigma().t, expected, rtol=0, atol=1e-4)
+
+
+def test_pure_noise_has_no_log_sigma() -> None:
+    schedule = samplers.schedule(
+        "ddim", {**TRAINING, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 4
+    )
+    with pytest.raises(RequestError, match="rescale_betas_zero_snr"):
+        schedule.with_log_sigma()

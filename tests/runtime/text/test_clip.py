@@ -61,7 +61,8 @@ def test_chunks_are_counted(encoder: PromptEncoder) -> None:
 def test_chunks_are_encoded_by_themselves_and_joined(
     encoder: PromptEncoder, session: Recording, tokenizer: Tokenizer, clip_skip: int
 ) -> None:
-    (found,) = encoder.encode([LONG], 2, clip_skip)
+    ((found, pooled),) = encoder.encode([LONG], 2, clip_skip)
+    assert pooled is None, "the sample's encoder has no such output"
     assert found.shape == (154, 128)
     assert found.dtype == np.float32
     first, second = (encode_chunk(session, ids, clip_skip) for ids in tokenizer.chunks(LONG))
@@ -70,21 +71,21 @@ def test_chunks_are_encoded_by_themselves_and_joined(
 
 
 def test_skipping_layers_changes_the_embeddings(encoder: PromptEncoder) -> None:
-    plain, skipped = (encoder.encode(["a star"], 1, clip_skip)[0] for clip_skip in (0, 1))
+    plain, skipped = (encoder.encode(["a star"], 1, clip_skip)[0].embeddings for clip_skip in (0, 1))
     assert np.abs(plain - skipped).max() > 0.1
 
 
 def test_short_texts_are_filled_up_with_empty_chunks(
     encoder: PromptEncoder, session: Recording, tokenizer: Tokenizer
 ) -> None:
-    short, long = encoder.encode(["a star", LONG], 2)
+    short, long = (each.embeddings for each in encoder.encode(["a star", LONG], 2))
     assert short.shape == long.shape
     np.testing.assert_allclose(short[:77], encode_chunk(session, tokenizer.chunks("a star")[0]), rtol=0, atol=1e-5)
     np.testing.assert_allclose(short[77:], encode_chunk(session, tokenizer.chunks("")[0]), rtol=0, atol=1e-5)
 
 
 def test_equal_texts_are_encoded_once_and_share_an_array(encoder: PromptEncoder, session: Recording) -> None:
-    found = encoder.encode(["a star", "a circle", "a star"], 1)
+    found = [each.embeddings for each in encoder.encode(["a star", "a circle", "a star"], 1)]
     assert found[0] is found[2]
     assert not np.array_equal(found[0], found[1])
     assert [len(feeds["input_ids"]) for feeds in session.fed] == [2]
@@ -92,7 +93,7 @@ def test_equal_texts_are_encoded_once_and_share_an_array(encoder: PromptEncoder,
 
 def test_embeddings_cannot_be_written_to(encoder: PromptEncoder) -> None:
     (found,) = encoder.encode(["a star"], 1)
-    assert not found.flags.writeable
+    assert not found.embeddings.flags.writeable
 
 
 def test_a_text_is_tokenised_once(tokenizer: Tokenizer, session: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
