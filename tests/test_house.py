@@ -24,12 +24,12 @@ PACKAGES = {
 }
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy"}
 ALLOWED = {
-    "latentrt": {"latentrt", "numpy", "tokenizers", "PIL", "click", "msgspec", "rich", "onnxruntime", "openvino"}
+    "latentrt": {"latentrt", "numpy", "PIL", "click", "msgspec", "rich", "onnxruntime", "openvino"}
     | {"cuda", "matplotlib"},
     "latentrt_export": {"latentrt", "latentrt_export", "numpy", "click", "msgspec", "rich", "onnxruntime"}
     | HEAVY - {"scipy"},
     "latentrt_engines": {"latentrt", "latentrt_engines", "numpy", "click", "msgspec", "rich", "filelock"},
-    "sample": {"latentrt", "latentrt_export", "sample", "numpy", "tokenizers", "PIL", "click", "rich"}
+    "sample": {"latentrt", "latentrt_export", "sample", "numpy", "PIL", "click", "rich"}
     | {"torch", "diffusers", "transformers", "safetensors"},
 }
 
@@ -99,7 +99,7 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\nfrom latentrt.cli.main import main\n"
         f"try:\n    main({[*command, '--help']!r})\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
-        "print('loaded', sorted({'numpy', 'onnxruntime', 'PIL', 'tokenizers', 'torch'} & set(sys.modules)))"
+        "print('loaded', sorted({'numpy', 'onnxruntime', 'PIL', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage: latentrt" in done.stdout

@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 
 from latentrt.bundle.manifest import TokenizerRecord
 from latentrt.errors import CheckpointError
+from latentrt.text.byte_pairs import BytePairEncoder
 
 __all__ = ["BEGIN", "END", "build_vocabulary", "export_tokenizer", "read_merges", "write_vocabulary"]
 
@@ -24,7 +25,7 @@ FILE = "tokenizer/tokenizer.json"
 
 
 def export_tokenizer(checkpoint: Path, bundle: Path) -> TokenizerRecord:
-    """Write a tokenizer for the `tokenizers` package, without padding and truncation: the runtime builds the chunks.
+    """Write a checkpoint's tokenizer, without padding and truncation: the runtime builds the chunks.
 
     Args:
         checkpoint: a diffusers folder; its tokenizer is `tokenizer.json`, or `vocab.json` with `merges.txt`.
@@ -53,6 +54,10 @@ def export_tokenizer(checkpoint: Path, bundle: Path) -> TokenizerRecord:
     backend.no_truncation()
     (bundle / FILE).parent.mkdir(parents=True, exist_ok=True)
     backend.save(str(bundle / FILE))
+    try:
+        BytePairEncoder.from_json((bundle / FILE).read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is not a CLIP tokenizer: {error}") from error
     return TokenizerRecord(
         file=FILE,
         begin=tokenizer.bos_token_id,

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.bundle.manifest import TokenizerRecord
 from latentrt.errors import BundleError
-
-if TYPE_CHECKING:
-    import tokenizers
+from latentrt.text.byte_pairs import BytePairEncoder
 
 __all__ = ["Tokenizer"]
 
 
 class Tokenizer:
-    """A bundle's tokenizer: byte-pair encoding by the `tokenizers` package, in chunks of the encoder's length.
+    """A bundle's tokenizer: byte-pair encoding, in chunks of the text encoder's length.
 
     Args:
-        backend: a tokenizer that neither pads nor truncates.
+        encoder: encodes a text of any length.
         frame: special ids and length of a chunk.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, frame: TokenizerRecord) -> None:
-        self._backend, self.frame = backend, frame
+    def __init__(self, encoder: BytePairEncoder, frame: TokenizerRecord) -> None:
+        self._encoder, self.frame = encoder, frame
 
     @classmethod
     def from_json(cls, data: bytes, frame: TokenizerRecord) -> Self:
@@ -34,15 +32,11 @@ class Tokenizer:
         Raises:
             BundleError: the contents are not a tokenizer's.
         """
-        import tokenizers
-
         try:
-            backend = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:  # the package raises bare exceptions
-            raise BundleError(f"{frame.file} is not a tokenizer: {error}; export the bundle again") from error
-        backend.no_padding()
-        backend.no_truncation()
-        return cls(backend, frame)
+            encoder = BytePairEncoder.from_json(data)
+        except ValueError as error:
+            raise BundleError(f"{frame.file} is not a CLIP tokenizer: {error}; export the bundle again") from error
+        return cls(encoder, frame)
 
     def chunks(self, text: str) -> NDArray[np.int64]:
         """Return the token ids of a text of any length, int64 [chunks, length].
@@ -51,7 +45,7 @@ class Tokenizer:
         training: begin, tokens, end, padding. For a text of one chunk the ids are those of transformers'
         `CLIPTokenizer` with `padding="max_length"`.
         """
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+        ids = self._encoder.encode(text)
         room = self.frame.length - 2
         pieces = [ids[start : start + room] for start in range(0, max(len(ids), 1), room)]
         return np.array([self._frame(piece) for piece in pieces], np.int64)

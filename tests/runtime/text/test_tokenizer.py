@@ -1,4 +1,4 @@
-"""Chunks of token ids. That the ids are transformers' is tested in `tests/test_parity.py`."""
+"""Chunks of token ids."""
 
 from __future__ import annotations
 
