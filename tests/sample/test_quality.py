@@ -82,6 +82,7 @@ def test_held_out_prompts_are_followed(guided: list[Reading]) -> None:
     assert scores["two things: fully right"].right >= 0.57 * 48
 
 
+@pytest.mark.slow
 def test_without_guidance_it_is_measurably_worse(pipeline: Pipeline) -> None:
     """With unknown words in the prompts; known words alone need all 256 prompts to show it, above."""
     scores = quality.guidance(pipeline, SETTINGS, FEW, no_progress)
@@ -98,8 +99,8 @@ def test_a_negative_prompt_keeps_a_colour_out(pipeline: Pipeline) -> None:
 
 
 def test_the_safety_graph_flags_unsafe_images_only(pipeline: Pipeline) -> None:
-    scores = quality.safety(pipeline, SETTINGS, 48, no_progress)
-    assert scores["unsafe images flagged"].right >= 47
+    scores = quality.safety(pipeline, SETTINGS, 24, no_progress)
+    assert scores["unsafe images flagged"].right >= 23
     assert scores["other images flagged"].right <= 1
 
 
