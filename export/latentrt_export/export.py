@@ -103,9 +103,9 @@ def export_checkpoint(
                 "no licence was found in the checkpoint; the bundle records 'unknown'. Clarify it before you "
                 "distribute the bundle"
             )
-        plan = replace(plan, defaults=_override(plan.defaults, default_steps, default_guidance_scale))
+        plan = replace(plan, defaults=_override_defaults(plan.defaults, default_steps, default_guidance_scale))
         if precision == "int8":
-            quantization = _decide(quantization or QuantizationOptions(), plan.defaults)
+            quantization = _decide_guidance_scale(quantization or QuantizationOptions(), plan.defaults)
         return write_bundle(
             opened,
             plan,
@@ -125,7 +125,7 @@ def _check_defaults(steps: int | None, guidance_scale: float | None) -> None:
         raise RequestError(f"--default-guidance-scale: got {guidance_scale:g}, expected 0 to {MAX_GUIDANCE_SCALE:g}")
 
 
-def _override(defaults: Defaults, steps: int | None, guidance_scale: float | None) -> Defaults:
+def _override_defaults(defaults: Defaults, steps: int | None, guidance_scale: float | None) -> Defaults:
     return msgspec.structs.replace(
         defaults,
         num_inference_steps=defaults.num_inference_steps if steps is None else steps,
@@ -133,7 +133,7 @@ def _override(defaults: Defaults, steps: int | None, guidance_scale: float | Non
     )
 
 
-def _decide(options: QuantizationOptions, defaults: Defaults) -> QuantizationOptions:
+def _decide_guidance_scale(options: QuantizationOptions, defaults: Defaults) -> QuantizationOptions:
     """Let calibration run like later requests, unless the caller decided otherwise."""
     scale = options.guidance_scale
     return msgspec.structs.replace(options, guidance_scale=defaults.guidance_scale if scale is None else scale)

@@ -21,7 +21,7 @@ from latentrt_export.checkpoints.preprocessor_config import (
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
 from latentrt_export.graphs.deep_cache import count_branches
 
-__all__ = ["PIPELINES", "plan_export"]
+__all__ = ["NOISE_LEVEL_WIDTH", "PIPELINES", "plan_export"]
 
 MAX_BATCH = 32
 MAX_STEPS = 1000
@@ -29,7 +29,7 @@ UPSCALER_SCALE = 0.08333  # the autoencoder's scaling factor
 # diffusers ignores the size of a latent upscaler's training. That of the published one: 1024 × 1024 pixels.
 _LATENT_UPSCALER_SIDE = 128
 # The cosines and sines of a latent upscaler's noise level, which precede the pooled text.
-_NOISE_LEVEL_WIDTH = 128
+NOISE_LEVEL_WIDTH = 128
 
 _TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
 # The tasks of each pipeline class, by the number of channels that the UNet takes: 4 of latents, then those of the
@@ -140,7 +140,7 @@ def _find_max_noise_level(
 
 
 def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator[ComponentPlan]:
-    variation, noised, pooled = ("image-variation" in tasks, "unclip" in tasks, "latent-upscaling" in tasks)
+    variation, noised, pooled = "image-variation" in tasks, "unclip" in tasks, "latent-upscaling" in tasks
     if variation or noised:
         yield ComponentPlan(
             name="image_encoder",
@@ -260,11 +260,11 @@ def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], space: LatentSpace
 
 def _check_latent_upscaler(checkpoint: Checkpoint, unet: Mapping[str, Any], text: Mapping[str, Any] | None) -> None:
     """Check the assumptions of diffusers' pipeline for latent upscalers."""
-    width = _NOISE_LEVEL_WIDTH + (text or {}).get("hidden_size", 512)
+    width = NOISE_LEVEL_WIDTH + (text or {}).get("hidden_size", 512)
     if unet.get("time_cond_proj_dim") != width:
         raise CheckpointError(
             f"unet: its configuration has time_cond_proj_dim {unet.get('time_cond_proj_dim')!r}, expected {width}: "
-            f"{_NOISE_LEVEL_WIDTH} for the noise level, the rest for the text encoder's pooled output"
+            f"{NOISE_LEVEL_WIDTH} for the noise level, the rest for the text encoder's pooled output"
         )
     predicts = checkpoint.scheduler_config.get("prediction_type", "epsilon")
     if predicts not in ("sample", "original_sample"):

@@ -20,6 +20,7 @@ from latentrt.bundle.manifest import PartName, TokenMerging
 from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.weights import load_pretrained
+from latentrt_export.families.stable_diffusion import NOISE_LEVEL_WIDTH
 from latentrt_export.modules import token_merging
 from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
 from latentrt_export.quantize.denoising import denoise_prompts
@@ -32,8 +33,6 @@ _CLASS_EMBEDDINGS = (None, "timestep", "projection")
 # diffusers passes skip sizes to the upsamplers only if a side is not a multiple of 2^num_upsamplers. With this value no
 # side is, so that the traced graph always takes that branch, which is correct for every size.
 _NO_SIDE_IS_A_MULTIPLE = 40
-# A latent upscaler's embedding of a noise level has this many cosines and as many sines.
-_NOISE_LEVEL_WIDTH = 64
 
 
 class UNet(ComponentModule):
@@ -187,7 +186,7 @@ class LatentUpscalerUNet(UNet):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        width = model.config.time_cond_proj_dim - 2 * _NOISE_LEVEL_WIDTH
+        width = model.config.time_cond_proj_dim - NOISE_LEVEL_WIDTH
         self.inputs += (TensorSpec("pooled", "float32", ("evaluations", width)),)
         (output,) = self.outputs
         batch, channels, *sides = output.shape
@@ -198,7 +197,7 @@ class LatentUpscalerUNet(UNet):
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, pooled: Tensor
     ) -> Tensor:
         # The embedding of a noise level of 0 of the input image: its cosines, then its sines.
-        level = pooled.new_ones(pooled.shape[0], _NOISE_LEVEL_WIDTH)
+        level = pooled.new_ones(pooled.shape[0], NOISE_LEVEL_WIDTH // 2)
         condition = torch.cat([level, torch.zeros_like(level), pooled], dim=1)
         output: Tensor = self.model(
             sample, timestep, encoder_hidden_states, timestep_cond=condition, return_dict=False
