@@ -67,7 +67,7 @@ class UNet(ComponentModule):
         self.model = model
         model.num_upsamplers = _NO_SIDE_IS_A_MULTIPLE
         for upsampler in (each for each in model.modules() if isinstance(each, Upsample2D)):
-            upsampler.forward = functools.partial(_upsample, upsampler)  # type: ignore[method-assign]
+            upsampler.forward = functools.partial(_upsample, upsampler)
         config = model.config
         self.inputs = (
             TensorSpec("sample", "float32", ("evaluations", config.in_channels, "height", "width")),
