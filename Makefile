@@ -41,8 +41,9 @@ sample: setup
 		--preview-decoder sample/checkpoint/preview_decoder --deep-cache 0 --overwrite
 	$(BIN)/latentrt demo -o docs/demo.png
 
-test: setup lint types
-	$(PYTEST) -m "not slow and not gpu"
+# Tests that `test-runtime` ran are not run again.
+test: setup lint types test-runtime
+	LATENTRT_TEST_WITHOUT_RUNTIME=1 $(PYTEST) -m "not slow and not gpu"
 
 # The runtime's tests where a user runs it: without torch, the exporter, engine libraries and OpenVINO.
 test-runtime: .venv-runtime/.ready

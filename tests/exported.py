@@ -6,8 +6,9 @@ folder in which they are kept from run to run while one works on something else 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,20 +66,27 @@ def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
 def exported_task(
     factory: pytest.TempPathFactory, task: Task, family: Family = "sd1", *, parts: bool = False
 ) -> Exported:
-    """A bundle of another task in float32, without a classifier; exported in this process, as workers import torch."""
+    """A bundle of another task in float32, without a classifier."""
     root = _root(factory)
     checkpoint, bundle = root / f"{task}-checkpoint", root / task
     with FileLock(root / f"{task}.lock"):
         if not bundle.exists():
             make_checkpoint(checkpoint, family, task=task, safety="none")
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(write, "run_worker", _export_here)
+            with here():
                 export_checkpoint(checkpoint, bundle, parts=parts, progress=Silent())
     return Exported(family=family, checkpoint=checkpoint, variant=None, bundle=bundle)
 
 
-def _export_here(job: Job, notify: Callable[[str], None]) -> Done:
-    return Done(component=export_here(job, notify), cost=ComponentCost(seconds=0.0, peak_bytes=0))
+@contextlib.contextmanager
+def here() -> Iterator[None]:
+    """Export components in this process, where torch is loaded, and not in one of their own each."""
+
+    def run(job: Job, notify: Callable[[str], None]) -> Done:
+        return Done(component=export_here(job, notify), cost=ComponentCost(seconds=0.0, peak_bytes=0))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "run_worker", run)
+        yield
 
 
 def _root(factory: pytest.TempPathFactory) -> Path:
@@ -107,4 +115,7 @@ def _make_now(checkpoint: Path, bundle: Path, family: Family) -> None:
         make_checkpoint(checkpoint, family, variant="fp16", tokenizer="json")
     precision: Precision = "float32" if family == "sd1" else "float16"
     preview = None if family == "sd1" else make_preview_decoder(checkpoint.with_name(f"{family}-preview"))
-    export_checkpoint(checkpoint, bundle, precision=precision, preview_decoder=preview, deep_cache=0, progress=Silent())
+    with contextlib.nullcontext() if family == "sd1" else here():
+        export_checkpoint(
+            checkpoint, bundle, precision=precision, preview_decoder=preview, deep_cache=0, progress=Silent()
+        )

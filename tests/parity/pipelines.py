@@ -24,7 +24,7 @@ from diffusers import (
 from numpy.typing import NDArray
 from PIL import Image
 
-from latentrt import Pipeline
+from latentrt import Pipeline, Request
 from latentrt.bundle.gate_inputs import make_images
 
 LATENTS_BOUND = 1e-4
@@ -118,9 +118,10 @@ def assert_close(
     pipeline: Pipeline, call: dict[str, Any], latents: NDArray[np.float32], pixels: NDArray[np.float32]
 ) -> None:
     """Generate with ours, and compare with the latents and pixels of diffusers."""
-    found = pipeline(output_type="latent", **call).images
-    assert found.shape == latents.shape
-    assert np.abs(found - latents).max() <= LATENTS_BOUND * np.abs(latents).max()
-    made = pipeline(output_type="np", **call).images
+    request = pipeline.resolve(Request.of(**call))
+    *_, last = pipeline.steps(request)
+    assert last.latents.shape == latents.shape
+    assert np.abs(last.latents - latents).max() <= LATENTS_BOUND * np.abs(latents).max()
+    made = np.stack([np.asarray(image) for image in pipeline.finish(request, last.latents).images])
     assert made.shape == pixels.shape
-    assert np.abs(np.rint(made * 255) - np.rint(pixels * 255)).max() <= PIXELS_BOUND
+    assert np.abs(made - np.rint(pixels * 255)).max() <= PIXELS_BOUND

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,23 @@ _COMPARED_WITH = {
     "cli/test_schedule_plot.py": "matplotlib",
 }
 collect_ignore = [path for path, module in _COMPARED_WITH.items() if find_spec(module) is None]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that `make test-runtime` runs, where `make test` ran it before."""
+    if not os.environ.get("LATENTRT_TEST_WITHOUT_RUNTIME"):
+        return
+    folder = Path(__file__).parent
+    compared = {folder / path for path in _COMPARED_WITH}
+    ran = [
+        item
+        for item in items
+        if item.path.is_relative_to(folder)
+        and item.path not in compared
+        and not any(item.get_closest_marker(name) for name in ("openvino", "extras"))
+    ]
+    config.hook.pytest_deselected(items=ran)
+    items[:] = [item for item in items if item not in set(ran)]
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ def test_without_guidance_it_is_measurably_worse(pipeline: Pipeline) -> None:
     assert sign_test(better.right, worse.right) < 0.05
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_keeps_a_colour_out(pipeline: Pipeline) -> None:
     scores = quality.negatives(pipeline, SETTINGS, 32, no_progress)
     own, other = scores["colour kept against its own negative"], scores["colour kept against another's"]

@@ -50,9 +50,7 @@ def test_no_model_index(folder: Path) -> None:
         open_skeleton(folder)
 
 
-@pytest.mark.parametrize(
-    "pipeline", ["StableDiffusionXLPipeline", "StableDiffusionLatentUpscalePipeline", None, 7, ["a"]]
-)
+@pytest.mark.parametrize("pipeline", ["StableDiffusionXLPipeline", "StableDiffusionPanoramaPipeline", None, 7, ["a"]])
 def test_an_unsupported_pipeline_class(folder: Path, pipeline: object) -> None:
     write_json(folder / "model_index.json", {**model_index("sd1", with_safety=True), "_class_name": pipeline})
     with pytest.raises(CheckpointError) as refusal:
