@@ -19,7 +19,7 @@ from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, Precision
 from latentrt_export import write
 from latentrt_export.export import export_checkpoint
-from latentrt_export.worker import Done, Job, export_here
+from latentrt_export.worker import Done, Job, run_job
 from tests.tiny import Family, Task, make_checkpoint
 from tests.tiny_preview import make_preview_decoder
 
@@ -72,17 +72,17 @@ def exported_task(
     with FileLock(root / f"{task}.lock"):
         if not bundle.exists():
             make_checkpoint(checkpoint, family, task=task, safety="none")
-            with here():
+            with exporting_in_process():
                 export_checkpoint(checkpoint, bundle, parts=parts, progress=Silent())
     return Exported(family=family, checkpoint=checkpoint, variant=None, bundle=bundle)
 
 
 @contextlib.contextmanager
-def here() -> Iterator[None]:
-    """Export components in this process, where torch is loaded, and not in one of their own each."""
+def exporting_in_process() -> Iterator[None]:
+    """Run component exports in this process, where torch is loaded, instead of one worker process each."""
 
     def run(job: Job, notify: Callable[[str], None]) -> Done:
-        return Done(component=export_here(job, notify), cost=ComponentCost(seconds=0.0, peak_bytes=0))
+        return Done(component=run_job(job, notify), cost=ComponentCost(seconds=0.0, peak_bytes=0))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "run_worker", run)
@@ -115,7 +115,8 @@ def _make_now(checkpoint: Path, bundle: Path, family: Family) -> None:
         make_checkpoint(checkpoint, family, variant="fp16", tokenizer="json")
     precision: Precision = "float32" if family == "sd1" else "float16"
     preview = None if family == "sd1" else make_preview_decoder(checkpoint.with_name(f"{family}-preview"))
-    with contextlib.nullcontext() if family == "sd1" else here():
+    # Tests of the report and of reproducibility need one bundle that worker processes made.
+    with contextlib.nullcontext() if family == "sd1" else exporting_in_process():
         export_checkpoint(
             checkpoint, bundle, precision=precision, preview_decoder=preview, deep_cache=0, progress=Silent()
         )

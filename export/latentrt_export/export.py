@@ -105,7 +105,7 @@ def export_checkpoint(
             )
         plan = replace(plan, defaults=_override_defaults(plan.defaults, default_steps, default_guidance_scale))
         if precision == "int8":
-            quantization = _decide_guidance_scale(quantization or QuantizationOptions(), plan.defaults)
+            quantization = _fill_guidance_scale(quantization or QuantizationOptions(), plan.defaults)
         return write_bundle(
             opened,
             plan,
@@ -133,8 +133,8 @@ def _override_defaults(defaults: Defaults, steps: int | None, guidance_scale: fl
     )
 
 
-def _decide_guidance_scale(options: QuantizationOptions, defaults: Defaults) -> QuantizationOptions:
-    """Let calibration run like later requests, unless the caller decided otherwise."""
+def _fill_guidance_scale(options: QuantizationOptions, defaults: Defaults) -> QuantizationOptions:
+    """Return the options with the bundle's guidance scale where they have none: calibration runs like requests."""
     scale = options.guidance_scale
     return msgspec.structs.replace(options, guidance_scale=defaults.guidance_scale if scale is None else scale)
 

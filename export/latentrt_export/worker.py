@@ -23,7 +23,7 @@ from latentrt.worker_process import Ending, Failed, WorkerProcess, peak_bytes, t
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.quantize.options import QuantizationOptions
 
-__all__ = ["Done", "Job", "Message", "Phase", "SplitOptions", "export_here", "run_worker"]
+__all__ = ["Done", "Job", "Message", "Phase", "SplitOptions", "run_job", "run_worker"]
 
 
 class SplitOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +125,7 @@ def main() -> None:
     job = msgspec.json.decode(line, type=Job)
     started = time.monotonic()
     try:
-        component = export_here(job, lambda text: report(Phase(text)))
+        component = run_job(job, lambda text: report(Phase(text)))
     except LatentRTError as error:
         report(Failed.of(error))
         return
@@ -133,8 +133,8 @@ def main() -> None:
     report(Done(component=component, cost=cost))
 
 
-def export_here(job: Job, notify: Callable[[str], None]) -> Component:
-    """Export one component in this process.
+def run_job(job: Job, notify: Callable[[str], None]) -> Component:
+    """Run a job in this process: export one component.
 
     Args:
         job, notify: as those of `run_worker`.

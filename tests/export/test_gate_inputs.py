@@ -15,7 +15,7 @@ from latentrt_engines.self_check import GateInputs
 from latentrt_export import write
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
 from latentrt_export.families import PIPELINES, plan_export
-from latentrt_export.worker import Job, export_here
+from latentrt_export.worker import Job, run_job
 from tests.exported import Exported
 
 SIZES = {
@@ -52,7 +52,7 @@ def exporters(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict[s
                 gate_inputs=str(path),
                 latent_space=plan.latent_spaces["unet"],
             )
-            export_here(job, lambda text: None)
+            run_job(job, lambda text: None)
     with np.load(path) as stored:
         return dict(stored)
 

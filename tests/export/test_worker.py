@@ -163,9 +163,7 @@ def test_a_file_in_the_current_folder_is_not_a_package(tmp_path: Path, monkeypat
 
 
 def test_a_worker_ends_with_its_parent() -> None:
-    code = (
-        "import time; from latentrt_export import worker; worker.export_here = lambda *a: time.sleep(60); worker.main()"
-    )
+    code = "import time; from latentrt_export import worker; worker.run_job = lambda *a: time.sleep(60); worker.main()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None

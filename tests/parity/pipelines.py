@@ -58,7 +58,7 @@ def input_mask(width: int, height: int) -> Image.Image:
 def as_lists(call: dict[str, Any], images: int) -> dict[str, Any]:
     """Repeat texts and input images for several generators.
 
-    Then each image's generator makes all of its noise; diffusers uses the first one alone for what it encodes once.
+    diffusers encodes a single input with the first generator only; from a list, it encodes each image with its own.
     """
     repeated = {"prompt", "negative_prompt", "image", "mask_image"}
     return {name: [value] * images if name in repeated else value for name, value in call.items()}
@@ -66,7 +66,7 @@ def as_lists(call: dict[str, Any], images: int) -> dict[str, Any]:
 
 def compare(
     pipeline: Pipeline,
-    pipe: Any,
+    oracle: Any,
     sampler: str,
     images: int,
     call: dict[str, Any],
@@ -75,49 +75,50 @@ def compare(
     ours: dict[str, Any] | None = None,
     theirs: dict[str, Any] | None = None,
 ) -> None:
-    """Generate with both, and compare latents and pixels.
+    """Run our pipeline and diffusers', and compare latents and pixels.
 
     Args:
-        sampler: our name of it, and that in `SCHEDULERS` unless `scheduler` is given, which makes diffusers' scheduler
-            from the images' generators.
+        sampler: our name of it, and the key of diffusers' class in `SCHEDULERS`.
         images: number of images, each with its own seed.
         call: keywords of both, with one prompt and one input image.
+        scheduler: makes diffusers' scheduler from the images' generators, instead of `SCHEDULERS`.
         ours, theirs: further keywords of one of the two.
     """
     seeds = list(range(5, 5 + images))
-    pipe.set_progress_bar_config(disable=True)
+    oracle.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     if scheduler is None:
-        pipe.scheduler = SCHEDULERS[sampler].from_config(pipe.scheduler.config)
+        config = oracle.scheduler.load_config(oracle.config["_name_or_path"], subfolder="scheduler")
+        oracle.scheduler = SCHEDULERS[sampler].from_config(config)
     else:
-        pipe.scheduler = scheduler(generators)
+        oracle.scheduler = scheduler(generators)
     # The safety checker of a tiny checkpoint flags at random; both run without.
-    pipe.safety_checker = None
-    latents, pixels = run_oracle(pipe, generator=generators, **as_lists(call, images), **(theirs or {}))
+    oracle.safety_checker = None
+    latents, pixels = run_oracle(oracle, generator=generators, **as_lists(call, images), **(theirs or {}))
     common = {**call, "num_images_per_prompt": images, "seed": seeds, "sampler": sampler, "safety": "off"}
     assert_close(pipeline, {**common, **(ours or {})}, latents, pixels)
 
 
-def run_oracle(pipe: Any, **call: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def run_oracle(oracle: Any, **call: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Run diffusers' pipeline once; return the latents that it decodes, and the pixels, float32 in 0 … 1."""
     decoded: list[torch.Tensor] = []
-    decode = pipe.vae.decode
+    decode = oracle.vae.decode
 
     def record(latents: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         decoded.append(latents)
         return decode(latents, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipe.vae, "decode", record)
-        pixels = pipe(output_type="np", **call).images
+        patch.setattr(oracle.vae, "decode", record)
+        pixels = oracle(output_type="np", **call).images
     (latents,) = decoded
-    return (latents * pipe.vae.config.scaling_factor).numpy(), pixels
+    return (latents * oracle.vae.config.scaling_factor).numpy(), pixels
 
 
 def assert_close(
     pipeline: Pipeline, call: dict[str, Any], latents: NDArray[np.float32], pixels: NDArray[np.float32]
 ) -> None:
-    """Generate with ours, and compare with the latents and pixels of diffusers."""
+    """Run our pipeline, and compare with diffusers' latents [images, C, H, W] and pixels [images, H, W, 3], 0 … 1."""
     request = pipeline.resolve(Request.of(**call))
     *_, last = pipeline.steps(request)
     assert last.latents.shape == latents.shape

@@ -159,6 +159,6 @@ def test_impossible_requests(pipeline: Pipeline, values: dict[str, Any], option:
 def test_the_bundle_has_the_graphs_prediction_and_time(upscaler: Exported) -> None:
     manifest = Bundle.open(upscaler.bundle).manifest
     assert manifest.schedulers["unet"].config["prediction_type"] == "v_prediction"
-    assert [spec.source for spec in manifest.components["unet"].inputs][1::2] == ["log-sigma", "text_encoder.pooled"]
+    assert [spec.source for spec in manifest.components["unet"].inputs][1::2] == ["c-noise", "text_encoder.pooled"]
     assert manifest.side_multiple == 64
     assert (manifest.defaults.num_inference_steps, manifest.defaults.guidance_scale) == (75, 9.0)

@@ -26,15 +26,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     folder = Path(__file__).parent
     compared = {folder / path for path in _COMPARED_WITH}
-    ran = [
+    ran = {
         item
         for item in items
         if item.path.is_relative_to(folder)
         and item.path not in compared
         and not any(item.get_closest_marker(name) for name in ("openvino", "extras"))
-    ]
-    config.hook.pytest_deselected(items=ran)
-    items[:] = [item for item in items if item not in set(ran)]
+    }
+    config.hook.pytest_deselected(items=list(ran))
+    items[:] = [item for item in items if item not in ran]
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_the_runtime_generates_diffusers_images(oracle: Any, prompt: str) -> Non
     generator = torch.Generator().manual_seed(7)
     expected = oracle(prompt, num_inference_steps=25, guidance_scale=5.0, generator=generator, output_type="np")
     found = Pipeline.load()(prompt, num_inference_steps=25, guidance_scale=5.0, seed=7, output_type="np")
-    # 2 of 255 levels, as for every other checkpoint (tests/parity/test_text_to_image.py).
+    # 2 of 255 levels, as for every other checkpoint (tests/parity/pipelines.py).
     assert float(np.abs(found.images - expected.images).max()) <= 2 / 255 + 1e-6
     assert found.nsfw_content_detected == expected.nsfw_content_detected == [False]
 

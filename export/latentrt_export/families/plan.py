@@ -43,7 +43,8 @@ class ExportPlan:
             data of later ones.
         latent_spaces: denoiser → its latent space.
         tokenizers: component → the checkpoint's folder of its tokenizer.
-        scheduler_config: of the denoiser's graph: the checkpoint's, unless the graph predicts something else.
+        scheduler_config: the scheduler's configuration; its `prediction_type` is that of the graph's output, which may
+            differ from the checkpoint's.
         defaults: the values for requests that omit them.
         limits: the limits of requests.
         deep_cache_branches: the number of branches at which the denoiser can be split for DeepCache.

@@ -26,7 +26,7 @@ __all__ = ["NOISE_LEVEL_WIDTH", "PIPELINES", "plan_export"]
 MAX_BATCH = 32
 MAX_STEPS = 1000
 UPSCALER_SCALE = 0.08333  # the autoencoder's scaling factor
-# diffusers ignores the size of a latent upscaler's training. That of the published one: 1024 × 1024 pixels.
+# Side of the latents of a latent upscaler without `sample_size`, for 1024 × 1024 pixels.
 _LATENT_UPSCALER_SIDE = 128
 # The cosines and sines of a latent upscaler's noise level, which precede the pooled text.
 NOISE_LEVEL_WIDTH = 128
@@ -48,13 +48,13 @@ _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
 # The sources of the UNet's further inputs, where it has them.
 _SOURCES = {
     "StableDiffusionUpscalePipeline": {"class_labels": "noise-level"},
-    "StableDiffusionLatentUpscalePipeline": {"timestep": "log-sigma", "pooled": "text_encoder.pooled"},
+    "StableDiffusionLatentUpscalePipeline": {"timestep": "c-noise", "pooled": "text_encoder.pooled"},
     "StableUnCLIPImg2ImgPipeline": {"class_labels": "image_encoder.class_labels"},
 }
-# The default number of steps and guidance scale of diffusers' pipeline.
-_USUAL_STEPS, _USUAL_GUIDANCE_SCALE = 50, 7.5
+# The default number of steps and guidance scale of diffusers' pipelines, where they are not these two.
+_DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE = 50, 7.5
 _DEFAULTS = {
-    "StableDiffusionInstructPix2PixPipeline": (100, _USUAL_GUIDANCE_SCALE),
+    "StableDiffusionInstructPix2PixPipeline": (100, _DEFAULT_GUIDANCE_SCALE),
     "StableDiffusionUpscalePipeline": (75, 9.0),
     "StableDiffusionLatentUpscalePipeline": (75, 9.0),
     "StableUnCLIPImg2ImgPipeline": (20, 10.0),
@@ -93,14 +93,14 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
         shift=vae.get("shift_factor") or 0.0,
     )
     tasks = _find_tasks(checkpoint.pipeline_class, unet, space)
-    if "latent-upscaling" in tasks:
+    latent_upscaling = "latent-upscaling" in tasks
+    if latent_upscaling:
         _check_latent_upscaler(checkpoint, unet, text)
         space = msgspec.structs.replace(
             space, multiple=2 ** (len(unet.get("block_out_channels", (320, 640, 1280, 1280))) - 1)
         )
-        unet["sample_size"] = unet.get("sample_size") or _LATENT_UPSCALER_SIDE
-    height, width = _read_size(unet)
-    steps, guidance_scale = _DEFAULTS.get(checkpoint.pipeline_class, (_USUAL_STEPS, _USUAL_GUIDANCE_SCALE))
+    height, width = _read_size(unet, _LATENT_UPSCALER_SIDE if latent_upscaling else None)
+    steps, guidance_scale = _DEFAULTS.get(checkpoint.pipeline_class, (_DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE))
     if "image_encoder" in checkpoint.weights:
         _check_image_encoder(checkpoint, unet, noised="unclip" in tasks)
     return ExportPlan(
@@ -117,16 +117,16 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
             guidance_scale=guidance_scale,
         ),
         limits=Limits(
-            # The smallest features of a latent upscaler are padded by reflection, which needs two of them.
-            min_side=2 * space.side_multiple if "latent-upscaling" in tasks else 8 * space.downscale,
+            # A latent upscaler pads by reflection, which needs at least 2 × 2 features at its lowest level.
+            min_side=2 * space.side_multiple if latent_upscaling else 8 * space.downscale,
             # An upscaler's latents have the size of its input image.
             max_side=(512 if "upscaling" in tasks else 256) * space.downscale,
             max_batch=MAX_BATCH,
             max_steps=MAX_STEPS,
-            max_clip_skip=0 if text is None or "latent-upscaling" in tasks else text.get("num_hidden_layers", 12),
+            max_clip_skip=0 if text is None or latent_upscaling else text.get("num_hidden_layers", 12),
             max_noise_level=_find_max_noise_level(checkpoint, unet, space, tasks),
         ),
-        deep_cache_branches=0 if "latent-upscaling" in tasks else count_branches(unet),
+        deep_cache_branches=0 if latent_upscaling else count_branches(unet),
     )
 
 
@@ -242,20 +242,23 @@ def _find_noise_levels(checkpoint: Checkpoint) -> int:
 
 
 def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], space: LatentSpace) -> tuple[str, ...]:
-    channels, made = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    in_channels, out_channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
     tasks = _TASKS[pipeline_class]
-    if channels not in tasks:
+    if in_channels not in tasks:
         raise CheckpointError(
-            f"unet: its configuration has in_channels {channels!r}, expected {' or '.join(map(str, tasks))} for a "
+            f"unet: its configuration has in_channels {in_channels!r}, expected {' or '.join(map(str, tasks))} for a "
             f"{pipeline_class}"
         )
-    variance = "latent-upscaling" in tasks[channels]  # one more channel, which the pipeline drops
-    if made != space.channels + variance:
+    expected = space.channels
+    if "latent-upscaling" in tasks[in_channels]:
+        expected += 1  # a variance, which the pipeline drops
+    if out_channels != expected:
+        variance = " and one of variance" if expected > space.channels else ""
         raise CheckpointError(
-            f"unet: its configuration has out_channels {made!r}, expected {space.channels + variance}: the latent "
-            f"channels of the autoencoder{', and one' if variance else ''}"
+            f"unet: its configuration has out_channels {out_channels!r}, expected {expected}: the autoencoder's latent "
+            f"channels{variance}"
         )
-    return tasks[channels]
+    return tasks[in_channels]
 
 
 def _check_latent_upscaler(checkpoint: Checkpoint, unet: Mapping[str, Any], text: Mapping[str, Any] | None) -> None:
@@ -275,14 +278,14 @@ def _check_latent_upscaler(checkpoint: Checkpoint, unet: Mapping[str, Any], text
 
 
 def _find_scheduler_config(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Mapping[str, Any]:
-    """Return the scheduler configuration for the denoiser's graph, which has a latent upscaler's preconditioning."""
+    """Return the scheduler's configuration with the prediction type of the graph, which is v for a latent upscaler."""
     config = checkpoint.scheduler_config
     return {**config, "prediction_type": "v_prediction"} if "latent-upscaling" in tasks else config
 
 
-def _read_size(unet: Mapping[str, Any]) -> tuple[int, int]:
+def _read_size(unet: Mapping[str, Any], default: int | None) -> tuple[int, int]:
     """Read the height and width of the latents of the UNet's training."""
-    match unet.get("sample_size"):
+    match unet.get("sample_size") or default:
         case int(side) if side > 0:
             return side, side
         case [int(height), int(width)] if height > 0 and width > 0:

@@ -35,8 +35,8 @@ class ComponentModule(nn.Module):
         loop_invariant_inputs: input → part, for inputs that change less often than the latents; the part computes the
             values that depend on that input alone.
         is_sliced: whether it is a decoder that is split into parts for decoding in slices.
-        is_quantized: whether an int8 bundle has an int8 graph of it. Other modules are small, or their outputs are
-            compared with thresholds.
+        is_quantized: whether an int8 bundle has an int8 graph of it. Other modules are small, their outputs are
+            compared with thresholds, or calibration does not support them; their weights are half.
         trace_shapes: the sizes at which it is traced.
         gate_shapes: the sizes at which its graphs are compared with it; none of them equals `trace_shapes`.
     """

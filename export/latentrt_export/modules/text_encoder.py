@@ -65,9 +65,9 @@ class TextEncoder(ComponentModule):
 
 
 class PooledTextEncoder(TextEncoder):
-    """Token ids → hidden states without the final layer norm, and the embedding of the text as a whole.
+    """Token ids → hidden states before the final layer norm, and the pooled output, which is that of the end token.
 
-    That is the output of the end token (diffusers, `StableDiffusionLatentUpscalePipeline.encode_prompt`).
+    Source: diffusers, `StableDiffusionLatentUpscalePipeline.encode_prompt`.
     """
 
     def __init__(self, model: Any) -> None:

@@ -48,7 +48,7 @@ class UNet(ComponentModule):
         "encoder_hidden_states": "cross_attention_kv",
     }
     is_quantized: ClassVar[bool] = True
-    # Keys that such models leave unset; a graph would silently ignore the inputs that they add.
+    # Configuration keys that must be unset: they add inputs or layers that no supported model of this kind has.
     unset: ClassVar[tuple[str, ...]] = (
         "addition_embed_type",
         "encoder_hid_dim_type",
@@ -67,6 +67,7 @@ class UNet(ComponentModule):
         self.model = model
         model.num_upsamplers = _NO_SIDE_IS_A_MULTIPLE
         for upsampler in (each for each in model.modules() if isinstance(each, Upsample2D)):
+            assert upsampler.use_conv and upsampler.norm is None, "those of diffusers' UNet blocks"  # noqa: PT018
             upsampler.forward = functools.partial(_upsample, upsampler)
         config = model.config
         self.inputs = (
@@ -86,7 +87,10 @@ class UNet(ComponentModule):
         model = load_pretrained(UNet2DConditionModel, checkpoint / "unet", variant)
         for key in cls.unset:
             if getattr(model.config, key, None) is not None:
-                raise CheckpointError(f"unet: its configuration sets {key}, which no model of its pipeline class has")
+                raise CheckpointError(
+                    f"unet: its configuration has {key} {getattr(model.config, key)!r}, expected none; such a model is "
+                    "not supported"
+                )
         if model.config.class_embed_type not in _CLASS_EMBEDDINGS:
             raise CheckpointError(
                 f"unet: its configuration has class_embed_type {model.config.class_embed_type!r}, expected one of "
@@ -141,8 +145,8 @@ class UNet(ComponentModule):
 def _upsample(upsampler: Any, hidden_states: Tensor, output_size: Any) -> Tensor:
     """Resize to the size of the skip connection, then convolve; in place of `Upsample2D.forward`.
 
-    That also compares a ratio of sizes with 2^31, which `torch.export` cannot express: it would trace the model a
-    second time, with Dynamo.
+    diffusers' method also compares the number of output elements with 2^31, by a division of sizes that `torch.export`
+    cannot express: it would trace the model a second time, with Dynamo.
     """
     resized = functional.interpolate(hidden_states, size=output_size, mode="nearest")
     return upsampler.conv(resized)  # type: ignore[no-any-return]
@@ -174,10 +178,9 @@ class LatentUpscalerUNet(UNet):
     model's output F is −v. The graph returns v. The last channel of F, a variance that the pipeline drops, is left out.
     """
 
-    is_quantized: ClassVar[bool] = False
+    is_quantized: ClassVar[bool] = False  # calibration has neither c_noise nor a pooled text
     unset: ClassVar[tuple[str, ...]] = ("addition_embed_type", "encoder_hid_dim_type")
-    # Its levels halve the latents thrice, without padding.
-    trace_shapes: ClassVar[Shapes] = {"evaluations": 2, "height": 16, "width": 24, "tokens": 77}
+    # Without odd sides: its three downsamplers do not pad.
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (
         {"evaluations": 2, "height": 16, "width": 16, "tokens": 77},
         {"evaluations": 3, "height": 24, "width": 16, "tokens": 77},

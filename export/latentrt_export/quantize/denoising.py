@@ -65,7 +65,7 @@ def denoise_prompts(
     schedule = Euler.read(config).table(Steps(count=options.steps))
     empty, *prompts = gate_inputs["calibration_embeddings"]
     scale = options.guidance_scale
-    assert scale is not None, "the export decided"
+    assert scale is not None, "filled in by `export_checkpoint`"
     guidance: Guidance = ClassifierFree(scale=scale) if scale > 1 else Unguided()
     session = _TorchSession(inputs, outputs, run)
     denoiser = WholeDenoiser(session, latents="sample", timestep="timestep", output="noise_pred")

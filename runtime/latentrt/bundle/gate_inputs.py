@@ -72,7 +72,7 @@ def make_gate_inputs(
         arrays: the arrays behind the sources, see above.
     """
     feeds: Arrays = {}
-    is_denoiser = any(spec.source in ("timestep", "log-sigma") for spec in inputs)
+    is_denoiser = any(spec.source in ("timestep", "c-noise") for spec in inputs)
     for spec in inputs:
         shape = shapes[spec.name]
         made: NDArray[Any]
@@ -83,8 +83,8 @@ def make_gate_inputs(
                     made = _add_noise(made, arrays["latents"].shape[1], arrays[f"alphas_cumprod:{name}"])
             case "timestep":
                 made = _make_timesteps(shape[0], len(arrays[f"alphas_cumprod:{name}"]))
-            case "log-sigma":
-                made = _make_log_sigmas(shape[0], arrays[f"alphas_cumprod:{name}"])
+            case "c-noise":
+                made = _make_c_noise(shape[0], arrays[f"alphas_cumprod:{name}"])
             case "tokens":
                 made = np.resize(arrays[f"tokens:{name}"], shape)
             case "image" | "images":
@@ -163,8 +163,8 @@ def _make_timesteps(count: int, trained: int) -> NDArray[np.int64]:
     return np.resize(np.array(_TIMESTEPS) * trained // 1000, count)
 
 
-def _make_log_sigmas(count: int, alphas_cumprod: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ln(σ) / 4 of the timesteps, with σ that of latents x0 + σ · ε."""
+def _make_c_noise(count: int, alphas_cumprod: NDArray[Any]) -> NDArray[np.float64]:
+    """Return c_noise = ln(σ) / 4 of the timesteps, with σ that of latents x0 + σ · ε."""
     alpha_bar = alphas_cumprod[_make_timesteps(count, len(alphas_cumprod))].astype(np.float64)
     return np.log((1 - alpha_bar) / alpha_bar) / 8
 

@@ -100,7 +100,7 @@ TaskName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
 InputSource = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(latents|timestep|log-sigma|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
+        pattern=r"^(latents|timestep|c-noise|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
         r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$"
     ),
 ]
@@ -203,7 +203,7 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
     - `latents`: latents of the component's latent space; a denoiser whose input has more channels than that space takes
       the conditioning's extra channels after them;
     - `timestep`: the timestep of each evaluation;
-    - `log-sigma`: in place of the timestep, a quarter of ln σ, for latents x0 + σ · ε (Karras et al. 2022, table 1);
+    - `c-noise`: in place of the timestep, c_noise = ln(σ) / 4, for latents x0 + σ · ε (Karras et al. 2022, table 1);
     - `tokens`: token ids of the component's tokenizer, one chunk of `length` ids per row;
     - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last); where the component has a
       `preprocessing`, float32 as that makes it;

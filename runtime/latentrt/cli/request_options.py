@@ -30,7 +30,7 @@ SPELLING: dict[str, str] = {
 
 def command_spelling(command: click.Command) -> dict[str, str]:
     """Return the spelling of a command's own options by Python keyword, such as `parts=False` → `--no-parts`."""
-    spelling, several = {}, {}
+    spelling, plurals = {}, {}
     for parameter in command.params:
         for option in (*parameter.opts, *parameter.secondary_opts):
             if option.startswith("--no-"):
@@ -38,8 +38,8 @@ def command_spelling(command: click.Command) -> dict[str, str]:
             elif option.startswith("--"):
                 spelling[parameter.name or ""] = option
                 if option.endswith("s"):  # `--samplers` takes several of the keyword `sampler`
-                    several[option.removeprefix("--").removesuffix("s").replace("-", "_")] = option
-    return several | spelling  # `--image` is not `--images`
+                    plurals[option.removeprefix("--").removesuffix("s").replace("-", "_")] = option
+    return plurals | spelling  # an option's own spelling wins: `--image` over `--images`
 
 
 def request_options(*keywords: str) -> Callable[[F], F]:

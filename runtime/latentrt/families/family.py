@@ -50,7 +50,7 @@ class Stage(ABC):
         """Return the denoiser for one loop. A split denoiser's parts are loaded at first use."""
         record, placement = self.bundle.manifest.components[self.name], self.components.placements[self.name]
         sources = {spec.source: spec.name for spec in record.inputs}
-        time = sources["log-sigma"] if "log-sigma" in sources else sources["timestep"]
+        time = sources["c-noise"] if "c-noise" in sources else sources["timestep"]
         names = {"latents": sources["latents"], "timestep": time, "output": record.outputs[0].name}
         if placement.split:
             return SplitDenoiser(

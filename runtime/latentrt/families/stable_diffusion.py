@@ -57,8 +57,8 @@ TEXT_ENCODER, IMAGE_ENCODER = "text_encoder", "image_encoder"
 DENOISER, CLASSIFIER = "unet", "safety_checker"
 ENCODER, DECODER, PREVIEW_DECODER = "vae_encoder", "vae_decoder", "preview_decoder"
 DEPTH_ESTIMATOR = "depth_estimator"
-# The denoiser's inputs: text embeddings, or an image embedding in their place; a noise level or an image embedding; the
-# embedding of the text as a whole.
+# The denoiser's inputs: text embeddings or an image embedding; a noise level or an image embedding; the pooled text
+# embedding.
 TEXT, CLASS_LABELS, POOLED = "encoder_hidden_states", "class_labels", "pooled"
 
 Floats = NDArray[np.float32]
@@ -125,7 +125,7 @@ class Task:
         self.stage = stage
 
     def components(self) -> list[str]:
-        """Return the components that `begin` runs."""
+        """Return the components that `conditioning` and `begin` run."""
         return [TEXT_ENCODER, *([ENCODER] if self.takes_image else [])]
 
     def check(self, request: ResolvedRequest) -> None:
@@ -273,7 +273,8 @@ class Enlarging(Task):
         for keyword, given, side in (("height", request.size.height, height), ("width", request.size.width, width)):
             if given not in (None, side):
                 raise RequestError(
-                    f"`{keyword}`: got {given}, expected {side}, {times} times that of `image`; leave it out"
+                    f"`{keyword}`: got {given}, expected {side}, {times} times that of `image` rounded down to a "
+                    f"multiple of {space.downscale}; leave it out"
                 )
         limits, multiple = self.stage.bundle.manifest.limits, space.side_multiple
         got = f"`image`: got {inputs.image.width} × {inputs.image.height} pixels"
@@ -338,7 +339,9 @@ class Upscaling(Enlarging):
 
 
 class LatentUpscaling(Enlarging):
-    """Upscaling of latents: those of the input image, enlarged, are extra channels. The result is twice as large.
+    """Latent upscaling: the input image's latents, each repeated 2 × 2, are extra channels.
+
+    The result is twice as large as the input image. A guidance scale of 0 replaces the prompt by the empty one.
 
     Source: diffusers' `StableDiffusionLatentUpscalePipeline`.
     """
@@ -349,15 +352,18 @@ class LatentUpscaling(Enlarging):
 
     def check(self, request: ResolvedRequest) -> None:
         super().check(request)
-        for keyword, given in (
-            ("prompt_embeds", request.prompt.embeds),
-            ("negative_prompt_embeds", request.prompt.negative_embeds),
+        for keyword, text, given in (
+            ("prompt_embeds", "prompt", request.prompt.embeds),
+            ("negative_prompt_embeds", "negative_prompt", request.prompt.negative_embeds),
         ):
             if given is not None:
-                raise RequestError(f"`{keyword}`: a latent upscaler also needs the pooled embedding; give the text")
+                raise RequestError(
+                    f"`{keyword}`: got embeddings, expected a text, of which a latent upscaler needs the pooled "
+                    f"embedding too; use `{text}`"
+                )
 
     def conditioning(self, request: ResolvedRequest) -> list[dict[str, dict[str, NDArray[Any]]]]:
-        if request.guidance_scale == 0 and request.prompts is not None:  # without the prompt, as in diffusers
+        if request.guidance_scale == 0 and request.prompts is not None:
             request = replace(request, prompts=("",) * len(request.prompts))
         return super().conditioning(request)
 
@@ -620,7 +626,7 @@ class StableDiffusion(Family):
             sampler, self.scheduler.config, steps, karras=sampling.karras, options=sampling.options
         )
         sources = {spec.source for spec in self.bundle.manifest.components[DENOISER].inputs}
-        return schedule.with_log_sigma() if "log-sigma" in sources else schedule
+        return schedule.with_c_noise() if "c-noise" in sources else schedule
 
     def check(self, request: ResolvedRequest) -> None:
         self._tasks[request.task].check(request)

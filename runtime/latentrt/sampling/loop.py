@@ -199,7 +199,7 @@ def step(samples: Sequence[Sample], denoiser: Denoiser) -> None:
     inputs, outputs = [], []
     for index, sample in enumerate(samples):
         evaluations = sample.evaluations()
-        reuse = sample.deep_cache > 1 and sample.reuses_features(evaluations)
+        reuse = sample.reuses_features(evaluations)
         inputs.append(sample.model_input())
         outputs.append([inputs[-1]] * len(evaluations))  # replaced below
         for place, evaluation in enumerate(evaluations):
@@ -225,7 +225,7 @@ class Step:
 
     Attributes:
         index, total: index of the row and number of rows; a sampler may need more evaluations than steps.
-        timestep: of the row.
+        timestep: the row's `Schedule.t`.
     """
 
     def __init__(self, samples: Sequence[Sample]) -> None:

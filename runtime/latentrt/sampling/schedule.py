@@ -43,7 +43,7 @@ class Schedule:
     Coefficients are float64, to be cast once; arrays are read-only.
 
     Attributes:
-        t: float32 [N], the timestep input of the model.
+        t: float32 [N], the time input of the model: the timestep, or that of `with_c_noise`.
         c_in, p, q, limit, u, w, a, e, d, s: [N], as in the formulas above. `limit` is infinite where nothing is
             clipped.
         quantile: [N], of dynamic thresholding; 0 in rows without it.
@@ -185,18 +185,19 @@ class Schedule:
             return noise * np.float32(self.init_noise_sigma)
         return np.float32(self.alpha[row]) * clean + np.float32(self.sigma[row]) * noise
 
-    def with_log_sigma(self) -> Schedule:
-        """Return the schedule for a model whose time is ln(σ) / 4, with σ that of latents x0 + σ · ε.
+    def with_c_noise(self) -> Schedule:
+        """Return the schedule for a model that takes c_noise = ln(σ) / 4 in place of the timestep.
 
-        That is the time of the preconditioning of Karras et al. 2022, table 1.
+        σ is that of latents x0 + σ · ε (Karras et al. 2022, table 1).
 
         Raises:
             RequestError: a row has no noise, or nothing but noise.
         """
         if not (np.all(self.sigma) and np.all(self.alpha)):
             raise RequestError(
-                "this model takes ln σ for its time, which latents without noise, or of pure noise "
-                "(`rescale_betas_zero_snr`), do not have; choose another sampler, or leave its options out"
+                "got a schedule with rows of pure noise (`rescale_betas_zero_snr`) or without noise, expected both in "
+                "every row, as this model takes ln σ in place of the timestep; choose another sampler, or leave its "
+                "options out"
             )
         return replace(self, t=(np.log(self.sigma / self.alpha) / 4).astype(np.float32))
 

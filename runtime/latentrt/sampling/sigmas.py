@@ -283,10 +283,10 @@ def sigmas_to_timesteps(sigmas: Float64s, training: Float32s) -> Float64s:
         training: σ of every training timestep, float32 [T], ascending; at zero SNR the second to last may exceed the
             last, which `ALMOST_ZERO` caps.
     """
-    log_sigmas, log_training = np.log(np.maximum(sigmas, 1e-10)), np.log(training)
-    low = np.clip(_last_up_to(log_training, log_sigmas), 0, len(training) - 2)
+    c_noises, log_training = np.log(np.maximum(sigmas, 1e-10)), np.log(training)
+    low = np.clip(_last_up_to(log_training, c_noises), 0, len(training) - 2)
     below, above = log_training[low], log_training[low + 1]
-    weight = np.clip((below - log_sigmas) / (below - above), 0, 1)
+    weight = np.clip((below - c_noises) / (below - above), 0, 1)
     t: Float64s = (1 - weight) * low + weight * (low + 1)
     return t
 

@@ -33,8 +33,8 @@ class PromptEncoder:
 
     Args:
         tokenizer: splits a text into chunks.
-        encoder: returns the session of a graph with input `input_ids` int64 [B, length], perhaps `clip_skip`
-            int64 [B], and outputs `hidden_states` float32 [B, length, width] and perhaps `pooled` float32 [B, width].
+        encoder: returns the session of a graph with inputs `input_ids` int64 [B, length] and, optionally, `clip_skip`
+            int64 [B]; outputs `hidden_states` float32 [B, length, width] and, optionally, `pooled` float32 [B, width].
     """
 
     def __init__(self, tokenizer: Tokenizer, encoder: Callable[[], Session]) -> None:
@@ -59,7 +59,7 @@ class PromptEncoder:
         Args:
             texts: equal texts are encoded once and share an array.
             chunks: number of chunks, at least that of the longest text.
-            clip_skip: number of the encoder's last layers to skip.
+            clip_skip: number of the encoder's last layers to skip; ignored by a graph without that input.
         """
         distinct = list(dict.fromkeys(texts))
         ids = np.concatenate([self._tokenizer.pad(self._tokenize(text), chunks) for text in distinct])

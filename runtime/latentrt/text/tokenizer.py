@@ -30,7 +30,7 @@ class Tokenizer:
         """Read a tokenizer from the contents of its `tokenizer.json`.
 
         Raises:
-            BundleError: the contents are not a tokenizer's.
+            BundleError: the contents are not those of a CLIP tokenizer.
         """
         try:
             encoder = BytePairEncoder.from_json(data)

@@ -13,9 +13,9 @@ import pytest
 from latentrt.bundle.manifest import Preprocessing
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
-from latentrt_export.families import PIPELINES, plan_export
+from latentrt_export.families import PIPELINES, plan_export, stable_diffusion
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
-from tests.tiny import Task, make_checkpoint
+from tests.tiny import make_checkpoint
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_latent_upscaling_checkpoint(latent_upscaler: Path) -> None:
     made = plan(latent_upscaler)
     assert made.tasks == ("latent-upscaling",)
     sources = find(latent_upscaler, "unet").sources
-    assert (sources["timestep"], sources["pooled"]) == ("log-sigma", "text_encoder.pooled")
+    assert (sources["timestep"], sources["pooled"]) == ("c-noise", "text_encoder.pooled")
     assert find(latent_upscaler, "text_encoder").sources == {"input_ids": "tokens"}
     assert made.latent_spaces["unet"].side_multiple == 64
     assert (made.limits.min_side, made.limits.max_side, made.limits.max_clip_skip) == (128, 2048, 0)
@@ -150,16 +150,8 @@ def test_impossible_latent_upscalers_are_refused(
         plan(latent_upscaler)
 
 
-@pytest.mark.parametrize(
-    ("task", "steps", "guidance_scale"),
-    [("text-to-image", 50, 7.5), ("edit", 100, 7.5), ("upscaling", 75, 9.0), ("unclip", 20, 10.0)],
-)
-def test_the_defaults_are_those_of_diffusers_pipeline(
-    tmp_path: Path, task: Task, steps: int, guidance_scale: float
-) -> None:
-    checkpoint = open_checkpoint(make_checkpoint(tmp_path / "model", task=task, text_layers=1), pipelines=PIPELINES)
-    defaults = plan_export(checkpoint).defaults
-    assert (defaults.num_inference_steps, defaults.guidance_scale) == (steps, guidance_scale)
-    signature = inspect.signature(getattr(diffusers, checkpoint.pipeline_class).__call__).parameters
-    assert signature["num_inference_steps"].default == steps
-    assert signature["guidance_scale"].default == guidance_scale
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_defaults_are_those_of_diffusers_pipelines(name: str) -> None:
+    parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
+    expected = parameters["num_inference_steps"].default, parameters["guidance_scale"].default
+    assert stable_diffusion._DEFAULTS.get(name, (50, 7.5)) == expected

@@ -16,7 +16,7 @@ from latentrt.bundle.sample import bundle_path
 from latentrt.text.byte_pairs import BytePairEncoder
 from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
 
-SIGNS = "abcdefghij ABC '’s t re ll d 012 ½²Ⅷ .,!?-<|>é\u0301\u0308ñßΣςİǅ漢字かな한🦊\u200d\n\t\x1c\x85\xa0\u3000"
+CHARACTERS = "abcdefghij ABC '’s t re ll d 012 ½²Ⅷ .,!?-<|>é\u0301\u0308ñßΣςİǅ漢字かな한🦊\u200d\n\t\x1c\x85\xa0\u3000"
 TEXTS = [
     "a photograph of an astronaut riding a horse on the moon, 35mm film",
     "It's John's CAR, don't!! 1234 ½ ² Ⅷ",
@@ -45,9 +45,15 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 Pair = tuple[BytePairEncoder, tokenizers.Tokenizer]
 
 
-@pytest.fixture(scope="module", params=["clip", "sample"])
+@pytest.fixture(scope="module", params=["clip", "normalized", "sample"])
 def pair(request: pytest.FixtureRequest, clip: bytes) -> Pair:
-    data = clip if request.param == "clip" else (Path(bundle_path()) / "tokenizer" / "tokenizer.json").read_bytes()
+    """CLIP's file, that with special tokens found after normalisation, as the hub's copies say, and the sample's."""
+    data = clip
+    if request.param == "sample":
+        data = (Path(bundle_path()) / "tokenizer" / "tokenizer.json").read_bytes()
+    elif request.param == "normalized":
+        data = clip.replace(b'"normalized": false', b'"normalized": true')
+        assert data != clip
     return BytePairEncoder.from_json(data), tokenizers.Tokenizer.from_buffer(data)
 
 
@@ -61,10 +67,10 @@ def test_texts(pair: Pair, text: str) -> None:
     assert_same(pair, text)
 
 
-def test_texts_of_many_kinds_of_signs(pair: Pair) -> None:
+def test_texts_of_many_scripts(pair: Pair) -> None:
     rng = random.Random(0)
     for _ in range(5000):
-        assert_same(pair, "".join(rng.choice(SIGNS) for _ in range(rng.randrange(40))))
+        assert_same(pair, "".join(rng.choice(CHARACTERS) for _ in range(rng.randrange(40))))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cn"])))
@@ -73,9 +79,9 @@ def test_any_text(pair: Pair, text: str) -> None:
     assert_same(pair, text)
 
 
-def test_every_sign_between_letters(pair: Pair) -> None:
-    """Of the basic plane, without those that Python's Unicode database does not know yet and takes for signs."""
+def test_every_character_between_letters(pair: Pair) -> None:
+    """Of the basic plane, without those that Python's Unicode database does not know yet."""
     known = [chr(code) for code in range(0x10000) if unicodedata.category(chr(code)) not in ("Cs", "Cn")]
     assert len(known) > 60_000
     for start in range(0, len(known), 64):
-        assert_same(pair, " ".join(f"a{sign}b" for sign in known[start : start + 64]))
+        assert_same(pair, " ".join(f"a{character}b" for character in known[start : start + 64]))

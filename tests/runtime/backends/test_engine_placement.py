@@ -28,6 +28,8 @@ from tests.runtime.backends.made_up_machine import COMPONENTS, build, with_gpu
 
 ONE: dict[str, Any] = {"prompt": "a red circle", "seed": 7, "num_inference_steps": 1}
 
+pytestmark = pytest.mark.extras  # the lock of the engine cache
+
 
 @pytest.fixture(autouse=True)
 def _no_cuda_in_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,10 +81,10 @@ def test_timesteps_are_within_a_shorter_training(monkeypatch: pytest.MonkeyPatch
     assert denoiser((4, 4, 8, 8))["t"].tolist() == [98, 2, 40, 80]
 
 
-def test_log_sigmas_are_those_of_the_timesteps() -> None:
-    t, log_sigma = (made(source, (4,)) for source in ("timestep", "log-sigma"))
+def test_c_noise_is_that_of_the_timesteps() -> None:
+    t, c_noise = (made(source, (4,)) for source in ("timestep", "c-noise"))
     alpha_bar = ARRAYS["alphas_cumprod:net"][t.astype(int)]
-    np.testing.assert_allclose(np.exp(4 * log_sigma) ** 2, 1 / alpha_bar - 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(4 * c_noise) ** 2, 1 / alpha_bar - 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [5, 7, 8, 9])

@@ -27,6 +27,7 @@ def sample() -> Bundle:
     return Bundle.open(bundle_path())
 
 
+@pytest.mark.extras  # the lock of the engine cache
 def test_narrow_profiles_come_before_wide_ones(sample: Bundle, cache: EngineCache) -> None:
     wide = publish(cache, sample, identity(sample, "unet", profile={"sample": RANGE}))
     narrow = publish(cache, sample, identity(sample, "unet"))
@@ -36,6 +37,7 @@ def test_narrow_profiles_come_before_wide_ones(sample: Bundle, cache: EngineCach
     assert incompatible == []
 
 
+@pytest.mark.extras  # the lock of the engine cache
 def test_sealed_engines_come_before_stored_ones(sample: Bundle, cache: EngineCache, tmp_path: Path) -> None:
     """Also before a narrower one: the author of the bundle has chosen them."""
     wide = publish(cache, sample, identity(sample, "unet", profile={"sample": RANGE}))
@@ -46,6 +48,7 @@ def test_sealed_engines_come_before_stored_ones(sample: Bundle, cache: EngineCac
     assert [source.record for source in compatible] == [wide.record, narrow.record]
 
 
+@pytest.mark.extras  # the lock of the engine cache
 def test_sealed_engines_do_not_need_a_cache(
     sample: Bundle, cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +60,7 @@ def test_sealed_engines_do_not_need_a_cache(
     assert [source.record for source in compatible] == [engine.record]
 
 
+@pytest.mark.extras  # the lock of the engine cache
 def test_incompatible_engines_have_reasons(sample: Bundle, cache: EngineCache) -> None:
     engine = publish(cache, sample, identity(sample, "unet", compute_capabilities=("8.6",), platform="elsewhere-riscv"))
     compatible, (incompatible,) = choose_engines(sample, "unet", MACHINE)

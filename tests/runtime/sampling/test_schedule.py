@@ -193,17 +193,17 @@ TRAINING = {
     "name",
     [name for name, each in SAMPLERS.items() if each.kind == "diffusion" and not each.inverse and name != "unclip"],
 )
-def test_the_time_of_log_sigma_is_that_of_the_timestep(name: str) -> None:
+def test_c_noise_agrees_with_the_timestep(name: str) -> None:
     schedule = samplers.schedule(name, TRAINING, 12)
     sigma = training_sigmas(training_alphas(TRAINING)).astype(np.float64)
     expected = np.log(np.interp(schedule.t, np.arange(len(sigma)), sigma)) / 4
     # DPM2 and DPM++ SDE round the timesteps of their intermediate rows, 5.7e-5 seen.
-    np.testing.assert_allclose(schedule.with_log_sigma().t, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(schedule.with_c_noise().t, expected, rtol=0, atol=1e-4)
 
 
-def test_pure_noise_has_no_log_sigma() -> None:
+def test_pure_noise_has_no_c_noise() -> None:
     schedule = samplers.schedule(
         "ddim", {**TRAINING, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 4
     )
     with pytest.raises(RequestError, match="rescale_betas_zero_snr"):
-        schedule.with_log_sigma()
+        schedule.with_c_noise()

@@ -43,8 +43,8 @@ class EDM(Sampler):
         """
         check_sigma_range(self.sigma_min, self.sigma_max)
         if self.sigma_schedule == "exponential":
-            log_sigmas = linspace_float32(math.log(self.sigma_min), math.log(self.sigma_max), len(ramp))
-            ascending: Float64s = np.exp(log_sigmas.astype(np.float64)).astype(np.float32).astype(np.float64)
+            c_noises = linspace_float32(math.log(self.sigma_min), math.log(self.sigma_max), len(ramp))
+            ascending: Float64s = np.exp(c_noises.astype(np.float64)).astype(np.float32).astype(np.float64)
             return ascending[::-1]
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         root = (high + ramp * ramp.dtype.type(low - high)).astype(ramp.dtype)
