@@ -102,6 +102,8 @@ def write_bundle(
         )
         done = run_worker(job, lambda text, name=component.name: progress.phase(name, text))  # type: ignore[misc]
         results[component.name] = done
+        if precision == "int8" and component.role == "denoiser" and "int8" not in done.component.graphs:
+            progress.warn(f"{component.name}: such a denoiser is not quantised, its weights are float16")
         progress.done(component.name, done.component, done.cost)
     files = sorted(path.relative_to(stage.bundle).as_posix() for path in stage.bundle.rglob("*") if path.is_file())
     scheduler = SchedulerRecord(class_name=checkpoint.scheduler_class, config=dict(plan.scheduler_config))

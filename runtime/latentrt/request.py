@@ -81,7 +81,8 @@ class Number(Check):
 
     def __call__(self, keyword: str, value: Any) -> float:
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not number or not self.low <= float(value) <= self.high:
+        # Compared as it is: a large whole number is no float.
+        if not number or not self.low <= value <= self.high:
             raise RequestError(f"`{keyword}`: got {value!r}, expected a number from {self.low:g} to {self.high:g}")
         return float(value)
 
@@ -207,7 +208,7 @@ class Sampling:
         "sampler_options",
         "--sampler-option",
         Pairs(),
-        "Settings of the sampler by diffusers' names, such as solver_order=3; may be repeated.",
+        "Settings of the sampler by diffusers' names, such as solver_order=3.",
     )
     karras: bool | None = option(
         None, "karras", "--karras", Switch(), "Noise levels of Karras et al. 2022. The bundle's configuration."
@@ -299,6 +300,10 @@ class Acceleration:
     )
 
 
+# Keywords of diffusers and of the command line that are another one's here.
+_OTHER_NAMES = {"generator": "seed", "scheduler": "sampler", "steps": "num_inference_steps"}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
     """A request for images. `Request.of` takes the keywords of `Pipeline.__call__`."""
@@ -333,9 +338,10 @@ class Request:
             if keyword not in OPTIONS:
                 import difflib  # only on errors
 
-                near = difflib.get_close_matches(keyword, OPTIONS, n=1)
+                near = _OTHER_NAMES.get(keyword) or "".join(difflib.get_close_matches(keyword, OPTIONS, n=1))
                 raise TypeError(
-                    f"got an unexpected keyword {keyword!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+                    f"got an unexpected keyword {keyword!r}, expected one of help(latentrt.Pipeline.__call__)"
+                    f"{f'; did you mean {near!r}?' if near else ''}"
                 )
             *group, name = OPTIONS[keyword].path
             groups.setdefault(group[0] if group else "", {})[name] = value

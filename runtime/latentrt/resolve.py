@@ -154,9 +154,10 @@ def _prompts(request: Request, family: Family) -> tuple[tuple[str, ...] | None, 
     prompt = request.prompt
     if prompt.text is None and prompt.embeds is None and not family.needs_prompt(request):
         return ("",), 1
-    if (prompt.text is None) == (prompt.embeds is None):
-        got = "neither" if prompt.text is None else "both"
-        raise RequestError(f"got {got} of `prompt` and `prompt_embeds`, expected one of them")
+    if prompt.text is None and prompt.embeds is None:
+        raise RequestError("`prompt`: got none, expected a text or its embeddings")
+    if prompt.text is not None and prompt.embeds is not None:
+        raise RequestError("got both `prompt` and `prompt_embeds`, expected one of them")
     if prompt.text is None:
         # Anything but an array of embeddings is refused with its shape, as one prompt's.
         return None, max(len(prompt.embeds), 1) if np.ndim(prompt.embeds) == 3 else 1  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentrt.bundle.export_report import ComponentCost
-from latentrt.bundle.manifest import Component, GateResult, GraphRecord, InputSpec, WeightsRecord
+from latentrt.bundle.manifest import Component, GateResult, GraphRecord, InputSpec, Precision, WeightsRecord
 from latentrt.bundle.tensors import TensorSpec
 from latentrt_export.worker import Done, Job
 from tests.export.skeleton import write_skeleton
@@ -25,11 +25,13 @@ class FakeWorker:
     Attributes:
         content: what the files hold.
         fail: the error to raise at a component, by its name.
+        precision: of the graphs; None: the job's.
         jobs: the jobs received, in order.
     """
 
     content: bytes = b"fake"
     fail: dict[str, BaseException] = field(default_factory=dict)
+    precision: Precision | None = None
     jobs: list[Job] = field(default_factory=list)
 
     def __call__(self, job: Job, on_phase: Callable[[str], None]) -> Done:
@@ -41,10 +43,10 @@ class FakeWorker:
             (folder / name).write_bytes(self.content)
         if job.component.name in self.fail:
             raise self.fail[job.component.name]
-        return Done(component=fake_component(job), cost=COST)
+        return Done(component=fake_component(job, self.precision), cost=COST)
 
 
-def fake_component(job: Job) -> Component:
+def fake_component(job: Job, precision: Precision | None = None) -> Component:
     plan = job.component
     inputs = tuple(InputSpec(name, "float32", ("batch", 4), source) for name, source in plan.sources.items())
     outputs = tuple(TensorSpec(name, "float32", ("batch", 4)) for name in ("x", "hidden_states"))
@@ -57,7 +59,7 @@ def fake_component(job: Job) -> Component:
         weights=WeightsRecord(
             file=f"{plan.name}/model.safetensors", dtype=job.precision, tensors=1, parameters=123_456_789
         ),
-        graphs={job.precision: graph},
+        graphs={precision or job.precision: graph},
     )
 
 

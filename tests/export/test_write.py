@@ -103,6 +103,12 @@ def test_a_wrong_safety_checker_is_refused_before_any_work(
 # Licence and scheduler
 
 
+def test_a_denoiser_that_is_not_quantised_is_a_warning(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    progress, worker.precision = Silent(), "float32"
+    export_checkpoint(checkpoint, tmp_path / "bundle", precision="int8", progress=progress)
+    assert [text.partition(":")[0] for text in progress.warnings] == ["unet"]
+
+
 def test_an_unknown_licence_is_a_warning(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
     (checkpoint / "README.md").unlink()
     progress = export(checkpoint, tmp_path / "bundle")

@@ -56,7 +56,7 @@ def export_tokenizer(checkpoint: Path, bundle: Path) -> TokenizerRecord:
     backend.save(str(bundle / FILE))
     try:
         BytePairEncoder.from_json((bundle / FILE).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder} is not a CLIP tokenizer: {error}") from error
     return TokenizerRecord(
         file=FILE,

@@ -285,7 +285,7 @@ def _find_scheduler_config(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Ma
 
 def _read_size(unet: Mapping[str, Any], default: int | None) -> tuple[int, int]:
     """Read the height and width of the latents of the UNet's training."""
-    match unet.get("sample_size") or default:
+    match unet["sample_size"] if unet.get("sample_size") is not None else default:
         case int(side) if side > 0:
             return side, side
         case [int(height), int(width)] if height > 0 and width > 0:

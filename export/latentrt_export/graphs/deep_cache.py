@@ -41,6 +41,8 @@ def check_branch(branch: int, count: int) -> None:
     Raises:
         RequestError: the branch is outside of 0 … count − 1.
     """
+    if not count:
+        raise RequestError(f"got the DeepCache branch {branch}, and this denoiser has none; leave it out")
     if not 0 <= branch < count:
         raise RequestError(
             f"got the DeepCache branch {branch}, expected one of this denoiser's: 0 (the shallowest) to {count - 1}"

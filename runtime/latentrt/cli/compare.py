@@ -112,6 +112,8 @@ def compare(
     from latentrt.pipeline import Pipeline
     from latentrt.request import Request
 
+    if json_path is not None and Path(json_path).resolve() == Path(output).resolve():
+        raise click.BadParameter(f"got {json_path}, which is the image's; choose another", param_hint="--json")
     check_output(output)
     check_report(json_path)
     pipeline = Pipeline.load(bundle, device=device, digest=digest, threads=threads, provider=provider)

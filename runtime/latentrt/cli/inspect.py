@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from latentrt.engines.sealed import read_sealed_engines
 from latentrt.errors import BundleError
 
 if TYPE_CHECKING:
-    from latentrt.images.metadata import ImageMetadata, ImageRecord
+    from latentrt.images.metadata import ImageMetadata, ImageRecord, InputRecord
 
 __all__ = ["inspect"]
 
@@ -211,8 +211,13 @@ def _image_lines(path: str, metadata: ImageMetadata) -> Lines:
 
 def _record_lines(record: ImageRecord) -> Lines:
     for field in record.__struct_fields__:
-        if field != "safety" and (value := getattr(record, field)) not in (None, (), _DEFAULTS.get(field)):
-            yield _LABELS.get(field, field.replace("_", " ")), str(value)
+        value = getattr(record, field)
+        if field == "options":
+            yield from ((_label(keyword), str(each)) for keyword, each in value.items())
+        elif field == "inputs":
+            yield from _input_lines(value)
+        elif field != "safety" and value not in (None, "", (), 0.0):
+            yield _label(field), ", ".join(value) if isinstance(value, tuple) else str(value)
     safety = record.safety
     yield "safety", "off, the image was not checked" if safety.policy == "off" else safety.policy
     if safety.flagged is not None:
@@ -221,8 +226,17 @@ def _record_lines(record: ImageRecord) -> Lines:
         yield "flagged", f"{'yes' if safety.flagged else 'no'}{concepts}{score}"
 
 
-# Options at these values are not printed.
-_DEFAULTS = {"guidance_start": 0.0, "guidance_end": 1.0, "deep_cache": 1, "decoder": "full", "token_merging": 0.0}
+def _input_lines(inputs: Mapping[str, InputRecord]) -> Lines:
+    for keyword, record in inputs.items():
+        yield f"input {_label(keyword)}", record.digest
+        if record.parameters is not None:
+            yield "", record.parameters
+
+
+def _label(keyword: str) -> str:
+    return _LABELS.get(keyword, printable(keyword).replace("_", " "))
+
+
 _LABELS = {
     "negative_prompt": "negative",
     "num_inference_steps": "steps",

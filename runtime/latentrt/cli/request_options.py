@@ -74,7 +74,7 @@ def _click_option(option: Option) -> Callable[[F], F]:
     if kind == "switch":
         flags = [f"{option.flag}/--no-{option.flag.removeprefix('--')}"]
     elif kind == "pairs":
-        settings |= {"type": KeyValue(), "multiple": True}
+        settings |= {"type": KeyValue(), "multiple": True, "help": f"{option.help}  May be repeated."}
         del settings["default"]
     else:
         settings["type"] = _TYPES[kind]

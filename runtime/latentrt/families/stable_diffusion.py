@@ -194,9 +194,16 @@ class ImageToImage(Task):
     def size(self, request: Request, inputs: Inputs | None) -> Size:
         assert inputs is not None, "the task takes an image"
         factor = self.stage.latent_space.downscale
-        height, width = default_height_width(inputs.image, request.size.height, request.size.width, factor=factor)
+        given, limits = request.size, self.stage.bundle.manifest.limits
+        height, width = default_height_width(inputs.image, given.height, given.width, factor=factor)
+        sides = [side for side, own in ((height, given.height), (width, given.width)) if own is None]
+        if not all(limits.min_side <= side <= limits.max_side for side in sides):
+            raise RequestError(
+                f"`image`: got {inputs.image.width} × {inputs.image.height} pixels, expected sides from "
+                f"{limits.min_side} to {limits.max_side}; resize it, or give `height` and `width`"
+            )
         # A requested size is checked later as it is; that of the image is rounded down.
-        return Size(height=request.size.height or height, width=request.size.width or width)
+        return Size(height=given.height or height, width=given.width or width)
 
     def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
         assert inputs is not None, "the task takes an image"
@@ -432,7 +439,7 @@ class Inpainting(Task):
     name = "inpainting"
     takes_image = takes_mask = True
     default_strength: ClassVar[float | None] = 1.0
-    advice = "export a bundle with an encoder, or leave `mask_image` out"
+    advice = "use the bundle of a Stable Diffusion or an inpainting checkpoint, or leave `mask_image` out"
 
     def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
         assert inputs is not None, "the task takes an image"

@@ -91,14 +91,16 @@ def check_output(path: str | os.PathLike[str], texts: Mapping[str, str] | None =
     """
     path = Path(path)
     encode_texts(_format(path), texts or {})
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path} is not a file, expected the path of an image to write")
     try:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is not a file, expected the path of an image to write")
         # Only an attempt is conclusive: permissions, quotas and read-only disks fail in many ways.
         with tempfile.TemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:
         raise _write_error(path, error) from None
+    except (RuntimeError, ValueError) as error:  # pathlib's, for a loop of links and for a null character
+        raise OutputError(f"{path} cannot be written: {error}; choose another path") from None
 
 
 def save(image: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, str] | None = None) -> None:
@@ -122,6 +124,8 @@ def save(image: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, s
         write_atomically(path, encoded.getvalue())
     except OSError as error:
         raise _write_error(path, error) from None
+    except ValueError as error:
+        raise OutputError(f"{path} cannot be written: {error}; choose another path") from None
 
 
 @contextmanager

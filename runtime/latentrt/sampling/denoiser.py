@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["DEEP_FEATURES", "Conditioning", "Denoiser", "Evaluation", "SplitDenoiser", "WholeDenoiser"]
 
+T = TypeVar("T")
+
 DEEP_FEATURES, KEYS_AND_VALUES = "deep_features", "cross_attention_kv"
 
 # Number of batches whose stacked inputs are kept; a request has one or two (guided and unguided rows) for each number
 # of chunks of its prompts.
-_MOST_STACKS = 4
+_MOST_BATCHES = 4
 # Timesteps whose embeddings are kept beyond those of the current samples: a few kilobytes each, per residual block.
 _MOST_TIMESTEPS = 4000
 
@@ -82,7 +84,7 @@ class Denoiser(ABC):
 
     def __init__(self, inputs: tuple[TensorSpec, ...], *, latents: str, timestep: str, output: str) -> None:
         self.inputs, self.latents, self.timestep, self.output = inputs, latents, timestep, output
-        self._stacks: dict[str, dict[tuple[int, ...], tuple[Sequence[Any], NDArray[Any]]]] = {}
+        self._stacks: dict[str, _RecentBatches[NDArray[Any]]] = {}
         self._sizes: dict[Any, tuple[int, ...] | None] = {}
         self._prepared: dict[Any, set[int]] = {}
 
@@ -185,15 +187,9 @@ class Denoiser(ABC):
 
     def _stack(self, name: str, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Stack read-only arrays; the same objects give the same array object, which a device need not copy again."""
-        key, stacks = tuple(map(id, arrays)), self._stacks.setdefault(name, {})
-        if key not in stacks:
-            while len(stacks) >= _MOST_STACKS:
-                stacks.pop(next(iter(stacks)))
-            stacked = np.stack(arrays)
-            stacked.setflags(write=False)
-            stacks[key] = (arrays, stacked)  # the arrays are referenced, so that their ids are not reused
-        found = stacks[key] = stacks.pop(key)  # moved to the end: the least recently used goes first
-        return found[1]
+        if name not in self._stacks:
+            self._stacks[name] = _RecentBatches()
+        return self._stacks[name].get(arrays, _stack_read_only)
 
     @abstractmethod
     def _batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:
@@ -212,6 +208,33 @@ class Denoiser(ABC):
             evaluations: one for each row of the batch.
             reuse: take deep features from the evaluations.
         """
+
+
+class _RecentBatches(Generic[T]):
+    """Values of the last batches, by the identity of the objects in them."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[int, ...], tuple[Sequence[Any], T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, members: Sequence[Any], make: Callable[[Sequence[Any]], T]) -> T:
+        """Return the value of a batch, made at its first use."""
+        key = tuple(map(id, members))
+        if key not in self._values:
+            made = make(members)
+            while len(self._values) >= _MOST_BATCHES:
+                self._values.pop(next(iter(self._values)))
+            self._values[key] = (members, made)  # the members are referenced, so that their ids are not reused
+        found = self._values[key] = self._values.pop(key)  # moved to the end: the least recently used goes first
+        return found[1]
+
+
+def _stack_read_only(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    stacked = np.stack(arrays)
+    stacked.setflags(write=False)
+    return stacked
 
 
 class WholeDenoiser(Denoiser):
@@ -255,7 +278,7 @@ class SplitDenoiser(Denoiser):
         self._open_part, self.reuses_features = open_part, reuses_features
         self._places: dict[float, int] = {}
         self._rows: Arrays = {}
-        self._batches_kv: dict[tuple[int, ...], tuple[Sequence[Evaluation], Arrays]] = {}
+        self._batches_kv: _RecentBatches[Arrays] = _RecentBatches()
 
     def _batch_sizes(self, shapes: Shapes) -> tuple[int, ...] | None:
         return None  # parts run on CPUs, which take any batch size
@@ -290,18 +313,14 @@ class SplitDenoiser(Denoiser):
 
         The same evaluations give the same array objects.
         """
-        key = tuple(map(id, evaluations))
-        if key not in self._batches_kv:
-            missing = [evaluation for evaluation in evaluations if KEYS_AND_VALUES not in evaluation.kept]
-            if missing:
-                self._compute_keys_and_values(missing)
-            while len(self._batches_kv) >= _MOST_STACKS:
-                self._batches_kv.pop(next(iter(self._batches_kv)))
-            kept = [evaluation.kept[KEYS_AND_VALUES] for evaluation in evaluations]
-            stacked = {name: np.stack([each[name] for each in kept]) for name in kept[0]}
-            self._batches_kv[key] = (evaluations, stacked)  # referenced, so that their ids are not reused
-        found = self._batches_kv[key] = self._batches_kv.pop(key)  # moved to the end: least recently used goes first
-        return found[1]
+        return self._batches_kv.get(evaluations, self._stack_keys_and_values)
+
+    def _stack_keys_and_values(self, evaluations: Sequence[Evaluation]) -> Arrays:
+        missing = [evaluation for evaluation in evaluations if KEYS_AND_VALUES not in evaluation.kept]
+        if missing:
+            self._compute_keys_and_values(missing)
+        kept = [evaluation.kept[KEYS_AND_VALUES] for evaluation in evaluations]
+        return {name: np.stack([each[name] for each in kept]) for name in kept[0]}
 
     def _compute_keys_and_values(self, evaluations: Sequence[Evaluation]) -> None:
         part = self._open_part(KEYS_AND_VALUES)

@@ -191,9 +191,12 @@ def step(samples: Sequence[Sample], denoiser: Denoiser) -> None:
     Samples may differ in sampler, row, number of steps, guidance and prompt.
 
     Raises:
+        ValueError: a sample is done, or in the list twice.
         BackendError: the denoiser failed or returned values that are not finite.
         EngineError: no engine covers the shapes of a group.
     """
+    if any(sample.done for sample in samples) or len({*map(id, samples)}) < len(samples):
+        raise ValueError("got a sample that is done, or one sample twice; expected samples with rows to run")
     samples = denoiser.step_on_device(samples)
     groups: dict[tuple[Any, bool], list[tuple[int, int, Evaluation]]] = {}
     inputs, outputs = [], []

@@ -129,8 +129,14 @@ class BytePairEncoder:
                 )
         merges = [tuple(each.split(" ") if isinstance(each, str) else each) for each in model.merges]
         for pair in merges:
-            if len(pair) != 2 or "".join(pair) not in model.vocab:
+            if len(pair) != 2 or not {*pair, "".join(pair)} <= model.vocab.keys():
                 raise ValueError(f"got the merge {pair!r}, expected two tokens that make a token of the vocabulary")
+        ids = {**model.vocab, **{token.content: token.id for token in file.added_tokens}}
+        for content, index in ids.items():
+            if not 0 <= index < len(ids):
+                raise ValueError(
+                    f"got the id {index} of {content!r}, expected 0 to {len(ids) - 1}: there are {len(ids)}"
+                )
         unknown = None if model.unk_token is None else model.vocab.get(model.unk_token)
         added, normalized = (
             {token.content: token.id for token in file.added_tokens if token.normalized is after}
@@ -247,7 +253,9 @@ def _check_splitting(file: _File) -> list[str]:
             ]
         } if pattern.endswith(_PATTERN):
             separate = [token.content for token in file.added_tokens if f"{re.escape(token.content)}|" in pattern]
-            if pattern == "".join(f"{re.escape(word)}|" for word in separate) + _PATTERN:
+            # Of letters and other characters alone, so that ByteLevel splits such a word into the runs of `_RUN`.
+            plain = all(re.fullmatch("(L|P)+", "".join(map(_classify, word))) and "'" not in word for word in separate)
+            if plain and pattern == "".join(f"{re.escape(word)}|" for word in separate) + _PATTERN:
                 return separate
     raise ValueError(f"got the pre-tokenizer {file.pre_tokenizer!r}, expected CLIP's")
 

@@ -34,7 +34,7 @@ class Tokenizer:
         """
         try:
             encoder = BytePairEncoder.from_json(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{frame.file} is not a CLIP tokenizer: {error}; export the bundle again") from error
         return cls(encoder, frame)
 

@@ -43,6 +43,12 @@ def read_images(sheet: Path, columns: int, rows: int) -> list[list[NDArray[np.ui
     return [[pixels[y : y + 192 : 3, x : x + 192 : 3] for x, y in row] for row in corners]
 
 
+def test_one_path_for_both_outputs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compare", "-o", tmp_path / "both.png", "--json", tmp_path / "both.png") == 2
+    assert "--json" in capsys.readouterr().err
+    assert not (tmp_path / "both.png").exists()
+
+
 def test_a_sheet_a_table_and_the_same_values_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet, report = tmp_path / "sheet.png", tmp_path / "report.json"
     names = ("euler", "DPM++ 2M Karras", "pndm", "heun")

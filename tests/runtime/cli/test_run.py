@@ -189,6 +189,12 @@ def test_an_image_for_a_bundle_that_takes_none(latentrt: Caller, source: Path, m
     assert_refused(latentrt(*call, "--mask", mask), 2, "cannot do inpainting")
 
 
+def test_an_image_that_is_too_large_is_named(latentrt: Caller, tmp_path: Path) -> None:
+    Image.new("RGB", (2000, 64)).save(tmp_path / "wide.png")
+    call = ("run", SAMPLE, "a star", *QUICK, "-o", tmp_path / "out.png", "--image", tmp_path / "wide.png")
+    assert_refused(latentrt(*call), 2, "--image: got 2000 × 64 pixels", "--height")
+
+
 def test_an_image_that_cannot_be_read(latentrt: Caller, tmp_path: Path) -> None:
     call = ("run", SAMPLE, "a star", *QUICK, "-o", tmp_path / "out.png")
     assert_refused(latentrt(*call, "--image", tmp_path / "none.png"), 2, "--image: got", "none.png")

@@ -116,6 +116,16 @@ def test_a_folder_that_is_missing(tmp_path: Path, image: Image.Image) -> None:
             write(tmp_path / "missing" / "out.png")
 
 
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "loop.png", "a\0.png"], ids=["too long", "loop", "null"])
+def test_a_path_that_names_no_file(tmp_path: Path, image: Image.Image, name: str) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    with pytest.raises(OutputError, match=r"choose another path|cannot be written"):
+        check_output(tmp_path / name)
+    if name != "loop.png":  # which is replaced
+        with pytest.raises(OutputError, match=r"choose another path|cannot be written"):
+            save(image, tmp_path / name)
+
+
 def test_the_path_of_a_folder(tmp_path: Path, image: Image.Image) -> None:
     (tmp_path / "out.png").mkdir()
     with pytest.raises(OutputError, match="is not a file"):

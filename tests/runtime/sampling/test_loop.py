@@ -456,3 +456,14 @@ def test_different_samples_of_the_sample_bundle_equal_single_runs(backend: Any, 
         # both were exact: the difference was 0.
         assert np.abs(found - expected).max() <= 2e-6 * np.abs(expected).max(), each
         assert np.abs(expected).max() > 0.1
+
+
+def test_a_sample_that_is_done_or_given_twice_is_refused_before_any_work() -> None:
+    session = fakes.FakeSession()
+    denoiser = fakes.open_whole(session)
+    live, done = (Wanted(seed=3, steps=Steps(count=2)).make() for _ in range(2))
+    done.row = len(done.schedule)
+    for samples in ([done, live], [live, live]):
+        with pytest.raises(ValueError, match="done, or one sample twice"):
+            step(samples, denoiser)
+    assert (live.row, session.fed) == (0, [])

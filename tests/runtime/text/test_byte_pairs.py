@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from latentrt import Bundle
+from latentrt.errors import BundleError
 from latentrt.text.byte_pairs import BytePairEncoder
+from latentrt.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -86,6 +89,10 @@ def test_merges_may_be_strings_or_pairs(tree: Any) -> None:
         ("model/merges", [["a", "b", "c"]], "merge"),
         ("model/merges", [["☃", "☃"]], "merge"),
         ("model/vocab", {"a": "b"}, "vocab"),
+        ("model/merges", [["", "a"]], "merge"),
+        ("model/vocab/a", -1, "id -1"),
+        ("model/vocab/a", 10_000, "id 10000"),
+        ("added_tokens/0/id", 10**25, "added_tokens|id"),
         ("normalizer", None, "normalizer"),
         ("normalizer/normalizers", [{"type": "NFKC"}], "normalizer"),
         ("pre_tokenizer", {"type": "Whitespace"}, "pre-tokenizer"),
@@ -103,3 +110,21 @@ def test_other_tokenizers_are_refused(tree: Any, path: str, value: object, reaso
     place[key] = value
     with pytest.raises(ValueError, match=reason):
         read(tree)
+
+
+def test_words_that_the_pre_tokenizer_splits_otherwise_are_refused(tree: Any) -> None:
+    """ByteLevel keeps digits together and splits contractions, which the runs here do not."""
+    pattern = tree["pre_tokenizer"]["pretokenizers"][0]["pattern"]
+    for word in ("<e12>", "<it's>", "a b"):
+        tree["added_tokens"][0]["content"] = word
+        pattern["Regex"] = "<\\|endoftext\\|>|".join(["", pattern["Regex"].split("<\\|endoftext\\|>|")[-1]])
+        pattern["Regex"] = f"{re.escape(word)}|{pattern['Regex']}"
+        with pytest.raises(ValueError, match="pre-tokenizer"):
+            read(tree)
+
+
+def test_a_deeply_nested_file_is_refused(bundle: Bundle) -> None:
+    record = bundle.manifest.tokenizers["text_encoder"]
+    nested = b'{"model": ' + b"[" * 100_000
+    with pytest.raises(BundleError, match=r"tokenizer\.json"):
+        Tokenizer.from_json(nested, record)
