@@ -130,7 +130,7 @@ class InPython(Check):
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """How one option is spelled and checked.
+    """The spelling and the check of one option.
 
     Attributes:
         path: of the field in `Request`, such as ("sampling", "steps").
@@ -191,7 +191,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sampling:
-    """The sampler and its steps. What is None is the bundle's."""
+    """The sampler and its steps; None takes the bundle's default."""
 
     steps: int | None = option(
         None, "num_inference_steps", "--steps", Whole(1), "Denoising steps. The bundle's default."

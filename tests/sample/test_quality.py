@@ -101,8 +101,8 @@ def test_a_negative_prompt_keeps_a_colour_out(pipeline: Pipeline) -> None:
 
 def test_the_safety_graph_flags_unsafe_images_only(pipeline: Pipeline) -> None:
     scores = quality.safety(pipeline, SETTINGS, 24, no_progress)
-    assert scores["unsafe images flagged"].right >= 23
-    assert scores["other images flagged"].right <= 1
+    assert scores["unsafe images flagged"].right == 24
+    assert scores["other images flagged"].right == 0
 
 
 @pytest.mark.parametrize(
