@@ -12,15 +12,16 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 setup: .venv/.ready
 
 # Install everything in one call, so that pip sees torch's pin together with all that depends on torch.
+# Python compiles what it imports; pip would compile every file.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,openvino,export,rtx,dev]"
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[cpu,openvino,export,rtx,dev]"
 	touch $@
 
 # The runtime as a user installs it: no torch, no diffusers, no transformers, no onnx.
 .venv-runtime/.ready: pyproject.toml constraints.txt $(shell find runtime -type f -not -name '*.pyc' 2>/dev/null)
 	$(PYTHON) -m venv .venv-runtime
-	.venv-runtime/bin/pip install --quiet --disable-pip-version-check --force-reinstall -c constraints.txt ".[cpu]"
+	.venv-runtime/bin/pip install --quiet --no-compile --disable-pip-version-check --force-reinstall -c constraints.txt ".[cpu]"
 	touch $@
 
 # First the bundle that ships with the package, then the whole way from a checkpoint.

@@ -22,6 +22,7 @@ from latentrt_export.export import export_checkpoint
 from latentrt_export.worker import Done, Job, run_job
 from tests.tiny import Family, Task, make_checkpoint
 from tests.tiny_preview import make_preview_decoder
+from tests.traced_once import tracing_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def exported_task(
     with FileLock(root / f"{task}.lock"):
         if not bundle.exists():
             make_checkpoint(checkpoint, family, task=task, safety="none")
-            with exporting_in_process():
+            with exporting_in_process(), tracing_once(root / "traces"):
                 export_checkpoint(checkpoint, bundle, parts=parts, progress=Silent())
     return Exported(family=family, checkpoint=checkpoint, variant=None, bundle=bundle)
 

@@ -87,12 +87,13 @@ def make_checkpoint(
     if task != "image-variation":
         ids = write_tokenizer(folder / "tokenizer", family, tokenizer)
         modules["text_encoder"] = text_encoder(family, ids, text_layers)
-    options: dict[str, Any] = {}
+    # Two levels are enough for the tasks whose channels and conditioning are what matters.
+    options: dict[str, Any] = {"levels": 3 if task in ("text-to-image", "upscaling") else 2}
     if task == "unclip":
-        options = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * TEXT_WIDTH}
+        options |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * TEXT_WIDTH}
     elif task == "upscaling":
         # A table of noise levels; most of its self-attention attends to the prompt instead.
-        options = {"num_class_embeds": 1000, "only_cross_attention": (True, False, True)}
+        options |= {"num_class_embeds": 1000, "only_cross_attention": (True, False, True)}
     modules["unet"] = latent_upscaler() if task == "latent-upscaling" else unet(family, PIPELINES[task][1], **options)
     modules["vae"] = autoencoder(levels=3, scale=0.08333) if task == "upscaling" else autoencoder()
     if task == "depth-to-image":
@@ -143,19 +144,19 @@ def text_encoder(family: Family, ids: dict[str, int], layers: int) -> CLIPTextMo
     return CLIPTextModel(config).eval()
 
 
-def unet(family: Family, channels: int = 4, **options: Any) -> UNet2DConditionModel:
+def unet(family: Family, channels: int = 4, levels: int = 3, **options: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=channels,
         out_channels=4,
-        block_out_channels=(16, 32, 32),
+        block_out_channels=(16, 32, 32)[:levels],
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4 if family == "sd1" else (2, 4, 4),
+        attention_head_dim=4 if family == "sd1" else (2, 4, 4)[:levels],
         use_linear_projection=family == "sd2",
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=(*("CrossAttnDownBlock2D",) * (levels - 1), "DownBlock2D"),
+        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * (levels - 1)),
         **options,
     ).eval()
 
