@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
+from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
 from latentrt.errors import CheckpointError
 from latentrt.sampling.samplers import SAMPLERS
 
@@ -254,8 +257,17 @@ def check_scheduler_keys(name: str, config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a warning for each key of a scheduler's configuration that no scheduler class has.
 
     A key of another class than the scheduler's own is not among them: it counts once that sampler is chosen.
+
+    Raises:
+        CheckpointError: a value cannot be stored in a manifest.
     """
     known = {key for sampler in SAMPLERS.values() for key in sampler.__dataclass_fields__} | _OLD_SCHEDULER_KEYS
-    for key in config:
+    for key, value in config.items():
+        try:
+            parse_json(msgspec.json.encode({key: value}))
+        except (AmbiguousJSONError, OverflowError, UnicodeError) as error:
+            raise CheckpointError(
+                f"{name}: its configuration has a value of {key!r} that JSON cannot hold ({error}); correct it"
+            ) from None
         if key not in known and not key.startswith("_"):
             yield f"{name}: its configuration has {key!r}, which no scheduler has; it is ignored, as in diffusers"

@@ -229,7 +229,6 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
         channels=vae.get("latent_channels", 4),
         downscale=2 ** (len(vae.get("block_out_channels", (64,))) - 1),
         scale=vae.get("scaling_factor", 0.18215),
-        shift=vae.get("shift_factor") or 0.0,
     )
     tasks = _find_tasks(checkpoint.pipeline_class, unet, space)
     latent_upscaling = "latent-upscaling" in tasks
@@ -368,7 +367,11 @@ def _check_all_keys(
         CheckpointError: a key has a value that is not supported.
     """
     yield from check_keys("unet", "UNet2DConditionModel", unet)
-    autoencoder = (read_object(checkpoint.folder / "model_index.json").get("vae") or (None, None))[1]
+    match read_object(checkpoint.folder / "model_index.json").get("vae"):
+        case [_, str(autoencoder)]:
+            pass
+        case _:
+            autoencoder = "AutoencoderKL"
     if autoencoder in CONFIG_KEYS:
         yield from check_keys("vae", autoencoder, vae)
     if text is not None:

@@ -325,7 +325,11 @@ class SchedulerRecord(Record, frozen=True, kw_only=True):
     @classmethod
     def of(cls, class_name: str, config: Mapping[str, Any], changes: tuple[ConfigChange, ...] = ()) -> SchedulerRecord:
         """Return the record of a configuration whose numbers may be infinite."""
-        return cls(class_name=class_name, config=_replace_infinities(dict(config)), changes=changes)
+        return cls(
+            class_name=class_name,
+            config=_replace_infinities(dict(config)),
+            changes=tuple(msgspec.structs.replace(each, found=_replace_infinities(each.found)) for each in changes),
+        )
 
     def config_for(self, task: str, class_name: str) -> dict[str, Any]:
         """Return the configuration that a sampler reads in a task, with infinities as numbers.
