@@ -343,15 +343,18 @@ class SchedulerRecord(Record, frozen=True, kw_only=True):
             class_name: the diffusers class of the sampler.
         """
         config: dict[str, Any] = _restore_infinities(self.config)
-        left_to_default = config.get("_use_default_values", ())
-        defaulted = left_to_default if isinstance(left_to_default, (list, tuple)) else ()
-        for change in self.changes:
-            given = change.key in config and change.key not in defaulted
-            if task in change.tasks and (given or class_name == self.class_name):
-                config[change.key] = change.used
-                if change.key in defaulted:
-                    config["_use_default_values"] = [key for key in defaulted if key != change.key]
-        return config
+        defaulted = config.get("_use_default_values", [])
+        if not isinstance(defaulted, list):
+            return config  # which no sampler accepts
+        used = {
+            change.key: change.used
+            for change in self.changes
+            if task in change.tasks
+            and (class_name == self.class_name or (change.key in config and change.key not in defaulted))
+        }
+        if defaulted:
+            config["_use_default_values"] = [key for key in defaulted if key not in used]
+        return {**config, **used}
 
 
 _INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}

@@ -1,0 +1,56 @@
+"""Keys of schedulers' configurations beside diffusers: those without effect have none there, the others the same."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+
+from latentrt.sampling import samplers
+from tests.parity.sampling import diffusers_oracle as oracle
+from tests.parity.sampling.test_samplers import compare_latents, compare_table, run_diffusers
+from tests.runtime.sampling.sampler_grid import OPTIONS, Case
+from tests.runtime.sampling.test_sampler_keys import STEPS, candidates, equal, is_fixed, tabulate
+
+LISTED = [(name, key) for name in OPTIONS for key in samplers.SAMPLERS[name].without_effect]
+
+
+@pytest.mark.parametrize(("name", "key"), LISTED)
+def test_a_key_listed_as_without_effect_has_none_in_diffusers(name: str, key: str) -> None:
+    case = next(each for each in candidates(name, key) if tabulate(each, 5) is not None)
+    rows, without = (
+        run_unmodified(
+            Case(name, {each: value for each, value in case.config.items() if each != left}, case.run_options)
+        )
+        for left in (None, key)
+    )
+    assert len(rows) == len(without) > 0
+    for one, other in zip(rows, without, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def run_unmodified(case: Case) -> list[Any]:
+    """Return diffusers' model inputs and latents, from latents far beyond any limit."""
+    steps = case.steps(5)
+    made = oracle.scheduler(samplers.find(case.name).class_name, case.config, steps, exact=False)
+    return [array for row in run_diffusers(made, steps, np.float32(9), np.float32) for array in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_changed_key_changes_the_table_as_in_diffusers(name: str) -> None:
+    sampler = samplers.SAMPLERS[name]
+    hints = get_type_hints(sampler, include_extras=True)
+    for key in (each.name for each in fields(sampler)):
+        if is_fixed(hints[key]) or key in sampler.without_effect or (name, key) == ("repaint", "trained_betas"):
+            continue  # RePaint's betas are arrays in diffusers, which no file holds
+        for count, case in ((count, case) for count in STEPS for case in candidates(name, key)):
+            one, other = tabulate(case, count), tabulate(case, count, without=key)
+            if one is not None and other is not None and not equal(one, other):
+                # 0 where diffusers' own results are not finite, or its grid goes on to timestep −1.
+                if (compare_table if case.linear else compare_latents)(case, count):
+                    break
+        else:
+            pytest.fail(f"no table with another {key} was compared")
