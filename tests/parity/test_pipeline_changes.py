@@ -73,7 +73,12 @@ def compare(checkpoint: Path, pipeline: Pipeline, oracle_class: str, call: dict[
     assert_close(pipeline, ours, latents, pixels)
 
 
-@pytest.mark.parametrize("case", CONFIGS)
+SLOW = {"clip_sample_missing", "ddpm"}  # like the others, and read as diffusers does in tests/export/families
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW else []) for case in CONFIGS]
+)
 def test_images_equal_those_of_diffusers_pipeline(sd1: Exported, tmp_path: Path, case: str) -> None:
     checkpoint, pipeline = reconfigure(sd1, tmp_path, *CONFIGS[case])
     call: dict[str, Any] = {"num_inference_steps": 3, "height": 64, "width": 64}
