@@ -50,12 +50,12 @@ class PreprocessorConfig:
 def read_preprocessor_config(path: Path) -> PreprocessorConfig:
     """Read a CLIP image processor's configuration, in the form that transformers writes now or wrote before 4.25.
 
-    Missing and null keys have the defaults of `CLIPImageProcessor`.
+    Missing keys have the defaults of `CLIPImageProcessor`; a flag that is null is false, as in transformers.
 
     Raises:
         CheckpointError: the file cannot be read, or has a setting that the graph does not support.
     """
-    config = _read_given(path)
+    config = read_object(path)
     try:
         return _resolve(config)
     except CheckpointError as error:
@@ -63,12 +63,12 @@ def read_preprocessor_config(path: Path) -> PreprocessorConfig:
 
 
 def read_depth_preprocessing(path: Path) -> Preprocessing:
-    """Read a DPT image processor's configuration. Missing and null keys have the defaults of `DPTImageProcessor`.
+    """Read a DPT image processor's configuration. Missing keys have the defaults of `DPTImageProcessor`.
 
     Raises:
         CheckpointError: the file cannot be read, or has a setting that the runtime does not support.
     """
-    config = _read_given(path)
+    config = read_object(path)
     try:
         return _resolve_depth(config)
     except CheckpointError as error:
@@ -86,11 +86,6 @@ def check_crop(preprocessing: PreprocessorConfig, side: int, folder: Path) -> No
             f"{folder} crops to {preprocessing.crop}, expected {(side, side)}, the input of its model; the two "
             "must belong together"
         )
-
-
-def _read_given(path: Path) -> dict[str, Any]:
-    """Read the keys of an image processor that are set; for null, transformers takes the default."""
-    return {key: value for key, value in read_object(path).items() if value is not None}
 
 
 def _resolve(config: dict[str, Any]) -> PreprocessorConfig:
