@@ -44,7 +44,7 @@ _LATENT_UPSCALER_SIDE = 128
 NOISE_LEVEL_WIDTH = 128
 
 _TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
-_LATENT_CONSISTENCY = ("text-to-image", "image-to-image")
+_LATENT_CONSISTENCY_CLASSES = ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline")
 # The tasks of each pipeline class, by the number of channels that the UNet takes: 4 of latents, then those of the
 # conditioning.
 _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
@@ -52,8 +52,7 @@ _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionImg2ImgPipeline": {4: _TEXT_TO_IMAGE},
     "StableDiffusionInpaintPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
     "StableDiffusionInpaintPipelineLegacy": {4: _TEXT_TO_IMAGE},
-    "LatentConsistencyModelPipeline": {4: _LATENT_CONSISTENCY},
-    "LatentConsistencyModelImg2ImgPipeline": {4: _LATENT_CONSISTENCY},
+    **{name: {4: ("text-to-image", "image-to-image")} for name in _LATENT_CONSISTENCY_CLASSES},
     "StableDiffusionInstructPix2PixPipeline": {8: ("edit",)},
     "StableDiffusionDepth2ImgPipeline": {5: ("depth-to-image",)},
     "StableDiffusionUpscalePipeline": {7: ("upscaling",)},
@@ -70,8 +69,7 @@ _SOURCES = {
 # The default number of steps and guidance scale of diffusers' pipelines, where they are not these two.
 _DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE = 50, 7.5
 _DEFAULTS = {
-    "LatentConsistencyModelPipeline": (4, 8.5),
-    "LatentConsistencyModelImg2ImgPipeline": (4, 8.5),
+    **dict.fromkeys(_LATENT_CONSISTENCY_CLASSES, (4, 8.5)),
     "StableDiffusionInstructPix2PixPipeline": (100, _DEFAULT_GUIDANCE_SCALE),
     "StableDiffusionUpscalePipeline": (75, 9.0),
     "StableDiffusionLatentUpscalePipeline": (75, 9.0),
@@ -238,6 +236,11 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
             space, multiple=2 ** (len(unet.get("block_out_channels", (320, 640, 1280, 1280))) - 1)
         )
     _check_class_labels(checkpoint.pipeline_class, unet)
+    if checkpoint.pipeline_class in _LATENT_CONSISTENCY_CLASSES and unet.get("time_cond_proj_dim") is None:
+        raise CheckpointError(
+            f"unet: its configuration has no time_cond_proj_dim, expected one, as a {checkpoint.pipeline_class} embeds "
+            "the guidance scale"
+        )
     size_changes = _find_size_changes(unet, tasks)
     height, width = _read_size(
         {**unet, **{change.key: change.used for change in size_changes}},
@@ -483,7 +486,7 @@ def _find_scheduler_changes(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> t
 
     diffusers reads a configuration with its class's defaults, and with keys of other classes as they are.
     """
-    if checkpoint.pipeline_class.startswith("LatentConsistencyModel"):
+    if checkpoint.pipeline_class in _LATENT_CONSISTENCY_CLASSES:
         return ()
     config = checkpoint.scheduler_config
     left_to_default = config.get("_use_default_values") or ()

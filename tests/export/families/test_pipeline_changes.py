@@ -126,7 +126,7 @@ def test_other_pipelines_change_nothing(folder: Path) -> None:
     assert plan(folder).scheduler_changes == ()
     for name in OF_CONSISTENCY.values():
         change_json(folder / "model_index.json", _class_name=name)
-        change_json(folder / "unet" / "config.json", in_channels=4)
+        change_json(folder / "unet" / "config.json", in_channels=4, time_cond_proj_dim=256)
         assert plan(folder).scheduler_changes == ()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -266,9 +266,16 @@ def test_a_pipeline_near_a_supported_one_is_refused_with_a_reason(folder: Path, 
 
 @pytest.mark.parametrize("name", ["StableDiffusionInpaintPipelineLegacy", *OF_CONSISTENCY.values()])
 def test_folders_saved_from_other_pipelines_of_the_same_parts(folder: Path, name: str) -> None:
-    change_json(folder / "model_index.json", _class_name=name)
-    made = plan(folder)
     legacy = name.endswith("Legacy")
+    change_json(folder / "model_index.json", _class_name=name)
+    change_json(folder / "unet" / "config.json", time_cond_proj_dim=None if legacy else 256)
+    made = plan(folder)
     assert made.tasks == tuple(PIPELINE_OF if legacy else OF_CONSISTENCY)
     assert (made.defaults.num_inference_steps, made.defaults.guidance_scale) == ((50, 7.5) if legacy else (4, 8.5))
     assert [name in warning for warning in made.warnings] == [True] * legacy
+
+
+def test_a_latent_consistency_model_without_its_embedding(folder: Path) -> None:
+    change_json(folder / "model_index.json", _class_name="LatentConsistencyModelPipeline")
+    with pytest.raises(CheckpointError, match="no time_cond_proj_dim"):
+        plan(folder)
