@@ -14,8 +14,7 @@ from latentrt_export.checkpoints import single_file
 from latentrt_export.checkpoints.single_file import SingleFile
 from latentrt_export.export import export_checkpoint
 from tests.export.fake_worker import FakeWorker, install, write_described
-from tests.export.families.test_pipeline_changes import change_json
-from tests.export.skeleton import write_json, write_skeleton, write_weights
+from tests.export.skeleton import change_json, write_json, write_skeleton, write_weights
 from tests.exported import Silent
 from tests.tiny import SCHEDULERS
 

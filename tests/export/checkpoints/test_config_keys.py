@@ -15,8 +15,7 @@ from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
 from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, NoEffect, OneOf, check_keys, check_scheduler_keys
 from latentrt_export.families import PIPELINES, plan_export
-from tests.export.families.test_pipeline_changes import change_json
-from tests.export.skeleton import write_skeleton
+from tests.export.skeleton import change_json, write_skeleton
 from tests.tiny import SCHEDULERS, autoencoder, move_off_initial_values, text_encoder, unet
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from latentrt.sampling import samplers
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
 from latentrt_export.families import PIPELINES, REFUSALS, plan_export
 from latentrt_export.families.plan import ExportPlan
-from tests.export.skeleton import write_json, write_skeleton
+from tests.export.skeleton import change_json, write_json, write_skeleton
 from tests.tiny import SCHEDULERS
 
 PIPELINE_OF = {
@@ -36,12 +35,6 @@ OF_CONSISTENCY = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_skeleton(tmp_path / "model", safety=False)
-
-
-def change_json(path: Path, **values: Any) -> None:
-    """Set keys of a JSON file; `...` removes one."""
-    merged = {**json.loads(path.read_text()), **values}
-    write_json(path, {key: value for key, value in merged.items() if value is not ...})
 
 
 def plan(folder: Path) -> ExportPlan:
