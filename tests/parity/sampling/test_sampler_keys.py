@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from latentrt.sampling import samplers
+from latentrt.sampling.samplers import Steps
 from tests.parity.sampling import diffusers_oracle as oracle
-from tests.parity.sampling.test_samplers import compare_latents, compare_table, run_diffusers
-from tests.runtime.sampling.sampler_grid import OPTIONS, Case
+from tests.parity.sampling.test_samplers import TOLERANCE, compare_latents, compare_table, run_diffusers
+from tests.runtime.sampling.sampler_grid import OPTIONS, STABLE_DIFFUSION, Case
 from tests.runtime.sampling.test_sampler_keys import STEPS, candidates, equal, is_fixed, tabulate
 
+# RePaint's betas are arrays in diffusers, which no file holds; the other has a test of its own below.
+ELSEWHERE = {("repaint", "trained_betas"), ("euler", "timestep_type")}
 LISTED = [(name, key) for name in OPTIONS for key in samplers.SAMPLERS[name].without_effect]
 
 
@@ -44,8 +47,8 @@ def test_a_changed_key_changes_the_table_as_in_diffusers(name: str) -> None:
     sampler = samplers.SAMPLERS[name]
     hints = get_type_hints(sampler, include_extras=True)
     for key in (each.name for each in fields(sampler)):
-        if is_fixed(hints[key]) or key in sampler.without_effect or (name, key) == ("repaint", "trained_betas"):
-            continue  # RePaint's betas are arrays in diffusers, which no file holds
+        if is_fixed(hints[key]) or key in sampler.without_effect or (name, key) in ELSEWHERE:
+            continue
         # 0 rows are compared where diffusers' own results are not finite, or its grid goes on to timestep −1.
         for count, case in ((count, case) for count in STEPS for case in candidates(name, key)):
             one, other = tabulate(case, count), tabulate(case, count, without=key)
@@ -54,3 +57,14 @@ def test_a_changed_key_changes_the_table_as_in_diffusers(name: str) -> None:
                 break
         else:
             pytest.fail(f"no table with another {key} was compared")
+
+
+def test_continuous_timesteps_change_the_table_as_in_diffusers() -> None:
+    """They are ln(σ) / 4, below 0 for small σ, where the comparison of grids takes them for a rounding error."""
+    config = {**STABLE_DIFFUSION, "timestep_type": "continuous", "prediction_type": "v_prediction"}
+    schedule, steps = samplers.schedule("euler", config, 6), Steps(count=6)
+    made = oracle.scheduler("EulerDiscreteScheduler", config, steps, exact=True)
+    np.testing.assert_allclose(schedule.t, made.timesteps, rtol=1e-6, atol=1e-7)  # theirs are float32
+    assert schedule.t.min() < 0
+    for ours, theirs in oracle.compare(schedule, made, steps, exact=True):
+        assert np.max(np.abs(ours - theirs)) <= TOLERANCE * np.max(np.abs(theirs))
