@@ -12,7 +12,7 @@ from latentrt.bundle.staging import staged
 from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.checkpoints import single_file
 from latentrt_export.checkpoints.checkpoint import UNKNOWN_LICENCE, Checkpoint, open_checkpoint
-from latentrt_export.families import PIPELINES, plan_export
+from latentrt_export.families import PIPELINES, REFUSALS, plan_export
 from latentrt_export.graphs.deep_cache import check_branch
 from latentrt_export.graphs.onnxruntime_cpu import require
 from latentrt_export.quantize.options import QuantizationOptions
@@ -91,6 +91,7 @@ def export_checkpoint(
             opened = open_checkpoint(
                 checkpoint,
                 pipelines=PIPELINES,
+                refusals=REFUSALS,
                 variant=variant,
                 safety_checker=safety_checker,
                 preview_decoder=preview_decoder,

@@ -80,7 +80,8 @@ def write_bundle(
         CheckpointError, ExportError: the checkpoint cannot be exported.
         OSError: the bundle cannot be written.
     """
-    _warn_about_runs(checkpoint, plan, progress)
+    scheduler = SchedulerRecord.of(checkpoint.scheduler_class, plan.scheduler_config, plan.scheduler_changes)
+    _warn_about_runs(scheduler, plan, progress)
     record = export_tokenizer(checkpoint.folder, stage.bundle) if plan.tokenizers else None
     tokenizers = {} if record is None else dict.fromkeys(plan.tokenizers, record)
     licence = _copy_documents(checkpoint, stage.bundle)
@@ -106,10 +107,8 @@ def write_bundle(
             progress.warn(f"{component.name}: such a denoiser is not quantised, its weights are float16")
         progress.done(component.name, done.component, done.cost)
     files = sorted(path.relative_to(stage.bundle).as_posix() for path in stage.bundle.rglob("*") if path.is_file())
-    scheduler = SchedulerRecord(class_name=checkpoint.scheduler_class, config=dict(plan.scheduler_config))
     others = {
-        name: SchedulerRecord(class_name=each.class_name, config=dict(each.config))
-        for name, each in checkpoint.other_schedulers.items()
+        name: SchedulerRecord.of(each.class_name, each.config) for name, each in checkpoint.other_schedulers.items()
     }
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -136,20 +135,25 @@ def write_bundle(
     return manifest
 
 
-def _warn_about_runs(checkpoint: Checkpoint, plan: ExportPlan, progress: Progress) -> None:
-    """Warn before the export of conditions that will keep the bundle from running."""
+def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan, progress: Progress) -> None:
+    """Warn before the export of the plan's oddities, and of conditions that will keep the bundle from running."""
+    for warning in plan.warnings:
+        progress.warn(warning)
     if not any(component.role == "classifier" for component in plan.components):
         progress.warn(
             "the checkpoint has no safety checker, so its bundle runs only with safety switched off; add one with "
             "--safety-checker PATH"
         )
+    name = scheduler.class_name
     try:
-        find(checkpoint.scheduler_class).read(plan.scheduler_config)
-        check_suits(checkpoint.scheduler_class, checkpoint.scheduler_class)
+        sampler = find(name)
+        for task in plan.tasks:
+            sampler.read(scheduler.config_for(task, sampler.class_name))
+        check_suits(name, name)
     except RequestError as error:
         progress.warn(
-            f"the checkpoint's own scheduler, {checkpoint.scheduler_class}, is not supported ({error}); select another "
-            "with --sampler at each run"
+            f"the checkpoint's own scheduler, {name}, is not supported ({error}); select another with --sampler at "
+            "each run"
         )
 
 

@@ -132,7 +132,7 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
         seed=None,
         seeds=_seeds(request.seed, images),
         policy=safety.check_policy(manifest.safety if request.safety is None else request.safety),
-        schedule=family.schedule(sampling, start),
+        schedule=family.schedule(task, sampling, start),
         prepared=family.prepare(request, inputs, height, width),
     )
     family.check(decided)

@@ -73,3 +73,9 @@ def write_json(path: Path, value: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
     return path
+
+
+def change_json(path: Path, **values: Any) -> None:
+    """Set keys of a JSON file; `...` removes one."""
+    merged = {**json.loads(path.read_text()), **values}
+    write_json(path, {key: value for key, value in merged.items() if value is not ...})

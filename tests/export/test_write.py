@@ -14,7 +14,7 @@ from latentrt_export.checkpoints import single_file
 from latentrt_export.checkpoints.single_file import SingleFile
 from latentrt_export.export import export_checkpoint
 from tests.export.fake_worker import FakeWorker, install, write_described
-from tests.export.skeleton import write_json, write_skeleton, write_weights
+from tests.export.skeleton import change_json, write_json, write_skeleton, write_weights
 from tests.exported import Silent
 from tests.tiny import SCHEDULERS
 
@@ -119,11 +119,49 @@ def test_an_unknown_licence_is_a_warning(checkpoint: Path, tmp_path: Path, worke
 def test_a_scheduler_that_cannot_be_run_is_a_warning(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
     config = {**SCHEDULERS["sd1"], "_class_name": "ScoreSdeVeScheduler"}
     write_json(checkpoint / "scheduler" / "scheduler_config.json", config)
+    change_json(checkpoint / "model_index.json", scheduler=["diffusers", "ScoreSdeVeScheduler"])
     progress = export(checkpoint, tmp_path / "bundle")
     assert len(progress.warnings) == 1
     assert "ScoreSdeVeScheduler" in progress.warnings[0]
     assert "--sampler" in progress.warnings[0]
     assert Bundle.open(tmp_path / "bundle").manifest.schedulers["unet"].class_name == "ScoreSdeVeScheduler"
+
+
+def test_a_scheduler_is_written_as_read_with_the_changes_of_diffusers_pipelines(
+    checkpoint: Path, tmp_path: Path, worker: FakeWorker
+) -> None:
+    name = "DPMSolverMultistepScheduler"
+    config = {**SCHEDULERS["sd1"], "lambda_min_clipped": -float("inf"), "steps_offset": 0, "clip_sample": True}
+    write_json(checkpoint / "scheduler" / "scheduler_config.json", config)
+    change_json(checkpoint / "model_index.json", scheduler=["diffusers", name])
+    change_json(checkpoint / "unet" / "config.json", _diffusers_version="0.6.0")
+    progress = export(checkpoint, tmp_path / "bundle")
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    record = manifest.schedulers["unet"]
+    assert progress.warnings == []
+    assert (record.class_name, record.config["lambda_min_clipped"], record.config["steps_offset"]) == (
+        name,
+        "-Infinity",
+        0,
+    )
+    assert [change.key for change in record.changes] == ["steps_offset", "clip_sample"]
+    assert record.config_for("text-to-image", name)["lambda_min_clipped"] == -float("inf")
+    assert [(change.found, change.used) for change in manifest.defaults.changes] == [(8, 64)]
+    assert (manifest.defaults.height, manifest.defaults.width) == (512, 512)
+
+
+def test_an_unknown_key_is_a_warning(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    change_json(checkpoint / "unet" / "config.json", of_no_class=1)
+    progress = export(checkpoint, tmp_path / "bundle")
+    assert [warning for warning in progress.warnings if "'of_no_class'" in warning] == progress.warnings != []
+
+
+def test_a_pipeline_near_a_supported_one_is_refused_by_the_export(
+    checkpoint: Path, tmp_path: Path, worker: FakeWorker
+) -> None:
+    change_json(checkpoint / "model_index.json", _class_name="AltDiffusionPipeline")
+    with pytest.raises(CheckpointError, match="AltDiffusionPipeline, whose text encoder is XLM-RoBERTa"):
+        export(checkpoint, tmp_path / "bundle")
 
 
 def test_an_unknown_noise_schedule_is_refused(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:

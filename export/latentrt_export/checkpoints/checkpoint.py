@@ -6,14 +6,15 @@ No weights are loaded, so that an unsupported or incomplete checkpoint is reject
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.json_file import read_object
-from latentrt_export.checkpoints.preprocessor_config import check_crop, read_preprocessor_config
+from latentrt_export.checkpoints.preprocessor_config import PROCESSORS, check_crop, read_preprocessor_config
 from latentrt_export.checkpoints.weights import Weights, find_weights
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
 Layout = Literal["diffusers", "single-file"]
 UNKNOWN_LICENCE = "unknown"
 _SAFETY_CHECKER = "StableDiffusionSafetyChecker"
+# The libraries of classes in model_index.json: two packages, and diffusers' module of the safety checker.
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 _CLIP_SIDE = 224  # transformers' default for `image_size` in a vision_config
 _LICENCE_FILE = re.compile(r"(?i)licen[cs]e(\.(txt|md))?")
 _MODEL_CARD = re.compile(r"(?i)(readme|model_card)\.md")
@@ -48,10 +51,14 @@ class PipelineClass:
         components: folder → stem of its weight files: `model` if transformers wrote them, `diffusion_pytorch_model` if
             diffusers did.
         schedulers: folders with a `scheduler_config.json`; the first one is the denoiser's.
+        classes: component → the classes that `model_index.json` may name for it.
+        model_types: component → the values that `model_type` may have in its `config.json`.
     """
 
     components: Mapping[str, str]
     schedulers: tuple[str, ...] = ("scheduler",)
+    classes: Mapping[str, Collection[str]] = field(default_factory=dict)
+    model_types: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +104,7 @@ def open_checkpoint(
     folder: Path,
     *,
     pipelines: Mapping[str, PipelineClass],
+    refusals: Mapping[str, str] = MappingProxyType({}),
     variant: str | None = None,
     safety_checker: Path | None = None,
     preview_decoder: Path | None = None,
@@ -108,6 +116,7 @@ def open_checkpoint(
     Args:
         folder: a folder in the layout of the hub or of `save_pretrained`; symlinks are followed.
         pipelines: the supported pipeline classes by name.
+        refusals: other pipeline class → the reason why it is not supported, as a relative clause.
         variant: the variant of the weight files, if there are several; by default the plain ones, else `fp16`.
         safety_checker: a classifier to use instead of the folder's own: its folder, or a checkpoint that has one.
         preview_decoder: a tiny autoencoder's folder, for previews in a fraction of the decoder's time.
@@ -116,8 +125,9 @@ def open_checkpoint(
     Raises:
         CheckpointError: the folder is not a supported checkpoint, or is incomplete or damaged.
     """
-    index = _read_model_index(folder, pipelines)
+    index = _read_model_index(folder, pipelines, refusals)
     pipeline = pipelines[index["_class_name"]]
+    _check_classes(folder, index, pipeline)
     schedulers = {part: _read_scheduler(folder, index, part) for part in pipeline.schedulers}
     documents = find_documents(folder)
     weights = {part: find_weights(folder, folder / part, stem, variant) for part, stem in pipeline.components.items()}
@@ -129,6 +139,7 @@ def open_checkpoint(
                 f"{folder} has the safety checker {class_name}, expected {_SAFETY_CHECKER}; use another: "
                 "--safety-checker PATH"
             )
+        _check_class(folder, index, "feature_extractor", PROCESSORS)
         weights["safety_checker"] = _find_classifier(folder, variant)
     if preview_decoder is not None:
         own = read_object(folder / "vae" / "config.json")
@@ -151,7 +162,9 @@ def open_checkpoint(
     )
 
 
-def _read_model_index(folder: Path, pipelines: Mapping[str, PipelineClass]) -> dict[str, Any]:
+def _read_model_index(
+    folder: Path, pipelines: Mapping[str, PipelineClass], refusals: Mapping[str, str]
+) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(
             f"got {folder}, which is not a folder; expected a diffusers checkpoint (a folder) or a .safetensors file"
@@ -164,15 +177,64 @@ def _read_model_index(folder: Path, pipelines: Mapping[str, PipelineClass]) -> d
     index = read_object(folder / "model_index.json")
     found = index.get("_class_name")
     if not isinstance(found, str) or found not in pipelines:
-        raise CheckpointError(f"{folder} has the pipeline class {found}, expected one of {', '.join(pipelines)}")
+        reason = f", {refusals[found]}" if isinstance(found, str) and found in refusals else ""
+        separator = "; " if reason else ", "
+        raise CheckpointError(
+            f"{folder} has the pipeline class {found}{reason}{separator}expected one of {', '.join(pipelines)}"
+        )
     return index
 
 
+def _check_classes(folder: Path, index: Mapping[str, Any], pipeline: PipelineClass) -> None:
+    """Check the class of each component by its names in `model_index.json` and in the component's `config.json`."""
+    for component, expected in pipeline.classes.items():
+        _check_class(folder, index, component, expected)
+    for component, model_types in pipeline.model_types.items():
+        path = folder / component / "config.json"
+        found = read_object(path).get("model_type") if path.is_file() else None
+        if found is not None and found not in model_types:
+            raise CheckpointError(
+                f"{path} has the model_type {found!r}, expected {' or '.join(sorted(model_types))}; such a {component} "
+                "is not supported"
+            )
+
+
+def _check_class(folder: Path, index: Mapping[str, Any], component: str, expected: Collection[str]) -> None:
+    """Check a component's class in `model_index.json`.
+
+    Raises:
+        CheckpointError: it is not one of the expected, or is of a library that diffusers does not load classes from.
+    """
+    name = _class_of(index, component)
+    if name is None:
+        return
+    if name not in expected:
+        raise CheckpointError(
+            f"{folder} has the {component} class {name}, expected {' or '.join(sorted(expected))}; such a {component} "
+            "is not supported"
+        )
+    library = index[component][0]
+    if library.partition(".")[0] not in _LIBRARIES:
+        raise CheckpointError(
+            f"{folder} has the {component} class {name} of {library!r}, expected diffusers or transformers; a "
+            "checkpoint's own code is not run"
+        )
+
+
 def _read_scheduler(folder: Path, index: Mapping[str, Any], part: str) -> SchedulerConfig:
+    """Read a scheduler, whose class is that of `model_index.json`, as in diffusers, else that of its configuration."""
     config = read_object(folder / part / "scheduler_config.json")
-    name = str(config.pop("_class_name", None) or _class_of(index, part))
+    own = config.pop("_class_name", None)
+    name = _class_of(index, part)
+    if name is not None:
+        _check_class(folder, index, part, (name,))
+    elif not isinstance(own, str):
+        raise CheckpointError(
+            f"{folder / 'model_index.json'} has no {part} and its configuration the _class_name {own!r}, expected the "
+            "name of a diffusers scheduler in the first"
+        )
     return SchedulerConfig(
-        class_name=name, config={key: value for key, value in config.items() if key != "_diffusers_version"}
+        class_name=name or own, config={key: value for key, value in config.items() if key != "_diffusers_version"}
     )
 
 

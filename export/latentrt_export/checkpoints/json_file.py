@@ -1,8 +1,13 @@
-"""Reads the JSON files of a checkpoint, with an error for each kind of damage."""
+"""Reads the JSON files of a checkpoint, with an error for each kind of damage.
+
+Their dialect is Python's, as `save_pretrained` writes it: numbers may be `Infinity` or `-Infinity`, and of two equal
+keys the last counts.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +20,12 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that contains an object.
 
     Raises:
-        CheckpointError: the file is missing, cannot be read, is not JSON, or does not contain an object.
+        CheckpointError: the file is missing, cannot be read, is not JSON, does not contain an object, or has a NaN,
+            which no setting can be.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        nan = _find_nan(value)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}; the checkpoint is incomplete, download it again"
@@ -27,4 +34,19 @@ def read_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not JSON: {error}; the checkpoint is damaged, download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object")
+    if nan is not None:
+        raise CheckpointError(f"{path} has {nan.lstrip('.')}: NaN, expected a number; correct the configuration")
     return value
+
+
+def _find_nan(value: Any) -> str | None:
+    """Return the place of the first NaN, such as `.trained_betas[3]`; None if there is none."""
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    if isinstance(value, dict):
+        places = ((f".{key}", each) for key, each in value.items())
+    elif isinstance(value, list):
+        places = ((f"[{index}]", each) for index, each in enumerate(value))
+    else:
+        return None
+    return next((name + inner for name, each in places if (inner := _find_nan(each)) is not None), None)

@@ -10,9 +10,15 @@ from latentrt.bundle.manifest import PillowFilter, Preprocessing
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.json_file import read_object
 
-__all__ = ["PreprocessorConfig", "check_crop", "read_depth_preprocessing", "read_preprocessor_config"]
+__all__ = [
+    "DEPTH_PROCESSORS",
+    "PROCESSORS",
+    "PreprocessorConfig",
+    "check_crop",
+    "read_depth_preprocessing",
+    "read_preprocessor_config",
+]
 
-PILLOW_BICUBIC = 3
 PROCESSORS = {"CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"}
 DEPTH_PROCESSORS = {"DPTFeatureExtractor", "DPTImageProcessor", "DPTImageProcessorFast", "DPTImageProcessorPil"}
 # Pillow's filters by their numbers in configurations.
@@ -44,7 +50,7 @@ class PreprocessorConfig:
 def read_preprocessor_config(path: Path) -> PreprocessorConfig:
     """Read a CLIP image processor's configuration, in the form that transformers writes now or wrote before 4.25.
 
-    Missing keys have the defaults of `CLIPImageProcessor`.
+    Missing keys have the defaults of `CLIPImageProcessor`; a flag that is null is false, as in transformers.
 
     Raises:
         CheckpointError: the file cannot be read, or has a setting that the graph does not support.
@@ -84,7 +90,9 @@ def check_crop(preprocessing: PreprocessorConfig, side: int, folder: Path) -> No
 
 def _resolve(config: dict[str, Any]) -> PreprocessorConfig:
     _check_supported(config)
-    resize = _resize(config.get("size", {"shortest_edge": 224}))
+    square = bool(config.get("default_to_square", False))
+    size = 2 * [224] if config.get("use_square_size") else config.get("size", {"shortest_edge": 224})
+    resize = _resize(2 * [size] if square and isinstance(size, int) else size)
     crop = _edges("crop_size", config.get("crop_size", 224)) if config.get("do_center_crop", True) else resize
     if not isinstance(crop, tuple):
         raise CheckpointError("do_center_crop is false, expected true where size gives only the shorter edge")
@@ -116,14 +124,11 @@ def _resolve_depth(config: dict[str, Any]) -> Preprocessing:
     multiple = config.get("ensure_multiple_of", 1)
     if height % multiple or width % multiple:
         raise CheckpointError(f"got size {height} × {width}, expected multiples of ensure_multiple_of, {multiple}")
-    resample = config.get("resample", PILLOW_BICUBIC)
-    if resample not in range(len(FILTERS)):
-        raise CheckpointError(f"got resample {resample!r}, expected a number below {len(FILTERS)}, one of Pillow's")
     normalize = config.get("do_normalize", True)
     return Preprocessing(
         height=height,
         width=width,
-        resample=FILTERS[resample],
+        resample=_filter(config.get("resample", "bicubic")),
         mean=_channels("image_mean", config.get("image_mean", (0.5, 0.5, 0.5))) if normalize else (0.0, 0.0, 0.0),
         std=_channels("image_std", config.get("image_std", (0.5, 0.5, 0.5))) if normalize else (1.0, 1.0, 1.0),
     )
@@ -137,11 +142,26 @@ def _check_supported(config: dict[str, Any]) -> None:
         raise CheckpointError("do_resize is false, expected true: the classifier has inputs of one size")
     if config.get("do_pad"):
         raise CheckpointError("do_pad is true, expected false: CLIP crops and does not pad")
-    if config.get("resample", PILLOW_BICUBIC) != PILLOW_BICUBIC:
-        raise CheckpointError(f"got resample {config['resample']}, expected {PILLOW_BICUBIC} (bicubic)")
+    if _filter(config.get("resample", "bicubic")) != "bicubic":
+        raise CheckpointError(f"got resample {config['resample']!r}, expected {FILTERS.index('bicubic')} (bicubic)")
+
+
+def _filter(resample: object) -> PillowFilter:
+    """Return a filter by its number in Pillow, or by its name, also that of its class (`Resampling.BICUBIC`)."""
+    if isinstance(resample, int) and not isinstance(resample, bool) and 0 <= resample < len(FILTERS):
+        return FILTERS[resample]
+    name = resample.rpartition(".")[2].lower() if isinstance(resample, str) else None
+    for each in FILTERS:
+        if name == each:
+            return each
+    raise CheckpointError(
+        f"got resample {resample!r}, expected a number below {len(FILTERS)}, one of Pillow's, or a name: "
+        f"{', '.join(FILTERS)}"
+    )
 
 
 def _resize(size: object) -> int | tuple[int, int]:
+    """Return the shorter edge, or height and width: transformers before 4.25 wrote a number or a list."""
     if isinstance(size, dict) and set(size) == {"shortest_edge"}:
         size = size["shortest_edge"]
     if isinstance(size, int):
@@ -152,6 +172,8 @@ def _resize(size: object) -> int | tuple[int, int]:
 def _edges(key: str, size: object) -> tuple[int, int]:
     if isinstance(size, dict) and set(size) == {"height", "width"}:
         edges = size["height"], size["width"]
+    elif isinstance(size, list) and len(size) == 2:
+        edges = size[0], size[1]
     else:
         edges = size, size
     if not all(isinstance(edge, int) and edge > 0 for edge in edges):

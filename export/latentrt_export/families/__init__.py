@@ -1,6 +1,7 @@
 """Model families: the conversion of each family's checkpoints to the components of a bundle.
 
-A family is a module with `PIPELINES`, the diffusers pipeline classes it exports, and `plan_export(checkpoint)`.
+A family is a module with `PIPELINES`, the diffusers pipeline classes it exports, `REFUSALS`, its reasons for not
+exporting others, and `plan_export(checkpoint)`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
 from latentrt_export.families import stable_diffusion
 from latentrt_export.families.plan import ExportPlan
 
-__all__ = ["PIPELINES", "Family", "plan_export"]
+__all__ = ["PIPELINES", "REFUSALS", "Family", "plan_export"]
 
 
 class Family(Protocol):
     """A module below `latentrt_export.families`."""
 
     PIPELINES: Mapping[str, PipelineClass]
+    REFUSALS: Mapping[str, str]
 
     def plan_export(self, checkpoint: Checkpoint) -> ExportPlan:
         """Plan the export of a checkpoint from its configurations."""
@@ -28,6 +30,7 @@ _FAMILIES: tuple[Family, ...] = (stable_diffusion,)
 PIPELINES: Mapping[str, PipelineClass] = {
     name: pipeline for family in _FAMILIES for name, pipeline in family.PIPELINES.items()
 }
+REFUSALS: Mapping[str, str] = {name: reason for family in _FAMILIES for name, reason in family.REFUSALS.items()}
 
 
 def plan_export(checkpoint: Checkpoint) -> ExportPlan:

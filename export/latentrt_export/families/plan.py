@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from latentrt.bundle.manifest import Defaults, LatentSpace, Limits, Preprocessing, Role
+from latentrt.bundle.manifest import ConfigChange, Defaults, LatentSpace, Limits, Preprocessing, Role
 
 __all__ = ["ComponentPlan", "ExportPlan"]
 
@@ -45,9 +45,11 @@ class ExportPlan:
         tokenizers: component → the checkpoint's folder of its tokenizer.
         scheduler_config: the scheduler's configuration; its `prediction_type` is that of the graph's output, which may
             differ from the checkpoint's.
+        scheduler_changes: the changes that diffusers' pipelines make to it.
         defaults: the values for requests that omit them.
         limits: the limits of requests.
         deep_cache_branches: the number of branches at which the denoiser can be split for DeepCache.
+        warnings: the oddities of the configurations that the user is told of.
     """
 
     family: str
@@ -56,6 +58,8 @@ class ExportPlan:
     latent_spaces: Mapping[str, LatentSpace]
     tokenizers: Mapping[str, str]
     scheduler_config: Mapping[str, Any]
+    scheduler_changes: tuple[ConfigChange, ...]
     defaults: Defaults
     limits: Limits
     deep_cache_branches: int
+    warnings: tuple[str, ...]

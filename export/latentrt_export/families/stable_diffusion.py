@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from latentrt.bundle.manifest import LOW_RES_SCHEDULER, Defaults, LatentSpace, Limits, Preprocessing
+from latentrt.bundle.manifest import (
+    LOW_RES_SCHEDULER,
+    ConfigChange,
+    Defaults,
+    LatentSpace,
+    Limits,
+    Preprocessing,
+)
 from latentrt.errors import CheckpointError, RequestError
+from latentrt.sampling.samplers import SAMPLERS
 from latentrt.sampling.training_noise import training_alphas
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
+from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, check_keys, check_scheduler_keys
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import (
+    DEPTH_PROCESSORS,
+    PROCESSORS,
     check_crop,
     read_depth_preprocessing,
     read_preprocessor_config,
@@ -21,7 +33,7 @@ from latentrt_export.checkpoints.preprocessor_config import (
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
 from latentrt_export.graphs.deep_cache import count_branches
 
-__all__ = ["NOISE_LEVEL_WIDTH", "PIPELINES", "plan_export"]
+__all__ = ["NOISE_LEVEL_WIDTH", "PIPELINES", "REFUSALS", "plan_export"]
 
 MAX_BATCH = 32
 MAX_STEPS = 1000
@@ -32,12 +44,15 @@ _LATENT_UPSCALER_SIDE = 128
 NOISE_LEVEL_WIDTH = 128
 
 _TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
+_LATENT_CONSISTENCY_CLASSES = ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline")
 # The tasks of each pipeline class, by the number of channels that the UNet takes: 4 of latents, then those of the
 # conditioning.
 _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
     "StableDiffusionImg2ImgPipeline": {4: _TEXT_TO_IMAGE},
     "StableDiffusionInpaintPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
+    "StableDiffusionInpaintPipelineLegacy": {4: _TEXT_TO_IMAGE},
+    **{name: {4: ("text-to-image", "image-to-image")} for name in _LATENT_CONSISTENCY_CLASSES},
     "StableDiffusionInstructPix2PixPipeline": {8: ("edit",)},
     "StableDiffusionDepth2ImgPipeline": {5: ("depth-to-image",)},
     "StableDiffusionUpscalePipeline": {7: ("upscaling",)},
@@ -54,25 +69,146 @@ _SOURCES = {
 # The default number of steps and guidance scale of diffusers' pipelines, where they are not these two.
 _DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE = 50, 7.5
 _DEFAULTS = {
+    **dict.fromkeys(_LATENT_CONSISTENCY_CLASSES, (4, 8.5)),
     "StableDiffusionInstructPix2PixPipeline": (100, _DEFAULT_GUIDANCE_SCALE),
     "StableDiffusionUpscalePipeline": (75, 9.0),
     "StableDiffusionLatentUpscalePipeline": (75, 9.0),
     "StableUnCLIPImg2ImgPipeline": (20, 10.0),
 }
+
+
+class _Change(NamedTuple):
+    """A change that the constructor of a diffusers pipeline makes to its scheduler's configuration.
+
+    `applies` decides by the value of the checkpoint or, where it has none, the default of the scheduler's class; a
+    scheduler without the key is not changed.
+    """
+
+    key: str
+    used: bool | int
+    applies: Callable[[Any], bool]
+
+
+_STEPS_OFFSET = _Change("steps_offset", 1, lambda found: found != 1)
+_CLIP_SAMPLE = _Change("clip_sample", False, lambda found: found is True)
+_SKIP_PRK_STEPS = _Change("skip_prk_steps", True, lambda found: found is False)
+# The changes of diffusers' pipeline for each task: StableDiffusionPipeline, -Img2ImgPipeline and -InpaintPipeline. The
+# pipelines of other tasks and of latent consistency models make none.
+_SCHEDULER_CHANGES: Mapping[str, tuple[_Change, ...]] = {
+    "text-to-image": (_STEPS_OFFSET, _CLIP_SAMPLE),
+    "image-to-image": (_STEPS_OFFSET, _CLIP_SAMPLE),
+    "inpainting": (_STEPS_OFFSET, _SKIP_PRK_STEPS),
+}
+# The tasks whose pipelines generate at 64 × 64 latents with a UNet of diffusers before 0.9 that states fewer.
+_OLD_SIZE_TASKS = (*_TEXT_TO_IMAGE, "depth-to-image", "image-variation")
+_OLD_SIZE, _OLD_SIZE_USED, _OLD_SIZE_BEFORE = "sample_size", 64, (0, 9)
+
 _FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_CLASSES: Mapping[str, Collection[str]] = {
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "unet": ("UNet2DConditionModel",),
+}
+_IMAGE_ENCODER_CLASSES: Mapping[str, Collection[str]] = {
+    **_CLASSES,
+    "image_encoder": ("CLIPVisionModelWithProjection",),
+    "image_normalizer": ("StableUnCLIPImageNormalizer",),
+    "feature_extractor": PROCESSORS,
+}
+_MODEL_TYPES: Mapping[str, Collection[str]] = {"text_encoder": ("clip", "clip_text_model")}
+
+
+def _exported(
+    components: Mapping[str, str] = _FOLDERS,
+    schedulers: tuple[str, ...] = ("scheduler",),
+    classes: Mapping[str, Collection[str]] = _CLASSES,
+    model_types: Mapping[str, Collection[str]] = _MODEL_TYPES,
+) -> PipelineClass:
+    return PipelineClass(components=components, schedulers=schedulers, classes=classes, model_types=model_types)
+
+
+# Why folders of these classes are not exported, although most of their parts are Stable Diffusion's.
+_SAME_PARTS = (
+    "which {}. Its parts are those of StableDiffusionPipeline: to export it as that, without this, set _class_name to "
+    "StableDiffusionPipeline in model_index.json"
+)
+REFUSALS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("StableDiffusionPAGPipeline", "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline"),
+        _SAME_PARTS.format("guides by perturbed attention, which is not supported"),
+    ),
+    "StableDiffusionSAGPipeline": _SAME_PARTS.format("guides by self-attention, which is not supported"),
+    "StableDiffusionPipelineSafe": _SAME_PARTS.format("guides away from unsafe concepts, which is not supported"),
+    "SemanticStableDiffusionPipeline": _SAME_PARTS.format("guides by edits of concepts, which is not supported"),
+    "StableDiffusionAttendAndExcitePipeline": _SAME_PARTS.format("guides by attention maps, which is not supported"),
+    "StableDiffusionPanoramaPipeline": _SAME_PARTS.format("denoises views of a panorama, which is not supported"),
+    "StableDiffusionKDiffusionPipeline": _SAME_PARTS.format(
+        "samples by functions of k-diffusion that the folder does not name"
+    ),
+    "StableDiffusionDiffEditPipeline": _SAME_PARTS.format("edits an image by DiffEdit, which is not supported"),
+    "StableDiffusionPix2PixZeroPipeline": _SAME_PARTS.format("edits an image by Pix2Pix Zero, which is not supported"),
+    "StableDiffusionModelEditingPipeline": _SAME_PARTS.format("edits the model's weights, which is not supported"),
+    "StableDiffusionParadigmsPipeline": _SAME_PARTS.format("denoises all steps at once, which is not supported"),
+    "CycleDiffusionPipeline": _SAME_PARTS.format("edits an image by CycleDiffusion, which is not supported"),
+    "LEditsPPPipelineStableDiffusion": _SAME_PARTS.format("edits an image by LEDITS++, which is not supported"),
+    **dict.fromkeys(
+        (
+            "StableDiffusionControlNetPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline",
+            "StableDiffusionControlNetInpaintPipeline",
+            "StableDiffusionControlNetXSPipeline",
+            "StableDiffusionControlNetPAGPipeline",
+            "StableDiffusionControlNetPAGInpaintPipeline",
+        ),
+        _SAME_PARTS.format("needs a ControlNet, which is not supported"),
+    ),
+    "StableDiffusionAdapterPipeline": _SAME_PARTS.format("needs a T2I-Adapter, which is not supported"),
+    "AnimateDiffPipeline": "which needs a motion adapter; videos are not supported",
+    **dict.fromkeys(
+        ("StableDiffusionGLIGENPipeline", "StableDiffusionGLIGENTextImagePipeline"),
+        "whose UNet takes boxes (GLIGEN), which is not supported",
+    ),
+    "StableDiffusionLDM3DPipeline": "whose autoencoder decodes a depth map beside the image, which is not supported",
+    "StableUnCLIPPipeline": "which needs a prior of image embeddings, which is not supported; as a "
+    "StableUnCLIPImg2ImgPipeline it makes them from an image",
+    **dict.fromkeys(
+        ("AltDiffusionPipeline", "AltDiffusionImg2ImgPipeline"),
+        "whose text encoder is XLM-RoBERTa (RobertaSeriesModelWithTransformation), which is not supported",
+    ),
+    "LDMTextToImagePipeline": "whose text encoder is BERT (LDMBertModel), which is not supported",
+    **dict.fromkeys(
+        (
+            "OnnxStableDiffusionPipeline",
+            "OnnxStableDiffusionImg2ImgPipeline",
+            "OnnxStableDiffusionInpaintPipeline",
+            "OnnxStableDiffusionUpscalePipeline",
+            "StableDiffusionOnnxPipeline",
+        ),
+        "whose parts are ONNX graphs already; export the checkpoint that they were made from",
+    ),
+    "FlaxStableDiffusionPipeline": "whose weights are Flax's; export the checkpoint in safetensors",
+}
 PIPELINES: Mapping[str, PipelineClass] = {
-    **{name: PipelineClass(components=_FOLDERS) for name in _TASKS},
-    "StableDiffusionDepth2ImgPipeline": PipelineClass(components={**_FOLDERS, "depth_estimator": "model"}),
-    "StableDiffusionUpscalePipeline": PipelineClass(components=_FOLDERS, schedulers=("scheduler", LOW_RES_SCHEDULER)),
-    "StableDiffusionImageVariationPipeline": PipelineClass(
-        components={
+    **{name: _exported() for name in _TASKS},
+    "StableDiffusionDepth2ImgPipeline": _exported(
+        {**_FOLDERS, "depth_estimator": "model"},
+        classes={
+            **_CLASSES,
+            "depth_estimator": ("DPTForDepthEstimation",),
+            "feature_extractor": DEPTH_PROCESSORS,
+        },
+    ),
+    "StableDiffusionUpscalePipeline": _exported(schedulers=("scheduler", LOW_RES_SCHEDULER)),
+    "StableDiffusionImageVariationPipeline": _exported(
+        {
             "image_encoder": "model",
             **{folder: stem for folder, stem in _FOLDERS.items() if folder != "text_encoder"},
-        }
+        },
+        classes=_IMAGE_ENCODER_CLASSES,
     ),
-    "StableUnCLIPImg2ImgPipeline": PipelineClass(
-        components={"image_encoder": "model", "image_normalizer": "diffusion_pytorch_model", **_FOLDERS},
+    "StableUnCLIPImg2ImgPipeline": _exported(
+        {"image_encoder": "model", "image_normalizer": "diffusion_pytorch_model", **_FOLDERS},
         schedulers=("scheduler", "image_noising_scheduler"),
+        classes=_IMAGE_ENCODER_CLASSES,
     ),
 }
 
@@ -83,14 +219,14 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     Raises:
         CheckpointError: the model is not one of the supported variants, or its configurations contradict one another.
     """
-    text = _read_config(checkpoint, "text_encoder") if "text_encoder" in checkpoint.weights else None
+    text = _read_text_config(checkpoint) if "text_encoder" in checkpoint.weights else None
     unet = _read_config(checkpoint, "unet")
     vae = _read_config(checkpoint, "vae")
+    warnings = tuple(_check_all_keys(checkpoint, text, unet, vae))
     space = LatentSpace(
         channels=vae.get("latent_channels", 4),
         downscale=2 ** (len(vae.get("block_out_channels", (64,))) - 1),
         scale=vae.get("scaling_factor", 0.18215),
-        shift=vae.get("shift_factor") or 0.0,
     )
     tasks = _find_tasks(checkpoint.pipeline_class, unet, space)
     latent_upscaling = "latent-upscaling" in tasks
@@ -99,7 +235,17 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
         space = msgspec.structs.replace(
             space, multiple=2 ** (len(unet.get("block_out_channels", (320, 640, 1280, 1280))) - 1)
         )
-    height, width = _read_size(unet, _LATENT_UPSCALER_SIDE if latent_upscaling else None)
+    _check_class_labels(checkpoint.pipeline_class, unet)
+    if checkpoint.pipeline_class in _LATENT_CONSISTENCY_CLASSES and unet.get("time_cond_proj_dim") is None:
+        raise CheckpointError(
+            f"unet: its configuration has no time_cond_proj_dim, expected one, as a {checkpoint.pipeline_class} embeds "
+            "the guidance scale"
+        )
+    size_changes = _find_size_changes(unet, tasks)
+    height, width = _read_size(
+        {**unet, **{change.key: change.used for change in size_changes}},
+        _LATENT_UPSCALER_SIDE if latent_upscaling else None,
+    )
     steps, guidance_scale = _DEFAULTS.get(checkpoint.pipeline_class, (_DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE))
     if "image_encoder" in checkpoint.weights:
         _check_image_encoder(checkpoint, unet, noised="unclip" in tasks)
@@ -110,11 +256,13 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
         latent_spaces={"unet": space},
         tokenizers={} if text is None else {"text_encoder": "tokenizer"},
         scheduler_config=_find_scheduler_config(checkpoint, tasks),
+        scheduler_changes=_find_scheduler_changes(checkpoint, tasks),
         defaults=Defaults(
             height=height * space.downscale,
             width=width * space.downscale,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
+            changes=size_changes,
         ),
         limits=Limits(
             # A latent upscaler pads by reflection, which needs at least 2 × 2 features at its lowest level.
@@ -127,6 +275,7 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
             max_noise_level=_find_max_noise_level(checkpoint, unet, space, tasks),
         ),
         deep_cache_branches=0 if latent_upscaling else count_branches(unet),
+        warnings=warnings,
     )
 
 
@@ -205,6 +354,55 @@ def _read_config(checkpoint: Checkpoint, folder: str) -> dict[str, Any]:
     return read_object(root / folder / "config.json")
 
 
+def _read_text_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read the text encoder's configuration, which in that of a whole CLIP is one of its keys."""
+    config = _read_config(checkpoint, "text_encoder")
+    inner = config.get("text_config")
+    return inner if config.get("model_type") == "clip" and isinstance(inner, dict) else config
+
+
+def _check_all_keys(
+    checkpoint: Checkpoint, text: Mapping[str, Any] | None, unet: Mapping[str, Any], vae: Mapping[str, Any]
+) -> Iterator[str]:
+    """Check every key of the configurations; yield warnings about those without an effect that nobody expects.
+
+    Raises:
+        CheckpointError: a key has a value that is not supported.
+    """
+    yield from check_keys("unet", "UNet2DConditionModel", unet)
+    match read_object(checkpoint.folder / "model_index.json").get("vae"):
+        case [_, str(autoencoder)]:
+            pass
+        case _:
+            autoencoder = "AutoencoderKL"
+    if autoencoder in CONFIG_KEYS:
+        yield from check_keys("vae", autoencoder, vae)
+    if text is not None:
+        yield from check_keys("text_encoder", "CLIPTextModel", text)
+    yield from check_scheduler_keys("scheduler", checkpoint.scheduler_config)
+    for name, scheduler in checkpoint.other_schedulers.items():
+        yield from check_scheduler_keys(name, scheduler.config)
+    if checkpoint.pipeline_class == "StableDiffusionInpaintPipelineLegacy":
+        yield (
+            "StableDiffusionInpaintPipelineLegacy inpaints by an algorithm of its own; the bundle inpaints as "
+            "StableDiffusionInpaintPipeline does"
+        )
+
+
+def _check_class_labels(pipeline_class: str, unet: Mapping[str, Any]) -> None:
+    """Check that a UNet which takes class labels is one of a pipeline that gives them.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    for key in ("class_embed_type", "num_class_embeds"):
+        if unet.get(key) is not None and "class_labels" not in _SOURCES.get(pipeline_class, {}):
+            raise CheckpointError(
+                f"unet: its configuration has {key} {unet[key]!r}, expected none, as a {pipeline_class} gives no class "
+                "labels"
+            )
+
+
 def _find_version(text: Mapping[str, Any] | None, unet: Mapping[str, Any]) -> int:
     """Return 1 or 2: version 2 has OpenCLIP's text encoder, with plain GELU, and linear projections in the UNet."""
     if text is None:
@@ -281,6 +479,47 @@ def _find_scheduler_config(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Ma
     """Return the scheduler's configuration with the prediction type of the graph, which is v for a latent upscaler."""
     config = checkpoint.scheduler_config
     return {**config, "prediction_type": "v_prediction"} if "latent-upscaling" in tasks else config
+
+
+def _find_scheduler_changes(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> tuple[ConfigChange, ...]:
+    """Return the changes that diffusers' pipelines of these tasks make to the scheduler's configuration.
+
+    diffusers reads a configuration with its class's defaults, and with keys of other classes as they are.
+    """
+    if checkpoint.pipeline_class in _LATENT_CONSISTENCY_CLASSES:
+        return ()
+    config = checkpoint.scheduler_config
+    left_to_default = config.get("_use_default_values") or ()
+    sampler = next((each for each in SAMPLERS.values() if each.class_name == checkpoint.scheduler_class), None)
+    defaults = {} if sampler is None else {key: each.default for key, each in sampler.__dataclass_fields__.items()}
+    values = {**defaults, **{key: value for key, value in config.items() if key not in left_to_default}}
+    changes = []
+    for change in (_STEPS_OFFSET, _CLIP_SAMPLE, _SKIP_PRK_STEPS):
+        changed = tuple(task for task in tasks if change in _SCHEDULER_CHANGES.get(task, ()))
+        if changed and change.key in values and change.applies(values[change.key]):
+            changes.append(ConfigChange(key=change.key, found=values[change.key], used=change.used, tasks=changed))
+    return tuple(changes)
+
+
+def _find_size_changes(unet: Mapping[str, Any], tasks: tuple[str, ...]) -> tuple[ConfigChange, ...]:
+    """Return the change that diffusers' pipelines of these tasks make to the size of a UNet before diffusers 0.9.
+
+    Raises:
+        CheckpointError: the version is none.
+    """
+    found, version = unet.get(_OLD_SIZE), unet.get("_diffusers_version")
+    changed = tuple(task for task in tasks if task in _OLD_SIZE_TASKS)
+    if version is None or not changed or not isinstance(found, int) or found >= _OLD_SIZE_USED:
+        return ()
+    release = re.match(r"v?(\d+)(?:\.(\d+))?", version.strip()) if isinstance(version, str) else None
+    if release is None:
+        raise CheckpointError(
+            f"unet: its configuration has _diffusers_version {version!r}, expected a version such as 0.42.1, as "
+            "in diffusers"
+        )
+    if (int(release[1]), int(release[2] or 0)) >= _OLD_SIZE_BEFORE:
+        return ()
+    return (ConfigChange(key=_OLD_SIZE, found=found, used=_OLD_SIZE_USED, tasks=changed),)
 
 
 def _read_size(unet: Mapping[str, Any], default: int | None) -> tuple[int, int]:

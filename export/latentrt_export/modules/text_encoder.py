@@ -49,7 +49,7 @@ class TextEncoder(ComponentModule):
         return cls(model)
 
     def forward(self, input_ids: Tensor, clip_skip: Tensor) -> Tensor:
-        states = self.model(input_ids, output_hidden_states=True).hidden_states
+        states = self.model(input_ids, output_hidden_states=True, return_dict=True).hidden_states
         stacked = torch.stack(states, dim=1)  # (B, layers + 1, 77, D)
         rows = torch.arange(input_ids.shape[0], device=input_ids.device)
         chosen = stacked[rows, self.layers - clip_skip]  # (B, 77, D)
@@ -76,5 +76,5 @@ class PooledTextEncoder(TextEncoder):
         self.outputs += (TensorSpec("pooled", "float32", ("chunks", model.config.hidden_size)),)
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        encoded = self.model(input_ids, output_hidden_states=True)
+        encoded = self.model(input_ids, output_hidden_states=True, return_dict=True)
         return encoded.hidden_states[-1], encoded.pooler_output

@@ -34,6 +34,7 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "Component",
     "ComponentName",
+    "ConfigChange",
     "Count",
     "Defaults",
     "FileRecord",
@@ -296,15 +297,85 @@ class TokenizerRecord(Record, frozen=True, kw_only=True):
     length: Annotated[int, msgspec.Meta(ge=3)]
 
 
+class ConfigChange(Record, frozen=True, kw_only=True):
+    """A key of the checkpoint's configuration whose value diffusers' pipeline changes when it is made.
+
+    `found` is the checkpoint's value, or the default of its class where the checkpoint has none; `used` is the
+    pipeline's; `tasks` are those whose pipelines make the change.
+    """
+
+    key: str
+    found: Any
+    used: bool | int
+    tasks: tuple[TaskName, ...]
+
+
 class SchedulerRecord(Record, frozen=True, kw_only=True):
-    """The checkpoint's scheduler as read from disk: its diffusers class and its configuration, key by key.
+    """The checkpoint's scheduler: its diffusers class, and its configuration as read from disk, key by key.
 
     The configuration holds the training noise schedule and the prediction type; an absent key means the default of the
-    sampler that reads it.
+    sampler that reads it. JSON has no infinity: the texts `Infinity` and `-Infinity` stand for it. `changes` are those
+    that diffusers' pipelines make.
     """
 
     class_name: str
     config: dict[str, Any]
+    changes: tuple[ConfigChange, ...] = ()
+
+    @classmethod
+    def of(cls, class_name: str, config: Mapping[str, Any], changes: tuple[ConfigChange, ...] = ()) -> SchedulerRecord:
+        """Return the record of a configuration whose numbers may be infinite."""
+        return cls(
+            class_name=class_name,
+            config=_replace_infinities(dict(config)),
+            changes=tuple(msgspec.structs.replace(each, found=_replace_infinities(each.found)) for each in changes),
+        )
+
+    def config_for(self, task: str, class_name: str) -> dict[str, Any]:
+        """Return the configuration that a sampler reads in a task, with infinities as numbers.
+
+        It is that of diffusers' pipeline of the task for the checkpoint's own class, and for another class that which
+        `from_config(pipeline.scheduler.config)` reads: a key that the checkpoint does not have takes that class's
+        default, whether the pipeline changes it or not.
+
+        Args:
+            task: one of the bundle's.
+            class_name: the diffusers class of the sampler.
+        """
+        config: dict[str, Any] = _restore_infinities(self.config)
+        defaulted = config.get("_use_default_values", [])
+        if not isinstance(defaulted, list):
+            return config  # which no sampler accepts
+        used = {
+            change.key: change.used
+            for change in self.changes
+            if task in change.tasks
+            and (class_name == self.class_name or (change.key in config and change.key not in defaulted))
+        }
+        if defaulted:
+            config["_use_default_values"] = [key for key in defaulted if key not in used]
+        return {**config, **used}
+
+
+_INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _replace_infinities(value: Any) -> Any:
+    """Replace infinite numbers by their texts, in lists and objects too."""
+    if isinstance(value, dict):
+        return {key: _replace_infinities(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_replace_infinities(each) for each in value]
+    return next((text for text, number in _INFINITIES.items() if type(value) is float and value == number), value)
+
+
+def _restore_infinities(value: Any) -> Any:
+    """Return the inverse of `_replace_infinities`."""
+    if isinstance(value, dict):
+        return {key: _restore_infinities(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_restore_infinities(each) for each in value]
+    return _INFINITIES.get(value, value) if isinstance(value, str) else value
 
 
 class LatentSpace(Record, frozen=True, kw_only=True):
@@ -361,12 +432,16 @@ class LatentSpace(Record, frozen=True, kw_only=True):
 
 
 class Defaults(Record, frozen=True, kw_only=True):
-    """The values of request options that are omitted. Height and width in pixels."""
+    """The values of request options that are omitted. Height and width in pixels.
+
+    `changes` are those that diffusers' pipelines make to the configuration that the size follows from.
+    """
 
     height: Positive
     width: Positive
     num_inference_steps: Positive = 50
     guidance_scale: float = 7.5
+    changes: tuple[ConfigChange, ...] = ()
 
 
 class Limits(Record, frozen=True, kw_only=True):
@@ -561,6 +636,7 @@ def _find_problems(manifest: Manifest) -> Iterator[str]:
         yield from _check_component(name, component, manifest.precision)
         yield from _check_sources(name, component, manifest.components)
     yield from _check_defaults(manifest)
+    yield from _check_changes(manifest)
 
 
 def _check_path(name: str) -> Iterator[str]:
@@ -667,3 +743,16 @@ def _check_defaults(manifest: Manifest) -> Iterator[str]:
             yield f"the default {side} is {pixels}, expected a multiple of {multiple}"
     if defaults.num_inference_steps > limits.max_steps:
         yield f"the default is {defaults.num_inference_steps} steps, expected {limits.max_steps} at most, the limit"
+
+
+def _check_changes(manifest: Manifest) -> Iterator[str]:
+    """Check that a configuration's changes are of the bundle's tasks, and at most one for a key and a task."""
+    for owner, changes in (
+        *((f"the scheduler {name}", record.changes) for name, record in manifest.schedulers.items()),
+        ("the default size", manifest.defaults.changes),
+    ):
+        pairs = [(change.key, task) for change in changes for task in change.tasks]
+        if not {task for _, task in pairs} <= {*manifest.tasks}:
+            yield f"{owner} has changes for {sorted({task for _, task in pairs})}, expected the bundle's tasks"
+        if len(set(pairs)) != len(pairs):
+            yield f"{owner} has two changes of one key for one task, expected at most one"

@@ -21,7 +21,7 @@ from rich.text import Text
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.describe import describe_quantization, group_parts, nearest_to_bound
 from latentrt.bundle.export_report import ExportReport, read_report
-from latentrt.bundle.manifest import MANIFEST_NAME, GateResult, Manifest, SchedulerRecord
+from latentrt.bundle.manifest import MANIFEST_NAME, ConfigChange, GateResult, Manifest, SchedulerRecord
 from latentrt.bundle.printable import printable
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.engines.sealed import read_sealed_engines
@@ -125,10 +125,12 @@ def _use_lines(manifest: Manifest) -> Lines:
     for name, scheduler in manifest.schedulers.items():
         purpose = "" if name in manifest.components else f"{name}: "
         yield "scheduler", purpose + _describe_scheduler(scheduler)
+        yield from _change_lines(scheduler.changes)
     for space in manifest.latent_spaces.values():
         yield "latents", f"{space.channels} channels, {space.downscale} pixels a side, scaled by {space.scale}"
     steps, guidance = defaults.num_inference_steps, defaults.guidance_scale
     yield "defaults", f"{defaults.width} × {defaults.height}, {steps} steps, guidance scale {guidance:g}"
+    yield from _change_lines(defaults.changes)
     sides = f"{limits.min_side} … {limits.max_side} pixels a side"
     noise = f", noise level {limits.max_noise_level}" if limits.max_noise_level else ""
     yield "limits", f"{sides}, {limits.max_batch} images at once, {limits.max_steps} steps{noise}"
@@ -146,6 +148,12 @@ def _describe_scheduler(scheduler: SchedulerRecord) -> str:
         f"{key} {config[key]}" for key in ("prediction_type", "num_train_timesteps", "beta_schedule") if key in config
     ]
     return ", ".join([scheduler.class_name, *known])
+
+
+def _change_lines(changes: Sequence[ConfigChange]) -> Lines:
+    for change in changes:
+        values = f"{json.dumps(change.used)} in place of {json.dumps(change.found)}"
+        yield "", f"{change.key} {values}, as in diffusers' pipeline, for {', '.join(change.tasks)}"
 
 
 def _component_table(manifest: Manifest, report: ExportReport | None) -> Table:

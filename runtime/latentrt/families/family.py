@@ -140,8 +140,8 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def schedule(self, sampling: Sampling, start: Start) -> Schedule:
-        """Return the table of coefficients of a request.
+    def schedule(self, task: str, sampling: Sampling, start: Start) -> Schedule:
+        """Return the table of coefficients of a request for one of the bundle's tasks.
 
         Raises:
             RequestError: the sampler does not suit the model, or an option is unsupported.

@@ -616,7 +616,7 @@ class StableDiffusion(Family):
             raise RequestError(f"`noise_level`: got {given}, which {task.name} does not take; leave it out")
         return Whole(0, self.bundle.manifest.limits.max_noise_level)("noise_level", given)
 
-    def schedule(self, sampling: Sampling, start: Start) -> Schedule:
+    def schedule(self, task: str, sampling: Sampling, start: Start) -> Schedule:
         sampler, count = sampling.sampler or self.scheduler.class_name, sampling.steps or 1
         samplers.check_suits(sampler, self.scheduler.class_name)
         begin = 0
@@ -629,9 +629,8 @@ class StableDiffusion(Family):
                     "`num_inference_steps`"
                 )
         steps = samplers.Steps(count=count, begin=begin, eta=sampling.eta)
-        schedule = samplers.schedule(
-            sampler, self.scheduler.config, steps, karras=sampling.karras, options=sampling.options
-        )
+        config = self.scheduler.config_for(task, samplers.find(sampler).class_name)
+        schedule = samplers.schedule(sampler, config, steps, karras=sampling.karras, options=sampling.options)
         sources = {spec.source for spec in self.bundle.manifest.components[DENOISER].inputs}
         return schedule.with_c_noise() if "c-noise" in sources else schedule
 

@@ -50,7 +50,7 @@ def test_no_model_index(folder: Path) -> None:
         open_skeleton(folder)
 
 
-@pytest.mark.parametrize("pipeline", ["StableDiffusionXLPipeline", "StableDiffusionPanoramaPipeline", None, 7, ["a"]])
+@pytest.mark.parametrize("pipeline", ["StableDiffusionXLPipeline", "StableDiffusionPipelin", None, 7, ["a"]])
 def test_an_unsupported_pipeline_class(folder: Path, pipeline: object) -> None:
     write_json(folder / "model_index.json", {**model_index("sd1", with_safety=True), "_class_name": pipeline})
     with pytest.raises(CheckpointError) as refusal:
@@ -119,8 +119,9 @@ JSON_FILES = [
         (b'{"a": "\xff\xfe"}', "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b"[1, 2]", "holds a list, expected an object"),
+        (b'{"a": {"b": [1, NaN]}}', r"has a\.b\[1\]: NaN"),
     ],
-    ids=["cut", "empty", "not-text", "deep", "list"],
+    ids=["cut", "empty", "not-text", "deep", "list", "nan"],
 )
 def test_damaged_json(folder: Path, name: str, content: bytes, expected: str) -> None:
     (folder / name).write_bytes(content)

@@ -41,8 +41,8 @@ def plan(folder: Path, pipeline: str = "StableDiffusionPipeline", **configs: dic
 
 
 def test_everything_follows_from_the_configurations(tmp_path: Path) -> None:
-    found = plan(tmp_path, unet={"sample_size": [48, 64]}, vae={"scaling_factor": 0.2, "shift_factor": 0.1})
-    assert found.latent_spaces == {"unet": LatentSpace(channels=4, downscale=8, scale=0.2, shift=0.1)}
+    found = plan(tmp_path, unet={"sample_size": [48, 64]}, vae={"scaling_factor": 0.2})
+    assert found.latent_spaces == {"unet": LatentSpace(channels=4, downscale=8, scale=0.2)}
     assert (found.defaults.height, found.defaults.width) == (384, 512)
     assert (found.limits.min_side, found.limits.max_side, found.limits.max_clip_skip) == (64, 2048, 3)
     assert found.deep_cache_branches == 12

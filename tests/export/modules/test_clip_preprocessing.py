@@ -53,6 +53,10 @@ def test_levels_of_extreme_sizes(shape: tuple[int, int], tmp_path: Path) -> None
             "do_rescale": False,
             "do_normalize": False,
         },
+        {"size": [40, 30], "crop_size": [24, 20]},
+        {"size": 40, "crop_size": 24, "default_to_square": True},
+        {"size": 40, "use_square_size": True},
+        {"size": [24, 24], "do_center_crop": None, "do_normalize": None, "do_rescale": None, "do_pad": None},
         {"size": 24, "crop_size": 24, "rescale_factor": 0.01, "image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]},
     ],
 )
@@ -66,10 +70,30 @@ def test_configurations_are_read_as_in_transformers(config: dict[str, Any], tmp_
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # this image has no level off by one
 
 
+@pytest.mark.parametrize("resample", ["bicubic", "BICUBIC", "PILImageResampling.BICUBIC", 3])
+@pytest.mark.parametrize("type_key", [None, "image_processor_type", "feature_extractor_type"])
+def test_a_filter_by_name_is_that_by_number_with_and_without_a_type(
+    resample: object, type_key: str | None, tmp_path: Path
+) -> None:
+    config = {"resample": resample} | ({} if type_key is None else {type_key: "CLIPFeatureExtractor"})
+    found = read_preprocessor_config(write_processor(tmp_path, config))
+    assert found == read_preprocessor_config(write_processor(tmp_path, {}))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"do_resize": False}, "do_resize is false"),
+        ({"resample": "bilinear"}, "got resample 'bilinear', expected 3"),
+        ({"resample": None}, "got resample None, expected a number below 6"),
+        ({"size": None}, "got size None"),
+        ({"image_mean": None}, "got image_mean None"),
+        ({"do_resize": None}, "do_resize is false"),
+        ({"resample": "sinc"}, "got resample 'sinc', expected a number below 6"),
+        ({"resample": True}, "got resample True, expected a number below 6"),
+        ({"resample": 6}, "got resample 6, expected a number below 6"),
+        ({"size": [1, 2, 3]}, r"got size \[1, 2, 3\]"),
+        ({"rescale_factor": float("nan")}, "rescale_factor: NaN"),
         ({"resample": 2}, "got resample 2, expected 3"),
         ({"do_center_crop": False}, "do_center_crop is false"),
         ({"size": {"shortest_edge": 224, "longest_edge": 300}}, "got size"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 from latentrt.bundle import manifest as manifest_module
 from latentrt.bundle.manifest import (
     MAX_MANIFEST_BYTES,
+    ConfigChange,
     LatentSpace,
     Manifest,
+    SchedulerRecord,
     decode_manifest,
     encode_manifest,
     named_files,
@@ -59,6 +62,35 @@ def test_a_value_that_json_cannot_represent_is_not_written(good: Manifest, value
     schedulers = {"unet": msgspec.structs.replace(good.schedulers["unet"], config={"beta_start": value})}
     with pytest.raises(ManifestError, match="JSON cannot represent"):
         encode_manifest(msgspec.structs.replace(good, schedulers=schedulers))
+
+
+def test_an_infinity_is_written_as_a_text_and_read_as_a_number(good: Manifest) -> None:
+    config = {"a": math.inf, "b": [-math.inf, 1.5], "c": {"d": -math.inf}, "e": "Infinity?", "f": None}
+    change = ConfigChange(key="a", found=math.inf, used=1, tasks=("inpainting",))
+    record = SchedulerRecord.of("DDIMScheduler", config, (change,))
+    written = encode_manifest(msgspec.structs.replace(good, schedulers={"unet": record}))
+    read = decode_manifest(written).schedulers["unet"]
+    assert read == record
+    assert (read.config["a"], read.config["b"], read.changes[0].found) == ("Infinity", ["-Infinity", 1.5], "Infinity")
+    assert read.config_for("text-to-image", "DDIMScheduler") == config
+    assert read.config_for("inpainting", "DDIMScheduler") == {**config, "a": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{"key": "a", "found": 0, "used": 1, "tasks": ["dancing"]}], "expected the bundle's tasks"),
+        ([{"key": "a", "found": 0, "used": 1, "tasks": ["inpainting"]}] * 2, "two changes of one key"),
+    ],
+)
+@pytest.mark.parametrize("place", ["scheduler", "default size"])
+def test_changes_of_a_configuration_are_of_the_bundles_tasks(
+    tree: Any, place: str, changes: list[Any], message: str
+) -> None:
+    (tree["schedulers"]["unet"] if place == "scheduler" else tree["defaults"])["changes"] = changes
+    told = refusal(json.dumps(tree).encode())
+    assert place in told
+    assert message in told
 
 
 def test_an_impossible_manifest_is_not_written(good: Manifest) -> None:

@@ -81,6 +81,22 @@ def test_a_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "64 × 64, 50 steps, guidance scale 7.5" in out
 
 
+def test_a_bundle_whose_configurations_diffusers_pipeline_changes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(tree: Any) -> None:
+        clip = {"key": "clip_sample", "found": True, "used": False, "tasks": ["text-to-image"]}
+        size = {"key": "sample_size", "found": 32, "used": 64, "tasks": ["text-to-image", "inpainting"]}
+        tree["schedulers"]["unet"]["changes"] = [clip]
+        tree["defaults"]["changes"] = [size]
+
+    edit_manifest(folder, change)
+    assert run("inspect", folder) == 0
+    out = capsys.readouterr().out
+    assert "clip_sample false in place of true, as in diffusers' pipeline, for text-to-image\n" in out
+    assert "sample_size 64 in place of 32, as in diffusers' pipeline, for text-to-image, inpainting\n" in out
+
+
 def test_the_time_and_memory_of_an_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     costs = {name: ComponentCost(seconds=1.5, peak_bytes=1 << 30) for name in ("unet", "vae_decoder")}
     write_report(folder, ExportReport(components=costs))

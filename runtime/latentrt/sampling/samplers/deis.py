@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -30,6 +31,10 @@ class DEIS(LogSNR):
     title: ClassVar[str] = "DEIS multistep over log rho (Zhang and Chen 2022), order 2 by default"
     class_name: ClassVar[str] = "DEISMultistepScheduler"
     run_options: ClassVar[frozenset[str]] = frozenset({"mu"})
+    without_effect: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("algorithm_type", "solver_type"), "those of other solvers mean `deis` and `logrho`"),
+        "time_shift_type": "with `use_dynamic_shifting`, another than `exponential` is refused",
+    }
 
     solver_order: Literal[1, 2, 3] = 2
     algorithm_type: Literal["deis", "dpmsolver", "dpmsolver++"] = "deis"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -31,6 +32,10 @@ class DPMSolverMultistep(LogSNR):
 
     title: ClassVar[str] = "DPM-Solver++ multistep, 2M by default (Lu et al. 2022)"
     class_name: ClassVar[str] = "DPMSolverMultistepScheduler"
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "variance_type": "a fixed variance is that of the sampler; a learned one is refused",
+        "time_shift_type": "with `use_dynamic_shifting`, another than `exponential` is refused",
+    }
     run_options: ClassVar[frozenset[str]] = frozenset({"timesteps", "mu"})
 
     solver_order: Literal[1, 2, 3] = 2

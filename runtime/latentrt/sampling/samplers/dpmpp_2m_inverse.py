@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -26,6 +27,9 @@ class DPMSolverMultistepInverse(LogSNR):
 
     title: ClassVar[str] = "DPM-Solver++ multistep inverse, from an image to its noise"
     class_name: ClassVar[str] = "DPMSolverMultistepInverseScheduler"
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "variance_type": "a fixed variance is that of the sampler; a learned one is refused",
+    }
     inverse: ClassVar[bool] = True
 
     solver_order: Literal[1, 2, 3] = 2

@@ -6,6 +6,7 @@ first. Each counts as a step of its own, as in diffusers, so n steps are n evalu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +37,10 @@ class DPMSolverSinglestep(LogSNR):
 
     title: ClassVar[str] = "DPM-Solver++ singlestep, 2S by default (Lu et al. 2022)"
     class_name: ClassVar[str] = "DPMSolverSinglestepScheduler"
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "variance_type": "a fixed variance is that of the sampler; a learned one is refused",
+        "time_shift_type": "with `use_dynamic_shifting`, another than `exponential` is refused",
+    }
     run_options: ClassVar[frozenset[str]] = frozenset({"timesteps", "mu"})
 
     solver_order: Literal[1, 2, 3] = 2

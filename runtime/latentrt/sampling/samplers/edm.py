@@ -6,6 +6,7 @@ The network gets c_in·x at c_noise = log(σ) / 4, and x0 = c_skip·x + c_out·m
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +26,7 @@ class EDM(Sampler):
     """A sampler for EDM models. `v_prediction` changes the sign of c_out, as in diffusers."""
 
     kind: ClassVar[Kind] = "edm"
+    without_effect: ClassVar[Mapping[str, str]] = {"num_train_timesteps": "timesteps are those of sigma"}
 
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0

@@ -6,6 +6,7 @@ A flow is the straight line from noise to the image, x = (1 − σ)·x0 + σ·ε
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -57,6 +58,12 @@ class SpacedFlow(SigmaSpacing, Flow):
     """
 
     run_options: ClassVar[frozenset[str]] = frozenset({"timesteps", "sigmas", "mu"})
+    without_effect: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
+            "of the run's `mu`, which `calculate_mu` computes from an image's size",
+        ),
+    }
 
     use_dynamic_shifting: bool = False
     base_shift: float = 0.5

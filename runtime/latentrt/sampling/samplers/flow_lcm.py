@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,10 @@ class FlowLCM(SpacedFlow):
 
     title: ClassVar[str] = "LCM for flow-matching models distilled to a few steps"
     class_name: ClassVar[str] = "FlowMatchLCMScheduler"
+    without_effect: ClassVar[Mapping[str, str]] = {
+        **SpacedFlow.without_effect,
+        "upscale_mode": "of `scale_factors`, which are refused",
+    }
 
     scale_factors: None = None
     upscale_mode: str | None = "bicubic"

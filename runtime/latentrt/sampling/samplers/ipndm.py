@@ -6,6 +6,7 @@ The averages are those of equal steps in σ / α, which the steps here are not, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -34,6 +35,7 @@ class IPNDM(Sampler):
     title: ClassVar[str] = "iPNDM, for continuous-time models; averages 4 outputs"
     class_name: ClassVar[str] = "IPNDMScheduler"
     kind: ClassVar[Kind] = "continuous"
+    without_effect: ClassVar[Mapping[str, str]] = {"num_train_timesteps": "time is continuous"}
 
     num_train_timesteps: PositiveInt = 1000
     trained_betas: Annotated[tuple[float, ...], msgspec.Meta(min_length=2)] | None = None

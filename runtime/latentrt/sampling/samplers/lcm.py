@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +26,10 @@ class Distilled(Thresholding, TrainedSampler):
     """A sampler for a model distilled on a grid of `original_inference_steps`, of which it visits some."""
 
     run_options: ClassVar[frozenset[str]] = frozenset({"timesteps", "original_inference_steps", "strength"})
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "set_alpha_to_one": "no step looks before the first timestep",
+        **dict.fromkeys(("timestep_spacing", "steps_offset"), "the timesteps are those of distillation"),
+    }
 
     beta_start: PositiveFloat = 0.00085
     beta_end: PositiveFloat = 0.012
@@ -73,10 +78,7 @@ class Distilled(Thresholding, TrainedSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class LCM(Distilled):
-    """A step predicts the image, c_skip·x + c_out·x0, and adds fresh noise to it.
-
-    As in diffusers, timestep_spacing, steps_offset and set_alpha_to_one have no effect.
-    """
+    """A step predicts the image, c_skip·x + c_out·x0, and adds fresh noise to it."""
 
     title: ClassVar[str] = "LCM, for models distilled to a few steps (Luo et al. 2023)"
     class_name: ClassVar[str] = "LCMScheduler"

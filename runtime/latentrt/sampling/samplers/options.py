@@ -59,6 +59,7 @@ class Sampler(ABC):
         inverse: whether it runs from an image to noise.
         sigmas_end: the number of given `Steps.sigmas` that do not start a step.
         unsupported_reason: why the pipeline does not run it, and what runs it instead; empty where the pipeline does.
+        without_effect: the keys that change nothing in its table, as in diffusers → the reason.
     """
 
     title: ClassVar[str]
@@ -68,6 +69,7 @@ class Sampler(ABC):
     sigmas_end: ClassVar[int] = 0
     inverse: ClassVar[bool] = False
     unsupported_reason: ClassVar[str] = ""
+    without_effect: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -34,6 +35,9 @@ class SASolver(LogSNR):
 
     title: ClassVar[str] = "SA-Solver, stochastic Adams (Xue et al. 2023); fresh noise in the middle"
     class_name: ClassVar[str] = "SASolverScheduler"
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "variance_type": "a fixed variance is that of the sampler; a learned one is refused",
+    }
 
     predictor_order: Literal[1, 2, 3, 4] = 2
     corrector_order: Literal[1, 2, 3, 4] = 2

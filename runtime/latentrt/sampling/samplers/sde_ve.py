@@ -6,6 +6,7 @@ The predictor is a table. The corrector is not: its step size depends on the nor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -31,6 +32,10 @@ class ScoreSdeVe(Sampler):
     unsupported_reason: ClassVar[str] = (
         "its corrector depends on norms; run latentrt.sampling.samplers.sde_ve.langevin before each row"
     )
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "num_train_timesteps": "sigmas follow from the number of steps",
+        **dict.fromkeys(("snr", "correct_steps"), "of the corrector, `langevin`"),
+    }
 
     num_train_timesteps: PositiveInt = 2000
     snr: PositiveFloat = 0.15

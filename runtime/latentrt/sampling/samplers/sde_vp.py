@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -23,6 +24,7 @@ class ScoreSdeVp(Sampler):
     title: ClassVar[str] = "Reverse VP SDE, Euler-Maruyama (Song et al. 2021); fresh noise at every step"
     class_name: ClassVar[str] = "ScoreSdeVpScheduler"
     kind: ClassVar[Kind] = "score"
+    without_effect: ClassVar[Mapping[str, str]] = {"num_train_timesteps": "time is continuous"}
 
     num_train_timesteps: PositiveInt = 2000
     beta_min: PositiveFloat = 0.1

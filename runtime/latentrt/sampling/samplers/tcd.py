@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,13 +22,21 @@ __all__ = ["TCD"]
 class TCD(Distilled):
     """A step follows the trajectory to s = (1 − η)·t', beyond the next timestep t', and returns to t' with noise.
 
-    As in diffusers, clipping, thresholding, timestep_spacing, steps_offset and timestep_scaling have no effect, and
-    with `original_inference_steps` given for a run, every timestep of training counts as one of distillation.
+    As in diffusers, with `original_inference_steps` given for a run, every timestep of training counts as one of
+    distillation.
     """
 
     title: ClassVar[str] = "TCD, for models distilled to a few steps (Zheng et al. 2024); eta is its gamma"
     class_name: ClassVar[str] = "TCDScheduler"
     run_options: ClassVar[frozenset[str]] = Distilled.run_options | {"eta"}
+    without_effect: ClassVar[Mapping[str, str]] = {
+        **Distilled.without_effect,
+        **dict.fromkeys(
+            ("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
+            "the predicted image is not limited",
+        ),
+        "timestep_scaling": "of consistency models' boundary condition, which this has none of",
+    }
 
     def table(self, steps: Steps) -> Schedule:
         eta = 0.3 if steps.eta is None else steps.eta

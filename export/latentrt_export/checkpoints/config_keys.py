@@ -1,0 +1,273 @@
+"""The keys of a checkpoint's configurations: for each class of diffusers or transformers, the handling of every key.
+
+A key is honoured, refused unless it has one of a few values, or without effect in diffusers' pipelines, for a reason. A
+key that a class does not have is without effect too, as diffusers ignores it, but the export warns of it by name.
+Schedulers' keys are the fields of the samplers (`latentrt.sampling.samplers`), whose types are the supported values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
+from latentrt.errors import CheckpointError
+from latentrt.sampling.samplers import SAMPLERS
+
+__all__ = ["CONFIG_KEYS", "Handling", "Honoured", "NoEffect", "OneOf", "check_keys", "check_scheduler_keys"]
+
+
+@dataclass(frozen=True)
+class Honoured:
+    """A key whose every value is followed, by the named code; it refuses values that the rest does not support."""
+
+    by: str
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A key that is refused unless it is absent or has one of these values."""
+
+    values: tuple[Any, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """A key that changes no image in diffusers' pipelines."""
+
+    reason: str
+
+
+Handling = Honoured | OneOf | NoEffect
+
+_TRACED = Honoured("the module of diffusers or transformers that is traced")
+_PLAN = Honoured("families/stable_diffusion.py")
+_UNET = Honoured("modules/unet.py")
+_VAE = Honoured("modules/vae.py, and families/stable_diffusion.py")
+_TRAINING = NoEffect("of training alone")
+_OF_ADDITIONS = NoEffect("of `addition_embed_type`, which is none")
+_RGB = OneOf((3,), "images are RGB")
+_NO_SHIFT = OneOf((None, 0), "diffusers' Stable Diffusion pipelines pass over it")
+_UPCAST = NoEffect("of half precision in diffusers; here each node's precision is that of its gate")
+_TILES = NoEffect("of tiled decoding, which is off by default")
+
+_UNET_KEYS: Mapping[str, Handling] = {
+    "sample_size": _PLAN,
+    "in_channels": _PLAN,
+    "out_channels": _PLAN,
+    "center_input_sample": _TRACED,
+    "flip_sin_to_cos": _TRACED,
+    "freq_shift": _TRACED,
+    "down_block_types": _TRACED,
+    "mid_block_type": _TRACED,
+    "up_block_types": _TRACED,
+    "only_cross_attention": _TRACED,
+    "block_out_channels": _TRACED,
+    "layers_per_block": _TRACED,
+    "downsample_padding": _TRACED,
+    "mid_block_scale_factor": _TRACED,
+    "dropout": _TRAINING,
+    "act_fn": _TRACED,
+    "norm_num_groups": _TRACED,
+    "norm_eps": _TRACED,
+    "cross_attention_dim": _TRACED,
+    "transformer_layers_per_block": _TRACED,
+    "reverse_transformer_layers_per_block": _TRACED,
+    "encoder_hid_dim": OneOf((None,), "such a denoiser projects its embeddings first"),
+    "encoder_hid_dim_type": OneOf((None,), "such a denoiser projects its embeddings first"),
+    "attention_head_dim": _TRACED,
+    "num_attention_heads": OneOf((None,), "diffusers refuses it too; the number of heads is `attention_head_dim`"),
+    "dual_cross_attention": OneOf((False, None), "such a denoiser takes two kinds of embeddings"),
+    "use_linear_projection": _TRACED,
+    "class_embed_type": _UNET,
+    "addition_embed_type": OneOf((None,), "such a denoiser has further inputs, as Stable Diffusion XL's"),
+    "addition_time_embed_dim": _OF_ADDITIONS,
+    "num_class_embeds": _UNET,
+    "upcast_attention": _TRACED,
+    "resnet_time_scale_shift": _TRACED,
+    "resnet_skip_time_act": _TRACED,
+    "resnet_out_scale_factor": _TRACED,
+    "time_embedding_type": _TRACED,
+    "time_embedding_dim": _TRACED,
+    "time_embedding_act_fn": _TRACED,
+    "timestep_post_act": _UNET,
+    "time_cond_proj_dim": _UNET,
+    "conv_in_kernel": _TRACED,
+    "conv_out_kernel": _TRACED,
+    "projection_class_embeddings_input_dim": _UNET,
+    "attention_type": OneOf(("default",), "such a denoiser takes boxes or images (GLIGEN)"),
+    "class_embeddings_concat": _TRACED,
+    "mid_block_only_cross_attention": _TRACED,
+    "cross_attention_norm": _TRACED,
+    "addition_embed_type_num_heads": _OF_ADDITIONS,
+}
+_KL_KEYS: Mapping[str, Handling] = {
+    "in_channels": _RGB,
+    "out_channels": _RGB,
+    "down_block_types": _TRACED,
+    "up_block_types": _TRACED,
+    "block_out_channels": _VAE,
+    "layers_per_block": _TRACED,
+    "act_fn": _TRACED,
+    "latent_channels": _VAE,
+    "norm_num_groups": _TRACED,
+    "sample_size": _TILES,
+    "scaling_factor": _VAE,
+    "shift_factor": _NO_SHIFT,
+    "latents_mean": NoEffect("read by pipelines of Stable Diffusion XL alone"),
+    "latents_std": NoEffect("read by pipelines of Stable Diffusion XL alone"),
+    "force_upcast": _UPCAST,
+    "use_quant_conv": _VAE,
+    "use_post_quant_conv": _VAE,
+    "mid_block_add_attention": _TRACED,
+}
+_TINY_KEYS: Mapping[str, Handling] = {
+    "in_channels": _RGB,
+    "out_channels": _RGB,
+    "encoder_block_out_channels": _VAE,
+    "decoder_block_out_channels": _VAE,
+    "act_fn": _TRACED,
+    "upsample_fn": _TRACED,
+    "latent_channels": _VAE,
+    "upsampling_scaling_factor": _VAE,
+    "num_encoder_blocks": _TRACED,
+    "num_decoder_blocks": _TRACED,
+    "latent_magnitude": NoEffect("of latents stored as images, which pipelines do not"),
+    "latent_shift": NoEffect("of latents stored as images, which pipelines do not"),
+    "force_upcast": _UPCAST,
+    "scaling_factor": _VAE,
+    "shift_factor": _NO_SHIFT,
+}
+_ASYMMETRIC_KEYS: Mapping[str, Handling] = {
+    "in_channels": _RGB,
+    "out_channels": _RGB,
+    "down_block_types": _TRACED,
+    "down_block_out_channels": _VAE,
+    "layers_per_down_block": _TRACED,
+    "up_block_types": _TRACED,
+    "up_block_out_channels": _VAE,
+    "layers_per_up_block": _TRACED,
+    "act_fn": _TRACED,
+    "latent_channels": _VAE,
+    "norm_num_groups": _TRACED,
+    "sample_size": _TILES,
+    "scaling_factor": _VAE,
+}
+
+_OF_TOKENIZER = NoEffect("the tokenizer has its own")
+_OF_OUTPUTS = NoEffect("the call says which outputs it wants")
+_OF_OTHER_HEADS = NoEffect("of other models and of tasks other than encoding a text")
+_TEXT_KEYS: Mapping[str, Handling] = {
+    "vocab_size": _TRACED,
+    "hidden_size": _TRACED,
+    "intermediate_size": _TRACED,
+    "projection_dim": NoEffect("of CLIPTextModelWithProjection's second output"),
+    "num_hidden_layers": Honoured("modules/text_encoder.py, and families/stable_diffusion.py"),
+    "num_attention_heads": _TRACED,
+    "max_position_embeddings": Honoured("modules/text_encoder.py"),
+    "hidden_act": Honoured("the traced module, and families/stable_diffusion.py"),
+    "layer_norm_eps": _TRACED,
+    "attention_dropout": _TRAINING,
+    "initializer_range": _TRAINING,
+    "initializer_factor": _TRAINING,
+    "pad_token_id": _OF_TOKENIZER,
+    "bos_token_id": _OF_TOKENIZER,
+    "eos_token_id": Honoured("the traced module, in its pooled output"),
+    "use_attention_mask": OneOf((False, None), "padding takes part in attention, as in Stable Diffusion 1.x and 2.x"),
+    # Every model's of transformers.
+    "model_type": Honoured("checkpoints/checkpoint.py"),
+    "architectures": NoEffect("the class is that of `model_index.json`"),
+    "transformers_version": NoEffect("of the file's origin"),
+    "output_hidden_states": _OF_OUTPUTS,
+    "output_attentions": _OF_OUTPUTS,
+    "return_dict": _OF_OUTPUTS,
+    "dtype": NoEffect("weights are loaded in float32, as diffusers' pipelines do by default"),
+    "torch_dtype": NoEffect("weights are loaded in float32, as diffusers' pipelines do by default"),
+    **dict.fromkeys(("dropout", "gradient_checkpointing"), _TRAINING),
+    **dict.fromkeys(
+        (
+            "add_cross_attention",
+            "chunk_size_feed_forward",
+            "cross_attention_hidden_size",
+            "finetuning_task",
+            "id2label",
+            "is_decoder",
+            "is_encoder_decoder",
+            "label2id",
+            "prefix",
+            "problem_type",
+            "pruned_heads",
+            "task_specific_params",
+            "tf_legacy_loss",
+            "tie_encoder_decoder",
+            "tie_word_embeddings",
+            "tokenizer_class",
+            "torchscript",
+            "use_bfloat16",
+            "use_cache",
+        ),
+        _OF_OTHER_HEADS,
+    ),
+}
+
+CONFIG_KEYS: Mapping[str, Mapping[str, Handling]] = {
+    "UNet2DConditionModel": _UNET_KEYS,
+    "AutoencoderKL": _KL_KEYS,
+    "AutoencoderTiny": _TINY_KEYS,
+    "AsymmetricAutoencoderKL": _ASYMMETRIC_KEYS,
+    "CLIPTextModel": _TEXT_KEYS,
+}
+# Of every class that has weights: diffusers and transformers then load quantised ones.
+_QUANTIZED = OneOf((None,), "its weights are quantised already; export the original ones, with --precision int8")
+# Keys of schedulers before diffusers 0.3, which no class has any more.
+_OLD_SCHEDULER_KEYS = {"tensor_format", "timestep_values"}
+
+
+def check_keys(component: str, class_name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Check every key of a component's configuration; yield a warning for each that its class does not have.
+
+    Args:
+        component: the name for messages.
+        class_name: a key of `CONFIG_KEYS`.
+        config: the content of its `config.json`; private keys, which begin with an underscore, are of the libraries.
+
+    Raises:
+        CheckpointError: a key has a value that is not supported.
+    """
+    keys = {**CONFIG_KEYS[class_name], "quantization_config": _QUANTIZED}
+    for key, value in config.items():
+        handling = keys.get(key)
+        if isinstance(handling, OneOf) and not any(value == each for each in handling.values):
+            raise CheckpointError(
+                f"{component}: its configuration has {key} {value!r}, expected "
+                f"{' or '.join(map(repr, handling.values))}: {handling.reason}"
+            )
+        if handling is None and not key.startswith("_"):
+            yield (
+                f"{component}: its configuration has {key!r}, which {class_name} does not have; it is ignored, as in "
+                "diffusers"
+            )
+
+
+def check_scheduler_keys(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a warning for each key of a scheduler's configuration that no scheduler class has.
+
+    A key of another class than the scheduler's own is not among them: it counts once that sampler is chosen.
+
+    Raises:
+        CheckpointError: a value cannot be stored in a manifest.
+    """
+    known = {key for sampler in SAMPLERS.values() for key in sampler.__dataclass_fields__} | _OLD_SCHEDULER_KEYS
+    for key, value in config.items():
+        try:
+            parse_json(msgspec.json.encode({key: value}))
+        except (AmbiguousJSONError, OverflowError, UnicodeError) as error:
+            raise CheckpointError(
+                f"{name}: its configuration has a value of {key!r} that JSON cannot hold ({error}); correct it"
+            ) from None
+        if key not in known and not key.startswith("_"):
+            yield f"{name}: its configuration has {key!r}, which no scheduler has; it is ignored, as in diffusers"
