@@ -129,7 +129,9 @@ def compare(
             )
         )
     if not results:
-        raise GateError(f"{graph}: it has no output that can be compared with torch's, expected one. No bundle was written")
+        raise GateError(
+            f"{graph}: it has no output that can be compared with torch's, expected one. No bundle was written"
+        )
     return results
 
 

@@ -66,9 +66,7 @@ def find_mismatch(reference: NDArray[Any], found: NDArray[Any] | None, owner: st
     return None
 
 
-def message(
-    reference: NDArray[Any], found: NDArray[Any] | None, value: float, metric: GateMetric, owner: str
-) -> str:
+def message(reference: NDArray[Any], found: NDArray[Any] | None, value: float, metric: GateMetric, owner: str) -> str:
     """Return the fault of an output as the predicate of a sentence.
 
     Args:
