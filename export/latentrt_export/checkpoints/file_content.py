@@ -47,12 +47,12 @@ def find_content(path: Path) -> FileContent:
         return "html"
     if head.startswith(b"GGUF"):
         return "gguf"
+    # The length of the header, little-endian, and the header, a JSON object. The first byte may be a pickle's.
+    if head[8:9] == b"{" and not any(head[6:8]):
+        return "safetensors"
     # torch.save writes a zip archive with a pickle, and did write bare pickles.
     if head.startswith(b"PK\x03\x04") or (head[0] == 0x80 and head[1:2] and head[1] <= 5) or _OLD_PICKLE.match(head):
         return "pickle"
-    # The length of the header, little-endian, and the header, a JSON object.
-    if head[8:9] == b"{" and not any(head[6:8]):
-        return "safetensors"
     return "unknown"
 
 

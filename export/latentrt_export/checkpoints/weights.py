@@ -310,7 +310,7 @@ def warn_about_unexpected(component: str, names: Sequence[str]) -> None:
     """Warn of tensors that a component's architecture does not have, if there are any; diffusers ignores them, too."""
     if names:
         warnings.warn(
-            f"{component}: ignored {len(names)} tensors that config.json does not describe, as diffusers does; the first "
+            f"{component}: ignored {len(names)} tensors not described by config.json, as diffusers does; the first "
             f"is {names[0]}",
             ExportWarning,
             stacklevel=2,
