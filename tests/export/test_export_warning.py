@@ -1,0 +1,27 @@
+"""Warnings reach the user of an export once, and others are not touched."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from latentrt_export.export_warning import ExportWarning, relay_warnings
+
+
+def test_each_text_is_relayed_once() -> None:
+    texts: list[str] = []
+    with relay_warnings(texts.append):
+        for text in ("a", "a", "b", "a"):
+            warnings.warn(text, ExportWarning, stacklevel=1)
+    assert texts == ["a", "b"]
+
+
+def test_other_warnings_are_as_usual() -> None:
+    texts: list[str] = []
+    with pytest.raises(FutureWarning, match="b"), relay_warnings(texts.append):
+        warnings.warn("a", ExportWarning, stacklevel=1)
+        warnings.warn("b", FutureWarning, stacklevel=1)
+    with pytest.warns(ExportWarning, match="c"):
+        warnings.warn("c", ExportWarning, stacklevel=1)
+    assert texts == ["a"]
