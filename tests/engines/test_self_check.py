@@ -50,11 +50,12 @@ class Wrong(Session):
         self._session, self._changes = session, changes
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        outputs = self._session.run(feeds)
-        changed = {name: change(outputs[name]) for name, change in self._changes.items() if change is not None}
-        return {
-            name: changed.get(name, each) for name, each in outputs.items() if self._changes.get(name, ...) is not None
-        }
+        outputs = dict(self._session.run(feeds))
+        for name, change in self._changes.items():
+            array = outputs.pop(name)
+            if change is not None:
+                outputs[name] = change(array)
+        return outputs
 
 
 def identity(bundle: Bundle, component: str, options: EngineOptions | None = None) -> EngineIdentity:

@@ -19,7 +19,7 @@ def test_each_text_is_relayed_once() -> None:
 
 def test_other_warnings_are_as_usual() -> None:
     texts: list[str] = []
-    with pytest.raises(FutureWarning, match="b"), relay_warnings(texts.append):
+    with pytest.warns(FutureWarning, match="b"), relay_warnings(texts.append):
         warnings.warn("a", ExportWarning, stacklevel=1)
         warnings.warn("b", FutureWarning, stacklevel=1)
     with pytest.warns(ExportWarning, match="c"):
