@@ -78,9 +78,10 @@ def test_int8_is_compared_by_the_mean_of_squares() -> None:
 
 
 def test_the_verdict_is_not_compared() -> None:
-    assert (
-        compare("safety_checker", "float32", FEEDS, {"flagged": np.array([True])}, {"flagged": np.array([False])}) == []
-    )
+    outputs = {"concept_cosines": np.ones(1), "flagged": np.array([True])}
+    other = {**outputs, "flagged": np.array([False])}
+    (result,) = compare("safety_checker", "float32", FEEDS, outputs, other)
+    assert result.output == "concept_cosines"
 
 
 def test_an_error_names_component_shape_difference_and_bound() -> None:
