@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TextIO
 
 __all__ = ["ExportWarning", "relay_warnings"]
 
@@ -21,9 +21,16 @@ def relay_warnings(report: Callable[[str], None]) -> Iterator[None]:
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def relay(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        def relay(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if not issubclass(category, ExportWarning):
-                show(message, category, *place)
+                show(message, category, filename, lineno, file, line)
             elif str(message) not in seen:
                 seen.add(str(message))
                 report(str(message))
