@@ -103,10 +103,10 @@ def check_engine(
     for shapes in _list_profile_shapes(identity.profile):
         feeds = inputs.feeds(name, shapes)
         expected, found = run(graph, **feeds), run(engine, **feeds)
-        for output, reference in expected.items():
+        for output, wanted in expected.items():
             if output not in NOT_COMPARED:
-                results.append(_compare(identity, bundle, output, shapes, reference, found.get(output)))
-            elif (mismatch := find_mismatch(reference, found.get(output), "ONNX Runtime's")) is not None:
+                results.append(_compare(identity, bundle, output, shapes, wanted, found.get(output)))
+            elif (mismatch := find_mismatch(wanted, found.get(output), "ONNX Runtime's")) is not None:
                 raise BuildError(f"{name}: the engine's {output} {mismatch} expected the same. The engine was not kept")
     if not results:
         raise BuildError(f"{name}: no output of its engine can be compared, expected one. The engine was not kept")

@@ -92,7 +92,7 @@ def check_matchings(
         bound = _BOUNDS[precision]
         torchs, own = [forced.get(node) for node in nodes], [outputs.get(f"{node}{_OWN}") for node in nodes]
         graph = f"{component}: the {precision} graph's {matching}"
-        if cosines is None or not _has_decisions(cosines, torchs) or not _has_decisions(cosines, own):
+        if cosines is None or not _has_decisions(torchs, cosines) or not _has_decisions(own, cosines):
             raise GateError(
                 f"{graph} cannot be compared, expected finite cosines [B, N, D] and two decisions [B, N] for inputs of "
                 f"shape {dict(shapes)}. {_ADVICE}"
@@ -111,7 +111,7 @@ def check_matchings(
     return results
 
 
-def _has_decisions(cosines: NDArray[Any], decisions: list[NDArray[Any] | None]) -> TypeGuard[list[NDArray[Any]]]:
+def _has_decisions(decisions: list[NDArray[Any] | None], cosines: NDArray[Any]) -> TypeGuard[list[NDArray[Any]]]:
     """Return whether cosines are finite, and the decisions are destinations and an order of their tokens."""
     if cosines.ndim != 3 or not cosines.size or not np.isfinite(cosines).all():
         return False

@@ -44,7 +44,7 @@ class Trap:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_unknown_classes_do_nothing(lightning: type, tmp_path: Path, zipped: bool) -> None:
     made = lightning(best=1.0)
-    made.state = {"epoch": 3}  # type: ignore[attr-defined]
+    made.state = {"epoch": 3}
     shared = torch.arange(4.0)
     content = {
         "state_dict": {"state_dict": {"a": shared, "b": shared[1:], "steps": 3, "half": torch.ones(2).half()}},

@@ -319,7 +319,7 @@ def test_the_suggested_conversion_works(sd1_file: Path, tmp_path: Path) -> None:
 
 
 def test_safetensors_under_another_name(sd1_file: Path, tmp_path: Path) -> None:
-    path = shutil.copy(sd1_file, tmp_path / "model.ckpt")
+    path = Path(shutil.copy(sd1_file, tmp_path / "model.ckpt"))
     assert detect(path) == replace(detect(sd1_file), path=path)
 
 
