@@ -269,6 +269,7 @@ def test_a_constant_image_is_a_warning(tmp_path: Path) -> None:
         export_component(module, LAYERS, tmp_path, "float32", STATES, SPACE, lambda text: None)
 
 
+@pytest.mark.slow
 def test_a_decoder_whose_weights_vanish_in_half(tmp_path: Path) -> None:
     """Its first convolution's weights are zero in half, the next one amplifies. On the small latents of its encoder the
     image hardly depends on them; on latents in the range of a run half weights give another image."""
