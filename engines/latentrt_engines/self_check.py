@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays, Session, run
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.gate import NOT_COMPARED, difference, message
+from latentrt.bundle.gate import NOT_COMPARED, difference, find_mismatch, message
 from latentrt.bundle.gate_inputs import collect_outputs, make_gate_inputs, reference_shapes, tokenize_prompts
 from latentrt.bundle.manifest import GateResult, Precision
 from latentrt.engines.record import EngineIdentity, ShapeRange
@@ -95,7 +95,7 @@ def check_engine(
         A result for each output and shape.
 
     Raises:
-        BuildError: a difference exceeds its bound or is NaN, so the engine must be rejected.
+        BuildError: a difference exceeds its bound, or an output cannot be compared, so the engine must be rejected.
     """
     name = identity.component
     inputs, graph = GateInputs(bundle, reference), reference(name, "float32")
@@ -103,11 +103,13 @@ def check_engine(
     for shapes in _list_profile_shapes(identity.profile):
         feeds = inputs.feeds(name, shapes)
         expected, found = run(graph, **feeds), run(engine, **feeds)
-        results += [
-            _compare(identity, bundle, output, shapes, expected[output], found[output])
-            for output in expected
-            if output not in NOT_COMPARED
-        ]
+        for output, wanted in expected.items():
+            if output not in NOT_COMPARED:
+                results.append(_compare(identity, bundle, output, shapes, wanted, found.get(output)))
+            elif (mismatch := find_mismatch(wanted, found.get(output), "ONNX Runtime's")) is not None:
+                raise BuildError(f"{name}: the engine's {output} {mismatch} expected the same. The engine was not kept")
+    if not results:
+        raise BuildError(f"{name}: no output of its engine can be compared, expected one. The engine was not kept")
     return tuple(results)
 
 
@@ -127,7 +129,7 @@ def _compare(
     output: str,
     shapes: dict[str, tuple[int, ...]],
     expected: NDArray[Any],
-    found: NDArray[Any],
+    found: NDArray[Any] | None,
 ) -> GateResult:
     gates = bundle.manifest.components[identity.component].graphs[identity.precision].gate
     gate = next((gate for gate in gates if gate.output == output), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from latentrt.bundle.manifest import (
 )
 from latentrt.bundle.tensors import sized
 from latentrt.errors import CheckpointError
+from latentrt_export.checkpoints.weights import count_nonfinite, refuse_nonfinite
+from latentrt_export.export_warning import ExportWarning
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates import verify
+from latentrt_export.gates.activations import observe_outputs
 from latentrt_export.gates.token_merging import check_matchings, open_forced
 from latentrt_export.gates.verify import Run
 from latentrt_export.graphs.onnxruntime_cpu import require
@@ -36,6 +40,7 @@ from latentrt_export.graphs.precision import (
     compute_in_half,
     measure_ranges,
     select_float32_nodes,
+    select_float32_weights,
 )
 from latentrt_export.graphs.trace import OPSET, trace
 from latentrt_export.graphs.weights import StoredWeights, store
@@ -80,11 +85,16 @@ def export_component(
         The component's record, and its additions to `arrays`.
 
     Raises:
-        CheckpointError: the module has an input without a source in the plan.
-        GateError: a difference from torch exceeds its bound.
+        CheckpointError: the module has an input without a source in the plan, or a weight is not finite.
+        GateError: a difference from torch exceeds its bound, or torch's own values are not finite.
         ExportError: the module cannot be traced, or a graph cannot be split or loaded.
+
+    Warns:
+        ExportWarning: an output of torch is constant.
     """
     require()
+    counts = {name: count_nonfinite(weight) for name, weight in module.weights().items()}
+    refuse_nonfinite(plan.name, {name: count for name, count in counts.items() if count})
     folder.mkdir(parents=True, exist_ok=True)
     inputs = _add_sources(module, plan)
 
@@ -93,7 +103,9 @@ def export_component(
 
     notify("running torch")
     feeds = [feed(_input_shapes(inputs, shapes)) for shapes in module.gate_shapes]
-    exact = [_run(module, each) for each in feeds]
+    with observe_outputs(plan.name, module) as largest_outputs:
+        exact = [_run(module, each) for each in feeds]
+    _warn_about_constants(plan.name, exact)
     produced: Arrays = {}
     if plan.role in UPSTREAM_ROLES:
         reference = reference_shapes(inputs)
@@ -110,11 +122,12 @@ def export_component(
     stored_as: Precision = "float16" if precision == "int8" and int8 is None else precision
     notify("tracing")
     model = trace(module, feed(_input_shapes(inputs, module.trace_shapes)))
-    maker = _GraphMaker(module, plan.name, model, folder, stored_as, notify, parts, int8)
+    kept = select_float32_weights(module, largest_outputs) if stored_as != "float32" else frozenset()
+    maker = _GraphMaker(module, plan.name, model, folder, stored_as, notify, parts, int8, kept)
     if int8 is not None:
         graphs = maker.int8(exact, int8)
     elif precision == "int8":
-        graphs = maker.over_half_weights(feeds)
+        graphs = maker.over_half_weights(feeds, exact)
     else:
         graphs = maker.float32(exact) if precision == "float32" else maker.float16(feeds, exact)
     component = Component(
@@ -145,6 +158,25 @@ def _input_shapes(inputs: Sequence[InputSpec], shapes: Shapes) -> dict[str, tupl
 
 def _run(module: ComponentModule, feeds: Arrays) -> Run:
     return Run(feeds, module.torch_outputs(feeds), module.matchings())
+
+
+def _warn_about_constants(name: str, runs: Sequence[Run]) -> None:
+    """Warn of each output of which every row is one value repeated, as an image of one colour is."""
+    for output in runs[0].outputs if runs else ():
+        arrays = [run.outputs[output] for run in runs]
+        # A row of one value, such as a verdict, says nothing.
+        if all(array.ndim > 1 and array[0].size > 1 and _has_constant_rows(array) for array in arrays):
+            warnings.warn(
+                f"{name}: its {output} are constant for every input of the gate, which no trained model's are; the "
+                "checkpoint is most likely damaged. Look at an image before you use the bundle",
+                ExportWarning,
+                stacklevel=2,
+            )
+
+
+def _has_constant_rows(array: NDArray[Any]) -> bool:
+    rows = array.reshape(len(array), -1)
+    return bool((rows == rows[:, :1]).all())
 
 
 def _find_run(runs: Iterable[Run], shapes: Mapping[str, tuple[int, ...]]) -> Run | None:
@@ -196,15 +228,22 @@ class _GraphMaker:
         notify: Callable[[str], None],
         parts: PartWriter | None,
         int8: Int8Plan | None,
+        kept: frozenset[str],
     ) -> None:
         self.module, self.name, self.model, self.folder, self.notify = module, name, model, folder, notify
         self.parts = parts
         self.weights = tuple(module.weights())
+        self.kept = kept
         if precision == "float16":
-            _round_to_half(module)
+            _round_to_half(module, kept)
         notify("storing weights")
         quantized = int8.tensors if int8 is not None else {}
-        self.stored: StoredWeights = store(module.weights(), folder / "model.safetensors", precision, quantized)
+        self.stored: StoredWeights = store(module.weights(), folder / "model.safetensors", precision, quantized, kept)
+        self.halved = (
+            ()
+            if precision == "float32"
+            else tuple(each for each in self.weights if each not in kept | quantized.keys())
+        )
 
     def float32(self, runs: Iterable[Run]) -> dict[Precision, GraphRecord]:
         """Write the one graph of a float32 bundle."""
@@ -216,16 +255,20 @@ class _GraphMaker:
         self._release()
         FuseSelfAttention()(self.model)  # before the projections of queries, keys and values are quantised separately
         QuantizeLayers(plan.methods, self.stored.external)(self.model)
-        floats = [name for name in self.weights if name not in plan.tensors]
-        compute_in_float32(self.model, floats)
+        compute_in_float32(self.model, self.halved)
         return {"int8": self._finish(self.model, "model.onnx", "int8", runs, quantization=plan.record)}
 
-    def over_half_weights(self, feeds: Iterable[Arrays]) -> dict[Precision, GraphRecord]:
-        """Write the one graph of a component that an int8 bundle does not quantise: float32 over rounded weights."""
+    def over_half_weights(self, feeds: Iterable[Arrays], exact: Iterable[Run]) -> dict[Precision, GraphRecord]:
+        """Write the one graph of a component that an int8 bundle does not quantise: float32 over rounded weights.
+
+        The graph is compared with torch on the rounded weights, and that with torch on the checkpoint's own.
+        """
         self.notify("running torch on half weights")
         rounded = [_run(self.module, feed) for feed in feeds]
+        for own, run in zip(exact, rounded, strict=True):
+            verify.compare(self.name, "float16", run.feeds, own.outputs, run.outputs)
         self._release()
-        compute_in_float32(self.model, self.weights)
+        compute_in_float32(self.model, self.halved)
         self._point_at_stored(self.model)
         return {"float32": self._finish(self.model, "model.onnx", "float32", rounded)}
 
@@ -238,15 +281,15 @@ class _GraphMaker:
         rounded = [_run(self.module, feed) for feed in feeds]
         self._release()
         companion = self.model.clone()
-        compute_in_float32(companion, self.weights)
+        compute_in_float32(companion, self.halved)
         self._point_at_stored(companion)
         self.notify("measuring ranges")
         ranges = measure_ranges(companion, self.folder / "ranges.onnx", [run.feeds for run in rounded], self.weights)
         float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
-        must_stay = select_float32_nodes(self.model, ranges)
+        must_stay = select_float32_nodes(self.model, ranges, self.kept)
         kept = compute_in_half(
             self.model,
-            self.weights,
+            self.halved,
             float32_inputs=self.module.float32_inputs,
             float32_nodes=must_stay,
             ranges=ranges,
@@ -299,7 +342,8 @@ class _GraphMaker:
         return record
 
 
-def _round_to_half(module: ComponentModule) -> None:
+def _round_to_half(module: ComponentModule, kept: frozenset[str]) -> None:
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(parameter.half().float())
+        for name, parameter in module.named_parameters():
+            if module.canonical_name(name) not in kept:
+                parameter.copy_(parameter.half().float())

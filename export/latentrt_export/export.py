@@ -12,6 +12,7 @@ from latentrt.bundle.staging import staged
 from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.checkpoints import single_file
 from latentrt_export.checkpoints.checkpoint import UNKNOWN_LICENCE, Checkpoint, open_checkpoint
+from latentrt_export.export_warning import relay_warnings
 from latentrt_export.families import PIPELINES, REFUSALS, plan_export
 from latentrt_export.graphs.deep_cache import check_branch
 from latentrt_export.graphs.onnxruntime_cpu import require
@@ -82,7 +83,7 @@ def export_checkpoint(
     require()
     _check_defaults(default_steps, default_guidance_scale)
     _check_options(precision, quantization, parts, deep_cache, token_merging)
-    with staged(bundle, overwrite=overwrite) as stage:
+    with staged(bundle, overwrite=overwrite) as stage, relay_warnings(progress.warn):
         _check_source_options(checkpoint, variant, prediction_type, config)
         if checkpoint.is_file():
             unpacked = stage.scratch / "unpacked"

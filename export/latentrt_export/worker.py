@@ -20,6 +20,7 @@ from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, LatentSpace, Precision
 from latentrt.errors import ExportError, LatentRTError, MissingExtraError, OutputError
 from latentrt.worker_process import Ending, Failed, WorkerProcess, peak_bytes, take_job
+from latentrt_export.export_warning import relay_warnings
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.quantize.options import QuantizationOptions
 
@@ -70,10 +71,11 @@ class Phase(msgspec.Struct, frozen=True, tag="phase"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True):
-    """The component's record for the manifest, and the cost of its export."""
+    """The component's record for the manifest, the cost of its export, and the warnings that it gave."""
 
     component: Component
     cost: ComponentCost
+    warnings: tuple[str, ...] = ()
 
 
 Message = Phase | Done | Failed
@@ -124,13 +126,15 @@ def main() -> None:
     line, report = take_job()
     job = msgspec.json.decode(line, type=Job)
     started = time.monotonic()
+    texts: list[str] = []
     try:
-        component = run_job(job, lambda text: report(Phase(text)))
+        with relay_warnings(texts.append):
+            component = run_job(job, lambda text: report(Phase(text)))
     except LatentRTError as error:
         report(Failed.of(error))
         return
     cost = ComponentCost(seconds=round(time.monotonic() - started, 3), peak_bytes=peak_bytes())
-    report(Done(component=component, cost=cost))
+    report(Done(component=component, cost=cost, warnings=tuple(texts)))
 
 
 def run_job(job: Job, notify: Callable[[str], None]) -> Component:
@@ -141,6 +145,9 @@ def run_job(job: Job, notify: Callable[[str], None]) -> Component:
 
     Raises:
         LatentRTError: the component cannot be exported.
+
+    Warns:
+        ExportWarning: the checkpoint has a fault that does not stop the export.
     """
     notify("loading weights")
     try:

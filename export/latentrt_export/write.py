@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ from latentrt.sampling.training_noise import select_training_config, training_al
 from latentrt.text.tokenizer import Tokenizer
 from latentrt_export.checkpoints.checkpoint import Checkpoint
 from latentrt_export.checkpoints.tokenizer import export_tokenizer
+from latentrt_export.checkpoints.weights import check_values
+from latentrt_export.export_warning import ExportWarning
 from latentrt_export.families.plan import ExportPlan
 from latentrt_export.quantize.options import QuantizationOptions
 from latentrt_export.worker import Done, Job, SplitOptions, run_worker
@@ -79,7 +82,12 @@ def write_bundle(
     Raises:
         CheckpointError, ExportError: the checkpoint cannot be exported.
         OSError: the bundle cannot be written.
+
+    Warns:
+        ExportWarning: as a component's worker did.
     """
+    for name, weights in checkpoint.weights.items():
+        check_values(name, weights)
     scheduler = SchedulerRecord.of(checkpoint.scheduler_class, plan.scheduler_config, plan.scheduler_changes)
     _warn_about_runs(scheduler, plan, progress)
     record = export_tokenizer(checkpoint.folder, stage.bundle) if plan.tokenizers else None
@@ -103,6 +111,8 @@ def write_bundle(
         )
         done = run_worker(job, lambda text, name=component.name: progress.phase(name, text))  # type: ignore[misc]
         results[component.name] = done
+        for text in done.warnings:
+            warnings.warn(text, ExportWarning, stacklevel=1)
         if precision == "int8" and component.role == "denoiser" and "int8" not in done.component.graphs:
             progress.warn(f"{component.name}: such a denoiser is not quantised, its weights are float16")
         progress.done(component.name, done.component, done.cost)

@@ -22,6 +22,7 @@ from latentrt.sampling import samplers
 
 if TYPE_CHECKING:
     from latentrt.bundle.bundle import Bundle
+    from latentrt.bundle.manifest import Source
     from latentrt.decode.safety import Verdict
     from latentrt.families import Family
     from latentrt.resolve import ResolvedRequest
@@ -149,9 +150,18 @@ def _record(
         backend=backend,
         bundle_digest=bundle.digest,
         bundle_name=bundle.manifest.source.name,
+        model_sha256=_find_model_sha256(bundle.manifest.source),
         latentrt_version=__version__,
         safety=safety_record(check_policy(policy), verdicts[index] if verdicts else None),
     )
+
+
+def _find_model_sha256(source: Source) -> str | None:
+    """Return the SHA-256 of the single file that a bundle was exported from; a folder has no such file."""
+    if source.layout != "single-file":
+        return None
+    # Beside it there may be the files of a classifier and of a preview decoder.
+    return next((sha256 for file, sha256 in source.weights.items() if Path(file).stem == source.name), None)
 
 
 def _options(request: ResolvedRequest, values: dict[str, Any]) -> dict[str, Any]:

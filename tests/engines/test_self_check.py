@@ -43,15 +43,19 @@ class Reference:
 
 
 class Wrong(Session):
-    """An engine whose outputs are changed."""
+    """An engine whose outputs are changed, or missing where the change is None."""
 
     def __init__(self, session: Session, **changes: Any) -> None:
         self.inputs, self.outputs = session.inputs, session.outputs
         self._session, self._changes = session, changes
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        outputs = self._session.run(feeds)
-        return outputs | {name: change(outputs[name]) for name, change in self._changes.items()}
+        outputs = dict(self._session.run(feeds))
+        for name, change in self._changes.items():
+            array = outputs.pop(name)
+            if change is not None:
+                outputs[name] = change(array)
+        return outputs
 
 
 def identity(bundle: Bundle, component: str, options: EngineOptions | None = None) -> EngineIdentity:
@@ -108,6 +112,23 @@ def test_an_engine_beyond_its_bound_is_refused(component: str, changes: dict[str
     engine = Wrong(reference(component, "float32"), **changes)
     with pytest.raises(BuildError, match=rf"{component}: the engine's {message}.*The engine was not kept"):
         check_engine(engine, identity(bundle, component), bundle, reference)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flagged": None}, "flagged is missing"),
+        ({"flagged": lambda array: array.astype(np.int64)}, "flagged has the dtype int64"),
+        ({"concept_scores": None}, "concept_scores is missing"),
+        ({"concept_scores": lambda array: array.astype(np.float64)}, "concept_scores has the dtype float64"),
+    ],
+)
+def test_an_output_of_another_form_is_refused(change: dict[str, Any], message: str) -> None:
+    bundle = Bundle.open(bundle_path())
+    reference = Reference(bundle)
+    engine = Wrong(reference("safety_checker", "float32"), **change)
+    with pytest.raises(BuildError, match=f"safety_checker: the engine's {message}.*The engine was not kept"):
+        check_engine(engine, identity(bundle, "safety_checker"), bundle, reference)
 
 
 def test_tf32_has_the_bound_of_its_ten_bits(sd1: Exported) -> None:

@@ -26,12 +26,14 @@ class FakeWorker:
         content: what the files hold.
         fail: the error to raise at a component, by its name.
         precision: of the graphs; None: the job's.
+        warnings: of every component.
         jobs: the jobs received, in order.
     """
 
     content: bytes = b"fake"
     fail: dict[str, BaseException] = field(default_factory=dict)
     precision: Precision | None = None
+    warnings: tuple[str, ...] = ()
     jobs: list[Job] = field(default_factory=list)
 
     def __call__(self, job: Job, on_phase: Callable[[str], None]) -> Done:
@@ -43,7 +45,7 @@ class FakeWorker:
             (folder / name).write_bytes(self.content)
         if job.component.name in self.fail:
             raise self.fail[job.component.name]
-        return Done(component=fake_component(job, self.precision), cost=COST)
+        return Done(component=fake_component(job, self.precision), cost=COST, warnings=self.warnings)
 
 
 def fake_component(job: Job, precision: Precision | None = None) -> Component:

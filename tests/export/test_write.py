@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
@@ -107,6 +109,23 @@ def test_a_denoiser_that_is_not_quantised_is_a_warning(checkpoint: Path, tmp_pat
     progress, worker.precision = Silent(), "float32"
     export_checkpoint(checkpoint, tmp_path / "bundle", precision="int8", progress=progress)
     assert [text.partition(":")[0] for text in progress.warnings] == ["unet"]
+
+
+def test_a_workers_warnings_are_reported_once(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    worker.warnings = ("vae: ignored 1 tensors",)
+    progress = Silent()
+    export_checkpoint(checkpoint, tmp_path / "bundle", progress=progress)
+    assert progress.warnings.count("vae: ignored 1 tensors") == 1
+
+
+def test_weights_that_are_not_finite_are_refused_before_any_work(
+    checkpoint: Path, tmp_path: Path, worker: FakeWorker
+) -> None:
+    file = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({"decoder.conv_in.bias": np.array([1, np.nan], np.float32)}, file)
+    with pytest.raises(CheckpointError, match=r"vae: 1 tensors .* first is decoder\.conv_in\.bias with 1"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", progress=Silent())
+    assert worker.jobs == []
 
 
 def test_an_unknown_licence_is_a_warning(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:

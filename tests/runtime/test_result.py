@@ -14,7 +14,7 @@ from PIL import Image
 from latentrt import Bundle, Pipeline, Request, RequestError
 from latentrt.backends.models import Components
 from latentrt.bundle.digests import hash_bytes
-from latentrt.bundle.manifest import TokenMerging
+from latentrt.bundle.manifest import Source, TokenMerging
 from latentrt.errors import OutputError
 from latentrt.images.metadata import read_metadata
 from latentrt.result import Result, check_places, numbered
@@ -67,6 +67,17 @@ def test_a_file_carries_its_record(pipeline: Pipeline, finish: Any, tmp_path: Pa
     assert (record.bundle_digest, record.bundle_name) == (pipeline.bundle.digest, pipeline.bundle.manifest.source.name)
     assert record.backend == "ONNX Runtime on the CPU"
     assert (record.safety.policy, record.safety.flagged) == ("block", False)
+
+
+def test_the_file_that_a_bundle_was_exported_from(pipeline: Pipeline, finish: Any) -> None:
+    assert finish().records[0].model_sha256 is None, "the sample's checkpoint is a folder"
+    manifest = pipeline.bundle.manifest
+    file = {"safety_checker/model.safetensors": "0" * 64, "my-model.safetensors": "1" * 64}
+    single = Source(name="my-model", layout="single-file", weights=file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.bundle, "manifest", msgspec.structs.replace(manifest, source=single))
+        record = finish().records[0]
+    assert (record.bundle_name, record.model_sha256) == ("my-model", "1" * 64)
 
 
 def test_a_sampler_is_recorded_by_its_own_name_with_all_its_options(finish: Any) -> None:

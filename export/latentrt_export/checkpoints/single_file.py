@@ -11,7 +11,7 @@ describes, because the converters ignore a missing weight.
 from __future__ import annotations
 
 import json
-import shlex
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,7 +32,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from latentrt.errors import CheckpointError, ExportError
+from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, find_content, refuse_pickle
 from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
+from latentrt_export.checkpoints.weights import check_dtypes, warn_about_unexpected
 
 __all__ = ["COMPONENTS", "ComponentLayout", "PredictionType", "SingleFile", "convert", "detect", "unpack"]
 
@@ -41,8 +43,6 @@ Weights = dict[str, Tensor]
 Config = dict[str, Any]
 
 CONFIGS = Path(__file__).parent / "configs"
-PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
-FLOATS = {"F16", "BF16", "F32", "F64"}
 SUPPORTED = "expected a whole Stable Diffusion 1.x or 2.x checkpoint with 4, 8 or 9 input channels"
 
 # The UNet's first convolution, and the pipeline class of each number of its input channels.
@@ -53,6 +53,8 @@ _PIPELINES = {
     9: "StableDiffusionInpaintPipeline",
 }
 _DEPTH_CHANNELS = 5
+# What trainers put before every name.
+_WRAPPER = re.compile(r"((state_dict|module|model|_orig_mod)\.)+")
 
 # Substrings of tensor names that identify other kinds of files; the first match counts.
 FOREIGN = {
@@ -86,6 +88,7 @@ class SingleFile:
         family: the model's family.
         in_channels: the input channels of the UNet: 4 for text-to-image, 8 for InstructPix2Pix, 9 for inpainting.
         prediction_type, licence: from the metadata; None where it has none.
+        wrapper: the prefix of every name that a trainer added, such as `state_dict.`; may be empty.
     """
 
     path: Path
@@ -93,6 +96,7 @@ class SingleFile:
     in_channels: int = 4
     prediction_type: PredictionType | None
     licence: str | None
+    wrapper: str = ""
 
     @property
     def pipeline_class(self) -> str:
@@ -121,29 +125,29 @@ def detect(path: Path) -> SingleFile:
     """Detect a checkpoint's family and task from its header; no weights are read.
 
     Raises:
-        CheckpointError: the file is not a safetensors file, is damaged, or is not a supported checkpoint of Stable
-            Diffusion 1.x or 2.x.
+        CheckpointError: the file is not a safetensors file, is damaged, has weights of a dtype that cannot be read, or
+            is not a supported checkpoint of Stable Diffusion 1.x or 2.x.
     """
-    _reject_pickle(path)
     try:
+        _reject_foreign(path)
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
-            shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+            wrapper = _find_wrapper(slices)
+            shapes = {name.removeprefix(wrapper): tuple(one.get_shape()) for name, one in slices.items()}
             dtypes = {name: str(one.get_dtype()) for name, one in slices.items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is missing, truncated or not a safetensors file: {error}") from None
     if (problem := _find_problem(shapes)) is not None:
         raise CheckpointError(f"{path.name} {problem}; {SUPPORTED}")
-    for name, dtype in dtypes.items():
-        if name.endswith(("weight", "bias")) and dtype not in FLOATS:
-            raise CheckpointError(f"{path.name} stores {name} as {dtype}, expected one of {', '.join(sorted(FLOATS))}")
+    check_dtypes(path.name, dtypes)
     return SingleFile(
         path=path,
         family="stable-diffusion-1" if _any(shapes, "cond_stage_model.transformer.") else "stable-diffusion-2",
         in_channels=shapes[_FIRST_CONVOLUTION][1],
         prediction_type=_read_prediction_type(metadata),
         licence=metadata.get("modelspec.license"),
+        wrapper=wrapper,
     )
 
 
@@ -186,28 +190,36 @@ def unpack(
         _write_settings(settings, into)
         _write_tokenizer(into / "tokenizer", config, checkpoint.family)
         for component, layout in COMPONENTS.items():
-            weights = convert(component, _read(path, layout.prefix), settings[f"{component}/config.json"])
+            stored = _read(path, checkpoint.wrapper, layout.prefix)
+            weights = convert(component, stored, settings[f"{component}/config.json"])
             save_file(weights, into / component / layout.file, metadata={"format": "pt"})
-            del weights  # before the next component is read
+            del stored, weights  # before the next component is read
     except (OSError, SafetensorError) as error:
         raise ExportError(f"{path.name} cannot be unpacked into {into}: {error}") from error
 
 
-def _reject_pickle(path: Path) -> None:
-    if path.suffix.lower() not in PICKLES:
-        return
-    safe = str(path.with_suffix(".safetensors"))
-    if Path(safe).is_file():
-        raise CheckpointError(f"{path.name} is a pickle, which is never opened; pass {safe} instead")
-    code = (
-        "import torch; from safetensors.torch import save_file; "
-        f"d = torch.load({str(path)!r}, map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
-        f"save_file({{k: v.contiguous().clone() for k, v in d.items() if isinstance(v, torch.Tensor)}}, {safe!r})"
-    )
-    raise CheckpointError(
-        f"{path.name} is a pickle, which can run code when it is opened and is never opened here; "
-        f"convert it first:\n  python -c {shlex.quote(code)}"
-    )
+def _reject_foreign(path: Path) -> None:
+    """Reject a file that is not safetensors by its content; its name does not matter.
+
+    Raises:
+        CheckpointError: the file is a pickle, or another kind of file.
+        OSError: it cannot be read.
+    """
+    content, pickled = find_content(path), path.suffix.lower() in PICKLE_SUFFIXES
+    if content == "pickle" or (content == "unknown" and pickled):
+        safe = path.with_suffix(".safetensors") if pickled else path.with_stem(f"{path.stem}-converted")
+        if safe.is_file():
+            raise CheckpointError(f"{path.name} is a pickle, which is never opened; pass {safe} instead")
+        raise refuse_pickle([path], safe)
+    problem = explain_content(path)
+    if problem is not None:
+        raise CheckpointError(f"{path.name} {problem}")
+
+
+def _find_wrapper(names: Iterable[str]) -> str:
+    """Return the prefix that a trainer put before every name; empty if there is none."""
+    found = {name.removesuffix(_FIRST_CONVOLUTION) for name in names if name.endswith(_FIRST_CONVOLUTION)}
+    return "" if "" in found else next((prefix for prefix in sorted(found) if _WRAPPER.fullmatch(prefix)), "")
 
 
 def _find_problem(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -290,9 +302,10 @@ def _write_tokenizer(folder: Path, config: Path | None, family: str) -> None:
         write_vocabulary(folder, read_merges())
 
 
-def _read(path: Path, prefix: str) -> Weights:
+def _read(path: Path, wrapper: str, prefix: str) -> Weights:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+        names = {name.removeprefix(wrapper): name for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
+        return {name: file.get_tensor(full) for name, full in names.items() if name.startswith(prefix)}
 
 
 # Conversion
@@ -307,7 +320,10 @@ def convert(component: str, weights: Weights, config: Config) -> Weights:
         config: the contents of the component's `config.json`.
 
     Raises:
-        CheckpointError: a weight is missing or unexpected, or has another shape than the configuration describes.
+        CheckpointError: a weight is missing, or has another shape than the configuration describes.
+
+    Warns:
+        ExportWarning: there are weights that the configuration does not describe; they are left out.
     """
     layout = COMPONENTS[component]
     with torch.device("meta"):
@@ -321,14 +337,15 @@ def convert(component: str, weights: Weights, config: Config) -> Weights:
     found = {name: tuple(weight.shape) for name, weight in renamed.items() if weight is not None}
     expected = {_published_name(component, name): tuple(weight.shape) for name, weight in model.named_parameters()}
     _compare_shapes(component, found, expected)
-    return {name: weight.contiguous() for name, weight in renamed.items()}
+    warn_about_unexpected(component, sorted(found.keys() - expected.keys()))
+    return {name: renamed[name].contiguous() for name in found if name in expected}
 
 
 def _compare_shapes(component: str, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
     hint = "the file is damaged, or needs a configuration of its own (`config`)"
-    for problem, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
-        if names:
-            raise CheckpointError(f"{component}: {len(names)} weights are {problem}, the first is {min(names)}; {hint}")
+    missing = expected.keys() - found.keys()
+    if missing:
+        raise CheckpointError(f"{component}: {len(missing)} weights are missing, the first is {min(missing)}; {hint}")
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(f"{component}: {name} has shape {found[name]}, expected {shape}; {hint}")

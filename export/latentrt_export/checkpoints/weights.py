@@ -1,34 +1,45 @@
-"""Finds a component's weight files, checks their headers, and loads them strictly. Pickles are never opened."""
+"""Finds a component's weight files, checks their headers and values, and loads them strictly. Pickles are never
+opened."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 import struct
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentrt.errors import CheckpointError
+from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, refuse_pickle
 from latentrt_export.checkpoints.json_file import read_object
+from latentrt_export.export_warning import ExportWarning
 
-__all__ = ["Weights", "find_weights", "load_pretrained"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_CONVERT = (
-    'python -c "import torch, sys; from safetensors.torch import save_file; '
-    "weights = torch.load(sys.argv[1], weights_only=True); "
-    "weights = {{name: weight.clone().contiguous() for name, weight in weights.items()}}; "
-    "save_file(weights, sys.argv[2], {{'format': 'pt'}})\" {old} {new}"
-)
-# The keys of `output_loading_info` and their descriptions in errors.
-_PROBLEMS = {
-    "missing_keys": "missing",
-    "unexpected_keys": "unexpected",
-    "mismatched_keys": "of another shape",
-    "error_msgs": "unreadable",
-}
+__all__ = [
+    "Weights",
+    "check_dtypes",
+    "check_values",
+    "count_nonfinite",
+    "find_weights",
+    "load_pretrained",
+    "refuse_nonfinite",
+    "warn_about_unexpected",
+]
+
+# The dtypes of weights, by their names in a safetensors header; all are loaded as float32.
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+# Names of the factors that some writers of 8-bit weights store beside them.
+_SCALES = re.compile(r"(.*\.)?(scale_weight|weight_scale(_inv)?|scaled_fp8)")
+# Constants stored like weights: a mask has infinities, and old versions of transformers stored the positions.
+_CONSTANTS = ("mask", "position_ids")
+_SHARD = re.compile(r"(.+)-\d+-of-\d+")
+# The keys of `output_loading_info` that are errors, and their descriptions.
+_PROBLEMS = {"missing_keys": "missing", "mismatched_keys": "of another shape", "error_msgs": "unreadable"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +68,8 @@ def find_weights(root: Path, folder: Path, stem: str, preferred: str | None) -> 
             choice. By default the plain files are the first choice and `fp16` the second.
 
     Raises:
-        CheckpointError: there are no weights, a shard is missing, or a file is truncated or damaged.
+        CheckpointError: there are no weights, a shard is missing, or a file is truncated, damaged, or has weights of a
+            dtype that cannot be read.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing; the checkpoint is incomplete, download it again")
@@ -65,7 +77,7 @@ def find_weights(root: Path, folder: Path, stem: str, preferred: str | None) -> 
     for variant in (preferred, None) if preferred else (None, "fp16"):
         files = _list_files(folder, stem, variant)
         for file in files:
-            _check_size(file)
+            _check_header(file)
         if files:
             return Weights(root=root, variant=variant, files=files)
     raise _not_found(folder, stem, preferred)
@@ -103,23 +115,29 @@ def _not_found(folder: Path, stem: str, preferred: str | None) -> CheckpointErro
         return CheckpointError(
             f"{folder} has no {stem}.safetensors, only the variants {', '.join(variants)}; pass one as `variant`"
         )
-    pickles = [folder / name for name in names if name.endswith(_PICKLES)]
+    pickles = _list_pickles(folder, names)
     if pickles:
-        new = folder / f"{stem}.safetensors"
-        command = _CONVERT.format(old=shlex.quote(str(pickles[0])), new=shlex.quote(str(new)))
-        return CheckpointError(
-            f"{pickles[0]} is a pickle, which can run any code when it is opened, and there are no safetensors. "
-            f"If you trust it, convert it:\n  {command}"
-        )
+        return refuse_pickle(pickles, folder / f"{stem}.safetensors")
     wanted = f"{stem}.{preferred}.safetensors or {stem}.safetensors" if preferred else f"{stem}.safetensors"
     return CheckpointError(f"{folder} has no weights; expected {wanted}, or shards with their index")
 
 
-def _check_size(file: Path) -> None:
-    """Compare a file's size with its safetensors header, to detect a truncated download before it is read.
+def _list_pickles(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Return the pickle that most likely has the weights, or all its shards."""
+    found = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    # The libraries' own names first; a trainer may have left optimizer.pt beside them.
+    found.sort(key=lambda name: not name.startswith(("pytorch_model", "diffusion_pytorch_model")))
+    if not found:
+        return []
+    shard = _SHARD.fullmatch(Path(found[0]).stem)
+    return [folder / name for name in found if name == found[0] or (shard and _SHARD.fullmatch(Path(name).stem))]
+
+
+def _check_header(file: Path) -> None:
+    """Check a file's safetensors header: its size, to detect a truncated download before it is read, and its dtypes.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, truncated or damaged.
+        CheckpointError: the file is missing, unreadable, truncated or damaged, or has weights of another dtype.
     """
     if not file.is_file():
         raise CheckpointError(
@@ -127,7 +145,14 @@ def _check_size(file: Path) -> None:
         )
     size = file.stat().st_size
     try:
-        expected = _read_expected_size(file, size)
+        problem = explain_content(file)
+        if problem is not None:
+            raise CheckpointError(f"{file} {problem}")
+        header = _read_header(file, size)
+        expected = int(
+            8 + header.length + max((entry["data_offsets"][1] for entry in header.entries.values()), default=0)
+        )
+        dtypes = {name: str(entry["dtype"]) for name, entry in header.entries.items()}
     except (struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} is not a safetensors file, or its header is damaged: {error}") from error
     except OSError as error:
@@ -137,15 +162,100 @@ def _check_size(file: Path) -> None:
             f"{file} has {size} bytes, expected {expected} from its header; it is truncated or damaged, "
             "download it again"
         )
+    check_dtypes(str(file), dtypes)
 
 
-def _read_expected_size(file: Path, size: int) -> int:
+@dataclass(frozen=True)
+class _Header:
+    """The header of a safetensors file: its length in bytes, and an entry for each tensor."""
+
+    length: int
+    entries: Mapping[str, Any]
+
+
+def _read_header(file: Path, size: int) -> _Header:
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         # A damaged length could exceed the memory.
         header = json.loads(stream.read(length)) if length <= size else {}
-    ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-    return int(8 + length + max(ends, default=0))
+    return _Header(length, {name: entry for name, entry in header.items() if name != "__metadata__"})
+
+
+def check_dtypes(file: str, dtypes: Mapping[str, str]) -> None:
+    """Check that the weights of a file have dtypes that can be converted to float32.
+
+    Args:
+        file: the name of the file, for errors.
+        dtypes: name → dtype, by its name in a safetensors header.
+
+    Raises:
+        CheckpointError: a weight has another dtype, or 8-bit weights have scales, which diffusers would ignore.
+    """
+    for name, dtype in dtypes.items():
+        if dtype not in _FLOATS and name.endswith(("weight", "bias")):
+            raise CheckpointError(f"{file} stores {name} as {dtype}, expected one of {', '.join(_FLOATS)}")
+        if _SCALES.fullmatch(name):
+            raise CheckpointError(
+                f"{file} stores {name}, a scale of 8-bit weights, expected weights without scales: diffusers ignores "
+                "them and generates other images; use a checkpoint in bf16 or fp16"
+            )
+
+
+def check_values(component: str, weights: Weights) -> None:
+    """Check that every weight is finite, one tensor at a time.
+
+    Args:
+        component: the name of the component, for errors.
+        weights: its files.
+
+    Raises:
+        CheckpointError: a tensor has NaN or infinite values, or such that are beyond float32; or it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open  # brings torch, which finding weights does not need
+
+    bad: dict[str, int] = {}
+    for file in weights.files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (it is not a mapping)
+                    if name.endswith(_CONSTANTS):
+                        continue
+                    tensor = tensors.get_tensor(name)
+                    if tensor.is_floating_point() and (count := count_nonfinite(tensor)):
+                        bad[name] = count
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+    refuse_nonfinite(component, bad)
+
+
+def count_nonfinite(tensor: Tensor) -> int:
+    """Return the number of values of a tensor that are NaN, infinite, or infinite in float32."""
+    import torch
+
+    if not tensor.numel():
+        return 0
+    values = tensor.float()
+    if all(torch.isfinite(each) for each in torch.aminmax(values)):  # one pass, without a mask
+        return 0
+    return int((~torch.isfinite(values)).sum())
+
+
+def refuse_nonfinite(component: str, counts: Mapping[str, int]) -> None:
+    """Refuse weights with values that are not finite.
+
+    Args:
+        component: the name of the component, for errors.
+        counts: name → number of such values, of the tensors that have any.
+
+    Raises:
+        CheckpointError: there is such a tensor.
+    """
+    if counts:
+        first = min(counts)
+        raise CheckpointError(
+            f"{component}: {len(counts)} tensors have values that are NaN or infinite, the first is {first} with "
+            f"{counts[first]}; expected finite weights: the checkpoint is damaged, get another copy"
+        )
 
 
 def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> Any:
@@ -162,7 +272,10 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
         The module in float32, in evaluation mode.
 
     Raises:
-        CheckpointError: a file is damaged, or its tensors do not match the configuration.
+        CheckpointError: a file is damaged, or a tensor of the configuration is missing or has another shape.
+
+    Warns:
+        ExportWarning: the files have tensors that the configuration does not; they are ignored, as in the library.
     """
     import torch  # finding weights needs none, and a worker starts in a tenth of the time
 
@@ -178,11 +291,27 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
     except Exception as error:  # an invalid configuration fails with any exception
         raise CheckpointError(f"{folder.name}: its weights cannot be loaded: {error}") from error
     for key, problem in _PROBLEMS.items():
-        # position_ids is a constant that old versions of transformers stored like a weight.
-        names = sorted(name for name in map(str, info.get(key) or ()) if not name.endswith("position_ids"))
+        names = _list_names(info, key)
         if names:
             raise CheckpointError(
                 f"{folder.name}: {len(names)} tensors are {problem}, the first is {names[0]}; "
                 "config.json and the weights must belong together"
             )
+    warn_about_unexpected(folder.name, _list_names(info, "unexpected_keys"))
     return module.eval().requires_grad_(False)
+
+
+def _list_names(info: Mapping[str, Any], key: str) -> list[str]:
+    # position_ids is a constant that old versions of transformers stored like a weight.
+    return sorted(name for name in map(str, info.get(key) or ()) if not name.endswith("position_ids"))
+
+
+def warn_about_unexpected(component: str, names: Sequence[str]) -> None:
+    """Warn of tensors that a component's architecture does not have, if there are any; diffusers ignores them, too."""
+    if names:
+        warnings.warn(
+            f"{component}: ignored {len(names)} tensors not described by config.json, as diffusers does; the first "
+            f"is {names[0]}",
+            ExportWarning,
+            stacklevel=2,
+        )

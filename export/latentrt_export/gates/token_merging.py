@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -80,18 +80,23 @@ def check_matchings(
         A result for each matching: the difference between the best decision's cosine and that of torch's decision.
 
     Raises:
-        GateError: torch's decision or the graph's own is worse than the best by more than the bound, or their
-            destinations differ.
+        GateError: torch's decision or the graph's own is worse than the best by more than the bound, their
+            destinations differ, the cosines are not finite, or an array is missing or has another shape.
     """
     results = []
     for name in forced:
         matching, _, decision = name.rpartition("/")
         if decision != _DECISIONS[0]:
             continue
-        cosines, nodes = outputs[f"{matching}/MatMul"], [f"{matching}/{each}" for each in _DECISIONS]
+        cosines, nodes = outputs.get(f"{matching}/MatMul"), [f"{matching}/{each}" for each in _DECISIONS]
         bound = _BOUNDS[precision]
-        torchs, own = [forced[node] for node in nodes], [outputs[f"{node}{_OWN}"] for node in nodes]
+        torchs, own = [forced.get(node) for node in nodes], [outputs.get(f"{node}{_OWN}") for node in nodes]
         graph = f"{component}: the {precision} graph's {matching}"
+        if cosines is None or not _has_decisions(torchs, cosines) or not _has_decisions(own, cosines):
+            raise GateError(
+                f"{graph} cannot be compared, expected finite cosines [B, N, D] and two decisions [B, N] for inputs of "
+                f"shape {dict(shapes)}. {_ADVICE}"
+            )
         value = _compute_regret(cosines, *torchs)
         for whose, regret in (("torch's", value), ("its own", _compute_regret(cosines, *own))):
             if not regret <= bound:
@@ -104,6 +109,17 @@ def check_matchings(
             raise GateError(f"{graph} has other destinations than torch for inputs of shape {dict(shapes)}. {_ADVICE}")
         results.append(GateResult(output=matching, shapes=dict(shapes), metric="absolute", value=value, bound=bound))
     return results
+
+
+def _has_decisions(decisions: list[NDArray[Any] | None], cosines: NDArray[Any]) -> TypeGuard[list[NDArray[Any]]]:
+    """Return whether cosines are finite, and the decisions are destinations and an order of their tokens."""
+    if cosines.ndim != 3 or not cosines.size or not np.isfinite(cosines).all():
+        return False
+    destination, order = decisions
+    if destination is None or order is None or {destination.shape, order.shape} != {cosines.shape[:2]}:
+        return False
+    in_range = destination.min() >= 0 and destination.max() < cosines.shape[2]
+    return bool(in_range and (np.sort(order, axis=1) == np.arange(cosines.shape[1])).all())
 
 
 def _compute_regret(cosines: NDArray[np.float32], destination: NDArray[np.int64], order: NDArray[np.int64]) -> float:

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.gate import NOT_COMPARED, difference, message
+from latentrt.bundle.gate import NOT_COMPARED, difference, find_mismatch, message
 from latentrt.bundle.manifest import GateMetric, GateResult, Precision, QuantizationMethod
 from latentrt.errors import GateError
 from latentrt_export.modules.module import Arrays
@@ -104,29 +104,42 @@ def compare(
         A result for each output that is compared.
 
     Raises:
-        GateError: a difference exceeds its bound or is NaN.
+        GateError: a difference exceeds its bound, an output cannot be compared, or there is none to compare.
     """
-    return [
-        check_output(
-            f"{component}: the {precision} graph",
-            output,
-            reference,
-            found[output],
-            *get_tolerance(output, precision, quantized),
-            feeds=feeds,
-            reference_name="torch's",
-            advice=_advise(precision, quantized),
+    graph, advice = f"{component}: the {precision} graph", _advise(precision, quantized)
+    results = []
+    for output, reference in expected.items():
+        metric, bound = get_tolerance(output, precision, quantized)
+        if output in NOT_COMPARED:
+            mismatch = find_mismatch(reference, found.get(output), "torch's")
+            if mismatch is not None:
+                raise GateError(f"{graph}: {output} {mismatch} expected the same. No bundle was written")
+            continue
+        results.append(
+            check_output(
+                graph,
+                output,
+                reference,
+                found.get(output),
+                metric,
+                bound,
+                feeds=feeds,
+                reference_name="torch's",
+                advice=advice,
+            )
         )
-        for output, reference in expected.items()
-        if output not in NOT_COMPARED
-    ]
+    if not results:
+        raise GateError(
+            f"{graph}: it has no output that can be compared with torch's, expected one. No bundle was written"
+        )
+    return results
 
 
 def check_output(
     graph: str,
     output: str,
     reference: NDArray[Any],
-    found: NDArray[Any],
+    found: NDArray[Any] | None,
     metric: GateMetric,
     bound: float,
     *,
@@ -138,12 +151,14 @@ def check_output(
 
     Args:
         graph, reference_name: descriptions of the graph and of the reference's origin (`torch's`), for errors.
+        found: the graph's; None if the graph has no such output.
         feeds: the inputs of both; the result records their shapes.
         advice: the option that avoids this graph, for errors; may be empty.
 
     Raises:
-        GateError: the difference exceeds `bound` or is NaN; or more than one pixel value in a hundred differs, where
-            the bound is one level.
+        GateError: the difference exceeds `bound`; the two cannot be compared, for a value that is not finite, no value
+            at all, another shape or another dtype; or more than one pixel value in a hundred differs, where the bound
+            is one level.
     """
     shapes = {name: array.shape for name, array in feeds.items()}
     value = difference(reference, found, metric)

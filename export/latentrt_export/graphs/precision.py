@@ -8,26 +8,44 @@ The half graph follows torch's type promotion: an operation that reads a half we
 an operation that reads neither stays float32 (the sines of a timestep, whose input diffusers keeps in float32; the
 preprocessing of the safety classifier, whose input is uint8). The arithmetic that our own modules add around the
 checkpoint's (finished pixels, the cosines of the safety classifier, the matching of tokens to merge) stays float32.
-Each node whose inputs or outputs come near half's range on real inputs stays float32 as well.
+Each node whose inputs or outputs come near half's range on real inputs, at either end, stays float32 as well: the
+largest value of a tensor must be neither beyond `RANGE_LIMIT` nor subnormal.
+
+A weight that half cannot hold is stored as float32, and the nodes that read it stay float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
 from latentrt_export.graphs.onnxruntime_cpu import Graph
+from latentrt_export.modules.module import ComponentModule
 from latentrt_export.token_merging_ratio import MATCHING
 
-__all__ = ["RANGE_LIMIT", "compute_in_float32", "compute_in_half", "measure_ranges", "select_float32_nodes"]
+__all__ = [
+    "RANGE_LIMIT",
+    "SMALLEST_RANGE",
+    "compute_in_float32",
+    "compute_in_half",
+    "measure_ranges",
+    "select_float32_nodes",
+    "select_float32_weights",
+]
 
 # A quarter of half's largest number: two bits of headroom for prompts and images that were not measured.
 RANGE_LIMIT = float(np.finfo(np.float16).max) / 4
+# Half's smallest normal number, 2⁻¹⁴. A tensor of smaller values has fewer than eleven bits; below 2⁻²⁵ it is zero.
+SMALLEST_RANGE = float(np.finfo(np.float16).tiny)
+# The largest loss from rounding a weight to half: RMS over the weight's RMS, and of a bias over its layer's largest
+# output. Rounding normal numbers loses 2⁻¹² (RMS).
+_WEIGHT_LOSS = 2.0**-9
 
 _HALF, _FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 # Inputs that an operator defines as float32 whatever the type of its data: (operator, position).
@@ -48,8 +66,8 @@ def measure_ranges(
         weights: names of the weights, which are not measured, because they are always stored in half.
 
     Returns:
-        Value → its largest absolute value over all feeds, for inputs, constants and the outputs of nodes. Infinities,
-        which masks contain, are ignored.
+        Value → its largest absolute value over all feeds, for inputs, constants and the outputs of nodes. Negative
+        infinities, which masks contain, are ignored; NaN and positive infinities of a node give infinity.
     """
     probed = model.clone()
     names = _add_probes(probed)
@@ -59,7 +77,7 @@ def measure_ranges(
         largest = {**_measure_constants(model, set(weights)), **dict.fromkeys(names, 0.0)}
         for feed in feeds:
             results = graph.run(feed)
-            seen = {name: _largest(results[f"{name}/ReduceMax"], results[f"{name}/ReduceMin"]) for name in names}
+            seen = {name: _bound(results[f"{name}/ReduceMin"], results[f"{name}/ReduceMax"]) for name in names}
             inputs = {name: _largest(array) for name, array in feed.items() if array.dtype == np.float32}
             for name, value in {**inputs, **seen}.items():
                 largest[name] = max(largest.get(name, 0.0), value)
@@ -89,30 +107,75 @@ def _add_probes(model: ir.Model) -> list[str]:
     return [str(value.name) for _, value in probed]
 
 
+def _bound(low: NDArray[Any], high: NDArray[Any]) -> float:
+    """Return the largest absolute value of a tensor with these extremes."""
+    if np.isnan(low) or np.isnan(high) or high == np.inf:
+        return float("inf")
+    return _largest(low, high)
+
+
 def _largest(*arrays: NDArray[Any]) -> float:
     values = np.concatenate([np.ravel(array) for array in arrays]).astype(np.float64)
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
-def select_float32_nodes(model: ir.Model, ranges: Mapping[str, float]) -> tuple[str, ...]:
-    """Select the nodes that must stay float32: our own arithmetic, and those next to a value beyond `RANGE_LIMIT`.
+def _fits_half(largest: float) -> bool:
+    """Return whether half holds a tensor with this largest absolute value; zeros it holds exactly."""
+    return largest == 0 or SMALLEST_RANGE <= largest <= RANGE_LIMIT
+
+
+def select_float32_weights(module: ComponentModule, largest_outputs: Mapping[str, float]) -> frozenset[str]:
+    """Select the weights that half cannot hold, because they overflow or lose too many bits.
+
+    A bias is added to its layer's output, so its loss counts in proportion to that: a bias of tiny numbers beside
+    larger outputs loses nothing that matters.
+
+    Args:
+        module: the loaded module, in float32.
+        largest_outputs: layer → its largest absolute output on the gate's inputs (`gates.activations`).
+
+    Returns:
+        Their canonical names.
+    """
+    found = set()
+    for name, parameter in module.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        exact = parameter.detach()
+        loss = exact.half().float() - exact
+        if kind == "bias" and layer in largest_outputs:
+            lost, allowed = float(loss.abs().max()), _WEIGHT_LOSS * largest_outputs[layer]
+        else:
+            lost, allowed = float(torch.linalg.vector_norm(loss)), _WEIGHT_LOSS * float(torch.linalg.vector_norm(exact))
+        if not lost <= allowed:
+            found.add(module.canonical_name(name))
+    return frozenset(found)
+
+
+def select_float32_nodes(model: ir.Model, ranges: Mapping[str, float], kept: Collection[str] = ()) -> tuple[str, ...]:
+    """Select the nodes that must stay float32: our own arithmetic, those next to a value that half cannot hold, and
+    those that read a weight stored as float32, directly or rearranged.
 
     Args:
         model: the float32 graph, its nodes named by `passes.name_nodes`.
         ranges: value → its largest absolute value (`measure_ranges`).
+        kept: names of the weights stored as float32 (`select_float32_weights`).
 
     Returns:
         The names of the nodes.
     """
-    return tuple(
-        str(node.name)
-        for node in model.graph
-        if _is_our_own(str(node.name))
-        or any(
-            value is not None and ranges.get(str(value.name), 0.0) > RANGE_LIMIT
-            for value in (*node.inputs, *node.outputs)
-        )
-    )
+    selected, exact = [], set(kept)
+    for node in model.graph:
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        reads = [value for value in node.inputs if value is not None and str(value.name) in exact]
+        if reads and all(value in reads or value.const_value is not None for value in node.inputs if value is not None):
+            exact.update(str(value.name) for value in node.outputs)  # the weight itself, transposed or reshaped
+        if (
+            reads
+            or _is_our_own(str(node.name))
+            or not all(_fits_half(ranges.get(str(value.name), 0.0)) for value in values)
+        ):
+            selected.append(str(node.name))
+    return tuple(selected)
 
 
 def compute_in_float32(model: ir.Model, weights: Iterable[str]) -> None:
@@ -145,10 +208,10 @@ def compute_in_half(
 
     Args:
         model: the float32 graph; modified. Its inputs and outputs stay float32.
-        weights: names of the weights, which become half.
+        weights: names of the weights that become half; nodes that read others are among `float32_nodes`.
         float32_inputs: inputs whose arithmetic stays float32 until it meets a half value.
         float32_nodes: names of the nodes that stay float32 (`select_float32_nodes`).
-        ranges: as in `select_float32_nodes`; a value beyond the limit is never stored in half.
+        ranges: as in `select_float32_nodes`; a value that half cannot hold is never stored in it.
 
     Returns:
         The names of the nodes that compute in float32: `float32_nodes`, and those that no half value reaches.
@@ -227,7 +290,7 @@ class _HalfRewrite:
         if in_half:
             value.dtype = _HALF
             self.half.add(str(value.name))
-        elif reached and self.ranges.get(str(value.name), 0.0) <= RANGE_LIMIT:
+        elif reached and _fits_half(self.ranges.get(str(value.name), 0.0)):
             # Its range fits half again, so its users compute in half; the Cast is before the first of them.
             self.half.add(str(value.name))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,21 +60,26 @@ class StoredWeights:
 
 
 def store(
-    weights: Mapping[str, Tensor], path: Path, precision: Precision, quantized: Mapping[str, Tensor] | None = None
+    weights: Mapping[str, Tensor],
+    path: Path,
+    precision: Precision,
+    quantized: Mapping[str, Tensor] | None = None,
+    kept: Collection[str] = (),
 ) -> StoredWeights:
     """Write weights in a precision.
-
-    A value beyond half's range becomes infinite; the gate rejects such weights.
 
     Args:
         weights: the weights by their canonical names.
         path: the file to write.
         precision: the precision of floating tensors; `int8` stores them as half.
         quantized: tensors that are stored unchanged, in place of the weights of the same names or in addition to them.
+        kept: names of the weights that are stored as float32 in every precision, because half cannot hold them
+            (`precision.select_float32_weights`).
     """
     quantized = quantized or {}
     floats = {name: weight for name, weight in weights.items() if name not in quantized}
-    tensors = {name: weight.to(_TORCH_DTYPES[precision]).contiguous() for name, weight in floats.items()}
+    dtypes = {name: torch.float32 if name in kept else _TORCH_DTYPES[precision] for name in floats}
+    tensors = {name: weight.to(dtypes[name]).contiguous() for name, weight in floats.items()}
     tensors |= {name: tensor.contiguous() for name, tensor in quantized.items()}
     path.touch()
     mode = path.stat().st_mode

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -171,7 +172,7 @@ def _extremes(values: Tensor) -> tuple[float, float]:
 
 def _union(extremes: list[tuple[float, float]]) -> Range:
     lows, highs = zip(*extremes, strict=True)
-    return Range(min(lows), max(highs))
+    return Range(float(np.min(lows)), float(np.max(highs)))  # NaN if one of them is, unlike `min` and `max`
 
 
 # Simulation

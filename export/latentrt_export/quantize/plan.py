@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from latentrt.bundle.gate import difference
 from latentrt.bundle.manifest import Quantization, QuantizationMethod, QuantizedLayer
+from latentrt.errors import ExportError
 from latentrt_export.gates.verify import Run, rms_bound
 from latentrt_export.modules.module import Arrays, ComponentModule
 from latentrt_export.quantize.layers import (
@@ -105,7 +106,7 @@ def plan_int8(
         The plan, and arrays for later components: the results of the calibration runs.
 
     Raises:
-        ExportError: an activation is not finite.
+        ExportError: an activation or an output is not finite.
     """
     runs = tuple(runs)
     static, produced, evaluations = options.method == "static", Arrays(), 0
@@ -128,7 +129,13 @@ def plan_int8(
 
     def measure_error(methods: Methods, compared: Iterable[Run]) -> float:
         with simulate_int8(layers, ranges, methods):
-            return max(_measure_error(module, run) for run in compared)
+            errors = [_measure_error(module, run) for run in compared]
+        if not np.isfinite(errors).all():
+            raise ExportError(
+                f"{len(methods)} quantised layers, the first is {next(iter(methods), None)}, make outputs that are not "
+                "finite; expected finite ones. No bundle was written; use the `precision='float16'`"
+            )
+        return max(errors)
 
     plan = choose_methods(
         options.method,
@@ -167,7 +174,8 @@ def _build_plan(
 def _measure_error(module: ComponentModule, run: Run) -> float:
     with module.forced(run.forced):
         found = module.torch_outputs(run.feeds)
-    return max(difference(reference, found[output], "rms") for output, reference in run.outputs.items())
+    errors = [difference(reference, found.get(output), "rms") for output, reference in run.outputs.items()]
+    return float(np.max(errors))  # NaN if one of them is, unlike `max`
 
 
 def _quantize_layer(name: str, layer: Layer, method: LayerMethod, ranges: LayerRanges) -> dict[str, Tensor]:

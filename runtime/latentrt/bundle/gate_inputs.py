@@ -81,6 +81,8 @@ def make_gate_inputs(
                 made = _tile_latents(arrays["latents"], shape)
                 if is_denoiser:
                     made = _add_noise(made, arrays["latents"].shape[1], arrays[f"alphas_cumprod:{name}"])
+                else:
+                    made = _standardize_rows(made)
             case "timestep":
                 made = _make_timesteps(shape[0], len(arrays[f"alphas_cumprod:{name}"]))
             case "c-noise":
@@ -157,6 +159,19 @@ def _tile_latents(latents: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.f
     repeats = [-(-wanted // found) for wanted, found in zip(shape, latents.shape, strict=True)]
     batch, channels, height, width = shape
     return np.tile(latents, repeats)[:batch, :channels, :height, :width].astype(np.float32)
+
+
+def _standardize_rows(latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give every second row the mean and variance that latents have at the end of a run: 0 and 1 in each channel.
+
+    A trained autoencoder's latents have about these already. Those of one whose `scaling_factor` does not fit its
+    encoder do not, and its decoder would be compared on inputs that no run has.
+    """
+    made = latents.copy()
+    rows = made[1::2]
+    mean, deviation = (f(rows, axis=(2, 3), keepdims=True) for f in (np.mean, np.std))
+    made[1::2] = (rows - mean) / np.where(deviation > 0, deviation, np.float32(1))
+    return made
 
 
 def _make_timesteps(count: int, trained: int) -> NDArray[np.int64]:

@@ -188,6 +188,7 @@ class WeightsRecord(Record, frozen=True, kw_only=True):
 
     In an int8 file a quantised weight is stored under its own name, its scale as `…weight_scale`, and the scales and
     zero points of activations as `…input_scale`, `…input_zero_point` and `…output_…`; all other tensors are float16.
+    A weight that float16 cannot hold, because it overflows or vanishes, is float32 in every file.
     """
 
     file: RelativePath

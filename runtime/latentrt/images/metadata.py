@@ -42,7 +42,8 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     `options` holds the resolved request's options by their Python keywords (`latentrt.request`), except those at their
     default. `given` names options that were given as arrays, whose values are not recorded. `inputs` has the input
     images by keyword. `backend` describes the denoiser's backend and arithmetic. A prompt is None if embeddings were
-    given instead. Reading ignores keys that a later version adds.
+    given instead. `model_sha256` is that of the checkpoint's single file; None if it was a folder. Reading ignores keys
+    that a later version adds.
     """
 
     prompt: str | None
@@ -56,6 +57,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     backend: str | None = None
     bundle_digest: str
     bundle_name: str
+    model_sha256: str | None = None
     latentrt_version: str
     safety: SafetyRecord
 
@@ -118,6 +120,8 @@ _SAMPLER_NAMES = {
     "lcm": "LCM",
 }
 _SCHEDULE_TYPES = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponential", "use_beta_sigmas": "Beta"}
+# Of a checkpoint file's SHA-256, by which other tools find the model.
+_MODEL_HASH_DIGITS = 10
 # A line that begins with one of these begins another section of the text.
 _MARKERS = ("Negative prompt:", "Steps:")
 
@@ -133,6 +137,8 @@ def _fields(record: ImageRecord) -> Iterator[tuple[str, str]]:
         yield "Image CFG scale", f"{options['image_guidance_scale']:g}"
     yield "Seed", str(record.seed)
     yield "Size", f"{options.get('width')}x{options.get('height')}"
+    if record.model_sha256 is not None:
+        yield "Model hash", record.model_sha256[:_MODEL_HASH_DIGITS]
     yield "Model", record.bundle_name
     if "strength" in options:
         yield "Denoising strength", f"{options['strength']:g}"

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentrt.errors import CheckpointError
+from latentrt_export.checkpoints.weights import check_values
+from latentrt_export.export_warning import ExportWarning
 from latentrt_export.modules.text_encoder import TextEncoder
 from latentrt_export.modules.unet import UNet
 from latentrt_export.modules.vae import VaeDecoder, VaeEncoder
@@ -64,21 +65,88 @@ def test_a_file_longer_than_its_header_states(folder: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
         b"\x08\0\0",
         struct.pack("<Q", 10) + b"{damaged}}",
         struct.pack("<Q", 2) + b"[]",
         struct.pack("<Q", 11) + b'{"a": "b"} ',
         struct.pack("<Q", 27) + b'{"a": {"data_offsets": [0]}}'[:27],
         struct.pack("<Q", 2**63) + b"{}",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
     ],
-    ids=["empty", "short", "json", "list", "entry", "offsets", "length", "lfs-pointer"],
+    ids=["short", "json", "list", "entry", "offsets", "length"],
 )
 def test_damaged_header(folder: Path, content: bytes) -> None:
     (folder / "unet" / UNET).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"header is damaged|truncated or damaged"):
         open_skeleton(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n", "a pointer of Git LFS.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),
+        (b"PK\x03\x04archive/data.pkl", r"is a pickle in spite of its name.*\n  python -c"),
+        (pickle.dumps({}, protocol=2), "is a pickle in spite of its name"),
+        (b"GGUF\x03\0\0\0", "is GGUF"),
+    ],
+    ids=["empty", "lfs-pointer", "html", "zip", "pickle", "gguf"],
+)
+def test_another_kind_of_file_is_named(folder: Path, content: bytes, message: str) -> None:
+    (folder / "unet" / UNET).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"(?s){message}"):
+        open_skeleton(folder)
+
+
+# Dtypes and values
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])
+def test_weights_of_integers_are_refused_by_name(folder: Path, dtype: torch.dtype) -> None:
+    save_file({"conv_in.weight": torch.zeros(2, dtype=dtype), "table": torch.zeros(2)}, folder / "unet" / UNET)
+    with pytest.raises(CheckpointError, match=r"stores conv_in\.weight as \w+, expected one of F64, F32"):
+        open_skeleton(folder)
+
+
+def test_a_dtype_that_the_library_does_not_know_is_refused_by_name(folder: Path) -> None:
+    header = json.dumps({"a.weight": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}).encode()
+    (folder / "unet" / UNET).write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
+    with pytest.raises(CheckpointError, match=r"stores a\.weight as F4"):
+        open_skeleton(folder)
+
+
+@pytest.mark.parametrize("name", ["conv.scale_weight", "conv.weight_scale", "scaled_fp8"])
+def test_scales_of_eight_bit_weights_are_refused(folder: Path, name: str) -> None:
+    """diffusers passes over them, and would generate noise."""
+    save_file({"conv.weight": torch.zeros(2, dtype=torch.float8_e4m3fn), name: torch.ones(1)}, folder / "unet" / UNET)
+    with pytest.raises(CheckpointError, match=f"stores {name}, a scale of 8-bit weights"):
+        open_skeleton(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e300])
+def test_values_that_are_not_finite_are_refused_by_name(folder: Path, value: float) -> None:
+    tensors = {"a.weight": torch.ones(3, dtype=torch.float64), "b.bias": torch.tensor([0.0, value, value]).double()}
+    tensors["b.bias"][1:] = value
+    save_file(tensors, folder / "unet" / UNET)
+    with pytest.raises(CheckpointError, match=r"unet: 1 tensors .*NaN or infinite, the first is b\.bias with 2;"):
+        check_values("unet", open_skeleton(folder).weights["unet"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16])
+def test_every_dtype_is_checked(folder: Path, dtype: torch.dtype) -> None:
+    save_file({"a.weight": torch.tensor([1.0, float("nan")]).to(dtype)}, folder / "unet" / UNET)
+    with pytest.raises(CheckpointError, match=r"the first is a\.weight with 1"):
+        check_values("unet", open_skeleton(folder).weights["unet"])
+
+
+def test_constants_and_empty_tensors_are_not_weights(folder: Path) -> None:
+    tensors = {
+        "attn_mask": torch.tensor([0.0, float("-inf")]),
+        "a.weight": torch.zeros(0),
+        "position_ids": torch.ones(2).long(),
+    }
+    save_file(tensors, folder / "unet" / UNET)
+    check_values("unet", open_skeleton(folder).weights["unet"])
 
 
 # Shards
@@ -147,7 +215,7 @@ def test_a_variant_of_some_components(folder: Path) -> None:
 def test_the_second_choice_is_checked_as_well(folder: Path) -> None:
     write_weights(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     (folder / "vae" / UNET).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"vae.*header is damaged"):
+    with pytest.raises(CheckpointError, match=r"vae.*is empty"):
         open_skeleton(folder, variant="fp16")
 
 
@@ -184,7 +252,7 @@ def set_trap(file: Path, evidence: Path) -> None:
 def test_a_pickle_alone_is_rejected_and_never_opened(folder: Path, tmp_path: Path, name: str) -> None:
     (folder / "unet" / UNET).unlink()
     set_trap(folder / "unet" / name, tmp_path / "sprung")
-    with pytest.raises(CheckpointError, match=r"is a pickle.*convert it:\n  python -c"):
+    with pytest.raises(CheckpointError, match=r"is a pickle.*Convert it .*:\n  python -c"):
         open_skeleton(folder)
     assert not (tmp_path / "sprung").exists()
 
@@ -204,17 +272,31 @@ def test_a_pickle_beside_safetensors_is_ignored(folder: Path, tmp_path: Path) ->
     assert not (tmp_path / "sprung").exists()
 
 
-def test_the_suggested_conversion_works(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+def test_the_suggested_conversion_is_of_the_library(tmp_path: Path) -> None:
+    """The command is run once, in `test_single_file`; here its code runs in this process."""
     folder = write_skeleton(tmp_path / "a model; it's here")
     (folder / "unet" / UNET).unlink()
     torch.save({"weight": torch.arange(6.0).reshape(2, 3).T}, folder / "unet" / "diffusion_pytorch_model.bin")
+    (folder / "unet" / "alphabetically_first.pt").write_bytes(b"an optimizer's")
     with pytest.raises(CheckpointError) as refusal:
         open_skeleton(folder)
-    this_python = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run(str(refusal.value).split("\n  ")[1], shell=True, check=True, env=this_python)
+    python, option, code = shlex.split(str(refusal.value).split("\n  ")[1])
+    assert (python, option) == ("python", "-c")
+    exec(code, {})
     assert load_file(folder / "unet" / UNET)["weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert open_skeleton(folder).weights["unet"].variant is None
+
+
+def test_the_suggested_conversion_takes_all_shards(folder: Path) -> None:
+    (folder / "unet" / UNET).unlink()
+    for number in (1, 2):
+        torch.save(
+            {f"w{number}": torch.ones(2)}, folder / "unet" / f"diffusion_pytorch_model-0000{number}-of-00002.bin"
+        )
+    with pytest.raises(CheckpointError) as refusal:
+        open_skeleton(folder)
+    exec(shlex.split(str(refusal.value).split("\n  ")[1])[2], {})
+    assert set(load_file(folder / "unet" / UNET)) == {"w1", "w2"}
 
 
 # Loading
@@ -270,8 +352,8 @@ def test_vae_tensor_missing(checkpoint: Path) -> None:
 
 def test_vae_tensor_unexpected(checkpoint: Path) -> None:
     rewrite(vae_file(checkpoint), put("decoder.extra.weight", torch.zeros(1)))
-    with pytest.raises(CheckpointError, match=r"1 tensors are unexpected, the first is decoder\.extra\.weight"):
-        VaeDecoder.load(checkpoint, None)
+    with pytest.warns(ExportWarning, match=r"vae: ignored 1 tensors .*first is decoder\.extra\.weight"):
+        assert not any("extra" in name for name in VaeDecoder.load(checkpoint, None).weights())
 
 
 def test_vae_tensor_of_another_shape(checkpoint: Path) -> None:
@@ -288,9 +370,13 @@ def test_text_tensor_missing(checkpoint: Path) -> None:
 
 
 def test_text_tensor_unexpected(checkpoint: Path) -> None:
-    rewrite(text_file(checkpoint), put("something.weight", torch.zeros(1)))
-    with pytest.raises(CheckpointError, match=r"unexpected, the first is something\.weight"):
-        TextEncoder.load(checkpoint, None)
+    """As diffusers does with the projection that some checkpoints store beside the encoder."""
+    plain = TextEncoder.load(checkpoint, None).weights()
+    rewrite(text_file(checkpoint), put("text_projection.weight", torch.eye(32)))
+    with pytest.warns(ExportWarning, match=r"text_encoder: ignored 1 tensors .*first is text_projection\.weight"):
+        found = TextEncoder.load(checkpoint, None).weights()
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in plain.items())
 
 
 def test_text_tensor_of_another_shape(checkpoint: Path) -> None:
@@ -303,6 +389,22 @@ def test_text_tensor_of_another_shape(checkpoint: Path) -> None:
 def test_position_ids_of_old_checkpoints_are_ignored(checkpoint: Path) -> None:
     rewrite(text_file(checkpoint), put("text_model.embeddings.position_ids", torch.arange(77)[None]))
     assert not any("position_ids" in name for name in TextEncoder.load(checkpoint, None).weights())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64])
+def test_every_dtype_is_loaded_as_in_diffusers(checkpoint: Path, dtype: torch.dtype) -> None:
+    def cast(tensors: Tensors) -> None:
+        for name in list(tensors)[::2]:  # the others stay float32
+            tensors[name] = tensors[name].to(dtype)
+
+    rewrite(vae_file(checkpoint), cast)
+    expected = AutoencoderKL.from_pretrained(checkpoint / "vae", use_safetensors=True, torch_dtype=torch.float32)
+    stored, expected = load_file(vae_file(checkpoint)), dict(expected.named_parameters())
+    found = {**VaeDecoder.load(checkpoint, None).weights(), **VaeEncoder.load(checkpoint, None).weights()}
+    assert {weight.dtype for weight in found.values()} == {torch.float32}
+    for name, weight in found.items():
+        assert torch.equal(weight, expected[name])
+        assert torch.equal(weight, stored[name].float())
 
 
 def test_damaged_configuration(checkpoint: Path) -> None:

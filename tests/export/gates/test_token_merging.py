@@ -101,6 +101,39 @@ def test_a_worse_decision_of_the_graph_is_rejected(model: ir.Model, tmp_path: Pa
         check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
 
 
+COSINES = np.array([[[0.9, 0.1], [0.2, 0.8], [1.0, 0.0], [0.0, 1.0]]], np.float32)
+DECISIONS = {CELL: np.array([[0, 1, 0, 1]]), ORDER: np.array([[0, 1, 2, 3]])}
+FORCED_OUTPUTS = {"token_matching/MatMul": COSINES, **{f"{name}/own": each for name, each in DECISIONS.items()}}
+
+
+def spoil(array: NDArray[np.generic], value: float) -> NDArray[np.generic]:
+    spoiled = array.copy()
+    spoiled.flat[1] = value
+    return spoiled
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_matching/MatMul": spoil(COSINES, np.nan)},
+        {"token_matching/MatMul": spoil(COSINES, -np.inf)},
+        {"token_matching/MatMul": COSINES[:, :, :0]},
+        {"token_matching/MatMul": COSINES[0]},
+        {"token_matching/MatMul": None},
+        {f"{CELL}/own": DECISIONS[CELL][:, :1]},
+        {f"{CELL}/own": spoil(DECISIONS[CELL], -1)},
+        {f"{CELL}/own": spoil(DECISIONS[CELL], 2)},
+        {f"{ORDER}/own": spoil(DECISIONS[ORDER], 0)},
+        {f"{ORDER}/own": None},
+    ],
+)
+def test_what_cannot_be_compared_never_passes(change: dict[str, NDArray[np.generic] | None]) -> None:
+    assert check_matchings("unet", "float32", FORCED_OUTPUTS, DECISIONS, {})[0].value == 0
+    outputs = {name: each for name, each in {**FORCED_OUTPUTS, **change}.items() if each is not None}
+    with pytest.raises(GateError, match="token_matching cannot be compared"):
+        check_matchings("unet", "float32", outputs, DECISIONS, {})
+
+
 def test_a_module_can_be_forced() -> None:
     module, x = Merged(), noise(1, 8, 8, 8).numpy()
     expected = module.torch_outputs({"x": x})

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.gate import difference
 from latentrt.bundle.manifest import LatentSpace, Precision
-from latentrt.bundle.tensors import sized
-from latentrt.errors import GateError
+from latentrt.bundle.tensors import TensorSpec, sized
+from latentrt.errors import CheckpointError, GateError
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
 from latentrt_export.component import export_component
+from latentrt_export.export_warning import ExportWarning
 from latentrt_export.families import PIPELINES, stable_diffusion
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates.verify import compare, get_tolerance, rms_bound
+from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.modules.module import ComponentModule, Shapes
+from latentrt_export.modules.vae import VaeDecoder
 from tests.export.graphs.test_trace import Small
 from tests.exported import Exported
+from tests.tiny import autoencoder
 
 FEEDS = {"x": np.zeros((2, 4), np.float32)}
 
@@ -72,9 +78,10 @@ def test_int8_is_compared_by_the_mean_of_squares() -> None:
 
 
 def test_the_verdict_is_not_compared() -> None:
-    assert (
-        compare("safety_checker", "float32", FEEDS, {"flagged": np.array([True])}, {"flagged": np.array([False])}) == []
-    )
+    outputs = {"concept_cosines": np.ones(1), "flagged": np.array([True])}
+    other = {**outputs, "flagged": np.array([False])}
+    (result,) = compare("safety_checker", "float32", FEEDS, outputs, other)
+    assert result.output == "concept_cosines"
 
 
 def test_an_error_names_component_shape_difference_and_bound() -> None:
@@ -99,6 +106,25 @@ def test_an_error_names_component_shape_difference_and_bound() -> None:
 def test_values_that_are_not_finite_never_pass(expected: Any, found: Any, message: str) -> None:
     with pytest.raises(GateError, match=message):
         check(np.array(expected, np.float32), np.array(found, np.float32))
+
+
+def test_a_missing_output_never_passes() -> None:
+    with pytest.raises(GateError, match="y is missing, torch's is not"):
+        compare("unet", "float32", FEEDS, {"y": np.ones(2)}, {"x": np.ones(2)})
+
+
+@pytest.mark.parametrize("expected", [{}, {"flagged": np.array([True])}])
+def test_without_a_comparison_nothing_passes(expected: dict[str, Any]) -> None:
+    with pytest.raises(GateError, match=r"no output .* can be compared"):
+        compare("unet", "float32", FEEDS, expected, expected)
+
+
+@pytest.mark.parametrize("found", [None, np.array([True, True]), np.array([1])])
+def test_a_verdict_of_another_form_never_passes(found: Any) -> None:
+    expected = {"concept_cosines": np.ones(1), "flagged": np.array([True])}
+    outputs = {name: each for name, each in {**expected, "flagged": found}.items() if each is not None}
+    with pytest.raises(GateError, match=r"flagged (is missing|has the (shape|dtype))"):
+        compare("safety_checker", "float32", FEEDS, expected, outputs)
 
 
 def test_a_reference_of_zeros() -> None:
@@ -185,11 +211,88 @@ def _spoil_when_tracing(module: Normed, spoil: Any) -> Any:
     return lambda text: spoil(module) if text == "tracing" else None
 
 
-def test_a_weight_beyond_half_is_caught(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1e6, 1e-7])
+def test_a_weight_that_half_cannot_hold_stays_float32(tmp_path: Path, scale: float) -> None:
+    """Beyond half's largest number, or with three bits left; the norm makes both matter."""
+    torch.manual_seed(0)
     module = Normed().eval().requires_grad_(False)
-    module.second.weight.data[0, 0] = 1e5
-    with pytest.raises(GateError, match="not finite"):
-        export_component(module, LAYERS, tmp_path, "float16", STATES, SPACE, lambda text: None)
+    module.first.weight.data *= scale
+    module.norm.eps = (1e-5 * scale) ** 2
+    component, _ = export_component(module, LAYERS, tmp_path, "float16", STATES, SPACE, lambda text: None)
+    with safe_open(tmp_path / "model.safetensors", framework="np") as stored:
+        dtypes = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+    assert {name for name, dtype in dtypes.items() if dtype == "F32"} == {"renamed.weight"}
+    assert any(node.startswith("first/") for node in component.graphs["float16"].float32_nodes)
+    assert all(result.value <= result.bound for graph in component.graphs.values() for result in graph.gate)
+
+
+# Weights and activations that torch itself cannot use
+
+
+class Pixels(Normed):
+    """Layers that end in bytes, which have no NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs = (TensorSpec("pixels", "uint8", self.outputs[0].shape),)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (super().forward(x).clamp(0, 1) * 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_weights_that_are_not_finite_are_refused_before_torch_runs(
+    tmp_path: Path, precision: Precision, value: float
+) -> None:
+    module, phases = Pixels().eval().requires_grad_(False), list[str]()
+    module.first.weight.data[0, :2] = value
+    with pytest.raises(CheckpointError, match=r"layers: 1 tensors .* the first is renamed\.weight with 2;"):
+        export_component(module, LAYERS, tmp_path, precision, STATES, SPACE, phases.append)
+    assert phases == []
+
+
+def test_activations_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    """By finite weights, in a module whose outputs are finite."""
+    module = Pixels().eval().requires_grad_(False)
+    module.first.weight.data[:] = 3e38
+    states = np.full((5, 4), 9, np.float32)
+    with pytest.raises(GateError, match="layers: torch's first returns values from"):
+        export_component(module, LAYERS, tmp_path, "float32", {"encoder.states": states}, SPACE, lambda text: None)
+
+
+def test_a_constant_image_is_a_warning(tmp_path: Path) -> None:
+    module = Pixels().eval().requires_grad_(False)
+    module.second.weight.data[:] = 0
+    module.second.bias.data[:] = 0.5
+    with pytest.warns(ExportWarning, match="layers: its pixels are constant"):
+        export_component(module, LAYERS, tmp_path, "float32", STATES, SPACE, lambda text: None)
+
+
+@pytest.mark.slow
+def test_a_decoder_whose_weights_vanish_in_half(tmp_path: Path) -> None:
+    """Its first convolution's weights are zero in half, the next one amplifies. On the small latents of its encoder the
+    image hardly depends on them; on latents in the range of a run half weights give another image."""
+    torch.manual_seed(3)
+    vae = autoencoder(levels=2).requires_grad_(False)
+    vae.post_quant_conv.weight *= 1e-8
+    vae.post_quant_conv.bias.zero_()
+    vae.decoder.conv_in.weight *= 60
+    vae.decoder.conv_in.bias.zero_()
+    vae.decoder.conv_out.weight *= 3
+    decoder = VaeDecoder(vae)
+    encoded = np.random.default_rng(0).normal(0, 0.04, (1, 4, 32, 40)).astype(np.float32)
+    latents = np.random.default_rng(1).normal(0, 2, (1, 4, 12, 16)).astype(np.float32)
+    expected = decoder.torch_outputs({"latents": latents})["pixels"].astype(int)
+    rounded = copy.deepcopy(decoder).half().float().torch_outputs({"latents": latents})["pixels"]
+    assert np.abs(rounded - expected).max() > 50, "what rounding these weights to half does"
+    plan = ComponentPlan(name="vae_decoder", role="decoder", module="", weights="", sources={"latents": "latents"})
+    space = LatentSpace(channels=4, downscale=2, scale=0.18215)
+    component, _ = export_component(decoder, plan, tmp_path, "float16", {"latents": encoded}, space, lambda text: None)
+    for record in component.graphs.values():
+        found = Graph(tmp_path / Path(record.file).name).run({"latents": latents})["pixels"]
+        assert np.abs(found - expected).max() <= get_tolerance("pixels", "float16")[1]
+    assert "post_quant_conv/Conv" in component.graphs["float16"].float32_nodes
 
 
 # What was exported

@@ -10,16 +10,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from latentrt.bundle.bundle import Bundle
 from latentrt_export.graphs.precision import (
     RANGE_LIMIT,
+    SMALLEST_RANGE,
     compute_in_float32,
     compute_in_half,
     measure_ranges,
     select_float32_nodes,
+    select_float32_weights,
 )
+from tests.export.graphs.test_trace import Small
 from tests.export.small_graph import run, small_graph
 from tests.exported import Exported
 
@@ -158,6 +162,81 @@ def test_a_constant_that_half_cannot_hold_stays_float32(tmp_path: Path) -> None:
     text = "g (float[B,4] x, float[4,4] w) => (float[B,4] y) <float c = {100000.0}> { a = MatMul(x, w) y = Mul(a, c) }"
     model = small_graph(text, weights={"w": W})
     assert halved(model, tmp_path, {"x": np.full((1, 4), 1e-3, np.float32)}) == ("block/y",)
+
+
+def test_a_value_that_vanishes_in_half_stays_float32_at_its_nodes_alone(tmp_path: Path) -> None:
+    """As one that overflows: the scales are within half's range, their product is not."""
+    text = """
+    g (float[B,4] x, float[4,4] w) => (float[B,4] y) <float small = {0.0001}, float large = {10000}> {
+      a = MatMul(x, w) s = Mul(a, small) t = Mul(s, small) b = Mul(t, large) y = MatMul(b, w)
+    }"""
+    feeds: Arrays = {"x": X["x"] * 2}
+    model = small_graph(text, weights={"w": W})
+    assert halved(model, tmp_path, feeds) == ("block/t", "block/b")
+    assert computed_in_float32(model) == {"block/t", "block/b"}
+    assert (dtype(model, "s"), dtype(model, "t"), dtype(model, "b")) == (HALF, FLOAT, FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("largest", "kept"), [(2**-14, ()), (0.9 * 2**-14, ("block/a", "block/z", "block/y")), (0, ())]
+)
+def test_the_smallest_normal_number_is_the_limit_below(tmp_path: Path, largest: float, kept: tuple[str, ...]) -> None:
+    assert SMALLEST_RANGE == 2**-14
+    assert halved(layers("z = Relu(a)"), tmp_path, {"x": np.full((1, 4), largest, np.float32)}) == kept
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_value_that_is_not_finite_stays_float32(tmp_path: Path, value: float) -> None:
+    model = layers("z = Relu(a)")
+    ranges = measure_ranges(model, tmp_path / "ranges.onnx", [{"x": np.array([[1, 1, 1, value]], np.float32)}], ["w"])
+    assert ranges["a"] == np.inf
+    assert "block/a" in select_float32_nodes(model, ranges)
+
+
+def test_nodes_that_read_a_weight_in_float32_stay_float32(tmp_path: Path) -> None:
+    """Also through a node that rearranges it."""
+    text = """
+    g (float[B,4] x, float[4,4] w, float[4,4] v) => (float[B,4] y) {
+      a = MatMul(x, w) u = Transpose(v) b = MatMul(a, u) z = Relu(b) y = MatMul(z, w)
+    }"""
+    model = small_graph(text, weights={"w": W, "v": W})
+    ranges = measure_ranges(model, tmp_path / "ranges.onnx", [X], ["w", "v"])
+    nodes = select_float32_nodes(model, ranges, {"v"})
+    assert nodes == ("block/u", "block/b")
+    compute_in_half(model, ["w"], float32_inputs=frozenset(), float32_nodes=nodes, ranges=ranges)
+    assert [dtype(model, name) for name in "aubz"] == [HALF, FLOAT, FLOAT, HALF]
+    assert model.graph.initializers["v"].dtype == FLOAT
+    assert not any(name.startswith("v/") for name in model.graph.initializers), "no constant in half of it"
+
+
+class Weighted(Small):
+    """Two layers, of which one has weights and a bias of a size."""
+
+    def __init__(self, weight: float, bias: float) -> None:
+        super().__init__()
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+        self.first.weight.data *= weight
+        self.first.bias.data *= bias
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "output", "lost"),
+    [
+        (1, 1, 1.0, set()),
+        (1e-4, 1, 1.0, set()),  # ten bits are left
+        (1e-6, 1, 1.0, {"renamed.weight"}),
+        (1e-9, 1, 1.0, {"renamed.weight"}),
+        (1e5, 1, 1e5, {"renamed.weight"}),
+        (1, 1e-7, 1.0, set()),  # added to a number of about 1
+        (1, 1e-7, 1e-6, {"renamed.bias"}),
+        (1, 1e5, 1e5, {"renamed.bias"}),
+        (0, 0, 0.0, set()),
+    ],
+)
+def test_weights_that_half_cannot_hold(weight: float, bias: float, output: float, lost: set[str]) -> None:
+    module = Weighted(weight, bias).requires_grad_(False)
+    assert select_float32_weights(module, {"first": output, "second": 1.0}) == lost
 
 
 def test_infinities_of_a_mask_are_ignored(tmp_path: Path) -> None:

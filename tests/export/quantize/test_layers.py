@@ -101,6 +101,14 @@ def test_ranges_cover_every_evaluation() -> None:
     assert not network.conv._forward_hooks
 
 
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_value_that_is_not_finite_is_not_lost_among_evaluations(position: int) -> None:
+    inputs = [torch.ones(1, 2, 4, 4) for _ in range(3)]
+    inputs[position][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ExportError, match="expected finite numbers"):
+        measure(Network(), *inputs)
+
+
 def test_an_unused_layer_has_no_ranges() -> None:
     network = Network()
     network.unused = nn.Linear(2, 2)

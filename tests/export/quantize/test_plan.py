@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.gate import difference
 from latentrt.bundle.manifest import Component, LatentSpace, PartName
 from latentrt.bundle.weights import map_weights
-from latentrt.errors import GateError, RequestError
+from latentrt.errors import ExportError, GateError, RequestError
 from latentrt_export.component import export_component
 from latentrt_export.export import export_checkpoint
 from latentrt_export.families.plan import ComponentPlan
@@ -40,6 +41,7 @@ from tests.export.graphs.test_slices import (
     other_weight,
     wrong_half_of_the_halo,
 )
+from tests.export.graphs.test_trace import Small
 from tests.exported import Exported, Silent
 from tests.tiny import autoencoder, move_off_initial_values
 
@@ -61,6 +63,24 @@ def export_decoder(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Compone
         decoder, PLAN, folder, "int8", gate_inputs, SPACE, phases.append, slices, QuantizationOptions()
     )
     return decoder, component
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_an_error_that_is_not_finite_is_not_lost(monkeypatch: pytest.MonkeyPatch, position: int) -> None:
+    """Neither of two outputs, nor of two runs."""
+    module = Small().eval().requires_grad_(False)
+    outputs = module.torch_outputs({"x": np.ones((2, 4), np.float32)})
+    expected = {"y": outputs["y"], "z": outputs["y"]}
+    found = dict(expected)
+    found[list(found)[position]] = np.full_like(outputs["y"], np.nan)
+    monkeypatch.setattr(module, "torch_outputs", lambda feeds: found)
+    run = Run({"x": np.ones((2, 4), np.float32)}, expected)
+    assert np.isnan(plan._measure_error(module, run))
+    monkeypatch.undo()
+    errors = itertools.cycle([0.01, np.nan])
+    monkeypatch.setattr(plan, "_measure_error", lambda module, run: next(errors))
+    with pytest.raises(ExportError, match="make outputs that are not finite"):
+        plan.plan_int8(module, QuantizationOptions(method="weights"), {}, [run, run], lambda text: None)
 
 
 @pytest.fixture(scope="module")

@@ -59,9 +59,20 @@ def test_options_have_several_values_up_to_the_largest(
 
 
 def test_latents_are_encoded_images_tiled_and_cropped() -> None:
-    found = made("latents", (2, 4, 33, 8))
+    found = made("latents", (1, 4, 33, 8))
     np.testing.assert_array_equal(found[0, :, :32], ARRAYS["latents"][0, :, :, :8])
-    np.testing.assert_array_equal(found[:, :, 32], np.repeat(ARRAYS["latents"][:, :, 0, :8], 2, axis=0))
+    np.testing.assert_array_equal(found[:, :, 32], ARRAYS["latents"][:, :, 0, :8])
+
+
+def test_every_second_row_of_a_decoders_latents_is_in_the_range_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever range the encoder's own outputs have."""
+    monkeypatch.setitem(ARRAYS, "latents", ARRAYS["latents"] * np.float32(1e-4) + np.float32(3))
+    found = made("latents", (4, 4, 32, 8))
+    np.testing.assert_array_equal(found[::2], np.repeat(ARRAYS["latents"][:, :, :, :8], 2, axis=0))
+    np.testing.assert_allclose(found[1::2].mean(axis=(2, 3)), 0, atol=1e-2)  # the range is 3e-5 of the mean in float32
+    np.testing.assert_allclose(found[1::2].std(axis=(2, 3)), 1, rtol=1e-3)
+    monkeypatch.setitem(ARRAYS, "latents", np.ones_like(ARRAYS["latents"]))
+    assert (made("latents", (2, 4, 8, 8))[1] == 0).all(), "a constant has no variance"
 
 
 def test_a_denoisers_latents_have_the_noise_of_their_timesteps() -> None:

@@ -76,6 +76,14 @@ def test_the_line() -> None:
     )
 
 
+def test_the_hash_of_a_checkpoint_file() -> None:
+    """AUTOMATIC1111's web UI knows a model by the first ten digits of its file's SHA-256."""
+    record = changed(model_sha256="6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa")
+    assert "Size: 512x448, Model hash: 6ce0161689, Model: my-model, " in parameters_line(record)
+    assert understood(parameters_line(record))[2]["Model hash"] == "6ce0161689"
+    assert "Model hash" not in parameters_line(RECORD_OF_A_CIRCLE), "a folder has no such file"
+
+
 def test_the_line_of_a_plain_image() -> None:
     plain = with_options(eta=None, guidance_rescale=None, clip_skip=None)
     line = parameters_line(msgspec.structs.replace(plain, negative_prompt="", safety=SafetyRecord(policy="off")))
