@@ -27,6 +27,7 @@ from latentrt.bundle.manifest import (
     encode_manifest,
 )
 from latentrt.bundle.tensors import TensorSpec
+from tests.runtime.onnx_writer import small_graph
 
 ROLES: dict[str, tuple[Role, str]] = {
     "text_encoder": ("text-encoder", "tokens"),
@@ -39,8 +40,11 @@ WEIGHTS = "unet/model.safetensors"
 # Above the size from which digests are remembered.
 WEIGHTS_BYTES = (1 << 20) + 7
 
+INPUT = TensorSpec("in", "float32", ("batch", 4, "height", "width"))
+OUTPUT = TensorSpec("out", "float32", ("batch", 4, "8*height", "8*width"))
+
 FILES = {
-    **{f"{name}/model.onnx": f"the graph of {name}".encode() for name in COMPONENTS},
+    **{f"{name}/model.onnx": small_graph([INPUT], [OUTPUT], f"{name}/model.safetensors") for name in COMPONENTS},
     **{f"{name}/model.safetensors": f"the weights of {name}".encode() for name in COMPONENTS},
     WEIGHTS: b"w" * WEIGHTS_BYTES,
     "tokenizer/tokenizer.json": b'{"made": "up"}',
@@ -123,8 +127,8 @@ def _component(name: str) -> Component:
     role, source = ROLES[name]
     return Component(
         role=role,
-        inputs=(InputSpec("in", "float32", ("batch", 4, "height", "width"), source),),
-        outputs=(TensorSpec("out", "float32", ("batch", 4, "8*height", "8*width")),),
+        inputs=(InputSpec(INPUT.name, INPUT.dtype, INPUT.shape, source),),
+        outputs=(OUTPUT,),
         weights=WeightsRecord(file=f"{name}/model.safetensors", dtype="float32", tensors=2, parameters=12345),
         graphs={"float32": GraphRecord(file=f"{name}/model.onnx", opset=21, nodes=99, gate=(gate,))},
     )

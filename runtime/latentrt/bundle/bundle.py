@@ -23,8 +23,15 @@ from pathlib import Path
 
 from latentrt.bundle.digest_cache import DigestCache
 from latentrt.bundle.digests import Progress, hash_bytes
-from latentrt.bundle.graph_check import check_graph, graphs_by_file
-from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, PartName, Precision, decode_manifest
+from latentrt.bundle.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    PartName,
+    Precision,
+    decode_manifest,
+    named_files,
+)
 from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.pinned_files import PinnedFiles
 from latentrt.bundle.root import BundleRoot
@@ -129,7 +136,7 @@ class Bundle:
             GraphError: as for `path`.
         """
         self._files.verify(progress)
-        for name in graphs_by_file(self.manifest):
+        for name, _ in named_files(self.manifest):
             self._check_graph(name)
 
     def component_files(self, component: str, precision: Precision, part: PartName | None = None) -> tuple[str, str]:
@@ -181,6 +188,8 @@ class Bundle:
         """
         if name in self._checked_graphs:
             return
+        from latentrt.bundle.graph_check import check_graph, graphs_by_file  # numpy, which opening does not need
+
         for expected in graphs_by_file(self.manifest).get(name, ()):
             size = self.manifest.files[name].size
             if size > MAX_GRAPH_BYTES:

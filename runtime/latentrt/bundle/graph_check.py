@@ -14,6 +14,7 @@ The exporter runs the same check, so that a graph it could not run again fails w
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ _SUFFIX = ".onnx"
 _DTYPES = {"float32": 1, "uint8": 2, "int64": 7, "bool": 9, "float16": 10}
 # The largest constant of an exported graph is a causal mask of 6 kB.
 _MAX_CONSTANT_BYTES = 4 << 20
+_EXPORT_AGAIN = (
+    "A graph runs only if latentrt's exporter can have written it; export the checkpoint again: latentrt export "
+    "CHECKPOINT BUNDLE"
+)
 _DECIMAL = re.compile("0|[1-9][0-9]{0,17}", re.ASCII)
 
 # Sizes of named axes for the memory bound: one image of 512 × 512 pixels of an autoencoder that halves three times, a
@@ -46,6 +51,8 @@ _SIZES = {
     **dict.fromkeys(("pixel_height", "pixel_width"), _PIXELS),
     "halo_rows": _SIDE + 2,
 }
+# Deep features (DeepCache) are smaller by a power of two, which a graph does not say.
+_DEEP_AXES, _DEEP_SIDES = ("deep_height", "deep_width"), (_SIDE // 2, _SIDE // 4, _SIDE // 8)
 # The scores of self-attention at that size take 0.5 GiB in Stable Diffusion 1 (8 heads), and are held twice; the
 # features of a decoder take 0.25 GiB each. A graph that asks for terabytes is far beyond, whatever it asks for.
 _MAX_BYTES: Mapping[Role, int] = {
@@ -79,11 +86,10 @@ class ComponentGraph:
     outputs: tuple[TensorSpec, ...]
 
 
-def find_graphs(name: str, component: Component, weights_bytes: int) -> list[ComponentGraph]:
+def find_graphs(component: Component, weights_bytes: int) -> list[ComponentGraph]:
     """Return the graphs of a component and its parts.
 
     Args:
-        name: of the component.
         weights_bytes: size of its weights file.
     """
 
@@ -105,17 +111,18 @@ def find_graphs(name: str, component: Component, weights_bytes: int) -> list[Com
 def graphs_by_file(manifest: Manifest) -> dict[str, list[ComponentGraph]]:
     """Return the graphs of a bundle by their files. A file that is named twice must agree with both."""
     found: dict[str, list[ComponentGraph]] = {}
-    for name, component in manifest.components.items():
-        for graph in find_graphs(name, component, manifest.files[component.weights.file].size):
+    for component in manifest.components.values():
+        for graph in find_graphs(component, manifest.files[component.weights.file].size):
             found.setdefault(graph.file, []).append(graph)
     return found
 
 
-def check_graph(data: bytes, expected: ComponentGraph) -> None:
+def check_graph(data: bytes, expected: ComponentGraph, *, remedy: str = _EXPORT_AGAIN) -> None:
     """Reject a graph that is not one of the exporter's, or does not agree with the manifest.
 
     Args:
         data: the content of the file.
+        remedy: the end of the message.
 
     Raises:
         GraphError: the message names the file, the node or tensor, and the value expected.
@@ -132,10 +139,7 @@ def check_graph(data: bytes, expected: ComponentGraph) -> None:
         _check_tensors(graph, expected)
         _check_memory(graph, expected.role)
     except GraphFormatError as error:
-        raise GraphError(
-            f"{printable(expected.file)} {error}. A graph runs only if latentrt's exporter can have written it; export "
-            "the checkpoint again: latentrt export CHECKPOINT BUNDLE"
-        ) from None
+        raise GraphError(f"{printable(expected.file)} {error}. {remedy}") from None
 
 
 def external_names(data: bytes) -> set[str]:
@@ -160,7 +164,7 @@ def _check_operators(graph: OnnxGraph) -> None:
             domain = printable(node.domain) or "ai.onnx"
             raise GraphFormatError(
                 f"has node '{printable(node.name)}' with the operator {printable(node.op_type)} of {domain}, which is "
-                "not among those that the exporter writes (a new one needs a rule in latentrt.bundle.graph_shapes)"
+                "not among those that the exporter writes"
             )
         if node.domain not in graph.opsets:
             raise GraphFormatError(f"has node '{printable(node.name)}' of {node.domain}, which it does not import")
@@ -253,8 +257,7 @@ def _find_span(tensor: Tensor, location: str | None, expected: ComponentGraph) -
 
 
 def _check_memory(graph: OnnxGraph, role: Role) -> None:
-    sizes = {**_SIZES, "tokens": _SIDE * _SIDE if role == "decoder" else _PROMPT_TOKENS}
-    shapes = infer_shapes(graph, sizes)
+    shapes = _infer_shapes(graph, {**_SIZES, "tokens": _SIDE * _SIDE if role == "decoder" else _PROMPT_TOKENS})
     for name, declared in {**graph.value_info, **graph.outputs}.items():
         if name in shapes and declared.shape is not None and not _agrees(declared.shape, shapes[name]):
             raise GraphFormatError(
@@ -266,6 +269,15 @@ def _check_memory(graph: OnnxGraph, role: Role) -> None:
             f"needs {needed / 2**30:,.1f} GiB at node '{printable(node)}' for one image of {_PIXELS} × {_PIXELS} "
             f"pixels, expected at most {_MAX_BYTES[role] >> 30} GiB of a {role}"
         )
+
+
+def _infer_shapes(graph: OnnxGraph, sizes: Mapping[str, int]) -> dict[str, Shape]:
+    named = {axis for spec in graph.inputs.values() for axis in spec.shape or ()}
+    *others, last = _DEEP_SIDES if not named.isdisjoint(_DEEP_AXES) else (_SIDE,)
+    for side in others:
+        with contextlib.suppress(GraphFormatError):
+            return infer_shapes(graph, {**sizes, **dict.fromkeys(_DEEP_AXES, side)})
+    return infer_shapes(graph, {**sizes, **dict.fromkeys(_DEEP_AXES, last)})
 
 
 def _agrees(declared: tuple[int | str | None, ...], shape: Shape) -> bool:
