@@ -133,20 +133,62 @@ def model(content: Message, *, ir_version: int = 10, opset: int = 21) -> Message
 def small_graph(
     inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], weights: str, *, more: Sequence[Message] = ()
 ) -> bytes:
-    """Return a graph that scales the sides of its first input by 8, and multiplies it by a weight of 4 bytes.
+    """Return a graph with one weight of 4 bytes and this signature, of the small bundle's (`small_bundle`).
 
     Args:
-        inputs, outputs: its signature: `[batch, C, height, width]` becomes `[batch, C, 8*height, 8*width]`.
-        weights: the path of the weights file.
+        weights: the path of the weights file, which holds the weight at its beginning.
         more: further initializers.
     """
+    nodes, constants = _BODIES[outputs[0].name](inputs[0].name, [spec.name for spec in outputs])
+    weight = external("scale", DTYPES["float32"], [1], location=Path(weights).name)
+    return encode(model(graph(nodes, [weight, *constants, *more], inputs, outputs)))
+
+
+def _embed(tokens: str, outputs: list[str]) -> tuple[list[Message], list[Message]]:
+    """A width of 4 for each token."""
     nodes = [
-        node("Mul", [inputs[0].name, "scale"], ["scaled"]),
-        node("Resize", ["scaled", "", "sides"], [outputs[0].name], mode="nearest"),
+        node("Cast", [tokens], ["floats"], to=DTYPES["float32"]),
+        node("Mul", ["floats", "scale"], ["scaled"]),
+        node("Unsqueeze", ["scaled", "last"], ["one"]),
+        node("Concat", ["one"] * 4, outputs, axis=-1),
     ]
-    constants = [
-        external("scale", DTYPES["float32"], [1], location=Path(weights).name),
+    return nodes, [constant("last", DTYPES["int64"], [1], struct.pack("<q", -1))]
+
+
+def _scale(latents: str, outputs: list[str]) -> tuple[list[Message], list[Message]]:
+    return [node("Mul", [latents, "scale"], outputs)], []
+
+
+def _decode(latents: str, outputs: list[str]) -> tuple[list[Message], list[Message]]:
+    """Pixels of 8 times the size."""
+    nodes = [
+        node("Mul", [latents, "scale"], ["scaled"]),
+        node("Slice", ["scaled", "zero", "three", "one"], ["colours"]),
+        node("Resize", ["colours", "", "sides"], ["large"], mode="nearest"),
+        node("Transpose", ["large"], ["floats"], perm=[0, 2, 3, 1]),
+        node("Cast", ["floats"], outputs, to=DTYPES["uint8"]),
+    ]
+    numbers = (("zero", 0), ("one", 1), ("three", 3))
+    return nodes, [
+        *(constant(name, DTYPES["int64"], [1], struct.pack("<q", number)) for name, number in numbers),
         constant("sides", DTYPES["float32"], [4], struct.pack("<4f", 1, 1, 8, 8)),
-        *more,
     ]
-    return encode(model(graph(nodes, constants, inputs, outputs)))
+
+
+def _classify(pixels: str, outputs: list[str]) -> tuple[list[Message], list[Message]]:
+    """A score for each colour."""
+    scores, special, flagged = outputs
+    nodes = [
+        node("Cast", [pixels], ["floats"], to=DTYPES["float32"]),
+        node("ReduceMax", ["floats", "sides"], [scores], keepdims=0),
+        node("Mul", [scores, "scale"], [special]),
+        node("ReduceMax", [scores, "colours"], ["highest"], keepdims=0),
+        node("Greater", ["highest", "scale"], [flagged]),
+    ]
+    return nodes, [
+        constant("sides", DTYPES["int64"], [2], struct.pack("<2q", 1, 2)),
+        constant("colours", DTYPES["int64"], [1], struct.pack("<q", 1)),
+    ]
+
+
+_BODIES = {"hidden_states": _embed, "noise_pred": _scale, "pixels": _decode, "concept_scores": _classify}
