@@ -154,8 +154,8 @@ class _Builder:
         graph, weights = bundle.read(graph_name), map_weights(bundle.path(weights_name))
         if missing := external_names(graph) - weights.keys():
             raise BuildError(
-                f"{name}: {weights_name} has no {printable(min(missing))}, which {graph_name} takes from it; export the "
-                "bundle again"
+                f"{name}: {weights_name} has no {printable(min(missing))}, which {graph_name} takes from it; export "
+                "the bundle again"
             )
         return bundle.manifest.components[name], graph, weights
 

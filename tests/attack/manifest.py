@@ -65,7 +65,11 @@ def run(case: Case, folder: Path | None = None) -> str:
 
 
 def cases() -> Iterator[Case]:
-    """Yield every case."""
+    """Yield every case; two changes with one name are one."""
+    yield from {case.name: case for case in _all_cases()}.values()
+
+
+def _all_cases() -> Iterator[Case]:
     tree = _sample_tree()
     yield from _change_mapping("components", ())
     for table in ("tokenizers", "schedulers", "latent_spaces"):
@@ -204,4 +208,6 @@ def _open_stand_in(bundle: Bundle, name: str, part: str | None) -> Session:
     component = bundle.manifest.components[name]
     bundle.component_files(name, next(iter(component.graphs)), None)
     signature = component if part is None else component.parts[part]
-    return _StandIn(tuple(TensorSpec(spec.name, spec.dtype, spec.shape) for spec in signature.inputs), signature.outputs)
+    return _StandIn(
+        tuple(TensorSpec(spec.name, spec.dtype, spec.shape) for spec in signature.inputs), signature.outputs
+    )

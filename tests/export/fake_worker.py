@@ -74,7 +74,8 @@ def _signature(job: Job) -> tuple[tuple[InputSpec, ...], tuple[TensorSpec, ...]]
         "tokens": ("int64", ("batch", 77)),
     }
     inputs = tuple(
-        InputSpec(name, *of_source.get(source, ("float32", ("batch",))), source) for name, source in plan.sources.items()
+        InputSpec(name, *of_source.get(source, ("float32", ("batch",))), source)
+        for name, source in plan.sources.items()
     )
     outputs: dict[str, tuple[TensorSpec, ...]] = {
         "denoiser": (TensorSpec("noise_pred", "float32", latents),),

@@ -28,6 +28,7 @@ __all__ = [
     "OnnxGraph",
     "Tensor",
     "TensorType",
+    "quoted",
     "read_graph",
 ]
 
@@ -126,11 +127,18 @@ def read_graph(data: bytes) -> OnnxGraph:
     return _Reader().model(data)
 
 
+def quoted(name: str) -> str:
+    """Return a name of the graph as it may be printed, in quotes."""
+    name = name[:200]
+    return f"'{name if name.isprintable() else printable(name)}'"
+
+
 @dataclass(frozen=True, slots=True)
 class _Message:
     """A kind of message.
 
     Attributes:
+        name: with its article.
         fields: tag (number · 8 + wire type) → name and largest number of occurrences.
         refused: names of further fields of the format, by number, for messages.
     """
@@ -157,7 +165,7 @@ def _message(name: str, fields: Mapping[str, tuple[int, int, int]], **refused: i
 _VARINT, _BYTES, _FLOAT32 = 0, 2, 5
 
 _MODEL = _message(
-    "model",
+    "a model",
     {
         "ir_version": (1, _VARINT, 1),
         "producer_name": (2, _BYTES, 1),
@@ -173,9 +181,9 @@ _MODEL = _message(
     functions=25,
     configuration=26,
 )
-_OPSET = _message("opset_import", {"domain": (1, _BYTES, 1), "version": (2, _VARINT, 1)})
+_OPSET = _message("an operator set", {"domain": (1, _BYTES, 1), "version": (2, _VARINT, 1)})
 _GRAPH = _message(
-    "graph",
+    "a graph",
     {
         "node": (1, _BYTES, _MANY),
         "name": (2, _BYTES, 1),
@@ -190,7 +198,7 @@ _GRAPH = _message(
     metadata_props=16,
 )
 _NODE = _message(
-    "node",
+    "a node",
     {
         "input": (1, _BYTES, _FEW),
         "output": (2, _BYTES, _FEW),
@@ -205,7 +213,7 @@ _NODE = _message(
     device_configurations=10,
 )
 _ATTRIBUTE = _message(
-    "attribute",
+    "an attribute",
     {
         "name": (1, _BYTES, 1),
         "f": (2, _FLOAT32, 1),
@@ -228,13 +236,13 @@ _ATTRIBUTE = _message(
     sparse_tensors=23,
 )
 _TENSOR = _message(
-    "tensor",
+    "a tensor",
     {
         "dims": (1, _VARINT, _MAX_RANK),
         "data_type": (2, _VARINT, 1),
         "name": (8, _BYTES, 1),
         "raw_data": (9, _BYTES, 1),
-        "external_data": (13, _BYTES, 3),
+        "external_data": (13, _BYTES, 8),
         "data_location": (14, _VARINT, 1),
     },
     segment=3,
@@ -247,15 +255,15 @@ _TENSOR = _message(
     doc_string=12,
     metadata_props=16,
 )
-_ENTRY = _message("entry", {"key": (1, _BYTES, 1), "value": (2, _BYTES, 1)})
+_ENTRY = _message("an entry", {"key": (1, _BYTES, 1), "value": (2, _BYTES, 1)})
 _VALUE_INFO = _message(
-    "value",
+    "a value",
     # The tracer's notes on a value (metadata_props) are passed over, as every backend does.
     {"name": (1, _BYTES, 1), "type": (2, _BYTES, 1), "metadata_props": (4, _BYTES, _FEW)},
     doc_string=3,
 )
 _TYPE = _message(
-    "type",
+    "a type",
     {"tensor_type": (1, _BYTES, 1)},
     sequence_type=4,
     map_type=5,
@@ -264,9 +272,9 @@ _TYPE = _message(
     sparse_tensor_type=8,
     optional_type=9,
 )
-_TENSOR_TYPE = _message("tensor type", {"elem_type": (1, _VARINT, 1), "shape": (2, _BYTES, 1)})
-_SHAPE = _message("shape", {"dim": (1, _BYTES, _MAX_RANK)})
-_DIM = _message("dimension", {"dim_value": (1, _VARINT, 1), "dim_param": (2, _BYTES, 1)}, denotation=3)
+_TENSOR_TYPE = _message("a tensor type", {"elem_type": (1, _VARINT, 1), "shape": (2, _BYTES, 1)})
+_SHAPE = _message("a shape", {"dim": (1, _BYTES, _MAX_RANK)})
+_DIM = _message("a dimension", {"dim_value": (1, _VARINT, 1), "dim_param": (2, _BYTES, 1)}, denotation=3)
 
 # AttributeProto.AttributeType → the one field that holds such a value.
 _ATTRIBUTE_FIELDS = {1: "f", 2: "i", 3: "s", 4: "t", 7: "ints"}
@@ -289,7 +297,7 @@ class _Reader:
             opset = _read(entry, _OPSET)
             domain = _text(opset.get("domain", [b""])[0], "the domain of an operator set")
             if domain in opsets:
-                raise GraphFormatError(f"imports the operators of {_shown(domain)} twice, expected once")
+                raise GraphFormatError(f"imports the operators of {quoted(domain)} twice, expected once")
             opsets[domain] = opset.get("version", [0])[0]
         for producer in ("producer_name", "producer_version"):
             _text(found.get(producer, [b""])[0], producer)
@@ -308,33 +316,33 @@ class _Reader:
     def _node(self, data: bytes) -> Node:
         found = _read(data, _NODE)
         name = _text(found.get("name", [b""])[0], "a node's name")
-        owner = f"node {_shown(name)}"
+        owner = f"node {quoted(name)}"
         attributes: dict[str, Attribute] = {}
         for each in found.get("attribute", ()):
             known = self._attributes.get(each)
             if known is None:
                 known = self._attributes[each] = self._attribute(each, owner)
             if known[0] in attributes:
-                raise GraphFormatError(f"has the attribute {_shown(known[0])} of {owner} twice, expected it once")
+                raise GraphFormatError(f"has the attribute {quoted(known[0])} of {owner} twice, expected it once")
             attributes[known[0]] = known[1]
         return Node(
             name,
-            _text(found.get("op_type", [b""])[0], f"the operator of {owner}"),
-            _text(found.get("domain", [b""])[0], f"the domain of {owner}"),
-            tuple([_text(each, f"an input of {owner}") for each in found.get("input", ())]),
-            tuple([_text(each, f"an output of {owner}") for each in found.get("output", ())]),
+            _text(found.get("op_type", [b""])[0], "the operator", owner),
+            _text(found.get("domain", [b""])[0], "the domain", owner),
+            tuple([_text(each, "an input", owner) for each in found.get("input", ())]),
+            tuple([_text(each, "an output", owner) for each in found.get("output", ())]),
             attributes,
         )
 
     def _attribute(self, data: bytes, owner: str) -> tuple[str, Attribute]:
         found = _read(data, _ATTRIBUTE, owner)
-        name = _text(found.pop("name", [b""])[0], f"the name of an attribute of {owner}")
+        name = _text(found.pop("name", [b""])[0], "the name of an attribute", owner)
         kind = found.pop("type", [0])[0]
         field = _ATTRIBUTE_FIELDS.get(kind)
         # A list may be empty. Any other value must be there, and nothing beside it.
         if field is None or (set(found) != {field} and (field != "ints" or found)):
             raise GraphFormatError(
-                f"has the attribute {_shown(name)} of {owner} with type {kind} and {sorted(found)}, expected one value "
+                f"has the attribute {quoted(name)} of {owner} with type {kind} and {sorted(found)}, expected one value "
                 "of that type: a number, whole numbers, a text or a tensor"
             )
         if field == "ints":
@@ -344,9 +352,9 @@ class _Reader:
             return name, float(struct.unpack("<f", value)[0])
         if field != "t":
             return name, value
-        tensor = _tensor(value, f"the attribute {_shown(name)} of {owner}")
+        tensor = _tensor(value, f"the attribute {quoted(name)} of {owner}")
         if tensor.external is not None or tensor.nbytes > 8:
-            raise GraphFormatError(f"has a tensor in the attribute {_shown(name)} of {owner}, expected one number")
+            raise GraphFormatError(f"has a tensor in the attribute {quoted(name)} of {owner}, expected one number")
         return name, None  # the exporter's only one is the filling of ConstantOfShape
 
     def _initializers(self, items: list[bytes]) -> dict[str, Tensor]:
@@ -354,7 +362,7 @@ class _Reader:
         for data in items:
             tensor = _tensor(data, "initializer")
             if not tensor.name or tensor.name in tensors:
-                raise GraphFormatError(f"has the initializer {_shown(tensor.name)} twice or without a name")
+                raise GraphFormatError(f"has the initializer {quoted(tensor.name)} twice or without a name")
             tensors[tensor.name] = tensor
         return tensors
 
@@ -364,11 +372,11 @@ class _Reader:
             found = _read(data, _VALUE_INFO)
             name = _text(found.get("name", [b""])[0], f"the name of an {kind}")
             if not name or name in values or "type" not in found:
-                raise GraphFormatError(f"has the {kind} {_shown(name)} twice, or without a name or a type")
+                raise GraphFormatError(f"has the {kind} {quoted(name)} twice, or without a name or a type")
             described = found["type"][0]
             known = self._types.get(described)
             if known is None:
-                known = self._types[described] = _type(described, f"the {kind} {_shown(name)}")
+                known = self._types[described] = _type(described, f"the {kind} {quoted(name)}")
             values[name] = known
         return values
 
@@ -376,7 +384,7 @@ class _Reader:
 def _tensor(data: bytes, owner: str) -> Tensor:
     found = _read(data, _TENSOR, owner)
     name = _text(found.get("name", [b""])[0], f"the name of {owner}")
-    owner = f"{owner} {_shown(name)}".strip()
+    owner = f"{owner} {quoted(name)}".strip()
     dtype, shape = found.get("data_type", [0])[0], tuple(found.get("dims", ()))
     if dtype not in ITEM_BYTES:
         raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(ITEM_BYTES)}")
@@ -402,13 +410,13 @@ def _external_data(entries: list[bytes], owner: str) -> ExternalData:
     values: dict[str, str] = {}
     for entry in entries:
         found = _read(entry, _ENTRY, owner)
-        key = _text(found.get("key", [b""])[0], f"a key of the external data of {owner}")
+        key = _text(found.get("key", [b""])[0], "a key of the external data", owner)
         if key in values:
-            raise GraphFormatError(f"has the external data of {owner} with {_shown(key)} twice, expected it once")
-        values[key] = _text(found.get("value", [b""])[0], f"the {_shown(key)} of the external data of {owner}")
+            raise GraphFormatError(f"has the external data of {owner} with {quoted(key)} twice, expected it once")
+        values[key] = _text(found.get("value", [b""])[0], f"the {quoted(key)} of the external data of {owner}")
     if set(values) != {"location", "offset", "length"}:
         raise GraphFormatError(
-            f"has the external data of {owner} with {', '.join(map(_shown, values))}; expected location, offset and "
+            f"has the external data of {owner} with {', '.join(map(quoted, values))}; expected location, offset and "
             "length"
         )
     return ExternalData(**values)
@@ -476,10 +484,10 @@ def _read(data: bytes, message: _Message, owner: str = "") -> dict[str, list[Any
                 found[name].append(value)
             else:
                 times = "once" if most == 1 else f"at most {most:,} times"
-                raise GraphFormatError(f"repeats {name} in a {message.name}{_of(owner)}, expected it {times}")
+                raise GraphFormatError(f"repeats {name} in {message.name}{_of(owner)}, expected it {times}")
     except IndexError:
         raise GraphFormatError(
-            f"ends inside a {message.name}{_of(owner)}: it is truncated, or not an ONNX graph"
+            f"ends inside {message.name}{_of(owner)}: it is truncated, or not an ONNX graph"
         ) from None
     return found
 
@@ -504,28 +512,23 @@ def _describe_refused(tag: int, message: _Message, owner: str) -> str:
     number, wire = tag >> 3, tag & 7
     names = {each >> 3: field for each, (field, _) in message.fields.items()} | dict(message.refused)
     if number not in names:
-        return f"has the unknown field {number} in a {message.name}{_of(owner)}: it is not an ONNX graph of latentrt"
+        return f"has the unknown field {number} in {message.name}{_of(owner)}: it is not an ONNX graph of latentrt"
     how = f" in the wire type {wire}" if number not in message.refused else ""
-    return f"has {names[number]}{how} in a {message.name}{_of(owner)}, which the exporter never writes"
+    return f"has {names[number]}{how} in {message.name}{_of(owner)}, which the exporter never writes"
 
 
 def _of(owner: str) -> str:
     return f" of {owner}" if owner else ""
 
 
-def _text(data: bytes, what: str) -> str:
+def _text(data: bytes, what: str, owner: str = "") -> str:
+    """Return a text; `what` and `owner` describe it in an error."""
     if len(data) > _MAX_NAME_BYTES:
-        raise GraphFormatError(f"has {what} with {len(data):,} bytes, expected at most {_MAX_NAME_BYTES:,}")
+        raise GraphFormatError(f"has {what}{_of(owner)} with {len(data):,} bytes, expected at most {_MAX_NAME_BYTES:,}")
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        raise GraphFormatError(f"has {what} that is not UTF-8, expected UTF-8") from None
+        raise GraphFormatError(f"has {what}{_of(owner)} that is not UTF-8, expected UTF-8") from None
     if "\0" in text:
-        raise GraphFormatError(f"has {what} with a zero byte, expected none")
+        raise GraphFormatError(f"has {what}{_of(owner)} with a zero byte, expected none")
     return text
-
-
-def _shown(name: str) -> str:
-    """Return a name of the graph as it may be printed, in quotes."""
-    name = name[:200]
-    return f"'{name if name.isprintable() else printable(name)}'"

@@ -1,8 +1,8 @@
 """The rules for the inputs and outputs of a bundle's components and their parts.
 
-The loop, the decoder and the safety check address tensors by their role: a decoder takes `latents` and makes `pixels`, a
-part takes what another one makes. A manifest that breaks such a rule is refused when it is read, so that nothing has to
-expect it later.
+The loop, the decoder and the safety check address tensors by the component's role: a decoder takes `latents` and makes
+`pixels`, a part takes outputs of others. A manifest that breaks such a rule is refused when it is read, so that no code
+behind it has to expect that.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def _check_specs(owner: str, kind: str, specs: tuple[TensorSpec, ...]) -> Iterat
     for spec in specs:
         if any(isinstance(axis, str) and not _AXIS.fullmatch(axis) for axis in spec.shape):
             yield f"{owner} has the {kind} {spec}, expected axes such as 4, height or 8*height"
-        if len(spec.shape) > _MAX_RANK or any(not 1 <= axis <= _MAX_SIZE for axis in spec.shape if isinstance(axis, int)):
+        if len(spec.shape) > _MAX_RANK or any(
+            not 1 <= axis <= _MAX_SIZE for axis in spec.shape if isinstance(axis, int)
+        ):
             yield f"{owner} has the {kind} {spec}, expected at most {_MAX_RANK} axes of 1 to {_MAX_SIZE:,}"
         if not spec.shape or isinstance(spec.shape[0], int) or "*" in spec.shape[0]:
             yield f"{owner} has the {kind} {spec}, expected a name for its first axis, such as batch"
@@ -94,7 +96,8 @@ def _check_role(name: str, component: Component) -> Iterator[str]:
         called = f" named {wanted}" if wanted is not None else ""
         if len(found) != 1 or (found[0].name != (wanted or found[0].name)):
             yield (
-                f"{name} has the inputs {_join(component.inputs)}, expected one{called} from {source}, as it is a {role}"
+                f"{name} has the inputs {_join(component.inputs)}, expected one{called} from {source}, as every {role} "
+                "has"
             )
         elif found[0].dtype not in dtypes or len(found[0].shape) != rank:
             yield f"{name} has the input {found[0]}, expected {' or '.join(dtypes)} with {rank} axes"
@@ -104,7 +107,7 @@ def _check_role(name: str, component: Component) -> Iterator[str]:
         if spec is None or spec.dtype != dtype or len(spec.shape) != rank:
             yield (
                 f"{name} has the outputs {_join(component.outputs)}, expected {wanted_output} among them, {dtype} with "
-                f"{rank} axes, as it is a {role}"
+                f"{rank} axes, as every {role} has"
             )
     if role == "denoiser":
         times = [spec for spec in component.inputs if spec.source in _TIMES]
@@ -132,7 +135,7 @@ def _check_sources(name: str, component: Component, components: Mapping[str, Com
 
 
 def _check_sizes(name: str, component: Component, manifest: Manifest) -> Iterator[str]:
-    """Check that latents have the channels and images the sides of the latent space, and tokens the tokenizer's length."""
+    """Check that latents and images have the latent space's channels and sides, and tokens the tokenizer's length."""
     spaces, role = manifest.latent_spaces, component.role
     space = spaces[name] if role == "denoiser" else next(iter(spaces.values()))
     latents, image, tokens = (component.input_from(source) for source in ("latents", "image", "tokens"))
@@ -141,14 +144,14 @@ def _check_sizes(name: str, component: Component, manifest: Manifest) -> Iterato
     if role == "denoiser" and latents is not None:
         batch, channels, *sides = latents.shape
         if not isinstance(channels, int) or channels < space.channels or any(isinstance(side, int) for side in sides):
-            yield f"{name} has the input {latents}, expected at least {space.channels} channels, and names for its sides"
+            yield f"{name} has the input {latents}, expected at least {space.channels} channels and names of its sides"
         wanted = TensorSpec(component.outputs[0].name, "float32", (batch, space.channels, *sides))
         if component.outputs[0] != wanted:
             yield f"{name} has the output {component.outputs[0]}, expected {wanted}"
     elif role in ("decoder", "preview-decoder") and latents is not None:
         yield from _check_image(name, latents, component.outputs[0], space)
         if len(component.inputs) != 1 or len(component.outputs) != 1:
-            yield f"{name} has the inputs {_join(component.inputs)}, expected latents alone, and pixels as its only output"
+            yield f"{name} has the inputs {_join(component.inputs)}, expected latents alone, and no output but pixels"
     elif role == "encoder" and image is not None:
         (mean,) = (spec for spec in component.outputs if spec.name == "mean")
         (logvar,) = (spec for spec in component.outputs if spec.name == "logvar")
@@ -201,11 +204,13 @@ def _check_split(name: str, component: Component) -> Iterator[str]:
         part, owner = parts[part_name], f"{name}'s {part_name} part"
         outputs = {spec.name: spec for spec in part.outputs}
         yield from _check_taken(owner, part, available)
-        if component.outputs[0].name not in outputs or not _fit(outputs[component.outputs[0].name], component.outputs[0]):
+        if component.outputs[0].name not in outputs or not _fit(
+            outputs[component.outputs[0].name], component.outputs[0]
+        ):
             yield f"{owner} has the outputs {_join(part.outputs)}, expected {component.outputs[0]} among them"
         if part_name == "body":
             if "shallow_body" in parts and _DEEP_FEATURES not in outputs:
-                yield f"{owner} has the outputs {_join(part.outputs)}, expected {_DEEP_FEATURES}, which shallow_body takes"
+                yield f"{owner} has the outputs {_join(part.outputs)}, expected {_DEEP_FEATURES} for shallow_body"
             available |= {key: spec for key, spec in outputs.items() if key == _DEEP_FEATURES}
 
 
@@ -307,7 +312,11 @@ def _check_slice(
     factor = _factor(made, "rows")
     rows, width = _multiply(factor, "rows"), _multiply(factor, "width")
     shape = ("batch", rows, width, 3) if last else ("batch", made.shape[1], rows, width)
-    if made.shape != shape or made.dtype != ("uint8" if last else "float32") or (not last and isinstance(shape[1], str)):
+    if (
+        made.shape != shape
+        or made.dtype != ("uint8" if last else "float32")
+        or (not last and isinstance(shape[1], str))
+    ):
         yield f"{owner} makes {made}, expected {'uint8' if last else 'float32'}{list(shape)}"
 
 

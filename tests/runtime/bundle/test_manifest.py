@@ -414,7 +414,9 @@ def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, Any]], 
 
 def test_slices_that_can_be_run(tree: Any) -> None:
     decoder = tree["components"]["vae_decoder"]
-    decoder["parts"] = {name: {**part, "graphs": decoder["graphs"]} for name, part in (("head", HEAD), ("slice.0", LAST))}
+    decoder["parts"] = {
+        name: {**part, "graphs": decoder["graphs"]} for name, part in (("head", HEAD), ("slice.0", LAST))
+    }
     decode_manifest(json.dumps(tree).encode())
 
 

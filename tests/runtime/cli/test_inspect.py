@@ -74,7 +74,13 @@ def test_a_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Bundle.open(folder).digest in out
     for shown in ("stable-diffusion-1", "openrail (LICENSE)", "made-up (diffusers)", "PNDMScheduler", "77 tokens"):
         assert shown in out
-    for shown in ("unet", "12,345", "float32 1.0 MB", "2e-06 relative of 0.0001 (noise_pred)", "text-to-image, inpainting"):
+    for shown in (
+        "unet",
+        "12,345",
+        "float32 1.0 MB",
+        "2e-06 relative of 0.0001 (noise_pred)",
+        "text-to-image, inpainting",
+    ):
         assert shown in out
     # Not taken for rich's markup.
     assert "latents float32[batch, 4, height, width]" in out
