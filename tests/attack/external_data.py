@@ -1,7 +1,7 @@
 """Graphs that reach for data other than their weights, or ask for more than a component may have.
 
 Each case is a graph of a small denoiser with one thing changed. It lies in a bundle with a correct hash, beside files
-that it must not reach: a secret one, a hard link and a symbolic link. Reading it from the bundle must be a `GraphError`.
+that it must not reach: a secret one, a hard link and a symbolic link. Reading it must be a `GraphError`.
 """
 
 from __future__ import annotations

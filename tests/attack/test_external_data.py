@@ -33,13 +33,10 @@ def test_the_graph_that_they_change_is_accepted(tmp_path: Path) -> None:
 
 def test_every_case_is_refused() -> None:
     for case in CASES:
-        try:
+        with pytest.raises(GraphError) as refused:
             check_graph(case.data, EXPECTED)
-        except GraphError as error:
-            assert str(error).startswith(GRAPH)
-            assert str(error).isprintable()
-        else:
-            raise AssertionError(case.name)
+        assert str(refused.value).startswith(GRAPH), case.name
+        assert str(refused.value).isprintable(), case.name
 
 
 def test_a_bundle_returns_none_of_them(tmp_path: Path) -> None:
