@@ -145,7 +145,8 @@ CALCULATED: dict[str, tuple[list[Message], list[Message]]] = {
     ),
     "numbers with fractions": (
         [n("Shape", "x", "all"), n("Cast", "all", "a", to=FLOAT), n("Div", "a w", "b"), n("Sqrt", "b", "c"),
-         n("Mul", "c w", "d"), n("Floor", "d", "e"), n("Round", "b", "f"), n("Add", "e f", "g"), n("Cast", "g", "s", to=INT64)],
+         n("Mul", "c w", "d"), n("Floor", "d", "e"), n("Round", "b", "f"), n("Add", "e f", "g"),
+         n("Cast", "g", "s", to=INT64)],
         [constant("w", FLOAT, [1], struct.pack("<f", 2.5))],
     ),
     "Where, Greater, Less and Equal": (
