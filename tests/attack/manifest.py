@@ -76,6 +76,8 @@ def _all_cases() -> Iterator[Case]:
         yield from _change_mapping(table, ())
     for name, component in tree["components"].items():
         yield from _change_component(name, component)
+    for name in tree["components"]:
+        yield Case(f"{name} renamed everywhere", functools.partial(_rename_everywhere, name))
     for key in ("channels", "downscale", "patch", "multiple", "frames"):
         for number in (0, 1, 3, 7, 1 << 20):
             yield _set(f"latent_spaces/unet/{key}={number}", ("latent_spaces", "unet", key), number)
@@ -151,6 +153,15 @@ def _drop(at: tuple[Any, ...], key: Any, tree: Tree) -> None:
 def _rename(at: tuple[Any, ...], name: str, other: str, tree: Tree) -> None:
     table = _get(tree, at)
     table[other] = table.pop(name)
+
+
+def _rename_everywhere(name: str, tree: Tree) -> None:
+    for key in ("components", "tokenizers", "schedulers", "latent_spaces"):
+        if name in tree[key]:
+            _rename((key,), name, "other", tree)
+    for component in tree["components"].values():
+        for spec in component["inputs"]:
+            spec["source"] = spec["source"].replace(f"{name}.", "other.")
 
 
 def _get(tree: Tree, at: tuple[Any, ...]) -> Tree:

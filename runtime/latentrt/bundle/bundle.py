@@ -26,6 +26,7 @@ from latentrt.bundle.digests import Progress, hash_bytes
 from latentrt.bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    Component,
     Manifest,
     PartName,
     Precision,
@@ -166,19 +167,26 @@ class Bundle:
         Raises:
             BundleError, IntegrityError: as for `path`.
         """
-        record = self.manifest.components.get(component)
-        if record is None:
-            raise BundleError(f"{self.folder} has no {component}; it has {', '.join(self.manifest.components)}")
-        name = record.weights.file
+        name = self._component(component).weights.file
         return WeightSet(self.path(name), self.manifest.files[name].sha256)
 
     def files_of(self, components: Iterable[str]) -> Iterator[str]:
-        """Yield the names of all files of these components: weights, and graphs of every precision and part."""
+        """Yield the names of all files of these components: weights, and graphs of every precision and part.
+
+        Raises:
+            BundleError: the bundle lacks one of the components.
+        """
         for name in components:
-            record = self.manifest.components[name]
+            record = self._component(name)
             yield record.weights.file
             for graphs in (record.graphs, *(part.graphs for part in record.parts.values())):
                 yield from (graph.file for graph in graphs.values())
+
+    def _component(self, name: str) -> Component:
+        record = self.manifest.components.get(name)
+        if record is None:
+            raise BundleError(f"{self.folder} has no {name}; it has {', '.join(self.manifest.components)}")
+        return record
 
     def _check_graph(self, name: str, data: bytes | None = None) -> None:
         """Check a file if it is a graph, once.

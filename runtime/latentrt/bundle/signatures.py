@@ -109,6 +109,8 @@ def _check_role(name: str, component: Component) -> Iterator[str]:
                 f"{name} has the outputs {_join(component.outputs)}, expected {wanted_output} among them, {dtype} with "
                 f"{rank} axes, as every {role} has"
             )
+    if role == "text-encoder" and (unknown := {spec.name for spec in component.inputs} - {"input_ids", "clip_skip"}):
+        yield f"{name} has the inputs {sorted(unknown)}, expected none beside input_ids and clip_skip"
     if role == "denoiser":
         times = [spec for spec in component.inputs if spec.source in _TIMES]
         if len(times) != 1 or times[0].dtype != "float32" or len(times[0].shape) != 1:
@@ -117,8 +119,8 @@ def _check_role(name: str, component: Component) -> Iterator[str]:
     if any(spec.shape[0] != first for spec in (*component.inputs, *component.outputs)):
         yield f"{name} has tensors whose first axis is not {first}, expected one name for all"
     made = {axis for spec in component.outputs for axis in _names(spec)}
-    if unknown := made - {axis for spec in component.inputs for axis in _names(spec)}:
-        yield f"{name} has outputs with the axes {sorted(unknown)}, expected axes of its inputs"
+    if unmade := made - {axis for spec in component.inputs for axis in _names(spec)}:
+        yield f"{name} has outputs with the axes {sorted(unmade)}, expected axes of its inputs"
 
 
 def _check_sources(name: str, component: Component, components: Mapping[str, Component]) -> Iterator[str]:
@@ -141,6 +143,10 @@ def _check_sizes(name: str, component: Component, manifest: Manifest) -> Iterato
     latents, image, tokens = (component.input_from(source) for source in ("latents", "image", "tokens"))
     if tokens is not None and tokens.shape[1] != manifest.tokenizers[name].length:
         yield f"{name} has the input {tokens}, expected chunks of {manifest.tokenizers[name].length}, the tokenizer's"
+    if tokens is not None:
+        for spec in component.outputs:
+            if spec.name == "hidden_states" and (spec.shape[1] != tokens.shape[1] or isinstance(spec.shape[2], str)):
+                yield f"{name} has the output {spec}, expected {tokens.shape[1]} tokens and a width"
     if role == "denoiser" and latents is not None:
         batch, channels, *sides = latents.shape
         if not isinstance(channels, int) or channels < space.channels or any(isinstance(side, int) for side in sides):
@@ -273,9 +279,8 @@ def _check_before_slices(name: str, component: Component) -> Iterator[str]:
     if "attention" in parts and len({made[key].shape[2] for key in ("queries", "keys", "values")}) != 1:
         yield f"{name}'s head part has the outputs {_join(parts['head'].outputs)}, expected one width of all three"
     for spec in parts[steps[-1][0]].outputs:
-        sides = [_AXIS.fullmatch(str(axis)) for axis in spec.shape[2:]]
-        if not isinstance(spec.shape[1], int) or [side and side[2] for side in sides] != ["height", "width"]:
-            yield f"{name}'s {steps[-1][0]} part makes {spec}, expected channels, height and width"
+        if _names(spec) != ["batch", "height", "width"] or not isinstance(spec.shape[1], int):
+            yield f"{name}'s {steps[-1][0]} part makes {spec}, expected batch, a number of channels, height and width"
 
 
 def _check_slice(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ from PIL import Image
 from latentrt.backends.session import Arrays, run
 from latentrt.bundle.manifest import LOW_RES_SCHEDULER
 from latentrt.decode import autoencoder
-from latentrt.errors import RequestError
+from latentrt.errors import BundleError, RequestError
 from latentrt.families.family import Family, Pixels, Stage
 from latentrt.images.feature_extractors import depth_to_latents, preprocess
 from latentrt.images.inputs import (
@@ -47,6 +47,7 @@ from latentrt.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from latentrt.backends.models import Components
     from latentrt.bundle.bundle import Bundle
+    from latentrt.bundle.manifest import Role
     from latentrt.request import Request, Sampling, Start
     from latentrt.resolve import ResolvedRequest
     from latentrt.sampling.schedule import Latents, Schedule
@@ -559,13 +560,15 @@ class StableDiffusion(Family):
 
     def __init__(self, bundle: Bundle, components: Components) -> None:
         super().__init__(bundle, components)
+        _require_components(bundle, (DENOISER, DECODER))
         self._stage = LatentDiffusion(bundle, components, DENOISER)
         self.stages = (self._stage,)
         self._tasks = {cls.name: cls(self._stage) for cls in _TASKS}
         self._stage.tasks = self._tasks
-        (width,) = (spec.shape[-1] for spec in bundle.manifest.components[DENOISER].inputs if spec.name == TEXT)
-        assert isinstance(width, int), "the manifest was checked"
-        self.embedding_width = width
+        for name in bundle.manifest.tasks:
+            if name in self._tasks:
+                _require_components(bundle, self._tasks[name].components())
+        self.embedding_width = _embedding_width(bundle)
 
     def task(self, request: Request) -> str:
         given = request.start.image is not None, request.start.mask is not None
@@ -704,6 +707,44 @@ class StableDiffusion(Family):
             return None
         defaults = self.bundle.manifest.defaults
         return min(defaults.height, defaults.width) // self.latent_space.downscale
+
+
+# The roles by which the components of this family are run.
+_ROLES: Mapping[str, Role] = {
+    TEXT_ENCODER: "text-encoder",
+    IMAGE_ENCODER: "image-encoder",
+    DENOISER: "denoiser",
+    ENCODER: "encoder",
+    DECODER: "decoder",
+    DEPTH_ESTIMATOR: "depth-estimator",
+}
+
+
+def _require_components(bundle: Bundle, names: Iterable[str]) -> None:
+    """Require components of these names, each of its role.
+
+    Raises:
+        BundleError: one is missing, or has another role.
+    """
+    for name in names:
+        found = bundle.manifest.components.get(name)
+        if found is None or found.role != _ROLES[name]:
+            raise BundleError(
+                f"{bundle.folder}: got the components {', '.join(bundle.manifest.components)}, expected {name} with "
+                f"the role {_ROLES[name]}, as the tasks {', '.join(bundle.manifest.tasks)} need; export the bundle again"
+            )
+
+
+def _embedding_width(bundle: Bundle) -> int:
+    """Return the width of the denoiser's text or image embeddings.
+
+    Raises:
+        BundleError: the denoiser has no such input.
+    """
+    for spec in bundle.manifest.components[DENOISER].inputs:
+        if spec.name == TEXT and len(spec.shape) == 3 and isinstance(width := spec.shape[-1], int):
+            return width
+    raise BundleError(f"{bundle.folder}: {DENOISER} has no input {TEXT} of 3 axes, the last a width; export it again")
 
 
 class LatentDiffusion(Stage):
