@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -560,14 +560,11 @@ class StableDiffusion(Family):
 
     def __init__(self, bundle: Bundle, components: Components) -> None:
         super().__init__(bundle, components)
-        _require_components(bundle, (DENOISER, DECODER))
+        _check_roles(bundle)
         self._stage = LatentDiffusion(bundle, components, DENOISER)
         self.stages = (self._stage,)
         self._tasks = {cls.name: cls(self._stage) for cls in _TASKS}
         self._stage.tasks = self._tasks
-        for name in bundle.manifest.tasks:
-            if name in self._tasks:
-                _require_components(bundle, self._tasks[name].components())
         self.embedding_width = _embedding_width(bundle)
 
     def task(self, request: Request) -> str:
@@ -709,29 +706,18 @@ class StableDiffusion(Family):
         return min(defaults.height, defaults.width) // self.latent_space.downscale
 
 
-# The roles by which the components of this family are run.
-_ROLES: Mapping[str, Role] = {
-    TEXT_ENCODER: "text-encoder",
-    IMAGE_ENCODER: "image-encoder",
-    DENOISER: "denoiser",
-    ENCODER: "encoder",
-    DECODER: "decoder",
-    DEPTH_ESTIMATOR: "depth-estimator",
-}
-
-
-def _require_components(bundle: Bundle, names: Iterable[str]) -> None:
-    """Require components of these names, each of its role.
+def _check_roles(bundle: Bundle) -> None:
+    """Require the two components that every task needs.
 
     Raises:
         BundleError: one is missing, or has another role.
     """
-    for name in names:
-        found = bundle.manifest.components.get(name)
-        if found is None or found.role != _ROLES[name]:
+    roles: dict[str, Role] = {DENOISER: "denoiser", DECODER: "decoder"}
+    for name, role in roles.items():
+        if name not in bundle.manifest.by_role(role):
             raise BundleError(
                 f"{bundle.folder}: got the components {', '.join(bundle.manifest.components)}, expected {name} with "
-                f"the role {_ROLES[name]}, as the tasks {', '.join(bundle.manifest.tasks)} need; export the bundle again"
+                f"the role {role}; export the bundle again"
             )
 
 
