@@ -171,7 +171,7 @@ class _Inference:
         node = inputs.node
         if node.op_type == "Shape":
             shape = inputs.shape(0)
-            return np.array(shape[slice(node.attributes.get("start"), node.attributes.get("end"))], np.int64)
+            return np.array(shape[inputs.whole("start", 0) : inputs.whole("end", len(shape))], np.int64)
         evaluate = _EVALUATED.get(node.op_type)
         if evaluate is None or any(
             value is None and shape is not None for value, shape in zip(inputs.values, inputs.shapes, strict=True)

@@ -306,11 +306,11 @@ class _Reader:
         return OnnxGraph(
             ir_version=found["ir_version"][0],
             opsets=opsets,
-            nodes=tuple(map(self._node, graph.get("node", ()))),
-            initializers=self._initializers(graph.get("initializer", ())),
-            inputs=self._values(graph.get("input", ()), "input"),
-            outputs=self._values(graph.get("output", ()), "output"),
-            value_info=self._values(graph.get("value_info", ()), "value"),
+            nodes=tuple(map(self._node, graph.get("node", []))),
+            initializers=self._initializers(graph.get("initializer", [])),
+            inputs=self._values(graph.get("input", []), "input"),
+            outputs=self._values(graph.get("output", []), "output"),
+            value_info=self._values(graph.get("value_info", []), "value"),
         )
 
     def _node(self, data: bytes) -> Node:
