@@ -1,4 +1,4 @@
-"""Runs every case of the attacks in this package, or those of the kinds that are named: `python -m tests.attack KIND …`.
+"""Runs every case of these attacks, or of the kinds that are named: `python -m tests.attack KIND …`.
 
 Exit code 1 if a case succeeds, takes longer than 5 seconds, or ends in an error that is none of ours.
 """
@@ -27,11 +27,11 @@ def main(kinds: list[str]) -> int:
                     module.run(case, Path(scratch) / "bundle")
                 except Exception:
                     failed += 1
-                    print(f"{kind}: {case.name}\n{traceback.format_exc()}")  # noqa: T201
+                    print(f"{kind}: {case.name}\n{traceback.format_exc()}")
                 if time.monotonic() - started > _MOST_SECONDS:
                     failed += 1
-                    print(f"{kind}: {case.name} took {time.monotonic() - started:.1f} s")  # noqa: T201
-        print(f"{kind}: {count} cases in {time.monotonic() - began:.0f} s, {failed} failed so far")  # noqa: T201
+                    print(f"{kind}: {case.name} took {time.monotonic() - started:.1f} s")
+        print(f"{kind}: {count} cases in {time.monotonic() - began:.0f} s, {failed} failed so far")
     return int(failed > 0)
 
 
