@@ -504,10 +504,11 @@ def _attention(inputs: _Inputs) -> list[Shape]:
 
 _Rule = Callable[[_Inputs], list[Shape]]
 _SAME = (
-    "Abs BatchNormalization Cast Clip Cos DequantizeLinear Floor Gelu GroupNormalization Identity LayerNormalization "
-    "Neg QuantizeLinear Reciprocal Relu Round ScatterElements ScatterND Sigmoid Sin Softmax Sqrt Tanh"
+    "Abs BatchNormalization Cast Clip Cos DequantizeLinear Erf Floor Gelu GroupNormalization Identity "
+    "LayerNormalization LeakyRelu Mish Neg QuantizeLinear Reciprocal Relu Round ScatterElements ScatterND Sigmoid Sin "
+    "Softmax Sqrt Tanh"
 )
-_BROADCASTING = "Add Div Equal Greater Less Max Min Mul Sub Where"
+_BROADCASTING = "Add Div Equal Greater Less Max Min Mul Pow Sub Where"
 _REDUCING = "ReduceL2 ReduceMax ReduceMean ReduceSum"
 _RULES: Mapping[tuple[str, str], _Rule] = {
     **{("", name): _same for name in _SAME.split()},
@@ -540,4 +541,5 @@ _RULES: Mapping[tuple[str, str], _Rule] = {
 }
 
 OPERATORS: frozenset[tuple[str, str]] = frozenset(_RULES)
-"""Domain and name of every operator that the exporter writes. A new one needs a rule here."""
+"""Domain and name of every operator that the exporter writes: for its tasks, precisions, parts and slices, and for the
+activation functions that a checkpoint's configuration may name (Erf, LeakyRelu, Mish, Pow). A new one needs a rule."""

@@ -47,8 +47,8 @@ def n(op_type: str, inputs: str, outputs: str = "made", **attributes: Any) -> Me
     return node(op_type, inputs.split(" "), outputs.split(" "), **attributes)
 
 
-UNARY = "Abs Clip Cos Floor Identity Neg Reciprocal Relu Round Sigmoid Sin Sqrt Tanh"
-BINARY = "Add Div Equal Greater Less Max Min Mul Sub"
+UNARY = "Abs Clip Cos Erf Floor Identity LeakyRelu Mish Neg Reciprocal Relu Round Sigmoid Sin Sqrt Tanh"
+BINARY = "Add Div Equal Greater Less Max Min Mul Pow Sub"
 W = floats("w", 8, 4, 3, 3)
 ROWS = n("Reshape", "x flat", "rows")
 CONV: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 2]}
