@@ -118,8 +118,8 @@ def _locations() -> Iterator[tuple[str, Message]]:
     ]  # fmt: skip
     for location in others:
         yield f"location {location[:40]!r}", _model([_weight(location=location)])
-    for location in (b"\xff", b"model.safetensors\xff", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf8\x88\x80\x80\x80"):
-        yield f"location {location!r}", _model([_weight(location=location)])
+    for raw in (b"\xff", b"model.safetensors\xff", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf8\x88\x80\x80\x80"):
+        yield f"location {raw!r}", _model([_weight(location=raw)])
 
 
 def _entries() -> Iterator[tuple[str, Message]]:

@@ -149,7 +149,7 @@ def manifest(folder: Path) -> Manifest:
 
 def _component(name: str) -> Component:
     role, inputs, outputs = SIGNATURES[name]
-    shapes = {inputs[0].name: (1, 4, 8, 8)}
+    shapes: dict[str, tuple[int, ...]] = {inputs[0].name: (1, 4, 8, 8)}
     gate = GateResult(output=outputs[0].name, shapes=shapes, metric="relative", value=2e-6, bound=1e-4)
     return Component(
         role=role,
