@@ -23,7 +23,9 @@ from latentrt.backends.session import Session
 from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.session import EngineSession, NamedWeights
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.graph_check import external_names
 from latentrt.bundle.manifest import Component, FileRecord, Precision
+from latentrt.bundle.printable import printable
 from latentrt.bundle.weights import map_weights
 from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import ENGINE_FORMAT, BuildStats, EngineIdentity, EngineRecord, SelfCheck
@@ -139,11 +141,23 @@ class _Builder:
         )
 
     def _read(self) -> tuple[Component, bytes, NamedArrays]:
-        """Read the graph and its weights, and compare both with the hashes in the manifest."""
-        bundle = Bundle.open(self.job.bundle, self.job.digest)
-        graph, weights = bundle.component_files(self.identity.component, self.identity.precision)
-        component = bundle.manifest.components[self.identity.component]
-        return component, bundle.read(graph), map_weights(bundle.path(weights))
+        """Read the graph and its weights, compare both with the hashes in the manifest, and check the graph.
+
+        The libraries' parsers open the file that a weight without an array names, in the current folder. So there must
+        be an array for each.
+
+        Raises:
+            BuildError: the weights file lacks a weight of the graph.
+        """
+        bundle, name = Bundle.open(self.job.bundle, self.job.digest), self.identity.component
+        graph_name, weights_name = bundle.component_files(name, self.identity.precision)
+        graph, weights = bundle.read(graph_name), map_weights(bundle.path(weights_name))
+        if missing := external_names(graph) - weights.keys():
+            raise BuildError(
+                f"{name}: {weights_name} has no {printable(min(missing))}, which {graph_name} takes from it; export "
+                "the bundle again"
+            )
+        return bundle.manifest.components[name], graph, weights
 
     def _build_plan(self, library: Library, component: Component, graph: bytes, weights: NamedArrays) -> memoryview:
         trt, name, options = library.module, self.identity.component, self.identity.options

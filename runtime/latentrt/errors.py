@@ -8,7 +8,8 @@ remedy::
     ├── CheckpointError                3   the input of an export is not a checkpoint that can be exported
     ├── BundleError                    4   the folder does not contain a bundle that can be run
     │   ├── ManifestError              4   bundle.json cannot be read, or describes an impossible bundle
-    │   └── IntegrityError             4   a file is missing, or differs from the one that the manifest pins
+    │   ├── IntegrityError             4   a file is missing, or differs from the one that the manifest pins
+    │   └── GraphError                 4   a graph is not one that the exporter writes, or not the manifest's
     ├── ExportError                    5   an export failed
     │   └── GateError                  5   a graph differs too much from the torch module it was exported from
     ├── SafetyError                    6   the safety check cannot be done, so no image is returned
@@ -36,6 +37,7 @@ __all__ = [
     "ExportError",
     "FeedError",
     "GateError",
+    "GraphError",
     "IntegrityError",
     "LatentRTError",
     "ManifestError",
@@ -98,6 +100,11 @@ class ManifestError(BundleError):
 
 class IntegrityError(BundleError):
     """A file of the bundle is missing, or its SHA-256 differs from the one that the manifest (or the caller) pins."""
+
+
+class GraphError(BundleError):
+    """A graph holds something that the exporter never writes, names other data than its weights, or does not agree with
+    the manifest. No backend has parsed it."""
 
 
 class ExportError(LatentRTError):

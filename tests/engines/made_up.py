@@ -124,14 +124,15 @@ def retrained(folder: Path, *names: str) -> Bundle:
 
 
 def broken(folder: Path, component: str) -> Bundle:
-    """Copy the sample bundle, with a graph that no library can build and a correct hash of it."""
+    """Copy the sample bundle, with a convolution that no library can build and a correct hash of the graph."""
     import onnx  # here, as tests of the runtime do without
 
     shutil.copytree(bundle_path(), folder)
     manifest = Bundle.open(folder).manifest
     graph = manifest.components[component].graphs[manifest.precision].file
     model = onnx.load(folder / graph, load_external_data=False)
-    model.graph.node[0].op_type = "Frobnicate"
+    convolution = next(node for node in model.graph.node if node.op_type == "Conv")
+    next(each for each in convolution.attribute if each.name == "group").i = 3  # of 4 channels
     (folder / graph).write_bytes(model.SerializeToString())
     files = {**manifest.files, graph: file_record(folder / graph)}
     (folder / "bundle.json").write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))

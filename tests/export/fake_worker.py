@@ -10,7 +10,7 @@ import pytest
 
 from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, GateResult, GraphRecord, InputSpec, Precision, WeightsRecord
-from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.tensors import DType, TensorSpec
 from latentrt_export.worker import Done, Job
 from tests.export.skeleton import write_skeleton
 from tests.tiny import write_tokenizer
@@ -50,9 +50,8 @@ class FakeWorker:
 
 def fake_component(job: Job, precision: Precision | None = None) -> Component:
     plan = job.component
-    inputs = tuple(InputSpec(name, "float32", ("batch", 4), source) for name, source in plan.sources.items())
-    outputs = tuple(TensorSpec(name, "float32", ("batch", 4)) for name in ("x", "hidden_states"))
-    gate = GateResult(output="x", shapes={"x": (1, 4)}, metric="relative", value=2e-6, bound=1e-4)
+    inputs, outputs = _signature(job)
+    gate = GateResult(output=outputs[0].name, shapes={"x": (1, 4)}, metric="relative", value=2e-6, bound=1e-4)
     graph = GraphRecord(file=f"{plan.name}/model.onnx", opset=21, nodes=3, gate=(gate,))
     return Component(
         role=plan.role,
@@ -63,6 +62,36 @@ def fake_component(job: Job, precision: Precision | None = None) -> Component:
         ),
         graphs={precision or job.precision: graph},
     )
+
+
+def _signature(job: Job) -> tuple[tuple[InputSpec, ...], tuple[TensorSpec, ...]]:
+    """Return inputs and outputs that a component of the job's role may have."""
+    plan, space = job.component, job.latent_space
+    latents: tuple[int | str, ...] = ("batch", space.channels, "height", "width")
+    sides = (f"{space.downscale}*height", f"{space.downscale}*width")
+    of_source: dict[str, tuple[DType, tuple[int | str, ...]]] = {
+        "latents": ("float32", latents),
+        "image": ("float32", ("batch", 3, *sides)),
+        "images": ("uint8", ("batch", "pixel_height", "pixel_width", 3)),
+        "tokens": ("int64", ("batch", 77)),
+    }
+    inputs = tuple(
+        InputSpec(name, *of_source.get(source, ("float32", ("batch",))), source)
+        for name, source in plan.sources.items()
+    )
+    outputs: dict[str, tuple[TensorSpec, ...]] = {
+        "denoiser": (TensorSpec("noise_pred", "float32", latents),),
+        "decoder": (TensorSpec("pixels", "uint8", ("batch", *sides, 3)),),
+        "preview-decoder": (TensorSpec("pixels", "uint8", ("batch", *sides, 3)),),
+        "encoder": (TensorSpec("mean", "float32", latents), TensorSpec("logvar", "float32", latents)),
+        "text-encoder": (TensorSpec("hidden_states", "float32", ("batch", 77, 4)),),
+        "classifier": (
+            TensorSpec("concept_scores", "float32", ("batch", 17)),
+            TensorSpec("special_care_scores", "float32", ("batch", 3)),
+            TensorSpec("flagged", "bool", ("batch",)),
+        ),
+    }
+    return inputs, outputs.get(plan.role, (TensorSpec("image_embeds", "float32", ("batch", 4)),))
 
 
 def install(monkeypatch: pytest.MonkeyPatch, worker: FakeWorker) -> FakeWorker:

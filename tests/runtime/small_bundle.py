@@ -27,20 +27,49 @@ from latentrt.bundle.manifest import (
     encode_manifest,
 )
 from latentrt.bundle.tensors import TensorSpec
+from tests.runtime.onnx_writer import small_graph
 
-ROLES: dict[str, tuple[Role, str]] = {
-    "text_encoder": ("text-encoder", "tokens"),
-    "unet": ("denoiser", "text_encoder.out"),
-    "vae_decoder": ("decoder", "latents"),
-    "safety_checker": ("classifier", "images"),
+# Role, inputs with their sources, and outputs of each component.
+SIGNATURES: dict[str, tuple[Role, tuple[InputSpec, ...], tuple[TensorSpec, ...]]] = {
+    "text_encoder": (
+        "text-encoder",
+        (InputSpec("input_ids", "int64", ("chunks", 77), "tokens"),),
+        (TensorSpec("hidden_states", "float32", ("chunks", 77, 4)),),
+    ),
+    "unet": (
+        "denoiser",
+        (
+            InputSpec("sample", "float32", ("evaluations", 4, "height", "width"), "latents"),
+            InputSpec("timestep", "float32", ("evaluations",), "timestep"),
+            InputSpec("encoder_hidden_states", "float32", ("evaluations", "tokens", 4), "text_encoder.hidden_states"),
+        ),
+        (TensorSpec("noise_pred", "float32", ("evaluations", 4, "height", "width")),),
+    ),
+    "vae_decoder": (
+        "decoder",
+        (InputSpec("latents", "float32", ("batch", 4, "height", "width"), "latents"),),
+        (TensorSpec("pixels", "uint8", ("batch", "8*height", "8*width", 3)),),
+    ),
+    "safety_checker": (
+        "classifier",
+        (InputSpec("pixels", "uint8", ("images", "pixel_height", "pixel_width", 3), "images"),),
+        (
+            TensorSpec("concept_scores", "float32", ("images", 3)),
+            TensorSpec("special_care_scores", "float32", ("images", 3)),
+            TensorSpec("flagged", "bool", ("images",)),
+        ),
+    ),
 }
-COMPONENTS = tuple(ROLES)
+COMPONENTS = tuple(SIGNATURES)
 WEIGHTS = "unet/model.safetensors"
 # Above the size from which digests are remembered.
 WEIGHTS_BYTES = (1 << 20) + 7
 
 FILES = {
-    **{f"{name}/model.onnx": f"the graph of {name}".encode() for name in COMPONENTS},
+    **{
+        f"{name}/model.onnx": small_graph(inputs, outputs, f"{name}/model.safetensors")
+        for name, (_, inputs, outputs) in SIGNATURES.items()
+    },
     **{f"{name}/model.safetensors": f"the weights of {name}".encode() for name in COMPONENTS},
     WEIGHTS: b"w" * WEIGHTS_BYTES,
     "tokenizer/tokenizer.json": b'{"made": "up"}',
@@ -119,12 +148,13 @@ def manifest(folder: Path) -> Manifest:
 
 
 def _component(name: str) -> Component:
-    gate = GateResult(output="out", shapes={"in": (1, 4, 8, 8)}, metric="relative", value=2e-6, bound=1e-4)
-    role, source = ROLES[name]
+    role, inputs, outputs = SIGNATURES[name]
+    shapes: dict[str, tuple[int, ...]] = {inputs[0].name: (1, 4, 8, 8)}
+    gate = GateResult(output=outputs[0].name, shapes=shapes, metric="relative", value=2e-6, bound=1e-4)
     return Component(
         role=role,
-        inputs=(InputSpec("in", "float32", ("batch", 4, "height", "width"), source),),
-        outputs=(TensorSpec("out", "float32", ("batch", 4, "8*height", "8*width")),),
+        inputs=inputs,
+        outputs=outputs,
         weights=WeightsRecord(file=f"{name}/model.safetensors", dtype="float32", tensors=2, parameters=12345),
         graphs={"float32": GraphRecord(file=f"{name}/model.onnx", opset=21, nodes=99, gate=(gate,))},
     )

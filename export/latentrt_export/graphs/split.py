@@ -33,7 +33,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from latentrt.bundle.manifest import GateResult, GraphRecord, Part, PartName, Precision
-from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.tensors import DType, TensorSpec
 from latentrt.errors import ExportError
 from latentrt_export.gates.token_merging import open_forced
 from latentrt_export.gates.verify import Run, check_output
@@ -93,16 +93,17 @@ def describe_values(values: Iterable[ir.Value]) -> Iterator[TensorSpec]:
     """Describe the inputs or outputs of a part.
 
     Raises:
-        ExportError: an axis has neither a size nor a name, or the first one has no name.
+        ExportError: an axis has neither a size nor a name, the first one has no name, or the values are no numbers that
+            a part exchanges.
     """
     for value in values:
-        shape = tuple(_size(size) for size in value.shape or ())
-        if not shape or isinstance(shape[0], int) or "" in shape:
+        shape, dtype = tuple(_size(size) for size in value.shape or ()), _DTYPES.get(value.dtype)
+        if not shape or isinstance(shape[0], int) or "" in shape or dtype is None:
             raise ExportError(
-                f"got {value.name} of shape {value.shape}, expected a name for the first axis and a size or a name for "
-                "the others"
+                f"got {value.name} of shape {value.shape} and type {value.dtype}, expected a name for the first axis, "
+                "a size or a name for the others, and float32 or int64"
             )
-        yield TensorSpec(str(value.name), "float32", shape)
+        yield TensorSpec(str(value.name), dtype, shape)
 
 
 def _size(size: int | ir.SymbolicDim) -> int | str:
@@ -148,6 +149,10 @@ def _find_module(value: ir.Value, modules: set[str]) -> str:
                 return scope
             nodes += [source.producer() for source in node.inputs if source is not None]
     raise ExportError(f"got {value.name} between parts, expected a value that a module's weight produced")
+
+
+# An upscaler's noise level is a whole number.
+_DTYPES: dict[ir.DataType | None, DType] = {ir.DataType.FLOAT: "float32", ir.DataType.INT64: "int64"}
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,8 @@
 """A bundle on disk: its manifest, and access to its files.
 
 `Bundle.open` reads the manifest; `Bundle.path` and `Bundle.read` give access to the files it names, each compared with
-its SHA-256 before anything parses it. A file that a run does not need is not hashed.
+its SHA-256 before anything parses it. A file that a run does not need is not hashed. A graph is also checked
+(`latentrt.bundle.graph_check`) before either of them returns it, so no backend can parse one that was not.
 
 Threat model. The manifest pins every file, so damage (a truncated download, a bad copy, an accidental edit) is detected
 before the file is used. It does not prove who made the bundle: someone who can change a file can change the manifest to
@@ -22,11 +23,21 @@ from pathlib import Path
 
 from latentrt.bundle.digest_cache import DigestCache
 from latentrt.bundle.digests import Progress, hash_bytes
-from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, PartName, Precision, decode_manifest
+from latentrt.bundle.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Component,
+    Manifest,
+    PartName,
+    Precision,
+    decode_manifest,
+    named_files,
+)
+from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.pinned_files import PinnedFiles
 from latentrt.bundle.root import BundleRoot
 from latentrt.bundle.weights import WeightSet
-from latentrt.errors import BundleError, IntegrityError, ManifestError, RequestError
+from latentrt.errors import BundleError, GraphError, IntegrityError, ManifestError, RequestError
 
 __all__ = ["Bundle", "check_digest_form"]
 
@@ -44,6 +55,7 @@ class Bundle:
 
     def __init__(self, folder: Path, manifest: Manifest, digest: str, files: PinnedFiles) -> None:
         self.folder, self.manifest, self.digest, self._files = folder, manifest, digest, files
+        self._checked_graphs: set[str] = set()
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.folder)!r}, digest={self.digest!r})"
@@ -90,17 +102,21 @@ class Bundle:
         Raises:
             BundleError: the manifest does not name the file.
             IntegrityError: it is missing, differs from the pinned one, or is a link that leads out of the bundle.
+            GraphError: it is a graph that the exporter cannot have written, or that differs from the manifest.
         """
         self._files.check([name])
+        self._check_graph(name)
         return self.folder / name
 
     def read(self, name: str) -> bytes:
         """Return the bytes of the file `name`, the same that were hashed. For small files: graphs and tokenizers.
 
         Raises:
-            BundleError, IntegrityError: as for `path`.
+            BundleError, IntegrityError, GraphError: as for `path`.
         """
-        return self._files.read(name)
+        data = self._files.read(name)
+        self._check_graph(name, data)
+        return data
 
     def check(self, names: Iterable[str]) -> None:
         """Compare several files with their SHA-256 in parallel; `path` returns without hashing them again.
@@ -111,15 +127,18 @@ class Bundle:
         self._files.check(names)
 
     def verify(self, progress: Progress | None = None) -> None:
-        """Hash every file of the bundle, regardless of cached digests.
+        """Hash every file of the bundle, regardless of cached digests, and check every graph.
 
         Args:
             progress: called with the number of bytes hashed since the last call, from one thread at a time.
 
         Raises:
             IntegrityError: a file is missing or differs; the message lists every faulty file.
+            GraphError: as for `path`.
         """
         self._files.verify(progress)
+        for name, _ in named_files(self.manifest):
+            self._check_graph(name)
 
     def component_files(self, component: str, precision: Precision, part: PartName | None = None) -> tuple[str, str]:
         """Return the names of a component's files: the graph that computes in `precision`, and the weights.
@@ -148,19 +167,44 @@ class Bundle:
         Raises:
             BundleError, IntegrityError: as for `path`.
         """
-        record = self.manifest.components.get(component)
-        if record is None:
-            raise BundleError(f"{self.folder} has no {component}; it has {', '.join(self.manifest.components)}")
-        name = record.weights.file
+        name = self._component(component).weights.file
         return WeightSet(self.path(name), self.manifest.files[name].sha256)
 
     def files_of(self, components: Iterable[str]) -> Iterator[str]:
-        """Yield the names of all files of these components: weights, and graphs of every precision and part."""
+        """Yield the names of all files of these components: weights, and graphs of every precision and part.
+
+        Raises:
+            BundleError: the bundle lacks one of the components.
+        """
         for name in components:
-            record = self.manifest.components[name]
+            record = self._component(name)
             yield record.weights.file
             for graphs in (record.graphs, *(part.graphs for part in record.parts.values())):
                 yield from (graph.file for graph in graphs.values())
+
+    def _component(self, name: str) -> Component:
+        record = self.manifest.components.get(name)
+        if record is None:
+            raise BundleError(f"{self.folder} has no {name}; it has {', '.join(self.manifest.components)}")
+        return record
+
+    def _check_graph(self, name: str, data: bytes | None = None) -> None:
+        """Check a file if it is a graph, once.
+
+        Args:
+            data: its content, the same that was hashed; None to read it.
+        """
+        if name in self._checked_graphs:
+            return
+        from latentrt.bundle.graph_check import check_graph, graphs_by_file  # numpy, which opening does not need
+
+        for expected in graphs_by_file(self.manifest).get(name, ()):
+            size = self.manifest.files[name].size
+            if size > MAX_GRAPH_BYTES:
+                raise GraphError(f"{name} has {size:,} bytes, expected a graph of at most {MAX_GRAPH_BYTES:,}")
+            data = self._files.read(name) if data is None else data
+            check_graph(data, expected)
+        self._checked_graphs.add(name)
 
     def _describe_graphs(self) -> Iterator[str]:
         for name, component in self.manifest.components.items():

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from latentrt.bundle.printable import printable
+from latentrt.bundle.signatures import find_signature_problems
 from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import ManifestError
@@ -94,15 +94,16 @@ Role = Literal[
     "depth-estimator",
 ]
 PillowFilter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-ComponentName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_]*$")]
-PartName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?$")]
+ComponentName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_]*$", max_length=64)]
+PartName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?$", max_length=64)]
 FamilyName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9.-]*$")]
 TaskName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
 InputSource = Annotated[
     str,
     msgspec.Meta(
         pattern=r"^(latents|timestep|c-noise|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
-        r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$"
+        r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$",
+        max_length=256,
     ),
 ]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -635,7 +636,7 @@ def _find_problems(manifest: Manifest) -> Iterator[str]:
     yield from _check_owners(manifest)
     for name, component in manifest.components.items():
         yield from _check_component(name, component, manifest.precision)
-        yield from _check_sources(name, component, manifest.components)
+    yield from find_signature_problems(manifest)
     yield from _check_defaults(manifest)
     yield from _check_changes(manifest)
 
@@ -688,51 +689,18 @@ def _check_component(name: str, component: Component, precision: str) -> Iterato
     wanted = {"int8", "float32"} if precision == "int8" else {precision}
     if wanted.isdisjoint(component.graphs):
         yield f"{name} has graphs for {sorted(component.graphs)}, expected one for the bundle's precision, {precision}"
-    yield from _check_signature(name, component.inputs, component)
+    yield from _check_gates(component)
     for part_name, part in component.parts.items():
-        owner = f"{name}'s {part_name} part"
-        yield from _check_signature(owner, part.inputs, part)
+        yield from _check_gates(part)
         if not part.graphs:
-            yield f"{owner} has no graph, expected at least one"
-    yield from _check_slices(name, component.parts)
+            yield f"{name}'s {part_name} part has no graph, expected at least one"
 
 
-def _check_sources(name: str, component: Component, components: Mapping[str, Component]) -> Iterator[str]:
-    for spec in component.inputs:
-        maker, dot, output = spec.source.partition(".")
-        if dot and (maker not in components or output not in {made.name for made in components[maker].outputs}):
-            yield f"{name}'s input {spec.name} comes from {spec.source}, expected an output of one of the components"
-
-
-def _check_slices(name: str, parts: Mapping[str, Part]) -> Iterator[str]:
-    """Check that slices are numbered without a gap, and that each can run on the output of the one before."""
-    found = [part for part in parts if part.startswith("slice.")]
-    wanted = [f"slice.{number}" for number in range(len(found))]
-    if {*found} != {*wanted}:
-        yield f"{name} has the slices {sorted(found)}, expected {wanted}"
-    if found and ("head" not in parts or ("attention" in parts) != ("neck" in parts)):
-        before = sorted(part for part in parts if part in ("head", "attention", "neck"))
-        yield f"{name} has slices behind {before}, expected head alone, or head, attention and neck"
-    for part in found:
-        if len(parts[part].outputs) != 1 or "features" not in [spec.name for spec in parts[part].inputs]:
-            yield f"{name}'s {part} part is not a slice, expected features among its inputs and one output"
-
-
-def _check_signature(owner: str, inputs: tuple[TensorSpec, ...], graphs: Component | Part) -> Iterator[str]:
-    for kind, specs in (("input", inputs), ("output", graphs.outputs)):
-        names = [spec.name for spec in specs]
-        if not names or len(set(names)) != len(names):
-            yield f"{owner} has the {kind}s {names}, expected at least one and each name once"
-        for spec in specs:
-            if any(isinstance(axis, str) and not _AXIS.fullmatch(axis) for axis in spec.shape):
-                yield f"{owner} has the {kind} {spec}, expected axes such as 4, height or 8*height"
+def _check_gates(graphs: Component | Part) -> Iterator[str]:
     for graph in graphs.graphs.values():
         for gate in graph.gate:
             if gate.value > gate.bound:
                 yield f"{graph.file!r} missed its gate, {gate.value:g} for {gate.output!r}, expected ≤ {gate.bound:g}"
-
-
-_AXIS = re.compile(r"([1-9][0-9]*\*)?[a-z][a-z0-9_]*", re.ASCII)
 
 
 def _check_defaults(manifest: Manifest) -> Iterator[str]:

@@ -24,7 +24,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A dimension is a number, the name of a free axis (`batch`, `height`), or a multiple of one (`8*height`).
     """
 
-    name: Annotated[str, msgspec.Meta(min_length=1)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     dtype: DType
     shape: tuple[int | str, ...]
 

@@ -20,7 +20,7 @@ from PIL import Image
 from latentrt.backends.session import Arrays, run
 from latentrt.bundle.manifest import LOW_RES_SCHEDULER
 from latentrt.decode import autoencoder
-from latentrt.errors import RequestError
+from latentrt.errors import BundleError, RequestError
 from latentrt.families.family import Family, Pixels, Stage
 from latentrt.images.feature_extractors import depth_to_latents, preprocess
 from latentrt.images.inputs import (
@@ -47,6 +47,7 @@ from latentrt.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from latentrt.backends.models import Components
     from latentrt.bundle.bundle import Bundle
+    from latentrt.bundle.manifest import Role
     from latentrt.request import Request, Sampling, Start
     from latentrt.resolve import ResolvedRequest
     from latentrt.sampling.schedule import Latents, Schedule
@@ -559,13 +560,12 @@ class StableDiffusion(Family):
 
     def __init__(self, bundle: Bundle, components: Components) -> None:
         super().__init__(bundle, components)
+        _check_roles(bundle)
         self._stage = LatentDiffusion(bundle, components, DENOISER)
         self.stages = (self._stage,)
         self._tasks = {cls.name: cls(self._stage) for cls in _TASKS}
         self._stage.tasks = self._tasks
-        (width,) = (spec.shape[-1] for spec in bundle.manifest.components[DENOISER].inputs if spec.name == TEXT)
-        assert isinstance(width, int), "the manifest was checked"
-        self.embedding_width = width
+        self.embedding_width = _embedding_width(bundle)
 
     def task(self, request: Request) -> str:
         given = request.start.image is not None, request.start.mask is not None
@@ -703,6 +703,33 @@ class StableDiffusion(Family):
             return None
         defaults = self.bundle.manifest.defaults
         return min(defaults.height, defaults.width) // self.latent_space.downscale
+
+
+def _check_roles(bundle: Bundle) -> None:
+    """Require the two components that every task needs.
+
+    Raises:
+        BundleError: one is missing, or has another role.
+    """
+    roles: dict[str, Role] = {DENOISER: "denoiser", DECODER: "decoder"}
+    for name, role in roles.items():
+        if name not in bundle.manifest.by_role(role):
+            raise BundleError(
+                f"{bundle.folder}: got the components {', '.join(bundle.manifest.components)}, expected {name} with "
+                f"the role {role}; export the bundle again"
+            )
+
+
+def _embedding_width(bundle: Bundle) -> int:
+    """Return the width of the denoiser's text or image embeddings.
+
+    Raises:
+        BundleError: the denoiser has no such input.
+    """
+    for spec in bundle.manifest.components[DENOISER].inputs:
+        if spec.name == TEXT and len(spec.shape) == 3 and isinstance(width := spec.shape[-1], int):
+            return width
+    raise BundleError(f"{bundle.folder}: {DENOISER} has no input {TEXT} of 3 axes, the last a width; export it again")
 
 
 class LatentDiffusion(Stage):

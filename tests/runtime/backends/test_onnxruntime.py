@@ -14,7 +14,7 @@ from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.session import run
 from latentrt.bundle.digests import file_record
 from latentrt.bundle.sample import bundle_path
-from latentrt.errors import BackendError, BundleError, FeedError, MissingExtraError
+from latentrt.errors import BackendError, BundleError, FeedError, GraphError, MissingExtraError
 from tests.runtime import small_bundle
 
 
@@ -116,7 +116,7 @@ def test_a_graph_cannot_read_files_of_its_own_choice(
     pin(copy, graph)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(BackendError, match="rejects the graph"):
+    with pytest.raises(GraphError, match=r"secret\.weights"):
         open_session(Bundle.open(copy), "vae_decoder")
 
 

@@ -354,15 +354,20 @@ def test_the_records_that_each_component_needs(tree: Any, key: str, owner: str) 
 
 
 def test_a_scheduler_of_another_purpose(tree: Any) -> None:
-    tree["components"]["unet"]["inputs"][0]["source"] = "noise-level"
+    level = {"name": "class_labels", "dtype": "int64", "shape": ["evaluations"], "source": "noise-level"}
+    tree["components"]["unet"]["inputs"].append(level)
     assert "low_res_scheduler" in contradiction(tree)
     tree["schedulers"]["low_res_scheduler"] = tree["schedulers"]["unet"]
     assert "low_res_scheduler" in decode_manifest(json.dumps(tree).encode()).schedulers
 
 
 def test_a_depth_estimator_without_preprocessing(tree: Any) -> None:
-    tree["components"]["vae_encoder"] = {**tree["components"]["text_encoder"], "role": "depth-estimator"}
-    tree["tokenizers"]["vae_encoder"] = tree["tokenizers"]["text_encoder"]
+    tree["components"]["vae_encoder"] = {
+        **tree["components"]["unet"],
+        "role": "depth-estimator",
+        "inputs": [{"name": "pixels", "dtype": "float32", "shape": ["batch", 3, 8, 8], "source": "image"}],
+        "outputs": [{"name": "predicted_depth", "dtype": "float32", "shape": ["batch", 8, 8]}],
+    }
     assert "vae_encoder has no preprocessing" in contradiction(tree)
     preprocessing = {"height": 8, "width": 8, "resample": "bicubic", "mean": [0, 0, 0], "std": [1, 1, 1]}
     tree["components"]["vae_encoder"]["preprocessing"] = preprocessing
@@ -373,8 +378,8 @@ def test_a_depth_estimator_without_preprocessing(tree: Any) -> None:
 
 @pytest.mark.parametrize("source", ["text_encoder.states", "image_encoder.out"])
 def test_an_input_from_nowhere(tree: Any, source: str) -> None:
-    tree["components"]["unet"]["inputs"][0]["source"] = source
-    assert f"in comes from {source}" in contradiction(tree)
+    tree["components"]["unet"]["inputs"][2]["source"] = source
+    assert f"encoder_hidden_states comes from {source}" in contradiction(tree)
 
 
 @pytest.mark.parametrize("axis", ["", "8 * height", "x*y", "0*height", "-1", "height*8"])
@@ -408,27 +413,43 @@ def test_a_gate_that_was_missed(tree: Any) -> None:
     assert "missed its gate" in contradiction(tree)
 
 
-SLICE = {"inputs": ["features"], "outputs": ["result"]}
+LATENTS = {"name": "latents", "dtype": "float32", "shape": ["batch", 4, "height", "width"]}
+HEAD = {"inputs": [LATENTS], "outputs": [{**LATENTS, "name": "result", "shape": ["batch", 8, "height", "width"]}]}
+FEATURES = {"name": "features", "dtype": "float32", "shape": ["batch", 8, "halo_rows", "width"]}
+PIXELS = {"name": "pixels", "dtype": "uint8", "shape": ["batch", "8*rows", "8*width", 3]}
+LAST = {"inputs": [FEATURES], "outputs": [PIXELS]}
+MEAN = {"name": "mean", "dtype": "float32", "shape": ["batch", 4]}
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"head": SLICE, "slice.1": SLICE}, r"has the slices ['slice.1'], expected ['slice.0']"),
-        ({"slice.0": SLICE}, "has slices behind [], expected head alone, or head, attention and neck"),
-        ({"head": SLICE, "neck": SLICE, "slice.0": SLICE}, "has slices behind ['head', 'neck']"),
-        ({"head": SLICE, "slice.0": {"inputs": ["rows"], "outputs": ["result"]}}, "slice.0 part is not a slice"),
-        ({"head": SLICE, "slice.0": {"inputs": ["features"], "outputs": ["a", "b"]}}, "and one output"),
+        ({"head": HEAD, "slice.1": LAST}, r"has the slices ['slice.1'], expected ['slice.0']"),
+        ({"slice.0": LAST}, "has slices behind [], expected head alone, or head, attention and neck"),
+        ({"head": HEAD, "neck": HEAD, "slice.0": LAST}, "has slices behind ['head', 'neck']"),
+        ({"head": HEAD, "slice.0": {**LAST, "inputs": [MEAN]}}, "slice.0 part is not a slice"),
+        ({"head": HEAD, "slice.0": {**LAST, "outputs": [PIXELS, MEAN]}}, "and one output"),
+        ({"head": {**HEAD, "outputs": [MEAN]}, "slice.0": LAST}, "head part has the outputs mean float32[batch, 4]"),
+        ({"head": HEAD, "slice.0": {**LAST, "inputs": [FEATURES, MEAN]}}, "expected mean and variance, or neither"),
+        ({"head": HEAD, "slice.0": {**LAST, "outputs": [MEAN]}}, "slice.0 part makes mean"),
+        (
+            {"head": HEAD, "slice.0": {**LAST, "outputs": [{**PIXELS, "shape": ["batch", "rows", "width", 3]}]}},
+            "enlarge latents 1 times together, expected 8",
+        ),
     ],
 )
-def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, list[str]]], message: str) -> None:
+def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, Any]], message: str) -> None:
     decoder = tree["components"]["vae_decoder"]
-    for name, sides in parts.items():
-        specs = {
-            side: [{"name": each, "dtype": "float32", "shape": ["batch"]} for each in sides[side]] for side in sides
-        }
-        decoder.setdefault("parts", {})[name] = {**specs, "graphs": decoder["graphs"]}
+    decoder["parts"] = {name: {**part, "graphs": decoder["graphs"]} for name, part in parts.items()}
     assert message in contradiction(tree)
+
+
+def test_slices_that_can_be_run(tree: Any) -> None:
+    decoder = tree["components"]["vae_decoder"]
+    decoder["parts"] = {
+        name: {**part, "graphs": decoder["graphs"]} for name, part in (("head", HEAD), ("slice.0", LAST))
+    }
+    decode_manifest(json.dumps(tree).encode())
 
 
 @pytest.mark.parametrize("name", ["", "slice.", "slice.01", "slice.100", "Head", "head.a", "two words"])

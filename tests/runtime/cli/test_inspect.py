@@ -74,10 +74,16 @@ def test_a_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Bundle.open(folder).digest in out
     for shown in ("stable-diffusion-1", "openrail (LICENSE)", "made-up (diffusers)", "PNDMScheduler", "77 tokens"):
         assert shown in out
-    for shown in ("unet", "12,345", "float32 1.0 MB", "2e-06 relative of 0.0001 (out)", "text-to-image, inpainting"):
+    for shown in (
+        "unet",
+        "12,345",
+        "float32 1.0 MB",
+        "2e-06 relative of 0.0001 (noise_pred)",
+        "text-to-image, inpainting",
+    ):
         assert shown in out
     # Not taken for rich's markup.
-    assert "in float32[batch, 4, height, width]" in out
+    assert "latents float32[batch, 4, height, width]" in out
     assert "64 × 64, 50 steps, guidance scale 7.5" in out
 
 
@@ -108,13 +114,13 @@ def test_the_time_and_memory_of_an_export(folder: Path, capsys: pytest.CaptureFi
 
 
 def test_a_bundle_with_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    keys = [{"name": f"blocks.{n}.keys", "dtype": "float32", "shape": ["batch", 4, "tokens"]} for n in range(7)]
+    keys = [{"name": f"blocks.{n}.keys", "dtype": "float32", "shape": ["evaluations", 4, "tokens"]} for n in range(7)]
     gate = {"output": "out", "shapes": {"in": [1, 4]}, "metric": "relative", "value": 3e-7, "bound": 1e-5}
     graph = {"file": "unet/model.onnx", "opset": 21, "nodes": 2345, "gate": [gate]}
 
     def divide(tree: dict[str, Any]) -> None:
         unet = tree["components"]["unet"]
-        inputs = [{key: spec[key] for key in ("name", "dtype", "shape")} for spec in unet["inputs"]]
+        inputs = [{key: spec[key] for key in ("name", "dtype", "shape")} for spec in unet["inputs"][2:]]
         prompt = {"inputs": inputs, "outputs": keys, "graphs": {"float32": graph}}
         body = {**prompt, "inputs": keys[:1], "outputs": unet["outputs"]}
         unet["parts"] = {"cross_attention_kv": prompt, "body": body}
@@ -124,8 +130,8 @@ def test_a_bundle_with_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     for shown in ("  cross_attention_kv ", "  body ", "2,345", "3e-07 relative of 1e-05 (out)"):
         assert shown in out
-    assert "7 × keys, the first is blocks.0.keys float32[batch, 4, tokens]" in out
-    assert "  blocks.0.keys float32[batch, 4, tokens]" in out, "one is shown as it is"
+    assert "7 × keys, the first is blocks.0.keys float32[evaluations, 4, tokens]" in out
+    assert "  blocks.0.keys float32[evaluations, 4, tokens]" in out, "one is shown as it is"
 
 
 def test_a_bundle_of_int8(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +177,9 @@ def test_a_manifest_cannot_talk_to_the_terminal(folder: Path, capsys: pytest.Cap
     def spoil(tree: dict[str, Any]) -> None:
         tree["source"]["name"] = "\x1b[2Jgone\u202e"
         tree["created_by"] = "[bold]x[/nonsense]"
-        tree["components"]["unet"]["outputs"][0]["name"] = "\x1b]0;title\x07"
+        tree["components"]["safety_checker"]["outputs"].append(
+            {"name": "\x1b]0;title\x07", "dtype": "float32", "shape": ["images"]}
+        )
         tree["components"]["unet"]["token_merging"] = {"ratio": 0.5, "blocks": ["\x1b[31m"]}
 
     edit_manifest(folder, spoil)

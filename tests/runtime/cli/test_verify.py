@@ -25,7 +25,7 @@ def test_an_intact_bundle(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     digest = Bundle.open(folder).digest
     assert run("verify", folder) == 0
     captured = capsys.readouterr()
-    assert f"intact: {len(FILES)} files, 1.0 MB" in captured.out
+    assert f"intact: {len(FILES)} files, 1.1 MB" in captured.out
     assert f"pin it: latentrt run {folder} … --digest {digest}" in captured.out
     assert not captured.err
 

@@ -1,0 +1,287 @@
+"""Checks a graph of a bundle before a backend parses it.
+
+ONNX Runtime, OpenVINO and TensorRT open whatever file a graph names as the place of its weights, and allocate whatever
+its shapes ask for. So a graph is read here first (`latentrt.bundle.onnx_graph`), and it runs only if
+
+- it is an ONNX graph with nothing in it but what the exporter writes: its IR version, its operator sets and operators
+  (`latentrt.bundle.graph_shapes.OPERATORS`), no function, no subgraph;
+- its inputs and outputs are those of the manifest;
+- every weight is in the component's own pinned file, inside its size, and no two overlap;
+- its constants are small, and one image of 64 × 64 latents needs no more memory than a component of its role may.
+
+The exporter runs the same check, so that a graph it could not run again fails while it is exported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from latentrt.bundle.graph_shapes import OPERATORS, Shape, infer_shapes, peak_bytes
+from latentrt.bundle.manifest import Component, GraphRecord, Manifest, Part, Role
+from latentrt.bundle.onnx_graph import GraphFormatError, OnnxGraph, Tensor, TensorType, quoted, read_graph
+from latentrt.bundle.printable import printable
+from latentrt.bundle.tensors import TensorSpec
+from latentrt.errors import GraphError
+
+__all__ = ["ComponentGraph", "check_graph", "external_names", "find_graphs", "graphs_by_file"]
+
+_IR_VERSION = 10
+_OPSETS = {"": 21, "com.microsoft": 1}
+_SUFFIX = ".onnx"
+# TensorProto.DataType of the types that a signature may have.
+_DTYPES = {"float32": 1, "uint8": 2, "int64": 7, "bool": 9, "float16": 10}
+# The largest constant of an exported graph is a causal mask of 6 kB.
+_MAX_CONSTANT_BYTES = 4 << 20
+_EXPORT_AGAIN = (
+    "A graph runs only if latentrt's exporter can have written it; export the checkpoint again: latentrt export "
+    "CHECKPOINT BUNDLE"
+)
+_DECIMAL = re.compile("0|[1-9][0-9]{0,17}", re.ASCII)
+
+# Sizes of named axes for the memory bound: one image of 512 × 512 pixels of an autoencoder that halves three times, a
+# multiple of 64 latents as no denoiser needs a larger one.
+_SIDE, _PIXELS, _PROMPT_TOKENS = 64, 512, 77
+_SIZES = {
+    **dict.fromkeys(("batch", "chunks", "evaluations", "images"), 1),
+    **dict.fromkeys(("height", "width", "rows", "queries", "timesteps"), _SIDE),
+    **dict.fromkeys(("pixel_height", "pixel_width"), _PIXELS),
+    "halo_rows": _SIDE + 2,
+}
+# Deep features (DeepCache) are smaller by a power of two, which a graph does not say.
+_DEEP_AXES, _DEEP_SIDES = ("deep_height", "deep_width"), (_SIDE // 2, _SIDE // 4, _SIDE // 8)
+# The scores of self-attention at that size take 0.5 GiB in Stable Diffusion 1 (8 heads), and are held twice; the
+# features of a decoder take 0.25 GiB each. A graph that asks for terabytes is far beyond, whatever it asks for.
+_MAX_BYTES: Mapping[Role, int] = {
+    "denoiser": 8 << 30,
+    "decoder": 8 << 30,
+    "encoder": 8 << 30,
+    "preview-decoder": 8 << 30,
+    "text-encoder": 2 << 30,
+    "image-encoder": 2 << 30,
+    "classifier": 2 << 30,
+    "depth-estimator": 2 << 30,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentGraph:
+    """A graph that the manifest names, and what it must agree with.
+
+    Attributes:
+        file, weights: names of the two files in the bundle.
+        weights_bytes: the size of the weights file.
+        opset: the version of the ONNX operators.
+    """
+
+    file: str
+    weights: str
+    weights_bytes: int
+    opset: int
+    role: Role
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def find_graphs(component: Component, weights_bytes: int) -> list[ComponentGraph]:
+    """Return the graphs of a component and its parts.
+
+    Args:
+        weights_bytes: size of its weights file.
+    """
+
+    def describe(signature: Component | Part, record: GraphRecord) -> ComponentGraph:
+        return ComponentGraph(
+            file=record.file,
+            weights=component.weights.file,
+            weights_bytes=weights_bytes,
+            opset=record.opset,
+            role=component.role,
+            inputs=signature.inputs,
+            outputs=signature.outputs,
+        )
+
+    signatures: list[Component | Part] = [component, *component.parts.values()]
+    return [describe(each, record) for each in signatures for record in each.graphs.values()]
+
+
+def graphs_by_file(manifest: Manifest) -> dict[str, list[ComponentGraph]]:
+    """Return the graphs of a bundle by their files. A file that is named twice must agree with both."""
+    found: dict[str, list[ComponentGraph]] = {}
+    for component in manifest.components.values():
+        for graph in find_graphs(component, manifest.files[component.weights.file].size):
+            found.setdefault(graph.file, []).append(graph)
+    return found
+
+
+def check_graph(data: bytes, expected: ComponentGraph, *, remedy: str = _EXPORT_AGAIN) -> None:
+    """Reject a graph that is not one of the exporter's, or does not agree with the manifest.
+
+    Args:
+        data: the content of the file.
+        remedy: the end of the message.
+
+    Raises:
+        GraphError: the message names the file, the node or tensor, and the value expected.
+    """
+    try:
+        if not expected.file.endswith(_SUFFIX):
+            raise GraphFormatError(f"is named as an ONNX graph, expected a name that ends in {_SUFFIX}")
+        graph = read_graph(data)
+        _check_versions(graph, expected.opset)
+        _check_operators(graph)
+        _check_names(graph)
+        _check_signature("input", graph.inputs, expected.inputs)
+        _check_signature("output", graph.outputs, expected.outputs)
+        _check_tensors(graph, expected)
+        _check_memory(graph, expected.role)
+    except GraphFormatError as error:
+        raise GraphError(f"{printable(expected.file)} {error}. {remedy}") from None
+
+
+def external_names(data: bytes) -> set[str]:
+    """Return the names of the tensors whose values are in the weights file, of a graph that was checked."""
+    return {name for name, tensor in read_graph(data).initializers.items() if tensor.external is not None}
+
+
+def _check_versions(graph: OnnxGraph, opset: int) -> None:
+    if graph.ir_version != _IR_VERSION:
+        raise GraphFormatError(f"is of IR version {graph.ir_version}, expected {_IR_VERSION}")
+    for domain, version in graph.opsets.items():
+        if _OPSETS.get(domain) != version:
+            known = ", ".join(f"{name or 'ai.onnx'} {number}" for name, number in _OPSETS.items())
+            raise GraphFormatError(f"uses the operators of {quoted(domain)} {version}, expected {known}")
+    if graph.opsets.get("") != opset:
+        raise GraphFormatError(f"has no operators of ONNX {opset}, expected those, as the manifest says")
+
+
+def _check_operators(graph: OnnxGraph) -> None:
+    for node in graph.nodes:
+        if (node.domain, node.op_type) not in OPERATORS:
+            domain = printable(node.domain) or "ai.onnx"
+            raise GraphFormatError(
+                f"has node {quoted(node.name)} with the operator {printable(node.op_type)} of {domain}, which is "
+                "not among those that the exporter writes"
+            )
+        if node.domain not in graph.opsets:
+            raise GraphFormatError(f"has node {quoted(node.name)} of {node.domain}, which it does not import")
+
+
+def _check_names(graph: OnnxGraph) -> None:
+    """Check that every tensor is made once, before it is read: parsers differ in what they make of anything else."""
+    if twice := graph.inputs.keys() & graph.initializers.keys():
+        raise GraphFormatError(f"has {quoted(min(twice))} as an input and as a constant, expected one of the two")
+    made = {*graph.inputs, *graph.initializers}
+    for node in graph.nodes:
+        for name in node.inputs:
+            if name and name not in made:
+                raise GraphFormatError(
+                    f"has node {quoted(node.name)} that reads {quoted(name)}, which nothing before it makes"
+                )
+        for name in node.outputs:
+            if not name or name in made:
+                raise GraphFormatError(
+                    f"has node {quoted(node.name)} that makes {quoted(name)}, expected a name of its own"
+                )
+            made.add(name)
+    if missing := graph.outputs.keys() - made:
+        raise GraphFormatError(f"makes no {quoted(min(missing))}, which is one of its outputs")
+
+
+def _check_signature(kind: str, found: Mapping[str, TensorType], specs: tuple[TensorSpec, ...]) -> None:
+    if list(found) != [spec.name for spec in specs]:
+        raise GraphFormatError(
+            f"has the {kind}s {[printable(name) for name in found]}, expected {[spec.name for spec in specs]} as in "
+            "the manifest"
+        )
+    for spec in specs:
+        made = found[spec.name]
+        if made.dtype != _DTYPES[spec.dtype] or made.shape != spec.shape:
+            raise GraphFormatError(
+                f"has the {kind} {spec.name} of data type {made.dtype} and shape {made.shape}, expected {spec} as in "
+                "the manifest"
+            )
+
+
+def _check_tensors(graph: OnnxGraph, expected: ComponentGraph) -> None:
+    """Check that constants are small, and that weights are in the component's file and do not overlap."""
+    place = PurePosixPath(expected.weights)
+    folder = PurePosixPath(expected.file).parent
+    location = str(place.relative_to(folder)) if place.is_relative_to(folder) else None
+    constants, spans = 0, list[tuple[int, int, str]]()
+    for tensor in graph.initializers.values():
+        if tensor.external is None:
+            constants += tensor.nbytes
+        else:
+            spans.append(_find_span(tensor, location, expected))
+    if constants > _MAX_CONSTANT_BYTES:
+        raise GraphFormatError(f"has {constants:,} bytes of constants, expected at most {_MAX_CONSTANT_BYTES:,}")
+    end, before = 0, ""
+    for first, last, name in sorted(spans):
+        if first < end:
+            raise GraphFormatError(f"has {quoted(name)} and {quoted(before)} in the same bytes of the weights")
+        end, before = last, name
+
+
+def _find_span(tensor: Tensor, location: str | None, expected: ComponentGraph) -> tuple[int, int, str]:
+    """Return the first byte of a weight in its file, and the one behind it.
+
+    Raises:
+        GraphFormatError: it is not in the component's weights file.
+    """
+    external, owner = tensor.external, f"{quoted(tensor.name)}"
+    assert external is not None, "the tensor is external"
+    if external.location != location:
+        raise GraphFormatError(
+            f"has {owner} in the file {quoted(external.location)}, expected '{location}', the component's "
+            "weights, and no other"
+        )
+    for key, digits in (("offset", external.offset), ("length", external.length)):
+        if not _DECIMAL.fullmatch(digits):
+            raise GraphFormatError(f"has {owner} at the {key} {quoted(digits)}, expected a decimal number")
+    offset, length = int(external.offset), int(external.length)
+    if length != tensor.nbytes or length == 0:
+        raise GraphFormatError(
+            f"has {owner} with {length:,} bytes, expected {tensor.nbytes:,} for its shape {list(tensor.shape)}, and "
+            "more than none"
+        )
+    if offset + length > expected.weights_bytes:
+        raise GraphFormatError(
+            f"has {owner} up to byte {offset + length:,} of {expected.weights}, expected at most "
+            f"{expected.weights_bytes:,}, the size of that file"
+        )
+    return offset, offset + length, tensor.name
+
+
+def _check_memory(graph: OnnxGraph, role: Role) -> None:
+    shapes = _infer_shapes(graph, {**_SIZES, "tokens": _SIDE * _SIDE if role == "decoder" else _PROMPT_TOKENS})
+    for name, declared in {**graph.value_info, **graph.outputs}.items():
+        if name in shapes and declared.shape is not None and not _agrees(declared.shape, shapes[name]):
+            raise GraphFormatError(
+                f"declares {quoted(name)} as {list(declared.shape)}, but its nodes make {list(shapes[name])}"
+            )
+    needed, node = peak_bytes(graph, shapes)
+    if needed > _MAX_BYTES[role]:
+        raise GraphFormatError(
+            f"needs {needed / 2**30:,.1f} GiB at node {quoted(node)} for one image of {_PIXELS} × {_PIXELS} "
+            f"pixels, expected at most {_MAX_BYTES[role] >> 30} GiB of a {role}"
+        )
+
+
+def _infer_shapes(graph: OnnxGraph, sizes: Mapping[str, int]) -> dict[str, Shape]:
+    named = {axis for spec in graph.inputs.values() for axis in spec.shape or ()}
+    *others, last = _DEEP_SIDES if not named.isdisjoint(_DEEP_AXES) else (_SIDE,)
+    for side in others:
+        with contextlib.suppress(GraphFormatError):
+            return infer_shapes(graph, {**sizes, **dict.fromkeys(_DEEP_AXES, side)})
+    return infer_shapes(graph, {**sizes, **dict.fromkeys(_DEEP_AXES, last)})
+
+
+def _agrees(declared: tuple[int | str | None, ...], shape: Shape) -> bool:
+    """Return whether a shape has the declared rank, and the declared size on every axis whose size is a number."""
+    return len(declared) == len(shape) and all(
+        size == each for each, size in zip(declared, shape, strict=True) if isinstance(each, int)
+    )

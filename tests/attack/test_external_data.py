@@ -1,0 +1,44 @@
+"""Every graph that reaches for other data is refused; a part of them in a real bundle, beside what they reach for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latentrt.bundle.graph_check import ComponentGraph, check_graph
+from latentrt.errors import GraphError
+from tests.attack import external_data
+from tests.attack.external_data import GRAPH, Case
+from tests.runtime.onnx_writer import encode
+from tests.runtime.small_bundle import SIGNATURES, WEIGHTS, WEIGHTS_BYTES
+
+CASES = list(external_data.cases())
+ROLE, INPUTS, OUTPUTS = SIGNATURES["unet"]
+EXPECTED = ComponentGraph(
+    file=GRAPH, weights=WEIGHTS, weights_bytes=WEIGHTS_BYTES, opset=21, role=ROLE, inputs=INPUTS, outputs=OUTPUTS
+)
+
+
+def test_there_are_enough_cases_and_none_twice() -> None:
+    assert len({case.name for case in CASES}) == len({case.data for case in CASES}) == len(CASES) >= 150
+
+
+def test_the_graph_that_they_change_is_accepted(tmp_path: Path) -> None:
+    valid = Case("valid", encode(external_data.valid()))
+    check_graph(valid.data, EXPECTED)
+    with pytest.raises(AssertionError, match="returned the graph"):
+        external_data.run(valid, tmp_path / "bundle")
+
+
+def test_every_case_is_refused() -> None:
+    for case in CASES:
+        with pytest.raises(GraphError) as refused:
+            check_graph(case.data, EXPECTED)
+        assert str(refused.value).startswith(GRAPH), case.name
+        assert str(refused.value).isprintable(), case.name
+
+
+def test_a_bundle_returns_none_of_them(tmp_path: Path) -> None:
+    for case in CASES[::7]:
+        external_data.run(case, tmp_path / "bundle")

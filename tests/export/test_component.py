@@ -1,0 +1,25 @@
+"""The export of one component. Its gate is in tests/export/gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentrt.errors import ExportError
+from latentrt_export.component import export_component
+from tests.export.gates.test_verify import LAYERS, SPACE, STATES, Normed
+
+
+class Summed(Normed):
+    """Layers with an operator that no exported graph has yet."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cumsum(super().forward(x), dim=1)
+
+
+def test_an_operator_that_the_runtime_would_refuse_fails_while_it_is_exported(tmp_path: Path) -> None:
+    module = Summed().eval().requires_grad_(False)
+    with pytest.raises(ExportError, match=r"operator CumSum .* rule in latentrt\.bundle\.graph_shapes"):
+        export_component(module, LAYERS, tmp_path, "float32", STATES, SPACE, lambda text: None)

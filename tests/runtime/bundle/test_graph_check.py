@@ -1,0 +1,215 @@
+"""Graphs are checked where a bundle hands them out. Graphs that reach for other data are in `tests/attack`."""
+
+from __future__ import annotations
+
+import ast
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import latentrt
+from latentrt.bundle import graph_check
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import file_record
+from latentrt.bundle.graph_check import ComponentGraph, check_graph, external_names, graphs_by_file
+from latentrt.bundle.manifest import Role
+from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
+from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.weights import map_weights
+from latentrt.errors import GraphError
+from tests.runtime.onnx_writer import constant, encode, external, graph, model, node, small_graph
+from tests.runtime.small_bundle import SIGNATURES, WEIGHTS, edit_manifest, write_bundle
+
+GRAPH = "unet/model.onnx"
+ROLE, INPUTS, OUTPUTS = SIGNATURES["unet"]
+EXPECTED = ComponentGraph(
+    file=GRAPH, weights=WEIGHTS, weights_bytes=64, opset=21, role=ROLE, inputs=INPUTS, outputs=OUTPUTS
+)
+VALID = small_graph(INPUTS, OUTPUTS, WEIGHTS)
+
+
+def refusal(data: bytes, expected: ComponentGraph = EXPECTED) -> str:
+    with pytest.raises(GraphError) as refused:
+        check_graph(data, expected)
+    return str(refused.value)
+
+
+def put(folder: Path, data: bytes) -> None:
+    """Put a graph into a bundle, with its hash."""
+    (folder / GRAPH).write_bytes(data)
+    pin = file_record(folder / GRAPH)
+
+    def repin(tree: dict[str, Any]) -> None:
+        tree["files"][GRAPH] = {"sha256": pin.sha256, "size": pin.size}
+
+    edit_manifest(folder, repin)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "bundle")
+
+
+def test_every_graph_of_the_sample_bundle_is_accepted(bundle: Bundle) -> None:
+    graphs = graphs_by_file(bundle.manifest)
+    assert len(graphs) == 30
+    for name in graphs:
+        bundle.path(name)
+    for name, component in bundle.manifest.components.items():
+        weights = map_weights(bundle.path(component.weights.file))
+        own = external_names(bundle.read(bundle.component_files(name, bundle.manifest.precision)[0]))
+        assert own == weights.keys(), "an engine is built from arrays of these names, and no file"
+
+
+# --- The seam ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [Bundle.read, Bundle.path, lambda bundle, name: bundle.verify()])
+def test_no_way_to_a_graph_that_is_not_checked(folder: Path, read: Callable[[Bundle, str], Any]) -> None:
+    read(Bundle.open(folder), GRAPH)
+    put(folder, b"no graph at all")
+    with pytest.raises(GraphError, match=GRAPH):
+        read(Bundle.open(folder), GRAPH)
+    read_other = Bundle.open(folder).read("LICENSE")
+    assert read_other, "what is no graph is returned as it is"
+
+
+def test_backends_and_builders_reach_graphs_through_the_bundle_alone() -> None:
+    """`component_files` gives names; only `Bundle.read` and `Bundle.path` lead from a name to a file."""
+    runtime = Path(latentrt.__file__).parent
+    folders = (runtime / "backends", runtime / "engines", runtime.parent.parent / "engines" / "latentrt_engines")
+    found = [
+        f"{path.name}: {ast.unparse(each.right)}"
+        for folder in folders
+        for path in folder.rglob("*.py")
+        for each in ast.walk(ast.parse(path.read_text()))
+        if isinstance(each, ast.BinOp) and ast.unparse(each.left).endswith("bundle.folder")
+    ]
+    # The hard links of weights that OpenVINO needs in a hub cache.
+    assert found == ["placement.py: component.weights.file"]
+
+
+def test_a_graph_is_checked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(graph_check, "check_graph", lambda data, expected: checked.append(expected.file))
+    bundle = Bundle.open(folder)
+    for _ in range(3):
+        bundle.read(GRAPH)
+        bundle.path(GRAPH)
+    assert checked == [GRAPH]
+
+
+def test_a_graph_too_large_to_be_one_is_not_read(folder: Path) -> None:
+    with (folder / GRAPH).open("r+b") as stream:
+        stream.truncate(MAX_GRAPH_BYTES + 1)  # a hole, which takes no room
+
+    def enlarge(tree: dict[str, Any]) -> None:
+        tree["files"][GRAPH] = {"sha256": file_record(folder / GRAPH).sha256, "size": MAX_GRAPH_BYTES + 1}
+
+    edit_manifest(folder, enlarge)
+    with pytest.raises(GraphError, match="expected a graph of at most"):
+        Bundle.open(folder).path(GRAPH)
+
+
+# --- Agreement with the manifest --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        TensorSpec("latents", "float32", ("evaluations", 4, "height", "width")),
+        TensorSpec("sample", "float16", ("evaluations", 4, "height", "width")),
+        TensorSpec("sample", "float32", ("evaluations", 8, "height", "width")),
+        TensorSpec("sample", "float32", ("evaluations", 4, "height")),
+        TensorSpec("sample", "float32", ("evaluations", 4, "width", "height")),
+    ],
+)
+def test_an_input_or_output_that_the_manifest_describes_otherwise(spec: TensorSpec) -> None:
+    check_graph(VALID, EXPECTED)
+    assert "as in the manifest" in refusal(VALID, replace(EXPECTED, inputs=(spec, *INPUTS[1:])))
+    assert "as in the manifest" in refusal(VALID, replace(EXPECTED, inputs=INPUTS[::-1]))
+    output = TensorSpec("noise_pred", spec.dtype, spec.shape)
+    if output != OUTPUTS[0]:
+        assert "the output noise_pred" in refusal(VALID, replace(EXPECTED, outputs=(output,)))
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        ({"weights": "vae_decoder/model.safetensors"}, "expected 'None'"),
+        ({"weights": "unet/other.safetensors"}, "expected 'other.safetensors'"),
+        ({"weights": "unet/parts/model.safetensors"}, "expected 'parts/model.safetensors'"),
+        ({"weights_bytes": 3}, "up to byte 4 of unet/model.safetensors, expected at most 3"),
+        ({"opset": 20}, "no operators of ONNX 20"),
+        ({"file": "unet/model.xml"}, r"a name that ends in .onnx"),
+    ],
+)
+def test_a_file_that_the_manifest_describes_otherwise(change: dict[str, Any], fragment: str) -> None:
+    assert fragment in refusal(VALID, replace(EXPECTED, **change))
+
+
+def test_weights_in_a_folder_below_the_graph() -> None:
+    data = encode(
+        model(
+            graph(
+                [node("Mul", ["sample", "scale"], ["noise_pred"])],
+                [external("scale", 1, [1], location="parts/model.safetensors")],
+                INPUTS,
+                OUTPUTS,
+            )
+        )
+    )
+    check_graph(data, replace(EXPECTED, weights="unet/parts/model.safetensors"))
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("role", "heads"), [("denoiser", 64), ("text-encoder", 16), ("classifier", 16)])
+def test_the_most_memory_of_a_role(role: Role, heads: int) -> None:
+    """Scores of one head take 64 MiB, and are held twice: by the softmax too."""
+    assert "GiB at node" in refusal(encode_scores(heads), replace(EXPECTED, role=role))
+    check_graph(encode_scores(heads // 2 - 1), replace(EXPECTED, role=role))
+
+
+def encode_scores(heads: int) -> bytes:
+    """Return a graph with scores of `heads` × 4096 × 4096 tokens, and their softmax."""
+    nodes = [
+        node("Slice", ["sample", "zero", "one", "one"], ["first"]),
+        node("Reshape", ["first", "column shape"], ["column"]),
+        node("Reshape", ["first", "row shape"], ["row"]),
+        node("Expand", ["row", "many"], ["rows"]),
+        node("MatMul", ["column", "rows"], ["scores"]),
+        node("Softmax", ["scores"], ["means"]),
+        node("ReduceMax", ["means"], ["most"], keepdims=0),
+        node("Mul", ["sample", "most"], ["scaled"]),
+        node("Mul", ["scaled", "scale"], ["noise_pred"]),
+    ]
+    numbers = {"zero": [0], "one": [1], "column shape": [1, -1, 1], "row shape": [1, 1, -1], "many": [heads, 1, 4096]}
+    constants = [constant(name, 7, [len(each)], struct.pack(f"<{len(each)}q", *each)) for name, each in numbers.items()]
+    return encode(
+        model(graph(nodes, [external("scale", 1, [1], location="model.safetensors"), *constants], INPUTS, OUTPUTS))
+    )
+
+
+@pytest.mark.parametrize("halved", [1, 2, 3])
+def test_deep_features_of_any_level(halved: int) -> None:
+    """The manifest names the sides of deep features, and not how often they were halved."""
+    deep = TensorSpec("deep_features", "float32", ("evaluations", 4, "deep_height", "deep_width"))
+    nodes = [node("Resize", ["deep_features", "", "sides"], ["large"]), node("Add", ["large", "sample"], ["sum"])]
+    nodes.append(node("Mul", ["sum", "scale"], ["noise_pred"]))
+    sides = constant("sides", 1, [4], struct.pack("<4f", 1, 1, 2**halved, 2**halved))
+    weight = external("scale", 1, [1], location="model.safetensors")
+    data = encode(model(graph(nodes, [weight, sides], [INPUTS[0], deep], OUTPUTS)))
+    check_graph(data, replace(EXPECTED, inputs=(INPUTS[0], deep)))
+
+
+def test_an_axis_without_a_size() -> None:
+    spec = TensorSpec("sample", "float32", ("evaluations", 4, "height", "depth"))
+    data = small_graph([spec], [TensorSpec("noise_pred", "float32", spec.shape)], WEIGHTS)
+    named = replace(EXPECTED, inputs=(spec,), outputs=(TensorSpec("noise_pred", "float32", spec.shape),))
+    assert "the axis 'depth'" in refusal(data, named)
