@@ -32,12 +32,16 @@ from latentrt.sampling.samplers import check_suits, find
 from latentrt.sampling.training_noise import select_training_config, training_alphas
 from latentrt.text.tokenizer import Tokenizer
 from latentrt_export.checkpoints.checkpoint import Checkpoint
+from latentrt_export.checkpoints.checkpoint_files import read_text_file
 from latentrt_export.checkpoints.tokenizer import export_tokenizer
 from latentrt_export.families.plan import ExportPlan
 from latentrt_export.quantize.options import QuantizationOptions
 from latentrt_export.worker import Done, Job, SplitOptions, run_worker
 
 __all__ = ["Progress", "write_bundle"]
+
+
+_LARGEST_DOCUMENT_BYTES = 16 << 20
 
 
 class Progress(Protocol):
@@ -156,7 +160,7 @@ def _warn_about_runs(checkpoint: Checkpoint, plan: ExportPlan, progress: Progres
 def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
     for name, path in checkpoint.documents.items():
         try:
-            text = path.read_bytes()
+            text = read_text_file(path, _LARGEST_DOCUMENT_BYTES)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         (bundle / name).write_bytes(text)

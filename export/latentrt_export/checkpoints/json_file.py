@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.errors import CheckpointError
+from latentrt_export.checkpoints.checkpoint_files import read_text_file
 
 __all__ = ["read_object"]
+
+# The index of a model's shards has some 100 kB.
+_LARGEST_BYTES = 16 << 20
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that contains an object.
 
     Raises:
-        CheckpointError: the file is missing, cannot be read, is not JSON, or does not contain an object.
+        CheckpointError: the file is missing, cannot be read, is too large, is not JSON, or does not contain an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text_file(path, _LARGEST_BYTES).decode("utf-8"))
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}; the checkpoint is incomplete, download it again"

@@ -32,6 +32,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from latentrt.errors import CheckpointError, ExportError
+from latentrt_export.checkpoints.checkpoint_files import check_folders
+from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
 
 __all__ = ["COMPONENTS", "ComponentLayout", "PredictionType", "SingleFile", "convert", "detect", "unpack"]
@@ -270,9 +272,10 @@ def _configured_prediction(settings: Mapping[str, Mapping[str, Any]]) -> Predict
 
 def _read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     names = ["model_index.json", "scheduler/scheduler_config.json", *(f"{one}/config.json" for one in COMPONENTS)]
+    check_folders(folder, "model_index.json", "scheduler", "tokenizer", *COMPONENTS)
     try:
-        return {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in names}
-    except (OSError, ValueError) as error:
+        return {name: read_object(folder / name) for name in names}
+    except CheckpointError as error:
         raise CheckpointError(
             f"{folder} does not describe a checkpoint; expected {', '.join(names)}: {error}"
         ) from None

@@ -16,6 +16,8 @@ from latentrt_export.checkpoints.json_file import read_object
 __all__ = ["Weights", "find_weights", "load_pretrained"]
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+# The format's own limit.
+_LARGEST_HEADER_BYTES = 100_000_000
 _CONVERT = (
     'python -c "import torch, sys; from safetensors.torch import save_file; '
     "weights = torch.load(sys.argv[1], weights_only=True); "
@@ -142,7 +144,8 @@ def _check_size(file: Path) -> None:
 def _read_expected_size(file: Path, size: int) -> int:
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        # A damaged length could exceed the memory.
+        if length > _LARGEST_HEADER_BYTES:
+            raise ValueError(f"its header has {length:,} bytes, expected at most {_LARGEST_HEADER_BYTES:,}")
         header = json.loads(stream.read(length)) if length <= size else {}
     ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
     return int(8 + length + max(ends, default=0))
