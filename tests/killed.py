@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-__all__ = ["in_child", "start_child"]
+__all__ = ["count_steps", "in_child", "start_child"]
 
 # Python reports these before it changes a file system (https://docs.python.org/3/library/audit_events.html), and `open`
 # before it opens any file. A process is killed before, and so also right after, each change that it makes.
@@ -51,14 +51,42 @@ def in_child(work: Callable[[], object], *, kill_at: int | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(start_child(work, kill_at=kill_at), 0)[1])
 
 
+def count_steps(work: Callable[[], object]) -> int:
+    """Do `work` in a process of its own, and return the number of steps before which it can be killed."""
+    steps, (reading, writing) = 0, os.pipe()
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    def counted() -> None:
+        _on_each_step(count)
+        try:
+            work()
+        finally:
+            os.write(writing, str(steps).encode())
+
+    in_child(counted)
+    os.close(writing)
+    with os.fdopen(reading) as counts:
+        return int(counts.read())
+
+
 def _kill_at(step: int) -> None:
     left = step
 
-    def count(event: str, arguments: tuple[object, ...]) -> None:
+    def count() -> None:
         nonlocal left
-        if event in _STEPS:
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
 
-    sys.addaudithook(count)
+    _on_each_step(count)
+
+
+def _on_each_step(call: Callable[[], None]) -> None:
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event in _STEPS:
+            call()
+
+    sys.addaudithook(hook)
