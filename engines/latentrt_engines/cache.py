@@ -27,6 +27,7 @@ from latentrt.bundle.atomic_file import remove_abandoned_drafts, write_atomicall
 from latentrt.bundle.digests import open_regular
 from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.engines.store import (
+    DRAFTS,
     LOCKS,
     QUARANTINE,
     RECORD_NAME,
@@ -51,7 +52,6 @@ __all__ = [
     "translating_os_errors",
 ]
 
-_DRAFTS = "drafts"
 _SHORTEST_PREFIX = 4
 _LARGEST_DIGESTS_BYTES = 64 << 20
 
@@ -77,7 +77,7 @@ class EngineCache(EngineStore):
             EngineError: the cache is not writable.
         """
         with translating_os_errors(self.folder):
-            for name in (LOCKS, _DRAFTS):
+            for name in (LOCKS, DRAFTS):
                 (self.folder / name).mkdir(mode=0o700, exist_ok=True)
             lock = _make_lock(self.folder / LOCKS / f"{key}.lock")
             try:
@@ -85,7 +85,7 @@ class EngineCache(EngineStore):
             except TimeoutError:
                 on_wait()
                 lock.acquire()
-        draft = self.folder / _DRAFTS / f"{key}.plan"
+        draft = self.folder / DRAFTS / f"{key}.plan"
         try:
             with translating_os_errors(self.folder):
                 # Only the holder of the lock writes here, so an earlier draft was left by a killed process. Opening
@@ -152,17 +152,6 @@ class EngineCache(EngineStore):
         _remove_other_plans(engine)
         return engine
 
-    def find_leftovers(self) -> list[Path]:
-        """Return files that no engine needs: the quarantine, drafts of dead processes, and folders without a record."""
-        quarantined = [path for path in (self.folder / QUARANTINE).glob("*") if path.is_dir()]
-        drafts = [path for path in (self.folder / _DRAFTS).glob("*.plan") if not self._is_locked(path.stem)]
-        bare = [
-            self.folder / key
-            for key in self.list_keys()
-            if not (self.folder / key / RECORD_NAME).exists() and not self._is_locked(key)
-        ]
-        return [*quarantined, *drafts, *bare]
-
     def delete(self, prunable: Prunable) -> bool:
         """Delete what `find_prunable` found, if it is still there and has not been used or built again since.
 
@@ -175,7 +164,7 @@ class EngineCache(EngineStore):
         if path.parent == self.folder / QUARANTINE:
             shutil.rmtree(path, ignore_errors=True)
             return True
-        if path.parent == self.folder / _DRAFTS:
+        if path.parent == self.folder / DRAFTS:
             with self.lock(path.stem):  # which removes the draft
                 return True
         with self.lock(key):
@@ -187,15 +176,6 @@ class EngineCache(EngineStore):
             if unchanged:
                 self.remove(key)
             return unchanged
-
-    def _is_locked(self, key: str) -> bool:
-        lock = _make_lock(self.folder / LOCKS / f"{key}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except TimeoutError:
-            return True
-        lock.release()
-        return False
 
 
 def _remove_other_plans(engine: StoredEngine) -> None:
