@@ -18,7 +18,7 @@ from latentrt.bundle.weights import map_weights
 from latentrt.engines.record import EngineIdentity, EngineOptions, EngineRecord, engine_key
 from latentrt.engines.store import RECORD_NAME, WEIGHTS_NAME, StoredEngine
 from latentrt.errors import EngineDamagedError, RequestError
-from latentrt_engines.cache import EngineCache, Prunable, digest_arrays, find_prunable
+from latentrt_engines.cache import EngineCache, Prunable, digest_arrays, find_prunable, read_array_digests
 from latentrt_engines.library import load_library
 from tests.engines.made_up import PLAN, identity, publish, record
 from tests.killed import in_child
@@ -68,6 +68,14 @@ def test_a_prefix_of_several_keys(sample: Bundle, cache: EngineCache) -> None:
     with pytest.raises(RequestError, match=f"'{first.key[:4]}'.* 2 engines"):
         cache.find_by_prefix(first.key[:4])
     assert cache.find_by_prefix(second.key[:12]) == second
+
+
+def test_digests_in_a_pipe_are_not_waited_for(sample: Bundle, cache: EngineCache) -> None:
+    made = engine(cache, sample)
+    assert read_array_digests(made)
+    (made.folder / WEIGHTS_NAME).unlink()
+    os.mkfifo(made.folder / WEIGHTS_NAME)
+    assert read_array_digests(made) is None
 
 
 # Pruning
