@@ -32,7 +32,7 @@ def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)  # a socket's path must be short
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket")
-        with pytest.raises(OSError, match="No such device|not supported"):
+        with pytest.raises(OSError, match=r"No such device|not supported"):
             open_regular("socket")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from latentrt.bundle import staging
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.file_lock import claim
+from latentrt.bundle.file_lock import claim, create_locked
 from latentrt.bundle.staging import find_abandoned_stages, remove_abandoned_stages, staged
 from latentrt.errors import BundleError, IntegrityError, OutputError
 from tests.killed import in_child, start_child
@@ -477,7 +477,11 @@ def killed_while_writing(place: Path) -> None:
 
 
 def killed_before_its_first_file(place: Path) -> None:
-    staging.create_locked = lambda path: die()  # type: ignore[attr-defined, assignment, return-value]
+    def die_instead(path: Path, mode: int = 0o600) -> int | None:
+        die()
+        return None
+
+    staging.create_locked = die_instead  # type: ignore[attr-defined]
     staged(place, overwrite=True).__enter__()
 
 
@@ -575,13 +579,13 @@ def test_folders_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_folder_that_is_taken_for_a_leftover_before_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the making of the folder and the lock another process may remove it: then a new one is made."""
-    create, taken = staging.create_locked, list[Path]()
+    taken = list[Path]()
 
     def remove_first(path: Path) -> int | None:
         if not taken:
             taken.append(path)
             remove_abandoned_stages(tmp_path)
-        return create(path)
+        return create_locked(path)
 
     monkeypatch.setattr(staging, "create_locked", remove_first)
     with staged(tmp_path / "bundle", overwrite=False) as stage:
