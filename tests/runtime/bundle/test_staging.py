@@ -266,6 +266,19 @@ def test_a_reader_always_finds_a_bundle(tmp_path: Path) -> None:
     assert misses == 0
 
 
+@pytest.mark.usefixtures("_two_renames")
+def test_the_moment_between_two_renames_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, rename = earlier_at(tmp_path / "bundle"), Path.rename
+
+    def slowly(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        time.sleep(0.05 if self == place else 0)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", slowly)
+    assert count_misses(place, 3)[1] == 0
+
+
 def test_with_an_exchange_the_path_exists_at_any_time(tmp_path: Path) -> None:
     """Without `Bundle.open`, which would wait: another program's view."""
     place = earlier_at(tmp_path / "bundle")
