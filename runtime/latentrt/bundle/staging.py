@@ -295,9 +295,17 @@ def _make_root(place: Path) -> tuple[Path, int]:
         except OSError:
             root.rmdir()
             raise
-        if lock is not None:
+        if lock is None:
+            with contextlib.suppress(OSError):
+                root.rmdir()
+            continue
+        try:
             os.write(lock, os.fsencode(place.name))
-            return root, lock
+        except OSError:
+            _remove_root(root)
+            os.close(lock)
+            raise
+        return root, lock
 
 
 def remove_abandoned_stages(parent: Path) -> None:

@@ -446,6 +446,20 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert list_names(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("failing", ["tempfile.mkdtemp", "os.write"])
+def test_a_read_only_or_full_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    place = earlier_at(tmp_path / "bundle")
+
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(failing, fail)
+    with pytest.raises(OutputError, match=f"{tmp_path} cannot be written to: Permission denied"):
+        staged(place, overwrite=True).__enter__()
+    assert list_names(tmp_path) == ["bundle"]
+    assert content(place) == "earlier"
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     with (
         pytest.raises(OutputError, match=r"bundle cannot be written: No space left on device; its former content"),
