@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.bundle.atomic_file import write_atomically
+from latentrt.bundle.digests import open_regular
 from latentrt.engines.record import EngineIdentity, EngineOptions, ShapeRange
 from latentrt.errors import BuildError
 from latentrt_engines.library import Library
@@ -116,7 +117,8 @@ def use_timing_cache(config: Any, path: Path, warn: Callable[[str], None]) -> Ca
 
 def _read_timings(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as stream:
+            return stream.read()
     except FileNotFoundError:
         return b""
     except OSError as error:

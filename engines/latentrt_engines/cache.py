@@ -4,6 +4,8 @@ A process that builds an engine holds the lock of the engine's key; the operatin
 process exits or crashes. The plan is written as a draft under the lock and renamed to its own hash; the record is
 replaced last, by a rename. So a builder that is killed at any time leaves the earlier engine, the new one or none; the
 next holder of the lock removes its unfinished files.
+
+Pruning decides again under the lock: an engine that was built or used since it was listed is kept.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from numpy.typing import NDArray
 
-from latentrt.bundle.atomic_file import write_atomically
+from latentrt.bundle.atomic_file import remove_abandoned_drafts, write_atomically
+from latentrt.bundle.digests import open_regular
 from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.engines.store import (
+    DRAFTS,
     LOCKS,
     QUARANTINE,
     RECORD_NAME,
@@ -48,8 +52,8 @@ __all__ = [
     "translating_os_errors",
 ]
 
-_DRAFTS = "drafts"
 _SHORTEST_PREFIX = 4
+_LARGEST_DIGESTS_BYTES = 64 << 20
 
 
 class EngineCache(EngineStore):
@@ -73,7 +77,7 @@ class EngineCache(EngineStore):
             EngineError: the cache is not writable.
         """
         with translating_os_errors(self.folder):
-            for name in (LOCKS, _DRAFTS):
+            for name in (LOCKS, DRAFTS):
                 (self.folder / name).mkdir(mode=0o700, exist_ok=True)
             lock = _make_lock(self.folder / LOCKS / f"{key}.lock")
             try:
@@ -81,17 +85,25 @@ class EngineCache(EngineStore):
             except TimeoutError:
                 on_wait()
                 lock.acquire()
-        draft = self.folder / _DRAFTS / f"{key}.plan"
+        draft = self.folder / DRAFTS / f"{key}.plan"
         try:
             with translating_os_errors(self.folder):
                 # Only the holder of the lock writes here, so an earlier draft was left by a killed process. Opening
                 # it now reports a folder that is not writable before the build.
                 draft.write_bytes(b"")
+                self._remove_unfinished(key)
             yield draft
         finally:
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)
             lock.release()
+
+    def _remove_unfinished(self, key: str) -> None:
+        """Remove the files that a killed process left in an engine's folder. The caller holds the key's lock."""
+        remove_abandoned_drafts(self.folder / key)
+        with contextlib.suppress(EngineDamagedError):  # a damaged record is left for the quarantine
+            if (engine := self.get(key)) is not None:
+                _remove_other_plans(engine)
 
     def find_intact(self, key: str) -> StoredEngine | None:
         """Return the engine with a key; quarantine it and return None if its plan does not have the recorded hash."""
@@ -137,40 +149,47 @@ class EngineCache(EngineStore):
             os.replace(draft, engine.plan_path)
             write_atomically(engine.folder / WEIGHTS_NAME, msgspec.json.encode(digests), mode=0o600)
             write_atomically(engine.folder / RECORD_NAME, encode_record(record), mode=0o600)
-        for other in engine.folder.glob("*.plan"):
-            if other.name != plan_name(record):
-                other.unlink(missing_ok=True)
+        _remove_other_plans(engine)
         return engine
 
-    def find_leftovers(self) -> list[Path]:
-        """Return files that no engine needs: the quarantine, drafts of dead processes, and folders without a record."""
-        quarantined = [path for path in (self.folder / QUARANTINE).glob("*") if path.is_dir()]
-        drafts = [path for path in (self.folder / _DRAFTS).glob("*.plan") if not self._is_locked(path.stem)]
-        bare = [
-            self.folder / key
-            for key in self.list_keys()
-            if not (self.folder / key / RECORD_NAME).exists() and not self._is_locked(key)
-        ]
-        return [*quarantined, *drafts, *bare]
+    def delete(self, prunable: Prunable) -> bool:
+        """Delete what `find_prunable` found, if it is still there and has not been used or built again since.
 
-    def delete(self, path: Path) -> None:
-        """Delete an engine's folder or a leftover; wait for a process that builds the engine."""
-        if path.parent == self.folder:
-            with self.lock(path.name):
-                self.remove(path.name)
-        elif path.is_dir():
+        A process that builds the engine is waited for, and its new engine is kept.
+
+        Returns:
+            Whether it was deleted.
+        """
+        path, key = prunable.path, prunable.path.name
+        if path.parent == self.folder / QUARANTINE:
             shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-    def _is_locked(self, key: str) -> bool:
-        lock = _make_lock(self.folder / LOCKS / f"{key}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except TimeoutError:
             return True
-        lock.release()
-        return False
+        if path.parent == self.folder / DRAFTS:
+            with self.lock(path.stem):  # which removes the draft
+                return True
+        with self.lock(key):
+            if prunable.record is None:
+                unchanged = not (path / RECORD_NAME).exists()
+            else:
+                found = _read_state(self, key)
+                unchanged = found is not None and found == (prunable.record, prunable.used_at_ns)
+            if unchanged:
+                self.remove(key)
+            return unchanged
+
+
+def _remove_other_plans(engine: StoredEngine) -> None:
+    for other in engine.folder.glob("*.plan"):
+        if other.name != plan_name(engine.record):
+            other.unlink(missing_ok=True)
+
+
+def _read_state(cache: EngineStore, key: str) -> tuple[EngineRecord, int] | None:
+    """Return an engine's record and the time of its last use in nanoseconds since 1970; None if it is gone."""
+    with contextlib.suppress(EngineDamagedError, OSError):
+        if (engine := cache.get(key)) is not None:
+            return engine.record, (engine.folder / RECORD_NAME).stat().st_mtime_ns
+    return None
 
 
 def _make_lock(path: Path) -> BaseFileLock:
@@ -222,8 +241,8 @@ def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
 
 def read_array_digests(engine: StoredEngine) -> dict[str, str] | None:
     """Read the digests of the weight arrays that an engine was published with; None if they cannot be read."""
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode((engine.folder / WEIGHTS_NAME).read_bytes(), type=dict[str, str])
+    with contextlib.suppress(OSError, msgspec.DecodeError), open_regular(engine.folder / WEIGHTS_NAME) as stream:
+        return msgspec.json.decode(stream.read(_LARGEST_DIGESTS_BYTES), type=dict[str, str])
     return None
 
 
@@ -232,11 +251,18 @@ def read_array_digests(engine: StoredEngine) -> dict[str, str] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Prunable:
-    """A file or folder of the cache that can be deleted, and the reason."""
+    """A file or folder of the cache that can be deleted, and the reason.
+
+    Attributes:
+        record, used_at_ns: the engine's record, and the time of its last use in nanoseconds since 1970; None and 0 for
+            a leftover. They tell whether it is still the same when it is deleted.
+    """
 
     path: Path
     reason: str
     size_bytes: int
+    record: EngineRecord | None = None
+    used_at_ns: int = 0
 
 
 def find_prunable(cache: EngineCache, *, everything: bool, not_used_since: float | None) -> list[Prunable]:
@@ -252,24 +278,40 @@ def find_prunable(cache: EngineCache, *, everything: bool, not_used_since: float
         for path in cache.find_leftovers()
     ]
     for engine in cache.engines():
-        reason = _prune_reason(engine, versions, everything=everything, not_used_since=not_used_since)
+        state = _read_state(cache, engine.key)
+        if state is None:  # deleted meanwhile
+            continue
+        record, used_at_ns = state
+        reason = _prune_reason(record, used_at_ns, versions, everything=everything, not_used_since=not_used_since)
         if reason is not None:
-            found.append(Prunable(path=engine.folder, reason=reason, size_bytes=_total_size(engine.folder)))
+            found.append(
+                Prunable(
+                    path=engine.folder,
+                    reason=reason,
+                    size_bytes=_total_size(engine.folder),
+                    record=record,
+                    used_at_ns=used_at_ns,
+                )
+            )
     return found
 
 
 def _prune_reason(
-    engine: StoredEngine, versions: Mapping[LibraryName, str], *, everything: bool, not_used_since: float | None
+    record: EngineRecord,
+    used_at_ns: int,
+    versions: Mapping[LibraryName, str],
+    *,
+    everything: bool,
+    not_used_since: float | None,
 ) -> str | None:
-    identity = engine.record.identity
+    identity = record.identity
     version = versions.get(identity.library)
     if everything:
         return f"{identity.component}, as all engines"
     # A version-compatible plan outlives an upgrade.
     if version not in (None, identity.library_version) and not identity.options.version_compatible:
         return f"{identity.component}, built by {identity.library} {identity.library_version}, this is {version}"
-    used = (engine.folder / RECORD_NAME).stat().st_mtime
-    if not_used_since is not None and used < not_used_since:
+    if not_used_since is not None and used_at_ns < not_used_since * 1e9:
         return f"{identity.component}, not used recently"
     return None
 
@@ -279,7 +321,11 @@ def _describe_leftover(path: Path) -> str:
 
 
 def _total_size(path: Path) -> int:
-    return sum(file.stat().st_size for file in _files(path))
+    total = 0
+    for file in _files(path):
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            total += file.lstat().st_size
+    return total
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -11,7 +11,6 @@ import click
 
 from latentrt.bundle.manifest import Manifest, Precision, QuantizationMethod
 from latentrt.errors import MissingExtraError
-from latentrt.worker_process import terminable
 
 if TYPE_CHECKING:
     from latentrt_export.checkpoints.single_file import PredictionType
@@ -111,7 +110,7 @@ def export(
 
     started = time.monotonic()
     quantization_options = read_options(quantization, calibration_prompts, calibration_steps)
-    with terminable(), Reporter() as reporter:
+    with Reporter() as reporter:
         manifest = _exporter()(
             checkpoint,
             bundle,

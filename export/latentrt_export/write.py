@@ -33,6 +33,7 @@ from latentrt.sampling.samplers import check_suits, find
 from latentrt.sampling.training_noise import select_training_config, training_alphas
 from latentrt.text.tokenizer import Tokenizer
 from latentrt_export.checkpoints.checkpoint import Checkpoint
+from latentrt_export.checkpoints.checkpoint_files import read_text_file
 from latentrt_export.checkpoints.tokenizer import export_tokenizer
 from latentrt_export.checkpoints.weights import check_values
 from latentrt_export.export_warning import ExportWarning
@@ -41,6 +42,9 @@ from latentrt_export.quantize.options import QuantizationOptions
 from latentrt_export.worker import Done, Job, SplitOptions, run_worker
 
 __all__ = ["Progress", "write_bundle"]
+
+
+_LARGEST_DOCUMENT_BYTES = 16 << 20
 
 
 class Progress(Protocol):
@@ -170,7 +174,7 @@ def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan, progress: Pro
 def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
     for name, path in checkpoint.documents.items():
         try:
-            text = path.read_bytes()
+            text = read_text_file(path, _LARGEST_DOCUMENT_BYTES)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         (bundle / name).write_bytes(text)

@@ -8,6 +8,7 @@ largest piece, its peak is measurable, and the parent survives to report a crash
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -18,7 +19,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Self
 
 import msgspec
@@ -26,7 +26,7 @@ import msgspec
 from latentrt import errors
 from latentrt.errors import LatentRTError, MissingExtraError
 
-__all__ = ["Ending", "Failed", "WorkerProcess", "peak_bytes", "take_job", "terminable"]
+__all__ = ["Ending", "Failed", "WorkerProcess", "peak_bytes", "take_job"]
 
 # Error texts of the system and of libraries; a dead worker leaves nothing else.
 _NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
@@ -158,9 +158,23 @@ def take_job() -> tuple[bytes, Callable[[msgspec.Struct], None]]:
     def report(message: msgspec.Struct) -> None:
         report_to.write(msgspec.json.encode(message) + b"\n")
 
+    _be_killed_with_parent()
     job = sys.stdin.buffer.readline()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     return job, report
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _be_killed_with_parent() -> None:
+    """Have Linux kill this process when its parent ends, even in a library's long call that holds Python's lock.
+
+    A parent that has ended already has closed standard input, so that there is no job to take.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _end_with_parent() -> None:
@@ -181,23 +195,3 @@ def peak_bytes() -> int:
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Raise SystemExit on SIGTERM and SIGHUP within the block, so that unfinished files are removed as after Ctrl-C.
-
-    A signal that is ignored or has a handler keeps its disposition.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    handled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for number in handled:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in handled:
-            signal.signal(number, signal.SIG_DFL)

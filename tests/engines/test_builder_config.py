@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -256,3 +257,9 @@ def test_an_unusable_file_is_an_error(tmp_path: Path) -> None:
         use_timing_cache(FakeConfig(), tmp_path, lambda text: None)
     with pytest.raises(BuildError, match="cannot be written: No such file or directory"):
         measure(tmp_path / "nowhere" / "times")
+
+
+def test_a_pipe_of_timings_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BuildError, match="not a regular file"):
+        use_timing_cache(FakeConfig(), tmp_path / "pipe", lambda text: None)

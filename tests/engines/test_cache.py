@@ -3,7 +3,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import signal
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,12 +15,13 @@ import pytest
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.weights import map_weights
-from latentrt.engines.record import EngineIdentity, EngineOptions, engine_key
-from latentrt.engines.store import RECORD_NAME, StoredEngine
+from latentrt.engines.record import EngineIdentity, EngineOptions, EngineRecord, engine_key
+from latentrt.engines.store import RECORD_NAME, WEIGHTS_NAME, StoredEngine
 from latentrt.errors import EngineDamagedError, RequestError
-from latentrt_engines.cache import EngineCache, Prunable, digest_arrays, find_prunable
+from latentrt_engines.cache import EngineCache, Prunable, digest_arrays, find_prunable, read_array_digests
 from latentrt_engines.library import load_library
-from tests.engines.made_up import PLAN, identity, publish
+from tests.engines.made_up import PLAN, identity, publish, record
+from tests.killed import in_child
 from tests.runtime.small_bundle import change_byte
 
 VERSION = load_library("tensorrt_rtx").version
@@ -64,6 +68,14 @@ def test_a_prefix_of_several_keys(sample: Bundle, cache: EngineCache) -> None:
     with pytest.raises(RequestError, match=f"'{first.key[:4]}'.* 2 engines"):
         cache.find_by_prefix(first.key[:4])
     assert cache.find_by_prefix(second.key[:12]) == second
+
+
+def test_digests_in_a_pipe_are_not_waited_for(sample: Bundle, cache: EngineCache) -> None:
+    made = engine(cache, sample)
+    assert read_array_digests(made)
+    (made.folder / WEIGHTS_NAME).unlink()
+    os.mkfifo(made.folder / WEIGHTS_NAME)
+    assert read_array_digests(made) is None
 
 
 # Pruning
@@ -158,10 +170,87 @@ def test_deleting_prunable_engines(sample: Bundle, cache: EngineCache) -> None:
     assert cache.find_intact(damaged.key) is None
     assert len(found(cache)) == 2
     for each in found(cache):
-        cache.delete(each.path)
+        assert cache.delete(each)
         assert not each.path.exists()
     assert found(cache) == []
     assert stays.folder.exists()
+
+
+def build_again(cache: EngineCache, bundle: Bundle, old: StoredEngine) -> None:
+    publish(cache, bundle, old.record.identity, b"built a second ago")
+
+
+def build_the_same_plan_again(cache: EngineCache, bundle: Bundle, old: StoredEngine) -> None:
+    """Only the time of its last use differs."""
+    publish(cache, bundle, old.record.identity)
+
+
+def use(cache: EngineCache, bundle: Bundle, old: StoredEngine) -> None:
+    cache.mark_used(old)
+
+
+@pytest.mark.parametrize("meanwhile", [build_again, build_the_same_plan_again, use])
+def test_an_engine_that_was_built_or_used_since_it_was_listed_is_kept(
+    sample: Bundle, cache: EngineCache, meanwhile: Callable[[EngineCache, Bundle, StoredEngine], None]
+) -> None:
+    old = engine(cache, sample)
+    os.utime(old.folder / RECORD_NAME, (0, 0))
+    (listed,) = found(cache, not_used_since=time.time() - 500)
+    meanwhile(cache, sample, old)
+    assert not cache.delete(listed)
+    (kept,) = cache.engines()
+    assert cache.plan(kept)
+
+
+def test_pruning_waits_for_a_build_and_keeps_its_engine(sample: Bundle, cache: EngineCache) -> None:
+    old = engine(cache, sample)
+    (listed,) = found(cache, everything=True)
+    deleted: list[bool] = []
+    pruning = threading.Thread(target=lambda: deleted.append(EngineCache(cache.folder).delete(listed)))
+    made = record(sample, old.record.identity, b"new")
+    with cache.lock(old.key) as draft:
+        pruning.start()
+        draft.write_bytes(b"new")
+        cache.publish(made, draft, {})
+    pruning.join()
+    assert deleted == [False]
+    assert cache.plan(StoredEngine(old.folder, made)) == b"new"
+
+
+def test_a_folder_without_a_record_that_has_become_an_engine_is_kept(sample: Bundle, cache: EngineCache) -> None:
+    of = identity(sample, "unet", library_version=VERSION)
+    (cache.folder / engine_key(of)).mkdir()
+    (listed,) = found(cache)
+    publish(cache, sample, of)
+    assert not cache.delete(listed)
+    assert len(list(cache.engines())) == 1
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_build_that_is_killed_at_any_step(sample: Bundle, cache: EngineCache, earlier: bool) -> None:
+    """The cache has the old engine, the new one or none, and the next build leaves nothing but its engine."""
+    old, new = (record(sample, identity(sample, "unet", library_version=VERSION), plan) for plan in (b"old", b"new"))
+
+    def build(made: EngineRecord, plan: bytes) -> None:
+        with cache.lock(made.key) as draft:
+            draft.write_bytes(plan)
+            cache.publish(made, draft, {})
+
+    status, step, outcomes = -signal.SIGKILL, 0, set()
+    while status:
+        if earlier:
+            build(old, b"old")
+        status = in_child(lambda: build(new, b"new"), kill_at=step)
+        outcomes |= {cache.plan(each) for each in cache.engines()} or {b"none"}
+        build(old, b"old")
+        folder = cache.folder / old.key
+        assert found(cache) == []
+        assert sorted(path.name for path in folder.iterdir() if path.suffix != ".plan") == [RECORD_NAME, WEIGHTS_NAME]
+        assert len(list(folder.glob("*.plan"))) == 1
+        cache.remove(old.key)
+        step += 1
+    assert step > 10
+    assert outcomes == {b"old" if earlier else b"none", b"new"}
 
 
 # Digests of weights

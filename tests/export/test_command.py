@@ -282,3 +282,7 @@ def test_interrupted_in_the_middle(sd1: Exported, earlier: Path, number: int, co
         assert left == []
     assert len(workers) == 1
     wait_for(lambda: not workers[0].is_running() or workers[0].status() == psutil.STATUS_ZOMBIE, seconds=30)
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch, FakeWorker(content=b"next"))
+        assert call(sd1.checkpoint, earlier.with_name("next")) == 0
+    assert sorted(path.name for path in earlier.parent.iterdir()) == ["bundle", "next"]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from latentrt.errors import BuildError, CheckpointError, EngineError, ExportError, LatentRTError, MissingExtraError
-from latentrt.worker_process import Ending, Failed, WorkerProcess, terminable
+from latentrt.worker_process import Ending, Failed, WorkerProcess
+from tests.killed import start_child
 
 # A worker's module.
 ECHO = """
@@ -107,32 +110,48 @@ def test_an_error_whose_class_is_not_known_here() -> None:
     assert (type(raised), str(raised)) == (BuildError, "no")
 
 
-def test_sigterm_unwinds_the_stack() -> None:
-    unwound: list[int] = []
-
-    def work() -> None:
-        with terminable():
-            try:
-                os.kill(os.getpid(), signal.SIGTERM)
-                signal.pause()
-            finally:
-                unwound.append(1)
-
-    with pytest.raises(SystemExit) as end:
-        work()
-    assert (end.value.code, unwound) == (128 + signal.SIGTERM, [1])
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+# A worker that is in one long call of a library, which holds Python's lock: no thread of its own can end it.
+STUCK = """
+import ctypes
+import os
+from latentrt.worker_process import take_job
+line, report = take_job()
+print(os.getpid(), file=open(FILE, "w"), flush=True)
+ctypes.PyDLL(None).sleep(60)
+"""
 
 
-def test_who_ignores_a_signal_still_does() -> None:
-    """As under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems cannot do this; there the worker ends after the call"
+)
+def test_a_worker_that_is_stuck_in_a_library_ends_with_its_parent(module: Path, tmp_path: Path) -> None:
+    module.write_text(STUCK.replace("FILE", repr(str(tmp_path / "id"))))
+
+    def start() -> None:
+        with WorkerProcess("made_up_worker", Job(1)) as worker:
+            list(worker.messages())
+
+    parent = start_child(start)
+    wait_until(lambda: (tmp_path / "id").exists() and (tmp_path / "id").read_text().endswith("\n"))
+    worker = int((tmp_path / "id").read_text())
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    wait_until(lambda: not is_running(worker))
+
+
+def is_running(process: int) -> bool:
     try:
-        with terminable():
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_file_in_the_current_folder_is_not_a_package(

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from latentrt.bundle.printable import counted
-from latentrt.worker_process import terminable
 from latentrt_engines.cli.options import add_build_options, add_gpu_options
 from latentrt_engines.options import BuildOptions
 
@@ -49,7 +48,7 @@ def build(
     cache, began = EngineCache(), time.monotonic()
     images = "; ".join(map(str, request.profiles))
     click.echo(f"{request.library}, for {describe_target(request.targets[0].identity)}; images {images}", err=True)
-    with terminable(), Reporter() as reporter:
+    with Reporter() as reporter:
         engines = list(build_engines(opened, request.targets, cache, reporter, force=force, timing_cache=timing_cache))
     if reasons := {reason for engine in engines if (reason := engine.record.check.skip_reason)}:
         click.echo(f"compared with the manifest, not run yet: {'; '.join(sorted(reasons))}", err=True)

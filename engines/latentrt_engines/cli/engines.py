@@ -128,12 +128,17 @@ def prune(older_than: float | None, everything: bool, dry_run: bool) -> None:
     cache = EngineCache()
     not_used_since = None if older_than is None else time.time() - older_than * 86400
     found = find_prunable(cache, everything=everything, not_used_since=not_used_since)
+    deleted = []
     for each in found:
-        click.echo(f"{'would delete' if dry_run else 'deleting'} {each.path.name[:_KEY_DIGITS]}: {each.reason}")
-        if not dry_run:
-            cache.delete(each.path)
-    freed = decimal(sum(each.size_bytes for each in found))
-    click.echo(f"{'would delete' if dry_run else 'deleted'} {counted(len(found), 'item')}, {freed}, in {cache.folder}")
+        name = each.path.name[:_KEY_DIGITS]
+        if not dry_run and not cache.delete(each):
+            click.echo(f"keeping {name}: built or used meanwhile")
+            continue
+        deleted.append(each)
+        click.echo(f"{'would delete' if dry_run else 'deleted'} {name}: {each.reason}")
+    freed = decimal(sum(each.size_bytes for each in deleted))
+    verb = "would delete" if dry_run else "deleted"
+    click.echo(f"{verb} {counted(len(deleted), 'item')}, {freed}, in {cache.folder}")
 
 
 @engines.command("seal", short_help="Write a bundle that contains its engines.")

@@ -10,7 +10,6 @@ import click
 
 from latentrt.bundle.printable import counted
 from latentrt.errors import EngineError
-from latentrt.worker_process import terminable
 from latentrt_engines.cli.options import add_build_options
 from latentrt_engines.options import BuildOptions
 
@@ -82,15 +81,14 @@ def _build_missing(bundle: Bundle, planned: list[PlannedEngine], cache: EngineCa
         if each.location != "bundle" and each.obstacle is None:
             groups.setdefault(each.target.key, []).append(each)
     failures = []
-    with terminable():
-        for each, *others in groups.values():
-            labels = ", ".join([each.gpu.label, *(other.gpu.label for other in others)])
-            click.echo(f"for {labels}, {each.target.profile}:", err=True)
-            try:
-                with Reporter() as reporter:
-                    list(build_engines(bundle, [each.target], cache, reporter))
-            except BuildError as error:
-                failures.append(str(error))
+    for each, *others in groups.values():
+        labels = ", ".join([each.gpu.label, *(other.gpu.label for other in others)])
+        click.echo(f"for {labels}, {each.target.profile}:", err=True)
+        try:
+            with Reporter() as reporter:
+                list(build_engines(bundle, [each.target], cache, reporter))
+        except BuildError as error:
+            failures.append(str(error))
     if failures:
         raise BuildError(f"{len(failures)} of {len(groups)} engines could not be built:\n  " + "\n  ".join(failures))
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from latentrt.bundle.digests import open_regular
 from latentrt.errors import CheckpointError
+from latentrt_export.checkpoints.checkpoint_files import check_file, check_folders
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import PROCESSORS, check_crop, read_preprocessor_config
 from latentrt_export.checkpoints.weights import Weights, find_weights
@@ -31,14 +33,23 @@ __all__ = [
 
 Layout = Literal["diffusers", "single-file"]
 UNKNOWN_LICENCE = "unknown"
+# Read besides a pipeline class's components and schedulers, where they exist.
+_OTHER_FOLDERS = ("tokenizer", "feature_extractor", "safety_checker")
 _SAFETY_CHECKER = "StableDiffusionSafetyChecker"
 # The libraries of classes in model_index.json: two packages, and diffusers' module of the safety checker.
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 _CLIP_SIDE = 224  # transformers' default for `image_size` in a vision_config
 _LICENCE_FILE = re.compile(r"(?i)licen[cs]e(\.(txt|md))?")
 _MODEL_CARD = re.compile(r"(?i)(readme|model_card)\.md")
-_FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
-_LICENCE_ENTRY = re.compile(r"(licen[cs]e|licen[cs]e_name):\s*['\"]?([^'\"#]+?)['\"]?\s*(#.*)?")
+# The hub's own front matter has some 50 lines; a licence's name is an identifier.
+_LARGEST_CARD_HEAD_BYTES = 1 << 16
+_LONGEST_LICENCE = 200
+_LICENCE_KEYS = {
+    "license": "license",
+    "licence": "license",
+    "license_name": "license_name",
+    "licence_name": "license_name",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +125,8 @@ def open_checkpoint(
     """Read a diffusers folder's configurations and find its weights, without loading any.
 
     Args:
-        folder: a folder in the layout of the hub or of `save_pretrained`; symlinks are followed.
+        folder: a folder in the layout of the hub or of `save_pretrained`. Links in it must not lead out of it
+            (`checkpoint_files`).
         pipelines: the supported pipeline classes by name.
         refusals: other pipeline class → the reason why it is not supported, as a relative clause.
         variant: the variant of the weight files, if there are several; by default the plain ones, else `fp16`.
@@ -127,6 +139,7 @@ def open_checkpoint(
     """
     index = _read_model_index(folder, pipelines, refusals)
     pipeline = pipelines[index["_class_name"]]
+    check_folders(folder, *pipeline.components, *pipeline.schedulers, *_OTHER_FOLDERS)
     _check_classes(folder, index, pipeline)
     schedulers = {part: _read_scheduler(folder, index, part) for part in pipeline.schedulers}
     documents = find_documents(folder)
@@ -169,6 +182,7 @@ def _read_model_index(
         raise CheckpointError(
             f"got {folder}, which is not a folder; expected a diffusers checkpoint (a folder) or a .safetensors file"
         )
+    check_file(folder, folder / "model_index.json")
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
             f"{folder} has no model_index.json; expected a diffusers checkpoint as the hub or save_pretrained writes "
@@ -257,6 +271,7 @@ def _find_classifier(path: Path, variant: str | None) -> Weights:
             f"{path} is not a safety checker; expected its folder (config.json, model.safetensors, "
             "preprocessor_config.json), or a checkpoint that has one"
         )
+    check_folders(path, *(("safety_checker", "feature_extractor") if whole else (".",)))
     preprocessing = read_preprocessor_config(processor / "preprocessor_config.json")
     vision = read_object(folder / "config.json").get("vision_config")
     side = vision.get("image_size", _CLIP_SIDE) if isinstance(vision, dict) else _CLIP_SIDE
@@ -274,6 +289,7 @@ def _find_preview_decoder(path: Path, autoencoder: Mapping[str, Any], variant: s
         raise CheckpointError(
             f"{path} is not a tiny autoencoder; expected its folder, with config.json and safetensors"
         )
+    check_folders(path, ".")
     config = read_object(path / "config.json")
     if config.get("_class_name") != "AutoencoderTiny":
         raise CheckpointError(f"{path} has the class {config.get('_class_name')}, expected AutoencoderTiny")
@@ -307,13 +323,19 @@ def _name_of(folder: Path) -> str:
 
 
 def find_documents(folder: Path) -> dict[str, Path]:
-    """Find the licence text and the model card of a checkpoint: name in a bundle → file."""
+    """Find the licence text and the model card of a checkpoint: name in a bundle → file.
+
+    Raises:
+        CheckpointError: one is a link that leads out of the checkpoint, or is not a regular file.
+    """
     documents: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if _LICENCE_FILE.fullmatch(path.name) and path.is_file():
-            documents.setdefault("LICENSE", path)
-        elif _MODEL_CARD.fullmatch(path.name) and path.is_file():
-            documents.setdefault("MODEL_CARD.md", path)
+        is_licence = _LICENCE_FILE.fullmatch(path.name) is not None
+        if path.is_dir() or (not is_licence and not _MODEL_CARD.fullmatch(path.name)):
+            continue
+        check_file(folder, path)
+        if path.exists():  # else a dangling link, left by an interrupted download
+            documents.setdefault("LICENSE" if is_licence else "MODEL_CARD.md", path)
     return documents
 
 
@@ -327,6 +349,25 @@ def find_licence(documents: Mapping[str, Path]) -> str:
 
 
 def _read_front_matter(card: Path) -> dict[str, str]:
-    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
-    found = (_LICENCE_ENTRY.fullmatch(line) for line in front.group(1).splitlines()) if front else ()
-    return {entry.group(1).replace("licence", "license"): entry.group(2) for entry in found if entry}
+    """Return the licence entries of a model card's front matter: lines between two of `---` at its beginning.
+
+    Each line is looked at once, and only the card's head is read: a card may hold anything.
+    """
+    try:
+        with open_regular(card) as stream:
+            head = stream.read(_LARGEST_CARD_HEAD_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{card} cannot be read: {error.strerror}; download the checkpoint again") from error
+    first, *lines = head.decode("utf-8-sig", errors="replace").splitlines() or [""]
+    entries: dict[str, str] = {}
+    if first.rstrip() != "---":
+        return entries
+    for line in lines:
+        if line.startswith("---"):
+            return entries
+        key, _, rest = line.partition(":")
+        name = _LICENCE_KEYS.get(key)
+        value = rest.partition("#")[0].strip().strip("'\"").strip()
+        if name is not None and value and len(value) <= _LONGEST_LICENCE:
+            entries[name] = value
+    return {}  # it does not end within the head: this is no front matter

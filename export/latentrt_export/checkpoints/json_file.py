@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.errors import CheckpointError
+from latentrt_export.checkpoints.checkpoint_files import read_text_file
 
 __all__ = ["read_object"]
+
+# The index of a model's shards has some 100 kB.
+_LARGEST_BYTES = 16 << 20
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that contains an object.
 
     Raises:
-        CheckpointError: the file is missing, cannot be read, is not JSON, does not contain an object, or has a NaN,
-            which no setting can be.
+        CheckpointError: the file is missing, cannot be read, is too large, is not JSON, does not contain an object, or
+            has a NaN, which no setting can be.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text_file(path, _LARGEST_BYTES).decode("utf-8"))
         nan = _find_nan(value)
     except OSError as error:
         raise CheckpointError(

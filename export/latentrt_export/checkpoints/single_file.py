@@ -32,7 +32,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from latentrt.errors import CheckpointError, ExportError
+from latentrt_export.checkpoints.checkpoint_files import check_folders
 from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, find_content, refuse_pickle
+from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
 from latentrt_export.checkpoints.weights import check_dtypes, warn_about_unexpected
 
@@ -282,9 +284,10 @@ def _configured_prediction(settings: Mapping[str, Mapping[str, Any]]) -> Predict
 
 def _read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     names = ["model_index.json", "scheduler/scheduler_config.json", *(f"{one}/config.json" for one in COMPONENTS)]
+    check_folders(folder, "model_index.json", "scheduler", "tokenizer", *COMPONENTS)
     try:
-        return {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in names}
-    except (OSError, ValueError) as error:
+        return {name: read_object(folder / name) for name in names}
+    except CheckpointError as error:
         raise CheckpointError(
             f"{folder} does not describe a checkpoint; expected {', '.join(names)}: {error}"
         ) from None

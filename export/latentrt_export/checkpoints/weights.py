@@ -31,6 +31,8 @@ __all__ = [
     "warn_about_unexpected",
 ]
 
+# The format's own limit.
+_LARGEST_HEADER_BYTES = 100_000_000
 # The dtypes of weights, by their names in a safetensors header; all are loaded as float32.
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 # Names of the factors that some writers of 8-bit weights store beside them.
@@ -176,7 +178,8 @@ class _Header:
 def _read_header(file: Path, size: int) -> _Header:
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        # A damaged length could exceed the memory.
+        if length > _LARGEST_HEADER_BYTES:
+            raise ValueError(f"its header has {length:,} bytes, expected at most {_LARGEST_HEADER_BYTES:,}")
         header = json.loads(stream.read(length)) if length <= size else {}
     return _Header(length, {name: entry for name, entry in header.items() if name != "__metadata__"})
 
@@ -189,15 +192,15 @@ def check_dtypes(file: str, dtypes: Mapping[str, str]) -> None:
         dtypes: name → dtype, by its name in a safetensors header.
 
     Raises:
-        CheckpointError: a weight has another dtype, or 8-bit weights have scales, which diffusers would ignore.
+        CheckpointError: a weight has another dtype, or 8-bit weights have scales.
     """
     for name, dtype in dtypes.items():
         if dtype not in _FLOATS and name.endswith(("weight", "bias")):
             raise CheckpointError(f"{file} stores {name} as {dtype}, expected one of {', '.join(_FLOATS)}")
         if _SCALES.fullmatch(name):
             raise CheckpointError(
-                f"{file} stores {name}, a scale of 8-bit weights, expected weights without scales: diffusers ignores "
-                "them and generates other images; use a checkpoint in bf16 or fp16"
+                f"{file} stores {name}, a scale of 8-bit weights, expected weights without scales, which are not "
+                "applied; use a checkpoint in bf16 or fp16"
             )
 
 

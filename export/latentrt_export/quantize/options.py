@@ -6,12 +6,14 @@ from pathlib import Path
 
 import msgspec
 
+from latentrt.bundle.digests import open_regular
 from latentrt.bundle.manifest import QuantizationMethod
 from latentrt.errors import RequestError
 
 __all__ = ["QuantizationOptions", "read_options"]
 
 _MAX_STEPS = 1000
+_LARGEST_PROMPTS_BYTES = 1 << 20
 
 
 class QuantizationOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,9 +66,16 @@ def read_options(
 
 def _read_prompts(file: Path) -> tuple[str, ...]:
     try:
-        lines = tuple(filter(None, map(str.strip, file.read_text(encoding="utf-8").splitlines())))
+        with open_regular(file) as stream:
+            text = stream.read(_LARGEST_PROMPTS_BYTES + 1)
+        lines = tuple(filter(None, map(str.strip, text.decode("utf-8").splitlines())))
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"`calibration_prompts` {file} cannot be read: {error}") from error
+    if len(text) > _LARGEST_PROMPTS_BYTES:
+        raise RequestError(
+            f"got more than {_LARGEST_PROMPTS_BYTES:,} bytes of `calibration_prompts` in {file}, expected some hundred "
+            "lines"
+        )
     if not lines:
         raise RequestError(f"got no prompt in `calibration_prompts` {file}, expected one per line")
     return lines

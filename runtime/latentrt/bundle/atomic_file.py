@@ -1,13 +1,26 @@
-"""Atomic replacement of a file."""
+"""Atomic replacement of a file.
+
+The new content is written to a draft beside the file, which then takes the file's place. A draft that a killed process
+left behind is removed by the next process that writes a file to the same folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
+import re
 import secrets
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+from latentrt.bundle.file_lock import CAN_LOCK, claim, create_locked
+
+__all__ = ["find_abandoned_drafts", "remove_abandoned_drafts", "write_atomically"]
+
+_DRAFT = re.compile(r"\..{1,32}\.[0-9a-f]{16}\.latentrt-draft", re.DOTALL)
+# A folder may hold any number of images; ten thousand names are read in ten milliseconds.
+_MOST_ENTRIES = 10_000
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int = 0o666) -> None:
@@ -22,16 +35,62 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int = 0o66
         OSError: nothing was written, and the former file is unchanged.
     """
     place = Path(os.path.realpath(path))
-    draft = place.with_name(f".{place.name[:32]}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+    _remove_drafts_once(place.parent)
+    draft, descriptor = _create_draft(place, mode)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             # After a power failure some file systems have the rename but not the data.
             os.fsync(descriptor)
-        os.replace(draft, place)
+            if CAN_LOCK:  # renamed while it is locked, so that no other process removes it in between
+                os.replace(draft, place)
+        if not CAN_LOCK:  # Windows renames closed files only
+            os.replace(draft, place)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(draft)
         raise
+
+
+def _create_draft(place: Path, mode: int) -> tuple[Path, int]:
+    while True:
+        draft = place.with_name(f".{place.name[:32]}.{secrets.token_hex(8)}.latentrt-draft")
+        if (descriptor := create_locked(draft, mode)) is not None:
+            return draft, descriptor
+
+
+@functools.lru_cache(maxsize=256)
+def _remove_drafts_once(folder: Path) -> None:
+    """Remove the folder's abandoned drafts once per process: a folder of many images takes long to list."""
+    remove_abandoned_drafts(folder)
+
+
+def remove_abandoned_drafts(folder: Path) -> None:
+    """Remove drafts that killed processes of this user left in a folder; those being written are kept."""
+    for draft in _list_drafts(folder):
+        with contextlib.suppress(OSError), claim(draft) as abandoned:
+            if abandoned:
+                os.unlink(draft)
+
+
+def find_abandoned_drafts(folder: Path) -> list[Path]:
+    """Return the drafts that `remove_abandoned_drafts` would remove."""
+    found = []
+    for draft in _list_drafts(folder):
+        with claim(draft) as abandoned:
+            if abandoned:
+                found.append(draft)
+    return found
+
+
+def _list_drafts(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return [
+                folder / entry.name
+                for entry in itertools.islice(entries, _MOST_ENTRIES)
+                if _DRAFT.fullmatch(entry.name)
+            ]
+    except OSError:
+        return []

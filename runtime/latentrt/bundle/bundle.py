@@ -12,12 +12,17 @@ match. Against forgery, pin the manifest itself with its digest, taken from a so
 
 Then the digest covers every byte that is parsed. Not covered is an attacker who can write into the folder while it is
 in use: `read` returns the same bytes that were hashed, but a backend opens the path returned by `path` again.
+
+A bundle that is replaced after it was opened is not mixed with the new one: a file of the new one differs from the pin
+of the old manifest, and `read`, `path`, `check` and `verify` say that the bundle was replaced. Files that are open or
+mapped stay as they were.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -36,12 +41,14 @@ from latentrt.bundle.manifest import (
 from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.pinned_files import PinnedFiles
 from latentrt.bundle.root import BundleRoot
+from latentrt.bundle.staging import is_being_replaced
 from latentrt.bundle.weights import WeightSet
 from latentrt.errors import BundleError, GraphError, IntegrityError, ManifestError, RequestError
 
 __all__ = ["Bundle", "check_digest_form"]
 
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
+_REPLACEMENT_SECONDS, _TRIES = 1.0, 3
 
 
 class Bundle:
@@ -78,8 +85,7 @@ class Bundle:
         """
         if digest is not None:
             check_digest_form(digest)
-        root = BundleRoot(_bundle_folder(path))
-        data = _read_manifest(root)
+        root, data = _read_manifest(path)
         found = f"sha256:{hash_bytes(data)}"
         if digest not in (None, found):
             raise IntegrityError(
@@ -90,9 +96,8 @@ class Bundle:
             manifest = decode_manifest(data)
         except ManifestError as error:
             raise ManifestError(f"{root.folder}: {error}") from None
-        return cls(
-            root.folder, manifest, found, PinnedFiles(root, manifest.files, DigestCache() if trust_cache else None)
-        )
+        cache = DigestCache() if trust_cache else None
+        return cls(root.folder, manifest, found, PinnedFiles(root, manifest.files, cache, digest=found))
 
     def path(self, name: str) -> Path:
         """Return the path of the file `name`, after comparing it with its SHA-256.
@@ -243,7 +248,25 @@ def _bundle_folder(path: str | os.PathLike[str]) -> Path:
     raise BundleError(f"{path} {found}, expected the folder of a bundle; latentrt export CHECKPOINT BUNDLE writes one")
 
 
-def _read_manifest(root: BundleRoot) -> bytes:
-    with PinnedFiles(root, {}, None).opened(MANIFEST_NAME) as stream:
-        # One byte beyond the limit, so that `decode_manifest` detects a file that is too large.
-        return stream.read(MAX_MANIFEST_BYTES + 1)
+def _read_manifest(path: str | os.PathLike[str]) -> tuple[BundleRoot, bytes]:
+    """Return the root of the bundle at `path` and the bytes of its manifest.
+
+    Where the system cannot exchange two folders in one step, a bundle is missing for a moment while an export replaces
+    it: that moment is waited for.
+
+    Raises:
+        BundleError: there is no bundle. IntegrityError: its manifest cannot be read.
+    """
+    deadline, tries_left = time.monotonic() + _REPLACEMENT_SECONDS, _TRIES
+    while True:
+        try:
+            root = BundleRoot(_bundle_folder(path))
+            with PinnedFiles(root, {}, None).opened(MANIFEST_NAME) as stream:
+                # One byte beyond the limit, so that `decode_manifest` detects a file that is too large.
+                return root, stream.read(MAX_MANIFEST_BYTES + 1)
+        except BundleError:
+            if not is_being_replaced(path):
+                tries_left -= 1  # or it has just been replaced, between the two
+            if not tries_left or time.monotonic() > deadline:
+                raise
+            time.sleep(0.002)

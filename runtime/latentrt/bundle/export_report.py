@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from latentrt.bundle.digests import open_regular
 from latentrt.bundle.manifest import ComponentName, Count, Record
 
 __all__ = ["REPORT_NAME", "ComponentCost", "ExportReport", "read_report", "write_report"]
@@ -40,7 +41,7 @@ def write_report(folder: Path, report: ExportReport) -> None:
 def read_report(folder: Path) -> ExportReport | None:
     """Return the report of the bundle in `folder`; None if it is missing or cannot be read."""
     try:
-        with (folder / REPORT_NAME).open("rb") as file:
+        with open_regular(folder / REPORT_NAME) as file:
             return msgspec.json.decode(file.read(_MAX_BYTES), type=ExportReport)
     except (OSError, msgspec.MsgspecError):
         return None

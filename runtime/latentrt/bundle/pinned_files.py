@@ -12,7 +12,7 @@ from io import BufferedReader
 
 from latentrt.bundle.digest_cache import DigestCache, FileState
 from latentrt.bundle.digests import Progress, hash_bytes, hash_stream, open_regular
-from latentrt.bundle.manifest import FileRecord
+from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileRecord
 from latentrt.bundle.root import BundleRoot
 from latentrt.errors import BundleError, IntegrityError
 
@@ -29,10 +29,19 @@ class PinnedFiles:
         root: the folder that must contain the files.
         records: the pin of each file, by name.
         cache: digests stored by earlier runs; None stores and reads none.
+        digest: of the manifest that has the records, `sha256:…`, to tell damage from a bundle that was replaced; None
+            if it is unknown.
     """
 
-    def __init__(self, root: BundleRoot, records: Mapping[str, FileRecord], cache: DigestCache | None) -> None:
-        self._root, self._records, self._cache = root, records, cache
+    def __init__(
+        self,
+        root: BundleRoot,
+        records: Mapping[str, FileRecord],
+        cache: DigestCache | None,
+        *,
+        digest: str | None = None,
+    ) -> None:
+        self._root, self._records, self._cache, self._digest = root, records, cache, digest
         self._intact: dict[str, FileState] = {}
 
     def read(self, name: str) -> bytes:
@@ -122,11 +131,26 @@ class PinnedFiles:
         self._intact[name] = FileState.of(found)
 
     def _make_error(self, faults: list[str], compared: int) -> IntegrityError:
+        if self._was_replaced():
+            return IntegrityError(
+                f"{self._root.folder} was replaced by another bundle, or moved away, since it was opened: its "
+                f"bundle.json is no longer {self._digest}; open it again"
+            )
         wrong, listed = f"wrong, {len(faults)} of {compared} files compared", "\n  ".join(faults)
         return IntegrityError(
             f"{self._root.folder} does not match its bundle.json; {wrong}:\n  {listed}\n"
             "Copy or download the bundle again, or write a new one: latentrt export CHECKPOINT BUNDLE"
         )
+
+    def _was_replaced(self) -> bool:
+        """Return whether `bundle.json` is not the one that has the records any more."""
+        if self._digest is None:
+            return False
+        try:
+            with self.opened(MANIFEST_NAME) as stream:
+                return f"sha256:{hash_bytes(stream.read(MAX_MANIFEST_BYTES + 1))}" != self._digest
+        except IntegrityError:
+            return True
 
 
 def _hash(stream: BufferedReader, cache: DigestCache | None, progress: Progress | None) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from latentrt.errors import IntegrityError
 
-__all__ = ["BundleRoot"]
+__all__ = ["BundleRoot", "find_root"]
 
 
 class BundleRoot:
@@ -27,7 +27,7 @@ class BundleRoot:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(os.path.realpath(folder))
-        self.root = _hub_repository(self.folder) or self.folder
+        self.root = find_root(folder)
 
     def resolve(self, name: str) -> Path:
         """Return the real path of the bundle's file `name`.
@@ -42,6 +42,12 @@ class BundleRoot:
         if not place.is_relative_to(self.root):
             raise IntegrityError(f"{name} is a link that leads to {place}, expected it to stay inside {self.root}")
         return place
+
+
+def find_root(folder: Path) -> Path:
+    """Return the real path that the files of a download must be in: its folder or, in a hub cache, its repository's."""
+    real = Path(os.path.realpath(folder))
+    return _hub_repository(real) or real
 
 
 def _hub_repository(folder: Path) -> Path | None:

@@ -1,18 +1,51 @@
-"""Writes a bundle in a staging folder, which replaces the destination once it is complete."""
+"""Writes a bundle in a staging folder, which replaces the destination once it is complete.
+
+The staging folder stands beside the destination, on the disk that needs room for the weights anyway (a system's
+temporary folder is often in memory), so that a rename suffices::
+
+    .NAME.export-x1y2z3w4/
+      lock        locked while its process runs, and holds the destination's name
+      bundle/     the new bundle; after an exchange, the former one
+      scratch/    temporary files
+      former/     the former bundle, where the system cannot exchange two folders in one step
+
+An earlier bundle is exchanged with the new one in one step where the system can (Linux, macOS), so that a reader finds
+one of the two at any time. Elsewhere it is moved to `former` first; `Bundle.open` waits for that short moment to pass.
+
+A process that is killed leaves its staging folder. The next one that writes a bundle to the same parent removes it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import functools
+import itertools
 import os
+import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentrt.errors import OutputError
+from latentrt.bundle.digests import open_regular
+from latentrt.bundle.export_report import REPORT_NAME
+from latentrt.bundle.file_lock import claim, create_locked
+from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest
+from latentrt.bundle.printable import printable
+from latentrt.errors import ManifestError, OutputError
 
-__all__ = ["Stage", "staged"]
+__all__ = ["Abandoned", "Stage", "find_abandoned_stages", "is_being_replaced", "remove_abandoned_stages", "staged"]
+
+_ROOT = re.compile(r"\..{1,32}\.export-[a-z0-9_]{8}", re.DOTALL)
+_LOCK, _BUNDLE, _SCRATCH, _FORMER = "lock", "bundle", "scratch", "former"
+_MOST_ENTRIES = 10_000
+_MOST_LISTED = 5
+# Files in a bundle's folder that no manifest names and nobody misses: the exporter's report, and file managers' own.
+_EXPENDABLE = {MANIFEST_NAME, REPORT_NAME, ".DS_Store", "Thumbs.db"}
 
 
 @dataclass(frozen=True)
@@ -23,50 +56,87 @@ class Stage:
     scratch: Path
 
 
+@dataclass(frozen=True)
+class Abandoned:
+    """A staging folder that a killed process left behind.
+
+    Attributes:
+        path: the folder.
+        destination: the path that its bundle was meant for.
+        holds_former: whether it has the only copy of the bundle that was at `destination`, which is moved back when
+            the folder is removed.
+    """
+
+    path: Path
+    destination: Path
+    holds_former: bool
+
+
 @contextlib.contextmanager
 def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
     """Yield two folders to work in. On success the bundle is moved to `destination`; on failure both are removed.
-
-    They are in a hidden folder beside `destination`, on the disk that needs room for the weights anyway (a system's
-    temporary folder is often in memory), so that a rename suffices. Only a process that is killed leaves that folder
-    behind.
 
     Args:
         destination: of the bundle. If it is a symbolic link, the link's target is replaced.
         overwrite: replace an existing bundle.
 
     Raises:
-        OutputError: `destination` exists without `overwrite`, is not a bundle, or cannot be written.
+        OutputError: `destination` exists without `overwrite`, is not a bundle, holds files that are not the bundle's,
+            cannot be replaced (a mount point, the current folder), or cannot be written.
     """
-    place = Path(os.path.realpath(destination))
+    place = _resolve(destination)
+    remove_abandoned_stages(place.parent)
     _check_destination(place, destination, overwrite=overwrite)
-    made = [parent for parent in place.parents if not parent.exists()]
+    made = [parent for parent in place.parents if not os.path.exists(parent)]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        root = Path(tempfile.mkdtemp(prefix=f".{place.name}.export-", dir=place.parent))
+        root, lock = _make_root(place)
     except OSError as error:
         # A file where a folder should be: the system's error depends on how deep below it the folder would be.
         reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
         raise OutputError(f"{place.parent} cannot be written to: {reason}") from error
-    former = root / "former"
+    former = root / _FORMER
     try:
-        stage = Stage(bundle=root / "bundle", scratch=root / "scratch")
+        stage = Stage(bundle=root / _BUNDLE, scratch=root / _SCRATCH)
         stage.bundle.mkdir()
         stage.scratch.mkdir()
         yield stage
         # Checked again: another process may have created the destination meanwhile.
         _check_destination(place, destination, overwrite=overwrite)
-        _move_bundle(stage.bundle, place, former if overwrite else None)
+        if not overwrite or not os.path.lexists(place):
+            stage.bundle.rename(place)  # fails where a folder that is not empty was created meanwhile
+        else:
+            _replace(place, stage.bundle, former, lambda folder: _check_bundle(folder, destination))
     except OSError as error:
         reason = error.strerror or str(error)
         kept = f"is in {former}" if former.exists() and not place.exists() else "is untouched"
         raise OutputError(f"{destination} cannot be written: {reason}; its former content {kept}") from error
     finally:
         if place.exists() or not former.exists():  # never delete the only copy of the former bundle
-            shutil.rmtree(root, ignore_errors=True)
+            _remove_root(root)
+        os.close(lock)
         for parent in made:
             with contextlib.suppress(OSError):  # not empty, as it contains the bundle
                 parent.rmdir()
+
+
+def _resolve(destination: Path) -> Path:
+    """Return the real path of a destination.
+
+    Raises:
+        OutputError: no folder can have this path: it is too long, or in a loop of links.
+    """
+    try:
+        place = Path(os.path.realpath(destination))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(place)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise OutputError(f"{destination} cannot be written to: {reason}; choose another path") from error
+    return place
+
+
+# The former bundle
 
 
 def _check_destination(place: Path, destination: Path, *, overwrite: bool) -> None:
@@ -76,23 +146,230 @@ def _check_destination(place: Path, destination: Path, *, overwrite: bool) -> No
         raise OutputError(
             f"{destination} exists; choose another path, or --overwrite to replace it when the new bundle is complete"
         )
-    if not (place / "bundle.json").is_file():
+    if not os.path.isfile(place / MANIFEST_NAME):
         raise OutputError(f"{destination} is not a bundle, so --overwrite does not replace it; choose another path")
+    if os.path.ismount(place):
+        raise OutputError(f"{destination} is a mount point, which cannot be replaced; choose a folder inside it")
+    with contextlib.suppress(OSError):  # the current folder may have been deleted
+        if Path(os.path.realpath(os.getcwd())).is_relative_to(place):
+            raise OutputError(
+                f"{destination} is the current folder or contains it, and would be moved away under it; run the "
+                "command from another folder"
+            )
+    _check_bundle(place, destination)
 
 
-def _move_bundle(bundle: Path, place: Path, former: Path | None) -> None:
-    """Rename the bundle to `place`.
+def _check_bundle(folder: Path, destination: Path) -> None:
+    """Check that a folder is a bundle and has no file of its own beside the bundle's.
 
     Args:
-        former: the path that an earlier bundle is moved to; None if there must be no earlier one.
+        destination: the folder's path as the user wrote it.
+
+    Raises:
+        OutputError: `bundle.json` is not a manifest of this format, or does not name a file of the folder.
     """
-    if former is None or not os.path.lexists(place):
-        bundle.rename(place)  # fails where a folder that is not empty was created meanwhile
+    try:
+        with open_regular(folder / MANIFEST_NAME) as stream:
+            named = set(decode_manifest(stream.read(MAX_MANIFEST_BYTES + 1)).files)
+    except (OSError, ManifestError) as error:
+        raise OutputError(
+            f"{destination} has a {MANIFEST_NAME} that this version cannot read (another program's, of another format, "
+            "or damaged), so --overwrite does not replace it; choose another path, or delete the folder yourself"
+        ) from error
+    try:
+        unnamed = list(itertools.islice(_list_unnamed(folder, named), _MOST_LISTED + 1))
+    except OSError as error:
+        raise OutputError(
+            f"{destination} cannot be replaced: {error.filename} cannot be read: {error.strerror}; choose another path"
+        ) from error
+    if unnamed:
+        listed = ", ".join(map(printable, unnamed[:_MOST_LISTED])) + (" …" if len(unnamed) > _MOST_LISTED else "")
+        raise OutputError(
+            f"{destination} holds files that are not the bundle's ({listed}), which --overwrite would delete; move "
+            "them elsewhere, or choose another path"
+        )
+
+
+def _list_unnamed(folder: Path, named: set[str]) -> Iterator[str]:
+    """Yield the paths in a folder that are neither folders nor in `named`. A link is never entered."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        linked = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in sorted([*files, *linked]):
+            path = Path(parent, name).relative_to(folder).as_posix()
+            if path not in named and path not in _EXPENDABLE:
+                yield path
+
+
+# Replacing
+
+
+def _replace(place: Path, bundle: Path, former: Path, check: Callable[[Path], None]) -> None:
+    """Put the new bundle in the place of an earlier one.
+
+    Args:
+        former: the path to which the earlier bundle is moved where the two cannot be exchanged in one step.
+        check: raises if its argument, what was at `place`, must not be deleted: it may have been put there since it
+            was checked last. Then everything is back where it was.
+    """
+    if _exchange(bundle, place):
+        try:
+            check(bundle)
+        except OutputError:
+            _exchange(bundle, place)
+            raise
         return
     try:
         place.rename(former)
+        check(former)
         bundle.rename(place)
     finally:
         # Also on a signal between the two renames, or right after either.
         if former.exists() and not place.exists():
             former.rename(place)
+
+
+# The kernel's names for "exchange the two": linux/fs.h and sys/stdio.h.
+_RENAME_EXCHANGE = _RENAME_SWAP = 2
+_AT_FDCWD = -100
+# ENOSYS, EINVAL, ENOTSUP: the kernel or the file system cannot. EPERM: a container's filter rejects unknown calls.
+_CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders of one file system in one step; return False where the system cannot.
+
+    Raises:
+        OSError: it can, but failed; both folders are where they were.
+    """
+    call = _find_exchange()
+    if call is None:
+        return False
+    sys.audit("os.rename", os.fspath(one), os.fspath(other), -1, -1)  # as Python reports its own renames
+    if call(os.fsencode(one), os.fsencode(other)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT:
+        return False
+    raise OSError(number, os.strerror(number), os.fspath(other))
+
+
+@functools.cache
+def _find_exchange() -> Callable[[bytes, bytes], int] | None:
+    """Return the C library's function that exchanges two paths and returns 0 or sets errno; None if it has none."""
+    with contextlib.suppress(OSError, AttributeError):
+        if sys.platform == "linux":
+            renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+            return lambda one, other: renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE)
+        if sys.platform == "darwin":
+            renamex_np = ctypes.CDLL(None, use_errno=True).renamex_np
+            return lambda one, other: renamex_np(one, other, _RENAME_SWAP)
+    return None
+
+
+def is_being_replaced(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a bundle is missing because it is about to be replaced, on a system without an exchange."""
+    try:
+        place = Path(os.path.realpath(folder))
+    except (OSError, ValueError):
+        return False
+    return any(
+        (root / _FORMER).exists() and _read_destination(root).name == place.name for root in _list_roots(place.parent)
+    )
+
+
+# Staging folders
+
+
+def _make_root(place: Path) -> tuple[Path, int]:
+    """Make a staging folder beside `place`; return it and the descriptor of its lock."""
+    while True:
+        root = Path(tempfile.mkdtemp(prefix=f".{place.name[:32]}.export-", dir=place.parent))
+        try:
+            lock = create_locked(root / _LOCK)
+        except FileNotFoundError:
+            continue  # another process took the empty folder for one that was left behind
+        except OSError:
+            root.rmdir()
+            raise
+        if lock is None:
+            with contextlib.suppress(OSError):
+                root.rmdir()
+            continue
+        try:
+            os.write(lock, os.fsencode(place.name))
+        except OSError:
+            _remove_root(root)
+            os.close(lock)
+            raise
+        return root, lock
+
+
+def remove_abandoned_stages(parent: Path) -> None:
+    """Remove the staging folders that killed processes of this user left in a folder.
+
+    A former bundle whose replacement was interrupted is moved back first. Folders of running processes stay.
+    """
+    for root in _list_roots(parent):
+        with contextlib.suppress(OSError):
+            root.rmdir()  # killed before the first file: an empty folder
+            continue
+        with contextlib.suppress(OSError), claim(root / _LOCK) as abandoned:
+            if abandoned and _is_ours(root):
+                former, destination = root / _FORMER, _read_destination(root)
+                if former.exists() and not os.path.lexists(destination):
+                    former.rename(destination)
+                _remove_root(root)
+
+
+def find_abandoned_stages(parent: Path) -> list[Abandoned]:
+    """Return the staging folders that `remove_abandoned_stages` would remove."""
+    found = []
+    for root in _list_roots(parent):
+        with claim(root / _LOCK) as abandoned:
+            if abandoned and _is_ours(root):
+                destination = _read_destination(root)
+                holds_former = (root / _FORMER).exists() and not os.path.lexists(destination)
+                found.append(Abandoned(root, destination, holds_former))
+    return found
+
+
+def _list_roots(parent: Path) -> list[Path]:
+    try:
+        with os.scandir(parent) as entries:
+            return [
+                parent / entry.name
+                for entry in itertools.islice(entries, _MOST_ENTRIES)
+                if _ROOT.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+            ]
+    except OSError:
+        return []
+
+
+def _is_ours(root: Path) -> bool:
+    """Return whether a folder contains nothing but what `staged` puts there."""
+    return set(os.listdir(root)) <= {_LOCK, _BUNDLE, _SCRATCH, _FORMER}
+
+
+def _read_destination(root: Path) -> Path:
+    """Return the path that a staging folder's bundle was meant for."""
+    try:
+        with open_regular(root / _LOCK) as stream:
+            name = os.fsdecode(stream.read(4096))
+    except OSError:
+        name = ""
+    # A process that was killed before it wrote the name had not moved anything yet.
+    return root.parent / (os.path.basename(name) or root.name)
+
+
+def _remove_root(root: Path) -> None:
+    """Remove a staging folder, its lock last: while the lock is there, another process can finish the removal."""
+    for name in (_BUNDLE, _SCRATCH, _FORMER):
+        shutil.rmtree(root / name, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if os.listdir(root) == [_LOCK]:
+            os.unlink(root / _LOCK)
+        root.rmdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +22,16 @@ Lines = Iterator[tuple[str, str]]
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 def doctor(bundle: Path | None) -> None:
-    """Print the GPU, the libraries and the engines of this machine. With BUNDLE, also the backend of each of its
-    components, and why."""
+    """Print the GPU, the libraries and the engines of this machine, and files that killed commands left behind. With
+    BUNDLE, also the backend of each of its components, and why."""
     from latentrt.bundle.bundle import Bundle
 
     opened = None if bundle is None else Bundle.open(bundle)
     for key, text in _machine_lines():
         click.echo(f"{key:<16} {text}")
+    beside = None if opened is None else opened.folder.parent
+    for number, text in enumerate(_list_leftovers(beside)):
+        click.echo(f"{'' if number else 'leftovers':<16} {text}")
     if opened is not None:
         click.echo()
         for key, text in _bundle_lines(opened):
@@ -83,6 +88,43 @@ def _describe_cache() -> str:
     except EngineError as error:
         return f"no: {error}"
     return f"{len(list(store.engines()))} in {store.folder}"
+
+
+def _list_leftovers(beside: Path | None) -> Iterator[str]:
+    """Describe the files of killed commands in the current folder, in the folder `beside` and in the cache."""
+    from latentrt.bundle.atomic_file import find_abandoned_drafts
+    from latentrt.bundle.printable import counted, printable
+    from latentrt.bundle.staging import find_abandoned_stages
+    from latentrt.bundle.user_cache import cache_root
+    from latentrt.engines.store import EngineStore
+    from latentrt.errors import EngineError
+
+    folders = [] if beside is None else [beside]
+    with contextlib.suppress(OSError):  # the current folder may have been deleted
+        folders.insert(0, Path(os.getcwd()))
+    for folder in dict.fromkeys(folders):
+        for stage in find_abandoned_stages(folder):
+            holds = " and holds the bundle that was there, which is moved back" if stage.holds_former else ""
+            yield printable(
+                f"{stage.path}, of a killed export or seal to {stage.destination.name}{holds}; the next export or seal "
+                f"to {folder} removes it"
+            )
+        if drafts := find_abandoned_drafts(folder):
+            yield printable(
+                f"{counted(len(drafts), 'draft')} of killed commands in {folder}, such as {drafts[0].name}; the next "
+                "command that writes an image or a report there removes them"
+            )
+    if (root := cache_root()) is not None:
+        count = sum(len(find_abandoned_drafts(folder)) for folder in (*root.glob("*/"), *root.glob("engines/*/")))
+        if count:
+            yield printable(f"{counted(count, 'draft')} of killed commands in {root}, removed by the next ones")
+    with contextlib.suppress(EngineError):
+        store = EngineStore()
+        if unneeded := store.find_leftovers():
+            yield printable(
+                f"{counted(len(unneeded), 'damaged or unfinished engine')} in {store.folder}; latentrt engines prune "
+                "removes them"
+            )
 
 
 def _bundle_lines(bundle: Bundle) -> Lines:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import click
@@ -76,6 +81,9 @@ def _group(context: click.Context, debug: bool) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with 0, or with the error's exit code (`latentrt.errors`) and one line on stderr.
 
+    SIGTERM and SIGHUP end it like Ctrl-C: unfinished files are removed, worker processes end, and the exit code is 128
+    and the signal's number.
+
     Args:
         args: the arguments; None: those of the process.
     """
@@ -85,18 +93,58 @@ def main(args: list[str] | None = None) -> None:
     debug = given[:1] == ["--debug"] or given[-1:] == ["--debug"]
     arguments = given[:-1] if given[-1:] == ["--debug"] else given
     try:
-        status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
+        with _terminable():
+            status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
     except click.ClickException as error:
         click.echo(f"error: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except _TerminatedError as end:
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+            click.echo(f"ended by {end.signal.name}", err=True)
+        sys.exit(end.code)
     except Exception as error:
         if debug:
             traceback.print_exc()
         _fail(error, arguments)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+class _TerminatedError(SystemExit):
+    """Raised by a signal. Not an Exception, so that no command takes it for a failure of its work."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `_TerminatedError` on SIGTERM and SIGHUP within the block.
+
+    A signal that is ignored (nohup) or has a handler keeps its disposition. Once one has arrived, the others are
+    ignored, so that cleaning up is not interrupted.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in handled:
+            signal.signal(each, signal.SIG_IGN)
+        raise _TerminatedError(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Only the main thread may set handlers; a program may call `main` from another one.
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    handled = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _skip_openvino_converter() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentrt.bundle.digests import open_regular
 from latentrt.bundle.printable import counted, printable
 from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
 from latentrt.cli.option import Option
@@ -204,7 +205,7 @@ def read_scheduler_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     place = printable(os.fspath(path))
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             data = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise RequestError(f"{place} cannot be read: {error.strerror}; {_CONFIG_HINT}") from None

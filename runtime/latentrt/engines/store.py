@@ -7,6 +7,7 @@ Engines are kept in the user's own cache, a folder each::
       <key>/<sha256>.plan        the plan; named for its hash, so that a new plan never overwrites the old one
       <key>/weights.json         a digest of each weight array, to tell which arrays changed
       <key>/<sha256>.rtcache     kernels that TensorRT-RTX compiled just in time on this machine
+      drafts/<key>.plan          a plan that is being built
       locks/<key>.lock           locked by the process that builds the engine; the file itself has no meaning
       quarantine/<key>.<time>/   an engine whose hash or record was wrong
 
@@ -30,12 +31,14 @@ from pathlib import Path
 import msgspec
 
 from latentrt.bundle.digests import hash_bytes, open_regular
+from latentrt.bundle.file_lock import claim
 from latentrt.bundle.printable import printable
 from latentrt.bundle.user_cache import require_private_folder
 from latentrt.engines.record import ENGINE_FORMAT, EngineIdentity, EngineRecord, serves
 from latentrt.errors import EngineDamagedError, EngineError
 
 __all__ = [
+    "DRAFTS",
     "LOCKS",
     "QUARANTINE",
     "RECORD_NAME",
@@ -48,7 +51,7 @@ __all__ = [
 ]
 
 RECORD_NAME, WEIGHTS_NAME = "record.json", "weights.json"
-LOCKS, QUARANTINE = "locks", "quarantine"
+DRAFTS, LOCKS, QUARANTINE = "drafts", "locks", "quarantine"
 
 _KEY = re.compile("[0-9a-f]{64}")
 _LARGEST_RECORD_BYTES = 4 << 20
@@ -192,6 +195,23 @@ class EngineStore:
                 f"{reason}; {self.folder / key} cannot be quarantined: {error.strerror}. Delete it"
             ) from None
         return target
+
+    def find_leftovers(self) -> list[Path]:
+        """Return files that no engine needs: the quarantine, drafts of dead processes, and folders without a record."""
+        quarantined = [path for path in (self.folder / QUARANTINE).glob("*") if path.is_dir()]
+        drafts = [path for path in (self.folder / DRAFTS).glob("*.plan") if not self._is_locked(path.stem)]
+        bare = [
+            self.folder / key
+            for key in self.list_keys()
+            if not (self.folder / key / RECORD_NAME).exists() and not self._is_locked(key)
+        ]
+        return [*quarantined, *drafts, *bare]
+
+    def _is_locked(self, key: str) -> bool:
+        """Return whether a process builds the engine with a key."""
+        lock = self.folder / LOCKS / f"{key}.lock"
+        with claim(lock) as free:
+            return not free and lock.exists()
 
     def remove(self, key: str) -> None:
         """Delete an engine, its record first, so that no reader finds a record without a plan."""

@@ -11,7 +11,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
 from latentrt.engines.record import EngineOptions
 from latentrt.engines.store import RECORD_NAME, StoredEngine
-from latentrt_engines.cache import EngineCache
+from latentrt_engines.cache import EngineCache, Prunable
 from tests.engines.cli.calling import Caller
 from tests.engines.made_up import H100, PLAN, identity, publish, publish_targets, retrained
 from tests.runtime.small_bundle import change_byte
@@ -226,21 +226,38 @@ def test_prune(latentrt: Caller, sample: Bundle, cache: EngineCache, built: list
     assert re.fullmatch(rf"would delete 1 item, .*, in {cache.folder}", dry.out.splitlines()[-1])
     assert old.folder.exists()
     wet = latentrt("engines", "prune")
-    assert wet.out.startswith(f"deleting {old.key[:12]}: ")
+    assert wet.out.startswith(f"deleted {old.key[:12]}: ")
     assert not old.folder.exists()
     assert sorted(cache.list_keys()) == sorted(engine.key for engine in built)
 
 
 def test_prune_of_unused_engines(latentrt: Caller, cache: EngineCache, built: list[StoredEngine]) -> None:
     os.utime(built[0].folder / RECORD_NAME, (0, 0))
-    assert f"deleting {built[0].key[:12]}: unet, " in latentrt("engines", "prune", "--older-than", "30").out
+    assert f"deleted {built[0].key[:12]}: unet, " in latentrt("engines", "prune", "--older-than", "30").out
     assert cache.list_keys() == [built[1].key]
     assert latentrt("engines", "prune", "--older-than", "-1").code == 2
 
 
 def test_prune_all(latentrt: Caller, cache: EngineCache, built: list[StoredEngine]) -> None:
-    assert latentrt("engines", "prune", "--all").out.count("deleting ") == 2
+    assert latentrt("engines", "prune", "--all").out.count("deleted ") == 3, "and their sum"
     assert cache.list_keys() == []
+
+
+def test_prune_says_what_it_keeps(
+    latentrt: Caller, cache: EngineCache, built: list[StoredEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = EngineCache.delete
+
+    def use_first(self: EngineCache, prunable: Prunable) -> bool:
+        if prunable.path == built[0].folder:
+            os.utime(prunable.path / RECORD_NAME)
+        return delete(self, prunable)
+
+    monkeypatch.setattr(EngineCache, "delete", use_first)
+    ended = latentrt("engines", "prune", "--all")
+    assert f"keeping {built[0].key[:12]}: built or used meanwhile" in ended.out.splitlines()
+    assert ended.out.splitlines()[-1].startswith("deleted 1 item, ")
+    assert cache.list_keys() == [built[0].key]
 
 
 # seal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -302,3 +303,29 @@ def test_another_class_of_safety_checker_is_refused(folder: Path) -> None:
     write_json(folder / "model_index.json", {**index, "safety_checker": ["deepfloyd_if", "IFSafetyChecker"]})
     with pytest.raises(CheckpointError, match=r"IFSafetyChecker.*--safety-checker"):
         open_skeleton(folder)
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        b"---" + b" " * 100_000 + b"\nlicense: mit\n---\n",
+        b"---\nlicense:" + b" " * 100_000 + b"'\n---\n",
+        b"---\n" + b"license: mit\n" * 1_000_000,
+        b"---\n" + b"\r\n" * 1_000_000 + b"---\n",
+        b"---\nlicense: " + b"x" * 10_000 + b"\n---\n",
+        b"",
+        b"\xff\xfe" * 1000,
+    ],
+    ids=["spaces", "spaces in an entry", "no end", "empty lines", "a long name", "empty", "no text"],
+)
+def test_a_model_card_of_any_content_is_read_at_once(tmp_path: Path, card: bytes) -> None:
+    """A regular expression took hours for some of these."""
+    (tmp_path / "README.md").write_bytes(card)
+    began = time.monotonic()
+    assert find_licence(find_documents(tmp_path)) == "unknown"
+    assert time.monotonic() - began < 2
+
+
+def test_a_model_card_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8-sig")
+    assert find_licence(find_documents(tmp_path)) == "mit"

@@ -448,3 +448,10 @@ def test_shipped_configurations_fit_the_published_models(family: Family, channel
         assert {key: one.shape for key, one in found.items()} == {
             key: one.shape for key, one in published[name].items()
         }
+
+
+def test_a_folder_of_configurations_with_a_link_out_of_it(sd1_file: Path, tmp_path: Path) -> None:
+    config = shutil.copytree(sd1_file.parent / "checkpoint", tmp_path / "config")
+    (config / "tokenizer" / "notes.txt").symlink_to(sd1_file)
+    with pytest.raises(CheckpointError, match=r"notes\.txt is a link that leads to"):
+        unpack(sd1_file, tmp_path / "folder", config=config)

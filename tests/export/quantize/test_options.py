@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,12 @@ def test_invalid_options(tmp_path: Path, text: str | None, steps: int | None, me
         file.write_text(text)
     with pytest.raises(RequestError, match=message):
         read_options(None, file, steps)
+
+
+def test_a_pipe_and_a_huge_file_of_prompts(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", 10 << 30)
+    for name, message in (("pipe", "not a regular file"), ("huge", "more than 1,048,576 bytes")):
+        with pytest.raises(RequestError, match=message):
+            read_options(None, tmp_path / name, None)

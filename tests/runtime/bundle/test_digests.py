@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ def test_progress_adds_up(tmp_path: Path) -> None:
         hash_stream(stream, counts.append)
     assert sum(counts) == (2 << 20) + 3
     assert len(counts) == 3
+
+
+def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+        with pytest.raises(OSError, match=r"No such device|not supported"):
+            open_regular("socket")
 
 
 def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from latentrt.backends import openvino, placement
+from latentrt.bundle.atomic_file import write_atomically
 from latentrt.bundle.sample import bundle_path
+from latentrt.bundle.staging import staged
 from latentrt.engines import gpu
 from latentrt.engines.gpu import NoGpu
+from tests.killed import in_child
 from tests.runtime.cli.conftest import Caller
 
 NO_GPU = NoGpu(reason="there is no NVIDIA driver", mend="buy one")
@@ -57,6 +64,43 @@ def test_a_bundle_adds_a_line_for_each_component(latentrt: Caller, monkeypatch: 
     found = lines(latentrt, bundle_path())
     for name in ("text_encoder", "unet", "vae_decoder", "safety_checker"):
         assert found[name] == "ONNX Runtime on the CPU: there is no NVIDIA driver"
+
+
+def kill_export(place: Path) -> None:
+    with staged(place, overwrite=False):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_write(path: Path) -> None:
+    os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    write_atomically(path, b"")
+
+
+def test_files_that_killed_commands_left(latentrt: Caller, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "leftovers" not in lines(latentrt)
+    in_child(lambda: kill_export(tmp_path / "here" / "bundle"))
+    in_child(lambda: kill_write(tmp_path / "here" / "cat.png"))
+    in_child(lambda: kill_write(tmp_path / "cache" / "engines" / "record.json"))
+    quarantined = tmp_path / "cache" / "engines" / "quarantine" / "0.x"
+    quarantined.mkdir(parents=True)
+    out = latentrt("doctor").out
+    assert re.search(r"^leftovers +\S+/here/\.bundle\.export-\w{8}, of a killed export or seal to bundle;", out, re.M)
+    assert f" 1 draft of killed commands in {tmp_path}/here, such as .cat.png." in out
+    assert f" 1 draft of killed commands in {tmp_path}/cache, " in out
+    assert " 1 damaged or unfinished engine in " in out
+    assert len(list((tmp_path / "here").iterdir())) == 2, "it removes nothing itself"
+
+
+def test_files_that_a_killed_command_left_beside_the_bundle(
+    latentrt: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "is_installed", lambda: False)
+    bundle = tmp_path / "bundles" / "mine"
+    shutil.copytree(bundle_path(), bundle)
+    in_child(lambda: kill_export(tmp_path / "bundles" / "other"))
+    assert "/bundles/.other.export-" in lines(latentrt, bundle)["leftovers"]
 
 
 def test_no_bundle(latentrt: Caller, tmp_path: Path) -> None:

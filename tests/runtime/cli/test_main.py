@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from collections.abc import Callable
+
 import click
 import pytest
 
@@ -14,6 +19,12 @@ from tests.runtime.cli.conftest import Caller
 
 def error_classes(root: type[LatentRTError] = LatentRTError) -> list[type[LatentRTError]]:
     return [root, *(each for child in root.__subclasses__() for each in error_classes(child))]
+
+
+def add_command(monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> None:
+    """Add a command `latentrt made-up` that calls `work`."""
+    monkeypatch.setattr(cli, "made_up", click.command()(work), raising=False)
+    monkeypatch.setitem(cli._COMMANDS, "made-up", ("latentrt.cli.main:made_up", "Call a function."))
 
 
 @pytest.fixture
@@ -109,3 +120,56 @@ def test_an_interrupt_is_not_reported_as_a_defect(latentrt: Caller, raising: lis
     raising.append(KeyboardInterrupt())
     done = latentrt("raise")
     assert (done.code, done.err.strip()) == (130, "interrupted")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_unwinds_the_command(
+    latentrt: Caller, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Every command's files are removed as after Ctrl-C, and a second signal does not interrupt that."""
+    unwound: list[str] = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        except Exception:
+            unwound.append("taken for a failure of the work")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGHUP)
+            unwound.append("cleaned up")
+
+    add_command(monkeypatch, work)
+    done = latentrt("made-up")
+    assert (done.code, done.err) == (128 + number, f"ended by {number.name}\n")
+    assert unwound == ["cleaned up"]
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_who_ignores_a_signal_still_does(latentrt: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup."""
+    add_command(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert latentrt("made-up").code == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_program_may_call_it_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no handler can be set."""
+    codes: list[object] = []
+
+    def call() -> None:
+        try:
+            cli.main(["made-up"])
+        except SystemExit as end:
+            codes.append(end.code)
+
+    add_command(monkeypatch, lambda: None)
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert codes == [0]

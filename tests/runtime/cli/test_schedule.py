@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -328,3 +329,9 @@ def test_a_path_cannot_control_the_terminal(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         read_scheduler_config(tmp_path / "\x1b[2J.json")
     assert str(caught.value).isprintable()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RequestError, match="not a regular file"):
+        read_scheduler_config(tmp_path / "pipe")
