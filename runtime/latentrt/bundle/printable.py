@@ -18,6 +18,8 @@ def printable(text: str, keep: str = "") -> str:
     Args:
         keep: characters that are not escaped, such as a newline in a text of several lines.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in _JOINERS or c in keep else _escape(c) for c in text)
 
 

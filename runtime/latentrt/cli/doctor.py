@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from latentrt.cli.output import echo
+
 if TYPE_CHECKING:
     from latentrt.bundle.bundle import Bundle
 
@@ -26,11 +28,11 @@ def doctor(bundle: Path | None) -> None:
 
     opened = None if bundle is None else Bundle.open(bundle)
     for key, text in _machine_lines():
-        click.echo(f"{key:<16} {text}")
+        echo(f"{key:<16} {text}")
     if opened is not None:
-        click.echo()
+        echo()
         for key, text in _bundle_lines(opened):
-            click.echo(f"{key:<16} {text}")
+            echo(f"{key:<16} {text}")
 
 
 def _machine_lines() -> Lines:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentrt.bundle.printable import counted
+from latentrt.cli.output import echo
 from latentrt.cli.request_options import given_options, request_options
 from latentrt.errors import RequestError
 
@@ -133,9 +134,9 @@ def _report(paths: list[Path], result: Result, seconds: float) -> None:
     for path, record, verdict in zip(paths, result.records, verdicts, strict=True):
         steps = counted(record.options["num_inference_steps"], "step")
         safety = _describe_safety(record.safety.policy, verdict)
-        click.echo(f"{path}: seed {record.seed}, {_describe_sampler(record)}, {steps}, safety {safety}")
+        echo(f"{path}: seed {record.seed}, {_describe_sampler(record)}, {steps}, safety {safety}")
     images = "1 image" if len(paths) == 1 else f"{len(paths)} images"
-    click.echo(f"{images} in {seconds:.1f} s, loading included", err=True)
+    echo(f"{images} in {seconds:.1f} s, loading included", err=True)
 
 
 def _describe_sampler(record: ImageRecord) -> str:
@@ -151,7 +152,7 @@ def _report_backends(runs_on: Mapping[str, Placement]) -> None:
     described = {name: str(placement) for name, placement in runs_on.items()}
     for text in dict.fromkeys(described.values()):
         components = [name for name, each in described.items() if each == text]
-        click.echo(f"{'all' if len(components) == len(runs_on) else ', '.join(components)} on {text}", err=True)
+        echo(f"{'all' if len(components) == len(runs_on) else ', '.join(components)} on {text}", err=True)
 
 
 def _describe_safety(policy: str, verdict: Verdict | None) -> str:

@@ -322,9 +322,3 @@ def test_a_missing_configuration(tmp_path: Path) -> None:
         read_scheduler_config(tmp_path / "missing.json")
     with pytest.raises(RequestError, match="cannot be read: Is a directory"):
         read_scheduler_config(tmp_path)
-
-
-def test_a_path_cannot_control_the_terminal(tmp_path: Path) -> None:
-    with pytest.raises(RequestError) as caught:
-        read_scheduler_config(tmp_path / "\x1b[2J.json")
-    assert str(caught.value).isprintable()
