@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from rich.progress import Progress
@@ -40,8 +41,8 @@ class Pipe(io.StringIO):
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Pipe:
     """Standard output and standard error, replaced."""
     stream = Pipe()
-    monkeypatch.setattr(sys, "stdout", stream)
-    monkeypatch.setattr(sys, "stderr", stream)
+    # Not in `sys`, whose streams pytest sets again for each phase of a test.
+    monkeypatch.setattr(output, "sys", SimpleNamespace(stdout=stream, stderr=stream))
     return stream
 
 
@@ -109,8 +110,7 @@ def test_a_full_disk_is_an_error_of_standard_output_alone(pipe: Pipe) -> None:
 
 
 def test_closed_streams_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(output, "sys", SimpleNamespace(stdout=None, stderr=None))
     output.echo("a")
     output.echo_error("b")
     Console(err=True).print("c")
