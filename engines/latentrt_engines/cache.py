@@ -22,6 +22,8 @@ import msgspec
 from numpy.typing import NDArray
 
 from latentrt.bundle.atomic_file import write_atomically
+from latentrt.bundle.digests import open_regular
+from latentrt.bundle.strict_json import MAX_BYTES, AmbiguousJSONError, parse_json
 from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.engines.store import (
     LOCKS,
@@ -222,8 +224,9 @@ def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
 
 def read_array_digests(engine: StoredEngine) -> dict[str, str] | None:
     """Read the digests of the weight arrays that an engine was published with; None if they cannot be read."""
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode((engine.folder / WEIGHTS_NAME).read_bytes(), type=dict[str, str])
+    with contextlib.suppress(OSError, AmbiguousJSONError, msgspec.ValidationError):
+        with open_regular(engine.folder / WEIGHTS_NAME) as stream:
+            return msgspec.convert(parse_json(stream.read(MAX_BYTES + 1)), dict[str, str])
     return None
 
 

@@ -259,7 +259,6 @@ def test_every_file_has_a_role(tree: Any) -> None:
         "a\nb",
         "a\x1b[2Jb",
         "a\u202eb",
-        "a\ud800b",
     ],
 )
 def test_a_path_that_no_bundle_may_name(tree: Any, path: str) -> None:
