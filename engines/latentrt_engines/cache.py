@@ -224,10 +224,11 @@ def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
 
 def read_array_digests(engine: StoredEngine) -> dict[str, str] | None:
     """Read the digests of the weight arrays that an engine was published with; None if they cannot be read."""
-    with contextlib.suppress(OSError, AmbiguousJSONError, msgspec.ValidationError):
+    try:
         with open_regular(engine.folder / WEIGHTS_NAME) as stream:
             return msgspec.convert(parse_json(stream.read(MAX_BYTES + 1)), dict[str, str])
-    return None
+    except (OSError, AmbiguousJSONError, msgspec.ValidationError):
+        return None
 
 
 # Pruning

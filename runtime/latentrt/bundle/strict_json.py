@@ -67,7 +67,8 @@ def parse_json(
             parse_float=_parse_finite,
             parse_int=_parse_int64,
         )
-        if not half_surrogates and (b"\\ud" in data or b"\\uD" in data):  # rare: half a surrogate pair can only be written as an escape
+        # Rare, as half a surrogate pair can only be written as an escape.
+        if not half_surrogates and (b"\\ud" in data or b"\\uD" in data):
             json.dumps(tree, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise AmbiguousJSONError(f"is not UTF-8 (byte {error.start}), expected JSON in UTF-8") from None

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
+_MAX_SEEDS = 10_000
+
+
 class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
     """`7`, a list `7,9,11`, or a range with both ends `7..10`."""
 
@@ -33,7 +36,10 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
         first, dots, last = value.partition("..")
         try:
             if dots:
-                return range(int(first), int(last) + 1)
+                seeds = range(int(first), int(last) + 1)
+                if seeds.stop - seeds.start > _MAX_SEEDS:  # `len` fails for a range beyond the memory
+                    self.fail(f"got {value!r}, expected at most {_MAX_SEEDS:,} seeds", param, ctx)
+                return seeds
             return [int(part) for part in value.split(",")] if "," in value else int(value)
         except ValueError:
             self.fail(f"got {value!r}, expected a number, a list such as 7,9,11 or a range such as 7..10", param, ctx)
