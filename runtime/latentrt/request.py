@@ -56,9 +56,12 @@ class Check:
         return value
 
 
+_LARGEST_WHOLE = 2**63 - 1
+
+
 @dataclass(frozen=True)
 class Whole(Check):
-    """Whole numbers from `low` to `high`; None: no upper bound."""
+    """Whole numbers from `low` to `high`; None: the bundle decides the upper bound."""
 
     low: int
     high: int | None = None
@@ -66,7 +69,7 @@ class Whole(Check):
 
     def __call__(self, keyword: str, value: Any) -> int:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or value < self.low or (self.high is not None and value > self.high):
+        if not whole or not self.low <= value <= (_LARGEST_WHOLE if self.high is None else self.high):
             expected = f"from {self.low} to {self.high}" if self.high is not None else f"of at least {self.low}"
             raise RequestError(f"`{keyword}`: got {shown(value)}, expected a whole number {expected}")
         return int(value)

@@ -304,7 +304,8 @@ def _seeds(seed: object, images: int) -> tuple[int, ...]:
         # The last image's is a seed too, so that it can be requested again.
         first = Whole(0, MAX_SEED - images + 1)("seed", seed)
         return tuple(range(first, first + images))
-    if not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, str):
+    is_list = isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim == 1)
+    if not is_list or isinstance(seed, str):
         raise RequestError(
             f"`seed`: got {shown(seed)}, expected a whole number from 0 to {MAX_SEED}, or a list of them"
         )

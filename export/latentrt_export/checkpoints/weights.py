@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shlex
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentrt.bundle.safetensors_header import read_header
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.json_file import read_object
 
@@ -125,10 +125,11 @@ def _check_size(file: Path) -> None:
         raise CheckpointError(
             f"{file} is missing, but the index of the shards, or a link, names it; download the checkpoint again"
         )
-    size = file.stat().st_size
     try:
-        expected = _read_expected_size(file, size)
-    except (struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            expected = read_header(stream, size).file_size
+    except ValueError as error:
         raise CheckpointError(f"{file} is not a safetensors file, or its header is damaged: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
@@ -137,15 +138,6 @@ def _check_size(file: Path) -> None:
             f"{file} has {size} bytes, expected {expected} from its header; it is truncated or damaged, "
             "download it again"
         )
-
-
-def _read_expected_size(file: Path, size: int) -> int:
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        # A damaged length could exceed the memory.
-        header = json.loads(stream.read(length)) if length <= size else {}
-    ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-    return int(8 + length + max(ends, default=0))
 
 
 def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> Any:

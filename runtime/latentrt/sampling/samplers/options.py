@@ -93,7 +93,7 @@ class Sampler(ABC):
     def _convert(cls, key: str, value: object, hint: Any) -> Any:
         try:
             return _convert(value, hint)
-        except (msgspec.ValidationError, OverflowError) as problem:
+        except (msgspec.ValidationError, ValueError, OverflowError) as problem:  # the others of odd texts and numbers
             raise RequestError(
                 f"got `{key}`={shown(value)}, which is not supported with {cls.class_name}: {problem}; change "
                 f"`{key}`, or choose another sampler"
