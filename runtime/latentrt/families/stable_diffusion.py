@@ -20,7 +20,7 @@ from PIL import Image
 from latentrt.backends.session import Arrays, run
 from latentrt.bundle.manifest import LOW_RES_SCHEDULER
 from latentrt.decode import autoencoder
-from latentrt.errors import RequestError
+from latentrt.errors import BundleError, RequestError
 from latentrt.families.family import Family, Pixels, Stage
 from latentrt.images.feature_extractors import depth_to_latents, preprocess
 from latentrt.images.inputs import (
@@ -563,8 +563,13 @@ class StableDiffusion(Family):
         self.stages = (self._stage,)
         self._tasks = {cls.name: cls(self._stage) for cls in _TASKS}
         self._stage.tasks = self._tasks
-        (width,) = (spec.shape[-1] for spec in bundle.manifest.components[DENOISER].inputs if spec.name == TEXT)
-        assert isinstance(width, int), "the manifest was checked"
+        inputs = bundle.manifest.components[DENOISER].inputs
+        width = next((spec.shape[-1] for spec in inputs if spec.name == TEXT and spec.shape), None)
+        if not isinstance(width, int):
+            raise BundleError(
+                f"{bundle.folder}: the denoiser has the inputs {', '.join(map(str, inputs))}, expected {TEXT} with a "
+                "number as its last axis; export the bundle again"
+            )
         self.embedding_width = width
 
     def task(self, request: Request) -> str:
