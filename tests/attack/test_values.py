@@ -1,55 +1,54 @@
-"""Wrong values one at a time, and mutations: all are refused by latentrt's own errors, or accepted."""
+"""Wrong values one at a time, hostile images, and mutations: latentrt's own errors refuse them, or all goes well."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from latentrt.errors import LatentRTError
-from tests.attack import mutations, values
-
-# One of so many runs by default; `make attack` runs all.
-EVERY = 12
+from tests.attack import images, mutations, values
 
 
-def chosen(name: str) -> bool:
-    return zlib.crc32(name.encode("utf-8", "surrogatepass")) % EVERY == 0
+def part(cases: Iterator[tuple[str, Any]], every: int) -> dict[str, Any]:
+    """Return one of so many cases, always the same ones."""
+    return {name: case for name, case in cases if zlib.crc32(name.encode("utf-8", "surrogatepass")) % every == 0}
 
 
-def refusal(case: values.Case, folder: Path) -> str | None:
-    """Return the error that a case ends with, None if it succeeds; any other exception is a failure of the test."""
-    try:
-        values.run(case, folder)
-    except LatentRTError as error:
-        return str(error)
-    return None
+def test_some_wrong_values(tmp_path: Path) -> None:
+    chosen = part(values.cases(), 25)
+    refused = [message for case in chosen.values() if (message := values.run(case, tmp_path)) is not None]
+    assert len(chosen) > 100
+    assert len(refused) > len(chosen) / 2
+    assert max(map(len, refused)) < 2500
 
 
-def test_a_sample_of_the_wrong_values(tmp_path: Path) -> None:
-    cases = [case for name, case in values.cases() if chosen(name)]
-    assert len(cases) > 40
-    refused = [refusal(case, tmp_path) for case in cases]
-    assert sum(each is not None for each in refused) > len(cases) / 2
-    assert all(len(each) < 1500 for each in refused if each is not None)
-
-
-@pytest.mark.slow
-def test_all_wrong_values(tmp_path: Path) -> None:
-    found = dict(values.cases())
-    assert len(found) >= 460
-    escaped = {}
-    for name, case in found.items():
-        try:
-            refusal(case, tmp_path)
-        except Exception as error:
-            escaped[name] = f"{type(error).__name__}: {error}"
-    assert escaped == {}
+def test_some_images(tmp_path: Path) -> None:
+    chosen = part(images.cases(), 3)
+    refused = [message for case in chosen.values() if (message := images.run(case, tmp_path)) is not None]
+    assert len(chosen) > 25
+    assert len(refused) > len(chosen) / 2
 
 
 def test_mutations_of_manifests_and_requests() -> None:
     reports: list[str] = []
     assert mutations.search(1, 2000, reports.append) == 0, reports
-    outcomes = {mutations.run(seed) for seed in range(1, 200)}
-    assert {"accepted", "ManifestError", "RequestError"} <= outcomes, "the mutations reach all of it"
+    assert {"accepted", "ManifestError", "RequestError"} <= {mutations.run(seed) for seed in range(1, 200)}, (
+        "the mutations reach all of it"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "least"), [(values, 460), (images, 40)])
+def test_all_cases(tmp_path: Path, module: Any, least: int) -> None:
+    escaped, count = {}, 0
+    for name, case in module.cases():
+        count += 1
+        try:
+            module.run(case, tmp_path)
+        except Exception as error:
+            escaped[name] = f"{type(error).__name__}: {error}"
+    assert escaped == {}
+    assert count >= least

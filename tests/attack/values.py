@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from latentrt.errors import LatentRTError
 from latentrt.request import OPTIONS, Request
 from latentrt.resolve import resolve
 from latentrt.result import check_places
@@ -168,19 +169,26 @@ def request_cases() -> Iterator[tuple[str, Case]]:
         yield f"output {_name(name)}", (text, PROMPT, name)
 
 
-def run(case: Case, folder: Path) -> None:
+def run(case: Case, folder: Path) -> str | None:
     """Open the manifest, resolve the request, and check the place of its image in `folder`.
 
+    Returns:
+        The message of the refusal, None where everything was accepted.
+
     Raises:
-        LatentRTError: the case was refused. Anything else is a defect.
+        Exception: anything but an error of latentrt's tree, which is a defect.
     """
     text, values, output = case
     loop = folder / "loop.png"
     if not loop.is_symlink():
         loop.symlink_to(loop)
-    bundle, family = open_tree(text)
-    request = resolve(Request.of(**values), bundle.manifest, family)
-    check_places(bundle, family, request, folder / output)
+    try:
+        bundle, family = open_tree(text)
+        request = resolve(Request.of(**values), bundle.manifest, family)
+        check_places(bundle, family, request, folder / output)
+    except LatentRTError as error:
+        return str(error)
+    return None
 
 
 def _name(value: object) -> str:

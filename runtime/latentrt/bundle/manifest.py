@@ -97,15 +97,16 @@ Role = Literal[
     "depth-estimator",
 ]
 PillowFilter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-ComponentName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_]*$")]
-PartName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?$")]
-FamilyName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9.-]*$")]
-TaskName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
+ComponentName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z][a-z0-9_]*$")]
+PartName = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?$")]
+FamilyName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z0-9][a-z0-9.-]*$")]
+TaskName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
 InputSource = Annotated[
     str,
     msgspec.Meta(
+        max_length=200,
         pattern=r"^(latents|timestep|c-noise|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
-        r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$"
+        r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$",
     ),
 ]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -477,7 +478,7 @@ def decode_manifest(data: bytes) -> Manifest:
         manifest = msgspec.convert(tree, Manifest)
     except (msgspec.ValidationError, OverflowError) as error:
         raise ManifestError(
-            f"bundle.json is not a manifest of format {FORMAT_VERSION}: {printable(str(error))}; "
+            f"bundle.json is not a manifest of format {FORMAT_VERSION}: {printable(str(error)[:300])}; "
             f"expected the form that bundle.schema.json describes. {_REMEDY}"
         ) from None
     check_manifest(manifest)
