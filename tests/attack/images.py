@@ -70,7 +70,7 @@ def _jpegs() -> Iterator[tuple[str, bytes]]:
     start, rest = data[:2], data[2:]
     large = bytes(65_000)
     segments = {
-        "5000 APP1 of EXIF": _segment(0xE1, b"Exif\0\0" + bytes(20_000)) * 5000,
+        "5000 APP1 of EXIF": _segment(0xE1, b"Exif\0\0" + bytes(2_000)) * 5000,
         "5000 small APP1 of EXIF": _segment(0xE1, b"Exif\0\0MM\0*") * 5000,
         "3000 APP1 of XMP": _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + large) * 1000,
         "2000 profiles": _segment(0xE2, b"ICC_PROFILE\0\1\1" + large) * 2000,
@@ -106,7 +106,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 def _pngs() -> Iterator[tuple[str, bytes]]:
     data = _image("PNG")
     head, rest = data[:33], data[33:]  # after IHDR
-    bomb = zlib.compress(bytes(50_000_000), 9)
+    bomb = zlib.compress(bytes(50_000_000), 1)
     chunks = {
         "zTXt of 50 MB": png_chunk(b"zTXt", b"parameters\0\0" + bomb),
         "200 zTXt of 50 MB": png_chunk(b"zTXt", b"parameters\0\0" + bomb) * 200,
@@ -130,7 +130,7 @@ def _pngs() -> Iterator[tuple[str, bytes]]:
     for width, height in ((2**31 - 1, 2**31 - 1), (60_000, 60_000), (1, 2**31 - 1), (0, 0), (9_400, 9_400)):
         header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
         yield f"png of {width} × {height}", data[:8] + png_chunk(b"IHDR", header) + rest
-    pixels = zlib.compress(bytes(9_000 * (9_000 * 3 + 1)), 9)
+    pixels = zlib.compress(bytes(9_000 * (9_000 * 3 + 1)), 1)
     header = struct.pack(">IIBBBBB", 9_000, 9_000, 8, 2, 0, 0, 0)
     yield "png of 81 million pixels", data[:8] + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", pixels) + rest[-12:]
     yield "png of 300000 pieces", head + png_chunk(b"IDAT", b"") * 300_000 + rest

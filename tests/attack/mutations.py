@@ -52,8 +52,13 @@ Place = tuple[Any, ...]
 
 @cache
 def sample_text() -> bytes:
-    """Return the text of the sample bundle's manifest."""
-    return (bundle_path() / "bundle.json").read_bytes()
+    """Return the text of the sample bundle's manifest, with few of what it has many alike of, which only takes time."""
+    tree = json.loads((bundle_path() / "bundle.json").read_bytes())
+    for component in tree["components"].values():
+        for owner in (component, *component.get("parts", {}).values()):
+            for graph in owner["graphs"].values():
+                graph["float32_nodes"], graph["gate"] = graph.get("float32_nodes", [])[:2], graph.get("gate", [])[:1]
+    return json.dumps(tree).encode()
 
 
 def sample_tree() -> Any:
@@ -88,12 +93,7 @@ def open_tree(text: bytes) -> tuple[Bundle, Any]:
 
 @cache
 def _places() -> tuple[Place, ...]:
-    # Not one for each of the sample's thousand node names: one list of names stands for all.
-    return tuple(
-        place
-        for place in leaves(sample_tree())
-        if not ({"float32_nodes", "gate"} & {*place[:-1]} and place[-1] not in (0, 1))
-    )
+    return tuple(leaves(sample_tree()))
 
 
 def _mutate_manifest(chance: random.Random) -> bytes:

@@ -7,7 +7,8 @@ case either succeeds or fails with an error of latentrt's own tree.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from tests.attack.mutations import Place, leaves, open_tree, replaced, sample_te
 
 __all__ = ["Case", "cases", "manifest_cases", "request_cases", "run"]
 
-Case = tuple[bytes, dict[str, Any], str]
-"""The manifest's text, the request's keywords, the name of the output."""
+Case = Callable[[], tuple[bytes, dict[str, Any], str]]
+"""Makes the manifest's text, the request's keywords, and the name of the output."""
 
 NUMBERS: tuple[Any, ...] = (-1, 0, 1, 10**6, 2**31, 2**53, 2**63 - 1, 1e308, "x", None, [], {})
 TEXTS: tuple[Any, ...] = ("", "\0", "\x1b]0;x\x07", "\u202e", "../../x", "/etc/passwd", "a" * 100_000, 1, None, [])
@@ -47,8 +48,7 @@ def manifest_cases() -> Iterator[tuple[str, Case]]:
             continue
         seen.add(kind)
         for wrong in TEXTS if isinstance(value, str) else NUMBERS:
-            text = json.dumps(replaced(sample_tree(), place, wrong)).encode()
-            yield f"{'.'.join(map(str, place))}={_name(wrong)}", (text, PROMPT, "out.png")
+            yield f"{'.'.join(map(str, place))}={_name(wrong)}", partial(_changed, [(place, wrong)])
     yield from _larger_manifests()
 
 
@@ -91,10 +91,7 @@ def _larger_manifests() -> Iterator[tuple[str, Case]]:
         "every option of the unet gone": [(("components", "unet", "inputs"), [])],
     }
     for name, changes in changed.items():
-        tree = sample_tree()
-        for place, value in changes:
-            tree = replaced(tree, place, value)
-        yield name, (json.dumps(tree).encode(), PROMPT, "out.png")
+        yield name, partial(_changed, changes)
     text = sample_text()
     for name, spoilt in {
         "duplicate keys of 12 MB": b"{" + b'"a":1,' * 2_000_000 + text[1:],
@@ -114,12 +111,24 @@ def _larger_manifests() -> Iterator[tuple[str, Case]]:
         "nothing": b"",
         "a list": b"[]",
     }.items():
-        yield name, (spoilt, PROMPT, "out.png")
+        yield name, partial(_request, text=spoilt)
+
+
+def _changed(changes: list[tuple[Place, Any]]) -> tuple[bytes, dict[str, Any], str]:
+    tree = sample_tree()
+    for place, value in changes:
+        tree = replaced(tree, place, value)
+    return json.dumps(tree).encode(), PROMPT, "out.png"
+
+
+def _request(
+    options: dict[str, Any] = PROMPT, *, text: bytes | None = None, output: str = "out.png"
+) -> tuple[bytes, dict[str, Any], str]:
+    return sample_text() if text is None else text, options, output
 
 
 def request_cases() -> Iterator[tuple[str, Case]]:
     """Yield each option of a request with each wrong value, and combinations that need too much."""
-    text = sample_text()
     wrong = (
         *NUMBERS,
         *(2**64, 10**30, 10**5000, -1e308, float("inf"), float("-inf"), float("nan")),
@@ -128,7 +137,7 @@ def request_cases() -> Iterator[tuple[str, Case]]:
     )
     for keyword in OPTIONS:
         for value in wrong:
-            yield f"{keyword}={_name(value)}", (text, {**PROMPT, keyword: value}, "out.png")
+            yield f"{keyword}={_name(value)}", partial(_request, {**PROMPT, keyword: value})
     for options in (
         *({"timesteps": [*range(count)][::-1]} for count in (0, 1, 1001, 100_000)),
         *({"sigmas": [1e308, 0.0]}, {"sigmas": [0.0]}, {"sigmas": [float("nan")]}, {"timesteps": [1e9, -1]}),
@@ -141,7 +150,7 @@ def request_cases() -> Iterator[tuple[str, Case]]:
         for sampler in ("ddim", "euler", "lcm"):
             yield (
                 f"{sampler} {_name(options)}",
-                (text, {**PROMPT, "sampler": sampler, "sampler_options": options}, "out.png"),
+                partial(_request, {**PROMPT, "sampler": sampler, "sampler_options": options}),
             )
     for sampler in (
         "karras",
@@ -152,7 +161,7 @@ def request_cases() -> Iterator[tuple[str, Case]]:
         "scheduler",
         "sample_",
     ):
-        yield f"sampler {_name(sampler)}", (text, {**PROMPT, "sampler": sampler}, "out.png")
+        yield f"sampler {_name(sampler)}", partial(_request, {**PROMPT, "sampler": sampler})
     for seeds in (
         range(0),
         range(10**30),
@@ -164,9 +173,9 @@ def request_cases() -> Iterator[tuple[str, Case]]:
         [[7]],
         np.zeros((2, 2), int),
     ):
-        yield f"seeds {_name(seeds)}", (text, {**PROMPT, "seed": seeds}, "out.png")
+        yield f"seeds {_name(seeds)}", partial(_request, {**PROMPT, "seed": seeds})
     for name in ("a" * 300 + ".png", "b/" * 3000 + "c.png", "\0.png", ".png", "", "loop.png", "fifo.png", "\ud800.png"):
-        yield f"output {_name(name)}", (text, PROMPT, name)
+        yield f"output {_name(name)}", partial(_request, output=name)
 
 
 def run(case: Case, folder: Path) -> str | None:
@@ -178,7 +187,7 @@ def run(case: Case, folder: Path) -> str | None:
     Raises:
         Exception: anything but an error of latentrt's tree, which is a defect.
     """
-    text, values, output = case
+    text, values, output = case()
     loop = folder / "loop.png"
     if not loop.is_symlink():
         loop.symlink_to(loop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import click
 from latentrt.bundle.printable import counted
 from latentrt.cli.output import echo
 from latentrt.cli.request_options import given_options, request_options
-from latentrt.errors import RequestError
+from latentrt.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from latentrt.backends.placement import ComputePrecision, Device, Placement
@@ -113,8 +114,9 @@ def run(
     result = pipeline.finish(request, latents_with_progress(pipeline, request, quiet=quiet))
     paths = result.save(output)
     if not quiet:
-        _report(paths, result, time.monotonic() - started)
-        _report_backends(pipeline.runs_on)
+        with contextlib.suppress(OutputError):  # the images are there, wherever the report goes
+            _report(paths, result, time.monotonic() - started)
+            _report_backends(pipeline.runs_on)
 
 
 def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, prompts: int) -> int:
