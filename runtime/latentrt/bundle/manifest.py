@@ -687,7 +687,7 @@ def _check_defaults(manifest: Manifest) -> Iterator[str]:
         yield f"got the limits {limits.min_side} … {limits.max_side} of a side, expected them in order"
     for name, space in manifest.latent_spaces.items():
         if space.side_multiple > MAX_SIDE:
-            yield f"{name}'s latents need sides that are multiples of {space.side_multiple}, expected at most {MAX_SIDE}"
+            yield f"{name}'s sides are multiples of {space.side_multiple}, expected a multiple of at most {MAX_SIDE}"
     for side, pixels in (("height", defaults.height), ("width", defaults.width)):
         if not limits.min_side <= pixels <= limits.max_side:
             yield f"the default {side} is {pixels}, expected it within the limits {limits.min_side} … {limits.max_side}"

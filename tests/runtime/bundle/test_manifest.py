@@ -495,4 +495,4 @@ def test_limits_that_no_side_fulfils(tree: Any) -> None:
     assert "expected them in order" in contradiction(tree)
     tree["limits"] |= {"min_side": 16, "max_side": 128}
     tree["latent_spaces"]["unet"] |= {"patch": 1021, "multiple": 1019}
-    assert "at most 16384" in contradiction(tree)
+    assert "of at most 16384" in contradiction(tree)

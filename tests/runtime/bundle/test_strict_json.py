@@ -72,10 +72,10 @@ def doubling(make: Callable[[int], bytes], count: int) -> float:
     [
         pytest.param(lambda count: b"{" + b'"a":1,' * count + b'"a":1}', id="one key"),
         pytest.param(
-            lambda count: b"{%s}" % b",".join(b'"k%d":1' % (key % (count - 1)) for key in range(count)), id="at the end"
+            lambda count: b"{%s}" % b",".join(b'"k%d":1' % min(key, count - 2) for key in range(count)), id="at the end"
         ),
     ],
 )
 def test_duplicate_keys_take_linear_time(make: Callable[[int], bytes]) -> None:
     """Quadratic time would be four times as long."""
-    assert doubling(make, 20_000) < 3
+    assert doubling(make, 8_000) < 3
