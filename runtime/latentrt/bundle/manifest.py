@@ -491,7 +491,12 @@ def encode_manifest(manifest: Manifest) -> bytes:
     Raises:
         ManifestError: `decode_manifest` would reject the text, or read another manifest from it.
     """
-    data = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+    try:
+        data = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+    except UnicodeEncodeError:
+        raise ManifestError(
+            "a name in the manifest is no valid Unicode, expected UTF-8; rename the checkpoint's files"
+        ) from None
     if decode_manifest(data) != manifest:
         raise ManifestError(
             "the manifest holds a value that JSON cannot represent (a tuple or a NaN in a scheduler's configuration)"

@@ -496,3 +496,9 @@ def test_limits_that_no_side_fulfils(tree: Any) -> None:
     tree["limits"] |= {"min_side": 16, "max_side": 128}
     tree["latent_spaces"]["unet"] |= {"patch": 1021, "multiple": 1019}
     assert "of at most 16384" in contradiction(tree)
+
+
+def test_a_name_that_is_no_unicode_is_not_written(good: Manifest) -> None:
+    source = msgspec.structs.replace(good.source, name="\udcff")
+    with pytest.raises(ManifestError, match="no valid Unicode"):
+        encode_manifest(msgspec.structs.replace(good, source=source))
