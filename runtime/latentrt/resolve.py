@@ -304,8 +304,9 @@ def _seeds(seed: object, images: int) -> tuple[int, ...]:
         # The last image's is a seed too, so that it can be requested again.
         first = Whole(0, MAX_SEED - images + 1)("seed", seed)
         return tuple(range(first, first + images))
-    is_list = isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim == 1)
-    if not is_list or isinstance(seed, str):
+    if isinstance(seed, np.ndarray) and seed.ndim == 1:
+        seed = list(seed)
+    if not isinstance(seed, Sequence) or isinstance(seed, str):
         raise RequestError(
             f"`seed`: got {shown(seed)}, expected a whole number from 0 to {MAX_SEED}, or a list of them"
         )

@@ -28,7 +28,7 @@ class Console(rich_console.Console):
     """
 
     def __init__(self, *, err: bool = False, pipe_columns: int | None = None, **options: Any) -> None:
-        file = cast("IO[str]", Stream(err=err))
+        file = cast("IO[str]", Stream(err=err, bound=True))
         super().__init__(**{"file": file, "markup": False, "emoji": False, "highlight": False, **options})
         if pipe_columns is not None and not self.is_terminal:
             self.width = pipe_columns

@@ -57,15 +57,22 @@ class Stream:
 
     Args:
         err: standard error in place of standard output.
+        bound: write to the file that the stream is now, whatever replaces it later. rich's live displays need this:
+            they replace both streams by files that write to their console.
     """
 
-    def __init__(self, *, err: bool = False) -> None:
+    def __init__(self, *, err: bool = False, bound: bool = False) -> None:
         self._err = err
+        self._bound = self._current if bound else None
+
+    @property
+    def _current(self) -> TextIO | None:
+        # None where the descriptor was closed.
+        return sys.stderr if self._err else sys.stdout
 
     @property
     def _file(self) -> TextIO | None:
-        # Looked up at each use: a test or a caller may replace it, and it is None where the descriptor was closed.
-        return sys.stderr if self._err else sys.stdout
+        return self._current if self._bound is None else self._bound
 
     @property
     def encoding(self) -> str:
