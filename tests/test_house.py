@@ -174,3 +174,37 @@ def test_a_family_is_found_by_the_names_that_only_it_may_know() -> None:
     """Without this check the test above would pass with any words."""
     known = (ROOT / "runtime" / "latentrt" / "families" / "stable_diffusion.py").read_text()
     assert all(f'"{word}"' in known for word in MODEL_WORDS)
+
+
+# The command line prints through these modules alone, which escape everything (`latentrt.cli.output`).
+OUTPUT = ("runtime/latentrt/cli/output.py", "runtime/latentrt/cli/console.py")
+PRINTS = (
+    *("click.echo", "click.secho", "click.style", "click.progressbar", "print", "traceback.print_exc"),
+    *("sys.stdout", "sys.stderr", "logging.StreamHandler", "logging.basicConfig"),
+    *("rich.print", "rich.console.Console", "rich.progress.TextColumn", "rich.text.Text", "rich.markup"),
+)
+
+
+def names_used(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a module imports or uses, such as `click.echo`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield f"{node.value.id}.{node.attr}"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id
+
+
+def test_the_command_line_prints_through_one_place() -> None:
+    folders = [root / package for package, root in PACKAGES.items() if package != "sample"]
+    found = {
+        (name, used)
+        for folder in folders
+        for path in folder.rglob("*.py")
+        if (name := path.relative_to(ROOT).as_posix()) not in OUTPUT
+        for used in names_used(path)
+        if used in PRINTS
+    }
+    assert found == {("runtime/latentrt/worker_process.py", "sys.stderr")} & found
+    assert {"click.echo", "rich.text.Text"} <= {used for name in OUTPUT for used in names_used(ROOT / name)}

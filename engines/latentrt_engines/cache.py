@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from latentrt.bundle.atomic_file import remove_abandoned_drafts, write_atomically
 from latentrt.bundle.digests import open_regular
+from latentrt.bundle.strict_json import MAX_BYTES, AmbiguousJSONError, parse_json
 from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.engines.store import (
     DRAFTS,
@@ -53,7 +54,6 @@ __all__ = [
 ]
 
 _SHORTEST_PREFIX = 4
-_LARGEST_DIGESTS_BYTES = 64 << 20
 
 
 class EngineCache(EngineStore):
@@ -241,9 +241,11 @@ def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
 
 def read_array_digests(engine: StoredEngine) -> dict[str, str] | None:
     """Read the digests of the weight arrays that an engine was published with; None if they cannot be read."""
-    with contextlib.suppress(OSError, msgspec.DecodeError), open_regular(engine.folder / WEIGHTS_NAME) as stream:
-        return msgspec.json.decode(stream.read(_LARGEST_DIGESTS_BYTES), type=dict[str, str])
-    return None
+    try:
+        with open_regular(engine.folder / WEIGHTS_NAME) as stream:
+            return msgspec.convert(parse_json(stream.read(MAX_BYTES + 1)), dict[str, str])
+    except (OSError, AmbiguousJSONError, msgspec.ValidationError):
+        return None
 
 
 # Pruning

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from latentrt.bundle.manifest import Manifest, Precision, QuantizationMethod
+from latentrt.cli.output import echo
 from latentrt.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def export(
             progress=reporter,
         )
     print_table(manifest, reporter.costs)
-    click.echo(f"{bundle}: {manifest.precision}, exported in {time.monotonic() - started:.0f} s")
+    echo(f"{bundle}: {manifest.precision}, exported in {time.monotonic() - started:.0f} s")
 
 
 def _exporter() -> Callable[..., Manifest]:

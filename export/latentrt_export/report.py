@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Self
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from latentrt.bundle.describe import describe_quantization, group_parts, nearest_to_bound
 from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, GateResult, Manifest
+from latentrt.cli.console import Console, PlainColumn
 
 __all__ = ["Reporter", "print_table"]
 
@@ -34,8 +34,8 @@ class Reporter:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
-        columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._console = console or Console(err=True)
+        columns = (SpinnerColumn(finished_text="✓"), PlainColumn("{task.description}"), TimeElapsedColumn())
         self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
         self._started = time.monotonic()
@@ -70,7 +70,7 @@ class Reporter:
 
     def _print(self, text: str, style: str | None = None) -> None:
         # Without wrapping, so that a warning is one line of a log.
-        self._console.print(text, style=style, markup=False, soft_wrap=True)
+        self._console.print(text, style=style, soft_wrap=True)
 
 
 def print_table(manifest: Manifest, costs: Mapping[str, ComponentCost], console: Console | None = None) -> None:
@@ -90,11 +90,11 @@ def print_table(manifest: Manifest, costs: Mapping[str, ComponentCost], console:
                 title = f"  {part.title}" if index == 0 else ""
                 nodes, gate = str(part.nodes(precision)), _gate(part.gate(precision))
                 table.add_row(title, precision, nodes, "", "", "", gate)
-    console = console or Console(highlight=False)
+    console = console or Console()
     console.print(table)
     console.print(_legend(manifest), soft_wrap=True)
     for line in describe_quantization(manifest.components):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _shared(manifest: Manifest, component: Component, cost: ComponentCost) -> tuple[str, str, str]:

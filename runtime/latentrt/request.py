@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from latentrt.bundle.printable import shown
 from latentrt.errors import RequestError
 
 if TYPE_CHECKING:
@@ -55,9 +56,12 @@ class Check:
         return value
 
 
+_LARGEST_WHOLE = 2**63 - 1
+
+
 @dataclass(frozen=True)
 class Whole(Check):
-    """Whole numbers from `low` to `high`; None: no upper bound."""
+    """Whole numbers from `low` to `high`; None: the bundle decides the upper bound."""
 
     low: int
     high: int | None = None
@@ -65,9 +69,9 @@ class Whole(Check):
 
     def __call__(self, keyword: str, value: Any) -> int:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or value < self.low or (self.high is not None and value > self.high):
+        if not whole or not self.low <= value <= (_LARGEST_WHOLE if self.high is None else self.high):
             expected = f"from {self.low} to {self.high}" if self.high is not None else f"of at least {self.low}"
-            raise RequestError(f"`{keyword}`: got {value!r}, expected a whole number {expected}")
+            raise RequestError(f"`{keyword}`: got {shown(value)}, expected a whole number {expected}")
         return int(value)
 
 
@@ -83,7 +87,7 @@ class Number(Check):
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         # Compared as it is: a large whole number is no float.
         if not number or not self.low <= value <= self.high:
-            raise RequestError(f"`{keyword}`: got {value!r}, expected a number from {self.low:g} to {self.high:g}")
+            raise RequestError(f"`{keyword}`: got {shown(value)}, expected a number from {self.low:g} to {self.high:g}")
         return float(value)
 
 
@@ -95,7 +99,7 @@ class OneOf(Check):
 
     def __call__(self, keyword: str, value: Any) -> str:
         if not isinstance(value, str) or value not in self.names:
-            raise RequestError(f"`{keyword}`: got {value!r}, expected one of {', '.join(self.names)}")
+            raise RequestError(f"`{keyword}`: got {shown(value)}, expected one of {', '.join(self.names)}")
         return str(value)
 
 
@@ -106,7 +110,7 @@ class Switch(Check):
 
     def __call__(self, keyword: str, value: Any) -> bool:
         if type(value).__name__ not in ("bool", "bool_"):
-            raise RequestError(f"`{keyword}`: got {value!r}, expected True or False")
+            raise RequestError(f"`{keyword}`: got {shown(value)}, expected True or False")
         return bool(value)
 
 
@@ -268,7 +272,7 @@ class Start:
         None,
         "padding_mask_crop",
         "--padding-mask-crop",
-        Whole(0),
+        Whole(0, 1 << 20),
         "Repaint a crop around the mask with so many pixels of margin.",
     )
     depth_map: NDArray[Any] | None = option(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.bundle.printable import shown
 from latentrt.decode import safety
 from latentrt.errors import RequestError
 from latentrt.request import (
@@ -27,13 +30,15 @@ from latentrt.request import (
 from latentrt.sampling import samplers
 
 if TYPE_CHECKING:
-    from latentrt.bundle.manifest import Limits, Manifest
+    from latentrt.bundle.manifest import LatentSpace, Limits, Manifest
     from latentrt.families import Family
     from latentrt.sampling.schedule import Schedule
 
-__all__ = ["MAX_SEED", "ResolvedRequest", "resolve"]
+__all__ = ["MAX_REQUEST_BYTES", "MAX_SEED", "ResolvedRequest", "resolve"]
 
 MAX_SEED = 2**63 - 1
+MAX_REQUEST_BYTES = 4 << 30
+"""Largest memory that a request's own arrays may need; graphs and weights are not counted."""
 T = TypeVar("T")
 
 
@@ -116,6 +121,7 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
     size = family.size(request, inputs)
     height = _side("height", size.height, manifest.defaults.height, manifest.side_multiple, manifest.limits)
     width = _side("width", size.width, manifest.defaults.width, manifest.side_multiple, manifest.limits)
+    _check_memory(images, height, width, family.latent_space)
     start = family.start(request, (images, *family.latent_space.shape(height, width)))
     sampling = _sampling(request.sampling, manifest, family)
     decided = ResolvedRequest(
@@ -137,6 +143,21 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
     )
     family.check(decided)
     return decided
+
+
+def _check_memory(images: int, height: int, width: int, space: LatentSpace) -> None:
+    """Reject a request whose arrays would not fit into `MAX_REQUEST_BYTES`, before the first is made.
+
+    Counted are the pixels of every image and their copy (uint8), one image as it is decoded (float32, four arrays), and
+    ten arrays of latents (float32: the noise, the sampler's history, both evaluations).
+    """
+    pixels, latents = height * width * 3, math.prod(space.shape(height, width))
+    needed = images * pixels * 2 + pixels * 4 * 4 + images * latents * 4 * 10
+    if needed > MAX_REQUEST_BYTES:
+        raise RequestError(
+            f"got {images} images of {width} × {height} pixels, which need {needed / 2**30:.1f} GiB, expected "
+            f"{MAX_REQUEST_BYTES / 2**30:g} GiB at most; lower `height` and `width`, or ask for fewer images at once"
+        )
 
 
 def _check_values(request: Request) -> Request:
@@ -219,7 +240,7 @@ def _side(keyword: str, value: int | None, default: int, downscale: int, limits:
 def _sampling(sampling: Sampling, manifest: Manifest, family: Family) -> Sampling:
     sampler = family.scheduler.class_name if sampling.sampler is None else sampling.sampler
     if not isinstance(sampler, str):
-        raise RequestError(f"`sampler`: got {sampler!r}, expected a name")
+        raise RequestError(f"`sampler`: got {shown(sampler)}, expected a name")
     samplers.find(sampler)
     options = _sampler_options(sampling.options)
     of_grid = samplers.steps_of_grid(sampler, options)
@@ -238,12 +259,12 @@ def _sampler_options(options: object) -> dict[str, Any]:
     if options is None:
         return {}
     if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
-        raise RequestError(f"`sampler_options`: got {options!r}, expected names and values")
+        raise RequestError(f"`sampler_options`: got {shown(options)}, expected names and values")
     for name in ("begin", "strength"):
         if name in options:
             raise RequestError(f"`sampler_options`: got {name!r}; set `strength` itself, with `image`")
     if not all(map(_is_plain, options.values())):
-        raise RequestError(f"`sampler_options`: got {options!r}, expected numbers, texts, and lists of them")
+        raise RequestError(f"`sampler_options`: got {shown(options)}, expected numbers, texts, and lists of them")
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 
@@ -283,10 +304,18 @@ def _seeds(seed: object, images: int) -> tuple[int, ...]:
         # The last image's is a seed too, so that it can be requested again.
         first = Whole(0, MAX_SEED - images + 1)("seed", seed)
         return tuple(range(first, first + images))
-    if not isinstance(seed, (Sequence, np.ndarray)) or isinstance(seed, str):
-        raise RequestError(f"`seed`: got {seed!r}, expected a whole number from 0 to {MAX_SEED}, or a list of them")
-    if len(seed) != images:
-        got = f"{len(seed)} seeds" if len(seed) else "an empty range of seeds"
+    if isinstance(seed, np.ndarray) and seed.ndim == 1:
+        seed = list(seed)
+    if not isinstance(seed, Sequence) or isinstance(seed, str):
+        raise RequestError(
+            f"`seed`: got {shown(seed)}, expected a whole number from 0 to {MAX_SEED}, or a list of them"
+        )
+    try:
+        count = len(seed)
+    except OverflowError:  # of a range
+        count = sys.maxsize
+    if count != images:
+        got = f"{count} seeds" if count else "an empty range of seeds"
         raise RequestError(f"`seed`: got {got} for {images} images, expected one number, or a seed for each image")
     return tuple(Whole(0, MAX_SEED)("seed", each) for each in seed)
 

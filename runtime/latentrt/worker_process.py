@@ -24,7 +24,7 @@ from typing import Self
 import msgspec
 
 from latentrt import errors
-from latentrt.errors import LatentRTError, MissingExtraError
+from latentrt.errors import LatentRTError, MissingExtraError, RequestError
 
 __all__ = ["Ending", "Failed", "WorkerProcess", "peak_bytes", "take_job"]
 
@@ -50,7 +50,9 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
     def of(cls, error: LatentRTError) -> Failed:
         """Return the message for an error."""
         parts = error.__reduce__()[1] if isinstance(error, MissingExtraError) else ()
-        return cls(kind=type(error).__name__, message=str(error), parts=tuple(map(str, parts)))
+        # A message cannot hold half a surrogate pair, which the name of a file may have.
+        message = str(error).encode("utf-8", "backslashreplace").decode()
+        return cls(kind=type(error).__name__, message=message, parts=tuple(map(str, parts)))
 
     def as_raised(self, otherwise: type[LatentRTError]) -> LatentRTError:
         """Return the error as raised in the worker; of the class `otherwise` where its class is unknown here."""
@@ -109,14 +111,22 @@ class WorkerProcess:
     Args:
         module: name of a module that calls `take_job`.
         job: sent to the worker as JSON.
+
+    Raises:
+        RequestError: a text of the job is no valid Unicode.
     """
 
     def __init__(self, module: str, job: msgspec.Struct) -> None:
+        try:
+            self._job = msgspec.json.encode(job)
+        except UnicodeEncodeError:  # half a surrogate pair: Python's form of a file name that is no UTF-8
+            raise RequestError(
+                "got a path or a text that is no valid Unicode, expected one that is; rename the file or its folder"
+            ) from None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed on leaving the block
         # -P: do not import modules from the current folder, where a file may have the name of a package.
         command = [sys.executable, "-P", "-m", module]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
-        self._job = job
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +142,7 @@ class WorkerProcess:
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once; `ending` has the reason
             # Left open: the worker exits when the pipe is closed.
-            self._process.stdin.write(msgspec.json.encode(self._job) + b"\n")
+            self._process.stdin.write(self._job + b"\n")
             self._process.stdin.flush()
         yield from self._process.stdout
 

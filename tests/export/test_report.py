@@ -6,10 +6,10 @@ import io
 
 import msgspec
 import pytest
-from rich.console import Console
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Manifest
+from latentrt.cli.console import Console
 from latentrt_export.report import Reporter, print_table
 from tests.export.fake_worker import COST, fake_component
 from tests.export.test_worker import JOB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 
 from latentrt import Pipeline, Request, RequestError, ResolvedRequest
-from latentrt.bundle.manifest import Manifest
+from latentrt.bundle.manifest import MAX_BATCH, MAX_SIDE, Manifest
 from latentrt.errors import SafetyError
-from latentrt.resolve import MAX_SEED, resolve
+from latentrt.resolve import MAX_REQUEST_BYTES, MAX_SEED, resolve
 from tests.runtime.small_bundle import edit_manifest
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
@@ -289,3 +290,54 @@ def test_a_bundle_without_a_classifier_runs_unchecked_only_by_name(tmp_path: Pat
     with pytest.raises(SafetyError, match="no classifier"):
         unchecked.resolve(Request.of(prompt="a star"))
     assert unchecked.resolve(Request.of(prompt="a star", safety="off")).policy == "off"
+
+
+@pytest.mark.parametrize(
+    ("sides", "images", "fits"),
+    [((4096, 4096), 1, True), ((16384, 16384), 1, False), ((4096, 4096), 4, True), ((4096, 4096), 64, False)],
+)
+def test_the_memory_of_a_request_is_bounded_before_it_is_allocated(
+    pipeline: Pipeline, manifest: Manifest, sides: tuple[int, int], images: int, fits: bool
+) -> None:
+    """The limits of a manifest bound sides and images one by one; together they may still be too many."""
+    limits = msgspec.structs.replace(manifest.limits, max_side=MAX_SIDE, max_batch=MAX_BATCH)
+    manifest = msgspec.structs.replace(manifest, limits=limits)
+    values = {"height": sides[0], "width": sides[1], "num_images_per_prompt": images}
+    tracemalloc.start()
+    try:
+        if fits:
+            assert len(resolve(Request.of(prompt="a", **values), manifest, pipeline.family).seeds) == images
+        else:
+            with pytest.raises(RequestError, match=f"expected {MAX_REQUEST_BYTES >> 30} GiB at most"):
+                resolve(Request.of(prompt="a", **values), manifest, pipeline.family)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("height", 10**5000),
+        ("num_images_per_prompt", 10**30),
+        ("seed", range(10**30)),
+        ("seed", np.array(3.5)),
+        ("seed", [10**5000]),
+        ("noise_level", 10**5000),
+        ("guidance_scale", 10**5000),
+        ("clip_skip", float("inf")),
+        ("safety", np.array(["block", "off"])),
+        ("sampler", "Karras " * 5000),
+        ("sampler_options", {"solver_order": 10**5000}),
+        ("sampler_options", {"beta_schedule": "\ud800"}),
+        ("sampler_options", {"timesteps": list(range(10**6, 0, -1))}),
+        ("padding_mask_crop", 10**30),
+    ],
+    ids=lambda each: each if isinstance(each, str) and len(each) < 30 else "",
+)
+def test_a_value_far_beyond_every_bound_is_refused_in_few_words(
+    resolved: Resolver, keyword: str, value: object
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        resolved(**{keyword: value})
+    assert len(str(caught.value)) < 700

@@ -12,7 +12,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from latentrt.errors import BuildError, CheckpointError, EngineError, ExportError, LatentRTError, MissingExtraError
+from latentrt.errors import (
+    BuildError,
+    CheckpointError,
+    EngineError,
+    ExportError,
+    LatentRTError,
+    MissingExtraError,
+    RequestError,
+)
 from latentrt.worker_process import Ending, Failed, WorkerProcess
 from tests.killed import start_child
 
@@ -165,3 +173,16 @@ def test_a_file_in_the_current_folder_is_not_a_package(
     with WorkerProcess("made_up_worker", Job(1)) as worker:
         assert len(list(worker.messages())) == 1
     assert sys.flags.safe_path is False, "else this says nothing of -P"
+
+
+class Named(msgspec.Struct):
+    folder: str
+
+
+def test_half_a_surrogate_pair_crosses_no_border() -> None:
+    """A file name that is no UTF-8 has some, and JSON none."""
+    name = os.fsdecode(b"\xff")
+    with pytest.raises(RequestError, match="no valid Unicode"):
+        WorkerProcess("made_up_worker", Named(name))
+    message = Failed.of(CheckpointError(f"{name} is missing"))
+    assert msgspec.json.decode(msgspec.json.encode(message), type=Failed).message == "\\udcff is missing"

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from latentrt.bundle.printable import counted
+from latentrt.cli.output import echo
 from latentrt_engines.cli.options import add_build_options, add_gpu_options
 from latentrt_engines.options import BuildOptions
 
@@ -47,9 +48,9 @@ def build(
     request.library.check_timing_cache(timing_cache)
     cache, began = EngineCache(), time.monotonic()
     images = "; ".join(map(str, request.profiles))
-    click.echo(f"{request.library}, for {describe_target(request.targets[0].identity)}; images {images}", err=True)
+    echo(f"{request.library}, for {describe_target(request.targets[0].identity)}; images {images}", err=True)
     with Reporter() as reporter:
         engines = list(build_engines(opened, request.targets, cache, reporter, force=force, timing_cache=timing_cache))
     if reasons := {reason for engine in engines if (reason := engine.record.check.skip_reason)}:
-        click.echo(f"compared with the manifest, not run yet: {'; '.join(sorted(reasons))}", err=True)
-    click.echo(f"ready: {counted(len(engines), 'engine')} in {cache.folder}, {time.monotonic() - began:.0f} s")
+        echo(f"compared with the manifest, not run yet: {'; '.join(sorted(reasons))}", err=True)
+    echo(f"ready: {counted(len(engines), 'engine')} in {cache.folder}, {time.monotonic() - began:.0f} s")

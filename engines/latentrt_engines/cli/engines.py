@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 import msgspec
 
 from latentrt.bundle.printable import counted
+from latentrt.cli.output import echo, echo_json, echo_json_text
 from latentrt_engines.cli.options import add_build_options, add_gpu_options
 from latentrt_engines.options import BuildOptions
 
@@ -28,10 +28,10 @@ def engines() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def list_engines(bundle: Path | None, as_json: bool) -> None:
     """Print the engines of the cache, or those that were built from BUNDLE."""
-    from rich.console import Console
     from rich.filesize import decimal
 
     from latentrt.bundle.bundle import Bundle
+    from latentrt.cli.console import Console
     from latentrt_engines.cache import EngineCache
     from latentrt_engines.cli.report import ENGINE_HEADINGS, format_engine, make_table
     from latentrt_engines.seal import is_of_bundle
@@ -42,12 +42,10 @@ def list_engines(bundle: Path | None, as_json: bool) -> None:
         opened = Bundle.open(bundle)
         found = [engine for engine in found if is_of_bundle(engine.record.identity, opened)]
     if as_json:
-        click.echo(json.dumps([{"key": one.key, **msgspec.to_builtins(one.record)} for one in found], indent=2))
+        echo_json([{"key": one.key, **msgspec.to_builtins(one.record)} for one in found])
         return
     found.sort(key=lambda one: (one.record.identity.component, one.record.build.built_at))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 180
+    console = Console(pipe_columns=180)
     console.print(make_table(ENGINE_HEADINGS, [format_engine(engine) for engine in found]))
     size = decimal(sum(engine.record.plan.size for engine in found))
     console.print(f"{counted(len(found), 'engine')}, {size}, in {cache.folder}", soft_wrap=True)
@@ -60,7 +58,7 @@ def show(key: str) -> None:
     from latentrt.engines.store import encode_record
     from latentrt_engines.cache import EngineCache
 
-    click.echo(encode_record(EngineCache().find_by_prefix(key).record).decode(), nl=False)
+    echo_json_text(encode_record(EngineCache().find_by_prefix(key).record).decode())
 
 
 @engines.command(short_help="Explain why an engine has to be built.")
@@ -77,19 +75,19 @@ def why(bundle: Path, options: BuildOptions, gpus: str | None, capabilities: str
     opened = Bundle.open(bundle)
     request = options.resolve(opened, gpus, capabilities)
     images = "; ".join(map(str, request.profiles))
-    click.echo(f"wanted: {request.library}, for {describe_target(request.targets[0].identity)}; images {images}")
+    echo(f"wanted: {request.library}, for {describe_target(request.targets[0].identity)}; images {images}")
     for explanation in explain(request.targets, opened, EngineCache()):
         name, nearest = explanation.target.component, explanation.nearest
         if nearest is None:
-            click.echo(f"{name:<14}  missing; {'; '.join(explanation.differences)}")
+            echo(f"{name:<14}  missing; {'; '.join(explanation.differences)}")
             continue
         place = f"{nearest.key[:_KEY_DIGITS]} {'in the bundle' if explanation.sealed else 'in the cache'}"
         if not explanation.differences:
-            click.echo(f"{name:<14}  exists: {place}")
+            echo(f"{name:<14}  exists: {place}")
             continue
-        click.echo(f"{name:<14}  missing; the nearest is {place}:")
+        echo(f"{name:<14}  missing; the nearest is {place}:")
         for difference in explanation.differences:
-            click.echo(f"{'':<14}    {difference}")
+            echo(f"{'':<14}    {difference}")
 
 
 @engines.command(short_help="Compare every plan with its hash.")
@@ -111,7 +109,7 @@ def verify() -> None:
             f"{len(damaged)} of {intact + len(damaged)} engines are damaged and were moved to "
             f"{cache.folder / QUARANTINE}:\n  {listed}\nBuild them again: latentrt build"
         )
-    click.echo(f"intact: {counted(intact, 'engine')} in {cache.folder}")
+    echo(f"intact: {counted(intact, 'engine')} in {cache.folder}")
 
 
 @engines.command(short_help="Delete unusable engines.")
@@ -132,13 +130,13 @@ def prune(older_than: float | None, everything: bool, dry_run: bool) -> None:
     for each in found:
         name = each.path.name[:_KEY_DIGITS]
         if not dry_run and not cache.delete(each):
-            click.echo(f"keeping {name}: built or used meanwhile")
+            echo(f"keeping {name}: built or used meanwhile")
             continue
         deleted.append(each)
-        click.echo(f"{'would delete' if dry_run else 'deleted'} {name}: {each.reason}")
+        echo(f"{'would delete' if dry_run else 'deleted'} {name}: {each.reason}")
     freed = decimal(sum(each.size_bytes for each in deleted))
     verb = "would delete" if dry_run else "deleted"
-    click.echo(f"{verb} {counted(len(deleted), 'item')}, {freed}, in {cache.folder}")
+    echo(f"{verb} {counted(len(deleted), 'item')}, {freed}, in {cache.folder}")
 
 
 @engines.command("seal", short_help="Write a bundle that contains its engines.")
@@ -160,9 +158,9 @@ def seal_engines(bundle: Path, out: Path, keys: tuple[str, ...], overwrite: bool
     selected = select_engines(cache, opened, keys)
     sealed = seal(opened, selected, cache, out, overwrite=overwrite)
     for engine in selected:
-        click.echo(f"sealed {engine.key[:_KEY_DIGITS]}  {engine.record.identity.component}")
-    click.echo(f"{out}: {counted(len(sealed.manifest.engines), 'engine')}, {len(selected)} of them sealed now")
-    click.echo(f"digest: {sealed.digest}")
+        echo(f"sealed {engine.key[:_KEY_DIGITS]}  {engine.record.identity.component}")
+    echo(f"{out}: {counted(len(sealed.manifest.engines), 'engine')}, {len(selected)} of them sealed now")
+    echo(f"digest: {sealed.digest}")
 
 
 @engines.command("refit", short_help="Put other weights into a refittable engine.")
@@ -185,4 +183,4 @@ def refit_command(bundle: Path, key: str, digest: str | None) -> None:
     identify_refit(engine, opened)  # fails before the device is opened
     device = EngineDevice(load_library(engine.record.identity.library))
     made = refit_engine(engine, opened, cache, device)
-    click.echo(f"{made.key[:_KEY_DIGITS]}  {made.record.identity.component}, with the weights of {bundle}")
+    echo(f"{made.key[:_KEY_DIGITS]}  {made.record.identity.component}, with the weights of {bundle}")

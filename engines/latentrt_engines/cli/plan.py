@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from latentrt.bundle.printable import counted
+from latentrt.cli.output import echo, echo_json
 from latentrt.errors import EngineError
 from latentrt_engines.cli.options import add_build_options
 from latentrt_engines.options import BuildOptions
@@ -55,7 +55,7 @@ def plan(
         _build_missing(opened, planned, cache)
         planned = plan_fleet(opened, options, parse_gpus(gpus), cache, here)
     if as_json:
-        click.echo(json.dumps([_as_json(each) for each in planned], indent=2))
+        echo_json([_as_json(each) for each in planned])
     else:
         _print_table(planned)
     if check and (missing := {each.key for each in planned if each.location is None}):
@@ -83,7 +83,7 @@ def _build_missing(bundle: Bundle, planned: list[PlannedEngine], cache: EngineCa
     failures = []
     for each, *others in groups.values():
         labels = ", ".join([each.gpu.label, *(other.gpu.label for other in others)])
-        click.echo(f"for {labels}, {each.target.profile}:", err=True)
+        echo(f"for {labels}, {each.target.profile}:", err=True)
         try:
             with Reporter() as reporter:
                 list(build_engines(bundle, [each.target], cache, reporter))
@@ -94,9 +94,9 @@ def _build_missing(bundle: Bundle, planned: list[PlannedEngine], cache: EngineCa
 
 
 def _print_table(planned: list[PlannedEngine]) -> None:
-    from rich.console import Console
     from rich.filesize import decimal
 
+    from latentrt.cli.console import Console
     from latentrt_engines.cli.report import make_table
 
     rows = [
@@ -110,12 +110,10 @@ def _print_table(planned: list[PlannedEngine]) -> None:
         )
         for each in planned
     ]
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
+    console = Console(pipe_columns=160)
     console.print(make_table(("GPU", "library", "component", "images", "size", "engine"), rows))
     for obstacle, labels in _group_obstacles(planned).items():
-        console.print(f"{', '.join(labels)}: {obstacle}", soft_wrap=True, markup=False)
+        console.print(f"{', '.join(labels)}: {obstacle}", soft_wrap=True)
     console.print(_summarize(planned))
 
 

@@ -7,12 +7,12 @@ from typing import Self
 
 import msgspec
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TimeElapsedColumn
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
+from latentrt.cli.console import Console, PlainColumn
 from latentrt.engines.record import EngineIdentity, EngineOptions
 from latentrt.engines.store import StoredEngine
 from latentrt_engines.build import Progress
@@ -24,13 +24,13 @@ class Reporter(Progress):
     """Progress on a console: a bar for each engine on a terminal, else a line for each finished engine."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Console(err=True)
         columns = (
-            TextColumn("{task.fields[component]:<14}"),
+            PlainColumn("{task.fields[component]:<14}"),
             BarColumn(12),
-            TextColumn("{task.percentage:>3.0f} %"),
+            PlainColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
-            TextColumn("{task.description}"),
+            PlainColumn("{task.description}"),
         )
         self._bars = ProgressBars(*columns, console=self._console, disable=not self._console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
@@ -66,7 +66,7 @@ class Reporter(Progress):
 
     def _print(self, text: str, style: str | None = None) -> None:
         # soft_wrap: a message is one line of a log, however long.
-        self._console.print(text, style=style, markup=False, soft_wrap=True)
+        self._console.print(text, style=style, soft_wrap=True)
 
 
 ENGINE_HEADINGS = ("key", "component", "for", "shapes", "options", "size", "built", "checked on")

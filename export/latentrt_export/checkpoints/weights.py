@@ -3,15 +3,15 @@ opened."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentrt.bundle.safetensors_header import read_header
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, refuse_pickle
 from latentrt_export.checkpoints.json_file import read_object
@@ -31,8 +31,6 @@ __all__ = [
     "warn_about_unexpected",
 ]
 
-# The format's own limit.
-_LARGEST_HEADER_BYTES = 100_000_000
 # The dtypes of weights, by their names in a safetensors header; all are loaded as float32.
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 # Names of the factors that some writers of 8-bit weights store beside them.
@@ -145,43 +143,23 @@ def _check_header(file: Path) -> None:
         raise CheckpointError(
             f"{file} is missing, but the index of the shards, or a link, names it; download the checkpoint again"
         )
-    size = file.stat().st_size
     try:
         problem = explain_content(file)
         if problem is not None:
             raise CheckpointError(f"{file} {problem}")
-        header = _read_header(file, size)
-        expected = int(
-            8 + header.length + max((entry["data_offsets"][1] for entry in header.entries.values()), default=0)
-        )
-        dtypes = {name: str(entry["dtype"]) for name, entry in header.entries.items()}
-    except (struct.error, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            header = read_header(stream, size)
+    except ValueError as error:
         raise CheckpointError(f"{file} is not a safetensors file, or its header is damaged: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-    if size != expected:
+    if size != header.file_size:
         raise CheckpointError(
-            f"{file} has {size} bytes, expected {expected} from its header; it is truncated or damaged, "
+            f"{file} has {size} bytes, expected {header.file_size} from its header; it is truncated or damaged, "
             "download it again"
         )
-    check_dtypes(str(file), dtypes)
-
-
-@dataclass(frozen=True)
-class _Header:
-    """The header of a safetensors file: its length in bytes, and an entry for each tensor."""
-
-    length: int
-    entries: Mapping[str, Any]
-
-
-def _read_header(file: Path, size: int) -> _Header:
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > _LARGEST_HEADER_BYTES:
-            raise ValueError(f"its header has {length:,} bytes, expected at most {_LARGEST_HEADER_BYTES:,}")
-        header = json.loads(stream.read(length)) if length <= size else {}
-    return _Header(length, {name: entry for name, entry in header.items() if name != "__metadata__"})
+    check_dtypes(str(file), {name: place.dtype for name, place in header.tensors.items()})
 
 
 def check_dtypes(file: str, dtypes: Mapping[str, str]) -> None:

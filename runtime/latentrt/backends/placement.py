@@ -26,6 +26,7 @@ from latentrt.backends.session import Session
 from latentrt.backends.tensorrt.library import TITLES, LoadedLibrary, find_libraries
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
+from latentrt.bundle.printable import shown
 from latentrt.engines.choice import EngineSource, Incompatible, Machine, choose_engines
 from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import EngineRecord, LibraryName
@@ -157,12 +158,19 @@ def check_device(device: str) -> None:
         raise RequestError(f"`device`: got {device!r}, expected one of {', '.join(get_args(Device))}")
 
 
+MAX_THREADS = 1024
+"""Largest number of threads; a backend starts all of them."""
+
+
 def _check_preferences(preferences: Preferences) -> None:
-    """Reject an unknown precision or performance hint.
+    """Reject an impossible number of threads, and an unknown precision or performance hint.
 
     Raises:
         RequestError: listing the known ones.
     """
+    threads = preferences.threads
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+        raise RequestError(f"`threads`: got {shown(threads)}, expected a whole number from 1 to {MAX_THREADS}")
     if preferences.precision not in (None, *get_args(ComputePrecision)):
         names = ", ".join(get_args(ComputePrecision))
         raise RequestError(f"`precision`: got {preferences.precision!r}, expected one of {names}")

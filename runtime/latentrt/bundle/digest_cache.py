@@ -71,7 +71,7 @@ class DigestCache:
         if self._folder is None or not _is_closed(found):
             return None
         state = FileState.of(found)
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             record = msgspec.json.decode(_read_own(_record_path(self._folder, state)), type=_Record)
             return record.sha256 if record.state == state else None
         return None

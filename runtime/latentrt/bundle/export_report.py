@@ -12,6 +12,7 @@ import msgspec
 
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.manifest import ComponentName, Count, Record
+from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
 
 __all__ = ["REPORT_NAME", "ComponentCost", "ExportReport", "read_report", "write_report"]
 
@@ -42,6 +43,6 @@ def read_report(folder: Path) -> ExportReport | None:
     """Return the report of the bundle in `folder`; None if it is missing or cannot be read."""
     try:
         with open_regular(folder / REPORT_NAME) as file:
-            return msgspec.json.decode(file.read(_MAX_BYTES), type=ExportReport)
-    except (OSError, msgspec.MsgspecError):
+            return msgspec.convert(parse_json(file.read(_MAX_BYTES + 1), max_bytes=_MAX_BYTES), ExportReport)
+    except (OSError, AmbiguousJSONError, msgspec.ValidationError):
         return None

@@ -20,7 +20,7 @@ import msgspec
 from latentrt.bundle.printable import printable
 from latentrt.bundle.signatures import find_signature_problems
 from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
-from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.tensors import MAX_AXES, TensorSpec
 from latentrt.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -31,7 +31,11 @@ __all__ = [
     "FORMAT_VERSION",
     "LOW_RES_SCHEDULER",
     "MANIFEST_NAME",
+    "MAX_BATCH",
     "MAX_MANIFEST_BYTES",
+    "MAX_SIDE",
+    "MAX_STEPS",
+    "MAX_TIMESTEPS",
     "Component",
     "ComponentName",
     "ConfigChange",
@@ -94,10 +98,10 @@ Role = Literal[
     "depth-estimator",
 ]
 PillowFilter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-ComponentName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_]*$", max_length=64)]
-PartName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?$", max_length=64)]
-FamilyName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9.-]*$")]
-TaskName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
+ComponentName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z][a-z0-9_]*$")]
+PartName = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?$")]
+FamilyName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z0-9][a-z0-9.-]*$")]
+TaskName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
 InputSource = Annotated[
     str,
     msgspec.Meta(
@@ -108,9 +112,27 @@ InputSource = Annotated[
 ]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
-PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+# Bounds of what a manifest may promise: far beyond every known model, and small enough that nothing that is computed
+# from them overflows, takes hours, or fills the memory before a graph is opened.
+MAX_SIDE = 16_384
+"""Largest side of an image, in pixels."""
+MAX_STEPS = 10_000
+"""Largest number of steps."""
+MAX_BATCH = 1024
+"""Largest number of images in a request."""
+MAX_TIMESTEPS = 1_000_000
+"""Largest number of training timesteps."""
+MAX_CHUNK_TOKENS = 4096
+"""Longest chunk of a prompt, in tokens."""
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Small = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
+StepCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_STEPS)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Name = Annotated[str, msgspec.Meta(max_length=1024)]
+Factor = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+PositiveFactor = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,8 +158,8 @@ class GateResult(Record, frozen=True, kw_only=True):
     difference over that of the reference). The gate passes if `value` ≤ `bound`.
     """
 
-    output: str
-    shapes: dict[str, tuple[int, ...]]
+    output: Name
+    shapes: dict[Name, Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_AXES)]]
     metric: GateMetric
     value: float
     bound: float
@@ -164,10 +186,10 @@ class Quantization(Record, frozen=True, kw_only=True):
     """
 
     method: QuantizationMethod
-    weight_bits: Positive
+    weight_bits: Small
     steps: Count
     evaluations: Count
-    layers: dict[str, QuantizedLayer]
+    layers: dict[Name, QuantizedLayer]
 
 
 class GraphRecord(Record, frozen=True, kw_only=True):
@@ -177,9 +199,9 @@ class GraphRecord(Record, frozen=True, kw_only=True):
     """
 
     file: RelativePath
-    opset: Positive
+    opset: Small
     nodes: Positive
-    float32_nodes: tuple[str, ...] = ()
+    float32_nodes: tuple[Name, ...] = ()
     gate: tuple[GateResult, ...] = ()
     quantization: Quantization | None = None
 
@@ -248,7 +270,7 @@ class TokenMerging(Record, frozen=True, kw_only=True):
     """Token merging (ToMe) in a denoiser's self-attention: `ratio` of the tokens is merged in the named blocks."""
 
     ratio: Annotated[float, msgspec.Meta(gt=0, lt=0.75)]
-    blocks: tuple[str, ...]
+    blocks: tuple[Name, ...]
 
 
 class Preprocessing(Record, frozen=True, kw_only=True):
@@ -258,11 +280,11 @@ class Preprocessing(Record, frozen=True, kw_only=True):
     value p of 0 … 1 becomes (p − `mean`) / `std` of its channel.
     """
 
-    height: Positive
-    width: Positive
+    height: Side
+    width: Side
     resample: PillowFilter
-    mean: tuple[float, float, float]
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    mean: tuple[Factor, Factor, Factor]
+    std: tuple[PositiveFactor, PositiveFactor, PositiveFactor]
 
 
 class Component(Record, frozen=True, kw_only=True):
@@ -293,10 +315,10 @@ class TokenizerRecord(Record, frozen=True, kw_only=True):
     """
 
     file: RelativePath
-    begin: Count
-    end: Count
-    pad: Count
-    length: Annotated[int, msgspec.Meta(ge=3)]
+    begin: TokenId
+    end: TokenId
+    pad: TokenId
+    length: Annotated[int, msgspec.Meta(ge=3, le=MAX_CHUNK_TOKENS)]
 
 
 class ConfigChange(Record, frozen=True, kw_only=True):
@@ -320,7 +342,7 @@ class SchedulerRecord(Record, frozen=True, kw_only=True):
     that diffusers' pipelines make.
     """
 
-    class_name: str
+    class_name: Name
     config: dict[str, Any]
     changes: tuple[ConfigChange, ...] = ()
 
@@ -389,13 +411,13 @@ class LatentSpace(Record, frozen=True, kw_only=True):
     height and width are multiples of `multiple`.
     """
 
-    channels: Positive
-    downscale: Positive
-    scale: float
-    shift: float = 0.0
-    patch: Positive = 1
-    multiple: Positive = 1
-    frames: Positive = 1
+    channels: Small
+    downscale: Small
+    scale: PositiveFactor
+    shift: Factor = 0.0
+    patch: Small = 1
+    multiple: Small = 1
+    frames: Small = 1
 
     @property
     def side_multiple(self) -> int:
@@ -453,27 +475,27 @@ class Limits(Record, frozen=True, kw_only=True):
     is added to an input image or its embedding, in training timesteps of that noise's scheduler; 0 where none is.
     """
 
-    min_side: Positive
-    max_side: Positive
-    max_batch: Positive
-    max_steps: Positive
-    max_clip_skip: Count = 0
-    max_noise_level: Count = 0
+    min_side: Side
+    max_side: Side
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)]
+    max_steps: StepCount
+    max_clip_skip: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    max_noise_level: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTEPS)] = 0
 
 
 class Licence(Record, frozen=True, kw_only=True):
     """The licence's name as the checkpoint states it (`unknown` if it does not), and the file with its text, if any."""
 
-    name: str
+    name: Name
     file: RelativePath | None = None
 
 
 class Source(Record, frozen=True, kw_only=True):
     """The origin of the weights: the checkpoint's own name, its layout, the SHA-256 of each weight file read."""
 
-    name: str
+    name: Name
     layout: Literal["diffusers", "single-file"]
-    weights: dict[str, Sha256]
+    weights: dict[Name, Sha256]
 
 
 class SealedEngine(Record, frozen=True, kw_only=True):
@@ -493,7 +515,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     """
 
     format_version: Positive
-    created_by: str
+    created_by: Name
     family: FamilyName
     tasks: tuple[TaskName, ...]
     source: Source
@@ -532,7 +554,7 @@ def decode_manifest(data: bytes) -> Manifest:
         manifest = msgspec.convert(tree, Manifest)
     except (msgspec.ValidationError, OverflowError) as error:
         raise ManifestError(
-            f"bundle.json is not a manifest of format {FORMAT_VERSION}: {printable(str(error))}; "
+            f"bundle.json is not a manifest of format {FORMAT_VERSION}: {printable(str(error)[:300])}; "
             f"expected the form that bundle.schema.json describes. {_REMEDY}"
         ) from None
     check_manifest(manifest)
@@ -545,7 +567,12 @@ def encode_manifest(manifest: Manifest) -> bytes:
     Raises:
         ManifestError: `decode_manifest` would reject the text, or read another manifest from it.
     """
-    data = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+    try:
+        data = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+    except UnicodeEncodeError:
+        raise ManifestError(
+            "a name in the manifest is no valid Unicode, expected UTF-8; rename the checkpoint's files"
+        ) from None
     if decode_manifest(data) != manifest:
         raise ManifestError(
             "the manifest holds a value that JSON cannot represent (a tuple or a NaN in a scheduler's configuration)"
@@ -598,7 +625,7 @@ def _parse(data: bytes) -> Any:
     if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"bundle.json is larger than {MAX_MANIFEST_BYTES:,} bytes, the limit. {_REMEDY}")
     try:
-        return parse_json(data)
+        return parse_json(data, max_bytes=MAX_MANIFEST_BYTES)
     except AmbiguousJSONError as error:
         raise ManifestError(f"bundle.json {error}. {_REMEDY}") from None
 
@@ -705,6 +732,11 @@ def _check_gates(graphs: Component | Part) -> Iterator[str]:
 
 def _check_defaults(manifest: Manifest) -> Iterator[str]:
     limits, defaults, multiple = manifest.limits, manifest.defaults, manifest.side_multiple
+    if limits.min_side > limits.max_side:
+        yield f"got the limits {limits.min_side} … {limits.max_side} of a side, expected them in order"
+    for name, space in manifest.latent_spaces.items():
+        if space.side_multiple > MAX_SIDE:
+            yield f"{name}'s sides are multiples of {space.side_multiple}, expected a multiple of at most {MAX_SIDE}"
     for side, pixels in (("height", defaults.height), ("width", defaults.width)):
         if not limits.min_side <= pixels <= limits.max_side:
             yield f"the default {side} is {pixels}, expected it within the limits {limits.min_side} … {limits.max_side}"

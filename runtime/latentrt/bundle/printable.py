@@ -6,9 +6,10 @@ direction of the line.
 
 from __future__ import annotations
 
-__all__ = ["counted", "printable"]
+__all__ = ["counted", "printable", "shown"]
 
 # Invisible, but they join letters in Persian and Hindi, and sequences of emoji; they affect their neighbours only.
+_LONGEST_SHOWN = 120  # characters of a value
 _JOINERS = "\u200c\u200d"
 
 
@@ -18,11 +19,22 @@ def printable(text: str, keep: str = "") -> str:
     Args:
         keep: characters that are not escaped, such as a newline in a text of several lines.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in _JOINERS or c in keep else _escape(c) for c in text)
 
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message quotes it: its `repr`, abbreviated; the name of its type where that fails."""
+    try:
+        text = repr(value)
+    except Exception:  # of a caller's own class; Python refuses a whole number of more than 4,300 digits as well
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def counted(number: int, thing: str) -> str:

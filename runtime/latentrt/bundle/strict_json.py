@@ -1,30 +1,53 @@
-"""Strict parsing of JSON: rejects duplicate keys, NaN and integers beyond 64 bits, which parsers interpret
-differently."""
+"""Strict parsing of JSON of unknown origin.
+
+Rejects what parsers interpret differently: duplicate keys, NaN, integers beyond 64 bits, halves of surrogate pairs.
+Bounds the size, the nesting and the number of values before anything is built from the text.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
 
 from latentrt.bundle.printable import printable
 
-__all__ = ["AmbiguousJSONError", "parse_json"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "AmbiguousJSONError", "parse_json"]
+
+MAX_BYTES = 16 << 20
+"""Longest text by default."""
+MAX_DEPTH = 32
+"""Deepest nesting by default: a manifest has 11 levels."""
+MAX_VALUES = 1 << 20
+"""Largest number of values by default. A value takes about 100 bytes of memory."""
+_LONGEST_SHOWN = 60  # characters of a key
 
 
 class AmbiguousJSONError(ValueError):
     """A fault of a JSON text. The message continues the file's name: `is not UTF-8 …`, `has the key 'a' twice …`."""
 
 
-def parse_json(data: bytes, *, infinity: bool = False) -> Any:
-    """Parse a JSON text in UTF-8.
+def parse_json(
+    data: bytes,
+    *,
+    infinity: bool = False,
+    half_surrogates: bool = False,
+    max_bytes: int = MAX_BYTES,
+    max_depth: int = MAX_DEPTH,
+    max_values: int = MAX_VALUES,
+) -> Any:
+    """Parse a JSON text in UTF-8, in time and memory that are proportional to its size.
 
     Args:
         data: the text.
         infinity: accept `Infinity` and `-Infinity`, which Python writes and JSON does not have.
+        half_surrogates: accept escaped halves of surrogate pairs, as in `"\\ud83d"`.
+        max_bytes, max_depth, max_values: the longest text; the deepest nesting, where 1 is a list of numbers; and the
+            largest number of values.
 
     Raises:
-        AmbiguousJSONError: the text is not JSON, or is ambiguous.
+        AmbiguousJSONError: the text is not JSON, is ambiguous, or is beyond one of the bounds.
     """
 
     def constant(name: str) -> float:
@@ -32,30 +55,56 @@ def parse_json(data: bytes, *, infinity: bool = False) -> Any:
             return float(name)
         raise _nonfinite_error(name)
 
+    if len(data) > max_bytes:
+        raise AmbiguousJSONError(f"is larger than {max_bytes:,} bytes, the limit")
     try:
-        return json.loads(
-            data.decode("utf-8"),
+        text = data.decode("utf-8")
+        _check_extent(data, max_depth, max_values)
+        tree = json.loads(
+            text,
             object_pairs_hook=_make_object,
             parse_constant=constant,
             parse_float=_parse_finite,
             parse_int=_parse_int64,
         )
+        # Rare, as half a surrogate pair can only be written as an escape.
+        if not half_surrogates and (b"\\ud" in data or b"\\uD" in data):
+            json.dumps(tree, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise AmbiguousJSONError(f"is not UTF-8 (byte {error.start}), expected JSON in UTF-8") from None
-    except RecursionError:
-        raise AmbiguousJSONError("is nested too deep, expected at most a few levels") from None
+    except UnicodeEncodeError:
+        raise AmbiguousJSONError("has half a surrogate pair in a text, expected valid Unicode") from None
     except AmbiguousJSONError:
         raise
     except ValueError as error:
         raise AmbiguousJSONError(f"is not JSON, it may be truncated: {printable(str(error))}") from None
+    return tree
+
+
+# Everything but quotes, brackets and commas, which alone decide how deep and how large a text is.
+_NO_STRUCTURE = bytes({*range(256)} - {*b'"[]{},'})
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1, ord(","): 0}
+
+
+def _check_extent(data: bytes, max_depth: int, max_values: int) -> None:
+    """Check the nesting and the number of values before anything is built from a text."""
+    # Without escapes a quote begins or ends a string, so every second piece between quotes lies outside strings.
+    unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in data else data
+    structure = b"".join(unescaped.translate(None, _NO_STRUCTURE).split(b'"')[::2])
+    if structure.count(b",") + structure.count(b"[") + structure.count(b"{") > max_values:
+        raise AmbiguousJSONError(f"has more than {max_values:,} values, the limit")
+    depth = itertools.accumulate(map(_STEPS.__getitem__, structure))
+    if any(each > max_depth for each in depth):
+        raise AmbiguousJSONError(f"is nested deeper than {max_depth} levels, the limit")
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     tree = dict(pairs)
     if len(tree) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise AmbiguousJSONError(f"has the key {twice!r} twice in one object, expected it once")
+        seen = set[str]()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        shown = twice if len(twice) <= _LONGEST_SHOWN else f"{twice[:_LONGEST_SHOWN]}…"
+        raise AmbiguousJSONError(f"has the key {shown!r} twice in one object, expected it once")
     return tree
 
 

@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["DType", "TensorSpec", "axis_sizes", "check_feeds", "sized"]
+__all__ = ["MAX_AXES", "DType", "TensorSpec", "axis_sizes", "check_feeds", "sized"]
 
 DType = Literal["float16", "float32", "uint8", "int64", "bool"]
+MAX_AXES = 16
+"""Largest number of axes of a tensor."""
+AxisName = Annotated[str, msgspec.Meta(max_length=64)]
+AxisSize = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,7 +30,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     dtype: DType
-    shape: tuple[int | str, ...]
+    shape: Annotated[tuple[AxisSize | AxisName, ...], msgspec.Meta(max_length=MAX_AXES)]
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype}[{', '.join(map(str, self.shape))}]"

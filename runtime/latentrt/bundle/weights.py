@@ -1,18 +1,18 @@
 """Weights: a safetensors file, its digest, and the arrays in it.
 
-The format (huggingface/safetensors, README): eight bytes of header length, little endian; the header, JSON, name →
-dtype, shape and offsets behind the header; the bytes. A bundle's weights are memory-mapped, so a page needs memory only
-once it is used.
+The format is described in `latentrt.bundle.safetensors_header`. A bundle's weights are memory-mapped, so a page needs
+memory only once it is used.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentrt.bundle.printable import shown
+from latentrt.bundle.safetensors_header import TensorPlace, read_header
 from latentrt.errors import BundleError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["WeightSet", "map_weights"]
 
 _DTYPES = {"F16": "<f2", "F32": "<f4", "I8": "i1", "U8": "u1"}
-_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -54,22 +53,20 @@ def map_weights(path: Path) -> dict[str, NDArray[Any]]:
     import numpy as np  # here, so that commands which only read the manifest start without it
 
     try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            header = read_header(stream, size)
+        if size != header.file_size:
+            raise ValueError(f"the file has {size:,} bytes, expected {header.file_size:,} from its header")
         mapped = np.memmap(path, np.uint8, mode="r")
-        start = _LENGTH_BYTES + int.from_bytes(mapped[:_LENGTH_BYTES].tobytes(), "little")
-        header = json.loads(mapped[_LENGTH_BYTES:start].tobytes())
-        header.pop("__metadata__", None)
-        return {name: _view(mapped[start:], entry) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return {name: _view(mapped, name, place) for name, place in header.tensors.items()}
+    except (OSError, ValueError) as error:
         raise BundleError(
             f"{path} cannot be read as safetensors of float16, float32, int8 or uint8: {error}; export the bundle again"
         ) from error
 
 
-def _view(data: NDArray[np.uint8], entry: dict[str, Any]) -> NDArray[Any]:
-    import numpy as np
-
-    first, last = entry["data_offsets"]
-    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-    if not 0 <= first <= last <= len(data) or last - first != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"offsets {first} … {last} do not hold {entry['dtype']} of shape {shape}")
-    return data[first:last].view(dtype).reshape(shape)
+def _view(data: NDArray[np.uint8], name: str, place: TensorPlace) -> NDArray[Any]:
+    if place.dtype not in _DTYPES:
+        raise ValueError(f"the tensor {shown(name)} is {place.dtype}")
+    return data[place.start : place.end].view(_DTYPES[place.dtype]).reshape(place.shape)

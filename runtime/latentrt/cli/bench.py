@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentrt.cli.output import echo
 from latentrt.cli.request_options import SPELLING, given_options, request_options
 from latentrt.errors import BackendError, EngineError, LatentRTError
 
@@ -82,7 +83,7 @@ def _measure_all(jobs: list[tuple[str, BenchJob]]) -> tuple[dict[str, Measuremen
         try:
             measured[name] = _measure(name, job)
         except (BackendError, EngineError) as error:
-            click.echo(f"{name}: {error.describe(SPELLING)}", err=True)
+            echo(f"{name}: {error.describe(SPELLING)}", err=True)
             first = first or error
     return measured, first
 
@@ -123,7 +124,7 @@ def _measure(name: str, job: BenchJob) -> Measurement:
     from latentrt.cli.bench_worker import Measurement, Message
     from latentrt.worker_process import WorkerProcess
 
-    click.echo(f"measuring {name} …", err=True)
+    echo(f"measuring {name} …", err=True)
     with WorkerProcess("latentrt.cli.bench_worker", job) as worker:
         for line in worker.messages():
             message: Message = msgspec.json.decode(line, type=Message)
@@ -135,20 +136,22 @@ def _measure(name: str, job: BenchJob) -> Measurement:
 
 def _print(measured: dict[str, Measurement]) -> None:
     for name, measurement in measured.items():
-        click.echo(f"\n{name}")
+        echo()
+        echo(name)
         for described in sorted(set(measurement.runs_on.values())):
             components = [component for component, each in measurement.runs_on.items() if each == described]
-            click.echo(f"  {', '.join(components)}: {described}")
+            echo(f"  {', '.join(components)}: {described}")
         gpu = "" if measurement.gpu_bytes is None else f", GPU memory in use {measurement.gpu_bytes / 2**30:.1f} GiB"
-        click.echo(f"  first image {measurement.load_ms + measurement.first_ms:,.0f} ms, loading included")
-        click.echo(f"  peak memory {measurement.peak_bytes / 2**30:.2f} GiB{gpu}")
-        click.echo(f"  {'':<16}{'runs':>6}{'p50 ms':>12}{'p90 ms':>12}{'p99 ms':>12}")
+        echo(f"  first image {measurement.load_ms + measurement.first_ms:,.0f} ms, loading included")
+        echo(f"  peak memory {measurement.peak_bytes / 2**30:.2f} GiB{gpu}")
+        echo(f"  {'':<16}{'runs':>6}{'p50 ms':>12}{'p90 ms':>12}{'p99 ms':>12}")
         rows = {"image": measurement.image, **measurement.components}
         for row, each in rows.items():
-            click.echo(f"  {row:<16}{each.count:>6}{each.p50_ms:>12,.1f}{each.p90_ms:>12,.1f}{each.p99_ms:>12,.1f}")
+            echo(f"  {row:<16}{each.count:>6}{each.p50_ms:>12,.1f}{each.p90_ms:>12,.1f}{each.p99_ms:>12,.1f}")
 
     if measured:
-        click.echo("\npercentiles are by nearest rank: of fewer than 100 runs the 99th is the longest")
+        echo()
+        echo("percentiles are by nearest rank: of fewer than 100 runs the 99th is the longest")
 
 
 def _report(job: BenchJob, measured: dict[str, Measurement]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentrt.cli.output import echo
+
 if TYPE_CHECKING:
     from latentrt.backends.placement import Device
     from latentrt.cli.comparison import Cell
@@ -134,7 +136,7 @@ def compare(
         write_report(json_path, make_report(pipeline, cells, threads))
     save(make_sheet(cells), output)
     if not quiet:
-        click.echo(f"{output}: {prompt!r}, seed {seed}")
+        echo(f"{output}: {prompt!r}, seed {seed}")
 
 
 def _choose_samplers(pipeline: Pipeline, names: tuple[str, ...] | None) -> Sequence[str]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import click
 from PIL.Image import Image
 
 from latentrt.bundle.printable import counted, printable
+from latentrt.cli.output import echo
 from latentrt.errors import RequestError
 from latentrt.images.contact_sheet import contact_sheet
 from latentrt.pipeline import Pipeline
@@ -162,13 +162,13 @@ def print_table(cells: Sequence[Cell]) -> None:
     """Print the captions in rows and columns, then the reason of each rejected cell."""
     counts, rows = _grid(cells)
     table = [["sampler", *(counted(count, "step") for count in counts)]]
-    table += [[printable(name), *map(_caption, row)] for name, row in rows.items()]
+    table += [[name, *map(_caption, row)] for name, row in rows.items()]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     for reason, refused in _refusals(cells).items():
-        which = [f"{printable(name)} in {', '.join(steps)}" for name, steps in refused.items()]
-        click.echo(f"refused: {'; '.join(which)}: {reason}")
+        which = [f"{name} in {', '.join(steps)}" for name, steps in refused.items()]
+        echo(f"refused: {'; '.join(which)}: {reason}")
 
 
 def make_sheet(cells: Sequence[Cell]) -> Image:

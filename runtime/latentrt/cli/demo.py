@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import click
 
 from latentrt.bundle.printable import counted
+from latentrt.cli.output import echo
 from latentrt.cli.request_options import SPELLING, given_options, request_options
+from latentrt.errors import OutputError
 
 __all__ = ["PROMPTS", "demo"]
 
@@ -68,8 +71,9 @@ def demo(prompt: tuple[str, ...], output: Path, seed: int, quiet: bool, **option
         flagged = sum(result.nsfw_content_detected or ())
         blocked = f", {flagged} of them blocked by the safety classifier" if flagged else ""
         seconds = time.monotonic() - began
-        click.echo(f"{output}: {counted(len(prompts), 'image')} in {seconds:.1f} s, loading included{blocked}")
         alone = {"seed": seed, **given}
         flags = [str(part) for keyword, value in alone.items() for part in (SPELLING[keyword], value)]
         command = ["latentrt", "run", str(bundle_path()), prompts[0], *flags, "-o", "image.png"]
-        click.echo(f"the first alone: {shlex.join(command)}")
+        with contextlib.suppress(OutputError):  # the sheet is there, wherever the report goes
+            echo(f"{output}: {counted(len(prompts), 'image')} in {seconds:.1f} s, loading included{blocked}")
+            echo(f"the first alone: {shlex.join(command)}")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from latentrt.cli.output import echo
+
 if TYPE_CHECKING:
     from latentrt.bundle.bundle import Bundle
 
@@ -28,14 +30,14 @@ def doctor(bundle: Path | None) -> None:
 
     opened = None if bundle is None else Bundle.open(bundle)
     for key, text in _machine_lines():
-        click.echo(f"{key:<16} {text}")
+        echo(f"{key:<16} {text}")
     beside = None if opened is None else opened.folder.parent
     for number, text in enumerate(_list_leftovers(beside)):
-        click.echo(f"{'' if number else 'leftovers':<16} {text}")
+        echo(f"{'' if number else 'leftovers':<16} {text}")
     if opened is not None:
-        click.echo()
+        echo()
         for key, text in _bundle_lines(opened):
-            click.echo(f"{key:<16} {text}")
+            echo(f"{key:<16} {text}")
 
 
 def _machine_lines() -> Lines:

@@ -9,21 +9,20 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
-from rich.text import Text
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.describe import describe_quantization, group_parts, nearest_to_bound
 from latentrt.bundle.export_report import ExportReport, read_report
 from latentrt.bundle.manifest import MANIFEST_NAME, ConfigChange, GateResult, Manifest, SchedulerRecord
-from latentrt.bundle.printable import printable
 from latentrt.bundle.tensors import TensorSpec
+from latentrt.cli.console import Console
+from latentrt.cli.output import echo, echo_block, echo_json
 from latentrt.engines.sealed import read_sealed_engines
 from latentrt.errors import BundleError
 
@@ -58,12 +57,11 @@ def inspect(path: str, as_json: bool) -> None:
 def _inspect_bundle(path: str, as_json: bool) -> None:
     bundle = Bundle.open(path)
     if as_json:
-        _print_json({"bundle": str(bundle.folder), "digest": bundle.digest, "manifest": bundle.manifest})
+        manifest = msgspec.to_builtins(bundle.manifest)
+        echo_json({"bundle": str(bundle.folder), "digest": bundle.digest, "manifest": manifest})
         return
     _print_lines(_bundle_lines(bundle))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_COLUMNS
+    console = Console(pipe_columns=_PIPE_COLUMNS)
     for table in (_component_table(bundle.manifest, read_report(bundle.folder)), _signature_table(bundle.manifest)):
         console.print()
         console.print(table)
@@ -75,23 +73,18 @@ def _inspect_image(path: str, as_json: bool) -> None:
 
     metadata = read_metadata(path)
     if as_json:
-        _print_json(metadata)
+        echo_json(msgspec.to_builtins(metadata))
         return
     _print_lines(_image_lines(path, metadata))
     if metadata.record is None and metadata.parameters is None:
-        click.echo("no metadata of latentrt or another generator")
-
-
-def _print_json(value: Any) -> None:
-    # ASCII, so that a terminal interprets none of its characters.
-    click.echo(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=True))
+        echo("no metadata of latentrt or another generator")
 
 
 def _print_lines(lines: Lines) -> None:
     for key, value in lines:
-        shown = printable(value[:_LONGEST_SHOWN], keep="\n").replace("\n", "\n" + " " * 14)
+        shown = value[:_LONGEST_SHOWN].replace("\n", "\n" + " " * 14)
         more = f" … and {len(value) - _LONGEST_SHOWN:,} more characters" if len(value) > _LONGEST_SHOWN else ""
-        click.echo(f"{key:<13} {shown}{more}")
+        echo_block(f"{key:<13} {shown}{more}")
 
 
 def _bundle_lines(bundle: Bundle) -> Lines:
@@ -165,12 +158,12 @@ def _component_table(manifest: Manifest, report: ExportReport | None) -> Table:
         export = f"{cost.seconds:.1f} s, {decimal(cost.peak_bytes)}" if cost is not None else ""
         for precision, graph in component.graphs.items():
             counts = (str(graph.opset), f"{graph.nodes:,}", f"{len(graph.float32_nodes):,}", f"{weights.parameters:,}")
-            _add_row(table, name, precision, *counts, size, _describe_gate(graph.gate), export)
+            table.add_row(name, precision, *counts, size, _describe_gate(graph.gate), export)
         for part in group_parts(component.parts):
             for precision in part.precisions:
                 opset = str(part.parts[0].graphs[precision].opset)
                 counts = (opset, f"{part.nodes(precision):,}", f"{part.float32_nodes(precision):,}", "")
-                _add_row(table, f"  {part.title}", precision, *counts, "", _describe_gate(part.gate(precision)), "")
+                table.add_row(f"  {part.title}", precision, *counts, "", _describe_gate(part.gate(precision)), "")
     return table
 
 
@@ -182,9 +175,9 @@ def _describe_gate(results: tuple[GateResult, ...]) -> str:
 def _signature_table(manifest: Manifest) -> Table:
     table = _table("component", "inputs", "outputs")
     for name, component in manifest.components.items():
-        _add_row(table, name, "\n".join(map(str, component.inputs)), "\n".join(map(str, component.outputs)))
+        table.add_row(name, "\n".join(map(str, component.inputs)), "\n".join(map(str, component.outputs)))
         for part in group_parts(component.parts):
-            _add_row(table, f"  {part.title}", *("\n".join(_summarize(specs)) for specs in (part.inputs, part.outputs)))
+            table.add_row(f"  {part.title}", *("\n".join(_summarize(specs)) for specs in (part.inputs, part.outputs)))
     return table
 
 
@@ -202,11 +195,6 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "component")
     return table
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    # As Text, since rich would read "[…]" in a plain string as markup.
-    table.add_row(*(Text(printable(cell, keep="\n")) for cell in cells))
 
 
 def _image_lines(path: str, metadata: ImageMetadata) -> Lines:
@@ -242,7 +230,7 @@ def _input_lines(inputs: Mapping[str, InputRecord]) -> Lines:
 
 
 def _label(keyword: str) -> str:
-    return _LABELS.get(keyword, printable(keyword).replace("_", " "))
+    return _LABELS.get(keyword, keyword.replace("_", " "))
 
 
 _LABELS = {

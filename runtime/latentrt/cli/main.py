@@ -7,7 +7,6 @@ import importlib
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import click
 
 from latentrt import __version__
+from latentrt.cli.output import echo_block, echo_error, echo_traceback, taking_over
 from latentrt.errors import LatentRTError
 
 __all__ = ["main"]
@@ -75,7 +75,7 @@ class _LazyGroup(click.Group):
 def _group(context: click.Context, debug: bool) -> None:
     """Stable Diffusion without torch: export a checkpoint to a bundle, run the bundle."""
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        echo_block(context.get_help())
 
 
 def main(args: list[str] | None = None) -> None:
@@ -92,24 +92,29 @@ def main(args: list[str] | None = None) -> None:
     # Also accepted at the end, where a user appends it to a command that failed.
     debug = given[:1] == ["--debug"] or given[-1:] == ["--debug"]
     arguments = given[:-1] if given[-1:] == ["--debug"] else given
+    with taking_over():
+        sys.exit(_run(arguments, debug=debug))
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    """Run a command and return its exit code; print its error."""
     try:
         with _terminable():
             status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
     except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}", err=True)
-        sys.exit(error.exit_code)
+        echo_error(f"error: {error.format_message()}")
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+        echo_error("interrupted")
+        return 130
     except _TerminatedError as end:
-        with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
-            click.echo(f"ended by {end.signal.name}", err=True)
-        sys.exit(end.code)
+        echo_error(f"ended by {end.signal.name}")
+        return 128 + end.signal
     except Exception as error:
         if debug:
-            traceback.print_exc()
-        _fail(error, arguments)
-    sys.exit(status if isinstance(status, int) else 0)
+            echo_traceback(error)
+        return _report_failure(error, arguments)
+    return status if isinstance(status, int) else 0
 
 
 class _TerminatedError(SystemExit):
@@ -162,12 +167,13 @@ def _find_command(arguments: list[str]) -> click.Command:
     return command
 
 
-def _fail(error: Exception, arguments: list[str]) -> None:
-    """Print an error and exit with its code."""
+def _report_failure(error: Exception, arguments: list[str]) -> int:
+    """Print an error and return its exit code."""
     if isinstance(error, LatentRTError):
         from latentrt.cli.request_options import SPELLING, command_spelling
 
-        click.echo(f"error: {error.describe({**SPELLING, **command_spelling(_find_command(arguments))})}", err=True)
-        sys.exit(error.exit_code)
-    click.echo(f"error: {type(error).__name__}: {error}\nThis is a defect of latentrt; --debug shows where.", err=True)
-    sys.exit(1)
+        echo_error(f"error: {error.describe({**SPELLING, **command_spelling(_find_command(arguments))})}")
+        return error.exit_code
+    echo_error(f"error: {type(error).__name__}: {error}")
+    echo_error("This is a defect of latentrt; --debug shows where.")
+    return 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from typing import TYPE_CHECKING
+
+from latentrt.cli.output import is_terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -19,7 +20,7 @@ __all__ = ["latents_with_progress", "progress_bar"]
 def latents_with_progress(pipeline: Pipeline, request: ResolvedRequest, *, quiet: bool) -> Latents:
     """Return the latents after the last step; a bar shows the progress where stderr is a terminal."""
     # Importing the bar takes longer than a step of a small model.
-    if quiet or not sys.stderr.isatty():
+    if quiet or not is_terminal(err=True):
         return deque(pipeline.steps(request), maxlen=1)[0].latents
     with progress_bar() as progress:
         task = progress.add_task("", total=None)
@@ -34,16 +35,16 @@ def progress_bar(*, quiet: bool = False) -> Progress:
     Args:
         quiet: disable it on a terminal as well.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
-        TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    from latentrt.cli.console import Console, PlainColumn
+
+    columns = (PlainColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(err=True)
     return Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)

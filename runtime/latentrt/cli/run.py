@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentrt.bundle.printable import counted
+from latentrt.cli.output import echo
 from latentrt.cli.request_options import given_options, request_options
-from latentrt.errors import RequestError
+from latentrt.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from latentrt.backends.placement import ComputePrecision, Device, Placement
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from latentrt.result import Result
 
 __all__ = ["run"]
+
+
+_MAX_SEEDS = 10_000
 
 
 class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
@@ -32,7 +37,10 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
         first, dots, last = value.partition("..")
         try:
             if dots:
-                return range(int(first), int(last) + 1)
+                seeds = range(int(first), int(last) + 1)
+                if seeds.stop - seeds.start > _MAX_SEEDS:  # `len` fails for a range beyond the memory
+                    self.fail(f"got {value!r}, expected at most {_MAX_SEEDS:,} seeds", param, ctx)
+                return seeds
             return [int(part) for part in value.split(",")] if "," in value else int(value)
         except ValueError:
             self.fail(f"got {value!r}, expected a number, a list such as 7,9,11 or a range such as 7..10", param, ctx)
@@ -106,8 +114,9 @@ def run(
     result = pipeline.finish(request, latents_with_progress(pipeline, request, quiet=quiet))
     paths = result.save(output)
     if not quiet:
-        _report(paths, result, time.monotonic() - started)
-        _report_backends(pipeline.runs_on)
+        with contextlib.suppress(OutputError):  # the images are there, wherever the report goes
+            _report(paths, result, time.monotonic() - started)
+            _report_backends(pipeline.runs_on)
 
 
 def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, prompts: int) -> int:
@@ -133,9 +142,9 @@ def _report(paths: list[Path], result: Result, seconds: float) -> None:
     for path, record, verdict in zip(paths, result.records, verdicts, strict=True):
         steps = counted(record.options["num_inference_steps"], "step")
         safety = _describe_safety(record.safety.policy, verdict)
-        click.echo(f"{path}: seed {record.seed}, {_describe_sampler(record)}, {steps}, safety {safety}")
+        echo(f"{path}: seed {record.seed}, {_describe_sampler(record)}, {steps}, safety {safety}")
     images = "1 image" if len(paths) == 1 else f"{len(paths)} images"
-    click.echo(f"{images} in {seconds:.1f} s, loading included", err=True)
+    echo(f"{images} in {seconds:.1f} s, loading included", err=True)
 
 
 def _describe_sampler(record: ImageRecord) -> str:
@@ -151,7 +160,7 @@ def _report_backends(runs_on: Mapping[str, Placement]) -> None:
     described = {name: str(placement) for name, placement in runs_on.items()}
     for text in dict.fromkeys(described.values()):
         components = [name for name, each in described.items() if each == text]
-        click.echo(f"{'all' if len(components) == len(runs_on) else ', '.join(components)} on {text}", err=True)
+        echo(f"{'all' if len(components) == len(runs_on) else ', '.join(components)} on {text}", err=True)
 
 
 def _describe_safety(policy: str, verdict: Verdict | None) -> str:

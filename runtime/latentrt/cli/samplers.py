@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import click
 import msgspec
 
-from latentrt.bundle.printable import printable
+from latentrt.cli.output import echo, echo_block, echo_json
 
 if TYPE_CHECKING:
     from latentrt.sampling.samplers import Sampler, SamplerChoice
@@ -45,14 +45,13 @@ def samplers(names: tuple[str, ...], verbose: bool, as_json: bool) -> None:
     choices = {name: choose(name) for name in names}
     listed = list(dict.fromkeys(choice.name for choice in choices.values())) or list(SAMPLERS)
     if as_json:
-        # ASCII, as in all machine-readable output.
-        click.echo(json.dumps([_describe(name) for name in listed], indent=2, allow_nan=False))
+        echo_json([_describe(name) for name in listed])
         return
     for name in listed:
         _print_sampler(name, verbose=verbose)
         if verbose and name != listed[-1]:
-            click.echo()
-    click.echo()
+            echo()
+    echo()
     for note in _notes(choices):
         _print_wrapped(note)
 
@@ -99,7 +98,7 @@ def _print_sampler(name: str, *, verbose: bool) -> None:
     from latentrt.sampling.samplers import SAMPLERS
 
     sampler = SAMPLERS[name]
-    click.echo(f"{click.style(name.ljust(_INDENT - 2), bold=True)}  {sampler.title}")
+    echo(f"  {sampler.title}", bold=name.ljust(_INDENT - 2))
     _print_wrapped(f"{sampler.class_name}, for {sampler.kind} models, cost {cost(sampler)}", _INDENT)
     if others := [*_aliases(name), *(f"…{suffix}" for suffix in suffixes(sampler))]:
         _print_wrapped(f"also {', '.join(others)}", _INDENT)
@@ -121,7 +120,7 @@ def _print_options(listed: Sequence[ConfigOption]) -> None:
 def _notes(choices: Mapping[str, SamplerChoice]) -> Iterator[str]:
     for name, choice in choices.items():
         if implied := _implied_options(choice):
-            yield f"{printable(name)} is {choice.name} with {implied}."
+            yield f"{name} is {choice.name} with {implied}."
     yield (
         "Cost is the number of model evaluations per step with the default options, which are diffusers' (--verbose "
         "lists them). The suffixes _karras, _exponential and _beta select the spacing of the sigmas and follow any "
@@ -136,7 +135,7 @@ def _implied_options(choice: SamplerChoice) -> str:
 
 def _print_wrapped(text: str, indent: int = 0, first: int | None = None) -> None:
     columns = min(shutil.get_terminal_size((_COLUMNS, 24)).columns, _COLUMNS)
-    click.echo(
+    echo_block(
         textwrap.fill(
             text,
             max(columns, indent + 20),

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentrt.bundle.digests import open_regular
-from latentrt.bundle.printable import counted, printable
+from latentrt.bundle.printable import counted
 from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
 from latentrt.cli.option import Option
+from latentrt.cli.output import echo, echo_block
 from latentrt.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def schedule(
     form = form or _EXTENSIONS.get(output.suffix.lower() if output else "", "table")
     _write_outputs(table, title, form, output, plot)
     if choice.sampler.unsupported_reason:
-        click.echo(f"the pipeline does not run {choice.name}: {choice.sampler.unsupported_reason}", err=True)
+        echo(f"the pipeline does not run {choice.name}: {choice.sampler.unsupported_reason}", err=True)
 
 
 def _check_outputs(output: Path | None, plot: Path | None) -> None:
@@ -144,7 +145,7 @@ def _check_outputs(output: Path | None, plot: Path | None) -> None:
 
     check_plot_path(plot)
     if output is not None and output.resolve() == plot.resolve():
-        raise OutputError(f"got {printable(str(output))} for both `output` and `plot`, expected two files")
+        raise OutputError(f"got {output} for both `output` and `plot`, expected two files")
 
 
 def _merge_options(given: Mapping[str, Any], pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def _merge_options(given: Mapping[str, Any], pairs: tuple[tuple[str, Any], ...])
         if key == "count":
             raise RequestError("got --option count, expected --steps")
         if key in options:
-            raise RequestError(f"got {printable(key)} twice, expected it once")
+            raise RequestError(f"got {key} twice, expected it once")
         if key in _GRIDS and not isinstance(value, list | None):
             raise RequestError(f"got --option {key}={json.dumps(value)}, expected a list such as [999,500]")
         options[key] = value
@@ -190,9 +191,7 @@ def _choose_sampler(name: str | None, path: Path | None) -> tuple[str, dict[str,
         name = config.get("_class_name")
         if not isinstance(name, str):
             value = "no _class_name" if name is None else f"_class_name {json.dumps(name)[:60]}"
-            raise RequestError(
-                f"{printable(str(path))} has {value}, expected the name of a diffusers scheduler; set --sampler"
-            )
+            raise RequestError(f"{path} has {value}, expected the name of a diffusers scheduler; set --sampler")
     return name, config
 
 
@@ -203,20 +202,19 @@ def read_scheduler_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         RequestError: the file cannot be read, is larger than `MAX_CONFIG_BYTES`, or is not a JSON object; or the JSON
             is ambiguous (duplicate keys, NaN, a number beyond 64 bits).
     """
-    place = printable(os.fspath(path))
     try:
         with open_regular(path) as stream:
             data = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise RequestError(f"{place} cannot be read: {error.strerror}; {_CONFIG_HINT}") from None
+        raise RequestError(f"{path} cannot be read: {error.strerror}; {_CONFIG_HINT}") from None
     if len(data) > MAX_CONFIG_BYTES:
-        raise RequestError(f"{place} is larger than {MAX_CONFIG_BYTES:,} bytes; {_CONFIG_HINT}")
+        raise RequestError(f"{path} is larger than {MAX_CONFIG_BYTES:,} bytes; {_CONFIG_HINT}")
     try:
         config = parse_json(data, infinity=True)
     except AmbiguousJSONError as error:
-        raise RequestError(f"{place} {error}; {_CONFIG_HINT}") from None
+        raise RequestError(f"{path} {error}; {_CONFIG_HINT}") from None
     if not isinstance(config, dict):
-        raise RequestError(f"{place} contains a {type(config).__name__}, expected a JSON object; {_CONFIG_HINT}")
+        raise RequestError(f"{path} contains a {type(config).__name__}, expected a JSON object; {_CONFIG_HINT}")
     return config
 
 
@@ -247,7 +245,7 @@ def _write_outputs(table: Schedule, title: str, form: Format, output: Path | Non
     for path, data in files.items():
         _write(path, data)
     if output is None:
-        click.echo(text, nl=False)
+        echo_block(text)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -256,6 +254,4 @@ def _write(path: Path, data: bytes) -> None:
     try:
         write_atomically(path, data)
     except OSError as error:
-        raise OutputError(
-            f"{printable(str(path))} cannot be written: {error.strerror}; an existing file is unchanged"
-        ) from error
+        raise OutputError(f"{path} cannot be written: {error.strerror}; an existing file is unchanged") from error

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 import click
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.printable import printable
+from latentrt.cli.console import Console
+from latentrt.cli.output import echo
 
 __all__ = ["verify"]
 
@@ -27,17 +27,15 @@ def verify(bundle: str, digest: str | None) -> None:
     opened = Bundle.open(bundle, digest)
     size, began = sum(record.size for record in opened.manifest.files.values()), time.monotonic()
     _verify_with_progress(opened, size)
-    click.echo(
-        f"intact: {len(opened.manifest.files)} files, {decimal(size)}, hashed in {time.monotonic() - began:.1f} s"
-    )
-    click.echo(f"digest: {opened.digest}")
+    echo(f"intact: {len(opened.manifest.files)} files, {decimal(size)}, hashed in {time.monotonic() - began:.1f} s")
+    echo(f"digest: {opened.digest}")
     if digest is None:
-        click.echo(f"pin it: latentrt run {printable(bundle)} … --digest {opened.digest}")
+        echo(f"pin it: latentrt run {bundle} … --digest {opened.digest}")
 
 
 def _verify_with_progress(bundle: Bundle, size: int) -> None:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = Console(err=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("hashing", total=size)
         bundle.verify(lambda count: progress.advance(task, count))

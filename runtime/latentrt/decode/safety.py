@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Session, run
+from latentrt.bundle.printable import shown
 from latentrt.errors import BundleError, RequestError, SafetyError
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ def check_policy(policy: str) -> Policy:
         RequestError: there is no such policy.
     """
     for known in get_args(Policy):
-        if policy == known:
+        if isinstance(policy, str) and policy == known:
             return known  # type: ignore[no-any-return]
-    raise RequestError(f"`safety`: got {policy!r}, expected one of {', '.join(get_args(Policy))}")
+    raise RequestError(f"`safety`: got {shown(policy)}, expected one of {', '.join(get_args(Policy))}")
 
 
 def require_classifier(manifest: Manifest, policy: Policy) -> None:

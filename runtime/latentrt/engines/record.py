@@ -14,12 +14,12 @@ import hashlib
 import platform
 import sys
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from latentrt.bundle.manifest import Count, FileRecord, GateResult, Positive, Precision, Record, Sha256
-from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.tensors import MAX_AXES, TensorSpec
 
 __all__ = [
     "ENGINE_FORMAT",
@@ -43,12 +43,15 @@ LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
 
+Shape = Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_AXES)]
+
+
 class ShapeRange(Record, frozen=True, kw_only=True):
     """The shapes that one input may have: an optimisation profile's minimum, optimum and maximum."""
 
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
+    min: Shape
+    opt: Shape
+    max: Shape
 
     def __str__(self) -> str:
         shapes = (self.min,) if self.min == self.max else (self.min, self.opt, self.max)

@@ -33,6 +33,7 @@ import msgspec
 from latentrt.bundle.digests import hash_bytes, open_regular
 from latentrt.bundle.file_lock import claim
 from latentrt.bundle.printable import printable
+from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
 from latentrt.bundle.user_cache import require_private_folder
 from latentrt.engines.record import ENGINE_FORMAT, EngineIdentity, EngineRecord, serves
 from latentrt.errors import EngineDamagedError, EngineError
@@ -40,6 +41,7 @@ from latentrt.errors import EngineDamagedError, EngineError
 __all__ = [
     "DRAFTS",
     "LOCKS",
+    "MAX_RECORD_BYTES",
     "QUARANTINE",
     "RECORD_NAME",
     "WEIGHTS_NAME",
@@ -54,7 +56,8 @@ RECORD_NAME, WEIGHTS_NAME = "record.json", "weights.json"
 DRAFTS, LOCKS, QUARANTINE = "drafts", "locks", "quarantine"
 
 _KEY = re.compile("[0-9a-f]{64}")
-_LARGEST_RECORD_BYTES = 4 << 20
+MAX_RECORD_BYTES = 4 << 20
+"""Longest `record.json` that is read."""
 _log = logging.getLogger("latentrt")
 
 
@@ -114,7 +117,7 @@ class EngineStore:
         folder = self.folder / key
         try:
             with open_regular(folder / RECORD_NAME) as stream:
-                data = stream.read(_LARGEST_RECORD_BYTES)
+                data = stream.read(MAX_RECORD_BYTES + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -232,9 +235,10 @@ def decode_record(data: bytes, name: str) -> EngineRecord:
     """
     try:
         # Decoded first, as everything else may differ in a newer format.
-        version = msgspec.json.decode(data, type=_Versioned).format_version
-        record = msgspec.json.decode(data, type=EngineRecord) if version == ENGINE_FORMAT else None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        tree = parse_json(data, max_bytes=MAX_RECORD_BYTES)
+        version = msgspec.convert(tree, _Versioned).format_version
+        record = msgspec.convert(tree, EngineRecord) if version == ENGINE_FORMAT else None
+    except (msgspec.ValidationError, AmbiguousJSONError) as error:
         raise EngineDamagedError(f"{name} is not the record of an engine: {printable(str(error))}") from None
     if record is None:
         raise EngineDamagedError(

@@ -6,13 +6,14 @@ A PNG holds text as key and value chunks. JPEG and WebP hold it in EXIF: other t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
+import stat
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ from latentrt.bundle.atomic_file import write_atomically
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.printable import printable
 from latentrt.errors import LatentRTError, OutputError, RequestError
+from latentrt.images.structure import check_structure
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -92,14 +94,15 @@ def check_output(path: str | os.PathLike[str], texts: Mapping[str, str] | None =
     path = Path(path)
     encode_texts(_format(path), texts or {})
     try:
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path} is not a file, expected the path of an image to write")
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(path).st_mode):  # fails for a name that is too long, and for a loop of links
+                raise OutputError(f"{path} is not a file, expected the path of an image to write")
         # Only an attempt is conclusive: permissions, quotas and read-only disks fail in many ways.
         with tempfile.TemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:
         raise _write_error(path, error) from None
-    except (RuntimeError, ValueError) as error:  # pathlib's, for a loop of links and for a null character
+    except ValueError as error:  # for a null character
         raise OutputError(f"{path} cannot be written: {error}; choose another path") from None
 
 
@@ -128,7 +131,7 @@ def save(image: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, s
         raise OutputError(f"{path} cannot be written: {error}; choose another path") from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """Open a PNG, JPEG or WebP file of unknown origin. Pixels are decoded on first use.
 
@@ -158,7 +161,7 @@ def read_file(path: str | os.PathLike[str], subject: str) -> bytes:
     return data
 
 
-@contextmanager
+@contextlib.contextmanager
 def decode_image(data: bytes, subject: str) -> Iterator[Image.Image]:
     """Open the contents of a PNG, JPEG or WebP file. Pixels are decoded on first use.
 
@@ -174,15 +177,16 @@ def decode_image(data: bytes, subject: str) -> Iterator[Image.Image]:
             yield image
 
 
-@contextmanager
+@contextlib.contextmanager
 def _open_stream(stream: IO[bytes]) -> Iterator[Image.Image]:
+    check_structure(stream, MAX_PIXELS)
     with Image.open(stream, formats=sorted(set(_FORMATS.values()))) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} × {image.height} pixels, expected at most {MAX_PIXELS:,}")
         yield image
 
 
-@contextmanager
+@contextlib.contextmanager
 def translating_decoder_errors(subject: str) -> Iterator[None]:
     """Raise every failure of Pillow to read an image as `RequestError`, and silence its warnings.
 
@@ -225,6 +229,8 @@ _ADVICE = {
     errno.EDQUOT: "free some space, or choose another path",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another path",
     errno.ENOENT: "make its folder first (mkdir -p)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "remove the loop of links, or choose another path",
 }
 
 

@@ -22,11 +22,15 @@ from typing import Any
 import msgspec
 
 from latentrt.bundle.printable import printable
+from latentrt.bundle.strict_json import parse_json
 from latentrt.decode.safety import SafetyRecord
 from latentrt.errors import RequestError
 from latentrt.images.files import PARAMETERS, RECORD, open_image, read_texts
 
 __all__ = ["ImageMetadata", "ImageRecord", "InputRecord", "parameters_line", "read_metadata", "record_texts"]
+
+MAX_RECORD_BYTES = 4 << 20
+"""Longest record that is read from an image: its prompts, escaped, and a few kB."""
 
 
 class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,8 +197,9 @@ def _decode(path: str | os.PathLike[str], text: str | None) -> ImageRecord | Non
     if text is None:
         return None
     try:
-        return msgspec.convert(json.loads(text), ImageRecord)
-    except (ValueError, RecursionError) as error:
+        # `record_texts` escapes half a surrogate pair.
+        return msgspec.convert(parse_json(text.encode(), half_surrogates=True, max_bytes=MAX_RECORD_BYTES), ImageRecord)
+    except ValueError as error:
         raise RequestError(
             f"the latentrt record of {path} cannot be read ({printable(str(error))}), expected one written by "
             "latentrt; if a newer latentrt wrote it, upgrade: pip install -U latentrt"

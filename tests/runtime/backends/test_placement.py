@@ -14,7 +14,15 @@ from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
 from latentrt.backends import placement as placement_module
 from latentrt.backends.models import Components, Models
-from latentrt.backends.placement import Backend, ComputePrecision, Device, Placement, Preferences, place_components
+from latentrt.backends.placement import (
+    MAX_THREADS,
+    Backend,
+    ComputePrecision,
+    Device,
+    Placement,
+    Preferences,
+    place_components,
+)
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Part
 from latentrt.decode import autoencoder
@@ -107,6 +115,9 @@ def test_a_device_that_is_named_is_used_or_refused(bundle: Bundle, monkeypatch: 
         place_components(bundle, "cuda")
     with pytest.raises(RequestError, match=r"`device`.*'tpu'.*auto, cpu, openvino, cuda, tensorrt"):
         place_components(bundle, "tpu")  # type: ignore[arg-type]
+    for threads in (0, -1, MAX_THREADS + 1, 10**6, True, 1.5):
+        with pytest.raises(RequestError, match=r"`threads`: .*from 1 to"):
+            place_components(bundle, "cpu", preferences=Preferences(threads=threads))  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=r"`device` cpu.*`provider`"):
         place_components(bundle, "cpu", provider="cpu")
     monkeypatch.setattr(ov, "is_installed", lambda: False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from latentrt.bundle.safetensors_header import MAX_HEADER_BYTES, read_header
 from latentrt.bundle.weights import map_weights
 from latentrt.errors import BundleError
 
@@ -63,3 +65,55 @@ def test_a_file_too_short_for_its_header_is_refused(tmp_path: Path, data: bytes)
     path.write_bytes(data)
     with pytest.raises(BundleError, match="cannot be read as safetensors"):
         map_weights(path)
+
+
+def tensor(first: int, last: int, **changes: object) -> dict[str, object]:
+    """Return the entry of a float32 tensor of these bytes."""
+    return {"dtype": "F32", "shape": [(last - first) // 4], "data_offsets": [first, last], **changes}
+
+
+HEADERS: dict[str, tuple[object, str]] = {
+    "overlap": ({"a": tensor(0, 12), "b": tensor(8, 16)}, "'b' overlaps"),
+    "two names of the same bytes": ({"a": tensor(0, 16), "b": tensor(0, 16)}, "overlaps"),
+    "a hole": ({"a": tensor(0, 8), "b": tensor(12, 16)}, "'b' follows a hole"),
+    "a hole at the beginning": ({"a": tensor(4, 16)}, "hole"),
+    "bytes behind the last tensor": ({"a": tensor(0, 12)}, "expected"),
+    "a name twice": (b'{"a": {}, "a": {}}', "'a' twice"),
+    "a product beyond 64 bits": ({"a": tensor(0, 16, shape=[2**62] * 16)}, "do not hold"),
+    "a million axes": ({"a": tensor(0, 16, shape=[1] * 100_000)}, "length <= 16"),
+    "a negative axis": ({"a": tensor(0, 16, shape=[-2, -2])}, ">= 0"),
+    "an axis that is no number": ({"a": tensor(0, 16, shape=["4"])}, "Expected `int`"),
+    "an axis that is true": ({"a": tensor(0, 4, shape=[True])}, "Expected `int`"),
+    "backwards": ({"a": tensor(0, 16, data_offsets=[16, 0])}, "do not hold"),
+    "three offsets": ({"a": tensor(0, 16, data_offsets=[0, 8, 16])}, "length 2"),
+    "an unknown key": ({"a": tensor(0, 16, file="/etc/passwd")}, "unknown field"),
+    "an unknown dtype": ({"a": tensor(0, 16, dtype="\x1b[2J")}, r"'\x1b[2J'"),
+    "metadata that is a list": ({"__metadata__": [], "a": tensor(0, 16)}, "__metadata__"),
+    "nested": (b'{"a": ' + b"[" * 100_000, "deeper"),
+    "beyond 64 bits": (b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 99999999999999999999]}}', "64 bits"),
+    "NaN": (b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 16]}}', "finite"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_that_lies(tmp_path: Path, name: str) -> None:
+    header, message = HEADERS[name]
+    with pytest.raises(BundleError) as caught:
+        map_weights(written(tmp_path / "model.safetensors", header))
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_the_length_of_a_header_is_checked_before_it_is_read() -> None:
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            assert size == 8, "the length alone"
+            return (10**9).to_bytes(8, "little")
+
+    with pytest.raises(ValueError, match=f"expected {MAX_HEADER_BYTES:,} at most"):
+        read_header(Endless(), 10**12)
+
+
+def test_the_order_of_names_is_free(tmp_path: Path) -> None:
+    header = {"b": tensor(8, 16), "empty": tensor(8, 8), "a": tensor(0, 8)}
+    assert list(map_weights(written(tmp_path / "model.safetensors", header))) == ["b", "empty", "a"]

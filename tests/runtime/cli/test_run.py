@@ -17,6 +17,8 @@ from PIL import Image
 from latentrt import Bundle
 from latentrt.bundle.digests import hash_bytes
 from latentrt.bundle.sample import bundle_path
+from latentrt.cli.output import Stream
+from latentrt.errors import OutputError
 from latentrt.images.metadata import ImageRecord, read_metadata
 from tests.runtime.cli.conftest import Caller, Done
 from tests.runtime.small_bundle import change_byte, edit_manifest
@@ -221,7 +223,7 @@ def test_an_image_that_cannot_be_read(latentrt: Caller, tmp_path: Path) -> None:
         (("--deep-cache", "0"), ("--deep-cache: got 0",)),
         (("--decoder", "half"), ("--decoder: got 'half'", "tiled")),
         (("--seed", "9..5"), ("--seed: got an empty range",)),
-        (("--seed", "1..99999999999"), ("--images: got 99999999999",)),
+        (("--seed", "1..1000"), ("--images: got 1000",)),
         (("--seed", "-1"), ("--seed: got -1",)),
         (("--images", "33"), ("--images: got 33",)),
         (("--images", "0"), ("--images: got 0",)),
@@ -394,3 +396,19 @@ def test_backends_of_a_cpu_agree(latentrt: Caller, tmp_path: Path) -> None:
         assert done.code == 0, done.err
         images.append(np.asarray(Image.open(place)).astype(int))
     assert np.abs(images[0] - images[1]).max() <= 2  # sums in another order, then rounding
+
+
+@pytest.mark.parametrize("seeds", ["0..1000000000000000000000000000000", "-5..99999999"])
+def test_a_range_of_seeds_beyond_the_memory(latentrt: Caller, seeds: str) -> None:
+    assert_refused(latentrt("run", SAMPLE, "a star", "--seed", seeds), 2, "expected at most 10,000 seeds")
+
+
+def test_an_image_that_was_saved_is_no_error_wherever_the_report_goes(
+    latentrt: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Stream, text: str) -> int:
+        raise OutputError("standard output cannot be written: No space left on device")
+
+    monkeypatch.setattr(Stream, "write", fail)
+    assert latentrt("run", SAMPLE, "a star", *QUICK, "-o", tmp_path / "out.png").code == 0
+    assert record_of(tmp_path / "out.png").prompt == "a star"

@@ -15,6 +15,7 @@ from latentrt.bundle.sample import bundle_path
 from latentrt.engines.record import ENGINE_FORMAT, EngineRecord
 from latentrt.engines.store import (
     LOCKS,
+    MAX_RECORD_BYTES,
     QUARANTINE,
     RECORD_NAME,
     EngineStore,
@@ -199,8 +200,14 @@ def test_one_plan_for_more_gpus_is_found(store: EngineStore) -> None:
         (encode_record(RECORD).replace(b'"plan"', b'"plane"'), "is not the record of an engine"),
         (encode_record(RECORD).replace(hash_bytes(PLAN).encode(), b"../../../etc/passwd"), "is not the record"),
         (encode_record(record(SAMPLE, identity(SAMPLE, "unet", platform="elsewhere"))), "is the record of another"),
+        (b"[" * 100_000, "is not the record of an engine: is nested deeper"),
+        (
+            encode_record(RECORD).replace(b"{", b'{"plan": 1,', 1),
+            "is not the record of an engine: has the key 'plan' tw",
+        ),
+        (b" " * (MAX_RECORD_BYTES + 1), "is not the record of an engine: is larger"),
     ],
-    ids=["empty", "torn", "null", "no UTF-8", "truncated", "unknown key", "a path for a hash", "foreign"],
+    ids=lambda each: each[:20].decode("latin-1") if isinstance(each, bytes) else "",
 )
 def test_a_damaged_record_is_an_error(store: EngineStore, data: bytes, message: str) -> None:
     engine = put(store)

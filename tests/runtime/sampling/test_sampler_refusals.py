@@ -199,3 +199,24 @@ def test_configurations_without_a_table(name: str, config: dict[str, Any], steps
     with pytest.raises(RequestError) as refusal:
         samplers.schedule(name, config, steps)
     assert fragment in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["euler_karras_karras", "euler" + "_beta" * 15, "Euler a Karras Exponential"])
+def test_a_name_has_one_suffix(name: str) -> None:
+    with pytest.raises(RequestError, match="two spacings"):
+        samplers.choose(name)
+
+
+@pytest.mark.parametrize("length", [samplers.MAX_NAME_LENGTH + 1, 1_000_000])
+def test_a_long_name_is_compared_with_nothing(length: int) -> None:
+    """Each suffix was a call of its own, and similar names are searched for in quadratic time."""
+    with pytest.raises(RequestError, match=f"{length:,} letters"):
+        samplers.choose(("Karras " * length)[:length])
+
+
+@pytest.mark.parametrize("key", ["num_train_timesteps", "trained_betas"])
+def test_a_configuration_allocates_no_more_than_a_million_timesteps(key: str) -> None:
+    value = 10**12 if key == "num_train_timesteps" else [0.1] * 1_000_001
+    for name in ("ddim", "euler", "lcm"):
+        with pytest.raises(RequestError, match=key):
+            samplers.schedule(name, {key: value}, 10)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from latentrt.bundle.printable import shown
 from latentrt.errors import RequestError
 from latentrt.sampling.samplers.aliases import ALIASES, SPACING_SUFFIXES, normalize
 from latentrt.sampling.samplers.options import Sampler
@@ -18,6 +19,7 @@ from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
 
 __all__ = [
+    "MAX_NAME_LENGTH",
     "SAMPLERS",
     "Sampler",
     "SamplerChoice",
@@ -30,6 +32,9 @@ __all__ = [
     "schedule",
     "steps_of_grid",
 ]
+
+MAX_NAME_LENGTH = 100
+"""Longest name of a sampler, in letters."""
 
 # name, which is that of its module → the class in it, and the diffusers class whose configuration it reads.
 _CLASSES = {
@@ -108,6 +113,8 @@ def choose(name: str) -> SamplerChoice:
     Raises:
         RequestError: no sampler has that name.
     """
+    if len(name) > MAX_NAME_LENGTH:
+        raise RequestError(f"got a `sampler` of {len(name):,} letters, expected a name; see latentrt samplers")
     plain = normalize(name).removeprefix("sample_").removesuffix("scheduler")
     for known, (_, class_name) in _CLASSES.items():
         if plain in (known, normalize(class_name).removesuffix("scheduler")):
@@ -116,9 +123,10 @@ def choose(name: str) -> SamplerChoice:
         return SamplerChoice(*ALIASES[plain])
     for suffix, spacing in SPACING_SUFFIXES.items():
         if plain.endswith(suffix) and plain != suffix:
-            choice = choose(plain.removesuffix(suffix))
-            if any(f"use_{each}_sigmas" in choice.options for each in SPACING_SUFFIXES.values()):
+            stem = plain.removesuffix(suffix)
+            if any(stem.endswith(each) for each in SPACING_SUFFIXES):
                 raise RequestError(f"got `sampler`={name!r}, which names two spacings of the sigmas; remove one suffix")
+            choice = choose(stem)
             return replace(choice, options={**choice.options, **_spacing_options(choice.sampler, spacing)})
     import difflib  # only on errors
 
@@ -216,7 +224,9 @@ def schedule(
             run_options[key] = tuple(value) if isinstance(value, list) else value
         else:
             expected = sorted(known | choice.sampler.run_options | {"begin"})
-            raise RequestError(f"sampler {choice.name} has no option {key!r}; expected one of {', '.join(expected)}")
+            raise RequestError(
+                f"sampler {choice.name} has no option {shown(key)}; expected one of {', '.join(expected)}"
+            )
     sampler = choice.sampler.read(_override(config, overrides))
     return sampler.schedule(replace(steps, **run_options) if run_options else steps)
 

@@ -1,0 +1,126 @@
+"""The header of a safetensors file, read strictly.
+
+The format (huggingface/safetensors, README): eight bytes of header length, little endian; the header, JSON, name →
+dtype, shape and offsets behind the header; the bytes. Offsets cover the bytes once, without a hole.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import IO, Annotated, Any
+
+import msgspec
+
+from latentrt.bundle.printable import shown
+from latentrt.bundle.strict_json import parse_json
+
+__all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "Header", "TensorPlace", "read_header"]
+
+MAX_HEADER_BYTES = 100_000_000
+"""Longest header: the format's own limit."""
+MAX_TENSORS = 1_000_000
+"""Most tensors of a file."""
+_MAX_AXES = 16
+_LENGTH_BYTES = 8
+_BITS = {
+    "BOOL": 8,
+    "I8": 8,
+    "U8": 8,
+    "I16": 16,
+    "U16": 16,
+    "I32": 32,
+    "U32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F16": 16,
+    "BF16": 16,
+    "F32": 32,
+    "F64": 64,
+    "C64": 64,
+}
+_Size = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    dtype: str
+    shape: Annotated[tuple[_Size, ...], msgspec.Meta(max_length=_MAX_AXES)]
+    data_offsets: tuple[_Size, _Size]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlace:
+    """One tensor: its dtype by the format's name, its shape, and its bytes in the file, from `start` to `end`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The tensors of a file by name, in the header's order; its metadata; and the size that the file must have."""
+
+    tensors: dict[str, TensorPlace]
+    metadata: dict[str, Any]
+    file_size: int
+
+
+def read_header(stream: IO[bytes], size: int) -> Header:
+    """Read the header of a safetensors file, of unknown origin, in time and memory proportional to its length.
+
+    Args:
+        stream: of the file, at its beginning.
+        size: of the file, in bytes. It is not compared with `Header.file_size`, so that a caller can say how they
+            differ.
+
+    Raises:
+        ValueError: it is not the header of a safetensors file.
+    """
+    length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+    if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
+        raise ValueError(f"the header's length is {length:,} bytes, the file's {size:,}")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"the header has {length:,} bytes, expected {MAX_HEADER_BYTES:,} at most")
+    # Five values for each tensor: itself, its shape, its offsets and the axes.
+    tree = parse_json(stream.read(length), max_bytes=MAX_HEADER_BYTES, max_depth=4, max_values=8 * MAX_TENSORS)
+    if not isinstance(tree, dict):
+        raise ValueError(f"the header is a {type(tree).__name__}, expected an object")
+    metadata = tree.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f"__metadata__ is {shown(metadata)}, expected texts by name")
+    if len(tree) > MAX_TENSORS:
+        raise ValueError(f"the header has {len(tree):,} tensors, expected {MAX_TENSORS:,} at most")
+    begin = _LENGTH_BYTES + length
+    tensors = {name: _place(name, entry, begin) for name, entry in tree.items()}
+    end = begin
+    for name, place in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if place.start != end:
+            problem = "overlaps another tensor" if place.start < end else "follows a hole"
+            raise ValueError(f"the tensor {shown(name)} {problem}, expected its bytes from {end - begin:,} on")
+        end = place.end
+    return Header(tensors=tensors, metadata=metadata, file_size=end)
+
+
+def _place(name: str, entry: object, begin: int) -> TensorPlace:
+    try:
+        found = msgspec.convert(entry, _Entry)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"the tensor {shown(name)}: {error}") from None
+    if found.dtype not in _BITS:
+        raise ValueError(f"the tensor {shown(name)} has the dtype {shown(found.dtype)}, expected one of the format")
+    first, last = found.data_offsets
+    if (last - first) * 8 != math.prod(found.shape) * _BITS[found.dtype]:
+        raise ValueError(
+            f"the tensor {shown(name)}: offsets {first} … {last} do not hold {found.dtype} of shape {found.shape}"
+        )
+    return TensorPlace(dtype=found.dtype, shape=found.shape, start=begin + first, end=begin + last)

@@ -1,0 +1,214 @@
+"""The one place where the command line prints.
+
+Text that comes from a file or a caller may contain terminal escapes, characters that the stream's encoding lacks, or
+half a surrogate pair. `echo` and `echo_block` escape the first, replace the others, and never end a command because the
+reader of a pipe is gone. Everything else that reaches a terminal goes through them: errors, warnings, log records, JSON
+and, by `latentrt.cli.console`, rich's tables and progress bars.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import click
+
+from latentrt.bundle.printable import printable
+from latentrt.errors import OutputError
+
+__all__ = [
+    "Stream",
+    "echo",
+    "echo_block",
+    "echo_error",
+    "echo_json",
+    "echo_json_text",
+    "echo_traceback",
+    "is_terminal",
+    "taking_over",
+]
+
+# Signs of our own output for streams that have ASCII or one byte per character only.
+_PLAIN_SIGNS = {
+    "×": "x",
+    "…": "...",
+    "≤": "<=",
+    "≥": ">=",
+    "−": "-",
+    "–": "-",
+    "→": "->",
+    "≈": "~",
+    "✓": "ok",
+    "━": "-",
+}
+
+
+class Stream:
+    """Standard output or standard error: a file that replaces what its encoding lacks and survives a closed pipe.
+
+    Args:
+        err: standard error in place of standard output.
+        bound: write to the file that the stream is now, whatever replaces it later. rich's live displays need this:
+            they replace both streams by files that write to their console.
+    """
+
+    def __init__(self, *, err: bool = False, bound: bool = False) -> None:
+        self._err = err
+        self._bound = self._current if bound else None
+
+    @property
+    def _current(self) -> TextIO | None:
+        # None where the descriptor was closed.
+        return sys.stderr if self._err else sys.stdout
+
+    @property
+    def _file(self) -> TextIO | None:
+        return self._current if self._bound is None else self._bound
+
+    @property
+    def encoding(self) -> str:
+        """The encoding of the text; UTF-8 where the stream names none."""
+        return getattr(self._file, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self._file is not None and self._file.isatty()
+
+    def write(self, text: str) -> int:
+        """Write a text and flush it.
+
+        Raises:
+            OutputError: standard output cannot be written, as on a full disk. Nothing is raised for standard error or
+                for a pipe whose reader is gone; further output is then lost.
+        """
+        if self._file is None:
+            return len(text)
+        encoding = self.encoding
+        try:
+            self._file.write(text.encode(encoding, "latentrt.replace").decode(encoding))
+            self._file.flush()
+        except OSError as error:
+            self._mute()
+            if not self._err and not isinstance(error, BrokenPipeError):
+                raise OutputError(
+                    f"standard output cannot be written: {error.strerror}; redirect it to a file"
+                ) from None
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: `write` flushes."""
+
+    def _mute(self) -> None:
+        """Lead the stream nowhere, so that neither a later write nor the interpreter's last flush fails."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._file.fileno())  # type: ignore[union-attr]  # None was excluded
+            os.close(null)
+
+
+def echo(text: str = "", *, err: bool = False, bold: str = "") -> None:
+    """Print one line; a newline in it is escaped as other control characters are.
+
+    Args:
+        err: print to standard error.
+        bold: the beginning of the line, in bold where the stream is a terminal.
+    """
+    start = click.style(printable(bold), bold=True) if bold else ""
+    click.echo(f"{start}{printable(text)}", file=Stream(err=err))  # type: ignore[arg-type]  # a file as far as click uses it
+
+
+def echo_block(text: str, *, err: bool = False) -> None:
+    """Print a text of several lines; all control characters but newlines are escaped."""
+    click.echo(printable(text.removesuffix("\n"), keep="\n"), file=Stream(err=err))  # type: ignore[arg-type]
+
+
+def echo_error(text: str) -> None:
+    """Print an error or a warning to standard error. Lines after the first are indented, so none passes as another."""
+    first, *others = text.split("\n")
+    echo_block(
+        "\n".join([first, *(line if not line or line.startswith("  ") else f"  {line}" for line in others)]), err=True
+    )
+
+
+def echo_json(value: Any) -> None:
+    """Print a value as JSON in ASCII: a terminal interprets none of it, and half a surrogate pair survives."""
+    echo_json_text(json.dumps(value, indent=2))
+
+
+def echo_json_text(text: str) -> None:
+    """Print a text that is JSON, in ASCII."""
+    # `dumps` escapes all of these but DEL.
+    escaped = re.sub(r"[^\n -~]", lambda found: json.dumps(found[0])[1:-1].replace("\x7f", "\\u007f"), text)
+    echo_block(escaped)
+
+
+def is_terminal(*, err: bool = False) -> bool:
+    """Return whether standard output, or standard error, is a terminal."""
+    return Stream(err=err).isatty()
+
+
+@contextlib.contextmanager
+def taking_over() -> Iterator[None]:
+    """Print Python's warnings, and log records from level warning, through this module within the block."""
+    _open_closed_streams()
+    handler, root, shown = _LogHandler(logging.WARNING), logging.getLogger(), warnings.showwarning
+    root.addHandler(handler)
+    for stream in (sys.stdout, sys.stderr):  # for click's own help, which is printed without `echo`
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="latentrt.replace")  # type: ignore[union-attr]
+    if shown is _PYTHONS_SHOWWARNING:  # not in a test that records warnings
+        warnings.showwarning = _show_warning
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        if warnings.showwarning is _show_warning:
+            warnings.showwarning = shown
+
+
+_PYTHONS_SHOWWARNING = warnings.showwarning
+
+
+class _LogHandler(logging.Handler):
+    """Prints log records as `echo_error` does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        echo_error(self.format(record))
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: object, **others: object) -> None:
+    echo_error(f"{category.__name__}: {message}")
+
+
+def echo_traceback(error: BaseException) -> None:
+    """Print the traceback of an error to standard error."""
+    echo_block("".join(traceback.format_exception(error)), err=True)
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for each standard stream that is closed, or the next file would get its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that an encoding lacks: by a plain sign, or escaped as Python writes them."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    escaped = (sign.encode("ascii", "backslashreplace").decode("ascii") for sign in lacking)
+    return "".join(_PLAIN_SIGNS.get(sign, text) for sign, text in zip(lacking, escaped, strict=True)), error.end
+
+
+codecs.register_error("latentrt.replace", _replace)

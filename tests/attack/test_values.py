@@ -1,0 +1,54 @@
+"""Wrong values one at a time, hostile images, and mutations: latentrt's own errors refuse them, or all goes well."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.attack import images, mutations, values
+
+
+def part(cases: Iterator[tuple[str, Any]], every: int) -> dict[str, Any]:
+    """Return one of so many cases, always the same ones."""
+    return {name: case for name, case in cases if zlib.crc32(name.encode("utf-8", "surrogatepass")) % every == 0}
+
+
+def test_some_wrong_values(tmp_path: Path) -> None:
+    chosen = part(values.cases(), 40)
+    refused = [message for case in chosen.values() if (message := values.run(case, tmp_path)) is not None]
+    assert len(chosen) > 60
+    assert len(refused) > len(chosen) / 2
+    assert max(map(len, refused)) < 2500
+
+
+def test_some_images(tmp_path: Path) -> None:
+    chosen = part(images.cases(), 3)
+    refused = [message for case in chosen.values() if (message := images.run(case, tmp_path)) is not None]
+    assert len(chosen) > 25
+    assert len(refused) > len(chosen) / 2
+
+
+def test_mutations_of_manifests_and_requests() -> None:
+    reports: list[str] = []
+    assert mutations.search(1, 1200, reports.append) == 0, reports
+    assert {"accepted", "ManifestError", "RequestError"} <= {mutations.run(seed) for seed in range(1, 200)}, (
+        "the mutations reach all of it"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "least"), [(values, 460), (images, 40)])
+def test_all_cases(tmp_path: Path, module: Any, least: int) -> None:
+    escaped, count = {}, 0
+    for name, case in module.cases():
+        count += 1
+        try:
+            module.run(case, tmp_path)
+        except Exception as error:
+            escaped[name] = f"{type(error).__name__}: {error}"
+    assert escaped == {}
+    assert count >= least
