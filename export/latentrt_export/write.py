@@ -100,7 +100,11 @@ def write_bundle(
             token_merging=token_merging,
             quantization=quantization,
         )
-        done = run_worker(job, lambda text, name=component.name: progress.phase(name, text))  # type: ignore[misc]
+        done = run_worker(
+            job,
+            lambda text, name=component.name: progress.phase(name, text),  # type: ignore[misc]
+            progress.warn,
+        )
         results[component.name] = done
         if precision == "int8" and component.role == "denoiser" and "int8" not in done.component.graphs:
             progress.warn(f"{component.name}: such a denoiser is not quantised, its weights are float16")
@@ -137,7 +141,9 @@ def write_bundle(
 
 
 def _warn_about_runs(checkpoint: Checkpoint, plan: ExportPlan, progress: Progress) -> None:
-    """Warn before the export of conditions that will keep the bundle from running."""
+    """Warn before the export of what the bundle will lack, and of conditions that will keep it from running."""
+    for text in plan.warnings:
+        progress.warn(text)
     if not any(component.role == "classifier" for component in plan.components):
         progress.warn(
             "the checkpoint has no safety checker, so its bundle runs only with safety switched off; add one with "

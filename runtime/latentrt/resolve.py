@@ -47,6 +47,7 @@ class ResolvedRequest(Request):
         seeds: one for each image.
         schedule: the table of coefficients, built once.
         prepared: the family's preparation of the input image (`latentrt.families`).
+        guidance_distilled: whether the guidance scale is an input of the denoiser.
     """
 
     task: str
@@ -56,11 +57,12 @@ class ResolvedRequest(Request):
     schedule: Schedule
     policy: safety.Policy
     prepared: Any = None
+    guidance_distilled: bool = False
 
     @property
     def guided(self) -> bool:
         """Whether the negative prompt is evaluated too (diffusers: `do_classifier_free_guidance`)."""
-        return self.guidance_scale > 1
+        return self.guidance_scale > 1 and not self.guidance_distilled
 
     @property
     def height(self) -> int:
@@ -134,6 +136,7 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
         policy=safety.check_policy(manifest.safety if request.safety is None else request.safety),
         schedule=family.schedule(sampling, start),
         prepared=family.prepare(request, inputs, height, width),
+        guidance_distilled=manifest.components[family.denoiser].input_from("guidance-weight") is not None,
     )
     family.check(decided)
     return decided

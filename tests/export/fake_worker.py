@@ -34,7 +34,7 @@ class FakeWorker:
     precision: Precision | None = None
     jobs: list[Job] = field(default_factory=list)
 
-    def __call__(self, job: Job, on_phase: Callable[[str], None]) -> Done:
+    def __call__(self, job: Job, on_phase: Callable[[str], None], warn: Callable[[str], None]) -> Done:
         self.jobs.append(job)
         on_phase("tracing")
         folder = Path(job.folder)

@@ -48,6 +48,7 @@ class ExportPlan:
         defaults: the values for requests that omit them.
         limits: the limits of requests.
         deep_cache_branches: the number of branches at which the denoiser can be split for DeepCache.
+        warnings: what the bundle will lack, and the remedy.
     """
 
     family: str
@@ -59,3 +60,4 @@ class ExportPlan:
     defaults: Defaults
     limits: Limits
     deep_cache_branches: int
+    warnings: tuple[str, ...] = ()

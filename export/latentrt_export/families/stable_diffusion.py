@@ -11,13 +11,14 @@ import msgspec
 from latentrt.bundle.manifest import LOW_RES_SCHEDULER, Defaults, LatentSpace, Limits, Preprocessing
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.training_noise import training_alphas
-from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
+from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass, find_own_folder
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import (
     check_crop,
     read_depth_preprocessing,
     read_preprocessor_config,
 )
+from latentrt_export.families.compatibility import Vae, check_components, read_vae
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
 from latentrt_export.graphs.deep_cache import count_branches
 
@@ -44,6 +45,21 @@ _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionLatentUpscalePipeline": {8: ("latent-upscaling",)},
     "StableDiffusionImageVariationPipeline": {4: ("image-variation",)},
     "StableUnCLIPImg2ImgPipeline": {4: ("unclip",)},
+    # Its image-to-image (`LatentConsistencyModelImg2ImgPipeline`) counts steps otherwise.
+    "LatentConsistencyModelPipeline": {4: ("text-to-image",)},
+}
+# The pipelines that give the guidance scale to a denoiser with `time_cond_proj_dim`.
+_EMBED_GUIDANCE = {
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "LatentConsistencyModelPipeline",
+}
+# The modules of each class of autoencoder: encoder, decoder.
+_VAE_MODULES = {
+    "AutoencoderKL": ("vae:VaeEncoder", "vae:VaeDecoder"),
+    "AutoencoderTiny": ("vae:TinyEncoder", "vae:TinyDecoder"),
+    "AsymmetricAutoencoderKL": ("vae:AsymmetricVaeEncoder", "vae:AsymmetricVaeDecoder"),
 }
 # The sources of the UNet's further inputs, where it has them.
 _SOURCES = {
@@ -58,6 +74,7 @@ _DEFAULTS = {
     "StableDiffusionUpscalePipeline": (75, 9.0),
     "StableDiffusionLatentUpscalePipeline": (75, 9.0),
     "StableUnCLIPImg2ImgPipeline": (20, 10.0),
+    "LatentConsistencyModelPipeline": (4, 8.5),
 }
 _FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 PIPELINES: Mapping[str, PipelineClass] = {
@@ -85,15 +102,12 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     """
     text = _read_config(checkpoint, "text_encoder") if "text_encoder" in checkpoint.weights else None
     unet = _read_config(checkpoint, "unet")
-    vae = _read_config(checkpoint, "vae")
-    space = LatentSpace(
-        channels=vae.get("latent_channels", 4),
-        downscale=2 ** (len(vae.get("block_out_channels", (64,))) - 1),
-        scale=vae.get("scaling_factor", 0.18215),
-        shift=vae.get("shift_factor") or 0.0,
-    )
-    tasks = _find_tasks(checkpoint.pipeline_class, unet, space)
+    vae = read_vae(_read_config(checkpoint, "vae"), checkpoint.classes.get("vae", "AutoencoderKL"))
+    # diffusers' pipelines of this family apply no `shift_factor`.
+    space = LatentSpace(channels=vae.channels, downscale=vae.downscale, scale=vae.scale)
+    tasks, warnings = _find_tasks(checkpoint.pipeline_class, unet, vae)
     latent_upscaling = "latent-upscaling" in tasks
+    _check_configurations(checkpoint, unet, vae, text, tasks)
     if latent_upscaling:
         _check_latent_upscaler(checkpoint, unet, text)
         space = msgspec.structs.replace(
@@ -101,12 +115,14 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
         )
     height, width = _read_size(unet, _LATENT_UPSCALER_SIDE if latent_upscaling else None)
     steps, guidance_scale = _DEFAULTS.get(checkpoint.pipeline_class, (_DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE))
-    if "image_encoder" in checkpoint.weights:
-        _check_image_encoder(checkpoint, unet, noised="unclip" in tasks)
     return ExportPlan(
         family=f"stable-diffusion-{_find_version(text, unet)}",
         tasks=tasks,
-        components=tuple(each for each in _list_components(checkpoint, tasks) if each.weights in checkpoint.weights),
+        components=tuple(
+            each
+            for each in _list_components(checkpoint, tasks, vae, distilled=_is_distilled(unet, tasks))
+            if each.weights in checkpoint.weights
+        ),
         latent_spaces={"unet": space},
         tokenizers={} if text is None else {"text_encoder": "tokenizer"},
         scheduler_config=_find_scheduler_config(checkpoint, tasks),
@@ -127,7 +143,59 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
             max_noise_level=_find_max_noise_level(checkpoint, unet, space, tasks),
         ),
         deep_cache_branches=0 if latent_upscaling else count_branches(unet),
+        warnings=warnings,
     )
+
+
+def _check_configurations(
+    checkpoint: Checkpoint, unet: Mapping[str, Any], vae: Vae, text: Mapping[str, Any] | None, tasks: tuple[str, ...]
+) -> None:
+    """Check that all components belong together, and that the pipeline gives the denoiser the inputs that it takes."""
+    noised = "unclip" in tasks
+    image_encoder = _read_config(checkpoint, "image_encoder") if "image_encoder" in checkpoint.weights else None
+    if image_encoder is not None:
+        _check_image_encoder(checkpoint, unet, image_encoder, noised=noised)
+    preview = None
+    if "preview_decoder" in checkpoint.weights:
+        config = _read_config(checkpoint, "preview_decoder")
+        preview = read_vae(config, "AutoencoderTiny", "preview_decoder")
+    check_components(
+        unet,
+        vae,
+        text=text,
+        image_encoder=image_encoder,
+        preview=preview,
+        noised_image=noised,
+        variances=1 if "latent-upscaling" in tasks else 0,  # which the pipeline drops
+    )
+    if "class_labels" not in _SOURCES.get(checkpoint.pipeline_class, {}):
+        for key in ("class_embed_type", "num_class_embeds"):
+            if unet.get(key) is not None:
+                raise CheckpointError(
+                    f"unet: its configuration has {key} {unet[key]!r}, expected none for a "
+                    f"{checkpoint.pipeline_class}, which gives no class labels; is model_index.json this unet's?"
+                )
+    _check_guidance(checkpoint.pipeline_class, unet, distilled=_is_distilled(unet, tasks))
+
+
+def _is_distilled(unet: Mapping[str, Any], tasks: tuple[str, ...]) -> bool:
+    """Return whether the guidance scale is an input of the denoiser."""
+    return unet.get("time_cond_proj_dim") is not None and "latent-upscaling" not in tasks
+
+
+def _check_guidance(pipeline_class: str, unet: Mapping[str, Any], *, distilled: bool) -> None:
+    """Check that a pipeline gives the guidance scale to a denoiser that takes it, and to no other."""
+    if pipeline_class == "LatentConsistencyModelPipeline" and not distilled:
+        raise CheckpointError(
+            f"unet: its configuration has no time_cond_proj_dim, expected one for a {pipeline_class}, whose guidance "
+            "scale is an input of the unet; for a unet without, set _class_name StableDiffusionPipeline in "
+            "model_index.json"
+        )
+    if distilled and pipeline_class not in _EMBED_GUIDANCE:
+        raise CheckpointError(
+            f"unet: its configuration has time_cond_proj_dim {unet['time_cond_proj_dim']!r}, expected none for a "
+            f"{pipeline_class}, which does not give the guidance scale to the unet"
+        )
 
 
 def _find_max_noise_level(
@@ -139,7 +207,10 @@ def _find_max_noise_level(
     return _find_noise_levels(checkpoint) - 1 if "unclip" in tasks else 0
 
 
-def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator[ComponentPlan]:
+def _list_components(
+    checkpoint: Checkpoint, tasks: tuple[str, ...], vae: Vae, *, distilled: bool
+) -> Iterator[ComponentPlan]:
+    encoder, decoder = _VAE_MODULES[vae.class_name]
     variation, noised, pooled = "image-variation" in tasks, "unclip" in tasks, "latent-upscaling" in tasks
     if variation or noised:
         yield ComponentPlan(
@@ -156,19 +227,18 @@ def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator
         weights="text_encoder",
         sources={"input_ids": "tokens"} | ({} if pooled else {"clip_skip": "option:clip_skip"}),
     )
-    yield ComponentPlan(
-        name="vae_encoder", role="encoder", module="vae:VaeEncoder", weights="vae", sources={"pixels": "image"}
-    )
+    yield ComponentPlan(name="vae_encoder", role="encoder", module=encoder, weights="vae", sources={"pixels": "image"})
     yield ComponentPlan(
         name="unet",
         role="denoiser",
-        module=f"unet:{'ImageVariationUNet' if variation else 'LatentUpscalerUNet' if pooled else 'UNet'}",
+        module=f"unet:{_name_unet(tasks, distilled=distilled)}",
         weights="unet",
         sources={
             "sample": "latents",
             "timestep": "timestep",
             "encoder_hidden_states": "image_encoder.image_embeds" if variation else "text_encoder.hidden_states",
             **_SOURCES.get(checkpoint.pipeline_class, {}),
+            **({"guidance_weight": "guidance-weight"} if distilled else {}),
         },
     )
     if "depth_estimator" in checkpoint.weights:
@@ -181,12 +251,12 @@ def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator
             preprocessing=_read_depth_preprocessing(checkpoint),
         )
     yield ComponentPlan(
-        name="vae_decoder", role="decoder", module="vae:VaeDecoder", weights="vae", sources={"latents": "latents"}
+        name="vae_decoder", role="decoder", module=decoder, weights="vae", sources={"latents": "latents"}
     )
     yield ComponentPlan(
         name="preview_decoder",
         role="preview-decoder",
-        module="preview_decoder:PreviewDecoder",
+        module="vae:TinyDecoder",
         weights="preview_decoder",
         sources={"latents": "latents"},
     )
@@ -199,10 +269,17 @@ def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator
     )
 
 
-def _read_config(checkpoint: Checkpoint, folder: str) -> dict[str, Any]:
+def _name_unet(tasks: tuple[str, ...], *, distilled: bool) -> str:
+    if "image-variation" in tasks:
+        return "ImageVariationUNet"
+    if "latent-upscaling" in tasks:
+        return "LatentUpscalerUNet"
+    return "GuidanceDistilledUNet" if distilled else "UNet"
+
+
+def _read_config(checkpoint: Checkpoint, component: str) -> dict[str, Any]:
     """Read a component's configuration; absent keys have the defaults of diffusers and transformers."""
-    root: Path = checkpoint.weights[folder].root
-    return read_object(root / folder / "config.json")
+    return read_object(find_own_folder(checkpoint.weights[component].root, component) / "config.json")
 
 
 def _find_version(text: Mapping[str, Any] | None, unet: Mapping[str, Any]) -> int:
@@ -212,24 +289,16 @@ def _find_version(text: Mapping[str, Any] | None, unet: Mapping[str, Any]) -> in
     return 1 if text.get("hidden_act", "quick_gelu") == "quick_gelu" else 2
 
 
-def _check_image_encoder(checkpoint: Checkpoint, unet: Mapping[str, Any], *, noised: bool) -> None:
-    """Check that an image encoder suits its preprocessing, and the denoiser suits its embeddings."""
-    encoder = _read_config(checkpoint, "image_encoder")
+def _check_image_encoder(
+    checkpoint: Checkpoint, unet: Mapping[str, Any], encoder: Mapping[str, Any], *, noised: bool
+) -> None:
+    """Check that an image encoder suits its preprocessing, and the denoiser takes an embedding for class labels."""
     folder: Path = checkpoint.weights["image_encoder"].root / "feature_extractor"
     check_crop(read_preprocessor_config(folder / "preprocessor_config.json"), encoder.get("image_size", 224), folder)
-    width = encoder.get("projection_dim", 512)
-    key, expected = "cross_attention_dim", width
-    if noised:
-        key, expected = "projection_class_embeddings_input_dim", 2 * width
-        if unet.get("class_embed_type") != "projection":
-            raise CheckpointError(
-                f"unet: its configuration has class_embed_type {unet.get('class_embed_type')!r}, expected 'projection' "
-                f"for a {checkpoint.pipeline_class}"
-            )
-    if unet.get(key) != expected:
+    if noised and unet.get("class_embed_type") != "projection":
         raise CheckpointError(
-            f"unet: its configuration has {key} {unet.get(key)!r}, expected {expected}, for embeddings of the image "
-            f"encoder's projection_dim {width}; the two must belong together"
+            f"unet: its configuration has class_embed_type {unet.get('class_embed_type')!r}, expected 'projection' "
+            f"for a {checkpoint.pipeline_class}"
         )
 
 
@@ -241,24 +310,23 @@ def _find_noise_levels(checkpoint: Checkpoint) -> int:
         raise CheckpointError(f"image_noising_scheduler: its noise schedule is not supported: {error}") from error
 
 
-def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], space: LatentSpace) -> tuple[str, ...]:
-    in_channels, out_channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
+def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], vae: Vae) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the tasks, and a warning for each that is left out."""
+    in_channels = unet.get("in_channels", 4)
     tasks = _TASKS[pipeline_class]
     if in_channels not in tasks:
         raise CheckpointError(
             f"unet: its configuration has in_channels {in_channels!r}, expected {' or '.join(map(str, tasks))} for a "
             f"{pipeline_class}"
         )
-    expected = space.channels
-    if "latent-upscaling" in tasks[in_channels]:
-        expected += 1  # a variance, which the pipeline drops
-    if out_channels != expected:
-        variance = " and one of variance" if expected > space.channels else ""
-        raise CheckpointError(
-            f"unet: its configuration has out_channels {out_channels!r}, expected {expected}: the autoencoder's latent "
-            f"channels{variance}"
-        )
-    return tasks[in_channels]
+    found = tasks[in_channels]
+    if vae.class_name != "AsymmetricAutoencoderKL" or "inpainting" not in found:
+        return found, ()
+    lacks = "the decoder of an AsymmetricAutoencoderKL takes the image and the mask of inpainting, which is unsupported"
+    rest = tuple(task for task in found if task != "inpainting")
+    if not rest:
+        raise CheckpointError(f"vae: {lacks}, and inpainting is all that this unet does; pass another one as `vae`")
+    return rest, (f"{lacks}: the bundle does {' and '.join(rest)} only; pass another one with --vae for inpainting",)
 
 
 def _check_latent_upscaler(checkpoint: Checkpoint, unet: Mapping[str, Any], text: Mapping[str, Any] | None) -> None:

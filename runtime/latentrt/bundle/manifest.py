@@ -100,7 +100,7 @@ TaskName = Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
 InputSource = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(latents|timestep|c-noise|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
+        pattern=r"^(latents|timestep|c-noise|guidance-weight|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
         r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$"
     ),
 ]
@@ -204,6 +204,8 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
       the conditioning's extra channels after them;
     - `timestep`: the timestep of each evaluation;
     - `c-noise`: in place of the timestep, c_noise = ln(σ) / 4, for latents x0 + σ · ε (Karras et al. 2022, table 1);
+    - `guidance-weight`: w = `guidance_scale` − 1 of each evaluation, for a denoiser with guidance distilled into it
+      (Meng et al. 2023), which needs no evaluation of a negative prompt;
     - `tokens`: token ids of the component's tokenizer, one chunk of `length` ids per row;
     - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last); where the component has a
       `preprocessing`, float32 as that makes it;
