@@ -1,8 +1,8 @@
 """Unpacks an autoencoder's single file into a diffusers folder: the original (LDM) layout, or diffusers' own.
 
 The file states no configuration. A `config.json` beside a file in diffusers' layout describes it; any other file is
-described by the configuration of the autoencoder in whose place it is used, or, where that has another class, by that of
-Stable Diffusion 1.x or by the defaults of diffusers.
+described by the configuration of the autoencoder in whose place it is used, or, where that has another class, by that
+of Stable Diffusion 1.x or by the defaults of diffusers.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from latentrt.bundle.tensors import TensorSpec
 from latentrt.decode import autoencoder
 from latentrt.decode.slices import SlicedDecoder
 from latentrt.sampling.noise import Generator
+from tests.runtime.fake_sessions import FunctionSession
 
 DEFAULT_SIDE = 64  # of the sample model
 CALL: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 1, "seed": 3, "safety": "off"}
@@ -113,3 +114,15 @@ def test_a_decoded_image_resembles_the_encoded_one(bundle: Bundle) -> None:
     scaled = mean[np.newaxis] * np.float32(bundle.manifest.latent_spaces["unet"].scale)
     decoded = autoencoder.decode(open_session(bundle, "vae_decoder", threads=1), scaled, downscale=4)[0]
     assert np.abs(decoded - image).mean() < 16  # 11 was seen
+
+
+def test_an_encoder_without_a_distribution_draws_nothing() -> None:
+    mean = np.random.default_rng(0).standard_normal((1, 4, 2, 3)).astype(np.float32)
+    session = FunctionSession(
+        (TensorSpec("pixels", "float32", ("batch", 3, "height", "width")),),
+        (TensorSpec("mean", "float32", ("batch", 4, "height", "width")),),
+        lambda feeds: {"mean": mean},
+    )
+    found, generator = autoencoder.encode(session, np.zeros((1, 3, 16, 24), np.float32)), Generator(5)
+    np.testing.assert_array_equal(found.sample(generator), mean[0])
+    np.testing.assert_array_equal(generator.normal((4,)), Generator(5).normal((4,)))
