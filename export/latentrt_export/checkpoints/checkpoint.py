@@ -132,7 +132,8 @@ def open_checkpoint(
         for part, stem in pipeline.components.items()
         if part != "vae" or vae is None
     }
-    classes = {part: name for part in weights if (name := _class_of(index, part)) is not None}
+    named = {part: _class_of(index, part) for part in weights}
+    classes = {part: class_name for part, class_name in named.items() if class_name is not None}
     if vae is not None:
         weights["vae"], classes["vae"] = _find_vae(vae, variant)
     if safety_checker is not None:
