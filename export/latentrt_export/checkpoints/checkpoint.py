@@ -124,7 +124,10 @@ def open_checkpoint(
     index = _read_model_index(folder, pipelines)
     pipeline = pipelines[index["_class_name"]]
     if vae is None and "vae" in pipeline.components and not (folder / "vae").is_dir():
-        raise CheckpointError(f"{folder} has no vae folder; pass an autoencoder as `vae`")
+        raise CheckpointError(
+            f"{folder / 'vae'} is missing; the checkpoint is incomplete, download it again, or pass an autoencoder as "
+            "`vae`"
+        )
     schedulers = {part: _read_scheduler(folder, index, part) for part in pipeline.schedulers}
     documents = find_documents(folder)
     weights = {
