@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +93,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pipeline(checkpoint: Path) -> Iterator[Pipeline]:
+def pipeline(checkpoint: Path) -> Pipeline:
     progress = Silent()
     with exporting_in_process():
         export_checkpoint(checkpoint, checkpoint.with_name("bundle"), progress=progress)
     assert [text for text in progress.warnings if "whole" in text] == []
-    with Pipeline.load(checkpoint.with_name("bundle"), device="cpu", threads=1) as opened:
-        yield opened
+    return Pipeline.load(checkpoint.with_name("bundle"), device="cpu", threads=1)
 
 
 def oracle_of(checkpoint: Path, pipeline_class: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def _find_class(path: Path, names: Collection[str]) -> str:
     )
 
 
-def _read_config(path: Path, class_name: str, own: Path, *, original: bool) -> Mapping[str, Any]:
+def _read_config(path: Path, class_name: str, own: Path, *, original: bool) -> dict[str, Any]:
     candidates = [*([] if original else [path.with_name("config.json")]), own]
     for candidate in candidates:
         found = read_object(candidate) if candidate.is_file() else {}

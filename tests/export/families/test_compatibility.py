@@ -36,7 +36,7 @@ def test_both_components_and_both_values_are_named(
     tmp_path: Path, configs: dict[str, dict[str, Any]], words: tuple[str, ...]
 ) -> None:
     with pytest.raises(CheckpointError) as refused:
-        plan(tmp_path, **configs)
+        plan(tmp_path, "StableDiffusionPipeline", **configs)
     assert all(word in str(refused.value) for word in words), refused.value
 
 

@@ -315,7 +315,6 @@ def test_an_unreachable_bound_excludes_every_layer() -> None:
         total_error=lambda methods: 1.0,
         bound=0.1,
         notify=lambda text: None,
-        warn=pytest.fail,
     )
     assert "static" not in found.methods.values()
 

@@ -95,6 +95,7 @@ def test_an_encoded_image_is_a_distribution_that_is_sampled_with_the_images_own_
     encoder = open_session(bundle, "vae_encoder", threads=1)
     found, outputs = autoencoder.encode(encoder, pixels), run(encoder, pixels=pixels)
     np.testing.assert_array_equal(found.mean, outputs["mean"][0])
+    assert found.logvar is not None
     np.testing.assert_array_equal(found.logvar, outputs["logvar"][0])
     assert found.mean.shape == found.logvar.shape == (4, 8, 12)
     latents = found.sample(Generator(5))

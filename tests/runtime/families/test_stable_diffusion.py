@@ -439,7 +439,7 @@ def test_distilled_guidance_is_one_evaluation_with_the_weight(bundle: Bundle) ->
     assert len(text(sample)) == 77, "the negative prompt is ignored, as in diffusers"
     weight = sample._evaluations["positive"].conditioning.inputs["guidance_weight"]
     # Subtracted in double precision: in float32 it would be another number.
-    assert (weight.dtype, weight.shape, weight) == (np.float32, (), np.float32(8.1 - 1))
+    np.testing.assert_array_equal(weight, np.float32(8.1 - 1), strict=True)
 
 
 @pytest.mark.parametrize(

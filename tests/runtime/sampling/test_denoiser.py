@@ -405,8 +405,7 @@ def test_a_time_embedding_may_depend_on_a_number_of_each_evaluation() -> None:
             (TensorSpec("rows", "float32", ("evaluations",)),), (row,), lambda feeds: {"y": feeds["rows"]}
         ),
     }
-    names = {"latents": "x", "timestep": "t", "output": "y"}
-    denoiser = SplitDenoiser(inputs, sessions.__getitem__, time_inputs=["w"], **names)
+    denoiser = SplitDenoiser(inputs, sessions.__getitem__, latents="x", timestep="t", output="y", time_inputs=["w"])
     evaluations = []
     for seed, scale in enumerate((1.5, 2.5)):
         given = fakes.conditioning(seed).inputs
