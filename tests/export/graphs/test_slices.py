@@ -274,7 +274,7 @@ def test_without_a_defect_it_passes(sd1: Exported, tmp_path: Path) -> None:
     assert result.value <= 1
 
 
-@pytest.mark.parametrize("name", ["decoder.up_blocks.3.resnets.0/Add", "decoder.up_blocks.2.resnets.1.conv1/Conv"])
+@pytest.mark.parametrize("name", ["decoder.up_blocks.3.resnets.0/Add", "decoder.up_blocks.1.upsamplers.0.conv/Conv"])
 def test_a_decoder_of_another_structure_stays_whole_with_a_warning(sd1: Exported, tmp_path: Path, name: str) -> None:
     warnings: list[str] = []
     writer = write_from(sd1.bundle / "vae_decoder", tmp_path, {name: "other"}, warnings.append)
@@ -282,5 +282,5 @@ def test_a_decoder_of_another_structure_stays_whole_with_a_warning(sd1: Exported
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     (warning,) = warnings
     assert "cannot be sliced" in warning
-    assert name.split("/")[0].rpartition(".conv")[0] in warning
+    assert f"no {name} in" in warning
     assert SliceWriter.without in warning

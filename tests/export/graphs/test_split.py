@@ -224,8 +224,8 @@ def test_an_unknown_branch(sd1: Exported) -> None:
 
 def test_values_of_one_module_are_numbered(sd1: Exported, tmp_path: Path) -> None:
     model = ir.load(sd1.bundle / "unet" / "model.onnx")
-    for node in model.graph:
-        node.name = str(node.name).replace("attn2.to_v", "attn2.to_k")
+    for place, node in enumerate(model.graph):
+        node.name = f"{node.name}.{place}".replace("attn2.to_v", "attn2.to_k")
     parts = split_model(model, sd1.bundle / "unet" / "model.safetensors", tmp_path)
     made = names(parts["cross_attention_kv"].graph.outputs)
     assert len(set(made)) == len(made)
