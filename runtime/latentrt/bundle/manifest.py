@@ -230,9 +230,9 @@ class Part(Record, frozen=True, kw_only=True):
     """Another graph of a component, over the same weights: a piece of the whole graph, or a shorter way to its outputs.
 
     A denoiser's `time_embedding` depends on the timestep (and on a guidance weight, where it takes one) alone,
-    `cross_attention_kv` on the text embeddings alone, and `body` takes the outputs of both as inputs; the three together
-    are the whole graph. `shallow_body` is what remains of `body` in a step that reuses the deep features of an earlier
-    one (DeepCache).
+    `cross_attention_kv` on the text embeddings alone, and `body` takes the outputs of both as inputs; the three
+    together are the whole graph. `shallow_body` is what remains of `body` in a step that reuses the deep features of
+    an earlier one (DeepCache).
 
     A decoder's `head`, `attention`, `neck`, `slice.0`, `slice.1`, … run one after the other, most of them on a band of
     rows at a time (`latentrt.decode.slices`). The gate of the last one compares all of them together with the whole
