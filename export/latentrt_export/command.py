@@ -50,6 +50,11 @@ __all__ = ["export"]
     help="The folder of a tiny autoencoder (TAESD), whose decoder is added for previews.",
 )
 @click.option(
+    "--vae",
+    type=click.Path(path_type=Path),
+    help="An autoencoder in place of the checkpoint's own: a folder, or a .safetensors file.",
+)
+@click.option(
     "--prediction-type",
     type=click.Choice(["epsilon", "v_prediction"]),
     help="The model output of a single-file checkpoint.",
@@ -93,6 +98,7 @@ def export(
     variant: str | None,
     safety_checker: Path | None,
     preview_decoder: Path | None,
+    vae: Path | None,
     prediction_type: PredictionType | None,
     config: Path | None,
     default_steps: int | None,
@@ -120,6 +126,7 @@ def export(
             variant=variant,
             safety_checker=safety_checker,
             preview_decoder=preview_decoder,
+            vae=vae,
             prediction_type=prediction_type,
             config=config,
             default_steps=default_steps,

@@ -12,6 +12,7 @@ from latentrt.bundle.staging import staged
 from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.checkpoints import single_file
 from latentrt_export.checkpoints.checkpoint import UNKNOWN_LICENCE, Checkpoint, open_checkpoint
+from latentrt_export.checkpoints.vae_file import unpack_vae
 from latentrt_export.export_warning import relay_warnings
 from latentrt_export.families import PIPELINES, REFUSALS, plan_export
 from latentrt_export.graphs.deep_cache import check_branch
@@ -36,6 +37,7 @@ def export_checkpoint(
     variant: str | None = None,
     safety_checker: Path | None = None,
     preview_decoder: Path | None = None,
+    vae: Path | None = None,
     prediction_type: single_file.PredictionType | None = None,
     config: Path | None = None,
     default_steps: int | None = None,
@@ -60,6 +62,8 @@ def export_checkpoint(
         variant: the variant of a folder's weight files (`fp16`).
         safety_checker: a classifier to use instead of the checkpoint's own: its folder, or a checkpoint that has one.
         preview_decoder: a tiny autoencoder (diffusers' `AutoencoderTiny`) whose decoder is added for previews.
+        vae: an autoencoder to use instead of the checkpoint's own: its folder, a checkpoint that has one, or a
+            `.safetensors` file in the original layout or in diffusers'.
         prediction_type: the model output of a single-file checkpoint, if its metadata does not have it.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
         default_steps, default_guidance_scale: the values for requests that omit them; None takes those of the diffusers
@@ -85,18 +89,22 @@ def export_checkpoint(
     _check_options(precision, quantization, parts, deep_cache, token_merging)
     with staged(bundle, overwrite=overwrite) as stage, relay_warnings(progress.warn):
         _check_source_options(checkpoint, variant, prediction_type, config)
+        folder = checkpoint
         if checkpoint.is_file():
-            unpacked = stage.scratch / "unpacked"
-            opened = _unpack(checkpoint, unpacked, prediction_type, config, safety_checker, preview_decoder)
-        else:
-            opened = open_checkpoint(
-                checkpoint,
-                pipelines=PIPELINES,
-                refusals=REFUSALS,
-                variant=variant,
-                safety_checker=safety_checker,
-                preview_decoder=preview_decoder,
-            )
+            folder = stage.scratch / "unpacked"
+            single_file.unpack(checkpoint, folder, prediction_type=prediction_type, config=config, with_vae=vae is None)
+        opened = open_checkpoint(
+            folder,
+            pipelines=PIPELINES,
+            refusals=REFUSALS,
+            variant=variant,
+            safety_checker=safety_checker,
+            preview_decoder=preview_decoder,
+            vae=_unpack_vae(vae, stage.scratch / "vae", own=folder / "vae" / "config.json"),
+            name=checkpoint.stem if checkpoint.is_file() else None,
+            layout="single-file" if checkpoint.is_file() else "diffusers",
+        )
+        opened = _name_sources(opened, checkpoint, folder, vae)
         plan = plan_export(opened)
         if deep_cache is not None:
             check_branch(deep_cache, plan.deep_cache_branches)
@@ -168,24 +176,19 @@ def _check_source_options(
         )
 
 
-def _unpack(
-    file: Path,
-    folder: Path,
-    prediction_type: single_file.PredictionType | None,
-    config: Path | None,
-    safety_checker: Path | None,
-    preview_decoder: Path | None,
-) -> Checkpoint:
-    """Unpack a single file into a folder, and open that."""
-    stated = single_file.detect(file).licence
-    single_file.unpack(file, folder, prediction_type=prediction_type, config=config)
-    opened = open_checkpoint(
-        folder,
-        pipelines=PIPELINES,
-        safety_checker=safety_checker,
-        preview_decoder=preview_decoder,
-        name=file.stem,
-        layout="single-file",
-    )
-    others = {name: path for name, path in opened.sources.items() if not path.is_relative_to(folder)}
-    return replace(opened, licence=stated or opened.licence, sources={file.name: file, **others})
+def _unpack_vae(vae: Path | None, into: Path, *, own: Path) -> Path | None:
+    """Return the folder of a given autoencoder, which a single file is unpacked into."""
+    return unpack_vae(vae, into, own=own) if vae is not None and vae.is_file() else vae
+
+
+def _name_sources(opened: Checkpoint, checkpoint: Path, folder: Path, vae: Path | None) -> Checkpoint:
+    """Name the user's single files as sources, in place of what they were unpacked to; a file may state a licence."""
+    sources, licence = dict(opened.sources), opened.licence
+    if vae is not None and vae.is_file():
+        sources = {name: path for name, path in sources.items() if not name.startswith("vae/")}
+        sources[f"vae/{vae.name}"] = vae
+    if checkpoint.is_file():
+        others = {name: path for name, path in sources.items() if not path.is_relative_to(folder)}
+        sources = {checkpoint.name: checkpoint, **others}
+        licence = single_file.detect(checkpoint, with_vae=vae is None).licence or licence
+    return replace(opened, licence=licence, sources=sources)

@@ -24,7 +24,7 @@ from latentrt_export.export_warning import relay_warnings
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.quantize.options import QuantizationOptions
 
-__all__ = ["Done", "Job", "Message", "Phase", "SplitOptions", "run_job", "run_worker"]
+__all__ = ["Done", "Job", "Message", "Phase", "SplitOptions", "Warned", "run_job", "run_worker"]
 
 
 class SplitOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,23 +70,29 @@ class Phase(msgspec.Struct, frozen=True, tag="phase"):
     text: str
 
 
+class Warned(msgspec.Struct, frozen=True, tag="warned"):
+    """A warning, which does not stop the export."""
+
+    text: str
+
+
 class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True):
-    """The component's record for the manifest, the cost of its export, and the warnings that it gave."""
+    """The component's record for the manifest, and the cost of its export."""
 
     component: Component
     cost: ComponentCost
-    warnings: tuple[str, ...] = ()
 
 
-Message = Phase | Done | Failed
+Message = Phase | Warned | Done | Failed
 
 
-def run_worker(job: Job, notify: Callable[[str], None]) -> Done:
+def run_worker(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]) -> Done:
     """Export one component in a fresh interpreter and wait for it.
 
     Args:
         job: the component to export.
         notify: called with a description of each step that begins.
+        warn: called with each warning.
 
     Raises:
         LatentRTError: the error that the worker raised.
@@ -98,6 +104,8 @@ def run_worker(job: Job, notify: Callable[[str], None]) -> Done:
             match msgspec.json.decode(line, type=Message):
                 case Phase(text):
                     notify(text)
+                case Warned(text):
+                    warn(text)
                 case Done() as done:
                     return done
                 case Failed() as failed:
@@ -126,22 +134,25 @@ def main() -> None:
     line, report = take_job()
     job = msgspec.json.decode(line, type=Job)
     started = time.monotonic()
-    texts: list[str] = []
+
+    def warn(text: str) -> None:
+        report(Warned(text))
+
     try:
-        with relay_warnings(texts.append):
-            component = run_job(job, lambda text: report(Phase(text)))
+        with relay_warnings(warn):
+            component = run_job(job, lambda text: report(Phase(text)), warn)
     except LatentRTError as error:
         report(Failed.of(error))
         return
     cost = ComponentCost(seconds=round(time.monotonic() - started, 3), peak_bytes=peak_bytes())
-    report(Done(component=component, cost=cost, warnings=tuple(texts)))
+    report(Done(component=component, cost=cost))
 
 
-def run_job(job: Job, notify: Callable[[str], None]) -> Component:
+def run_job(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]) -> Component:
     """Run a job in this process: export one component.
 
     Args:
-        job, notify: as those of `run_worker`.
+        job, notify, warn: as those of `run_worker`.
 
     Raises:
         LatentRTError: the component cannot be exported.
@@ -169,29 +180,35 @@ def run_job(job: Job, notify: Callable[[str], None]) -> Component:
         arrays,
         job.latent_space,
         notify,
-        parts=_make_part_writer(job, job.split, module, notify) if job.split is not None else None,
+        parts=_make_part_writer(job, job.split, module, notify, warn) if job.split is not None else None,
         quantization=job.quantization,
     )
     np.savez(job.gate_inputs, **{**arrays, **produced})
     return msgspec.structs.replace(component, token_merging=merging)
 
 
-def _make_part_writer(job: Job, split: SplitOptions, module: Any, notify: Callable[[str], None]) -> Any:
+def _make_part_writer(
+    job: Job, split: SplitOptions, module: Any, notify: Callable[[str], None], warn: Callable[[str], None]
+) -> Any:
     """Return the writer that splits a component's graphs; None for components that are not split."""
     from latentrt_export.graphs.slices import SliceWriter
     from latentrt_export.graphs.split import SplitWriter
 
-    folder, prefix, invariant = Path(job.folder), f"{job.component.name}/", module.loop_invariant_inputs
+    common: dict[str, Any] = {
+        "folder": Path(job.folder),
+        "prefix": f"{job.component.name}/",
+        "notify": notify,
+        "warn": lambda text: warn(f"{job.component.name}: {text}"),
+    }
     if module.is_sliced:
-        return SliceWriter(inputs=module.inputs, outputs=module.outputs, folder=folder, prefix=prefix, notify=notify)
-    if not invariant:
+        return SliceWriter(inputs=module.inputs, outputs=module.outputs, **common)
+    if not module.loop_invariant_inputs:
         return None
     return SplitWriter(
-        loop_invariant_inputs=invariant,
+        loop_invariant_inputs=module.loop_invariant_inputs,
         deep_cache=split.deep_cache,
-        folder=folder,
-        prefix=prefix,
-        notify=notify,
+        required=split.deep_cache is not None,
+        **common,
     )
 
 

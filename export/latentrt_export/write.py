@@ -113,10 +113,12 @@ def write_bundle(
             token_merging=token_merging,
             quantization=quantization,
         )
-        done = run_worker(job, lambda text, name=component.name: progress.phase(name, text))  # type: ignore[misc]
+        done = run_worker(
+            job,
+            lambda text, name=component.name: progress.phase(name, text),  # type: ignore[misc]
+            _warn,
+        )
         results[component.name] = done
-        for text in done.warnings:
-            warnings.warn(text, ExportWarning, stacklevel=1)
         if precision == "int8" and component.role == "denoiser" and "int8" not in done.component.graphs:
             progress.warn(f"{component.name}: such a denoiser is not quantised, its weights are float16")
         progress.done(component.name, done.component, done.cost)
@@ -147,6 +149,11 @@ def write_bundle(
     write_report(stage.bundle, ExportReport(components={name: done.cost for name, done in results.items()}))
     _write_last(stage.bundle / MANIFEST_NAME, encode_manifest(manifest))
     return manifest
+
+
+def _warn(text: str) -> None:
+    """Warn of something that a worker found; what several of them found is shown once."""
+    warnings.warn(text, ExportWarning, stacklevel=1)
 
 
 def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan, progress: Progress) -> None:

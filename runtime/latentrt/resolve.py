@@ -52,6 +52,7 @@ class ResolvedRequest(Request):
         seeds: one for each image.
         schedule: the table of coefficients, built once.
         prepared: the family's preparation of the input image (`latentrt.families`).
+        guidance_distilled: whether the guidance scale is an input of the denoiser.
     """
 
     task: str
@@ -61,11 +62,12 @@ class ResolvedRequest(Request):
     schedule: Schedule
     policy: safety.Policy
     prepared: Any = None
+    guidance_distilled: bool = False
 
     @property
     def guided(self) -> bool:
         """Whether the negative prompt is evaluated too (diffusers: `do_classifier_free_guidance`)."""
-        return self.guidance_scale > 1
+        return self.guidance_scale > 1 and not self.guidance_distilled
 
     @property
     def height(self) -> int:
@@ -140,6 +142,7 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
         policy=safety.check_policy(manifest.safety if request.safety is None else request.safety),
         schedule=family.schedule(task, sampling, start),
         prepared=family.prepare(request, inputs, height, width),
+        guidance_distilled=manifest.components[family.denoiser].input_from("guidance-weight") is not None,
     )
     family.check(decided)
     return decided

@@ -36,16 +36,18 @@ class FakeWorker:
     warnings: tuple[str, ...] = ()
     jobs: list[Job] = field(default_factory=list)
 
-    def __call__(self, job: Job, on_phase: Callable[[str], None]) -> Done:
+    def __call__(self, job: Job, on_phase: Callable[[str], None], warn: Callable[[str], None]) -> Done:
         self.jobs.append(job)
         on_phase("tracing")
+        for text in self.warnings:
+            warn(text)
         folder = Path(job.folder)
         folder.mkdir()
         for name in ("model.onnx", "model.safetensors"):
             (folder / name).write_bytes(self.content)
         if job.component.name in self.fail:
             raise self.fail[job.component.name]
-        return Done(component=fake_component(job, self.precision), cost=COST, warnings=self.warnings)
+        return Done(component=fake_component(job, self.precision), cost=COST)
 
 
 def fake_component(job: Job, precision: Precision | None = None) -> Component:

@@ -24,7 +24,7 @@ STEMS = {
 # What an export is planned from; the rest has the libraries' defaults.
 CONFIGS: dict[str, dict[str, Any]] = {
     "text_encoder": {"num_hidden_layers": 3},
-    "unet": {"sample_size": 8},
+    "unet": {"sample_size": 8, "cross_attention_dim": 512},
     "vae": {"block_out_channels": [8, 8, 16, 16]},
 }
 

@@ -56,8 +56,10 @@ def test_success(model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest
 def test_options_reach_the_exporter(model: Path, tmp_path: Path, worker: FakeWorker) -> None:
     other = write_skeleton(tmp_path / "other")
     write_skeleton(model, variant="fp16")
-    options = ["--precision", "float16", "--variant", "fp16", "--safety-checker", str(other)]
+    options = ["--precision", "float16", "--variant", "fp16", "--safety-checker", str(other), "--vae", str(other)]
     assert call(model, tmp_path / "bundle", *options) == 0
+    assert {job.checkpoint for job in worker.jobs if job.component.weights == "vae"} == {str(other)}
+    worker.jobs = [job for job in worker.jobs if job.component.weights != "vae"]
     assert {(job.precision, job.variant) for job in worker.jobs[:-1]} == {("float16", "fp16")}
     assert worker.jobs[-1].checkpoint == str(other)
 

@@ -15,7 +15,7 @@ from latentrt.bundle.manifest import LatentSpace
 from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTError, MissingExtraError, OutputError
 from latentrt.worker_process import Failed
 from latentrt_export.families.plan import ComponentPlan
-from latentrt_export.worker import Done, Job, Message, Phase, run_worker
+from latentrt_export.worker import Done, Job, Message, Phase, Warned, run_worker
 from tests.export.fake_worker import COST, fake_component
 
 JOB = Job(
@@ -48,7 +48,7 @@ def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def catch_error(interpreter: Path, shell: str) -> LatentRTError:
     interpreter.write_text(f"#!/bin/sh\n{shell}\n")
     with pytest.raises(LatentRTError) as caught:
-        run_worker(JOB, lambda text: None)
+        run_worker(JOB, lambda text: None, lambda text: None)
     return caught.value
 
 
@@ -56,12 +56,14 @@ def echo(*messages: Message) -> str:
     return "\n".join(f"echo '{msgspec.json.encode(message).decode()}'" for message in messages)
 
 
-def test_phases_and_the_result_are_handed_on(interpreter: Path) -> None:
+def test_phases_warnings_and_the_result_are_handed_on(interpreter: Path) -> None:
     done = Done(cost=COST, component=fake_component(JOB))
-    interpreter.write_text(f"#!/bin/sh\nread job\n{echo(Phase('loading'), Phase('tracing'), done)}\n")
+    messages = echo(Phase("loading"), Warned("whole"), Phase("tracing"), done)
+    interpreter.write_text(f"#!/bin/sh\nread job\n{messages}\n")
     phases: list[str] = []
-    assert run_worker(JOB, phases.append) == done
-    assert phases == ["loading", "tracing"]
+    warnings: list[str] = []
+    assert run_worker(JOB, phases.append, warnings.append) == done
+    assert (phases, warnings) == (["loading", "tracing"], ["whole"])
 
 
 def test_killed(interpreter: Path) -> None:
@@ -129,7 +131,7 @@ def test_its_errors_are_raised_as_they_were(interpreter: Path, error: LatentRTEr
 def test_a_real_workers_error(tmp_path: Path) -> None:
     job = msgspec.structs.replace(JOB, checkpoint=str(tmp_path))
     with pytest.raises(CheckpointError, match="text_encoder: its weights cannot be loaded"):
-        run_worker(job, lambda text: None)
+        run_worker(job, lambda text: None, lambda text: None)
 
 
 def without(folder: Path, *packages: str) -> str:
@@ -151,7 +153,7 @@ def test_a_missing_extra_crosses_the_border(tmp_path: Path, monkeypatch: pytest.
     unet = msgspec.structs.replace(JOB.component, name="unet", module="unet:UNet")
     job = msgspec.structs.replace(JOB, component=unet)
     with pytest.raises(MissingExtraError, match=r"pip install 'latentrt\[export\]'") as absence:
-        run_worker(job, lambda text: None)
+        run_worker(job, lambda text: None, lambda text: None)
     assert (absence.value.package, absence.value.extra) == ("diffusers", "export")
 
 
@@ -159,7 +161,7 @@ def test_a_file_in_the_current_folder_is_not_a_package(tmp_path: Path, monkeypat
     (tmp_path / "msgspec.py").write_text("raise SystemExit('the wrong one')")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError):
-        run_worker(msgspec.structs.replace(JOB, checkpoint=str(tmp_path)), lambda text: None)
+        run_worker(msgspec.structs.replace(JOB, checkpoint=str(tmp_path)), lambda text: None, lambda text: None)
 
 
 def test_a_worker_ends_with_its_parent() -> None:

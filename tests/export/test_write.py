@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,55 @@ def test_a_wrong_safety_checker_is_refused_before_any_work(
     with pytest.raises(CheckpointError, match="is not a safety checker"):
         export(checkpoint, tmp_path / "bundle", safety_checker=tmp_path / "nowhere")
     assert worker.jobs == []
+
+
+# Another autoencoder
+
+
+@pytest.mark.parametrize("form", ["folder", "checkpoint", "file"])
+def test_another_autoencoder(checkpoint: Path, tmp_path: Path, worker: FakeWorker, form: str) -> None:
+    other = write_skeleton(tmp_path / "other")
+    write_json(other / "vae" / "config.json", {"block_out_channels": [8] * 4, "scaling_factor": 0.4})
+    name = "diffusion_pytorch_model.safetensors"
+    file = write_weights(other / "vae" / name, "encoder.down_blocks.0.x")
+    given = {"folder": other / "vae", "checkpoint": other, "file": file}[form]
+    export(checkpoint, tmp_path / "bundle", vae=given)
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert manifest.latent_spaces["unet"].scale == 0.4
+    assert manifest.source.weights[f"vae/{name}"] == file_record(file).sha256
+    jobs = {job.component.name: Path(job.checkpoint) for job in worker.jobs}
+    assert jobs["unet"] == checkpoint
+    assert jobs["vae_encoder"] == jobs["vae_decoder"] != checkpoint
+    if form != "file":
+        assert jobs["vae_decoder"] == given
+
+
+def test_an_autoencoder_that_does_not_suit_is_refused_before_any_work(
+    checkpoint: Path, tmp_path: Path, worker: FakeWorker
+) -> None:
+    other = write_skeleton(tmp_path / "other")
+    write_json(other / "vae" / "config.json", {"latent_channels": 16, "block_out_channels": [8] * 4})
+    with pytest.raises(CheckpointError, match="vae has latent_channels 16 and unet has out_channels 4"):
+        export(checkpoint, tmp_path / "bundle", vae=other)
+    with pytest.raises(CheckpointError, match="is not an autoencoder"):
+        export(checkpoint, tmp_path / "bundle", vae=tmp_path / "nowhere")
+    assert worker.jobs == []
+
+
+def test_a_folder_without_an_autoencoder_needs_one(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    other = write_skeleton(tmp_path / "other")
+    shutil.rmtree(checkpoint / "vae")
+    with pytest.raises(CheckpointError, match="`vae`"):
+        export(checkpoint, tmp_path / "bundle")
+    export(checkpoint, tmp_path / "bundle", vae=other)
+    assert "vae/diffusion_pytorch_model.safetensors" in Bundle.open(tmp_path / "bundle").manifest.source.weights
+
+
+def test_the_plans_warnings_are_shown(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    write_json(checkpoint / "model_index.json", {**index, "vae": ["diffusers", "AsymmetricAutoencoderKL"]})
+    (warning,) = export(checkpoint, tmp_path / "bundle").warnings
+    assert "AsymmetricAutoencoderKL" in warning
 
 
 # Licence and scheduler
@@ -270,7 +321,7 @@ def single(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A single-file checkpoint whose unpacking is somebody else's test."""
     path = write_weights(tmp_path / "merged v2.safetensors")
     stated = SingleFile(path=path, family="stable-diffusion-1", prediction_type=None, licence="mit")
-    monkeypatch.setattr(single_file, "detect", lambda file: stated)
+    monkeypatch.setattr(single_file, "detect", lambda file, **options: stated)
     monkeypatch.setattr(single_file, "unpack", lambda file, into, **options: write_described(into, safety=False))
     return path
 
@@ -284,6 +335,16 @@ def test_a_single_file_is_its_own_source(single: Path, tmp_path: Path, worker: F
     assert manifest.source.weights["merged v2.safetensors"] == file_record(single).sha256
     assert manifest.licence.name == "mit"
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["bundle"]
+
+
+def test_a_single_file_with_the_autoencoder_of_another(single: Path, tmp_path: Path, worker: FakeWorker) -> None:
+    vae = write_weights(tmp_path / "better.safetensors", "encoder.down_blocks.0.x")
+    export(single, tmp_path / "bundle", vae=vae)
+    weights = Bundle.open(tmp_path / "bundle").manifest.source.weights
+    assert weights == {
+        "merged v2.safetensors": file_record(single).sha256,
+        "vae/better.safetensors": file_record(vae).sha256,
+    }
 
 
 def test_the_folder_of_an_unpacked_single_file_is_deleted(single: Path, tmp_path: Path, worker: FakeWorker) -> None:

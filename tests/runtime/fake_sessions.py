@@ -13,8 +13,9 @@ from latentrt.backends.models import Components
 from latentrt.backends.placement import Placement, place_components
 from latentrt.backends.session import Arrays, Session
 from latentrt.bundle.sample import bundle_path
+from latentrt.bundle.tensors import TensorSpec
 
-__all__ = ["ChangedSession", "pipeline_with"]
+__all__ = ["ChangedSession", "FunctionSession", "pipeline_with"]
 
 Open = Callable[[str, str | None, Callable[[], Session]], Session]
 
@@ -29,6 +30,21 @@ class ChangedSession(Session):
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
         outputs = self._real.run(feeds)
         return {name: self._changes[name](each) if name in self._changes else each for name, each in outputs.items()}
+
+
+class FunctionSession(Session):
+    """A session that is one function of its inputs."""
+
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        function: Callable[[Mapping[str, NDArray[Any]]], Arrays],
+    ) -> None:
+        self.inputs, self.outputs, self._function = inputs, outputs, function
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        return self._function(feeds)
 
 
 def pipeline_with(open_one: Open, *components: str, low_memory: bool = False) -> Pipeline:

@@ -27,8 +27,8 @@ __all__ = [
     "SchedulerConfig",
     "find_documents",
     "find_licence",
+    "find_own_folder",
     "open_checkpoint",
-    "preview_factor",
 ]
 
 Layout = Literal["diffusers", "single-file"]
@@ -91,6 +91,8 @@ class Checkpoint:
         pipeline_class: the name of its class in diffusers.
         weights: component → its weight files; `safety_checker` only if there is a classifier, `preview_decoder` only if
             one was given.
+        classes: component → its class in diffusers or transformers, where `model_index.json` names one; that of a given
+            autoencoder is its own configuration's.
         sources: name → file, for the files whose digests the manifest records.
         scheduler_class, scheduler_config: the class and the configuration of the denoiser's scheduler.
         other_schedulers: the pipeline's further schedulers by folder.
@@ -103,6 +105,7 @@ class Checkpoint:
     layout: Layout
     pipeline_class: str
     weights: Mapping[str, Weights]
+    classes: Mapping[str, str]
     sources: Mapping[str, Path]
     scheduler_class: str
     scheduler_config: Mapping[str, Any]
@@ -119,6 +122,7 @@ def open_checkpoint(
     variant: str | None = None,
     safety_checker: Path | None = None,
     preview_decoder: Path | None = None,
+    vae: Path | None = None,
     name: str | None = None,
     layout: Layout = "diffusers",
 ) -> Checkpoint:
@@ -132,6 +136,7 @@ def open_checkpoint(
         variant: the variant of the weight files, if there are several; by default the plain ones, else `fp16`.
         safety_checker: a classifier to use instead of the folder's own: its folder, or a checkpoint that has one.
         preview_decoder: a tiny autoencoder's folder, for previews in a fraction of the decoder's time.
+        vae: an autoencoder to use instead of the folder's own: its folder, or a checkpoint that has one.
         name, layout: the source's name and layout in the manifest; by default those of a folder.
 
     Raises:
@@ -139,11 +144,24 @@ def open_checkpoint(
     """
     index = _read_model_index(folder, pipelines, refusals)
     pipeline = pipelines[index["_class_name"]]
+    if vae is None and "vae" in pipeline.components and not (folder / "vae").is_dir():
+        raise CheckpointError(
+            f"{folder / 'vae'} is missing; the checkpoint is incomplete, download it again, or pass an autoencoder as "
+            "`vae`"
+        )
     check_folders(folder, *pipeline.components, *pipeline.schedulers, *_OTHER_FOLDERS)
     _check_classes(folder, index, pipeline)
     schedulers = {part: _read_scheduler(folder, index, part) for part in pipeline.schedulers}
     documents = find_documents(folder)
-    weights = {part: find_weights(folder, folder / part, stem, variant) for part, stem in pipeline.components.items()}
+    weights = {
+        part: find_weights(folder, folder / part, stem, variant)
+        for part, stem in pipeline.components.items()
+        if part != "vae" or vae is None
+    }
+    named = {part: _class_of(index, part) for part in weights}
+    classes = {part: class_name for part, class_name in named.items() if class_name is not None}
+    if vae is not None:
+        weights["vae"], classes["vae"] = _find_vae(vae, variant)
     if safety_checker is not None:
         weights["safety_checker"] = _find_classifier(safety_checker, variant)
     elif (class_name := _class_of(index, "safety_checker")) is not None and (folder / "safety_checker").is_dir():
@@ -155,8 +173,7 @@ def open_checkpoint(
         _check_class(folder, index, "feature_extractor", PROCESSORS)
         weights["safety_checker"] = _find_classifier(folder, variant)
     if preview_decoder is not None:
-        own = read_object(folder / "vae" / "config.json")
-        weights["preview_decoder"] = _find_preview_decoder(preview_decoder, own, variant)
+        weights["preview_decoder"] = _find_preview_decoder(preview_decoder, variant)
     if variant and all(found.variant != variant for found in weights.values()):
         raise CheckpointError(f"{folder} has no weights of the `variant` {variant}; omit it to use the plain ones")
     scheduler, *_ = schedulers.values()
@@ -166,6 +183,7 @@ def open_checkpoint(
         layout=layout,
         pipeline_class=index["_class_name"],
         weights=weights,
+        classes=classes,
         sources={f"{part}/{file.name}": file for part, found in weights.items() for file in found.files},
         scheduler_class=scheduler.class_name,
         scheduler_config=scheduler.config,
@@ -279,11 +297,30 @@ def _find_classifier(path: Path, variant: str | None) -> Weights:
     return find_weights(path, folder, "model", variant)
 
 
-def _find_preview_decoder(path: Path, autoencoder: Mapping[str, Any], variant: str | None) -> Weights:
+def _find_vae(path: Path, variant: str | None) -> tuple[Weights, str]:
+    """Find the weights and the class of a given autoencoder, in its own folder or in a checkpoint."""
+    folder = find_own_folder(path, "vae")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} is not an autoencoder; expected its folder (config.json and safetensors), a checkpoint with vae/, "
+            "or a .safetensors file"
+        )
+    index = read_object(path / "model_index.json") if (path / "model_index.json").is_file() else {}
+    class_name = _class_of(index, "vae") or read_object(folder / "config.json").get("_class_name", "AutoencoderKL")
+    return find_weights(path, folder, "diffusion_pytorch_model", variant), str(class_name)
+
+
+def find_own_folder(root: Path, component: str) -> Path:
+    """Return a component's folder, where `root` is a checkpoint or that folder itself."""
+    folder = root / component
+    return folder if folder.is_dir() else root
+
+
+def _find_preview_decoder(path: Path, variant: str | None) -> Weights:
     """Find a tiny autoencoder's weights.
 
     Raises:
-        CheckpointError: it is not a tiny autoencoder, or does not decode the latents of the checkpoint's autoencoder.
+        CheckpointError: it is not a tiny autoencoder.
     """
     if not (path / "config.json").is_file():
         raise CheckpointError(
@@ -293,24 +330,7 @@ def _find_preview_decoder(path: Path, autoencoder: Mapping[str, Any], variant: s
     config = read_object(path / "config.json")
     if config.get("_class_name") != "AutoencoderTiny":
         raise CheckpointError(f"{path} has the class {config.get('_class_name')}, expected AutoencoderTiny")
-    found = (config.get("latent_channels", 4), preview_factor(config))
-    wanted = (autoencoder.get("latent_channels", 4), 2 ** (len(autoencoder.get("block_out_channels", (0,) * 4)) - 1))
-    if found != wanted:
-        raise CheckpointError(
-            f"{path} decodes latents of {found[0]} channels to {found[1]} times their size, expected {wanted[0]} "
-            f"channels and {wanted[1]} times, as this checkpoint's autoencoder does"
-        )
     return find_weights(path, path, "diffusion_pytorch_model", variant)
-
-
-def preview_factor(config: Mapping[str, Any]) -> int:
-    """Return the pixels per latent and side that a tiny autoencoder decodes, from its configuration.
-
-    Missing keys have diffusers' defaults.
-    """
-    scale: int = config.get("upsampling_scaling_factor", 2)
-    blocks: int = len(config.get("decoder_block_out_channels", (64,) * 4)) - 1
-    return int(scale**blocks)
 
 
 def _name_of(folder: Path) -> str:

@@ -123,8 +123,12 @@ class ComponentLayout:
     rename: Callable[[Weights, Config, torch.nn.Module], Weights]
 
 
-def detect(path: Path) -> SingleFile:
+def detect(path: Path, *, with_vae: bool = True) -> SingleFile:
     """Detect a checkpoint's family and task from its header; no weights are read.
+
+    Args:
+        path: the `.safetensors` file.
+        with_vae: whether its autoencoder is needed.
 
     Raises:
         CheckpointError: the file is not a safetensors file, is damaged, has weights of a dtype that cannot be read, or
@@ -140,7 +144,7 @@ def detect(path: Path) -> SingleFile:
             dtypes = {name: str(one.get_dtype()) for name, one in slices.items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is missing, truncated or not a safetensors file: {error}") from None
-    if (problem := _find_problem(shapes)) is not None:
+    if (problem := _find_problem(shapes, with_vae)) is not None:
         raise CheckpointError(f"{path.name} {problem}; {SUPPORTED}")
     check_dtypes(path.name, dtypes)
     return SingleFile(
@@ -159,6 +163,7 @@ def unpack(
     *,
     prediction_type: PredictionType | None = None,
     config: Path | None = None,
+    with_vae: bool = True,
 ) -> None:
     """Write a single-file checkpoint as a diffusers folder, component by component, in the precision of the file.
 
@@ -170,12 +175,13 @@ def unpack(
         config: a diffusers folder of the same architecture, for models that the shipped configurations do not fit. Its
             tokenizer and scheduler are copied; its weights are not read. The input channels and the pipeline class
             are still those of the file.
+        with_vae: whether the autoencoder's weights are written; its configuration is either way.
 
     Raises:
         CheckpointError: as `detect`; or the prediction type is unknown, or weights are missing or of another shape.
         ExportError: the folder cannot be written.
     """
-    checkpoint = detect(path)
+    checkpoint = detect(path, with_vae=with_vae)
     settings = _read_settings(config or CONFIGS / checkpoint.family)
     predicts = prediction_type or (_configured_prediction(settings) if config else _default_prediction(checkpoint))
     if config is None and checkpoint.family == "stable-diffusion-2" and predicts == "v_prediction":
@@ -192,6 +198,8 @@ def unpack(
         _write_settings(settings, into)
         _write_tokenizer(into / "tokenizer", config, checkpoint.family)
         for component, layout in COMPONENTS.items():
+            if component == "vae" and not with_vae:
+                continue
             stored = _read(path, checkpoint.wrapper, layout.prefix)
             weights = convert(component, stored, settings[f"{component}/config.json"])
             save_file(weights, into / component / layout.file, metadata={"format": "pt"})
@@ -224,7 +232,7 @@ def _find_wrapper(names: Iterable[str]) -> str:
     return "" if "" in found else next((prefix for prefix in sorted(found) if _WRAPPER.fullmatch(prefix)), "")
 
 
-def _find_problem(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _find_problem(shapes: Mapping[str, tuple[int, ...]], with_vae: bool) -> str | None:
     """Return the reason why a file cannot be unpacked, as the end of a sentence; None if it can be."""
     for part, kind in FOREIGN.items():
         if any(part in name for name in shapes):
@@ -244,8 +252,8 @@ def _find_problem(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return f"has {channels} input channels"
     if not _any(shapes, "cond_stage_model.transformer.") and not _any(shapes, "cond_stage_model.model."):
         return "looks like a UNet without its text encoder"
-    if not _any(shapes, "first_stage_model."):
-        return "looks like a checkpoint without its autoencoder"
+    if with_vae and not _any(shapes, "first_stage_model."):
+        return "looks like a checkpoint without its autoencoder, which can be passed as `vae`"
     return None
 
 

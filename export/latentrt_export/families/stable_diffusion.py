@@ -20,7 +20,7 @@ from latentrt.bundle.manifest import (
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.samplers import SAMPLERS
 from latentrt.sampling.training_noise import training_alphas
-from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
+from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass, find_own_folder
 from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, check_keys, check_scheduler_keys
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import (
@@ -30,6 +30,7 @@ from latentrt_export.checkpoints.preprocessor_config import (
     read_depth_preprocessing,
     read_preprocessor_config,
 )
+from latentrt_export.families.compatibility import Vae, check_components, read_vae
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
 from latentrt_export.graphs.deep_cache import count_branches
 
@@ -52,13 +53,28 @@ _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "StableDiffusionImg2ImgPipeline": {4: _TEXT_TO_IMAGE},
     "StableDiffusionInpaintPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
     "StableDiffusionInpaintPipelineLegacy": {4: _TEXT_TO_IMAGE},
-    **{name: {4: ("text-to-image", "image-to-image")} for name in _LATENT_CONSISTENCY_CLASSES},
+    # Their image-to-image counts steps in another way.
+    **{name: {4: ("text-to-image",)} for name in _LATENT_CONSISTENCY_CLASSES},
     "StableDiffusionInstructPix2PixPipeline": {8: ("edit",)},
     "StableDiffusionDepth2ImgPipeline": {5: ("depth-to-image",)},
     "StableDiffusionUpscalePipeline": {7: ("upscaling",)},
     "StableDiffusionLatentUpscalePipeline": {8: ("latent-upscaling",)},
     "StableDiffusionImageVariationPipeline": {4: ("image-variation",)},
     "StableUnCLIPImg2ImgPipeline": {4: ("unclip",)},
+}
+# The pipelines that give the guidance scale to a denoiser with `time_cond_proj_dim`.
+_EMBED_GUIDANCE = {
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionInpaintPipelineLegacy",
+    *_LATENT_CONSISTENCY_CLASSES,
+}
+# The modules of each class of autoencoder: encoder, decoder.
+_VAE_MODULES = {
+    "AutoencoderKL": ("vae:VaeEncoder", "vae:VaeDecoder"),
+    "AutoencoderTiny": ("vae:TinyEncoder", "vae:TinyDecoder"),
+    "AsymmetricAutoencoderKL": ("vae:AsymmetricVaeEncoder", "vae:AsymmetricVaeDecoder"),
 }
 # The sources of the UNet's further inputs, where it has them.
 _SOURCES = {
@@ -221,25 +237,18 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     """
     text = _read_text_config(checkpoint) if "text_encoder" in checkpoint.weights else None
     unet = _read_config(checkpoint, "unet")
-    vae = _read_config(checkpoint, "vae")
-    warnings = tuple(_check_all_keys(checkpoint, text, unet, vae))
-    space = LatentSpace(
-        channels=vae.get("latent_channels", 4),
-        downscale=2 ** (len(vae.get("block_out_channels", (64,))) - 1),
-        scale=vae.get("scaling_factor", 0.18215),
-    )
-    tasks = _find_tasks(checkpoint.pipeline_class, unet, space)
+    vae_config, vae_class = _read_config(checkpoint, "vae"), checkpoint.classes.get("vae", "AutoencoderKL")
+    vae = read_vae(vae_config, vae_class)
+    # diffusers' pipelines of this family apply no `shift_factor`.
+    space = LatentSpace(channels=vae.channels, downscale=vae.downscale, scale=vae.scale)
+    tasks, warnings = _find_tasks(checkpoint.pipeline_class, unet, vae)
+    warnings = (*_check_all_keys(checkpoint, text, unet, vae_class, vae_config), *warnings)
     latent_upscaling = "latent-upscaling" in tasks
+    _check_configurations(checkpoint, unet, vae, text, tasks)
     if latent_upscaling:
         _check_latent_upscaler(checkpoint, unet, text)
         space = msgspec.structs.replace(
             space, multiple=2 ** (len(unet.get("block_out_channels", (320, 640, 1280, 1280))) - 1)
-        )
-    _check_class_labels(checkpoint.pipeline_class, unet)
-    if checkpoint.pipeline_class in _LATENT_CONSISTENCY_CLASSES and unet.get("time_cond_proj_dim") is None:
-        raise CheckpointError(
-            f"unet: its configuration has no time_cond_proj_dim, expected one, as a {checkpoint.pipeline_class} embeds "
-            "the guidance scale"
         )
     size_changes = _find_size_changes(unet, tasks)
     height, width = _read_size(
@@ -247,12 +256,14 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
         _LATENT_UPSCALER_SIDE if latent_upscaling else None,
     )
     steps, guidance_scale = _DEFAULTS.get(checkpoint.pipeline_class, (_DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE))
-    if "image_encoder" in checkpoint.weights:
-        _check_image_encoder(checkpoint, unet, noised="unclip" in tasks)
     return ExportPlan(
         family=f"stable-diffusion-{_find_version(text, unet)}",
         tasks=tasks,
-        components=tuple(each for each in _list_components(checkpoint, tasks) if each.weights in checkpoint.weights),
+        components=tuple(
+            each
+            for each in _list_components(checkpoint, tasks, vae, distilled=_is_distilled(unet, tasks))
+            if each.weights in checkpoint.weights
+        ),
         latent_spaces={"unet": space},
         tokenizers={} if text is None else {"text_encoder": "tokenizer"},
         scheduler_config=_find_scheduler_config(checkpoint, tasks),
@@ -279,6 +290,57 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     )
 
 
+def _check_configurations(
+    checkpoint: Checkpoint, unet: Mapping[str, Any], vae: Vae, text: Mapping[str, Any] | None, tasks: tuple[str, ...]
+) -> None:
+    """Check that all components belong together, and that the pipeline gives the denoiser the inputs that it takes."""
+    noised = "unclip" in tasks
+    image_encoder = _read_config(checkpoint, "image_encoder") if "image_encoder" in checkpoint.weights else None
+    if image_encoder is not None:
+        _check_image_encoder(checkpoint, unet, image_encoder, noised=noised)
+    preview = None
+    if "preview_decoder" in checkpoint.weights:
+        config = _read_config(checkpoint, "preview_decoder")
+        preview = read_vae(config, "AutoencoderTiny", "preview_decoder")
+    check_components(
+        unet,
+        vae,
+        text=text,
+        image_encoder=image_encoder,
+        preview=preview,
+        noised_image=noised,
+        variances=1 if "latent-upscaling" in tasks else 0,  # which the pipeline drops
+    )
+    if "class_labels" not in _SOURCES.get(checkpoint.pipeline_class, {}):
+        for key in ("class_embed_type", "num_class_embeds"):
+            if unet.get(key) is not None:
+                raise CheckpointError(
+                    f"unet: its configuration has {key} {unet[key]!r}, expected none for a "
+                    f"{checkpoint.pipeline_class}, which gives no class labels; is model_index.json this unet's?"
+                )
+    _check_guidance(checkpoint.pipeline_class, unet, distilled=_is_distilled(unet, tasks))
+
+
+def _is_distilled(unet: Mapping[str, Any], tasks: tuple[str, ...]) -> bool:
+    """Return whether the guidance scale is an input of the denoiser."""
+    return unet.get("time_cond_proj_dim") is not None and "latent-upscaling" not in tasks
+
+
+def _check_guidance(pipeline_class: str, unet: Mapping[str, Any], *, distilled: bool) -> None:
+    """Check that a pipeline gives the guidance scale to a denoiser that takes it, and to no other."""
+    if pipeline_class in _LATENT_CONSISTENCY_CLASSES and not distilled:
+        raise CheckpointError(
+            f"unet: its configuration has no time_cond_proj_dim, expected one for a {pipeline_class}, whose guidance "
+            "scale is an input of the unet; for a unet without, set _class_name StableDiffusionPipeline in "
+            "model_index.json"
+        )
+    if distilled and pipeline_class not in _EMBED_GUIDANCE:
+        raise CheckpointError(
+            f"unet: its configuration has time_cond_proj_dim {unet['time_cond_proj_dim']!r}, expected none for a "
+            f"{pipeline_class}, which does not give the guidance scale to the unet"
+        )
+
+
 def _find_max_noise_level(
     checkpoint: Checkpoint, unet: Mapping[str, Any], space: LatentSpace, tasks: tuple[str, ...]
 ) -> int:
@@ -288,7 +350,10 @@ def _find_max_noise_level(
     return _find_noise_levels(checkpoint) - 1 if "unclip" in tasks else 0
 
 
-def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator[ComponentPlan]:
+def _list_components(
+    checkpoint: Checkpoint, tasks: tuple[str, ...], vae: Vae, *, distilled: bool
+) -> Iterator[ComponentPlan]:
+    encoder, decoder = _VAE_MODULES[vae.class_name]
     variation, noised, pooled = "image-variation" in tasks, "unclip" in tasks, "latent-upscaling" in tasks
     if variation or noised:
         yield ComponentPlan(
@@ -305,19 +370,18 @@ def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator
         weights="text_encoder",
         sources={"input_ids": "tokens"} | ({} if pooled else {"clip_skip": "option:clip_skip"}),
     )
-    yield ComponentPlan(
-        name="vae_encoder", role="encoder", module="vae:VaeEncoder", weights="vae", sources={"pixels": "image"}
-    )
+    yield ComponentPlan(name="vae_encoder", role="encoder", module=encoder, weights="vae", sources={"pixels": "image"})
     yield ComponentPlan(
         name="unet",
         role="denoiser",
-        module=f"unet:{'ImageVariationUNet' if variation else 'LatentUpscalerUNet' if pooled else 'UNet'}",
+        module=f"unet:{_name_unet(tasks, distilled=distilled)}",
         weights="unet",
         sources={
             "sample": "latents",
             "timestep": "timestep",
             "encoder_hidden_states": "image_encoder.image_embeds" if variation else "text_encoder.hidden_states",
             **_SOURCES.get(checkpoint.pipeline_class, {}),
+            **({"guidance_weight": "guidance-weight"} if distilled else {}),
         },
     )
     if "depth_estimator" in checkpoint.weights:
@@ -330,12 +394,12 @@ def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator
             preprocessing=_read_depth_preprocessing(checkpoint),
         )
     yield ComponentPlan(
-        name="vae_decoder", role="decoder", module="vae:VaeDecoder", weights="vae", sources={"latents": "latents"}
+        name="vae_decoder", role="decoder", module=decoder, weights="vae", sources={"latents": "latents"}
     )
     yield ComponentPlan(
         name="preview_decoder",
         role="preview-decoder",
-        module="preview_decoder:PreviewDecoder",
+        module="vae:TinyDecoder",
         weights="preview_decoder",
         sources={"latents": "latents"},
     )
@@ -348,10 +412,17 @@ def _list_components(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> Iterator
     )
 
 
-def _read_config(checkpoint: Checkpoint, folder: str) -> dict[str, Any]:
+def _name_unet(tasks: tuple[str, ...], *, distilled: bool) -> str:
+    if "image-variation" in tasks:
+        return "ImageVariationUNet"
+    if "latent-upscaling" in tasks:
+        return "LatentUpscalerUNet"
+    return "GuidanceDistilledUNet" if distilled else "UNet"
+
+
+def _read_config(checkpoint: Checkpoint, component: str) -> dict[str, Any]:
     """Read a component's configuration; absent keys have the defaults of diffusers and transformers."""
-    root: Path = checkpoint.weights[folder].root
-    return read_object(root / folder / "config.json")
+    return read_object(find_own_folder(checkpoint.weights[component].root, component) / "config.json")
 
 
 def _read_text_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -362,7 +433,11 @@ def _read_text_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _check_all_keys(
-    checkpoint: Checkpoint, text: Mapping[str, Any] | None, unet: Mapping[str, Any], vae: Mapping[str, Any]
+    checkpoint: Checkpoint,
+    text: Mapping[str, Any] | None,
+    unet: Mapping[str, Any],
+    vae_class: str,
+    vae: Mapping[str, Any],
 ) -> Iterator[str]:
     """Check every key of the configurations; yield warnings about those without an effect that nobody expects.
 
@@ -370,13 +445,8 @@ def _check_all_keys(
         CheckpointError: a key has a value that is not supported.
     """
     yield from check_keys("unet", "UNet2DConditionModel", unet)
-    match read_object(checkpoint.folder / "model_index.json").get("vae"):
-        case [_, str(autoencoder)]:
-            pass
-        case _:
-            autoencoder = "AutoencoderKL"
-    if autoencoder in CONFIG_KEYS:
-        yield from check_keys("vae", autoencoder, vae)
+    if vae_class in CONFIG_KEYS:
+        yield from check_keys("vae", vae_class, vae)
     if text is not None:
         yield from check_keys("text_encoder", "CLIPTextModel", text)
     yield from check_scheduler_keys("scheduler", checkpoint.scheduler_config)
@@ -389,20 +459,6 @@ def _check_all_keys(
         )
 
 
-def _check_class_labels(pipeline_class: str, unet: Mapping[str, Any]) -> None:
-    """Check that a UNet which takes class labels is one of a pipeline that gives them.
-
-    Raises:
-        CheckpointError: it is not.
-    """
-    for key in ("class_embed_type", "num_class_embeds"):
-        if unet.get(key) is not None and "class_labels" not in _SOURCES.get(pipeline_class, {}):
-            raise CheckpointError(
-                f"unet: its configuration has {key} {unet[key]!r}, expected none, as a {pipeline_class} gives no class "
-                "labels"
-            )
-
-
 def _find_version(text: Mapping[str, Any] | None, unet: Mapping[str, Any]) -> int:
     """Return 1 or 2: version 2 has OpenCLIP's text encoder, with plain GELU, and linear projections in the UNet."""
     if text is None:
@@ -410,24 +466,16 @@ def _find_version(text: Mapping[str, Any] | None, unet: Mapping[str, Any]) -> in
     return 1 if text.get("hidden_act", "quick_gelu") == "quick_gelu" else 2
 
 
-def _check_image_encoder(checkpoint: Checkpoint, unet: Mapping[str, Any], *, noised: bool) -> None:
-    """Check that an image encoder suits its preprocessing, and the denoiser suits its embeddings."""
-    encoder = _read_config(checkpoint, "image_encoder")
+def _check_image_encoder(
+    checkpoint: Checkpoint, unet: Mapping[str, Any], encoder: Mapping[str, Any], *, noised: bool
+) -> None:
+    """Check that an image encoder suits its preprocessing, and the denoiser takes an embedding for class labels."""
     folder: Path = checkpoint.weights["image_encoder"].root / "feature_extractor"
     check_crop(read_preprocessor_config(folder / "preprocessor_config.json"), encoder.get("image_size", 224), folder)
-    width = encoder.get("projection_dim", 512)
-    key, expected = "cross_attention_dim", width
-    if noised:
-        key, expected = "projection_class_embeddings_input_dim", 2 * width
-        if unet.get("class_embed_type") != "projection":
-            raise CheckpointError(
-                f"unet: its configuration has class_embed_type {unet.get('class_embed_type')!r}, expected 'projection' "
-                f"for a {checkpoint.pipeline_class}"
-            )
-    if unet.get(key) != expected:
+    if noised and unet.get("class_embed_type") != "projection":
         raise CheckpointError(
-            f"unet: its configuration has {key} {unet.get(key)!r}, expected {expected}, for embeddings of the image "
-            f"encoder's projection_dim {width}; the two must belong together"
+            f"unet: its configuration has class_embed_type {unet.get('class_embed_type')!r}, expected 'projection' "
+            f"for a {checkpoint.pipeline_class}"
         )
 
 
@@ -439,24 +487,23 @@ def _find_noise_levels(checkpoint: Checkpoint) -> int:
         raise CheckpointError(f"image_noising_scheduler: its noise schedule is not supported: {error}") from error
 
 
-def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], space: LatentSpace) -> tuple[str, ...]:
-    in_channels, out_channels = unet.get("in_channels", 4), unet.get("out_channels", 4)
+def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], vae: Vae) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the tasks, and a warning for each that is left out."""
+    in_channels = unet.get("in_channels", 4)
     tasks = _TASKS[pipeline_class]
     if in_channels not in tasks:
         raise CheckpointError(
             f"unet: its configuration has in_channels {in_channels!r}, expected {' or '.join(map(str, tasks))} for a "
             f"{pipeline_class}"
         )
-    expected = space.channels
-    if "latent-upscaling" in tasks[in_channels]:
-        expected += 1  # a variance, which the pipeline drops
-    if out_channels != expected:
-        variance = " and one of variance" if expected > space.channels else ""
-        raise CheckpointError(
-            f"unet: its configuration has out_channels {out_channels!r}, expected {expected}: the autoencoder's latent "
-            f"channels{variance}"
-        )
-    return tasks[in_channels]
+    found = tasks[in_channels]
+    if vae.class_name != "AsymmetricAutoencoderKL" or "inpainting" not in found:
+        return found, ()
+    lacks = "the decoder of an AsymmetricAutoencoderKL takes the image and the mask of inpainting, which is unsupported"
+    rest = tuple(task for task in found if task != "inpainting")
+    if not rest:
+        raise CheckpointError(f"vae: {lacks}, and inpainting is all that this unet does; pass another one as `vae`")
+    return rest, (f"{lacks}: the bundle does {' and '.join(rest)} only; pass another one with --vae for inpainting",)
 
 
 def _check_latent_upscaler(checkpoint: Checkpoint, unet: Mapping[str, Any], text: Mapping[str, Any] | None) -> None:

@@ -6,13 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from latentrt.bundle.manifest import GraphRecord, Part, PartName, Precision
+from latentrt.errors import ExportError
 from latentrt_export.gates.verify import Run
 
-__all__ = ["PartWriter"]
+__all__ = ["PartWriter", "StructureError"]
+
+
+class StructureError(ExportError):
+    """A graph does not have the structure that its parts are found by."""
 
 
 @dataclass(kw_only=True)
@@ -23,19 +29,26 @@ class PartWriter(ABC):
         folder: the component's folder, which holds its weights.
         prefix: the folder's path in the bundle (`unet/`).
         notify: called with a description of each step that begins.
+        warn: called with the reason why a graph has no parts, and what their absence costs.
+        required: whether the user asked for one of the parts: then a graph that cannot be split is an error.
         parts: the records of the parts that were written.
+        without: what a bundle without the parts lacks, for the warning.
     """
+
+    without: ClassVar[str]
 
     folder: Path
     prefix: str
     notify: Callable[[str], None]
+    warn: Callable[[str], None]
+    required: bool = False
     parts: dict[PartName, Part] = field(default_factory=dict)
 
-    @abstractmethod
     def write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
         """Split one graph, write its parts to its folder, compare them with the whole and add their records to `parts`.
 
-        float16 graphs are not split: they are for GPUs, and parts are for CPUs.
+        float16 graphs are not split: they are for GPUs, and parts are for CPUs. A graph of another structure is a
+        warning, and has no parts.
 
         Args:
             model: the finished graph; not modified.
@@ -45,7 +58,23 @@ class PartWriter(ABC):
 
         Raises:
             GateError: a part differs from the whole by more than its bound.
-            ExportError: the graph cannot be split.
+            StructureError: the graph cannot be split, and a part is `required`.
+        """
+        if precision == "float16":
+            return
+        try:
+            self._write(model, whole, precision, runs)
+        except StructureError as error:
+            if self.required:
+                raise
+            self.warn(f"{error}, so its graph stays whole: {self.without}")
+
+    @abstractmethod
+    def _write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
+        """Do the work of `write`.
+
+        Raises:
+            StructureError: the graph cannot be split; nothing was written.
         """
 
     def file_name(self, whole: GraphRecord, part: PartName) -> str:

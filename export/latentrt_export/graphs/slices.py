@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -38,7 +38,7 @@ from latentrt.decode.slices import SlicedDecoder
 from latentrt.errors import ExportError
 from latentrt_export.gates.verify import Run, check_output
 from latentrt_export.graphs.onnxruntime_cpu import Graph
-from latentrt_export.graphs.part_writer import PartWriter
+from latentrt_export.graphs.part_writer import PartWriter, StructureError
 from latentrt_export.graphs.subgraph import extract_subgraph
 
 __all__ = ["SliceWriter", "Stage", "find_stages", "slice_decoder"]
@@ -80,9 +80,15 @@ def find_stages(model: ir.Model) -> list[Stage]:
     """Find the stages of a decoder's graph, in the order in which they run.
 
     Raises:
-        ExportError: the graph does not have the structure of a decoder.
+        StructureError: the graph does not have the structure of a decoder.
     """
-    return [*_find_stages(_values(model))]
+    values = _values(model)
+    stages = [*_find_stages(values)]
+    for stage in stages:
+        for name in (stage.input, stage.output, stage.residual):
+            if name is not None and name not in values:
+                raise _unsupported(f"no {name} in the decoder's graph")
+    return stages
 
 
 def slice_decoder(model: ir.Model) -> dict[PartName, ir.Model]:
@@ -95,7 +101,7 @@ def slice_decoder(model: ir.Model) -> dict[PartName, ir.Model]:
         The parts, in the order in which they run. Their inputs are float32.
 
     Raises:
-        ExportError: the graph does not have the structure of a decoder.
+        StructureError, ExportError: the graph does not have the structure of a decoder.
     """
     values, stages = _values(model), find_stages(model)
     parts = _split_before_stages(model, values, stages[0].input)
@@ -142,6 +148,8 @@ def _resnet(values: dict[str, ir.Value], path: str) -> Iterator[Stage]:
 
 def _skip_rounding(values: dict[str, ir.Value], name: str) -> str:
     """Return the name of a value or, in an int8 graph, of its rounded form, which later nodes read."""
+    if name not in values:
+        raise _unsupported(f"no {name} in the decoder's graph")
     value = values[name]
     for operator in ("QuantizeLinear", "DequantizeLinear"):
         readers = [use.node for use in value.uses()]
@@ -318,8 +326,8 @@ def _channels(value: ir.Value, axis: int) -> int:
     return size
 
 
-def _unsupported(found: str) -> ExportError:
-    return ExportError(f"the decoder cannot be sliced: got {found}; {_ADVICE}")
+def _unsupported(found: str) -> StructureError:
+    return StructureError(f"the decoder cannot be sliced (got {found})")
 
 
 def _declare_shapes(part: ir.Model, **shapes: tuple[int | str, ...]) -> None:
@@ -346,14 +354,18 @@ class SliceWriter(PartWriter):
         inputs, outputs: the whole decoder's.
     """
 
+    without: ClassVar[str] = "on a CPU the decoder takes several times the memory, which grows with the image's area"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
-        if precision == "float16":
-            return
+    def _write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
         self.notify(f"checking the slices of the {precision} graph")
-        parts, runs = slice_decoder(model), tuple(runs)
+        try:
+            parts, runs = slice_decoder(model), tuple(runs)
+        except StructureError:
+            raise
+        except ExportError as error:
+            raise _unsupported(str(error)) from error
         for name, part in parts.items():
             file = self.file_name(whole, name)
             ir.save(part, self.folder / file)

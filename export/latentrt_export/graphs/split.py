@@ -1,7 +1,7 @@
 """Splits a denoiser's graph, so that values which do not change from step to step are computed once.
 
-- `time_embedding` computes the values that depend on the timestep alone (every residual block's `time_emb_proj`), for
-  a whole schedule in one batch if needed.
+- `time_embedding` computes the values that depend on the timestep alone (every residual block's `time_emb_proj`), or
+  also on a distilled guidance, for a whole schedule in one batch if needed.
 - `cross_attention_kv` computes those that depend on the text embeddings alone (the keys and values of every
   cross-attention).
 - `body` computes the rest, from the latents and the outputs of both.
@@ -25,9 +25,11 @@ all on ONNX Runtime, so that nothing differs but the split:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -38,7 +40,7 @@ from latentrt.errors import ExportError
 from latentrt_export.gates.token_merging import open_forced
 from latentrt_export.gates.verify import Run, check_output
 from latentrt_export.graphs.deep_cache import DEEP_FEATURES, find_deep_features
-from latentrt_export.graphs.part_writer import PartWriter
+from latentrt_export.graphs.part_writer import PartWriter, StructureError
 from latentrt_export.graphs.passes.fuse_self_attention import FuseSelfAttention
 from latentrt_export.graphs.subgraph import boundary_values, extract_subgraph
 from latentrt_export.modules.module import Arrays
@@ -57,7 +59,8 @@ def split_denoiser(
 
     Args:
         model: the whole; not modified. The parts share its tensors.
-        loop_invariant_inputs: input → the part that computes the values depending on it alone.
+        loop_invariant_inputs: input → the part that computes the values depending on it, and on other inputs of that
+            part, alone.
         deep_cache: the branch at which `shallow_body` is split off; None omits that part.
 
     Returns:
@@ -69,9 +72,10 @@ def split_denoiser(
     """
     parts: dict[PartName, ir.Model] = {}
     inputs: dict[str, TensorSpec] = {}
-    for name, part in loop_invariant_inputs.items():
-        outputs = _name_outputs(model, boundary_values(model, name))
-        parts[part] = extract_subgraph(model, keep_inputs=[name], inputs={}, outputs=outputs)
+    for part in dict.fromkeys(loop_invariant_inputs.values()):
+        names = [name for name, each in loop_invariant_inputs.items() if each == part]
+        outputs = _name_outputs(model, boundary_values(model, names))
+        parts[part] = extract_subgraph(model, keep_inputs=names, inputs={}, outputs=outputs)
         ShapeInferencePass()(parts[part])
         inputs.update(zip(outputs, describe_values(parts[part].graph.outputs), strict=True))
         if part == "time_embedding":  # one row for each timestep of a schedule, not for each evaluation
@@ -127,15 +131,19 @@ def _name_sides(features: ir.Value) -> ir.Shape:
 
 
 def _name_outputs(model: ir.Model, values: Iterable[ir.Value]) -> dict[str, str]:
-    """Name each value between parts after the module whose weight produced it: value → name."""
+    """Name each value between parts after the module whose weight produced it: value → name.
+
+    Several values of one module, such as the scale and the shift of a residual block, are numbered: `….1`, `….2`.
+    """
     modules = {name.removesuffix(".weight") for name in model.graph.initializers if name.endswith(".weight")}
     names: dict[str, str] = {}
+    modules_used: Counter[str] = Counter()
     for value in values:
         path, _, last = _find_module(value, modules).rpartition(".")
         name = ".".join(filter(None, [path, _OUTPUT_NAMES.get(last, last)]))
-        if name in names.values():
-            raise ExportError(f"got two values between parts with the name {name}, one of them is {value.name}")
-        names[str(value.name)] = name
+        number = modules_used[name]
+        modules_used[name] += 1
+        names[str(value.name)] = f"{name}.{number}" if number else name
     return names
 
 
@@ -163,12 +171,14 @@ class SplitWriter(PartWriter):
         loop_invariant_inputs, deep_cache: as `split_denoiser`, whose errors `write` raises as well.
     """
 
+    without: ClassVar[str] = (
+        "on a CPU every step computes the time embedding and the keys and values of the prompt again, and DeepCache is "
+        "not available"
+    )
     loop_invariant_inputs: Mapping[str, PartName]
     deep_cache: int | None
 
-    def write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
-        if precision == "float16":
-            return
+    def _write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
         self.notify(f"checking the parts of the {precision} graph")
         if precision == "float32":  # the whole graph is also TensorRT's, which lacks the operator, and stays as it is
             model = model.clone()
@@ -177,10 +187,13 @@ class SplitWriter(PartWriter):
             runs = _run_unoptimized(model, self.folder / Path(whole.file).name, runs)
         try:
             models = split_denoiser(model, self.loop_invariant_inputs, self.deep_cache)
+            signatures = {
+                name: (tuple(describe_values(part.graph.inputs)), tuple(describe_values(part.graph.outputs)))
+                for name, part in models.items()
+            }
         except ExportError as error:
-            raise ExportError(
-                f"the denoiser cannot be split: {error}. No bundle was written; pass `parts=False`"
-            ) from error
+            needs = ", as `deep_cache` needs; leave that out" if self.required else ""
+            raise StructureError(f"the denoiser cannot be split ({error}){needs}") from error
         files = {name: self.file_name(whole, name) for name in models}
         for name, part in models.items():
             ir.save(part, self.folder / files[name])
@@ -188,7 +201,7 @@ class SplitWriter(PartWriter):
         for name, part in models.items():
             file = f"{self.prefix}{files[name]}"
             record = GraphRecord(file=file, opset=whole.opset, nodes=len(part.graph), gate=gates[name])
-            inputs, outputs = (tuple(describe_values(values)) for values in (part.graph.inputs, part.graph.outputs))
+            inputs, outputs = signatures[name]
             self.parts[name] = Part(inputs=inputs, outputs=outputs, graphs={precision: record})
 
     def _compare(

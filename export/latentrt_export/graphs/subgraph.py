@@ -7,7 +7,7 @@ half values is exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -31,25 +31,25 @@ class _Dependencies:
     axes: frozenset[str]
 
 
-def boundary_values(model: ir.Model, name: str) -> list[ir.Value]:
-    """Return the values that depend on one input alone and that other nodes read, in the order of those nodes.
+def boundary_values(model: ir.Model, names: Collection[str]) -> list[ir.Value]:
+    """Return the values that depend on these inputs alone and that other nodes read, in the order of those nodes.
 
     Reading the size of a named axis from an input does not count as a dependence on that input: other inputs have the
     axis as well.
 
     Args:
         model: the whole graph; not modified.
-        name: the name of the input.
+        names: the names of the inputs.
 
     Raises:
-        ExportError: other nodes read the input itself.
+        ExportError: other nodes read an input itself.
     """
-    source = next(value for value in model.graph.inputs if value.name == name)
-    own = set(_find_axes(source))
+    sources = [value for value in model.graph.inputs if value.name in names]
+    own = {axis for source in sources for axis in _find_axes(source)}
     inside = {
         value
         for value, found in _find_dependencies(model).items()
-        if found.inputs == {name} and found.axes <= own and not value.is_graph_output()
+        if found.inputs and found.inputs <= {*names} and found.axes <= own and not value.is_graph_output()
     }
     boundary: dict[ir.Value, None] = {}
     for node in model.graph:

@@ -33,7 +33,7 @@ class ComponentModule(nn.Module):
         float32_inputs: inputs whose arithmetic stays float32 until it meets a weight, as in diffusers: the sines of a
             timestep lose all their precision in half.
         loop_invariant_inputs: input → part, for inputs that change less often than the latents; the part computes the
-            values that depend on that input alone.
+            values that depend on its inputs alone.
         is_sliced: whether it is a decoder that is split into parts for decoding in slices.
         is_quantized: whether an int8 bundle has an int8 graph of it. Other modules are small, their outputs are
             compared with thresholds, or calibration does not support them; their weights are half.

@@ -20,16 +20,19 @@ from latentrt.bundle.manifest import PartName, TokenMerging
 from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.weights import load_pretrained
+from latentrt_export.families.compatibility import find_text_width
 from latentrt_export.families.stable_diffusion import NOISE_LEVEL_WIDTH
 from latentrt_export.modules import token_merging
 from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
 from latentrt_export.quantize.denoising import denoise_prompts
 from latentrt_export.quantize.options import QuantizationOptions
 
-__all__ = ["ImageVariationUNet", "LatentUpscalerUNet", "UNet"]
+__all__ = ["GuidanceDistilledUNet", "ImageVariationUNet", "LatentUpscalerUNet", "UNet"]
 
 # Embeddings of the input `class_labels`: a table by number, the sines of a number, a projection of a vector.
 _CLASS_EMBEDDINGS = (None, "timestep", "projection")
+# What precedes cross-attention: nothing, or a projection of the text.
+_TEXT_PROJECTIONS = (None, "text_proj")
 # diffusers passes skip sizes to the upsamplers only if a side is not a multiple of 2^num_upsamplers. With this value no
 # side is, so that the traced graph always takes that branch, which is correct for every size.
 _NO_SIDE_IS_A_MULTIPLE = 40
@@ -49,12 +52,7 @@ class UNet(ComponentModule):
     }
     is_quantized: ClassVar[bool] = True
     # Configuration keys that must be unset: they add inputs or layers that no supported model of this kind has.
-    unset: ClassVar[tuple[str, ...]] = (
-        "addition_embed_type",
-        "encoder_hid_dim_type",
-        "time_cond_proj_dim",
-        "timestep_post_act",
-    )
+    unset: ClassVar[tuple[str, ...]] = ("addition_embed_type", "time_cond_proj_dim", "timestep_post_act")
     trace_shapes: ClassVar[Shapes] = {"evaluations": 2, "height": 16, "width": 24, "tokens": 77}
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (
         {"evaluations": 2, "height": 16, "width": 16, "tokens": 77},
@@ -73,7 +71,7 @@ class UNet(ComponentModule):
         self.inputs = (
             TensorSpec("sample", "float32", ("evaluations", config.in_channels, "height", "width")),
             TensorSpec("timestep", "float32", ("evaluations",)),
-            TensorSpec("encoder_hidden_states", "float32", ("evaluations", "tokens", config.cross_attention_dim)),
+            TensorSpec("encoder_hidden_states", "float32", ("evaluations", "tokens", find_text_width(config))),
         )
         if config.class_embed_type == "projection":
             width = config.projection_class_embeddings_input_dim
@@ -91,11 +89,14 @@ class UNet(ComponentModule):
                     f"unet: its configuration has {key} {getattr(model.config, key)!r}, expected none; such a model is "
                     "not supported"
                 )
-        if model.config.class_embed_type not in _CLASS_EMBEDDINGS:
-            raise CheckpointError(
-                f"unet: its configuration has class_embed_type {model.config.class_embed_type!r}, expected one of "
-                f"{', '.join(map(repr, _CLASS_EMBEDDINGS))}"
-            )
+        for key, supported in (
+            ("class_embed_type", _CLASS_EMBEDDINGS),
+            ("encoder_hid_dim_type", _TEXT_PROJECTIONS),
+        ):
+            if (found := model.config[key]) not in supported:
+                raise CheckpointError(
+                    f"unet: its configuration has {key} {found!r}, expected one of {', '.join(map(repr, supported))}"
+                )
         return cls(model)
 
     def forward(
@@ -171,6 +172,40 @@ class ImageVariationUNet(UNet):
         return super().calibrate(run, {**gate_inputs, name: guided}, options)
 
 
+class GuidanceDistilledUNet(UNet):
+    """A denoiser with guidance distilled into it (Meng et al. 2023; Luo et al. 2023, LCM): the scale is an input.
+
+    `guidance_weight` is w = `guidance_scale` − 1. Its sines and cosines, in float32, are the condition of the time
+    embedding (diffusers, `StableDiffusionPipeline.get_guidance_scale_embedding`).
+    """
+
+    float32_inputs: ClassVar[frozenset[str]] = frozenset({"timestep", "guidance_weight"})
+    loop_invariant_inputs: ClassVar[Mapping[str, PartName]] = {
+        **UNet.loop_invariant_inputs,
+        "guidance_weight": "time_embedding",
+    }
+    is_quantized: ClassVar[bool] = False  # calibration guides by two evaluations
+    unset: ClassVar[tuple[str, ...]] = ("addition_embed_type", "timestep_post_act")
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.width: int = model.config.time_cond_proj_dim
+        self.inputs += (TensorSpec("guidance_weight", "float32", ("evaluations",)),)
+        half = self.width // 2
+        step = torch.log(torch.tensor(10000.0)) / (half - 1)
+        self.frequencies: list[float] = torch.exp(torch.arange(half, dtype=torch.float32) * -step).tolist()
+
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, guidance_weight: Tensor
+    ) -> Tensor:
+        angles = (guidance_weight * 1000)[:, None] * torch.tensor(self.frequencies)[None]
+        condition = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+        condition = functional.pad(condition, (0, self.width % 2))
+        return self.model(  # type: ignore[no-any-return]
+            sample, timestep, encoder_hidden_states, timestep_cond=condition, return_dict=False
+        )[0]
+
+
 class LatentUpscalerUNet(UNet):
     """The denoiser of `StableDiffusionLatentUpscalePipeline`, at a time of ln(σ) / 4, conditioned on the pooled text.
 
@@ -179,7 +214,7 @@ class LatentUpscalerUNet(UNet):
     """
 
     is_quantized: ClassVar[bool] = False  # calibration has neither c_noise nor a pooled text
-    unset: ClassVar[tuple[str, ...]] = ("addition_embed_type", "encoder_hid_dim_type")
+    unset: ClassVar[tuple[str, ...]] = ("addition_embed_type",)
     # Without odd sides: its three downsamplers do not pad.
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (
         {"evaluations": 2, "height": 16, "width": 16, "tokens": 77},

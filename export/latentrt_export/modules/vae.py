@@ -1,4 +1,9 @@
-"""The autoencoder as two traceable modules: pixels → latent distribution, latents → finished pixels."""
+"""The autoencoder as two traceable modules: pixels → latents, latents → finished pixels.
+
+Three classes of diffusers: `AutoencoderKL`, whose encoder returns a distribution; `AsymmetricAutoencoderKL`, whose
+decoder is larger; and `AutoencoderTiny` (madebyollin/taesd), whose encoder returns the latents themselves, and whose
+decoder also serves for previews.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +13,21 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny
 from numpy.typing import NDArray
 from torch import Tensor
 
 from latentrt.bundle.tensors import TensorSpec
+from latentrt_export.checkpoints.checkpoint import find_own_folder
 from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
 from latentrt_export.quantize.options import QuantizationOptions
 
-__all__ = ["VaeDecoder", "VaeEncoder"]
+__all__ = ["AsymmetricVaeDecoder", "AsymmetricVaeEncoder", "TinyDecoder", "TinyEncoder", "VaeDecoder", "VaeEncoder"]
 
 
-class _Autoencoder(ComponentModule):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.downscale: int = 2 ** (len(model.config.block_out_channels) - 1)
-        self.scale: float = model.config.scaling_factor
-        self.shift: float = model.config.shift_factor or 0.0
-        self.channels: int = model.config.latent_channels
-
-    @classmethod
-    def load(cls, checkpoint: Path, variant: str | None) -> Self:
-        return cls(load_pretrained(AutoencoderKL, checkpoint / "vae", variant))
-
-    def canonical_name(self, parameter: str) -> str:
-        return parameter
-
-
-class VaeEncoder(_Autoencoder):
-    """Pixels in −1 … 1 → mean and log-variance of the latent distribution, before scale and shift.
-
-    The log-variance is clamped to −30 … 20, as in `DiagonalGaussianDistribution` of diffusers.
-    """
+class _Encoder(ComponentModule):
+    """Pixels in −1 … 1 → latents before the scale."""
 
     trace_shapes: ClassVar[Shapes] = {"batch": 2, "height": 16, "width": 24}
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (
@@ -48,14 +35,39 @@ class VaeEncoder(_Autoencoder):
         {"batch": 2, "height": 17, "width": 15},
         {"batch": 1, "height": 32, "width": 40},
     )
+    library_class: ClassVar[Any]
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        config = model.config
+        self.encoder = model.encoder
+        # diffusers registers `block_out_channels` for every class, and computes the same from it.
+        downscale = 2 ** (len(config.block_out_channels) - 1)
+        pixels = ("batch", config.in_channels, f"{downscale}*height", f"{downscale}*width")
+        self.inputs = (TensorSpec("pixels", "float32", pixels),)
+        self.outputs = (TensorSpec("mean", "float32", ("batch", config.latent_channels, "height", "width")),)
+
+    @classmethod
+    def load(cls, checkpoint: Path, variant: str | None) -> Self:
+        return cls(load_pretrained(cls.library_class, find_own_folder(checkpoint, "vae"), variant))
+
+    def canonical_name(self, parameter: str) -> str:
+        return parameter
+
+
+class VaeEncoder(_Encoder):
+    """Pixels in −1 … 1 → mean and log-variance of the latent distribution, before the scale.
+
+    The log-variance is clamped to −30 … 20, as in `DiagonalGaussianDistribution` of diffusers.
+    """
+
+    library_class: ClassVar[Any] = AutoencoderKL
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.encoder, self.quant_conv = model.encoder, model.quant_conv
-        latents = ("batch", self.channels, "height", "width")
-        pixels = ("batch", model.config.in_channels, f"{self.downscale}*height", f"{self.downscale}*width")
-        self.inputs = (TensorSpec("pixels", "float32", pixels),)
-        self.outputs = (TensorSpec("mean", "float32", latents), TensorSpec("logvar", "float32", latents))
+        self.quant_conv = model.quant_conv
+        (mean,) = self.outputs
+        self.outputs = (mean, TensorSpec("logvar", mean.dtype, mean.shape))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         moments = self.encoder(pixels)
@@ -65,38 +77,82 @@ class VaeEncoder(_Autoencoder):
         return mean, torch.clamp(logvar, -30.0, 20.0)
 
 
-class VaeDecoder(_Autoencoder):
+class AsymmetricVaeEncoder(VaeEncoder):
+    """The encoder of `AsymmetricAutoencoderKL`, which is that of `AutoencoderKL`."""
+
+    library_class: ClassVar[Any] = AsymmetricAutoencoderKL
+
+
+class TinyEncoder(_Encoder):
+    """Pixels in −1 … 1 → the latents, which are not a distribution."""
+
+    library_class: ClassVar[Any] = AutoencoderTiny
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.encoder(pixels)  # type: ignore[no-any-return]
+
+
+class _Decoder(ComponentModule):
     """Latents in the scale of the sampling loop → finished pixels.
 
-    Scale, shift, clamp and rounding are inside: round(clip(decoded / 2 + 0.5, 0, 1) · 255), half to even, as diffusers'
-    `VaeImageProcessor.postprocess` and `numpy_to_pil` do.
+    Scale, clamp and rounding are inside: round(clip(decoded / 2 + 0.5, 0, 1) · 255), half to even, as diffusers'
+    `VaeImageProcessor.postprocess` and `numpy_to_pil` do. diffusers' pipelines of this family apply no `shift_factor`.
     """
 
-    is_sliced: ClassVar[bool] = True
-    is_quantized: ClassVar[bool] = True
     trace_shapes: ClassVar[Shapes] = {"batch": 2, "height": 16, "width": 24}
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (
         {"batch": 1, "height": 16, "width": 16},
         {"batch": 3, "height": 17, "width": 15},
         {"batch": 1, "height": 41, "width": 32},
     )
+    library_class: ClassVar[Any]
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        config = model.config
+        self.decoder = model.decoder
+        self.scale: float = config.scaling_factor
+        downscale = 2 ** (len(config.block_out_channels) - 1)
+        pixels = ("batch", f"{downscale}*height", f"{downscale}*width", config.out_channels)
+        self.inputs = (TensorSpec("latents", "float32", ("batch", config.latent_channels, "height", "width")),)
+        self.outputs = (TensorSpec("pixels", "uint8", pixels),)
+
+    @classmethod
+    def load(cls, checkpoint: Path, variant: str | None) -> Self:
+        return cls(load_pretrained(cls.library_class, find_own_folder(checkpoint, "vae"), variant))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents in the autoencoder's scale to pixels around −1 … 1."""
+        return self.decoder(latents)  # type: ignore[no-any-return]
+
+    def forward(self, latents: Tensor) -> Tensor:
+        decoded = self.decode(latents / self.scale)
+        pixels = torch.round((decoded / 2 + 0.5).clamp(0, 1) * 255)  # (B, 3, 8h, 8w)
+        return pixels.permute(0, 2, 3, 1).to(torch.uint8)
+
+    def canonical_name(self, parameter: str) -> str:
+        return parameter
+
+
+class TinyDecoder(_Decoder):
+    """The decoder of `AutoencoderTiny`: images similar to the full decoder's, in a fraction of its time."""
+
+    library_class: ClassVar[Any] = AutoencoderTiny
+
+
+class VaeDecoder(_Decoder):
+    """The decoder of `AutoencoderKL`."""
+
+    is_sliced: ClassVar[bool] = True
+    is_quantized: ClassVar[bool] = True
+    library_class: ClassVar[Any] = AutoencoderKL
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.decoder, self.post_quant_conv = model.decoder, model.post_quant_conv
-        pixels = ("batch", f"{self.downscale}*height", f"{self.downscale}*width", model.config.out_channels)
-        self.inputs = (TensorSpec("latents", "float32", ("batch", self.channels, "height", "width")),)
-        self.outputs = (TensorSpec("pixels", "uint8", pixels),)
+        self.post_quant_conv = model.post_quant_conv
 
-    def forward(self, latents: Tensor) -> Tensor:
-        latents = latents / self.scale
-        if self.shift:
-            latents = latents + self.shift
-        if self.post_quant_conv is not None:
-            latents = self.post_quant_conv(latents)
-        decoded = self.decoder(latents)
-        pixels = torch.round((decoded / 2 + 0.5).clamp(0, 1) * 255)  # (B, 3, 8h, 8w)
-        return pixels.permute(0, 2, 3, 1).to(torch.uint8)
+    def decode(self, latents: Tensor) -> Tensor:
+        return super().decode(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
 
     def calibrate(
         self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: QuantizationOptions
@@ -108,3 +164,13 @@ class VaeDecoder(_Autoencoder):
         for latents in gate_inputs.get("denoised", gate_inputs["latents"]):
             run({"latents": latents[np.newaxis]})
         return {}
+
+
+class AsymmetricVaeDecoder(VaeDecoder):
+    """The decoder of `AsymmetricAutoencoderKL` without the condition on a mask, which inpainting alone has."""
+
+    library_class: ClassVar[Any] = AsymmetricAutoencoderKL
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        del self.decoder.condition_encoder

@@ -57,6 +57,7 @@ _REFERENCE_SIZES = {
 # In thousandths of the training timesteps: from nearly all noise to nearly none.
 _TIMESTEPS = (981, 21, 401, 801)
 _NOISE_LEVELS = (20, 0, 250, 100)
+_GUIDANCE_WEIGHTS = (6.5, 0.0, 13.1, 3.0)
 _MAX_OPTION_VALUES = 3
 
 
@@ -87,6 +88,8 @@ def make_gate_inputs(
                 made = _make_timesteps(shape[0], len(arrays[f"alphas_cumprod:{name}"]))
             case "c-noise":
                 made = _make_c_noise(shape[0], arrays[f"alphas_cumprod:{name}"])
+            case "guidance-weight":
+                made = np.resize(_GUIDANCE_WEIGHTS, shape)
             case "tokens":
                 made = np.resize(arrays[f"tokens:{name}"], shape)
             case "image" | "images":

@@ -105,7 +105,7 @@ TaskName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z][a-z0-9]*(-
 InputSource = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(latents|timestep|c-noise|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
+        pattern=r"^(latents|timestep|c-noise|guidance-weight|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
         r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$",
         max_length=256,
     ),
@@ -229,6 +229,8 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
       the conditioning's extra channels after them;
     - `timestep`: the timestep of each evaluation;
     - `c-noise`: in place of the timestep, c_noise = ln(σ) / 4, for latents x0 + σ · ε (Karras et al. 2022, table 1);
+    - `guidance-weight`: w = `guidance_scale` − 1 of each evaluation, for a denoiser with guidance distilled into it
+      (Meng et al. 2023), which needs no evaluation of a negative prompt;
     - `tokens`: token ids of the component's tokenizer, one chunk of `length` ids per row;
     - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last); where the component has a
       `preprocessing`, float32 as that makes it;
@@ -252,9 +254,10 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
 class Part(Record, frozen=True, kw_only=True):
     """Another graph of a component, over the same weights: a piece of the whole graph, or a shorter way to its outputs.
 
-    A denoiser's `time_embedding` depends on the timestep alone, `cross_attention_kv` on the text embeddings alone, and
-    `body` takes the outputs of both as inputs; the three together are the whole graph. `shallow_body` is what remains
-    of `body` in a step that reuses the deep features of an earlier one (DeepCache).
+    A denoiser's `time_embedding` depends on the timestep (and on a guidance weight, where it takes one) alone,
+    `cross_attention_kv` on the text embeddings alone, and `body` takes the outputs of both as inputs; the three
+    together are the whole graph. `shallow_body` is what remains of `body` in a step that reuses the deep features of
+    an earlier one (DeepCache).
 
     A decoder's `head`, `attention`, `neck`, `slice.0`, `slice.1`, … run one after the other, most of them on a band of
     rows at a time (`latentrt.decode.slices`). The gate of the last one compares all of them together with the whole

@@ -73,13 +73,22 @@ def decode(decoder: Session, latents: Latents, *, downscale: int, largest_tile: 
 
 @dataclass(frozen=True, eq=False)
 class LatentDistribution:
-    """The distribution of an image's latents, each float32 [C, H/8, W/8], not scaled."""
+    """The distribution of an image's latents, each float32 [C, H/8, W/8], not scaled.
+
+    Attributes:
+        logvar: None for an encoder whose latents are not random (diffusers' `AutoencoderTiny`).
+    """
 
     mean: Latents
-    logvar: Latents
+    logvar: Latents | None
 
     def sample(self, generator: Generator) -> Latents:
-        """Sample latents, float32 [C, H/8, W/8], as diffusers' `latent_dist.sample(generator)` does."""
+        """Sample latents, float32 [C, H/8, W/8], as diffusers' `retrieve_latents(…, generator)` does.
+
+        Latents that are not random draw nothing from the generator.
+        """
+        if self.logvar is None:
+            return self.mean
         noise = np.exp(np.float32(0.5) * self.logvar) * generator.normal(self.mean.shape)
         return np.asarray(self.mean + noise, np.float32)
 
@@ -91,4 +100,4 @@ def encode(encoder: Session, pixels: NDArray[np.float32]) -> LatentDistribution:
         pixels: float32 [1, 3, H, W] in −1 … 1.
     """
     outputs = run(encoder, pixels=pixels)
-    return LatentDistribution(outputs["mean"][0], outputs["logvar"][0])
+    return LatentDistribution(outputs["mean"][0], outputs["logvar"][0] if "logvar" in outputs else None)

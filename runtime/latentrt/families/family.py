@@ -56,6 +56,7 @@ class Stage(ABC):
             return SplitDenoiser(
                 record.inputs,
                 lambda part: self.components.session(self.name, part),
+                time_inputs=[spec.name for spec in record.parts["time_embedding"].inputs if spec.name != time],
                 reuses_features=placement.reuses_features,
                 **names,
             )

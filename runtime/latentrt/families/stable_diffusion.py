@@ -636,6 +636,8 @@ class StableDiffusion(Family):
 
     def check(self, request: ResolvedRequest) -> None:
         self._tasks[request.task].check(request)
+        if request.guidance_distilled:
+            _check_distilled(request)
         placement = self.components.placements.get(DENOISER)
         interval = request.acceleration.deep_cache
         if interval > 1 and placement is not None and not placement.reuses_features:
@@ -732,6 +734,19 @@ def _embedding_width(bundle: Bundle) -> int:
     raise BundleError(f"{bundle.folder}: {DENOISER} has no input {TEXT} of 3 axes, the last a width; export it again")
 
 
+def _check_distilled(request: ResolvedRequest) -> None:
+    """Reject options of guidance by two evaluations, where the denoiser makes one. Like diffusers, it ignores a
+    negative prompt."""
+    guidance = request.guidance
+    for keyword, changed in (
+        ("guidance_rescale", guidance.rescale != 0),
+        ("guidance_start", guidance.start != 0),
+        ("guidance_end", guidance.end != 1),
+    ):
+        if changed:
+            raise RequestError(f"`{keyword}`: a model with distilled guidance does not support it; leave it out")
+
+
 class LatentDiffusion(Stage):
     """The denoiser with its text conditioning."""
 
@@ -760,6 +775,7 @@ class LatentDiffusion(Stage):
         conditionings, guidance = task.conditioning(request), task.guidance(request)
         begin_one = task.begin(request)
         self.components.done_with(ENCODER)
+        weights = self._guidance_weights(request)
         samples = []
         for image, (seed, conditioning) in enumerate(zip(request.seeds, conditionings, strict=True)):
             generator = Generator(seed)
@@ -771,7 +787,7 @@ class LatentDiffusion(Stage):
                     beginning.latents,
                     {
                         name: Conditioning(
-                            {**inputs, **beginning.inputs.get(name, {})},
+                            {**inputs, **weights, **beginning.inputs.get(name, {})},
                             beginning.concat.get(name, beginning.concat.get("")),
                         )
                         for name, inputs in conditioning.items()
@@ -783,6 +799,12 @@ class LatentDiffusion(Stage):
                 )
             )
         return samples
+
+    def _guidance_weights(self, request: ResolvedRequest) -> dict[str, NDArray[np.float32]]:
+        """Return w = guidance scale − 1 by the name of the denoiser's input, where it has one."""
+        spec = self.bundle.manifest.components[DENOISER].input_from("guidance-weight")
+        # Subtracted in double precision, as in diffusers: the denoiser takes the sines of 1000 · w.
+        return {} if spec is None else {spec.name: np.array(request.guidance_scale - 1, np.float32)}
 
     def noise(self, request: ResolvedRequest, generator: Generator, given: Latents | None) -> Latents:
         """Return the standard normal noise that an image starts from: the caller's, or sampled from its seed."""

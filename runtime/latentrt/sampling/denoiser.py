@@ -262,6 +262,7 @@ class SplitDenoiser(Denoiser):
 
     Args:
         open_part: loads a part by name.
+        time_inputs: inputs of `time_embedding` beside the timestep, a number for each evaluation.
     """
 
     def __init__(
@@ -272,11 +273,13 @@ class SplitDenoiser(Denoiser):
         latents: str,
         timestep: str,
         output: str,
+        time_inputs: Sequence[str] = (),
         reuses_features: bool = False,
     ) -> None:
         super().__init__(inputs, latents=latents, timestep=timestep, output=output)
         self._open_part, self.reuses_features = open_part, reuses_features
-        self._places: dict[float, int] = {}
+        self._time_inputs = (timestep, *time_inputs)
+        self._places: dict[tuple[float, ...], int] = {}
         self._rows: Arrays = {}
         self._batches_kv: _RecentBatches[Arrays] = _RecentBatches()
 
@@ -295,18 +298,24 @@ class SplitDenoiser(Denoiser):
         return part.run({spec.name: available[spec.name] for spec in part.inputs})
 
     def _embed_timesteps(self, feeds: Arrays, evaluations: Sequence[Evaluation]) -> Arrays:
-        """Return the time embedding's projections of each evaluation's timestep."""
-        timesteps = feeds[self.timestep].tolist()
-        if not self._places.keys() >= set(timesteps):
+        """Return the time embedding's projections of each evaluation's timestep and its other inputs."""
+        times = [*zip(*(feeds[name].tolist() for name in self._time_inputs), strict=True)]
+        if not self._places.keys() >= set(times):
             # Not `np.unique`, which imports masked arrays: a tenth of the time that a small model's loop takes.
-            wanted = set(timesteps).union(*(evaluation.timesteps.tolist() for evaluation in evaluations))
+            wanted = set(times).union(*map(self._list_times, evaluations))
             if len(self._places) < _MOST_TIMESTEPS:
                 wanted.update(self._places)  # of other samples, which may not be done
-            values = np.array(sorted(wanted), np.float32)
-            self._rows = self._open_part("time_embedding").run({self.timestep: values})
-            self._places = {each: place for place, each in enumerate(values.tolist())}
-        places = list(map(self._places.__getitem__, timesteps))
+            rows = sorted(wanted)
+            columns = np.array(rows, np.float32).T
+            self._rows = self._open_part("time_embedding").run(dict(zip(self._time_inputs, columns, strict=True)))
+            self._places = {each: place for place, each in enumerate(rows)}
+        places = list(map(self._places.__getitem__, times))
         return {name: rows[places] for name, rows in self._rows.items()}
+
+    def _list_times(self, evaluation: Evaluation) -> list[tuple[float, ...]]:
+        """Return all timesteps of an evaluation's schedule, each with the evaluation's other inputs."""
+        others = tuple(float(evaluation.conditioning.inputs[name]) for name in self._time_inputs[1:])
+        return [(timestep, *others) for timestep in evaluation.timesteps.tolist()]
 
     def _keys_and_values(self, evaluations: Sequence[Evaluation]) -> Arrays:
         """Return the keys and values of cross-attention of a batch, computed once for each evaluation's conditioning.

@@ -67,6 +67,16 @@ def test_weights_are_those_of_the_checkpoint(folder: Path, file: Path, tmp_path:
         assert all(torch.equal(found[name], weight) for name, weight in original.items())
 
 
+def test_without_its_autoencoder(folder: Path, file: Path, tmp_path: Path) -> None:
+    kept = {name: weight for name, weight in load_file(file).items() if not name.startswith("first_stage_model.")}
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="`vae`"):
+        unpack(tmp_path / "model.safetensors", tmp_path / "none", config=folder)
+    unpack(tmp_path / "model.safetensors", tmp_path / "out", config=folder, with_vae=False)
+    assert (tmp_path / "out" / "unet" / COMPONENTS["unet"].file).is_file()
+    assert [path.name for path in (tmp_path / "out" / "vae").iterdir()] == ["config.json"]
+
+
 def test_the_folder_loads_as_a_checkpoint(folder: Path, file: Path, tmp_path: Path) -> None:
     unpack(file, tmp_path, config=folder)
     for library_class, component in (
@@ -227,7 +237,7 @@ FOUR = {STEM: (1, 4, 3, 3)}
         ({STEM: (1, 5, 3, 3), "depth_model.model.x": (1,)}, r"depth estimator is stored in MiDaS' layout.*"),
         (FOUR | {f"{UNET}label_emb.0.0.weight": (1,)}, r"class-conditioned model \(unCLIP, or an upscaler\)"),
         (FOUR, "a UNet without its text encoder"),
-        (FOUR | {"cond_stage_model.model.x": (1,)}, "a checkpoint without its autoencoder"),
+        (FOUR | {"cond_stage_model.model.x": (1,)}, "a checkpoint without its autoencoder, .*`vae`"),
         ({"lora_unet_down_blocks_0.lora_down.weight": (1,)}, "looks like a LoRA"),
         ({"unet.down_blocks.0.attentions.0.to_q.lora_A.weight": (1,)}, "looks like a LoRA"),
         ({"control_model.input_blocks.0.0.weight": (1,)}, "looks like a ControlNet"),

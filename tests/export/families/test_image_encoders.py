@@ -78,7 +78,11 @@ def test_unclip_has_both_encoders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pipeline", "configs", "fragment"),
     [
-        (VARIATION, {"unet": {"cross_attention_dim": 64}}, "cross_attention_dim 64, expected 48"),
+        (
+            VARIATION,
+            {"unet": {"cross_attention_dim": 64}},
+            "image_encoder has projection_dim 48 and unet has cross_attention_dim 64, expected 48",
+        ),
         (VARIATION, {"encoder": {"image_size": 336}}, r"crops to \(224, 224\), expected \(336, 336\)"),
         (VARIATION, {"preprocessor": {"resample": 2}}, "resample 2"),
         (VARIATION, {"unet": {"in_channels": 8}}, "in_channels 8, expected 4"),

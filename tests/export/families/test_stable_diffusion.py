@@ -84,7 +84,10 @@ def test_the_tasks_follow_from_the_channels(
     [
         ("StableDiffusionPipeline", {"in_channels": 8}, "in_channels 8, expected 4 or 9"),
         ("StableDiffusionInstructPix2PixPipeline", {"in_channels": 4}, "in_channels 4, expected 8"),
-        ("StableDiffusionPipeline", {"out_channels": 8}, "out_channels 8, expected 4"),
+        ("StableDiffusionPipeline", {"num_class_embeds": 8}, "num_class_embeds 8, expected none"),
+        ("StableDiffusionPipeline", {"class_embed_type": "timestep"}, "class_embed_type 'timestep', expected none"),
+        ("StableDiffusionInstructPix2PixPipeline", {"in_channels": 8, "time_cond_proj_dim": 32}, "time_cond_proj_dim"),
+        ("LatentConsistencyModelPipeline", {}, "no time_cond_proj_dim"),
         ("StableDiffusionPipeline", {"sample_size": None}, "sample_size None"),
         ("StableDiffusionPipeline", {"sample_size": [8]}, r"sample_size \[8\]"),
         ("StableDiffusionPipeline", {"sample_size": 0}, "sample_size 0"),
@@ -151,3 +154,91 @@ def test_class_labels_are_an_input_where_the_model_takes_them(
     }
     first, second = module.torch_outputs(feeds)["noise_pred"]
     assert not np.allclose(first, second), "the rows differ in their labels alone"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "tasks", "defaults"),
+    [
+        ("StableDiffusionPipeline", TEXT_TO_IMAGE, (50, 7.5)),
+        ("LatentConsistencyModelPipeline", ("text-to-image",), (4, 8.5)),
+    ],
+)
+def test_distilled_guidance_is_an_input_of_the_denoiser(
+    tmp_path: Path, pipeline: str, tasks: tuple[str, ...], defaults: tuple[int, float]
+) -> None:
+    found = plan(tmp_path, pipeline, unet={"time_cond_proj_dim": 32})
+    assert (found.tasks, (found.defaults.num_inference_steps, found.defaults.guidance_scale)) == (tasks, defaults)
+    denoiser = next(each for each in found.components if each.name == "unet")
+    assert denoiser.module == "unet:GuidanceDistilledUNet"
+    assert denoiser.sources["guidance_weight"] == "guidance-weight"
+
+
+def change_vae(folder: Path, class_name: str, **config: Any) -> ExportPlan:
+    """Plan the export of a skeleton whose autoencoder has another class."""
+    write_skeleton(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    write_json(folder / "model_index.json", {**index, "vae": ["diffusers", class_name]})
+    write_json(folder / "vae" / "config.json", config)
+    return plan_export(open_checkpoint(folder, pipelines=PIPELINES))
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "space", "modules"),
+    [
+        ("AutoencoderTiny", {}, (4, 8, 1.0), ["TinyEncoder", "TinyDecoder"]),
+        (
+            "AutoencoderTiny",
+            {
+                "encoder_block_out_channels": [8] * 3,
+                "decoder_block_out_channels": [8] * 3,
+                "block_out_channels": [8] * 6,  # diffusers ignores it
+                "scaling_factor": 0.5,
+            },
+            (4, 4, 0.5),
+            ["TinyEncoder", "TinyDecoder"],
+        ),
+        (
+            "AsymmetricAutoencoderKL",
+            {"down_block_out_channels": [8] * 4, "up_block_out_channels": [16] * 4},
+            (4, 8, 0.18215),
+            ["AsymmetricVaeEncoder", "AsymmetricVaeDecoder"],
+        ),
+    ],
+)
+def test_the_latents_follow_from_the_autoencoders_class(
+    tmp_path: Path, class_name: str, config: dict[str, Any], space: tuple[int, int, float], modules: list[str]
+) -> None:
+    found = change_vae(tmp_path, class_name, **config)
+    latents = found.latent_spaces["unet"]
+    assert (latents.channels, latents.downscale, latents.scale) == space
+    assert found.defaults.height == 8 * space[1]
+    assert [each.module.removeprefix("vae:") for each in found.components if each.weights == "vae"] == modules
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "fragment"),
+    [
+        ("ConsistencyDecoderVAE", {}, "class ConsistencyDecoderVAE, expected one of AutoencoderKL, .*`vae`"),
+        ("AutoencoderTiny", {"upsampling_scaling_factor": 4}, "upsampling_scaling_factor 4, expected 2"),
+        ("AutoencoderTiny", {"decoder_block_out_channels": [8]}, "4 encoder_block_out_channels and 1 decoder_block"),
+        ("AsymmetricAutoencoderKL", {"up_block_out_channels": [8, 8]}, "1 down_block_out_channels and 2 up_block"),
+        ("AutoencoderTiny", {"latent_channels": 16}, "vae has latent_channels 16 and unet has out_channels 4"),
+    ],
+)
+def test_an_autoencoder_that_is_refused(tmp_path: Path, class_name: str, config: dict[str, Any], fragment: str) -> None:
+    with pytest.raises(CheckpointError, match=fragment):
+        change_vae(tmp_path, class_name, **config)
+
+
+def test_an_asymmetric_decoder_does_not_inpaint(tmp_path: Path) -> None:
+    found = change_vae(tmp_path / "plain", "AsymmetricAutoencoderKL")
+    assert found.tasks == ("text-to-image", "image-to-image")
+    (warning,) = found.warnings
+    assert "--vae" in warning
+    write_skeleton(tmp_path / "inpainting")
+    write_json(tmp_path / "inpainting" / "unet" / "config.json", {"in_channels": 9, "sample_size": 8})
+    index = json.loads((tmp_path / "inpainting" / "model_index.json").read_text())
+    index["vae"] = ["diffusers", "AsymmetricAutoencoderKL"]
+    write_json(tmp_path / "inpainting" / "model_index.json", index)
+    with pytest.raises(CheckpointError, match="`vae`"):
+        plan_export(open_checkpoint(tmp_path / "inpainting", pipelines=PIPELINES))

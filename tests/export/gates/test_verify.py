@@ -21,6 +21,7 @@ from latentrt_export.checkpoints.checkpoint import open_checkpoint
 from latentrt_export.component import export_component
 from latentrt_export.export_warning import ExportWarning
 from latentrt_export.families import PIPELINES, stable_diffusion
+from latentrt_export.families.compatibility import read_vae
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates.verify import compare, get_tolerance, rms_bound
 from latentrt_export.graphs.onnxruntime_cpu import Graph
@@ -303,7 +304,10 @@ def test_every_recorded_result_is_within_its_bound(request: pytest.FixtureReques
     exported: Exported = request.getfixturevalue(family)
     components = Bundle.open(exported.bundle).manifest.components
     checkpoint = open_checkpoint(exported.checkpoint, pipelines=PIPELINES)
-    modules = {plan.name: plan.module for plan in stable_diffusion._list_components(checkpoint, ("text-to-image",))}
+    plans = stable_diffusion._list_components(
+        checkpoint, ("text-to-image",), read_vae({}, "AutoencoderKL"), distilled=False
+    )
+    modules = {plan.name: plan.module for plan in plans}
     assert set(components) == set(modules) - ({"preview_decoder"} if family == "sd1" else set())
     for name, component in components.items():
         traced = {spec.name: sized(spec, _module(modules[name]).trace_shapes) for spec in component.inputs}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +31,8 @@ PIXELS = (TensorSpec("pixels", "uint8", ("batch", "8*height", "8*width", 3)),)
 
 def write_slices(model: ir.Model, folder: Path) -> SliceWriter:
     """Slice a float32 graph and write its parts to the folder that holds its weights."""
-    writer = SliceWriter(inputs=LATENTS, outputs=PIXELS, folder=folder, prefix="vae_decoder/", notify=lambda text: None)
+    quiet: dict[str, Any] = {"notify": lambda text: None, "warn": pytest.fail}
+    writer = SliceWriter(inputs=LATENTS, outputs=PIXELS, folder=folder, prefix="vae_decoder/", **quiet)
     record = GraphRecord(file="vae_decoder/model.float32.onnx", opset=OPSET, nodes=len(model.graph))
     writer.write(model, record, "float32", [])
     return writer
@@ -188,14 +190,19 @@ def test_the_last_part_records_the_comparison_of_all(decoder: Component) -> None
     assert all(result.value <= 1 for result in gates[last])
 
 
-def write_from(folder: Path, target: Path) -> SliceWriter:
-    """Slice the decoder's graph of a float32 bundle in another folder."""
+def write_from(
+    folder: Path, target: Path, rename: Mapping[str, str] | None = None, warn: Callable[[str], None] = pytest.fail
+) -> SliceWriter:
+    """Slice the decoder's graph of a float32 bundle in another folder, with other names for some of its values."""
     shutil.copy(folder / "model.safetensors", target)
     model = ir.load(folder / "model.onnx")
+    for value in (value for node in model.graph for value in node.outputs):
+        value.name = (rename or {}).get(str(value.name), value.name)
     feeds = {"latents": np.random.default_rng(0).standard_normal((1, 4, 9, 8), np.float32)}
     runs = [Run(feeds, Graph(folder / "model.onnx").run(feeds))]
     phases: list[str] = []
-    writer = SliceWriter(inputs=LATENTS, outputs=PIXELS, folder=target, prefix="vae_decoder/", notify=phases.append)
+    progress: dict[str, Any] = {"notify": phases.append, "warn": warn}
+    writer = SliceWriter(inputs=LATENTS, outputs=PIXELS, folder=target, prefix="vae_decoder/", **progress)
     record = GraphRecord(file="vae_decoder/model.onnx", opset=OPSET, nodes=len(model.graph))
     writer.write(model, record, "float16", runs)
     assert not writer.parts
@@ -265,3 +272,15 @@ def test_without_a_defect_it_passes(sd1: Exported, tmp_path: Path) -> None:
     writer = write_from(sd1.bundle / "vae_decoder", tmp_path)
     (result,) = writer.parts["slice.10"].graphs["float32"].gate
     assert result.value <= 1
+
+
+@pytest.mark.parametrize("name", ["decoder.up_blocks.3.resnets.0/Add", "decoder.up_blocks.1.upsamplers.0.conv/Conv"])
+def test_a_decoder_of_another_structure_stays_whole_with_a_warning(sd1: Exported, tmp_path: Path, name: str) -> None:
+    warnings: list[str] = []
+    writer = write_from(sd1.bundle / "vae_decoder", tmp_path, {name: "other"}, warnings.append)
+    assert writer.parts == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    (warning,) = warnings
+    assert "cannot be sliced" in warning
+    assert f"no {name} in" in warning
+    assert SliceWriter.without in warning

@@ -18,6 +18,7 @@ from latentrt.errors import ExportError, GateError, RequestError
 from latentrt_export.gates.verify import Run
 from latentrt_export.graphs import split
 from latentrt_export.graphs.onnxruntime_cpu import Graph
+from latentrt_export.graphs.part_writer import StructureError
 from latentrt_export.graphs.passes.fuse_self_attention import DOMAIN
 from latentrt_export.graphs.split import SplitWriter, describe_values, split_denoiser
 from latentrt_export.graphs.trace import OPSET
@@ -221,12 +222,16 @@ def test_an_unknown_branch(sd1: Exported) -> None:
         split_denoiser(ir.load(sd1.bundle / "unet" / "model.onnx"), UNet.loop_invariant_inputs, 6)
 
 
-def test_two_values_with_one_name_are_rejected(sd1: Exported) -> None:
+def test_values_of_one_module_are_numbered(sd1: Exported, tmp_path: Path) -> None:
     model = ir.load(sd1.bundle / "unet" / "model.onnx")
-    for node in model.graph:
-        node.name = str(node.name).replace("attn2.to_v", "attn2.to_k")
-    with pytest.raises(ExportError, match=r"two values .* down_blocks\.0\..*\.attn2\.keys"):
-        split_denoiser(model, UNet.loop_invariant_inputs)
+    for place, node in enumerate(model.graph):
+        node.name = f"{node.name}.{place}".replace("attn2.to_v", "attn2.to_k")
+    parts = split_model(model, sd1.bundle / "unet" / "model.safetensors", tmp_path)
+    made = names(parts["cross_attention_kv"].graph.outputs)
+    assert len(set(made)) == len(made)
+    assert {name.rpartition(".attn2.")[2] for name in made} == {"keys", "keys.1"}
+    feeds = make_feeds(model, CASES[0])
+    assert np.array_equal(parts.run_parts(feeds)["noise_pred"], parts.run("whole", feeds)["noise_pred"])
 
 
 def test_a_value_without_a_module_is_rejected(sd1: Exported) -> None:
@@ -322,7 +327,14 @@ def test_results_cover_all_shapes_and_meet_their_bounds(unet: Component) -> None
 # The gate
 
 
-def write_parts(model: ir.Model, weights: Path, folder: Path, *, deep_cache: int | None = None) -> SplitWriter:
+def write_parts(
+    model: ir.Model,
+    weights: Path,
+    folder: Path,
+    *,
+    deep_cache: int | None = None,
+    warn: Callable[[str], None] = pytest.fail,
+) -> SplitWriter:
     shutil.copy(weights, folder / "model.safetensors")
     file = "model.float32.onnx"
     ir.save(model, folder / file)
@@ -335,6 +347,8 @@ def write_parts(model: ir.Model, weights: Path, folder: Path, *, deep_cache: int
         folder=folder,
         prefix="unet/",
         notify=phases.append,
+        warn=warn,
+        required=deep_cache is not None,
     )
     record = GraphRecord(file=f"unet/{file}", opset=OPSET, nodes=len(model.graph))
     writer.write(model, record, "float16", runs)
@@ -417,13 +431,20 @@ def test_a_defect_in_a_part_is_caught(
     assert "`parts=False`" in str(miss.value)
 
 
-def test_a_denoiser_that_cannot_be_split(sd1: Exported, tmp_path: Path) -> None:
+def test_a_denoiser_that_cannot_be_split_stays_whole_unless_a_part_was_asked_for(sd1: Exported, tmp_path: Path) -> None:
     folder = sd1.bundle / "unet"
     model = ir.load(folder / "model.onnx")
     for place, node in enumerate(model.graph):
         node.name = f"/{place}"
-    with pytest.raises(ExportError, match=r"cannot be split: .*`parts=False`"):
-        write_parts(model, folder / "model.safetensors", tmp_path)
+    warnings: list[str] = []
+    writer = write_parts(model, folder / "model.safetensors", tmp_path, warn=warnings.append)
+    assert writer.parts == {}
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.float32.onnx"}
+    (warning,) = warnings
+    assert "cannot be split (got " in warning
+    assert SplitWriter.without in warning
+    with pytest.raises(StructureError, match="deep_cache"):
+        write_parts(model, folder / "model.safetensors", tmp_path, deep_cache=0)
 
 
 def test_an_unknown_branch_is_not_written(sd1: Exported, tmp_path: Path) -> None:

@@ -57,7 +57,12 @@ def export_decoder(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Compone
     gate_inputs: dict[str, NDArray[Any]] = {"latents": latents, "denoised": latents}
     decoder = VaeDecoder(model)
     slices = SliceWriter(
-        inputs=decoder.inputs, outputs=decoder.outputs, folder=folder, prefix="vae_decoder/", notify=phases.append
+        inputs=decoder.inputs,
+        outputs=decoder.outputs,
+        folder=folder,
+        prefix="vae_decoder/",
+        notify=phases.append,
+        warn=pytest.fail,
     )
     component, _ = export_component(
         decoder, PLAN, folder, "int8", gate_inputs, SPACE, phases.append, slices, QuantizationOptions()
@@ -186,6 +191,7 @@ def open_slices(folder: Path, component: Component) -> SliceWriter:
         folder=folder,
         prefix="vae_decoder/",
         notify=lambda text: None,
+        warn=pytest.fail,
     )
     writer.parts.update(component.parts)
     return writer
@@ -214,6 +220,7 @@ def test_a_defect_in_a_slice_of_int8_is_caught(
         folder=tmp_path,
         prefix="vae_decoder/",
         notify=lambda text: None,
+        warn=pytest.fail,
     )
     runs = [Run({"latents": np.random.default_rng(0).standard_normal((1, 4, 9, 8), np.float32)}, {})]
     with pytest.raises(

@@ -155,3 +155,9 @@ def test_of_a_long_prompt_the_first_chunk_is_taken() -> None:
 
     assert tokenize_prompts(chunks)[:, 0].tolist() == [len(prompt) for prompt in PROMPTS]
     assert tokenize_prompts(chunks, ["a"]).shape == (1, 77)
+
+
+def test_guidance_weights_differ_and_one_is_of_a_scale_of_one() -> None:
+    weights = made("guidance-weight", (4,))
+    assert len({*weights.tolist()}) == 4
+    assert weights.min() == 0

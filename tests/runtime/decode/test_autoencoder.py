@@ -18,6 +18,7 @@ from latentrt.bundle.tensors import TensorSpec
 from latentrt.decode import autoencoder
 from latentrt.decode.slices import SlicedDecoder
 from latentrt.sampling.noise import Generator
+from tests.runtime.fake_sessions import FunctionSession
 
 DEFAULT_SIDE = 64  # of the sample model
 CALL: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 1, "seed": 3, "safety": "off"}
@@ -94,6 +95,7 @@ def test_an_encoded_image_is_a_distribution_that_is_sampled_with_the_images_own_
     encoder = open_session(bundle, "vae_encoder", threads=1)
     found, outputs = autoencoder.encode(encoder, pixels), run(encoder, pixels=pixels)
     np.testing.assert_array_equal(found.mean, outputs["mean"][0])
+    assert found.logvar is not None
     np.testing.assert_array_equal(found.logvar, outputs["logvar"][0])
     assert found.mean.shape == found.logvar.shape == (4, 8, 12)
     latents = found.sample(Generator(5))
@@ -113,3 +115,15 @@ def test_a_decoded_image_resembles_the_encoded_one(bundle: Bundle) -> None:
     scaled = mean[np.newaxis] * np.float32(bundle.manifest.latent_spaces["unet"].scale)
     decoded = autoencoder.decode(open_session(bundle, "vae_decoder", threads=1), scaled, downscale=4)[0]
     assert np.abs(decoded - image).mean() < 16  # 11 was seen
+
+
+def test_an_encoder_without_a_distribution_draws_nothing() -> None:
+    mean = np.random.default_rng(0).standard_normal((1, 4, 2, 3)).astype(np.float32)
+    session = FunctionSession(
+        (TensorSpec("pixels", "float32", ("batch", 3, "height", "width")),),
+        (TensorSpec("mean", "float32", ("batch", 4, "height", "width")),),
+        lambda feeds: {"mean": mean},
+    )
+    found, generator = autoencoder.encode(session, np.zeros((1, 3, 16, 24), np.float32)), Generator(5)
+    np.testing.assert_array_equal(found.sample(generator), mean[0])
+    np.testing.assert_array_equal(generator.normal((4,)), Generator(5).normal((4,)))

@@ -15,6 +15,7 @@ from latentrt.backends.models import Components, Models
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.placement import place_components
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.manifest import InputSpec
 from latentrt.decode import autoencoder
 from latentrt.errors import RequestError
 from latentrt.families.stable_diffusion import StableDiffusion
@@ -413,3 +414,39 @@ def test_input_images_are_recorded_by_keyword(pipeline: Pipeline) -> None:
     again = family.input_records(resolve(pipeline, image=image()))
     assert again["image"].digest == records["image"].digest
     assert family.input_records(resolve(pipeline, image=image(1)))["image"].digest != records["image"].digest
+
+
+# Distilled guidance (what it generates: tests/parity).
+
+
+def distil(bundle: Bundle) -> Bundle:
+    """Give the bundle's denoiser the guidance as an input."""
+    record = bundle.manifest.components["unet"]
+    weight = InputSpec("guidance_weight", "float32", ("evaluations",), "guidance-weight")
+    record = msgspec.structs.replace(record, inputs=(*record.inputs, weight))
+    bundle.manifest = msgspec.structs.replace(
+        bundle.manifest, components={**bundle.manifest.components, "unet": record}
+    )
+    return bundle
+
+
+def test_distilled_guidance_is_one_evaluation_with_the_weight(bundle: Bundle) -> None:
+    pipeline = open_pipeline(distil(bundle))
+    request = resolve(pipeline, guidance_scale=8.1, negative_prompt=LONG)
+    assert not request.guided
+    (sample,) = pipeline.family.stages[0].begin(request)
+    assert {*sample._evaluations} == {"positive"}
+    assert len(text(sample)) == 77, "the negative prompt is ignored, as in diffusers"
+    weight = sample._evaluations["positive"].conditioning.inputs["guidance_weight"]
+    # Subtracted in double precision: in float32 it would be another number.
+    np.testing.assert_array_equal(weight, np.float32(8.1 - 1), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("guidance_rescale", 0.5), ("guidance_start", 0.2), ("guidance_end", 0.5)]
+)
+def test_options_of_two_evaluations_are_refused_with_distilled_guidance(
+    bundle: Bundle, option: str, value: float
+) -> None:
+    with pytest.raises(RequestError, match=f"`{option}`"):
+        resolve(open_pipeline(distil(bundle)), **{option: value})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from latentrt.backends import onnxruntime as ort
 from latentrt.backends.session import Session
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
+from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import BackendError, FeedError
 from latentrt.sampling.denoiser import Conditioning, Denoiser, Evaluation, SplitDenoiser, WholeDenoiser
 from latentrt.sampling.guidance import ClassifierFree, Guidance, Unguided
 from latentrt.sampling.loop import Sample, step
 from latentrt.sampling.samplers import schedule
 from latentrt.sampling.schedule import Recurrence
+from tests.runtime.fake_sessions import FunctionSession
 from tests.runtime.sampling import fakes
 
 Floats = NDArray[np.float32]
@@ -383,3 +385,35 @@ def test_parts_compute_the_same_as_the_whole() -> None:
         reused = split.evaluate(evaluations, x, times, reuse=True)
         np.testing.assert_allclose(reused, one, rtol=0, atol=2e-5 * np.abs(one).max())
     assert {*opened} == {"time_embedding", "cross_attention_kv", "body", "shallow_body"}
+
+
+def test_a_time_embedding_may_depend_on_a_number_of_each_evaluation() -> None:
+    """The weight of a distilled guidance, for instance."""
+    text, weight = fakes.INPUTS[2], TensorSpec("w", "float32", ("evaluations",))
+    inputs = (*fakes.INPUTS, weight)
+    row = TensorSpec("rows", "float32", ("timesteps",))
+    fed: list[dict[str, Any]] = []
+
+    def embed(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        fed.append({name: array.tolist() for name, array in feeds.items()})
+        return {"rows": feeds["t"] + 10_000 * feeds["w"]}
+
+    sessions = {
+        "time_embedding": FunctionSession((fakes.INPUTS[1], weight), (row,), embed),
+        "cross_attention_kv": FunctionSession((text,), (text,), lambda feeds: {"keys": feeds["text"]}),
+        "body": FunctionSession(
+            (TensorSpec("rows", "float32", ("evaluations",)),), (row,), lambda feeds: {"y": feeds["rows"]}
+        ),
+    }
+    denoiser = SplitDenoiser(inputs, sessions.__getitem__, latents="x", timestep="t", output="y", time_inputs=["w"])
+    evaluations = []
+    for seed, scale in enumerate((1.5, 2.5)):
+        given = fakes.conditioning(seed).inputs
+        evaluations.append(
+            Evaluation(Conditioning({**given, "w": np.array(scale, np.float32)}), SHAPE, TIMESTEPS[seed : seed + 2])
+        )
+    for times, found in (([981, 741], [15_981, 25_741]), ([741, 501], [15_741, 25_501])):
+        y = denoiser.evaluate(evaluations, latents(2), [np.float32(each) for each in times])
+        assert y.tolist() == found
+    (once,) = fed
+    assert sorted(zip(once["t"], once["w"], strict=True)) == [(501, 2.5), (741, 1.5), (741, 2.5), (981, 1.5)]

@@ -1,4 +1,4 @@
-"""A tiny autoencoder's decoder, compared with diffusers' conversion of latents to images."""
+"""Autoencoders of other classes than `AutoencoderKL`, compared with diffusers' own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AsymmetricAutoencoderKL, AutoencoderTiny
 from diffusers.image_processor import VaeImageProcessor
 
 from latentrt import Bundle, Pipeline
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.session import run
 from latentrt.errors import CheckpointError, RequestError
-from latentrt_export.checkpoints.checkpoint import preview_factor
-from tests.export.skeleton import open_skeleton
+from latentrt_export.families import plan_export
+from latentrt_export.modules.vae import AsymmetricVaeDecoder, AsymmetricVaeEncoder, TinyEncoder
+from tests.export.skeleton import open_skeleton, write_skeleton
 from tests.exported import Exported
 from tests.tiny_preview import make_preview_decoder
 
@@ -37,7 +38,7 @@ def changed(tiny: Path, folder: Path, **values: Any) -> Path:
     return folder
 
 
-def test_its_images_equal_those_of_diffusers(sd2: Exported) -> None:
+def test_a_previews_images_equal_those_of_diffusers(sd2: Exported) -> None:
     folder = sd2.checkpoint.with_name("sd2-preview")
     latents = np.random.default_rng(3).standard_normal((2, 4, 9, 7), dtype=np.float32)
     model = AutoencoderTiny.from_pretrained(folder).eval()
@@ -70,24 +71,57 @@ def test_a_bundle_without_one_refuses_the_option(sd1: Exported) -> None:
         Pipeline.load(sd1.bundle, device="cpu")(PROMPT, decoder="preview")
 
 
-def test_its_kind_factor_and_channels_are_checked(sd1: Exported, tiny: Path, tmp_path: Path) -> None:
+def test_a_preview_decoders_class_is_checked(sd1: Exported, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a tiny autoencoder; expected its folder"):
         open_skeleton(sd1.checkpoint, preview_decoder=tmp_path)
     with pytest.raises(CheckpointError, match="AutoencoderKL, expected AutoencoderTiny"):
         open_skeleton(sd1.checkpoint, preview_decoder=sd1.checkpoint / "vae")
-    other = changed(tiny, tmp_path / "other", decoder_block_out_channels=[8, 8, 8])
-    with pytest.raises(CheckpointError, match=r"of 4 channels to 4 times .* expected 4 channels and 8 times"):
-        open_skeleton(sd1.checkpoint, preview_decoder=other)
-    wide = changed(tiny, tmp_path / "wide", latent_channels=16)
-    with pytest.raises(CheckpointError, match="latents of 16 channels"):
-        open_skeleton(sd1.checkpoint, preview_decoder=wide)
     found = open_skeleton(sd1.checkpoint, preview_decoder=tiny)
     assert found.weights["preview_decoder"].root == tiny
     assert "preview_decoder/diffusion_pytorch_model.safetensors" in found.sources
 
 
-def test_its_factor_follows_from_its_configuration() -> None:
-    """diffusers: each block of the decoder but the last doubles the size, unless it says otherwise."""
-    assert preview_factor({}) == 8
-    assert preview_factor({"decoder_block_out_channels": [8, 8, 8]}) == 4
-    assert preview_factor({"decoder_block_out_channels": [8, 8, 8], "upsampling_scaling_factor": 3}) == 9
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        (
+            {"decoder_block_out_channels": [8, 8, 8], "encoder_block_out_channels": [8, 8, 8]},
+            "preview_decoder has pixels per latent 4, expected 8",
+        ),
+        ({"latent_channels": 16}, "preview_decoder has latent_channels 16, expected 4"),
+    ],
+)
+def test_a_preview_decoder_decodes_the_same_latents(
+    tmp_path: Path, tiny: Path, changes: dict[str, Any], fragment: str
+) -> None:
+    checkpoint = write_skeleton(tmp_path / "checkpoint")
+    other = changed(tiny, tmp_path / "other", **changes)
+    with pytest.raises(CheckpointError, match=fragment):
+        plan_export(open_skeleton(checkpoint, preview_decoder=other))
+
+
+def test_a_tiny_encoder_returns_latents_and_no_distribution(tiny: Path) -> None:
+    module = TinyEncoder.load(tiny, None)
+    assert [spec.name for spec in module.outputs] == ["mean"]
+    pixels = np.random.default_rng(1).uniform(-1, 1, (1, 3, 16, 24)).astype(np.float32)
+    with torch.inference_mode():
+        expected = AutoencoderTiny.from_pretrained(tiny).eval().encode(torch.from_numpy(pixels)).latents.numpy()
+    np.testing.assert_array_equal(module.torch_outputs({"pixels": pixels})["mean"], expected)
+
+
+def test_an_asymmetric_autoencoder_without_its_mask(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    options = {"norm_num_groups": 4, "scaling_factor": 0.3}
+    model = AsymmetricAutoencoderKL(down_block_out_channels=(8,), up_block_out_channels=(16,), **options).eval()
+    model.save_pretrained(tmp_path)
+    decoder, encoder = AsymmetricVaeDecoder.load(tmp_path, None), AsymmetricVaeEncoder.load(tmp_path, None)
+    assert not any("condition_encoder" in name for name in decoder.weights())
+    latents = np.random.default_rng(1).standard_normal((1, 4, 6, 8)).astype(np.float32)
+    pixels = np.random.default_rng(1).uniform(-1, 1, (1, 3, 6, 8)).astype(np.float32)
+    with torch.inference_mode():
+        decoded = model.decode(torch.from_numpy(latents) / 0.3).sample
+        encoded = model.encode(torch.from_numpy(pixels)).latent_dist
+    images = VaeImageProcessor(vae_scale_factor=1).postprocess(decoded, output_type="np")
+    expected = (images * 255).round().astype(np.uint8)
+    np.testing.assert_array_equal(decoder.torch_outputs({"latents": latents})["pixels"], expected)
+    np.testing.assert_array_equal(encoder.torch_outputs({"pixels": pixels})["mean"], encoded.mean.numpy())
