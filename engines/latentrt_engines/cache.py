@@ -50,6 +50,7 @@ __all__ = [
 
 _DRAFTS = "drafts"
 _SHORTEST_PREFIX = 4
+_ARRAY_DIGESTS = msgspec.json.Decoder(dict[str, str])
 
 
 class EngineCache(EngineStore):
@@ -223,7 +224,7 @@ def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
 def read_array_digests(engine: StoredEngine) -> dict[str, str] | None:
     """Read the digests of the weight arrays that an engine was published with; None if they cannot be read."""
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode((engine.folder / WEIGHTS_NAME).read_bytes(), type=dict[str, str])
+        return _ARRAY_DIGESTS.decode((engine.folder / WEIGHTS_NAME).read_bytes())
     return None
 
 

@@ -24,7 +24,6 @@ from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.session import EngineSession, NamedWeights
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Component, FileRecord, Precision
-from latentrt.bundle.weights import map_weights
 from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import ENGINE_FORMAT, BuildStats, EngineIdentity, EngineRecord, SelfCheck
 from latentrt.errors import BuildError, LatentRTError
@@ -92,6 +91,8 @@ class OutOfMemory(msgspec.Struct, frozen=True, tag="out_of_memory"):
 
 
 Message = Phase | Built | OutOfMemory | Failed
+MESSAGES: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+_JOBS = msgspec.json.Decoder(BuildJob)
 
 
 class _NoMemoryError(Exception):
@@ -101,7 +102,7 @@ class _NoMemoryError(Exception):
 def main() -> None:
     """Read a job from standard input, build, and report the result."""
     line, report = take_job()
-    job = msgspec.json.decode(line, type=BuildJob)
+    job = _JOBS.decode(line)
     builder = _Builder(job, lambda fraction, text: report(Phase(text, fraction)))
     try:
         report(builder.build())
@@ -125,25 +126,22 @@ class _Builder:
         library = load_library(self.identity.library)
         if isinstance(find_gpu(), Gpu):
             require("compare the engine with its graph")  # fails before the build, not after it
-        component, graph, weights = self._read()
-        plan = self._build_plan(library, component, graph, weights)
-        seconds = round(time.monotonic() - began, 3)
-        record = _write(Path(self.job.draft), plan)
-        return Built(
-            plan=record,
-            check=self._check(library, component, plan, record, weights),
-            array_digests=digest_arrays(weights),
-            seconds=seconds,
-            peak_bytes=peak_bytes(),
-            workspace_bytes=self.workspace_bytes,
-        )
-
-    def _read(self) -> tuple[Component, bytes, NamedArrays]:
-        """Read the graph and its weights, and compare both with the hashes in the manifest."""
-        bundle = Bundle.open(self.job.bundle, self.job.digest)
-        graph, weights = bundle.component_files(self.identity.component, self.identity.precision)
-        component = bundle.manifest.components[self.identity.component]
-        return component, bundle.read(graph), map_weights(bundle.path(weights))
+        bundle, name = Bundle.open(self.job.bundle, self.job.digest), self.identity.component
+        component, graph = bundle.manifest.components[name], bundle.component_files(name, self.identity.precision)[0]
+        # Both are compared with their hashes, and the weights must stay as they are until the engine is complete.
+        with bundle.weights(name) as opened:
+            weights = opened.arrays()
+            plan = self._build_plan(library, component, bundle.read(graph), weights)
+            seconds = round(time.monotonic() - began, 3)
+            record = _write(Path(self.job.draft), plan)
+            return Built(
+                plan=record,
+                check=self._check(library, component, plan, record, weights),
+                array_digests=digest_arrays(weights),
+                seconds=seconds,
+                peak_bytes=peak_bytes(),
+                workspace_bytes=self.workspace_bytes,
+            )
 
     def _build_plan(self, library: Library, component: Component, graph: bytes, weights: NamedArrays) -> memoryview:
         trt, name, options = library.module, self.identity.component, self.identity.options

@@ -77,6 +77,8 @@ class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True):
 
 
 Message = Phase | Done | Failed
+_MESSAGES: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+_JOBS = msgspec.json.Decoder(Job)
 
 
 def run_worker(job: Job, notify: Callable[[str], None]) -> Done:
@@ -93,7 +95,7 @@ def run_worker(job: Job, notify: Callable[[str], None]) -> Done:
     """
     with WorkerProcess("latentrt_export.worker", job) as worker:
         for line in worker.messages():
-            match msgspec.json.decode(line, type=Message):
+            match _MESSAGES.decode(line):
                 case Phase(text):
                     notify(text)
                 case Done() as done:
@@ -122,7 +124,7 @@ def main() -> None:
     Errors other than `LatentRTError` leave a traceback on standard error and the exit code 1.
     """
     line, report = take_job()
-    job = msgspec.json.decode(line, type=Job)
+    job = _JOBS.decode(line)
     started = time.monotonic()
     try:
         component = run_job(job, lambda text: report(Phase(text)))

@@ -199,8 +199,12 @@ def _open(
     with bundle.weights(component) as weights:
         graph, held = _point_at_weights(options, graph, weights)
         with calling("ONNX Runtime", f"{component}: ONNX Runtime {runtime.__version__} rejects the graph"):
-            session = runtime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
+            session = _load(runtime, graph, options, providers)
     return session, held
+
+
+def _load(runtime: Any, graph: bytes, options: Any, providers: list[Any]) -> Any:
+    return runtime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
 
 
 def _point_at_weights(options: Any, graph: bytes, weights: WeightSet) -> tuple[bytes, list[Any]]:

@@ -48,6 +48,8 @@ ComputePrecision = Literal["float32", "bfloat16", "int8"]
 
 _CPU_TITLES: dict[Backend, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _SPLIT_PARTS = ("body", "cross_attention_kv", "time_embedding")  # in the order a step needs them
+# More than any machine has cores; a million threads end the process, or the machine.
+_MOST_THREADS = 1024
 _log = logging.getLogger("latentrt")
 
 
@@ -154,11 +156,16 @@ def check_device(device: str) -> None:
 
 
 def _check_preferences(preferences: Preferences) -> None:
-    """Reject an unknown precision or performance hint.
+    """Reject an impossible number of threads, and an unknown precision or performance hint.
 
     Raises:
         RequestError: listing the known ones.
     """
+    threads: object = preferences.threads
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
+        raise RequestError(
+            f"`threads`: got {threads!r:.40}, expected 1 to {_MOST_THREADS}; leave it out for one per core"
+        )
     if preferences.precision not in (None, *get_args(ComputePrecision)):
         names = ", ".join(get_args(ComputePrecision))
         raise RequestError(f"`precision`: got {preferences.precision!r}, expected one of {names}")

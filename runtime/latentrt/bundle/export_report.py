@@ -31,6 +31,9 @@ class ExportReport(Record, frozen=True, kw_only=True):
     components: dict[ComponentName, ComponentCost]
 
 
+_DECODER = msgspec.json.Decoder(ExportReport)
+
+
 def write_report(folder: Path, report: ExportReport) -> None:
     """Write the report of the bundle in `folder`."""
     data = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2) + b"\n"
@@ -41,6 +44,6 @@ def read_report(folder: Path) -> ExportReport | None:
     """Return the report of the bundle in `folder`; None if it is missing or cannot be read."""
     try:
         with (folder / REPORT_NAME).open("rb") as file:
-            return msgspec.json.decode(file.read(_MAX_BYTES), type=ExportReport)
+            return _DECODER.decode(file.read(_MAX_BYTES))
     except (OSError, msgspec.MsgspecError):
         return None

@@ -64,6 +64,9 @@ class _Versioned(msgspec.Struct):
     format_version: int
 
 
+_VERSION_DECODER, _DECODER = msgspec.json.Decoder(_Versioned), msgspec.json.Decoder(EngineRecord)
+
+
 @dataclass(frozen=True)
 class StoredEngine:
     """An engine in the store: its folder and its record. Its plan has not been read yet."""
@@ -212,8 +215,8 @@ def decode_record(data: bytes, name: str) -> EngineRecord:
     """
     try:
         # Decoded first, as everything else may differ in a newer format.
-        version = msgspec.json.decode(data, type=_Versioned).format_version
-        record = msgspec.json.decode(data, type=EngineRecord) if version == ENGINE_FORMAT else None
+        version = _VERSION_DECODER.decode(data).format_version
+        record = _DECODER.decode(data) if version == ENGINE_FORMAT else None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineDamagedError(f"{name} is not the record of an engine: {printable(str(error))}") from None
     if record is None:
