@@ -174,3 +174,56 @@ def test_a_family_is_found_by_the_names_that_only_it_may_know() -> None:
     """Without this check the test above would pass with any words."""
     known = (ROOT / "runtime" / "latentrt" / "families" / "stable_diffusion.py").read_text()
     assert all(f'"{word}"' in known for word in MODEL_WORDS)
+
+
+# Its types are built from the classes of Python alone, for which msgspec stores nothing in the class.
+_CONVERTS_ANY = {"sampling/samplers/options.py"}
+# Structs that these convert to; a decoder for each is made when the module is imported.
+_CONVERTS_PREPARED = {"bundle/manifest.py": "Manifest", "images/metadata.py": "ImageRecord"}
+
+
+def calls_of_msgspec(path: Path, name: str) -> list[ast.Call]:
+    return [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"msgspec.{name}"
+    ]
+
+
+@pytest.mark.parametrize("package", ["latentrt", "latentrt_export", "latentrt_engines"])
+def test_decoders_are_made_at_import(package: str) -> None:
+    """msgspec describes a class at its first use, which ended the process where several threads did so at once."""
+    folder, strays = PACKAGES[package] / package, set()
+    for path in folder.rglob("*.py"):
+        name = path.relative_to(folder).as_posix()
+        if "msgspec" not in path.read_text():
+            continue
+        strays |= {(name, ast.unparse(call)) for call in calls_of_msgspec(path, "json.decode")}
+        converted = {ast.unparse(call.args[1]) for call in calls_of_msgspec(path, "convert")}
+        prepared = _CONVERTS_PREPARED.get(name)
+        if prepared:
+            assert f"\nmsgspec.json.Decoder({prepared})\n" in path.read_text()
+        strays |= {(name, each) for each in converted - {prepared} if name not in _CONVERTS_ANY}
+    assert strays == set()
+
+
+def test_threads_may_decode_for_the_first_time_at_once() -> None:
+    code = """
+import threading
+from latentrt.bundle.manifest import decode_manifest
+from latentrt.bundle.sample import bundle_path
+from latentrt.text.byte_pairs import BytePairEncoder
+
+data = [(bundle_path() / name).read_bytes() for name in ("bundle.json", "tokenizer/tokenizer.json")]
+start, done = threading.Barrier(8), []
+
+def decode():
+    start.wait()
+    done.append((decode_manifest(data[0]), BytePairEncoder.from_json(data[1])))
+
+threads = [threading.Thread(target=decode) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(done) == 8
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -380,3 +380,9 @@ def test_other_files_make_another_key(bundle: Bundle, device: Device) -> None:
     bundle.manifest = msgspec.structs.replace(bundle.manifest, files=files)
     after = place_components(bundle, device)
     assert {name for name in COMPONENTS if before[name].key != after[name].key} == {UNET}
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 10**6, 10**30, True, 2.0, "2"])
+def test_an_impossible_number_of_threads_is_refused(bundle: Bundle, threads: object) -> None:
+    with pytest.raises(RequestError, match="`threads`"):
+        place_components(bundle, preferences=Preferences(threads=threads))  # type: ignore[arg-type]
