@@ -1,7 +1,7 @@
-"""A run opens no socket and writes nothing but its image and our cache, whatever its libraries would like to report.
+"""A run uses no network and writes nothing but its image and our cache, whatever its libraries would like to report.
 
-The process runs under a seccomp filter that ends it at its first call of `socket`, also by native code and in its
-children; so a look-up of a name is seen as well.
+The process runs under a seccomp filter that ends it when it connects a socket or sends a datagram, also by native code
+and in its children. Looking up a name does so as well.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ import pytest
 from latentrt import telemetry
 from latentrt.backends import onnxruntime as ort
 
-# A BPF program: load the number of the system call; end the process at `socket`; allow everything else.
+# A BPF program: load the number of the system call; end the process at `connect` and `sendto`; allow all others.
 FILTER = """
 import ctypes, platform, struct
-number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
-program = b"".join(
-    struct.pack("HBBI", *each)
-    for each in ((0x20, 0, 0, 0), (0x15, 0, 1, number), (6, 0, 0, 0x80000000), (6, 0, 0, 0x7FFF0000))
-)
-buffer = ctypes.create_string_buffer(program)
-loaded = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
+connect, sendto = {"x86_64": (42, 44), "aarch64": (203, 206)}[platform.machine()]
+jumps = (0x15, 2, 0, connect), (0x15, 1, 0, sendto)
+program = (0x20, 0, 0, 0), *jumps, (6, 0, 0, 0x7FFF0000), (6, 0, 0, 0x80000000)
+buffer = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
+loaded = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
 library = ctypes.CDLL(None, use_errno=True)
 assert library.prctl(38, 1, 0, 0, 0) == 0
 assert library.prctl(22, 2, ctypes.create_string_buffer(loaded), 0, 0) == 0
@@ -45,7 +43,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
 
 
 def run_watched(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run code in a process that has no socket, with a home, a cache and a temporary folder of its own."""
+    """Run code in a process without a network, with a home, a cache and a temporary folder of its own."""
     for name in ("home", "cache", "temporary", "work"):
         (folder / name).mkdir(mode=0o700)
     kept = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "VIRTUAL_ENV")
@@ -79,10 +77,9 @@ def test_a_look_up_by_native_code_would_be_seen(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.extras
 def test_an_export_reports_nothing(tmp_path: Path) -> None:
-    from tests.tiny import save_checkpoint
+    from tests.tiny import make_checkpoint
 
-    checkpoint = tmp_path / "checkpoint"
-    save_checkpoint(checkpoint)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
     done = run_watched(EXPORT.format(checkpoint=str(checkpoint)), tmp_path)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "home") == []
