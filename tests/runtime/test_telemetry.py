@@ -1,7 +1,7 @@
 """A run uses no network and writes nothing but its image and our cache, whatever its libraries would like to report.
 
-The process runs under a seccomp filter that ends it when it connects a socket or sends a datagram, also by native code
-and in its children. Looking up a name does so as well.
+The process runs under a seccomp filter that ends it when it makes a socket of the internet, also by native code and in
+its children; looking up a name makes one. Allowed is a stream of IPv6, by which urllib3 tries whether there is any.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import pytest
 from latentrt import telemetry
 from latentrt.backends import onnxruntime as ort
 
-# A BPF program: load the number of the system call; end the process at `connect` and `sendto`; allow all others.
+# A BPF program: it loads the number of the system call, and of `socket` the family and the type.
 FILTER = """
 import ctypes, platform, struct
-connect, sendto = {"x86_64": (42, 44), "aarch64": (203, 206)}[platform.machine()]
-jumps = (0x15, 2, 0, connect), (0x15, 1, 0, sendto)
-program = (0x20, 0, 0, 0), *jumps, (6, 0, 0, 0x7FFF0000), (6, 0, 0, 0x80000000)
+number = {"x86_64": 41, "aarch64": 198}[platform.machine()]
+is_socket, allow, end = (0x15, 0, 6, number), (6, 0, 0, 0x7FFF0000), (6, 0, 0, 0x80000000)
+is_ipv4, is_ipv6, is_datagram = (0x15, 5, 0, 2), (0x15, 0, 3, 10), (0x15, 1, 0, 2)
+load = [(0x20, 0, 0, offset) for offset in (0, 16, 24)]
+program = load[0], is_socket, load[1], is_ipv4, is_ipv6, load[2], (0x54, 0, 0, 15), is_datagram, allow, end
 buffer = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
 loaded = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
 library = ctypes.CDLL(None, use_errno=True)
