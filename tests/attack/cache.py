@@ -318,11 +318,11 @@ def _run_folder(kind: str, folder: Path) -> str:
     return "right"
 
 
-def _change(edit: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda place: place.write_bytes(edit(place.read_bytes())) and None  # type: ignore[return-value]
+def _change(edit: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda place: place.write_bytes(edit(place.read_bytes()))
 
 
-def _replace_by(make: Callable[[Path, Path], object]) -> Callable[[Path], None]:
+def _replace_by(make: Callable[[Path, Path], object]) -> Callable[[Path], object]:
     """Replace an entry by something of another kind; the entry is beside it."""
 
     def act(place: Path) -> None:
@@ -340,7 +340,7 @@ def _link_away(place: Path) -> None:
     place.symlink_to(place.parent.parent / "precious")
 
 
-FILES: dict[str, Callable[[Path], None]] = {
+FILES: dict[str, Callable[[Path], object]] = {
     "empty": _change(lambda data: b""),
     "one-byte": _change(lambda data: data[:1]),
     "header-only": _change(lambda data: data[:32]),
@@ -363,7 +363,7 @@ FILES: dict[str, Callable[[Path], None]] = {
 }
 
 _TRUE = hash_bytes(tiny_graph.stored(2)).encode()
-DIGESTS: dict[str, Callable[[Path], None]] = {
+DIGESTS: dict[str, Callable[[Path], object]] = {
     "as-it-was": lambda place: None,
     "empty": _change(lambda data: b""),
     "truncated": _change(lambda data: data[:-1]),
@@ -404,12 +404,12 @@ def _inner_open(cache: Path) -> None:
     (cache / "compiled").chmod(0o770)
 
 
-FOLDERS: dict[str, Callable[[Path], None]] = {
+FOLDERS: dict[str, Callable[[Path], object]] = {
     "open-to-all": _open_to_all,
     "open-to-the-group": _inner_open,
     "link": _folder_link,
     "link-inside": _inner_link,
-    "file": lambda cache: cache.write_bytes(b"") and None,  # type: ignore[return-value]
+    "file": lambda cache: cache.write_bytes(b""),
     "fifo": lambda cache: os.mkfifo(cache),
 }
 if os.geteuid() == 0:

@@ -104,8 +104,8 @@ def test_a_later_version_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_lowest_version_generates_an_image(tmp_path: Path) -> None:
     venv.create(tmp_path, with_pip=True)
     python, root = tmp_path / "bin" / "python", Path(__file__).parents[3]
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"onnxruntime=={LOWEST_VERSION}"]
-    subprocess.run([*pip, "numpy", "pillow", "click", "msgspec", "rich"], check=True)
+    wanted = (f"onnxruntime=={LOWEST_VERSION}", "numpy", "pillow", "click", "msgspec", "rich")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
     code = (
         "import onnxruntime, latentrt\n"
         f"assert onnxruntime.__version__ == {LOWEST_VERSION!r}\n"
