@@ -22,10 +22,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 from numpy.typing import NDArray
 
 from benchmarks.full_size import machine
+from latentrt.backends.onnxruntime import require
+from latentrt.telemetry import hiding_openvino_telemetry
+
+with hiding_openvino_telemetry():
+    import openvino
 
 ORDER = [
     "time_embedding",
@@ -131,8 +135,7 @@ def weight_bytes(file: Path) -> int:
 
 
 def on_onnxruntime(file: Path, arguments: argparse.Namespace) -> Run:
-    import onnxruntime
-
+    onnxruntime = require()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = arguments.threads, 3
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from latentrt.telemetry import opt_out
+
 if TYPE_CHECKING:
     from latentrt_engines.cache import EngineCache
     from tests.exported import Exported
+
+# No test reports to the maker of a library.
+opt_out()
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # Fixtures import the exporter and the engine builder when they are used: the runtime's tests run without either.
 

@@ -113,7 +113,7 @@ def test_no_file_has_a_generic_name() -> None:
 
 # The runtime's layers, the lowest first: a module imports from its own layer and from those below it.
 LAYERS = (
-    ("errors", "bundle", "worker_process"),
+    ("errors", "telemetry", "bundle", "worker_process"),
     ("engines",),
     ("backends",),
     ("sampling", "text", "decode", "images"),
@@ -208,3 +208,61 @@ def test_the_command_line_prints_through_one_place() -> None:
     }
     assert found == {("runtime/latentrt/worker_process.py", "sys.stderr")} & found
     assert {"click.echo", "rich.text.Text"} <= {used for name in OUTPUT for used in names_used(ROOT / name)}
+
+
+# Its types are built from the classes of Python alone, for which msgspec stores nothing in the class.
+_CONVERTS_ANY = {"sampling/samplers/options.py"}
+# Structs that these convert to; a decoder for each is made when the module is imported.
+_CONVERTS_PREPARED: dict[str, set[str]] = {
+    "bundle/manifest.py": {"Manifest"},
+    "bundle/export_report.py": {"ExportReport"},
+    "bundle/safetensors_header.py": {"_Entry"},
+    "engines/store.py": {"_Versioned", "EngineRecord"},
+    "images/metadata.py": {"ImageRecord"},
+}
+
+
+def calls_of_msgspec(path: Path, name: str) -> list[ast.Call]:
+    return [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"msgspec.{name}"
+    ]
+
+
+@pytest.mark.parametrize("package", ["latentrt", "latentrt_export", "latentrt_engines"])
+def test_decoders_are_made_at_import(package: str) -> None:
+    """msgspec describes a class at its first use, which ended the process where several threads did so at once."""
+    folder, strays = PACKAGES[package] / package, set()
+    for path in folder.rglob("*.py"):
+        name = path.relative_to(folder).as_posix()
+        if "msgspec" not in path.read_text():
+            continue
+        strays |= {(name, ast.unparse(call)) for call in calls_of_msgspec(path, "json.decode")}
+        converted = {ast.unparse(call.args[1]) for call in calls_of_msgspec(path, "convert")}
+        prepared = _CONVERTS_PREPARED.get(name, set())
+        assert all(f"\nmsgspec.json.Decoder({each})\n" in path.read_text() for each in prepared)
+        strays |= {(name, each) for each in converted - prepared if name not in _CONVERTS_ANY}
+    assert strays == set()
+
+
+def test_threads_may_decode_for_the_first_time_at_once() -> None:
+    code = """
+import threading
+from latentrt.bundle.manifest import decode_manifest
+from latentrt.bundle.sample import bundle_path
+from latentrt.text.byte_pairs import BytePairEncoder
+
+data = [(bundle_path() / name).read_bytes() for name in ("bundle.json", "tokenizer/tokenizer.json")]
+start, done = threading.Barrier(8), []
+
+def decode():
+    start.wait()
+    done.append((decode_manifest(data[0]), BytePairEncoder.from_json(data[1])))
+
+threads = [threading.Thread(target=decode) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(done) == 8
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
 from latentrt import __version__
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.record import ENGINE_FORMAT, BuildStats, EngineRecord
@@ -19,7 +17,7 @@ from latentrt.errors import BuildError, EngineError
 from latentrt.worker_process import Failed, WorkerProcess
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.targets import EngineTarget
-from latentrt_engines.worker import BuildJob, Built, Message, OutOfMemory, Phase
+from latentrt_engines.worker import MESSAGES, BuildJob, Built, OutOfMemory, Phase
 
 __all__ = ["Progress", "build_engines"]
 
@@ -175,7 +173,7 @@ class _Build:
         )
         with WorkerProcess("latentrt_engines.worker", job) as worker:
             for line in worker.messages():
-                message = msgspec.json.decode(line, type=Message)
+                message = MESSAGES.decode(line)
                 match message:
                     case Phase(text, fraction):
                         self.progress.update(self.name, text, fraction)

@@ -14,7 +14,6 @@ from latentrt.backends.tensorrt.refit import refit
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import hash_bytes
 from latentrt.bundle.manifest import FileRecord
-from latentrt.bundle.weights import map_weights
 from latentrt.engines.record import BuildStats, EngineIdentity, EngineRecord, SelfCheck, engine_key
 from latentrt.engines.store import StoredEngine
 from latentrt.errors import EngineError, RequestError
@@ -64,14 +63,14 @@ def refit_engine(engine: StoredEngine, bundle: Bundle, cache: EngineCache, devic
         if (existing := cache.find_intact(engine_key(identity))) is not None:
             return existing
         began = time.monotonic()
-        _, name = bundle.component_files(identity.component, identity.precision)
-        weights = map_weights(bundle.path(name))
-        with device.lock:
+        with bundle.weights(identity.component) as opened, device.lock:
+            weights = opened.arrays()
             plan = _refit_plan(engine, cache, device, weights)
+            digests = digest_arrays(weights)
         with translating_os_errors(cache.folder):
             draft.write_bytes(plan)
         record = _make_record(engine.record, identity, plan, time.monotonic() - began)
-        return cache.publish(record, draft, digest_arrays(weights))
+        return cache.publish(record, draft, digests)
 
 
 def _refit_plan(engine: StoredEngine, cache: EngineCache, device: EngineDevice, weights: dict[str, Any]) -> bytes:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.weights import map_weights
 from latentrt.engines.record import EngineIdentity, EngineRecord, describe_differences, serves
 from latentrt.engines.sealed import read_sealed_engines
 from latentrt.engines.store import EngineStore, StoredEngine
@@ -77,8 +76,8 @@ def _describe_changed_arrays(engine: StoredEngine | None, wanted: EngineIdentity
     found = engine.record.identity
     if found.weights == wanted.weights or None in (found.weights, wanted.weights):
         return ""
-    _, weights = bundle.component_files(wanted.component, wanted.precision)
-    after = digest_arrays(map_weights(bundle.path(weights)))
+    with bundle.weights(wanted.component) as weights:
+        after = digest_arrays(weights.arrays())
     if before.keys() != after.keys():
         return f"other arrays ({len(before)} in the engine, {len(after)} in the bundle)"
     changed = sum(before[name] != after[name] for name in after)

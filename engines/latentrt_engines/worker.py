@@ -26,7 +26,6 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.graph_check import external_names
 from latentrt.bundle.manifest import Component, FileRecord, Precision
 from latentrt.bundle.printable import printable
-from latentrt.bundle.weights import map_weights
 from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import ENGINE_FORMAT, BuildStats, EngineIdentity, EngineRecord, SelfCheck
 from latentrt.errors import BuildError, LatentRTError
@@ -94,6 +93,8 @@ class OutOfMemory(msgspec.Struct, frozen=True, tag="out_of_memory"):
 
 
 Message = Phase | Built | OutOfMemory | Failed
+MESSAGES: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+_JOBS = msgspec.json.Decoder(BuildJob)
 
 
 class _NoMemoryError(Exception):
@@ -103,7 +104,7 @@ class _NoMemoryError(Exception):
 def main() -> None:
     """Read a job from standard input, build, and report the result."""
     line, report = take_job()
-    job = msgspec.json.decode(line, type=BuildJob)
+    job = _JOBS.decode(line)
     builder = _Builder(job, lambda fraction, text: report(Phase(text, fraction)))
     try:
         report(builder.build())
@@ -127,21 +128,25 @@ class _Builder:
         library = load_library(self.identity.library)
         if isinstance(find_gpu(), Gpu):
             require("compare the engine with its graph")  # fails before the build, not after it
-        component, graph, weights = self._read()
-        plan = self._build_plan(library, component, graph, weights)
-        seconds = round(time.monotonic() - began, 3)
-        record = _write(Path(self.job.draft), plan)
-        return Built(
-            plan=record,
-            check=self._check(library, component, plan, record, weights),
-            array_digests=digest_arrays(weights),
-            seconds=seconds,
-            peak_bytes=peak_bytes(),
-            workspace_bytes=self.workspace_bytes,
-        )
+        bundle, name = Bundle.open(self.job.bundle, self.job.digest), self.identity.component
+        component = bundle.manifest.components[name]
+        # Both are compared with their hashes, and the weights must stay as they are until the engine is complete.
+        with bundle.weights(name) as opened:
+            weights = opened.arrays()
+            plan = self._build_plan(library, component, self._read_graph(bundle, weights), weights)
+            seconds = round(time.monotonic() - began, 3)
+            record = _write(Path(self.job.draft), plan)
+            return Built(
+                plan=record,
+                check=self._check(library, component, plan, record, weights),
+                array_digests=digest_arrays(weights),
+                seconds=seconds,
+                peak_bytes=peak_bytes(),
+                workspace_bytes=self.workspace_bytes,
+            )
 
-    def _read(self) -> tuple[Component, bytes, NamedArrays]:
-        """Read the graph and its weights, compare both with the hashes in the manifest, and check the graph.
+    def _read_graph(self, bundle: Bundle, weights: NamedArrays) -> bytes:
+        """Read the graph, compare it with its hash in the manifest, and check it.
 
         The libraries' parsers open the file that a weight without an array names, in the current folder. So there must
         be an array for each.
@@ -149,15 +154,15 @@ class _Builder:
         Raises:
             BuildError: the weights file lacks a weight of the graph.
         """
-        bundle, name = Bundle.open(self.job.bundle, self.job.digest), self.identity.component
+        name = self.identity.component
         graph_name, weights_name = bundle.component_files(name, self.identity.precision)
-        graph, weights = bundle.read(graph_name), map_weights(bundle.path(weights_name))
+        graph = bundle.read(graph_name)
         if missing := external_names(graph) - weights.keys():
             raise BuildError(
                 f"{name}: {weights_name} has no {printable(min(missing))}, which {graph_name} takes from it; export "
                 "the bundle again"
             )
-        return bundle.manifest.components[name], graph, weights
+        return graph
 
     def _build_plan(self, library: Library, component: Component, graph: bytes, weights: NamedArrays) -> memoryview:
         trt, name, options = library.module, self.identity.component, self.identity.options

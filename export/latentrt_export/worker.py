@@ -84,6 +84,8 @@ class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True):
 
 
 Message = Phase | Warned | Done | Failed
+_MESSAGES: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+_JOBS = msgspec.json.Decoder(Job)
 
 
 def run_worker(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]) -> Done:
@@ -101,7 +103,7 @@ def run_worker(job: Job, notify: Callable[[str], None], warn: Callable[[str], No
     """
     with WorkerProcess("latentrt_export.worker", job) as worker:
         for line in worker.messages():
-            match msgspec.json.decode(line, type=Message):
+            match _MESSAGES.decode(line):
                 case Phase(text):
                     notify(text)
                 case Warned(text):
@@ -132,7 +134,7 @@ def main() -> None:
     Errors other than `LatentRTError` leave a traceback on standard error and the exit code 1.
     """
     line, report = take_job()
-    job = msgspec.json.decode(line, type=Job)
+    job = _JOBS.decode(line)
     started = time.monotonic()
 
     def warn(text: str) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from latentrt.backends import onnxruntime
 from latentrt.backends.cores import usable_cores
-from latentrt.errors import ExportError, MissingExtraError
+from latentrt.errors import ExportError
 from latentrt_export.modules.module import Arrays
 
 __all__ = ["Graph", "require"]
@@ -19,13 +20,9 @@ def require() -> Any:
     """Return the onnxruntime module.
 
     Raises:
-        MissingExtraError: ONNX Runtime is not installed.
+        MissingExtraError, BackendError: see `latentrt.backends.onnxruntime.require`.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "cpu", "compare every exported graph with torch") from error
-    return onnxruntime
+    return onnxruntime.require("compare every exported graph with torch")
 
 
 class Graph:

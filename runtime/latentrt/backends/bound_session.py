@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.backends.session import Arrays, Session
+from latentrt.backends.session import Arrays, Session, calling
 from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
-from latentrt.errors import BackendError
 
 __all__ = ["BoundSession"]
 
@@ -71,11 +70,8 @@ class BoundSession(Session):
         self._ids, self._lock = itertools.count(1), threading.Lock()
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        with self._lock:
-            try:
-                return self._run(feeds)
-            except Exception as error:  # the package's own exceptions have no common class
-                raise BackendError(f"ONNX Runtime failed: {error}") from error
+        with self._lock, calling("ONNX Runtime"):
+            return self._run(feeds)
 
     def close(self) -> None:
         with self._lock:

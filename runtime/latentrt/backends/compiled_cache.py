@@ -1,7 +1,8 @@
 """The cache of graphs that OpenVINO has compiled.
 
 It is a folder of the user's cache, beside the engines, with one file for each graph and set of shapes. A file begins
-with the SHA-256 of the rest, so that the library reads only bytes that were written here. The cache is an optimisation:
+with the SHA-256 of its name and of the rest, so that the library reads only bytes that were written here, for this
+graph. The cache is an optimisation:
 where it cannot be read or written, graphs are compiled again.
 """
 
@@ -16,9 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from latentrt.bundle.atomic_file import write_atomically
-from latentrt.bundle.digests import open_regular
-from latentrt.bundle.user_cache import private_folder
+from latentrt.bundle.user_cache import open_own, private_folder, write_own
 
 __all__ = ["CompiledCache"]
 
@@ -52,9 +51,9 @@ class CompiledCache:
     def read(self, shapes: Mapping[str, Sequence[int]]) -> bytes:
         """Return the compiled model for these shapes; b"" where it is missing or its hash does not match."""
         path = self._path(shapes)
-        with contextlib.suppress(OSError), open_regular(path) as stream:
-            digest, data = stream.read(_DIGEST_BYTES), stream.read()
-            if data and hashlib.sha256(data).digest() == digest:
+        with contextlib.suppress(OSError), open_own(path) as stream:
+            digest, data = stream.read(_DIGEST_BYTES), stream.read(_MOST_BYTES)
+            if data and _digest(path, data) == digest:
                 os.utime(path)  # the time of last use, for `_sweep`
                 return data
             _log.warning("%s does not have the contents it was written with, and is deleted", path)
@@ -64,12 +63,13 @@ class CompiledCache:
     def write(self, shapes: Mapping[str, Sequence[int]], data: bytes) -> None:
         """Store the compiled model for these shapes."""
         with contextlib.suppress(OSError):
-            write_atomically(self._path(shapes), hashlib.sha256(data).digest() + data, mode=0o600)
+            path = self._path(shapes)
+            write_own(path, _digest(path, data) + data)
             self._sweep()
 
     def _sweep(self) -> None:
         """Delete the least recently used files beyond the limits, and drafts of killed processes."""
-        found = [(path, path.stat()) for path in self._folder.iterdir()]
+        found = [(path, path.lstat()) for path in self._folder.iterdir()]
         kept, size = 0, 0
         for path, state in sorted(found, key=lambda each: each[1].st_mtime, reverse=True):
             if path.suffix != _SUFFIX:
@@ -89,3 +89,7 @@ class CompiledCache:
     def _path(self, shapes: Mapping[str, Sequence[int]]) -> Path:
         readable = json.dumps([self._identity, {name: list(shape) for name, shape in shapes.items()}], sort_keys=True)
         return self._folder / f"{hashlib.sha256(readable.encode()).hexdigest()}{_SUFFIX}"
+
+
+def _digest(path: Path, data: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + data).digest()

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.bound_session import BoundSession
 from latentrt.backends.cores import usable_cores
-from latentrt.backends.session import Arrays, Session
+from latentrt.backends.graph_weights import relocate
+from latentrt.backends.session import Arrays, Session, calling
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import PartName, Precision
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.bundle.weights import WeightSet
 from latentrt.errors import BackendError, MissingExtraError
+from latentrt.telemetry import opt_out
 
 __all__ = [
     "CUDA",
+    "LOWEST_VERSION",
     "OnnxRuntimeSession",
     "available_providers",
     "check_provider",
@@ -29,7 +32,10 @@ __all__ = [
 ]
 
 CUDA = "CUDAExecutionProvider"
+LOWEST_VERSION = "1.24.1"
+"""The first release that checks the paths of external data; the floor in pyproject.toml."""
 
+_DESCRIPTORS = "proc/self/fd"
 _MISSING_FOLDER = os.path.join(os.devnull, "nowhere")
 
 
@@ -47,10 +53,8 @@ class OnnxRuntimeSession(Session):
         self._names = [spec.name for spec in outputs]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        try:
+        with calling("ONNX Runtime"):
             results = self._session.run(self._names, feeds)
-        except Exception as error:  # the package's own exceptions have no common class
-            raise BackendError(f"ONNX Runtime failed: {error}") from error
         return dict(zip(self._names, results, strict=True))
 
     def close(self) -> None:
@@ -143,10 +147,10 @@ def check_provider(provider: str) -> None:
 
 
 def available_providers() -> list[str]:
-    """Return the execution providers of the installed ONNX Runtime; [] where it is not installed."""
+    """Return the execution providers of the installed ONNX Runtime; [] where it is not installed or too old."""
     try:
         return list(require().get_available_providers())
-    except MissingExtraError:
+    except BackendError:
         return []
 
 
@@ -188,48 +192,61 @@ def _open(
 ) -> tuple[Any, list[Any]]:
     """Return ONNX Runtime's session, and objects that must outlive it."""
     graph_name, _ = bundle.component_files(component, precision, part)
-    graph, weights = bundle.read(graph_name), bundle.weights(component)
+    graph = bundle.read(graph_name)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 4  # fatal only: errors are raised as well
-    held = _point_at_weights(runtime, options, weights)
-    try:
-        session = runtime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
-    except Exception as error:
-        raise BackendError(f"{component}: ONNX Runtime {runtime.__version__} rejects the graph: {error}") from error
+    with bundle.weights(component) as weights:
+        graph, held = _point_at_weights(options, graph, weights)
+        with calling("ONNX Runtime", f"{component}: ONNX Runtime {runtime.__version__} rejects the graph"):
+            session = _load(runtime, graph, options, providers)
     return session, held
 
 
-def _point_at_weights(runtime: Any, options: Any, weights: WeightSet) -> list[Any]:
-    """Set the location of a graph's external weights; the graph itself is passed as the bytes that were hashed.
+def _load(runtime: Any, graph: bytes, options: Any, providers: list[Any]) -> Any:
+    return runtime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
 
-    ONNX Runtime opens the weights' file itself, in the given folder only, which needs half the memory of passing an
-    array. But it follows no symbolic link, and a hub cache consists of them: then the file is memory-mapped and passed,
-    and the folder is one that does not exist, so that no file of the current folder is read.
+
+def _point_at_weights(options: Any, graph: bytes, weights: WeightSet) -> tuple[bytes, list[Any]]:
+    """Let a graph, which is passed as the bytes that were hashed, read its weights from the file that was hashed.
+
+    ONNX Runtime opens external data by name, below a given folder. The name of an open descriptor leads to the very
+    file that was hashed, whatever has been renamed, and needs half the memory of passing a mapped file. That is the way
+    where the system has no such names; the folder is one that does not exist then, so that nothing else is read.
 
     Returns:
-        The mapped arrays, which must outlive the session.
+        The graph, and objects that must outlive the session.
     """
-    folder, mapped = str(weights.path.parent), list[Any]()
-    if weights.path.is_symlink():
+    location, folder, held = f"{_DESCRIPTORS}/{weights.stream.fileno()}", "/", list[Any]()
+    if not os.path.exists(f"/{location}"):
         # As a file and not as arrays: a part's graph refers to some of them only, and a surplus array is an error.
-        folder, mapped = _MISSING_FOLDER, [np.memmap(weights.path, np.uint8, mode="r")]
-        options.add_external_initializers_from_files_in_memory([weights.path.name], mapped, [mapped[0].size])
+        location, folder, held = "weights", _MISSING_FOLDER, [weights.data()]
+        options.add_external_initializers_from_files_in_memory([location], held, [weights.size])
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    return mapped
+    return relocate(graph, weights.name, weights.size, location), held
 
 
 def require(purpose: str = "run a bundle on the CPU") -> Any:
-    """Import and return the onnxruntime module.
+    """Import and return the onnxruntime module, with its telemetry turned off (`latentrt.telemetry`).
 
     Args:
         purpose: the end of the sentence "… is needed to …" in the error.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
+        BackendError: it is older than `LOWEST_VERSION`, or cannot be loaded.
     """
+    opt_out()
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "cpu", purpose) from error
+    found = [int(part) for part in re.findall(r"\d+", str(onnxruntime.__version__))[:3]]
+    if found < [int(part) for part in LOWEST_VERSION.split(".")]:
+        raise BackendError(
+            f"ONNX Runtime {onnxruntime.__version__} is installed, expected {LOWEST_VERSION} or later: earlier ones "
+            "open any file that a graph names. Upgrade it: pip install --upgrade 'latentrt[cpu]'"
+        )
+    if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":  # the application may have imported it before
+        onnxruntime.disable_telemetry_events()
     return onnxruntime

@@ -1,5 +1,7 @@
 """Sessions on OpenVINO, on a CPU, from the same ONNX files with weights mapped from disk.
 
+OpenVINO reads the graph's bytes and the open file of weights that were hashed, and nothing by its name.
+
 A graph is compiled for each set of static input shapes, which runs faster than dynamic shapes (a bfloat16 denoiser of
 full size by about a quarter). The models of the last `_MOST_SHAPES` sets of shapes are kept.
 
@@ -14,20 +16,21 @@ import contextlib
 import functools
 import importlib.util
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from numpy.typing import NDArray
 
 from latentrt.backends.compiled_cache import CompiledCache
 from latentrt.backends.cores import usable_cores
-from latentrt.backends.real_files import real_files
-from latentrt.backends.session import Arrays, Session, Shapes
+from latentrt.backends.graph_weights import Weights, detach
+from latentrt.backends.session import Arrays, Session, Shapes, calling
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import PartName, Precision
 from latentrt.bundle.tensors import TensorSpec
-from latentrt.errors import BackendError, LatentRTError, MissingExtraError
+from latentrt.errors import BackendError, MissingExtraError
+from latentrt.telemetry import hiding_openvino_telemetry
 
 __all__ = [
     "Arithmetic",
@@ -51,16 +54,22 @@ _LARGEST_CACHED_WEIGHTS = 64 << 20
 # OpenVINO generates code for chains of small operations whenever it loads a compiled model, which took three quarters
 # of the loading time. For small models no run was measurably faster with it.
 _COMPILES_FAST = {"SNIPPETS_MODE": "DISABLE"}
-# Identifies the rewrite of `_mark_decompression` in the compiled models' cache keys; change it with the rewrite.
-_MARKING = "casts of stored weights"
+# Identifies the rewrite of `_mark_decompression` in the compiled models' cache keys, and that a model is made of files
+# that cannot have been exchanged since they were hashed; change it with the rewrite.
+_MARKING = "casts of stored weights, which were hashed"
 
 
 @dataclass
 class _Compiled:
-    """A graph compiled for one set of shapes, and its idle requests; a request serves one thread at a time."""
+    """A graph compiled for one set of shapes, and its idle requests; a request serves one thread at a time.
+
+    Attributes:
+        weights: memory that the model was made from; it may refer to it until its end.
+    """
 
     model: Any
-    free: list[Any]
+    weights: Weights
+    free: list[Any] = field(default_factory=list)
 
     def take(self) -> Any:
         """Return an idle request, or a new one."""
@@ -99,24 +108,16 @@ class OpenVinoSession(Session):
         self._lock = threading.Lock()
 
     def prepare(self, shapes: Shapes) -> None:
-        try:
+        with calling("OpenVINO"):
             self._compiled_for({spec.name: shapes[spec.name] for spec in self.inputs})
-        except LatentRTError:
-            raise
-        except Exception as error:
-            raise BackendError(f"OpenVINO failed: {error}") from error
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        try:
+        with calling("OpenVINO"):
             compiled = self._compiled_for({spec.name: feeds[spec.name].shape for spec in self.inputs})
             request = compiled.take()
             results = request.infer(feeds, share_inputs=True)
             outputs = {name: results[name] for name in self._names}
             compiled.free.append(request)
-        except LatentRTError:
-            raise
-        except Exception as error:  # the library raises RuntimeError and, for types, its own
-            raise BackendError(f"OpenVINO failed: {error}") from error
         return outputs
 
     def close(self) -> None:
@@ -129,40 +130,68 @@ class OpenVinoSession(Session):
             if key not in self._compiled:
                 while len(self._compiled) >= self._most_shapes:
                     self._compiled.pop(next(iter(self._compiled)))
-                self._compiled[key] = _Compiled(self._compile(shapes), [])
+                self._compiled[key] = self._compile(shapes)
             found = self._compiled[key] = self._compiled.pop(
                 key
             )  # moved to the end: the least recently used goes first
             return found
 
-    def _compile(self, shapes: dict[str, tuple[int, ...]]) -> Any:
+    def _compile(self, shapes: dict[str, tuple[int, ...]]) -> _Compiled:
         if self._cache is not None and (stored := self._cache.read(shapes)):
             try:
-                return self._core.import_model(stored, "CPU", self._options)
+                return _Compiled(self._core.import_model(stored, "CPU", self._options), {})
             except RuntimeError as error:
                 self._cache.refuse(shapes, error)
-        model = self._graph.read(self._core)
-        model.reshape({name: list(shape) for name, shape in shapes.items()})
-        _mark_decompression(model)
-        compiled = self._core.compile_model(model, "CPU", self._options)
+        with self._graph.opened(self._core) as (model, weights):
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+            _mark_decompression(model)
+            compiled = self._core.compile_model(model, "CPU", self._options)
+        # Stored under the hashes of its files only now that these have not changed until it was compiled.
         if self._cache is not None:
             with contextlib.suppress(RuntimeError):  # a model that cannot be exported is compiled at each start
                 self._cache.write(shapes, compiled.export_model().getvalue())
-        return compiled
+        return _Compiled(compiled, weights)
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """A graph's files, by their paths in the bundle."""
+    """A graph of a bundle, and the component whose weights it has."""
 
     bundle: Bundle
-    graph: str
-    weights: str
+    file: str
+    component: str
 
-    def read(self, core: Any) -> Any:
-        # `path` verifies the files again: the compiled model may be stored under their hashes.
-        with real_files(self.bundle.path(self.graph), self.bundle.path(self.weights)) as graph:
-            return core.read_model(graph)
+    @contextlib.contextmanager
+    def opened(self, core: Any) -> Iterator[tuple[Any, Weights]]:
+        """Read the graph as a model over mapped weights, from the bytes and the open file that were hashed.
+
+        The weights are mapped and not copied. They must outlive the model.
+
+        Raises:
+            BundleError, IntegrityError: see `Bundle.weights`, also at the end of the block.
+        """
+        graph = self.bundle.read(self.file)
+        with self.bundle.weights(self.component) as opened:
+            graph, weights = detach(graph, opened.name, opened.data())
+            model = core.read_model(graph)
+            _insert(model, weights)
+            yield model, weights
+
+
+def _insert(model: Any, weights: Weights) -> None:
+    """Replace inputs of a model by constants that share the arrays' memory."""
+    openvino, _ = _library()
+    for parameter in model.get_parameters():
+        name = parameter.get_friendly_name()
+        if name not in weights:
+            continue
+        shared = openvino.Tensor(weights[name], shared_memory=True)
+        constant = openvino.op.Constant(shared)
+        constant.set_friendly_name(name)
+        for target in parameter.output(0).get_target_inputs():
+            target.replace_source_output(constant.output(0))
+        model.remove_parameter(parameter)
+    model.validate_nodes_and_infer_types()
 
 
 def open_session(
@@ -214,10 +243,9 @@ def open_session(
         processor = core.get_property("CPU", "FULL_DEVICE_NAME")
         identity = (library.__version__, _MARKING, processor, *map(str, options.values()))
         cache = CompiledCache.open((*identity, files[graph_name].sha256, files[weights_name].sha256))
-    for name in (graph_name, weights_name):
-        bundle.path(name)
+    bundle.check((graph_name, weights_name))  # a compiled model may be found under their hashes
     most_shapes = 1 if low_memory else _MOST_SHAPES
-    graph = _Graph(bundle, graph_name, weights_name)
+    graph = _Graph(bundle, graph_name, component)
     return OpenVinoSession(core, graph, signature.inputs, signature.outputs, options, cache, most_shapes)
 
 
@@ -257,7 +285,8 @@ def _missing() -> MissingExtraError:
 def _library() -> tuple[Any, Any]:
     """Return the openvino module and its core, one for the process."""
     try:
-        import openvino
+        with hiding_openvino_telemetry():
+            import openvino
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
             raise _missing() from error

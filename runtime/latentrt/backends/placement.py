@@ -17,11 +17,10 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
-from latentrt.backends.real_files import linked_weights
 from latentrt.backends.session import Session
 from latentrt.backends.tensorrt.library import TITLES, LoadedLibrary, find_libraries
 from latentrt.bundle.bundle import Bundle
@@ -29,11 +28,8 @@ from latentrt.bundle.manifest import Precision
 from latentrt.bundle.printable import shown
 from latentrt.engines.choice import EngineSource, Incompatible, Machine, choose_engines
 from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
-from latentrt.engines.record import EngineRecord, LibraryName
+from latentrt.engines.record import LibraryName
 from latentrt.errors import BackendError, EngineError, RequestError
-
-if TYPE_CHECKING:
-    from latentrt.backends.tensorrt.session import NamedWeights
 
 __all__ = [
     "Backend",
@@ -53,6 +49,8 @@ ComputePrecision = Literal["float32", "bfloat16", "int8"]
 
 _CPU_TITLES: dict[Backend, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _SPLIT_PARTS = ("body", "cross_attention_kv", "time_embedding")  # in the order a step needs them
+# More than any machine has cores; a million threads end the process, or the machine.
+_MOST_THREADS = 1024
 _log = logging.getLogger("latentrt")
 
 
@@ -273,7 +271,7 @@ class _Placer:
     def _load(self, source: EngineSource) -> Session:
         from latentrt.backends.tensorrt.device import EngineDevice
         from latentrt.backends.tensorrt.runtime_cache import RuntimeCache
-        from latentrt.backends.tensorrt.session import EngineSession
+        from latentrt.backends.tensorrt.session import EngineSession, NamedWeights
         from latentrt.engines.store import EngineStore
 
         assert self._machine is not None, "engines are chosen for the machine"
@@ -289,15 +287,11 @@ class _Placer:
         if library_name == "tensorrt_rtx":
             with contextlib.suppress(EngineError):  # a user without a cache compiles at each start
                 cache = RuntimeCache(EngineStore().folder / source.record.key)
-        weights = self._weights(source.record) if source.record.identity.options.strip_weights else None
-        return EngineSession(device, source.plan(), source.record, cache, weights)
-
-    def _weights(self, record: EngineRecord) -> NamedWeights:
-        """Return the weights of a plan that is kept without its own."""
-        from latentrt.backends.tensorrt.session import NamedWeights
-
-        weights = self.bundle.weights(record.identity.component)
-        return NamedWeights(weights.arrays(), weights.digest)
+        if not source.record.identity.options.strip_weights:
+            return EngineSession(device, source.plan(), source.record, cache)
+        with self.bundle.weights(source.record.identity.component) as weights:
+            named = NamedWeights(weights.arrays(), weights.digest)
+            return EngineSession(device, source.plan(), source.record, cache, named)
 
     def on_provider(self, name: str, provider: str) -> Placement:
         """Place a component on one of ONNX Runtime's execution providers, which must be available."""
@@ -311,25 +305,14 @@ class _Placer:
             key=("provider", provider, self.threads, *self._digests(name)),
         )
 
-    @functools.cached_property
-    def _best_on_cpu(self) -> Literal["onnxruntime", "openvino"]:
-        if not ov.is_installed():
-            return "onnxruntime"
-        try:
-            for component in self.bundle.manifest.components.values():
-                linked_weights(self.bundle.folder / component.weights.file)
-        except (BackendError, EngineError) as error:
-            _log.warning("OpenVINO is not used: %s", error)
-            return "onnxruntime"
-        return "openvino"
-
     def _on_cpu(self, name: str, why: str, backend: Literal["onnxruntime", "openvino"] | None = None) -> Placement:
         """Place a component on the CPU, on the named backend or else the best that is installed.
 
         Raises:
             BackendError: the requested precision is not available. MissingExtraError: the backend is not installed.
         """
-        backend, preferences = backend or self._best_on_cpu, self.preferences
+        preferences = self.preferences
+        backend = backend or ("openvino" if ov.is_installed() else "onnxruntime")
         arithmetic = _choose_arithmetic(self.bundle, name, backend, preferences.precision)
         if backend == "openvino":
             ov.check_arithmetic(arithmetic.floats)

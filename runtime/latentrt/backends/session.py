@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
 from latentrt.bundle.tensors import TensorSpec, check_feeds
+from latentrt.errors import BackendError, LatentRTError
 
-__all__ = ["Arrays", "Session", "Shapes", "run"]
+__all__ = ["Arrays", "Session", "Shapes", "calling", "run"]
 
 Arrays = dict[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]  # by input name
@@ -56,6 +58,25 @@ class Session(ABC):
 
     def close(self) -> None:
         """Release memory. The session must not be used afterwards."""
+
+
+@contextlib.contextmanager
+def calling(library: str, problem: str = "") -> Iterator[None]:
+    """Turn whatever a library raises within the block into a BackendError.
+
+    Libraries' exceptions have no common class: some are RuntimeErrors, and a panic in Rust is a BaseException. The
+    interpreter's own (Ctrl-C, the end of the process or of a generator) pass, and so do errors of latentrt.
+
+    Args:
+        library: its name. problem: the beginning of the message; "": that the library failed.
+    """
+    try:
+        yield
+    except (LatentRTError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        text = str(error) or type(error).__name__
+        raise BackendError(f"{problem or f'{library} failed'}: {text}") from error
 
 
 def run(session: Session, **feeds: NDArray[Any]) -> Arrays:

@@ -10,8 +10,9 @@ match. Against forgery, pin the manifest itself with its digest, taken from a so
 
     Bundle.open("my-model", digest="sha256:…")
 
-Then the digest covers every byte that is parsed. Not covered is an attacker who can write into the folder while it is
-in use: `read` returns the same bytes that were hashed, but a backend opens the path returned by `path` again.
+Then the digest covers every byte that is parsed, also while somebody renames files in the folder: `read` returns the
+same bytes that were hashed, and `weights` the same open file. Not covered is an attacker who writes into a file of
+weights while a session that has mapped it is in use.
 
 A bundle that is replaced after it was opened is not mixed with the new one: a file of the new one differs from the pin
 of the old manifest, and `read`, `path`, `check` and `verify` say that the bundle was replaced. Files that are open or
@@ -24,6 +25,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from latentrt.bundle.digest_cache import DigestCache
@@ -166,14 +168,17 @@ class Bundle:
             raise BundleError(f"{self.folder} has no {precision} graph of {owner_name}; it has {has}{remedy}")
         return owner.graphs[precision].file, found.weights.file
 
-    def weights(self, component: str) -> WeightSet:
-        """Return the weights of a component, compared with their SHA-256.
+    @contextmanager
+    def weights(self, component: str) -> Iterator[WeightSet]:
+        """Open the weights of a component, compared with their SHA-256, for as long as a library loads them.
 
         Raises:
-            BundleError, IntegrityError: as for `path`.
+            BundleError, IntegrityError: as for `path`. IntegrityError: the file was changed within the block; nothing
+                that was made of it may be used or stored.
         """
         name = self._component(component).weights.file
-        return WeightSet(self.path(name), self.manifest.files[name].sha256)
+        with self._files.intact(name) as stream:
+            yield WeightSet(os.path.basename(name), self.manifest.files[name].sha256, stream)
 
     def files_of(self, components: Iterable[str]) -> Iterator[str]:
         """Yield the names of all files of these components: weights, and graphs of every precision and part.

@@ -22,13 +22,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from pathlib import Path
 
 import msgspec
 
-from latentrt.bundle.atomic_file import write_atomically
-from latentrt.bundle.user_cache import private_folder
+from latentrt.bundle.user_cache import is_closed, open_own, private_folder, write_own
 
 __all__ = ["DigestCache", "FileState"]
 
@@ -57,6 +55,9 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
+_DECODER = msgspec.json.Decoder(_Record)
+
+
 class DigestCache:
     """Stored SHA-256 digests, one small file for each file of a bundle, named by device and inode.
 
@@ -68,11 +69,11 @@ class DigestCache:
 
     def get(self, found: os.stat_result) -> str | None:
         """Return the digest that was stored for a file in exactly this state, None if there is none."""
-        if self._folder is None or not _is_closed(found):
+        if self._folder is None or not is_closed(found):
             return None
         state = FileState.of(found)
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            record = msgspec.json.decode(_read_own(_record_path(self._folder, state)), type=_Record)
+            record = _DECODER.decode(_read(_record_path(self._folder, state)))
             return record.sha256 if record.state == state else None
         return None
 
@@ -84,32 +85,19 @@ class DigestCache:
             sha256: in lower-case hexadecimal.
             hashed_at_ns: time at which hashing began, in nanoseconds since the epoch.
         """
-        if self._folder is None or not _is_closed(found) or found.st_size < _SMALLEST_BYTES:
+        if self._folder is None or not is_closed(found) or found.st_size < _SMALLEST_BYTES:
             return
         if found.st_ctime_ns + _SETTLED_NS > hashed_at_ns:
             return
         record = _Record(FileState.of(found), sha256)
         with contextlib.suppress(OSError):
-            write_atomically(_record_path(self._folder, record.state), msgspec.json.encode(record), mode=0o600)
+            write_own(_record_path(self._folder, record.state), msgspec.json.encode(record))
 
 
 def _record_path(folder: Path, state: FileState) -> Path:
     return folder / f"{state.device:x}-{state.inode:x}.json"
 
 
-def _is_closed(found: os.stat_result) -> bool:
-    """Return whether only its owner, who is this user or root, may write to a file."""
-    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _read_own(path: Path) -> bytes:
-    """Read a record that only this user or root may write to.
-
-    Raises:
-        PermissionError: others may write to it. OSError: it cannot be opened, or is a link.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as stream:
-        if not _is_closed(os.fstat(descriptor)):
-            raise PermissionError
+def _read(path: Path) -> bytes:
+    with open_own(path) as stream:
         return stream.read(_LARGEST_RECORD_BYTES)

@@ -33,6 +33,10 @@ class ExportReport(Record, frozen=True, kw_only=True):
     components: dict[ComponentName, ComponentCost]
 
 
+# Describes the class at import, which several threads must not do at once.
+msgspec.json.Decoder(ExportReport)
+
+
 def write_report(folder: Path, report: ExportReport) -> None:
     """Write the report of the bundle in `folder`."""
     data = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2) + b"\n"

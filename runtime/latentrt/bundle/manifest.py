@@ -544,6 +544,10 @@ class Manifest(Record, frozen=True, kw_only=True):
         return math.lcm(*(space.side_multiple for space in self.latent_spaces.values()))
 
 
+# msgspec builds its description of a type at the first use, which crashes in several threads at once.
+msgspec.json.Decoder(Manifest)
+
+
 def decode_manifest(data: bytes) -> Manifest:
     """Read `bundle.json`.
 

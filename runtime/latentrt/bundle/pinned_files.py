@@ -81,6 +81,38 @@ class PinnedFiles:
         self._compare_all(list(self._records), None, progress and _serialize(progress))
 
     @contextmanager
+    def intact(self, name: str) -> Iterator[BufferedReader]:
+        """Open a file for a library that reads or maps it through the descriptor, and compare it with its SHA-256.
+
+        Names are not followed again, so that another file under this name has no effect. Leaving the block checks
+        that the file itself has not been written to meanwhile.
+
+        Raises:
+            BundleError, IntegrityError: as for `read`. IntegrityError: it has changed while it was in use.
+        """
+        self._record(name)
+        try:
+            stream = open_regular(self._root.resolve(name))
+        except OSError as error:
+            raise self._make_error([f"{name} cannot be read: {error.strerror or error}"], 1) from None
+        except IntegrityError as error:
+            raise self._make_error([str(error)], 1) from None
+        with stream:
+            before = FileState.of(os.fstat(stream.fileno()))
+            try:
+                if self._intact.get(name) != before:
+                    self._compare_opened(name, stream, self._cache, None)
+            except (IntegrityError, OSError) as error:
+                raise self._make_error([str(error)], 1) from None
+            yield stream
+            if FileState.of(os.fstat(stream.fileno())) != before:
+                self._intact.pop(name, None)
+                raise IntegrityError(
+                    f"{self._root.folder / name} was changed, moved or linked while it was being loaded, expected it "
+                    "to stay as it is; load it again, and find out what writes there"
+                )
+
+    @contextmanager
     def opened(self, name: str) -> Iterator[BufferedReader]:
         """Open a file within the bundle's root, without comparing its hash.
 
@@ -122,11 +154,15 @@ class PinnedFiles:
         return None
 
     def _compare(self, name: str, cache: DigestCache | None, progress: Progress | None) -> None:
-        record = self._records[name]
         with self.opened(name) as stream:
-            found = os.fstat(stream.fileno())
-            _check_size(name, found.st_size, record)
-            sha256 = (cache and cache.get(found)) or _hash(stream, cache, progress)
+            self._compare_opened(name, stream, cache, progress)
+
+    def _compare_opened(
+        self, name: str, stream: BufferedReader, cache: DigestCache | None, progress: Progress | None
+    ) -> None:
+        record, found = self._records[name], os.fstat(stream.fileno())
+        _check_size(name, found.st_size, record)
+        sha256 = (cache and cache.get(found)) or _hash(stream, cache, progress)
         _check_hash(name, sha256, record)
         self._intact[name] = FileState.of(found)
 

@@ -56,6 +56,10 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     data_offsets: tuple[_Size, _Size]
 
 
+# Describes the class at import, which several threads must not do at once.
+msgspec.json.Decoder(_Entry)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorPlace:
     """One tensor: its dtype by the format's name, its shape, and its bytes in the file, from `start` to `end`."""

@@ -6,15 +6,18 @@ so it must belong to the user who runs this process and be inaccessible to other
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 
+from latentrt.bundle.atomic_file import write_atomically
 from latentrt.errors import EngineError
 
-__all__ = ["cache_root", "private_folder", "require_private_folder"]
+__all__ = ["cache_root", "is_closed", "open_own", "private_folder", "require_private_folder", "write_own"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +67,37 @@ def require_private_folder(name: str) -> Path:
             or_else = ", or" if "chmod" in problem else ";"
             raise EngineError(f"{folder} {problem}{or_else} name another folder with LATENTRT_CACHE")
     return root / name
+
+
+def is_closed(found: os.stat_result) -> bool:
+    """Return whether only its owner, who is this user or root, may write to a file."""
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def open_own(path: Path) -> BufferedReader:
+    """Open a file of the cache that only this user or root may write to.
+
+    Raises:
+        PermissionError: others may write to it. OSError: it cannot be opened, is a link or not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    stream = os.fdopen(descriptor, "rb")
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and is_closed(found):
+        return stream
+    stream.close()
+    raise PermissionError(errno.EPERM, "others may write to it, or it is not a file", os.fspath(path))
+
+
+def write_own(path: Path, data: bytes) -> None:
+    """Write a file of the cache by rename, for this user only. A link in its place is replaced and not followed.
+
+    Raises:
+        OSError: nothing was written.
+    """
+    if path.is_symlink():
+        path.unlink()
+    write_atomically(path, data, mode=0o600)
 
 
 def _make_private(folder: Path) -> str | None:

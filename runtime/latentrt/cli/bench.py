@@ -119,15 +119,13 @@ def _available_devices(*, cpu_only: bool) -> tuple[str, ...]:
 
 
 def _measure(name: str, job: BenchJob) -> Measurement:
-    import msgspec
-
-    from latentrt.cli.bench_worker import Measurement, Message
+    from latentrt.cli.bench_worker import MESSAGES, Measurement
     from latentrt.worker_process import WorkerProcess
 
     echo(f"measuring {name} …", err=True)
     with WorkerProcess("latentrt.cli.bench_worker", job) as worker:
         for line in worker.messages():
-            message: Message = msgspec.json.decode(line, type=Message)
+            message = MESSAGES.decode(line)
             if isinstance(message, Measurement):
                 return message
             raise message.as_raised(LatentRTError)

@@ -74,6 +74,8 @@ class Measurement(msgspec.Struct, frozen=True, tag="measurement", kw_only=True):
 
 
 Message = Measurement | Failed
+MESSAGES: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+_JOBS = msgspec.json.Decoder(BenchJob)
 
 
 class TimedSession(Session):
@@ -119,7 +121,7 @@ def main() -> None:
     """Read a job from standard input, measure, and report."""
     line, report = take_job()
     try:
-        report(_measure(msgspec.json.decode(line, type=BenchJob)))
+        report(_measure(_JOBS.decode(line)))
     except LatentRTError as error:
         report(Failed.of(error))
 

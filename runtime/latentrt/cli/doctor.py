@@ -59,10 +59,15 @@ def _machine_lines() -> Lines:
 
 
 def _describe_onnxruntime() -> str:
+    from latentrt.backends.onnxruntime import require
+    from latentrt.errors import BackendError, MissingExtraError
+
     try:
-        import onnxruntime
-    except ImportError:
+        onnxruntime = require()
+    except MissingExtraError:
         return "no: not installed; pip install 'latentrt[cpu]', or 'latentrt[gpu]' with an NVIDIA GPU"
+    except BackendError as error:
+        return f"no: {error}"
     return f"{onnxruntime.__version__}, with {', '.join(onnxruntime.get_available_providers())}"
 
 

@@ -70,6 +70,11 @@ class _Versioned(msgspec.Struct):
     format_version: int
 
 
+# Describe the classes at import, which several threads must not do at once.
+msgspec.json.Decoder(_Versioned)
+msgspec.json.Decoder(EngineRecord)
+
+
 @dataclass(frozen=True)
 class StoredEngine:
     """An engine in the store: its folder and its record. Its plan has not been read yet."""

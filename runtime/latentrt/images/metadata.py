@@ -66,6 +66,10 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     safety: SafetyRecord
 
 
+# msgspec builds its description of a type at the first use, which crashes in several threads at once.
+msgspec.json.Decoder(ImageRecord)
+
+
 class ImageMetadata(msgspec.Struct, frozen=True, kw_only=True):
     """The metadata of an image file: the record if latentrt wrote it, and the parameters that any tool wrote."""
 

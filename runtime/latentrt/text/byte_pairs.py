@@ -75,6 +75,9 @@ class _File(msgspec.Struct, frozen=True):
     added_tokens: tuple[_AddedToken, ...] = ()
 
 
+_DECODER = msgspec.json.Decoder(_File)
+
+
 class BytePairEncoder:
     """CLIP's byte-pair encoder: text → token ids.
 
@@ -111,7 +114,7 @@ class BytePairEncoder:
         Raises:
             ValueError: it is not the file of a CLIP tokenizer.
         """
-        file = msgspec.json.decode(data, type=_File)
+        file = _DECODER.decode(data)
         separate = _check_splitting(file)
         model = file.model
         if model.type != "BPE" or model.end_of_word_suffix != _END_OF_WORD or model.continuing_subword_prefix:

@@ -117,6 +117,29 @@ def test_drafts_of_killed_processes_are_deleted(tmp_path: Path) -> None:
     assert new.exists(), "somebody may be writing it"
 
 
+def test_a_file_under_another_name_is_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = CompiledCache(tmp_path, ["a graph"])
+    kept.write({"latents": [1]}, b"compiled")
+    kept._path({"latents": [2]}).write_bytes(kept._path({"latents": [1]}).read_bytes())
+    assert kept.read({"latents": [2]}) == b""
+    assert "does not have the contents it was written with" in caplog.text
+    assert kept.read({"latents": [1]}) == b"compiled"
+
+
+def test_a_link_is_neither_read_nor_written_through(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    kept, outside = CompiledCache(tmp_path / "cache", ["a graph"]), tmp_path / "outside"
+    kept.write({"latents": [1]}, b"compiled")
+    place = kept._path({"latents": [1]})
+    place.rename(outside)
+    place.symlink_to(outside)
+    before = outside.read_bytes()
+    assert kept.read({"latents": [1]}) == b""
+    kept.write({"latents": [1]}, b"compiled anew")
+    assert kept.read({"latents": [1]}) == b"compiled anew"
+    assert outside.read_bytes() == before
+
+
 class _Other:
     """OpenVINO's core on another CPU."""
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
+import tomllib
+import venv
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from latentrt import Bundle
-from latentrt.backends.onnxruntime import open_session
+from latentrt import Bundle, Pipeline
+from latentrt.backends.onnxruntime import LOWEST_VERSION, available_providers, open_session, require
 from latentrt.backends.session import run
 from latentrt.bundle.digests import file_record
 from latentrt.bundle.sample import bundle_path
@@ -75,6 +80,46 @@ def test_a_missing_backend_names_its_extra(bundle: Bundle, monkeypatch: pytest.M
         open_session(bundle, "unet")
 
 
+def test_the_lowest_version_is_the_floor_of_the_package() -> None:
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    floors = {name: extras["optional-dependencies"][name] for name in ("cpu", "gpu")}
+    assert floors == {"cpu": [f"onnxruntime>={LOWEST_VERSION}"], "gpu": [f"onnxruntime-gpu>={LOWEST_VERSION}"]}
+
+
+@pytest.mark.parametrize("version", ["1.22.1", "1.24.0", "1.24", "0.9"])
+def test_an_older_version_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    with pytest.raises(BackendError, match=rf"{version} is installed, expected {LOWEST_VERSION} or later"):
+        open_session(bundle, "unet")
+    assert available_providers() == []
+
+
+def test_a_later_version_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in (LOWEST_VERSION, "1.100.0", "2.0.0+cu13", "1.32.0.dev20261101"):
+        monkeypatch.setattr("onnxruntime.__version__", version)
+        require()
+
+
+@pytest.mark.slow
+def test_the_lowest_version_generates_an_image(tmp_path: Path) -> None:
+    venv.create(tmp_path, with_pip=True)
+    python, root = tmp_path / "bin" / "python", Path(__file__).parents[3]
+    wanted = (f"onnxruntime=={LOWEST_VERSION}", "numpy", "pillow", "click", "msgspec", "rich")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
+    code = (
+        "import onnxruntime, latentrt\n"
+        f"assert onnxruntime.__version__ == {LOWEST_VERSION!r}\n"
+        "image = latentrt.Pipeline.load(device='cpu')('a red circle', seed=7, num_inference_steps=2).images[0]\n"
+        "image.save('image.png')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root / "runtime")}
+    subprocess.run([python, "-c", code], check=True, cwd=tmp_path, env=environment)
+    expected = np.asarray(Pipeline.load(device="cpu")("a red circle", seed=7, num_inference_steps=2).images[0])
+    found = np.asarray(Image.open(tmp_path / "image.png"))
+    # Other kernels sum in another order.
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 2
+
+
 def pin(bundle: Path, path: Path) -> None:
     """Write a file's true hash into the manifest, as whoever exports a bundle can."""
     name, record = path.relative_to(bundle).as_posix(), file_record(path)
@@ -123,3 +168,12 @@ def test_a_graph_cannot_read_files_of_its_own_choice(
 def test_a_component_that_is_not_there(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="controlnet"):
         open_session(bundle, "controlnet")
+
+
+def test_without_names_of_descriptors_the_weights_are_mapped(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8), dtype=np.float32)
+    expected = run(open_session(bundle, "vae_decoder", threads=1), latents=latents)["pixels"]
+    monkeypatch.setattr("latentrt.backends.onnxruntime._DESCRIPTORS", "proc/self/nowhere")
+    np.testing.assert_array_equal(
+        run(open_session(bundle, "vae_decoder", threads=1), latents=latents)["pixels"], expected
+    )

@@ -15,7 +15,6 @@ from latentrt import Bundle
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
 from latentrt.backends.session import Arrays, run
-from latentrt.bundle import graph_check
 from latentrt.bundle.sample import bundle_path
 from latentrt.errors import BackendError, GraphError, IntegrityError, MissingExtraError
 from tests.runtime.backends.test_onnxruntime import pin, point_elsewhere
@@ -135,16 +134,13 @@ def test_threads_may_share_a_session(bundle: Bundle, hint: ov.PerformanceHint) -
         np.testing.assert_array_equal(found, reference)
 
 
-def test_an_exception_of_the_library_becomes_a_backend_error(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graph_check, "check_graph", lambda data, expected: None)
+def test_a_graph_that_is_none_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
     graph = folder / "unet" / "model.float32.onnx"
     graph.write_bytes(b"no graph at all")
     pin(folder, graph)
     session = ov.open_session(Bundle.open(folder), "unet")
-    with pytest.raises(BackendError, match="OpenVINO failed"):
+    with pytest.raises(GraphError):
         run(session, **feeds("unet"))
 
 
@@ -165,7 +161,7 @@ def test_a_graph_cannot_reach_out_of_its_folder(bundle: Bundle, tmp_path: Path) 
     (tmp_path / "secret.file").write_bytes(bytes(4 << 20))
     pin(folder, graph)
     with pytest.raises(GraphError, match=r"secret\.file"):
-        ov.open_session(Bundle.open(folder), "vae_decoder")
+        run(ov.open_session(Bundle.open(folder), "vae_decoder"), **feeds("vae_decoder"))
 
 
 def linked(bundle: Bundle, folder: Path) -> Bundle:
@@ -181,38 +177,10 @@ def linked(bundle: Bundle, folder: Path) -> Bundle:
     return Bundle.open(folder / "snapshots" / "0123abcd")
 
 
-def test_links_of_a_hub_cache_are_the_same_files(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Linked to once, so that the attributes by which an unchanged file is recognised stay the same."""
-    monkeypatch.setattr(ov, "_LARGEST_CACHED_WEIGHTS", 0)
-    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
+def test_links_of_a_hub_cache_are_the_same_files(bundle: Bundle, tmp_path: Path) -> None:
     given = feeds("vae_decoder")
-    plain = run(ov.open_session(bundle, "vae_decoder", threads=1), **given)
-    hub = tmp_path / "models--owner--name"
-    session, touched = ov.open_session(linked(bundle, hub), "vae_decoder", threads=1), list[int]()
-    for batch in (2, 1):
-        found = run(session, **feeds("vae_decoder", batch=batch))["pixels"]
-        if batch == 2:
-            np.testing.assert_array_equal(found, plain["pixels"])
-        (place,) = (tmp_path / "cache" / "links").glob("*/*")
-        touched.append(place.stat().st_ctime_ns)
-    assert touched[0] == touched[1]
-    shutil.rmtree(hub)  # the next run removes links that are the last name of a file
-    run(ov.open_session(linked(bundle, tmp_path / "models--owner--other"), "vae_decoder", threads=1), **given)
-    (other,) = (tmp_path / "cache" / "links").glob("*/*")
-    assert other != place
-
-
-def test_links_to_another_disk_are_refused_with_a_remedy(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub = linked(bundle, tmp_path / "models--owner--name")
-    monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
-
-    def fail(source: str, target: Path) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr("os.link", fail)
-    with pytest.raises(BackendError, match=r"cross-device link.*LATENTRT_CACHE"):
-        run(ov.open_session(hub, "vae_decoder"), **feeds("vae_decoder"))
+    plain, hub = (
+        run(ov.open_session(each, "vae_decoder", threads=1), **given)["pixels"]
+        for each in (bundle, linked(bundle, tmp_path / "models--owner--name"))
+    )
+    np.testing.assert_array_equal(hub, plain)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -146,20 +145,6 @@ def test_components_for_the_cpu_run_there_beside_a_gpu(
     assert Components(placements).on_cpu
     for each in placements.values():
         assert ("int8" if int8 else "float32 was requested") in each.reason
-
-
-def test_weights_that_openvino_cannot_reach_are_onnxruntimes(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(weights: Path) -> Path:
-        raise BackendError("cannot be linked to")
-
-    monkeypatch.setattr(placement_module, "linked_weights", refuse)
-    with caplog.at_level(logging.WARNING, "latentrt"):
-        placements = place_components(bundle)
-    assert {each.backend for each in placements.values()} == {"onnxruntime"}
-    assert len(caplog.messages) == 1, "one warning for all components"
-    assert "cannot be linked to" in caplog.text
 
 
 def test_an_image_records_the_backend_of_its_denoiser() -> None:
@@ -406,3 +391,9 @@ def test_other_files_make_another_key(bundle: Bundle, device: Device) -> None:
     bundle.manifest = msgspec.structs.replace(bundle.manifest, files=files)
     after = place_components(bundle, device)
     assert {name for name in COMPONENTS if before[name].key != after[name].key} == {UNET}
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 10**6, 10**30, True, 2.0, "2"])
+def test_an_impossible_number_of_threads_is_refused(bundle: Bundle, threads: object) -> None:
+    with pytest.raises(RequestError, match="`threads`"):
+        place_components(bundle, preferences=Preferences(threads=threads))  # type: ignore[arg-type]

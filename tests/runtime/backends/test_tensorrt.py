@@ -295,3 +295,20 @@ def test_a_buffer_grows_and_never_shrinks(api: FakeCudaApi) -> None:
     buffer = DeviceBuffer(Cuda(api, api.driver))
     assert [buffer.reserve(size) for size in (10, 5, 10, 11)] == [True, False, False, True]
     assert len(api.allocated) == 1
+
+
+class PanicError(BaseException):
+    """As a library may raise it, which is no Exception."""
+
+
+def test_whatever_the_library_raises_during_a_run_is_a_backend_error(
+    device: EngineDevice, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = session(device, bundle)
+
+    def panic(shapes: object) -> None:
+        raise PanicError("in the library")
+
+    monkeypatch.setattr(opened, "context", panic)
+    with pytest.raises(BackendError, match="failed: in the library"):
+        opened.run({"latents": np.zeros((1, 4, 16, 16), np.float32)})

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 
@@ -154,3 +156,52 @@ def test_verify_reports_every_byte_from_one_thread_at_a_time(folder: Path) -> No
 
     Bundle.open(folder).verify(progress)
     assert sum(counts) == sum(map(len, FILES.values()))
+
+
+def test_weights_are_those_that_were_hashed_whatever_takes_their_place(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    with bundle.weights("vae_decoder") as weights:
+        (folder / "vae_decoder").rename(folder / "moved")
+        (folder / "vae_decoder").mkdir()
+        (folder / "vae_decoder/model.safetensors").write_bytes(b"other")
+        assert weights.data().tobytes() == FILES["vae_decoder/model.safetensors"]
+        assert weights.size == len(FILES["vae_decoder/model.safetensors"])
+    assert weights.digest == bundle.manifest.files["vae_decoder/model.safetensors"].sha256
+    assert weights.stream.closed
+
+
+@pytest.mark.parametrize("restores_mtime", [False, True])
+def test_weights_that_are_written_to_while_they_are_loaded_are_refused(folder: Path, restores_mtime: bool) -> None:
+    place = folder / "vae_decoder/model.safetensors"
+    right, before = place.read_bytes(), place.stat()
+    bundle = Bundle.open(folder)
+    time.sleep(0.02)  # until the file system's clock has moved on
+
+    def load() -> None:
+        with bundle.weights("vae_decoder"):
+            change_byte(place)
+            place.write_bytes(right)
+            if restores_mtime:
+                os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    with pytest.raises(IntegrityError, match="while it was being loaded"):
+        load()
+    with bundle.weights("vae_decoder") as weights:  # which are hashed again, and intact
+        assert weights.data().tobytes() == right
+
+
+def test_an_error_within_the_block_is_the_one_that_is_raised(folder: Path) -> None:
+    def fail() -> None:
+        with Bundle.open(folder).weights("unet"):
+            change_byte(folder / WEIGHTS)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+
+@pytest.mark.parametrize("damage", [change_byte, Path.unlink, lambda place: place.write_bytes(b"short")])
+def test_damaged_weights_are_not_opened(folder: Path, damage: Callable[[Path], object]) -> None:
+    damage(folder / WEIGHTS)
+    with pytest.raises(IntegrityError, match="wrong, 1 of 1 files compared"), Bundle.open(folder).weights("unet"):
+        pass

@@ -11,8 +11,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle.atomic_file import write_atomically
-from latentrt.bundle.digests import hash_bytes, open_regular
+from latentrt.bundle.digests import hash_bytes
+from latentrt.bundle.user_cache import open_own, write_own
 
 __all__ = ["RuntimeCache"]
 
@@ -50,7 +50,7 @@ class RuntimeCache:
             with contextlib.suppress(OSError):
                 self._folder.mkdir(mode=0o700, exist_ok=True)
                 name = f"{hash_bytes(data)}{_SUFFIX}"
-                write_atomically(self._folder / name, data, mode=0o600)
+                write_own(self._folder / name, data)
                 for other in self._folder.glob(f"*{_SUFFIX}"):
                     if other.name != name:
                         other.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ class RuntimeCache:
 
     def _read(self) -> bytes:
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
-            with contextlib.suppress(OSError), open_regular(path) as stream:
+            with contextlib.suppress(OSError), open_own(path) as stream:
                 data = stream.read(_LARGEST_BYTES)
                 if f"{hash_bytes(data)}{_SUFFIX}" == path.name:
                     return data

@@ -204,3 +204,23 @@ def test_threads_load_an_engine_and_the_fallback_once(bundle: Bundle) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda width: engines.ran_on(2, width), [4, 5] * 10))
     assert (len(engines.attempts), len(engines.opened)) == (1, 1)
+
+
+class PanicError(BaseException):
+    """As a library may raise it, which is no Exception."""
+
+
+def test_whatever_a_library_raises_while_an_engine_is_loaded_is_a_backend_error(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    def panic(source: EngineSource) -> Session:
+        raise PanicError("in the library")
+
+    engine = source(bundle, (2, 2), (4, 4))
+    shapes = {"x": (2, 4), "text": (2, 3)}
+    with pytest.raises(BackendError, match="cannot be loaded: in the library"):
+        EngineSet("the component", [engine], panic, None).prepare(shapes)
+    opened = Fallback("fallback")
+    EngineSet("the component", [engine], panic, lambda: opened).prepare(shapes)
+    assert opened.calls == ["prepare"]
+    assert "in the library" in caplog.text
