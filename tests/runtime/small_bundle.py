@@ -121,9 +121,10 @@ def manifest(folder: Path) -> Manifest:
 def _component(name: str) -> Component:
     gate = GateResult(output="out", shapes={"in": (1, 4, 8, 8)}, metric="relative", value=2e-6, bound=1e-4)
     role, source = ROLES[name]
+    given = InputSpec("in", "float32", ("batch", 4, "height", "width"), source)
     return Component(
         role=role,
-        inputs=(InputSpec("in", "float32", ("batch", 4, "height", "width"), source),),
+        inputs=(InputSpec("in", "int64", ("chunks", 77), source) if source == "tokens" else given,),
         outputs=(TensorSpec("out", "float32", ("batch", 4, "8*height", "8*width")),),
         weights=WeightsRecord(file=f"{name}/model.safetensors", dtype="float32", tensors=2, parameters=12345),
         graphs={"float32": GraphRecord(file=f"{name}/model.onnx", opset=21, nodes=99, gate=(gate,))},

@@ -16,7 +16,7 @@ from transformers import CLIPTokenizer
 
 from latentrt.bundle.manifest import TokenizerRecord
 from latentrt.errors import CheckpointError
-from latentrt.text.byte_pairs import BytePairEncoder
+from latentrt.text.tokenizer_json import read_tokenizer_json
 
 __all__ = ["BEGIN", "END", "build_vocabulary", "export_tokenizer", "read_merges", "write_vocabulary"]
 
@@ -55,7 +55,7 @@ def export_tokenizer(checkpoint: Path, bundle: Path) -> TokenizerRecord:
     (bundle / FILE).parent.mkdir(parents=True, exist_ok=True)
     backend.save(str(bundle / FILE))
     try:
-        BytePairEncoder.from_json((bundle / FILE).read_bytes())
+        read_tokenizer_json((bundle / FILE).read_bytes())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder} is not a CLIP tokenizer: {error}") from error
     return TokenizerRecord(

@@ -106,7 +106,7 @@ def compare(
 
     Without BUNDLE, the sample bundle is used.
     """
-    from latentrt.cli.comparison import make_report, make_sheet, plan_cells, print_table
+    from latentrt.cli.comparison import first_request, make_report, make_sheet, plan_cells, print_table
     from latentrt.cli.report import check_report, write_report
     from latentrt.images.files import check_output, save
     from latentrt.pipeline import Pipeline
@@ -134,7 +134,7 @@ def compare(
         write_report(json_path, make_report(pipeline, cells, threads))
     save(make_sheet(cells), output)
     if not quiet:
-        click.echo(f"{output}: {prompt!r}, seed {seed}")
+        click.echo(f"{output}: {prompt!r}, seed {first_request(cells).seeds[0]}")
 
 
 def _choose_samplers(pipeline: Pipeline, names: tuple[str, ...] | None) -> Sequence[str]:

@@ -69,7 +69,7 @@ def demo(prompt: tuple[str, ...], output: Path, seed: int, quiet: bool, **option
         blocked = f", {flagged} of them blocked by the safety classifier" if flagged else ""
         seconds = time.monotonic() - began
         click.echo(f"{output}: {counted(len(prompts), 'image')} in {seconds:.1f} s, loading included{blocked}")
-        alone = {"seed": seed, **given}
+        alone = {"seed": request.seeds[0], **given}
         flags = [str(part) for keyword, value in alone.items() for part in (SPELLING[keyword], value)]
         command = ["latentrt", "run", str(bundle_path()), prompts[0], *flags, "-o", "image.png"]
         click.echo(f"the first alone: {shlex.join(command)}")

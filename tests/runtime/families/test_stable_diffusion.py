@@ -23,7 +23,7 @@ from latentrt.sampling.guidance import ClassifierFree, ImageAndText, Unguided
 from latentrt.sampling.loop import Sample, step
 from latentrt.sampling.noise import Generator
 from latentrt.text.clip import PromptEncoder
-from latentrt.text.tokenizer import Tokenizer
+from latentrt.text.tokenizer import open_tokenizer
 
 Floats = NDArray[np.float32]
 
@@ -221,9 +221,8 @@ def test_given_latents_take_the_place_of_noise(pipeline: Pipeline) -> None:
 
 
 def test_each_image_has_the_embeddings_of_its_prompt(pipeline: Pipeline, bundle: Bundle) -> None:
-    record = bundle.manifest.tokenizers["text_encoder"]
     session = open_session(bundle, "text_encoder", threads=1)
-    encoder = PromptEncoder(Tokenizer.from_json(bundle.read(record.file), record), lambda: session)
+    encoder = PromptEncoder(open_tokenizer(bundle, "text_encoder"), lambda: session)
     samples = begin(
         pipeline, prompt=["a star", "a circle"], negative_prompt=["blue", ""], num_images_per_prompt=2, clip_skip=1
     )
