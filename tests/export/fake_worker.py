@@ -48,7 +48,10 @@ class FakeWorker:
 
 def fake_component(job: Job, precision: Precision | None = None) -> Component:
     plan = job.component
-    inputs = tuple(InputSpec(name, "float32", ("batch", 4), source) for name, source in plan.sources.items())
+    shapes: dict[str, tuple[int | str, ...]] = {"tokens": ("chunks", 77)}
+    inputs = tuple(
+        InputSpec(name, "float32", shapes.get(source, ("batch", 4)), source) for name, source in plan.sources.items()
+    )
     outputs = tuple(TensorSpec(name, "float32", ("batch", 4)) for name in ("x", "hidden_states"))
     gate = GateResult(output="x", shapes={"x": (1, 4)}, metric="relative", value=2e-6, bound=1e-4)
     graph = GraphRecord(file=f"{plan.name}/model.onnx", opset=21, nodes=3, gate=(gate,))

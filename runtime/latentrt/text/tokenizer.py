@@ -45,12 +45,21 @@ class Tokenizer:
                 )
 
     @classmethod
-    def from_json(cls, data: bytes, frame: TokenizerRecord, rows: int) -> Self:
+    def from_json(cls, data: bytes, frame: TokenizerRecord, rows: int | None = None) -> Self:
         """Read a tokenizer from the contents of its `tokenizer.json`.
 
+        Args:
+            data: the contents.
+            frame: special ids and length of a chunk.
+            rows: the number of rows of the text encoder's embedding; None: as the frame states.
+
         Raises:
-            BundleError: the contents are not those of a CLIP tokenizer, or an id has no row.
+            BundleError: the contents are not those of a CLIP tokenizer, an id has no row, or no number of rows is
+                given.
         """
+        rows = rows or frame.rows
+        if rows is None:
+            raise BundleError(f"{frame.file} has no number of rows in the manifest; export the bundle again")
         try:
             encoder = read_tokenizer_json(data)
         except ValueError as error:
