@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["CONTRACTIONS", "END_OF_WORD", "BytePairEncoder"]
+__all__ = ["CONTRACTIONS", "END_OF_WORD", "BytePairEncoder", "normalize"]
 
 END_OF_WORD = "</w>"
 # Unicode's White_Space, which differs from that of `str.isspace`.
@@ -43,6 +43,7 @@ class BytePairEncoder:
 
     Attributes:
         added_tokens: the tokens of `added` and `normalized`: token → id.
+        found_tokens: the same as they are found in a text: token → id.
         ids: every token → id.
     """
 
@@ -58,10 +59,11 @@ class BytePairEncoder:
     ) -> None:
         self._vocabulary, self._unknown = vocabulary, unknown
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        found = {normalize(token): index for token, index in normalized.items()}
         self.added_tokens = {**added, **normalized}
+        self.found_tokens = {**added, **found}
         self.ids = {**vocabulary, **self.added_tokens}
-        self._added = _TokenFinder(added)
-        self._normalized = _TokenFinder({_normalize(token): index for token, index in normalized.items()})
+        self._added, self._normalized = _TokenFinder(added), _TokenFinder(found)
         self._fixed = re.compile("|".join(map(re.escape, [*separate, *CONTRACTIONS])))
         self._words: dict[str, list[int]] = {}
 
@@ -72,7 +74,7 @@ class BytePairEncoder:
             if index is not None:
                 ids.append(index)
                 continue
-            for each, found in self._normalized.split(_normalize(part)):
+            for each, found in self._normalized.split(normalize(part)):
                 if found is not None:
                     ids.append(found)
                 else:
@@ -163,7 +165,8 @@ class _TokenFinder:
             yield text[start:], None
 
 
-def _normalize(text: str) -> str:
+def normalize(text: str) -> str:
+    """Return a text as CLIP normalises it: NFC, white space as one space, lower case."""
     # Character by character: `str.lower` of a word makes its last Σ a ς, which CLIP's normalizer does not.
     return "".join(map(str.lower, _SPACES.sub(" ", unicodedata.normalize("NFC", text))))
 

@@ -35,7 +35,7 @@ class Tokenizer:
 
     def __init__(self, encoder: BytePairEncoder, frame: TokenizerRecord, rows: int) -> None:
         self._encoder, self.frame, self.rows = encoder, frame, rows
-        self._vectors = _find_vectors(encoder.added_tokens)
+        self._vectors = _find_vectors(encoder)
         special = {"begin": frame.begin, "end": frame.end, "pad": frame.pad}
         for token, index in (*special.items(), *encoder.ids.items()):
             if index >= rows:
@@ -155,14 +155,18 @@ def _count_rows(bundle: Bundle, component: str) -> int:
     return embedding.shape[0]
 
 
-def _find_vectors(added: dict[str, int]) -> dict[int, list[str]]:
-    """Return the words of each textual inversion of several vectors by the id of the first: `<cat>`, `<cat>_1`, …"""
+def _find_vectors(encoder: BytePairEncoder) -> dict[int, list[str]]:
+    """Return the words of each textual inversion of several vectors by the id of the first: `<cat>`, `<cat>_1`, …
+
+    A word that is found in another spelling than its own, as `<Cat>` is found in the normalised text as `<cat>`, has no
+    further vectors in diffusers.
+    """
     found = {}
-    for word, index in added.items():
+    for word, index in encoder.found_tokens.items():
         words = [word]
-        while (following := f"{word}_{len(words)}") in added:
+        while (following := f"{word}_{len(words)}") in encoder.added_tokens:
             words.append(following)
-        if len(words) > 1:
+        if len(words) > 1 and word in encoder.added_tokens:
             found[index] = words
     return found
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 
 from latentrt.bundle.printable import printable
-from latentrt.text.byte_pairs import CONTRACTIONS, END_OF_WORD, BytePairEncoder
+from latentrt.text.byte_pairs import CONTRACTIONS, END_OF_WORD, BytePairEncoder, normalize
 
 __all__ = ["MAX_BYTES", "read_tokenizer_json"]
 
@@ -195,6 +195,7 @@ def _check_ids(vocabulary: Mapping[str, int], added: list[_AddedToken]) -> dict[
     if len(added) > MAX_ADDED_TOKENS:
         raise ValueError(f"got {len(added):,} added tokens, expected at most {MAX_ADDED_TOKENS:,}")
     ids, contents = dict(vocabulary), set[str]()
+    spellings: dict[str, str] = {}
     for token in added:
         if token.single_word or token.lstrip or token.rstrip:
             raise ValueError(
@@ -208,6 +209,14 @@ def _check_ids(vocabulary: Mapping[str, int], added: list[_AddedToken]) -> dict[
                 "in the vocabulary"
             )
         contents.add(token.content)
+        if token.normalized:
+            other = spellings.setdefault(normalize(token.content), token.content)
+            if other != token.content:
+                # The tokenizers package finds one of the two, another one in each process.
+                raise ValueError(
+                    f"got the added tokens {_quote(other)} and {_quote(token.content)}, which are the same word in a "
+                    "normalised text; expected different words"
+                )
     used = bytearray(len(ids))
     for content, index in ids.items():
         if not 0 < len(content) <= MAX_TOKEN_CHARACTERS:

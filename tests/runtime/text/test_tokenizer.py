@@ -109,11 +109,12 @@ def inversions(*words: str, rows: int = 100) -> Tokenizer:
 
 
 def test_the_first_word_of_an_inversion_stands_for_all_its_vectors() -> None:
-    tokenizer = inversions("<cat>", "<cat>_1", "<cat>_2", "<dog>", "<dog>_2")
+    tokenizer = inversions("<cat>", "<cat>_1", "<cat>_2", "<dog>", "<dog>_2", "<Eel>", "<Eel>_1")
     assert tokenizer.expand("a <cat> b", 99) == "a <cat> <cat>_1 <cat>_2 b"
     assert tokenizer.chunks("a <cat> b")[0].tolist() == [2, 0, 3, 4, 5, 1, *[2] * 6]
     assert tokenizer.expand("a <dog> <cat>_2", 99) == "a <dog> <cat>_2", "one vector, and not the first"
     assert tokenizer.expand("<CAT>", 99) == "<CAT>", "found, and spelled otherwise"
+    assert tokenizer.expand("<Eel>", 99) == "<Eel>", "found as <eel>, which is no word"
 
 
 def test_vectors_are_counted_before_they_are_written_out() -> None:

@@ -116,6 +116,11 @@ TEMPLATE = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "t
         ("added_tokens/0/rstrip", True, "rstrip"),
         ("added_tokens/0/single_word", True, "single_word"),
         ("added_tokens", [{"id": 560 + number, "content": f"<{number}>"} for number in range(9000)], "9,000 added"),
+        (
+            "added_tokens",
+            [{"id": 680, "content": "<Cat>", "normalized": True}, {"id": 681, "content": "<CAT>", "normalized": True}],
+            "'<Cat>' and '<CAT>'",
+        ),
         ("normalizer", None, "normalizer"),
         ("normalizer/normalizers", [{"type": "NFKC"}], "NFKC"),
         ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "A" * 10_000}, "Precompiled"),
