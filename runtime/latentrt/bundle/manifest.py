@@ -389,7 +389,7 @@ class Limits(Record, frozen=True, kw_only=True):
     max_steps: Positive
     max_clip_skip: Count = 0
     max_noise_level: Count = 0
-    max_prompt_characters: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10_000
+    max_prompt_characters: Annotated[int, msgspec.Meta(ge=1, le=20_000)] = 10_000
     max_prompt_chunks: Annotated[int, msgspec.Meta(ge=1, le=256)] = MAX_PROMPT_CHUNKS
 
 

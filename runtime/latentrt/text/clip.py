@@ -15,7 +15,7 @@ from latentrt.text.tokenizer import Tokenizer
 __all__ = ["EncodedText", "PromptEncoder"]
 
 Floats = NDArray[np.float32]
-# Chunks that are encoded at once. One takes about 12 MB in CLIP ViT-L, the text encoder of Stable Diffusion 1.x.
+# Chunks that are encoded at once. One takes about 8 MB in CLIP ViT-L, the text encoder of Stable Diffusion 1.x.
 _MAX_ROWS = 32
 
 

@@ -286,6 +286,19 @@ def test_embeddings_of_another_length_than_the_negative_ones_are_refused(pipelin
     begin(pipeline, prompt=None, prompt_embeds=embeds, guidance_scale=1.0)
 
 
+@pytest.mark.parametrize("keyword", ["prompt", "negative_prompt"])
+def test_a_prompt_of_too_many_chunks_is_refused_by_its_name(pipeline: Pipeline, keyword: str) -> None:
+    with pytest.raises(RequestError, match=f"`{keyword}`: got a text of 1,201 tokens, expected at most 1,200"):
+        begin(pipeline, **{keyword: "star " * 1201})
+
+
+@pytest.mark.parametrize("keyword", ["prompt_embeds", "negative_prompt_embeds"])
+def test_embeddings_of_too_many_chunks_are_refused_by_their_name(pipeline: Pipeline, keyword: str) -> None:
+    embeds = {"prompt_embeds": np.zeros((1, 77, 128), np.float32), keyword: np.zeros((1, 1233, 128), np.float32)}
+    with pytest.raises(RequestError, match=f"`{keyword}`: got 1,233 tokens, expected at most 1,232"):
+        begin(pipeline, prompt=None, **embeds)
+
+
 # Image to image.
 
 
