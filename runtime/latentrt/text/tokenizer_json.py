@@ -34,7 +34,7 @@ _NORMALIZER = {
         {"type": "Lowercase"},
     ],
 }
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _PATTERN = "|".join([*CONTRACTIONS, r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"])
 _SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 _TYPE = re.compile(rb'"type"\s*:\s*"(\w{1,40})"')
@@ -253,12 +253,17 @@ def _check_splitting(file: _File) -> tuple[str, ...]:
                 {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Removed", "invert": True},
                 {"type": "ByteLevel", **byte_level},
             ],
-        } if {**_BYTE_LEVEL, **byte_level, "trim_offsets": None} == {**_BYTE_LEVEL, "trim_offsets": None}:
+        } if _is_byte_level(byte_level):
             for separate in ((), _SPECIAL_TOKENS, _SPECIAL_TOKENS[::-1]):
                 if pattern == "".join(f"{re.escape(word)}|" for word in separate) + _PATTERN:
                     return separate
             raise ValueError(f"got the pre-tokenizer's pattern {_quote(pattern)}, expected CLIP's")
     raise _section_error("pre-tokenizer", file.pre_tokenizer, "CLIP's: Sequence of Split and ByteLevel")
+
+
+def _is_byte_level(options: dict[str, Any]) -> bool:
+    """Return whether ByteLevel has CLIP's options; older files lack `use_regex`, and offsets do not matter to ids."""
+    return {**_BYTE_LEVEL, **options, "trim_offsets": True} == _BYTE_LEVEL
 
 
 def _quote(text: str | None) -> str:

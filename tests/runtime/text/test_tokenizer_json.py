@@ -174,14 +174,13 @@ def test_a_word_of_half_a_character_is_refused(tree: Any) -> None:
     [
         b'{"model": ' + b"[" * 100_000,
         b'{"normalizer": ' + b'{"type":' * 100_000,
-        b" " * (MAX_BYTES + 1),
         b'{"model": {"type": "BPE", "vocab": {"a": ' + b"9" * 1_000_000 + b'}, "merges": []}}',
         b'{"model": {"type": "BPE", "vocab": {}, "merges": [' + b"[]," * 2_000_000 + b'[]]}, "normalizer": 0}',
         b'{"model": {"type": "BPE"}, "normalizer": [' + b"[]," * 2_000_000 + b'[]], "pre_tokenizer": 0}',
         b'{"model": "\xff"}',
         b"",
     ],
-    ids=["nested list", "nested objects", "large", "digits", "merges", "sections", "not UTF-8", "empty"],
+    ids=["nested list", "nested objects", "digits", "merges", "sections", "not UTF-8", "empty"],
 )
 def test_files_of_adversaries_are_refused_at_once(bundle: Bundle, data: bytes) -> None:
     record = bundle.manifest.tokenizers["text_encoder"]
@@ -189,6 +188,17 @@ def test_files_of_adversaries_are_refused_at_once(bundle: Bundle, data: bytes) -
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         Tokenizer.from_json(data, record, rows=1000)
     assert time.perf_counter() - began < 5, "0.1 s on a quiet core"
+
+
+def test_sizes_are_bounded_whatever_the_content(tree: Any) -> None:
+    data = json.dumps(tree).encode()
+    read_tokenizer_json(data + b" " * (MAX_BYTES - len(data)))
+    with pytest.raises(ValueError, match=r"8,388,609 bytes, expected at most 8,388,608"):
+        read_tokenizer_json(data + b" " * (MAX_BYTES + 1 - len(data)))
+    for section in (b'"normalizer": {', b'"pre_tokenizer": {', b'"decoder": {'):
+        assert section in data
+        with pytest.raises(ValueError, match="at most 4,096 bytes"):
+            read_tokenizer_json(data.replace(section, section + b" " * 4096))
 
 
 def test_mutations_end_in_an_encoder_or_a_value_error() -> None:
