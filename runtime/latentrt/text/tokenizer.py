@@ -152,7 +152,8 @@ def _count_rows(bundle: Bundle, component: str) -> int:
             f"the weights of {component} have no matrix {_EMBEDDING}, and the manifest does not state its rows; export "
             "the bundle again"
         )
-    return embedding.shape[0]
+    rows: int = embedding.shape[0]
+    return rows
 
 
 def _find_vectors(encoder: BytePairEncoder) -> dict[int, list[str]]:
