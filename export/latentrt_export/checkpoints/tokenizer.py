@@ -18,7 +18,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tokenizers import processors
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from latentrt.bundle.manifest import TokenizerRecord
@@ -78,10 +77,6 @@ def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path) ->
     backend.no_padding()
     backend.no_truncation()
     frame = _find_frame(tokenizer, folder)
-    if made_by is not CLIPTokenizer:
-        # It was checked that the frame is CLIP's; written in CLIP's form.
-        sep, cls = (tokenizer.eos_token, frame["end"]), (tokenizer.bos_token, frame["begin"])
-        backend.post_processor = processors.RobertaProcessing(sep, cls, False, False)
     file = f"{name}/tokenizer.json"
     (bundle / file).parent.mkdir(parents=True, exist_ok=True)
     backend.save(str(bundle / file))
