@@ -20,7 +20,7 @@ from latentrt.bundle.manifest import GateResult, Precision
 from latentrt.engines.record import EngineIdentity, ShapeRange
 from latentrt.errors import BuildError
 from latentrt.sampling.training_noise import training_alphas
-from latentrt.text.tokenizer import Tokenizer
+from latentrt.text.tokenizer import open_tokenizer
 
 __all__ = ["GateInputs", "check_engine"]
 
@@ -59,8 +59,7 @@ class _SourceArrays(dict[str, NDArray[Any]]):
         kind, _, name = key.partition(":")
         match kind:
             case "tokens":
-                record = manifest.tokenizers[name]
-                self[key] = tokenize_prompts(Tokenizer.from_json(self._bundle.read(record.file), record).chunks)
+                self[key] = tokenize_prompts(open_tokenizer(self._bundle, name).chunks)
             case "option":
                 self[key] = np.array(getattr(manifest.limits, f"max_{name}"))
             case "alphas_cumprod":

@@ -94,8 +94,10 @@ def write_bundle(
         check_values(name, weights)
     scheduler = SchedulerRecord.of(checkpoint.scheduler_class, plan.scheduler_config, plan.scheduler_changes)
     _warn_about_runs(scheduler, plan, progress)
-    record = export_tokenizer(checkpoint.folder, stage.bundle) if plan.tokenizers else None
-    tokenizers = {} if record is None else dict.fromkeys(plan.tokenizers, record)
+    tokenizers = {
+        encoder: export_tokenizer(checkpoint.folder, folder, encoder, stage.bundle)
+        for encoder, folder in plan.tokenizers.items()
+    }
     licence = _copy_documents(checkpoint, stage.bundle)
     gate_inputs = _write_first_arrays(checkpoint, plan, stage, tokenizers, quantization)
     results: dict[str, Done] = {}

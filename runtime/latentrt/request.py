@@ -320,7 +320,7 @@ class Request:
     acceleration: Acceleration = field(default_factory=Acceleration)
     images_per_prompt: int = option(1, "num_images_per_prompt", None, Whole(1), "Images for each prompt.")
     seed: int | Sequence[int] | None = option(
-        None, "seed", None, Check(), "Image i takes seed + i; or a seed for each image. Random if omitted."
+        None, "seed", None, Check(), "Image i takes seed + i; or a seed for each image. Random if omitted or -1."
     )
     safety: str | None = option(
         None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,9 +33,10 @@ if TYPE_CHECKING:
     from latentrt.families import Family
     from latentrt.sampling.schedule import Schedule
 
-__all__ = ["MAX_REQUEST_BYTES", "MAX_SEED", "ResolvedRequest", "resolve"]
+__all__ = ["MAX_REQUEST_BYTES", "MAX_SEED", "RANDOM_SEED", "ResolvedRequest", "resolve"]
 
 MAX_SEED = 2**63 - 1
+RANDOM_SEED = -1
 MAX_REQUEST_BYTES = 4 << 30
 """Largest memory that a request's own arrays may need; graphs and weights are not counted."""
 T = TypeVar("T")
@@ -114,7 +114,7 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
     task = family.task(request)
     if task not in manifest.tasks:
         raise RequestError(f"this bundle cannot do {task}, it does {', '.join(manifest.tasks)}; {family.advice(task)}")
-    prompts, count = _prompts(request, family)
+    prompts, count = _prompts(request, manifest.limits, family)
     images_per_prompt = Whole(1, manifest.limits.max_batch)("num_images_per_prompt", request.images_per_prompt)
     images = count * images_per_prompt
     if images > manifest.limits.max_batch:
@@ -130,7 +130,7 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
         task=task,
         prompt=_prompt(request, count, manifest, family),
         prompts=prompts,
-        negative_prompts=_negative_prompts(request, count),
+        negative_prompts=_negative_prompts(request, count, manifest.limits),
         size=Size(height=height, width=width),
         sampling=sampling,
         guidance=_guidance(request.guidance, manifest),
@@ -174,7 +174,7 @@ def _check_values(request: Request) -> Request:
     return Request.of(**values)
 
 
-def _prompts(request: Request, family: Family) -> tuple[tuple[str, ...] | None, int]:
+def _prompts(request: Request, limits: Limits, family: Family) -> tuple[tuple[str, ...] | None, int]:
     prompt = request.prompt
     if prompt.text is None and prompt.embeds is None and not family.needs_prompt(request):
         return ("",), 1
@@ -185,17 +185,17 @@ def _prompts(request: Request, family: Family) -> tuple[tuple[str, ...] | None, 
     if prompt.text is None:
         # Anything but an array of embeddings is refused with its shape, as one prompt's.
         return None, max(len(prompt.embeds), 1) if np.ndim(prompt.embeds) == 3 else 1  # type: ignore[arg-type]
-    prompts = _texts("prompt", prompt.text)
+    prompts = _texts("prompt", prompt.text, limits)
     return prompts, len(prompts)
 
 
-def _negative_prompts(request: Request, count: int) -> tuple[str, ...] | None:
+def _negative_prompts(request: Request, count: int, limits: Limits) -> tuple[str, ...] | None:
     prompt = request.prompt
     if prompt.negative_embeds is not None:
         if prompt.negative is not None:
             raise RequestError("got both `negative_prompt` and `negative_prompt_embeds`, expected at most one of them")
         return None
-    texts = _texts("negative_prompt", "" if prompt.negative is None else prompt.negative)
+    texts = _texts("negative_prompt", "" if prompt.negative is None else prompt.negative, limits)
     if len(texts) == 1:
         return texts * count
     if len(texts) != count:
@@ -218,13 +218,21 @@ def _prompt(request: Request, count: int, manifest: Manifest, family: Family) ->
     )
 
 
-def _texts(keyword: str, value: object) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else (value,)
+def _texts(keyword: str, value: object, limits: Limits) -> tuple[str, ...]:
+    """Return the texts of an argument, each of valid Unicode and within the limit of characters."""
+    texts = value if isinstance(value, (list, tuple)) else (value,)
     if not texts:
         raise RequestError(f"`{keyword}`: got an empty list, expected a text or a list of texts")
+    if len(texts) > limits.max_batch:
+        raise RequestError(f"`{keyword}`: got {len(texts)} texts, this bundle's limit is {limits.max_batch} images")
     for text in texts:
         if not isinstance(text, str):
             raise RequestError(f"`{keyword}`: got {type(text).__name__}, expected a text or a list of texts")
+        if len(text) > limits.max_prompt_characters:
+            raise RequestError(
+                f"`{keyword}`: got a text of {len(text):,} characters, expected at most "
+                f"{limits.max_prompt_characters:,}; shorten it"
+            )
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise RequestError(f"`{keyword}`: contains an unpaired surrogate; expected valid Unicode")
     return tuple(map(str, texts))
@@ -301,26 +309,47 @@ def _acceleration(acceleration: Acceleration, manifest: Manifest, family: Family
 
 
 def _seeds(seed: object, images: int) -> tuple[int, ...]:
+    """Return the seed of each image. None and −1 stand for a random one."""
     if seed is None:
-        seed = secrets.randbelow(2**32)
+        seed = RANDOM_SEED
     if isinstance(seed, (int, np.integer)):
         # The last image's is a seed too, so that it can be requested again.
-        first = Whole(0, MAX_SEED - images + 1)("seed", seed)
+        first = _seed(seed, MAX_SEED - images + 1)
         return tuple(range(first, first + images))
-    if isinstance(seed, np.ndarray) and seed.ndim == 1:
-        seed = list(seed)
-    if not isinstance(seed, Sequence) or isinstance(seed, str):
-        raise RequestError(
-            f"`seed`: got {shown(seed)}, expected a whole number from 0 to {MAX_SEED}, or a list of them"
-        )
+    listed = isinstance(seed, Sequence) and not isinstance(seed, (str, bytes))
+    if not listed and not (isinstance(seed, np.ndarray) and seed.ndim == 1):
+        raise _seed_error(seed, MAX_SEED)
     try:
-        count = len(seed)
-    except OverflowError:  # of a range
-        count = sys.maxsize
+        count = len(seed)  # type: ignore[arg-type]  # narrowed by `listed`
+    except OverflowError:  # a range of 10³⁰ has no length
+        count = MAX_SEED
     if count != images:
         got = f"{count} seeds" if count else "an empty range of seeds"
         raise RequestError(f"`seed`: got {got} for {images} images, expected one number, or a seed for each image")
-    return tuple(Whole(0, MAX_SEED)("seed", each) for each in seed)
+    if isinstance(seed, range) and RANDOM_SEED in seed:
+        raise _seed_error(seed, MAX_SEED)
+    return tuple(_seed(each, MAX_SEED) for each in seed)  # type: ignore[attr-defined]  # narrowed by `listed`
+
+
+def _seed(seed: object, largest: int) -> int:
+    """Return a seed, a random one for −1."""
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not RANDOM_SEED <= seed <= largest:
+        raise _seed_error(seed, largest)
+    return secrets.randbelow(2**32) if seed == RANDOM_SEED else int(seed)
+
+
+def _seed_error(seed: object, largest: int) -> RequestError:
+    got = type(seed).__name__
+    if isinstance(seed, int) and abs(seed) >= 1 << 128:
+        got = "a number of more than 128 bits"  # Python prints no number of thousands of digits
+    elif isinstance(seed, (int, float, np.number, range)):
+        got = repr(seed)
+    elif isinstance(seed, str):
+        got = repr(seed[:40])
+    return RequestError(
+        f"`seed`: got {got}, expected a whole number from 0 to {largest}, {RANDOM_SEED} for a random one, or a list of "
+        "them"
+    )
 
 
 def _embeds(keyword: str, value: NDArray[Any] | None, count: int, width: int) -> NDArray[np.float32] | None:

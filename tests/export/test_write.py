@@ -249,7 +249,7 @@ def test_a_tokenizer_that_is_missing(checkpoint: Path, tmp_path: Path, worker: F
 
 def test_a_tokenizer_that_is_damaged(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
     (checkpoint / "tokenizer" / "vocab.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read as a CLIP tokenizer"):
+    with pytest.raises(CheckpointError, match=r"vocab\.json is not JSON"):
         export(checkpoint, tmp_path / "bundle")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from latentrt import Pipeline
 from latentrt.sampling import samplers
-from latentrt.text.tokenizer import Tokenizer
+from latentrt.text.tokenizer import open_tokenizer
 from tests.exported import Exported
 from tests.parity.pipelines import IGNORED_WARNINGS, LATENTS_BOUND, PROMPT, SCHEDULERS, assert_close, run_oracle
 
@@ -205,8 +205,7 @@ def test_short_prompts_are_tokenized_as_transformers_does(sd1: Exported, sd2: Ex
     ]
     for model in (sd1, sd2):
         bundle = Bundle.open(model.bundle)
-        record = bundle.manifest.tokenizers["text_encoder"]
-        ours = Tokenizer.from_json(bundle.read(record.file), record)
+        ours = open_tokenizer(bundle, "text_encoder")
         theirs = CLIPTokenizer.from_pretrained(model.checkpoint / "tokenizer")
         for text in texts:
             expected = theirs(text, padding="max_length", max_length=77, truncation=True).input_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -136,9 +137,28 @@ def test_one_negative_prompt_serves_all(resolved: Resolver) -> None:
         ({"prompt": b"bytes"}, "prompt", "got bytes"),
         ({"prompt": "half \ud83d of a fox"}, "prompt", "unpaired surrogate"),
         ({"prompt": None}, "prompt", "got none"),
+        ({"prompt": "a" * 10_001}, "prompt", "10,001 characters, expected at most 10,000"),
+        ({"prompt": ["a", "猫" * 10_001]}, "prompt", "10,001 characters"),
+        ({"negative_prompt": "a" * 10_001}, "negative_prompt", "10,001 characters"),
+        ({"prompt": ["a"] * 5}, "prompt", "got 5 texts, this bundle's limit is 4 images"),
+        ({"negative_prompt": [7] * 10**6}, "negative_prompt", "got 1000000 texts"),
         ({"guidance_scale": 10**400}, "guidance_scale", "expected a number"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt", "got 2 texts for 1 prompts"),
-        ({"seed": -1}, "seed", "got -1"),
+        ({"seed": -2}, "seed", "got -2"),
+        ({"seed": [-2]}, "seed", "got -2"),
+        ({"seed": range(-1, 0)}, "seed", "got range(-1, 0)"),
+        ({"seed": range(10**30)}, "seed", "seeds for 1 images"),
+        ({"seed": 10**30}, "seed", f"got {10**30}"),
+        ({"seed": 10**5000}, "seed", "more than 128 bits"),
+        ({"seed": [10**5000]}, "seed", "more than 128 bits"),
+        ({"seed": [[10**5000]]}, "seed", "got list"),
+        ({"seed": True}, "seed", "got True"),
+        ({"seed": b"7"}, "seed", "got bytes"),
+        ({"seed": {7}}, "seed", "got set"),
+        ({"seed": "7" * 10**6}, "seed", "got '7777"),
+        ({"seed": np.array(7)}, "seed", "got ndarray"),
+        ({"seed": np.array([[7]])}, "seed", "got ndarray"),
+        ({"seed": np.array([7.0])}, "seed", "7.0"),
         ({"seed": 2**63}, "seed", f"got {2**63}"),
         ({"seed": 1.0}, "seed", "got 1.0, expected a whole number"),
         ({"seed": "7"}, "seed", "got '7'"),
@@ -184,8 +204,21 @@ def test_a_refusal_names_the_option(resolved: Resolver, values: dict[str, Any], 
 
 
 def test_too_many_images(resolved: Resolver) -> None:
-    with pytest.raises(RequestError, match="5 images in one request, this bundle's limit is 4"):
-        resolved(prompt=["a"] * 5)
+    with pytest.raises(RequestError, match="6 images in one request, this bundle's limit is 4"):
+        resolved(prompt=["a"] * 2, num_images_per_prompt=3)
+
+
+def test_minus_one_is_a_random_seed(resolved: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = iter([70, 71, 72])
+    monkeypatch.setattr(secrets, "randbelow", lambda limit: next(numbers))
+    assert resolved(seed=-1, num_images_per_prompt=2).seeds == (70, 71)
+    assert resolved(seed=[-1, 5, np.int64(-1)], num_images_per_prompt=3).seeds == (71, 5, 72)
+
+
+def test_the_longest_prompt(resolved: Resolver, manifest: Manifest) -> None:
+    assert resolved(prompt="a" * 10_000).prompts == ("a" * 10_000,)
+    longer = msgspec.structs.replace(manifest.limits, max_prompt_characters=10_001)
+    assert Resolver(resolved.pipeline, msgspec.structs.replace(manifest, limits=longer))(prompt="a" * 10_001)
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones(resolved: Resolver) -> None:

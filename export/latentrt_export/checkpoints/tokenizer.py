@@ -2,69 +2,262 @@
 
 A single-file checkpoint has no tokenizer. Stable Diffusion 1.x and 2.x all use OpenAI CLIP's, whose merges ship with
 this package (NOTICE names their source). The vocabulary is computed from the merges.
+
+transformers reads the files of a checkpoint, so that the ids are those of diffusers. It runs on a copy of the files
+that were read and checked here, because the tokenizers package hangs, panics or takes gigabytes for other content.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from latentrt.bundle.manifest import TokenizerRecord
-from latentrt.errors import CheckpointError
+from latentrt.bundle.printable import counted, printable
+from latentrt.errors import BundleError, CheckpointError
 from latentrt.text.byte_pairs import BytePairEncoder
+from latentrt.text.tokenizer import Tokenizer
+from latentrt.text.tokenizer_json import MAX_BYTES, read_tokenizer_json
+from latentrt_export.checkpoints.json_file import read_object
 
-__all__ = ["BEGIN", "END", "build_vocabulary", "export_tokenizer", "read_merges", "write_vocabulary"]
+__all__ = ["BEGIN", "END", "build_vocabulary", "export_tokenizer", "read_length", "read_merges", "write_vocabulary"]
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
-FILE = "tokenizer/tokenizer.json"
+# The classes that diffusers makes a tokenizer with, by their names in model_index.json and in tokenizer_config.json.
+# `TokenizersBackend` is the name that transformers 5 writes for `PreTrainedTokenizerFast`.
+_CLASSES: Mapping[str, type] = {
+    "CLIPTokenizer": CLIPTokenizer,
+    "CLIPTokenizerFast": CLIPTokenizer,
+    "PreTrainedTokenizerFast": PreTrainedTokenizerFast,
+    "TokenizersBackend": PreTrainedTokenizerFast,
+}
+# The files that transformers reads, and their largest sizes in bytes.
+_FILES = {
+    "tokenizer.json": MAX_BYTES,
+    "vocab.json": MAX_BYTES,
+    "merges.txt": MAX_BYTES,
+    "added_tokens.json": 1 << 20,
+    "special_tokens_map.json": 1 << 20,
+    "tokenizer_config.json": 1 << 20,
+}
+# From this value on, model_max_length is missing: transformers writes 10³⁰ for none.
+_NO_LENGTH = 10**20
+# Defaults of transformers' CLIPTextConfig.
+_ROWS, _POSITIONS = 49408, 77
 
 
-def export_tokenizer(checkpoint: Path, bundle: Path) -> TokenizerRecord:
+def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path) -> TokenizerRecord:
     """Write a checkpoint's tokenizer, without padding and truncation: the runtime builds the chunks.
 
     Args:
-        checkpoint: a diffusers folder; its tokenizer is `tokenizer.json`, or `vocab.json` with `merges.txt`.
+        checkpoint: a diffusers folder.
+        name: of the tokenizer's folder in it, which has `tokenizer.json`, or `vocab.json` with `merges.txt`.
+        encoder: of the folder of its text encoder.
         bundle: the folder of the new bundle.
 
     Raises:
-        CheckpointError: the tokenizer is missing or cannot be read.
+        CheckpointError: the tokenizer is missing, damaged, not CLIP's, or does not suit the text encoder.
     """
-    folder = checkpoint / "tokenizer"
-    has_files = (folder / "tokenizer.json").is_file() or all(
-        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
-    )
-    if not has_files:
-        raise CheckpointError(
-            f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; download the checkpoint again"
-        )
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers package raises bare exceptions for a damaged file
-        raise CheckpointError(f"{folder} cannot be read as a CLIP tokenizer: {error}") from error
-    length = tokenizer.model_max_length
-    if not 3 <= length <= 1024:
-        raise CheckpointError(f"{folder} has model_max_length {length}, expected 77, as CLIP has")
+    folder = checkpoint / name
+    made_by = _find_class(checkpoint, name)
+    length = read_length(checkpoint, name, encoder)
+    rows = _read_size(checkpoint / encoder, "vocab_size", _ROWS)
+    with tempfile.TemporaryDirectory(prefix="latentrt-tokenizer-") as copy:
+        _copy_checked(folder, Path(copy), needs_json=made_by is PreTrainedTokenizerFast)
+        tokenizer = _load(made_by, Path(copy), folder)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
-    (bundle / FILE).parent.mkdir(parents=True, exist_ok=True)
-    backend.save(str(bundle / FILE))
+    frame = _find_frame(tokenizer, folder)
+    file = f"{name}/tokenizer.json"
+    (bundle / file).parent.mkdir(parents=True, exist_ok=True)
+    backend.save(str(bundle / file))
+    record = TokenizerRecord(file=file, **frame, length=length, rows=rows)
+    written = (bundle / file).read_bytes()
+    _check_rows(_read(folder, written), rows, checkpoint / encoder)
     try:
-        BytePairEncoder.from_json((bundle / FILE).read_bytes())
-    except (ValueError, RecursionError) as error:
+        Tokenizer.from_json(written, record)
+    except BundleError as error:
         raise CheckpointError(f"{folder} is not a CLIP tokenizer: {error}") from error
-    return TokenizerRecord(
-        file=FILE,
-        begin=tokenizer.bos_token_id,
-        end=tokenizer.eos_token_id,
-        pad=tokenizer.pad_token_id,
-        length=length,
-    )
+    return record
+
+
+def read_length(checkpoint: Path, name: str = "tokenizer", encoder: str = "text_encoder") -> int:
+    """Return the number of tokens of a chunk: the tokenizer's `model_max_length`, else the encoder's positions.
+
+    A shorter chunk than the encoder has positions is diffusers' too: its pipeline pads to `model_max_length`.
+
+    Raises:
+        CheckpointError: the tokenizer's chunk is longer than the encoder has positions, or no length.
+    """
+    positions = _read_size(checkpoint / encoder, "max_position_embeddings", _POSITIONS)
+    place = checkpoint / name / "tokenizer_config.json"
+    config = read_object(place) if place.exists() else {}
+    length = config.get("model_max_length", config.get("max_len"))
+    if length is None or (isinstance(length, (int, float)) and _NO_LENGTH <= length < math.inf):
+        return positions
+    if type(length) is not int or not 3 <= length <= positions:
+        raise CheckpointError(
+            f"{place} has model_max_length {length!r:.40}, and {encoder} has {positions} positions; expected 3 to "
+            f"{positions}. If the tokenizer belongs to this encoder, set model_max_length to {positions} there"
+        )
+    return length
+
+
+def _read_size(folder: Path, key: str, default: int) -> int:
+    """Return a number of a text encoder's configuration."""
+    size = read_object(folder / "config.json").get(key, default)
+    if type(size) is not int or size < 1:
+        raise CheckpointError(f"{folder / 'config.json'} has {key} {size!r:.40}, expected a number such as {default}")
+    return size
+
+
+def _find_class(checkpoint: Path, name: str) -> type:
+    """Return the class of a tokenizer, from `model_index.json` as in diffusers.
+
+    Raises:
+        CheckpointError: `model_index.json` or `tokenizer_config.json` names another class than those of CLIP's
+            byte-pair encoding.
+    """
+    place = checkpoint / name / "tokenizer_config.json"
+    own = read_object(place).get("tokenizer_class") if place.exists() else None
+    index = checkpoint / "model_index.json"
+    entry = read_object(index).get(name) if index.exists() else None
+    named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    for source, found in ((index, named), (place, own)):
+        if found is not None and found not in [*_CLASSES]:
+            raise CheckpointError(
+                f"{source} names the tokenizer class {printable(str(found)[:60])}, expected one of CLIP's byte-pair "
+                f"encoding: {', '.join(_CLASSES)}. latentrt does not replace a tokenizer; this one is not supported"
+            )
+    return _CLASSES[named or own or "CLIPTokenizer"]
+
+
+def _copy_checked(folder: Path, copy: Path, *, needs_json: bool) -> None:
+    """Copy the files of a tokenizer that transformers reads, after checking their sizes and contents.
+
+    Args:
+        folder: the checkpoint's.
+        copy: the folder of the copies.
+        needs_json: whether the tokenizer is nothing but its `tokenizer.json`.
+
+    Raises:
+        CheckpointError: a file is missing, too large, not JSON, or not that of a CLIP tokenizer.
+    """
+    found = {name: data for name, limit in _FILES.items() if (data := _read_bounded(folder / name, limit)) is not None}
+    if "tokenizer.json" not in found and (needs_json or not {"vocab.json", "merges.txt"} <= found.keys()):
+        others = "" if needs_json else " nor vocab.json and merges.txt"
+        raise CheckpointError(
+            f"{folder} has {'no' if needs_json else 'neither'} tokenizer.json{others}; download the checkpoint again"
+        )
+    for name, data in found.items():
+        if name == "tokenizer.json":
+            _read(folder, data)
+        elif name.endswith(".json"):
+            try:
+                value = json.loads(data)
+            except (ValueError, RecursionError) as error:
+                raise CheckpointError(
+                    f"{folder / name} is not JSON: {error}; the checkpoint is damaged, download it again"
+                ) from error
+            if name == "vocab.json":
+                _check_vocabulary(folder / name, value)
+        (copy / name).write_bytes(data)
+
+
+def _check_vocabulary(path: Path, ids: object) -> None:
+    """Check that ids have no gap, for which the tokenizers package allocates memory.
+
+    Raises:
+        CheckpointError: the file is no vocabulary.
+    """
+    if not isinstance(ids, dict):
+        raise CheckpointError(f"{path} holds a {type(ids).__name__}, expected words and their ids")
+    for word, index in ids.items():
+        if type(index) is not int or not 0 <= index < len(ids):
+            raise CheckpointError(
+                f"{path} has the id {index!r:.40} of '{printable(word[:60])}', expected 0 to {len(ids) - 1}: it has "
+                f"{counted(len(ids), 'word')}"
+            )
+
+
+def _read_bounded(path: Path, limit: int) -> bytes | None:
+    """Return the bytes of a file; None where there is none."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > limit:
+        raise CheckpointError(f"{path} is larger than {limit:,} bytes, the limit; it is not the file of a tokenizer")
+    return data
+
+
+def _read(folder: Path, data: bytes) -> BytePairEncoder:
+    try:
+        return read_tokenizer_json(data, framed=True)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is not a CLIP tokenizer: {error}") from None
+
+
+def _load(made_by: type, copy: Path, folder: Path) -> Any:
+    """Load a tokenizer with transformers.
+
+    Raises:
+        CheckpointError: transformers or the tokenizers package fails, by whatever exception.
+    """
+    try:
+        return made_by.from_pretrained(copy, local_files_only=True)  # type: ignore[attr-defined]
+    except Exception as error:  # the tokenizers package raises bare exceptions for a damaged file
+        raise CheckpointError(f"{folder} cannot be read as a CLIP tokenizer: {printable(str(error))}") from error
+    except BaseException as error:
+        # A panic in Rust is no Exception, and its class can be named by its name only.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{folder} cannot be read as a CLIP tokenizer: {printable(str(error))}") from None
+
+
+def _find_frame(tokenizer: Any, folder: Path) -> dict[str, int]:
+    """Return the ids that frame a chunk.
+
+    Raises:
+        CheckpointError: the tokenizer has no such id, or frames a text otherwise than begin, text, end.
+    """
+    ids = {"begin": tokenizer.bos_token_id, "end": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    for name, index in ids.items():
+        if index is None:
+            raise CheckpointError(f"{folder} has no {name} token, expected one, as CLIP has")
+    framed = list(tokenizer("").input_ids)
+    if framed != [ids["begin"], ids["end"]]:
+        raise CheckpointError(
+            f"{folder} frames a text as {framed[:9]}, expected {[ids['begin'], ids['end']]}: begin, the text, end"
+        )
+    return ids
+
+
+def _check_rows(encoder: BytePairEncoder, rows: int, folder: Path) -> None:
+    """Check that every id has a row in the text encoder's embedding.
+
+    Raises:
+        CheckpointError: some have none; the message names the words.
+    """
+    words = sorted((word for word, index in encoder.ids.items() if index >= rows), key=encoder.ids.__getitem__)
+    if words:
+        named = ", ".join(printable(word) for word in words[:5]) + (" …" if len(words) > 5 else "")
+        raise CheckpointError(
+            f"{folder} has {rows:,} rows, and the tokenizer {counted(len(words), 'word')} without a row: {named}; add "
+            "the rows (resize_token_embeddings), or remove the words from the tokenizer"
+        )
 
 
 def write_vocabulary(folder: Path, merges: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from transformers import CLIPTextModel
 
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import CheckpointError
+from latentrt_export.checkpoints.tokenizer import read_length
 from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import ComponentModule, Shapes
 
@@ -22,17 +23,21 @@ class TextEncoder(ComponentModule):
 
     `clip_skip` counts layers from the end, one number per chunk: 0 is the last layer, the output of the encoder as
     configured; the final layer norm always follows (diffusers, `StableDiffusionPipeline.encode_prompt`).
+
+    Args:
+        model: transformers' CLIPTextModel.
+        length: the number of tokens of a chunk, at most that of the model's positions; None: as many.
     """
 
     trace_shapes: ClassVar[Shapes] = {"chunks": 3}
     gate_shapes: ClassVar[tuple[Shapes, ...]] = ({"chunks": 1}, {"chunks": 2}, {"chunks": 5})
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, length: int | None = None) -> None:
         super().__init__()
         self.model = model
         config = model.config
         self.layers: int = config.num_hidden_layers
-        length: int = config.max_position_embeddings
+        length = length or config.max_position_embeddings
         self.inputs = (
             TensorSpec("input_ids", "int64", ("chunks", length)),
             TensorSpec("clip_skip", "int64", ("chunks",)),
@@ -46,7 +51,7 @@ class TextEncoder(ComponentModule):
             raise CheckpointError(
                 "text_encoder: its configuration sets use_attention_mask, which Stable Diffusion 1.x and 2.x do not use"
             )
-        return cls(model)
+        return cls(model, read_length(checkpoint))
 
     def forward(self, input_ids: Tensor, clip_skip: Tensor) -> Tensor:
         states = self.model(input_ids, output_hidden_states=True, return_dict=True).hidden_states
@@ -70,8 +75,8 @@ class PooledTextEncoder(TextEncoder):
     Source: diffusers, `StableDiffusionLatentUpscalePipeline.encode_prompt`.
     """
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, length: int | None = None) -> None:
+        super().__init__(model, length)
         self.inputs = self.inputs[:1]
         self.outputs += (TensorSpec("pooled", "float32", ("chunks", model.config.hidden_size)),)
 

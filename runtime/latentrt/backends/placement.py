@@ -49,8 +49,6 @@ ComputePrecision = Literal["float32", "bfloat16", "int8"]
 
 _CPU_TITLES: dict[Backend, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _SPLIT_PARTS = ("body", "cross_attention_kv", "time_embedding")  # in the order a step needs them
-# More than any machine has cores; a million threads end the process, or the machine.
-_MOST_THREADS = 1024
 _log = logging.getLogger("latentrt")
 
 

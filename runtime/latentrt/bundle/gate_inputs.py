@@ -198,8 +198,8 @@ def _add_noise(clean: NDArray[np.float32], channels: int, alphas_cumprod: NDArra
 
 def _resize_output(output: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """Repeat rows to a shape (rows, …). Where that has more tokens than a row, (rows, tokens, D), several rows of the
-    output are joined along the tokens, as the chunks of a prompt are."""
+    output are joined along the tokens, as the chunks of a prompt are; the last is cut where it exceeds them."""
     if len(shape) == output.ndim == 3 and shape[1] != output.shape[1]:
-        chunks = np.resize(output, (shape[0], shape[1] // output.shape[1], *output.shape[1:]))
-        return chunks.reshape(shape)
+        chunks = np.resize(output, (shape[0], -(-shape[1] // output.shape[1]), *output.shape[1:]))
+        return chunks.reshape(shape[0], -1, shape[2])[:, : shape[1]]
     return np.resize(output, shape)

@@ -33,6 +33,7 @@ __all__ = [
     "MANIFEST_NAME",
     "MAX_BATCH",
     "MAX_MANIFEST_BYTES",
+    "MAX_PROMPT_CHUNKS",
     "MAX_SIDE",
     "MAX_STEPS",
     "MAX_TIMESTEPS",
@@ -82,6 +83,8 @@ LOW_RES_SCHEDULER = "low_res_scheduler"
 """The key in `schedulers` of the noise that an upscaler adds to its input image."""
 # Manifests of large models have a few thousand file and node names; a file a hundred times larger is not a manifest.
 MAX_MANIFEST_BYTES = 16 << 20
+MAX_PROMPT_CHUNKS = 16
+"""The longest prompt in chunks, unless a manifest has another limit: 1,200 tokens of text."""
 
 Precision = Literal["float16", "float32", "int8"]
 QuantizationMethod = Literal["static", "weights"]
@@ -122,7 +125,7 @@ MAX_BATCH = 1024
 """Largest number of images in a request."""
 MAX_TIMESTEPS = 1_000_000
 """Largest number of training timesteps."""
-MAX_CHUNK_TOKENS = 4096
+MAX_CHUNK_TOKENS = 1024
 """Longest chunk of a prompt, in tokens."""
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -314,7 +317,8 @@ class Component(Record, frozen=True, kw_only=True):
 class TokenizerRecord(Record, frozen=True, kw_only=True):
     """A tokenizer, and the ids that frame a chunk of `length` tokens.
 
-    A chunk is `begin`, up to `length` − 2 tokens of text, `end`, then `pad`.
+    A chunk is `begin`, up to `length` − 2 tokens of text, `end`, then `pad`. `rows` is the number of rows of the text
+    encoder's embedding, larger than every id; if absent, the encoder's weights tell.
     """
 
     file: RelativePath
@@ -322,6 +326,7 @@ class TokenizerRecord(Record, frozen=True, kw_only=True):
     end: TokenId
     pad: TokenId
     length: Annotated[int, msgspec.Meta(ge=3, le=MAX_CHUNK_TOKENS)]
+    rows: Positive | None = None
 
 
 class ConfigChange(Record, frozen=True, kw_only=True):
@@ -476,6 +481,8 @@ class Limits(Record, frozen=True, kw_only=True):
 
     `max_clip_skip` is the number of the text encoder's layers. `max_noise_level` is the highest level of the noise that
     is added to an input image or its embedding, in training timesteps of that noise's scheduler; 0 where none is.
+    `max_prompt_characters` and `max_prompt_chunks` bound each prompt and negative prompt, the latter with the vectors
+    of textual inversions written out.
     """
 
     min_side: Side
@@ -484,6 +491,8 @@ class Limits(Record, frozen=True, kw_only=True):
     max_steps: StepCount
     max_clip_skip: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     max_noise_level: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTEPS)] = 0
+    max_prompt_characters: Annotated[int, msgspec.Meta(ge=1, le=20_000)] = 10_000
+    max_prompt_chunks: Annotated[int, msgspec.Meta(ge=1, le=256)] = MAX_PROMPT_CHUNKS
 
 
 class Licence(Record, frozen=True, kw_only=True):
@@ -668,6 +677,7 @@ def _find_problems(manifest: Manifest) -> Iterator[str]:
         if not manifest.by_role(role):
             yield f"got the components {sorted(manifest.components)}, expected a {role} among them"
     yield from _check_owners(manifest)
+    yield from _check_tokenizers(manifest)
     for name, component in manifest.components.items():
         yield from _check_component(name, component, manifest.precision)
     yield from find_signature_problems(manifest)
@@ -716,6 +726,18 @@ def _check_owners(manifest: Manifest) -> Iterator[str]:
             yield f"{name} takes a noise level, expected {LOW_RES_SCHEDULER} among schedulers"
         if component.role == "depth-estimator" and component.preprocessing is None:
             yield f"{name} has no preprocessing, expected one, as every depth-estimator has"
+
+
+def _check_tokenizers(manifest: Manifest) -> Iterator[str]:
+    """Check that a chunk has the length of the encoder's input, and that its special ids have rows."""
+    for name, tokenizer in manifest.tokenizers.items():
+        component = manifest.components.get(name)
+        tokens = None if component is None else component.input_from("tokens")
+        if tokens is not None and tokens.shape[-1:] != (tokenizer.length,):
+            yield f"the tokenizer of {name} has length {tokenizer.length}, expected that of {tokens.tensor}"
+        for key, index in (("begin", tokenizer.begin), ("end", tokenizer.end), ("pad", tokenizer.pad)):
+            if tokenizer.rows is not None and index >= tokenizer.rows:
+                yield f"the tokenizer of {name} has {key} {index}, expected an id below its {tokenizer.rows} rows"
 
 
 def _check_component(name: str, component: Component, precision: str) -> Iterator[str]:

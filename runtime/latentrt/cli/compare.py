@@ -108,7 +108,7 @@ def compare(
 
     Without BUNDLE, the sample bundle is used.
     """
-    from latentrt.cli.comparison import make_report, make_sheet, plan_cells, print_table
+    from latentrt.cli.comparison import first_request, make_report, make_sheet, plan_cells, print_table
     from latentrt.cli.report import check_report, write_report
     from latentrt.images.files import check_output, save
     from latentrt.pipeline import Pipeline
@@ -136,7 +136,7 @@ def compare(
         write_report(json_path, make_report(pipeline, cells, threads))
     save(make_sheet(cells), output)
     if not quiet:
-        echo(f"{output}: {prompt!r}, seed {seed}")
+        echo(f"{output}: {prompt!r}, seed {first_request(cells).seeds[0]}")
 
 
 def _choose_samplers(pipeline: Pipeline, names: tuple[str, ...] | None) -> Sequence[str]:

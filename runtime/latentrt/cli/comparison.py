@@ -106,8 +106,8 @@ def plan_cells(pipeline: Pipeline, request: Request, names: Sequence[str], count
     """Return the cells, row by row.
 
     Args:
-        request: all options except the sampler and the number of steps; with a seed, so that all start from the same
-            noise.
+        request: all options except the sampler and the number of steps. All cells have the seeds of the first, even if
+            it is random, so that all start from the same noise.
         names: of the samplers, one row each.
         counts: of steps, one column each.
 
@@ -123,7 +123,10 @@ def plan_cells(pipeline: Pipeline, request: Request, names: Sequence[str], count
         if len(reasons) == 1:
             raise RequestError(reasons[0])
         raise RequestError("got nothing to generate, as every combination is refused:\n  " + "\n  ".join(reasons))
-    return cells
+    seeds = first_request(cells).seeds
+    return [
+        cell if cell.request is None else replace(cell, request=replace(cell.request, seeds=seeds)) for cell in cells
+    ]
 
 
 def first_request(cells: Sequence[Cell]) -> ResolvedRequest:

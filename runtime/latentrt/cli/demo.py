@@ -71,7 +71,7 @@ def demo(prompt: tuple[str, ...], output: Path, seed: int, quiet: bool, **option
         flagged = sum(result.nsfw_content_detected or ())
         blocked = f", {flagged} of them blocked by the safety classifier" if flagged else ""
         seconds = time.monotonic() - began
-        alone = {"seed": seed, **given}
+        alone = {"seed": request.seeds[0], **given}
         flags = [str(part) for keyword, value in alone.items() for part in (SPELLING[keyword], value)]
         command = ["latentrt", "run", str(bundle_path()), prompts[0], *flags, "-o", "image.png"]
         with contextlib.suppress(OutputError):  # the sheet is there, wherever the report goes

@@ -58,7 +58,9 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     help="A .png, .jpg or .webp; several images get a number.",
 )
 @request_options()
-@click.option("--seed", type=_Seeds(), help="A number, a list (7,9,11) or a range (7..10). Random by default.")
+@click.option(
+    "--seed", type=_Seeds(), help="A number, a list (7,9,11) or a range (7..10); -1 is random.  [default: random]"
+)
 @click.option("--images", type=int, help="Images per prompt.  [default: 1, or one for each seed]")
 @click.option("--digest", metavar="sha256:…", help="Expected digest of bundle.json.")
 @click.option(
@@ -127,14 +129,16 @@ def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, pro
     """
     if images is not None or not isinstance(seed, Sequence):
         return 1 if images is None else images
-    if not seed:
+    # A range of 10³⁰ has no length.
+    count = max(seed.stop - seed.start, 0) if isinstance(seed, range) else len(seed)
+    if count == 0:
         raise RequestError("`seed`: got an empty range, expected first ≤ last, as in 7..10")
-    if len(seed) % prompts:
+    if count % prompts:
         raise RequestError(
-            f"`seed`: got {len(seed)} seeds for {prompts} prompts, expected a multiple of {prompts}, as all prompts "
+            f"`seed`: got {count} seeds for {prompts} prompts, expected a multiple of {prompts}, as all prompts "
             "have the same number of images"
         )
-    return len(seed) // prompts
+    return count // prompts
 
 
 def _report(paths: list[Path], result: Result, seconds: float) -> None:

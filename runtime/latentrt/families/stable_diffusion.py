@@ -42,7 +42,7 @@ from latentrt.sampling.loop import Sample
 from latentrt.sampling.noise import Generator
 from latentrt.sampling.training_noise import training_alphas
 from latentrt.text.clip import EncodedText, PromptEncoder
-from latentrt.text.tokenizer import Tokenizer
+from latentrt.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from latentrt.backends.models import Components
@@ -754,8 +754,7 @@ class LatentDiffusion(Stage):
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
-        record = self.bundle.manifest.tokenizers[TEXT_ENCODER]
-        return Tokenizer.from_json(self.bundle.read(record.file), record)
+        return open_tokenizer(self.bundle, TEXT_ENCODER)
 
     @functools.cached_property
     def extra_channels(self) -> int:
@@ -835,12 +834,13 @@ class LatentDiffusion(Stage):
         would make an image depend on the other prompts of its batch.
 
         Raises:
-            RequestError: given embeddings have another number of tokens than the other prompt.
+            RequestError: a prompt has too many tokens, or given embeddings another number than the other prompt.
         """
-        encoder = PromptEncoder(self._tokenizer, lambda: self.components.session(TEXT_ENCODER))
+        most = self.bundle.manifest.limits.max_prompt_chunks
+        encoder = PromptEncoder(self._tokenizer, lambda: self.components.session(TEXT_ENCODER), most)
         count = len(request.seeds) // request.images_per_prompt
         sides = ["negative", "positive"] if request.guided else ["positive"]
-        chunks = [max(_count_chunks(request, side, prompt, encoder) for side in sides) for prompt in range(count)]
+        chunks = [max(_count_chunks(request, side, prompt, encoder, most) for side in sides) for prompt in range(count)]
         encoded: list[dict[str, EncodedText]] = [{} for _ in range(count)]
         for length in dict.fromkeys(chunks):
             prompts = [prompt for prompt in range(count) if chunks[prompt] == length]
@@ -867,14 +867,26 @@ def _select_side(request: ResolvedRequest, side: str) -> tuple[Floats | None, tu
     return request.prompt.negative_embeds, request.negative_prompts
 
 
-def _count_chunks(request: ResolvedRequest, side: str, prompt: int, encoder: PromptEncoder) -> int:
-    """Return the number of chunks of a prompt or its negative prompt."""
+def _count_chunks(request: ResolvedRequest, side: str, prompt: int, encoder: PromptEncoder, most: int) -> int:
+    """Return the number of chunks of a prompt or its negative prompt.
+
+    Raises:
+        RequestError: there are more than `most`; the message names the argument.
+    """
+    keyword = "prompt" if side == "positive" else "negative_prompt"
     given, texts = _select_side(request, side)
     if given is not None:
         tokens: int = given.shape[1]
+        if tokens > most * encoder.chunk_tokens:
+            raise RequestError(
+                f"`{keyword}_embeds`: got {tokens:,} tokens, expected at most {most * encoder.chunk_tokens:,}"
+            )
         return math.ceil(tokens / encoder.chunk_tokens)
     assert texts is not None, "a resolved request has embeddings or texts"
-    return encoder.chunks(texts[prompt])
+    try:
+        return encoder.chunks(texts[prompt])
+    except RequestError as error:
+        raise RequestError(f"`{keyword}`: {error}") from None
 
 
 def _check_lengths(encoded: dict[str, EncodedText], request: ResolvedRequest) -> None:

@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays, Session, run
+from latentrt.bundle.manifest import MAX_PROMPT_CHUNKS
 from latentrt.text.tokenizer import Tokenizer
 
 __all__ = ["EncodedText", "PromptEncoder"]
 
 Floats = NDArray[np.float32]
+# Chunks that are encoded at once. One takes about 8 MB in CLIP ViT-L, the text encoder of Stable Diffusion 1.x.
+_MAX_ROWS = 32
 
 
 class EncodedText(NamedTuple):
@@ -35,10 +38,13 @@ class PromptEncoder:
         tokenizer: splits a text into chunks.
         encoder: returns the session of a graph with inputs `input_ids` int64 [B, length] and, optionally, `clip_skip`
             int64 [B]; outputs `hidden_states` float32 [B, length, width] and, optionally, `pooled` float32 [B, width].
+        max_chunks: the largest number of chunks of a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, encoder: Callable[[], Session]) -> None:
-        self._tokenizer, self._encoder = tokenizer, encoder
+    def __init__(
+        self, tokenizer: Tokenizer, encoder: Callable[[], Session], max_chunks: int = MAX_PROMPT_CHUNKS
+    ) -> None:
+        self._tokenizer, self._encoder, self._max_chunks = tokenizer, encoder, max_chunks
         self._ids: dict[str, NDArray[np.int64]] = {}
 
     @property
@@ -47,7 +53,11 @@ class PromptEncoder:
         return self._tokenizer.frame.length
 
     def chunks(self, text: str) -> int:
-        """Return the number of chunks of a text."""
+        """Return the number of chunks of a text.
+
+        Raises:
+            RequestError: there are more than `max_chunks`. The message does not name the text's argument.
+        """
         return len(self._tokenize(text))
 
     def encode(self, texts: Sequence[str], chunks: int, clip_skip: int = 0) -> list[EncodedText]:
@@ -65,7 +75,14 @@ class PromptEncoder:
         ids = np.concatenate([self._tokenizer.pad(self._tokenize(text), chunks) for text in distinct])
         encoder = self._encoder()
         feeds: Arrays = {"input_ids": ids, "clip_skip": np.full(len(ids), clip_skip, np.int64)}
-        outputs = run(encoder, **{spec.name: feeds[spec.name] for spec in encoder.inputs})
+        given = {spec.name: feeds[spec.name] for spec in encoder.inputs}
+        runs = [
+            run(encoder, **{name: feed[start : start + _MAX_ROWS] for name, feed in given.items()})
+            for start in range(0, len(ids), _MAX_ROWS)
+        ]
+        outputs = (
+            runs[0] if len(runs) == 1 else {name: np.concatenate([each[name] for each in runs]) for name in runs[0]}
+        )
         for output in outputs.values():
             output.setflags(write=False)
         states, pooled = outputs["hidden_states"], outputs.get("pooled")
@@ -79,5 +96,5 @@ class PromptEncoder:
     def _tokenize(self, text: str) -> NDArray[np.int64]:
         """Return the token ids of a text, int64 [chunks, length], tokenised at most once."""
         if text not in self._ids:
-            self._ids[text] = self._tokenizer.chunks(text)
+            self._ids[text] = self._tokenizer.chunks(text, self._max_chunks)
         return self._ids[text]

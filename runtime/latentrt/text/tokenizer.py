@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.manifest import TokenizerRecord
-from latentrt.errors import BundleError
+from latentrt.bundle.manifest import MAX_PROMPT_CHUNKS, TokenizerRecord
+from latentrt.errors import BundleError, RequestError
 from latentrt.text.byte_pairs import BytePairEncoder
+from latentrt.text.tokenizer_json import read_tokenizer_json
 
-__all__ = ["Tokenizer"]
+if TYPE_CHECKING:
+    from latentrt.bundle.bundle import Bundle
+
+__all__ = ["Tokenizer", "open_tokenizer"]
+
+# The embedding of a CLIP text encoder, one row for each token id.
+_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 
 
 class Tokenizer:
@@ -20,35 +27,95 @@ class Tokenizer:
     Args:
         encoder: encodes a text of any length.
         frame: special ids and length of a chunk.
+        rows: the number of rows of the text encoder's embedding. Every id is smaller.
+
+    Raises:
+        BundleError: the encoder or the frame has an id without a row.
     """
 
-    def __init__(self, encoder: BytePairEncoder, frame: TokenizerRecord) -> None:
-        self._encoder, self.frame = encoder, frame
+    def __init__(self, encoder: BytePairEncoder, frame: TokenizerRecord, rows: int) -> None:
+        self._encoder, self.frame, self.rows = encoder, frame, rows
+        self._vectors = _find_vectors(encoder)
+        special = {"begin": frame.begin, "end": frame.end, "pad": frame.pad}
+        for token, index in (*special.items(), *encoder.ids.items()):
+            if index >= rows:
+                raise BundleError(
+                    f"{frame.file} has the id {index} for {token!r}, and the text encoder has {rows:,} rows; expected "
+                    "a row for each id. Export the bundle again"
+                )
 
     @classmethod
-    def from_json(cls, data: bytes, frame: TokenizerRecord) -> Self:
+    def from_json(cls, data: bytes, frame: TokenizerRecord, rows: int | None = None) -> Self:
         """Read a tokenizer from the contents of its `tokenizer.json`.
 
-        Raises:
-            BundleError: the contents are not those of a CLIP tokenizer.
-        """
-        try:
-            encoder = BytePairEncoder.from_json(data)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{frame.file} is not a CLIP tokenizer: {error}; export the bundle again") from error
-        return cls(encoder, frame)
+        Args:
+            data: the contents.
+            frame: special ids and length of a chunk.
+            rows: the number of rows of the text encoder's embedding; None: as the frame states.
 
-    def chunks(self, text: str) -> NDArray[np.int64]:
+        Raises:
+            BundleError: the contents are not those of a CLIP tokenizer, an id has no row, or no number of rows is
+                given.
+        """
+        rows = rows or frame.rows
+        if rows is None:
+            raise BundleError(f"{frame.file} has no number of rows in the manifest; export the bundle again")
+        try:
+            encoder = read_tokenizer_json(data)
+        except ValueError as error:
+            raise BundleError(f"{frame.file} is not a CLIP tokenizer: {error}; export the bundle again") from error
+        return cls(encoder, frame, rows)
+
+    def chunks(self, text: str, limit: int = MAX_PROMPT_CHUNKS) -> NDArray[np.int64]:
         """Return the token ids of a text of any length, int64 [chunks, length].
 
         The tokens are split into pieces of `length` − 2 (75 for CLIP), and each piece is framed as in the encoder's
         training: begin, tokens, end, padding. For a text of one chunk the ids are those of transformers'
         `CLIPTokenizer` with `padding="max_length"`.
+
+        Args:
+            text: the text. The first word of a textual inversion stands for all its vectors (`expand`).
+            limit: the largest number of chunks.
+
+        Raises:
+            RequestError: the text has more chunks. The message does not name the argument that the text is of.
         """
-        ids = self._encoder.encode(text)
         room = self.frame.length - 2
+        ids = self._encoder.encode(self.expand(text, limit * room))
+        if len(ids) > limit * room:
+            raise _too_long(f"{len(ids):,} tokens", limit * room)
         pieces = [ids[start : start + room] for start in range(0, max(len(ids), 1), room)]
-        return np.array([self._frame(piece) for piece in pieces], np.int64)
+        chunks = np.array([self._frame(piece) for piece in pieces], np.int64)
+        if chunks.max() >= self.rows:
+            raise BundleError(f"{self.frame.file} made the id {chunks.max()}, expected one of {self.rows:,} rows")
+        return chunks
+
+    def expand(self, text: str, limit: int) -> str:
+        """Write out the vectors of each textual inversion that a text names by its first one.
+
+        An inversion of three vectors has the words `<cat>`, `<cat>_1` and `<cat>_2`: `a <cat>` becomes
+        `a <cat> <cat>_1 <cat>_2`. Source: diffusers, `TextualInversionLoaderMixin.maybe_convert_prompt`, of which this
+        keeps that a word is found in any case but replaced only as it is spelled, and replaced inside other words too.
+        diffusers replaces different words in no certain order; here in that of the text.
+
+        Args:
+            text: the text.
+            limit: the largest number of tokens of the result.
+
+        Raises:
+            RequestError: the vectors alone are more tokens.
+        """
+        if not self._vectors:
+            return text
+        added = 0
+        for index in dict.fromkeys(self._encoder.encode(text)):
+            words = self._vectors.get(index, ())
+            if len(words) > 1:
+                added += text.count(words[0]) * (len(words) - 1)
+                if added > limit:
+                    raise _too_long(f"more than {added:,} vectors of textual inversions", limit)
+                text = text.replace(words[0], " ".join(words))
+        return text
 
     def pad(self, chunks: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """Pad chunks, int64 [n, length], with empty ones to int64 [count, length]; more than `count` stay unchanged."""
@@ -61,3 +128,49 @@ class Tokenizer:
         """Return a chunk of `length` ids: begin, the piece, end, padding."""
         framed = [self.frame.begin, *piece, self.frame.end]
         return framed + [self.frame.pad] * (self.frame.length - len(framed))
+
+
+def open_tokenizer(bundle: Bundle, component: str) -> Tokenizer:
+    """Read the tokenizer of a bundle's text encoder.
+
+    Args:
+        bundle: an open bundle.
+        component: the text encoder's name.
+
+    Raises:
+        BundleError, IntegrityError: a file is missing or damaged, or an id has no row in the encoder's embedding.
+    """
+    record = bundle.manifest.tokenizers[component]
+    return Tokenizer.from_json(bundle.read(record.file), record, record.rows or _count_rows(bundle, component))
+
+
+def _count_rows(bundle: Bundle, component: str) -> int:
+    """Return the number of rows of a text encoder's embedding, from its weights."""
+    embedding = bundle.weights(component).arrays().get(_EMBEDDING)
+    if embedding is None or embedding.ndim != 2:
+        raise BundleError(
+            f"the weights of {component} have no matrix {_EMBEDDING}, and the manifest does not state its rows; export "
+            "the bundle again"
+        )
+    rows: int = embedding.shape[0]
+    return rows
+
+
+def _find_vectors(encoder: BytePairEncoder) -> dict[int, list[str]]:
+    """Return the words of each textual inversion of several vectors by the id of the first: `<cat>`, `<cat>_1`, …
+
+    A word that is found in another spelling than its own, as `<Cat>` is found in the normalised text as `<cat>`, has no
+    further vectors in diffusers.
+    """
+    found = {}
+    for word, index in encoder.found_tokens.items():
+        words = [word]
+        while (following := f"{word}_{len(words)}") in encoder.added_tokens:
+            words.append(following)
+        if len(words) > 1 and word in encoder.added_tokens:
+            found[index] = words
+    return found
+
+
+def _too_long(got: str, limit: int) -> RequestError:
+    return RequestError(f"got a text of {got}, expected at most {limit:,} tokens; shorten it")

@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 
 from latentrt.bundle.sample import bundle_path
 from latentrt.text.byte_pairs import BytePairEncoder
+from latentrt.text.tokenizer_json import read_tokenizer_json
 from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
 
 CHARACTERS = "abcdefghij ABC '’s t re ll d 012 ½²Ⅷ .,!?-<|>é\u0301\u0308ñßΣςİǅ漢字かな한🦊\u200d\n\t\x1c\x85\xa0\u3000"
@@ -54,7 +55,7 @@ def pair(request: pytest.FixtureRequest, clip: bytes) -> Pair:
     elif request.param == "normalized":
         data = clip.replace(b'"normalized": false', b'"normalized": true')
         assert data != clip
-    return BytePairEncoder.from_json(data), tokenizers.Tokenizer.from_buffer(data)
+    return read_tokenizer_json(data), tokenizers.Tokenizer.from_buffer(data)
 
 
 def assert_same(pair: Pair, text: str) -> None:

@@ -451,6 +451,33 @@ def test_slices_that_can_be_run(tree: Any) -> None:
     decode_manifest(json.dumps(tree).encode())
 
 
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        ({"length": 76}, "length 76, expected that of in int64[chunks, 77]"),
+        ({"length": 10**9}, "length"),
+        ({"length": 2}, "length"),
+        ({"rows": 49407}, "end 49407, expected an id below its 49407 rows"),
+        ({"rows": 49408, "pad": 49408}, "pad 49408"),
+        ({"rows": 49408, "begin": 10**9}, "begin 1000000000"),
+        ({"rows": 0}, "rows"),
+        ({"begin": -1}, "begin"),
+    ],
+)
+def test_a_tokenizer_that_does_not_suit_its_encoder(tree: Any, changes: dict[str, int], fragment: str) -> None:
+    tree["tokenizers"]["text_encoder"].update(changes)
+    assert fragment in refusal(json.dumps(tree).encode())
+
+
+@pytest.mark.parametrize(("key", "most"), [("max_prompt_characters", 20_000), ("max_prompt_chunks", 256)])
+def test_limits_of_prompts_are_bounded(tree: Any, key: str, most: int) -> None:
+    tree["limits"][key] = most
+    assert getattr(decode_manifest(json.dumps(tree).encode()).limits, key) == most
+    for value in (0, most + 1):
+        tree["limits"][key] = value
+        assert key in refusal(json.dumps(tree).encode())
+
+
 @pytest.mark.parametrize("name", ["", "slice.", "slice.01", "slice.100", "Head", "head.a", "two words"])
 def test_a_part_of_another_name(tree: Any, name: str) -> None:
     decoder = tree["components"]["vae_decoder"]

@@ -46,6 +46,13 @@ def test_rows_of_cells(pipeline: Pipeline) -> None:
     assert {cell.request.seeds for cell in cells if cell.request} == {(3,)}
 
 
+def test_all_cells_of_a_random_seed_start_from_the_same_noise(pipeline: Pipeline) -> None:
+    cells = plan_cells(pipeline, Request.of(prompt="a red circle", seed=-1), ["euler", "heun"], [2])
+    first, second = (cell.request.seeds for cell in cells if cell.request)
+    assert first == second
+    assert first != (-1,)
+
+
 def test_a_refused_cell_keeps_its_place(pipeline: Pipeline) -> None:
     cells = plan_cells(pipeline, REQUEST, ["pndm", "ddim"], [3])
     assert cells[0].request is None

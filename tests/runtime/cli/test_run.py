@@ -72,6 +72,13 @@ def test_a_range_of_seeds_gives_an_image_each(latentrt: Caller, tmp_path: Path) 
     assert np.abs(many - one).max() <= 1  # a batch may order float32 sums otherwise, and the decoder rounds
 
 
+def test_a_random_seed_is_recorded(latentrt: Caller, tmp_path: Path) -> None:
+    call = ("run", SAMPLE, "a star", "--steps", "1", "--device", "cpu", "-o", tmp_path / "out.png")
+    found = [latentrt(*call, "--seed", "-1").out, record_of(tmp_path / "out.png").seed]
+    assert f"seed {found[1]}," in found[0]
+    assert found[1] != -1
+
+
 def test_prompts_seeds_and_images_together(latentrt: Caller, tmp_path: Path) -> None:
     call = ("run", SAMPLE, "a star", "a circle", "--steps", "1", "--device", "cpu", "-o", tmp_path / "out.png")
     assert latentrt(*call, "--seed", "7,9").code == 0
@@ -223,8 +230,9 @@ def test_an_image_that_cannot_be_read(latentrt: Caller, tmp_path: Path) -> None:
         (("--deep-cache", "0"), ("--deep-cache: got 0",)),
         (("--decoder", "half"), ("--decoder: got 'half'", "tiled")),
         (("--seed", "9..5"), ("--seed: got an empty range",)),
-        (("--seed", "1..1000"), ("--images: got 1000",)),
-        (("--seed", "-1"), ("--seed: got -1",)),
+        (("--seed", "1..99999999999"), ("--images: got 99999999999",)),
+        (("--seed", "-2"), ("--seed: got -2",)),
+        (("--seed", f"0..{10**30}"), ("--images: got 1000",)),
         (("--images", "33"), ("--images: got 33",)),
         (("--images", "0"), ("--images: got 0",)),
         (("--safety", "maybe"), ("--safety: got 'maybe'", "block, blur, report, off")),
@@ -291,7 +299,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(latentrt: 
     call = ("run", SAMPLE, "a star", "--steps", "900", "-o")
     assert_refused(latentrt(*call, tmp_path / "file" / "out.png"), 8, "out.png")
     assert_refused(latentrt(*call, tmp_path / "out.gif"), 8, ".png")
-    assert_refused(latentrt("run", SAMPLE, "star " * 20_000, *call[3:], tmp_path / "out.jpg"), 8, "65,533")
+    assert_refused(latentrt("run", SAMPLE, "🦊" * 10_000, *call[3:], tmp_path / "out.jpg"), 8, "65,533")
 
 
 def test_no_bundle(latentrt: Caller, tmp_path: Path) -> None:

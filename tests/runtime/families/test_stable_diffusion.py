@@ -24,7 +24,7 @@ from latentrt.sampling.guidance import ClassifierFree, ImageAndText, Unguided
 from latentrt.sampling.loop import Sample, step
 from latentrt.sampling.noise import Generator
 from latentrt.text.clip import PromptEncoder
-from latentrt.text.tokenizer import Tokenizer
+from latentrt.text.tokenizer import open_tokenizer
 
 Floats = NDArray[np.float32]
 
@@ -222,9 +222,8 @@ def test_given_latents_take_the_place_of_noise(pipeline: Pipeline) -> None:
 
 
 def test_each_image_has_the_embeddings_of_its_prompt(pipeline: Pipeline, bundle: Bundle) -> None:
-    record = bundle.manifest.tokenizers["text_encoder"]
     session = open_session(bundle, "text_encoder", threads=1)
-    encoder = PromptEncoder(Tokenizer.from_json(bundle.read(record.file), record), lambda: session)
+    encoder = PromptEncoder(open_tokenizer(bundle, "text_encoder"), lambda: session)
     samples = begin(
         pipeline, prompt=["a star", "a circle"], negative_prompt=["blue", ""], num_images_per_prompt=2, clip_skip=1
     )
@@ -286,6 +285,19 @@ def test_embeddings_of_another_length_than_the_negative_ones_are_refused(pipelin
     with pytest.raises(RequestError, match=r"`negative_prompt_embeds`: got 77.*80"):
         begin(pipeline, prompt=None, prompt_embeds=embeds, negative_prompt_embeds=embeds[:, :77])
     begin(pipeline, prompt=None, prompt_embeds=embeds, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize("keyword", ["prompt", "negative_prompt"])
+def test_a_prompt_of_too_many_chunks_is_refused_by_its_name(pipeline: Pipeline, keyword: str) -> None:
+    with pytest.raises(RequestError, match=f"`{keyword}`: got a text of 1,201 tokens, expected at most 1,200"):
+        begin(pipeline, **{keyword: "star " * 1201})
+
+
+@pytest.mark.parametrize("keyword", ["prompt_embeds", "negative_prompt_embeds"])
+def test_embeddings_of_too_many_chunks_are_refused_by_their_name(pipeline: Pipeline, keyword: str) -> None:
+    embeds = {"prompt_embeds": np.zeros((1, 77, 128), np.float32), keyword: np.zeros((1, 1233, 128), np.float32)}
+    with pytest.raises(RequestError, match=f"`{keyword}`: got 1,233 tokens, expected at most 1,232"):
+        begin(pipeline, prompt=None, **embeds)
 
 
 # Image to image.

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from latentrt import Bundle
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.session import Arrays, Session, run
+from latentrt.errors import RequestError
+from latentrt.text import clip
 from latentrt.text.clip import PromptEncoder
-from latentrt.text.tokenizer import Tokenizer
+from latentrt.text.tokenizer import Tokenizer, open_tokenizer
 
 LONG = " ".join(["star"] * 100)  # two chunks
 
@@ -37,8 +39,7 @@ def session(bundle: Bundle) -> Recording:
 
 @pytest.fixture
 def tokenizer(bundle: Bundle) -> Tokenizer:
-    record = bundle.manifest.tokenizers["text_encoder"]
-    return Tokenizer.from_json(bundle.read(record.file), record)
+    return open_tokenizer(bundle, "text_encoder")
 
 
 @pytest.fixture
@@ -99,9 +100,36 @@ def test_embeddings_cannot_be_written_to(encoder: PromptEncoder) -> None:
 def test_a_text_is_tokenised_once(tokenizer: Tokenizer, session: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     chunks = tokenizer.chunks
-    monkeypatch.setattr(tokenizer, "chunks", lambda text: calls.append(text) or chunks(text))  # type: ignore[func-returns-value]
+
+    def counted(text: str, limit: int) -> NDArray[np.int64]:
+        calls.append(text)
+        return chunks(text, limit)
+
+    monkeypatch.setattr(tokenizer, "chunks", counted)
     encoder = PromptEncoder(tokenizer, lambda: session)
     encoder.chunks(LONG)
     encoder.encode([LONG, LONG], encoder.chunks(LONG))
     encoder.encode([LONG], 3)
     assert calls == [LONG]
+
+
+def test_more_chunks_than_the_limit_are_refused_before_the_encoder_runs(
+    tokenizer: Tokenizer, session: Recording
+) -> None:
+    encoder = PromptEncoder(tokenizer, lambda: session, max_chunks=2)
+    assert encoder.chunks(LONG) == 2
+    with pytest.raises(RequestError, match="151 tokens, expected at most 150"):
+        encoder.encode([" ".join(["star"] * 151)], 3)
+    assert session.fed == []
+
+
+def test_many_chunks_are_encoded_some_at_a_time(
+    encoder: PromptEncoder, session: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = encoder.encode([LONG, "a star"], 2)
+    monkeypatch.setattr(clip, "_MAX_ROWS", 3)
+    found = encoder.encode([LONG, "a star"], 2)
+    assert [len(feeds["input_ids"]) for feeds in session.fed] == [4, 3, 1]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.embeddings, other.embeddings, rtol=0, atol=1e-5)  # of another batch size
+        assert not one.embeddings.flags.writeable
