@@ -26,7 +26,8 @@ def read_graph(folder: Path) -> None:
         timing_cache=None,
         draft=str(folder / "draft"),
     )
-    _Builder(job, lambda fraction, text: None)._read()
+    with bundle.weights("unet") as weights:
+        _Builder(job, lambda fraction, text: None)._read_graph(bundle, weights.arrays())
 
 
 @pytest.mark.parametrize(

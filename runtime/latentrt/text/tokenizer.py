@@ -146,7 +146,8 @@ def open_tokenizer(bundle: Bundle, component: str) -> Tokenizer:
 
 def _count_rows(bundle: Bundle, component: str) -> int:
     """Return the number of rows of a text encoder's embedding, from its weights."""
-    embedding = bundle.weights(component).arrays().get(_EMBEDDING)
+    with bundle.weights(component) as weights:
+        embedding = weights.arrays().get(_EMBEDDING)
     if embedding is None or embedding.ndim != 2:
         raise BundleError(
             f"the weights of {component} have no matrix {_EMBEDDING}, and the manifest does not state its rows; export "

@@ -261,7 +261,7 @@ def _check_splitting(file: _File) -> tuple[str, ...]:
     raise _section_error("pre-tokenizer", file.pre_tokenizer, "CLIP's: Sequence of Split and ByteLevel")
 
 
-def _is_byte_level(options: dict[str, Any]) -> bool:
+def _is_byte_level(options: dict[Any, Any]) -> bool:
     """Return whether ByteLevel has CLIP's options; older files lack `use_regex`, and offsets do not matter to ids."""
     return {**_BYTE_LEVEL, **options, "trim_offsets": True} == _BYTE_LEVEL
 

@@ -74,9 +74,9 @@ def test_a_range_of_seeds_gives_an_image_each(latentrt: Caller, tmp_path: Path) 
 
 def test_a_random_seed_is_recorded(latentrt: Caller, tmp_path: Path) -> None:
     call = ("run", SAMPLE, "a star", "--steps", "1", "--device", "cpu", "-o", tmp_path / "out.png")
-    found = [latentrt(*call, "--seed", "-1").out, record_of(tmp_path / "out.png").seed]
-    assert f"seed {found[1]}," in found[0]
-    assert found[1] != -1
+    printed, recorded = latentrt(*call, "--seed", "-1").out, record_of(tmp_path / "out.png").seed
+    assert f"seed {recorded}," in printed
+    assert recorded != -1
 
 
 def test_prompts_seeds_and_images_together(latentrt: Caller, tmp_path: Path) -> None:
