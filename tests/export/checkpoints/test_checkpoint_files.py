@@ -104,7 +104,7 @@ def test_a_header_of_weights_is_bounded(folder: Path) -> None:
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes((1 << 30).to_bytes(8, "little"))
     os.truncate(path, 2 << 30)
-    with pytest.raises(CheckpointError, match="its header has 1,073,741,824 bytes"):
+    with pytest.raises(CheckpointError, match="the header has 1,073,741,824 bytes"):
         open_skeleton(folder)
 
 
