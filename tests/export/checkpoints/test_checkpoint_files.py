@@ -141,7 +141,7 @@ def test_unrelated_folders_are_not_looked_at(folder: Path) -> None:
     open_skeleton(folder)
 
 
-@pytest.mark.parametrize("option", ["safety_checker", "preview_decoder"])
+@pytest.mark.parametrize("option", ["safety_checker", "preview_decoder", "vae"])
 def test_folders_of_further_components_have_the_same_rule(folder: Path, tmp_path: Path, option: str) -> None:
     other = tmp_path / "other"
     write_json(other / "config.json", {"_class_name": "AutoencoderTiny"})
