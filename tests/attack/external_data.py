@@ -198,6 +198,9 @@ def _tensors() -> Iterator[tuple[str, Message]]:
         yield f"typed data in field {number} and external", _model([[*SCALE, (number, content)]])
     for dtype in (_STRING, 0, 12, 16, 17, 22, 23, 99, -1):
         yield f"data type {dtype}", _model([external("scale", dtype, [1], location=_WEIGHTS)])
+    for dtype, size in ((6, 4), (_INT64, 8), (9, 1), (11, 8)):
+        weight = external("scale", dtype, [1], location=_WEIGHTS, length=str(size))
+        yield f"a weight of data type {dtype}", _model([weight])
     yield "a segment", _model([[*SCALE, (3, [(1, 0), (2, 1)])]])
     yield "a tensor's metadata", _model([[*SCALE, (16, [(1, "a"), (2, "b")])]])
     yield "two tensors of one name", _model([SCALE, constant("scale", _FLOAT, [1], bytes(4))])
@@ -229,6 +232,10 @@ def _places() -> Iterator[tuple[str, Message]]:
             for op_type in ("Constant", "Cast"):
                 made = [*node(op_type, [], ["made"]), (5, each)]
                 yield f"{name} in an attribute of {op_type}: {kind}", _model([SCALE], [made])
+        # A node of the exporter's, in which nothing else is wrong.
+        side, fill = constant("side", _INT64, [1], struct.pack("<q", 2)), attribute("value", tensor)
+        filled = [*node("ConstantOfShape", ["side"], ["made"]), (5, fill)]
+        yield f"a tensor that fills a shape: {kind}", _model([SCALE, side], [filled])
         yield f"a sparse initializer: {kind}", _model([SCALE], to_graph=[(15, sparse)])
         function = [(1, "f"), (7, [*node("Constant", [], ["u"]), (5, attributes["a tensor"])]), (10, "local")]
         yield f"a function: {kind}", _model([SCALE], to_model=[(25, function)])
