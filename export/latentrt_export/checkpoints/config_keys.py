@@ -339,8 +339,8 @@ def check_scheduler_keys(name: str, config: Mapping[str, Any]) -> Iterator[str]:
         CheckpointError: a value cannot be stored in a manifest.
     """
     known = {key for sampler in SAMPLERS.values() for key in sampler.__dataclass_fields__} | _OLD_SCHEDULER_KEYS
-    left_to_default = config.get("_use_default_values")
-    if left_to_default is not None and not isinstance(left_to_default, list):
+    left_to_default = config.get("_use_default_values") or []
+    if not isinstance(left_to_default, list) or not all(map(_is_name, left_to_default)):
         raise CheckpointError(
             f"{name}: its configuration has _use_default_values {left_to_default!r}, expected a list of keys; delete it"
         )

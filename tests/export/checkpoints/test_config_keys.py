@@ -194,7 +194,7 @@ def test_a_value_of_another_type_is_refused_by_its_key(tmp_path: Path, file: str
     folder = write_skeleton(tmp_path, safety=False)
     original = (folder / file).read_text()
     for key in keys:
-        for value in ({}, -1, True, [None], float("inf")):
+        for value in ({"a": 1}, -1, True, [None], float("inf")):
             change_json(folder / file, **{key: value})
             with pytest.raises(CheckpointError, match=f"{file.partition('/')[0]}: its configuration has {key}"):
                 plan_export(open_checkpoint(folder, pipelines=PIPELINES))
