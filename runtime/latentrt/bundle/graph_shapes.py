@@ -148,9 +148,8 @@ class _Inference:
     def __init__(self, graph: OnnxGraph, sizes: Mapping[str, int]) -> None:
         self.shapes: dict[str, Shape] = {"": ()}
         self._values: dict[str, Values] = {}
-        self._whole = {
-            name for name, tensor in (graph.initializers | graph.inputs).items() if tensor.dtype in _WHOLE_DTYPES
-        }
+        self._whole = {name for name, each in graph.initializers.items() if each.dtype in _WHOLE_DTYPES}
+        self._whole.update(name for name, each in graph.inputs.items() if each.dtype in _WHOLE_DTYPES)
         for name, tensor in graph.initializers.items():
             self.shapes[name] = tensor.shape
             if tensor.raw is not None and math.prod(tensor.shape) <= _MOST_VALUES:
