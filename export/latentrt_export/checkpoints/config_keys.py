@@ -7,7 +7,8 @@ Schedulers' keys are the fields of the samplers (`latentrt.sampling.samplers`), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,16 @@ from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
 from latentrt.errors import CheckpointError
 from latentrt.sampling.samplers import SAMPLERS
 
-__all__ = ["CONFIG_KEYS", "Handling", "Honoured", "NoEffect", "OneOf", "check_keys", "check_scheduler_keys"]
+__all__ = [
+    "CONFIG_KEYS",
+    "Handling",
+    "Honoured",
+    "NoEffect",
+    "OneOf",
+    "check_keys",
+    "check_kind",
+    "check_scheduler_keys",
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,15 @@ class NoEffect:
 
 
 Handling = Honoured | OneOf | NoEffect
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The values of a key that a plan calculates with: a predicate, and its description for messages."""
+
+    fits: Callable[[Any], bool]
+    description: str
+
 
 _TRACED = Honoured("the module of diffusers or transformers that is traced")
 _PLAN = Honoured("families/stable_diffusion.py")
@@ -221,6 +240,49 @@ CONFIG_KEYS: Mapping[str, Mapping[str, Handling]] = {
     "AsymmetricAutoencoderKL": _ASYMMETRIC_KEYS,
     "CLIPTextModel": _TEXT_KEYS,
 }
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIZE
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_size, value))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+# Far above the largest model's vocabulary.
+_LARGEST_SIZE = 1 << 24
+_SIZE = _Kind(_is_size, f"a whole number of 1 to {_LARGEST_SIZE}")
+_SIZE_OR_NONE = _Kind(lambda value: value is None or _is_size(value), f"{_SIZE.description}, or null")
+_SIZES = _Kind(_are_sizes, "a list of whole numbers above 0")
+_SIZE_OR_SIZES = _Kind(lambda value: _is_size(value) or _are_sizes(value), f"{_SIZE.description}, or a list of them")
+_BLOCKS = _Kind(
+    lambda value: isinstance(value, list) and bool(value) and all(map(_is_name, value)), "a list of classes' names"
+)
+_NAME = _Kind(_is_name, "a name")
+_SCALE = _Kind(
+    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf,
+    "a number above 0",
+)
+# A key has the same kind of value in every class that has it.
+_KINDS: Mapping[str, _Kind] = {
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "num_hidden_layers", "hidden_size"), _SIZE),
+    **dict.fromkeys(("num_attention_heads", "vocab_size", "max_position_embeddings", "intermediate_size"), _SIZE),
+    **dict.fromkeys(("encoder_hid_dim", "time_cond_proj_dim", "num_class_embeds"), _SIZE_OR_NONE),
+    "projection_class_embeddings_input_dim": _SIZE_OR_NONE,
+    **dict.fromkeys(("block_out_channels", "down_block_out_channels", "up_block_out_channels"), _SIZES),
+    **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), _SIZES),
+    **dict.fromkeys(("layers_per_block", "cross_attention_dim"), _SIZE_OR_SIZES),
+    **dict.fromkeys(("down_block_types", "up_block_types"), _BLOCKS),
+    "projection_dim": _SIZE,
+    "image_size": _SIZE_OR_SIZES,
+    "hidden_act": _NAME,
+    "scaling_factor": _SCALE,
+}
 # Of every class that has weights: diffusers and transformers then load quantised ones.
 _QUANTIZED = OneOf((None,), "its weights are quantised already; export the original ones, with --precision int8")
 # Keys of schedulers before diffusers 0.3, which no class has any more.
@@ -241,6 +303,8 @@ def check_keys(component: str, class_name: str, config: Mapping[str, Any]) -> It
     keys = {**CONFIG_KEYS[class_name], "quantization_config": _QUANTIZED}
     for key, value in config.items():
         handling = keys.get(key)
+        if isinstance(handling, Honoured):
+            check_kind(component, key, value)
         if isinstance(handling, OneOf) and not any(value == each for each in handling.values):
             raise CheckpointError(
                 f"{component}: its configuration has {key} {value!r}, expected "
@@ -253,6 +317,19 @@ def check_keys(component: str, class_name: str, config: Mapping[str, Any]) -> It
             )
 
 
+def check_kind(component: str, key: str, value: Any) -> None:
+    """Check that a key's value is of the kind that plans calculate with; keys that they do not read may have any.
+
+    Raises:
+        CheckpointError: it is of another.
+    """
+    kind = _KINDS.get(key)
+    if kind is not None and not kind.fits(value):
+        raise CheckpointError(
+            f"{component}: its configuration has {key} {value!r}, expected {kind.description}; correct its config.json"
+        )
+
+
 def check_scheduler_keys(name: str, config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a warning for each key of a scheduler's configuration that no scheduler class has.
 
@@ -262,6 +339,11 @@ def check_scheduler_keys(name: str, config: Mapping[str, Any]) -> Iterator[str]:
         CheckpointError: a value cannot be stored in a manifest.
     """
     known = {key for sampler in SAMPLERS.values() for key in sampler.__dataclass_fields__} | _OLD_SCHEDULER_KEYS
+    left_to_default = config.get("_use_default_values") or []
+    if not isinstance(left_to_default, list) or not all(map(_is_name, left_to_default)):
+        raise CheckpointError(
+            f"{name}: its configuration has _use_default_values {left_to_default!r}, expected a list of keys; delete it"
+        )
     for key, value in config.items():
         try:
             parse_json(msgspec.json.encode({key: value}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def _resolve(config: dict[str, Any]) -> PreprocessorConfig:
     return PreprocessorConfig(
         resize=resize,
         crop=crop,
-        rescale_factor=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
+        rescale_factor=_rescale_factor(config) if config.get("do_rescale", True) else 1.0,
         mean=_channels("image_mean", config.get("image_mean", OPENAI_MEAN)) if normalize else (0.0, 0.0, 0.0),
         std=_channels("image_std", config.get("image_std", OPENAI_STD)) if normalize else (1.0, 1.0, 1.0),
     )
@@ -111,17 +112,19 @@ def _resolve(config: dict[str, Any]) -> PreprocessorConfig:
 
 def _resolve_depth(config: dict[str, Any]) -> Preprocessing:
     processor = config.get("image_processor_type", config.get("feature_extractor_type", "DPTImageProcessor"))
-    if processor not in DEPTH_PROCESSORS:
+    if not isinstance(processor, str) or processor not in DEPTH_PROCESSORS:
         raise CheckpointError(f"got image processor {processor}, expected one of {', '.join(sorted(DEPTH_PROCESSORS))}")
     for key, expected in DEPTH_REQUIRED.items():
         if bool(config.get(key, expected)) is not expected:
             raise CheckpointError(
                 f"got {key} {config[key]!r}, expected {expected}: the estimator has inputs of one size"
             )
-    if abs(float(config.get("rescale_factor", 1 / 255)) - 1 / 255) > 1e-9:
+    if abs(_rescale_factor(config) - 1 / 255) > 1e-9:
         raise CheckpointError(f"got rescale_factor {config['rescale_factor']}, expected 1 / 255")
     height, width = _edges("size", config.get("size", 384))
     multiple = config.get("ensure_multiple_of", 1)
+    if not isinstance(multiple, int) or multiple < 1:
+        raise CheckpointError(f"got ensure_multiple_of {multiple!r}, expected a number of pixels")
     if height % multiple or width % multiple:
         raise CheckpointError(f"got size {height} × {width}, expected multiples of ensure_multiple_of, {multiple}")
     normalize = config.get("do_normalize", True)
@@ -136,7 +139,7 @@ def _resolve_depth(config: dict[str, Any]) -> Preprocessing:
 
 def _check_supported(config: dict[str, Any]) -> None:
     processor = config.get("image_processor_type", config.get("feature_extractor_type", "CLIPImageProcessor"))
-    if processor not in PROCESSORS:
+    if not isinstance(processor, str) or processor not in PROCESSORS:
         raise CheckpointError(f"got image processor {processor}, expected one of {', '.join(sorted(PROCESSORS))}")
     if not config.get("do_resize", True):
         raise CheckpointError("do_resize is false, expected true: the classifier has inputs of one size")
@@ -186,4 +189,15 @@ def _channels(key: str, values: Any) -> tuple[float, float, float]:
         red, green, blue = map(float, values)
     except (TypeError, ValueError):
         raise CheckpointError(f"got {key} {values!r}, expected three numbers") from None
+    least = math.ulp(0.0) if key == "image_std" else -math.inf
+    if not all(math.isfinite(each) and each >= least for each in (red, green, blue)):
+        above = ", above 0" if key == "image_std" else ""
+        raise CheckpointError(f"got {key} {values!r}, expected three finite numbers{above}")
     return red, green, blue
+
+
+def _rescale_factor(config: dict[str, Any]) -> float:
+    factor = config.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise CheckpointError(f"got rescale_factor {factor!r}, expected a number above 0, such as {1 / 255:g}")
+    return float(factor)

@@ -21,7 +21,7 @@ from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.samplers import SAMPLERS
 from latentrt.sampling.training_noise import training_alphas
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass, find_own_folder
-from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, check_keys, check_scheduler_keys
+from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, check_keys, check_kind, check_scheduler_keys
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import (
     DEPTH_PROCESSORS,
@@ -238,11 +238,12 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     text = _read_text_config(checkpoint) if "text_encoder" in checkpoint.weights else None
     unet = _read_config(checkpoint, "unet")
     vae_config, vae_class = _read_config(checkpoint, "vae"), checkpoint.classes.get("vae", "AutoencoderKL")
+    key_warnings = tuple(_check_all_keys(checkpoint, text, unet, vae_class, vae_config))
     vae = read_vae(vae_config, vae_class)
     # diffusers' pipelines of this family apply no `shift_factor`.
     space = LatentSpace(channels=vae.channels, downscale=vae.downscale, scale=vae.scale)
     tasks, warnings = _find_tasks(checkpoint.pipeline_class, unet, vae)
-    warnings = (*_check_all_keys(checkpoint, text, unet, vae_class, vae_config), *warnings)
+    warnings = (*key_warnings, *warnings)
     latent_upscaling = "latent-upscaling" in tasks
     _check_configurations(checkpoint, unet, vae, text, tasks)
     if latent_upscaling:
@@ -297,6 +298,9 @@ def _check_configurations(
     noised = "unclip" in tasks
     image_encoder = _read_config(checkpoint, "image_encoder") if "image_encoder" in checkpoint.weights else None
     if image_encoder is not None:
+        for key in ("projection_dim", "image_size"):
+            if key in image_encoder:
+                check_kind("image_encoder", key, image_encoder[key])
         _check_image_encoder(checkpoint, unet, image_encoder, noised=noised)
     preview = None
     if "preview_decoder" in checkpoint.weights:
@@ -591,6 +595,7 @@ def _read_depth_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     path = checkpoint.folder / "feature_extractor" / "preprocessor_config.json"
     preprocessing = read_depth_preprocessing(path)
     size = _read_config(checkpoint, "depth_estimator").get("image_size", 384)
+    check_kind("depth_estimator", "image_size", size)
     expected = (size, size) if isinstance(size, int) else tuple(size)
     if (preprocessing.height, preprocessing.width) != expected:
         raise CheckpointError(

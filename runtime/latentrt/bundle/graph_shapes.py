@@ -27,6 +27,10 @@ Values = NDArray[Any]
 _MOST_VALUES = 256
 # All elements count as float32: most are, and none of those that are large is wider.
 _BYTES_PER_ELEMENT = 4
+_WHOLE_DTYPES = {2, 3, 6, 7}
+# Operators that make whole numbers, those that may, and those whose output is of the type of input 1.
+_OF_WHOLE_NUMBERS = {"Shape", "ArgMax", "QuantizeLinear", "ConstantOfShape"}
+_TYPED_BY_INPUT_1 = {"Where", "DequantizeLinear"}
 _DTYPES: Mapping[int, Any] = {
     1: np.float32,
     2: np.uint8,
@@ -107,11 +111,12 @@ def infer_shapes(graph: OnnxGraph, sizes: Mapping[str, int]) -> dict[str, Shape]
 def peak_bytes(graph: OnnxGraph, shapes: Mapping[str, Shape]) -> tuple[int, str]:
     """Return the most memory that inputs and computed tensors take at one time, and the node that takes it.
 
-    A tensor is released after the last node that reads it; each counts as float32.
+    A tensor is released after the last node that reads it; each counts as float32. Those that depend on no input's
+    contents are never released: a backend computes all of them while it loads the graph, before it drops any.
     """
     last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     kept = len(graph.nodes)
-    last_use.update(dict.fromkeys(graph.outputs, kept))
+    last_use.update(dict.fromkeys((*graph.outputs, *_find_foldable(graph)), kept))
     place = "inputs"
     held = {name: math.prod(shapes[name]) * _BYTES_PER_ELEMENT for name in graph.inputs}
     live = peak = sum(held.values())
@@ -128,10 +133,23 @@ def peak_bytes(graph: OnnxGraph, shapes: Mapping[str, Shape]) -> tuple[int, str]
     return peak, place
 
 
+def _find_foldable(graph: OnnxGraph) -> set[str]:
+    """Return the computed tensors that depend on constants and shapes alone."""
+    found = set[str]()
+    for node in graph.nodes:
+        if node.op_type == "Shape" or all(
+            not name or name in found or name in graph.initializers for name in node.inputs
+        ):
+            found.update(node.outputs)
+    return found
+
+
 class _Inference:
     def __init__(self, graph: OnnxGraph, sizes: Mapping[str, int]) -> None:
         self.shapes: dict[str, Shape] = {"": ()}
         self._values: dict[str, Values] = {}
+        self._whole = {name for name, each in graph.initializers.items() if each.dtype in _WHOLE_DTYPES}
+        self._whole.update(name for name, each in graph.inputs.items() if each.dtype in _WHOLE_DTYPES)
         for name, tensor in graph.initializers.items():
             self.shapes[name] = tensor.shape
             if tensor.raw is not None and math.prod(tensor.shape) <= _MOST_VALUES:
@@ -150,6 +168,7 @@ class _Inference:
                 [self.shapes[name] if name else None for name in node.inputs],
                 [self._values.get(name) for name in node.inputs],
             )
+            self._check_division(node)
             made = self._evaluate(inputs)
             shapes = [made.shape] if made is not None else _RULES[node.domain, node.op_type](inputs)
             if len(shapes) != len(node.outputs):
@@ -163,8 +182,30 @@ class _Inference:
             if any(size < 0 for size in shape):
                 raise GraphFormatError(f"has node '{node.name}', whose output would have the shape {list(shape)}")
             self.shapes[name] = shape
+        self._whole.update(name for index, name in enumerate(node.outputs) if self._is_whole(node, index))
         if made is not None and made.size <= _MOST_VALUES:
             self._values[node.outputs[0]] = made
+
+    def _is_whole(self, node: Node, output: int) -> bool:
+        """Return whether a node makes whole numbers; where that is unknown, it may."""
+        if node.op_type == "Cast":
+            return node.attributes.get("to") in _WHOLE_DTYPES
+        if node.op_type in _TYPED_BY_INPUT_1:
+            return len(node.inputs) > 1 and node.inputs[1] in self._whole
+        if node.op_type in _OF_WHOLE_NUMBERS or (node.op_type == "TopK" and output == 1):
+            return True
+        return bool(node.inputs) and node.inputs[0] in self._whole
+
+    def _check_division(self, node: Node) -> None:
+        """Check that whole numbers are divided by known ones above 0.
+
+        The processor ends a program that divides by 0, or the least number by -1.
+        """
+        if node.op_type != "Div" or node.inputs[1] not in self._whole:
+            return
+        divisor = self._values.get(node.inputs[1])
+        if divisor is None or not (divisor > 0).all():
+            raise ValueError("divides whole numbers by others than known ones above 0")
 
     def _evaluate(self, inputs: _Inputs) -> Values | None:
         """Return the output of a node that calculates with sizes; None for any other node."""

@@ -179,3 +179,23 @@ def test_a_value_that_no_manifest_holds_is_refused_by_its_key(value: Any) -> Non
     assert not list(check_scheduler_keys("scheduler", {**SCHEDULERS["sd1"], "lambda_min_clipped": -float("inf")}))
     with pytest.raises(CheckpointError, match="scheduler: its configuration has a value of 'steps_offset'"):
         list(check_scheduler_keys("scheduler", {"steps_offset": value}))
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("unet/config.json", ("in_channels", "layers_per_block", "up_block_types", "block_out_channels")),
+        ("vae/config.json", ("block_out_channels", "latent_channels", "scaling_factor")),
+        ("text_encoder/config.json", ("hidden_size", "num_hidden_layers", "hidden_act")),
+        ("scheduler/scheduler_config.json", ("_use_default_values",)),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_key(tmp_path: Path, file: str, keys: tuple[str, ...]) -> None:
+    folder = write_skeleton(tmp_path, safety=False)
+    original = (folder / file).read_text()
+    for key in keys:
+        for value in ({"a": 1}, -1, True, [None], float("inf")):
+            change_json(folder / file, **{key: value})
+            with pytest.raises(CheckpointError, match=f"{file.partition('/')[0]}: its configuration has {key}"):
+                plan_export(open_checkpoint(folder, pipelines=PIPELINES))
+            (folder / file).write_text(original)

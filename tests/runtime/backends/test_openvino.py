@@ -17,7 +17,9 @@ from latentrt.backends import openvino as ov
 from latentrt.backends.session import Arrays, run
 from latentrt.bundle.sample import bundle_path
 from latentrt.errors import BackendError, GraphError, IntegrityError, MissingExtraError
+from tests.runtime import tiny_graph
 from tests.runtime.backends.test_onnxruntime import pin, point_elsewhere
+from tests.runtime.onnx_writer import DTYPES, constant, encode, graph, model, node
 
 pytestmark = [pytest.mark.openvino, pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")]
 
@@ -184,3 +186,27 @@ def test_links_of_a_hub_cache_are_the_same_files(bundle: Bundle, tmp_path: Path)
         for each in (bundle, linked(bundle, tmp_path / "models--owner--name"))
     )
     np.testing.assert_array_equal(hub, plain)
+
+
+def test_indices_outside_of_the_data_read_nothing_else(tmp_path: Path) -> None:
+    """OpenVINO reads them unchecked: a graph could copy the process's memory into an image, or end it."""
+    tiny_graph.write_bundle(tmp_path)
+    nodes = [
+        node("Mul", ["input_ids", "far"], ["indices"]),
+        node("Unsqueeze", ["indices", "last"], ["rows"]),
+        node("GatherND", ["table", "rows"], ["hidden_states"]),
+    ]
+    table = np.arange(12, dtype=np.float32).reshape(3, 4)
+    constants = [
+        constant("far", DTYPES["int64"], [1], np.array([10**8]).tobytes()),
+        constant("last", DTYPES["int64"], [1], np.array([-1]).tobytes()),
+        constant("table", DTYPES["float32"], [3, 4], table.tobytes()),
+    ]
+    data = encode(model(graph(nodes, constants, tiny_graph.INPUTS, tiny_graph.OUTPUTS)))
+    (tmp_path / tiny_graph.GRAPH).write_bytes(data)
+    pin(tmp_path, tmp_path / tiny_graph.GRAPH)
+    session = ov.open_session(Bundle.open(tmp_path), tiny_graph.COMPONENT, threads=1)
+    tokens = np.zeros((1, 77), np.int64)
+    tokens[0, 1:3] = 1, -1
+    (found,) = run(session, input_ids=tokens).values()
+    assert np.array_equal(found[0, :4], table[[0, 2, 0, 0]])

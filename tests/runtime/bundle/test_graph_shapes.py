@@ -201,6 +201,9 @@ def test_every_operator_is_compared() -> None:
         ([n("Range", "a b c")], [scalar("a", 0), scalar("b", 9), scalar("c", 0)]),
         ([n("Cast", "x", "y", to=INT64), n("ConstantOfShape", "y", value=FILL)], []),
         ([n("Shape", "x", "s"), n("Gather", "s i", "y"), n("Div", "s zero")], [scalar("i", 0), whole("zero", 0)]),
+        ([n("Shape", "x", "s"), n("Div", "s least")], [whole("least", -1)]),
+        ([n("Cast", "x", "y", to=INT64), n("Sub", "y y", "zero"), n("Div", "y zero")], []),
+        ([n("ArgMax", "x", "y"), n("Where", "b y y", "z"), n("Div", "x z")], [constant("b", 9, [1], b"\1")]),
         ([n("Concat", "x w", axis=0)], [floats("w", 1, 1)]),
         ([n("Add", "x", "made more")], []),
         ([n("Transpose", "x", perm=[0, 0, 1, 2])], []),
@@ -220,3 +223,15 @@ def test_the_peak_counts_what_is_held_at_one_time() -> None:
     size = 4 * 2 * 4 * 6 * 10
     # a and b; x is released when a is made, but not before.
     assert peak_bytes(read, infer_shapes(read, SIZES)) == (4 * size, "b/Relu")
+
+
+def test_the_peak_counts_what_is_calculated_from_constants_until_the_end() -> None:
+    """ONNX Runtime computes all of it while it loads a graph, and drops nothing until it has."""
+    nodes = [
+        n("ConstantOfShape", "s", "a", value=FILL),
+        n("ReduceMax", "a", "b"),
+        n("ConstantOfShape", "s", "c", value=FILL),
+    ]
+    _, read = build([*nodes, n("ReduceMax", "c", "d"), n("Add", "b d", "e")], [whole("s", 1000)], [])
+    x, (peak, _) = 4 * 2 * 4 * 6 * 10, peak_bytes(read, infer_shapes(read, SIZES))
+    assert peak == x + 4 * (1000 + 1 + 1000 + 1 + 1)
