@@ -44,6 +44,20 @@ def test_a_text_is_split_every_75_tokens(tokenizer: Tokenizer, words: int, chunk
     assert (ids == red).sum() == words
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("red \udfff circle", "U\\+DFFF"), ("\ud800", "U\\+D800"), ("a" + "\u0316\u0301" * 501, "1000 combining marks")],
+)
+def test_a_text_that_cannot_be_normalised_is_refused(tokenizer: Tokenizer, text: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        tokenizer.chunks(text)
+
+
+def test_texts_with_marks_are_encoded(tokenizer: Tokenizer) -> None:
+    assert tokenizer.chunks("e\u0301 " * 10).tolist() == tokenizer.chunks("\xe9 " * 10).tolist()
+    tokenizer.chunks("a" + "\u0316\u0301" * 500, limit=256)
+
+
 def test_padding_appends_empty_chunks(tokenizer: Tokenizer) -> None:
     chunks = tokenizer.chunks("red")
     padded = tokenizer.pad(chunks, 3)
