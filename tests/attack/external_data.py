@@ -192,6 +192,9 @@ def _tensors() -> Iterator[tuple[str, Message]]:
         yield f"typed data in field {number} and external", _model([[*SCALE, (number, content)]])
     for dtype in (_STRING, 0, 12, 16, 17, 22, 23, 99, -1):
         yield f"data type {dtype}", _model([external("scale", dtype, [1], location=_WEIGHTS)])
+    for dtype, size in ((6, 4), (_INT64, 8), (9, 1), (11, 8)):
+        weight = external("scale", dtype, [1], location=_WEIGHTS, length=str(size))
+        yield f"a weight of data type {dtype}", _model([weight])
     yield "a segment", _model([[*SCALE, (3, [(1, 0), (2, 1)])]])
     yield "a tensor's metadata", _model([[*SCALE, (16, [(1, "a"), (2, "b")])]])
     yield "two tensors of one name", _model([SCALE, constant("scale", _FLOAT, [1], bytes(4))])

@@ -223,7 +223,7 @@ def _point_at_weights(options: Any, graph: bytes, weights: WeightSet) -> tuple[b
         location, folder, held = "weights", _MISSING_FOLDER, [weights.data()]
         options.add_external_initializers_from_files_in_memory([location], held, [weights.size])
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    return relocate(graph, weights.name, weights.size, location), held
+    return relocate(graph, location), held
 
 
 def require(purpose: str = "run a bundle on the CPU") -> Any:

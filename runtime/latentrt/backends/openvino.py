@@ -172,7 +172,7 @@ class _Graph:
         """
         graph = self.bundle.read(self.file)
         with self.bundle.weights(self.component) as opened:
-            graph, weights = detach(graph, opened.name, opened.data())
+            graph, weights = detach(graph, opened.data())
             model = core.read_model(graph)
             _insert(model, weights)
             yield model, weights

@@ -178,7 +178,7 @@ class Bundle:
         """
         name = self._component(component).weights.file
         with self._files.intact(name) as stream:
-            yield WeightSet(os.path.basename(name), self.manifest.files[name].sha256, stream)
+            yield WeightSet(self.manifest.files[name].sha256, stream)
 
     def files_of(self, components: Iterable[str]) -> Iterator[str]:
         """Yield the names of all files of these components: weights, and graphs of every precision and part.

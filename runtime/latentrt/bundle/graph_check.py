@@ -6,7 +6,8 @@ its shapes ask for. So a graph is read here first (`latentrt.bundle.onnx_graph`)
 - it is an ONNX graph with nothing in it but what the exporter writes: its IR version, its operator sets and operators
   (`latentrt.bundle.graph_shapes.OPERATORS`), no function, no subgraph;
 - its inputs and outputs are those of the manifest;
-- every weight is in the component's own pinned file, inside its size, and no two overlap;
+- every weight is in the component's own pinned file, inside its size, of a type that such a file may have, and no two
+  overlap;
 - its constants are small, and one image of 64 × 64 latents needs no more memory than a component of its role may.
 
 The exporter runs the same check, so that a graph it could not run again fails while it is exported.
@@ -27,13 +28,15 @@ from latentrt.bundle.printable import printable
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import GraphError
 
-__all__ = ["ComponentGraph", "check_graph", "external_names", "find_graphs", "graphs_by_file"]
+__all__ = ["WEIGHT_DTYPES", "ComponentGraph", "check_graph", "external_names", "find_graphs", "graphs_by_file"]
 
 _IR_VERSION = 10
 _OPSETS = {"": 21, "com.microsoft": 1}
 _SUFFIX = ".onnx"
 # TensorProto.DataType of the types that a signature may have.
 _DTYPES = {"float32": 1, "uint8": 2, "int64": 7, "bool": 9, "float16": 10}
+WEIGHT_DTYPES: Mapping[int, str] = {1: "<f4", 2: "u1", 3: "i1", 10: "<f2"}
+"""numpy's type of a weight by TensorProto.DataType: those that a weights file may have (`latentrt.bundle.weights`)."""
 # The largest constant of an exported graph is a causal mask of 6 kB.
 _MAX_CONSTANT_BYTES = 4 << 20
 _EXPORT_AGAIN = (
@@ -239,6 +242,8 @@ def _find_span(tensor: Tensor, location: str | None, expected: ComponentGraph) -
             f"has {owner} in the file {quoted(external.location)}, expected '{location}', the component's "
             "weights, and no other"
         )
+    if tensor.dtype not in WEIGHT_DTYPES:
+        raise GraphFormatError(f"has {owner} of data type {tensor.dtype}, expected one of {sorted(WEIGHT_DTYPES)}")
     for key, digits in (("offset", external.offset), ("length", external.length)):
         if not _DECIMAL.fullmatch(digits):
             raise GraphFormatError(f"has {owner} at the {key} {quoted(digits)}, expected a decimal number")

@@ -30,6 +30,8 @@ __all__ = [
     "TensorType",
     "quoted",
     "read_graph",
+    "read_tensor",
+    "read_varint",
 ]
 
 # The denoiser of Stable Diffusion XL has about 4 MB; a graph beyond this is not read at all.
@@ -125,6 +127,64 @@ def read_graph(data: bytes) -> OnnxGraph:
     if len(data) > MAX_GRAPH_BYTES:
         raise GraphFormatError(f"has {len(data):,} bytes, expected at most {MAX_GRAPH_BYTES:,}")
     return _Reader().model(data)
+
+
+def read_tensor(data: bytes, owner: str = "initializer") -> Tensor:
+    """Read one tensor of a graph.
+
+    Args:
+        owner: describes the tensor in an error.
+
+    Raises:
+        GraphFormatError: it is not a tensor as the exporter writes them.
+    """
+    found = _read(data, _TENSOR, owner)
+    name = _text(found.get("name", [b""])[0], f"the name of {owner}")
+    owner = f"{owner} {quoted(name)}".strip()
+    dtype, shape = found.get("data_type", [0])[0], tuple(found.get("dims", ()))
+    if dtype not in ITEM_BYTES:
+        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(ITEM_BYTES)}")
+    if any(not 0 <= size < 1 << 40 for size in shape):
+        raise GraphFormatError(f"has {owner} of shape {list(shape)}, expected sizes from 0")
+    external = _external_data(found["external_data"], owner) if "external_data" in found else None
+    raw: bytes | None = found["raw_data"][0] if "raw_data" in found else None
+    location = found.get("data_location", [0])[0]
+    if (raw is None) == (external is None) or location != (_EXTERNAL if external is not None else 0):
+        raise GraphFormatError(
+            f"has {owner} with data_location {location}, {'no ' if raw is None else ''}raw data and "
+            f"{'no ' if external is None else ''}external data, expected one of the two, and the location to say which"
+        )
+    tensor = Tensor(name, dtype, shape, raw, external)
+    if raw is not None and len(raw) != tensor.nbytes:
+        raise GraphFormatError(
+            f"has {owner} with {len(raw):,} bytes of raw data, expected {tensor.nbytes:,} for its shape {list(shape)}"
+        )
+    return tensor
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number that begins at `at`, unsigned, and the place behind it.
+
+    Raises:
+        GraphFormatError: it has more than 64 bits, or a longer form than it needs.
+        IndexError: the data ends within it.
+    """
+    value, shift = data[at], 7
+    at += 1
+    if value < 128:  # as nearly all are
+        return value, at
+    value &= 127
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            if value >> 64 or byte == 0:
+                raise GraphFormatError("has a number that is not in its shortest form of 64 bits, expected only those")
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise GraphFormatError("has a number of more than 64 bits: it is not an ONNX graph")
 
 
 def quoted(name: str) -> str:
@@ -352,7 +412,7 @@ class _Reader:
             return name, float(struct.unpack("<f", value)[0])
         if field != "t":
             return name, value
-        tensor = _tensor(value, f"the attribute {quoted(name)} of {owner}")
+        tensor = read_tensor(value, f"the attribute {quoted(name)} of {owner}")
         if tensor.external is not None or tensor.nbytes > 8:
             raise GraphFormatError(f"has a tensor in the attribute {quoted(name)} of {owner}, expected one number")
         return name, None  # the exporter's only one is the filling of ConstantOfShape
@@ -360,7 +420,7 @@ class _Reader:
     def _initializers(self, items: list[bytes]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for data in items:
-            tensor = _tensor(data, "initializer")
+            tensor = read_tensor(data)
             if not tensor.name or tensor.name in tensors:
                 raise GraphFormatError(f"has the initializer {quoted(tensor.name)} twice or without a name")
             tensors[tensor.name] = tensor
@@ -379,31 +439,6 @@ class _Reader:
                 known = self._types[described] = _type(described, f"the {kind} {quoted(name)}")
             values[name] = known
         return values
-
-
-def _tensor(data: bytes, owner: str) -> Tensor:
-    found = _read(data, _TENSOR, owner)
-    name = _text(found.get("name", [b""])[0], f"the name of {owner}")
-    owner = f"{owner} {quoted(name)}".strip()
-    dtype, shape = found.get("data_type", [0])[0], tuple(found.get("dims", ()))
-    if dtype not in ITEM_BYTES:
-        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(ITEM_BYTES)}")
-    if any(not 0 <= size < 1 << 40 for size in shape):
-        raise GraphFormatError(f"has {owner} of shape {list(shape)}, expected sizes from 0")
-    external = _external_data(found["external_data"], owner) if "external_data" in found else None
-    raw: bytes | None = found["raw_data"][0] if "raw_data" in found else None
-    location = found.get("data_location", [0])[0]
-    if (raw is None) == (external is None) or location != (_EXTERNAL if external is not None else 0):
-        raise GraphFormatError(
-            f"has {owner} with data_location {location}, {'no ' if raw is None else ''}raw data and "
-            f"{'no ' if external is None else ''}external data, expected one of the two, and the location to say which"
-        )
-    tensor = Tensor(name, dtype, shape, raw, external)
-    if raw is not None and len(raw) != tensor.nbytes:
-        raise GraphFormatError(
-            f"has {owner} with {len(raw):,} bytes of raw data, expected {tensor.nbytes:,} for its shape {list(shape)}"
-        )
-    return tensor
 
 
 def _external_data(entries: list[bytes], owner: str) -> ExternalData:
@@ -458,7 +493,7 @@ def _read(data: bytes, message: _Message, owner: str = "") -> dict[str, list[Any
             tag = data[at]
             at += 1
             if tag > 127:
-                tag, at = _varint(data, at - 1)
+                tag, at = read_varint(data, at - 1)
             entry = fields.get(tag)
             if entry is None:
                 raise GraphFormatError(_describe_refused(tag, message, owner))
@@ -469,7 +504,7 @@ def _read(data: bytes, message: _Message, owner: str = "") -> dict[str, list[Any
                 size = data[at]
                 at += 1
                 if size > 127:
-                    size, at = _varint(data, at - 1)
+                    size, at = read_varint(data, at - 1)
             if kind == _VARINT:
                 value = size if size < 1 << 63 else size - (1 << 64)
             else:
@@ -490,22 +525,6 @@ def _read(data: bytes, message: _Message, owner: str = "") -> dict[str, list[Any
             f"ends inside {message.name}{_of(owner)}: it is truncated, or not an ONNX graph"
         ) from None
     return found
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number that begins at `at`, unsigned, and the place behind it."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            if value >> 64 or (byte == 0 and shift):
-                raise GraphFormatError("has a number that is not in its shortest form of 64 bits, expected only those")
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise GraphFormatError("has a number of more than 64 bits: it is not an ONNX graph")
 
 
 def _describe_refused(tag: int, message: _Message, owner: str) -> str:

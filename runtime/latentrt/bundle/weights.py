@@ -31,13 +31,11 @@ class WeightSet:
     """The open weights of one component, for every backend.
 
     Attributes:
-        name: of the file, by which a graph refers to it.
         digest: its SHA-256 in hexadecimal; sets of one digest are equal.
         stream: the file that was compared with the digest. Libraries read it through its descriptor: its path may lead
             to another file by now.
     """
 
-    name: str
     digest: str
     stream: BufferedReader
 
