@@ -226,6 +226,10 @@ def _places() -> Iterator[tuple[str, Message]]:
             for op_type in ("Constant", "Cast"):
                 made = [*node(op_type, [], ["made"]), (5, each)]
                 yield f"{name} in an attribute of {op_type}: {kind}", _model([SCALE], [made])
+        # A node of the exporter's, in which nothing else is wrong.
+        side, fill = constant("side", _INT64, [1], struct.pack("<q", 2)), attribute("value", tensor)
+        filled = [*node("ConstantOfShape", ["side"], ["made"]), (5, fill)]
+        yield f"a tensor that fills a shape: {kind}", _model([SCALE, side], [filled])
         yield f"a sparse initializer: {kind}", _model([SCALE], to_graph=[(15, sparse)])
         function = [(1, "f"), (7, [*node("Constant", [], ["u"]), (5, attributes["a tensor"])]), (10, "local")]
         yield f"a function: {kind}", _model([SCALE], to_model=[(25, function)])
