@@ -151,9 +151,10 @@ def test_places_are_checked_before_the_work(pipeline: Pipeline, tmp_path: Path) 
         check(tmp_path / "out.gif")
     with pytest.raises(OutputError, match="missing"):
         check(tmp_path / "missing" / "out.png")
-    check(tmp_path / "out.png", prompt="star " * 20_000)
+    long = {"prompt": "☆" * 9_000, "negative_prompt": "☆" * 9_000}  # three bytes each, and the record has them twice
+    check(tmp_path / "out.png", **long)
     with pytest.raises(OutputError, match="65,533"):
-        check(tmp_path / "out.jpg", prompt="star " * 20_000)
+        check(tmp_path / "out.jpg", **long)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -305,6 +305,7 @@ def _find_vae(path: Path, variant: str | None) -> tuple[Weights, str]:
             f"{path} is not an autoencoder; expected its folder (config.json and safetensors), a checkpoint with vae/, "
             "or a .safetensors file"
         )
+    check_folders(path, "model_index.json", "." if folder == path else "vae")
     index = read_object(path / "model_index.json") if (path / "model_index.json").is_file() else {}
     class_name = _class_of(index, "vae") or read_object(folder / "config.json").get("_class_name", "AutoencoderKL")
     return find_weights(path, folder, "diffusion_pytorch_model", variant), str(class_name)

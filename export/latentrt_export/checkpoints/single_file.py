@@ -38,7 +38,16 @@ from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
 from latentrt_export.checkpoints.weights import check_dtypes, warn_about_unexpected
 
-__all__ = ["COMPONENTS", "ComponentLayout", "PredictionType", "SingleFile", "convert", "detect", "unpack"]
+__all__ = [
+    "COMPONENTS",
+    "ComponentLayout",
+    "PredictionType",
+    "SingleFile",
+    "convert",
+    "detect",
+    "reject_foreign",
+    "unpack",
+]
 
 PredictionType = Literal["epsilon", "v_prediction"]
 Weights = dict[str, Tensor]
@@ -135,7 +144,7 @@ def detect(path: Path, *, with_vae: bool = True) -> SingleFile:
             is not a supported checkpoint of Stable Diffusion 1.x or 2.x.
     """
     try:
-        _reject_foreign(path)
+        reject_foreign(path)
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
@@ -208,7 +217,7 @@ def unpack(
         raise ExportError(f"{path.name} cannot be unpacked into {into}: {error}") from error
 
 
-def _reject_foreign(path: Path) -> None:
+def reject_foreign(path: Path) -> None:
     """Reject a file that is not safetensors by its content; its name does not matter.
 
     Raises:

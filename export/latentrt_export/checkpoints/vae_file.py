@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from latentrt.errors import CheckpointError, ExportError
 from latentrt_export.checkpoints.json_file import read_object
-from latentrt_export.checkpoints.single_file import COMPONENTS, CONFIGS, convert
+from latentrt_export.checkpoints.single_file import COMPONENTS, CONFIGS, convert, reject_foreign
 
 __all__ = ["unpack_vae"]
 
@@ -34,10 +34,12 @@ def unpack_vae(path: Path, into: Path, *, own: Path) -> Path:
         own: the configuration of the autoencoder that it replaces; need not exist.
 
     Raises:
-        CheckpointError: the file is not an autoencoder, or not of the architecture that the configuration describes.
+        CheckpointError: the file is a pickle, is not an autoencoder, or is not of the architecture that the
+            configuration describes.
         ExportError: the folder cannot be written.
     """
     try:
+        reject_foreign(path)
         with safe_open(path, framework="pt") as file:
             names = [*file.keys()]
     except (OSError, SafetensorError) as error:

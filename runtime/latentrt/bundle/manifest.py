@@ -469,10 +469,10 @@ class Defaults(Record, frozen=True, kw_only=True):
     `changes` are those that diffusers' pipelines make to the configuration that the size follows from.
     """
 
-    height: Positive
-    width: Positive
-    num_inference_steps: Positive = 50
-    guidance_scale: float = 7.5
+    height: Side
+    width: Side
+    num_inference_steps: StepCount = 50
+    guidance_scale: Annotated[float, msgspec.Meta(ge=-1e4, le=1e4)] = 7.5
     changes: tuple[ConfigChange, ...] = ()
 
 

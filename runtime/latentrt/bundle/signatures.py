@@ -38,13 +38,15 @@ _OUTPUTS: Mapping[Role, Mapping[str, tuple[DType, int]]] = {
     "text-encoder": {"hidden_states": ("float32", 3)},
     "image-encoder": {},
     "denoiser": {},
-    "encoder": {"mean": ("float32", 4), "logvar": ("float32", 4)},
+    "encoder": {"mean": ("float32", 4)},  # and `logvar`, unless it encodes without noise
     "decoder": {"pixels": ("uint8", 4)},
     "preview-decoder": {"pixels": ("uint8", 4)},
     "classifier": {"concept_scores": ("float32", 2), "special_care_scores": ("float32", 2), "flagged": ("bool", 1)},
     "depth-estimator": {"predicted_depth": ("float32", 3)},
 }
 _TIMES = ("timestep", "c-noise")
+# What is constant in a step and does not depend on the conditioning.
+_TIME_EMBEDDING = (*_TIMES, "guidance-weight")
 _DEEP_FEATURES = "deep_features"
 _SLICE_INPUTS = ("features", "inside", "mean", "variance", "residual")
 _SLICE_AXES = {"batch", "rows", "halo_rows", "width"}
@@ -160,12 +162,13 @@ def _check_sizes(name: str, component: Component, manifest: Manifest) -> Iterato
             yield f"{name} has the inputs {_join(component.inputs)}, expected latents alone, and no output but pixels"
     elif role == "encoder" and image is not None:
         (mean,) = (spec for spec in component.outputs if spec.name == "mean")
-        (logvar,) = (spec for spec in component.outputs if spec.name == "logvar")
+        made = [spec for spec in component.outputs if spec.name in ("mean", "logvar")]
         batch, _, *sides = mean.shape
         pixels = (batch, 3, *(_multiply(space.downscale, side) for side in sides))
-        if mean.shape != logvar.shape or mean.shape[1] != space.channels or image.shape != pixels:
+        same = all(spec.dtype == "float32" and spec.shape == mean.shape for spec in made)
+        if not same or mean.shape[1] != space.channels or image.shape != pixels:
             yield (
-                f"{name} makes {mean} and {logvar} of {image}, expected both with {space.channels} channels, and "
+                f"{name} makes {_join(made)} of {image}, expected the same shape with {space.channels} channels, and "
                 f"{space.downscale} × {space.downscale} pixels for each latent"
             )
     elif role in ("classifier", "image-encoder", "depth-estimator"):
@@ -189,10 +192,10 @@ def _check_split(name: str, component: Component) -> Iterator[str]:
     """Check that each part of a denoiser takes inputs of the whole or outputs of the parts that run before it."""
     parts = component.parts
     whole = {spec.name: spec.tensor for spec in component.inputs}
-    (time,) = (spec.name for spec in component.inputs if spec.source in _TIMES)
+    times = {spec.name for spec in component.inputs if spec.source in _TIME_EMBEDDING}
     (latents,) = (spec.name for spec in component.inputs if spec.source == "latents")
     available = dict(whole)
-    for part_name, takes in (("time_embedding", {time}), ("cross_attention_kv", whole.keys() - {time, latents})):
+    for part_name, takes in (("time_embedding", times), ("cross_attention_kv", whole.keys() - {*times, latents})):
         if part_name not in parts:
             continue
         part, owner = parts[part_name], f"{name}'s {part_name} part"

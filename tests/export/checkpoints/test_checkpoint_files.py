@@ -104,7 +104,7 @@ def test_a_header_of_weights_is_bounded(folder: Path) -> None:
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes((1 << 30).to_bytes(8, "little"))
     os.truncate(path, 2 << 30)
-    with pytest.raises(CheckpointError, match="its header has 1,073,741,824 bytes"):
+    with pytest.raises(CheckpointError, match="the header has 1,073,741,824 bytes"):
         open_skeleton(folder)
 
 
@@ -141,7 +141,7 @@ def test_unrelated_folders_are_not_looked_at(folder: Path) -> None:
     open_skeleton(folder)
 
 
-@pytest.mark.parametrize("option", ["safety_checker", "preview_decoder"])
+@pytest.mark.parametrize("option", ["safety_checker", "preview_decoder", "vae"])
 def test_folders_of_further_components_have_the_same_rule(folder: Path, tmp_path: Path, option: str) -> None:
     other = tmp_path / "other"
     write_json(other / "config.json", {"_class_name": "AutoencoderTiny"})

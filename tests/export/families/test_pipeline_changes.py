@@ -263,7 +263,7 @@ def test_folders_saved_from_other_pipelines_of_the_same_parts(folder: Path, name
     change_json(folder / "model_index.json", _class_name=name)
     change_json(folder / "unet" / "config.json", time_cond_proj_dim=None if legacy else 256)
     made = plan(folder)
-    assert made.tasks == tuple(PIPELINE_OF if legacy else OF_CONSISTENCY)
+    assert made.tasks == (tuple(PIPELINE_OF) if legacy else ("text-to-image",))
     assert (made.defaults.num_inference_steps, made.defaults.guidance_scale) == ((50, 7.5) if legacy else (4, 8.5))
     assert [name in warning for warning in made.warnings] == [True] * legacy
 

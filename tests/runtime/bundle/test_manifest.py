@@ -463,7 +463,7 @@ def test_slices_that_can_be_run(tree: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
-        ({"length": 76}, "length 76, expected that of in int64[chunks, 77]"),
+        ({"length": 76}, "length 76, expected that of input_ids int64[chunks, 77]"),
         ({"length": 10**9}, "length"),
         ({"length": 2}, "length"),
         ({"rows": 49407}, "end 49407, expected an id below its 49407 rows"),

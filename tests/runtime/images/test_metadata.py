@@ -14,6 +14,7 @@ from latentrt.decode.safety import SafetyRecord
 from latentrt.errors import RequestError
 from latentrt.images.files import PARAMETERS, RECORD, save
 from latentrt.images.metadata import ImageRecord, InputRecord, parameters_line, read_metadata, record_texts
+from latentrt.resolve import MAX_SEED
 
 RECORD_OF_A_CIRCLE = ImageRecord(
     prompt="a red circle on a blue background",
@@ -150,7 +151,7 @@ def test_no_text_reaches_the_fields(prompt: str, negative: str, name: str) -> No
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompt=TEXTS | st.text(st.characters(codec=None)) | st.none(),
-    seed=st.integers(0, 2**64),
+    seed=st.integers(0, MAX_SEED),
     options=st.dictionaries(st.sampled_from(["clip_skip", "deep_cache", "eta", "guidance_end"]), st.integers(1, 9)),
     guidance_scale=st.floats(allow_nan=False, allow_infinity=False),
     parameters=st.none() | TEXTS,
