@@ -106,7 +106,8 @@ def _models() -> Iterator[tuple[str, Any]]:
 
 def _tokens() -> Iterator[tuple[str, Any]]:
     """Yield ids and words that no vocabulary may have."""
-    for index in (-1, 5, 680, 10**9, 2**31, 2**63 - 1, 2**63, -(2**63), 10**30, 1.0, 1e308, True, None, "1", []):
+    indices: tuple[Any, ...] = (-1, 5, 680, 10**9, 2**31, 2**63 - 1, 2**63, -(2**63), 10**30, 1.0, 1e308)
+    for index in (*indices, True, None, "1", []):
         yield "model/vocab/a", index
         yield "added_tokens/0/id", index
     for word in ("", "w" * 257, "w" * 100_000, "\ud800", "\udfff\ud800", "a</w></w>"):
@@ -128,12 +129,13 @@ def _sections() -> Iterator[tuple[str, Any]]:
     prepend = {"type": "Prepend", "prepend": "_" * 1000}
     split = {"type": "Split", "pattern": slow, "behavior": "Isolated", "invert": False}
     template = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 50, "pair": []}
-    for normalizer in (
+    normalizers: list[Any] = [
         *(None, {}, [], "NFC", {"type": "NFKC"}, {"type": "BertNormalizer"}, {"type": "StripAccents"}),
         *(replace, prepend),
         *({"type": "Sequence", "normalizers": [each] * 10} for each in (replace, prepend, {"type": "NFC"})),
         *({"type": "Precompiled", "precompiled_charsmap": "A" * size} for size in (0, 3, 4, 3000, 5_000_000)),
-    ):
+    ]
+    for normalizer in normalizers:
         yield "normalizer", normalizer
     yield "normalizer/normalizers/1/pattern/Regex", "(\\s+)+"
     yield "normalizer/normalizers/1/content", " " * 4000
