@@ -436,9 +436,12 @@ MEAN = {"name": "mean", "dtype": "float32", "shape": ["batch", 4]}
             "slice.0 part makes mean float32[batch], expected float32['batch', 'channels'",
         ),
         (
-            {"head": HEAD, "slice.0": {**LAST, "outputs": [{**FEATURES, "shape": ["batch", "x", "rows", "width"]}]}}
+            {
+                "head": HEAD,
+                "slice.0": {**LAST, "outputs": [{**FEATURES, "shape": ["batch", "channels", "rows", "width"]}]},
+            }
             | {"slice.1": LAST},
-            "slice.0 part makes features float32[batch, x, rows, width], expected float32['batch', 'channels'",
+            "slice.0 part makes features float32[batch, channels, rows, width], expected float32['batch', 'channels'",
         ),
         (
             {"head": HEAD, "slice.0": {**LAST, "outputs": [{**PIXELS, "shape": ["batch", "rows", "width", 3]}]}},
