@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from latentrt.bundle.strict_json import AmbiguousJSONError, check_extent
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.checkpoint_files import read_text_file
 
@@ -24,16 +25,20 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that contains an object.
 
     Raises:
-        CheckpointError: the file is missing, cannot be read, is too large, is not JSON, does not contain an object, or
-            has a NaN, which no setting can be.
+        CheckpointError: the file is missing, cannot be read, is too large or nested too deep, is not JSON, does not
+            contain an object, or has a NaN, which no setting can be.
     """
     try:
-        value = json.loads(read_text_file(path, _LARGEST_BYTES).decode("utf-8"))
+        data = read_text_file(path, _LARGEST_BYTES)
+        check_extent(data)
+        value = json.loads(data.decode("utf-8"))
         nan = _find_nan(value)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}; the checkpoint is incomplete, download it again"
         ) from error
+    except AmbiguousJSONError as error:
+        raise CheckpointError(f"{path} {error}; the checkpoint is damaged, download it again") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}; the checkpoint is damaged, download it again") from error
     if not isinstance(value, dict):

@@ -13,7 +13,7 @@ from typing import Any
 
 from latentrt.bundle.printable import printable
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "AmbiguousJSONError", "parse_json"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "AmbiguousJSONError", "check_extent", "parse_json"]
 
 MAX_BYTES = 16 << 20
 """Longest text by default."""
@@ -59,7 +59,7 @@ def parse_json(
         raise AmbiguousJSONError(f"is larger than {max_bytes:,} bytes, the limit")
     try:
         text = data.decode("utf-8")
-        _check_extent(data, max_depth, max_values)
+        check_extent(data, max_depth, max_values)
         tree = json.loads(
             text,
             object_pairs_hook=_make_object,
@@ -86,8 +86,12 @@ _NO_STRUCTURE = bytes({*range(256)} - {*b'"[]{},'})
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1, ord(","): 0}
 
 
-def _check_extent(data: bytes, max_depth: int, max_values: int) -> None:
-    """Check the nesting and the number of values before anything is built from a text."""
+def check_extent(data: bytes, max_depth: int = MAX_DEPTH, max_values: int = MAX_VALUES) -> None:
+    """Check the nesting and the number of values before anything is built from a text.
+
+    Raises:
+        AmbiguousJSONError: the text is beyond one of the bounds.
+    """
     # Without escapes a quote begins or ends a string, so every second piece between quotes lies outside strings.
     unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in data else data
     structure = b"".join(unescaped.translate(None, _NO_STRUCTURE).split(b'"')[::2])

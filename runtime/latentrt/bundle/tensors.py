@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["MAX_AXES", "DType", "TensorSpec", "axis_sizes", "check_feeds", "sized"]
 
 DType = Literal["float16", "float32", "uint8", "int64", "bool"]
-MAX_AXES = 16
+MAX_AXES = 8
 """Largest number of axes of a tensor."""
 AxisName = Annotated[str, msgspec.Meta(max_length=64)]
-AxisSize = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+AxisSize = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
