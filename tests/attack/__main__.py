@@ -46,6 +46,7 @@ MOST_BYTES = 2 << 30
 _MOST_SECONDS = 120
 """A case that takes longer waits for something; one that works ends long before on a core that others use."""
 _PROCESSES = 2
+_REPORT_SECONDS = 60
 _NO_CASES = 3
 """Exit code where a kind's cases cannot be made."""
 _SHOWN_FAILURES = 20
@@ -100,7 +101,10 @@ def run_kinds(kinds: dict[str, int | None]) -> Iterator[tuple[str, Tally, float]
             while waiting and len(running) < _PROCESSES:
                 running.append(waiting.pop(0))
                 running[-1].start(scratch)
-            ended = wait([kind.process.sentinel for kind in running])
+            ended = wait([kind.process.sentinel for kind in running], timeout=_REPORT_SECONDS)
+            if not ended:
+                so_far = ", ".join(f"{kind.name} {kind.tally.ended:,}, {kind.tally.failed} failed" for kind in running)
+                print(f"running: {so_far}", file=sys.stderr)
             for kind in [each for each in running if each.process.sentinel in ended]:
                 kind.process.join()
                 if kind.process.exitcode:

@@ -439,8 +439,8 @@ MEAN = {"name": "mean", "dtype": "float32", "shape": ["batch", 4]}
             {
                 "head": HEAD,
                 "slice.0": {**LAST, "outputs": [{**FEATURES, "shape": ["batch", "channels", "rows", "width"]}]},
-            }
-            | {"slice.1": LAST},
+                "slice.1": LAST,
+            },
             "slice.0 part makes features float32[batch, channels, rows, width], expected float32['batch', 'channels'",
         ),
         (

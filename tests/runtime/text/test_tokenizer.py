@@ -97,15 +97,21 @@ def test_no_id_without_a_row_leaves_the_tokenizer(bundle: Bundle) -> None:
         found.chunks("a <cat>")
 
 
-def test_rows_are_those_of_the_manifest_or_of_the_weights(bundle: Bundle) -> None:
-    assert bundle.manifest.tokenizers["text_encoder"].rows is None
-    assert open_tokenizer(bundle, "text_encoder").rows == ROWS
-    record = msgspec.structs.replace(bundle.manifest.tokenizers["text_encoder"], rows=ROWS + 5)
+def state_rows(bundle: Bundle, rows: int | None) -> None:
+    """Let the manifest state the rows of the embedding, or not."""
+    record = msgspec.structs.replace(bundle.manifest.tokenizers["text_encoder"], rows=rows)
     bundle.manifest.tokenizers["text_encoder"] = record
-    assert open_tokenizer(bundle, "text_encoder").rows == ROWS + 5
+
+
+def test_rows_are_those_of_the_manifest_or_of_the_weights(bundle: Bundle) -> None:
+    assert open_tokenizer(bundle, "text_encoder").rows == ROWS
+    for stated, rows in ((ROWS + 5, ROWS + 5), (None, ROWS)):
+        state_rows(bundle, stated)
+        assert open_tokenizer(bundle, "text_encoder").rows == rows
 
 
 def test_rows_of_weights_without_the_embedding(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    state_rows(bundle, None)
     monkeypatch.setattr(WeightSet, "arrays", lambda self: {})
     with pytest.raises(BundleError, match="token_embedding"):
         open_tokenizer(bundle, "text_encoder")
