@@ -80,11 +80,12 @@ class _Kind:
     name: str
     count: int | None
     tally: Any = field(default_factory=lambda: RawValue(Tally))
-    began: float = field(default_factory=time.monotonic)
+    began: float = 0
     process: Any = None
 
     def start(self, scratch: str) -> None:
         """Start a process at the first case that has not ended."""
+        self.began = self.began or time.monotonic()
         self.process = get_context("fork").Process(target=_run_kind, args=(self.name, self.count, self.tally, scratch))
         self.process.start()
 
