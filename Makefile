@@ -7,7 +7,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: setup demo sample test test-runtime test-slow test-gpu lint types bench clean
+.PHONY: setup demo sample test test-runtime test-slow test-gpu attack lint types bench clean
 
 setup: .venv/.ready
 
@@ -57,6 +57,10 @@ test-slow: setup
 # Without a GPU these tests are skipped, with the reason.
 test-gpu: setup
 	$(BIN)/pytest -m gpu
+
+# Every faulty file, value, swap and kill there is: about an hour on two cores. `ATTACK="--kind images"` runs one kind.
+attack: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attack $(ATTACK)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Attacks on the time between check and use, and on entries of the user's cache.
 
-`cases()` yields (name, case); `run(case, folder)` makes a bundle in an empty folder, attacks it, and raises
-AssertionError where the attack succeeds: where a run returns anything but the right output or an error of latentrt, or
-where a later run, with the attack over and the same cache, does not return the right output.
+A case makes a bundle of its own and attacks it. The attack succeeds where a run returns anything but the right output
+or an error of latentrt, or where a later run, with the attack over and the same cache, does not return the right
+output.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -63,6 +64,7 @@ class Entry:
 
 
 def cases() -> Iterator[tuple[str, Swap | Entry]]:
+    """Yield every case."""
     for backend, target, kind, window in product(BACKENDS, (tiny_graph.GRAPH, tiny_graph.WEIGHTS), SWAPS, WINDOWS):
         if backend != "arrays" or target == tiny_graph.WEIGHTS:
             name = "-".join((backend, target.rpartition(".")[2], kind, *window))
@@ -72,12 +74,14 @@ def cases() -> Iterator[tuple[str, Swap | Entry]]:
             yield f"{cache}-{kind}", Entry(cache, kind)  # type: ignore[arg-type]
 
 
-def run(case: Swap | Entry, folder: Path) -> str:
-    """Run one case; return how the attack ended, `refused: …` or `right`."""
-    with patch.dict(os.environ, {"LATENTRT_CACHE": str(folder / "cache")}):
-        tiny_graph.write_bundle(folder / "bundle")
-        time.sleep(0.01)  # an attack in the clock's tick in which a file was made leaves its times as they are
-        return _run_swap(case, folder) if isinstance(case, Swap) else _run_entry(case, folder)
+def run(case: Swap | Entry, folder: Path) -> LatentRTError | None:
+    """Run one case in a new folder below `folder`."""
+    with TemporaryDirectory(dir=folder) as new:
+        place = Path(new)
+        with patch.dict(os.environ, {"LATENTRT_CACHE": str(place / "cache")}):
+            tiny_graph.write_bundle(place / "bundle")
+            time.sleep(0.01)  # an attack in the clock's tick in which a file was made leaves its times as they are
+            return _run_swap(case, place) if isinstance(case, Swap) else _run_entry(case, place)
 
 
 # Swaps
@@ -99,20 +103,19 @@ class _Attack:
             self.undo()
 
 
-def _run_swap(case: Swap, folder: Path) -> str:
-    attack = _Attack(case.window, *SWAPS[case.kind](folder, case.target))
+def _run_swap(case: Swap, folder: Path) -> LatentRTError | None:
+    refusal, attack = None, _Attack(case.window, *SWAPS[case.kind](folder, case.target))
     try:
         with _hooks(case, attack.reach):
             found = _compute(case.backend, Bundle.open(folder / "bundle"), lambda: attack.reach("loaded"))
         assert found == RIGHT, f"the run computed {found}, with another {case.target}"
-        outcome = "right"
     except LatentRTError as error:
-        outcome = f"refused: {type(error).__name__}"
+        refusal = error
     attack.reach("end")
     assert attack.undone, "the attack did not take place"
     found = _compute(case.backend, Bundle.open(folder / "bundle"), lambda: None)
     assert found == RIGHT, f"a later run computes {found}: the cache was poisoned"
-    return outcome
+    return refusal
 
 
 def _hooks(case: Swap, reach: Callable[[Moment], None]) -> ExitStack:
@@ -236,7 +239,7 @@ SWAPS: dict[str, Callable[[Path, str], tuple[Act, Act]]] = {
 # Entries of the cache
 
 
-def _run_entry(case: Entry, folder: Path) -> str:
+def _run_entry(case: Entry, folder: Path) -> LatentRTError | None:
     if case.cache == "folder":
         return _run_folder(case.kind, folder)
     if case.cache == "kernels":
@@ -244,7 +247,7 @@ def _run_entry(case: Entry, folder: Path) -> str:
     return _run_digests(case.kind, folder) if case.cache == "digests" else _run_compiled(case.kind, folder)
 
 
-def _run_digests(kind: str, folder: Path) -> str:
+def _run_digests(kind: str, folder: Path) -> LatentRTError | None:
     """A record vouches for weights that are wrong; only the true record of a true file may be believed."""
     place = folder / "bundle" / tiny_graph.WEIGHTS
     clock = time.time_ns
@@ -256,7 +259,7 @@ def _run_digests(kind: str, folder: Path) -> str:
         try:
             found = _compute("descriptor", Bundle.open(folder / "bundle"), lambda: None)
         except LatentRTError as error:
-            return f"refused: {type(error).__name__}"
+            return error
     raise AssertionError(f"the run computed {found}, with other weights")
 
 
@@ -265,14 +268,14 @@ def _is_of(record: Path, place: Path) -> bool:
     return record.name == f"{state.st_dev:x}-{state.st_ino:x}.json"
 
 
-def _run_compiled(kind: str, folder: Path) -> str:
+def _run_compiled(kind: str, folder: Path) -> LatentRTError | None:
     assert _compute("openvino", Bundle.open(folder / "bundle"), lambda: None) == RIGHT
     (entry,) = (folder / "cache" / "compiled").iterdir()
     FILES[kind](entry)
     for _ in range(2):
         found = _compute("openvino", Bundle.open(folder / "bundle"), lambda: None)
         assert found == RIGHT, f"the run computed {found} from a planted entry"
-    return "right"
+    return None
 
 
 class _Kernels:
@@ -295,7 +298,7 @@ class _Kernels:
         pass
 
 
-def _run_kernels(kind: str, folder: Path) -> str:
+def _run_kernels(kind: str, folder: Path) -> LatentRTError | None:
     (folder / "engine").mkdir()
     kept = RuntimeCache(folder / "engine")
     kept.attach(_Kernels())
@@ -305,17 +308,17 @@ def _run_kernels(kind: str, folder: Path) -> str:
     kernels = _Kernels()
     RuntimeCache(folder / "engine").attach(kernels)
     assert kernels.given in (b"", b"kernels of this engine"), f"the library was given {kernels.given!r}"
-    return "right"
+    return None
 
 
-def _run_folder(kind: str, folder: Path) -> str:
+def _run_folder(kind: str, folder: Path) -> LatentRTError | None:
     shutil.rmtree(folder / "cache")  # which opening the bundle made
     FOLDERS[kind](folder / "cache")
     for _ in range(2):
         assert _compute("openvino", Bundle.open(folder / "bundle"), lambda: None) == RIGHT
     outside = folder / "outside"
     assert not outside.exists() or not any(outside.iterdir()), "the cache was written outside its folder"
-    return "right"
+    return None
 
 
 def _change(edit: Callable[[bytes], bytes]) -> Callable[[Path], object]:

@@ -171,15 +171,8 @@ def _records() -> Iterator[tuple[str, bytes]]:
             )
 
 
-def run(data: bytes, folder: Path) -> str | None:
-    """Read the metadata of a file, and load it as an input image.
-
-    Returns:
-        The message of the refusal, None where the image was loaded.
-
-    Raises:
-        Exception: anything but an error of latentrt's tree, which is a defect.
-    """
+def run(data: bytes, folder: Path) -> LatentRTError | None:
+    """Read the metadata of a file, and load it as an input image."""
     place = folder / "image"
     place.write_bytes(data)
     with contextlib.suppress(LatentRTError):
@@ -187,5 +180,5 @@ def run(data: bytes, folder: Path) -> str | None:
     try:
         load_image(place)
     except LatentRTError as error:
-        return str(error)
+        return error
     return None

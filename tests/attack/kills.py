@@ -1,7 +1,5 @@
 """Kills exports, seals, builds and runs with SIGKILL, and looks for damage and for files that are left behind.
 
-    python -m tests.attack.kills --kills 1000
-
 Each kind of work replaces an earlier result. After a kill the result must be the earlier one or the new one, complete;
 after the next run there must be no other file. Half of the kills come before a chosen change of the file system (every
 rename, removal, new folder and opened file is one), the other half at a random time. Work runs in a child of this
@@ -11,46 +9,56 @@ files of the same names. Everything around them is the product's own.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import itertools
 import os
 import random
-import shutil
 import signal
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import file_record
 from latentrt.bundle.sample import bundle_path
 from latentrt.cli.main import main as latentrt
 from latentrt.errors import LatentRTError
 from tests.killed import count_steps, in_child, start_child
 
-__all__ = ["KINDS", "Report", "kill_often", "main"]
+__all__ = ["KINDS", "Kill", "Work", "cases", "run"]
 
 
 class Work(ABC):
     """One kind of work, which writes to a folder of its own.
 
     Args:
-        folder: empty. The work puts nothing else into it than its result.
+        place: a new folder.
+
+    Attributes:
+        folder: the work puts nothing else into it than its result.
         sources: a folder for what the work reads.
     """
 
-    def __init__(self, folder: Path, sources: Path) -> None:
-        self.folder, self.sources = folder, sources
+    def __init__(self, place: Path) -> None:
+        self.folder, self.sources, self._cache = place / "work", place / "sources", place / "cache"
+        self.folder.mkdir(parents=True, mode=0o700)
+        self.sources.mkdir()
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the work have a cache of its own meanwhile."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LATENTRT_CACHE", str(self._cache))
+            yield
 
     def prepare(self) -> None:
-        """Import and make what every run needs; once, in the parent."""
+        """Import and make what every run needs; once, in the parent, in which nothing is replaced."""
 
     @abstractmethod
     def run(self) -> None:
@@ -85,14 +93,24 @@ class Export(_Bundle):
     """`latentrt export --overwrite` of a small checkpoint."""
 
     def prepare(self) -> None:
-        from tests.export.fake_worker import FakeWorker, install, write_described
+        from tests.export.fake_worker import write_described
 
         self.checkpoint = write_described(self.sources / "model")
-        self._patch = pytest.MonkeyPatch()  # of this process and its children, which do nothing else
-        install(self._patch, FakeWorker(content=b"x" * 4096))
 
     def run(self) -> None:
+        from tests.export.fake_worker import FakeWorker, install
+
+        install(pytest.MonkeyPatch(), FakeWorker(content=b"x" * 4096))
         latentrt(["export", str(self.checkpoint), str(self.folder / "bundle"), "--overwrite"])
+
+    def find_damage(self) -> str | None:
+        """Compare the hashes alone: what the stand-in writes is no graph, which `verify` would say."""
+        try:
+            files = Bundle.open(self.folder / "bundle").manifest.files
+            wrong = [name for name, pin in files.items() if file_record(self.folder / "bundle" / name) != pin]
+        except (LatentRTError, OSError) as error:
+            return str(error)
+        return f"damaged: {wrong}" if wrong else None
 
 
 class Seal(_Bundle):
@@ -115,29 +133,28 @@ class Build(Work):
     """`build_engines` of two engines into the cache, with stand-ins for plans."""
 
     def prepare(self) -> None:
-        from latentrt.engines.record import SelfCheck
-        from latentrt_engines import build
+        import latentrt_engines.build  # noqa: F401
+        import tests.engines.real_builds  # noqa: F401
         from latentrt_engines.cache import EngineCache
-        from latentrt_engines.worker import Built
         from tests.engines.made_up import make_target
 
-        self.sample, self.cache, self._build = Bundle.open(bundle_path()), EngineCache(self.folder), build
+        self.sample, self.cache = Bundle.open(bundle_path()), EngineCache(self.folder)
         self.targets = [make_target(self.sample, name) for name in ("unet", "vae_decoder")]
 
-        def write_plan(self: object, draft: Path, workspace_bytes: int | None) -> Built:
-            from latentrt.bundle.digests import file_record
+    def run(self) -> None:
+        from latentrt.engines.record import SelfCheck
+        from latentrt_engines import build
+        from latentrt_engines.worker import Built
+        from tests.engines.real_builds import RecordedProgress
 
+        def write_plan(self: object, draft: Path, workspace_bytes: int | None) -> Built:
             draft.write_bytes(os.urandom(1 << 16))  # a build gives another plan each time
             check = SelfCheck(ran_on=None, skip_reason="a stand-in")
             plan = file_record(draft)
             return Built(plan=plan, check=check, array_digests={}, seconds=0, peak_bytes=0, workspace_bytes=0)
 
         pytest.MonkeyPatch().setattr(build._Build, "_run_worker", write_plan)
-
-    def run(self) -> None:
-        from tests.engines.real_builds import RecordedProgress
-
-        list(self._build.build_engines(self.sample, self.targets, self.cache, RecordedProgress(), force=True))
+        list(build.build_engines(self.sample, self.targets, self.cache, RecordedProgress(), force=True))
 
     def find_damage(self) -> str | None:
         engines = list(self.cache.engines())
@@ -197,120 +214,78 @@ def _list_files(folder: Path) -> set[str]:
     }
 
 
-@dataclass
-class Report:
-    """The result of many kills.
+@dataclass(frozen=True)
+class Kill:
+    """A kill of prepared work.
 
     Attributes:
-        kills: the number of processes that were killed, others having ended before.
-        left: the kills that left files which the next run had to remove.
-        faults: descriptions of damaged results, of failed next runs, and of files left after one.
+        work: the work.
+        seconds: how long the work takes without a kill.
+        steps: how many steps it has.
+        number: decides where the kill comes.
     """
 
-    kills: int = 0
-    left: int = 0
-    faults: list[str] = field(default_factory=list)
+    work: Work
+    seconds: float
+    steps: int
+    number: int
 
 
-def kill_often(kind: str, kills: int, *, seed: int = 0) -> Report:
-    """Kill one kind of work, check the result, and run it again; until it was killed `kills` times."""
-    chance, report = random.Random(seed), Report()
-    with _workplace() as place:
-        (place / "work").mkdir(mode=0o700)
-        (place / "sources").mkdir()
-        work = KINDS[kind](place / "work", place / "sources")
+def cases(kinds: Sequence[str] = tuple(KINDS)) -> Iterator[tuple[str, Kill]]:
+    """Yield kills of each kind of work in turn, without an end.
+
+    Raises:
+        AssertionError: a kind of work fails without a kill.
+    """
+    with tempfile.TemporaryDirectory(prefix="latentrt-kills-") as place:
+        prepared = {kind: _prepare(KINDS[kind](Path(place) / kind)) for kind in kinds}
+        for number in itertools.count():
+            for kind, first in prepared.items():
+                yield f"{kind} {number}", replace(first, number=number)
+
+
+def _prepare(work: Work) -> Kill:
+    """Do a work twice without a kill, to know its length."""
+    with work.in_place():
         work.prepare()
-        began = time.monotonic()
-        _expect_success(work)
-        seconds, steps = time.monotonic() - began, count_steps(work.run)
-        for number in range(20 * kills):
-            if report.kills == kills:
-                return report
-            if number % 2:
-                # Every second one among the last, where results take their places.
-                step = chance.randrange(max(0, steps - 30) if number % 4 == 1 else 0, steps)
-                killed = in_child(work.run, kill_at=step) == -signal.SIGKILL
-                how = f"at step {step}"
-            else:
-                moment = chance.uniform(0, 1.2 * seconds)
-                killed, how = _kill_after(work, moment), f"after {moment:.3f} s"
-            report.kills += killed
-            where = f"{kind}, kill {report.kills}, {how}"
-            if damage := work.find_damage():
-                report.faults.append(f"{where}: {damage}")
-            report.left += bool(work.list_leftovers()) if not work.find_damage() else 0
-            if status := in_child(work.run):
-                report.faults.append(f"{where}: the next run ended with {status}")
-            elif leftovers := work.list_leftovers():
-                report.faults.append(f"{where}: left {', '.join(leftovers)}")
-    raise AssertionError(f"{kind}: only {report.kills} of {20 * kills} processes were killed")
+        steps, began = count_steps(work.run), time.monotonic()
+        status = in_child(work.run)
+        seconds = time.monotonic() - began
+        if status or work.find_damage() or work.list_leftovers():
+            raise AssertionError(f"{type(work).__name__} fails without a kill: status {status}, {work.find_damage()}")
+        return Kill(work, seconds, steps, number=0)
 
 
-def _expect_success(work: Work) -> None:
-    status = in_child(work.run)
-    if status or work.find_damage() or work.list_leftovers():
-        raise AssertionError(f"{type(work).__name__} fails without a kill: status {status}, {work.find_damage()}")
+def run(kill: Kill, folder: Path) -> None:
+    """Kill the work, check the result, and do the work again, in the work's own folder.
+
+    Raises:
+        AssertionError: the result is damaged, or the next run fails or leaves other files.
+    """
+    work, chance = kill.work, random.Random(kill.number)
+    with work.in_place():
+        where = next((how for attempt in range(20) if (how := _kill(kill, chance, attempt))), None)
+        assert where is not None, "20 processes ended before they were killed"
+        damage = work.find_damage()
+        assert not damage, f"killed {where}: {damage}"
+        status = in_child(work.run)
+        assert status == 0, f"killed {where}: the next run ended with {status}"
+        damage = work.find_damage()
+        assert not damage, f"killed {where}: the next run made {damage}"
+        leftovers = work.list_leftovers()
+        assert not leftovers, f"killed {where}: the next run left {leftovers}"
 
 
-def _kill_after(work: Work, seconds: float) -> bool:
-    """Kill a run after some time; return whether it had not ended before."""
-    child = start_child(work.run)
-    time.sleep(seconds)
+def _kill(kill: Kill, chance: random.Random, attempt: int) -> str | None:
+    """Start the work and kill it, sooner with each attempt; return where, or None if it ended before."""
+    if kill.number % 2:
+        # Every second one among the last, where results take their places.
+        step = chance.randrange(max(0, kill.steps - 30) if kill.number % 4 == 1 else 0, kill.steps)
+        return f"at step {step}" if in_child(kill.work.run, kill_at=step) == -signal.SIGKILL else None
+    moment = chance.uniform(0, 1.2 * kill.seconds / (1 + attempt))
+    child = start_child(kill.work.run)
+    time.sleep(moment)
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-
-
-@contextlib.contextmanager
-def _workplace() -> Iterator[Path]:
-    """Yield a folder; the cache is in it meanwhile."""
-    place = Path(tempfile.mkdtemp(prefix="latentrt-kills-"))
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LATENTRT_CACHE", str(place / "cache"))
-            yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def main() -> None:
-    """Kill every kind of work equally often, print a line for each, and exit with 1 after a fault."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=1000, help="of all kinds together")
-    parser.add_argument("--kind", choices=list(KINDS), action="append", help="only this kind")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    kinds, faults = options.kind or list(KINDS), Counter[str]()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    for kind in kinds:
-        began = time.monotonic()
-        with _silent():
-            report = kill_often(kind, -(-options.kills // len(kinds)), seed=options.seed)
-        faults[kind] = len(report.faults)
-        seconds = time.monotonic() - began
-        print(
-            f"{kind:<8}{report.kills} kills in {seconds:.0f} s, {report.left} left files that the next run removed, "
-            f"{len(report.faults)} faults"
-        )
-        for fault in report.faults[:10]:
-            print(f"  {fault}")
-    sys.exit(1 if faults.total() else 0)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Discard the output of children: a thousand tables."""
-    kept = os.dup(1), os.dup(2)
-    with open(os.devnull, "wb") as nothing:
-        for number in (1, 2):
-            os.dup2(nothing.fileno(), number)
-    try:
-        yield
-    finally:
-        for number, each in enumerate(kept, start=1):
-            os.dup2(each, number)
-            os.close(each)
-
-
-if __name__ == "__main__":
-    main()
+    killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    return f"after {moment:.3f} s" if killed else None

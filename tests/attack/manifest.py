@@ -10,7 +10,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,49 +27,35 @@ from latentrt.bundle.sample import bundle_path
 from latentrt.bundle.tensors import TensorSpec, axis_sizes, check_feeds, sized
 from latentrt.errors import BackendError, LatentRTError
 
-__all__ = ["Case", "cases", "run"]
+__all__ = ["Change", "cases", "run"]
 
 Tree = Any
+Change = Callable[[Tree], None]
 _ROLES = ("text-encoder", "image-encoder", "denoiser", "encoder", "decoder", "preview-decoder", "classifier")
 _SOURCES = ("latents", "timestep", "c-noise", "tokens", "image", "images", "noise-level", "option:x", "unet.noise_pred")
 _DTYPES = ("float16", "float32", "uint8", "int64", "bool")
 
 
-@dataclass(frozen=True)
-class Case:
-    """A change of the manifest, by a name that says where and what."""
-
-    name: str
-    change: Callable[[Tree], None]
-
-
-def run(case: Case, folder: Path | None = None) -> str:
-    """Generate with a changed manifest; return the class of the error, or "" if there was an image.
-
-    Args:
-        folder: not used, as the manifest is never written.
-
-    Raises:
-        Exception: the attack succeeded: an error that is none of ours.
-    """
+def run(change: Change, folder: Path) -> LatentRTError | None:
+    """Generate with a changed manifest, which is never written."""
     tree = copy.deepcopy(_sample_tree())
-    case.change(tree)
+    change(tree)
     try:
         sample = _sample()
         manifest = decode_manifest(json.dumps(tree).encode())
         bundle = Bundle(sample.folder, manifest, sample.digest, sample._files)
         _generate(bundle)
     except LatentRTError as error:
-        return type(error).__name__
-    return ""
+        return error
+    return None
 
 
-def cases() -> Iterator[Case]:
-    """Yield every case; two changes with one name are one."""
-    yield from {case.name: case for case in _all_cases()}.values()
+def cases() -> Iterator[tuple[str, Change]]:
+    """Yield every change of the manifest, by a name that says where and what; two with one name are one."""
+    yield from dict(_all_cases()).items()
 
 
-def _all_cases() -> Iterator[Case]:
+def _all_cases() -> Iterator[tuple[str, Change]]:
     tree = _sample_tree()
     yield from _change_mapping("components", ())
     for table in ("tokenizers", "schedulers", "latent_spaces"):
@@ -77,13 +63,13 @@ def _all_cases() -> Iterator[Case]:
     for name, component in tree["components"].items():
         yield from _change_component(name, component)
     for name in tree["components"]:
-        yield Case(f"{name} renamed everywhere", functools.partial(_rename_everywhere, name))
+        yield f"{name} renamed everywhere", functools.partial(_rename_everywhere, name)
     for key in ("channels", "downscale", "patch", "multiple", "frames"):
         for number in (0, 1, 3, 7, 1 << 20):
             yield _set(f"latent_spaces/unet/{key}={number}", ("latent_spaces", "unet", key), number)
 
 
-def _change_component(name: str, component: Tree) -> Iterator[Case]:
+def _change_component(name: str, component: Tree) -> Iterator[tuple[str, Change]]:
     at = ("components", name)
     for role in _ROLES:
         yield _set(f"{name}/role={role}", (*at, "role"), role)
@@ -103,18 +89,18 @@ def _change_component(name: str, component: Tree) -> Iterator[Case]:
             yield from _change_specs((*here, kind), record[kind], thorough=not part.startswith("slice.1"))
 
 
-def _change_mapping(key: str, at: tuple[Any, ...]) -> Iterator[Case]:
+def _change_mapping(key: str, at: tuple[Any, ...]) -> Iterator[tuple[str, Change]]:
     """Drop, rename and double each entry of a mapping."""
     table = _get(_sample_tree(), (*at, key))
     for name in table:
         where = "/".join(map(str, (*at, key, name)))
-        yield Case(f"{where} dropped", functools.partial(_drop, (*at, key), name))
+        yield f"{where} dropped", functools.partial(_drop, (*at, key), name)
         for other in ("other", *table):
             if other != name:
-                yield Case(f"{where} renamed to {other}", functools.partial(_rename, (*at, key), name, other))
+                yield f"{where} renamed to {other}", functools.partial(_rename, (*at, key), name, other)
 
 
-def _change_specs(at: tuple[Any, ...], specs: list[Tree], *, thorough: bool) -> Iterator[Case]:
+def _change_specs(at: tuple[Any, ...], specs: list[Tree], *, thorough: bool) -> Iterator[tuple[str, Change]]:
     """Change each input or output, and the list of them."""
     where = "/".join(map(str, at))
     yield _set(f"{where}=[]", at, [])
@@ -124,7 +110,7 @@ def _change_specs(at: tuple[Any, ...], specs: list[Tree], *, thorough: bool) -> 
         return
     for index, spec in enumerate(specs):
         here, label = (*at, index), f"{where}/{spec['name']}"
-        yield Case(f"{label} dropped", functools.partial(_drop, at, index))
+        yield f"{label} dropped", functools.partial(_drop, at, index)
         yield _set(f"{label} twice", at, [*specs, spec])
         for name in ("other", "x" * 100_000, *(other["name"] for other in specs if other is not spec)):
             yield _set(f"{label} renamed to {name[:20]}", (*here, "name"), name)
@@ -138,8 +124,8 @@ def _change_specs(at: tuple[Any, ...], specs: list[Tree], *, thorough: bool) -> 
             yield _set(f"{label} of shape {changed}", (*here, "shape"), changed)
 
 
-def _set(name: str, at: tuple[Any, ...], value: Tree) -> Case:
-    return Case(name, functools.partial(_replace, at, value))
+def _set(name: str, at: tuple[Any, ...], value: Tree) -> tuple[str, Change]:
+    return name, functools.partial(_replace, at, value)
 
 
 def _replace(at: tuple[Any, ...], value: Tree, tree: Tree) -> None:

@@ -178,15 +178,8 @@ def request_cases() -> Iterator[tuple[str, Case]]:
         yield f"output {_name(name)}", partial(_request, output=name)
 
 
-def run(case: Case, folder: Path) -> str | None:
-    """Open the manifest, resolve the request, and check the place of its image in `folder`.
-
-    Returns:
-        The message of the refusal, None where everything was accepted.
-
-    Raises:
-        Exception: anything but an error of latentrt's tree, which is a defect.
-    """
+def run(case: Case, folder: Path) -> LatentRTError | None:
+    """Open the manifest, resolve the request, and check the place of its image in `folder`."""
     text, values, output = case()
     loop = folder / "loop.png"
     if not loop.is_symlink():
@@ -196,7 +189,7 @@ def run(case: Case, folder: Path) -> str | None:
         request = resolve(Request.of(**values), bundle.manifest, family)
         check_places(bundle, family, request, folder / output)
     except LatentRTError as error:
-        return str(error)
+        return error
     return None
 
 

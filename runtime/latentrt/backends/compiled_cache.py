@@ -52,7 +52,9 @@ class CompiledCache:
         """Return the compiled model for these shapes; b"" where it is missing or its hash does not match."""
         path = self._path(shapes)
         with contextlib.suppress(OSError), open_own(path) as stream:
-            digest, data = stream.read(_DIGEST_BYTES), stream.read(_MOST_BYTES)
+            # A stream allocates what it is asked for, whatever the file has.
+            size = min(os.fstat(stream.fileno()).st_size, _MOST_BYTES)
+            digest, data = stream.read(_DIGEST_BYTES), stream.read(size)
             if data and _digest(path, data) == digest:
                 os.utime(path)  # the time of last use, for `_sweep`
                 return data

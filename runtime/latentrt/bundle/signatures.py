@@ -314,12 +314,9 @@ def _check_slice(
     (made,) = part.outputs
     factor = _factor(made, "rows")
     rows, width = _multiply(factor, "rows"), _multiply(factor, "width")
-    shape = ("batch", rows, width, 3) if last else ("batch", made.shape[1], rows, width)
-    if (
-        made.shape != shape
-        or made.dtype != ("uint8" if last else "float32")
-        or (not last and isinstance(shape[1], str))
-    ):
+    channels = next((axis for axis in made.shape[1:2] if isinstance(axis, int)), "channels")
+    shape = ("batch", rows, width, 3) if last else ("batch", channels, rows, width)
+    if made.shape != shape or made.dtype != ("uint8" if last else "float32") or "channels" in shape:
         yield f"{owner} makes {made}, expected {'uint8' if last else 'float32'}{list(shape)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -19,6 +20,8 @@ __all__ = ["Tokenizer", "open_tokenizer"]
 
 # The embedding of a CLIP text encoder, one row for each token id.
 _EMBEDDING = "text_model.embeddings.token_embedding.weight"
+# A row of marks is sorted in a time that grows with the square of its length (NFC, `unicodedata.normalize`).
+_MAX_MARKS = 1000
 
 
 class Tokenizer:
@@ -78,8 +81,10 @@ class Tokenizer:
             limit: the largest number of chunks.
 
         Raises:
-            RequestError: the text has more chunks. The message does not name the argument that the text is of.
+            RequestError: the text has more chunks, half a character, or very many combining marks in a row. The message
+                does not name the argument that the text is of.
         """
+        _check_text(text)
         room = self.frame.length - 2
         ids = self._encoder.encode(self.expand(text, limit * room))
         if len(ids) > limit * room:
@@ -171,6 +176,21 @@ def _find_vectors(encoder: BytePairEncoder) -> dict[int, list[str]]:
         if len(words) > 1 and word in encoder.added_tokens:
             found[index] = words
     return found
+
+
+def _check_text(text: str) -> None:
+    """Refuse a text that has no UTF-8, or that takes minutes to normalise."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"got a text with half a character, U+{ord(text[error.start]):04X}, expected whole ones; remove it"
+        ) from None
+    row = 0
+    for character in text if len(text) > _MAX_MARKS and not text.isascii() else "":
+        row = row + 1 if unicodedata.category(character).startswith("M") else 0
+        if row > _MAX_MARKS:
+            raise RequestError(f"got a text with more than {_MAX_MARKS} combining marks in a row; remove them")
 
 
 def _too_long(got: str, limit: int) -> RequestError:

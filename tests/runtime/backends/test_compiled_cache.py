@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ def test_the_least_recently_used_file_is_deleted_first(tmp_path: Path, monkeypat
     assert kept.read({"latents": [0]}), "which uses it"
     kept.write({"latents": [2]}, b"compiled")
     assert [bool(kept.read({"latents": [side]})) for side in range(3)] == [True, False, True]
+
+
+def test_reading_a_file_takes_no_more_memory_than_it_has(tmp_path: Path) -> None:
+    """A stream that is asked for 4 GiB allocates 4 GiB first."""
+    kept = CompiledCache(tmp_path, ["a graph"])
+    kept.write({"latents": [1]}, b"compiled")
+    tracemalloc.start()
+    try:
+        assert kept.read({"latents": [1]}) == b"compiled"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_drafts_of_killed_processes_are_deleted(tmp_path: Path) -> None:

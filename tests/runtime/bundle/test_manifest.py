@@ -432,6 +432,18 @@ MEAN = {"name": "mean", "dtype": "float32", "shape": ["batch", 4]}
         ({"head": HEAD, "slice.0": {**LAST, "inputs": [FEATURES, MEAN]}}, "expected mean and variance, or neither"),
         ({"head": HEAD, "slice.0": {**LAST, "outputs": [MEAN]}}, "slice.0 part makes mean"),
         (
+            {"head": HEAD, "slice.0": {**LAST, "outputs": [{**MEAN, "shape": ["batch"]}]}, "slice.1": LAST},
+            "slice.0 part makes mean float32[batch], expected float32['batch', 'channels'",
+        ),
+        (
+            {
+                "head": HEAD,
+                "slice.0": {**LAST, "outputs": [{**FEATURES, "shape": ["batch", "channels", "rows", "width"]}]},
+                "slice.1": LAST,
+            },
+            "slice.0 part makes features float32[batch, channels, rows, width], expected float32['batch', 'channels'",
+        ),
+        (
             {"head": HEAD, "slice.0": {**LAST, "outputs": [{**PIXELS, "shape": ["batch", "rows", "width", 3]}]}},
             "enlarge latents 1 times together, expected 8",
         ),

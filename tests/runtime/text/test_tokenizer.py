@@ -44,6 +44,20 @@ def test_a_text_is_split_every_75_tokens(tokenizer: Tokenizer, words: int, chunk
     assert (ids == red).sum() == words
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("red \udfff circle", "U\\+DFFF"), ("\ud800", "U\\+D800"), ("a" + "\u0316\u0301" * 501, "1000 combining marks")],
+)
+def test_a_text_that_cannot_be_normalised_is_refused(tokenizer: Tokenizer, text: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        tokenizer.chunks(text)
+
+
+def test_texts_with_marks_are_encoded(tokenizer: Tokenizer) -> None:
+    assert tokenizer.chunks("e\u0301 " * 10).tolist() == tokenizer.chunks("\xe9 " * 10).tolist()
+    tokenizer.chunks("a" + "\u0316\u0301" * 500, limit=256)
+
+
 def test_padding_appends_empty_chunks(tokenizer: Tokenizer) -> None:
     chunks = tokenizer.chunks("red")
     padded = tokenizer.pad(chunks, 3)
@@ -83,15 +97,21 @@ def test_no_id_without_a_row_leaves_the_tokenizer(bundle: Bundle) -> None:
         found.chunks("a <cat>")
 
 
-def test_rows_are_those_of_the_manifest_or_of_the_weights(bundle: Bundle) -> None:
-    assert bundle.manifest.tokenizers["text_encoder"].rows is None
-    assert open_tokenizer(bundle, "text_encoder").rows == ROWS
-    record = msgspec.structs.replace(bundle.manifest.tokenizers["text_encoder"], rows=ROWS + 5)
+def state_rows(bundle: Bundle, rows: int | None) -> None:
+    """Let the manifest state the rows of the embedding, or not."""
+    record = msgspec.structs.replace(bundle.manifest.tokenizers["text_encoder"], rows=rows)
     bundle.manifest.tokenizers["text_encoder"] = record
-    assert open_tokenizer(bundle, "text_encoder").rows == ROWS + 5
+
+
+def test_rows_are_those_of_the_manifest_or_of_the_weights(bundle: Bundle) -> None:
+    assert open_tokenizer(bundle, "text_encoder").rows == ROWS
+    for stated, rows in ((ROWS + 5, ROWS + 5), (None, ROWS)):
+        state_rows(bundle, stated)
+        assert open_tokenizer(bundle, "text_encoder").rows == rows
 
 
 def test_rows_of_weights_without_the_embedding(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    state_rows(bundle, None)
     monkeypatch.setattr(WeightSet, "arrays", lambda self: {})
     with pytest.raises(BundleError, match="token_embedding"):
         open_tokenizer(bundle, "text_encoder")
