@@ -37,9 +37,8 @@ def exporters(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     folder = tmp_path_factory.mktemp("arrays")
     checkpoint = open_checkpoint(sd1.checkpoint, pipelines=PIPELINES)
     plan, bundle = plan_export(checkpoint), Bundle.open(sd1.bundle)
-    path = write._write_first_arrays(
-        checkpoint, plan, Stage(bundle=bundle.folder, scratch=folder), bundle.manifest.tokenizers, None
-    )
+    stage = Stage(bundle=bundle.folder, scratch=folder)
+    path = write._write_first_arrays(plan, stage, bundle.manifest.tokenizers, None)
     for component in plan.components:
         if component.role in ("text-encoder", "encoder"):
             weights = checkpoint.weights[component.weights]

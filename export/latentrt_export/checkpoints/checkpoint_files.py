@@ -19,7 +19,7 @@ from latentrt.bundle.digests import open_regular
 from latentrt.bundle.root import find_root
 from latentrt.errors import CheckpointError
 
-__all__ = ["check_file", "check_folders", "read_text_file"]
+__all__ = ["check_file", "check_folders", "read_small_file"]
 
 _TEXTS = {".json", ".txt", ".jinja", ".md"}
 # A tokenizer.json of a large vocabulary has 20 MB.
@@ -54,7 +54,7 @@ def check_file(checkpoint: Path, path: Path) -> None:
     _check_entry(path, find_root(checkpoint))
 
 
-def read_text_file(path: Path, largest_bytes: int) -> bytes:
+def read_small_file(path: Path, largest_bytes: int) -> bytes:
     """Read a file that must be small.
 
     Raises:

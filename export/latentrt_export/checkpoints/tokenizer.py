@@ -26,6 +26,7 @@ from latentrt.errors import BundleError, CheckpointError
 from latentrt.text.byte_pairs import BytePairEncoder
 from latentrt.text.tokenizer import Tokenizer
 from latentrt.text.tokenizer_json import MAX_BYTES, read_tokenizer_json
+from latentrt_export.checkpoints.checkpoint_files import read_small_file
 from latentrt_export.checkpoints.json_file import read_object
 
 __all__ = ["BEGIN", "END", "build_vocabulary", "export_tokenizer", "read_length", "read_merges", "write_vocabulary"]
@@ -152,7 +153,7 @@ def _copy_checked(folder: Path, copy: Path, *, needs_json: bool) -> None:
     Raises:
         CheckpointError: a file is missing, too large, not JSON, or not that of a CLIP tokenizer.
     """
-    found = {name: data for name, limit in _FILES.items() if (data := _read_bounded(folder / name, limit)) is not None}
+    found = {name: data for name, limit in _FILES.items() if (data := _read_file(folder / name, limit)) is not None}
     if "tokenizer.json" not in found and (needs_json or not {"vocab.json", "merges.txt"} <= found.keys()):
         others = "" if needs_json else " nor vocab.json and merges.txt"
         raise CheckpointError(
@@ -189,18 +190,12 @@ def _check_vocabulary(path: Path, ids: object) -> None:
             )
 
 
-def _read_bounded(path: Path, limit: int) -> bytes | None:
+def _read_file(path: Path, limit: int) -> bytes | None:
     """Return the bytes of a file; None where there is none."""
     try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as stream:
-            data = stream.read(limit + 1)
+        return read_small_file(path, limit) if path.is_file() else None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > limit:
-        raise CheckpointError(f"{path} is larger than {limit:,} bytes, the limit; it is not the file of a tokenizer")
-    return data
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; download the checkpoint again") from error
 
 
 def _read(folder: Path, data: bytes) -> BytePairEncoder:

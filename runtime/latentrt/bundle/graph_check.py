@@ -235,7 +235,7 @@ def _find_span(tensor: Tensor, location: str | None, expected: ComponentGraph) -
     Raises:
         GraphFormatError: it is not in the component's weights file.
     """
-    external, owner = tensor.external, f"{quoted(tensor.name)}"
+    external, owner = tensor.external, quoted(tensor.name)
     assert external is not None, "the tensor is external"
     if external.location != location:
         raise GraphFormatError(

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from latentrt.bundle.printable import printable
+from latentrt.bundle.tensors import MAX_AXES
 
 __all__ = [
-    "ITEM_BYTES",
     "MAX_GRAPH_BYTES",
     "Attribute",
     "ExternalData",
@@ -38,12 +38,11 @@ __all__ = [
 MAX_GRAPH_BYTES = 32 << 20
 # Longest name of a node or a tensor; names are paths of modules.
 _MAX_NAME_BYTES = 1024
-_MAX_RANK = 8
 _MANY = 100_000  # nodes, or tensors
 _FEW = 64  # inputs, outputs or attributes of a node
 
 # Sizes of one element by TensorProto.DataType: float32, uint8, int8, int32, int64, bool, float16, float64.
-ITEM_BYTES: Mapping[int, int] = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
+_ITEM_BYTES: Mapping[int, int] = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
 
 Attribute = float | int | bytes | tuple[int, ...] | None
 
@@ -85,7 +84,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """The number of bytes of the values."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +141,8 @@ def read_tensor(data: bytes, owner: str = "initializer") -> Tensor:
     name = _text(found.get("name", [b""])[0], f"the name of {owner}")
     owner = f"{owner} {quoted(name)}".strip()
     dtype, shape = found.get("data_type", [0])[0], tuple(found.get("dims", ()))
-    if dtype not in ITEM_BYTES:
-        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(ITEM_BYTES)}")
+    if dtype not in _ITEM_BYTES:
+        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(_ITEM_BYTES)}")
     if any(not 0 <= size < 1 << 40 for size in shape):
         raise GraphFormatError(f"has {owner} of shape {list(shape)}, expected sizes from 0")
     external = _external_data(found["external_data"], owner) if "external_data" in found else None
@@ -298,7 +297,7 @@ _ATTRIBUTE = _message(
 _TENSOR = _message(
     "a tensor",
     {
-        "dims": (1, _VARINT, _MAX_RANK),
+        "dims": (1, _VARINT, MAX_AXES),
         "data_type": (2, _VARINT, 1),
         "name": (8, _BYTES, 1),
         "raw_data": (9, _BYTES, 1),
@@ -333,7 +332,7 @@ _TYPE = _message(
     optional_type=9,
 )
 _TENSOR_TYPE = _message("a tensor type", {"elem_type": (1, _VARINT, 1), "shape": (2, _BYTES, 1)})
-_SHAPE = _message("a shape", {"dim": (1, _BYTES, _MAX_RANK)})
+_SHAPE = _message("a shape", {"dim": (1, _BYTES, MAX_AXES)})
 _DIM = _message("a dimension", {"dim_value": (1, _VARINT, 1), "dim_param": (2, _BYTES, 1)}, denotation=3)
 
 # AttributeProto.AttributeType → the one field that holds such a value.
@@ -463,8 +462,8 @@ def _type(data: bytes, owner: str) -> TensorType:
         raise GraphFormatError(f"has {owner} without a tensor type, expected one")
     tensor = _read(found["tensor_type"][0], _TENSOR_TYPE, owner)
     dtype = tensor.get("elem_type", [0])[0]
-    if dtype not in ITEM_BYTES:
-        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(ITEM_BYTES)}")
+    if dtype not in _ITEM_BYTES:
+        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(_ITEM_BYTES)}")
     if "shape" not in tensor:
         return TensorType(dtype, None)
     shape: list[int | str | None] = []

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.export_report import REPORT_NAME
-from latentrt.bundle.file_lock import claim, create_locked
+from latentrt.bundle.file_lock import claim, create_locked, list_matching
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest
 from latentrt.bundle.printable import printable
 from latentrt.errors import ManifestError, OutputError
@@ -42,7 +42,6 @@ __all__ = ["Abandoned", "Stage", "find_abandoned_stages", "is_being_replaced", "
 
 _ROOT = re.compile(r"\..{1,32}\.export-[a-z0-9_]{8}", re.DOTALL)
 _LOCK, _BUNDLE, _SCRATCH, _FORMER = "lock", "bundle", "scratch", "former"
-_MOST_ENTRIES = 10_000
 _MOST_LISTED = 5
 # Files in a bundle's folder that no manifest names and nobody misses: the exporter's report, and file managers' own.
 _EXPENDABLE = {MANIFEST_NAME, REPORT_NAME, ".DS_Store", "Thumbs.db"}
@@ -338,15 +337,7 @@ def find_abandoned_stages(parent: Path) -> list[Abandoned]:
 
 
 def _list_roots(parent: Path) -> list[Path]:
-    try:
-        with os.scandir(parent) as entries:
-            return [
-                parent / entry.name
-                for entry in itertools.islice(entries, _MOST_ENTRIES)
-                if _ROOT.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-            ]
-    except OSError:
-        return []
+    return [path for path in list_matching(parent, _ROOT) if os.path.isdir(path) and not os.path.islink(path)]
 
 
 def _is_ours(root: Path) -> bool:

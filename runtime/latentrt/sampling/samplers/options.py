@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.bundle.manifest import MAX_TIMESTEPS
 from latentrt.bundle.printable import shown
 from latentrt.errors import RequestError
 from latentrt.sampling.samplers.steps import Steps
@@ -43,8 +44,8 @@ __all__ = [
 
 PlainBetas = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
-StepsOffset = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
-PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+StepsOffset = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTEPS)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMESTEPS)]
 Kind = Literal["diffusion", "flow", "edm", "consistency", "continuous", "score", "discrete"]
 
 
@@ -140,11 +141,11 @@ class Sampler(ABC):
 class TrainedSampler(Sampler):
     """A sampler for models trained with a discrete noise schedule (Ho et al. 2020)."""
 
-    num_train_timesteps: Annotated[int, msgspec.Meta(ge=2, le=1_000_000)] = 1000
+    num_train_timesteps: Annotated[int, msgspec.Meta(ge=2, le=MAX_TIMESTEPS)] = 1000
     beta_start: PositiveFloat = 0.0001
     beta_end: PositiveFloat = 0.02
     beta_schedule: PlainBetas = "linear"
-    trained_betas: Annotated[tuple[float, ...], msgspec.Meta(min_length=2, max_length=1_000_000)] | None = None
+    trained_betas: Annotated[tuple[float, ...], msgspec.Meta(min_length=2, max_length=MAX_TIMESTEPS)] | None = None
 
     def alphas_cumprod(self, *, zero_snr: bool = False) -> NDArray[np.float32]:
         """Return ᾱ of each training timestep, float32; with `zero_snr` the last one is 0."""
