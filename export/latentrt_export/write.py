@@ -154,7 +154,7 @@ def write_bundle(
 
 
 def _warn(text: str) -> None:
-    """Warn of something that a worker found; what several of them found is shown once."""
+    """Repeat a worker's warning; `relay_warnings` reports the same warning of several workers once."""
     warnings.warn(text, ExportWarning, stacklevel=1)
 
 

@@ -51,7 +51,7 @@ def exporters(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict[s
                 gate_inputs=str(path),
                 latent_space=plan.latent_spaces["unet"],
             )
-            run_job(job, lambda text: None, lambda text: None)
+            run_job(job, lambda text: None)
     with np.load(path) as stored:
         return dict(stored)
 
