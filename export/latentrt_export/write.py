@@ -159,7 +159,7 @@ def _warn(text: str) -> None:
 
 
 def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan, progress: Progress) -> None:
-    """Warn before the export of the plan's oddities, and of conditions that will keep the bundle from running."""
+    """Report the plan's warnings, and conditions that will keep the bundle from running, before the export."""
     for warning in plan.warnings:
         progress.warn(warning)
     if not any(component.role == "classifier" for component in plan.components):

@@ -187,7 +187,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Size:
-    """Of the image, in pixels: multiples of the latent space's downscale, the bundle's default if None."""
+    """The size of the image in pixels: multiples of the latent space's downscale, the bundle's default if None."""
 
     height: int | None = option(None, "height", "--height", Whole(1), "Height in pixels. The bundle's default.")
     width: int | None = option(None, "width", "--width", Whole(1), "Width in pixels. The bundle's default.")
@@ -249,7 +249,7 @@ class GuidanceOptions:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Start:
-    """Where sampling starts: noise, an image, or an image with a mask."""
+    """The start of sampling: noise, an image, or an image with a mask."""
 
     latents: NDArray[Any] | None = option(
         None, "latents", None, InPython(), "Standard normal noise [images, C, H, W] in place of the seed's."

@@ -153,6 +153,9 @@ def _check_memory(images: int, height: int, width: int, space: LatentSpace) -> N
 
     Counted are the pixels of every image and their copy (uint8), one image as it is decoded (float32, four arrays), and
     ten arrays of latents (float32: the noise, the sampler's history, both evaluations).
+
+    Raises:
+        RequestError: it does not fit; the message has the size that it needs.
     """
     pixels, latents = height * width * 3, math.prod(space.shape(height, width))
     needed = images * pixels * 2 + pixels * 4 * 4 + images * latents * 4 * 10

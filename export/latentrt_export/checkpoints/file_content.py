@@ -1,4 +1,4 @@
-"""Identifies the content of a weights file by its first bytes, whatever its name, and words the refusals.
+"""Identifies the content of a weights file by its first bytes, whatever its name, and explains other content.
 
 A file that was downloaded wrongly often is a web page or a pointer of Git LFS; a renamed file is a pickle called
 `.safetensors`, or safetensors called `.ckpt`. No pickle is opened.
@@ -57,8 +57,10 @@ def find_content(path: Path) -> FileContent:
 
 
 def explain_content(path: Path) -> str | None:
-    """Return the reason why a file is no safetensors file, as the predicate of a sentence with the remedy; None if its
-    first bytes say nothing.
+    """Return the reason why a file is not safetensors, as the predicate of a sentence with the remedy.
+
+    Returns:
+        None if it is safetensors, or if its first bytes are of no known kind.
 
     Raises:
         OSError: the file cannot be read.

@@ -60,8 +60,8 @@ def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path) ->
 
     Args:
         checkpoint: a diffusers folder.
-        name: of the tokenizer's folder in it, which has `tokenizer.json`, or `vocab.json` with `merges.txt`.
-        encoder: of the folder of its text encoder.
+        name: the tokenizer's folder in it, which has `tokenizer.json`, or `vocab.json` with `merges.txt`.
+        encoder: the text encoder's folder in it.
         bundle: the folder of the new bundle.
 
     Raises:
@@ -94,10 +94,10 @@ def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path) ->
 def read_length(checkpoint: Path, name: str = "tokenizer", encoder: str = "text_encoder") -> int:
     """Return the number of tokens of a chunk: the tokenizer's `model_max_length`, else the encoder's positions.
 
-    A shorter chunk than the encoder has positions is diffusers' too: its pipeline pads to `model_max_length`.
+    A chunk may be shorter than the encoder has positions, as diffusers' pipeline pads to `model_max_length`.
 
     Raises:
-        CheckpointError: the tokenizer's chunk is longer than the encoder has positions, or no length.
+        CheckpointError: `model_max_length` is larger than the number of positions, or is not a length.
     """
     positions = _read_size(checkpoint / encoder, "max_position_embeddings", _POSITIONS)
     place = checkpoint / name / "tokenizer_config.json"
@@ -148,7 +148,7 @@ def _copy_checked(folder: Path, copy: Path, *, needs_json: bool) -> None:
     Args:
         folder: the checkpoint's.
         copy: the folder of the copies.
-        needs_json: whether the tokenizer is nothing but its `tokenizer.json`.
+        needs_json: whether the tokenizer's class reads `tokenizer.json` only.
 
     Raises:
         CheckpointError: a file is missing, too large, not JSON, or not that of a CLIP tokenizer.
@@ -175,10 +175,10 @@ def _copy_checked(folder: Path, copy: Path, *, needs_json: bool) -> None:
 
 
 def _check_vocabulary(path: Path, ids: object) -> None:
-    """Check that ids have no gap, for which the tokenizers package allocates memory.
+    """Check that ids have no gap, since the tokenizers package allocates memory up to the largest.
 
     Raises:
-        CheckpointError: the file is no vocabulary.
+        CheckpointError: the file is not a vocabulary.
     """
     if not isinstance(ids, dict):
         raise CheckpointError(f"{path} holds a {type(ids).__name__}, expected words and their ids")

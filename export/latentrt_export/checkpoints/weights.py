@@ -190,7 +190,7 @@ def check_values(component: str, weights: Weights) -> None:
         weights: its files.
 
     Raises:
-        CheckpointError: a tensor has NaN or infinite values, or such that are beyond float32; or it cannot be read.
+        CheckpointError: a tensor has values that are NaN, infinite or beyond float32, or cannot be read.
     """
     from safetensors import SafetensorError, safe_open  # brings torch, which finding weights does not need
 

@@ -439,7 +439,7 @@ def _check_all_keys(
     vae_class: str,
     vae: Mapping[str, Any],
 ) -> Iterator[str]:
-    """Check every key of the configurations; yield warnings about those without an effect that nobody expects.
+    """Check every key of the configurations; yield a warning for each that is ignored, or followed in another way.
 
     Raises:
         CheckpointError: a key has a value that is not supported.
@@ -552,7 +552,7 @@ def _find_size_changes(unet: Mapping[str, Any], tasks: tuple[str, ...]) -> tuple
     """Return the change that diffusers' pipelines of these tasks make to the size of a UNet before diffusers 0.9.
 
     Raises:
-        CheckpointError: the version is none.
+        CheckpointError: the UNet's version is not a version number.
     """
     found, version = unet.get(_OLD_SIZE), unet.get("_diffusers_version")
     changed = tuple(task for task in tasks if task in _OLD_SIZE_TASKS)

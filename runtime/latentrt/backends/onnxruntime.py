@@ -208,11 +208,12 @@ def _load(runtime: Any, graph: bytes, options: Any, providers: list[Any]) -> Any
 
 
 def _point_at_weights(options: Any, graph: bytes, weights: WeightSet) -> tuple[bytes, list[Any]]:
-    """Let a graph, which is passed as the bytes that were hashed, read its weights from the file that was hashed.
+    """Let a graph read its weights from the open file that was hashed.
 
-    ONNX Runtime opens external data by name, below a given folder. The name of an open descriptor leads to the very
-    file that was hashed, whatever has been renamed, and needs half the memory of passing a mapped file. That is the way
-    where the system has no such names; the folder is one that does not exist then, so that nothing else is read.
+    ONNX Runtime opens external data by name, below a given folder. On systems where an open descriptor has a name
+    (`/proc/self/fd/N`), the graph gets that name, which leads to the hashed file whatever has been renamed. On others
+    the file is mapped and passed, which needs twice the memory, and the folder does not exist, so that no file is
+    opened by name.
 
     Returns:
         The graph, and objects that must outlive the session.

@@ -54,8 +54,8 @@ _LARGEST_CACHED_WEIGHTS = 64 << 20
 # OpenVINO generates code for chains of small operations whenever it loads a compiled model, which took three quarters
 # of the loading time. For small models no run was measurably faster with it.
 _COMPILES_FAST = {"SNIPPETS_MODE": "DISABLE"}
-# Identifies the rewrite of `_mark_decompression` in the compiled models' cache keys, and that a model is made of files
-# that cannot have been exchanged since they were hashed; change it with the rewrite.
+# A part of the compiled models' cache keys, to be changed with `_mark_decompression`. It also excludes models of
+# earlier versions, which opened files by name after they were hashed.
 _MARKING = "casts of stored weights, which were hashed"
 
 
@@ -64,7 +64,7 @@ class _Compiled:
     """A graph compiled for one set of shapes, and its idle requests; a request serves one thread at a time.
 
     Attributes:
-        weights: memory that the model was made from; it may refer to it until its end.
+        weights: the arrays that the model's constants refer to, which must outlive it.
     """
 
     model: Any
@@ -146,7 +146,7 @@ class OpenVinoSession(Session):
             model.reshape({name: list(shape) for name, shape in shapes.items()})
             _mark_decompression(model)
             compiled = self._core.compile_model(model, "CPU", self._options)
-        # Stored under the hashes of its files only now that these have not changed until it was compiled.
+        # Stored after the block, which fails if the files have changed since they were hashed.
         if self._cache is not None:
             with contextlib.suppress(RuntimeError):  # a model that cannot be exported is compiled at each start
                 self._cache.write(shapes, compiled.export_model().getvalue())

@@ -68,7 +68,8 @@ def calling(library: str, problem: str = "") -> Iterator[None]:
     interpreter's own (Ctrl-C, the end of the process or of a generator) pass, and so do errors of latentrt.
 
     Args:
-        library: its name. problem: the beginning of the message; "": that the library failed.
+        library: the library's name.
+        problem: the beginning of the message; by default "LIBRARY failed".
     """
     try:
         yield

@@ -3,7 +3,7 @@
 ONNX Runtime, OpenVINO and TensorRT open whatever file a graph names as the place of its weights, and allocate whatever
 its shapes ask for. So a graph is read here first (`latentrt.bundle.onnx_graph`), and it runs only if
 
-- it is an ONNX graph with nothing in it but what the exporter writes: its IR version, its operator sets and operators
+- it is an ONNX graph as the exporter writes it: its IR version, its operator sets and operators
   (`latentrt.bundle.graph_shapes.OPERATORS`), no function, no subgraph;
 - its inputs and outputs are those of the manifest;
 - every weight is in the component's own pinned file, inside its size, of a type that such a file may have, and no two
@@ -57,7 +57,7 @@ _SIZES = {
 # Deep features (DeepCache) are smaller by a power of two, which a graph does not say.
 _DEEP_AXES, _DEEP_SIDES = ("deep_height", "deep_width"), (_SIDE // 2, _SIDE // 4, _SIDE // 8)
 # The scores of self-attention at that size take 0.5 GiB in Stable Diffusion 1 (8 heads), and are held twice; the
-# features of a decoder take 0.25 GiB each. A graph that asks for terabytes is far beyond, whatever it asks for.
+# features of a decoder take 0.25 GiB each. A graph made to exhaust the memory is far beyond.
 _MAX_BYTES: Mapping[Role, int] = {
     "denoiser": 8 << 30,
     "decoder": 8 << 30,
@@ -72,7 +72,7 @@ _MAX_BYTES: Mapping[Role, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentGraph:
-    """A graph that the manifest names, and what it must agree with.
+    """A graph that the manifest names, and the parts of the manifest that it must agree with.
 
     Attributes:
         file, weights: names of the two files in the bundle.
@@ -174,7 +174,7 @@ def _check_operators(graph: OnnxGraph) -> None:
 
 
 def _check_names(graph: OnnxGraph) -> None:
-    """Check that every tensor is made once, before it is read: parsers differ in what they make of anything else."""
+    """Check that every tensor is made once, before it is read: parsers interpret anything else differently."""
     if twice := graph.inputs.keys() & graph.initializers.keys():
         raise GraphFormatError(f"has {quoted(min(twice))} as an input and as a constant, expected one of the two")
     made = {*graph.inputs, *graph.initializers}

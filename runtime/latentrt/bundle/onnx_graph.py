@@ -1,7 +1,7 @@
 """Reads an ONNX graph from its bytes (protocol buffers), strictly and without the `onnx` package.
 
 Parsers of protocol buffers pass over fields that they do not know, and merge a field that occurs twice, each in its own
-way. So two of them can see two graphs in one file. This reader accepts only what has one meaning: the fields that the
+way. So two of them can see two graphs in one file. This reader accepts only unambiguous files: the fields that the
 exporter writes, each as often as it may occur, in the shortest encoding. Everything else is an error that names the
 field: functions, subgraphs, training information, sparse or typed tensor data, quantization annotations.
 
@@ -48,7 +48,7 @@ Attribute = float | int | bytes | tuple[int, ...] | None
 
 
 class GraphFormatError(ValueError):
-    """A fault of a graph. The message continues the file's name."""
+    """A fault of a graph. The message is a predicate, whose subject is the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,14 +539,16 @@ def _of(owner: str) -> str:
     return f" of {owner}" if owner else ""
 
 
-def _text(data: bytes, what: str, owner: str = "") -> str:
-    """Return a text; `what` and `owner` describe it in an error."""
+def _text(data: bytes, title: str, owner: str = "") -> str:
+    """Return a text; `title` and `owner` describe it in an error."""
     if len(data) > _MAX_NAME_BYTES:
-        raise GraphFormatError(f"has {what}{_of(owner)} with {len(data):,} bytes, expected at most {_MAX_NAME_BYTES:,}")
+        raise GraphFormatError(
+            f"has {title}{_of(owner)} with {len(data):,} bytes, expected at most {_MAX_NAME_BYTES:,}"
+        )
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        raise GraphFormatError(f"has {what}{_of(owner)} that is not UTF-8, expected UTF-8") from None
+        raise GraphFormatError(f"has {title}{_of(owner)} that is not UTF-8, expected UTF-8") from None
     if "\0" in text:
-        raise GraphFormatError(f"has {what}{_of(owner)} with a zero byte, expected none")
+        raise GraphFormatError(f"has {title}{_of(owner)} with a zero byte, expected none")
     return text

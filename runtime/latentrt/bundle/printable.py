@@ -8,8 +8,8 @@ from __future__ import annotations
 
 __all__ = ["counted", "printable", "shown"]
 
-# Invisible, but they join letters in Persian and Hindi, and sequences of emoji; they affect their neighbours only.
 _LONGEST_SHOWN = 120  # characters of a value
+# Invisible, but they join letters in Persian and Hindi, and sequences of emoji; they affect their neighbours only.
 _JOINERS = "\u200c\u200d"
 
 

@@ -83,16 +83,15 @@ def read_header(stream: IO[bytes], size: int) -> Header:
     """Read the header of a safetensors file, of unknown origin, in time and memory proportional to its length.
 
     Args:
-        stream: of the file, at its beginning.
-        size: of the file, in bytes. It is not compared with `Header.file_size`, so that a caller can say how they
-            differ.
+        stream: the open file, at its beginning.
+        size: the file's size in bytes. It is not compared with `Header.file_size`, so that a caller can report both.
 
     Raises:
         ValueError: it is not the header of a safetensors file.
     """
     length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
     if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-        raise ValueError(f"the header's length is {length:,} bytes, the file's {size:,}")
+        raise ValueError(f"got a header of {length:,} bytes in a file of {size:,}, expected a header inside the file")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"the header has {length:,} bytes, expected {MAX_HEADER_BYTES:,} at most")
     # Five values for each tensor: itself, its shape, its offsets and the axes.
@@ -121,7 +120,9 @@ def _place(name: str, entry: object, begin: int) -> TensorPlace:
     except msgspec.ValidationError as error:
         raise ValueError(f"the tensor {shown(name)}: {error}") from None
     if found.dtype not in _BITS:
-        raise ValueError(f"the tensor {shown(name)} has the dtype {shown(found.dtype)}, expected one of the format")
+        raise ValueError(
+            f"the tensor {shown(name)} has the dtype {shown(found.dtype)}, expected one of {', '.join(_BITS)}"
+        )
     first, last = found.data_offsets
     if (last - first) * 8 != math.prod(found.shape) * _BITS[found.dtype]:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Strict parsing of JSON of unknown origin.
 
-Rejects what parsers interpret differently: duplicate keys, NaN, integers beyond 64 bits, halves of surrogate pairs.
-Bounds the size, the nesting and the number of values before anything is built from the text.
+Rejects ambiguous texts: duplicate keys, NaN, integers beyond 64 bits and halves of surrogate pairs, which parsers
+interpret differently. Bounds the size, the nesting and the number of values before anything is built from the text.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def parse_json(
         data: the text.
         infinity: accept `Infinity` and `-Infinity`, which Python writes and JSON does not have.
         half_surrogates: accept escaped halves of surrogate pairs, as in `"\\ud83d"`.
-        max_bytes, max_depth, max_values: the longest text; the deepest nesting, where 1 is a list of numbers; and the
-            largest number of values.
+        max_bytes: the size of the longest text.
+        max_depth: the deepest nesting; a list of numbers has 1.
+        max_values: the largest number of values.
 
     Raises:
         AmbiguousJSONError: the text is not JSON, is ambiguous, or is beyond one of the bounds.

@@ -128,7 +128,7 @@ _SAMPLER_NAMES = {
     "lcm": "LCM",
 }
 _SCHEDULE_TYPES = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponential", "use_beta_sigmas": "Beta"}
-# Of a checkpoint file's SHA-256, by which other tools find the model.
+# The digits of a checkpoint file's SHA-256 by which other tools find the model.
 _MODEL_HASH_DIGITS = 10
 # A line that begins with one of these begins another section of the text.
 _MARKERS = ("Negative prompt:", "Steps:")

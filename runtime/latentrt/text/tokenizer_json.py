@@ -74,7 +74,7 @@ class _Model(_Strict, frozen=True):
 
 
 class _File(_Strict, frozen=True):
-    """The file. Sections that are compared with CLIP's, or have no effect on text → ids, are decoded later or never."""
+    """The whole file. Sections of any form stay encoded until their size is checked."""
 
     model: msgspec.Raw
     normalizer: msgspec.Raw
@@ -107,7 +107,7 @@ def read_tokenizer_json(data: bytes, *, framed: bool = False) -> BytePairEncoder
         framed: accept truncation and padding, which checkpoints may have and bundles never have.
 
     Raises:
-        ValueError: it is not the file of a CLIP tokenizer. The message names the part, what it is and what CLIP has.
+        ValueError: it is not the file of a CLIP tokenizer. The message names the section, its value and CLIP's.
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"got {len(data):,} bytes, expected at most {MAX_BYTES:,}")

@@ -114,7 +114,9 @@ def choose(name: str) -> SamplerChoice:
         RequestError: no sampler has that name.
     """
     if len(name) > MAX_NAME_LENGTH:
-        raise RequestError(f"got a `sampler` of {len(name):,} letters, expected a name; see latentrt samplers")
+        raise RequestError(
+            f"got a `sampler` of {len(name):,} letters, expected at most {MAX_NAME_LENGTH}; see latentrt samplers"
+        )
     plain = normalize(name).removeprefix("sample_").removesuffix("scheduler")
     for known, (_, class_name) in _CLASSES.items():
         if plain in (known, normalize(class_name).removesuffix("scheduler")):

@@ -87,9 +87,7 @@ class Steps:
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not whole or not least <= value <= most:
                 option = "num_inference_steps" if name == "count" else name
-                raise RequestError(
-                    f"got `{option}`={shown(value)}, expected a whole number from {least} to {most}"
-                )
+                raise RequestError(f"got `{option}`={shown(value)}, expected a whole number from {least} to {most}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if (value is None and name in optional) or (_is_number(value) and low <= value <= high):
