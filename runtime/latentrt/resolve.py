@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.decode import safety
 from latentrt.errors import RequestError
 from latentrt.request import (
@@ -254,7 +254,7 @@ def _side(keyword: str, value: int | None, default: int, downscale: int, limits:
 def _sampling(sampling: Sampling, manifest: Manifest, family: Family) -> Sampling:
     sampler = family.scheduler.class_name if sampling.sampler is None else sampling.sampler
     if not isinstance(sampler, str):
-        raise RequestError(f"`sampler`: got {shown(sampler)}, expected a name")
+        raise RequestError(f"`sampler`: got {quote(sampler)}, expected a name")
     samplers.find(sampler)
     options = _sampler_options(sampling.options)
     of_grid = samplers.steps_of_grid(sampler, options)
@@ -273,12 +273,12 @@ def _sampler_options(options: object) -> dict[str, Any]:
     if options is None:
         return {}
     if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
-        raise RequestError(f"`sampler_options`: got {shown(options)}, expected names and values")
+        raise RequestError(f"`sampler_options`: got {quote(options)}, expected names and values")
     for name in ("begin", "strength"):
         if name in options:
             raise RequestError(f"`sampler_options`: got {name!r}; set `strength` itself, with `image`")
     if not all(map(_is_plain, options.values())):
-        raise RequestError(f"`sampler_options`: got {shown(options)}, expected numbers, texts, and lists of them")
+        raise RequestError(f"`sampler_options`: got {quote(options)}, expected numbers, texts, and lists of them")
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 
@@ -342,13 +342,7 @@ def _seed(seed: object, largest: int) -> int:
 
 
 def _seed_error(seed: object, largest: int) -> RequestError:
-    got = type(seed).__name__
-    if isinstance(seed, int) and abs(seed) >= 1 << 128:
-        got = "a number of more than 128 bits"  # Python prints no number of thousands of digits
-    elif isinstance(seed, (int, float, np.number, range)):
-        got = repr(seed)
-    elif isinstance(seed, str):
-        got = repr(seed[:40])
+    got = "an array" if isinstance(seed, np.ndarray) else quote(seed)
     return RequestError(
         f"`seed`: got {got}, expected a whole number from 0 to {largest}, {RANDOM_SEED} for a random one, or a list of "
         "them"

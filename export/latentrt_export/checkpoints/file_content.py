@@ -14,7 +14,7 @@ from typing import Literal
 
 from latentrt.errors import CheckpointError
 
-__all__ = ["PICKLE_SUFFIXES", "FileContent", "explain_content", "find_content", "refuse_pickle"]
+__all__ = ["PICKLE_SUFFIXES", "FileContent", "explain_content", "find_content", "make_pickle_error"]
 
 FileContent = Literal["safetensors", "pickle", "git-lfs", "html", "empty", "gguf", "unknown"]
 
@@ -71,7 +71,7 @@ def explain_content(path: Path) -> str | None:
     return _EXPLANATIONS.get(content)
 
 
-def refuse_pickle(old: Sequence[Path], new: Path) -> CheckpointError:
+def make_pickle_error(old: Sequence[Path], new: Path) -> CheckpointError:
     """Return the error for pickles without safetensors, with a command that converts them.
 
     Args:

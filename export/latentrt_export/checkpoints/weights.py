@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentrt.bundle.safetensors_header import read_header
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, refuse_pickle
+from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, make_pickle_error
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.export_warning import ExportWarning
 
@@ -117,7 +117,7 @@ def _not_found(folder: Path, stem: str, preferred: str | None) -> CheckpointErro
         )
     pickles = _list_pickles(folder, names)
     if pickles:
-        return refuse_pickle(pickles, folder / f"{stem}.safetensors")
+        return make_pickle_error(pickles, folder / f"{stem}.safetensors")
     wanted = f"{stem}.{preferred}.safetensors or {stem}.safetensors" if preferred else f"{stem}.safetensors"
     return CheckpointError(f"{folder} has no weights; expected {wanted}, or shards with their index")
 

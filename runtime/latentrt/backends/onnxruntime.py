@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latentrt.backends.bound_session import BoundSession
 from latentrt.backends.cores import usable_cores
 from latentrt.backends.graph_weights import relocate
-from latentrt.backends.session import Arrays, Session, calling
+from latentrt.backends.session import Arrays, Session, translating_library_errors
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import PartName, Precision
 from latentrt.bundle.tensors import TensorSpec
@@ -53,7 +53,7 @@ class OnnxRuntimeSession(Session):
         self._names = [spec.name for spec in outputs]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        with calling("ONNX Runtime"):
+        with translating_library_errors("ONNX Runtime"):
             results = self._session.run(self._names, feeds)
         return dict(zip(self._names, results, strict=True))
 
@@ -198,7 +198,9 @@ def _open(
     options.log_severity_level = 4  # fatal only: errors are raised as well
     with bundle.weights(component) as weights:
         graph, held = _point_at_weights(options, graph, weights)
-        with calling("ONNX Runtime", f"{component}: ONNX Runtime {runtime.__version__} rejects the graph"):
+        with translating_library_errors(
+            "ONNX Runtime", f"{component}: ONNX Runtime {runtime.__version__} rejects the graph"
+        ):
             session = _load(runtime, graph, options, providers)
     return session, held
 

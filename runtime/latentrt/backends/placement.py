@@ -25,7 +25,7 @@ from latentrt.backends.session import Session
 from latentrt.backends.tensorrt.library import TITLES, LoadedLibrary, find_libraries
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.engines.choice import EngineSource, Incompatible, Machine, choose_engines
 from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import LibraryName
@@ -166,7 +166,7 @@ def _check_preferences(preferences: Preferences) -> None:
     """
     threads = preferences.threads
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-        raise RequestError(f"`threads`: got {shown(threads)}, expected a whole number from 1 to {MAX_THREADS}")
+        raise RequestError(f"`threads`: got {quote(threads)}, expected a whole number from 1 to {MAX_THREADS}")
     if preferences.precision not in (None, *get_args(ComputePrecision)):
         names = ", ".join(get_args(ComputePrecision))
         raise RequestError(f"`precision`: got {preferences.precision!r}, expected one of {names}")

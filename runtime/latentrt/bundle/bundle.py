@@ -177,7 +177,7 @@ class Bundle:
                 that was made of it may be used or stored.
         """
         name = self._component(component).weights.file
-        with self._files.intact(name) as stream:
+        with self._files.open_intact(name) as stream:
             yield WeightSet(self.manifest.files[name].sha256, stream)
 
     def files_of(self, components: Iterable[str]) -> Iterator[str]:

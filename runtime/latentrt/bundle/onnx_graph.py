@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from latentrt.bundle.printable import printable
+from latentrt.bundle.printable import quote
 from latentrt.bundle.tensors import MAX_AXES
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "OnnxGraph",
     "Tensor",
     "TensorType",
-    "quoted",
     "read_graph",
     "read_tensor",
     "read_varint",
@@ -139,7 +138,7 @@ def read_tensor(data: bytes, owner: str = "initializer") -> Tensor:
     """
     found = _read(data, _TENSOR, owner)
     name = _text(found.get("name", [b""])[0], f"the name of {owner}")
-    owner = f"{owner} {quoted(name)}".strip()
+    owner = f"{owner} {quote(name)}".strip()
     dtype, shape = found.get("data_type", [0])[0], tuple(found.get("dims", ()))
     if dtype not in _ITEM_BYTES:
         raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(_ITEM_BYTES)}")
@@ -184,12 +183,6 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise GraphFormatError("has a number of more than 64 bits: it is not an ONNX graph")
-
-
-def quoted(name: str) -> str:
-    """Return a name of the graph as it may be printed, in quotes."""
-    name = name[:200]
-    return f"'{name if name.isprintable() else printable(name)}'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +349,7 @@ class _Reader:
             opset = _read(entry, _OPSET)
             domain = _text(opset.get("domain", [b""])[0], "the domain of an operator set")
             if domain in opsets:
-                raise GraphFormatError(f"imports the operators of {quoted(domain)} twice, expected once")
+                raise GraphFormatError(f"imports the operators of {quote(domain)} twice, expected once")
             opsets[domain] = opset.get("version", [0])[0]
         for producer in ("producer_name", "producer_version"):
             _text(found.get(producer, [b""])[0], producer)
@@ -375,14 +368,14 @@ class _Reader:
     def _node(self, data: bytes) -> Node:
         found = _read(data, _NODE)
         name = _text(found.get("name", [b""])[0], "a node's name")
-        owner = f"node {quoted(name)}"
+        owner = f"node {quote(name)}"
         attributes: dict[str, Attribute] = {}
         for each in found.get("attribute", ()):
             known = self._attributes.get(each)
             if known is None:
                 known = self._attributes[each] = self._attribute(each, owner)
             if known[0] in attributes:
-                raise GraphFormatError(f"has the attribute {quoted(known[0])} of {owner} twice, expected it once")
+                raise GraphFormatError(f"has the attribute {quote(known[0])} of {owner} twice, expected it once")
             attributes[known[0]] = known[1]
         return Node(
             name,
@@ -401,7 +394,7 @@ class _Reader:
         # A list may be empty. Any other value must be there, and nothing beside it.
         if field is None or (set(found) != {field} and (field != "ints" or found)):
             raise GraphFormatError(
-                f"has the attribute {quoted(name)} of {owner} with type {kind} and {sorted(found)}, expected one value "
+                f"has the attribute {quote(name)} of {owner} with type {kind} and {sorted(found)}, expected one value "
                 "of that type: a number, whole numbers, a text or a tensor"
             )
         if field == "ints":
@@ -411,9 +404,9 @@ class _Reader:
             return name, float(struct.unpack("<f", value)[0])
         if field != "t":
             return name, value
-        tensor = read_tensor(value, f"the attribute {quoted(name)} of {owner}")
+        tensor = read_tensor(value, f"the attribute {quote(name)} of {owner}")
         if tensor.external is not None or tensor.nbytes > 8:
-            raise GraphFormatError(f"has a tensor in the attribute {quoted(name)} of {owner}, expected one number")
+            raise GraphFormatError(f"has a tensor in the attribute {quote(name)} of {owner}, expected one number")
         return name, None  # the exporter's only one is the filling of ConstantOfShape
 
     def _initializers(self, items: list[bytes]) -> dict[str, Tensor]:
@@ -421,7 +414,7 @@ class _Reader:
         for data in items:
             tensor = read_tensor(data)
             if not tensor.name or tensor.name in tensors:
-                raise GraphFormatError(f"has the initializer {quoted(tensor.name)} twice or without a name")
+                raise GraphFormatError(f"has the initializer {quote(tensor.name)} twice or without a name")
             tensors[tensor.name] = tensor
         return tensors
 
@@ -431,11 +424,11 @@ class _Reader:
             found = _read(data, _VALUE_INFO)
             name = _text(found.get("name", [b""])[0], f"the name of an {kind}")
             if not name or name in values or "type" not in found:
-                raise GraphFormatError(f"has the {kind} {quoted(name)} twice, or without a name or a type")
+                raise GraphFormatError(f"has the {kind} {quote(name)} twice, or without a name or a type")
             described = found["type"][0]
             known = self._types.get(described)
             if known is None:
-                known = self._types[described] = _type(described, f"the {kind} {quoted(name)}")
+                known = self._types[described] = _type(described, f"the {kind} {quote(name)}")
             values[name] = known
         return values
 
@@ -446,11 +439,11 @@ def _external_data(entries: list[bytes], owner: str) -> ExternalData:
         found = _read(entry, _ENTRY, owner)
         key = _text(found.get("key", [b""])[0], "a key of the external data", owner)
         if key in values:
-            raise GraphFormatError(f"has the external data of {owner} with {quoted(key)} twice, expected it once")
-        values[key] = _text(found.get("value", [b""])[0], f"the {quoted(key)} of the external data of {owner}")
+            raise GraphFormatError(f"has the external data of {owner} with {quote(key)} twice, expected it once")
+        values[key] = _text(found.get("value", [b""])[0], f"the {quote(key)} of the external data of {owner}")
     if set(values) != {"location", "offset", "length"}:
         raise GraphFormatError(
-            f"has the external data of {owner} with {', '.join(map(quoted, values))}; expected location, offset and "
+            f"has the external data of {owner} with {', '.join(map(quote, values))}; expected location, offset and "
             "length"
         )
     return ExternalData(**values)

@@ -81,7 +81,7 @@ class PinnedFiles:
         self._compare_all(list(self._records), None, progress and _serialize(progress))
 
     @contextmanager
-    def intact(self, name: str) -> Iterator[BufferedReader]:
+    def open_intact(self, name: str) -> Iterator[BufferedReader]:
         """Open a file for a library that reads or maps it through the descriptor, and compare it with its SHA-256.
 
         Names are not followed again, so that another file under this name has no effect. Leaving the block checks

@@ -12,7 +12,7 @@ from typing import IO, Annotated, Any
 
 import msgspec
 
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.bundle.strict_json import parse_json
 
 __all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "Header", "TensorPlace", "read_header"]
@@ -100,7 +100,7 @@ def read_header(stream: IO[bytes], size: int) -> Header:
         raise ValueError(f"the header is a {type(tree).__name__}, expected an object")
     metadata = tree.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise ValueError(f"__metadata__ is {shown(metadata)}, expected texts by name")
+        raise ValueError(f"__metadata__ is {quote(metadata)}, expected texts by name")
     if len(tree) > MAX_TENSORS:
         raise ValueError(f"the header has {len(tree):,} tensors, expected {MAX_TENSORS:,} at most")
     begin = _LENGTH_BYTES + length
@@ -109,7 +109,7 @@ def read_header(stream: IO[bytes], size: int) -> Header:
     for name, place in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if place.start != end:
             problem = "overlaps another tensor" if place.start < end else "follows a hole"
-            raise ValueError(f"the tensor {shown(name)} {problem}, expected its bytes from {end - begin:,} on")
+            raise ValueError(f"the tensor {quote(name)} {problem}, expected its bytes from {end - begin:,} on")
         end = place.end
     return Header(tensors=tensors, metadata=metadata, file_size=end)
 
@@ -118,14 +118,14 @@ def _place(name: str, entry: object, begin: int) -> TensorPlace:
     try:
         found = msgspec.convert(entry, _Entry)
     except msgspec.ValidationError as error:
-        raise ValueError(f"the tensor {shown(name)}: {error}") from None
+        raise ValueError(f"the tensor {quote(name)}: {error}") from None
     if found.dtype not in _BITS:
         raise ValueError(
-            f"the tensor {shown(name)} has the dtype {shown(found.dtype)}, expected one of {', '.join(_BITS)}"
+            f"the tensor {quote(name)} has the dtype {quote(found.dtype)}, expected one of {', '.join(_BITS)}"
         )
     first, last = found.data_offsets
     if (last - first) * 8 != math.prod(found.shape) * _BITS[found.dtype]:
         raise ValueError(
-            f"the tensor {shown(name)}: offsets {first} … {last} do not hold {found.dtype} of shape {found.shape}"
+            f"the tensor {quote(name)}: offsets {first} … {last} do not hold {found.dtype} of shape {found.shape}"
         )
     return TensorPlace(dtype=found.dtype, shape=found.shape, start=begin + first, end=begin + last)

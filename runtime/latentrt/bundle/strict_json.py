@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any
 
-from latentrt.bundle.printable import printable
+from latentrt.bundle.printable import printable, quote
 
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "AmbiguousJSONError", "check_extent", "parse_json"]
 
@@ -21,7 +21,6 @@ MAX_DEPTH = 32
 """Deepest nesting by default: a manifest has 11 levels."""
 MAX_VALUES = 1 << 20
 """Largest number of values by default. A value takes about 100 bytes of memory."""
-_LONGEST_SHOWN = 60  # characters of a key
 
 
 class AmbiguousJSONError(ValueError):
@@ -108,8 +107,7 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(tree) != len(pairs):
         seen = set[str]()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        shown = twice if len(twice) <= _LONGEST_SHOWN else f"{twice[:_LONGEST_SHOWN]}…"
-        raise AmbiguousJSONError(f"has the key {shown!r} twice in one object, expected it once")
+        raise AmbiguousJSONError(f"has the key {quote(twice)} twice in one object, expected it once")
     return tree
 
 

@@ -34,7 +34,7 @@ __all__ = [
     "echo_json_text",
     "echo_traceback",
     "is_terminal",
-    "taking_over",
+    "redirect_warnings",
 ]
 
 # Signs of our own output for streams that have ASCII or one byte per character only.
@@ -159,7 +159,7 @@ def is_terminal(*, err: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def taking_over() -> Iterator[None]:
+def redirect_warnings() -> Iterator[None]:
     """Print Python's warnings, and log records from level warning, through this module within the block."""
     _open_closed_streams()
     handler, root, shown = _LogHandler(logging.WARNING), logging.getLogger(), warnings.showwarning

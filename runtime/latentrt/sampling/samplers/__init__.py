@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
 from latentrt.sampling.samplers.aliases import ALIASES, SPACING_SUFFIXES, normalize
 from latentrt.sampling.samplers.options import Sampler
@@ -227,7 +227,7 @@ def schedule(
         else:
             expected = sorted(known | choice.sampler.run_options | {"begin"})
             raise RequestError(
-                f"sampler {choice.name} has no option {shown(key)}; expected one of {', '.join(expected)}"
+                f"sampler {choice.name} has no option {quote(key)}; expected one of {', '.join(expected)}"
             )
     sampler = choice.sampler.read(_override(config, overrides))
     return sampler.schedule(replace(steps, **run_options) if run_options else steps)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.bundle.manifest import MAX_TIMESTEPS
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
@@ -83,7 +83,7 @@ class Sampler(ABC):
         left_to_default = config.get("_use_default_values", ())
         if not isinstance(left_to_default, (list, tuple)):
             raise RequestError(
-                f"the scheduler configuration has _use_default_values {shown(left_to_default)}, expected a list of keys"
+                f"the scheduler configuration has _use_default_values {quote(left_to_default)}, expected a list of keys"
             )
         hints = get_type_hints(cls, include_extras=True)
         for field in fields(cls):
@@ -98,7 +98,7 @@ class Sampler(ABC):
             return _convert(value, hint)
         except (msgspec.ValidationError, ValueError, OverflowError) as problem:  # the others of odd texts and numbers
             raise RequestError(
-                f"got `{key}`={shown(value)}, which is not supported with {cls.class_name}: {problem}; change "
+                f"got `{key}`={quote(value)}, which is not supported with {cls.class_name}: {problem}; change "
                 f"`{key}`, or choose another sampler"
             ) from None
 
@@ -111,7 +111,7 @@ class Sampler(ABC):
         for name in steps.given():
             if name not in self.run_options and not (name == "eta" and steps.eta == 0):
                 raise RequestError(
-                    f"got `{name}`={shown(getattr(steps, name))}, which {self.class_name} does not use; leave it out, "
+                    f"got `{name}`={quote(getattr(steps, name))}, which {self.class_name} does not use; leave it out, "
                     "or choose another sampler (see latentrt samplers --verbose)"
                 )
         for key, ends in (("timesteps", 0), ("sigmas", self.sigmas_end)):
@@ -222,7 +222,7 @@ class SigmaSpacing(Sampler):
         for key in ("sigma_min", "sigma_max"):
             if sampler.sigma_spacing and config.get(key) is not None and not hasattr(sampler, key):
                 raise RequestError(
-                    f"got `{key}`={shown(config[key])} and `use_{sampler.sigma_spacing}_sigmas`, but {cls.class_name} "
+                    f"got `{key}`={quote(config[key])} and `use_{sampler.sigma_spacing}_sigmas`, but {cls.class_name} "
                     f"has no such option; remove `{key}`, or choose euler or unipc"
                 )
         return sampler

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.bundle.manifest import MAX_TIMESTEPS
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
 
 __all__ = ["Steps"]
@@ -87,13 +87,13 @@ class Steps:
             whole = isinstance(value, int) and not isinstance(value, bool)
             if not whole or not least <= value <= most:
                 option = "num_inference_steps" if name == "count" else name
-                raise RequestError(f"got `{option}`={shown(value)}, expected a whole number from {least} to {most}")
+                raise RequestError(f"got `{option}`={quote(value)}, expected a whole number from {least} to {most}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if (value is None and name in optional) or (_is_number(value) and low <= value <= high):
                 continue
             wanted = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
-            raise RequestError(f"got `{name}`={shown(value)}, expected {wanted}")
+            raise RequestError(f"got `{name}`={quote(value)}, expected {wanted}")
         if self.begin >= self.count:
             raise RequestError(
                 f"got `begin`={self.begin} with {self.count} steps (`num_inference_steps`), expected at most "
@@ -114,7 +114,7 @@ class Steps:
                 or not all(_is_number(each) and 0 <= each < 1e9 for each in grid)
             ):
                 raise RequestError(
-                    f"got `{name}`={shown(grid)}, expected a list of numbers from 0 to 1e9, such as [900, 500]"
+                    f"got `{name}`={quote(grid)}, expected a list of numbers from 0 to 1e9, such as [900, 500]"
                 )
             if any(later >= earlier for earlier, later in itertools.pairwise(grid)):
                 raise RequestError(f"got `{name}`={_abbreviate(grid)}, expected descending numbers")
