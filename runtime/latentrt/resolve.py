@@ -71,12 +71,12 @@ class ResolvedRequest(Request):
 
     @property
     def height(self) -> int:
-        """Of the image, in pixels."""
+        """The height of the image in pixels."""
         return _decided(self.size.height)
 
     @property
     def width(self) -> int:
-        """Of the image, in pixels."""
+        """The width of the image in pixels."""
         return _decided(self.size.width)
 
     @property
@@ -91,7 +91,7 @@ class ResolvedRequest(Request):
 
     @property
     def guidance_scale(self) -> float:
-        """Of classifier-free guidance; up to 1 there is none."""
+        """The scale of classifier-free guidance; up to 1 there is none."""
         return _decided(self.guidance.scale)
 
     def prompt_of(self, image: int) -> int:
@@ -312,7 +312,11 @@ def _acceleration(acceleration: Acceleration, manifest: Manifest, family: Family
 
 
 def _seeds(seed: object, images: int) -> tuple[int, ...]:
-    """Return the seed of each image. None and −1 stand for a random one."""
+    """Return the seed of each image. None and −1 stand for a random one.
+
+    Raises:
+        RequestError: a seed is out of range, or their number is not that of the images.
+    """
     if seed is None:
         seed = RANDOM_SEED
     if isinstance(seed, (int, np.integer)):

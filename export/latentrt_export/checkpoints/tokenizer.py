@@ -68,12 +68,12 @@ def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path) ->
         CheckpointError: the tokenizer is missing, damaged, not CLIP's, or does not suit the text encoder.
     """
     folder = checkpoint / name
-    made_by = _find_class(checkpoint, name)
+    tokenizer_class = _find_class(checkpoint, name)
     length = read_length(checkpoint, name, encoder)
     rows = _read_size(checkpoint / encoder, "vocab_size", _ROWS)
     with tempfile.TemporaryDirectory(prefix="latentrt-tokenizer-") as copy:
-        _copy_checked(folder, Path(copy), needs_json=made_by is PreTrainedTokenizerFast)
-        tokenizer = _load(made_by, Path(copy), folder)
+        _copy_checked(folder, Path(copy), needs_json=tokenizer_class is PreTrainedTokenizerFast)
+        tokenizer = _load(tokenizer_class, Path(copy), folder)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -205,14 +205,14 @@ def _read(folder: Path, data: bytes) -> BytePairEncoder:
         raise CheckpointError(f"{folder} is not a CLIP tokenizer: {error}") from None
 
 
-def _load(made_by: type, copy: Path, folder: Path) -> Any:
+def _load(tokenizer_class: type, copy: Path, folder: Path) -> Any:
     """Load a tokenizer with transformers.
 
     Raises:
         CheckpointError: transformers or the tokenizers package fails, by whatever exception.
     """
     try:
-        return made_by.from_pretrained(copy, local_files_only=True)  # type: ignore[attr-defined]
+        return tokenizer_class.from_pretrained(copy, local_files_only=True)  # type: ignore[attr-defined]
     except Exception as error:  # the tokenizers package raises bare exceptions for a damaged file
         raise CheckpointError(f"{folder} cannot be read as a CLIP tokenizer: {printable(str(error))}") from error
     except BaseException as error:

@@ -46,6 +46,8 @@ __all__ = [
 Device = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"]
 ComputePrecision = Literal["float32", "bfloat16", "int8"]
+MAX_THREADS = 1024
+"""Largest number of threads; a backend starts all of them."""
 
 _CPU_TITLES: dict[Backend, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _SPLIT_PARTS = ("body", "cross_attention_kv", "time_embedding")  # in the order a step needs them
@@ -152,10 +154,6 @@ def check_device(device: str) -> None:
     """
     if device not in get_args(Device):
         raise RequestError(f"`device`: got {device!r}, expected one of {', '.join(get_args(Device))}")
-
-
-MAX_THREADS = 1024
-"""Largest number of threads; a backend starts all of them."""
 
 
 def _check_preferences(preferences: Preferences) -> None:

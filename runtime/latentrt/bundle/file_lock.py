@@ -63,7 +63,7 @@ def create_locked(path: Path, mode: int = 0o600) -> int | None:
 def claim(path: Path) -> Iterator[bool]:
     """Lock a file that another process may have left behind, and yield whether it did.
 
-    False stands for a file that its process still has locked, that is no regular file of this user, or that is on a
+    It is False for a file that its process still has locked, that is not a regular file of this user, or that is on a
     system without locks.
     """
     descriptor = _lock_existing(path)

@@ -553,7 +553,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         return math.lcm(*(space.side_multiple for space in self.latent_spaces.values()))
 
 
-# msgspec builds its description of a type at the first use, which crashes in several threads at once.
+# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
 msgspec.json.Decoder(Manifest)
 
 

@@ -66,7 +66,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     safety: SafetyRecord
 
 
-# msgspec builds its description of a type at the first use, which crashes in several threads at once.
+# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
 msgspec.json.Decoder(ImageRecord)
 
 
