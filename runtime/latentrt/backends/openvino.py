@@ -54,8 +54,8 @@ _LARGEST_CACHED_WEIGHTS = 64 << 20
 # OpenVINO generates code for chains of small operations whenever it loads a compiled model, which took three quarters
 # of the loading time. For small models no run was measurably faster with it.
 _COMPILES_FAST = {"SNIPPETS_MODE": "DISABLE"}
-# A part of the compiled models' cache keys, to be changed with `_mark_decompression`. It also excludes models of
-# earlier versions, which opened files by name after they were hashed.
+# Identifies the rewrite of `_mark_decompression` in the compiled models' cache keys, and that a model is made of files
+# that cannot have been exchanged since they were hashed; change it with the rewrite.
 _MARKING = "casts of stored weights, which were hashed"
 
 

@@ -78,8 +78,7 @@ class Tokenizer:
             limit: the largest number of chunks.
 
         Raises:
-            RequestError: the text has more chunks. The message does not name the argument that holds the text.
-            BundleError: the encoder made an id without a row.
+            RequestError: the text has more chunks. The message does not name the argument that the text is of.
         """
         room = self.frame.length - 2
         ids = self._encoder.encode(self.expand(text, limit * room))
