@@ -27,7 +27,7 @@ __all__ = [
     "count_nonfinite",
     "find_weights",
     "load_pretrained",
-    "refuse_nonfinite",
+    "reject_nonfinite",
     "warn_about_unexpected",
 ]
 
@@ -206,7 +206,7 @@ def check_values(component: str, weights: Weights) -> None:
                         bad[name] = count
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
-    refuse_nonfinite(component, bad)
+    reject_nonfinite(component, bad)
 
 
 def count_nonfinite(tensor: Tensor) -> int:
@@ -221,8 +221,8 @@ def count_nonfinite(tensor: Tensor) -> int:
     return int((~torch.isfinite(values)).sum())
 
 
-def refuse_nonfinite(component: str, counts: Mapping[str, int]) -> None:
-    """Refuse weights with values that are not finite.
+def reject_nonfinite(component: str, counts: Mapping[str, int]) -> None:
+    """Reject weights with values that are not finite.
 
     Args:
         component: the name of the component, for errors.
