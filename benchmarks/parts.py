@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from benchmarks.full_size import machine
 from latentrt.backends.onnxruntime import require
-from latentrt.telemetry import hiding_openvino_telemetry
+from latentrt.telemetry import hide_openvino_telemetry
 
-with hiding_openvino_telemetry():
+with hide_openvino_telemetry():
     import openvino
 
 ORDER = [

@@ -83,7 +83,7 @@ def exporting_in_process() -> Iterator[None]:
     """Run component exports in this process, where torch is loaded, instead of one worker process each."""
 
     def run(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]) -> Done:
-        return Done(component=run_job(job, notify, warn), cost=ComponentCost(seconds=0.0, peak_bytes=0))
+        return Done(component=run_job(job, notify), cost=ComponentCost(seconds=0.0, peak_bytes=0))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "run_worker", run)

@@ -153,9 +153,9 @@ class EngineCache(EngineStore):
         return engine
 
     def delete(self, prunable: Prunable) -> bool:
-        """Delete what `find_prunable` found, if it is still there and has not been used or built again since.
+        """Delete a file or folder of the cache unless its engine has been used or built again since it was found.
 
-        A process that builds the engine is waited for, and its new engine is kept.
+        Waits for a process that builds the engine, and keeps the new engine.
 
         Returns:
             Whether it was deleted.
@@ -256,8 +256,8 @@ class Prunable:
     """A file or folder of the cache that can be deleted, and the reason.
 
     Attributes:
-        record, used_at_ns: the engine's record, and the time of its last use in nanoseconds since 1970; None and 0 for
-            a leftover. They tell whether it is still the same when it is deleted.
+        record: the engine's record; None for a leftover.
+        used_at_ns: the time of the engine's last use in nanoseconds since 1970; 0 for a leftover.
     """
 
     path: Path

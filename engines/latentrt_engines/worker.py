@@ -130,7 +130,7 @@ class _Builder:
             require("compare the engine with its graph")  # fails before the build, not after it
         bundle, name = Bundle.open(self.job.bundle, self.job.digest), self.identity.component
         component = bundle.manifest.components[name]
-        # Both are compared with their hashes, and the weights must stay as they are until the engine is complete.
+        # The weights are compared with their hash here, and must not change until the engine is complete.
         with bundle.weights(name) as opened:
             weights = opened.arrays()
             plan = self._build_plan(library, component, self._read_graph(bundle, weights), weights)
@@ -148,8 +148,8 @@ class _Builder:
     def _read_graph(self, bundle: Bundle, weights: NamedArrays) -> bytes:
         """Read the graph, compare it with its hash in the manifest, and check it.
 
-        The libraries' parsers open the file that a weight without an array names, in the current folder. So there must
-        be an array for each.
+        Every weight must have an array: for one without, the libraries' parsers would open the file that the graph
+        names, in the current folder.
 
         Raises:
             BuildError: the weights file lacks a weight of the graph.

@@ -25,7 +25,7 @@ from latentrt.bundle.manifest import (
 )
 from latentrt.bundle.tensors import sized
 from latentrt.errors import CheckpointError, ExportError, GraphError
-from latentrt_export.checkpoints.weights import count_nonfinite, refuse_nonfinite
+from latentrt_export.checkpoints.weights import count_nonfinite, reject_nonfinite
 from latentrt_export.export_warning import ExportWarning
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates import verify
@@ -96,7 +96,7 @@ def export_component(
     """
     require()
     counts = {name: count_nonfinite(weight) for name, weight in module.weights().items()}
-    refuse_nonfinite(plan.name, {name: count for name, count in counts.items() if count})
+    reject_nonfinite(plan.name, {name: count for name, count in counts.items() if count})
     folder.mkdir(parents=True, exist_ok=True)
     inputs = _add_sources(module, plan)
 

@@ -182,7 +182,7 @@ def _unpack_vae(vae: Path | None, into: Path, *, own: Path) -> Path | None:
 
 
 def _name_sources(opened: Checkpoint, checkpoint: Path, folder: Path, vae: Path | None) -> Checkpoint:
-    """Name the user's single files as sources, in place of what they were unpacked to; a file may state a licence."""
+    """Name the user's single files as sources instead of the files unpacked from them, and take a file's licence."""
     sources, licence = dict(opened.sources), opened.licence
     if vae is not None and vae.is_file():
         sources = {name: path for name, path in sources.items() if not name.startswith("vae/")}

@@ -11,7 +11,7 @@ __all__ = ["ExportWarning", "relay_warnings"]
 
 
 class ExportWarning(UserWarning):
-    """A fact about the checkpoint that its user should know and that does not stop the export."""
+    """A fault of the checkpoint that does not stop the export."""
 
 
 @contextlib.contextmanager

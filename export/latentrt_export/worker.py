@@ -137,12 +137,9 @@ def main() -> None:
     job = _JOBS.decode(line)
     started = time.monotonic()
 
-    def warn(text: str) -> None:
-        report(Warned(text))
-
     try:
-        with relay_warnings(warn):
-            component = run_job(job, lambda text: report(Phase(text)), warn)
+        with relay_warnings(lambda text: report(Warned(text))):
+            component = run_job(job, lambda text: report(Phase(text)))
     except LatentRTError as error:
         report(Failed.of(error))
         return
@@ -150,11 +147,11 @@ def main() -> None:
     report(Done(component=component, cost=cost))
 
 
-def run_job(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]) -> Component:
+def run_job(job: Job, notify: Callable[[str], None]) -> Component:
     """Run a job in this process: export one component.
 
     Args:
-        job, notify, warn: as those of `run_worker`.
+        job, notify: as those of `run_worker`.
 
     Raises:
         LatentRTError: the component cannot be exported.
@@ -182,26 +179,19 @@ def run_job(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]
         arrays,
         job.latent_space,
         notify,
-        parts=_make_part_writer(job, job.split, module, notify, warn) if job.split is not None else None,
+        parts=_make_part_writer(job, job.split, module, notify) if job.split is not None else None,
         quantization=job.quantization,
     )
     np.savez(job.gate_inputs, **{**arrays, **produced})
     return msgspec.structs.replace(component, token_merging=merging)
 
 
-def _make_part_writer(
-    job: Job, split: SplitOptions, module: Any, notify: Callable[[str], None], warn: Callable[[str], None]
-) -> Any:
+def _make_part_writer(job: Job, split: SplitOptions, module: Any, notify: Callable[[str], None]) -> Any:
     """Return the writer that splits a component's graphs; None for components that are not split."""
     from latentrt_export.graphs.slices import SliceWriter
     from latentrt_export.graphs.split import SplitWriter
 
-    common: dict[str, Any] = {
-        "folder": Path(job.folder),
-        "prefix": f"{job.component.name}/",
-        "notify": notify,
-        "warn": lambda text: warn(f"{job.component.name}: {text}"),
-    }
+    common: dict[str, Any] = {"component": job.component.name, "folder": Path(job.folder), "notify": notify}
     if module.is_sliced:
         return SliceWriter(inputs=module.inputs, outputs=module.outputs, **common)
     if not module.loop_invariant_inputs:

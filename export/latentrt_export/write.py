@@ -33,7 +33,7 @@ from latentrt.sampling.samplers import check_suits, find
 from latentrt.sampling.training_noise import select_training_config, training_alphas
 from latentrt.text.tokenizer import Tokenizer
 from latentrt_export.checkpoints.checkpoint import Checkpoint
-from latentrt_export.checkpoints.checkpoint_files import read_text_file
+from latentrt_export.checkpoints.checkpoint_files import read_small_file
 from latentrt_export.checkpoints.tokenizer import export_tokenizer
 from latentrt_export.checkpoints.weights import check_values
 from latentrt_export.export_warning import ExportWarning
@@ -99,7 +99,7 @@ def write_bundle(
         for encoder, folder in plan.tokenizers.items()
     }
     licence = _copy_documents(checkpoint, stage.bundle)
-    gate_inputs = _write_first_arrays(checkpoint, plan, stage, tokenizers, quantization)
+    gate_inputs = _write_first_arrays(plan, stage, tokenizers, quantization)
     results: dict[str, Done] = {}
     for component in plan.components:
         weights = checkpoint.weights[component.weights]
@@ -154,12 +154,12 @@ def write_bundle(
 
 
 def _warn(text: str) -> None:
-    """Warn of something that a worker found; what several of them found is shown once."""
+    """Repeat a worker's warning; `relay_warnings` reports the same warning of several workers once."""
     warnings.warn(text, ExportWarning, stacklevel=1)
 
 
 def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan, progress: Progress) -> None:
-    """Warn before the export of the plan's oddities, and of conditions that will keep the bundle from running."""
+    """Report the plan's warnings, and conditions that will keep the bundle from running, before the export."""
     for warning in plan.warnings:
         progress.warn(warning)
     if not any(component.role == "classifier" for component in plan.components):
@@ -183,7 +183,7 @@ def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan, progress: Pro
 def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
     for name, path in checkpoint.documents.items():
         try:
-            text = read_text_file(path, _LARGEST_DOCUMENT_BYTES)
+            text = read_small_file(path, _LARGEST_DOCUMENT_BYTES)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         (bundle / name).write_bytes(text)
@@ -191,7 +191,6 @@ def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
 
 
 def _write_first_arrays(
-    checkpoint: Checkpoint,
     plan: ExportPlan,
     stage: Stage,
     tokenizers: Mapping[str, TokenizerRecord],

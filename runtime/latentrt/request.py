@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Whole(Check):
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if not whole or not self.low <= value <= (_LARGEST_WHOLE if self.high is None else self.high):
             expected = f"from {self.low} to {self.high}" if self.high is not None else f"of at least {self.low}"
-            raise RequestError(f"`{keyword}`: got {shown(value)}, expected a whole number {expected}")
+            raise RequestError(f"`{keyword}`: got {quote(value)}, expected a whole number {expected}")
         return int(value)
 
 
@@ -87,7 +87,7 @@ class Number(Check):
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         # Compared as it is: a large whole number is no float.
         if not number or not self.low <= value <= self.high:
-            raise RequestError(f"`{keyword}`: got {shown(value)}, expected a number from {self.low:g} to {self.high:g}")
+            raise RequestError(f"`{keyword}`: got {quote(value)}, expected a number from {self.low:g} to {self.high:g}")
         return float(value)
 
 
@@ -99,7 +99,7 @@ class OneOf(Check):
 
     def __call__(self, keyword: str, value: Any) -> str:
         if not isinstance(value, str) or value not in self.names:
-            raise RequestError(f"`{keyword}`: got {shown(value)}, expected one of {', '.join(self.names)}")
+            raise RequestError(f"`{keyword}`: got {quote(value)}, expected one of {', '.join(self.names)}")
         return str(value)
 
 
@@ -110,7 +110,7 @@ class Switch(Check):
 
     def __call__(self, keyword: str, value: Any) -> bool:
         if type(value).__name__ not in ("bool", "bool_"):
-            raise RequestError(f"`{keyword}`: got {shown(value)}, expected True or False")
+            raise RequestError(f"`{keyword}`: got {quote(value)}, expected True or False")
         return bool(value)
 
 
@@ -187,7 +187,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Size:
-    """Of the image, in pixels: multiples of the latent space's downscale, the bundle's default if None."""
+    """The size of the image in pixels: multiples of the latent space's downscale, the bundle's default if None."""
 
     height: int | None = option(None, "height", "--height", Whole(1), "Height in pixels. The bundle's default.")
     width: int | None = option(None, "width", "--width", Whole(1), "Width in pixels. The bundle's default.")
@@ -249,7 +249,7 @@ class GuidanceOptions:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Start:
-    """Where sampling starts: noise, an image, or an image with a mask."""
+    """The start of sampling: noise, an image, or an image with a mask."""
 
     latents: NDArray[Any] | None = option(
         None, "latents", None, InPython(), "Standard normal noise [images, C, H, W] in place of the seed's."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.decode import safety
 from latentrt.errors import RequestError
 from latentrt.request import (
@@ -71,12 +71,12 @@ class ResolvedRequest(Request):
 
     @property
     def height(self) -> int:
-        """Of the image, in pixels."""
+        """The height of the image in pixels."""
         return _decided(self.size.height)
 
     @property
     def width(self) -> int:
-        """Of the image, in pixels."""
+        """The width of the image in pixels."""
         return _decided(self.size.width)
 
     @property
@@ -91,7 +91,7 @@ class ResolvedRequest(Request):
 
     @property
     def guidance_scale(self) -> float:
-        """Of classifier-free guidance; up to 1 there is none."""
+        """The scale of classifier-free guidance; up to 1 there is none."""
         return _decided(self.guidance.scale)
 
     def prompt_of(self, image: int) -> int:
@@ -153,6 +153,9 @@ def _check_memory(images: int, height: int, width: int, space: LatentSpace) -> N
 
     Counted are the pixels of every image and their copy (uint8), one image as it is decoded (float32, four arrays), and
     ten arrays of latents (float32: the noise, the sampler's history, both evaluations).
+
+    Raises:
+        RequestError: it does not fit; the message has the size that it needs.
     """
     pixels, latents = height * width * 3, math.prod(space.shape(height, width))
     needed = images * pixels * 2 + pixels * 4 * 4 + images * latents * 4 * 10
@@ -251,7 +254,7 @@ def _side(keyword: str, value: int | None, default: int, downscale: int, limits:
 def _sampling(sampling: Sampling, manifest: Manifest, family: Family) -> Sampling:
     sampler = family.scheduler.class_name if sampling.sampler is None else sampling.sampler
     if not isinstance(sampler, str):
-        raise RequestError(f"`sampler`: got {shown(sampler)}, expected a name")
+        raise RequestError(f"`sampler`: got {quote(sampler)}, expected a name")
     samplers.find(sampler)
     options = _sampler_options(sampling.options)
     of_grid = samplers.steps_of_grid(sampler, options)
@@ -270,12 +273,12 @@ def _sampler_options(options: object) -> dict[str, Any]:
     if options is None:
         return {}
     if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
-        raise RequestError(f"`sampler_options`: got {shown(options)}, expected names and values")
+        raise RequestError(f"`sampler_options`: got {quote(options)}, expected names and values")
     for name in ("begin", "strength"):
         if name in options:
             raise RequestError(f"`sampler_options`: got {name!r}; set `strength` itself, with `image`")
     if not all(map(_is_plain, options.values())):
-        raise RequestError(f"`sampler_options`: got {shown(options)}, expected numbers, texts, and lists of them")
+        raise RequestError(f"`sampler_options`: got {quote(options)}, expected numbers, texts, and lists of them")
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 
@@ -309,7 +312,11 @@ def _acceleration(acceleration: Acceleration, manifest: Manifest, family: Family
 
 
 def _seeds(seed: object, images: int) -> tuple[int, ...]:
-    """Return the seed of each image. None and −1 stand for a random one."""
+    """Return the seed of each image. None and −1 stand for a random one.
+
+    Raises:
+        RequestError: a seed is out of range, or their number is not that of the images.
+    """
     if seed is None:
         seed = RANDOM_SEED
     if isinstance(seed, (int, np.integer)):
@@ -339,13 +346,7 @@ def _seed(seed: object, largest: int) -> int:
 
 
 def _seed_error(seed: object, largest: int) -> RequestError:
-    got = type(seed).__name__
-    if isinstance(seed, int) and abs(seed) >= 1 << 128:
-        got = "a number of more than 128 bits"  # Python prints no number of thousands of digits
-    elif isinstance(seed, (int, float, np.number, range)):
-        got = repr(seed)
-    elif isinstance(seed, str):
-        got = repr(seed[:40])
+    got = "an array" if isinstance(seed, np.ndarray) else quote(seed)
     return RequestError(
         f"`seed`: got {got}, expected a whole number from 0 to {largest}, {RANDOM_SEED} for a random one, or a list of "
         "them"

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["hiding_openvino_telemetry", "opt_out"]
+__all__ = ["hide_openvino_telemetry", "opt_out"]
 
 _SWITCHES = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _OPENVINO_TELEMETRY = "openvino_telemetry"
@@ -31,7 +31,7 @@ def opt_out() -> None:
 
 
 @contextlib.contextmanager
-def hiding_openvino_telemetry() -> Iterator[None]:
+def hide_openvino_telemetry() -> Iterator[None]:
     """Hide OpenVINO's telemetry package while OpenVINO is imported within the block."""
     modules: dict[str, Any] = sys.modules
     if _OPENVINO_TELEMETRY in modules or _has_opted_in():

@@ -113,7 +113,7 @@ class WorkerProcess:
         job: sent to the worker as JSON.
 
     Raises:
-        RequestError: a text of the job is no valid Unicode.
+        RequestError: a text of the job is not valid Unicode.
     """
 
     def __init__(self, module: str, job: msgspec.Struct) -> None:
@@ -121,7 +121,7 @@ class WorkerProcess:
             self._job = msgspec.json.encode(job)
         except UnicodeEncodeError:  # half a surrogate pair: Python's form of a file name that is no UTF-8
             raise RequestError(
-                "got a path or a text that is no valid Unicode, expected one that is; rename the file or its folder"
+                "got a path or a text that is not valid Unicode, expected valid Unicode; rename the file or its folder"
             ) from None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed on leaving the block
         # -P: do not import modules from the current folder, where a file may have the name of a package.

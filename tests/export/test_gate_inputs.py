@@ -37,9 +37,8 @@ def exporters(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     folder = tmp_path_factory.mktemp("arrays")
     checkpoint = open_checkpoint(sd1.checkpoint, pipelines=PIPELINES)
     plan, bundle = plan_export(checkpoint), Bundle.open(sd1.bundle)
-    path = write._write_first_arrays(
-        checkpoint, plan, Stage(bundle=bundle.folder, scratch=folder), bundle.manifest.tokenizers, None
-    )
+    stage = Stage(bundle=bundle.folder, scratch=folder)
+    path = write._write_first_arrays(plan, stage, bundle.manifest.tokenizers, None)
     for component in plan.components:
         if component.role in ("text-encoder", "encoder"):
             weights = checkpoint.weights[component.weights]
@@ -52,7 +51,7 @@ def exporters(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict[s
                 gate_inputs=str(path),
                 latent_space=plan.latent_spaces["unet"],
             )
-            run_job(job, lambda text: None, lambda text: None)
+            run_job(job, lambda text: None)
     with np.load(path) as stored:
         return dict(stored)
 

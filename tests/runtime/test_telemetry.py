@@ -112,11 +112,11 @@ def test_openvino_finds_no_telemetry_unless_the_user_opted_in(monkeypatch: pytes
     name = "openvino_telemetry"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delitem(sys.modules, name, raising=False)
-    with telemetry.hiding_openvino_telemetry(), pytest.raises(ImportError):
+    with telemetry.hide_openvino_telemetry(), pytest.raises(ImportError):
         __import__(name)
     assert name not in sys.modules, "a program may import it later"
     (tmp_path / "intel").mkdir()
     for answer, hidden in (("0", True), ("1", False)):
         (tmp_path / "intel" / name).write_text(answer)
-        with telemetry.hiding_openvino_telemetry():
+        with telemetry.hide_openvino_telemetry():
             assert (name in sys.modules) == hidden

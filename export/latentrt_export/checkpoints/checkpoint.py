@@ -164,13 +164,7 @@ def open_checkpoint(
         weights["vae"], classes["vae"] = _find_vae(vae, variant)
     if safety_checker is not None:
         weights["safety_checker"] = _find_classifier(safety_checker, variant)
-    elif (class_name := _class_of(index, "safety_checker")) is not None and (folder / "safety_checker").is_dir():
-        if class_name != _SAFETY_CHECKER:
-            raise CheckpointError(
-                f"{folder} has the safety checker {class_name}, expected {_SAFETY_CHECKER}; use another: "
-                "--safety-checker PATH"
-            )
-        _check_class(folder, index, "feature_extractor", PROCESSORS)
+    elif _has_safety_checker(folder, index):
         weights["safety_checker"] = _find_classifier(folder, variant)
     if preview_decoder is not None:
         weights["preview_decoder"] = _find_preview_decoder(preview_decoder, variant)
@@ -279,6 +273,24 @@ def _class_of(index: Mapping[str, Any], component: str) -> str | None:
             return None
         case found:
             raise CheckpointError(f"model_index.json has {component}: {found!r}, expected a library and a class")
+
+
+def _has_safety_checker(folder: Path, index: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint has a classifier of its own.
+
+    Raises:
+        CheckpointError: its class, or that of its preprocessing, is not supported.
+    """
+    class_name = _class_of(index, "safety_checker")
+    if class_name is None or not (folder / "safety_checker").is_dir():
+        return False
+    if class_name != _SAFETY_CHECKER:
+        raise CheckpointError(
+            f"{folder} has the safety checker {class_name}, expected {_SAFETY_CHECKER}; use another: "
+            "--safety-checker PATH"
+        )
+    _check_class(folder, index, "feature_extractor", PROCESSORS)
+    return True
 
 
 def _find_classifier(path: Path, variant: str | None) -> Weights:

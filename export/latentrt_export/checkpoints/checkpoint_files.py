@@ -2,10 +2,10 @@
 
 A checkpoint is a download. A link in it that leads elsewhere could put any file of the machine into a bundle that is
 published (`LICENSE -> ~/.ssh/id_rsa`), so a file must be in the checkpoint's own folder or, in a hub cache, in its
-repository's (`latentrt.bundle.root`). A pipe would be waited for without end, and a huge file fills the memory: a file
-must be regular, and a text must be small.
+repository's (`latentrt.bundle.root`). Reading a pipe may never end, and a huge file fills the memory: a file must be
+regular, and a text must be small.
 
-The libraries that load weights and tokenizers open files by themselves, so whole folders are checked before.
+The libraries that load weights and tokenizers open files by themselves, so whole folders are checked first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from latentrt.bundle.digests import open_regular
 from latentrt.bundle.root import find_root
 from latentrt.errors import CheckpointError
 
-__all__ = ["check_file", "check_folders", "read_text_file"]
+__all__ = ["check_file", "check_folders", "read_small_file"]
 
 _TEXTS = {".json", ".txt", ".jinja", ".md"}
 # A tokenizer.json of a large vocabulary has 20 MB.
@@ -54,8 +54,8 @@ def check_file(checkpoint: Path, path: Path) -> None:
     _check_entry(path, find_root(checkpoint))
 
 
-def read_text_file(path: Path, largest_bytes: int) -> bytes:
-    """Read a file that must be small.
+def read_small_file(path: Path, largest_bytes: int) -> bytes:
+    """Return the bytes of a file that must be small.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.

@@ -1,7 +1,7 @@
 """The keys of a checkpoint's configurations: for each class of diffusers or transformers, the handling of every key.
 
-A key is honoured, refused unless it has one of a few values, or without effect in diffusers' pipelines, for a reason. A
-key that a class does not have is without effect too, as diffusers ignores it, but the export warns of it by name.
+A key is honoured, is rejected unless it has one of a few values, or has no effect in diffusers' pipelines. A key that a
+class does not have is ignored, as in diffusers, with a warning.
 Schedulers' keys are the fields of the samplers (`latentrt.sampling.samplers`), whose types are the supported values.
 """
 
@@ -32,14 +32,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Honoured:
-    """A key whose every value is followed, by the named code; it refuses values that the rest does not support."""
+    """A key whose value the export follows.
+
+    Attributes:
+        by: the code that reads the value, and rejects one that other code does not support.
+    """
 
     by: str
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """A key that is refused unless it is absent or has one of these values."""
+    """A key that is rejected unless it is absent or has one of these values; the reason ends the message."""
 
     values: tuple[Any, ...]
     reason: str
@@ -293,9 +297,9 @@ def check_keys(component: str, class_name: str, config: Mapping[str, Any]) -> It
     """Check every key of a component's configuration; yield a warning for each that its class does not have.
 
     Args:
-        component: the name for messages.
-        class_name: a key of `CONFIG_KEYS`.
-        config: the content of its `config.json`; private keys, which begin with an underscore, are of the libraries.
+        component: the component's name, for messages.
+        class_name: its class, a key of `CONFIG_KEYS`.
+        config: the content of its `config.json`. Keys that begin with an underscore are the libraries' own, and pass.
 
     Raises:
         CheckpointError: a key has a value that is not supported.
@@ -333,7 +337,7 @@ def check_kind(component: str, key: str, value: Any) -> None:
 def check_scheduler_keys(name: str, config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a warning for each key of a scheduler's configuration that no scheduler class has.
 
-    A key of another class than the scheduler's own is not among them: it counts once that sampler is chosen.
+    A key of another scheduler class gets no warning, as it takes effect when that sampler is chosen.
 
     Raises:
         CheckpointError: a value cannot be stored in a manifest.

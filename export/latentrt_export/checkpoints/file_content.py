@@ -1,4 +1,4 @@
-"""Identifies the content of a weights file by its first bytes, whatever its name, and words the refusals.
+"""Identifies the content of a weights file by its first bytes, whatever its name, and explains other content.
 
 A file that was downloaded wrongly often is a web page or a pointer of Git LFS; a renamed file is a pickle called
 `.safetensors`, or safetensors called `.ckpt`. No pickle is opened.
@@ -14,7 +14,7 @@ from typing import Literal
 
 from latentrt.errors import CheckpointError
 
-__all__ = ["PICKLE_SUFFIXES", "FileContent", "explain_content", "find_content", "refuse_pickle"]
+__all__ = ["PICKLE_SUFFIXES", "FileContent", "explain_content", "find_content", "make_pickle_error"]
 
 FileContent = Literal["safetensors", "pickle", "git-lfs", "html", "empty", "gguf", "unknown"]
 
@@ -57,8 +57,10 @@ def find_content(path: Path) -> FileContent:
 
 
 def explain_content(path: Path) -> str | None:
-    """Return the reason why a file is no safetensors file, as the predicate of a sentence with the remedy; None if its
-    first bytes say nothing.
+    """Return the reason why a file is not safetensors, as the predicate of a sentence with the remedy.
+
+    Returns:
+        None if it is safetensors, or if its first bytes are of no known kind.
 
     Raises:
         OSError: the file cannot be read.
@@ -69,7 +71,7 @@ def explain_content(path: Path) -> str | None:
     return _EXPLANATIONS.get(content)
 
 
-def refuse_pickle(old: Sequence[Path], new: Path) -> CheckpointError:
+def make_pickle_error(old: Sequence[Path], new: Path) -> CheckpointError:
     """Return the error for pickles without safetensors, with a command that converts them.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 
 from latentrt.bundle.strict_json import AmbiguousJSONError, check_extent
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.checkpoint_files import read_text_file
+from latentrt_export.checkpoints.checkpoint_files import read_small_file
 
 __all__ = ["read_object"]
 
@@ -29,7 +29,7 @@ def read_object(path: Path) -> dict[str, Any]:
             contain an object, or has a NaN, which no setting can be.
     """
     try:
-        data = read_text_file(path, _LARGEST_BYTES)
+        data = read_small_file(path, _LARGEST_BYTES)
         check_extent(data)
         value = json.loads(data.decode("utf-8"))
         nan = _find_nan(value)

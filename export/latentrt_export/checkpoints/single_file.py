@@ -33,7 +33,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from latentrt.errors import CheckpointError, ExportError
 from latentrt_export.checkpoints.checkpoint_files import check_folders
-from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, find_content, refuse_pickle
+from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, find_content, make_pickle_error
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
 from latentrt_export.checkpoints.weights import check_dtypes, warn_about_unexpected
@@ -229,7 +229,7 @@ def reject_foreign(path: Path) -> None:
         safe = path.with_suffix(".safetensors") if pickled else path.with_stem(f"{path.stem}-converted")
         if safe.is_file():
             raise CheckpointError(f"{path.name} is a pickle, which is never opened; pass {safe} instead")
-        raise refuse_pickle([path], safe)
+        raise make_pickle_error([path], safe)
     problem = explain_content(path)
     if problem is not None:
         raise CheckpointError(f"{path.name} {problem}")

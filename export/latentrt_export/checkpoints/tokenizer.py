@@ -26,6 +26,7 @@ from latentrt.errors import BundleError, CheckpointError
 from latentrt.text.byte_pairs import BytePairEncoder
 from latentrt.text.tokenizer import Tokenizer
 from latentrt.text.tokenizer_json import MAX_BYTES, read_tokenizer_json
+from latentrt_export.checkpoints.checkpoint_files import read_small_file
 from latentrt_export.checkpoints.json_file import read_object
 
 __all__ = ["BEGIN", "END", "build_vocabulary", "export_tokenizer", "read_length", "read_merges", "write_vocabulary"]
@@ -59,20 +60,20 @@ def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path) ->
 
     Args:
         checkpoint: a diffusers folder.
-        name: of the tokenizer's folder in it, which has `tokenizer.json`, or `vocab.json` with `merges.txt`.
-        encoder: of the folder of its text encoder.
+        name: the tokenizer's folder in it, which has `tokenizer.json`, or `vocab.json` with `merges.txt`.
+        encoder: the text encoder's folder in it.
         bundle: the folder of the new bundle.
 
     Raises:
         CheckpointError: the tokenizer is missing, damaged, not CLIP's, or does not suit the text encoder.
     """
     folder = checkpoint / name
-    made_by = _find_class(checkpoint, name)
+    tokenizer_class = _find_class(checkpoint, name)
     length = read_length(checkpoint, name, encoder)
     rows = _read_size(checkpoint / encoder, "vocab_size", _ROWS)
     with tempfile.TemporaryDirectory(prefix="latentrt-tokenizer-") as copy:
-        _copy_checked(folder, Path(copy), needs_json=made_by is PreTrainedTokenizerFast)
-        tokenizer = _load(made_by, Path(copy), folder)
+        _copy_checked(folder, Path(copy), needs_json=tokenizer_class is PreTrainedTokenizerFast)
+        tokenizer = _load(tokenizer_class, Path(copy), folder)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -93,10 +94,10 @@ def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path) ->
 def read_length(checkpoint: Path, name: str = "tokenizer", encoder: str = "text_encoder") -> int:
     """Return the number of tokens of a chunk: the tokenizer's `model_max_length`, else the encoder's positions.
 
-    A shorter chunk than the encoder has positions is diffusers' too: its pipeline pads to `model_max_length`.
+    A chunk may be shorter than the encoder has positions, as diffusers' pipeline pads to `model_max_length`.
 
     Raises:
-        CheckpointError: the tokenizer's chunk is longer than the encoder has positions, or no length.
+        CheckpointError: `model_max_length` is larger than the number of positions, or is not a length.
     """
     positions = _read_size(checkpoint / encoder, "max_position_embeddings", _POSITIONS)
     place = checkpoint / name / "tokenizer_config.json"
@@ -147,12 +148,12 @@ def _copy_checked(folder: Path, copy: Path, *, needs_json: bool) -> None:
     Args:
         folder: the checkpoint's.
         copy: the folder of the copies.
-        needs_json: whether the tokenizer is nothing but its `tokenizer.json`.
+        needs_json: whether the tokenizer's class reads `tokenizer.json` only.
 
     Raises:
         CheckpointError: a file is missing, too large, not JSON, or not that of a CLIP tokenizer.
     """
-    found = {name: data for name, limit in _FILES.items() if (data := _read_bounded(folder / name, limit)) is not None}
+    found = {name: data for name, limit in _FILES.items() if (data := _read_file(folder / name, limit)) is not None}
     if "tokenizer.json" not in found and (needs_json or not {"vocab.json", "merges.txt"} <= found.keys()):
         others = "" if needs_json else " nor vocab.json and merges.txt"
         raise CheckpointError(
@@ -174,10 +175,10 @@ def _copy_checked(folder: Path, copy: Path, *, needs_json: bool) -> None:
 
 
 def _check_vocabulary(path: Path, ids: object) -> None:
-    """Check that ids have no gap, for which the tokenizers package allocates memory.
+    """Check that ids have no gap, since the tokenizers package allocates memory up to the largest.
 
     Raises:
-        CheckpointError: the file is no vocabulary.
+        CheckpointError: the file is not a vocabulary.
     """
     if not isinstance(ids, dict):
         raise CheckpointError(f"{path} holds a {type(ids).__name__}, expected words and their ids")
@@ -189,18 +190,12 @@ def _check_vocabulary(path: Path, ids: object) -> None:
             )
 
 
-def _read_bounded(path: Path, limit: int) -> bytes | None:
+def _read_file(path: Path, limit: int) -> bytes | None:
     """Return the bytes of a file; None where there is none."""
     try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as stream:
-            data = stream.read(limit + 1)
+        return read_small_file(path, limit) if path.is_file() else None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > limit:
-        raise CheckpointError(f"{path} is larger than {limit:,} bytes, the limit; it is not the file of a tokenizer")
-    return data
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; download the checkpoint again") from error
 
 
 def _read(folder: Path, data: bytes) -> BytePairEncoder:
@@ -210,14 +205,14 @@ def _read(folder: Path, data: bytes) -> BytePairEncoder:
         raise CheckpointError(f"{folder} is not a CLIP tokenizer: {error}") from None
 
 
-def _load(made_by: type, copy: Path, folder: Path) -> Any:
+def _load(tokenizer_class: type, copy: Path, folder: Path) -> Any:
     """Load a tokenizer with transformers.
 
     Raises:
         CheckpointError: transformers or the tokenizers package fails, by whatever exception.
     """
     try:
-        return made_by.from_pretrained(copy, local_files_only=True)  # type: ignore[attr-defined]
+        return tokenizer_class.from_pretrained(copy, local_files_only=True)  # type: ignore[attr-defined]
     except Exception as error:  # the tokenizers package raises bare exceptions for a damaged file
         raise CheckpointError(f"{folder} cannot be read as a CLIP tokenizer: {printable(str(error))}") from error
     except BaseException as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentrt.bundle.safetensors_header import read_header
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, refuse_pickle
+from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, make_pickle_error
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.export_warning import ExportWarning
 
@@ -27,7 +27,7 @@ __all__ = [
     "count_nonfinite",
     "find_weights",
     "load_pretrained",
-    "refuse_nonfinite",
+    "reject_nonfinite",
     "warn_about_unexpected",
 ]
 
@@ -117,7 +117,7 @@ def _not_found(folder: Path, stem: str, preferred: str | None) -> CheckpointErro
         )
     pickles = _list_pickles(folder, names)
     if pickles:
-        return refuse_pickle(pickles, folder / f"{stem}.safetensors")
+        return make_pickle_error(pickles, folder / f"{stem}.safetensors")
     wanted = f"{stem}.{preferred}.safetensors or {stem}.safetensors" if preferred else f"{stem}.safetensors"
     return CheckpointError(f"{folder} has no weights; expected {wanted}, or shards with their index")
 
@@ -190,7 +190,7 @@ def check_values(component: str, weights: Weights) -> None:
         weights: its files.
 
     Raises:
-        CheckpointError: a tensor has NaN or infinite values, or such that are beyond float32; or it cannot be read.
+        CheckpointError: a tensor has values that are NaN, infinite or beyond float32, or cannot be read.
     """
     from safetensors import SafetensorError, safe_open  # brings torch, which finding weights does not need
 
@@ -206,7 +206,7 @@ def check_values(component: str, weights: Weights) -> None:
                         bad[name] = count
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
-    refuse_nonfinite(component, bad)
+    reject_nonfinite(component, bad)
 
 
 def count_nonfinite(tensor: Tensor) -> int:
@@ -221,8 +221,8 @@ def count_nonfinite(tensor: Tensor) -> int:
     return int((~torch.isfinite(values)).sum())
 
 
-def refuse_nonfinite(component: str, counts: Mapping[str, int]) -> None:
-    """Refuse weights with values that are not finite.
+def reject_nonfinite(component: str, counts: Mapping[str, int]) -> None:
+    """Reject weights with values that are not finite.
 
     Args:
         component: the name of the component, for errors.

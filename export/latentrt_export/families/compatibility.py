@@ -28,9 +28,9 @@ class Vae:
 
     Attributes:
         class_name: one of `VAE_CLASSES`.
-        channels: of a latent.
+        channels: the channels of a latent.
         downscale: pixels per latent and side.
-        scale: the sampling loop's latents over the autoencoder's.
+        scale: the factor from the autoencoder's latents to the sampling loop's.
     """
 
     class_name: str
@@ -48,7 +48,7 @@ def read_vae(config: Mapping[str, Any], class_name: str, name: str = "vae") -> V
         name: the component's name, for errors.
 
     Raises:
-        CheckpointError: the class is not supported, or encoder and decoder have other numbers of levels.
+        CheckpointError: the class is not supported, or encoder and decoder differ in the number of levels.
     """
     if class_name not in VAE_CLASSES:
         raise CheckpointError(
@@ -149,7 +149,7 @@ def check_components(
         variances: the number of channels of the UNet's output beyond those of the latents.
 
     Raises:
-        CheckpointError: the message names the first two that do not, with their keys and values.
+        CheckpointError: two of them do not; the message names them, their keys and values.
     """
     for pair in _list_pairs(unet, vae, text, image_encoder, preview, noised_image, variances):
         if pair.second[2] != pair.expected:

@@ -45,11 +45,11 @@ class ExportPlan:
         tokenizers: component → the checkpoint's folder of its tokenizer.
         scheduler_config: the scheduler's configuration; its `prediction_type` is that of the graph's output, which may
             differ from the checkpoint's.
-        scheduler_changes: the changes that diffusers' pipelines make to it.
+        scheduler_changes: the changes that diffusers' pipelines make to the scheduler's configuration.
         defaults: the values for requests that omit them.
         limits: the limits of requests.
         deep_cache_branches: the number of branches at which the denoiser can be split for DeepCache.
-        warnings: the oddities of the configurations that the user is told of.
+        warnings: warnings about the configurations, for the user.
     """
 
     family: str

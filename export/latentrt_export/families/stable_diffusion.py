@@ -133,7 +133,7 @@ _IMAGE_ENCODER_CLASSES: Mapping[str, Collection[str]] = {
 _MODEL_TYPES: Mapping[str, Collection[str]] = {"text_encoder": ("clip", "clip_text_model")}
 
 
-def _exported(
+def _make_pipeline_class(
     components: Mapping[str, str] = _FOLDERS,
     schedulers: tuple[str, ...] = ("scheduler",),
     classes: Mapping[str, Collection[str]] = _CLASSES,
@@ -204,8 +204,8 @@ REFUSALS: Mapping[str, str] = {
     "FlaxStableDiffusionPipeline": "whose weights are Flax's; export the checkpoint in safetensors",
 }
 PIPELINES: Mapping[str, PipelineClass] = {
-    **{name: _exported() for name in _TASKS},
-    "StableDiffusionDepth2ImgPipeline": _exported(
+    **{name: _make_pipeline_class() for name in _TASKS},
+    "StableDiffusionDepth2ImgPipeline": _make_pipeline_class(
         {**_FOLDERS, "depth_estimator": "model"},
         classes={
             **_CLASSES,
@@ -213,15 +213,15 @@ PIPELINES: Mapping[str, PipelineClass] = {
             "feature_extractor": DEPTH_PROCESSORS,
         },
     ),
-    "StableDiffusionUpscalePipeline": _exported(schedulers=("scheduler", LOW_RES_SCHEDULER)),
-    "StableDiffusionImageVariationPipeline": _exported(
+    "StableDiffusionUpscalePipeline": _make_pipeline_class(schedulers=("scheduler", LOW_RES_SCHEDULER)),
+    "StableDiffusionImageVariationPipeline": _make_pipeline_class(
         {
             "image_encoder": "model",
             **{folder: stem for folder, stem in _FOLDERS.items() if folder != "text_encoder"},
         },
         classes=_IMAGE_ENCODER_CLASSES,
     ),
-    "StableUnCLIPImg2ImgPipeline": _exported(
+    "StableUnCLIPImg2ImgPipeline": _make_pipeline_class(
         {"image_encoder": "model", "image_normalizer": "diffusion_pytorch_model", **_FOLDERS},
         schedulers=("scheduler", "image_noising_scheduler"),
         classes=_IMAGE_ENCODER_CLASSES,
@@ -443,7 +443,7 @@ def _check_all_keys(
     vae_class: str,
     vae: Mapping[str, Any],
 ) -> Iterator[str]:
-    """Check every key of the configurations; yield warnings about those without an effect that nobody expects.
+    """Check every key of the configurations; yield a warning for each that is ignored, or followed in another way.
 
     Raises:
         CheckpointError: a key has a value that is not supported.
@@ -556,7 +556,7 @@ def _find_size_changes(unet: Mapping[str, Any], tasks: tuple[str, ...]) -> tuple
     """Return the change that diffusers' pipelines of these tasks make to the size of a UNet before diffusers 0.9.
 
     Raises:
-        CheckpointError: the version is none.
+        CheckpointError: the UNet's version is not a version number.
     """
     found, version = unet.get(_OLD_SIZE), unet.get("_diffusers_version")
     changed = tuple(task for task in tasks if task in _OLD_SIZE_TASKS)

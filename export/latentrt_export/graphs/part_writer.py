@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,13 +13,14 @@ import onnx_ir as ir
 
 from latentrt.bundle.manifest import GraphRecord, Part, PartName, Precision
 from latentrt.errors import ExportError
+from latentrt_export.export_warning import ExportWarning
 from latentrt_export.gates.verify import Run
 
 __all__ = ["PartWriter", "StructureError"]
 
 
 class StructureError(ExportError):
-    """A graph does not have the structure that its parts are found by."""
+    """A graph lacks the structure by which its parts are found."""
 
 
 @dataclass(kw_only=True)
@@ -26,29 +28,26 @@ class PartWriter(ABC):
     """A writer that splits a component's graphs into parts, one graph after the other as they are finished.
 
     Attributes:
+        drawback: the drawback of a bundle without the parts, for the warning.
+        component: the component's name.
         folder: the component's folder, which holds its weights.
-        prefix: the folder's path in the bundle (`unet/`).
         notify: called with a description of each step that begins.
-        warn: called with the reason why a graph has no parts, and what their absence costs.
         required: whether the user asked for one of the parts: then a graph that cannot be split is an error.
         parts: the records of the parts that were written.
-        without: what a bundle without the parts lacks, for the warning.
     """
 
-    without: ClassVar[str]
+    drawback: ClassVar[str]
 
+    component: str
     folder: Path
-    prefix: str
     notify: Callable[[str], None]
-    warn: Callable[[str], None]
     required: bool = False
     parts: dict[PartName, Part] = field(default_factory=dict)
 
     def write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:
         """Split one graph, write its parts to its folder, compare them with the whole and add their records to `parts`.
 
-        float16 graphs are not split: they are for GPUs, and parts are for CPUs. A graph of another structure is a
-        warning, and has no parts.
+        float16 graphs are not split: they are for GPUs, and parts are for CPUs.
 
         Args:
             model: the finished graph; not modified.
@@ -59,6 +58,9 @@ class PartWriter(ABC):
         Raises:
             GateError: a part differs from the whole by more than its bound.
             StructureError: the graph cannot be split, and a part is `required`.
+
+        Warns:
+            ExportWarning: the graph cannot be split, and gets no parts.
         """
         if precision == "float16":
             return
@@ -67,7 +69,9 @@ class PartWriter(ABC):
         except StructureError as error:
             if self.required:
                 raise
-            self.warn(f"{error}, so its graph stays whole: {self.without}")
+            warnings.warn(
+                f"{self.component}: {error}, so its graph stays whole: {self.drawback}", ExportWarning, stacklevel=2
+            )
 
     @abstractmethod
     def _write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:

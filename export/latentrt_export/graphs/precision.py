@@ -135,7 +135,7 @@ def select_float32_weights(module: ComponentModule, largest_outputs: Mapping[str
         largest_outputs: layer → its largest absolute output on the gate's inputs (`gates.activations`).
 
     Returns:
-        Their canonical names.
+        The canonical names of these weights.
     """
     found = set()
     for name, parameter in module.named_parameters():

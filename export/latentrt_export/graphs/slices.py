@@ -354,7 +354,7 @@ class SliceWriter(PartWriter):
         inputs, outputs: the whole decoder's.
     """
 
-    without: ClassVar[str] = "on a CPU the decoder takes several times the memory, which grows with the image's area"
+    drawback: ClassVar[str] = "on a CPU the decoder takes several times the memory, which grows with the image's area"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -369,7 +369,7 @@ class SliceWriter(PartWriter):
         for name, part in parts.items():
             file = self.file_name(whole, name)
             ir.save(part, self.folder / file)
-            record = GraphRecord(file=f"{self.prefix}{file}", opset=whole.opset, nodes=len(part.graph))
+            record = GraphRecord(file=f"{self.component}/{file}", opset=whole.opset, nodes=len(part.graph))
             inputs, outputs = _describe_values(part.graph.inputs), _describe_values(part.graph.outputs)
             self.parts[name] = Part(inputs=inputs, outputs=outputs, graphs={precision: record})
         last = [*parts][-1]  # computes the pixels, so its record has the results of all parts together

@@ -171,7 +171,7 @@ class SplitWriter(PartWriter):
         loop_invariant_inputs, deep_cache: as `split_denoiser`, whose errors `write` raises as well.
     """
 
-    without: ClassVar[str] = (
+    drawback: ClassVar[str] = (
         "on a CPU every step computes the time embedding and the keys and values of the prompt again, and DeepCache is "
         "not available"
     )
@@ -199,7 +199,7 @@ class SplitWriter(PartWriter):
             ir.save(part, self.folder / files[name])
         gates = self._compare(models, files, precision, [*runs])
         for name, part in models.items():
-            file = f"{self.prefix}{files[name]}"
+            file = f"{self.component}/{files[name]}"
             record = GraphRecord(file=file, opset=whole.opset, nodes=len(part.graph), gate=gates[name])
             inputs, outputs = signatures[name]
             self.parts[name] = Part(inputs=inputs, outputs=outputs, graphs={precision: record})

@@ -31,7 +31,7 @@ __all__ = ["GuidanceDistilledUNet", "ImageVariationUNet", "LatentUpscalerUNet", 
 
 # Embeddings of the input `class_labels`: a table by number, the sines of a number, a projection of a vector.
 _CLASS_EMBEDDINGS = (None, "timestep", "projection")
-# What precedes cross-attention: nothing, or a projection of the text.
+# The layers before cross-attention: none, or a projection of the text.
 _TEXT_PROJECTIONS = (None, "text_proj")
 # diffusers passes skip sizes to the upsamplers only if a side is not a multiple of 2^num_upsamplers. With this value no
 # side is, so that the traced graph always takes that branch, which is correct for every size.

@@ -73,8 +73,8 @@ def _read_prompts(file: Path) -> tuple[str, ...]:
         raise RequestError(f"`calibration_prompts` {file} cannot be read: {error}") from error
     if len(text) > _LARGEST_PROMPTS_BYTES:
         raise RequestError(
-            f"got more than {_LARGEST_PROMPTS_BYTES:,} bytes of `calibration_prompts` in {file}, expected some hundred "
-            "lines"
+            f"got more than {_LARGEST_PROMPTS_BYTES:,} bytes of `calibration_prompts` in {file}, expected at "
+            "most that; remove some prompts"
         )
     if not lines:
         raise RequestError(f"got no prompt in `calibration_prompts` {file}, expected one per line")

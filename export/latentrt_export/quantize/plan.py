@@ -133,7 +133,7 @@ def plan_int8(
         if not np.isfinite(errors).all():
             raise ExportError(
                 f"{len(methods)} quantised layers, the first is {next(iter(methods), None)}, make outputs that are not "
-                "finite; expected finite ones. No bundle was written; use the `precision='float16'`"
+                "finite; expected finite ones. No bundle was written; use `precision='float16'`"
             )
         return max(errors)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.backends.session import Arrays, Session, calling
+from latentrt.backends.session import Arrays, Session, translating_library_errors
 from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 
 __all__ = ["BoundSession"]
@@ -70,7 +70,7 @@ class BoundSession(Session):
         self._ids, self._lock = itertools.count(1), threading.Lock()
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        with self._lock, calling("ONNX Runtime"):
+        with self._lock, translating_library_errors("ONNX Runtime"):
             return self._run(feeds)
 
     def close(self) -> None:

@@ -2,8 +2,7 @@
 
 It is a folder of the user's cache, beside the engines, with one file for each graph and set of shapes. A file begins
 with the SHA-256 of its name and of the rest, so that the library reads only bytes that were written here, for this
-graph. The cache is an optimisation:
-where it cannot be read or written, graphs are compiled again.
+graph. The cache is an optimisation: where it cannot be read or written, graphs are compiled again.
 """
 
 from __future__ import annotations

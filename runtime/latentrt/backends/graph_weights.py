@@ -1,4 +1,4 @@
-"""Rewrites where an ONNX graph finds its weights, so that a library reads the file that was hashed.
+"""Rewrites the references of an ONNX graph to its weights, so that a library reads the file that was hashed.
 
 A graph's external data is a file name, which a library opens itself: whoever can rename files in the bundle's folder
 can put another file there between the check and that moment. Two rewrites of the graph's bytes rule it out:
@@ -6,10 +6,10 @@ can put another file there between the check and that moment. Two rewrites of th
 - `relocate` replaces the name by the path of an open descriptor (`/proc/self/fd/N`), for ONNX Runtime;
 - `detach` turns weights into inputs of the graph, to be replaced by constants over a mapped file, for OpenVINO.
 
-Both take a graph from `Bundle.read`, and nothing else: they rewrite the initializers of the graph and check nothing.
+Both take a graph from `Bundle.read` only: they rewrite the initializers of the graph and check nothing.
 `Bundle.read` has checked (`latentrt.bundle.graph_check`) that these are the only tensors outside the graph, each with a
-name of its own and inside the component's own file of weights. A library that opened anything else that a graph names
-would open it below the folder `/`, for ONNX Runtime, or below the current folder.
+name of its own and inside the component's own file of weights. Any other file that a graph named would be opened below
+the folder `/` by ONNX Runtime, and below the current folder by OpenVINO.
 
 Field numbers are those of onnx.proto.
 """
@@ -83,7 +83,7 @@ def _rewrite(model: bytes, replace: Callable[[Tensor, int], bytes]) -> bytes:
     """Rewrite the weights of a model, and copy everything else.
 
     Args:
-        replace: returns the field of the graph that replaces a weight, which begins at that byte of its file.
+        replace: takes a weight and its first byte in the weights file; returns the field that replaces it in the graph.
     """
 
     def rewrite_graph(graph: bytes) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latentrt.backends.bound_session import BoundSession
 from latentrt.backends.cores import usable_cores
 from latentrt.backends.graph_weights import relocate
-from latentrt.backends.session import Arrays, Session, calling
+from latentrt.backends.session import Arrays, Session, translating_library_errors
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import PartName, Precision
 from latentrt.bundle.tensors import TensorSpec
@@ -53,7 +53,7 @@ class OnnxRuntimeSession(Session):
         self._names = [spec.name for spec in outputs]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        with calling("ONNX Runtime"):
+        with translating_library_errors("ONNX Runtime"):
             results = self._session.run(self._names, feeds)
         return dict(zip(self._names, results, strict=True))
 
@@ -198,7 +198,9 @@ def _open(
     options.log_severity_level = 4  # fatal only: errors are raised as well
     with bundle.weights(component) as weights:
         graph, held = _point_at_weights(options, graph, weights)
-        with calling("ONNX Runtime", f"{component}: ONNX Runtime {runtime.__version__} rejects the graph"):
+        with translating_library_errors(
+            "ONNX Runtime", f"{component}: ONNX Runtime {runtime.__version__} rejects the graph"
+        ):
             session = _load(runtime, graph, options, providers)
     return session, held
 
@@ -208,11 +210,12 @@ def _load(runtime: Any, graph: bytes, options: Any, providers: list[Any]) -> Any
 
 
 def _point_at_weights(options: Any, graph: bytes, weights: WeightSet) -> tuple[bytes, list[Any]]:
-    """Let a graph, which is passed as the bytes that were hashed, read its weights from the file that was hashed.
+    """Let a graph read its weights from the open file that was hashed.
 
-    ONNX Runtime opens external data by name, below a given folder. The name of an open descriptor leads to the very
-    file that was hashed, whatever has been renamed, and needs half the memory of passing a mapped file. That is the way
-    where the system has no such names; the folder is one that does not exist then, so that nothing else is read.
+    ONNX Runtime opens external data by name, below a given folder. On systems where an open descriptor has a name
+    (`/proc/self/fd/N`), the graph gets that name, which leads to the hashed file whatever has been renamed. On others
+    the file is mapped and passed, which needs twice the memory, and the folder does not exist, so that no file is
+    opened by name.
 
     Returns:
         The graph, and objects that must outlive the session.

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from latentrt.backends.compiled_cache import CompiledCache
 from latentrt.backends.cores import usable_cores
 from latentrt.backends.graph_weights import Weights, detach
-from latentrt.backends.session import Arrays, Session, Shapes, calling
+from latentrt.backends.session import Arrays, Session, Shapes, translating_library_errors
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import PartName, Precision
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import BackendError, MissingExtraError
-from latentrt.telemetry import hiding_openvino_telemetry
+from latentrt.telemetry import hide_openvino_telemetry
 
 __all__ = [
     "Arithmetic",
@@ -65,7 +65,7 @@ class _Compiled:
     """A graph compiled for one set of shapes, and its idle requests; a request serves one thread at a time.
 
     Attributes:
-        weights: memory that the model was made from; it may refer to it until its end.
+        weights: the arrays that the model's constants refer to, which must outlive it.
     """
 
     model: Any
@@ -109,11 +109,11 @@ class OpenVinoSession(Session):
         self._lock = threading.Lock()
 
     def prepare(self, shapes: Shapes) -> None:
-        with calling("OpenVINO"):
+        with translating_library_errors("OpenVINO"):
             self._compiled_for({spec.name: shapes[spec.name] for spec in self.inputs})
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        with calling("OpenVINO"):
+        with translating_library_errors("OpenVINO"):
             compiled = self._compiled_for({spec.name: feeds[spec.name].shape for spec in self.inputs})
             request = compiled.take()
             results = request.infer(feeds, share_inputs=True)
@@ -148,7 +148,7 @@ class OpenVinoSession(Session):
             _bound_indices(model)
             _mark_decompression(model)
             compiled = self._core.compile_model(model, "CPU", self._options)
-        # Stored under the hashes of its files only now that these have not changed until it was compiled.
+        # Stored after the block, which fails if the files have changed since they were hashed.
         if self._cache is not None:
             with contextlib.suppress(RuntimeError):  # a model that cannot be exported is compiled at each start
                 self._cache.write(shapes, compiled.export_model().getvalue())
@@ -287,7 +287,7 @@ def _missing() -> MissingExtraError:
 def _library() -> tuple[Any, Any]:
     """Return the openvino module and its core, one for the process."""
     try:
-        with hiding_openvino_telemetry():
+        with hide_openvino_telemetry():
             import openvino
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "openvino":

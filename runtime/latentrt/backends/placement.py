@@ -25,7 +25,7 @@ from latentrt.backends.session import Session
 from latentrt.backends.tensorrt.library import TITLES, LoadedLibrary, find_libraries
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.engines.choice import EngineSource, Incompatible, Machine, choose_engines
 from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import LibraryName
@@ -46,6 +46,8 @@ __all__ = [
 Device = Literal["auto", "cpu", "openvino", "cuda", "tensorrt"]
 Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"]
 ComputePrecision = Literal["float32", "bfloat16", "int8"]
+MAX_THREADS = 1024
+"""Largest number of threads; a backend starts all of them."""
 
 _CPU_TITLES: dict[Backend, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _SPLIT_PARTS = ("body", "cross_attention_kv", "time_embedding")  # in the order a step needs them
@@ -154,10 +156,6 @@ def check_device(device: str) -> None:
         raise RequestError(f"`device`: got {device!r}, expected one of {', '.join(get_args(Device))}")
 
 
-MAX_THREADS = 1024
-"""Largest number of threads; a backend starts all of them."""
-
-
 def _check_preferences(preferences: Preferences) -> None:
     """Reject an impossible number of threads, and an unknown precision or performance hint.
 
@@ -166,7 +164,7 @@ def _check_preferences(preferences: Preferences) -> None:
     """
     threads = preferences.threads
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-        raise RequestError(f"`threads`: got {shown(threads)}, expected a whole number from 1 to {MAX_THREADS}")
+        raise RequestError(f"`threads`: got {quote(threads)}, expected a whole number from 1 to {MAX_THREADS}")
     if preferences.precision not in (None, *get_args(ComputePrecision)):
         names = ", ".join(get_args(ComputePrecision))
         raise RequestError(f"`precision`: got {preferences.precision!r}, expected one of {names}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latentrt.bundle.tensors import TensorSpec, check_feeds
 from latentrt.errors import BackendError, LatentRTError
 
-__all__ = ["Arrays", "Session", "Shapes", "calling", "run"]
+__all__ = ["Arrays", "Session", "Shapes", "run", "translating_library_errors"]
 
 Arrays = dict[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]  # by input name
@@ -61,14 +61,15 @@ class Session(ABC):
 
 
 @contextlib.contextmanager
-def calling(library: str, problem: str = "") -> Iterator[None]:
+def translating_library_errors(library: str, problem: str = "") -> Iterator[None]:
     """Turn whatever a library raises within the block into a BackendError.
 
     Libraries' exceptions have no common class: some are RuntimeErrors, and a panic in Rust is a BaseException. The
     interpreter's own (Ctrl-C, the end of the process or of a generator) pass, and so do errors of latentrt.
 
     Args:
-        library: its name. problem: the beginning of the message; "": that the library failed.
+        library: the library's name.
+        problem: the beginning of the message; by default "LIBRARY failed".
     """
     try:
         yield

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 import re
 import secrets
 from pathlib import Path
 
-from latentrt.bundle.file_lock import CAN_LOCK, claim, create_locked
+from latentrt.bundle.file_lock import CAN_LOCK, claim, create_locked, list_matching
 
 __all__ = ["find_abandoned_drafts", "remove_abandoned_drafts", "write_atomically"]
 
 _DRAFT = re.compile(r"\..{1,32}\.[0-9a-f]{16}\.latentrt-draft", re.DOTALL)
-# A folder may hold any number of images; ten thousand names are read in ten milliseconds.
-_MOST_ENTRIES = 10_000
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int = 0o666) -> None:
@@ -68,7 +65,7 @@ def _remove_drafts_once(folder: Path) -> None:
 
 def remove_abandoned_drafts(folder: Path) -> None:
     """Remove drafts that killed processes of this user left in a folder; those being written are kept."""
-    for draft in _list_drafts(folder):
+    for draft in list_matching(folder, _DRAFT):
         with contextlib.suppress(OSError), claim(draft) as abandoned:
             if abandoned:
                 os.unlink(draft)
@@ -77,20 +74,8 @@ def remove_abandoned_drafts(folder: Path) -> None:
 def find_abandoned_drafts(folder: Path) -> list[Path]:
     """Return the drafts that `remove_abandoned_drafts` would remove."""
     found = []
-    for draft in _list_drafts(folder):
+    for draft in list_matching(folder, _DRAFT):
         with claim(draft) as abandoned:
             if abandoned:
                 found.append(draft)
     return found
-
-
-def _list_drafts(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            return [
-                folder / entry.name
-                for entry in itertools.islice(entries, _MOST_ENTRIES)
-                if _DRAFT.fullmatch(entry.name)
-            ]
-    except OSError:
-        return []

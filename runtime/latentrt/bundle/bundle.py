@@ -10,8 +10,8 @@ match. Against forgery, pin the manifest itself with its digest, taken from a so
 
     Bundle.open("my-model", digest="sha256:…")
 
-Then the digest covers every byte that is parsed, also while somebody renames files in the folder: `read` returns the
-same bytes that were hashed, and `weights` the same open file. Not covered is an attacker who writes into a file of
+Then the digest covers every byte that is parsed, also while files in the folder are renamed: `read` returns the same
+bytes that were hashed, and `weights` the same open file. Not covered is an attacker who writes into a file of
 weights while a session that has mapped it is in use.
 
 A bundle that is replaced after it was opened is not mixed with the new one: a file of the new one differs from the pin
@@ -177,7 +177,7 @@ class Bundle:
                 that was made of it may be used or stored.
         """
         name = self._component(component).weights.file
-        with self._files.intact(name) as stream:
+        with self._files.open_intact(name) as stream:
             yield WeightSet(self.manifest.files[name].sha256, stream)
 
     def files_of(self, components: Iterable[str]) -> Iterator[str]:
@@ -257,7 +257,7 @@ def _read_manifest(path: str | os.PathLike[str]) -> tuple[BundleRoot, bytes]:
     """Return the root of the bundle at `path` and the bytes of its manifest.
 
     Where the system cannot exchange two folders in one step, a bundle is missing for a moment while an export replaces
-    it: that moment is waited for.
+    it, so that a missing bundle is looked for again for up to a second.
 
     Raises:
         BundleError: there is no bundle. IntegrityError: its manifest cannot be read.

@@ -33,7 +33,7 @@ class ExportReport(Record, frozen=True, kw_only=True):
     components: dict[ComponentName, ComponentCost]
 
 
-# Describes the class at import, which several threads must not do at once.
+# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
 msgspec.json.Decoder(ExportReport)
 
 

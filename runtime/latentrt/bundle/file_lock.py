@@ -8,7 +8,9 @@ would be taken by another process sooner or later.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +20,12 @@ try:
 except ImportError:  # Windows: nothing is locked, and nothing counts as left behind
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["CAN_LOCK", "claim", "create_locked", "is_own"]
+__all__ = ["CAN_LOCK", "claim", "create_locked", "list_matching"]
 
 CAN_LOCK = fcntl is not None
 """Whether this system has such locks."""
+# A folder may hold any number of files; ten thousand names are read in ten milliseconds.
+_MOST_ENTRIES = 10_000
 
 
 def create_locked(path: Path, mode: int = 0o600) -> int | None:
@@ -59,7 +63,7 @@ def create_locked(path: Path, mode: int = 0o600) -> int | None:
 def claim(path: Path) -> Iterator[bool]:
     """Lock a file that another process may have left behind, and yield whether it did.
 
-    False stands for a file that its process still has locked, that is no regular file of this user, or that is on a
+    It is False for a file that its process still has locked, that is not a regular file of this user, or that is on a
     system without locks.
     """
     descriptor = _lock_existing(path)
@@ -70,7 +74,20 @@ def claim(path: Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def is_own(found: os.stat_result) -> bool:
+def list_matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """Return the entries of a folder whose whole names match, among its first 10,000; [] where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [
+                folder / entry.name
+                for entry in itertools.islice(entries, _MOST_ENTRIES)
+                if pattern.fullmatch(entry.name)
+            ]
+    except OSError:
+        return []
+
+
+def _is_own(found: os.stat_result) -> bool:
     """Return whether a file belongs to the user of this process."""
     return hasattr(os, "geteuid") and found.st_uid == os.geteuid()
 
@@ -84,7 +101,7 @@ def _lock_existing(path: Path) -> int | None:
         return None
     try:
         found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode) and is_own(found):
+        if stat.S_ISREG(found.st_mode) and _is_own(found):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(descriptor, path):
                 return descriptor

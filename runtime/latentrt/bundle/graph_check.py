@@ -3,7 +3,7 @@
 ONNX Runtime, OpenVINO and TensorRT open whatever file a graph names as the place of its weights, and allocate whatever
 its shapes ask for. So a graph is read here first (`latentrt.bundle.onnx_graph`), and it runs only if
 
-- it is an ONNX graph with nothing in it but what the exporter writes: its IR version, its operator sets and operators
+- it is an ONNX graph as the exporter writes it: its IR version, its operator sets and operators
   (`latentrt.bundle.graph_shapes.OPERATORS`), no function, no subgraph;
 - its inputs and outputs are those of the manifest;
 - every weight is in the component's own pinned file, inside its size, of a type that such a file may have, and no two
@@ -23,8 +23,8 @@ from pathlib import PurePosixPath
 
 from latentrt.bundle.graph_shapes import OPERATORS, Shape, infer_shapes, peak_bytes
 from latentrt.bundle.manifest import Component, GraphRecord, Manifest, Part, Role
-from latentrt.bundle.onnx_graph import GraphFormatError, OnnxGraph, Tensor, TensorType, quoted, read_graph
-from latentrt.bundle.printable import printable
+from latentrt.bundle.onnx_graph import GraphFormatError, OnnxGraph, Tensor, TensorType, read_graph
+from latentrt.bundle.printable import printable, quote
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import GraphError
 
@@ -57,7 +57,7 @@ _SIZES = {
 # Deep features (DeepCache) are smaller by a power of two, which a graph does not say.
 _DEEP_AXES, _DEEP_SIDES = ("deep_height", "deep_width"), (_SIDE // 2, _SIDE // 4, _SIDE // 8)
 # The scores of self-attention at that size take 0.5 GiB in Stable Diffusion 1 (8 heads), and are held twice; the
-# features of a decoder take 0.25 GiB each. A graph that asks for terabytes is far beyond, whatever it asks for.
+# features of a decoder take 0.25 GiB each. A graph made to exhaust the memory is far beyond.
 _MAX_BYTES: Mapping[Role, int] = {
     "denoiser": 8 << 30,
     "decoder": 8 << 30,
@@ -72,7 +72,7 @@ _MAX_BYTES: Mapping[Role, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentGraph:
-    """A graph that the manifest names, and what it must agree with.
+    """A graph that the manifest names, and the parts of the manifest that it must agree with.
 
     Attributes:
         file, weights: names of the two files in the bundle.
@@ -156,7 +156,7 @@ def _check_versions(graph: OnnxGraph, opset: int) -> None:
     for domain, version in graph.opsets.items():
         if _OPSETS.get(domain) != version:
             known = ", ".join(f"{name or 'ai.onnx'} {number}" for name, number in _OPSETS.items())
-            raise GraphFormatError(f"uses the operators of {quoted(domain)} {version}, expected {known}")
+            raise GraphFormatError(f"uses the operators of {quote(domain)} {version}, expected {known}")
     if graph.opsets.get("") != opset:
         raise GraphFormatError(f"has no operators of ONNX {opset}, expected those, as the manifest says")
 
@@ -166,32 +166,32 @@ def _check_operators(graph: OnnxGraph) -> None:
         if (node.domain, node.op_type) not in OPERATORS:
             domain = printable(node.domain) or "ai.onnx"
             raise GraphFormatError(
-                f"has node {quoted(node.name)} with the operator {printable(node.op_type)} of {domain}, which is "
+                f"has node {quote(node.name)} with the operator {printable(node.op_type)} of {domain}, which is "
                 "not among those that the exporter writes"
             )
         if node.domain not in graph.opsets:
-            raise GraphFormatError(f"has node {quoted(node.name)} of {node.domain}, which it does not import")
+            raise GraphFormatError(f"has node {quote(node.name)} of {node.domain}, which it does not import")
 
 
 def _check_names(graph: OnnxGraph) -> None:
-    """Check that every tensor is made once, before it is read: parsers differ in what they make of anything else."""
+    """Check that every tensor is made once, before it is read: parsers interpret anything else differently."""
     if twice := graph.inputs.keys() & graph.initializers.keys():
-        raise GraphFormatError(f"has {quoted(min(twice))} as an input and as a constant, expected one of the two")
+        raise GraphFormatError(f"has {quote(min(twice))} as an input and as a constant, expected one of the two")
     made = {*graph.inputs, *graph.initializers}
     for node in graph.nodes:
         for name in node.inputs:
             if name and name not in made:
                 raise GraphFormatError(
-                    f"has node {quoted(node.name)} that reads {quoted(name)}, which nothing before it makes"
+                    f"has node {quote(node.name)} that reads {quote(name)}, which nothing before it makes"
                 )
         for name in node.outputs:
             if not name or name in made:
                 raise GraphFormatError(
-                    f"has node {quoted(node.name)} that makes {quoted(name)}, expected a name of its own"
+                    f"has node {quote(node.name)} that makes {quote(name)}, expected a name of its own"
                 )
             made.add(name)
     if missing := graph.outputs.keys() - made:
-        raise GraphFormatError(f"makes no {quoted(min(missing))}, which is one of its outputs")
+        raise GraphFormatError(f"makes no {quote(min(missing))}, which is one of its outputs")
 
 
 def _check_signature(kind: str, found: Mapping[str, TensorType], specs: tuple[TensorSpec, ...]) -> None:
@@ -225,7 +225,7 @@ def _check_tensors(graph: OnnxGraph, expected: ComponentGraph) -> None:
     end, before = 0, ""
     for first, last, name in sorted(spans):
         if first < end:
-            raise GraphFormatError(f"has {quoted(name)} and {quoted(before)} in the same bytes of the weights")
+            raise GraphFormatError(f"has {quote(name)} and {quote(before)} in the same bytes of the weights")
         end, before = last, name
 
 
@@ -235,18 +235,18 @@ def _find_span(tensor: Tensor, location: str | None, expected: ComponentGraph) -
     Raises:
         GraphFormatError: it is not in the component's weights file.
     """
-    external, owner = tensor.external, f"{quoted(tensor.name)}"
+    external, owner = tensor.external, quote(tensor.name)
     assert external is not None, "the tensor is external"
     if external.location != location:
         raise GraphFormatError(
-            f"has {owner} in the file {quoted(external.location)}, expected '{location}', the component's "
+            f"has {owner} in the file {quote(external.location)}, expected '{location}', the component's "
             "weights, and no other"
         )
     if tensor.dtype not in WEIGHT_DTYPES:
         raise GraphFormatError(f"has {owner} of data type {tensor.dtype}, expected one of {sorted(WEIGHT_DTYPES)}")
     for key, digits in (("offset", external.offset), ("length", external.length)):
         if not _DECIMAL.fullmatch(digits):
-            raise GraphFormatError(f"has {owner} at the {key} {quoted(digits)}, expected a decimal number")
+            raise GraphFormatError(f"has {owner} at the {key} {quote(digits)}, expected a decimal number")
     offset, length = int(external.offset), int(external.length)
     if length != tensor.nbytes or length == 0:
         raise GraphFormatError(
@@ -266,12 +266,12 @@ def _check_memory(graph: OnnxGraph, role: Role) -> None:
     for name, declared in {**graph.value_info, **graph.outputs}.items():
         if name in shapes and declared.shape is not None and not _agrees(declared.shape, shapes[name]):
             raise GraphFormatError(
-                f"declares {quoted(name)} as {list(declared.shape)}, but its nodes make {list(shapes[name])}"
+                f"declares {quote(name)} as {list(declared.shape)}, but its nodes make {list(shapes[name])}"
             )
     needed, node = peak_bytes(graph, shapes)
     if needed > _MAX_BYTES[role]:
         raise GraphFormatError(
-            f"needs {needed / 2**30:,.1f} GiB at node {quoted(node)} for one image of {_PIXELS} × {_PIXELS} "
+            f"needs {needed / 2**30:,.1f} GiB at node {quote(node)} for one image of {_PIXELS} × {_PIXELS} "
             f"pixels, expected at most {_MAX_BYTES[role] >> 30} GiB of a {role}"
         )
 

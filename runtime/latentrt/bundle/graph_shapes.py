@@ -2,7 +2,7 @@
 
 Nothing is computed but sizes: a graph of a few bytes can ask for terabytes, and a backend that folds constants would
 allocate them while it loads the graph. There is a rule for each operator that the exporter writes. Small tensors that
-hold sizes (the outputs of `Shape`, and what is calculated from them) are evaluated.
+hold sizes (the outputs of `Shape`, and values calculated from them) are evaluated.
 
 Semantics: the ONNX operators of opset 21, and `MultiHeadAttention` of ONNX Runtime's `com.microsoft`.
 """
@@ -44,11 +44,11 @@ _DTYPES: Mapping[int, Any] = {
 
 
 class _Inputs:
-    """The inputs of one node.
+    """The inputs of one node. Every method raises ValueError if the node does not have what it should return.
 
     Attributes:
-        shapes: of each, in order; None where an optional one is left out.
-        values: of those that hold sizes; else None.
+        shapes: the shape of each input; None where an optional one is left out.
+        values: the values of each input that holds sizes; else None.
     """
 
     __slots__ = ("node", "shapes", "values")
@@ -57,6 +57,7 @@ class _Inputs:
         self.node, self.shapes, self.values = node, shapes, values
 
     def shape(self, index: int) -> Shape:
+        """Return the shape of an input."""
         found = self.shapes[index] if index < len(self.shapes) else None
         if found is None:
             raise ValueError(f"has no input {index}")
@@ -77,18 +78,21 @@ class _Inputs:
         return numbers
 
     def number(self, index: int) -> Any:
+        """Return the one value of an input."""
         found = self.sizes(index)
         if found is None or len(found) != 1:
             raise ValueError(f"takes {found} as input {index}, expected one number")
         return found[0]
 
-    def whole(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
+        """Return an attribute of the node that is a whole number."""
         found = self.node.attributes.get(name, default)
         if not isinstance(found, int):
             raise ValueError(f"has {name} = {found!r}, expected a whole number")
         return found
 
-    def wholes(self, name: str) -> tuple[int, ...] | None:
+    def integers(self, name: str) -> tuple[int, ...] | None:
+        """Return an attribute of the node that is a list of whole numbers; None where it is left out."""
         found = self.node.attributes.get(name)
         if found is not None and not isinstance(found, tuple):
             raise ValueError(f"has {name} = {found!r}, expected whole numbers")
@@ -100,7 +104,7 @@ def infer_shapes(graph: OnnxGraph, sizes: Mapping[str, int]) -> dict[str, Shape]
 
     Args:
         graph: its nodes in an order in which they can run.
-        sizes: of the named axes of its inputs.
+        sizes: the size of each named axis of its inputs.
 
     Raises:
         GraphFormatError: a node does not fit its inputs, or a size depends on the contents of a tensor.
@@ -212,7 +216,7 @@ class _Inference:
         node = inputs.node
         if node.op_type == "Shape":
             shape = inputs.shape(0)
-            return np.array(shape[inputs.whole("start", 0) : inputs.whole("end", len(shape))], np.int64)
+            return np.array(shape[inputs.integer("start", 0) : inputs.integer("end", len(shape))], np.int64)
         evaluate = _EVALUATED.get(node.op_type)
         if evaluate is None or any(
             value is None and shape is not None for value, shape in zip(inputs.values, inputs.shapes, strict=True)
@@ -259,7 +263,7 @@ def _divide(left: Values, right: Values) -> Values:
 
 
 def _cast(inputs: _Inputs) -> Values:
-    return _array(inputs, 0).astype(_DTYPES[inputs.whole("to", 0)])
+    return _array(inputs, 0).astype(_DTYPES[inputs.integer("to", 0)])
 
 
 def _evaluate_slice(inputs: _Inputs) -> Values:
@@ -275,13 +279,13 @@ _EVALUATED: Mapping[str, Callable[[_Inputs], Values]] = {
     "Add": _elementwise(np.add),
     "Cast": _cast,
     "Concat": lambda inputs: np.concatenate(
-        [_array(inputs, index) for index in range(len(inputs.values))], axis=inputs.whole("axis", 0)
+        [_array(inputs, index) for index in range(len(inputs.values))], axis=inputs.integer("axis", 0)
     ),
     "Div": _elementwise(_divide),
     "Equal": _elementwise(np.equal),
     "Floor": _elementwise(np.floor),
     "Gather": lambda inputs: np.asarray(
-        np.take(_array(inputs, 0), _array(inputs, 1), axis=inputs.whole("axis", 0), mode="raise")
+        np.take(_array(inputs, 0), _array(inputs, 1), axis=inputs.integer("axis", 0), mode="raise")
     ),
     "Greater": _elementwise(np.greater),
     "Identity": lambda inputs: _array(inputs, 0),
@@ -339,7 +343,7 @@ def _matmul(inputs: _Inputs) -> list[Shape]:
 
 def _gemm(inputs: _Inputs) -> list[Shape]:
     (rows, inner), (inner2, columns) = (
-        inputs.shape(index)[:: -1 if inputs.whole(name, 0) else 1] for index, name in enumerate(("transA", "transB"))
+        inputs.shape(index)[:: -1 if inputs.integer(name, 0) else 1] for index, name in enumerate(("transA", "transB"))
     )
     if inner != inner2:
         raise ValueError("these are no matrices that can be multiplied")
@@ -349,10 +353,10 @@ def _gemm(inputs: _Inputs) -> list[Shape]:
 def _window(inputs: _Inputs, rank: int, kernel: Shape) -> tuple[Shape, Shape, Shape]:
     """Return strides, extents (of the dilated kernel) and pads (of both ends together) for each spatial axis."""
     ones = (1,) * rank
-    strides, dilations = inputs.wholes("strides") or ones, inputs.wholes("dilations") or ones
-    pads = inputs.wholes("pads") or (0,) * (2 * rank)
+    strides, dilations = inputs.integers("strides") or ones, inputs.integers("dilations") or ones
+    pads = inputs.integers("pads") or (0,) * (2 * rank)
     if inputs.node.attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise ValueError("pads by itself, expected pads")
+        raise ValueError("has auto_pad, expected explicit pads")
     if not len(kernel) == len(strides) == len(dilations) == len(pads) // 2 == rank or min(*strides, *dilations) < 1:
         raise ValueError("its window has another number of axes")
     extents = tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True))
@@ -362,7 +366,7 @@ def _window(inputs: _Inputs, rank: int, kernel: Shape) -> tuple[Shape, Shape, Sh
 def _conv(inputs: _Inputs) -> list[Shape]:
     data, weight = inputs.shape(0), inputs.shape(1)
     spatial = data[2:]
-    strides, extents, pads = _window(inputs, len(spatial), inputs.wholes("kernel_shape") or weight[2:])
+    strides, extents, pads = _window(inputs, len(spatial), inputs.integers("kernel_shape") or weight[2:])
     return [(data[0], weight[0], *_slide(spatial, strides, extents, pads))]
 
 
@@ -374,16 +378,16 @@ def _slide(spatial: Shape, strides: Shape, extents: Shape, pads: Shape) -> Shape
 def _conv_transpose(inputs: _Inputs) -> list[Shape]:
     data, weight = inputs.shape(0), inputs.shape(1)
     spatial = data[2:]
-    strides, extents, pads = _window(inputs, len(spatial), inputs.wholes("kernel_shape") or weight[2:])
-    extra = inputs.wholes("output_padding") or (0,) * len(spatial)
+    strides, extents, pads = _window(inputs, len(spatial), inputs.integers("kernel_shape") or weight[2:])
+    extra = inputs.integers("output_padding") or (0,) * len(spatial)
     axes = zip(spatial, strides, extents, pads, extra, strict=True)
     sizes = (stride * (size - 1) + more + extent - pad for size, stride, extent, pad, more in axes)
-    return [(data[0], weight[1] * inputs.whole("group", 1), *sizes)]
+    return [(data[0], weight[1] * inputs.integer("group", 1), *sizes)]
 
 
 def _max_pool(inputs: _Inputs) -> list[Shape]:
-    data, kernel = inputs.shape(0), inputs.wholes("kernel_shape") or ()
-    if inputs.whole("ceil_mode", 0):
+    data, kernel = inputs.shape(0), inputs.integers("kernel_shape") or ()
+    if inputs.integer("ceil_mode", 0):
         raise ValueError("rounds sizes up, expected ceil_mode 0")
     return [(*data[:2], *_slide(data[2:], *_window(inputs, len(data) - 2, kernel)))]
 
@@ -391,22 +395,22 @@ def _max_pool(inputs: _Inputs) -> list[Shape]:
 def _reduce(inputs: _Inputs) -> list[Shape]:
     data, axes = inputs.shape(0), inputs.sizes(1)
     if not axes:
-        if inputs.whole("noop_with_empty_axes", 0):
+        if inputs.integer("noop_with_empty_axes", 0):
             return [data]
         axes = list(range(len(data)))
-    reduced, keep = {_axis(axis, len(data)) for axis in axes}, inputs.whole("keepdims", 1)
+    reduced, keep = {_axis(axis, len(data)) for axis in axes}, inputs.integer("keepdims", 1)
     return [tuple(1 if axis in reduced else size for axis, size in enumerate(data) if keep or axis not in reduced)]
 
 
 def _arg_max(inputs: _Inputs) -> list[Shape]:
     data = inputs.shape(0)
-    axis = _axis(inputs.whole("axis", 0), len(data))
-    return [(*data[:axis], *((1,) if inputs.whole("keepdims", 1) else ()), *data[axis + 1 :])]
+    axis = _axis(inputs.integer("axis", 0), len(data))
+    return [(*data[:axis], *((1,) if inputs.integer("keepdims", 1) else ()), *data[axis + 1 :])]
 
 
 def _concat(inputs: _Inputs) -> list[Shape]:
     shapes = [inputs.shape(index) for index in range(len(inputs.shapes))]
-    axis = _axis(inputs.whole("axis", 0), len(shapes[0]))
+    axis = _axis(inputs.integer("axis", 0), len(shapes[0]))
     if len({(*shape[:axis], -1, *shape[axis + 1 :]) for shape in shapes}) != 1:
         raise ValueError("they differ in another axis than the one along which they are joined")
     return [(*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])]
@@ -414,7 +418,7 @@ def _concat(inputs: _Inputs) -> list[Shape]:
 
 def _split(inputs: _Inputs) -> list[Shape]:
     data, sizes, count = inputs.shape(0), inputs.sizes(1), len(inputs.node.outputs)
-    axis = _axis(inputs.whole("axis", 0), len(data))
+    axis = _axis(inputs.integer("axis", 0), len(data))
     if sizes is None:
         most = -(-data[axis] // count)
         sizes = [*[most] * (count - 1), data[axis] - most * (count - 1)]
@@ -443,12 +447,12 @@ def _slice(inputs: _Inputs) -> list[Shape]:
 
 def _gather(inputs: _Inputs) -> list[Shape]:
     data, indices = inputs.shape(0), inputs.shape(1)
-    axis = _axis(inputs.whole("axis", 0), len(data))
+    axis = _axis(inputs.integer("axis", 0), len(data))
     return [(*data[:axis], *indices, *data[axis + 1 :])]
 
 
 def _gather_nd(inputs: _Inputs) -> list[Shape]:
-    data, indices, batch = inputs.shape(0), inputs.shape(1), inputs.whole("batch_dims", 0)
+    data, indices, batch = inputs.shape(0), inputs.shape(1), inputs.integer("batch_dims", 0)
     if not 0 <= batch <= batch + indices[-1] <= len(data):
         raise ValueError("its indices have too many axes")
     return [(*indices[:-1], *data[batch + indices[-1] :])]
@@ -456,7 +460,7 @@ def _gather_nd(inputs: _Inputs) -> list[Shape]:
 
 def _transpose(inputs: _Inputs) -> list[Shape]:
     data = inputs.shape(0)
-    order = inputs.wholes("perm") or tuple(reversed(range(len(data))))
+    order = inputs.integers("perm") or tuple(reversed(range(len(data))))
     if sorted(order) != list(range(len(data))):
         raise ValueError(f"has the order {order}")
     return [tuple(data[axis] for axis in order)]
@@ -482,7 +486,7 @@ def _unsqueeze(inputs: _Inputs) -> list[Shape]:
 
 def _reshape(inputs: _Inputs) -> list[Shape]:
     data, wanted = inputs.shape(0), inputs.sizes(1) or []
-    if not inputs.whole("allowzero", 0):
+    if not inputs.integer("allowzero", 0):
         wanted = [size or data[axis] for axis, size in enumerate(wanted)]
     total, known = math.prod(data), math.prod(size for size in wanted if size != -1)
     if wanted.count(-1) == 1 and known and total % known == 0:
@@ -518,7 +522,7 @@ def _pad(inputs: _Inputs) -> list[Shape]:
 
 def _resize(inputs: _Inputs) -> list[Shape]:
     data, scales, sizes = inputs.shape(0), inputs.sizes(2), inputs.sizes(3)
-    axes = inputs.wholes("axes") or tuple(range(len(data)))
+    axes = inputs.integers("axes") or tuple(range(len(data)))
     policy = inputs.node.attributes.get("keep_aspect_ratio_policy", b"stretch")
     if policy != b"stretch" or bool(scales) == bool(sizes):
         raise ValueError("has no scales and no sizes, or both, or keeps the aspect ratio")
@@ -531,7 +535,7 @@ def _resize(inputs: _Inputs) -> list[Shape]:
 
 def _top_k(inputs: _Inputs) -> list[Shape]:
     shape = [*inputs.shape(0)]
-    axis = _axis(inputs.whole("axis", -1), len(shape))
+    axis = _axis(inputs.integer("axis", -1), len(shape))
     shape[axis] = min(inputs.number(1), shape[axis])
     return [tuple(shape), tuple(shape)]
 

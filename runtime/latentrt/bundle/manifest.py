@@ -115,7 +115,7 @@ InputSource = Annotated[
 ]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-# Bounds of what a manifest may promise: far beyond every known model, and small enough that nothing that is computed
+# Bounds of the sizes in a manifest: far beyond every known model, and small enough that no value that is computed
 # from them overflows, takes hours, or fills the memory before a graph is opened.
 MAX_SIDE = 16_384
 """Largest side of an image, in pixels."""
@@ -330,7 +330,7 @@ class TokenizerRecord(Record, frozen=True, kw_only=True):
 
 
 class ConfigChange(Record, frozen=True, kw_only=True):
-    """A key of the checkpoint's configuration whose value diffusers' pipeline changes when it is made.
+    """A key of the checkpoint's configuration whose value the constructor of diffusers' pipeline changes.
 
     `found` is the checkpoint's value, or the default of its class where the checkpoint has none; `used` is the
     pipeline's; `tasks` are those whose pipelines make the change.
@@ -553,7 +553,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         return math.lcm(*(space.side_multiple for space in self.latent_spaces.values()))
 
 
-# msgspec builds its description of a type at the first use, which crashes in several threads at once.
+# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
 msgspec.json.Decoder(Manifest)
 
 
@@ -587,7 +587,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         data = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
     except UnicodeEncodeError:
         raise ManifestError(
-            "a name in the manifest is no valid Unicode, expected UTF-8; rename the checkpoint's files"
+            "a name in the manifest is not valid Unicode, expected UTF-8; rename the checkpoint's files"
         ) from None
     if decode_manifest(data) != manifest:
         raise ManifestError(

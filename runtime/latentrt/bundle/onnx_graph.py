@@ -1,7 +1,7 @@
 """Reads an ONNX graph from its bytes (protocol buffers), strictly and without the `onnx` package.
 
 Parsers of protocol buffers pass over fields that they do not know, and merge a field that occurs twice, each in its own
-way. So two of them can see two graphs in one file. This reader accepts only what has one meaning: the fields that the
+way. So two of them can see two graphs in one file. This reader accepts only unambiguous files: the fields that the
 exporter writes, each as often as it may occur, in the shortest encoding. Everything else is an error that names the
 field: functions, subgraphs, training information, sparse or typed tensor data, quantization annotations.
 
@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from latentrt.bundle.printable import printable
+from latentrt.bundle.printable import quote
+from latentrt.bundle.tensors import MAX_AXES
 
 __all__ = [
-    "ITEM_BYTES",
     "MAX_GRAPH_BYTES",
     "Attribute",
     "ExternalData",
@@ -28,7 +28,6 @@ __all__ = [
     "OnnxGraph",
     "Tensor",
     "TensorType",
-    "quoted",
     "read_graph",
     "read_tensor",
     "read_varint",
@@ -38,18 +37,17 @@ __all__ = [
 MAX_GRAPH_BYTES = 32 << 20
 # Longest name of a node or a tensor; names are paths of modules.
 _MAX_NAME_BYTES = 1024
-_MAX_RANK = 8
 _MANY = 100_000  # nodes, or tensors
 _FEW = 64  # inputs, outputs or attributes of a node
 
 # Sizes of one element by TensorProto.DataType: float32, uint8, int8, int32, int64, bool, float16, float64.
-ITEM_BYTES: Mapping[int, int] = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
+_ITEM_BYTES: Mapping[int, int] = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
 
 Attribute = float | int | bytes | tuple[int, ...] | None
 
 
 class GraphFormatError(ValueError):
-    """A fault of a graph. The message continues the file's name."""
+    """A fault of a graph. The message is a predicate, whose subject is the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """The number of bytes of the values."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +138,10 @@ def read_tensor(data: bytes, owner: str = "initializer") -> Tensor:
     """
     found = _read(data, _TENSOR, owner)
     name = _text(found.get("name", [b""])[0], f"the name of {owner}")
-    owner = f"{owner} {quoted(name)}".strip()
+    owner = f"{owner} {quote(name)}".strip()
     dtype, shape = found.get("data_type", [0])[0], tuple(found.get("dims", ()))
-    if dtype not in ITEM_BYTES:
-        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(ITEM_BYTES)}")
+    if dtype not in _ITEM_BYTES:
+        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(_ITEM_BYTES)}")
     if any(not 0 <= size < 1 << 40 for size in shape):
         raise GraphFormatError(f"has {owner} of shape {list(shape)}, expected sizes from 0")
     external = _external_data(found["external_data"], owner) if "external_data" in found else None
@@ -185,12 +183,6 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise GraphFormatError("has a number of more than 64 bits: it is not an ONNX graph")
-
-
-def quoted(name: str) -> str:
-    """Return a name of the graph as it may be printed, in quotes."""
-    name = name[:200]
-    return f"'{name if name.isprintable() else printable(name)}'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +290,7 @@ _ATTRIBUTE = _message(
 _TENSOR = _message(
     "a tensor",
     {
-        "dims": (1, _VARINT, _MAX_RANK),
+        "dims": (1, _VARINT, MAX_AXES),
         "data_type": (2, _VARINT, 1),
         "name": (8, _BYTES, 1),
         "raw_data": (9, _BYTES, 1),
@@ -333,7 +325,7 @@ _TYPE = _message(
     optional_type=9,
 )
 _TENSOR_TYPE = _message("a tensor type", {"elem_type": (1, _VARINT, 1), "shape": (2, _BYTES, 1)})
-_SHAPE = _message("a shape", {"dim": (1, _BYTES, _MAX_RANK)})
+_SHAPE = _message("a shape", {"dim": (1, _BYTES, MAX_AXES)})
 _DIM = _message("a dimension", {"dim_value": (1, _VARINT, 1), "dim_param": (2, _BYTES, 1)}, denotation=3)
 
 # AttributeProto.AttributeType → the one field that holds such a value.
@@ -357,7 +349,7 @@ class _Reader:
             opset = _read(entry, _OPSET)
             domain = _text(opset.get("domain", [b""])[0], "the domain of an operator set")
             if domain in opsets:
-                raise GraphFormatError(f"imports the operators of {quoted(domain)} twice, expected once")
+                raise GraphFormatError(f"imports the operators of {quote(domain)} twice, expected once")
             opsets[domain] = opset.get("version", [0])[0]
         for producer in ("producer_name", "producer_version"):
             _text(found.get(producer, [b""])[0], producer)
@@ -376,14 +368,14 @@ class _Reader:
     def _node(self, data: bytes) -> Node:
         found = _read(data, _NODE)
         name = _text(found.get("name", [b""])[0], "a node's name")
-        owner = f"node {quoted(name)}"
+        owner = f"node {quote(name)}"
         attributes: dict[str, Attribute] = {}
         for each in found.get("attribute", ()):
             known = self._attributes.get(each)
             if known is None:
                 known = self._attributes[each] = self._attribute(each, owner)
             if known[0] in attributes:
-                raise GraphFormatError(f"has the attribute {quoted(known[0])} of {owner} twice, expected it once")
+                raise GraphFormatError(f"has the attribute {quote(known[0])} of {owner} twice, expected it once")
             attributes[known[0]] = known[1]
         return Node(
             name,
@@ -402,7 +394,7 @@ class _Reader:
         # A list may be empty. Any other value must be there, and nothing beside it.
         if field is None or (set(found) != {field} and (field != "ints" or found)):
             raise GraphFormatError(
-                f"has the attribute {quoted(name)} of {owner} with type {kind} and {sorted(found)}, expected one value "
+                f"has the attribute {quote(name)} of {owner} with type {kind} and {sorted(found)}, expected one value "
                 "of that type: a number, whole numbers, a text or a tensor"
             )
         if field == "ints":
@@ -412,9 +404,9 @@ class _Reader:
             return name, float(struct.unpack("<f", value)[0])
         if field != "t":
             return name, value
-        tensor = read_tensor(value, f"the attribute {quoted(name)} of {owner}")
+        tensor = read_tensor(value, f"the attribute {quote(name)} of {owner}")
         if tensor.external is not None or tensor.nbytes > 8:
-            raise GraphFormatError(f"has a tensor in the attribute {quoted(name)} of {owner}, expected one number")
+            raise GraphFormatError(f"has a tensor in the attribute {quote(name)} of {owner}, expected one number")
         return name, None  # the exporter's only one is the filling of ConstantOfShape
 
     def _initializers(self, items: list[bytes]) -> dict[str, Tensor]:
@@ -422,7 +414,7 @@ class _Reader:
         for data in items:
             tensor = read_tensor(data)
             if not tensor.name or tensor.name in tensors:
-                raise GraphFormatError(f"has the initializer {quoted(tensor.name)} twice or without a name")
+                raise GraphFormatError(f"has the initializer {quote(tensor.name)} twice or without a name")
             tensors[tensor.name] = tensor
         return tensors
 
@@ -432,11 +424,11 @@ class _Reader:
             found = _read(data, _VALUE_INFO)
             name = _text(found.get("name", [b""])[0], f"the name of an {kind}")
             if not name or name in values or "type" not in found:
-                raise GraphFormatError(f"has the {kind} {quoted(name)} twice, or without a name or a type")
+                raise GraphFormatError(f"has the {kind} {quote(name)} twice, or without a name or a type")
             described = found["type"][0]
             known = self._types.get(described)
             if known is None:
-                known = self._types[described] = _type(described, f"the {kind} {quoted(name)}")
+                known = self._types[described] = _type(described, f"the {kind} {quote(name)}")
             values[name] = known
         return values
 
@@ -447,11 +439,11 @@ def _external_data(entries: list[bytes], owner: str) -> ExternalData:
         found = _read(entry, _ENTRY, owner)
         key = _text(found.get("key", [b""])[0], "a key of the external data", owner)
         if key in values:
-            raise GraphFormatError(f"has the external data of {owner} with {quoted(key)} twice, expected it once")
-        values[key] = _text(found.get("value", [b""])[0], f"the {quoted(key)} of the external data of {owner}")
+            raise GraphFormatError(f"has the external data of {owner} with {quote(key)} twice, expected it once")
+        values[key] = _text(found.get("value", [b""])[0], f"the {quote(key)} of the external data of {owner}")
     if set(values) != {"location", "offset", "length"}:
         raise GraphFormatError(
-            f"has the external data of {owner} with {', '.join(map(quoted, values))}; expected location, offset and "
+            f"has the external data of {owner} with {', '.join(map(quote, values))}; expected location, offset and "
             "length"
         )
     return ExternalData(**values)
@@ -463,8 +455,8 @@ def _type(data: bytes, owner: str) -> TensorType:
         raise GraphFormatError(f"has {owner} without a tensor type, expected one")
     tensor = _read(found["tensor_type"][0], _TENSOR_TYPE, owner)
     dtype = tensor.get("elem_type", [0])[0]
-    if dtype not in ITEM_BYTES:
-        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(ITEM_BYTES)}")
+    if dtype not in _ITEM_BYTES:
+        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(_ITEM_BYTES)}")
     if "shape" not in tensor:
         return TensorType(dtype, None)
     shape: list[int | str | None] = []
@@ -540,14 +532,16 @@ def _of(owner: str) -> str:
     return f" of {owner}" if owner else ""
 
 
-def _text(data: bytes, what: str, owner: str = "") -> str:
-    """Return a text; `what` and `owner` describe it in an error."""
+def _text(data: bytes, title: str, owner: str = "") -> str:
+    """Return a text; `title` and `owner` describe it in an error."""
     if len(data) > _MAX_NAME_BYTES:
-        raise GraphFormatError(f"has {what}{_of(owner)} with {len(data):,} bytes, expected at most {_MAX_NAME_BYTES:,}")
+        raise GraphFormatError(
+            f"has {title}{_of(owner)} with {len(data):,} bytes, expected at most {_MAX_NAME_BYTES:,}"
+        )
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        raise GraphFormatError(f"has {what}{_of(owner)} that is not UTF-8, expected UTF-8") from None
+        raise GraphFormatError(f"has {title}{_of(owner)} that is not UTF-8, expected UTF-8") from None
     if "\0" in text:
-        raise GraphFormatError(f"has {what}{_of(owner)} with a zero byte, expected none")
+        raise GraphFormatError(f"has {title}{_of(owner)} with a zero byte, expected none")
     return text

@@ -29,8 +29,8 @@ class PinnedFiles:
         root: the folder that must contain the files.
         records: the pin of each file, by name.
         cache: digests stored by earlier runs; None stores and reads none.
-        digest: of the manifest that has the records, `sha256:…`, to tell damage from a bundle that was replaced; None
-            if it is unknown.
+        digest: the digest of the manifest that the records are from, `sha256:…`, to tell a replaced bundle from a
+            damaged one; None if it is unknown.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class PinnedFiles:
         self._compare_all(list(self._records), None, progress and _serialize(progress))
 
     @contextmanager
-    def intact(self, name: str) -> Iterator[BufferedReader]:
+    def open_intact(self, name: str) -> Iterator[BufferedReader]:
         """Open a file for a library that reads or maps it through the descriptor, and compare it with its SHA-256.
 
         Names are not followed again, so that another file under this name has no effect. Leaving the block checks
@@ -109,7 +109,7 @@ class PinnedFiles:
                 self._intact.pop(name, None)
                 raise IntegrityError(
                     f"{self._root.folder / name} was changed, moved or linked while it was being loaded, expected it "
-                    "to stay as it is; load it again, and find out what writes there"
+                    "to stay as it is; load it again, and stop the program that writes there"
                 )
 
     @contextmanager
@@ -179,7 +179,7 @@ class PinnedFiles:
         )
 
     def _was_replaced(self) -> bool:
-        """Return whether `bundle.json` is not the one that has the records any more."""
+        """Return whether the folder's `bundle.json` is no longer the one that the records are from."""
         if self._digest is None:
             return False
         try:

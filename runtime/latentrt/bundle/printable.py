@@ -6,10 +6,10 @@ direction of the line.
 
 from __future__ import annotations
 
-__all__ = ["counted", "printable", "shown"]
+__all__ = ["counted", "printable", "quote"]
 
+_LONGEST_QUOTE = 120  # characters of a value
 # Invisible, but they join letters in Persian and Hindi, and sequences of emoji; they affect their neighbours only.
-_LONGEST_SHOWN = 120  # characters of a value
 _JOINERS = "\u200c\u200d"
 
 
@@ -28,13 +28,13 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-def shown(value: object) -> str:
-    """Return a value as an error message quotes it: its `repr`, abbreviated; the name of its type where that fails."""
+def quote(value: object) -> str:
+    """Format a value for an error message: its `repr`, abbreviated; the name of its type where that fails."""
     try:
         text = repr(value)
     except Exception:  # of a caller's own class; Python refuses a whole number of more than 4,300 digits as well
         return f"a value of type {type(value).__name__}"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
 
 
 def counted(number: int, thing: str) -> str:

@@ -12,7 +12,7 @@ from typing import IO, Annotated, Any
 
 import msgspec
 
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.bundle.strict_json import parse_json
 
 __all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "Header", "TensorPlace", "read_header"]
@@ -56,7 +56,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     data_offsets: tuple[_Size, _Size]
 
 
-# Describes the class at import, which several threads must not do at once.
+# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
 msgspec.json.Decoder(_Entry)
 
 
@@ -83,16 +83,15 @@ def read_header(stream: IO[bytes], size: int) -> Header:
     """Read the header of a safetensors file, of unknown origin, in time and memory proportional to its length.
 
     Args:
-        stream: of the file, at its beginning.
-        size: of the file, in bytes. It is not compared with `Header.file_size`, so that a caller can say how they
-            differ.
+        stream: the open file, at its beginning.
+        size: the file's size in bytes. It is not compared with `Header.file_size`, so that a caller can report both.
 
     Raises:
         ValueError: it is not the header of a safetensors file.
     """
     length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
     if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-        raise ValueError(f"the header's length is {length:,} bytes, the file's {size:,}")
+        raise ValueError(f"got a header of {length:,} bytes in a file of {size:,}, expected a header inside the file")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"the header has {length:,} bytes, expected {MAX_HEADER_BYTES:,} at most")
     # Five values for each tensor: itself, its shape, its offsets and the axes.
@@ -101,7 +100,7 @@ def read_header(stream: IO[bytes], size: int) -> Header:
         raise ValueError(f"the header is a {type(tree).__name__}, expected an object")
     metadata = tree.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise ValueError(f"__metadata__ is {shown(metadata)}, expected texts by name")
+        raise ValueError(f"__metadata__ is {quote(metadata)}, expected texts by name")
     if len(tree) > MAX_TENSORS:
         raise ValueError(f"the header has {len(tree):,} tensors, expected {MAX_TENSORS:,} at most")
     begin = _LENGTH_BYTES + length
@@ -110,7 +109,7 @@ def read_header(stream: IO[bytes], size: int) -> Header:
     for name, place in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if place.start != end:
             problem = "overlaps another tensor" if place.start < end else "follows a hole"
-            raise ValueError(f"the tensor {shown(name)} {problem}, expected its bytes from {end - begin:,} on")
+            raise ValueError(f"the tensor {quote(name)} {problem}, expected its bytes from {end - begin:,} on")
         end = place.end
     return Header(tensors=tensors, metadata=metadata, file_size=end)
 
@@ -119,12 +118,14 @@ def _place(name: str, entry: object, begin: int) -> TensorPlace:
     try:
         found = msgspec.convert(entry, _Entry)
     except msgspec.ValidationError as error:
-        raise ValueError(f"the tensor {shown(name)}: {error}") from None
+        raise ValueError(f"the tensor {quote(name)}: {error}") from None
     if found.dtype not in _BITS:
-        raise ValueError(f"the tensor {shown(name)} has the dtype {shown(found.dtype)}, expected one of the format")
+        raise ValueError(
+            f"the tensor {quote(name)} has the dtype {quote(found.dtype)}, expected one of {', '.join(_BITS)}"
+        )
     first, last = found.data_offsets
     if (last - first) * 8 != math.prod(found.shape) * _BITS[found.dtype]:
         raise ValueError(
-            f"the tensor {shown(name)}: offsets {first} … {last} do not hold {found.dtype} of shape {found.shape}"
+            f"the tensor {quote(name)}: offsets {first} … {last} do not hold {found.dtype} of shape {found.shape}"
         )
     return TensorPlace(dtype=found.dtype, shape=found.shape, start=begin + first, end=begin + last)

@@ -1,8 +1,8 @@
 """The rules for the inputs and outputs of a bundle's components and their parts.
 
 The loop, the decoder and the safety check address tensors by the component's role: a decoder takes `latents` and makes
-`pixels`, a part takes outputs of others. A manifest that breaks such a rule is refused when it is read, so that no code
-behind it has to expect that.
+`pixels`, a part takes outputs of others. A manifest that breaks such a rule is rejected when it is read, so that later
+code can rely on it.
 """
 
 from __future__ import annotations
@@ -44,17 +44,16 @@ _OUTPUTS: Mapping[Role, Mapping[str, tuple[DType, int]]] = {
     "depth-estimator": {"predicted_depth": ("float32", 3)},
 }
 _TIMES = ("timestep", "c-noise")
-# What is constant in a step and does not depend on the conditioning.
+# Sources that are constant within a step and independent of the conditioning.
 _TIME_EMBEDDING = (*_TIMES, "guidance-weight")
 _DEEP_FEATURES = "deep_features"
 _SLICE_INPUTS = ("features", "inside", "mean", "variance", "residual")
-_SLICE_AXES = {"batch", "rows", "halo_rows", "width"}
 
 
 def find_signature_problems(manifest: Manifest) -> Iterator[str]:
     """Describe each input or output that breaks a rule, as a clause that continues `bundle.json: `.
 
-    A description may rely on the ones before it: the caller stops at the first.
+    A check may assume that all earlier ones passed: the caller stops at the first description.
     """
     for name, component in manifest.components.items():
         yield from _check_specs(name, "input", component.inputs)
@@ -74,7 +73,7 @@ def find_signature_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _check_specs(owner: str, kind: str, specs: tuple[TensorSpec, ...]) -> Iterator[str]:
-    """Check what holds for every input and output: distinct names, and axes that are sizes, names or multiples."""
+    """Check the rules for every input and output: distinct names, and axes that are sizes, names or multiples."""
     names = [spec.name for spec in specs]
     if not names or len(set(names)) != len(names):
         yield f"{owner} has the {kind}s {names}, expected at least one and each name once"
@@ -134,12 +133,10 @@ def _check_sources(name: str, component: Component, components: Mapping[str, Com
 
 
 def _check_sizes(name: str, component: Component, manifest: Manifest) -> Iterator[str]:
-    """Check that latents and images have the latent space's channels and sides, and tokens the tokenizer's length."""
+    """Check that latents and images have the latent space's channels and sides, and embeddings a row for each token."""
     spaces, role = manifest.latent_spaces, component.role
     space = spaces[name] if role == "denoiser" else next(iter(spaces.values()))
     latents, image, tokens = (component.input_from(source) for source in ("latents", "image", "tokens"))
-    if tokens is not None and tokens.shape[1] != manifest.tokenizers[name].length:
-        yield f"{name} has the input {tokens}, expected chunks of {manifest.tokenizers[name].length}, the tokenizer's"
     if tokens is not None:
         for spec in component.outputs:
             if spec.name == "hidden_states" and (spec.shape[1] != tokens.shape[1] or isinstance(spec.shape[2], str)):

@@ -1,6 +1,6 @@
 """Writes a bundle in a staging folder, which replaces the destination once it is complete.
 
-The staging folder stands beside the destination, on the disk that needs room for the weights anyway (a system's
+The staging folder is created beside the destination, on the disk that needs room for the weights anyway (a system's
 temporary folder is often in memory), so that a rename suffices::
 
     .NAME.export-x1y2z3w4/
@@ -33,7 +33,7 @@ from pathlib import Path
 
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.export_report import REPORT_NAME
-from latentrt.bundle.file_lock import claim, create_locked
+from latentrt.bundle.file_lock import claim, create_locked, list_matching
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest
 from latentrt.bundle.printable import printable
 from latentrt.errors import ManifestError, OutputError
@@ -42,9 +42,8 @@ __all__ = ["Abandoned", "Stage", "find_abandoned_stages", "is_being_replaced", "
 
 _ROOT = re.compile(r"\..{1,32}\.export-[a-z0-9_]{8}", re.DOTALL)
 _LOCK, _BUNDLE, _SCRATCH, _FORMER = "lock", "bundle", "scratch", "former"
-_MOST_ENTRIES = 10_000
 _MOST_LISTED = 5
-# Files in a bundle's folder that no manifest names and nobody misses: the exporter's report, and file managers' own.
+# Files that no manifest names and that a replacement may delete: the exporter's report, and file managers' own.
 _EXPENDABLE = {MANIFEST_NAME, REPORT_NAME, ".DS_Store", "Thumbs.db"}
 
 
@@ -212,8 +211,8 @@ def _replace(place: Path, bundle: Path, former: Path, check: Callable[[Path], No
 
     Args:
         former: the path to which the earlier bundle is moved where the two cannot be exchanged in one step.
-        check: raises if its argument, what was at `place`, must not be deleted: it may have been put there since it
-            was checked last. Then everything is back where it was.
+        check: takes the earlier bundle's folder; raises if it must not be deleted, as another folder may have been put
+            there since the last check. Then both folders are moved back.
     """
     if _exchange(bundle, place):
         try:
@@ -338,19 +337,11 @@ def find_abandoned_stages(parent: Path) -> list[Abandoned]:
 
 
 def _list_roots(parent: Path) -> list[Path]:
-    try:
-        with os.scandir(parent) as entries:
-            return [
-                parent / entry.name
-                for entry in itertools.islice(entries, _MOST_ENTRIES)
-                if _ROOT.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-            ]
-    except OSError:
-        return []
+    return [path for path in list_matching(parent, _ROOT) if os.path.isdir(path) and not os.path.islink(path)]
 
 
 def _is_ours(root: Path) -> bool:
-    """Return whether a folder contains nothing but what `staged` puts there."""
+    """Return whether a folder contains only entries that `staged` makes."""
     return set(os.listdir(root)) <= {_LOCK, _BUNDLE, _SCRATCH, _FORMER}
 
 

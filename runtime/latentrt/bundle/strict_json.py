@@ -1,7 +1,7 @@
 """Strict parsing of JSON of unknown origin.
 
-Rejects what parsers interpret differently: duplicate keys, NaN, integers beyond 64 bits, halves of surrogate pairs.
-Bounds the size, the nesting and the number of values before anything is built from the text.
+Rejects ambiguous texts: duplicate keys, NaN, integers beyond 64 bits and halves of surrogate pairs, which parsers
+interpret differently. Bounds the size, the nesting and the number of values before anything is built from the text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any
 
-from latentrt.bundle.printable import printable
+from latentrt.bundle.printable import printable, quote
 
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "AmbiguousJSONError", "check_extent", "parse_json"]
 
@@ -21,7 +21,6 @@ MAX_DEPTH = 32
 """Deepest nesting by default: a manifest has 11 levels."""
 MAX_VALUES = 1 << 20
 """Largest number of values by default. A value takes about 100 bytes of memory."""
-_LONGEST_SHOWN = 60  # characters of a key
 
 
 class AmbiguousJSONError(ValueError):
@@ -43,8 +42,9 @@ def parse_json(
         data: the text.
         infinity: accept `Infinity` and `-Infinity`, which Python writes and JSON does not have.
         half_surrogates: accept escaped halves of surrogate pairs, as in `"\\ud83d"`.
-        max_bytes, max_depth, max_values: the longest text; the deepest nesting, where 1 is a list of numbers; and the
-            largest number of values.
+        max_bytes: the size of the longest text.
+        max_depth: the deepest nesting; a list of numbers has 1.
+        max_values: the largest number of values.
 
     Raises:
         AmbiguousJSONError: the text is not JSON, is ambiguous, or is beyond one of the bounds.
@@ -107,8 +107,7 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(tree) != len(pairs):
         seen = set[str]()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        shown = twice if len(twice) <= _LONGEST_SHOWN else f"{twice[:_LONGEST_SHOWN]}…"
-        raise AmbiguousJSONError(f"has the key {shown!r} twice in one object, expected it once")
+        raise AmbiguousJSONError(f"has the key {quote(twice)} twice in one object, expected it once")
     return tree
 
 

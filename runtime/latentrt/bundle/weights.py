@@ -13,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.bundle.safetensors_header import TensorPlace, read_header
 from latentrt.errors import BundleError
 
@@ -85,5 +85,5 @@ def _map(file: BufferedReader, mode: Literal["r", "c"]) -> NDArray[np.uint8]:
 
 def _view(data: NDArray[np.uint8], name: str, place: TensorPlace) -> NDArray[Any]:
     if place.dtype not in _DTYPES:
-        raise ValueError(f"the tensor {shown(name)} is {place.dtype}")
+        raise ValueError(f"the tensor {quote(name)} is {place.dtype}, expected one of {', '.join(_DTYPES)}")
     return data[place.start : place.end].view(_DTYPES[place.dtype]).reshape(place.shape)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from latentrt import __version__
-from latentrt.cli.output import echo_block, echo_error, echo_traceback, taking_over
+from latentrt.cli.output import echo_block, echo_error, echo_traceback, redirect_warnings
 from latentrt.errors import LatentRTError
 
 __all__ = ["main"]
@@ -92,7 +92,7 @@ def main(args: list[str] | None = None) -> None:
     # Also accepted at the end, where a user appends it to a command that failed.
     debug = given[:1] == ["--debug"] or given[-1:] == ["--debug"]
     arguments = given[:-1] if given[-1:] == ["--debug"] else given
-    with taking_over():
+    with redirect_warnings():
         sys.exit(_run(arguments, debug=debug))
 
 

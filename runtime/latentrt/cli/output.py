@@ -34,7 +34,7 @@ __all__ = [
     "echo_json_text",
     "echo_traceback",
     "is_terminal",
-    "taking_over",
+    "redirect_warnings",
 ]
 
 # Signs of our own output for streams that have ASCII or one byte per character only.
@@ -53,12 +53,14 @@ _PLAIN_SIGNS = {
 
 
 class Stream:
-    """Standard output or standard error: a file that replaces what its encoding lacks and survives a closed pipe.
+    """Standard output or standard error, as a file that survives a closed pipe.
+
+    Characters that the stream's encoding lacks are replaced.
 
     Args:
         err: standard error in place of standard output.
-        bound: write to the file that the stream is now, whatever replaces it later. rich's live displays need this:
-            they replace both streams by files that write to their console.
+        bound: keep writing to the present file of the stream after `sys.stdout` or `sys.stderr` is replaced. rich's
+            live displays need this: they replace both by files that write to their console.
     """
 
     def __init__(self, *, err: bool = False, bound: bool = False) -> None:
@@ -108,7 +110,7 @@ class Stream:
         """Do nothing: `write` flushes."""
 
     def _mute(self) -> None:
-        """Lead the stream nowhere, so that neither a later write nor the interpreter's last flush fails."""
+        """Redirect the stream to the null device, so that neither a later write nor the last flush at exit fails."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._file.fileno())  # type: ignore[union-attr]  # None was excluded
@@ -157,7 +159,7 @@ def is_terminal(*, err: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def taking_over() -> Iterator[None]:
+def redirect_warnings() -> Iterator[None]:
     """Print Python's warnings, and log records from level warning, through this module within the block."""
     _open_closed_streams()
     handler, root, shown = _LogHandler(logging.WARNING), logging.getLogger(), warnings.showwarning

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentrt.bundle.digests import open_regular
+from latentrt.bundle.manifest import MAX_STEPS
 from latentrt.bundle.printable import counted
 from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
 from latentrt.cli.option import Option
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_CONFIG_BYTES", "read_scheduler_config", "schedule"]
 
 _DEFAULT_STEPS = 50  # as diffusers' pipelines
-_MAX_STEPS = 10_000
 _MAX_TITLE = 100
 _GRIDS = ("timesteps", "sigmas")
 _EXTENSIONS: dict[str, Format] = {".json": "json", ".csv": "csv"}
@@ -61,7 +61,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic for type c
 )
 @click.option(
     "--steps",
-    type=click.IntRange(1, _MAX_STEPS),
+    type=click.IntRange(1, MAX_STEPS),
     help=f"Number of steps.  [default: {_DEFAULT_STEPS}, as in diffusers]",
 )
 @click.option(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Session, run
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.errors import BundleError, RequestError, SafetyError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def check_policy(policy: str) -> Policy:
     for known in get_args(Policy):
         if isinstance(policy, str) and policy == known:
             return known  # type: ignore[no-any-return]
-    raise RequestError(f"`safety`: got {shown(policy)}, expected one of {', '.join(get_args(Policy))}")
+    raise RequestError(f"`safety`: got {quote(policy)}, expected one of {', '.join(get_args(Policy))}")
 
 
 def require_classifier(manifest: Manifest, policy: Policy) -> None:

@@ -70,7 +70,7 @@ class _Versioned(msgspec.Struct):
     format_version: int
 
 
-# Describe the classes at import, which several threads must not do at once.
+# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
 msgspec.json.Decoder(_Versioned)
 msgspec.json.Decoder(EngineRecord)
 

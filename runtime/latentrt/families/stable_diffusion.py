@@ -731,12 +731,20 @@ def _embedding_width(bundle: Bundle) -> int:
     for spec in bundle.manifest.components[DENOISER].inputs:
         if spec.name == TEXT and len(spec.shape) == 3 and isinstance(width := spec.shape[-1], int):
             return width
-    raise BundleError(f"{bundle.folder}: {DENOISER} has no input {TEXT} of 3 axes, the last a width; export it again")
+    raise BundleError(
+        f"{bundle.folder}: {DENOISER} has no input {TEXT}, expected one of 3 axes, the last a number; export the "
+        "bundle again"
+    )
 
 
 def _check_distilled(request: ResolvedRequest) -> None:
-    """Reject options of guidance by two evaluations, where the denoiser makes one. Like diffusers, it ignores a
-    negative prompt."""
+    """Reject options of guidance by two evaluations, which a distilled denoiser does not need.
+
+    A negative prompt is ignored, as in diffusers.
+
+    Raises:
+        RequestError: such an option is set.
+    """
     guidance = request.guidance
     for keyword, changed in (
         ("guidance_rescale", guidance.rescale != 0),

@@ -66,7 +66,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     safety: SafetyRecord
 
 
-# msgspec builds its description of a type at the first use, which crashes in several threads at once.
+# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
 msgspec.json.Decoder(ImageRecord)
 
 
@@ -128,7 +128,7 @@ _SAMPLER_NAMES = {
     "lcm": "LCM",
 }
 _SCHEDULE_TYPES = {"use_karras_sigmas": "Karras", "use_exponential_sigmas": "Exponential", "use_beta_sigmas": "Beta"}
-# Of a checkpoint file's SHA-256, by which other tools find the model.
+# The digits of a checkpoint file's SHA-256 by which other tools find the model.
 _MODEL_HASH_DIGITS = 10
 # A line that begins with one of these begins another section of the text.
 _MARKERS = ("Negative prompt:", "Steps:")

@@ -29,8 +29,8 @@ def check_structure(stream: IO[bytes], max_pixels: int) -> None:
     """Check the number and the size of an image file's segments. Files of other formats are left to the decoder.
 
     Args:
-        stream: of the file, at its beginning, where it is left.
-        max_pixels: of a WebP, whose decoder allocates them when the file is opened.
+        stream: the open file, at its beginning, to which it is rewound.
+        max_pixels: the most pixels of a WebP, whose decoder allocates them when the file is opened.
 
     Raises:
         ValueError: a bound is exceeded.
@@ -49,7 +49,7 @@ def _check_jpeg(stream: IO[bytes]) -> None:
     stream.seek(2)
     segments = exif_segments = exif_bytes = 0
     while (marker := stream.read(2))[:1] == b"\xff" and len(marker) == 2:
-        segments += 1  # bytes that fill up count, as the decoder walks over them too
+        segments += 1  # fill bytes count, as the decoder walks over them too
         _check("segments", segments, MAX_SEGMENTS)
         if marker[1] == 0xFF:
             stream.seek(-1, 1)
@@ -122,6 +122,6 @@ def _count(stream: IO[bytes], pattern: bytes) -> int:
     return count
 
 
-def _check(what: str, number: int, most: int) -> None:
+def _check(unit: str, number: int, most: int) -> None:
     if number > most:
-        raise ValueError(f"more than {most:,} {what}")
+        raise ValueError(f"more than {most:,} {unit}")

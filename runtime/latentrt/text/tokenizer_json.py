@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from latentrt.bundle.printable import printable
+from latentrt.bundle.printable import printable, quote
 from latentrt.text.byte_pairs import CONTRACTIONS, END_OF_WORD, BytePairEncoder, normalize
 
 __all__ = ["MAX_BYTES", "read_tokenizer_json"]
@@ -74,7 +74,7 @@ class _Model(_Strict, frozen=True):
 
 
 class _File(_Strict, frozen=True):
-    """The file. Sections that are compared with CLIP's, or have no effect on text → ids, are decoded later or never."""
+    """The whole file. Sections of any form stay encoded until their size is checked."""
 
     model: msgspec.Raw
     normalizer: msgspec.Raw
@@ -107,7 +107,7 @@ def read_tokenizer_json(data: bytes, *, framed: bool = False) -> BytePairEncoder
         framed: accept truncation and padding, which checkpoints may have and bundles never have.
 
     Raises:
-        ValueError: it is not the file of a CLIP tokenizer. The message names the part, what it is and what CLIP has.
+        ValueError: it is not the file of a CLIP tokenizer. The message names the section, its value and CLIP's.
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"got {len(data):,} bytes, expected at most {MAX_BYTES:,}")
@@ -176,8 +176,8 @@ def _section_error(name: str, section: msgspec.Raw, expected: str) -> ValueError
 def _check_model(model: _Model) -> None:
     if model.end_of_word_suffix != END_OF_WORD or model.continuing_subword_prefix:
         raise ValueError(
-            f"got end_of_word_suffix {_quote(model.end_of_word_suffix)} and continuing_subword_prefix "
-            f"{_quote(model.continuing_subword_prefix)}, expected {END_OF_WORD!r} and no prefix"
+            f"got end_of_word_suffix {quote(model.end_of_word_suffix)} and continuing_subword_prefix "
+            f"{quote(model.continuing_subword_prefix)}, expected {END_OF_WORD!r} and no prefix"
         )
     options = ("dropout", "fuse_unk", "byte_fallback", "ignore_merges")
     for name in options:
@@ -187,7 +187,7 @@ def _check_model(model: _Model) -> None:
         if count > MAX_TOKENS:
             raise ValueError(f"got {count:,} {name}, expected at most {MAX_TOKENS:,}")
     if model.unk_token is not None and model.unk_token not in model.vocab:
-        raise ValueError(f"got the unk_token {_quote(model.unk_token)}, expected a token of the vocabulary")
+        raise ValueError(f"got the unk_token {quote(model.unk_token)}, expected a token of the vocabulary")
 
 
 def _check_ids(vocabulary: Mapping[str, int], added: list[_AddedToken]) -> dict[str, int]:
@@ -199,13 +199,13 @@ def _check_ids(vocabulary: Mapping[str, int], added: list[_AddedToken]) -> dict[
     for token in added:
         if token.single_word or token.lstrip or token.rstrip:
             raise ValueError(
-                f"got the added token {_quote(token.content)} with one of single_word, lstrip and rstrip, expected none"
+                f"got the added token {quote(token.content)} with one of single_word, lstrip and rstrip, expected none"
             )
         if token.content in contents:
-            raise ValueError(f"got the added token {_quote(token.content)} twice, expected it once")
+            raise ValueError(f"got the added token {quote(token.content)} twice, expected it once")
         if ids.setdefault(token.content, token.id) != token.id:
             raise ValueError(
-                f"got the id {token.id} of the added token {_quote(token.content)}, expected {ids[token.content]}, as "
+                f"got the id {token.id} of the added token {quote(token.content)}, expected {ids[token.content]}, as "
                 "in the vocabulary"
             )
         contents.add(token.content)
@@ -214,21 +214,21 @@ def _check_ids(vocabulary: Mapping[str, int], added: list[_AddedToken]) -> dict[
             if other != token.content:
                 # The tokenizers package finds one of the two, another one in each process.
                 raise ValueError(
-                    f"got the added tokens {_quote(other)} and {_quote(token.content)}, which are the same word in a "
+                    f"got the added tokens {quote(other)} and {quote(token.content)}, which are the same word in a "
                     "normalised text; expected different words"
                 )
     used = bytearray(len(ids))
     for content, index in ids.items():
         if not 0 < len(content) <= MAX_TOKEN_CHARACTERS:
             raise ValueError(
-                f"got the token {_quote(content)} of {len(content):,} characters, expected 1 to {MAX_TOKEN_CHARACTERS}"
+                f"got the token {quote(content)} of {len(content):,} characters, expected 1 to {MAX_TOKEN_CHARACTERS}"
             )
         if not 0 <= index < len(ids):
             raise ValueError(
-                f"got the id {index} of {_quote(content)}, expected 0 to {len(ids) - 1}: there are {len(ids)}"
+                f"got the id {index} of {quote(content)}, expected 0 to {len(ids) - 1}: there are {len(ids)}"
             )
         if used[index]:
-            raise ValueError(f"got the id {index} of {_quote(content)} and of another token, expected it once")
+            raise ValueError(f"got the id {index} of {quote(content)} and of another token, expected it once")
         used[index] = 1
     return ids
 
@@ -239,8 +239,9 @@ def _read_merge(merge: list[str] | str, vocabulary: Mapping[str, int]) -> tuple[
         left, right = pair
         if left in vocabulary and right in vocabulary and left + right in vocabulary:
             return left, right
-    shown = _quote(" ".join(pair[:3]))
-    raise ValueError(f"got the merge {shown}, expected two tokens that make a token of the vocabulary")
+    raise ValueError(
+        f"got the merge {quote(' '.join(pair[:3]))}, expected two tokens that make a token of the vocabulary"
+    )
 
 
 def _check_splitting(file: _File) -> tuple[str, ...]:
@@ -257,17 +258,10 @@ def _check_splitting(file: _File) -> tuple[str, ...]:
             for separate in ((), _SPECIAL_TOKENS, _SPECIAL_TOKENS[::-1]):
                 if pattern == "".join(f"{re.escape(word)}|" for word in separate) + _PATTERN:
                     return separate
-            raise ValueError(f"got the pre-tokenizer's pattern {_quote(pattern)}, expected CLIP's")
+            raise ValueError(f"got the pre-tokenizer's pattern {quote(pattern)}, expected CLIP's")
     raise _section_error("pre-tokenizer", file.pre_tokenizer, "CLIP's: Sequence of Split and ByteLevel")
 
 
 def _is_byte_level(options: dict[Any, Any]) -> bool:
     """Return whether ByteLevel has CLIP's options; older files lack `use_regex`, and offsets do not matter to ids."""
     return {**_BYTE_LEVEL, **options, "trim_offsets": True} == _BYTE_LEVEL
-
-
-def _quote(text: str | None) -> str:
-    """Quote a text of the file for an error, without its rest if it is long."""
-    if text is None:
-        return "None"
-    return f"'{printable(text[:60])}{'…' if len(text) > 60 else ''}'"

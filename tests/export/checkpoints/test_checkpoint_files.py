@@ -10,7 +10,7 @@ import pytest
 
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints import checkpoint_files
-from latentrt_export.checkpoints.checkpoint_files import check_folders, read_text_file
+from latentrt_export.checkpoints.checkpoint_files import check_folders, read_small_file
 from tests.export.checkpoints.test_checkpoint import in_hub_cache
 from tests.export.skeleton import open_skeleton, write_json, write_skeleton
 from tests.tiny import PREPROCESSOR
@@ -161,6 +161,6 @@ def test_a_folder_of_too_many_files(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_text_of_any_origin(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("twelve bytes")
-    assert read_text_file(tmp_path / "text", 12) == b"twelve bytes"
+    assert read_small_file(tmp_path / "text", 12) == b"twelve bytes"
     with pytest.raises(CheckpointError, match="12 bytes, expected at most 11"):
-        read_text_file(tmp_path / "text", 11)
+        read_small_file(tmp_path / "text", 11)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +17,7 @@ from latentrt.bundle.sample import bundle_path
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.decode import slices as sliced_decoder
 from latentrt.errors import ExportError, GateError
+from latentrt_export.export_warning import ExportWarning
 from latentrt_export.gates.verify import Run
 from latentrt_export.graphs import slices
 from latentrt_export.graphs.onnxruntime_cpu import Graph
@@ -31,8 +31,9 @@ PIXELS = (TensorSpec("pixels", "uint8", ("batch", "8*height", "8*width", 3)),)
 
 def write_slices(model: ir.Model, folder: Path) -> SliceWriter:
     """Slice a float32 graph and write its parts to the folder that holds its weights."""
-    quiet: dict[str, Any] = {"notify": lambda text: None, "warn": pytest.fail}
-    writer = SliceWriter(inputs=LATENTS, outputs=PIXELS, folder=folder, prefix="vae_decoder/", **quiet)
+    writer = SliceWriter(
+        inputs=LATENTS, outputs=PIXELS, component="vae_decoder", folder=folder, notify=lambda text: None
+    )
     record = GraphRecord(file="vae_decoder/model.float32.onnx", opset=OPSET, nodes=len(model.graph))
     writer.write(model, record, "float32", [])
     return writer
@@ -190,9 +191,7 @@ def test_the_last_part_records_the_comparison_of_all(decoder: Component) -> None
     assert all(result.value <= 1 for result in gates[last])
 
 
-def write_from(
-    folder: Path, target: Path, rename: Mapping[str, str] | None = None, warn: Callable[[str], None] = pytest.fail
-) -> SliceWriter:
+def write_from(folder: Path, target: Path, rename: Mapping[str, str] | None = None) -> SliceWriter:
     """Slice the decoder's graph of a float32 bundle in another folder, with other names for some of its values."""
     shutil.copy(folder / "model.safetensors", target)
     model = ir.load(folder / "model.onnx")
@@ -201,8 +200,7 @@ def write_from(
     feeds = {"latents": np.random.default_rng(0).standard_normal((1, 4, 9, 8), np.float32)}
     runs = [Run(feeds, Graph(folder / "model.onnx").run(feeds))]
     phases: list[str] = []
-    progress: dict[str, Any] = {"notify": phases.append, "warn": warn}
-    writer = SliceWriter(inputs=LATENTS, outputs=PIXELS, folder=target, prefix="vae_decoder/", **progress)
+    writer = SliceWriter(inputs=LATENTS, outputs=PIXELS, component="vae_decoder", folder=target, notify=phases.append)
     record = GraphRecord(file="vae_decoder/model.onnx", opset=OPSET, nodes=len(model.graph))
     writer.write(model, record, "float16", runs)
     assert not writer.parts
@@ -276,11 +274,11 @@ def test_without_a_defect_it_passes(sd1: Exported, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["decoder.up_blocks.3.resnets.0/Add", "decoder.up_blocks.1.upsamplers.0.conv/Conv"])
 def test_a_decoder_of_another_structure_stays_whole_with_a_warning(sd1: Exported, tmp_path: Path, name: str) -> None:
-    warnings: list[str] = []
-    writer = write_from(sd1.bundle / "vae_decoder", tmp_path, {name: "other"}, warnings.append)
+    with pytest.warns(ExportWarning) as warnings:
+        writer = write_from(sd1.bundle / "vae_decoder", tmp_path, {name: "other"})
     assert writer.parts == {}
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
-    (warning,) = warnings
-    assert "cannot be sliced" in warning
+    (warning,) = [str(each.message) for each in warnings]
+    assert warning.startswith("vae_decoder: the decoder cannot be sliced")
     assert f"no {name} in" in warning
-    assert SliceWriter.without in warning
+    assert SliceWriter.drawback in warning

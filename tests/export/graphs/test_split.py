@@ -15,6 +15,7 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Component, GraphRecord, PartName
 from latentrt.errors import ExportError, GateError, RequestError
+from latentrt_export.export_warning import ExportWarning
 from latentrt_export.gates.verify import Run
 from latentrt_export.graphs import split
 from latentrt_export.graphs.onnxruntime_cpu import Graph
@@ -333,7 +334,6 @@ def write_parts(
     folder: Path,
     *,
     deep_cache: int | None = None,
-    warn: Callable[[str], None] = pytest.fail,
 ) -> SplitWriter:
     shutil.copy(weights, folder / "model.safetensors")
     file = "model.float32.onnx"
@@ -345,9 +345,8 @@ def write_parts(
         loop_invariant_inputs=UNet.loop_invariant_inputs,
         deep_cache=deep_cache,
         folder=folder,
-        prefix="unet/",
+        component="unet",
         notify=phases.append,
-        warn=warn,
         required=deep_cache is not None,
     )
     record = GraphRecord(file=f"unet/{file}", opset=OPSET, nodes=len(model.graph))
@@ -436,13 +435,13 @@ def test_a_denoiser_that_cannot_be_split_stays_whole_unless_a_part_was_asked_for
     model = ir.load(folder / "model.onnx")
     for place, node in enumerate(model.graph):
         node.name = f"/{place}"
-    warnings: list[str] = []
-    writer = write_parts(model, folder / "model.safetensors", tmp_path, warn=warnings.append)
+    with pytest.warns(ExportWarning) as warnings:
+        writer = write_parts(model, folder / "model.safetensors", tmp_path)
     assert writer.parts == {}
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.float32.onnx"}
-    (warning,) = warnings
-    assert "cannot be split (got " in warning
-    assert SplitWriter.without in warning
+    (warning,) = [str(each.message) for each in warnings]
+    assert warning.startswith("unet: the denoiser cannot be split (got ")
+    assert SplitWriter.drawback in warning
     with pytest.raises(StructureError, match="deep_cache"):
         write_parts(model, folder / "model.safetensors", tmp_path, deep_cache=0)
 

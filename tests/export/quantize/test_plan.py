@@ -60,9 +60,8 @@ def export_decoder(folder: Path, phases: list[str]) -> tuple[VaeDecoder, Compone
         inputs=decoder.inputs,
         outputs=decoder.outputs,
         folder=folder,
-        prefix="vae_decoder/",
+        component="vae_decoder",
         notify=phases.append,
-        warn=pytest.fail,
     )
     component, _ = export_component(
         decoder, PLAN, folder, "int8", gate_inputs, SPACE, phases.append, slices, QuantizationOptions()
@@ -189,9 +188,8 @@ def open_slices(folder: Path, component: Component) -> SliceWriter:
         inputs=component.inputs,
         outputs=component.outputs,
         folder=folder,
-        prefix="vae_decoder/",
+        component="vae_decoder",
         notify=lambda text: None,
-        warn=pytest.fail,
     )
     writer.parts.update(component.parts)
     return writer
@@ -218,9 +216,8 @@ def test_a_defect_in_a_slice_of_int8_is_caught(
         inputs=component.inputs,
         outputs=component.outputs,
         folder=tmp_path,
-        prefix="vae_decoder/",
+        component="vae_decoder",
         notify=lambda text: None,
-        warn=pytest.fail,
     )
     runs = [Run({"latents": np.random.default_rng(0).standard_normal((1, 4, 9, 8), np.float32)}, {})]
     with pytest.raises(

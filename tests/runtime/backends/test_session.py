@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentrt.backends.session import calling
+from latentrt.backends.session import translating_library_errors
 from latentrt.errors import BackendError, IntegrityError
 
 
@@ -14,7 +14,10 @@ class PanicError(BaseException):
 
 @pytest.mark.parametrize("error", [PanicError("index out of bounds"), RuntimeError("x"), MemoryError(), TypeError("t")])
 def test_whatever_a_library_raises_is_a_backend_error(error: BaseException) -> None:
-    with pytest.raises(BackendError, match=str(error) or type(error).__name__) as caught, calling("a library"):
+    with (
+        pytest.raises(BackendError, match=str(error) or type(error).__name__) as caught,
+        translating_library_errors("a library"),
+    ):
         raise error
     assert caught.value.__cause__ is error
     assert str(caught.value).startswith("a library failed: ")
@@ -22,7 +25,7 @@ def test_whatever_a_library_raises_is_a_backend_error(error: BaseException) -> N
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), IntegrityError("ours")])
 def test_the_interpreters_exceptions_and_ours_pass(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, calling("a library"):
+    with pytest.raises(type(error)) as caught, translating_library_errors("a library"):
         raise error
     assert caught.value is error
 
@@ -30,6 +33,6 @@ def test_the_interpreters_exceptions_and_ours_pass(error: BaseException) -> None
 def test_the_problem_can_be_named() -> None:
     with (
         pytest.raises(BackendError, match=r"^the graph is rejected: no$"),
-        calling("a library", "the graph is rejected"),
+        translating_library_errors("a library", "the graph is rejected"),
     ):
         raise ValueError("no")

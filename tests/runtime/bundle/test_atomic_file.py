@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latentrt.bundle import atomic_file
+from latentrt.bundle import atomic_file, file_lock
 from latentrt.bundle.atomic_file import find_abandoned_drafts, write_atomically
 from latentrt.bundle.file_lock import create_locked
 from tests.killed import in_child, start_child
@@ -142,7 +142,7 @@ def test_files_of_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_folder_of_many_files_is_listed_once_and_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic_file, "_MOST_ENTRIES", 5)
+    monkeypatch.setattr(file_lock, "_MOST_ENTRIES", 5)
     for number in range(20):
         (tmp_path / f".{number}.{'0' * 16}.latentrt-draft").touch()
     for _ in range(3):

@@ -123,7 +123,7 @@ def test_warnings_and_log_records_are_escaped(pipe: Pipe) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = output._PYTHONS_SHOWWARNING
-        with output.taking_over():
+        with output.redirect_warnings():
             warnings.warn(f"read {HOSTILE}", stacklevel=1)
             logging.getLogger("latentrt").warning("wrote %s", f"\n{HOSTILE}")
     assert pipe.getvalue() == f"UserWarning: read {ESCAPED}\nwrote \n  {ESCAPED}\n"
@@ -132,8 +132,8 @@ def test_warnings_and_log_records_are_escaped(pipe: Pipe) -> None:
 def test_the_process_ends_as_usual_without_a_reader_or_a_stream() -> None:
     """In a process of its own, where the interpreter flushes its streams and the numbers of closed files are reused."""
     code = (
-        "import os, sys\nfrom latentrt.cli.output import echo, taking_over\n"
-        "with taking_over():\n    echo('a' * 100_000)\n    echo('b')\n"
+        "import os, sys\nfrom latentrt.cli.output import echo, redirect_warnings\n"
+        "with redirect_warnings():\n    echo('a' * 100_000)\n    echo('b')\n"
         "    assert open(os.devnull).fileno() > 2\n    sys.exit(0)"
     )
     reading, writing = os.pipe()

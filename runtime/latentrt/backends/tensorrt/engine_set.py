@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from latentrt.backends.session import Arrays, Session, Shapes, calling
+from latentrt.backends.session import Arrays, Session, Shapes, translating_library_errors
 from latentrt.backends.tensorrt.profile import batch_sizes, covers
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.engines.choice import EngineSource
@@ -91,7 +91,7 @@ class EngineSet(Session):
 
     def _load_or_log(self, source: EngineSource) -> Session | None:
         try:
-            with calling(self._component, f"{self._component}: the engine cannot be loaded"):
+            with translating_library_errors(self._component, f"{self._component}: the engine cannot be loaded"):
                 return self._load(source)
         except (BackendError, EngineError) as error:
             if self._open_fallback is None and len(self._sources) == 1:

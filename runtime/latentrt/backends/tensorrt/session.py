@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from latentrt.backends.session import Arrays, Session, Shapes, calling
+from latentrt.backends.session import Arrays, Session, Shapes, translating_library_errors
 from latentrt.backends.tensorrt.context import EngineContext
 from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.profile import batch_sizes, covers
@@ -82,7 +82,7 @@ class EngineSession(Session):
         self._saves_left = 0
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        with self.device.lock, calling(str(self.device.library)):
+        with self.device.lock, translating_library_errors(str(self.device.library)):
             outputs = self.context({name: array.shape for name, array in feeds.items()}).run(feeds)
         self.keep_compiled()
         return outputs

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from latentrt.bundle.printable import shown
+from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
 from latentrt.sampling.samplers.aliases import ALIASES, SPACING_SUFFIXES, normalize
 from latentrt.sampling.samplers.options import Sampler
@@ -114,7 +114,9 @@ def choose(name: str) -> SamplerChoice:
         RequestError: no sampler has that name.
     """
     if len(name) > MAX_NAME_LENGTH:
-        raise RequestError(f"got a `sampler` of {len(name):,} letters, expected a name; see latentrt samplers")
+        raise RequestError(
+            f"got a `sampler` of {len(name):,} letters, expected at most {MAX_NAME_LENGTH}; see latentrt samplers"
+        )
     plain = normalize(name).removeprefix("sample_").removesuffix("scheduler")
     for known, (_, class_name) in _CLASSES.items():
         if plain in (known, normalize(class_name).removesuffix("scheduler")):
@@ -225,7 +227,7 @@ def schedule(
         else:
             expected = sorted(known | choice.sampler.run_options | {"begin"})
             raise RequestError(
-                f"sampler {choice.name} has no option {shown(key)}; expected one of {', '.join(expected)}"
+                f"sampler {choice.name} has no option {quote(key)}; expected one of {', '.join(expected)}"
             )
     sampler = choice.sampler.read(_override(config, overrides))
     return sampler.schedule(replace(steps, **run_options) if run_options else steps)

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.printable import shown
+from latentrt.bundle.manifest import MAX_TIMESTEPS
+from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
 from latentrt.sampling.samplers.steps import Steps
 from latentrt.sampling.schedule import Schedule
@@ -43,8 +44,8 @@ __all__ = [
 
 PlainBetas = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
-StepsOffset = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
-PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+StepsOffset = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMESTEPS)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMESTEPS)]
 Kind = Literal["diffusion", "flow", "edm", "consistency", "continuous", "score", "discrete"]
 
 
@@ -82,7 +83,7 @@ class Sampler(ABC):
         left_to_default = config.get("_use_default_values", ())
         if not isinstance(left_to_default, (list, tuple)):
             raise RequestError(
-                f"the scheduler configuration has _use_default_values {shown(left_to_default)}, expected a list of keys"
+                f"the scheduler configuration has _use_default_values {quote(left_to_default)}, expected a list of keys"
             )
         hints = get_type_hints(cls, include_extras=True)
         for field in fields(cls):
@@ -97,7 +98,7 @@ class Sampler(ABC):
             return _convert(value, hint)
         except (msgspec.ValidationError, ValueError, OverflowError) as problem:  # the others of odd texts and numbers
             raise RequestError(
-                f"got `{key}`={shown(value)}, which is not supported with {cls.class_name}: {problem}; change "
+                f"got `{key}`={quote(value)}, which is not supported with {cls.class_name}: {problem}; change "
                 f"`{key}`, or choose another sampler"
             ) from None
 
@@ -110,7 +111,7 @@ class Sampler(ABC):
         for name in steps.given():
             if name not in self.run_options and not (name == "eta" and steps.eta == 0):
                 raise RequestError(
-                    f"got `{name}`={shown(getattr(steps, name))}, which {self.class_name} does not use; leave it out, "
+                    f"got `{name}`={quote(getattr(steps, name))}, which {self.class_name} does not use; leave it out, "
                     "or choose another sampler (see latentrt samplers --verbose)"
                 )
         for key, ends in (("timesteps", 0), ("sigmas", self.sigmas_end)):
@@ -140,11 +141,11 @@ class Sampler(ABC):
 class TrainedSampler(Sampler):
     """A sampler for models trained with a discrete noise schedule (Ho et al. 2020)."""
 
-    num_train_timesteps: Annotated[int, msgspec.Meta(ge=2, le=1_000_000)] = 1000
+    num_train_timesteps: Annotated[int, msgspec.Meta(ge=2, le=MAX_TIMESTEPS)] = 1000
     beta_start: PositiveFloat = 0.0001
     beta_end: PositiveFloat = 0.02
     beta_schedule: PlainBetas = "linear"
-    trained_betas: Annotated[tuple[float, ...], msgspec.Meta(min_length=2, max_length=1_000_000)] | None = None
+    trained_betas: Annotated[tuple[float, ...], msgspec.Meta(min_length=2, max_length=MAX_TIMESTEPS)] | None = None
 
     def alphas_cumprod(self, *, zero_snr: bool = False) -> NDArray[np.float32]:
         """Return ᾱ of each training timestep, float32; with `zero_snr` the last one is 0."""
@@ -221,7 +222,7 @@ class SigmaSpacing(Sampler):
         for key in ("sigma_min", "sigma_max"):
             if sampler.sigma_spacing and config.get(key) is not None and not hasattr(sampler, key):
                 raise RequestError(
-                    f"got `{key}`={shown(config[key])} and `use_{sampler.sigma_spacing}_sigmas`, but {cls.class_name} "
+                    f"got `{key}`={quote(config[key])} and `use_{sampler.sigma_spacing}_sigmas`, but {cls.class_name} "
                     f"has no such option; remove `{key}`, or choose euler or unipc"
                 )
         return sampler

@@ -15,7 +15,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.printable import shown
+from latentrt.bundle.manifest import MAX_TIMESTEPS
+from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
 
 __all__ = ["Steps"]
@@ -32,10 +33,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "mu": (-100, 100),
 }
 _WHOLE = {
-    "count": (1, 1_000_000),
-    "begin": (0, 1_000_000),
+    "count": (1, MAX_TIMESTEPS),
+    "begin": (0, MAX_TIMESTEPS),
     "order": (1, 12),  # the history has as many arrays
-    "original_inference_steps": (1, 1_000_000),
+    "original_inference_steps": (1, MAX_TIMESTEPS),
     "jump_length": (1, 1000),
     "jump_n_sample": (1, 100),
 }
@@ -84,16 +85,15 @@ class Steps:
             if value is None and name in optional:
                 continue
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or value < least or (most is not None and value > most):
+            if not whole or not least <= value <= most:
                 option = "num_inference_steps" if name == "count" else name
-                wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
-                raise RequestError(f"got `{option}`={shown(value)}, expected a whole number {wanted}")
+                raise RequestError(f"got `{option}`={quote(value)}, expected a whole number from {least} to {most}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if (value is None and name in optional) or (_is_number(value) and low <= value <= high):
                 continue
             wanted = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
-            raise RequestError(f"got `{name}`={shown(value)}, expected {wanted}")
+            raise RequestError(f"got `{name}`={quote(value)}, expected {wanted}")
         if self.begin >= self.count:
             raise RequestError(
                 f"got `begin`={self.begin} with {self.count} steps (`num_inference_steps`), expected at most "
@@ -114,7 +114,7 @@ class Steps:
                 or not all(_is_number(each) and 0 <= each < 1e9 for each in grid)
             ):
                 raise RequestError(
-                    f"got `{name}`={shown(grid)}, expected a list of numbers from 0 to 1e9, such as [900, 500]"
+                    f"got `{name}`={quote(grid)}, expected a list of numbers from 0 to 1e9, such as [900, 500]"
                 )
             if any(later >= earlier for earlier, later in itertools.pairwise(grid)):
                 raise RequestError(f"got `{name}`={_abbreviate(grid)}, expected descending numbers")
