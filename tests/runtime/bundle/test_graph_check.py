@@ -81,7 +81,8 @@ def test_no_way_to_a_graph_that_is_not_checked(folder: Path, read: Callable[[Bun
 def test_backends_and_builders_reach_graphs_through_the_bundle_alone() -> None:
     """`component_files` gives names; only `Bundle.read` and `Bundle.path` lead from a name to a file."""
     runtime = Path(latentrt.__file__).parent
-    folders = (runtime / "backends", runtime / "engines", runtime.parent.parent / "engines" / "latentrt_engines")
+    builder = Path(__file__).parents[3] / "engines" / "latentrt_engines"
+    folders = (runtime / "backends", runtime / "engines", builder)
     paths = [path for folder in folders for path in folder.rglob("*.py")]
     assert {"onnxruntime.py", "openvino.py", "worker.py"} <= {path.name for path in paths}
     assert {path.name: names_in_folder(path.read_text()) for path in paths if names_in_folder(path.read_text())} == {}

@@ -119,7 +119,9 @@ def test_closed_streams_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not output.is_terminal()
 
 
-def test_warnings_and_log_records_are_escaped(pipe: Pipe) -> None:
+def test_warnings_and_log_records_are_escaped(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytest's own handlers would keep the record, and cannot send half a surrogate pair to another process.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = output._PYTHONS_SHOWWARNING
