@@ -117,7 +117,7 @@ def retrained(folder: Path, *names: str) -> Bundle:
     arrays = load_file(folder / weights)
     for name in names or arrays:
         arrays[name] = arrays[name] + 1
-    save_file(arrays, folder / weights)
+    save_file(arrays, folder / weights, metadata={"format": "pt"})  # as the exporter does: the graphs have its offsets
     files = {**manifest.files, weights: file_record(folder / weights)}
     (folder / "bundle.json").write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))
     return Bundle.open(folder)

@@ -70,7 +70,8 @@ def _signature(job: Job) -> tuple[tuple[InputSpec, ...], tuple[TensorSpec, ...]]
     """Return inputs and outputs that a component of the job's role may have."""
     plan, space = job.component, job.latent_space
     latents: tuple[int | str, ...] = ("batch", space.channels, "height", "width")
-    sides = (f"{space.downscale}*height", f"{space.downscale}*width")
+    factor = "" if space.downscale == 1 else f"{space.downscale}*"
+    sides = (f"{factor}height", f"{factor}width")
     of_source: dict[str, tuple[DType, tuple[int | str, ...]]] = {
         "latents": ("float32", latents),
         "image": ("float32", ("batch", 3, *sides)),

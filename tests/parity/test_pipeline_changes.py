@@ -7,7 +7,6 @@ checkpoint has.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -42,7 +41,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 def reconfigure(model: Exported, folder: Path, name: str, changes: dict[str, Any]) -> tuple[Path, Pipeline]:
     """Return a copy of a checkpoint with another scheduler, and the pipeline of its bundle."""
     checkpoint = folder / "checkpoint"
-    shutil.copytree(model.checkpoint, checkpoint, copy_function=os.link)
+    shutil.copytree(model.checkpoint, checkpoint)
     config = {**SCHEDULERS["sd1"], "_class_name": name, **changes}
     replace_json(checkpoint / "scheduler" / "scheduler_config.json", {k: v for k, v in config.items() if v is not ...})
     index = json.loads((checkpoint / "model_index.json").read_text())
@@ -51,7 +50,7 @@ def reconfigure(model: Exported, folder: Path, name: str, changes: dict[str, Any
     plan = plan_export(opened)
     record = SchedulerRecord.of(opened.scheduler_class, plan.scheduler_config, plan.scheduler_changes)
     bundle = folder / "bundle"
-    shutil.copytree(model.bundle, bundle, copy_function=os.link)
+    shutil.copytree(model.bundle, bundle)
     manifest = msgspec.structs.replace(Bundle.open(bundle).manifest, schedulers={"unet": record})
     (bundle / "bundle.json").unlink()
     (bundle / "bundle.json").write_bytes(encode_manifest(manifest))

@@ -592,5 +592,5 @@ def test_limits_that_no_side_fulfils(tree: Any) -> None:
 
 def test_a_name_that_is_no_unicode_is_not_written(good: Manifest) -> None:
     source = msgspec.structs.replace(good.source, name="\udcff")
-    with pytest.raises(ManifestError, match="no valid Unicode"):
+    with pytest.raises(ManifestError, match="not valid Unicode"):
         encode_manifest(msgspec.structs.replace(good, source=source))
