@@ -74,7 +74,9 @@ def intact_engines(root: Path) -> list[StoredEngine]:
     return engines
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.5, 0.9, 1.2, 1.5])
+@pytest.mark.parametrize(
+    "seconds", [0.0, *(pytest.param(late, marks=pytest.mark.slow) for late in (0.5, 0.9, 1.5)), 1.2]
+)
 @pytest.mark.parametrize("earlier", [False, True], ids=["first build", "rebuild"])
 def test_killed_at_any_moment(root: Path, seconds: float, earlier: bool) -> None:
     """The cache has the old engine, the new one or none, and the next build does not wait."""

@@ -203,6 +203,7 @@ def run_benchmark(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> in
     return 0
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_and_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +224,7 @@ def test_the_benchmark_prints_and_writes(
     }
 
 
+@pytest.mark.slow
 def test_the_benchmark_fails_where_a_bar_is_missed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -234,6 +234,7 @@ def test_the_whole_command(whole: Path) -> None:
     assert [plan.name for plan in PLANS] == [*NEEDS]
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_twice_makes_the_same_checkpoint(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
