@@ -53,7 +53,7 @@ _SHOWN_FAILURES = 20
 
 
 class Tally(ctypes.Structure):
-    """What became of a kind's cases so far, in memory that the process shares with its parent.
+    """The outcomes of a kind's cases so far, in memory that the process shares with its parent.
 
     Attributes:
         ended: the number of cases that ended in any way.

@@ -75,7 +75,7 @@ def valid() -> Message:
 
 
 def cases() -> Iterator[tuple[str, bytes]]:
-    """Yield every case: the bytes of a graph, by a name that says what is wrong with it."""
+    """Yield every case: a name that states the fault, and the bytes of the graph that has it."""
     for name, changed in (*_locations(), *_entries(), *_spans(), *_tensors(), *_places(), *_operators(), *_promises()):
         yield name, encode(changed)
     yield from _encodings()

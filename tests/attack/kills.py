@@ -66,7 +66,7 @@ class Work(ABC):
 
     @abstractmethod
     def find_damage(self) -> str | None:
-        """Describe what is wrong with the result; None if it is complete."""
+        """Describe the damage to the result; None if it is complete."""
 
     @abstractmethod
     def list_leftovers(self) -> list[str]:

@@ -42,7 +42,7 @@ Place = tuple[Any, ...]
 
 @cache
 def sample_text() -> bytes:
-    """Return the text of the sample bundle's manifest, with few of what it has many alike of, which only takes time."""
+    """Return the text of the sample bundle's manifest without most of its similar entries, to save time."""
     tree = json.loads((bundle_path() / "bundle.json").read_bytes())
     for component in tree["components"].values():
         for owner in (component, *component.get("parts", {}).values()):

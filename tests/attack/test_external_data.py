@@ -1,4 +1,4 @@
-"""Every graph that reaches for other data is refused; a part of them in a real bundle, beside what they reach for."""
+"""Graphs that refer to data outside their weights file are rejected; some of them in a bundle, beside that data."""
 
 from __future__ import annotations
 

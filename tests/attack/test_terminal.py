@@ -32,7 +32,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Call a command; return what it printed, which is checked."""
+    """Run a command, check that its output cannot control a terminal, and return the output."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])

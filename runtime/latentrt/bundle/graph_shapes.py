@@ -44,7 +44,7 @@ _DTYPES: Mapping[int, Any] = {
 
 
 class _Inputs:
-    """The inputs of one node. Every method raises ValueError if the node does not have what it should return.
+    """The inputs of one node. Every method raises ValueError if the node lacks the value that it returns.
 
     Attributes:
         shapes: the shape of each input; None where an optional one is left out.

@@ -181,7 +181,7 @@ def test_the_size_of_another_old_denoiser_stays(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["StableDiffusionDepth2ImgPipeline", "StableDiffusionImageVariationPipeline"])
 def test_two_pipelines_change_the_size_alone(name: str) -> None:
-    """Those of the table: their constructors have this change and no other."""
+    """The constructors of these pipelines change the sample size and nothing else."""
     module = importlib.import_module(getattr(diffusers, name).__module__)
     source = Path(str(module.__file__)).read_text(encoding="utf-8")
     assert "unet.config.sample_size < 64" in source
