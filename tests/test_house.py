@@ -267,7 +267,7 @@ start, done = threading.Barrier(8), []
 def decode():
     start.wait()
     manifest = decode_manifest(data[0])
-    done.append(Tokenizer.from_json(data[1], manifest.tokenizers["text_encoder"], rows=1 << 17))
+    done.append(Tokenizer.from_json(data[1], manifest.tokenizers["text_encoder"]))
 
 threads = [threading.Thread(target=decode) for _ in range(8)]
 [thread.start() for thread in threads]

@@ -23,7 +23,6 @@ from latentrt.backends.session import Session
 from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.session import EngineSession, NamedWeights
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.graph_check import external_names
 from latentrt.bundle.manifest import Component, FileRecord, Precision
 from latentrt.bundle.printable import printable
 from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
@@ -148,21 +147,26 @@ class _Builder:
     def _read_graph(self, bundle: Bundle, weights: NamedArrays) -> bytes:
         """Read the graph, compare it with its hash in the manifest, and check it.
 
+        It is checked at the profile's smallest and largest shapes as well, as no run checks the sizes of an engine's.
         Every weight must have an array: for one without, the libraries' parsers would open the file that the graph
         names, in the current folder.
 
         Raises:
             BuildError: the weights file lacks a weight of the graph.
+            BundleError, IntegrityError, GraphError: as for `Bundle.read_graph` and `CheckedGraph.check_sizes`.
         """
         name = self.identity.component
         graph_name, weights_name = bundle.component_files(name, self.identity.precision)
-        graph = bundle.read(graph_name)
-        if missing := external_names(graph) - weights.keys():
+        graph = bundle.read_graph(graph_name)
+        profile = self.identity.profile
+        graph.check_sizes({input_name: shapes.min for input_name, shapes in profile.items()})
+        graph.check_sizes({input_name: shapes.max for input_name, shapes in profile.items()})
+        if missing := graph.external_names - weights.keys():
             raise BuildError(
                 f"{name}: {weights_name} has no {printable(min(missing))}, which {graph_name} takes from it; export "
                 "the bundle again"
             )
-        return graph
+        return graph.data
 
     def _build_plan(self, library: Library, component: Component, graph: bytes, weights: NamedArrays) -> memoryview:
         trt, name, options = library.module, self.identity.component, self.identity.options

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from latentrt.bundle.gate_inputs import UPSTREAM_ROLES, collect_outputs, make_gate_inputs, make_images, reference_shapes
-from latentrt.bundle.graph_check import check_graph, find_graphs
 from latentrt.bundle.manifest import (
     Component,
     GateResult,
@@ -24,7 +23,7 @@ from latentrt.bundle.manifest import (
     Quantization,
 )
 from latentrt.bundle.tensors import sized
-from latentrt.errors import CheckpointError, ExportError, GraphError
+from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.weights import count_nonfinite, reject_nonfinite
 from latentrt_export.export_warning import ExportWarning
 from latentrt_export.families.plan import ComponentPlan
@@ -51,7 +50,6 @@ from latentrt_export.quantize.plan import Int8Plan, plan_int8
 
 __all__ = ["export_component"]
 
-_EXTEND_CHECK = "No bundle was written; an operator that is new needs a rule in latentrt.bundle.graph_shapes"
 # The prefix of arrays that belong to the calibration prompts or images instead of the gate's.
 _CALIBRATION = "calibration:"
 _CALIBRATION_IMAGES = (4, 256, 320)  # number, height, width
@@ -89,7 +87,7 @@ def export_component(
     Raises:
         CheckpointError: the module has an input without a source in the plan, or a weight is not finite.
         GateError: a difference from torch exceeds its bound, or torch's own values are not finite.
-        ExportError: the module cannot be traced, or a graph cannot be split or loaded, or the runtime would refuse it.
+        ExportError: the module cannot be traced, or a graph cannot be split or loaded.
 
     Warns:
         ExportWarning: an output of torch is constant.
@@ -141,22 +139,7 @@ def export_component(
         parts=parts.parts if parts is not None else {},
         preprocessing=plan.preprocessing,
     )
-    _check_graphs(component, folder)
     return component, produced
-
-
-def _check_graphs(component: Component, folder: Path) -> None:
-    """Check each graph as the runtime does before it hands one to a backend.
-
-    Raises:
-        ExportError: the runtime would refuse a graph.
-    """
-    weights_bytes = (folder / Path(component.weights.file).name).stat().st_size
-    for graph in find_graphs(component, weights_bytes):
-        try:
-            check_graph((folder / Path(graph.file).name).read_bytes(), graph, remedy=_EXTEND_CHECK)
-        except GraphError as error:
-            raise ExportError(f"the runtime would refuse the exported graph: {error}") from error
 
 
 def _add_sources(module: ComponentModule, plan: ComponentPlan) -> tuple[InputSpec, ...]:

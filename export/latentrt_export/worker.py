@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,18 @@ import msgspec
 import numpy as np
 
 from latentrt.bundle.export_report import ComponentCost
+from latentrt.bundle.graph_check import check_graph, find_graphs
+from latentrt.bundle.graph_ranges import Range
 from latentrt.bundle.manifest import Component, LatentSpace, Precision
-from latentrt.errors import ExportError, LatentRTError, MissingExtraError, OutputError
+from latentrt.errors import ExportError, GraphError, LatentRTError, MissingExtraError, OutputError
 from latentrt.worker_process import Ending, Failed, WorkerProcess, peak_bytes, take_job
 from latentrt_export.export_warning import relay_warnings
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["Done", "Job", "Message", "Phase", "SplitOptions", "Warned", "run_job", "run_worker"]
+
+_EXTEND_CHECK = "No bundle was written; an operator that is new needs a rule in latentrt.bundle.graph_shapes"
 
 
 class SplitOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +54,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         split: the options of splitting a denoiser or decoder into parts; None leaves it whole.
         token_merging: the share of tokens to merge in self-attention; None merges none.
         quantization: the options of int8.
+        ranges: the range of the whole numbers from each source (`latentrt.bundle.graph_check.find_ranges`).
     """
 
     component: ComponentPlan
@@ -62,6 +67,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     split: SplitOptions | None = None
     token_merging: float | None = None
     quantization: QuantizationOptions | None = None
+    ranges: dict[str, Range]
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
@@ -182,8 +188,23 @@ def run_job(job: Job, notify: Callable[[str], None]) -> Component:
         parts=_make_part_writer(job, job.split, module, notify) if job.split is not None else None,
         quantization=job.quantization,
     )
+    _check_graphs(component, Path(job.folder), job.ranges)
     np.savez(job.gate_inputs, **{**arrays, **produced})
     return msgspec.structs.replace(component, token_merging=merging)
+
+
+def _check_graphs(component: Component, folder: Path, ranges: Mapping[str, Range]) -> None:
+    """Check each graph as the runtime does before it hands one to a backend.
+
+    Raises:
+        ExportError: the runtime would refuse a graph.
+    """
+    weights_bytes = (folder / Path(component.weights.file).name).stat().st_size
+    for graph in find_graphs(component, weights_bytes, ranges):
+        try:
+            check_graph((folder / Path(graph.file).name).read_bytes(), graph, remedy=_EXTEND_CHECK)
+        except GraphError as error:
+            raise ExportError(f"the runtime would refuse the exported graph: {error}") from error
 
 
 def _make_part_writer(job: Job, split: SplitOptions, module: Any, notify: Callable[[str], None]) -> Any:

@@ -15,6 +15,7 @@ from latentrt import __version__
 from latentrt.bundle.digests import file_record
 from latentrt.bundle.export_report import ComponentCost, ExportReport, write_report
 from latentrt.bundle.gate_inputs import PROMPTS, tokenize_prompts
+from latentrt.bundle.graph_check import find_ranges
 from latentrt.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -114,6 +115,7 @@ def write_bundle(
             split=split,
             token_merging=token_merging,
             quantization=quantization,
+            ranges=find_ranges(plan.limits, tokenizers.get(component.name)),
         )
         done = run_worker(
             job,

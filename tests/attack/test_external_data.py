@@ -16,7 +16,14 @@ from tests.runtime.small_bundle import SIGNATURES, WEIGHTS, WEIGHTS_BYTES
 CASES = list(external_data.cases())
 ROLE, INPUTS, OUTPUTS = SIGNATURES["unet"]
 EXPECTED = ComponentGraph(
-    file=GRAPH, weights=WEIGHTS, weights_bytes=WEIGHTS_BYTES, opset=21, role=ROLE, inputs=INPUTS, outputs=OUTPUTS
+    file=GRAPH,
+    weights=WEIGHTS,
+    weights_bytes=WEIGHTS_BYTES,
+    opset=21,
+    role=ROLE,
+    inputs=INPUTS,
+    outputs=OUTPUTS,
+    ranges={},
 )
 
 

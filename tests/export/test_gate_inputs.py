@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from latentrt.backends.onnxruntime import open_session
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.gate_inputs import make_gate_inputs
+from latentrt.bundle.graph_check import find_ranges
 from latentrt.bundle.staging import Stage
 from latentrt.bundle.tensors import sized
 from latentrt_engines.self_check import GateInputs
@@ -50,6 +51,7 @@ def exporters(sd1: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict[s
                 folder=str(folder / component.name),
                 gate_inputs=str(path),
                 latent_space=plan.latent_spaces["unet"],
+                ranges=find_ranges(plan.limits, bundle.manifest.tokenizers.get(component.name)),
             )
             run_job(job, lambda text: None)
     with np.load(path) as stored:

@@ -11,9 +11,13 @@ import msgspec
 import psutil
 import pytest
 
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.graph_check import find_ranges
 from latentrt.bundle.manifest import LatentSpace
+from latentrt.bundle.sample import bundle_path
 from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTError, MissingExtraError, OutputError
 from latentrt.worker_process import Failed
+from latentrt_export import worker
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.worker import Done, Job, Message, Phase, Warned, run_worker
 from tests.export.fake_worker import COST, fake_component
@@ -32,6 +36,7 @@ JOB = Job(
     folder="/nowhere/bundle",
     gate_inputs="/nowhere/gate-inputs.npz",
     latent_space=LatentSpace(channels=4, downscale=8, scale=0.18215),
+    ranges={},
 )
 
 
@@ -188,3 +193,13 @@ def test_the_peak_is_the_workers_own(tmp_path: Path) -> None:
     ballast = b"\1" * 300_000_000
     small = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert small < len(ballast)
+
+
+def test_a_graph_that_the_runtime_would_refuse_is_not_exported() -> None:
+    """The clip skip and the ids choose rows: without their ranges no index is certain to be one."""
+    bundle = Bundle.open(bundle_path())
+    component, tokenizer = bundle.manifest.components["text_encoder"], bundle.manifest.tokenizers["text_encoder"]
+    folder = bundle.folder / "text_encoder"
+    worker._check_graphs(component, folder, find_ranges(bundle.manifest.limits, tokenizer))
+    with pytest.raises(ExportError, match=r"would refuse .* No bundle was written"):
+        worker._check_graphs(component, folder, {})

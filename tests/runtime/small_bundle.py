@@ -136,7 +136,7 @@ def manifest(folder: Path) -> Manifest:
         components={name: _component(name) for name in COMPONENTS},
         tokenizers={
             "text_encoder": TokenizerRecord(
-                file="tokenizer/tokenizer.json", begin=49406, end=49407, pad=49407, length=77
+                file="tokenizer/tokenizer.json", begin=49406, end=49407, pad=49407, length=77, rows=49408
             )
         },
         schedulers={"unet": SchedulerRecord(class_name="PNDMScheduler", config={"num_train_timesteps": 1000})},

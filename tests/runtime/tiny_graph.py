@@ -14,8 +14,8 @@ from tests.runtime import small_bundle
 from tests.runtime.onnx_writer import encode, external, graph, model, node
 
 COMPONENT, GRAPH, WEIGHTS = "text_encoder", "text_encoder/model.onnx", "text_encoder/model.safetensors"
-SHAPE = (1024, 4)  # of `weight`, which is too large to be written into the graph
-SIZE = 1024 * 4
+SHAPE = (49408, 4)  # of `weight`, which is too large to be written into the graph
+SIZE = 49408 * 4
 START = 256  # of `weight` in the weights' file, in bytes; `bias` follows
 _, INPUTS, OUTPUTS = small_bundle.SIGNATURES[COMPONENT]
 

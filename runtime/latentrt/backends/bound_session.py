@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays, Session, translating_library_errors
+from latentrt.bundle.graph_check import CheckedGraph
 from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 
 __all__ = ["BoundSession"]
@@ -46,6 +47,7 @@ class BoundSession(Session):
     Args:
         runtime: the onnxruntime module.
         session: its session.
+        graph: the graph.
         inputs, outputs: the graph's signature.
         held: objects that must outlive the session.
         device: of the bound values, by ONNX Runtime's name.
@@ -56,6 +58,7 @@ class BoundSession(Session):
         self,
         runtime: Any,
         session: Any,
+        graph: CheckedGraph,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         held: list[Any],
@@ -64,7 +67,7 @@ class BoundSession(Session):
         graphs: bool,
     ) -> None:
         self.inputs, self.outputs = inputs, outputs
-        self._runtime, self._session, self._held = runtime, session, held
+        self._runtime, self._session, self._graph, self._held = runtime, session, graph, held
         self._device, self._graphs = device, graphs
         self._bindings: dict[tuple[int, tuple[tuple[int, ...], ...]], _Binding] = {}
         self._ids, self._lock = itertools.count(1), threading.Lock()
@@ -108,6 +111,7 @@ class BoundSession(Session):
             self._session.release_captured_graph(binding.graph_id)
 
     def _bind(self, shapes: dict[str, tuple[int, ...]]) -> _Binding:
+        self._graph.check_sizes(shapes)
         sizes = axis_sizes(self.inputs, shapes)
         binding = _Binding(self._session.io_binding(), {}, {}, next(self._ids), {})
         for spec in self.inputs:

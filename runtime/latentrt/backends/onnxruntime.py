@@ -14,6 +14,7 @@ from latentrt.backends.cores import usable_cores
 from latentrt.backends.graph_weights import relocate
 from latentrt.backends.session import Arrays, Session, translating_library_errors
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.graph_check import CheckedGraph
 from latentrt.bundle.manifest import PartName, Precision
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.bundle.weights import WeightSet
@@ -43,16 +44,23 @@ class OnnxRuntimeSession(Session):
     """One graph, loaded by ONNX Runtime.
 
     Args:
+        graph: the graph.
         held: objects that must outlive the session.
     """
 
     def __init__(
-        self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], held: list[Any]
+        self,
+        session: Any,
+        graph: CheckedGraph,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        held: list[Any],
     ) -> None:
-        self.inputs, self.outputs, self._session, self._held = inputs, outputs, session, held
+        self.inputs, self.outputs, self._session, self._graph, self._held = inputs, outputs, session, graph, held
         self._names = [spec.name for spec in outputs]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        self._graph.check_sizes({name: feeds[name].shape for name in self._graph.named_inputs})
         with translating_library_errors("ONNX Runtime"):
             results = self._session.run(self._names, feeds)
         return dict(zip(self._names, results, strict=True))
@@ -87,10 +95,10 @@ def open_session(
         BackendError: ONNX Runtime rejects the graph.
     """
     runtime = require()
-    session, held = _open(runtime, bundle, component, precision, ["CPUExecutionProvider"], threads, part)
+    session, graph, held = _open(runtime, bundle, component, precision, ["CPUExecutionProvider"], threads, part)
     record = bundle.manifest.components[component]
     signature = record if part is None else record.parts[part]
-    return OnnxRuntimeSession(session, signature.inputs, signature.outputs, held)
+    return OnnxRuntimeSession(session, graph, signature.inputs, signature.outputs, held)
 
 
 def open_on_provider(
@@ -117,13 +125,13 @@ def open_on_provider(
     name = _full_name(runtime, provider)
     options, chosen = {**_PROVIDER_OPTIONS.get(name, {})}, precision or _own_precision(bundle, component)
     try:
-        session, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
+        session, graph, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
     except BackendError as error:
         # A graph with nodes that only the CPU computes, such as the classifier's preprocessing, cannot be captured.
         if "graph capture" not in str(error):
             raise
         options["enable_cuda_graph"] = "0"
-        session, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
+        session, graph, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
     if name not in session.get_providers():
         raise BackendError(
             f"{component}: ONNX Runtime {runtime.__version__} cannot use {name} here, most likely because a library of "
@@ -131,9 +139,9 @@ def open_on_provider(
         )
     record = bundle.manifest.components[component]
     if name != CUDA:
-        return OnnxRuntimeSession(session, record.inputs, record.outputs, held)
+        return OnnxRuntimeSession(session, graph, record.inputs, record.outputs, held)
     graphs = options["enable_cuda_graph"] == "1"
-    return BoundSession(runtime, session, record.inputs, record.outputs, held, device="cuda", graphs=graphs)
+    return BoundSession(runtime, session, graph, record.inputs, record.outputs, held, device="cuda", graphs=graphs)
 
 
 def check_provider(provider: str) -> None:
@@ -189,20 +197,20 @@ def _open(
     providers: list[Any],
     threads: int | None,
     part: PartName | None = None,
-) -> tuple[Any, list[Any]]:
-    """Return ONNX Runtime's session, and objects that must outlive it."""
+) -> tuple[Any, CheckedGraph, list[Any]]:
+    """Return ONNX Runtime's session, its graph, and objects that must outlive it."""
     graph_name, _ = bundle.component_files(component, precision, part)
-    graph = bundle.read(graph_name)
+    graph = bundle.read_graph(graph_name)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 4  # fatal only: errors are raised as well
     with bundle.weights(component) as weights:
-        graph, held = _point_at_weights(options, graph, weights)
+        pointed, held = _point_at_weights(options, graph.data, weights)
         with translating_library_errors(
             "ONNX Runtime", f"{component}: ONNX Runtime {runtime.__version__} rejects the graph"
         ):
-            session = _load(runtime, graph, options, providers)
-    return session, held
+            session = _load(runtime, pointed, options, providers)
+    return session, graph, held
 
 
 def _load(runtime: Any, graph: bytes, options: Any, providers: list[Any]) -> Any:

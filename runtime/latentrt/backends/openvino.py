@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.backends.compiled_cache import CompiledCache
@@ -55,9 +54,10 @@ _LARGEST_CACHED_WEIGHTS = 64 << 20
 # OpenVINO generates code for chains of small operations whenever it loads a compiled model, which took three quarters
 # of the loading time. For small models no run was measurably faster with it.
 _COMPILES_FAST = {"SNIPPETS_MODE": "DISABLE"}
-# Identifies the rewrites of `_mark_decompression` and `_bound_indices` in the compiled models' cache keys, and that a
-# model is made of files that cannot have been exchanged since they were hashed; change it with the rewrites.
-_MARKING = "casts of stored weights, which were hashed; indices inside the data"
+# Identifies the rewrite of `_mark_decompression` in the compiled models' cache keys, and that a model is made of a
+# graph that was checked at the sizes of its inputs, and of files that cannot have been exchanged since they were
+# hashed; change it with the rewrite and the checks.
+_MARKING = "casts of stored weights, which were hashed; graphs checked at their sizes"
 
 
 @dataclass
@@ -143,9 +143,8 @@ class OpenVinoSession(Session):
                 return _Compiled(self._core.import_model(stored, "CPU", self._options), {})
             except RuntimeError as error:
                 self._cache.refuse(shapes, error)
-        with self._graph.opened(self._core) as (model, weights):
+        with self._graph.opened(self._core, shapes) as (model, weights):
             model.reshape({name: list(shape) for name, shape in shapes.items()})
-            _bound_indices(model)
             _mark_decompression(model)
             compiled = self._core.compile_model(model, "CPU", self._options)
         # Stored after the block, which fails if the files have changed since they were hashed.
@@ -164,18 +163,24 @@ class _Graph:
     component: str
 
     @contextlib.contextmanager
-    def opened(self, core: Any) -> Iterator[tuple[Any, Weights]]:
+    def opened(self, core: Any, shapes: Shapes) -> Iterator[tuple[Any, Weights]]:
         """Read the graph as a model over mapped weights, from the bytes and the open file that were hashed.
 
         The weights are mapped and not copied. They must outlive the model.
 
+        Args:
+            core: the library's `Core`.
+            shapes: of the inputs of every run.
+
         Raises:
+            GraphError: the graph cannot run on inputs of these shapes.
             BundleError, IntegrityError: see `Bundle.weights`, also at the end of the block.
         """
-        graph = self.bundle.read(self.file)
+        graph = self.bundle.read_graph(self.file)
+        graph.check_sizes(shapes)
         with self.bundle.weights(self.component) as opened:
-            graph, weights = detach(graph, opened.data())
-            model = core.read_model(graph)
+            detached, weights = detach(graph.data, opened.data())
+            model = core.read_model(detached)
             _insert(model, weights)
             yield model, weights
 
@@ -294,26 +299,6 @@ def _library() -> tuple[Any, Any]:
             raise _missing() from error
         raise BackendError(f"openvino is installed and cannot be loaded: {error}; install it again") from error
     return openvino, openvino.Core()
-
-
-def _bound_indices(model: Any) -> None:
-    """Bring the indices of each GatherND inside its data: OpenVINO reads at any index, without a check.
-
-    All shapes are known by now. Indices may come from a request or be calculated, so that no check of the graph finds
-    those outside. The exporter writes none below 0.
-    """
-    openvino, _ = _library()
-    for node in model.get_ops():
-        if node.get_type_name() != "GatherND":
-            continue
-        data, indices = node.input_value(0), node.input_value(1)
-        first = node.get_attributes()["batch_dims"]
-        last = np.array(data.get_shape()[first : first + indices.get_shape()[-1]]) - 1
-        kind = indices.get_element_type().to_dtype()
-        operators = openvino.opset13
-        above = operators.maximum(indices, operators.constant(np.zeros_like(last), kind))
-        inside = operators.minimum(above, operators.constant(last, kind))
-        node.input(1).replace_source_output(inside.output(0))
 
 
 def _mark_decompression(model: Any) -> None:

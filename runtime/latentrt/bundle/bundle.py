@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentrt.bundle.digest_cache import DigestCache
 from latentrt.bundle.digests import Progress, hash_bytes
@@ -46,6 +47,9 @@ from latentrt.bundle.root import BundleRoot
 from latentrt.bundle.staging import is_being_replaced
 from latentrt.bundle.weights import WeightSet
 from latentrt.errors import BundleError, GraphError, IntegrityError, ManifestError, RequestError
+
+if TYPE_CHECKING:
+    from latentrt.bundle.graph_check import CheckedGraph
 
 __all__ = ["Bundle", "check_digest_form"]
 
@@ -112,7 +116,8 @@ class Bundle:
             GraphError: it is a graph that the exporter cannot have written, or that differs from the manifest.
         """
         self._files.check([name])
-        self._check_graph(name)
+        if name not in self._checked_graphs:
+            self._check_graph(name)
         return self.folder / name
 
     def read(self, name: str) -> bytes:
@@ -122,8 +127,20 @@ class Bundle:
             BundleError, IntegrityError, GraphError: as for `path`.
         """
         data = self._files.read(name)
-        self._check_graph(name, data)
+        if name not in self._checked_graphs:
+            self._check_graph(name, data)
         return data
+
+    def read_graph(self, name: str) -> CheckedGraph:
+        """Return the graph of the file `name`, the bytes that were hashed, for a library that runs or builds it.
+
+        Raises:
+            BundleError, IntegrityError, GraphError: as for `path`. BundleError: the file is no graph.
+        """
+        graph = self._check_graph(name)
+        if graph is None:
+            raise BundleError(f"{name} is no graph of {self.folder}")
+        return graph
 
     def check(self, names: Iterable[str]) -> None:
         """Compare several files with their SHA-256 in parallel; `path` returns without hashing them again.
@@ -145,7 +162,8 @@ class Bundle:
         """
         self._files.verify(progress)
         for name, _ in named_files(self.manifest):
-            self._check_graph(name)
+            if name not in self._checked_graphs:
+                self._check_graph(name)
 
     def component_files(self, component: str, precision: Precision, part: PartName | None = None) -> tuple[str, str]:
         """Return the names of a component's files: the graph that computes in `precision`, and the weights.
@@ -198,23 +216,23 @@ class Bundle:
             raise BundleError(f"{self.folder} has no {name}; it has {', '.join(self.manifest.components)}")
         return record
 
-    def _check_graph(self, name: str, data: bytes | None = None) -> None:
-        """Check a file if it is a graph, once.
+    def _check_graph(self, name: str, data: bytes | None = None) -> CheckedGraph | None:
+        """Check a file if it is a graph, and return it; None if it is another file.
 
         Args:
             data: its content, the same that was hashed; None to read it.
         """
-        if name in self._checked_graphs:
-            return
         from latentrt.bundle.graph_check import check_graph, graphs_by_file  # numpy, which opening does not need
 
-        for expected in graphs_by_file(self.manifest).get(name, ()):
-            size = self.manifest.files[name].size
-            if size > MAX_GRAPH_BYTES:
-                raise GraphError(f"{name} has {size:,} bytes, expected a graph of at most {MAX_GRAPH_BYTES:,}")
-            data = self._files.read(name) if data is None else data
-            check_graph(data, expected)
+        expected = graphs_by_file(self.manifest).get(name)
+        if expected is None:
+            return None
+        size = self.manifest.files[name].size
+        if size > MAX_GRAPH_BYTES:
+            raise GraphError(f"{name} has {size:,} bytes, expected a graph of at most {MAX_GRAPH_BYTES:,}")
+        graph = check_graph(self._files.read(name) if data is None else data, expected)
         self._checked_graphs.add(name)
+        return graph
 
     def _describe_graphs(self) -> Iterator[str]:
         for name, component in self.manifest.components.items():

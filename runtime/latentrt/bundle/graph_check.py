@@ -8,7 +8,11 @@ its shapes ask for. So a graph is read here first (`latentrt.bundle.onnx_graph`)
 - its inputs and outputs are those of the manifest;
 - every weight is in the component's own pinned file, inside its size, of a type that such a file may have, and no two
   overlap;
-- its constants are small, and one image of 64 × 64 latents needs no more memory than a component of its role may.
+- its constants are small, and one image of 64 × 64 latents needs no more memory than a component of its role may;
+- no index can lie outside its data, and no whole number is divided by 0 (`latentrt.bundle.graph_ranges`).
+
+The last two depend on the sizes of the inputs. So backends check them again for each set of sizes before they run on
+it, where the memory may grow no faster than that of the exporter's graphs does (`CheckedGraph.check_sizes`).
 
 The exporter runs the same check, so that a graph it could not run again fails while it is exported.
 """
@@ -21,14 +25,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from latentrt.bundle.graph_shapes import OPERATORS, Shape, infer_shapes, peak_bytes
-from latentrt.bundle.manifest import Component, GraphRecord, Manifest, Part, Role
+from latentrt.bundle.graph_ranges import Range, check_ranges
+from latentrt.bundle.graph_shapes import OPERATORS, Shape, Values, infer_values, peak_bytes
+from latentrt.bundle.manifest import Component, GraphRecord, Limits, Manifest, Part, Role, TokenizerRecord
 from latentrt.bundle.onnx_graph import GraphFormatError, OnnxGraph, Tensor, TensorType, read_graph
 from latentrt.bundle.printable import printable, quote
-from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 from latentrt.errors import GraphError
 
-__all__ = ["WEIGHT_DTYPES", "ComponentGraph", "check_graph", "external_names", "find_graphs", "graphs_by_file"]
+__all__ = [
+    "WEIGHT_DTYPES",
+    "CheckedGraph",
+    "ComponentGraph",
+    "check_graph",
+    "find_graphs",
+    "find_ranges",
+    "graphs_by_file",
+]
 
 _IR_VERSION = 10
 _OPSETS = {"": 21, "com.microsoft": 1}
@@ -56,6 +69,10 @@ _SIZES = {
 }
 # Deep features (DeepCache) are smaller by a power of two, which a graph does not say.
 _DEEP_AXES, _DEEP_SIDES = ("deep_height", "deep_width"), (_SIDE // 2, _SIDE // 4, _SIDE // 8)
+# Axes of which the memory is a quadratic function: that of the scores of self-attention.
+_SQUARED = ("height", "width", "pixel_height", "pixel_width")
+# A graph that needs less may grow as it likes: by constants, and by what its first sizes round down.
+_FREE_BYTES = 64 << 20
 # The scores of self-attention at that size take 0.5 GiB in Stable Diffusion 1 (8 heads), and are held twice; the
 # features of a decoder take 0.25 GiB each. A graph made to exhaust the memory is far beyond.
 _MAX_BYTES: Mapping[Role, int] = {
@@ -78,6 +95,7 @@ class ComponentGraph:
         file, weights: names of the two files in the bundle.
         weights_bytes: the size of the weights file.
         opset: the version of the ONNX operators.
+        ranges: the range of each input of whole numbers that has one.
     """
 
     file: str
@@ -87,14 +105,31 @@ class ComponentGraph:
     role: Role
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    ranges: Mapping[str, Range]
 
 
-def find_graphs(component: Component, weights_bytes: int) -> list[ComponentGraph]:
+def find_ranges(limits: Limits, tokenizer: TokenizerRecord | None) -> dict[str, Range]:
+    """Return the range of the whole numbers from each source, to which the loop holds what it feeds.
+
+    Args:
+        limits: of the bundle.
+        tokenizer: of the component; None where it takes no tokens.
+    """
+    return {
+        "option:clip_skip": (0, limits.max_clip_skip),
+        "noise-level": (0, limits.max_noise_level),
+        **({"tokens": (0, tokenizer.rows - 1)} if tokenizer is not None else {}),
+    }
+
+
+def find_graphs(component: Component, weights_bytes: int, ranges: Mapping[str, Range]) -> list[ComponentGraph]:
     """Return the graphs of a component and its parts.
 
     Args:
         weights_bytes: size of its weights file.
+        ranges: of the whole numbers from each source (`find_ranges`).
     """
+    named = {spec.name: ranges[spec.source] for spec in component.inputs if spec.source in ranges}
 
     def describe(signature: Component | Part, record: GraphRecord) -> ComponentGraph:
         return ComponentGraph(
@@ -105,22 +140,86 @@ def find_graphs(component: Component, weights_bytes: int) -> list[ComponentGraph
             role=component.role,
             inputs=signature.inputs,
             outputs=signature.outputs,
+            ranges=named,
         )
 
     signatures: list[Component | Part] = [component, *component.parts.values()]
     return [describe(each, record) for each in signatures for record in each.graphs.values()]
 
 
-def graphs_by_file(manifest: Manifest) -> dict[str, list[ComponentGraph]]:
-    """Return the graphs of a bundle by their files. A file that is named twice must agree with both."""
-    found: dict[str, list[ComponentGraph]] = {}
-    for component in manifest.components.values():
-        for graph in find_graphs(component, manifest.files[component.weights.file].size):
-            found.setdefault(graph.file, []).append(graph)
+def graphs_by_file(manifest: Manifest) -> dict[str, ComponentGraph]:
+    """Return the graphs of a bundle by their files, of which a manifest names each once."""
+    found: dict[str, ComponentGraph] = {}
+    for name, component in manifest.components.items():
+        ranges = find_ranges(manifest.limits, manifest.tokenizers.get(name))
+        for graph in find_graphs(component, manifest.files[component.weights.file].size, ranges):
+            found[graph.file] = graph
     return found
 
 
-def check_graph(data: bytes, expected: ComponentGraph, *, remedy: str = _EXPORT_AGAIN) -> None:
+class CheckedGraph:
+    """A graph that passed `check_graph`.
+
+    Attributes:
+        data: the content of its file.
+        named_inputs: the inputs whose shapes tell the size of every named axis.
+        external_names: the names of the tensors whose values are in the weights file.
+    """
+
+    def __init__(self, data: bytes, graph: OnnxGraph, expected: ComponentGraph, peak: int) -> None:
+        self.data = data
+        self._graph, self._expected, self._peak = graph, expected, peak
+        self.external_names = {name for name, each in graph.initializers.items() if each.external is not None}
+        places: dict[str, tuple[str, int]] = {}
+        for spec in expected.inputs:
+            for index, axis in enumerate(spec.shape):
+                if isinstance(axis, str):
+                    places.setdefault(axis, (spec.name, index))
+        self._places = tuple(places.values())
+        self.named_inputs = tuple(dict.fromkeys(name for name, _ in self._places))
+        self._passed: set[tuple[int, ...]] = set()
+
+    def check_sizes(self, shapes: Mapping[str, Shape]) -> None:
+        """Reject sizes at which the graph needs more memory than those that it was checked at explain, once for each.
+
+        Memory may grow as the number of rows, and as the square of an image's area.
+
+        Args:
+            shapes: of `named_inputs` at least.
+
+        Raises:
+            GraphError: it needs more, an index may lie outside its data, or an output has another shape than the
+                manifest says.
+        """
+        key = tuple([shapes[name][axis] for name, axis in self._places])
+        if key in self._passed:
+            return
+        expected = self._expected
+        sizes = axis_sizes([spec for spec in expected.inputs if spec.name in self.named_inputs], shapes)
+        try:
+            found, values = infer_values(self._graph, sizes)
+            _check_made(self._graph, found)
+            for spec in expected.outputs:
+                if not _agrees(wanted := _resolve(spec, sizes), found[spec.name]):
+                    raise GraphFormatError(
+                        f"makes {spec.name} of shape {list(found[spec.name])}, expected {list(wanted)}"
+                    )
+            check_ranges(self._graph, found, values, expected.ranges)
+            allowed = 2 * max(self._peak, _FREE_BYTES) * _growth(sizes, expected.role)
+            needed, node = peak_bytes(self._graph, found)
+            if needed > allowed:
+                named = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+                raise GraphFormatError(
+                    f"needs {needed / 2**30:,.1f} GiB at node {quote(node)} for {named}, expected at most "
+                    f"{allowed / 2**30:,.1f} GiB, as it needs {self._peak / 2**30:,.2f} GiB for one image of "
+                    f"{_PIXELS} × {_PIXELS} pixels"
+                )
+        except GraphFormatError as error:
+            raise _refuse(expected.file, error, _EXPORT_AGAIN) from None
+        self._passed.add(key)
+
+
+def check_graph(data: bytes, expected: ComponentGraph, *, remedy: str = _EXPORT_AGAIN) -> CheckedGraph:
     """Reject a graph that is not one of the exporter's, or does not agree with the manifest.
 
     Args:
@@ -140,14 +239,16 @@ def check_graph(data: bytes, expected: ComponentGraph, *, remedy: str = _EXPORT_
         _check_signature("input", graph.inputs, expected.inputs)
         _check_signature("output", graph.outputs, expected.outputs)
         _check_tensors(graph, expected)
-        _check_memory(graph, expected.role)
+        shapes, values = _infer_values(graph, _reference_sizes(expected.role))
+        _check_made(graph, shapes)
+        check_ranges(graph, shapes, values, expected.ranges)
+        return CheckedGraph(data, graph, expected, _check_memory(graph, shapes, expected.role))
     except GraphFormatError as error:
-        raise GraphError(f"{printable(expected.file)} {error}. {remedy}") from None
+        raise _refuse(expected.file, error, remedy) from None
 
 
-def external_names(data: bytes) -> set[str]:
-    """Return the names of the tensors whose values are in the weights file, of a graph that was checked."""
-    return {name for name, tensor in read_graph(data).initializers.items() if tensor.external is not None}
+def _refuse(file: str, error: GraphFormatError, remedy: str) -> GraphError:
+    return GraphError(f"{printable(file)} {error}. {remedy}")
 
 
 def _check_versions(graph: OnnxGraph, opset: int) -> None:
@@ -261,28 +362,54 @@ def _find_span(tensor: Tensor, location: str | None, expected: ComponentGraph) -
     return offset, offset + length, tensor.name
 
 
-def _check_memory(graph: OnnxGraph, role: Role) -> None:
-    shapes = _infer_shapes(graph, {**_SIZES, "tokens": _SIDE * _SIDE if role == "decoder" else _PROMPT_TOKENS})
+def _check_made(graph: OnnxGraph, shapes: Mapping[str, Shape]) -> None:
+    """Check that every tensor has the sizes that the graph declares for it."""
     for name, declared in {**graph.value_info, **graph.outputs}.items():
         if name in shapes and declared.shape is not None and not _agrees(declared.shape, shapes[name]):
             raise GraphFormatError(
                 f"declares {quote(name)} as {list(declared.shape)}, but its nodes make {list(shapes[name])}"
             )
+
+
+def _check_memory(graph: OnnxGraph, shapes: Mapping[str, Shape], role: Role) -> int:
+    """Return the most memory that a graph needs for one image, in bytes."""
     needed, node = peak_bytes(graph, shapes)
     if needed > _MAX_BYTES[role]:
         raise GraphFormatError(
             f"needs {needed / 2**30:,.1f} GiB at node {quote(node)} for one image of {_PIXELS} × {_PIXELS} "
             f"pixels, expected at most {_MAX_BYTES[role] >> 30} GiB of a {role}"
         )
+    return needed
 
 
-def _infer_shapes(graph: OnnxGraph, sizes: Mapping[str, int]) -> dict[str, Shape]:
+def _reference_sizes(role: Role) -> dict[str, int]:
+    return {**_SIZES, "tokens": _SIDE * _SIDE if role == "decoder" else _PROMPT_TOKENS}
+
+
+def _growth(sizes: Mapping[str, int], role: Role) -> float:
+    """Return how many times more memory a graph of the exporter needs at most for these sizes than for one image."""
+    growth = 1.0
+    for axis, size in _reference_sizes(role).items():
+        growth *= max(sizes.get(axis, 1) / size, 1.0) ** (2 if axis in _SQUARED else 1)
+    return growth
+
+
+def _infer_values(graph: OnnxGraph, sizes: Mapping[str, int]) -> tuple[dict[str, Shape], dict[str, Values]]:
     named = {axis for spec in graph.inputs.values() for axis in spec.shape or ()}
     *others, last = _DEEP_SIDES if not named.isdisjoint(_DEEP_AXES) else (_SIDE,)
     for side in others:
         with contextlib.suppress(GraphFormatError):
-            return infer_shapes(graph, {**sizes, **dict.fromkeys(_DEEP_AXES, side)})
-    return infer_shapes(graph, {**sizes, **dict.fromkeys(_DEEP_AXES, last)})
+            return infer_values(graph, {**sizes, **dict.fromkeys(_DEEP_AXES, side)})
+    return infer_values(graph, {**sizes, **dict.fromkeys(_DEEP_AXES, last)})
+
+
+def _resolve(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int | str, ...]:
+    """Return a tensor's shape with the sizes of the named axes that are known: a part may make axes of its own."""
+    known = (isinstance(axis, int) or axis.rpartition("*")[2] in sizes for axis in spec.shape)
+    return tuple(
+        sized(TensorSpec(spec.name, spec.dtype, (axis,)), sizes)[0] if each else axis
+        for axis, each in zip(spec.shape, known, strict=True)
+    )
 
 
 def _agrees(declared: tuple[int | str | None, ...], shape: Shape) -> bool:

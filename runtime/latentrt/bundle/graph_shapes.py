@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from latentrt.bundle.onnx_graph import GraphFormatError, Node, OnnxGraph
 
-__all__ = ["OPERATORS", "Shape", "infer_shapes", "peak_bytes"]
+__all__ = ["OPERATORS", "Shape", "Values", "infer_shapes", "infer_values", "peak_bytes"]
 
 Shape = tuple[int, ...]
 Values = NDArray[Any]
@@ -27,10 +27,6 @@ Values = NDArray[Any]
 _MOST_VALUES = 256
 # All elements count as float32: most are, and none of those that are large is wider.
 _BYTES_PER_ELEMENT = 4
-_WHOLE_DTYPES = {2, 3, 6, 7}
-# Operators that make whole numbers, those that may, and those whose output is of the type of input 1.
-_OF_WHOLE_NUMBERS = {"Shape", "ArgMax", "QuantizeLinear", "ConstantOfShape"}
-_TYPED_BY_INPUT_1 = {"Where", "DequantizeLinear"}
 _DTYPES: Mapping[int, Any] = {
     1: np.float32,
     2: np.uint8,
@@ -62,6 +58,12 @@ class _Inputs:
         if found is None:
             raise ValueError(f"has no input {index}")
         return found
+
+    def check_shape(self, index: int, *expected: Shape) -> None:
+        """Check that an input, unless it is left out, has one of these shapes."""
+        found = self.shapes[index] if index < len(self.shapes) else None
+        if found is not None and found not in expected:
+            raise ValueError(f"has input {index} of shape {list(found)}, expected {list(expected[0])}")
 
     def sizes(self, index: int) -> list[Any] | None:
         """Return the values of an input that holds sizes, as numbers; None where it is left out.
@@ -112,6 +114,12 @@ def infer_shapes(graph: OnnxGraph, sizes: Mapping[str, int]) -> dict[str, Shape]
     return _Inference(graph, sizes).shapes
 
 
+def infer_values(graph: OnnxGraph, sizes: Mapping[str, int]) -> tuple[dict[str, Shape], dict[str, Values]]:
+    """Return the shape of every tensor as `infer_shapes` does, and the values of the small ones that hold sizes."""
+    inference = _Inference(graph, sizes)
+    return inference.shapes, inference.values
+
+
 def peak_bytes(graph: OnnxGraph, shapes: Mapping[str, Shape]) -> tuple[int, str]:
     """Return the most memory that inputs and computed tensors take at one time, and the node that takes it.
 
@@ -151,13 +159,11 @@ def _find_foldable(graph: OnnxGraph) -> set[str]:
 class _Inference:
     def __init__(self, graph: OnnxGraph, sizes: Mapping[str, int]) -> None:
         self.shapes: dict[str, Shape] = {"": ()}
-        self._values: dict[str, Values] = {}
-        self._whole = {name for name, each in graph.initializers.items() if each.dtype in _WHOLE_DTYPES}
-        self._whole.update(name for name, each in graph.inputs.items() if each.dtype in _WHOLE_DTYPES)
+        self.values: dict[str, Values] = {}
         for name, tensor in graph.initializers.items():
             self.shapes[name] = tensor.shape
             if tensor.raw is not None and math.prod(tensor.shape) <= _MOST_VALUES:
-                self._values[name] = np.frombuffer(tensor.raw, _DTYPES[tensor.dtype]).reshape(tensor.shape)
+                self.values[name] = np.frombuffer(tensor.raw, _DTYPES[tensor.dtype]).reshape(tensor.shape)
         for name, spec in graph.inputs.items():
             self.shapes[name] = tuple(_size(axis, sizes) for axis in spec.shape or ())
         with np.errstate(all="ignore"):
@@ -170,9 +176,10 @@ class _Inference:
             inputs = _Inputs(
                 node,
                 [self.shapes[name] if name else None for name in node.inputs],
-                [self._values.get(name) for name in node.inputs],
+                [self.values.get(name) for name in node.inputs],
             )
-            self._check_division(node)
+            if len(node.inputs) != _COUNTS.get(node.op_type, len(node.inputs)):
+                raise ValueError(f"has {len(node.inputs)} inputs, expected {_COUNTS[node.op_type]}")
             made = self._evaluate(inputs)
             shapes = [made.shape] if made is not None else _RULES[node.domain, node.op_type](inputs)
             if len(shapes) != len(node.outputs):
@@ -186,30 +193,8 @@ class _Inference:
             if any(size < 0 for size in shape):
                 raise GraphFormatError(f"has node '{node.name}', whose output would have the shape {list(shape)}")
             self.shapes[name] = shape
-        self._whole.update(name for index, name in enumerate(node.outputs) if self._is_whole(node, index))
         if made is not None and made.size <= _MOST_VALUES:
-            self._values[node.outputs[0]] = made
-
-    def _is_whole(self, node: Node, output: int) -> bool:
-        """Return whether a node makes whole numbers; where that is unknown, it may."""
-        if node.op_type == "Cast":
-            return node.attributes.get("to") in _WHOLE_DTYPES
-        if node.op_type in _TYPED_BY_INPUT_1:
-            return len(node.inputs) > 1 and node.inputs[1] in self._whole
-        if node.op_type in _OF_WHOLE_NUMBERS or (node.op_type == "TopK" and output == 1):
-            return True
-        return bool(node.inputs) and node.inputs[0] in self._whole
-
-    def _check_division(self, node: Node) -> None:
-        """Check that whole numbers are divided by known ones above 0.
-
-        The processor ends a program that divides by 0, or the least number by -1.
-        """
-        if node.op_type != "Div" or node.inputs[1] not in self._whole:
-            return
-        divisor = self._values.get(node.inputs[1])
-        if divisor is None or not (divisor > 0).all():
-            raise ValueError("divides whole numbers by others than known ones above 0")
+            self.values[node.outputs[0]] = made
 
     def _evaluate(self, inputs: _Inputs) -> Values | None:
         """Return the output of a node that calculates with sizes; None for any other node."""
@@ -239,13 +224,14 @@ def _size(axis: int | str | None, sizes: Mapping[str, int]) -> int:
 
 def _array(inputs: _Inputs, index: int) -> Values:
     value = inputs.values[index]
-    assert value is not None, "all inputs of an evaluated node are known"
+    if value is None:
+        raise ValueError(f"has no input {index}")
     return value
 
 
 def _elementwise(function: Callable[..., Any]) -> Callable[[_Inputs], Values]:
     def evaluate(inputs: _Inputs) -> Values:
-        arrays = [value for value in inputs.values if value is not None]
+        arrays = [_array(inputs, index) for index in range(len(inputs.values))]
         if math.prod(_broadcast([array.shape for array in arrays])) > _MOST_VALUES:
             raise ValueError("calculates too many sizes")
         return np.asarray(function(*arrays))
@@ -312,6 +298,47 @@ def _same(inputs: _Inputs) -> list[Shape]:
     return [inputs.shape(0)]
 
 
+def _clip(inputs: _Inputs) -> list[Shape]:
+    inputs.check_shape(1, ())
+    inputs.check_shape(2, ())
+    return _same(inputs)
+
+
+def _batch_normalization(inputs: _Inputs) -> list[Shape]:
+    data = inputs.shape(0)
+    for index in range(1, 5):
+        inputs.check_shape(index, (data[1],))
+    return [data]
+
+
+def _group_normalization(inputs: _Inputs) -> list[Shape]:
+    data, groups = inputs.shape(0), inputs.integer("num_groups", 0)
+    if groups < 1 or data[1] % groups:
+        raise ValueError(f"has {groups} groups, expected a divisor of the channels")
+    inputs.check_shape(1, (data[1],))
+    inputs.check_shape(2, (data[1],))
+    return [data]
+
+
+def _layer_normalization(inputs: _Inputs) -> list[Shape]:
+    data = inputs.shape(0)
+    normalized = data[_axis(inputs.integer("axis", -1), len(data)) :]
+    inputs.check_shape(1, normalized)
+    inputs.check_shape(2, normalized)
+    return [data]
+
+
+def _quantize(inputs: _Inputs) -> list[Shape]:
+    """Check that there is one scale, or one for each element of the axis, and as many zero points."""
+    data, scale = inputs.shape(0), inputs.shape(1)
+    if scale:
+        inputs.check_shape(1, (data[_axis(inputs.integer("axis", 1), len(data))],))
+    if inputs.integer("block_size", 0):
+        raise ValueError("has scales of blocks, expected those of an axis")
+    inputs.check_shape(2, scale)
+    return [data]
+
+
 def _broadcast(shapes: list[Shape]) -> Shape:
     rank = max(map(len, shapes))
     result = [1] * rank
@@ -347,6 +374,7 @@ def _gemm(inputs: _Inputs) -> list[Shape]:
     )
     if inner != inner2:
         raise ValueError("these are no matrices that can be multiplied")
+    inputs.check_shape(2, (columns,), (1,), (), (rows, columns), (1, columns), (rows, 1), (1, 1))
     return [(rows, columns)]
 
 
@@ -363,10 +391,21 @@ def _window(inputs: _Inputs, rank: int, kernel: Shape) -> tuple[Shape, Shape, Sh
     return strides, extents, tuple(pads[axis] + pads[axis + rank] for axis in range(rank))
 
 
+def _kernel(inputs: _Inputs, kernel: Shape) -> Shape:
+    """Check that the kernel has the sizes of the weight."""
+    named = inputs.integers("kernel_shape") or kernel
+    if named != kernel:
+        raise ValueError(f"has kernel_shape {list(named)}, expected {list(kernel)} as its weight has")
+    return kernel
+
+
 def _conv(inputs: _Inputs) -> list[Shape]:
-    data, weight = inputs.shape(0), inputs.shape(1)
+    data, weight, group = inputs.shape(0), inputs.shape(1), inputs.integer("group", 1)
+    if group < 1 or data[1] != weight[1] * group or weight[0] % group:
+        raise ValueError(f"its channels do not fit its weight in {group} groups")
+    inputs.check_shape(2, weight[:1])
     spatial = data[2:]
-    strides, extents, pads = _window(inputs, len(spatial), inputs.integers("kernel_shape") or weight[2:])
+    strides, extents, pads = _window(inputs, len(spatial), _kernel(inputs, weight[2:]))
     return [(data[0], weight[0], *_slide(spatial, strides, extents, pads))]
 
 
@@ -376,13 +415,16 @@ def _slide(spatial: Shape, strides: Shape, extents: Shape, pads: Shape) -> Shape
 
 
 def _conv_transpose(inputs: _Inputs) -> list[Shape]:
-    data, weight = inputs.shape(0), inputs.shape(1)
+    data, weight, group = inputs.shape(0), inputs.shape(1), inputs.integer("group", 1)
+    if group < 1 or data[1] != weight[0] or weight[0] % group:
+        raise ValueError(f"its channels do not fit its weight in {group} groups")
+    inputs.check_shape(2, (weight[1] * group,))
     spatial = data[2:]
-    strides, extents, pads = _window(inputs, len(spatial), inputs.integers("kernel_shape") or weight[2:])
+    strides, extents, pads = _window(inputs, len(spatial), _kernel(inputs, weight[2:]))
     extra = inputs.integers("output_padding") or (0,) * len(spatial)
     axes = zip(spatial, strides, extents, pads, extra, strict=True)
     sizes = (stride * (size - 1) + more + extent - pad for size, stride, extent, pad, more in axes)
-    return [(data[0], weight[1] * inputs.integer("group", 1), *sizes)]
+    return [(data[0], weight[1] * group, *sizes)]
 
 
 def _max_pool(inputs: _Inputs) -> list[Shape]:
@@ -405,6 +447,8 @@ def _reduce(inputs: _Inputs) -> list[Shape]:
 def _arg_max(inputs: _Inputs) -> list[Shape]:
     data = inputs.shape(0)
     axis = _axis(inputs.integer("axis", 0), len(data))
+    if data[axis] == 0:
+        raise ValueError("has nothing to choose from")
     return [(*data[:axis], *((1,) if inputs.integer("keepdims", 1) else ()), *data[axis + 1 :])]
 
 
@@ -453,9 +497,42 @@ def _gather(inputs: _Inputs) -> list[Shape]:
 
 def _gather_nd(inputs: _Inputs) -> list[Shape]:
     data, indices, batch = inputs.shape(0), inputs.shape(1), inputs.integer("batch_dims", 0)
-    if not 0 <= batch <= batch + indices[-1] <= len(data):
+    if not 0 <= batch <= batch + indices[-1] <= len(data) or batch >= len(indices):
         raise ValueError("its indices have too many axes")
+    if data[:batch] != indices[:batch]:
+        raise ValueError("its batches differ")
     return [(*indices[:-1], *data[batch + indices[-1] :])]
+
+
+def _elements(inputs: _Inputs) -> list[Shape]:
+    """Check that indices of single elements have no more of them than the data, on every axis but that of the index."""
+    data, indices = inputs.shape(0), inputs.shape(1)
+    axis = _axis(inputs.integer("axis", 0), len(data))
+    if len(indices) != len(data) or any(size > data[other] for other, size in enumerate(indices) if other != axis):
+        raise ValueError("its indices are of another shape")
+    return [indices]
+
+
+def _check_reduction(inputs: _Inputs) -> None:
+    if inputs.node.attributes.get("reduction", b"none") != b"none":
+        raise ValueError("has a reduction, expected none")
+
+
+def _scatter_elements(inputs: _Inputs) -> list[Shape]:
+    _check_reduction(inputs)
+    if [inputs.shape(2)] != _elements(inputs):
+        raise ValueError("its updates are of another shape than its indices")
+    return _same(inputs)
+
+
+def _scatter_nd(inputs: _Inputs) -> list[Shape]:
+    data, indices = inputs.shape(0), inputs.shape(1)
+    _check_reduction(inputs)
+    if not indices or indices[-1] > len(data):
+        raise ValueError("its indices have too many axes")
+    if inputs.shape(2) != (*indices[:-1], *data[indices[-1] :]):
+        raise ValueError("its updates are of another shape")
+    return [data]
 
 
 def _transpose(inputs: _Inputs) -> list[Shape]:
@@ -513,10 +590,16 @@ def _pad(inputs: _Inputs) -> list[Shape]:
     shape, pads = [*inputs.shape(0)], inputs.sizes(1) or []
     axes = inputs.sizes(3)
     axes = list(range(len(shape))) if axes is None else axes
+    mode = inputs.node.attributes.get("mode", b"constant")
+    if mode not in (b"constant", b"reflect"):
+        raise ValueError(f"has the mode {mode!r}, expected constant or reflect")
     if len(pads) != 2 * len(axes):
         raise ValueError(f"has the pads {pads}")
     for index, axis in enumerate(axes):
-        shape[_axis(axis, len(shape))] += pads[index] + pads[index + len(axes)]
+        before, after, size = pads[index], pads[index + len(axes)], shape[_axis(axis, len(shape))]
+        if mode == b"reflect" and not 0 <= max(before, after) < size:
+            raise ValueError(f"reflects {max(before, after)} of {size}")
+        shape[_axis(axis, len(shape))] += before + after
     return [tuple(shape)]
 
 
@@ -536,45 +619,59 @@ def _resize(inputs: _Inputs) -> list[Shape]:
 def _top_k(inputs: _Inputs) -> list[Shape]:
     shape = [*inputs.shape(0)]
     axis = _axis(inputs.integer("axis", -1), len(shape))
-    shape[axis] = min(inputs.number(1), shape[axis])
+    if not 0 <= inputs.number(1) <= shape[axis]:
+        raise ValueError(f"chooses {inputs.number(1)} of {shape[axis]}")
+    shape[axis] = inputs.number(1)
     return [tuple(shape), tuple(shape)]
 
 
 def _attention(inputs: _Inputs) -> list[Shape]:
     query, key, value = (inputs.shape(index) for index in range(3))
-    if not len(query) == len(key) == len(value) == 3:
-        raise ValueError("expected queries, keys and values of 3 axes")
+    heads = inputs.integer("num_heads", 0)
+    if len(inputs.shapes) != 3 or not len(query) == len(key) == len(value) == 3:
+        raise ValueError("expected queries, keys and values of 3 axes, and no more")
+    if key != (query[0], key[1], query[2]) or value[:2] != key[:2]:
+        raise ValueError("its queries, keys and values do not belong together")
+    if heads < 1 or query[2] % heads or value[2] % heads:
+        raise ValueError(f"has {heads} heads, expected a divisor of the channels")
     return [(*query[:2], value[2])]
 
 
 _Rule = Callable[[_Inputs], list[Shape]]
-_SAME = (
-    "Abs BatchNormalization Cast Clip Cos DequantizeLinear Erf Floor Gelu GroupNormalization Identity "
-    "LayerNormalization LeakyRelu Mish Neg QuantizeLinear Reciprocal Relu Round ScatterElements ScatterND Sigmoid Sin "
-    "Softmax Sqrt Tanh"
-)
+_SAME = "Abs Cast Cos Erf Floor Gelu Identity LeakyRelu Mish Neg Reciprocal Relu Round Sigmoid Sin Softmax Sqrt Tanh"
 _BROADCASTING = "Add Div Equal Greater Less Max Min Mul Pow Sub Where"
+# The number of inputs of operators that broadcast them, except of those that take any number (Max, Min).
+_BINARY = ("Add", "Div", "Equal", "Greater", "Less", "Mul", "Pow", "Sub")
+_COUNTS: Mapping[str, int] = {**dict.fromkeys(_BINARY, 2), "Where": 3}
 _REDUCING = "ReduceL2 ReduceMax ReduceMean ReduceSum"
 _RULES: Mapping[tuple[str, str], _Rule] = {
     **{("", name): _same for name in _SAME.split()},
     **{("", name): _broadcasting for name in _BROADCASTING.split()},
     **{("", name): _reduce for name in _REDUCING.split()},
     ("", "ArgMax"): _arg_max,
+    ("", "BatchNormalization"): _batch_normalization,
+    ("", "Clip"): _clip,
     ("", "Concat"): _concat,
     ("", "ConstantOfShape"): _constant_of_shape,
     ("", "Conv"): _conv,
     ("", "ConvTranspose"): _conv_transpose,
+    ("", "DequantizeLinear"): _quantize,
     ("", "Expand"): _expand,
     ("", "Gather"): _gather,
-    ("", "GatherElements"): lambda inputs: [inputs.shape(1)],
+    ("", "GatherElements"): _elements,
     ("", "GatherND"): _gather_nd,
     ("", "Gemm"): _gemm,
+    ("", "GroupNormalization"): _group_normalization,
+    ("", "LayerNormalization"): _layer_normalization,
     ("", "MatMul"): _matmul,
     ("", "MaxPool"): _max_pool,
     ("", "Pad"): _pad,
+    ("", "QuantizeLinear"): _quantize,
     ("", "Range"): _range,
     ("", "Reshape"): _reshape,
     ("", "Resize"): _resize,
+    ("", "ScatterElements"): _scatter_elements,
+    ("", "ScatterND"): _scatter_nd,
     ("", "Shape"): lambda inputs: [(len(inputs.shape(0)),)],  # never reached: it is evaluated
     ("", "Slice"): _slice,
     ("", "Split"): _split,

@@ -318,7 +318,7 @@ class TokenizerRecord(Record, frozen=True, kw_only=True):
     """A tokenizer, and the ids that frame a chunk of `length` tokens.
 
     A chunk is `begin`, up to `length` − 2 tokens of text, `end`, then `pad`. `rows` is the number of rows of the text
-    encoder's embedding, larger than every id; if absent, the encoder's weights tell.
+    encoder's embedding, larger than every id.
     """
 
     file: RelativePath
@@ -326,7 +326,7 @@ class TokenizerRecord(Record, frozen=True, kw_only=True):
     end: TokenId
     pad: TokenId
     length: Annotated[int, msgspec.Meta(ge=3, le=MAX_CHUNK_TOKENS)]
-    rows: Positive | None = None
+    rows: Positive
 
 
 class ConfigChange(Record, frozen=True, kw_only=True):
@@ -683,6 +683,7 @@ def _find_problems(manifest: Manifest) -> Iterator[str]:
     yield from find_signature_problems(manifest)
     yield from _check_defaults(manifest)
     yield from _check_changes(manifest)
+    yield from _check_graph_files(manifest)
 
 
 def _check_path(name: str) -> Iterator[str]:
@@ -703,6 +704,17 @@ def _find_path_problem(name: str) -> str | None:
     if name.casefold() == MANIFEST_NAME:
         return "is the manifest itself"
     return None
+
+
+def _check_graph_files(manifest: Manifest) -> Iterator[str]:
+    """Check that no two graphs are one file, as each must agree with one signature."""
+    named = set[str]()
+    for component in manifest.components.values():
+        for graphs in (component.graphs, *(part.graphs for part in component.parts.values())):
+            for graph in graphs.values():
+                if graph.file in named:
+                    yield f"{graph.file!r} is named as two graphs, expected a file for each"
+                named.add(graph.file)
 
 
 def _check_owners(manifest: Manifest) -> Iterator[str]:
@@ -736,7 +748,7 @@ def _check_tokenizers(manifest: Manifest) -> Iterator[str]:
         if tokens is not None and tokens.shape[-1:] != (tokenizer.length,):
             yield f"the tokenizer of {name} has length {tokenizer.length}, expected that of {tokens.tensor}"
         for key, index in (("begin", tokenizer.begin), ("end", tokenizer.end), ("pad", tokenizer.pad)):
-            if tokenizer.rows is not None and index >= tokenizer.rows:
+            if index >= tokenizer.rows:
                 yield f"the tokenizer of {name} has {key} {index}, expected an id below its {tokenizer.rows} rows"
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Tokenizer", "open_tokenizer"]
 
-# The embedding of a CLIP text encoder, one row for each token id.
-_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 # A row of marks is sorted in a time that grows with the square of its length (NFC, `unicodedata.normalize`).
 _MAX_MARKS = 1000
 
@@ -29,45 +27,40 @@ class Tokenizer:
 
     Args:
         encoder: encodes a text of any length.
-        frame: special ids and length of a chunk.
-        rows: the number of rows of the text encoder's embedding. Every id is smaller.
+        frame: special ids and length of a chunk, and the number of rows of the text encoder's embedding. Every id is
+            smaller.
 
     Raises:
         BundleError: the encoder or the frame has an id without a row.
     """
 
-    def __init__(self, encoder: BytePairEncoder, frame: TokenizerRecord, rows: int) -> None:
-        self._encoder, self.frame, self.rows = encoder, frame, rows
+    def __init__(self, encoder: BytePairEncoder, frame: TokenizerRecord) -> None:
+        self._encoder, self.frame = encoder, frame
         self._vectors = _find_vectors(encoder)
         special = {"begin": frame.begin, "end": frame.end, "pad": frame.pad}
         for token, index in (*special.items(), *encoder.ids.items()):
-            if index >= rows:
+            if index >= frame.rows:
                 raise BundleError(
-                    f"{frame.file} has the id {index} for {token!r}, and the text encoder has {rows:,} rows; expected "
-                    "a row for each id. Export the bundle again"
+                    f"{frame.file} has the id {index} for {token!r}, and the text encoder has {frame.rows:,} rows; "
+                    "expected a row for each id. Export the bundle again"
                 )
 
     @classmethod
-    def from_json(cls, data: bytes, frame: TokenizerRecord, rows: int | None = None) -> Self:
+    def from_json(cls, data: bytes, frame: TokenizerRecord) -> Self:
         """Read a tokenizer from the contents of its `tokenizer.json`.
 
         Args:
             data: the contents.
-            frame: special ids and length of a chunk.
-            rows: the number of rows of the text encoder's embedding; None: as the frame states.
+            frame: as for the class.
 
         Raises:
-            BundleError: the contents are not those of a CLIP tokenizer, an id has no row, or no number of rows is
-                given.
+            BundleError: the contents are not those of a CLIP tokenizer, or an id has no row.
         """
-        rows = rows or frame.rows
-        if rows is None:
-            raise BundleError(f"{frame.file} has no number of rows in the manifest; export the bundle again")
         try:
             encoder = read_tokenizer_json(data)
         except ValueError as error:
             raise BundleError(f"{frame.file} is not a CLIP tokenizer: {error}; export the bundle again") from error
-        return cls(encoder, frame, rows)
+        return cls(encoder, frame)
 
     def chunks(self, text: str, limit: int = MAX_PROMPT_CHUNKS) -> NDArray[np.int64]:
         """Return the token ids of a text of any length, int64 [chunks, length].
@@ -91,8 +84,8 @@ class Tokenizer:
             raise _too_long(f"{len(ids):,} tokens", limit * room)
         pieces = [ids[start : start + room] for start in range(0, max(len(ids), 1), room)]
         chunks = np.array([self._frame(piece) for piece in pieces], np.int64)
-        if chunks.max() >= self.rows:
-            raise BundleError(f"{self.frame.file} made the id {chunks.max()}, expected one of {self.rows:,} rows")
+        if chunks.max() >= self.frame.rows:
+            raise BundleError(f"{self.frame.file} made the id {chunks.max()}, expected one of {self.frame.rows:,} rows")
         return chunks
 
     def expand(self, text: str, limit: int) -> str:
@@ -146,20 +139,7 @@ def open_tokenizer(bundle: Bundle, component: str) -> Tokenizer:
         BundleError, IntegrityError: a file is missing or damaged, or an id has no row in the encoder's embedding.
     """
     record = bundle.manifest.tokenizers[component]
-    return Tokenizer.from_json(bundle.read(record.file), record, record.rows or _count_rows(bundle, component))
-
-
-def _count_rows(bundle: Bundle, component: str) -> int:
-    """Return the number of rows of a text encoder's embedding, from its weights."""
-    with bundle.weights(component) as weights:
-        embedding = weights.arrays().get(_EMBEDDING)
-    if embedding is None or embedding.ndim != 2:
-        raise BundleError(
-            f"the weights of {component} have no matrix {_EMBEDDING}, and the manifest does not state its rows; export "
-            "the bundle again"
-        )
-    rows: int = embedding.shape[0]
-    return rows
+    return Tokenizer.from_json(bundle.read(record.file), record)
 
 
 def _find_vectors(encoder: BytePairEncoder) -> dict[int, list[str]]:

@@ -43,9 +43,14 @@ def tokenizers(
     theirs.add_tokens([*WORDS], special_tokens=request.param == "special")
     theirs.save_pretrained(folder)
     record = TokenizerRecord(
-        file="tokenizer.json", begin=theirs.bos_token_id, end=theirs.eos_token_id, pad=theirs.pad_token_id, length=77
+        file="tokenizer.json",
+        begin=theirs.bos_token_id,
+        end=theirs.eos_token_id,
+        pad=theirs.pad_token_id,
+        length=77,
+        rows=len(theirs),
     )
-    return Tokenizer.from_json((folder / "tokenizer.json").read_bytes(), record, rows=len(theirs)), theirs
+    return Tokenizer.from_json((folder / "tokenizer.json").read_bytes(), record), theirs
 
 
 def expected_chunk(tokenizer: CLIPTokenizer, converted: str) -> list[int]:

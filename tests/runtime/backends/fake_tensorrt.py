@@ -232,8 +232,9 @@ def session_with(engine: FakeEngine) -> OnnxRuntimeSession:
     options.intra_op_num_threads = 1
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in engine.weights.values()]
     options.add_external_initializers(list(engine.weights), values)
-    session = onnxruntime.InferenceSession(engine.bundle.read(names), options, providers=["CPUExecutionProvider"])
-    return OnnxRuntimeSession(session, engine.component.inputs, engine.component.outputs, values)
+    graph = engine.bundle.read_graph(names)
+    session = onnxruntime.InferenceSession(graph.data, options, providers=["CPUExecutionProvider"])
+    return OnnxRuntimeSession(session, graph, engine.component.inputs, engine.component.outputs, values)
 
 
 class FakeContext:

@@ -30,7 +30,7 @@ def bound(plain: OnnxRuntimeSession) -> BoundSession:
 def bind(plain: OnnxRuntimeSession, name: str) -> BoundSession:
     component = Bundle.open(bundle_path()).manifest.components[name]
     return BoundSession(
-        onnxruntime, plain._session, component.inputs, component.outputs, [], device="cpu", graphs=False
+        onnxruntime, plain._session, plain._graph, component.inputs, component.outputs, [], device="cpu", graphs=False
     )
 
 

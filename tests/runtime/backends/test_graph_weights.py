@@ -109,7 +109,7 @@ def _open_onnxruntime(bundle: Bundle) -> Any:
 
 
 def _open_openvino(bundle: Bundle) -> Any:
-    with openvino._Graph(bundle, GRAPH, COMPONENT).opened(None):
+    with openvino._Graph(bundle, GRAPH, COMPONENT).opened(None, {"input_ids": (1, 77)}):
         raise AssertionError
 
 

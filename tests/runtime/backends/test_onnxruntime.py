@@ -32,8 +32,8 @@ def copy(tmp_path: Path) -> Path:
 def test_a_half_bundle_computes_in_float32_on_a_cpu(bundle: Bundle) -> None:
     assert bundle.manifest.precision == "float16"
     opened: list[str] = []
-    read = bundle.read
-    bundle.read = lambda name: opened.append(name) or read(name)  # type: ignore[method-assign, func-returns-value]
+    read = bundle.read_graph
+    bundle.read_graph = lambda name: opened.append(name) or read(name)  # type: ignore[method-assign, func-returns-value]
     session = open_session(bundle, "text_encoder", threads=1)
     assert opened == ["text_encoder/model.float32.onnx"]
     outputs = run(session, input_ids=np.zeros((2, 77), np.int64), clip_skip=np.zeros(2, np.int64))

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import latentrt
+from latentrt.backends.onnxruntime import open_session
 from latentrt.bundle import graph_check
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
-from latentrt.bundle.graph_check import ComponentGraph, check_graph, external_names, graphs_by_file
+from latentrt.bundle.graph_check import ComponentGraph, check_graph, graphs_by_file
+from latentrt.bundle.graph_shapes import infer_values
 from latentrt.bundle.manifest import Role
 from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.tensors import TensorSpec
@@ -27,7 +31,7 @@ from tests.runtime.small_bundle import SIGNATURES, WEIGHTS, edit_manifest, write
 GRAPH = "unet/model.onnx"
 ROLE, INPUTS, OUTPUTS = SIGNATURES["unet"]
 EXPECTED = ComponentGraph(
-    file=GRAPH, weights=WEIGHTS, weights_bytes=64, opset=21, role=ROLE, inputs=INPUTS, outputs=OUTPUTS
+    file=GRAPH, weights=WEIGHTS, weights_bytes=64, opset=21, role=ROLE, inputs=INPUTS, outputs=OUTPUTS, ranges={}
 )
 VALID = small_graph(INPUTS, OUTPUTS, WEIGHTS)
 
@@ -61,7 +65,7 @@ def test_every_graph_of_the_sample_bundle_is_accepted(bundle: Bundle) -> None:
         bundle.path(name)
     for name, component in bundle.manifest.components.items():
         weights = map_weights(bundle.path(component.weights.file))
-        own = external_names(bundle.read(bundle.component_files(name, bundle.manifest.precision)[0]))
+        own = bundle.read_graph(bundle.component_files(name, bundle.manifest.precision)[0]).external_names
         assert own == weights.keys(), "an engine is built from arrays of these names, and no file"
 
 
@@ -194,11 +198,102 @@ def encode_scores(heads: int) -> bytes:
         node("Mul", ["sample", "most"], ["scaled"]),
         node("Mul", ["scaled", "scale"], ["noise_pred"]),
     ]
-    numbers = {"zero": [0], "one": [1], "column shape": [1, -1, 1], "row shape": [1, 1, -1], "many": [heads, 1, 4096]}
+    numbers = {"zero": [0], "one": [1], "column shape": [1, -1, 1], "row shape": [1, 1, -1], "many": [heads, 1, 1]}
     constants = [constant(name, 7, [len(each)], struct.pack(f"<{len(each)}q", *each)) for name, each in numbers.items()]
     return encode(
         model(graph(nodes, [external("scale", 1, [1], location="model.safetensors"), *constants], INPUTS, OUTPUTS))
     )
+
+
+def bomb(power: int) -> bytes:
+    """Return a graph that needs next to nothing for one image, and (evaluations − 1) · 10^`power` numbers for more."""
+    nodes = [
+        node("Shape", ["sample"], ["rows"], start=0, end=1),
+        node("Sub", ["rows", "one"], ["others"]),
+        node("Mul", ["others", "many"], ["size"]),
+        node("ConstantOfShape", ["size"], ["zeros"], value=constant("", 1, [1], bytes(4))),
+        node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
+        node("Add", ["sample", "sum"], ["added"]),
+        node("Mul", ["added", "scale"], ["noise_pred"]),
+    ]
+    constants = [constant(name, 7, [1], struct.pack("<q", size)) for name, size in (("one", 1), ("many", 10**power))]
+    weight = external("scale", 1, [1], location="model.safetensors")
+    return encode(model(graph(nodes, [weight, *constants], INPUTS, OUTPUTS)))
+
+
+def sample(rows: int, side: int = 64) -> dict[str, tuple[int, ...]]:
+    return {name: tuple({"evaluations": rows, "height": side, "width": side}.get(str(axis), 1) for axis in spec.shape)
+            for name, spec in ((each.name, each) for each in INPUTS)}  # fmt: skip
+
+
+def test_memory_that_grows_faster_than_that_of_an_image(folder: Path) -> None:
+    checked = check_graph(bomb(9), EXPECTED)
+    checked.check_sizes(sample(1))
+    with pytest.raises(GraphError, match=r"needs 3\.7 GiB .* for evaluations 2, .*, expected at most 0\.2 GiB"):
+        checked.check_sizes(sample(2))
+    check_graph(bomb(7), EXPECTED).check_sizes(sample(2))
+    put(folder, bomb(9))
+    session = open_session(Bundle.open(folder), "unet", threads=1)
+    with pytest.raises(GraphError, match=r"unet/model\.onnx needs"):
+        session.run({spec.name: np.zeros(sample(3, 8)[spec.name], spec.dtype) for spec in INPUTS})
+
+
+def test_memory_may_grow_as_rows_and_as_the_square_of_the_area() -> None:
+    checked = check_graph(encode_scores(4), EXPECTED)
+    for side in (8, 64, 256):
+        checked.check_sizes(sample(1, side))
+    check_graph(VALID, EXPECTED).check_sizes(sample(1000))
+
+
+def test_sizes_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked, calls = check_graph(VALID, EXPECTED), list[object]()
+
+    def count(*given: Any) -> Any:
+        calls.append(given)
+        return infer_values(*given)
+
+    monkeypatch.setattr(graph_check, "infer_values", count)
+    for rows in (1, 2, 1, 2):
+        checked.check_sizes(sample(rows))
+    assert len(calls) == 2
+
+
+def test_an_output_of_another_size_than_the_manifest_says() -> None:
+    """The check for one image of one size cannot tell that the sides are exchanged."""
+    nodes = [
+        node("Transpose", ["sample"], ["turned"], perm=[0, 1, 3, 2]),
+        node("Mul", ["turned", "scale"], ["noise_pred"]),
+    ]
+    data = encode(model(graph(nodes, [external("scale", 1, [1], location="model.safetensors")], INPUTS, OUTPUTS)))
+    checked = check_graph(data, EXPECTED)
+    shapes = sample(1)
+    shapes["sample"] = (*shapes["sample"][:2], 64, 32)
+    with pytest.raises(GraphError, match="makes noise_pred of shape"):
+        checked.check_sizes(shapes)
+
+
+def test_the_numbers_of_an_input_are_those_of_its_source(bundle: Bundle) -> None:
+    graphs = graphs_by_file(bundle.manifest)
+    assert graphs["text_encoder/model.onnx"].ranges == {"input_ids": (0, 679), "clip_skip": (0, 3)}
+    assert graphs["unet/body.float32.onnx"].ranges == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        (lambda tree: tree["tokenizers"]["text_encoder"].update(rows=681), "numbers from 0 to 680 as an index"),
+        (lambda tree: tree["limits"].update(max_clip_skip=5), "expected 0 to"),
+    ],
+)
+def test_a_manifest_that_allows_more_than_its_graph(
+    tmp_path: Path, bundle: Bundle, change: Callable[[Any], None], fragment: str
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle.folder, folder)
+    edit_manifest(folder, change)
+    with pytest.raises(GraphError) as refused:
+        Bundle.open(folder).read("text_encoder/model.onnx")
+    assert fragment in str(refused.value)
 
 
 @pytest.mark.parametrize("halved", [1, 2, 3])

@@ -325,7 +325,7 @@ def test_a_missing_component(tree: Any, name: str, role: str) -> None:
 
 
 def test_a_component_with_an_unusual_name(tree: Any) -> None:
-    tree["components"]["prior_2"] = tree["components"]["unet"]
+    tree["components"]["prior_2"] = {**tree["components"]["unet"], "graphs": add_graph(tree, "prior_2/model.onnx")}
     for key in ("schedulers", "latent_spaces"):
         tree[key]["prior_2"] = tree[key]["unet"]
     assert decode_manifest(json.dumps(tree).encode()).by_role("denoiser") == ("unet", "prior_2")
@@ -366,6 +366,7 @@ def test_a_depth_estimator_without_preprocessing(tree: Any) -> None:
         "role": "depth-estimator",
         "inputs": [{"name": "pixels", "dtype": "float32", "shape": ["batch", 3, 8, 8], "source": "image"}],
         "outputs": [{"name": "predicted_depth", "dtype": "float32", "shape": ["batch", 8, 8]}],
+        "graphs": add_graph(tree, "vae_encoder/other.onnx"),
     }
     assert "vae_encoder has no preprocessing" in contradiction(tree)
     preprocessing = {"height": 8, "width": 8, "resample": "bicubic", "mean": [0, 0, 0], "std": [1, 1, 1]}
@@ -458,9 +459,22 @@ def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, Any]], 
 def test_slices_that_can_be_run(tree: Any) -> None:
     decoder = tree["components"]["vae_decoder"]
     decoder["parts"] = {
-        name: {**part, "graphs": decoder["graphs"]} for name, part in (("head", HEAD), ("slice.0", LAST))
+        name: {**part, "graphs": add_graph(tree, f"vae_decoder/{name}.onnx")}
+        for name, part in (("head", HEAD), ("slice.0", LAST))
     }
     decode_manifest(json.dumps(tree).encode())
+
+
+def add_graph(tree: Any, file: str) -> Any:
+    """Add a graph to the files of a manifest, and return the records of a component or part with it alone."""
+    tree["files"][file] = tree["files"]["unet/model.onnx"]
+    return {"float32": {**tree["components"]["unet"]["graphs"]["float32"], "file": file}}
+
+
+def test_two_graphs_in_one_file(tree: Any) -> None:
+    """They would have to agree with two signatures."""
+    tree["components"]["vae_decoder"]["graphs"] = tree["components"]["unet"]["graphs"]
+    assert "'unet/model.onnx' is named as two graphs" in contradiction(tree)
 
 
 @pytest.mark.parametrize(

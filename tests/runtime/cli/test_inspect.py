@@ -116,13 +116,18 @@ def test_the_time_and_memory_of_an_export(folder: Path, capsys: pytest.CaptureFi
 def test_a_bundle_with_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = [{"name": f"blocks.{n}.keys", "dtype": "float32", "shape": ["evaluations", 4, "tokens"]} for n in range(7)]
     gate = {"output": "out", "shapes": {"in": [1, 4]}, "metric": "relative", "value": 3e-7, "bound": 1e-5}
-    graph = {"file": "unet/model.onnx", "opset": 21, "nodes": 2345, "gate": [gate]}
+    graph = {"file": "unet/keys.onnx", "opset": 21, "nodes": 2345, "gate": [gate]}
 
     def divide(tree: dict[str, Any]) -> None:
+        tree["files"] |= dict.fromkeys(("unet/keys.onnx", "unet/body.onnx"), tree["files"]["unet/model.onnx"])
         unet = tree["components"]["unet"]
         inputs = [{key: spec[key] for key in ("name", "dtype", "shape")} for spec in unet["inputs"][2:]]
         prompt = {"inputs": inputs, "outputs": keys, "graphs": {"float32": graph}}
-        body = {**prompt, "inputs": keys[:1], "outputs": unet["outputs"]}
+        body = {
+            "inputs": keys[:1],
+            "outputs": unet["outputs"],
+            "graphs": {"float32": {**graph, "file": "unet/body.onnx"}},
+        }
         unet["parts"] = {"cross_attention_kv": prompt, "body": body}
 
     edit_manifest(folder, divide)

@@ -8,7 +8,6 @@ import pytest
 
 from latentrt import Bundle
 from latentrt.bundle.manifest import TokenizerRecord
-from latentrt.bundle.weights import WeightSet
 from latentrt.errors import BundleError, RequestError
 from latentrt.text.byte_pairs import BytePairEncoder
 from latentrt.text.tokenizer import Tokenizer, open_tokenizer
@@ -21,7 +20,7 @@ def tokenizer(bundle: Bundle) -> Tokenizer:
     """The sample bundle's, with another id for padding than for the end, as Stable Diffusion 2 has."""
     record = bundle.manifest.tokenizers["text_encoder"]
     assert record.end != 0
-    return Tokenizer.from_json(bundle.read(record.file), msgspec.structs.replace(record, pad=0), ROWS)
+    return Tokenizer.from_json(bundle.read(record.file), msgspec.structs.replace(record, pad=0))
 
 
 def test_a_chunk_is_begin_text_end_and_padding(tokenizer: Tokenizer) -> None:
@@ -69,18 +68,18 @@ def test_padding_appends_empty_chunks(tokenizer: Tokenizer) -> None:
 
 def test_a_file_that_is_not_a_tokenizer_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
-        Tokenizer.from_json(b"{}", tokenizer.frame, ROWS)
+        Tokenizer.from_json(b"{}", tokenizer.frame)
 
 
 def test_every_id_has_a_row(bundle: Bundle) -> None:
     record = bundle.manifest.tokenizers["text_encoder"]
     data = bundle.read(record.file)
-    Tokenizer.from_json(data, record, ROWS)
+    assert open_tokenizer(bundle, "text_encoder").frame.rows == ROWS
     with pytest.raises(BundleError, match=rf"id {ROWS - 1} for 'end', and the text encoder has {ROWS - 1} rows"):
-        Tokenizer.from_json(data, record, ROWS - 1)
+        Tokenizer.from_json(data, msgspec.structs.replace(record, rows=ROWS - 1))
     for name in ("begin", "end", "pad"):
         with pytest.raises(BundleError, match=f"id {ROWS} for '{name}'"):
-            Tokenizer.from_json(data, msgspec.structs.replace(record, **{name: ROWS}), ROWS)
+            Tokenizer.from_json(data, msgspec.structs.replace(record, **{name: ROWS}))
 
 
 def test_a_word_without_a_row_is_named() -> None:
@@ -88,33 +87,13 @@ def test_a_word_without_a_row_is_named() -> None:
         inversions("<cat>", rows=3)
 
 
-def test_no_id_without_a_row_leaves_the_tokenizer(bundle: Bundle) -> None:
+def test_no_id_without_a_row_leaves_the_tokenizer() -> None:
     """Even if an encoder that was checked gives another id later."""
     found = inversions("<cat>")
-    found.rows = 3
+    found.frame = msgspec.structs.replace(found.frame, rows=3)
     assert found.chunks("a b").max() == 2
     with pytest.raises(BundleError, match="id 3"):
         found.chunks("a <cat>")
-
-
-def state_rows(bundle: Bundle, rows: int | None) -> None:
-    """Let the manifest state the rows of the embedding, or not."""
-    record = msgspec.structs.replace(bundle.manifest.tokenizers["text_encoder"], rows=rows)
-    bundle.manifest.tokenizers["text_encoder"] = record
-
-
-def test_rows_are_those_of_the_manifest_or_of_the_weights(bundle: Bundle) -> None:
-    assert open_tokenizer(bundle, "text_encoder").rows == ROWS
-    for stated, rows in ((ROWS + 5, ROWS + 5), (None, ROWS)):
-        state_rows(bundle, stated)
-        assert open_tokenizer(bundle, "text_encoder").rows == rows
-
-
-def test_rows_of_weights_without_the_embedding(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    state_rows(bundle, None)
-    monkeypatch.setattr(WeightSet, "arrays", lambda self: {})
-    with pytest.raises(BundleError, match="token_embedding"):
-        open_tokenizer(bundle, "text_encoder")
 
 
 # Textual inversions. `tests/parity/text/test_textual_inversion.py` compares with diffusers.
@@ -125,7 +104,7 @@ def inversions(*words: str, rows: int = 100) -> Tokenizer:
     added = {word: index for index, word in enumerate(words, 3)}
     vocabulary = {"a</w>": 0, "b</w>": 1, "end": 2}
     encoder = BytePairEncoder(vocabulary, [], {}, normalized=added, unknown=2)
-    return Tokenizer(encoder, TokenizerRecord(file="x.json", begin=2, end=2, pad=2, length=12), rows)
+    return Tokenizer(encoder, TokenizerRecord(file="x.json", begin=2, end=2, pad=2, length=12, rows=rows))
 
 
 def test_the_first_word_of_an_inversion_stands_for_all_its_vectors() -> None:

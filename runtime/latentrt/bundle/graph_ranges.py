@@ -1,0 +1,277 @@
+"""The ranges of whole numbers in an ONNX graph: no index may lie outside its data, and no divisor may be 0.
+
+Backends differ in what they do there: ONNX Runtime fails, OpenVINO reads or writes at the index, and the processor ends
+a program that divides a whole number by 0. So a graph runs only if it is certain from the graph that neither happens:
+indices are constants, come from an input whose range the manifest states, or are computed from those (interval
+arithmetic, one rule per operator). Indices below 0, which ONNX allows and the exporter never writes, are refused too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from latentrt.bundle.graph_shapes import Shape, Values
+from latentrt.bundle.onnx_graph import GraphFormatError, Node, OnnxGraph, Tensor
+from latentrt.bundle.tensors import MAX_AXES
+
+__all__ = ["Range", "check_ranges"]
+
+Range = tuple[int, int]
+"""The least and the greatest value of a tensor of whole numbers."""
+# By TensorProto.DataType: uint8, int8, int32, int64, bool. A result beyond its type would wrap around.
+_LIMITS: Mapping[int, Range] = {
+    2: (0, 255),
+    3: (-128, 127),
+    6: (-(1 << 31), (1 << 31) - 1),
+    7: (-(1 << 63), (1 << 63) - 1),
+    9: (0, 1),
+}
+_INT64, _BOOL = 7, 9
+_RAW_DTYPES: Mapping[int, type[np.generic]] = {2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_}
+_UNKNOWN = 0  # the type of a number that ConstantOfShape repeats
+
+
+def check_ranges(
+    graph: OnnxGraph, shapes: Mapping[str, Shape], values: Mapping[str, Values], inputs: Mapping[str, Range]
+) -> None:
+    """Check every index and every divisor of a graph.
+
+    Args:
+        graph: its nodes in an order in which they can run.
+        shapes, values: of its tensors (`latentrt.bundle.graph_shapes.infer_values`).
+        inputs: the range of each input that has one.
+
+    Raises:
+        GraphFormatError: an index may lie outside its data, or a whole number may be divided by one that is not above
+            0.
+    """
+    ranges = _Ranges(graph, shapes, values, inputs)
+    for node in graph.nodes:
+        ranges.add(node)
+
+
+class _Ranges:
+    """Data types and ranges of the tensors so far. Whole numbers without a range may be any of their type."""
+
+    def __init__(
+        self,
+        graph: OnnxGraph,
+        shapes: Mapping[str, Shape],
+        values: Mapping[str, Values],
+        inputs: Mapping[str, Range],
+    ) -> None:
+        self._shapes, self._values = shapes, values
+        self._dtypes = {name: each.dtype for name, each in graph.initializers.items()}
+        self._dtypes.update({name: each.dtype for name, each in graph.inputs.items()})
+        self._ranges: dict[str, Range] = {**inputs}
+        # The ranges of the columns of the last axis, where they differ: indices of several axes.
+        self._columns: dict[str, tuple[Range | None, ...]] = {}
+        for name, tensor in graph.initializers.items():
+            if (array := _read(tensor)) is not None:
+                self._ranges[name] = _range_of(array)
+                if array.ndim > 1 and array.shape[-1] <= MAX_AXES:
+                    self._columns[name] = tuple(_range_of(array[..., column]) for column in range(array.shape[-1]))
+
+    def add(self, node: Node) -> None:
+        """Check a node, and add what it makes."""
+        if check := _CHECKS.get(node.op_type):
+            try:
+                check(self, node)
+            except ValueError as error:
+                raise GraphFormatError(f"has node '{node.name}', whose {node.op_type} {error}") from None
+        for index, name in enumerate(node.outputs):
+            self._dtypes[name] = self._infer_dtype(node, index)
+            if (found := self._infer_range(node, index, name)) is not None:
+                self._ranges[name] = found
+        if node.op_type == "Concat" and self._joins_columns(node):
+            self._columns[node.outputs[0]] = tuple(column for name in node.inputs for column in self.columns(name))
+
+    def range(self, name: str) -> Range | None:
+        """Return the range of a tensor; None: not whole numbers, or any of their type."""
+        found = self._ranges.get(name)
+        return found if found is not None else _NARROW.get(self._dtypes.get(name, _UNKNOWN))
+
+    def columns(self, name: str) -> tuple[Range | None, ...]:
+        """Return the range of each column of the last axis of a tensor."""
+        return self._columns.get(name) or (self.range(name),) * self._shapes[name][-1]
+
+    def shape(self, name: str) -> Shape:
+        """Return the shape of a tensor."""
+        return self._shapes[name]
+
+    def is_whole(self, name: str) -> bool:
+        """Return whether a tensor holds whole numbers; where that is unknown, it may."""
+        dtype = self._dtypes[name]
+        return dtype in _LIMITS or dtype == _UNKNOWN
+
+    def _joins_columns(self, node: Node) -> bool:
+        """Return whether a Concat joins the columns of indices."""
+        shape, axis = self._shapes[node.outputs[0]], node.attributes.get("axis", 0)
+        return isinstance(axis, int) and axis % len(shape) == len(shape) - 1 and shape[-1] <= MAX_AXES
+
+    def _infer_dtype(self, node: Node, output: int) -> int:
+        match node.op_type:
+            case "Cast":
+                dtype = node.attributes.get("to")
+                return dtype if isinstance(dtype, int) else _UNKNOWN
+            case "Shape" | "ArgMax":
+                return _INT64
+            case "Equal" | "Greater" | "Less":
+                return _BOOL
+            case "TopK" if output == 1:
+                return _INT64
+            case "Where" | "DequantizeLinear":
+                return self._dtypes[node.inputs[1]]
+            case "QuantizeLinear":
+                return self._dtypes[node.inputs[2]] if len(node.inputs) > 2 else 2
+            case "ConstantOfShape":
+                return _UNKNOWN
+        return self._dtypes[node.inputs[0]]
+
+    def _infer_range(self, node: Node, output: int, name: str) -> Range | None:
+        if (known := self._values.get(name)) is not None and known.size and known.dtype.kind in "iub":
+            return _range_of(known)
+        limits, shape = _LIMITS.get(self._dtypes[name]), self._shapes
+        if limits is None:
+            return None
+        if node.op_type == "TopK" and output == 1:
+            axis = node.attributes.get("axis", -1)
+            assert isinstance(axis, int), "checked with its shape"
+            return 0, max(shape[node.inputs[0]][axis] - 1, 0)
+        if node.op_type == "ArgMax":
+            axis = node.attributes.get("axis", 0)
+            assert isinstance(axis, int), "checked with its shape"
+            return 0, shape[node.inputs[0]][axis] - 1
+        if node.op_type == "Range":
+            return self._of_range(node)
+        rule = _RULES.get(node.op_type)
+        if rule is None:
+            return None
+        indices, combine = rule
+        taken = [
+            self.range(each) for index, each in enumerate(node.inputs) if each and (indices is None or index in indices)
+        ]
+        if not taken or any(each is None for each in taken):
+            return None
+        found = combine([each for each in taken if each is not None])
+        return found if found is not None and limits[0] <= found[0] <= found[1] <= limits[1] else None
+
+    def _of_range(self, node: Node) -> Range | None:
+        start, _, delta = (self._values[name].item() for name in node.inputs)
+        (count,) = self._shapes[node.outputs[0]]
+        last = start + max(count - 1, 0) * delta
+        return min(start, last), max(start, last)
+
+
+_NARROW: Mapping[int, Range] = {dtype: limits for dtype, limits in _LIMITS.items() if dtype in (2, 3, 9)}
+
+
+def _read(tensor: Tensor) -> Values | None:
+    """Return the values of a constant of whole numbers in the graph; None for any other."""
+    kind = _RAW_DTYPES.get(tensor.dtype)
+    if tensor.raw is None or kind is None or not tensor.raw:
+        return None
+    return np.frombuffer(tensor.raw, kind).reshape(tensor.shape)
+
+
+def _range_of(array: Values) -> Range:
+    return int(array.min()), int(array.max())
+
+
+# --- Checks ----------------------------------------------------------------------------------------------------------
+
+
+def _check_divisor(ranges: _Ranges, node: Node) -> None:
+    """Check that whole numbers are divided by others above 0: neither by 0, nor the least one by −1."""
+    if not ranges.is_whole(node.inputs[1]):
+        return
+    found = ranges.range(node.inputs[1])
+    if found is None or found[0] < 1:
+        raise ValueError(f"divides whole numbers by {_describe(found)}, expected numbers above 0")
+
+
+def _check_index(found: Range | None, size: int) -> None:
+    if found is None or not 0 <= found[0] <= found[1] < size:
+        raise ValueError(f"takes {_describe(found)} as an index of an axis of {size}, expected 0 to {size - 1}")
+
+
+def _describe(found: Range | None) -> str:
+    return "numbers without a known range" if found is None else f"numbers from {found[0]} to {found[1]}"
+
+
+def _check_along_axis(ranges: _Ranges, node: Node) -> None:
+    axis = node.attributes.get("axis", 0)
+    assert isinstance(axis, int), "checked with its shape"
+    if 0 not in ranges.shape(node.inputs[1]):
+        _check_index(ranges.range(node.inputs[1]), ranges.shape(node.inputs[0])[axis])
+
+
+def _check_columns(ranges: _Ranges, node: Node) -> None:
+    first = node.attributes.get("batch_dims", 0)
+    assert isinstance(first, int), "checked with its shape"
+    if 0 in ranges.shape(node.inputs[1]):
+        return
+    for size, column in zip(ranges.shape(node.inputs[0])[first:], ranges.columns(node.inputs[1]), strict=False):
+        _check_index(column, size)
+
+
+_CHECKS: Mapping[str, Callable[[_Ranges, Node], None]] = {
+    "Div": _check_divisor,
+    "Gather": _check_along_axis,
+    "GatherElements": _check_along_axis,
+    "GatherND": _check_columns,
+    "ScatterElements": _check_along_axis,
+    "ScatterND": _check_columns,
+}
+
+
+# --- Interval arithmetic ---------------------------------------------------------------------------------------------
+
+
+def _union(taken: Sequence[Range]) -> Range:
+    return min(low for low, _ in taken), max(high for _, high in taken)
+
+
+def _multiply(taken: Sequence[Range]) -> Range:
+    (a, b), (c, d) = taken
+    products = (a * c, a * d, b * c, b * d)
+    return min(products), max(products)
+
+
+def _divide(taken: Sequence[Range]) -> Range | None:
+    """Divide by numbers above 0, rounding towards 0."""
+    (low, high), (least, most) = taken
+    if least < 1:
+        return None
+    quotients = [each // by if each >= 0 else -(-each // by) for each in (low, high) for by in (least, most)]
+    return min(quotients), max(quotients)
+
+
+def _absolute(taken: Sequence[Range]) -> Range:
+    ((low, high),) = taken
+    return 0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high))
+
+
+_TAKING = (
+    *("Cast", "Expand", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
+    *("TopK", "Transpose", "Unsqueeze"),
+)
+_Rule = tuple[Sequence[int] | None, Callable[[Sequence[Range]], Range | None]]
+# Operator → the inputs whose values its output has or is computed from (None: all), and the output's range.
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(_TAKING, ((0,), _union)),
+    "Abs": ((0,), _absolute),
+    "Add": (None, lambda taken: (taken[0][0] + taken[1][0], taken[0][1] + taken[1][1])),
+    "Concat": (None, _union),
+    "Div": (None, _divide),
+    "Max": (None, lambda taken: (max(low for low, _ in taken), max(high for _, high in taken))),
+    "Min": (None, lambda taken: (min(low for low, _ in taken), min(high for _, high in taken))),
+    "Mul": (None, _multiply),
+    "Neg": ((0,), lambda taken: (-taken[0][1], -taken[0][0])),
+    "ScatterElements": ((0, 2), _union),
+    "ScatterND": ((0, 2), _union),
+    "Sub": (None, lambda taken: (taken[0][0] - taken[1][1], taken[0][1] - taken[1][0])),
+    "Where": ((1, 2), _union),
+}
