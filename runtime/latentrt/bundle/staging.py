@@ -34,6 +34,7 @@ from pathlib import Path
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.export_report import REPORT_NAME
 from latentrt.bundle.file_lock import claim, create_locked, list_matching
+from latentrt.bundle.interrupts import uninterrupted
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest
 from latentrt.bundle.printable import printable
 from latentrt.errors import ManifestError, OutputError
@@ -87,36 +88,31 @@ def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
     remove_abandoned_stages(place.parent)
     _check_destination(place, destination, overwrite=overwrite)
     made = [parent for parent in place.parents if not os.path.exists(parent)]
+    cleaning = contextlib.ExitStack()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        root, lock = _make_root(place)
-    except OSError as error:
-        # A file where a folder should be: the system's error depends on how deep below it the folder would be.
-        reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        raise OutputError(f"{place.parent} cannot be written to: {reason}") from error
-    former = root / _FORMER
-    try:
+        with uninterrupted():
+            cleaning.callback(_remove_empty, made)
+            root = _open_root(place, cleaning)
         stage = Stage(bundle=root / _BUNDLE, scratch=root / _SCRATCH)
-        stage.bundle.mkdir()
-        stage.scratch.mkdir()
-        yield stage
-        # Checked again: another process may have created the destination meanwhile.
-        _check_destination(place, destination, overwrite=overwrite)
-        if not overwrite or not os.path.lexists(place):
-            stage.bundle.rename(place)  # fails where a folder that is not empty was created meanwhile
-        else:
-            _replace(place, stage.bundle, former, lambda folder: _check_bundle(folder, destination))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        kept = f"is in {former}" if former.exists() and not place.exists() else "is untouched"
-        raise OutputError(f"{destination} cannot be written: {reason}; its former content {kept}") from error
+        try:
+            stage.bundle.mkdir()
+            stage.scratch.mkdir()
+            yield stage
+            # Checked again: another process may have created the destination meanwhile.
+            _check_destination(place, destination, overwrite=overwrite)
+            with uninterrupted():
+                if not overwrite or not os.path.lexists(place):
+                    stage.bundle.rename(place)  # fails where a folder that is not empty was created meanwhile
+                else:
+                    _replace(place, stage.bundle, root / _FORMER, lambda folder: _check_bundle(folder, destination))
+                cleaning.close()  # before a signal that waited is raised
+        except OSError as error:
+            reason, former = error.strerror or str(error), root / _FORMER
+            kept = f"is in {former}" if former.exists() and not place.exists() else "is untouched"
+            raise OutputError(f"{destination} cannot be written: {reason}; its former content {kept}") from error
     finally:
-        if place.exists() or not former.exists():  # never delete the only copy of the former bundle
-            _remove_root(root)
-        os.close(lock)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty, as it contains the bundle
-                parent.rmdir()
+        with uninterrupted():
+            cleaning.close()
 
 
 def _resolve(destination: Path) -> Path:
@@ -281,6 +277,37 @@ def is_being_replaced(folder: str | os.PathLike[str]) -> bool:
 
 
 # Staging folders
+
+
+def _open_root(place: Path, cleaning: contextlib.ExitStack) -> Path:
+    """Make a staging folder beside `place`, locked until `cleaning` removes it.
+
+    Raises:
+        OutputError: the parent folder cannot be made or written to.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        root, lock = _make_root(place)
+    except OSError as error:
+        # A file where a folder should be: the system's error depends on how deep below it the folder would be.
+        reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise OutputError(f"{place.parent} cannot be written to: {reason}") from error
+    cleaning.callback(os.close, lock)
+    cleaning.callback(_remove_root_unless_needed, root, place)
+    return root
+
+
+def _remove_root_unless_needed(root: Path, place: Path) -> None:
+    """Remove a staging folder, unless it has the only copy of the former bundle."""
+    if place.exists() or not (root / _FORMER).exists():
+        _remove_root(root)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders that are empty; each is listed before its parent."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _make_root(place: Path) -> tuple[Path, int]:
