@@ -33,7 +33,7 @@ from pathlib import Path
 
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.export_report import REPORT_NAME
-from latentrt.bundle.file_lock import claim, create_locked, list_matching
+from latentrt.bundle.file_lock import claim, create_locked, is_own, list_matching
 from latentrt.bundle.interrupts import uninterrupted
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest
 from latentrt.bundle.printable import printable
@@ -44,6 +44,7 @@ __all__ = ["Abandoned", "Stage", "find_abandoned_stages", "is_being_replaced", "
 _ROOT = re.compile(r"\..{1,32}\.export-[a-z0-9_]{8}", re.DOTALL)
 _LOCK, _BUNDLE, _SCRATCH, _FORMER = "lock", "bundle", "scratch", "former"
 _MOST_LISTED = 5
+_MOUNTS = Path("/proc/self/mountinfo")
 # Files that no manifest names and that a replacement may delete: the exporter's report, and file managers' own.
 _EXPENDABLE = {MANIFEST_NAME, REPORT_NAME, ".DS_Store", "Thumbs.db"}
 
@@ -143,8 +144,15 @@ def _check_destination(place: Path, destination: Path, *, overwrite: bool) -> No
         )
     if not os.path.isfile(place / MANIFEST_NAME):
         raise OutputError(f"{destination} is not a bundle, so --overwrite does not replace it; choose another path")
-    if os.path.ismount(place):
-        raise OutputError(f"{destination} is a mount point, which cannot be replaced; choose a folder inside it")
+    if os.path.islink(place):  # since its path was resolved
+        raise OutputError(f"{destination} was exchanged with a link meanwhile; export again")
+    if (mounts := _list_mounts(place)) or os.path.ismount(place):
+        if mounts in ([], [place]):
+            raise OutputError(f"{destination} is a mount point, which cannot be replaced; choose a folder inside it")
+        raise OutputError(
+            f"{destination} contains the mount point {mounts[-1]}, whose files --overwrite would delete; unmount it, "
+            "or choose another path"
+        )
     with contextlib.suppress(OSError):  # the current folder may have been deleted
         if Path(os.path.realpath(os.getcwd())).is_relative_to(place):
             raise OutputError(
@@ -183,6 +191,20 @@ def _check_bundle(folder: Path, destination: Path) -> None:
             f"{destination} holds files that are not the bundle's ({listed}), which --overwrite would delete; move "
             "them elsewhere, or choose another path"
         )
+
+
+def _list_mounts(folder: Path) -> list[Path]:
+    """Return the mount points at a folder and inside it, as far as the system tells (Linux).
+
+    The device numbers do not show a folder of the same file system that is mounted there ("bind").
+    """
+    try:
+        lines = _MOUNTS.read_bytes().splitlines()
+    except OSError:
+        return []
+    # The fifth field of proc_pid_mountinfo(5); the kernel escapes spaces, tabs, newlines and backslashes.
+    points = (re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4]) for line in lines)
+    return sorted(point for point in map(Path, map(os.fsdecode, points)) if point.is_relative_to(folder))
 
 
 def _list_unnamed(folder: Path, named: set[str]) -> Iterator[str]:
@@ -368,8 +390,8 @@ def _list_roots(parent: Path) -> list[Path]:
 
 
 def _is_ours(root: Path) -> bool:
-    """Return whether a folder contains only entries that `staged` makes."""
-    return set(os.listdir(root)) <= {_LOCK, _BUNDLE, _SCRATCH, _FORMER}
+    """Return whether a folder is this user's and contains only entries that `staged` makes."""
+    return is_own(os.lstat(root)) and set(os.listdir(root)) <= {_LOCK, _BUNDLE, _SCRATCH, _FORMER}
 
 
 def _read_destination(root: Path) -> Path:
@@ -383,9 +405,17 @@ def _read_destination(root: Path) -> Path:
     return root.parent / (os.path.basename(name) or root.name)
 
 
+def _make_removable(folder: Path) -> None:
+    """Make read-only folders in a folder writable, as nothing can be removed from them. Links are not followed."""
+    for parent, _, _ in os.walk(folder) if not os.path.islink(folder) else ():
+        with contextlib.suppress(OSError):
+            os.chmod(parent, 0o700)
+
+
 def _remove_root(root: Path) -> None:
     """Remove a staging folder, its lock last: while the lock is there, another process can finish the removal."""
     for name in (_BUNDLE, _SCRATCH, _FORMER):
+        _make_removable(root / name)
         shutil.rmtree(root / name, ignore_errors=True)
     with contextlib.suppress(OSError):
         if os.listdir(root) == [_LOCK]:
