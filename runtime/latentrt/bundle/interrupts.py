@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["TerminatedError", "ending_on_signals", "uninterrupted"]
+__all__ = ["TerminatedError", "ending_on_signals", "ignore_signals", "uninterrupted"]
 
 
 class TerminatedError(SystemExit):
@@ -54,7 +54,15 @@ def ending_on_signals() -> Iterator[None]:
         yield
     finally:
         for number, usual in replaced.items():
-            signal.signal(number, usual)
+            if signal.getsignal(number) is _handle:
+                signal.signal(number, usual)
+
+
+def ignore_signals() -> None:
+    """Ignore the signals of the `ending_on_signals` block from here on, for a process that is about to exit."""
+    for number in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

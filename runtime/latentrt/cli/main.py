@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from latentrt import __version__
-from latentrt.bundle.interrupts import TerminatedError, ending_on_signals
+from latentrt.bundle.interrupts import TerminatedError, ending_on_signals, ignore_signals
 from latentrt.cli.output import echo_block, echo_error, echo_traceback, redirect_warnings
 from latentrt.errors import LatentRTError
 
@@ -88,15 +88,17 @@ def main(args: list[str] | None = None) -> None:
     # Also accepted at the end, where a user appends it to a command that failed.
     debug = given[:1] == ["--debug"] or given[-1:] == ["--debug"]
     arguments = given[:-1] if given[-1:] == ["--debug"] else given
-    with redirect_warnings():
-        sys.exit(_run(arguments, debug=debug))
+    with redirect_warnings(), ending_on_signals():
+        status = _run(arguments, debug=debug)
+        if args is None and status > 128:
+            ignore_signals()  # a further one would end this process on its last steps, with another code
+    sys.exit(status)
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
     """Run a command and return its exit code; print its error."""
     try:
-        with ending_on_signals():
-            status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
+        status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
     except click.ClickException as error:
         echo_error(f"error: {error.format_message()}")
         return error.exit_code
