@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 __all__ = ["TerminatedError", "ending_on_signals", "ignore_signals", "uninterrupted"]
 
@@ -42,7 +43,7 @@ def ending_on_signals() -> Iterator[None]:
 
     A signal that is ignored (nohup) or has a handler of the application's keeps its disposition.
     """
-    own = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    own: dict[str, Any] = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
     replaced = {getattr(signal, name): usual for name, usual in own.items() if hasattr(signal, name)}
     # Only the main thread may set handlers; a program may call a command from another one.
     if threading.current_thread() is not threading.main_thread():
