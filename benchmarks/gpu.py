@@ -147,6 +147,10 @@ def _roofline(device: str) -> dict[str, Any]:
 def _diffusers(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure diffusers in half, eager or compiled; the classifier runs in every route."""
     import torch
+
+    from latentrt.telemetry import opt_out
+
+    opt_out()
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     began, device = time.perf_counter(), arguments.device

@@ -19,10 +19,26 @@ from typing import Any
 
 from benchmarks.startup import installed_bytes, median
 
-__all__ = ["ENVIRONMENTS", "Environment", "UnavailableError", "describe_environment", "last_line", "make_environment"]
+__all__ = [
+    "ENVIRONMENTS",
+    "QUIET",
+    "Environment",
+    "UnavailableError",
+    "describe_environment",
+    "last_line",
+    "make_environment",
+]
 
 ROOT = Path(__file__).parent.parent
 _TORCH = "torch==2.13.0"  # other versions can install gigabytes of CUDA
+# Variables of every process that runs in an environment: no network access, no telemetry.
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
 _CONSTRAINED = ("-c", str(ROOT / "constraints.txt"))
 
 
@@ -116,6 +132,8 @@ def make_environment(name: str, folder: Path) -> Path:
         )
         if done.returncode:
             raise UnavailableError(f"the environment {name} could not be installed: {last_line(done.stderr)}")
+    # OpenVINO reports to its maker through this package, and works without it.
+    subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "openvino-telemetry"], check=False)
     ready.write_text(identity)
     return python
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peer_environments import UnavailableError, last_line
+from benchmarks.peer_environments import QUIET, UnavailableError, last_line
 
 __all__ = ["MODELS", "Model", "convert", "file_bytes", "plain_checkpoint", "warm"]
 
@@ -102,7 +102,7 @@ def _run_converter(name: str, source: Path, target: Path, python_of: Callable[[s
     model = MODELS[name]
     python = Path(sys.executable) if model.environment is None else python_of(model.environment)
     filled = [part.format(source=source, target=target) for part in model.command]
-    variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    variables = {**os.environ, **QUIET}
     done = subprocess.run([python, *filled], cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     if done.returncode or not target.exists():
         raise UnavailableError(f"{name} could not be converted: {last_line(done.stderr)}")

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.peer_adapters.protocol import Job
-from benchmarks.peer_environments import UnavailableError, last_line
+from benchmarks.peer_environments import QUIET, UnavailableError, last_line
 
 __all__ = ["measure"]
 
 ROOT = Path(__file__).parent.parent
 _SAMPLED_S = 0.05
-# No network access, no telemetry.
-_QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
 def measure(
@@ -42,7 +40,7 @@ def measure(
     # Override what the caller's environment may set.
     threads = {name: str(job.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "LATENTRT_CACHE": str(folder / "latentrt")}
-    environment = {**os.environ, **_QUIET, **threads, **caches, "PYTHONPATH": str(ROOT), **variables}
+    environment = {**os.environ, **QUIET, **threads, **caches, "PYTHONPATH": str(ROOT), **variables}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 __all__ = ["count_steps", "in_child", "start_child"]
 
@@ -17,11 +18,14 @@ __all__ = ["count_steps", "in_child", "start_child"]
 _STEPS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.utime", "os.truncate", "open"}
 
 
-def start_child(work: Callable[[], object], *, kill_at: int | None = None) -> int:
+def start_child(
+    work: Callable[[], object], *, kill_at: int | None = None, by: Sequence[int] = (signal.SIGKILL,)
+) -> int:
     """Start a process that does `work` and exits with 0, or with 1 after an exception; return its id.
 
     Args:
         kill_at: the number of the step, from 0, before which the process is killed; None kills it never.
+        by: the signal that it gets, and those that it gets before the steps after that one.
     """
     with warnings.catch_warnings():
         # Other threads of a test process do nothing that the child needs.
@@ -32,7 +36,7 @@ def start_child(work: Callable[[], object], *, kill_at: int | None = None) -> in
     status = 1
     try:
         if kill_at is not None:
-            _kill_at(kill_at)
+            _kill_at(kill_at, by)
         work()
         status = 0
     except SystemExit as end:
@@ -46,9 +50,9 @@ def start_child(work: Callable[[], object], *, kill_at: int | None = None) -> in
         os._exit(status)
 
 
-def in_child(work: Callable[[], object], *, kill_at: int | None = None) -> int:
-    """Do `work` in a process of its own, and return its exit status; -9 if it was killed."""
-    return os.waitstatus_to_exitcode(os.waitpid(start_child(work, kill_at=kill_at), 0)[1])
+def in_child(work: Callable[[], object], *, kill_at: int | None = None, by: Sequence[int] = (signal.SIGKILL,)) -> int:
+    """Do `work` in a process of its own, as `start_child` does, and return its exit status; -9 if it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(start_child(work, kill_at=kill_at, by=by), 0)[1])
 
 
 def count_steps(work: Callable[[], object]) -> int:
@@ -72,14 +76,13 @@ def count_steps(work: Callable[[], object]) -> int:
         return int(counts.read())
 
 
-def _kill_at(step: int) -> None:
-    left = step
+def _kill_at(step: int, by: Sequence[int]) -> None:
+    steps = itertools.count()
 
     def count() -> None:
-        nonlocal left
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
+        number = next(steps) - step
+        if 0 <= number < len(by):
+            os.kill(os.getpid(), by[number])
 
     _on_each_step(count)
 

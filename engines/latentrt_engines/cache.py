@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from latentrt.bundle.atomic_file import remove_abandoned_drafts, write_atomically
 from latentrt.bundle.digests import open_regular
+from latentrt.bundle.interrupts import uninterrupted
 from latentrt.bundle.strict_json import MAX_BYTES, AmbiguousJSONError, parse_json
 from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.engines.store import (
@@ -144,12 +145,13 @@ class EngineCache(EngineStore):
             EngineError: the cache cannot be written; the earlier engine is unchanged.
         """
         engine = StoredEngine(self.folder / record.key, record)
-        with translating_os_errors(self.folder):
-            engine.folder.mkdir(mode=0o700, exist_ok=True)
-            os.replace(draft, engine.plan_path)
-            write_atomically(engine.folder / WEIGHTS_NAME, msgspec.json.encode(digests), mode=0o600)
-            write_atomically(engine.folder / RECORD_NAME, encode_record(record), mode=0o600)
-        _remove_other_plans(engine)
+        with uninterrupted():
+            with translating_os_errors(self.folder):
+                engine.folder.mkdir(mode=0o700, exist_ok=True)
+                os.replace(draft, engine.plan_path)
+                write_atomically(engine.folder / WEIGHTS_NAME, msgspec.json.encode(digests), mode=0o600)
+                write_atomically(engine.folder / RECORD_NAME, encode_record(record), mode=0o600)
+            _remove_other_plans(engine)
         return engine
 
     def delete(self, prunable: Prunable) -> bool:

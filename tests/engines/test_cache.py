@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.interrupts import TerminatedError, ending_on_signals
 from latentrt.bundle.weights import map_weights
 from latentrt.engines.record import EngineIdentity, EngineOptions, EngineRecord, engine_key
 from latentrt.engines.store import RECORD_NAME, WEIGHTS_NAME, StoredEngine
@@ -21,7 +23,7 @@ from latentrt.errors import EngineDamagedError, RequestError
 from latentrt_engines.cache import EngineCache, Prunable, digest_arrays, find_prunable, read_array_digests
 from latentrt_engines.library import load_library
 from tests.engines.made_up import PLAN, identity, publish, record
-from tests.killed import in_child
+from tests.killed import count_steps, in_child
 from tests.runtime.small_bundle import change_byte
 
 VERSION = load_library("tensorrt_rtx").version
@@ -251,6 +253,27 @@ def test_a_build_that_is_killed_at_any_step(sample: Bundle, cache: EngineCache, 
         step += 1
     assert step > 10
     assert outcomes == {b"old" if earlier else b"none", b"new"}
+
+
+def test_a_signal_at_any_step_leaves_one_whole_engine(sample: Bundle, cache: EngineCache) -> None:
+    """No file of the other one stays, also before the next build."""
+    old, new = (record(sample, identity(sample, "unet", library_version=VERSION), plan) for plan in (b"old", b"new"))
+
+    def build(made: EngineRecord, plan: bytes) -> None:
+        with contextlib.suppress(TerminatedError), ending_on_signals(), cache.lock(made.key) as draft:
+            draft.write_bytes(plan)
+            cache.publish(made, draft, {})
+
+    outcomes = set()
+    for step in range(count_steps(lambda: build(new, b"new"))):
+        build(old, b"old")
+        assert in_child(lambda: build(new, b"new"), kill_at=step, by=[signal.SIGTERM]) == 0
+        (found_engine,) = cache.engines()
+        outcomes.add(cache.plan(found_engine))
+        names = {path.name for path in found_engine.folder.iterdir()}
+        assert names == {RECORD_NAME, WEIGHTS_NAME, found_engine.plan_path.name}, step
+        assert cache.find_leftovers() == []
+    assert outcomes == {b"old", b"new"}
 
 
 # Digests of weights

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -87,15 +88,23 @@ def test_an_export_reports_nothing(tmp_path: Path) -> None:
     assert files(tmp_path / "home") == []
 
 
-def test_the_users_choice_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
-    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+@pytest.mark.parametrize("name", ["ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"])
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    # The libraries would report with the second and the third, and nobody has asked for that.
+    [(None, "1"), ("", "1"), ("disabled", "1"), ("1", "1"), ("true", "1"), ("0", "0"), (" False", " False")],
+)
+def test_reports_are_off_unless_the_user_turns_them_on(
+    monkeypatch: pytest.MonkeyPatch, name: str, chosen: str | None, expected: str
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(name, chosen)
     telemetry.opt_out()
-    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
-    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert os.environ[name] == expected
 
 
-@pytest.mark.parametrize(("chosen", "expected"), [(None, 1), ("1", 1), ("0", 0)])
+@pytest.mark.parametrize(("chosen", "expected"), [(None, 1), ("", 1), ("true", 1), ("0", 0), ("off", 0)])
 def test_telemetry_ends_where_the_application_imported_onnxruntime(
     monkeypatch: pytest.MonkeyPatch, chosen: str | None, expected: int
 ) -> None:
@@ -115,6 +124,11 @@ def test_openvino_finds_no_telemetry_unless_the_user_opted_in(monkeypatch: pytes
     with telemetry.hide_openvino_telemetry(), pytest.raises(ImportError):
         __import__(name)
     assert name not in sys.modules, "a program may import it later"
+    loaded = ModuleType(name)  # by another program, in this process
+    monkeypatch.setitem(sys.modules, name, loaded)
+    with telemetry.hide_openvino_telemetry(), pytest.raises(ImportError):
+        __import__(name)
+    assert sys.modules.pop(name) is loaded
     (tmp_path / "intel").mkdir()
     for answer, hidden in (("0", True), ("1", False)):
         (tmp_path / "intel" / name).write_text(answer)

@@ -19,7 +19,7 @@ from latentrt.bundle.manifest import PartName, Precision
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.bundle.weights import WeightSet
 from latentrt.errors import BackendError, MissingExtraError
-from latentrt.telemetry import opt_out
+from latentrt.telemetry import end_reports, opt_out
 
 __all__ = [
     "CUDA",
@@ -258,6 +258,5 @@ def require(purpose: str = "run a bundle on the CPU") -> Any:
             f"ONNX Runtime {onnxruntime.__version__} is installed, expected {LOWEST_VERSION} or later: earlier ones "
             "open any file that a graph names. Upgrade it: pip install --upgrade 'latentrt[cpu]'"
         )
-    if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":  # the application may have imported it before
-        onnxruntime.disable_telemetry_events()
+    end_reports(onnxruntime)
     return onnxruntime

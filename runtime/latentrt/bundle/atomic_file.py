@@ -14,6 +14,7 @@ import secrets
 from pathlib import Path
 
 from latentrt.bundle.file_lock import CAN_LOCK, claim, create_locked, list_matching
+from latentrt.bundle.interrupts import uninterrupted
 
 __all__ = ["find_abandoned_drafts", "remove_abandoned_drafts", "write_atomically"]
 
@@ -33,8 +34,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int = 0o66
     """
     place = Path(os.path.realpath(path))
     _remove_drafts_once(place.parent)
-    draft, descriptor = _create_draft(place, mode)
+    draft = None
     try:
+        with uninterrupted():
+            draft, descriptor = _create_draft(place, mode)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
@@ -45,8 +48,9 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int = 0o66
         if not CAN_LOCK:  # Windows renames closed files only
             os.replace(draft, place)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
+        if draft is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
         raise
 
 

@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows: nothing is locked, and nothing counts as left behind
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["CAN_LOCK", "claim", "create_locked", "list_matching"]
+__all__ = ["CAN_LOCK", "claim", "create_locked", "is_own", "list_matching"]
 
 CAN_LOCK = fcntl is not None
 """Whether this system has such locks."""
@@ -74,6 +74,11 @@ def claim(path: Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
+def is_own(found: os.stat_result) -> bool:
+    """Return whether a file belongs to the user of this process."""
+    return hasattr(os, "geteuid") and found.st_uid == os.geteuid()
+
+
 def list_matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
     """Return the entries of a folder whose whole names match, among its first 10,000; [] where it cannot be read."""
     try:
@@ -87,11 +92,6 @@ def list_matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
         return []
 
 
-def _is_own(found: os.stat_result) -> bool:
-    """Return whether a file belongs to the user of this process."""
-    return hasattr(os, "geteuid") and found.st_uid == os.geteuid()
-
-
 def _lock_existing(path: Path) -> int | None:
     if fcntl is None:
         return None
@@ -101,7 +101,7 @@ def _lock_existing(path: Path) -> int | None:
         return None
     try:
         found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode) and _is_own(found):
+        if stat.S_ISREG(found.st_mode) and is_own(found):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(descriptor, path):
                 return descriptor

@@ -209,6 +209,10 @@ def _check_split(name: str, component: Component) -> Iterator[str]:
             outputs[component.outputs[0].name], component.outputs[0]
         ):
             yield f"{owner} has the outputs {_join(part.outputs)}, expected {component.outputs[0]} among them"
+        prediction = outputs[component.outputs[0].name]
+        own_latents = next((spec for spec in part.inputs if spec.name == latents), None)
+        if own_latents is None or prediction.shape[2:] != own_latents.shape[2:]:
+            yield f"{owner} makes {prediction} of {own_latents}, expected {latents} as an input, and its sides"
         if part_name == "body":
             if "shallow_body" in parts and _DEEP_FEATURES not in outputs:
                 yield f"{owner} has the outputs {_join(part.outputs)}, expected {_DEEP_FEATURES} for shallow_body"
@@ -269,8 +273,9 @@ def _check_before_slices(name: str, component: Component) -> Iterator[str]:
         yield from _check_taken(owner, part, made)
         for spec in part.outputs:
             made[spec.name] = spec
-        if part_name == "attention" and made["attended"].shape[2] != made["queries"].shape[2]:
-            yield f"{owner} makes {made['attended']} of {made['queries']}, expected the same width"
+        own = {spec.name: spec for spec in part.inputs}
+        if part_name == "attention" and made["attended"].shape != own["queries"].shape:
+            yield f"{owner} makes {made['attended']} of {own['queries']}, expected the same shape"
     if "attention" in parts and len({made[key].shape[2] for key in ("queries", "keys", "values")}) != 1:
         yield f"{name}'s head part has the outputs {_join(parts['head'].outputs)}, expected one width of all three"
     for spec in parts[steps[-1][0]].outputs:

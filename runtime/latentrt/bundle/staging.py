@@ -33,7 +33,8 @@ from pathlib import Path
 
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.export_report import REPORT_NAME
-from latentrt.bundle.file_lock import claim, create_locked, list_matching
+from latentrt.bundle.file_lock import claim, create_locked, is_own, list_matching
+from latentrt.bundle.interrupts import uninterrupted
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest
 from latentrt.bundle.printable import printable
 from latentrt.errors import ManifestError, OutputError
@@ -43,6 +44,7 @@ __all__ = ["Abandoned", "Stage", "find_abandoned_stages", "is_being_replaced", "
 _ROOT = re.compile(r"\..{1,32}\.export-[a-z0-9_]{8}", re.DOTALL)
 _LOCK, _BUNDLE, _SCRATCH, _FORMER = "lock", "bundle", "scratch", "former"
 _MOST_LISTED = 5
+_MOUNTS = Path("/proc/self/mountinfo")
 # Files that no manifest names and that a replacement may delete: the exporter's report, and file managers' own.
 _EXPENDABLE = {MANIFEST_NAME, REPORT_NAME, ".DS_Store", "Thumbs.db"}
 
@@ -87,36 +89,31 @@ def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
     remove_abandoned_stages(place.parent)
     _check_destination(place, destination, overwrite=overwrite)
     made = [parent for parent in place.parents if not os.path.exists(parent)]
+    cleaning = contextlib.ExitStack()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        root, lock = _make_root(place)
-    except OSError as error:
-        # A file where a folder should be: the system's error depends on how deep below it the folder would be.
-        reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        raise OutputError(f"{place.parent} cannot be written to: {reason}") from error
-    former = root / _FORMER
-    try:
+        with uninterrupted():
+            cleaning.callback(_remove_empty, made)
+            root = _open_root(place, cleaning)
         stage = Stage(bundle=root / _BUNDLE, scratch=root / _SCRATCH)
-        stage.bundle.mkdir()
-        stage.scratch.mkdir()
-        yield stage
-        # Checked again: another process may have created the destination meanwhile.
-        _check_destination(place, destination, overwrite=overwrite)
-        if not overwrite or not os.path.lexists(place):
-            stage.bundle.rename(place)  # fails where a folder that is not empty was created meanwhile
-        else:
-            _replace(place, stage.bundle, former, lambda folder: _check_bundle(folder, destination))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        kept = f"is in {former}" if former.exists() and not place.exists() else "is untouched"
-        raise OutputError(f"{destination} cannot be written: {reason}; its former content {kept}") from error
+        try:
+            stage.bundle.mkdir()
+            stage.scratch.mkdir()
+            yield stage
+            # Checked again: another process may have created the destination meanwhile.
+            _check_destination(place, destination, overwrite=overwrite)
+            with uninterrupted():
+                if not overwrite or not os.path.lexists(place):
+                    stage.bundle.rename(place)  # fails where a folder that is not empty was created meanwhile
+                else:
+                    _replace(place, stage.bundle, root / _FORMER, lambda folder: _check_bundle(folder, destination))
+                cleaning.close()  # before a signal that waited is raised
+        except OSError as error:
+            reason, former = error.strerror or str(error), root / _FORMER
+            kept = f"is in {former}" if former.exists() and not place.exists() else "is untouched"
+            raise OutputError(f"{destination} cannot be written: {reason}; its former content {kept}") from error
     finally:
-        if place.exists() or not former.exists():  # never delete the only copy of the former bundle
-            _remove_root(root)
-        os.close(lock)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty, as it contains the bundle
-                parent.rmdir()
+        with uninterrupted():
+            cleaning.close()
 
 
 def _resolve(destination: Path) -> Path:
@@ -147,8 +144,15 @@ def _check_destination(place: Path, destination: Path, *, overwrite: bool) -> No
         )
     if not os.path.isfile(place / MANIFEST_NAME):
         raise OutputError(f"{destination} is not a bundle, so --overwrite does not replace it; choose another path")
-    if os.path.ismount(place):
-        raise OutputError(f"{destination} is a mount point, which cannot be replaced; choose a folder inside it")
+    if os.path.islink(place):  # since its path was resolved
+        raise OutputError(f"{destination} was exchanged with a link meanwhile; export again")
+    if (mounts := _list_mounts(place)) or os.path.ismount(place):
+        if mounts in ([], [place]):
+            raise OutputError(f"{destination} is a mount point, which cannot be replaced; choose a folder inside it")
+        raise OutputError(
+            f"{destination} contains the mount point {mounts[-1]}, whose files --overwrite would delete; unmount it, "
+            "or choose another path"
+        )
     with contextlib.suppress(OSError):  # the current folder may have been deleted
         if Path(os.path.realpath(os.getcwd())).is_relative_to(place):
             raise OutputError(
@@ -187,6 +191,20 @@ def _check_bundle(folder: Path, destination: Path) -> None:
             f"{destination} holds files that are not the bundle's ({listed}), which --overwrite would delete; move "
             "them elsewhere, or choose another path"
         )
+
+
+def _list_mounts(folder: Path) -> list[Path]:
+    """Return the mount points at a folder and inside it, as far as the system tells (Linux).
+
+    The device numbers do not show a folder of the same file system that is mounted there ("bind").
+    """
+    try:
+        lines = _MOUNTS.read_bytes().splitlines()
+    except OSError:
+        return []
+    # The fifth field of proc_pid_mountinfo(5); the kernel escapes spaces, tabs, newlines and backslashes.
+    points = (re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4]) for line in lines)
+    return sorted(point for point in map(Path, map(os.fsdecode, points)) if point.is_relative_to(folder))
 
 
 def _list_unnamed(folder: Path, named: set[str]) -> Iterator[str]:
@@ -283,6 +301,37 @@ def is_being_replaced(folder: str | os.PathLike[str]) -> bool:
 # Staging folders
 
 
+def _open_root(place: Path, cleaning: contextlib.ExitStack) -> Path:
+    """Make a staging folder beside `place`, locked until `cleaning` removes it.
+
+    Raises:
+        OutputError: the parent folder cannot be made or written to.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        root, lock = _make_root(place)
+    except OSError as error:
+        # A file where a folder should be: the system's error depends on how deep below it the folder would be.
+        reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise OutputError(f"{place.parent} cannot be written to: {reason}") from error
+    cleaning.callback(os.close, lock)
+    cleaning.callback(_remove_root_unless_needed, root, place)
+    return root
+
+
+def _remove_root_unless_needed(root: Path, place: Path) -> None:
+    """Remove a staging folder, unless it has the only copy of the former bundle."""
+    if place.exists() or not (root / _FORMER).exists():
+        _remove_root(root)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders that are empty; each is listed before its parent."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def _make_root(place: Path) -> tuple[Path, int]:
     """Make a staging folder beside `place`; return it and the descriptor of its lock."""
     while True:
@@ -341,8 +390,8 @@ def _list_roots(parent: Path) -> list[Path]:
 
 
 def _is_ours(root: Path) -> bool:
-    """Return whether a folder contains only entries that `staged` makes."""
-    return set(os.listdir(root)) <= {_LOCK, _BUNDLE, _SCRATCH, _FORMER}
+    """Return whether a folder is this user's and contains only entries that `staged` makes."""
+    return is_own(os.lstat(root)) and set(os.listdir(root)) <= {_LOCK, _BUNDLE, _SCRATCH, _FORMER}
 
 
 def _read_destination(root: Path) -> Path:
@@ -356,9 +405,17 @@ def _read_destination(root: Path) -> Path:
     return root.parent / (os.path.basename(name) or root.name)
 
 
+def _make_removable(folder: Path) -> None:
+    """Make read-only folders in a folder writable, as nothing can be removed from them. Links are not followed."""
+    for parent, _, _ in os.walk(folder) if not os.path.islink(folder) else ():
+        with contextlib.suppress(OSError):
+            os.chmod(parent, 0o700)
+
+
 def _remove_root(root: Path) -> None:
     """Remove a staging folder, its lock last: while the lock is there, another process can finish the removal."""
     for name in (_BUNDLE, _SCRATCH, _FORMER):
+        _make_removable(root / name)
         shutil.rmtree(root / name, ignore_errors=True)
     with contextlib.suppress(OSError):
         if os.listdir(root) == [_LOCK]:

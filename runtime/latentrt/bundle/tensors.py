@@ -41,7 +41,8 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) 
 
     Args:
         specs: the graph's inputs.
-        feeds: an array for each of them. Axes of one name must have one size across all inputs.
+        feeds: an array for each of them. Axes of one name must have one size across all inputs, and an axis such as
+            `8*height` eight times the size of `height`.
 
     Raises:
         FeedError: an input is missing or unknown, or a dtype or shape differs from the signature.
@@ -60,7 +61,10 @@ def _check_feed(spec: TensorSpec, array: NDArray[np.generic], sizes: dict[str, i
     if array.ndim != len(spec.shape):
         raise FeedError(f"input {spec.name}: got shape {array.shape}, expected {len(spec.shape)} axes as in {spec}")
     for size, axis in zip(array.shape, spec.shape, strict=True):
-        expected = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
+        expected = axis
+        if isinstance(axis, str):
+            factor, _, name = axis.rpartition("*")
+            expected = int(factor or 1) * sizes.setdefault(name, size // int(factor or 1))
         if size != expected or size == 0:
             raise FeedError(f"input {spec.name}: got shape {array.shape}, but axis {axis} of {spec} is {expected}")
 

@@ -30,9 +30,12 @@ def cache_root() -> Path | None:
     if (xdg := os.environ.get("XDG_CACHE_HOME", "")) and os.path.isabs(xdg):
         return Path(xdg) / "latentrt"
     try:
-        return Path.home() / ".cache" / "latentrt"
+        home = Path.home()
     except RuntimeError:
         return None
+    # An empty HOME would be the root of the file system, a relative one another folder wherever a command runs.
+    is_usable = os.environ.get("HOME") != "" and home.is_absolute()
+    return home / ".cache" / "latentrt" if is_usable else None
 
 
 def private_folder(name: str) -> Path | None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import click
 
 from latentrt import __version__
+from latentrt.bundle.interrupts import TerminatedError, ending_on_signals, ignore_signals
 from latentrt.cli.output import echo_block, echo_error, echo_traceback, redirect_warnings
 from latentrt.errors import LatentRTError
 
@@ -81,8 +77,8 @@ def _group(context: click.Context, debug: bool) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with 0, or with the error's exit code (`latentrt.errors`) and one line on stderr.
 
-    SIGTERM and SIGHUP end it like Ctrl-C: unfinished files are removed, worker processes end, and the exit code is 128
-    and the signal's number.
+    SIGTERM and SIGHUP end it like Ctrl-C (`latentrt.bundle.interrupts`): unfinished files are removed, worker processes
+    end, and the exit code is 128 and the signal's number.
 
     Args:
         args: the arguments; None: those of the process.
@@ -92,22 +88,24 @@ def main(args: list[str] | None = None) -> None:
     # Also accepted at the end, where a user appends it to a command that failed.
     debug = given[:1] == ["--debug"] or given[-1:] == ["--debug"]
     arguments = given[:-1] if given[-1:] == ["--debug"] else given
-    with redirect_warnings():
-        sys.exit(_run(arguments, debug=debug))
+    with redirect_warnings(), ending_on_signals():
+        status = _run(arguments, debug=debug)
+        if args is None and status > 128:
+            ignore_signals()  # a further one would end this process on its last steps, with another code
+    sys.exit(status)
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
     """Run a command and return its exit code; print its error."""
     try:
-        with _terminable():
-            status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
+        status: Any = _group.main(arguments, prog_name="latentrt", standalone_mode=False)
     except click.ClickException as error:
         echo_error(f"error: {error.format_message()}")
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         echo_error("interrupted")
         return 130
-    except _TerminatedError as end:
+    except TerminatedError as end:
         echo_error(f"ended by {end.signal.name}")
         return 128 + end.signal
     except Exception as error:
@@ -115,41 +113,6 @@ def _run(arguments: list[str], *, debug: bool) -> int:
             echo_traceback(error)
         return _report_failure(error, arguments)
     return status if isinstance(status, int) else 0
-
-
-class _TerminatedError(SystemExit):
-    """Raised by a signal. Not an Exception, so that no command takes it for a failure of its work."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.signal = signal.Signals(number)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Raise `_TerminatedError` on SIGTERM and SIGHUP within the block.
-
-    A signal that is ignored (nohup) or has a handler keeps its disposition. Once one has arrived, the others are
-    ignored, so that cleaning up is not interrupted.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in handled:
-            signal.signal(each, signal.SIG_IGN)
-        raise _TerminatedError(number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # Only the main thread may set handlers; a program may call `main` from another one.
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    handled = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    for number in handled:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in handled:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _skip_openvino_converter() -> None:

@@ -23,6 +23,7 @@ from latentrt.bundle.manifest import (
     named_files,
     schema,
 )
+from latentrt.bundle.sample import bundle_path
 from latentrt.errors import ManifestError
 from tests.runtime.small_bundle import FILES, manifest, write_bundle
 
@@ -454,6 +455,25 @@ def test_slices_that_cannot_be_run(tree: Any, parts: dict[str, dict[str, Any]], 
     decoder = tree["components"]["vae_decoder"]
     decoder["parts"] = {name: {**part, "graphs": decoder["graphs"]} for name, part in parts.items()}
     assert message in contradiction(tree)
+
+
+@pytest.mark.parametrize(
+    ("component", "part", "output", "shape"),
+    [
+        ("unet", "body", "noise_pred", ["evaluations", 4, "height", "tokens"]),
+        ("unet", "shallow_body", "noise_pred", ["evaluations", 4, "width", "height"]),
+        ("vae_decoder", "attention", "attended", ["batch", "tokens", 64]),
+    ],
+)
+def test_a_part_whose_output_has_other_axes_than_its_input(
+    component: str, part: str, output: str, shape: list[Any]
+) -> None:
+    """Of another size it would end in numpy's error, or be broadcast without one."""
+    tree = json.loads((bundle_path() / "bundle.json").read_bytes())
+    decode_manifest(json.dumps(tree).encode())
+    specs = tree["components"][component]["parts"][part]["outputs"]
+    next(spec for spec in specs if spec["name"] == output)["shape"] = shape
+    assert f"{component}'s {part} part makes {output}" in contradiction(tree)
 
 
 def test_slices_that_can_be_run(tree: Any) -> None:

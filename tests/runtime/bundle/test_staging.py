@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -196,6 +198,51 @@ def test_a_mount_point_is_refused_before_the_work(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == place)
     with pytest.raises(OutputError, match="is a mount point"):
         staged(place, overwrite=True).__enter__()
+
+
+def test_a_mount_inside_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files have the names of the bundle's, and belong to the folder that is mounted there."""
+    place = earlier_at(tmp_path / "with a space")
+    lines = [f"31 23 0:26 /store {point} rw - ext4 /dev/x rw\n" for point in ("/proc", f"{place}/unet", f"{place}2")]
+    (tmp_path / "mounts").write_text("".join(lines).replace(" a ", r"\040a\040"))
+    monkeypatch.setattr(staging, "_MOUNTS", tmp_path / "mounts")
+    with pytest.raises(OutputError, match=r"contains the mount point .*with a space/unet,"):
+        staged(place, overwrite=True).__enter__()
+    (tmp_path / "mounts").write_text(lines[0].replace("/proc", str(place).replace(" ", r"\040")))
+    with pytest.raises(OutputError, match="is a mount point"):
+        staged(place, overwrite=True).__enter__()
+
+
+def test_read_only_folders_of_an_earlier_bundle_go() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def work() -> None:
+            if os.geteuid() == 0:  # who may write anywhere
+                os.setuid(65534)
+            place = earlier_at(folder / "bundle")
+            (place / "unet").chmod(0o500)
+            replace(place)
+            assert list_names(folder) == ["bundle"]
+
+        if os.geteuid() == 0:
+            os.chown(folder, 65534, 65534)
+        assert in_child(work) == 0
+
+
+def test_a_link_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    place, other = earlier_at(tmp_path / "bundle"), earlier_at(tmp_path / "other")
+
+    def exchange() -> None:
+        with staged(place, overwrite=True) as stage:
+            fill(stage.bundle, "new")
+            shutil.rmtree(place)
+            place.symlink_to(other)
+
+    with pytest.raises(OutputError, match="exchanged with a link"):
+        exchange()
+    assert list_names(tmp_path) == ["bundle", "other"]
+    assert content(place) == "earlier"
 
 
 def test_a_bundle_inside_another(tmp_path: Path) -> None:

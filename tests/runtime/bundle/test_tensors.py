@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,16 @@ def test_valid_feeds_are_accepted() -> None:
 def test_invalid_feeds_are_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(FeedError, match=says):
         check_feeds(SPECS, feeds(**given))
+
+
+@pytest.mark.parametrize(("latents", "pixels", "fits"), [(3, 24, True), (3, 25, False), (4, 24, False)])
+def test_multiples_of_an_axis(latents: int, pixels: int, fits: bool) -> None:
+    """In either order of the inputs: a backend takes the sizes of its outputs from them."""
+    specs = (TensorSpec("latents", "float32", ("b", "height")), TensorSpec("pixels", "float32", ("b", "8*height")))
+    arrays = {"latents": np.zeros((1, latents), np.float32), "pixels": np.zeros((1, pixels), np.float32)}
+    for ordered in (specs, specs[::-1]):
+        with contextlib.nullcontext() if fits else pytest.raises(FeedError, match=r"axis .*height"):
+            check_feeds(ordered, arrays)
 
 
 def test_a_missing_input_is_refused() -> None:

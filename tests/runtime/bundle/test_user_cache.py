@@ -39,6 +39,15 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     assert private_folder("digests") is None
 
 
+@pytest.mark.parametrize("home", ["", "relative"])
+def test_a_home_that_is_no_place_has_no_cache(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    """It would be the root of the file system, or a folder of whichever folder a command runs in."""
+    for name in ("LATENTRT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", home)
+    assert cache_root() is None
+
+
 def test_created_folders_are_private(root: Path) -> None:
     assert private_folder("digests") == root / "digests"
     assert private_folder("digests") == root / "digests"

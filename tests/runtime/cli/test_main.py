@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import click
 import pytest
 
 from latentrt import errors
+from latentrt.bundle.interrupts import TerminatedError
 from latentrt.cli import main as cli
 from latentrt.cli.request_options import SPELLING, command_spelling
 from latentrt.errors import LatentRTError, RequestError
@@ -145,6 +147,27 @@ def test_a_signal_unwinds_the_command(
     assert (done.code, done.err) == (128 + number, f"ended by {number.name}\n")
     assert unwound == ["cleaned up"]
     assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_further_signal_does_not_change_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, raising: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the process of the command, whose interpreter takes a moment to exit."""
+    raising.append(TerminatedError(signal.SIGTERM))
+    monkeypatch.setattr(sys, "argv", ["latentrt", "raise"])
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    usual = [signal.getsignal(number) for number in numbers]
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 128 + signal.SIGTERM
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 3
+    finally:
+        for number, handler in zip(numbers, usual, strict=True):
+            signal.signal(number, handler)
+    with pytest.raises(SystemExit):
+        cli.main(["raise"])
+    assert [signal.getsignal(number) for number in numbers] == usual, "a program that calls a command goes on"
 
 
 def test_who_ignores_a_signal_still_does(latentrt: Caller, monkeypatch: pytest.MonkeyPatch) -> None:

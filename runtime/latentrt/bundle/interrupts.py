@@ -1,0 +1,106 @@
+"""Signals that end a command: SIGINT (Ctrl-C), SIGTERM and SIGHUP.
+
+Each raises an exception in the main thread, so that a command's unfinished files are removed on the way out. Two kinds
+of moments are exempt, or the removal itself would be cut short: a signal that arrives in an `uninterrupted` block is
+raised at the block's end, and one that arrives while the exception of an earlier signal unwinds the stack is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+__all__ = ["TerminatedError", "ending_on_signals", "ignore_signals", "uninterrupted"]
+
+
+class TerminatedError(SystemExit):
+    """Raised by SIGTERM or SIGHUP. Not an Exception, so that no command takes it for a failure of its work.
+
+    Attributes:
+        signal: the signal that arrived.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+
+
+class _State:
+    """What the handler knows. Only the main thread writes to it, as Python runs handlers there."""
+
+    blocks = 0  # `uninterrupted` blocks that the main thread is in
+    waiting: int | None = None  # the first signal that arrived in one
+
+
+@contextlib.contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGINT, and `TerminatedError` on SIGTERM and SIGHUP, within the block.
+
+    A signal that is ignored (nohup) or has a handler of the application's keeps its disposition.
+    """
+    own: dict[str, Any] = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    replaced = {getattr(signal, name): usual for name, usual in own.items() if hasattr(signal, name)}
+    # Only the main thread may set handlers; a program may call a command from another one.
+    if threading.current_thread() is not threading.main_thread():
+        replaced = {}
+    replaced = {number: usual for number, usual in replaced.items() if signal.getsignal(number) is usual}
+    for number in replaced:
+        signal.signal(number, _handle)
+    try:
+        yield
+    finally:
+        for number, usual in replaced.items():
+            if signal.getsignal(number) is _handle:
+                signal.signal(number, usual)
+
+
+def ignore_signals() -> None:
+    """Ignore the signals of the `ending_on_signals` block from here on, for a process that is about to exit."""
+    for number in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let signals of `ending_on_signals` wait until the block's end. For short steps that belong together."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _State.blocks += 1
+    try:
+        yield
+    finally:
+        _State.blocks -= 1
+        if not _State.blocks and (number := _State.waiting) is not None:
+            _State.waiting = None
+            _handle(number, None)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _State.blocks:
+        _State.waiting = number if _State.waiting is None else _State.waiting
+    elif _is_unwinding():
+        pass
+    elif number == signal.SIGINT:
+        raise KeyboardInterrupt
+    else:
+        raise TerminatedError(number)
+
+
+def _is_unwinding() -> bool:
+    """Return whether the main thread is in a `finally` or `except` that runs because of an earlier signal.
+
+    An exception that was swallowed, as in a `__del__`, is not such a one: then the next signal counts.
+    """
+    error = sys.exception()
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt | TerminatedError):
+            return True
+        error = error.__context__
+    return False
