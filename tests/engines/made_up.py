@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record, hash_bytes
@@ -124,15 +125,20 @@ def retrained(folder: Path, *names: str) -> Bundle:
 
 
 def broken(folder: Path, component: str) -> Bundle:
-    """Copy the sample bundle, with a convolution that no library can build and a correct hash of the graph."""
+    """Copy the sample bundle, with a tensor of 9 axes, one more than TensorRT has, and a correct hash of the graph."""
     import onnx  # here, as tests of the runtime do without
+    from onnx import helper, numpy_helper
 
     shutil.copytree(bundle_path(), folder)
     manifest = Bundle.open(folder).manifest
     graph = manifest.components[component].graphs[manifest.precision].file
     model = onnx.load(folder / graph, load_external_data=False)
-    convolution = next(node for node in model.graph.node if node.op_type == "Conv")
-    next(each for each in convolution.attribute if each.name == "group").i = 3  # of 4 channels
+    index, convolution = next(item for item in enumerate(model.graph.node) if item[1].op_type == "Conv")
+    (made,) = convolution.output
+    convolution.output[0] = "narrow"
+    model.graph.initializer.append(numpy_helper.from_array(np.arange(4, 9), "axes"))
+    model.graph.node.insert(index + 1, helper.make_node("Unsqueeze", ["narrow", "axes"], ["wide"], "wide"))
+    model.graph.node.insert(index + 2, helper.make_node("Squeeze", ["wide", "axes"], [made], "narrow"))
     (folder / graph).write_bytes(model.SerializeToString())
     files = {**manifest.files, graph: file_record(folder / graph)}
     (folder / "bundle.json").write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))

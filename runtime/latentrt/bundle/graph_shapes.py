@@ -298,6 +298,12 @@ def _same(inputs: _Inputs) -> list[Shape]:
     return [inputs.shape(0)]
 
 
+def _softmax(inputs: _Inputs) -> list[Shape]:
+    data = inputs.shape(0)
+    _axis(inputs.integer("axis", -1), len(data))
+    return [data]
+
+
 def _clip(inputs: _Inputs) -> list[Shape]:
     inputs.check_shape(1, ())
     inputs.check_shape(2, ())
@@ -387,6 +393,8 @@ def _window(inputs: _Inputs, rank: int, kernel: Shape) -> tuple[Shape, Shape, Sh
         raise ValueError("has auto_pad, expected explicit pads")
     if not len(kernel) == len(strides) == len(dilations) == len(pads) // 2 == rank or min(*strides, *dilations) < 1:
         raise ValueError("its window has another number of axes")
+    if min(pads) < 0:
+        raise ValueError(f"has the pads {list(pads)}, expected none below 0")
     extents = tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True))
     return strides, extents, tuple(pads[axis] + pads[axis + rank] for axis in range(rank))
 
@@ -638,7 +646,7 @@ def _attention(inputs: _Inputs) -> list[Shape]:
 
 
 _Rule = Callable[[_Inputs], list[Shape]]
-_SAME = "Abs Cast Cos Erf Floor Gelu Identity LeakyRelu Mish Neg Reciprocal Relu Round Sigmoid Sin Softmax Sqrt Tanh"
+_SAME = "Abs Cast Cos Erf Floor Gelu Identity LeakyRelu Mish Neg Reciprocal Relu Round Sigmoid Sin Sqrt Tanh"
 _BROADCASTING = "Add Div Equal Greater Less Max Min Mul Pow Sub Where"
 # The number of inputs of operators that broadcast them, except of those that take any number (Max, Min).
 _BINARY = ("Add", "Div", "Equal", "Greater", "Less", "Mul", "Pow", "Sub")
@@ -674,6 +682,7 @@ _RULES: Mapping[tuple[str, str], _Rule] = {
     ("", "ScatterND"): _scatter_nd,
     ("", "Shape"): lambda inputs: [(len(inputs.shape(0)),)],  # never reached: it is evaluated
     ("", "Slice"): _slice,
+    ("", "Softmax"): _softmax,
     ("", "Split"): _split,
     ("", "Squeeze"): _squeeze,
     ("", "TopK"): _top_k,
