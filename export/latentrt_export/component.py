@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from latentrt.bundle.manifest import (
 from latentrt.bundle.tensors import sized
 from latentrt.errors import CheckpointError, ExportError, GraphError
 from latentrt_export.checkpoints.weights import count_nonfinite, reject_nonfinite
-from latentrt_export.export_warning import ExportWarning
+from latentrt_export.export_warning import warn
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates import verify
 from latentrt_export.gates.activations import observe_outputs
@@ -183,11 +182,9 @@ def _warn_about_constants(name: str, runs: Sequence[Run]) -> None:
         arrays = [run.outputs[output] for run in runs]
         # A row of one value, such as a verdict, says nothing.
         if all(array.ndim > 1 and array[0].size > 1 and _has_constant_rows(array) for array in arrays):
-            warnings.warn(
+            warn(
                 f"{name}: its {output} are constant for every input of the gate, which no trained model's are; the "
-                "checkpoint is most likely damaged. Look at an image before you use the bundle",
-                ExportWarning,
-                stacklevel=2,
+                "checkpoint is most likely damaged. Look at an image before you use the bundle"
             )
 
 

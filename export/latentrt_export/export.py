@@ -19,7 +19,7 @@ from latentrt_export.checkpoints.checkpoint import (
     open_checkpoint,
 )
 from latentrt_export.checkpoints.vae_file import unpack_vae
-from latentrt_export.export_warning import relay_warnings
+from latentrt_export.export_warning import relay_warnings, warn
 from latentrt_export.families import PIPELINES, REFUSALS, plan_export
 from latentrt_export.graphs.deep_cache import check_branch
 from latentrt_export.graphs.onnxruntime_cpu import require
@@ -110,7 +110,7 @@ def export_checkpoint(
         if deep_cache is not None:
             check_branch(deep_cache, plan.deep_cache_branches)
         if opened.licence == UNKNOWN_LICENCE:
-            progress.warn(
+            warn(
                 "no licence was found in the checkpoint; the bundle records 'unknown'. Clarify it before you "
                 "distribute the bundle"
             )

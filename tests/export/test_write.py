@@ -169,6 +169,13 @@ def test_a_workers_warnings_are_reported_once(checkpoint: Path, tmp_path: Path, 
     assert progress.warnings.count("vae: ignored 1 tensors") == 1
 
 
+def test_a_warning_of_the_plan_and_of_a_worker_is_reported_once(tmp_path: Path, worker: FakeWorker) -> None:
+    checkpoint = write_described(tmp_path / "model", safety=False)
+    (text,) = export(checkpoint, tmp_path / "first").warnings
+    worker.warnings = (text,)
+    assert export(checkpoint, tmp_path / "second").warnings == [text]
+
+
 def test_weights_that_are_not_finite_are_refused_before_any_work(
     checkpoint: Path, tmp_path: Path, worker: FakeWorker
 ) -> None:
