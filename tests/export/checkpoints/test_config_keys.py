@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
-from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, NoEffect, OneOf, check_keys, check_scheduler_keys
+from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, NoEffect, Restricted, check_keys, check_scheduler_keys
 from latentrt_export.families import PIPELINES, plan_export
 from tests.export.skeleton import change_json, write_skeleton
 from tests.tiny import SCHEDULERS, autoencoder, move_off_initial_values, text_encoder, unet
@@ -24,7 +24,7 @@ def test_the_keys_are_those_of_the_class_in_diffusers(name: str) -> None:
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
     assert {*CONFIG_KEYS[name]} == {*parameters} - {"self"}
     for key, handling in CONFIG_KEYS[name].items():
-        if isinstance(handling, OneOf):
+        if isinstance(handling, Restricted):
             assert parameters[key].default in handling.values, key
 
 
@@ -56,14 +56,17 @@ def test_the_keys_are_those_of_the_text_encoder_in_transformers() -> None:
 
 
 FIXED = [
-    (name, key) for name, keys in CONFIG_KEYS.items() for key, handling in keys.items() if isinstance(handling, OneOf)
+    (name, key)
+    for name, keys in CONFIG_KEYS.items()
+    for key, handling in keys.items()
+    if isinstance(handling, Restricted)
 ]
 
 
 @pytest.mark.parametrize(("name", "key"), FIXED)
 def test_a_value_that_is_not_supported_is_refused_by_its_key(name: str, key: str) -> None:
     handling = CONFIG_KEYS[name][key]
-    assert isinstance(handling, OneOf)
+    assert isinstance(handling, Restricted)
     for value in handling.values:
         assert list(check_keys("part", name, {key: value})) == []
     with pytest.raises(CheckpointError, match=f"part: its configuration has {key} 'another', expected"):
