@@ -220,7 +220,8 @@ def _collect_calibration(name: str, inputs: Sequence[InputSpec], arrays: Mapping
     found = {
         spec.name: arrays[f"{_CALIBRATION}{spec.source}"] for spec in inputs if f"{_CALIBRATION}{spec.source}" in arrays
     }
-    for key, stored in (("noise_schedule", f"noise_schedule:{name}"), ("latents", "latents"), ("denoised", "denoised")):
+    own = {key: f"{key}:{name}" for key in ("noise_schedule", "latent_size")}
+    for key, stored in {**own, "latents": "latents", "denoised": "denoised"}.items():
         if stored in arrays:
             found[key] = arrays[stored]
     return found

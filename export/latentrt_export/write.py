@@ -191,7 +191,8 @@ def _write_first_arrays(
     tokenizers: Mapping[str, TokenizerRecord],
     quantization: QuantizationOptions | None,
 ) -> Path:
-    """Write the arrays behind gate inputs that need no component: tokens, the training noise, limits of options.
+    """Write the arrays that need no component, those behind gate inputs (tokens, the training noise, limits of options)
+    and those for calibration.
 
     Returns:
         The .npz file.
@@ -203,13 +204,16 @@ def _write_first_arrays(
         if quantization is not None:
             prompts = ["", *(quantization.prompts or filter(None, PROMPTS))]
             arrays[f"calibration:tokens:{name}"] = tokenize_prompts(tokenizer.chunks, prompts)
-    for name in plan.latent_spaces:
+    for name, space in plan.latent_spaces.items():
         try:
             arrays[f"alphas_cumprod:{name}"] = training_alphas(plan.scheduler_config)
         except RequestError as error:
             raise CheckpointError(f"the scheduler's training noise schedule is not supported: {error}") from error
         training = json.dumps(select_training_config(plan.scheduler_config))
         arrays[f"noise_schedule:{name}"] = np.array(training)
+        if quantization is not None:
+            sides = (plan.defaults.height, plan.defaults.width)
+            arrays[f"latent_size:{name}"] = np.array(sides) // space.downscale
     path = stage.scratch / "gate-inputs.npz"
     np.savez(path, **arrays)
     return path
