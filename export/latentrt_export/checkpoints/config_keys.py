@@ -183,6 +183,7 @@ _ASYMMETRIC_KEYS: Mapping[str, Handling] = {
 
 _OF_TOKENIZER = NoEffect("the tokenizer has its own")
 _OF_OUTPUTS = NoEffect("the call says which outputs it wants")
+_LOADED_IN_FLOAT32 = NoEffect("weights are loaded in float32, as diffusers' pipelines do by default")
 _OF_OTHER_HEADS = NoEffect("of other models and of tasks other than encoding a text")
 _TEXT_KEYS: Mapping[str, Handling] = {
     "vocab_size": _TRACED,
@@ -200,9 +201,6 @@ _TEXT_KEYS: Mapping[str, Handling] = {
     "pad_token_id": _OF_TOKENIZER,
     "bos_token_id": _OF_TOKENIZER,
     "eos_token_id": Honoured("the traced module, in its pooled output"),
-    "use_attention_mask": Restricted(
-        (False, None), "padding takes part in attention, as in Stable Diffusion 1.x and 2.x"
-    ),
     # Every model's of transformers.
     "model_type": Honoured("checkpoints/checkpoint.py"),
     "architectures": NoEffect("the class is that of `model_index.json`"),
@@ -210,21 +208,25 @@ _TEXT_KEYS: Mapping[str, Handling] = {
     "output_hidden_states": _OF_OUTPUTS,
     "output_attentions": _OF_OUTPUTS,
     "return_dict": _OF_OUTPUTS,
-    "dtype": NoEffect("weights are loaded in float32, as diffusers' pipelines do by default"),
-    "torch_dtype": NoEffect("weights are loaded in float32, as diffusers' pipelines do by default"),
+    "dtype": _LOADED_IN_FLOAT32,
+    **dict.fromkeys(
+        ("chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id", "problem_type"), _OF_OTHER_HEADS
+    ),
+}
+# Those of earlier releases of transformers, which the present one has no more.
+_FORMER_TEXT_KEYS: Mapping[str, Handling] = {
+    "use_attention_mask": Restricted(
+        (False, None), "padding takes part in attention, as in Stable Diffusion 1.x and 2.x"
+    ),
+    "torch_dtype": _LOADED_IN_FLOAT32,
     **dict.fromkeys(("dropout", "gradient_checkpointing"), _TRAINING),
     **dict.fromkeys(
         (
             "add_cross_attention",
-            "chunk_size_feed_forward",
             "cross_attention_hidden_size",
             "finetuning_task",
-            "id2label",
             "is_decoder",
-            "is_encoder_decoder",
-            "label2id",
             "prefix",
-            "problem_type",
             "pruned_heads",
             "task_specific_params",
             "tf_legacy_loss",
@@ -244,7 +246,7 @@ CONFIG_KEYS: Mapping[str, Mapping[str, Handling]] = {
     "AutoencoderKL": _KL_KEYS,
     "AutoencoderTiny": _TINY_KEYS,
     "AsymmetricAutoencoderKL": _ASYMMETRIC_KEYS,
-    "CLIPTextModel": _TEXT_KEYS,
+    "CLIPTextModel": {**_TEXT_KEYS, **_FORMER_TEXT_KEYS},
 }
 
 
