@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, Precision
 from latentrt_export import write
+from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.export import export_checkpoint
 from latentrt_export.worker import Done, Job, run_job
 from tests.tiny import Family, Task, make_checkpoint
@@ -119,5 +120,10 @@ def _make_now(checkpoint: Path, bundle: Path, family: Family) -> None:
     # Tests of the report and of reproducibility need one bundle that worker processes made.
     with contextlib.nullcontext() if family == "sd1" else exporting_in_process():
         export_checkpoint(
-            checkpoint, bundle, precision=precision, preview_decoder=preview, deep_cache=0, progress=Silent()
+            checkpoint,
+            bundle,
+            precision=precision,
+            given=GivenComponents(preview_decoder=preview),
+            deep_cache=0,
+            progress=Silent(),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import importlib
 import inspect
 import pkgutil
@@ -211,47 +210,32 @@ def test_the_command_line_prints_through_one_place() -> None:
     assert {"click.echo", "rich.text.Text"} <= {used for name in OUTPUT for used in names_used(ROOT / name)}
 
 
-# Its types are built from the classes of Python alone, for which msgspec stores nothing in the class.
-_CONVERTS_ANY = {"sampling/samplers/options.py"}
-# Structs that these convert to; a decoder for each is made when the module is imported.
-_CONVERTS_PREPARED: dict[str, set[str]] = {
-    "bundle/manifest.py": {"Manifest"},
-    "bundle/export_report.py": {"ExportReport"},
-    "bundle/safetensors_header.py": {"_Entry"},
-    "engines/store.py": {"_Versioned", "EngineRecord"},
-    "images/metadata.py": {"ImageRecord"},
-}
+# Their types are built from the classes of Python alone, for which msgspec stores nothing in the class; and those of a
+# decoder, which describes them when it is made.
+_CONVERT = {"sampling/samplers/options.py", "bundle/strict_json.py"}
 
 
-def calls_of_msgspec(path: Path, name: str) -> list[ast.Call]:
-    return [
-        node
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"msgspec.{name}"
-    ]
-
-
-def is_builtin(annotation: ast.expr) -> bool:
-    """Return whether a type is made of Python's own classes alone, in which msgspec stores nothing."""
-    return all(hasattr(builtins, node.id) for node in ast.walk(annotation) if isinstance(node, ast.Name))
+def names_called(tree: ast.AST) -> set[str]:
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
 
 
 @pytest.mark.parametrize("package", ["latentrt", "latentrt_export", "latentrt_engines"])
 def test_decoders_are_made_at_import(package: str) -> None:
     """msgspec describes a class at its first use, which ended the process where several threads did so at once."""
-    folder, strays = PACKAGES[package] / package, set()
+    folder, strays, made = PACKAGES[package] / package, set(), False
     for path in folder.rglob("*.py"):
-        name = path.relative_to(folder).as_posix()
-        if "msgspec" not in path.read_text():
+        name, tree = path.relative_to(folder).as_posix(), ast.parse(path.read_text())
+        strays |= {(name, each) for each in names_called(tree) & {"msgspec.json.decode"}}
+        if name in _CONVERT:
             continue
-        strays |= {(name, ast.unparse(call)) for call in calls_of_msgspec(path, "json.decode")}
-        converted = {
-            ast.unparse(call.args[1]) for call in calls_of_msgspec(path, "convert") if not is_builtin(call.args[1])
-        }
-        prepared = _CONVERTS_PREPARED.get(name, set())
-        assert all(f"\nmsgspec.json.Decoder({each})\n" in path.read_text() for each in prepared)
-        strays |= {(name, each) for each in converted - prepared if name not in _CONVERTS_ANY}
+        strays |= {(name, each) for each in names_called(tree) & {"msgspec.convert"}}
+        decoders = {"StrictDecoder", "msgspec.json.Decoder"}
+        made |= bool(names_called(tree) & decoders)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                strays |= {(name, each) for each in names_called(node) & decoders}
     assert strays == set()
+    assert made
 
 
 def test_threads_may_decode_for_the_first_time_at_once() -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from latentrt.bundle.atomic_file import remove_abandoned_drafts, write_atomically
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.interrupts import uninterrupted
-from latentrt.bundle.strict_json import MAX_BYTES, AmbiguousJSONError, parse_json
+from latentrt.bundle.strict_json import MAX_BYTES, AmbiguousJSONError, StrictDecoder
 from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.engines.store import (
     DRAFTS,
@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 _SHORTEST_PREFIX = 4
+_ARRAY_DIGESTS = StrictDecoder(dict[str, str])
 
 
 class EngineCache(EngineStore):
@@ -245,8 +246,8 @@ def read_array_digests(engine: StoredEngine) -> dict[str, str] | None:
     """Read the digests of the weight arrays that an engine was published with; None if they cannot be read."""
     try:
         with open_regular(engine.folder / WEIGHTS_NAME) as stream:
-            return msgspec.convert(parse_json(stream.read(MAX_BYTES + 1)), dict[str, str])
-    except (OSError, AmbiguousJSONError, msgspec.ValidationError):
+            return _ARRAY_DIGESTS.decode(stream.read(MAX_BYTES + 1))
+    except (OSError, AmbiguousJSONError):
         return None
 
 

@@ -112,6 +112,7 @@ def export(
 
     Every graph is compared with torch; if one misses its bound, the export stops and nothing is written.
     """
+    from latentrt_export.checkpoints.checkpoint import GivenComponents
     from latentrt_export.quantize.options import read_options
     from latentrt_export.report import Reporter, print_table
 
@@ -124,9 +125,7 @@ def export(
             precision=precision,
             quantization=quantization_options,
             variant=variant,
-            safety_checker=safety_checker,
-            preview_decoder=preview_decoder,
-            vae=vae,
+            given=GivenComponents(vae=vae, safety_checker=safety_checker, preview_decoder=preview_decoder),
             prediction_type=prediction_type,
             config=config,
             default_steps=default_steps,

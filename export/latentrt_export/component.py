@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from latentrt.bundle.manifest import (
 from latentrt.bundle.tensors import sized
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.weights import count_nonfinite, reject_nonfinite
-from latentrt_export.export_warning import ExportWarning
+from latentrt_export.export_warning import warn
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates import verify
 from latentrt_export.gates.activations import observe_outputs
@@ -166,11 +165,9 @@ def _warn_about_constants(name: str, runs: Sequence[Run]) -> None:
         arrays = [run.outputs[output] for run in runs]
         # A row of one value, such as a verdict, says nothing.
         if all(array.ndim > 1 and array[0].size > 1 and _has_constant_rows(array) for array in arrays):
-            warnings.warn(
+            warn(
                 f"{name}: its {output} are constant for every input of the gate, which no trained model's are; the "
-                "checkpoint is most likely damaged. Look at an image before you use the bundle",
-                ExportWarning,
-                stacklevel=2,
+                "checkpoint is most likely damaged. Look at an image before you use the bundle"
             )
 
 
@@ -206,7 +203,8 @@ def _collect_calibration(name: str, inputs: Sequence[InputSpec], arrays: Mapping
     found = {
         spec.name: arrays[f"{_CALIBRATION}{spec.source}"] for spec in inputs if f"{_CALIBRATION}{spec.source}" in arrays
     }
-    for key, stored in (("noise_schedule", f"noise_schedule:{name}"), ("latents", "latents"), ("denoised", "denoised")):
+    own = {key: f"{key}:{name}" for key in ("noise_schedule", "latent_size")}
+    for key, stored in {**own, "latents": "latents", "denoised": "denoised"}.items():
         if stored in arrays:
             found[key] = arrays[stored]
     return found

@@ -11,9 +11,15 @@ from latentrt.bundle.manifest import Defaults, Manifest, Precision
 from latentrt.bundle.staging import staged
 from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.checkpoints import single_file
-from latentrt_export.checkpoints.checkpoint import UNKNOWN_LICENCE, Checkpoint, open_checkpoint
+from latentrt_export.checkpoints.checkpoint import (
+    NONE_GIVEN,
+    UNKNOWN_LICENCE,
+    Checkpoint,
+    GivenComponents,
+    open_checkpoint,
+)
 from latentrt_export.checkpoints.vae_file import unpack_vae
-from latentrt_export.export_warning import relay_warnings
+from latentrt_export.export_warning import relay_warnings, warn
 from latentrt_export.families import PIPELINES, REFUSALS, plan_export
 from latentrt_export.graphs.deep_cache import check_branch
 from latentrt_export.graphs.onnxruntime_cpu import require
@@ -35,9 +41,7 @@ def export_checkpoint(
     progress: Progress,
     precision: Precision = "float32",
     variant: str | None = None,
-    safety_checker: Path | None = None,
-    preview_decoder: Path | None = None,
-    vae: Path | None = None,
+    given: GivenComponents = NONE_GIVEN,
     prediction_type: single_file.PredictionType | None = None,
     config: Path | None = None,
     default_steps: int | None = None,
@@ -60,10 +64,7 @@ def export_checkpoint(
         progress: notified of steps, results and warnings.
         precision: `float32`; `float16`, half weights with a half graph and a float32 one over them; `int8`, for CPUs.
         variant: the variant of a folder's weight files (`fp16`).
-        safety_checker: a classifier to use instead of the checkpoint's own: its folder, or a checkpoint that has one.
-        preview_decoder: a tiny autoencoder (diffusers' `AutoencoderTiny`) whose decoder is added for previews.
-        vae: an autoencoder to use instead of the checkpoint's own: its folder, a checkpoint that has one, or a
-            `.safetensors` file in the original layout or in diffusers'.
+        given: the components to use instead of the checkpoint's own, or beside them.
         prediction_type: the model output of a single-file checkpoint, if its metadata does not have it.
         config: a diffusers folder whose configurations describe a single file; by default those of SD 1.x and 2.x.
         default_steps, default_guidance_scale: the values for requests that omit them; None takes those of the diffusers
@@ -92,24 +93,24 @@ def export_checkpoint(
         folder = checkpoint
         if checkpoint.is_file():
             folder = stage.scratch / "unpacked"
-            single_file.unpack(checkpoint, folder, prediction_type=prediction_type, config=config, with_vae=vae is None)
+            single_file.unpack(
+                checkpoint, folder, prediction_type=prediction_type, config=config, with_vae=given.vae is None
+            )
         opened = open_checkpoint(
             folder,
             pipelines=PIPELINES,
             refusals=REFUSALS,
             variant=variant,
-            safety_checker=safety_checker,
-            preview_decoder=preview_decoder,
-            vae=_unpack_vae(vae, stage.scratch / "vae", own=folder / "vae" / "config.json"),
+            given=_unpack_vae(given, stage.scratch / "vae", own=folder / "vae" / "config.json"),
             name=checkpoint.stem if checkpoint.is_file() else None,
             layout="single-file" if checkpoint.is_file() else "diffusers",
         )
-        opened = _name_sources(opened, checkpoint, folder, vae)
+        opened = _name_sources(opened, checkpoint, folder, given.vae)
         plan = plan_export(opened)
         if deep_cache is not None:
             check_branch(deep_cache, plan.deep_cache_branches)
         if opened.licence == UNKNOWN_LICENCE:
-            progress.warn(
+            warn(
                 "no licence was found in the checkpoint; the bundle records 'unknown'. Clarify it before you "
                 "distribute the bundle"
             )
@@ -176,9 +177,11 @@ def _check_source_options(
         )
 
 
-def _unpack_vae(vae: Path | None, into: Path, *, own: Path) -> Path | None:
-    """Return the folder of a given autoencoder, which a single file is unpacked into."""
-    return unpack_vae(vae, into, own=own) if vae is not None and vae.is_file() else vae
+def _unpack_vae(given: GivenComponents, into: Path, *, own: Path) -> GivenComponents:
+    """Return the components with the autoencoder's folder, which a single file is unpacked into."""
+    if given.vae is None or not given.vae.is_file():
+        return given
+    return replace(given, vae=unpack_vae(given.vae, into, own=own))
 
 
 def _name_sources(opened: Checkpoint, checkpoint: Path, folder: Path, vae: Path | None) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Warnings that reach the user of an export from wherever they arise."""
+"""Warnings that reach the user of an export from wherever they arise: `warn` gives one, `relay_warnings` reports it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-__all__ = ["ExportWarning", "relay_warnings"]
+__all__ = ["ExportWarning", "relay_warnings", "warn"]
 
 
 class ExportWarning(UserWarning):
     """A fault of the checkpoint that does not stop the export."""
+
+
+def warn(text: str) -> None:
+    """Warn the user of the export.
+
+    Warns:
+        ExportWarning: always.
+    """
+    warnings.warn(text, ExportWarning, stacklevel=2)
 
 
 @contextlib.contextmanager

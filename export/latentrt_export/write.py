@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +36,7 @@ from latentrt_export.checkpoints.checkpoint import Checkpoint
 from latentrt_export.checkpoints.checkpoint_files import read_small_file
 from latentrt_export.checkpoints.tokenizer import export_tokenizer
 from latentrt_export.checkpoints.weights import check_values
-from latentrt_export.export_warning import ExportWarning
+from latentrt_export.export_warning import warn
 from latentrt_export.families.plan import ExportPlan
 from latentrt_export.quantize.options import QuantizationOptions
 from latentrt_export.worker import Done, Job, SplitOptions, run_worker
@@ -82,19 +81,20 @@ def write_bundle(
         split: the options of splitting components into parts; None for no parts.
         token_merging: the share of tokens to merge in the denoiser's self-attention; None merges none.
         quantization: the options of int8, if the precision is int8.
-        progress: notified of steps, results and warnings.
+        progress: notified of steps and results.
 
     Raises:
         CheckpointError, ExportError: the checkpoint cannot be exported.
         OSError: the bundle cannot be written.
 
     Warns:
-        ExportWarning: as a component's worker did.
+        ExportWarning: of the plan, of conditions that will keep the bundle from running, and as a component's worker
+            did.
     """
     for name, weights in checkpoint.weights.items():
         check_values(name, weights)
     scheduler = SchedulerRecord.of(checkpoint.scheduler_class, plan.scheduler_config, plan.scheduler_changes)
-    _warn_about_runs(scheduler, plan, progress)
+    _warn_about_runs(scheduler, plan)
     tokenizers = {
         encoder: export_tokenizer(checkpoint.folder, folder, encoder, stage.bundle)
         for encoder, folder in plan.tokenizers.items()
@@ -120,11 +120,11 @@ def write_bundle(
         done = run_worker(
             job,
             lambda text, name=component.name: progress.phase(name, text),  # type: ignore[misc]
-            _warn,
+            warn,
         )
         results[component.name] = done
         if precision == "int8" and component.role == "denoiser" and "int8" not in done.component.graphs:
-            progress.warn(f"{component.name}: such a denoiser is not quantised, its weights are float16")
+            warn(f"{component.name}: such a denoiser is not quantised, its weights are float16")
         progress.done(component.name, done.component, done.cost)
     files = sorted(path.relative_to(stage.bundle).as_posix() for path in stage.bundle.rglob("*") if path.is_file())
     others = {
@@ -155,17 +155,12 @@ def write_bundle(
     return manifest
 
 
-def _warn(text: str) -> None:
-    """Repeat a worker's warning; `relay_warnings` reports the same warning of several workers once."""
-    warnings.warn(text, ExportWarning, stacklevel=1)
-
-
-def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan, progress: Progress) -> None:
-    """Report the plan's warnings, and conditions that will keep the bundle from running, before the export."""
-    for warning in plan.warnings:
-        progress.warn(warning)
+def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan) -> None:
+    """Give the plan's warnings, and those of conditions that will keep the bundle from running, before the export."""
+    for text in plan.warnings:
+        warn(text)
     if not any(component.role == "classifier" for component in plan.components):
-        progress.warn(
+        warn(
             "the checkpoint has no safety checker, so its bundle runs only with safety switched off; add one with "
             "--safety-checker PATH"
         )
@@ -176,7 +171,7 @@ def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan, progress: Pro
             sampler.read(scheduler.config_for(task, sampler.class_name))
         check_suits(name, name)
     except RequestError as error:
-        progress.warn(
+        warn(
             f"the checkpoint's own scheduler, {name}, is not supported ({error}); select another with --sampler at "
             "each run"
         )
@@ -198,7 +193,8 @@ def _write_first_arrays(
     tokenizers: Mapping[str, TokenizerRecord],
     quantization: QuantizationOptions | None,
 ) -> Path:
-    """Write the arrays behind gate inputs that need no component: tokens, the training noise, limits of options.
+    """Write the arrays that need no component, those behind gate inputs (tokens, the training noise, limits of options)
+    and those for calibration.
 
     Returns:
         The .npz file.
@@ -210,13 +206,16 @@ def _write_first_arrays(
         if quantization is not None:
             prompts = ["", *(quantization.prompts or filter(None, PROMPTS))]
             arrays[f"calibration:tokens:{name}"] = tokenize_prompts(tokenizer.chunks, prompts)
-    for name in plan.latent_spaces:
+    for name, space in plan.latent_spaces.items():
         try:
             arrays[f"alphas_cumprod:{name}"] = training_alphas(plan.scheduler_config)
         except RequestError as error:
             raise CheckpointError(f"the scheduler's training noise schedule is not supported: {error}") from error
         training = json.dumps(select_training_config(plan.scheduler_config))
         arrays[f"noise_schedule:{name}"] = np.array(training)
+        if quantization is not None:
+            sides = (plan.defaults.height, plan.defaults.width)
+            arrays[f"latent_size:{name}"] = np.array(sides) // space.downscale
     path = stage.scratch / "gate-inputs.npz"
     np.savez(path, **arrays)
     return path

@@ -6,20 +6,20 @@ import warnings
 
 import pytest
 
-from latentrt_export.export_warning import ExportWarning, relay_warnings
+from latentrt_export.export_warning import ExportWarning, relay_warnings, warn
 
 
 def test_each_text_is_relayed_once() -> None:
     texts: list[str] = []
     with relay_warnings(texts.append):
         for text in ("a", "a", "b", "a"):
-            warnings.warn(text, ExportWarning, stacklevel=1)
+            warn(text)
     assert texts == ["a", "b"]
 
 
 def warn_of_both(texts: list[str]) -> None:
     with relay_warnings(texts.append):
-        warnings.warn("a", ExportWarning, stacklevel=1)
+        warn("a")
         warnings.warn("b", FutureWarning, stacklevel=1)
 
 
@@ -28,5 +28,5 @@ def test_other_warnings_are_as_usual() -> None:
     with pytest.warns(FutureWarning, match="b"):
         warn_of_both(texts)
     with pytest.warns(ExportWarning, match="c"):
-        warnings.warn("c", ExportWarning, stacklevel=1)
+        warn("c")
     assert texts == ["a"]

@@ -9,6 +9,7 @@ import pytest
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.export_report import REPORT_NAME, read_report
+from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.export import export_checkpoint
 from latentrt_export.quantize.options import QuantizationOptions
 from tests.exported import Exported, Silent
@@ -41,7 +42,7 @@ def test_the_report_has_the_cost_of_each_component(sd1: Exported) -> None:
 @pytest.mark.slow
 def test_a_second_export_in_half_is_the_same(sd2: Exported, tmp_path: Path) -> None:
     preview = sd2.checkpoint.with_name("sd2-preview")
-    second = export(sd2, tmp_path / "second", precision="float16", preview_decoder=preview)
+    second = export(sd2, tmp_path / "second", precision="float16", given=GivenComponents(preview_decoder=preview))
     assert second.digest == Bundle.open(sd2.bundle).digest
 
 

@@ -15,6 +15,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
 from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTError, OutputError
 from latentrt_export.checkpoints import single_file
+from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.checkpoints.single_file import SingleFile
 from latentrt_export.export import export_checkpoint
 from tests.export.fake_worker import FakeWorker, install, write_described
@@ -88,7 +89,7 @@ def test_without_a_safety_checker_a_warning(tmp_path: Path, worker: FakeWorker) 
 def test_another_safety_checker(tmp_path: Path, worker: FakeWorker) -> None:
     checkpoint = write_described(tmp_path / "model", safety=False)
     other = write_skeleton(tmp_path / "other", variant="fp16")
-    progress = export(checkpoint, tmp_path / "bundle", safety_checker=other)
+    progress = export(checkpoint, tmp_path / "bundle", given=GivenComponents(safety_checker=other))
     assert progress.warnings == []
     assert (worker.jobs[-1].checkpoint, worker.jobs[-1].variant) == (str(other), "fp16")
     weights = Bundle.open(tmp_path / "bundle").manifest.source.weights
@@ -99,7 +100,7 @@ def test_a_wrong_safety_checker_is_refused_before_any_work(
     checkpoint: Path, tmp_path: Path, worker: FakeWorker
 ) -> None:
     with pytest.raises(CheckpointError, match="is not a safety checker"):
-        export(checkpoint, tmp_path / "bundle", safety_checker=tmp_path / "nowhere")
+        export(checkpoint, tmp_path / "bundle", given=GivenComponents(safety_checker=tmp_path / "nowhere"))
     assert worker.jobs == []
 
 
@@ -113,7 +114,7 @@ def test_another_autoencoder(checkpoint: Path, tmp_path: Path, worker: FakeWorke
     name = "diffusion_pytorch_model.safetensors"
     file = write_weights(other / "vae" / name, "encoder.down_blocks.0.x")
     given = {"folder": other / "vae", "checkpoint": other, "file": file}[form]
-    export(checkpoint, tmp_path / "bundle", vae=given)
+    export(checkpoint, tmp_path / "bundle", given=GivenComponents(vae=given))
     manifest = Bundle.open(tmp_path / "bundle").manifest
     assert manifest.latent_spaces["unet"].scale == 0.4
     assert manifest.source.weights[f"vae/{name}"] == file_record(file).sha256
@@ -130,9 +131,9 @@ def test_an_autoencoder_that_does_not_suit_is_refused_before_any_work(
     other = write_skeleton(tmp_path / "other")
     write_json(other / "vae" / "config.json", {"latent_channels": 16, "block_out_channels": [8] * 4})
     with pytest.raises(CheckpointError, match="vae has latent_channels 16 and unet has out_channels 4"):
-        export(checkpoint, tmp_path / "bundle", vae=other)
+        export(checkpoint, tmp_path / "bundle", given=GivenComponents(vae=other))
     with pytest.raises(CheckpointError, match="is not an autoencoder"):
-        export(checkpoint, tmp_path / "bundle", vae=tmp_path / "nowhere")
+        export(checkpoint, tmp_path / "bundle", given=GivenComponents(vae=tmp_path / "nowhere"))
     assert worker.jobs == []
 
 
@@ -141,7 +142,7 @@ def test_a_folder_without_an_autoencoder_needs_one(checkpoint: Path, tmp_path: P
     shutil.rmtree(checkpoint / "vae")
     with pytest.raises(CheckpointError, match="`vae`"):
         export(checkpoint, tmp_path / "bundle")
-    export(checkpoint, tmp_path / "bundle", vae=other)
+    export(checkpoint, tmp_path / "bundle", given=GivenComponents(vae=other))
     assert "vae/diffusion_pytorch_model.safetensors" in Bundle.open(tmp_path / "bundle").manifest.source.weights
 
 
@@ -166,6 +167,13 @@ def test_a_workers_warnings_are_reported_once(checkpoint: Path, tmp_path: Path, 
     progress = Silent()
     export_checkpoint(checkpoint, tmp_path / "bundle", progress=progress)
     assert progress.warnings.count("vae: ignored 1 tensors") == 1
+
+
+def test_a_warning_of_the_plan_and_of_a_worker_is_reported_once(tmp_path: Path, worker: FakeWorker) -> None:
+    checkpoint = write_described(tmp_path / "model", safety=False)
+    (text,) = export(checkpoint, tmp_path / "first").warnings
+    worker.warnings = (text,)
+    assert export(checkpoint, tmp_path / "second").warnings == [text]
 
 
 def test_weights_that_are_not_finite_are_refused_before_any_work(
@@ -328,7 +336,7 @@ def single(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_single_file_is_its_own_source(single: Path, tmp_path: Path, worker: FakeWorker) -> None:
     other = write_skeleton(tmp_path / "other")
-    export(single, tmp_path / "new" / "bundle", safety_checker=other)
+    export(single, tmp_path / "new" / "bundle", given=GivenComponents(safety_checker=other))
     manifest = Bundle.open(tmp_path / "new" / "bundle").manifest
     assert (manifest.source.name, manifest.source.layout) == ("merged v2", "single-file")
     assert manifest.source.weights.keys() == {"merged v2.safetensors", "safety_checker/model.safetensors"}
@@ -339,7 +347,7 @@ def test_a_single_file_is_its_own_source(single: Path, tmp_path: Path, worker: F
 
 def test_a_single_file_with_the_autoencoder_of_another(single: Path, tmp_path: Path, worker: FakeWorker) -> None:
     vae = write_weights(tmp_path / "better.safetensors", "encoder.down_blocks.0.x")
-    export(single, tmp_path / "bundle", vae=vae)
+    export(single, tmp_path / "bundle", given=GivenComponents(vae=vae))
     weights = Bundle.open(tmp_path / "bundle").manifest.source.weights
     assert weights == {
         "merged v2.safetensors": file_record(single).sha256,

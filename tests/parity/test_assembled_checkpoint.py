@@ -27,6 +27,7 @@ from diffusers import (
 
 from latentrt import Pipeline, Request
 from latentrt.sampling.loop import step
+from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.export import export_checkpoint
 from tests.exported import Silent, exporting_in_process
 from tests.parity.pipelines import (
@@ -198,7 +199,7 @@ def test_another_autoencoder_is_used_as_diffusers_uses_it(tmp_path: Path, family
     other = autoencoder(levels=3, scale=0.4)
     move_off_initial_values(other)
     other.save_pretrained(tmp_path / "other")
-    export_checkpoint(folder, tmp_path / "bundle", vae=tmp_path / "other", progress=Silent())
+    export_checkpoint(folder, tmp_path / "bundle", given=GivenComponents(vae=tmp_path / "other"), progress=Silent())
     pipeline = Pipeline.load(tmp_path / "bundle", device="cpu", threads=1)
     oracle = StableDiffusionPipeline.from_pretrained(folder, vae=other, safety_checker=None)
     call = {"prompt": PROMPT, "num_inference_steps": 3, "guidance_scale": 7.5, **SIZE}

@@ -20,8 +20,10 @@ from latentrt_export.checkpoints.preprocessor_config import PROCESSORS, check_cr
 from latentrt_export.checkpoints.weights import Weights, find_weights
 
 __all__ = [
+    "NONE_GIVEN",
     "UNKNOWN_LICENCE",
     "Checkpoint",
+    "GivenComponents",
     "Layout",
     "PipelineClass",
     "SchedulerConfig",
@@ -81,6 +83,26 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenComponents:
+    """The components that a user gives beside the checkpoint; None for those that are not given.
+
+    Attributes:
+        vae: an autoencoder in place of the checkpoint's own: its folder, a checkpoint that has one, or a `.safetensors`
+            file in the original layout or in diffusers' (which `export_checkpoint` unpacks).
+        safety_checker: a classifier in place of the checkpoint's own: its folder, or a checkpoint that has one.
+        preview_decoder: the folder of a tiny autoencoder (diffusers' `AutoencoderTiny`), whose decoder is added for
+            previews in a fraction of the decoder's time.
+    """
+
+    vae: Path | None = None
+    safety_checker: Path | None = None
+    preview_decoder: Path | None = None
+
+
+NONE_GIVEN = GivenComponents()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A diffusers folder that can be exported.
 
@@ -120,9 +142,7 @@ def open_checkpoint(
     pipelines: Mapping[str, PipelineClass],
     refusals: Mapping[str, str] = MappingProxyType({}),
     variant: str | None = None,
-    safety_checker: Path | None = None,
-    preview_decoder: Path | None = None,
-    vae: Path | None = None,
+    given: GivenComponents = NONE_GIVEN,
     name: str | None = None,
     layout: Layout = "diffusers",
 ) -> Checkpoint:
@@ -134,9 +154,7 @@ def open_checkpoint(
         pipelines: the supported pipeline classes by name.
         refusals: other pipeline class → the reason why it is not supported, as a relative clause.
         variant: the variant of the weight files, if there are several; by default the plain ones, else `fp16`.
-        safety_checker: a classifier to use instead of the folder's own: its folder, or a checkpoint that has one.
-        preview_decoder: a tiny autoencoder's folder, for previews in a fraction of the decoder's time.
-        vae: an autoencoder to use instead of the folder's own: its folder, or a checkpoint that has one.
+        given: the components to use instead of the folder's own, or beside them; an autoencoder in a folder.
         name, layout: the source's name and layout in the manifest; by default those of a folder.
 
     Raises:
@@ -144,7 +162,7 @@ def open_checkpoint(
     """
     index = _read_model_index(folder, pipelines, refusals)
     pipeline = pipelines[index["_class_name"]]
-    if vae is None and "vae" in pipeline.components and not (folder / "vae").is_dir():
+    if given.vae is None and "vae" in pipeline.components and not (folder / "vae").is_dir():
         raise CheckpointError(
             f"{folder / 'vae'} is missing; the checkpoint is incomplete, download it again, or pass an autoencoder as "
             "`vae`"
@@ -156,18 +174,18 @@ def open_checkpoint(
     weights = {
         part: find_weights(folder, folder / part, stem, variant)
         for part, stem in pipeline.components.items()
-        if part != "vae" or vae is None
+        if part != "vae" or given.vae is None
     }
     named = {part: _class_of(index, part) for part in weights}
     classes = {part: class_name for part, class_name in named.items() if class_name is not None}
-    if vae is not None:
-        weights["vae"], classes["vae"] = _find_vae(vae, variant)
-    if safety_checker is not None:
-        weights["safety_checker"] = _find_classifier(safety_checker, variant)
+    if given.vae is not None:
+        weights["vae"], classes["vae"] = _find_vae(given.vae, variant)
+    if given.safety_checker is not None:
+        weights["safety_checker"] = _find_classifier(given.safety_checker, variant)
     elif _has_safety_checker(folder, index):
         weights["safety_checker"] = _find_classifier(folder, variant)
-    if preview_decoder is not None:
-        weights["preview_decoder"] = _find_preview_decoder(preview_decoder, variant)
+    if given.preview_decoder is not None:
+        weights["preview_decoder"] = _find_preview_decoder(given.preview_decoder, variant)
     if variant and all(found.variant != variant for found in weights.values()):
         raise CheckpointError(f"{folder} has no weights of the `variant` {variant}; omit it to use the plain ones")
     scheduler, *_ = schedulers.values()

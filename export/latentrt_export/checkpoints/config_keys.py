@@ -23,7 +23,7 @@ __all__ = [
     "Handling",
     "Honoured",
     "NoEffect",
-    "OneOf",
+    "Restricted",
     "check_keys",
     "check_kind",
     "check_scheduler_keys",
@@ -42,7 +42,7 @@ class Honoured:
 
 
 @dataclass(frozen=True)
-class OneOf:
+class Restricted:
     """A key that is rejected unless it is absent or has one of these values; the reason ends the message."""
 
     values: tuple[Any, ...]
@@ -56,7 +56,7 @@ class NoEffect:
     reason: str
 
 
-Handling = Honoured | OneOf | NoEffect
+Handling = Honoured | Restricted | NoEffect
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ _UNET = Honoured("modules/unet.py")
 _VAE = Honoured("modules/vae.py, and families/stable_diffusion.py")
 _TRAINING = NoEffect("of training alone")
 _OF_ADDITIONS = NoEffect("of `addition_embed_type`, which is none")
-_RGB = OneOf((3,), "images are RGB")
-_NO_SHIFT = OneOf((None, 0), "diffusers' Stable Diffusion pipelines pass over it")
+_RGB = Restricted((3,), "images are RGB")
+_NO_SHIFT = Restricted((None, 0), "diffusers' Stable Diffusion pipelines pass over it")
 _UPCAST = NoEffect("of half precision in diffusers; here each node's precision is that of its gate")
 _TILES = NoEffect("of tiled decoding, which is off by default")
 
@@ -101,13 +101,13 @@ _UNET_KEYS: Mapping[str, Handling] = {
     "transformer_layers_per_block": _TRACED,
     "reverse_transformer_layers_per_block": _TRACED,
     "encoder_hid_dim": _TRACED,
-    "encoder_hid_dim_type": OneOf((None, "text_proj"), "such a denoiser takes image embeddings too"),
+    "encoder_hid_dim_type": Restricted((None, "text_proj"), "such a denoiser takes image embeddings too"),
     "attention_head_dim": _TRACED,
-    "num_attention_heads": OneOf((None,), "diffusers refuses it too; the number of heads is `attention_head_dim`"),
-    "dual_cross_attention": OneOf((False, None), "such a denoiser takes two kinds of embeddings"),
+    "num_attention_heads": Restricted((None,), "diffusers refuses it too; the number of heads is `attention_head_dim`"),
+    "dual_cross_attention": Restricted((False, None), "such a denoiser takes two kinds of embeddings"),
     "use_linear_projection": _TRACED,
     "class_embed_type": _UNET,
-    "addition_embed_type": OneOf((None,), "such a denoiser has further inputs, as Stable Diffusion XL's"),
+    "addition_embed_type": Restricted((None,), "such a denoiser has further inputs, as Stable Diffusion XL's"),
     "addition_time_embed_dim": _OF_ADDITIONS,
     "num_class_embeds": _UNET,
     "upcast_attention": _TRACED,
@@ -122,7 +122,7 @@ _UNET_KEYS: Mapping[str, Handling] = {
     "conv_in_kernel": _TRACED,
     "conv_out_kernel": _TRACED,
     "projection_class_embeddings_input_dim": _UNET,
-    "attention_type": OneOf(("default",), "such a denoiser takes boxes or images (GLIGEN)"),
+    "attention_type": Restricted(("default",), "such a denoiser takes boxes or images (GLIGEN)"),
     "class_embeddings_concat": _TRACED,
     "mid_block_only_cross_attention": _TRACED,
     "cross_attention_norm": _TRACED,
@@ -183,6 +183,7 @@ _ASYMMETRIC_KEYS: Mapping[str, Handling] = {
 
 _OF_TOKENIZER = NoEffect("the tokenizer has its own")
 _OF_OUTPUTS = NoEffect("the call says which outputs it wants")
+_LOADED_IN_FLOAT32 = NoEffect("weights are loaded in float32, as diffusers' pipelines do by default")
 _OF_OTHER_HEADS = NoEffect("of other models and of tasks other than encoding a text")
 _TEXT_KEYS: Mapping[str, Handling] = {
     "vocab_size": _TRACED,
@@ -200,7 +201,6 @@ _TEXT_KEYS: Mapping[str, Handling] = {
     "pad_token_id": _OF_TOKENIZER,
     "bos_token_id": _OF_TOKENIZER,
     "eos_token_id": Honoured("the traced module, in its pooled output"),
-    "use_attention_mask": OneOf((False, None), "padding takes part in attention, as in Stable Diffusion 1.x and 2.x"),
     # Every model's of transformers.
     "model_type": Honoured("checkpoints/checkpoint.py"),
     "architectures": NoEffect("the class is that of `model_index.json`"),
@@ -208,21 +208,25 @@ _TEXT_KEYS: Mapping[str, Handling] = {
     "output_hidden_states": _OF_OUTPUTS,
     "output_attentions": _OF_OUTPUTS,
     "return_dict": _OF_OUTPUTS,
-    "dtype": NoEffect("weights are loaded in float32, as diffusers' pipelines do by default"),
-    "torch_dtype": NoEffect("weights are loaded in float32, as diffusers' pipelines do by default"),
+    "dtype": _LOADED_IN_FLOAT32,
+    **dict.fromkeys(
+        ("chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id", "problem_type"), _OF_OTHER_HEADS
+    ),
+}
+# Those of earlier releases of transformers, which the present one has no more.
+_FORMER_TEXT_KEYS: Mapping[str, Handling] = {
+    "use_attention_mask": Restricted(
+        (False, None), "padding takes part in attention, as in Stable Diffusion 1.x and 2.x"
+    ),
+    "torch_dtype": _LOADED_IN_FLOAT32,
     **dict.fromkeys(("dropout", "gradient_checkpointing"), _TRAINING),
     **dict.fromkeys(
         (
             "add_cross_attention",
-            "chunk_size_feed_forward",
             "cross_attention_hidden_size",
             "finetuning_task",
-            "id2label",
             "is_decoder",
-            "is_encoder_decoder",
-            "label2id",
             "prefix",
-            "problem_type",
             "pruned_heads",
             "task_specific_params",
             "tf_legacy_loss",
@@ -242,7 +246,7 @@ CONFIG_KEYS: Mapping[str, Mapping[str, Handling]] = {
     "AutoencoderKL": _KL_KEYS,
     "AutoencoderTiny": _TINY_KEYS,
     "AsymmetricAutoencoderKL": _ASYMMETRIC_KEYS,
-    "CLIPTextModel": _TEXT_KEYS,
+    "CLIPTextModel": {**_TEXT_KEYS, **_FORMER_TEXT_KEYS},
 }
 
 
@@ -288,7 +292,7 @@ _KINDS: Mapping[str, _Kind] = {
     "scaling_factor": _SCALE,
 }
 # Of every class that has weights: diffusers and transformers then load quantised ones.
-_QUANTIZED = OneOf((None,), "its weights are quantised already; export the original ones, with --precision int8")
+_QUANTIZED = Restricted((None,), "its weights are quantised already; export the original ones, with --precision int8")
 # Keys of schedulers before diffusers 0.3, which no class has any more.
 _OLD_SCHEDULER_KEYS = {"tensor_format", "timestep_values"}
 
@@ -309,7 +313,7 @@ def check_keys(component: str, class_name: str, config: Mapping[str, Any]) -> It
         handling = keys.get(key)
         if isinstance(handling, Honoured):
             check_kind(component, key, value)
-        if isinstance(handling, OneOf) and not any(value == each for each in handling.values):
+        if isinstance(handling, Restricted) and not any(value == each for each in handling.values):
             raise CheckpointError(
                 f"{component}: its configuration has {key} {value!r}, expected "
                 f"{' or '.join(map(repr, handling.values))}: {handling.reason}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ DEPTH_PROCESSORS = {"DPTFeatureExtractor", "DPTImageProcessor", "DPTImageProcess
 FILTERS: tuple[PillowFilter, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 # The only values that a depth estimator's graph and the runtime support, which are also the defaults.
 DEPTH_REQUIRED = {"do_resize": True, "do_rescale": True, "do_pad": False, "keep_aspect_ratio": False}
+# The manifest's bounds of such factors.
+_SMALLEST_FACTOR, _LARGEST_FACTOR = 1e-6, 1e6
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -123,7 +124,7 @@ def _resolve_depth(config: dict[str, Any]) -> Preprocessing:
         raise CheckpointError(f"got rescale_factor {config['rescale_factor']}, expected 1 / 255")
     height, width = _edges("size", config.get("size", 384))
     multiple = config.get("ensure_multiple_of", 1)
-    if not isinstance(multiple, int) or multiple < 1:
+    if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
         raise CheckpointError(f"got ensure_multiple_of {multiple!r}, expected a number of pixels")
     if height % multiple or width % multiple:
         raise CheckpointError(f"got size {height} × {width}, expected multiples of ensure_multiple_of, {multiple}")
@@ -179,25 +180,28 @@ def _edges(key: str, size: object) -> tuple[int, int]:
         edges = size[0], size[1]
     else:
         edges = size, size
-    if not all(isinstance(edge, int) and edge > 0 for edge in edges):
+    if not all(isinstance(edge, int) and not isinstance(edge, bool) and edge > 0 for edge in edges):
         raise CheckpointError(f"got {key} {size!r}, expected a number of pixels, or height and width")
     return edges
 
 
 def _channels(key: str, values: Any) -> tuple[float, float, float]:
-    try:
-        red, green, blue = map(float, values)
-    except (TypeError, ValueError):
-        raise CheckpointError(f"got {key} {values!r}, expected three numbers") from None
-    least = math.ulp(0.0) if key == "image_std" else -math.inf
-    if not all(math.isfinite(each) and each >= least for each in (red, green, blue)):
-        above = ", above 0" if key == "image_std" else ""
-        raise CheckpointError(f"got {key} {values!r}, expected three finite numbers{above}")
+    least = _SMALLEST_FACTOR if key == "image_std" else -_LARGEST_FACTOR
+    if not isinstance(values, list | tuple) or len(values) != 3 or not all(_is_factor(each, least) for each in values):
+        raise CheckpointError(f"got {key} {values!r}, expected three numbers of {least:g} to {_LARGEST_FACTOR:g}")
+    red, green, blue = map(float, values)
     return red, green, blue
 
 
 def _rescale_factor(config: dict[str, Any]) -> float:
     factor = config.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
-        raise CheckpointError(f"got rescale_factor {factor!r}, expected a number above 0, such as {1 / 255:g}")
+    if not _is_factor(factor, _SMALLEST_FACTOR):
+        raise CheckpointError(
+            f"got rescale_factor {factor!r}, expected a number of {_SMALLEST_FACTOR:g} to {_LARGEST_FACTOR:g}, such as "
+            f"{1 / 255:g}"
+        )
     return float(factor)
+
+
+def _is_factor(value: object, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _LARGEST_FACTOR

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from latentrt.bundle.safetensors_header import read_header
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, make_pickle_error
 from latentrt_export.checkpoints.json_file import read_object
-from latentrt_export.export_warning import ExportWarning
+from latentrt_export.export_warning import warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -290,9 +289,7 @@ def _list_names(info: Mapping[str, Any], key: str) -> list[str]:
 def warn_about_unexpected(component: str, names: Sequence[str]) -> None:
     """Warn of tensors that a component's architecture does not have, if there are any; diffusers ignores them, too."""
     if names:
-        warnings.warn(
+        warn(
             f"{component}: ignored {len(names)} tensors not described by config.json, as diffusers does; the first "
-            f"is {names[0]}",
-            ExportWarning,
-            stacklevel=2,
+            f"is {names[0]}"
         )

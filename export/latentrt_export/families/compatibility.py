@@ -186,7 +186,8 @@ def _list_pairs(
     more = f", and {variances} of variance" if variances else ""
     yield _Pair(("vae", "latent_channels", vae.channels), out, vae.channels + variances, f"channels of a latent{more}")
     if preview is not None:
-        theirs = ("preview_decoder", "latent_channels", preview.channels)
-        yield _Pair(("vae", "latent_channels", vae.channels), theirs, vae.channels, "channels of a latent")
-        theirs = ("preview_decoder", "pixels per latent", preview.downscale)
-        yield _Pair(("vae", "pixels per latent", vae.downscale), theirs, vae.downscale, "the size of an image")
+        for key, ours, theirs, reason in (
+            ("latent_channels", vae.channels, preview.channels, "channels of a latent"),
+            ("pixels per latent", vae.downscale, preview.downscale, "the size of an image"),
+        ):
+            yield _Pair(("vae", key, ours), ("preview_decoder", key, theirs), ours, reason)

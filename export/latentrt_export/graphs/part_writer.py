@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import onnx_ir as ir
 
 from latentrt.bundle.manifest import GraphRecord, Part, PartName, Precision
 from latentrt.errors import ExportError
-from latentrt_export.export_warning import ExportWarning
+from latentrt_export.export_warning import warn
 from latentrt_export.gates.verify import Run
 
 __all__ = ["PartWriter", "StructureError"]
@@ -69,9 +68,7 @@ class PartWriter(ABC):
         except StructureError as error:
             if self.required:
                 raise
-            warnings.warn(
-                f"{self.component}: {error}, so its graph stays whole: {self.drawback}", ExportWarning, stacklevel=2
-            )
+            warn(f"{self.component}: {error}, so its graph stays whole: {self.drawback}")
 
     @abstractmethod
     def _write(self, model: ir.Model, whole: GraphRecord, precision: Precision, runs: Iterable[Run]) -> None:

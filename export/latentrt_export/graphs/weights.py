@@ -19,17 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentrt.bundle.manifest import Precision, WeightsRecord
+from latentrt.bundle.onnx_types import WEIGHT_TYPES
 
 __all__ = ["StoredWeights", "store"]
 
 # Of floating tensors; an int8 component stores those that are not quantised as half.
 _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.float16}
-_IR_DTYPES = {
-    "F16": ir.DataType.FLOAT16,
-    "F32": ir.DataType.FLOAT,
-    "I8": ir.DataType.INT8,
-    "U8": ir.DataType.UINT8,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +90,7 @@ def _places(path: Path) -> dict[str, tuple[ir.DataType, tuple[int, ...], int, in
     start = 8 + header_length
     return {
         name: (
-            _IR_DTYPES[entry["dtype"]],
+            ir.DataType(WEIGHT_TYPES[entry["dtype"]]),
             tuple(entry["shape"]),
             start + entry["data_offsets"][0],
             entry["data_offsets"][1] - entry["data_offsets"][0],

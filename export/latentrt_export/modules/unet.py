@@ -118,12 +118,12 @@ class UNet(ComponentModule):
     def calibrate(
         self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: QuantizationOptions
     ) -> Arrays:
-        """Denoise the calibration prompts with guidance against the empty prompt, at the size of the model's training.
+        """Denoise the calibration prompts with guidance against the empty prompt, at the bundle's default size.
 
         The conditioning's channels are those of an encoded image; class labels are 0.
         """
         config = self.model.config
-        height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+        height, width = gate_inputs["latent_size"].tolist()
         extra = gate_inputs["latents"][:1, np.arange(config.in_channels - config.out_channels) % config.out_channels]
         extra = np.resize(extra, (2, extra.shape[1], height, width))
 

@@ -26,16 +26,28 @@ from latentrt_export.quantize.options import QuantizationOptions
 __all__ = ["AsymmetricVaeDecoder", "AsymmetricVaeEncoder", "TinyDecoder", "TinyEncoder", "VaeDecoder", "VaeEncoder"]
 
 
-class _Encoder(ComponentModule):
-    """Pixels in −1 … 1 → latents before the scale."""
+class _VaeModule(ComponentModule):
+    """The encoder or the decoder of an autoencoder; its weights have their names in the class `library_class`."""
 
     trace_shapes: ClassVar[Shapes] = {"batch": 2, "height": 16, "width": 24}
+    library_class: ClassVar[Any]
+
+    @classmethod
+    def load(cls, checkpoint: Path, variant: str | None) -> Self:
+        return cls(load_pretrained(cls.library_class, find_own_folder(checkpoint, "vae"), variant))
+
+    def canonical_name(self, parameter: str) -> str:
+        return parameter
+
+
+class _Encoder(_VaeModule):
+    """Pixels in −1 … 1 → latents before the scale."""
+
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (
         {"batch": 1, "height": 16, "width": 16},
         {"batch": 2, "height": 17, "width": 15},
         {"batch": 1, "height": 32, "width": 40},
     )
-    library_class: ClassVar[Any]
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -46,13 +58,6 @@ class _Encoder(ComponentModule):
         pixels = ("batch", config.in_channels, f"{downscale}*height", f"{downscale}*width")
         self.inputs = (TensorSpec("pixels", "float32", pixels),)
         self.outputs = (TensorSpec("mean", "float32", ("batch", config.latent_channels, "height", "width")),)
-
-    @classmethod
-    def load(cls, checkpoint: Path, variant: str | None) -> Self:
-        return cls(load_pretrained(cls.library_class, find_own_folder(checkpoint, "vae"), variant))
-
-    def canonical_name(self, parameter: str) -> str:
-        return parameter
 
 
 class VaeEncoder(_Encoder):
@@ -92,20 +97,18 @@ class TinyEncoder(_Encoder):
         return self.encoder(pixels)  # type: ignore[no-any-return]
 
 
-class _Decoder(ComponentModule):
+class _Decoder(_VaeModule):
     """Latents in the scale of the sampling loop → finished pixels.
 
     Scale, clamp and rounding are inside: round(clip(decoded / 2 + 0.5, 0, 1) · 255), half to even, as diffusers'
     `VaeImageProcessor.postprocess` and `numpy_to_pil` do. diffusers' pipelines of this family apply no `shift_factor`.
     """
 
-    trace_shapes: ClassVar[Shapes] = {"batch": 2, "height": 16, "width": 24}
     gate_shapes: ClassVar[tuple[Shapes, ...]] = (
         {"batch": 1, "height": 16, "width": 16},
         {"batch": 3, "height": 17, "width": 15},
         {"batch": 1, "height": 41, "width": 32},
     )
-    library_class: ClassVar[Any]
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -117,10 +120,6 @@ class _Decoder(ComponentModule):
         self.inputs = (TensorSpec("latents", "float32", ("batch", config.latent_channels, "height", "width")),)
         self.outputs = (TensorSpec("pixels", "uint8", pixels),)
 
-    @classmethod
-    def load(cls, checkpoint: Path, variant: str | None) -> Self:
-        return cls(load_pretrained(cls.library_class, find_own_folder(checkpoint, "vae"), variant))
-
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents in the autoencoder's scale to pixels around −1 … 1."""
         return self.decoder(latents)  # type: ignore[no-any-return]
@@ -129,9 +128,6 @@ class _Decoder(ComponentModule):
         decoded = self.decode(latents / self.scale)
         pixels = torch.round((decoded / 2 + 0.5).clamp(0, 1) * 255)  # (B, 3, 8h, 8w)
         return pixels.permute(0, 2, 3, 1).to(torch.uint8)
-
-    def canonical_name(self, parameter: str) -> str:
-        return parameter
 
 
 class TinyDecoder(_Decoder):

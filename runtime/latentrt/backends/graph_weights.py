@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.graph_check import WEIGHT_DTYPES
 from latentrt.bundle.onnx_graph import Tensor, read_tensor, read_varint
+from latentrt.bundle.onnx_types import WEIGHT_DTYPES
 
 __all__ = ["Weights", "detach", "relocate"]
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import msgspec
 
+from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder
 from latentrt.bundle.user_cache import is_closed, open_own, private_folder, write_own
 
 __all__ = ["DigestCache", "FileState"]
@@ -55,7 +56,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-_DECODER = msgspec.json.Decoder(_Record)
+_DECODER = StrictDecoder(_Record, max_bytes=_LARGEST_RECORD_BYTES)
 
 
 class DigestCache:
@@ -72,7 +73,7 @@ class DigestCache:
         if self._folder is None or not is_closed(found):
             return None
         state = FileState.of(found)
-        with contextlib.suppress(OSError, ValueError, RecursionError):
+        with contextlib.suppress(OSError, AmbiguousJSONError):
             record = _DECODER.decode(_read(_record_path(self._folder, state)))
             return record.sha256 if record.state == state else None
         return None
@@ -100,4 +101,4 @@ def _record_path(folder: Path, state: FileState) -> Path:
 
 def _read(path: Path) -> bytes:
     with open_own(path) as stream:
-        return stream.read(_LARGEST_RECORD_BYTES)
+        return stream.read(_LARGEST_RECORD_BYTES + 1)

@@ -12,7 +12,7 @@ import msgspec
 
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.manifest import ComponentName, Count, Record
-from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
+from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder
 
 __all__ = ["REPORT_NAME", "ComponentCost", "ExportReport", "read_report", "write_report"]
 
@@ -33,8 +33,7 @@ class ExportReport(Record, frozen=True, kw_only=True):
     components: dict[ComponentName, ComponentCost]
 
 
-# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
-msgspec.json.Decoder(ExportReport)
+_DECODER = StrictDecoder(ExportReport, max_bytes=_MAX_BYTES)
 
 
 def write_report(folder: Path, report: ExportReport) -> None:
@@ -47,6 +46,6 @@ def read_report(folder: Path) -> ExportReport | None:
     """Return the report of the bundle in `folder`; None if it is missing or cannot be read."""
     try:
         with open_regular(folder / REPORT_NAME) as file:
-            return msgspec.convert(parse_json(file.read(_MAX_BYTES + 1), max_bytes=_MAX_BYTES), ExportReport)
-    except (OSError, AmbiguousJSONError, msgspec.ValidationError):
+            return _DECODER.decode(file.read(_MAX_BYTES + 1))
+    except (OSError, AmbiguousJSONError):
         return None

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from latentrt.bundle.printable import printable
 from latentrt.bundle.signatures import find_signature_problems
-from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
+from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder, parse_json
 from latentrt.bundle.tensors import MAX_AXES, TensorSpec
 from latentrt.errors import ManifestError
 
@@ -553,8 +552,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         return math.lcm(*(space.side_multiple for space in self.latent_spaces.values()))
 
 
-# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
-msgspec.json.Decoder(Manifest)
+_DECODER = StrictDecoder(Manifest)
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -567,11 +565,11 @@ def decode_manifest(data: bytes) -> Manifest:
     _check_version(tree)
     # The text is parsed once, so that a second parser cannot read the bytes differently from the checks above.
     try:
-        manifest = msgspec.convert(tree, Manifest)
-    except (msgspec.ValidationError, OverflowError) as error:
+        manifest = _DECODER.convert(tree)
+    except AmbiguousJSONError as error:
         raise ManifestError(
-            f"bundle.json is not a manifest of format {FORMAT_VERSION}: {printable(str(error)[:300])}; "
-            f"expected the form that bundle.schema.json describes. {_REMEDY}"
+            f"bundle.json is not a manifest of format {FORMAT_VERSION}: {error}; expected the form that "
+            f"bundle.schema.json describes. {_REMEDY}"
         ) from None
     check_manifest(manifest)
     return manifest

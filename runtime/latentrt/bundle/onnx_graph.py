@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from latentrt.bundle.onnx_types import ELEMENT_TYPES
 from latentrt.bundle.printable import quote
 from latentrt.bundle.tensors import MAX_AXES
 
@@ -40,9 +41,7 @@ _MAX_NAME_BYTES = 1024
 _MANY = 100_000  # nodes, or tensors
 _FEW = 64  # inputs, outputs or attributes of a node
 
-# Sizes of one element by TensorProto.DataType: float32, uint8, int8, int32, int64, bool, float16, float64.
-_ITEM_BYTES: Mapping[int, int] = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}
-
+T = TypeVar("T")
 Attribute = float | int | bytes | tuple[int, ...] | None
 
 
@@ -83,7 +82,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """The number of bytes of the values."""
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * ELEMENT_TYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +138,7 @@ def read_tensor(data: bytes, owner: str = "initializer") -> Tensor:
     found = _read(data, _TENSOR, owner)
     name = _text(found.get("name", [b""])[0], f"the name of {owner}")
     owner = f"{owner} {quote(name)}".strip()
-    dtype, shape = found.get("data_type", [0])[0], tuple(found.get("dims", ()))
-    if dtype not in _ITEM_BYTES:
-        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(_ITEM_BYTES)}")
+    dtype, shape = _element_type(found.get("data_type", [0])[0], owner), tuple(found.get("dims", ()))
     if any(not 0 <= size < 1 << 40 for size in shape):
         raise GraphFormatError(f"has {owner} of shape {list(shape)}, expected sizes from 0")
     external = _external_data(found["external_data"], owner) if "external_data" in found else None
@@ -359,7 +356,9 @@ class _Reader:
             ir_version=found["ir_version"][0],
             opsets=opsets,
             nodes=tuple(map(self._node, graph.get("node", []))),
-            initializers=self._initializers(graph.get("initializer", [])),
+            initializers=_by_name(
+                "initializer", ((each.name, each) for each in map(read_tensor, graph.get("initializer", [])))
+            ),
             inputs=self._values(graph.get("input", []), "input"),
             outputs=self._values(graph.get("output", []), "output"),
             value_info=self._values(graph.get("value_info", []), "value"),
@@ -409,28 +408,29 @@ class _Reader:
             raise GraphFormatError(f"has a tensor in the attribute {quote(name)} of {owner}, expected one number")
         return name, None  # the exporter's only one is the filling of ConstantOfShape
 
-    def _initializers(self, items: list[bytes]) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for data in items:
-            tensor = read_tensor(data)
-            if not tensor.name or tensor.name in tensors:
-                raise GraphFormatError(f"has the initializer {quote(tensor.name)} twice or without a name")
-            tensors[tensor.name] = tensor
-        return tensors
-
     def _values(self, items: list[bytes], kind: str) -> dict[str, TensorType]:
-        values: dict[str, TensorType] = {}
-        for data in items:
-            found = _read(data, _VALUE_INFO)
-            name = _text(found.get("name", [b""])[0], f"the name of an {kind}")
-            if not name or name in values or "type" not in found:
-                raise GraphFormatError(f"has the {kind} {quote(name)} twice, or without a name or a type")
-            described = found["type"][0]
-            known = self._types.get(described)
-            if known is None:
-                known = self._types[described] = _type(described, f"the {kind} {quote(name)}")
-            values[name] = known
-        return values
+        return _by_name(kind, (self._value(each, kind) for each in items))
+
+    def _value(self, data: bytes, kind: str) -> tuple[str, TensorType]:
+        found = _read(data, _VALUE_INFO)
+        name = _text(found.get("name", [b""])[0], f"the name of an {kind}")
+        if "type" not in found:
+            raise GraphFormatError(f"has the {kind} {quote(name)} without a type, expected one")
+        described = found["type"][0]
+        known = self._types.get(described)
+        if known is None:
+            known = self._types[described] = _type(described, f"the {kind} {quote(name)}")
+        return name, known
+
+
+def _by_name(kind: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return what a graph names, by the names, which must be different; `kind` describes it in an error."""
+    values: dict[str, T] = {}
+    for name, value in pairs:
+        if not name or name in values:
+            raise GraphFormatError(f"has the {kind} {quote(name)} twice or without a name, expected a name of its own")
+        values[name] = value
+    return values
 
 
 def _external_data(entries: list[bytes], owner: str) -> ExternalData:
@@ -449,14 +449,19 @@ def _external_data(entries: list[bytes], owner: str) -> ExternalData:
     return ExternalData(**values)
 
 
+def _element_type(code: int, owner: str) -> int:
+    """Return a code of `onnx_types.ELEMENT_TYPES`; reject any other."""
+    if code not in ELEMENT_TYPES:
+        raise GraphFormatError(f"has {owner} of data type {code}, expected one of {sorted(ELEMENT_TYPES)}")
+    return code
+
+
 def _type(data: bytes, owner: str) -> TensorType:
     found = _read(data, _TYPE, owner)
     if "tensor_type" not in found:
         raise GraphFormatError(f"has {owner} without a tensor type, expected one")
     tensor = _read(found["tensor_type"][0], _TENSOR_TYPE, owner)
-    dtype = tensor.get("elem_type", [0])[0]
-    if dtype not in _ITEM_BYTES:
-        raise GraphFormatError(f"has {owner} of data type {dtype}, expected one of {sorted(_ITEM_BYTES)}")
+    dtype = _element_type(tensor.get("elem_type", [0])[0], owner)
     if "shape" not in tensor:
         return TensorType(dtype, None)
     shape: list[int | str | None] = []

@@ -13,7 +13,7 @@ from typing import IO, Annotated, Any
 import msgspec
 
 from latentrt.bundle.printable import quote
-from latentrt.bundle.strict_json import parse_json
+from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder, parse_json
 
 __all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "Header", "TensorPlace", "read_header"]
 
@@ -56,8 +56,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     data_offsets: tuple[_Size, _Size]
 
 
-# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
-msgspec.json.Decoder(_Entry)
+_ENTRY = StrictDecoder(_Entry)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +115,8 @@ def read_header(stream: IO[bytes], size: int) -> Header:
 
 def _place(name: str, entry: object, begin: int) -> TensorPlace:
     try:
-        found = msgspec.convert(entry, _Entry)
-    except msgspec.ValidationError as error:
+        found = _ENTRY.convert(entry)
+    except AmbiguousJSONError as error:
         raise ValueError(f"the tensor {quote(name)}: {error}") from None
     if found.dtype not in _BITS:
         raise ValueError(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from latentrt.bundle.printable import printable, quote
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "AmbiguousJSONError", "check_extent", "parse_json"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "AmbiguousJSONError", "StrictDecoder", "check_extent", "parse_json"]
 
 MAX_BYTES = 16 << 20
 """Longest text by default."""
@@ -23,8 +25,15 @@ MAX_VALUES = 1 << 20
 """Largest number of values by default. A value takes about 100 bytes of memory."""
 
 
+_MAX_PROBLEM = 300  # characters of msgspec's description of a value that does not fit
+T = TypeVar("T")
+
+
 class AmbiguousJSONError(ValueError):
-    """A fault of a JSON text. The message continues the file's name: `is not UTF-8 …`, `has the key 'a' twice …`."""
+    """A fault of a JSON text. The message continues the file's name: `is not UTF-8 …`, `has the key 'a' twice …`.
+
+    The message about a value that does not fit a decoder's type is a sentence: `Expected `int`, got `str` - at …`.
+    """
 
 
 def parse_json(
@@ -79,6 +88,42 @@ def parse_json(
     except ValueError as error:
         raise AmbiguousJSONError(f"is not JSON, it may be truncated: {printable(str(error))}") from None
     return tree
+
+
+class StrictDecoder(Generic[T]):
+    """A decoder of JSON texts that hold one type.
+
+    Make it when a module is imported: msgspec describes a type at its first use, which crashes in several threads at
+    once.
+
+    Args:
+        target: the type, as msgspec knows it.
+        half_surrogates, max_bytes: as in `parse_json`.
+    """
+
+    def __init__(self, target: type[T], *, half_surrogates: bool = False, max_bytes: int = MAX_BYTES) -> None:
+        msgspec.json.Decoder(target)  # describes the type
+        self._target = target
+        self._half_surrogates, self._max_bytes = half_surrogates, max_bytes
+
+    def decode(self, data: bytes) -> T:
+        """Parse a text once and return its value.
+
+        Raises:
+            AmbiguousJSONError: as `parse_json`, or as `convert`.
+        """
+        return self.convert(parse_json(data, half_surrogates=self._half_surrogates, max_bytes=self._max_bytes))
+
+    def convert(self, tree: object) -> T:
+        """Return the value of a tree that `parse_json` returned, for a text whose version is checked before its form.
+
+        Raises:
+            AmbiguousJSONError: the tree does not fit the type.
+        """
+        try:
+            return msgspec.convert(tree, self._target)
+        except (msgspec.ValidationError, OverflowError) as error:
+            raise AmbiguousJSONError(printable(str(error)[:_MAX_PROBLEM])) from None
 
 
 # Everything but quotes, brackets and commas, which alone decide how deep and how large a text is.

@@ -13,6 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from latentrt.bundle.onnx_types import WEIGHT_DTYPES, WEIGHT_TYPES
 from latentrt.bundle.printable import quote
 from latentrt.bundle.safetensors_header import TensorPlace, read_header
 from latentrt.errors import BundleError
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["WeightSet", "map_weights"]
-
-_DTYPES = {"F16": "<f2", "F32": "<f4", "I8": "i1", "U8": "u1"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,6 @@ def _map(file: BufferedReader, mode: Literal["r", "c"]) -> NDArray[np.uint8]:
 
 
 def _view(data: NDArray[np.uint8], name: str, place: TensorPlace) -> NDArray[Any]:
-    if place.dtype not in _DTYPES:
-        raise ValueError(f"the tensor {quote(name)} is {place.dtype}, expected one of {', '.join(_DTYPES)}")
-    return data[place.start : place.end].view(_DTYPES[place.dtype]).reshape(place.shape)
+    if place.dtype not in WEIGHT_TYPES:
+        raise ValueError(f"the tensor {quote(name)} is {place.dtype}, expected one of {', '.join(WEIGHT_TYPES)}")
+    return data[place.start : place.end].view(WEIGHT_DTYPES[WEIGHT_TYPES[place.dtype]]).reshape(place.shape)

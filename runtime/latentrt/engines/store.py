@@ -32,8 +32,7 @@ import msgspec
 
 from latentrt.bundle.digests import hash_bytes, open_regular
 from latentrt.bundle.file_lock import claim
-from latentrt.bundle.printable import printable
-from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
+from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder, parse_json
 from latentrt.bundle.user_cache import require_private_folder
 from latentrt.engines.record import ENGINE_FORMAT, EngineIdentity, EngineRecord, serves
 from latentrt.errors import EngineDamagedError, EngineError
@@ -70,9 +69,7 @@ class _Versioned(msgspec.Struct):
     format_version: int
 
 
-# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
-msgspec.json.Decoder(_Versioned)
-msgspec.json.Decoder(EngineRecord)
+_VERSION, _RECORD = StrictDecoder(_Versioned), StrictDecoder(EngineRecord)
 
 
 @dataclass(frozen=True)
@@ -241,10 +238,10 @@ def decode_record(data: bytes, name: str) -> EngineRecord:
     try:
         # Decoded first, as everything else may differ in a newer format.
         tree = parse_json(data, max_bytes=MAX_RECORD_BYTES)
-        version = msgspec.convert(tree, _Versioned).format_version
-        record = msgspec.convert(tree, EngineRecord) if version == ENGINE_FORMAT else None
-    except (msgspec.ValidationError, AmbiguousJSONError) as error:
-        raise EngineDamagedError(f"{name} is not the record of an engine: {printable(str(error))}") from None
+        version = _VERSION.convert(tree).format_version
+        record = _RECORD.convert(tree) if version == ENGINE_FORMAT else None
+    except AmbiguousJSONError as error:
+        raise EngineDamagedError(f"{name} is not the record of an engine: {error}") from None
     if record is None:
         raise EngineDamagedError(
             f"{name} has format {version}, expected {ENGINE_FORMAT}; build the engine again: latentrt build"

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from latentrt.bundle.printable import printable
-from latentrt.bundle.strict_json import parse_json
+from latentrt.bundle.strict_json import StrictDecoder
 from latentrt.decode.safety import SafetyRecord
 from latentrt.errors import RequestError
 from latentrt.images.files import PARAMETERS, RECORD, open_image, read_texts
@@ -66,8 +66,8 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     safety: SafetyRecord
 
 
-# msgspec describes a type at its first use, which crashes in several threads at once: here there is one.
-msgspec.json.Decoder(ImageRecord)
+# `record_texts` escapes half a surrogate pair.
+_DECODER = StrictDecoder(ImageRecord, half_surrogates=True, max_bytes=MAX_RECORD_BYTES)
 
 
 class ImageMetadata(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,8 +201,7 @@ def _decode(path: str | os.PathLike[str], text: str | None) -> ImageRecord | Non
     if text is None:
         return None
     try:
-        # `record_texts` escapes half a surrogate pair.
-        return msgspec.convert(parse_json(text.encode(), half_surrogates=True, max_bytes=MAX_RECORD_BYTES), ImageRecord)
+        return _DECODER.decode(text.encode())
     except ValueError as error:
         raise RequestError(
             f"the latentrt record of {path} cannot be read ({printable(str(error))}), expected one written by "

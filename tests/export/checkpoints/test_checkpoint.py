@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.checkpoint import PipelineClass, find_documents, find_licence, open_checkpoint
+from latentrt_export.checkpoints.checkpoint import (
+    GivenComponents,
+    PipelineClass,
+    find_documents,
+    find_licence,
+    open_checkpoint,
+)
 from latentrt_export.families import PIPELINES
 from tests.export.skeleton import open_skeleton, write_json, write_skeleton, write_weights
 from tests.tiny import PREPROCESSOR, SCHEDULERS, model_index
@@ -172,7 +178,7 @@ def test_a_safety_checker_that_the_index_disables(folder: Path) -> None:
 
 def test_another_checkpoints_safety_checker(folder: Path, tmp_path: Path) -> None:
     other = write_skeleton(tmp_path / "other")
-    checkpoint = open_skeleton(folder, safety_checker=other)
+    checkpoint = open_skeleton(folder, given=GivenComponents(safety_checker=other))
     assert checkpoint.weights["safety_checker"].root == other
     assert checkpoint.sources["safety_checker/model.safetensors"] == other / "safety_checker" / "model.safetensors"
     assert len(checkpoint.sources) == 4, "of the other checkpoint, only the classifier"
@@ -183,7 +189,7 @@ def test_a_classifiers_own_folder(folder: Path, tmp_path: Path) -> None:
     write_json(alone / "config.json", {})
     write_json(alone / "preprocessor_config.json", PREPROCESSOR)
     write_weights(alone / "model.fp16.safetensors")
-    found = open_skeleton(folder, safety_checker=alone).weights["safety_checker"]
+    found = open_skeleton(folder, given=GivenComponents(safety_checker=alone)).weights["safety_checker"]
     assert (found.root, found.variant) == (alone, "fp16")
 
 
@@ -202,7 +208,7 @@ def test_preprocessing_is_checked_before_anything_is_exported(
     write_json(place / "preprocessor_config.json", preprocessor)
     write_weights(place / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
-        open_skeleton(folder, safety_checker=place)
+        open_skeleton(folder, given=GivenComponents(safety_checker=place))
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "without preprocessor", "pickle"])
@@ -219,7 +225,7 @@ def test_an_invalid_safety_checker_is_rejected_before_anything_is_exported(
         (place / "pytorch_model.bin").write_bytes(b"")
     expected = {"without preprocessor": "preprocessor_config.json cannot be read", "pickle": "is a pickle"}
     with pytest.raises(CheckpointError, match=expected.get(kind, "is not a safety checker; expected its folder")):
-        open_skeleton(folder, safety_checker=place)
+        open_skeleton(folder, given=GivenComponents(safety_checker=place))
 
 
 # Names

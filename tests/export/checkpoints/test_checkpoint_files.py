@@ -10,6 +10,7 @@ import pytest
 
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints import checkpoint_files
+from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.checkpoints.checkpoint_files import check_folders, read_small_file
 from tests.export.checkpoints.test_checkpoint import in_hub_cache
 from tests.export.skeleton import open_skeleton, write_json, write_skeleton
@@ -148,7 +149,7 @@ def test_folders_of_further_components_have_the_same_rule(folder: Path, tmp_path
     write_json(other / "preprocessor_config.json", PREPROCESSOR)
     move_out(other / "config.json", tmp_path / "private")
     with pytest.raises(CheckpointError, match=r"config\.json is a link that leads to"):
-        open_skeleton(folder, **{option: other})
+        open_skeleton(folder, given=GivenComponents(**{option: other}))
 
 
 def test_a_folder_of_too_many_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from latentrt.errors import CheckpointError
+from latentrt_export.checkpoints import config_keys
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
-from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, NoEffect, OneOf, check_keys, check_scheduler_keys
+from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, NoEffect, Restricted, check_keys, check_scheduler_keys
 from latentrt_export.families import PIPELINES, plan_export
 from tests.export.skeleton import change_json, write_skeleton
 from tests.tiny import SCHEDULERS, autoencoder, move_off_initial_values, text_encoder, unet
@@ -24,7 +25,7 @@ def test_the_keys_are_those_of_the_class_in_diffusers(name: str) -> None:
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
     assert {*CONFIG_KEYS[name]} == {*parameters} - {"self"}
     for key, handling in CONFIG_KEYS[name].items():
-        if isinstance(handling, OneOf):
+        if isinstance(handling, Restricted):
             assert parameters[key].default in handling.values, key
 
 
@@ -32,38 +33,21 @@ def test_the_keys_are_those_of_the_text_encoder_in_transformers() -> None:
     parameters, saved = inspect.signature(CLIPTextConfig.__init__).parameters, CLIPTextConfig().to_dict()
     expected = {*parameters, *saved} - {"self", "_name_or_path"}
     assert expected <= {*CONFIG_KEYS["CLIPTextModel"]}
-    # Those of earlier releases of transformers, which this one has no more.
-    assert {*CONFIG_KEYS["CLIPTextModel"]} - expected == {
-        "add_cross_attention",
-        "cross_attention_hidden_size",
-        "dropout",
-        "finetuning_task",
-        "gradient_checkpointing",
-        "is_decoder",
-        "prefix",
-        "pruned_heads",
-        "task_specific_params",
-        "tf_legacy_loss",
-        "tie_encoder_decoder",
-        "tie_word_embeddings",
-        "tokenizer_class",
-        "torch_dtype",
-        "torchscript",
-        "use_attention_mask",
-        "use_bfloat16",
-        "use_cache",
-    }
+    assert {*CONFIG_KEYS["CLIPTextModel"]} - expected == {*config_keys._FORMER_TEXT_KEYS}
 
 
 FIXED = [
-    (name, key) for name, keys in CONFIG_KEYS.items() for key, handling in keys.items() if isinstance(handling, OneOf)
+    (name, key)
+    for name, keys in CONFIG_KEYS.items()
+    for key, handling in keys.items()
+    if isinstance(handling, Restricted)
 ]
 
 
 @pytest.mark.parametrize(("name", "key"), FIXED)
 def test_a_value_that_is_not_supported_is_refused_by_its_key(name: str, key: str) -> None:
     handling = CONFIG_KEYS[name][key]
-    assert isinstance(handling, OneOf)
+    assert isinstance(handling, Restricted)
     for value in handling.values:
         assert list(check_keys("part", name, {key: value})) == []
     with pytest.raises(CheckpointError, match=f"part: its configuration has {key} 'another', expected"):

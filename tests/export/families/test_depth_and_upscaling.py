@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
+from PIL import Image
+from transformers import DPTConfig
+from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
 from latentrt.bundle.manifest import Preprocessing
 from latentrt.errors import CheckpointError
+from latentrt.images.feature_extractors import preprocess
+from latentrt.images.inputs import load_image
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
 from latentrt_export.families import PIPELINES, plan_export, stable_diffusion
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
-from tests.tiny import make_checkpoint
+from tests.export.skeleton import change_json, write_json, write_skeleton, write_weights
+from tests.tiny import DEPTH_PREPROCESSOR, make_checkpoint, model_index
 
 
 @pytest.fixture
@@ -31,6 +38,23 @@ def upscaler(tmp_path: Path) -> Path:
 @pytest.fixture
 def latent_upscaler(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "model", task="latent-upscaling", text_layers=1)
+
+
+def write_depth_skeleton(
+    folder: Path, preprocessor: dict[str, Any] | None = None, estimator: dict[str, Any] | None = None
+) -> Path:
+    """Write a depth-to-image checkpoint of four numbers a component, whose configurations have these keys."""
+    write_skeleton(folder, safety=False)
+    write_json(folder / "model_index.json", model_index("sd2", with_safety=False, task="depth-to-image"))
+    change_json(folder / "unet" / "config.json", in_channels=5)
+    config = {"image_size": 64, **(estimator or {})}
+    write_json(
+        folder / "depth_estimator" / "config.json", {key: value for key, value in config.items() if value is not ...}
+    )
+    write_weights(folder / "depth_estimator" / "model.safetensors")
+    path = folder / "feature_extractor" / "preprocessor_config.json"
+    write_json(path, {**DEPTH_PREPROCESSOR, **(preprocessor or {})})
+    return folder
 
 
 def plan(folder: Path) -> ExportPlan:
@@ -66,24 +90,70 @@ def test_a_new_form_of_preprocessing_and_its_defaults(depth: Path) -> None:
     ("key", "value"),
     [
         ("feature_extractor_type", "CLIPFeatureExtractor"),
+        ("feature_extractor_type", None),
+        ("feature_extractor_type", {}),
         ("do_resize", False),
         ("do_rescale", False),
         ("rescale_factor", 1.0),
         ("do_pad", True),
         ("keep_aspect_ratio", True),
+        ("rescale_factor", 0),
+        ("rescale_factor", float("inf")),
+        ("rescale_factor", 10**400),
         ("ensure_multiple_of", 48),
+        ("ensure_multiple_of", 0),
+        ("ensure_multiple_of", 0.5),
+        ("ensure_multiple_of", True),
         ("size", 32),
         ("size", "large"),
+        ("size", True),
         ("resample", 9),
         ("image_mean", [0.5]),
+        ("image_mean", [0.5, float("inf"), 0.5]),
+        ("image_std", [0.5, 0, 0.5]),
+        ("image_std", [0.5, 0.5, float("inf")]),
     ],
 )
-def test_unsupported_preprocessing_is_refused(depth: Path, key: str, value: object) -> None:
+def test_unsupported_preprocessing_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    depth = write_depth_skeleton(tmp_path)
     path = depth / "feature_extractor" / "preprocessor_config.json"
     change(path, **{key: value})
     word = {"feature_extractor_type": "image processor", "size": "size|resizes"}.get(key, key)
     with pytest.raises(CheckpointError, match=rf"preprocessor_config\.json.*({word})"):
         plan(depth)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "size"),
+    [
+        ({"ensure_multiple_of": 32}, 64),
+        ({"ensure_multiple_of": 32, "size": {"height": 64, "width": 96}}, [64, 96]),
+        ({"feature_extractor_type": "DPTImageProcessorFast", "size": [48, 64]}, [48, 64]),
+        ({"feature_extractor_type": "DPTFeatureExtractor", "image_processor_type": "DPTImageProcessor"}, 64),
+    ],
+)
+def test_preprocessing_is_that_of_transformers(tmp_path: Path, preprocessor: dict[str, Any], size: object) -> None:
+    folder = write_depth_skeleton(tmp_path, preprocessor, {"image_size": size})
+    found = find(folder, "depth_estimator").preprocessing
+    assert found is not None
+    oracle = DPTImageProcessorPil.from_pretrained(folder / "feature_extractor")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    expected = oracle(images=image, return_tensors="np").pixel_values
+    assert np.array_equal(preprocess(load_image(image), found), expected)  # bit for bit, as both resize with Pillow
+
+
+def test_an_estimators_size_is_384_by_default(tmp_path: Path) -> None:
+    assert DPTConfig().image_size == 384
+    estimator = find(write_depth_skeleton(tmp_path, {"size": 384}, {"image_size": ...}), "depth_estimator")
+    assert estimator.preprocessing is not None
+    assert (estimator.preprocessing.height, estimator.preprocessing.width) == (384, 384)
+
+
+@pytest.mark.parametrize("size", [32, [64, 32], [64], ..., None, 0, -64, True, "64", {"height": 64}, [64, None], 2**30])
+def test_an_estimator_of_another_size_or_none_is_refused(tmp_path: Path, size: object) -> None:
+    folder = write_depth_skeleton(tmp_path, estimator={"image_size": size})
+    with pytest.raises(CheckpointError, match=r"depth estimator|depth_estimator: its configuration has image_size"):
+        plan(folder)
 
 
 def test_an_upscaling_checkpoint(upscaler: Path) -> None:

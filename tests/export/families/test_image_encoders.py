@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import CLIPVisionConfig
 
 from latentrt.errors import CheckpointError
 from latentrt_export.families import plan_export
 from latentrt_export.families.plan import ExportPlan
-from tests.export.skeleton import open_skeleton, write_json, write_skeleton, write_weights
+from tests.export.skeleton import change_json, open_skeleton, write_json, write_skeleton, write_weights
 from tests.tiny import NOISING_SCHEDULER, PREPROCESSOR
 
 VARIATION, UNCLIP = "StableDiffusionImageVariationPipeline", "StableUnCLIPImg2ImgPipeline"
@@ -39,7 +40,8 @@ def plan(
         shutil.rmtree(folder / "text_encoder")
     config = folder / "unet" / "config.json"
     write_json(config, {**json.loads(config.read_text()), **UNET[pipeline], **(unet or {})})
-    write_json(folder / "image_encoder" / "config.json", {"projection_dim": 48, **(encoder or {})})
+    write_json(folder / "image_encoder" / "config.json", {"projection_dim": 48})
+    change_json(folder / "image_encoder" / "config.json", **(encoder or {}))
     write_weights(folder / "image_encoder" / "model.safetensors")
     write_json(folder / "feature_extractor" / "preprocessor_config.json", {**PREPROCESSOR, **(preprocessor or {})})
     if pipeline == UNCLIP:
@@ -76,6 +78,19 @@ def test_unclip_has_both_encoders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pipeline", "unet"),
+    [(VARIATION, {"cross_attention_dim": 512}), (UNCLIP, {"projection_class_embeddings_input_dim": 1024})],
+)
+def test_an_encoders_width_is_that_of_transformers_by_default(
+    tmp_path: Path, pipeline: str, unet: dict[str, Any]
+) -> None:
+    assert CLIPVisionConfig().projection_dim == 512
+    assert plan(tmp_path / "default", pipeline, encoder={"projection_dim": ...}, unet=unet).components
+    with pytest.raises(CheckpointError, match="image_encoder has projection_dim 512 and unet has"):
+        plan(tmp_path / "another", pipeline, encoder={"projection_dim": ...})
+
+
+@pytest.mark.parametrize(
     ("pipeline", "configs", "fragment"),
     [
         (
@@ -88,6 +103,14 @@ def test_unclip_has_both_encoders(tmp_path: Path) -> None:
         (VARIATION, {"unet": {"in_channels": 8}}, "in_channels 8, expected 4"),
         (UNCLIP, {"unet": {"class_embed_type": "timestep"}}, "class_embed_type 'timestep', expected 'projection'"),
         (UNCLIP, {"encoder": {"projection_dim": 64}}, "projection_class_embeddings_input_dim 96, expected 128"),
+        *(
+            (pipeline, {"encoder": {"projection_dim": value}}, "image_encoder: its configuration has projection_dim")
+            for pipeline in (VARIATION, UNCLIP)
+            for value in (None, 0, -48, 48.0, True, [48], "48", 2**70)
+        ),
+        (VARIATION, {"encoder": {"image_size": "224"}}, "image_encoder: its configuration has image_size '224'"),
+        (UNCLIP, {"encoder": {"image_size": None}}, "image_encoder: its configuration has image_size None"),
+        (VARIATION, {"preprocessor": {"feature_extractor_type": "ViTFeatureExtractor"}}, "image processor ViTFeature"),
         (UNCLIP, {"noising": {"beta_schedule": "unknown"}}, "image_noising_scheduler"),
     ],
 )

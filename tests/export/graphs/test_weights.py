@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import LatentSpace
+from latentrt.bundle.onnx_types import ELEMENT_TYPES
 from latentrt_export.component import export_component
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.graphs.onnxruntime_cpu import Graph
@@ -32,6 +33,12 @@ PARTS = {
     "unet": "unet",
     "safety_checker": "safety_checker",
 }
+
+
+def test_the_codes_of_types_are_those_of_onnx() -> None:
+    for code, each in ELEMENT_TYPES.items():
+        assert ir.DataType(code).numpy() == np.dtype(each.dtype), each
+        assert code == onnx.helper.np_dtype_to_tensor_dtype(np.dtype(each.name)), each
 
 
 def checkpoint_tensors(folder: Path) -> dict[str, Tensor]:

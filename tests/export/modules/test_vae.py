@@ -17,6 +17,7 @@ from latentrt import Bundle, Pipeline
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.session import run
 from latentrt.errors import CheckpointError, RequestError
+from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.families import plan_export
 from latentrt_export.modules.vae import AsymmetricVaeDecoder, AsymmetricVaeEncoder, TinyEncoder
 from tests.export.skeleton import open_skeleton, write_skeleton
@@ -73,10 +74,10 @@ def test_a_bundle_without_one_refuses_the_option(sd1: Exported) -> None:
 
 def test_a_preview_decoders_class_is_checked(sd1: Exported, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a tiny autoencoder; expected its folder"):
-        open_skeleton(sd1.checkpoint, preview_decoder=tmp_path)
+        open_skeleton(sd1.checkpoint, given=GivenComponents(preview_decoder=tmp_path))
     with pytest.raises(CheckpointError, match="AutoencoderKL, expected AutoencoderTiny"):
-        open_skeleton(sd1.checkpoint, preview_decoder=sd1.checkpoint / "vae")
-    found = open_skeleton(sd1.checkpoint, preview_decoder=tiny)
+        open_skeleton(sd1.checkpoint, given=GivenComponents(preview_decoder=sd1.checkpoint / "vae"))
+    found = open_skeleton(sd1.checkpoint, given=GivenComponents(preview_decoder=tiny))
     assert found.weights["preview_decoder"].root == tiny
     assert "preview_decoder/diffusion_pytorch_model.safetensors" in found.sources
 
@@ -97,7 +98,7 @@ def test_a_preview_decoder_decodes_the_same_latents(
     checkpoint = write_skeleton(tmp_path / "checkpoint")
     other = changed(tiny, tmp_path / "other", **changes)
     with pytest.raises(CheckpointError, match=fragment):
-        plan_export(open_skeleton(checkpoint, preview_decoder=other))
+        plan_export(open_skeleton(checkpoint, given=GivenComponents(preview_decoder=other)))
 
 
 def test_a_tiny_encoder_returns_latents_and_no_distribution(tiny: Path) -> None:

@@ -32,6 +32,7 @@ from latentrt_export.quantize import plan
 from latentrt_export.quantize.layers import LayerMethod
 from latentrt_export.quantize.options import QuantizationOptions
 from latentrt_export.quantize.plan import choose_methods
+from latentrt_export.worker import Done, Job
 from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.graphs.passes.test_quantize_layers import compile_file
 from tests.export.graphs.test_slices import (
@@ -42,6 +43,7 @@ from tests.export.graphs.test_slices import (
     wrong_half_of_the_halo,
 )
 from tests.export.graphs.test_trace import Small
+from tests.export.skeleton import change_json
 from tests.exported import Exported, Silent
 from tests.tiny import autoencoder, move_off_initial_values
 
@@ -355,6 +357,30 @@ def test_calibration_has_the_bundles_guidance_scale(tmp_path: Path, monkeypatch:
         "int8": QuantizationOptions(guidance_scale=1.5),
         "float16": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("version", "size", "expected"),
+    [("0.6.0", 32, (64, 64)), ("0.42.1", 32, (32, 32)), ("0.42.1", [48, 64], (48, 64))],
+)
+def test_calibration_has_the_bundles_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, size: object, expected: tuple[int, int]
+) -> None:
+    """Not that of the UNet's file: with one of diffusers before 0.9, images are at least 512 pixels."""
+    sizes: list[tuple[int, ...]] = []
+
+    class Worker(FakeWorker):
+        def __call__(self, job: Job, *callbacks: Callable[[str], None]) -> Done:
+            with np.load(job.gate_inputs) as arrays:
+                sizes.append(tuple(arrays["latent_size:unet"].tolist()))
+            return super().__call__(job, *callbacks)
+
+    install(monkeypatch, Worker())
+    model, folder = write_described(tmp_path / "model"), tmp_path / "bundle"
+    change_json(model / "unet" / "config.json", _diffusers_version=version, sample_size=size)
+    export_checkpoint(model, folder, precision="int8", progress=Silent())
+    defaults = Bundle.open(folder).manifest.defaults
+    assert {*sizes} == {expected} == {(defaults.height // 8, defaults.width // 8)}
 
 
 def test_options_of_quantisation_are_for_int8(tmp_path: Path) -> None:

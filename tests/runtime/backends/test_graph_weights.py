@@ -13,9 +13,9 @@ import pytest
 from latentrt.backends import onnxruntime, openvino
 from latentrt.backends.graph_weights import detach, relocate
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.graph_check import WEIGHT_DTYPES
 from latentrt.bundle.manifest import encode_manifest
 from latentrt.bundle.onnx_graph import ExternalData, OnnxGraph, read_graph
+from latentrt.bundle.onnx_types import WEIGHT_DTYPES
 from latentrt.errors import GraphError
 from tests.runtime import small_bundle, tiny_graph
 from tests.runtime.onnx_writer import Message, constant, encode, external, graph, model, node

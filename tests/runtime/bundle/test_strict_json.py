@@ -5,9 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from latentrt.bundle.strict_json import MAX_DEPTH, AmbiguousJSONError, parse_json
+from latentrt.bundle.strict_json import MAX_DEPTH, AmbiguousJSONError, StrictDecoder, parse_json
+
+
+class Size(msgspec.Struct, forbid_unknown_fields=True):
+    side: int
+    name: str = ""
+
+
+SIZE = StrictDecoder(Size, max_bytes=1000)
 
 
 def refusal(data: bytes, **bounds: int) -> str:
@@ -49,6 +58,30 @@ def test_half_a_surrogate_pair() -> None:
     assert "half a surrogate pair" in refusal(b'{"a": ["\\ud83d"]}')
     assert "half a surrogate pair" in refusal(b'{"\\uDE00": 1}')
     assert parse_json(b'["\\ud83d"]', half_surrogates=True) == ["\ud83d"]
+
+
+def test_a_decoder_checks_the_text_and_the_type() -> None:
+    assert SIZE.decode(b'{"side": 8}') == Size(8)
+    assert SIZE.convert({"side": 8, "name": "a"}) == Size(8, "a")
+    for text in (b"", b"{", b"[]", b'{"side": "8"}', b'{"side": 8, "more": 1}', b'{"side": 8, "side": 8}'):
+        with pytest.raises(AmbiguousJSONError):
+            SIZE.decode(text)
+    with pytest.raises(AmbiguousJSONError, match="larger than 1,000 bytes"):
+        SIZE.decode(b'{"side": 8}' + b" " * 1000)
+
+
+def test_a_decoder_has_the_limits_of_its_caller() -> None:
+    halves = StrictDecoder(Size, half_surrogates=True)
+    assert halves.decode(b'{"side": 8, "name": "\\ud83d"}').name == "\ud83d"
+    with pytest.raises(AmbiguousJSONError, match="half a surrogate pair"):
+        SIZE.decode(b'{"side": 8, "name": "\\ud83d"}')
+
+
+def test_an_unknown_key_is_abbreviated_and_escaped() -> None:
+    with pytest.raises(AmbiguousJSONError) as caught:
+        SIZE.convert({"side": 8, "\x1b[2J" + "a" * 10_000: 1})
+    assert len(str(caught.value)) < 400
+    assert "\x1b" not in str(caught.value)
 
 
 def test_a_long_key_is_abbreviated() -> None:
