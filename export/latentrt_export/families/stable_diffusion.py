@@ -512,8 +512,8 @@ def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], vae: Vae) -> tuple
     if vae.inpaints or "inpainting" not in found:
         return found, ()
     lacks = (
-        "its configuration has up_block_out_channels whose features an AsymmetricAutoencoderKL cannot combine with those "
-        "of the image of inpainting, where diffusers fails too"
+        "its configuration has up_block_out_channels whose features an AsymmetricAutoencoderKL cannot combine with "
+        "those of the image of inpainting, where diffusers fails too"
     )
     rest = tuple(task for task in found if task != "inpainting")
     if not rest:

@@ -152,7 +152,7 @@ def _check_sizes(name: str, component: Component, manifest: Manifest) -> Iterato
             yield f"{name} has the output {component.outputs[0]}, expected {wanted}"
     elif role in ("decoder", "preview-decoder") and latents is not None:
         yield from _check_image(name, latents, component.outputs[0], space)
-        expected = [(latents.tensor,)]
+        expected: list[tuple[TensorSpec, ...]] = [(latents.tensor,)]
         if role == "decoder" and not component.parts:  # slices take latents alone
             expected.append((latents.tensor, *_list_inpainting_inputs(latents, space)))
         found = tuple(spec.tensor for spec in component.inputs)

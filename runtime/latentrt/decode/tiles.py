@@ -19,7 +19,8 @@ __all__ = ["OVERLAP", "decode_in_tiles", "tiles"]
 
 OVERLAP = 0.25
 
-Floats, Pixels = NDArray[np.float32], NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 
 
 def decode_in_tiles(

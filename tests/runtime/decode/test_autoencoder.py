@@ -129,11 +129,15 @@ def test_an_encoder_without_a_distribution_draws_nothing() -> None:
     np.testing.assert_array_equal(generator.normal((4,)), Generator(5).normal((4,)))
 
 
-def test_further_inputs_are_those_of_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder, seen = FakeDecoder(), list[NDArray[np.float32]]()
+def test_further_inputs_are_those_of_every_image() -> None:
+    seen = list[NDArray[np.float32]]()
     mask = np.random.default_rng(0).uniform(size=(1, 1, 10, 12)).astype(np.float32)
-    sides = ("2*height", "2*width")
-    monkeypatch.setattr(decoder, "inputs", (*decoder.inputs, TensorSpec("mask", "float32", ("batch", 1, *sides))))
-    monkeypatch.setattr(decoder, "run", lambda feeds: (seen.append(feeds["mask"]), FakeDecoder.run(decoder, feeds))[1])
+
+    def record(feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        seen.append(feeds["mask"])
+        return FakeDecoder().run(feeds)
+
+    spec = TensorSpec("mask", "float32", ("batch", 1, "2*height", "2*width"))
+    decoder = FunctionSession((*FakeDecoder.inputs, spec), FakeDecoder.outputs, record)
     autoencoder.decode(decoder, np.ones((2, 4, 5, 6), np.float32), downscale=2, images={"mask": mask})
     np.testing.assert_array_equal(np.stack(seen), np.stack([mask, mask]))

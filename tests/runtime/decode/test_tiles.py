@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from latentrt.decode.tiles import OVERLAP, decode_in_tiles, tiles
 
-Floats, Pixels = NDArray[np.float32], NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 
 
 def test_tiles_are_alike_and_overlap_by_a_quarter() -> None:
