@@ -360,8 +360,10 @@ def _list_components(
     checkpoint: Checkpoint, tasks: tuple[str, ...], vae: Vae, *, distilled: bool
 ) -> Iterator[ComponentPlan]:
     encoder, decoder = _VAE_MODULES[vae.class_name]
-    if "inpainting" in tasks:
-        decoder = _INPAINTING_DECODERS.get(vae.class_name, decoder)
+    decoder_sources = ["latents"]
+    if "inpainting" in tasks and vae.class_name in _INPAINTING_DECODERS:
+        decoder = _INPAINTING_DECODERS[vae.class_name]
+        decoder_sources += ["image", "mask"]
     variation, noised, pooled = "image-variation" in tasks, "unclip" in tasks, "latent-upscaling" in tasks
     if variation or noised:
         yield ComponentPlan(
@@ -406,7 +408,7 @@ def _list_components(
         role="decoder",
         module=decoder,
         weights="vae",
-        sources={name: name for name in ("latents", "image", "mask")},
+        sources={name: name for name in decoder_sources},
     )
     yield ComponentPlan(
         name="preview_decoder",
