@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -184,7 +184,14 @@ def decode_with(session: Session, way: str) -> Decode:
         return pixels
 
     most = {"tiled": 64, "small tiles": 32}.get(way)
-    return whole if most is None else lambda latents: decode_in_tiles(whole, latents, most=most, factor=8)
+    if most is None:
+        return whole
+    return lambda latents: decode_in_tiles(_decode_feeds(whole), {"latents": latents}, most=most, factor=8)
+
+
+def _decode_feeds(decode: Decode) -> Callable[[Mapping[str, NDArray[np.float32]]], Pixels]:
+    """Return a function of the feeds that hold the latents."""
+    return lambda feeds: decode(feeds["latents"])
 
 
 class AnonymousMemory:
@@ -219,9 +226,8 @@ def measure_tiles(prompts: int) -> dict[str, Any]:
     latents = [pipeline(text, **call, safety="off", output_type="latent").images for text in texts]
     decode = decode_with(place_components(pipeline.bundle, "cpu")["vae_decoder"].open(None), "whole")
     whole = np.concatenate([decode(one) for one in latents])
-    tiled = [
-        decode_in_tiles(decode, one, most=most, factor=manifest.latent_spaces["unet"].downscale) for one in latents
-    ]
+    factor = manifest.latent_spaces["unet"].downscale
+    tiled = [decode_in_tiles(_decode_feeds(decode), {"latents": one}, most=most, factor=factor) for one in latents]
     found = compare(np.concatenate(tiled), whole)
     return {"prompts": prompts, "side": side, "steps": _SAMPLE_STEPS, "tiled": found}
 

@@ -32,7 +32,18 @@ __all__ = ["Change", "cases", "run"]
 Tree = Any
 Change = Callable[[Tree], None]
 _ROLES = ("text-encoder", "image-encoder", "denoiser", "encoder", "decoder", "preview-decoder", "classifier")
-_SOURCES = ("latents", "timestep", "c-noise", "tokens", "image", "images", "noise-level", "option:x", "unet.noise_pred")
+_SOURCES = (
+    "latents",
+    "timestep",
+    "c-noise",
+    "tokens",
+    "image",
+    "images",
+    "mask",
+    "noise-level",
+    "option:x",
+    "unet.noise_pred",
+)
 _DTYPES = ("float16", "float32", "uint8", "int64", "bool")
 
 

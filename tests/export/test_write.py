@@ -149,6 +149,8 @@ def test_a_folder_without_an_autoencoder_needs_one(checkpoint: Path, tmp_path: P
 def test_the_plans_warnings_are_shown(checkpoint: Path, tmp_path: Path, worker: FakeWorker) -> None:
     index = json.loads((checkpoint / "model_index.json").read_text())
     write_json(checkpoint / "model_index.json", {**index, "vae": ["diffusers", "AsymmetricAutoencoderKL"]})
+    widths = {"down_block_out_channels": [8, 8], "up_block_out_channels": [8, 32]}
+    write_json(checkpoint / "vae" / "config.json", widths)
     shown = export(checkpoint, tmp_path / "bundle").warnings
     assert any("AsymmetricAutoencoderKL" in warning and "inpainting" in warning for warning in shown), shown
 

@@ -33,14 +33,16 @@ from tests.exported import Silent, exporting_in_process
 from tests.parity.pipelines import (
     IGNORED_WARNINGS,
     LATENTS_BOUND,
+    PIXELS_BOUND,
     PROMPT,
+    SCHEDULERS,
     assert_close,
     compare,
     input_image,
     input_mask,
     run_oracle,
 )
-from tests.tiny import TEXT_WIDTH, Family, autoencoder, make_checkpoint, move_off_initial_values
+from tests.tiny import TEXT_WIDTH, Family, Task, autoencoder, make_checkpoint, move_off_initial_values
 
 pytestmark = IGNORED_WARNINGS
 SIZE = {"height": 32, "width": 40}
@@ -166,11 +168,9 @@ def test_each_sample_of_a_batch_has_its_own_guidance(pipeline: Pipeline) -> None
         np.testing.assert_allclose(together, alone, rtol=0, atol=bound)
 
 
-@pytest.mark.slow  # an export
-def test_an_asymmetric_autoencoder(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "checkpoint", safety="none", text_layers=1)
+def make_asymmetric_autoencoder() -> AsymmetricAutoencoderKL:
     torch.manual_seed(6)
-    model = AsymmetricAutoencoderKL(
+    return AsymmetricAutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         down_block_out_channels=(8, 16),
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -179,16 +179,61 @@ def test_an_asymmetric_autoencoder(tmp_path: Path) -> None:
         norm_num_groups=4,
         scaling_factor=0.3,
     )
-    replace(folder, "vae", model)
+
+
+def export_asymmetric(folder: Path, task: Task) -> Path:
+    """Export a checkpoint with an asymmetric autoencoder; return the checkpoint's folder, which is beside `bundle`."""
+    checkpoint = make_checkpoint(folder / "checkpoint", task=task, safety="none", text_layers=1)
+    replace(checkpoint, "vae", make_asymmetric_autoencoder())
     progress = Silent()
-    export_checkpoint(folder, tmp_path / "bundle", progress=progress)
+    with exporting_in_process():
+        export_checkpoint(checkpoint, folder / "bundle", progress=progress)
+    assert not any("inpaint" in text for text in progress.warnings)
+    return checkpoint
+
+
+INPAINTING: dict[str, Any] = {"image": input_image(53, 37), "mask_image": input_mask(53, 37), "strength": 0.8, **SIZE}
+
+
+@pytest.mark.slow  # an export
+def test_an_asymmetric_autoencoder(tmp_path: Path) -> None:
+    """It decodes an inpainted image with the input image and the mask, and those of other tasks without."""
+    checkpoint = export_asymmetric(tmp_path, "text-to-image")
     pipeline = Pipeline.load(tmp_path / "bundle", device="cpu", threads=1)
-    assert pipeline.bundle.manifest.tasks == ("text-to-image", "image-to-image")
-    assert any("AsymmetricAutoencoderKL" in text and "inpainting" in text for text in progress.warnings)
+    assert pipeline.bundle.manifest.tasks == ("text-to-image", "image-to-image", "inpainting")
     call: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 3, "guidance_scale": 7.5}
-    compare(pipeline, oracle_of(folder, StableDiffusionPipeline), "ddim", 2, {**call, **SIZE})
-    call["image"] = input_image(40, 32)
-    compare(pipeline, oracle_of(folder, StableDiffusionImg2ImgPipeline), "ddim", 2, call)
+    compare(pipeline, oracle_of(checkpoint, StableDiffusionPipeline), "ddim", 2, {**call, **SIZE})
+    images = {**call, "image": input_image(40, 32), "strength": 0.8}
+    compare(pipeline, oracle_of(checkpoint, StableDiffusionImg2ImgPipeline), "ddim", 2, images)
+    oracle = oracle_of(checkpoint, StableDiffusionInpaintPipeline)
+    for sampler, count in (("ddim", 1), ("ddim", 2), ("euler_a", 2), ("heun", 1)):
+        compare(pipeline, oracle, sampler, count, {**call, **INPAINTING})
+    # The condition has an effect that the bound of pixels would show.
+    request = pipeline.resolve(Request.of(**call, **INPAINTING, seed=5, sampler="ddim", safety="off"))
+    *_, last = pipeline.steps(request)
+    found = pipeline.finish(request, last.latents, "np").images
+    plain = pipeline.resolve(Request.of(**call, **SIZE, seed=5, safety="off"))
+    assert np.abs(found - pipeline.finish(plain, last.latents, "np").images).max() * 255 > 10 * PIXELS_BOUND
+    # A crop around the mask: image and mask are those of the crop.
+    crop = {**call, **INPAINTING, "image": input_image(70, 60), "mask_image": input_mask(70, 60)}
+    crop["padding_mask_crop"] = 4
+    oracle.set_progress_bar_config(disable=True)
+    oracle.scheduler = SCHEDULERS["ddim"].from_config(oracle.scheduler.config)
+    expected = oracle(generator=torch.Generator().manual_seed(3), **crop).images[0]
+    (made,) = pipeline(seed=3, sampler="ddim", safety="off", **crop).images
+    difference = np.abs(np.asarray(made).astype(int) - np.asarray(expected.convert("RGB")).astype(int))
+    assert difference.max() <= PIXELS_BOUND
+
+
+@pytest.mark.slow  # an export
+def test_an_asymmetric_autoencoder_of_an_inpainting_model(tmp_path: Path) -> None:
+    """A UNet of 9 channels."""
+    checkpoint = export_asymmetric(tmp_path, "inpainting")
+    pipeline = Pipeline.load(tmp_path / "bundle", device="cpu", threads=1)
+    oracle = oracle_of(checkpoint, StableDiffusionInpaintPipeline)
+    call: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 4, "guidance_scale": 7.5, **INPAINTING}
+    for sampler, count in (("ddim", 1), ("dpmpp_2m", 2)):
+        compare(pipeline, oracle, sampler, count, {**call, "strength": 1.0})
 
 
 @pytest.mark.slow  # an export

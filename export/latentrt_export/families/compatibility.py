@@ -31,12 +31,14 @@ class Vae:
         channels: the channels of a latent.
         downscale: pixels per latent and side.
         scale: the factor from the autoencoder's latents to the sampling loop's.
+        inpaints: whether diffusers can decode an inpainted image with it.
     """
 
     class_name: str
     channels: int
     downscale: int
     scale: float
+    inpaints: bool = True
 
 
 def read_vae(config: Mapping[str, Any], class_name: str, name: str = "vae") -> Vae:
@@ -83,7 +85,28 @@ def read_vae(config: Mapping[str, Any], class_name: str, name: str = "vae") -> V
         channels=config.get("latent_channels", 4),
         downscale=2 ** (max(counts.values()) - 1),
         scale=scale,
+        inpaints=class_name != "AsymmetricAutoencoderKL" or _keeps_images(levels["up_block_out_channels"]),
     )
+
+
+def _keeps_images(widths: Sequence[int]) -> bool:
+    """Return whether an asymmetric decoder's features have the channels of those of the image of inpainting.
+
+    Args:
+        widths: `up_block_out_channels`.
+
+    Source: diffusers' `MaskConditionEncoder`, which halves the image three times whatever the number of levels, and
+    `MaskConditionDecoder`, which looks features up by their shape.
+    """
+    width, first, made = widths[-1], widths[0], set()
+    for factor in (1, 1, 2, 4):
+        first = min(first, width)
+        made.add((first, factor))
+        first *= 2
+    made.add((width, 8))
+    before = [width, *widths[:0:-1]]  # channels before each block
+    used = {(channels, 2 ** (len(widths) - 1 - level)) for level, channels in enumerate(before)}
+    return {*used, (widths[0], 1)} <= made
 
 
 def find_text_width(unet: Mapping[str, Any]) -> int:

@@ -76,6 +76,8 @@ _VAE_MODULES = {
     "AutoencoderTiny": ("vae:TinyEncoder", "vae:TinyDecoder"),
     "AsymmetricAutoencoderKL": ("vae:AsymmetricVaeEncoder", "vae:AsymmetricVaeDecoder"),
 }
+# The decoder of a bundle that inpaints, where it differs.
+_INPAINTING_DECODERS = {"AsymmetricAutoencoderKL": "vae:InpaintingVaeDecoder"}
 # The sources of the UNet's further inputs, where it has them.
 _SOURCES = {
     "StableDiffusionUpscalePipeline": {"class_labels": "noise-level"},
@@ -358,6 +360,10 @@ def _list_components(
     checkpoint: Checkpoint, tasks: tuple[str, ...], vae: Vae, *, distilled: bool
 ) -> Iterator[ComponentPlan]:
     encoder, decoder = _VAE_MODULES[vae.class_name]
+    decoder_sources = ["latents"]
+    if "inpainting" in tasks and vae.class_name in _INPAINTING_DECODERS:
+        decoder = _INPAINTING_DECODERS[vae.class_name]
+        decoder_sources += ["image", "mask"]
     variation, noised, pooled = "image-variation" in tasks, "unclip" in tasks, "latent-upscaling" in tasks
     if variation or noised:
         yield ComponentPlan(
@@ -398,7 +404,11 @@ def _list_components(
             preprocessing=_read_depth_preprocessing(checkpoint),
         )
     yield ComponentPlan(
-        name="vae_decoder", role="decoder", module=decoder, weights="vae", sources={"latents": "latents"}
+        name="vae_decoder",
+        role="decoder",
+        module=decoder,
+        weights="vae",
+        sources={name: name for name in decoder_sources},
     )
     yield ComponentPlan(
         name="preview_decoder",
@@ -501,13 +511,16 @@ def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], vae: Vae) -> tuple
             f"{pipeline_class}"
         )
     found = tasks[in_channels]
-    if vae.class_name != "AsymmetricAutoencoderKL" or "inpainting" not in found:
+    if vae.inpaints or "inpainting" not in found:
         return found, ()
-    lacks = "the decoder of an AsymmetricAutoencoderKL takes the image and the mask of inpainting, which is unsupported"
+    lacks = (
+        "its configuration has up_block_out_channels whose features an AsymmetricAutoencoderKL cannot combine with "
+        "those of the image of inpainting, where diffusers fails too"
+    )
     rest = tuple(task for task in found if task != "inpainting")
     if not rest:
         raise CheckpointError(f"vae: {lacks}, and inpainting is all that this unet does; pass another one as `vae`")
-    return rest, (f"{lacks}: the bundle does {' and '.join(rest)} only; pass another one with --vae for inpainting",)
+    return rest, (f"vae: {lacks}: the bundle does {' and '.join(rest)} only; pass another one with --vae to inpaint",)
 
 
 def _check_latent_upscaler(checkpoint: Checkpoint, unet: Mapping[str, Any], text: Mapping[str, Any] | None) -> None:

@@ -51,7 +51,7 @@ def trace(module: ComponentModule, feeds: Mapping[str, NDArray[Any]]) -> ir.Mode
             opset_version=OPSET,
             input_names=[spec.name for spec in module.inputs],
             output_names=[spec.name for spec in module.outputs],
-            dynamic_shapes=tuple(_free_axes(spec) for spec in module.inputs),
+            dynamic_shapes=_free_axes(module.inputs),
             verbose=False,
         )
     if program is None:
@@ -104,8 +104,19 @@ def _name_weights(model: ir.Model, module: ComponentModule) -> None:
             model.graph.initializers[value.name] = value
 
 
-def _free_axes(spec: TensorSpec) -> dict[int, str]:
-    return {axis: size.split("*")[-1] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+def _free_axes(specs: tuple[TensorSpec, ...]) -> tuple[dict[int, Any], ...]:
+    """Return the name of each free axis, by input and axis.
+
+    A multiple is named by its axis alone, unless another input has the axis itself: torch finds the relation of the two
+    (8*height of an image to height of latents), and under one name it would declare tensors with wrong shapes.
+    """
+    plain = {axis for spec in specs for axis in spec.shape}
+
+    def name(axis: str) -> Any:
+        factor, _, base = axis.rpartition("*")
+        return torch.export.Dim.DYNAMIC if factor and base in plain else base
+
+    return tuple({axis: name(size) for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in specs)
 
 
 def _declare(values: Any, specs: tuple[TensorSpec, ...]) -> None:

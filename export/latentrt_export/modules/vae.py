@@ -1,8 +1,8 @@
 """The autoencoder as two traceable modules: pixels → latents, latents → finished pixels.
 
 Three classes of diffusers: `AutoencoderKL`, whose encoder returns a distribution; `AsymmetricAutoencoderKL`, whose
-decoder is larger; and `AutoencoderTiny` (madebyollin/taesd), whose encoder returns the latents themselves, and whose
-decoder also serves for previews.
+decoder is larger and also takes the image and the mask of inpainting; and `AutoencoderTiny` (madebyollin/taesd), whose
+encoder returns the latents themselves, and whose decoder also serves for previews.
 """
 
 from __future__ import annotations
@@ -16,14 +16,25 @@ import torch
 from diffusers import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import relu
 
-from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.gate_inputs import make_image_pixels, make_masks
+from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
+from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.checkpoint import find_own_folder
 from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
 from latentrt_export.quantize.options import QuantizationOptions
 
-__all__ = ["AsymmetricVaeDecoder", "AsymmetricVaeEncoder", "TinyDecoder", "TinyEncoder", "VaeDecoder", "VaeEncoder"]
+__all__ = [
+    "AsymmetricVaeDecoder",
+    "AsymmetricVaeEncoder",
+    "InpaintingVaeDecoder",
+    "TinyDecoder",
+    "TinyEncoder",
+    "VaeDecoder",
+    "VaeEncoder",
+]
 
 
 class _VaeModule(ComponentModule):
@@ -125,7 +136,10 @@ class _Decoder(_VaeModule):
         return self.decoder(latents)  # type: ignore[no-any-return]
 
     def forward(self, latents: Tensor) -> Tensor:
-        decoded = self.decode(latents / self.scale)
+        return self.finish(self.decode(latents / self.scale))
+
+    def finish(self, decoded: Tensor) -> Tensor:
+        """Convert decoded pixels around −1 … 1 to 8 bits, channels last."""
         pixels = torch.round((decoded / 2 + 0.5).clamp(0, 1) * 255)  # (B, 3, 8h, 8w)
         return pixels.permute(0, 2, 3, 1).to(torch.uint8)
 
@@ -170,3 +184,92 @@ class AsymmetricVaeDecoder(VaeDecoder):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         del self.decoder.condition_encoder
+
+
+class InpaintingVaeDecoder(VaeDecoder):
+    """The decoder of `AsymmetricAutoencoderKL` with the image and the mask of inpainting as further inputs.
+
+    `MaskConditionDecoder` of diffusers: before each block, and after the last, its features h become
+    h · mask + c · (1 − mask), with c the features of the same size of the image where it is kept. diffusers decodes
+    other tasks' latents without this step. So does a mask of ones here, to the bit: h · 1 + c · 0 = h.
+
+    Raises:
+        CheckpointError: the image has no features of a block's size and channels, with which diffusers fails too.
+    """
+
+    is_sliced: ClassVar[bool] = False
+    library_class: ClassVar[Any] = AsymmetricAutoencoderKL
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        downscale = 2 ** (len(model.config.up_block_out_channels) - 1)
+        channels = model.config.out_channels
+        sides = (f"{downscale}*height", f"{downscale}*width")
+        self.inputs = (
+            *self.inputs,
+            TensorSpec("image", "float32", ("batch", channels, *sides)),
+            TensorSpec("mask", "float32", ("batch", 1, *sides)),
+        )
+        # Channels and pixels per side of the features before each block, and after the last.
+        widths = [*reversed(model.config.up_block_out_channels)]
+        factors = [downscale >> level for level in range(len(widths))]
+        self._levels = [*zip([widths[0], *widths[:-1]], factors, strict=True), (widths[-1], 1)]
+        made = _list_condition_levels(self.decoder.condition_encoder)
+        if not {*self._levels} <= {*made}:
+            raise CheckpointError(
+                f"vae: its configuration has up_block_out_channels {model.config.up_block_out_channels}, expected "
+                "channels that the features of the image of inpainting have too, such as [c, 2·c, 4·c, 4·c]; pass "
+                "another autoencoder as `vae`"
+            )
+        # The layers after the last one with such features have no effect.
+        count = 1 + max(index for index, level in enumerate(made) if level in self._levels)
+        self.decoder.condition_encoder.layers = self.decoder.condition_encoder.layers[:count]
+
+    def forward(self, latents: Tensor, image: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        decoder = self.decoder
+        features = self._encode_kept(image * (1 - mask))
+
+        def blend(hidden: Tensor, level: tuple[int, int]) -> Tensor:
+            # Every n-th value is what `interpolate(mode="nearest")` takes.
+            repainted = mask[:, :, :: level[1], :: level[1]]
+            return hidden * repainted + features[level] * (1 - repainted)
+
+        hidden = latents / self.scale
+        if self.post_quant_conv is not None:
+            hidden = self.post_quant_conv(hidden)
+        hidden = decoder.mid_block(decoder.conv_in(hidden))
+        for block, level in zip(decoder.up_blocks, self._levels, strict=False):
+            hidden = block(blend(hidden, level))
+        hidden = blend(hidden, self._levels[-1])
+        return self.finish(decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(hidden))))
+
+    def _encode_kept(self, pixels: Tensor) -> dict[tuple[int, int], Tensor]:
+        """Return the features of the kept image, by channels and pixels per side; of two equal ones the later."""
+        encoder, features = self.decoder.condition_encoder, {}
+        for layer, level in zip(encoder.layers, _list_condition_levels(encoder), strict=True):
+            pixels = features[level] = layer(pixels)
+            pixels = relu(pixels)
+        return features
+
+    def calibrate(
+        self, run: Callable[[Arrays], Arrays], gate_inputs: Mapping[str, NDArray[Any]], options: QuantizationOptions
+    ) -> Arrays:
+        """Decode as `VaeDecoder` does, each image once with a kept region and once without."""
+
+        def run_both(feeds: Arrays) -> Arrays:
+            shape = sized(self.inputs[1], axis_sizes(self.inputs[:1], {"latents": feeds["latents"].shape}))
+            image, masks = make_image_pixels(shape), make_masks(2, *shape[2:])
+            for mask in masks:
+                outputs = run({**feeds, "image": image, "mask": mask[np.newaxis]})
+            return outputs
+
+        return super().calibrate(run_both, gate_inputs, options)
+
+
+def _list_condition_levels(encoder: Any) -> list[tuple[int, int]]:
+    """Return channels and pixels per side of the features of each layer of diffusers' `MaskConditionEncoder`."""
+    factor, levels = 1, []
+    for layer in encoder.layers:
+        factor *= layer.stride[0]
+        levels.append((layer.out_channels, factor))
+    return levels

@@ -29,7 +29,9 @@ __all__ = [
     "UPSTREAM_ROLES",
     "collect_outputs",
     "make_gate_inputs",
+    "make_image_pixels",
     "make_images",
+    "make_masks",
     "reference_shapes",
     "tokenize_prompts",
 ]
@@ -93,7 +95,9 @@ def make_gate_inputs(
             case "tokens":
                 made = np.resize(arrays[f"tokens:{name}"], shape)
             case "image" | "images":
-                made = _make_image_input(spec, shape)
+                made = make_images(*shape[:3]) if spec.dtype == "uint8" else make_image_pixels(shape)
+            case "mask":
+                made = make_masks(shape[0], *shape[2:])
             case "noise-level":
                 made = np.resize(_NOISE_LEVELS, shape)
             case option if option.startswith("option:"):
@@ -150,11 +154,22 @@ def make_images(batch: int, height: int, width: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(finished.transpose(0, 2, 3, 1))
 
 
-def _make_image_input(spec: InputSpec, shape: tuple[int, ...]) -> NDArray[Any]:
-    if spec.dtype == "uint8":
-        return make_images(*shape[:3])  # (B, H, W, 3)
-    pixels = make_images(shape[0], *shape[2:])
-    return pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - 1  # (B, 3, H, W), −1 … 1
+def make_image_pixels(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Make images (`make_images`) of a shape (batch, 3, height, width), float32 in −1 … 1."""
+    pixels = make_images(shape[0], *shape[2:]).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(pixels / np.float32(127.5) - 1)
+
+
+def make_masks(batch: int, height: int, width: int) -> NDArray[np.float32]:
+    """Make masks of inpainting, 1 where an image is repainted: a box, and in every second row the whole image.
+
+    Returns:
+        float32 (batch, 1, height, width).
+    """
+    masks = np.zeros((batch, 1, height, width), np.float32)
+    masks[::2, :, height // 4 : height - height // 4, width // 3 :] = 1
+    masks[1::2] = 1
+    return masks
 
 
 def _tile_latents(latents: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:

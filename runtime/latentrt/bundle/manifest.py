@@ -107,7 +107,7 @@ TaskName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z][a-z0-9]*(-
 InputSource = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(latents|timestep|c-noise|guidance-weight|tokens|image|images|noise-level|option:[a-z][a-z0-9_]*"
+        pattern=r"^(latents|timestep|c-noise|guidance-weight|tokens|image|images|mask|noise-level|option:[a-z][a-z0-9_]*"
         r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$",
         max_length=256,
     ),
@@ -236,6 +236,8 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
     - `tokens`: token ids of the component's tokenizer, one chunk of `length` ids per row;
     - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last); where the component has a
       `preprocessing`, float32 as that makes it;
+    - `mask`: the mask of inpainting, float32 of one channel and the size of the image, 1 where it is repainted and 0
+      where the input image is kept; ones for another task, whose `image` input has no effect then;
     - `images`: the finished images of a request, uint8 (channels last);
     - `noise-level`: the level of the noise that is added to the input image (upscaling) or its embedding;
     - `option:NAME`: a request option, such as `option:clip_skip`;

@@ -46,6 +46,8 @@ _OUTPUTS: Mapping[Role, Mapping[str, tuple[DType, int]]] = {
 _TIMES = ("timestep", "c-noise")
 # Sources that are constant within a step and independent of the conditioning.
 _TIME_EMBEDDING = (*_TIMES, "guidance-weight")
+# The sources of a decoder's inputs in their order: the first one, or all.
+_DECODER_SOURCES = ("latents", "image", "mask")
 _DEEP_FEATURES = "deep_features"
 _SLICE_INPUTS = ("features", "inside", "mean", "variance", "residual")
 
@@ -150,8 +152,16 @@ def _check_sizes(name: str, component: Component, manifest: Manifest) -> Iterato
             yield f"{name} has the output {component.outputs[0]}, expected {wanted}"
     elif role in ("decoder", "preview-decoder") and latents is not None:
         yield from _check_image(name, latents, component.outputs[0], space)
-        if len(component.inputs) != 1 or len(component.outputs) != 1:
-            yield f"{name} has the inputs {_join(component.inputs)}, expected latents alone, and no output but pixels"
+        expected: list[tuple[TensorSpec, ...]] = [(latents.tensor,)]
+        if role == "decoder" and not component.parts:  # slices take latents alone
+            expected.append((latents.tensor, *_list_inpainting_inputs(latents, space)))
+        found = tuple(spec.tensor for spec in component.inputs)
+        sources = tuple(spec.source for spec in component.inputs)
+        if found not in expected or sources != _DECODER_SOURCES[: len(sources)] or len(component.outputs) != 1:
+            yield (
+                f"{name} has the inputs {_join(component.inputs)}, expected {' or '.join(map(_join, expected))}, and "
+                "no output but pixels"
+            )
     elif role == "encoder" and image is not None:
         (mean,) = (spec for spec in component.outputs if spec.name == "mean")
         made = [spec for spec in component.outputs if spec.name in ("mean", "logvar")]
@@ -168,6 +178,13 @@ def _check_sizes(name: str, component: Component, manifest: Manifest) -> Iterato
         channels_axis = 3 if pixels_spec.dtype == "uint8" else 1
         if pixels_spec.shape[channels_axis] != 3:
             yield f"{name} has the input {pixels_spec}, expected 3 channels on axis {channels_axis}"
+
+
+def _list_inpainting_inputs(latents: TensorSpec, space: LatentSpace) -> Iterator[TensorSpec]:
+    """Yield the inputs that a decoder may have after the latents: the image and the mask of inpainting."""
+    batch, _, *sides = latents.shape
+    for name, channels in (("image", 3), ("mask", 1)):
+        yield TensorSpec(name, "float32", (batch, channels, *(_multiply(space.downscale, side) for side in sides)))
 
 
 def _check_image(name: str, latents: TensorSpec, pixels: TensorSpec, space: LatentSpace) -> Iterator[str]:

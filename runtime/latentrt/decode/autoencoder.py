@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,14 @@ def sizes(latents: tuple[int, int], largest_tile: int | None) -> dict[str, int]:
     return {"batch": 1, "height": height, "width": width}
 
 
-def decode(decoder: Session, latents: Latents, *, downscale: int, largest_tile: int | None = None) -> NDArray[np.uint8]:
+def decode(
+    decoder: Session,
+    latents: Latents,
+    *,
+    downscale: int,
+    largest_tile: int | None = None,
+    images: Mapping[str, NDArray[np.float32]] | None = None,
+) -> NDArray[np.uint8]:
     """Decode latents, float32 [B, C, h, w], to pixels, uint8 [B, height, width, 3].
 
     Images are decoded one at a time, as the decoder's activations are the largest of a run.
@@ -57,18 +65,19 @@ def decode(decoder: Session, latents: Latents, *, downscale: int, largest_tile: 
     Args:
         downscale: pixels per latent along each side.
         largest_tile: decode in overlapping tiles of at most this many latents a side; None decodes the image whole.
+        images: the decoder's further inputs by name, the same for all latents, float32 [1, C', height, width].
     """
 
-    def pixels(one: Latents) -> NDArray[np.uint8]:
-        decoded: NDArray[np.uint8] = run(decoder, latents=one)["pixels"]
+    def pixels(feeds: Mapping[str, NDArray[np.float32]]) -> NDArray[np.uint8]:
+        decoded: NDArray[np.uint8] = run(decoder, **feeds)["pixels"]
         return decoded
 
-    def in_tiles(one: Latents) -> NDArray[np.uint8]:
-        assert largest_tile is not None
-        return decode_in_tiles(pixels, one, most=largest_tile, factor=downscale)
+    def decode_one(feeds: Mapping[str, NDArray[np.float32]]) -> NDArray[np.uint8]:
+        if largest_tile is None:
+            return pixels(feeds)
+        return decode_in_tiles(pixels, feeds, most=largest_tile, factor=downscale)
 
-    decode_one = pixels if largest_tile is None else in_tiles
-    return np.concatenate([decode_one(image[np.newaxis]) for image in latents])
+    return np.concatenate([decode_one({"latents": image[np.newaxis], **(images or {})}) for image in latents])
 
 
 @dataclass(frozen=True, eq=False)

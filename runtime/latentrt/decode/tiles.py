@@ -9,7 +9,7 @@ less context than another and a backend compiles one shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 
 import numpy as np
@@ -19,29 +19,38 @@ __all__ = ["OVERLAP", "decode_in_tiles", "tiles"]
 
 OVERLAP = 0.25
 
+Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
 
 def decode_in_tiles(
-    decode: Callable[[NDArray[np.float32]], Pixels], latents: NDArray[np.float32], *, most: int, factor: int
+    decode: Callable[[Mapping[str, Floats]], Pixels], feeds: Mapping[str, Floats], *, most: int, factor: int
 ) -> Pixels:
     """Decode latents tile by tile.
 
     Args:
-        decode: decodes one tile, float32 [B, C, h, w], to uint8 [B, factor · h, factor · w, 3].
-        latents: float32 [B, C, H, W].
+        decode: decodes one tile, `latents` float32 [B, C, h, w] and its region of the other feeds, to uint8
+            [B, factor · h, factor · w, 3].
+        feeds: `latents`, float32 [B, C, H, W], and others of a whole multiple of their height and width, such as
+            images of [B, 3, factor · H, factor · W].
         most: upper limit of a tile's side, in latents.
         factor: pixels per latent along each side.
 
     Returns:
         uint8 [B, factor · H, factor · W, 3]; exactly the result of `decode` where one tile covers the image.
     """
-    height, tops = tiles(latents.shape[2], most)
-    width, lefts = tiles(latents.shape[3], most)
+    rows, columns = feeds["latents"].shape[2:]
+    height, tops = tiles(rows, most)
+    width, lefts = tiles(columns, most)
+
+    def crop(array: Floats, top: int, left: int) -> Floats:
+        scale = array.shape[2] // rows
+        bottom, right = scale * (top + height), scale * (left + width)
+        return np.ascontiguousarray(array[:, :, scale * top : bottom, scale * left : right])
+
     strips = []
     for top in tops:
-        rows = latents[:, :, top : top + height]
-        pieces = [decode(np.ascontiguousarray(rows[..., left : left + width])) for left in lefts]
+        pieces = [decode({name: crop(array, top, left) for name, array in feeds.items()}) for left in lefts]
         strips.append(_blend([piece.astype(np.float32) for piece in pieces], [factor * left for left in lefts], 2))
     blended = _blend(strips, [factor * top for top in tops], 1)
     return np.rint(blended).astype(np.uint8)

@@ -179,6 +179,14 @@ class Task:
             latents=request.schedule.first_latents(self.stage.noise(request, generator, given))
         )
 
+    def decoder_images(self, request: ResolvedRequest) -> dict[str, Floats]:
+        """Return the inputs of a decoder that keeps a part of an image, by source, float32 [1, C, H, W].
+
+        By default it keeps nothing: its mask is 1 everywhere.
+        """
+        sides = request.height, request.width
+        return {"image": np.zeros((1, 3, *sides), np.float32), "mask": np.ones((1, 1, *sides), np.float32)}
+
     def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
         """Insert checked pixels into the image that they are a region of."""
         return pixels
@@ -476,6 +484,11 @@ class Inpainting(Task):
 
         return begin_one
 
+    def decoder_images(self, request: ResolvedRequest) -> dict[str, Floats]:
+        inputs: Inputs = request.prepared
+        assert inputs.inpainting is not None, "prepared"
+        return {"image": inputs.inpainting.pixels, "mask": inputs.inpainting.mask}
+
     def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
         inputs: Inputs = request.prepared
         assert inputs.inpainting is not None, "prepared"
@@ -677,8 +690,14 @@ class StableDiffusion(Family):
     def finish(self, request: ResolvedRequest, latents: Latents) -> Pixels:
         name = self._decoder(request)
         decoder = autoencoder.open_decoder(self.bundle, self.components, name)
+        further = [spec for spec in self.bundle.manifest.components[name].inputs if spec.source != "latents"]
+        images = self._tasks[request.task].decoder_images(request) if further else {}
         pixels = autoencoder.decode(
-            decoder, latents, downscale=self.latent_space.downscale, largest_tile=self._largest_tile(request)
+            decoder,
+            latents,
+            downscale=self.latent_space.downscale,
+            largest_tile=self._largest_tile(request),
+            images={spec.name: images[spec.source] for spec in further},
         )
         self.components.done_with(name)
         return pixels

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AsymmetricAutoencoderKL, UNet2DConditionModel
 
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.session import run
@@ -201,7 +201,7 @@ def change_vae(folder: Path, class_name: str, **config: Any) -> ExportPlan:
             "AsymmetricAutoencoderKL",
             {"down_block_out_channels": [8] * 4, "up_block_out_channels": [16] * 4},
             (4, 8, 0.18215),
-            ["AsymmetricVaeEncoder", "AsymmetricVaeDecoder"],
+            ["AsymmetricVaeEncoder", "InpaintingVaeDecoder"],
         ),
     ],
 )
@@ -230,15 +230,39 @@ def test_an_autoencoder_that_is_refused(tmp_path: Path, class_name: str, config:
         change_vae(tmp_path, class_name, **config)
 
 
-def test_an_asymmetric_decoder_does_not_inpaint(tmp_path: Path) -> None:
-    found = change_vae(tmp_path / "plain", "AsymmetricAutoencoderKL")
-    assert found.tasks == ("text-to-image", "image-to-image")
-    (warning,) = found.warnings
-    assert "--vae" in warning
-    write_skeleton(tmp_path / "inpainting")
-    write_json(tmp_path / "inpainting" / "unet" / "config.json", {"in_channels": 9, "sample_size": 8})
-    index = json.loads((tmp_path / "inpainting" / "model_index.json").read_text())
+def asymmetric(*widths: int) -> dict[str, Any]:
+    return {"down_block_out_channels": [8] * len(widths), "up_block_out_channels": list(widths)}
+
+
+@pytest.mark.parametrize("widths", [(64,), (4, 8), (8, 8), (4, 16), (8, 4), (4, 8, 16), (4, 8, 8), (4, 4, 16, 16)])
+def test_an_asymmetric_decoder_inpaints_where_diffusers_does(tmp_path: Path, widths: tuple[int, ...]) -> None:
+    found = change_vae(tmp_path, "AsymmetricAutoencoderKL", **asymmetric(*widths))
+    count = len(widths)
+    model = AsymmetricAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * count,
+        up_block_types=("UpDecoderBlock2D",) * count,
+        norm_num_groups=4,
+        **asymmetric(*widths),
+    )
+    latents, image = torch.ones(1, 4, 16 // 2 ** (count - 1), 16 // 2 ** (count - 1)), torch.ones(1, 3, 16, 16)
+    try:
+        with torch.inference_mode():
+            model.decode(latents, image=image, mask=image[:, :1])
+        able = True
+    except KeyError:
+        able = False
+    assert ("inpainting" in found.tasks) == able
+    decoder = next(each for each in found.components if each.role == "decoder")
+    assert decoder.module == ("vae:InpaintingVaeDecoder" if able else "vae:AsymmetricVaeDecoder")
+    assert ["--vae" in text for text in found.warnings] == ([] if able else [True])
+
+
+def test_an_asymmetric_decoder_that_cannot_inpaint_is_refused_where_nothing_else_is_left(tmp_path: Path) -> None:
+    write_skeleton(tmp_path)
+    write_json(tmp_path / "unet" / "config.json", {"in_channels": 9, "sample_size": 8})
+    index = json.loads((tmp_path / "model_index.json").read_text())
     index["vae"] = ["diffusers", "AsymmetricAutoencoderKL"]
-    write_json(tmp_path / "inpainting" / "model_index.json", index)
+    write_json(tmp_path / "model_index.json", index)
+    write_json(tmp_path / "vae" / "config.json", asymmetric(4, 16))
     with pytest.raises(CheckpointError, match="`vae`"):
-        plan_export(open_checkpoint(tmp_path / "inpainting", pipelines=PIPELINES))
+        plan_export(open_checkpoint(tmp_path, pipelines=PIPELINES))

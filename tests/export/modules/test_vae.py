@@ -15,11 +15,14 @@ from diffusers.image_processor import VaeImageProcessor
 
 from latentrt import Bundle, Pipeline
 from latentrt.backends.onnxruntime import open_session
-from latentrt.backends.session import run
+from latentrt.backends.session import Arrays, run
+from latentrt.bundle.gate_inputs import make_image_pixels, make_masks
+from latentrt.bundle.tensors import check_feeds
 from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.families import plan_export
-from latentrt_export.modules.vae import AsymmetricVaeDecoder, AsymmetricVaeEncoder, TinyEncoder
+from latentrt_export.modules.vae import AsymmetricVaeDecoder, AsymmetricVaeEncoder, InpaintingVaeDecoder, TinyEncoder
+from latentrt_export.quantize.options import QuantizationOptions
 from tests.export.skeleton import open_skeleton, write_skeleton
 from tests.exported import Exported
 from tests.tiny_preview import make_preview_decoder
@@ -126,3 +129,68 @@ def test_an_asymmetric_autoencoder_without_its_mask(tmp_path: Path) -> None:
     expected = (images * 255).round().astype(np.uint8)
     np.testing.assert_array_equal(decoder.torch_outputs({"latents": latents})["pixels"], expected)
     np.testing.assert_array_equal(encoder.torch_outputs({"pixels": pixels})["mean"], encoded.mean.numpy())
+
+
+def save_asymmetric(folder: Path, *widths: int) -> AsymmetricAutoencoderKL:
+    torch.manual_seed(2)
+    model = AsymmetricAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        down_block_out_channels=(8,) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        up_block_out_channels=widths,
+        norm_num_groups=4,
+        scaling_factor=0.3,
+    )
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+# Of one width, two layers have features of one shape, of which diffusers takes the later.
+@pytest.mark.parametrize("widths", [(8, 16, 16), (8, 8)])
+def test_an_asymmetric_autoencoder_with_image_and_mask(tmp_path: Path, widths: tuple[int, ...]) -> None:
+    model, decoder = save_asymmetric(tmp_path, *widths), InpaintingVaeDecoder.load(tmp_path, None)
+    factor = 2 ** (len(widths) - 1)
+    rng, sides = np.random.default_rng(1), (6 * factor, 8 * factor)
+    # Not a pattern that every pixel of a block shares: the mask is resized by nearest neighbour.
+    mask = rng.integers(0, 2, (2, 1, *sides)).astype(np.float32)
+    feeds = {
+        "latents": rng.standard_normal((2, 4, 6, 8)).astype(np.float32),
+        "image": make_image_pixels((2, 3, *sides)),
+        "mask": mask,
+    }
+    check_feeds(decoder.inputs, feeds)
+
+    def expect(**inputs: torch.Tensor) -> Any:
+        with torch.inference_mode():
+            decoded = model.decode(torch.from_numpy(feeds["latents"]) / 0.3, **inputs).sample
+        images = VaeImageProcessor(vae_scale_factor=factor).postprocess(decoded, output_type="np")
+        return (images * 255).round().astype(np.uint8)
+
+    expected = expect(image=torch.from_numpy(feeds["image"]), mask=torch.from_numpy(mask))
+    np.testing.assert_array_equal(decoder.torch_outputs(feeds)["pixels"], expected)
+    # A mask of ones keeps nothing: the decoder without a condition, to the bit.
+    plain = decoder.torch_outputs({**feeds, "mask": np.ones_like(mask)})["pixels"]
+    np.testing.assert_array_equal(plain, expect())
+    assert (plain != expected).mean() > 0.1
+    # Layers without an effect have no weights in a graph.
+    layers = {name.split(".")[3] for name in decoder.weights() if "condition_encoder" in name}
+    assert len(layers) == len(widths) + 1
+
+
+def test_an_asymmetric_autoencoder_whose_features_do_not_fit(tmp_path: Path) -> None:
+    save_asymmetric(tmp_path, 8, 32)
+    with pytest.raises(CheckpointError, match=r"up_block_out_channels.*`vae`"):
+        InpaintingVaeDecoder.load(tmp_path, None)
+
+
+def test_a_decoder_is_calibrated_with_a_kept_region_and_without(tmp_path: Path) -> None:
+    save_asymmetric(tmp_path, 8, 8)
+    decoder, feeds = InpaintingVaeDecoder.load(tmp_path, None), list[Arrays]()
+
+    def record(each: Arrays) -> Arrays:
+        check_feeds(decoder.inputs, each)
+        feeds.append(each)
+        return {}
+
+    decoder.calibrate(record, {"latents": np.zeros((2, 4, 6, 8), np.float32)}, QuantizationOptions())
+    np.testing.assert_array_equal([each["mask"][0] for each in feeds], np.tile(make_masks(2, 12, 16), (2, 1, 1, 1)))

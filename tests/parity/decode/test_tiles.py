@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_they_are_mixed_as_diffusers_mixes(vae: Any, latents: NDArray[np.float32
             strips.append(join(pieces, lefts, vae.blend_h, 3))
     expected = quantize(join(strips, tops, vae.blend_v, 2))
     session = open_session(Bundle.open(bundle_path()), "vae_decoder")
-    found = decode_in_tiles(lambda part: session.run({"latents": part})["pixels"], latents, most=16, factor=FACTOR)
+    found = decode_in_tiles(lambda feeds: session.run(feeds)["pixels"], {"latents": latents}, most=16, factor=FACTOR)
     assert found.shape == expected.shape == (1, 96, 160, 3)
     # Rounded once in each tile and once when they are mixed, and the graph is a level from torch here and there.
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 2
@@ -76,11 +77,11 @@ def join(pieces: list[torch.Tensor], starts: list[int], blend: Any, axis: int) -
 def test_no_farther_from_the_whole_than_diffusers_tiles(vae: Any, latents: NDArray[np.float32]) -> None:
     session = open_session(Bundle.open(bundle_path()), "vae_decoder")
 
-    def decode(part: NDArray[np.float32]) -> Pixels:
-        return session.run({"latents": part})["pixels"]
+    def decode(feeds: Mapping[str, NDArray[np.float32]]) -> Pixels:
+        return session.run(feeds)["pixels"]
 
-    whole = decode(latents)
-    found = decode_in_tiles(decode, latents, most=16, factor=FACTOR)
+    whole = decode({"latents": latents})
+    found = decode_in_tiles(decode, {"latents": latents}, most=16, factor=FACTOR)
     vae.tile_latent_min_size, vae.tile_sample_min_size, vae.tile_overlap_factor = 16, 16 * FACTOR, OVERLAP
     with torch.inference_mode():
         theirs = quantize(vae.tiled_decode(torch.from_numpy(latents) / vae.config.scaling_factor).sample)

@@ -161,3 +161,12 @@ def test_guidance_weights_differ_and_one_is_of_a_scale_of_one() -> None:
     weights = made("guidance-weight", (4,))
     assert len({*weights.tolist()}) == 4
     assert weights.min() == 0
+
+
+def test_masks_are_a_box_and_in_every_second_row_the_whole_image() -> None:
+    masks = made("mask", (3, 1, 24, 16))
+    np.testing.assert_array_equal(masks[0], masks[2])
+    assert (masks[1] == 1).all()
+    assert {*np.unique(masks[0])} == {0, 1}
+    assert (masks[0, 0, 6:18, 5:] == 1).all()
+    assert masks[0].sum() == 12 * 11

@@ -497,6 +497,62 @@ def test_two_graphs_in_one_file(tree: Any) -> None:
     assert "'unet/model.onnx' is named as two graphs" in contradiction(tree)
 
 
+def add_inpainting_inputs(tree: Any) -> list[dict[str, Any]]:
+    """Give the decoder the image and the mask of inpainting; return its inputs."""
+    inputs: list[dict[str, Any]] = tree["components"]["vae_decoder"]["inputs"]
+    for name, channels in (("image", 3), ("mask", 1)):
+        shape = ["batch", channels, "8*height", "8*width"]
+        inputs.append({"name": name, "dtype": "float32", "shape": shape, "source": name})
+    return inputs
+
+
+def test_a_decoder_may_take_the_image_and_the_mask_of_inpainting(tree: Any) -> None:
+    add_inpainting_inputs(tree)
+    decoder = decode_manifest(json.dumps(tree).encode()).components["vae_decoder"]
+    assert [spec.source for spec in decoder.inputs] == ["latents", "image", "mask"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda inputs: inputs.pop(),  # an image without a mask
+        lambda inputs: inputs.pop(1),
+        lambda inputs: inputs.insert(1, inputs.pop()),
+        lambda inputs: inputs[1].update(source="mask"),
+        lambda inputs: inputs[2].update(source="image"),
+        lambda inputs: inputs[2].update(source="noise-level"),
+        lambda inputs: inputs[2].update(name="weight"),
+        lambda inputs: inputs[2].update(dtype="uint8"),
+        lambda inputs: inputs[2].update(shape=["batch", 3, "8*height", "8*width"]),
+        lambda inputs: inputs[1].update(shape=["batch", 1, "8*height", "8*width"]),
+        lambda inputs: inputs[2].update(shape=["batch", 1, "height", "width"]),
+        lambda inputs: inputs[2].update(shape=["batch", 1, "8*width", "8*height"]),
+        lambda inputs: inputs[2].update(shape=["images", 1, "8*height", "8*width"]),
+        lambda inputs: inputs.append({**inputs[2], "name": "more", "source": "option:more"}),
+    ],
+)
+def test_a_decoder_takes_no_other_inputs(tree: Any, change: Any) -> None:
+    change(add_inpainting_inputs(tree))
+    assert "vae_decoder has " in contradiction(tree)
+
+
+def test_a_decoder_with_slices_takes_latents_alone(tree: Any) -> None:
+    add_inpainting_inputs(tree)
+    decoder = tree["components"]["vae_decoder"]
+    decoder["parts"] = {
+        name: {**part, "graphs": decoder["graphs"]} for name, part in (("head", HEAD), ("slice.0", LAST))
+    }
+    assert "expected latents float32[batch, 4, height, width], and no output but pixels" in contradiction(tree)
+
+
+def test_a_preview_decoder_takes_latents_alone(tree: Any) -> None:
+    add_inpainting_inputs(tree)
+    components = tree["components"]
+    components["preview_decoder"] = {**components["vae_decoder"], "role": "preview-decoder"}
+    components["vae_decoder"] = {**components["vae_decoder"], "inputs": components["vae_decoder"]["inputs"][:1]}
+    assert "preview_decoder has the inputs" in contradiction(tree)
+
+
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [

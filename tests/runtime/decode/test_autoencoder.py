@@ -127,3 +127,17 @@ def test_an_encoder_without_a_distribution_draws_nothing() -> None:
     found, generator = autoencoder.encode(session, np.zeros((1, 3, 16, 24), np.float32)), Generator(5)
     np.testing.assert_array_equal(found.sample(generator), mean[0])
     np.testing.assert_array_equal(generator.normal((4,)), Generator(5).normal((4,)))
+
+
+def test_further_inputs_are_those_of_every_image() -> None:
+    seen = list[NDArray[np.float32]]()
+    mask = np.random.default_rng(0).uniform(size=(1, 1, 10, 12)).astype(np.float32)
+
+    def record(feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+        seen.append(feeds["mask"])
+        return FakeDecoder().run(feeds)
+
+    spec = TensorSpec("mask", "float32", ("batch", 1, "2*height", "2*width"))
+    decoder = FunctionSession((*FakeDecoder.inputs, spec), FakeDecoder.outputs, record)
+    autoencoder.decode(decoder, np.ones((2, 4, 5, 6), np.float32), downscale=2, images={"mask": mask})
+    np.testing.assert_array_equal(np.stack(seen), np.stack([mask, mask]))

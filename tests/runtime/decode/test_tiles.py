@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from latentrt.decode.tiles import OVERLAP, decode_in_tiles, tiles
 
+Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
 
@@ -29,12 +31,13 @@ def test_tiles_are_alike_and_overlap_by_a_quarter() -> None:
 def test_one_tile_is_the_whole() -> None:
     shapes: list[tuple[int, ...]] = []
 
-    def decode(part: NDArray[np.float32]) -> Pixels:
+    def decode(feeds: Mapping[str, Floats]) -> Pixels:
+        part = feeds["latents"]
         shapes.append(part.shape)
         return np.arange(part.shape[2] * part.shape[3] * 3, dtype=np.uint8).reshape(1, *part.shape[2:], 3)
 
-    latents = np.zeros((1, 4, 8, 16), np.float32)
-    np.testing.assert_array_equal(decode_in_tiles(decode, latents, most=16, factor=1), decode(latents))
+    feeds = {"latents": np.zeros((1, 4, 8, 16), np.float32)}
+    np.testing.assert_array_equal(decode_in_tiles(decode, feeds, most=16, factor=1), decode(feeds))
     assert shapes == [(1, 4, 8, 16)] * 2
 
 
@@ -42,12 +45,23 @@ def test_tiles_of_a_plain_field_leave_no_trace() -> None:
     """And all have one shape, in one piece of memory."""
     shapes = set()
 
-    def decode(part: NDArray[np.float32]) -> Pixels:
+    def decode(feeds: Mapping[str, Floats]) -> Pixels:
+        part = feeds["latents"]
         assert part.flags.c_contiguous
         shapes.add(part.shape)
         return np.full((len(part), 2 * part.shape[2], 2 * part.shape[3], 3), 77, np.uint8)
 
-    found = decode_in_tiles(decode, np.zeros((2, 4, 21, 26), np.float32), most=8, factor=2)
+    found = decode_in_tiles(decode, {"latents": np.zeros((2, 4, 21, 26), np.float32)}, most=8, factor=2)
     assert found.shape == (2, 42, 52, 3)
     assert (found == 77).all()
     assert shapes == {(2, 4, 7, 8)}
+
+
+def test_a_tile_takes_its_region_of_an_image() -> None:
+    def decode(feeds: Mapping[str, Floats]) -> Pixels:
+        assert feeds["latents"].shape == (1, 4, 7, 8)
+        return np.repeat(feeds["mask"].transpose(0, 2, 3, 1), 3, axis=3).astype(np.uint8)
+
+    mask = np.random.default_rng(0).integers(0, 2, (1, 1, 42, 52)).astype(np.float32)
+    found = decode_in_tiles(decode, {"latents": np.zeros((1, 4, 21, 26), np.float32), "mask": mask}, most=8, factor=2)
+    np.testing.assert_array_equal(found[..., 0], mask[:, 0])

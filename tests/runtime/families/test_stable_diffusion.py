@@ -25,6 +25,7 @@ from latentrt.sampling.loop import Sample, step
 from latentrt.sampling.noise import Generator
 from latentrt.text.clip import PromptEncoder
 from latentrt.text.tokenizer import open_tokenizer
+from tests.runtime.fake_sessions import FunctionSession
 
 Floats = NDArray[np.float32]
 
@@ -403,6 +404,54 @@ def test_a_bundle_without_a_classifier_has_none(bundle: Bundle) -> None:
     components = {name: each for name, each in bundle.manifest.components.items() if name != "safety_checker"}
     bundle.manifest = msgspec.structs.replace(bundle.manifest, components=components)
     assert StableDiffusion(bundle, Components({}, models=Models())).classifier() is None
+
+
+def keep_images(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Floats]]:
+    """Give the decoder the inputs of one that keeps images; return its feeds, which a run adds to."""
+    manifest, seen = pipeline.bundle.manifest, list[dict[str, Floats]]()
+    record = manifest.components["vae_decoder"]
+    downscale = manifest.latent_spaces["unet"].downscale
+    sides = (f"{downscale}*height", f"{downscale}*width")
+    inputs = (
+        *record.inputs,
+        InputSpec("kept_image", "float32", ("batch", 3, *sides), "image"),
+        InputSpec("kept_mask", "float32", ("batch", 1, *sides), "mask"),
+    )
+    components = {**manifest.components, "vae_decoder": msgspec.structs.replace(record, inputs=inputs)}
+    pipeline.bundle.manifest = msgspec.structs.replace(manifest, components=components)
+
+    def decode(feeds: Any) -> dict[str, NDArray[Any]]:
+        seen.append(dict(feeds))
+        return {"pixels": np.zeros((1, *feeds["kept_image"].shape[2:], 3), np.uint8)}
+
+    decoder = FunctionSession(tuple(spec.tensor for spec in inputs), record.outputs, decode)
+    monkeypatch.setattr(autoencoder, "open_decoder", lambda bundle, components, name: decoder)
+    return seen
+
+
+def test_a_decoder_that_keeps_images_takes_those_of_the_request(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeds = keep_images(pipeline, monkeypatch)
+    latents = np.zeros((2, *SHAPE), np.float32)
+    for crop in (None, 8):
+        request = resolve(pipeline, image=image(), mask_image=mask(), num_images_per_prompt=2, padding_mask_crop=crop)
+        pipeline.family.finish(request, latents)
+        for each in (feeds.pop(), feeds.pop()):
+            np.testing.assert_array_equal(each["kept_image"], request.prepared.pixels)
+            np.testing.assert_array_equal(each["kept_mask"], request.prepared.inpainting.mask)
+            assert 0 < each["kept_mask"].mean() < 1
+
+
+@pytest.mark.parametrize("values", [{}, {"image": image(), "strength": 0.5}])
+def test_such_a_decoder_keeps_nothing_in_other_tasks(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    feeds = keep_images(pipeline, monkeypatch)
+    pipeline.family.finish(resolve(pipeline, **values), np.zeros((1, *SHAPE), np.float32))
+    (each,) = feeds
+    assert (each["kept_mask"] == 1).all()
+    assert np.isfinite(each["kept_image"]).all()
 
 
 def test_a_repainted_crop_is_placed_into_the_input_image(pipeline: Pipeline) -> None:
