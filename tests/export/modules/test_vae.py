@@ -167,10 +167,15 @@ def test_an_asymmetric_autoencoder_with_image_and_mask(tmp_path: Path, widths: t
         return (images * 255).round().astype(np.uint8)
 
     expected = expect(image=torch.from_numpy(feeds["image"]), mask=torch.from_numpy(mask))
-    np.testing.assert_array_equal(decoder.torch_outputs(feeds)["pixels"], expected)
-    # A mask of ones keeps nothing: the decoder without a condition, to the bit.
+    # A value near a half may round to either side: convolutions of other batches and sizes add in another order.
+    difference = decoder.torch_outputs(feeds)["pixels"].astype(int) - expected
+    assert np.abs(difference).max() <= 1
+    assert (difference != 0).mean() < 0.01
+    # A mask of ones keeps nothing: the decoder without a condition.
     plain = decoder.torch_outputs({**feeds, "mask": np.ones_like(mask)})["pixels"]
-    np.testing.assert_array_equal(plain, expect())
+    difference = plain.astype(int) - expect()
+    assert np.abs(difference).max() <= 1
+    assert (difference != 0).mean() < 0.01
     assert (plain != expected).mean() > 0.1
     # Layers without an effect have no weights in a graph.
     layers = {name.split(".")[3] for name in decoder.weights() if "condition_encoder" in name}
