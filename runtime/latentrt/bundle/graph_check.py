@@ -29,12 +29,12 @@ from latentrt.bundle.graph_ranges import Range, check_ranges
 from latentrt.bundle.graph_shapes import OPERATORS, Shape, Values, infer_values, peak_bytes
 from latentrt.bundle.manifest import Component, GraphRecord, Limits, Manifest, Part, Role, TokenizerRecord
 from latentrt.bundle.onnx_graph import GraphFormatError, OnnxGraph, Tensor, TensorType, read_graph
+from latentrt.bundle.onnx_types import CODES, WEIGHT_DTYPES
 from latentrt.bundle.printable import printable, quote
 from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 from latentrt.errors import GraphError
 
 __all__ = [
-    "WEIGHT_DTYPES",
     "CheckedGraph",
     "ComponentGraph",
     "check_graph",
@@ -46,10 +46,6 @@ __all__ = [
 _IR_VERSION = 10
 _OPSETS = {"": 21, "com.microsoft": 1}
 _SUFFIX = ".onnx"
-# TensorProto.DataType of the types that a signature may have.
-_DTYPES = {"float32": 1, "uint8": 2, "int64": 7, "bool": 9, "float16": 10}
-WEIGHT_DTYPES: Mapping[int, str] = {1: "<f4", 2: "u1", 3: "i1", 10: "<f2"}
-"""numpy's type of a weight by TensorProto.DataType: those that a weights file may have (`latentrt.bundle.weights`)."""
 # The largest constant of an exported graph is a causal mask of 6 kB.
 _MAX_CONSTANT_BYTES = 4 << 20
 _EXPORT_AGAIN = (
@@ -303,7 +299,7 @@ def _check_signature(kind: str, found: Mapping[str, TensorType], specs: tuple[Te
         )
     for spec in specs:
         made = found[spec.name]
-        if made.dtype != _DTYPES[spec.dtype] or made.shape != spec.shape:
+        if made.dtype != CODES[spec.dtype] or made.shape != spec.shape:
             raise GraphFormatError(
                 f"has the {kind} {spec.name} of data type {made.dtype} and shape {made.shape}, expected {spec} as in "
                 "the manifest"

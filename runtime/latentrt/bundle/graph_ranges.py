@@ -14,22 +14,21 @@ import numpy as np
 
 from latentrt.bundle.graph_shapes import Shape, Values
 from latentrt.bundle.onnx_graph import GraphFormatError, Node, OnnxGraph, Tensor
+from latentrt.bundle.onnx_types import CODES, ELEMENT_TYPES
 from latentrt.bundle.tensors import MAX_AXES
 
 __all__ = ["Range", "check_ranges"]
 
 Range = tuple[int, int]
 """The least and the greatest value of a tensor of whole numbers."""
-# By TensorProto.DataType: uint8, int8, int32, int64, bool. A result beyond its type would wrap around.
+# By TensorProto.DataType. A result beyond its type would wrap around.
 _LIMITS: Mapping[int, Range] = {
-    2: (0, 255),
-    3: (-128, 127),
-    6: (-(1 << 31), (1 << 31) - 1),
-    7: (-(1 << 63), (1 << 63) - 1),
-    9: (0, 1),
+    CODES["uint8"]: (0, 255),
+    CODES["int8"]: (-128, 127),
+    CODES["int32"]: (-(1 << 31), (1 << 31) - 1),
+    CODES["int64"]: (-(1 << 63), (1 << 63) - 1),
+    CODES["bool"]: (0, 1),
 }
-_INT64, _BOOL = 7, 9
-_RAW_DTYPES: Mapping[int, type[np.generic]] = {2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_}
 _UNKNOWN = 0  # the type of a number that ConstantOfShape repeats
 
 
@@ -117,15 +116,15 @@ class _Ranges:
                 dtype = node.attributes.get("to")
                 return dtype if isinstance(dtype, int) else _UNKNOWN
             case "Shape" | "ArgMax":
-                return _INT64
+                return CODES["int64"]
             case "Equal" | "Greater" | "Less":
-                return _BOOL
+                return CODES["bool"]
             case "TopK" if output == 1:
-                return _INT64
+                return CODES["int64"]
             case "Where" | "DequantizeLinear":
                 return self._dtypes[node.inputs[1]]
             case "QuantizeLinear":
-                return self._dtypes[node.inputs[2]] if len(node.inputs) > 2 else 2
+                return self._dtypes[node.inputs[2]] if len(node.inputs) > 2 else CODES["uint8"]
             case "ConstantOfShape":
                 return _UNKNOWN
         return self._dtypes[node.inputs[0]]
@@ -165,15 +164,14 @@ class _Ranges:
         return min(start, last), max(start, last)
 
 
-_NARROW: Mapping[int, Range] = {dtype: limits for dtype, limits in _LIMITS.items() if dtype in (2, 3, 9)}
+_NARROW: Mapping[int, Range] = {dtype: limits for dtype, limits in _LIMITS.items() if limits[1] < 256}
 
 
 def _read(tensor: Tensor) -> Values | None:
     """Return the values of a constant of whole numbers in the graph; None for any other."""
-    kind = _RAW_DTYPES.get(tensor.dtype)
-    if tensor.raw is None or kind is None or not tensor.raw:
+    if not tensor.raw or tensor.dtype not in _LIMITS:
         return None
-    return np.frombuffer(tensor.raw, kind).reshape(tensor.shape)
+    return np.frombuffer(tensor.raw, ELEMENT_TYPES[tensor.dtype].dtype).reshape(tensor.shape)
 
 
 def _range_of(array: Values) -> Range:

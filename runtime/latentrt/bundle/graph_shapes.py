@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.bundle.onnx_graph import GraphFormatError, Node, OnnxGraph
+from latentrt.bundle.onnx_types import ELEMENT_TYPES, ElementType
 
 __all__ = ["OPERATORS", "Shape", "Values", "infer_shapes", "infer_values", "peak_bytes"]
 
@@ -27,16 +28,6 @@ Values = NDArray[Any]
 _MOST_VALUES = 256
 # All elements count as float32: most are, and none of those that are large is wider.
 _BYTES_PER_ELEMENT = 4
-_DTYPES: Mapping[int, Any] = {
-    1: np.float32,
-    2: np.uint8,
-    3: np.int8,
-    6: np.int32,
-    7: np.int64,
-    9: np.bool_,
-    10: np.float16,
-    11: np.float64,
-}
 
 
 class _Inputs:
@@ -163,7 +154,7 @@ class _Inference:
         for name, tensor in graph.initializers.items():
             self.shapes[name] = tensor.shape
             if tensor.raw is not None and math.prod(tensor.shape) <= _MOST_VALUES:
-                self.values[name] = np.frombuffer(tensor.raw, _DTYPES[tensor.dtype]).reshape(tensor.shape)
+                self.values[name] = np.frombuffer(tensor.raw, ELEMENT_TYPES[tensor.dtype].dtype).reshape(tensor.shape)
         for name, spec in graph.inputs.items():
             self.shapes[name] = tuple(_size(axis, sizes) for axis in spec.shape or ())
         with np.errstate(all="ignore"):
@@ -249,7 +240,15 @@ def _divide(left: Values, right: Values) -> Values:
 
 
 def _cast(inputs: _Inputs) -> Values:
-    return _array(inputs, 0).astype(_DTYPES[inputs.integer("to", 0)])
+    return _array(inputs, 0).astype(_target(inputs).dtype)
+
+
+def _target(inputs: _Inputs) -> ElementType:
+    """Return the type to which a node casts."""
+    found = ELEMENT_TYPES.get(inputs.integer("to", 0))
+    if found is None:
+        raise ValueError(f"casts to data type {inputs.integer('to', 0)}, expected one of {sorted(ELEMENT_TYPES)}")
+    return found
 
 
 def _evaluate_slice(inputs: _Inputs) -> Values:
@@ -296,6 +295,11 @@ _EVALUATED: Mapping[str, Callable[[_Inputs], Values]] = {
 
 def _same(inputs: _Inputs) -> list[Shape]:
     return [inputs.shape(0)]
+
+
+def _cast_shape(inputs: _Inputs) -> list[Shape]:
+    _target(inputs)
+    return _same(inputs)
 
 
 def _softmax(inputs: _Inputs) -> list[Shape]:
@@ -646,7 +650,7 @@ def _attention(inputs: _Inputs) -> list[Shape]:
 
 
 _Rule = Callable[[_Inputs], list[Shape]]
-_SAME = "Abs Cast Cos Erf Floor Gelu Identity LeakyRelu Mish Neg Reciprocal Relu Round Sigmoid Sin Sqrt Tanh"
+_SAME = "Abs Cos Erf Floor Gelu Identity LeakyRelu Mish Neg Reciprocal Relu Round Sigmoid Sin Sqrt Tanh"
 _BROADCASTING = "Add Div Equal Greater Less Max Min Mul Pow Sub Where"
 # The number of inputs of operators that broadcast them, except of those that take any number (Max, Min).
 _BINARY = ("Add", "Div", "Equal", "Greater", "Less", "Mul", "Pow", "Sub")
@@ -658,6 +662,7 @@ _RULES: Mapping[tuple[str, str], _Rule] = {
     **{("", name): _reduce for name in _REDUCING.split()},
     ("", "ArgMax"): _arg_max,
     ("", "BatchNormalization"): _batch_normalization,
+    ("", "Cast"): _cast_shape,
     ("", "Clip"): _clip,
     ("", "Concat"): _concat,
     ("", "ConstantOfShape"): _constant_of_shape,
