@@ -67,7 +67,7 @@ _SIZES = {
 _DEEP_AXES, _DEEP_SIDES = ("deep_height", "deep_width"), (_SIDE // 2, _SIDE // 4, _SIDE // 8)
 # Axes of which the memory is a quadratic function: that of the scores of self-attention.
 _SQUARED = ("height", "width", "pixel_height", "pixel_width")
-# A graph that needs less may grow as it likes: by constants, and by what its first sizes round down.
+# The memory of one image counts as this much at least: small graphs grow by constants, and by rounding.
 _FREE_BYTES = 64 << 20
 # The scores of self-attention at that size take 0.5 GiB in Stable Diffusion 1 (8 heads), and are held twice; the
 # features of a decoder take 0.25 GiB each. A graph made to exhaust the memory is far beyond.
@@ -105,7 +105,7 @@ class ComponentGraph:
 
 
 def find_ranges(limits: Limits, tokenizer: TokenizerRecord | None) -> dict[str, Range]:
-    """Return the range of the whole numbers from each source, to which the loop holds what it feeds.
+    """Return the range of the whole numbers that each source may feed; requests and tokenizers keep to it.
 
     Args:
         limits: of the bundle.
@@ -125,7 +125,7 @@ def find_graphs(component: Component, weights_bytes: int, ranges: Mapping[str, R
         weights_bytes: size of its weights file.
         ranges: of the whole numbers from each source (`find_ranges`).
     """
-    named = {spec.name: ranges[spec.source] for spec in component.inputs if spec.source in ranges}
+    ranges_by_input = {spec.name: ranges[spec.source] for spec in component.inputs if spec.source in ranges}
 
     def describe(signature: Component | Part, record: GraphRecord) -> ComponentGraph:
         return ComponentGraph(
@@ -136,7 +136,7 @@ def find_graphs(component: Component, weights_bytes: int, ranges: Mapping[str, R
             role=component.role,
             inputs=signature.inputs,
             outputs=signature.outputs,
-            ranges=named,
+            ranges=ranges_by_input,
         )
 
     signatures: list[Component | Part] = [component, *component.parts.values()]
@@ -176,9 +176,9 @@ class CheckedGraph:
         self._passed: set[tuple[int, ...]] = set()
 
     def check_sizes(self, shapes: Mapping[str, Shape]) -> None:
-        """Reject sizes at which the graph needs more memory than those that it was checked at explain, once for each.
+        """Check the graph for the sizes of a run, once for each set of sizes.
 
-        Memory may grow as the number of rows, and as the square of an image's area.
+        Memory may grow linearly with every named axis, and with the square of an image's area.
 
         Args:
             shapes: of `named_inputs` at least.
@@ -194,7 +194,7 @@ class CheckedGraph:
         sizes = axis_sizes([spec for spec in expected.inputs if spec.name in self.named_inputs], shapes)
         try:
             found, values = infer_values(self._graph, sizes)
-            _check_made(self._graph, found)
+            _check_declared_shapes(self._graph, found)
             for spec in expected.outputs:
                 if not _agrees(wanted := _resolve(spec, sizes), found[spec.name]):
                     raise GraphFormatError(
@@ -235,8 +235,8 @@ def check_graph(data: bytes, expected: ComponentGraph, *, remedy: str = _EXPORT_
         _check_signature("input", graph.inputs, expected.inputs)
         _check_signature("output", graph.outputs, expected.outputs)
         _check_tensors(graph, expected)
-        shapes, values = _infer_values(graph, _reference_sizes(expected.role))
-        _check_made(graph, shapes)
+        shapes, values = _infer_reference_values(graph, _reference_sizes(expected.role))
+        _check_declared_shapes(graph, shapes)
         check_ranges(graph, shapes, values, expected.ranges)
         return CheckedGraph(data, graph, expected, _check_memory(graph, shapes, expected.role))
     except GraphFormatError as error:
@@ -358,7 +358,7 @@ def _find_span(tensor: Tensor, location: str | None, expected: ComponentGraph) -
     return offset, offset + length, tensor.name
 
 
-def _check_made(graph: OnnxGraph, shapes: Mapping[str, Shape]) -> None:
+def _check_declared_shapes(graph: OnnxGraph, shapes: Mapping[str, Shape]) -> None:
     """Check that every tensor has the sizes that the graph declares for it."""
     for name, declared in {**graph.value_info, **graph.outputs}.items():
         if name in shapes and declared.shape is not None and not _agrees(declared.shape, shapes[name]):
@@ -390,7 +390,8 @@ def _growth(sizes: Mapping[str, int], role: Role) -> float:
     return growth
 
 
-def _infer_values(graph: OnnxGraph, sizes: Mapping[str, int]) -> tuple[dict[str, Shape], dict[str, Values]]:
+def _infer_reference_values(graph: OnnxGraph, sizes: Mapping[str, int]) -> tuple[dict[str, Shape], dict[str, Values]]:
+    """Infer shapes and values for one image, with the first side of deep features that fits."""
     named = {axis for spec in graph.inputs.values() for axis in spec.shape or ()}
     *others, last = _DEEP_SIDES if not named.isdisjoint(_DEEP_AXES) else (_SIDE,)
     for side in others:

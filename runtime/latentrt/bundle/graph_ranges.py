@@ -1,9 +1,9 @@
 """The ranges of whole numbers in an ONNX graph: no index may lie outside its data, and no divisor may be 0.
 
-Backends differ in what they do there: ONNX Runtime fails, OpenVINO reads or writes at the index, and the processor ends
-a program that divides a whole number by 0. So a graph runs only if it is certain from the graph that neither happens:
+Backends differ in what they do there: ONNX Runtime fails, OpenVINO reads or writes out of bounds, and a division of
+whole numbers by 0 ends the process (SIGFPE). So a graph runs only if it is certain from the graph that neither happens:
 indices are constants, come from an input whose range the manifest states, or are computed from those (interval
-arithmetic, one rule per operator). Indices below 0, which ONNX allows and the exporter never writes, are refused too.
+arithmetic). Indices below 0, which ONNX allows and the exporter never writes, are refused too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["Range", "check_ranges"]
 
 Range = tuple[int, int]
 """The least and the greatest value of a tensor of whole numbers."""
-# By TensorProto.DataType. A result beyond its type would wrap around.
+# By TensorProto.DataType. A result beyond its type would wrap around. OpenVINO computes int64 as int32 on a CPU.
 _LIMITS: Mapping[int, Range] = {
     CODES["uint8"]: (0, 255),
     CODES["int8"]: (-128, 127),
     CODES["int32"]: (-(1 << 31), (1 << 31) - 1),
-    CODES["int64"]: (-(1 << 63), (1 << 63) - 1),
+    CODES["int64"]: (-(1 << 31), (1 << 31) - 1),
     CODES["bool"]: (0, 1),
 }
 _UNKNOWN = 0  # the type of a number that ConstantOfShape repeats
@@ -69,12 +69,12 @@ class _Ranges:
         self._columns: dict[str, tuple[Range | None, ...]] = {}
         for name, tensor in graph.initializers.items():
             if (array := _read(tensor)) is not None:
-                self._ranges[name] = _range_of(array)
+                self._ranges[name] = _value_range(array)
                 if array.ndim > 1 and array.shape[-1] <= MAX_AXES:
-                    self._columns[name] = tuple(_range_of(array[..., column]) for column in range(array.shape[-1]))
+                    self._columns[name] = tuple(_value_range(array[..., column]) for column in range(array.shape[-1]))
 
     def add(self, node: Node) -> None:
-        """Check a node, and add what it makes."""
+        """Check a node, and record the types and ranges of its outputs."""
         if check := _CHECKS.get(node.op_type):
             try:
                 check(self, node)
@@ -87,14 +87,14 @@ class _Ranges:
         if node.op_type == "Concat" and self._joins_columns(node):
             self._columns[node.outputs[0]] = tuple(column for name in node.inputs for column in self.columns(name))
 
-    def range(self, name: str) -> Range | None:
+    def range_of(self, name: str) -> Range | None:
         """Return the range of a tensor; None: not whole numbers, or any of their type."""
         found = self._ranges.get(name)
         return found if found is not None else _NARROW.get(self._dtypes.get(name, _UNKNOWN))
 
     def columns(self, name: str) -> tuple[Range | None, ...]:
         """Return the range of each column of the last axis of a tensor."""
-        return self._columns.get(name) or (self.range(name),) * self._shapes[name][-1]
+        return self._columns.get(name) or (self.range_of(name),) * self._shapes[name][-1]
 
     def shape(self, name: str) -> Shape:
         """Return the shape of a tensor."""
@@ -107,8 +107,8 @@ class _Ranges:
 
     def _joins_columns(self, node: Node) -> bool:
         """Return whether a Concat joins the columns of indices."""
-        shape, axis = self._shapes[node.outputs[0]], node.attributes.get("axis", 0)
-        return isinstance(axis, int) and axis % len(shape) == len(shape) - 1 and shape[-1] <= MAX_AXES
+        shape = self._shapes[node.outputs[0]]
+        return _integer(node, "axis", 0) % len(shape) == len(shape) - 1 and shape[-1] <= MAX_AXES
 
     def _infer_dtype(self, node: Node, output: int) -> int:
         match node.op_type:
@@ -124,40 +124,39 @@ class _Ranges:
             case "Where" | "DequantizeLinear":
                 return self._dtypes[node.inputs[1]]
             case "QuantizeLinear":
-                return self._dtypes[node.inputs[2]] if len(node.inputs) > 2 else CODES["uint8"]
+                return self._dtypes[node.inputs[2]] if any(node.inputs[2:]) else CODES["uint8"]
             case "ConstantOfShape":
                 return _UNKNOWN
         return self._dtypes[node.inputs[0]]
 
     def _infer_range(self, node: Node, output: int, name: str) -> Range | None:
         if (known := self._values.get(name)) is not None and known.size and known.dtype.kind in "iub":
-            return _range_of(known)
+            return _value_range(known)
         limits, shape = _LIMITS.get(self._dtypes[name]), self._shapes
         if limits is None:
             return None
         if node.op_type == "TopK" and output == 1:
-            axis = node.attributes.get("axis", -1)
-            assert isinstance(axis, int), "checked with its shape"
-            return 0, max(shape[node.inputs[0]][axis] - 1, 0)
+            return 0, max(shape[node.inputs[0]][_integer(node, "axis", -1)] - 1, 0)
         if node.op_type == "ArgMax":
-            axis = node.attributes.get("axis", 0)
-            assert isinstance(axis, int), "checked with its shape"
-            return 0, shape[node.inputs[0]][axis] - 1
+            return 0, shape[node.inputs[0]][_integer(node, "axis", 0)] - 1
         if node.op_type == "Range":
-            return self._of_range(node)
+            return self._range_of_range(node)
         rule = _RULES.get(node.op_type)
         if rule is None:
             return None
         indices, combine = rule
         taken = [
-            self.range(each) for index, each in enumerate(node.inputs) if each and (indices is None or index in indices)
+            self.range_of(each)
+            for index, each in enumerate(node.inputs)
+            if each and (indices is None or index in indices)
         ]
-        if not taken or any(each is None for each in taken):
+        known_ranges = [each for each in taken if each is not None and _is_within(each, limits)]
+        if not taken or len(known_ranges) != len(taken):
             return None
-        found = combine([each for each in taken if each is not None])
-        return found if found is not None and limits[0] <= found[0] <= found[1] <= limits[1] else None
+        found = combine(known_ranges)
+        return found if found is not None and _is_within(found, limits) else None
 
-    def _of_range(self, node: Node) -> Range | None:
+    def _range_of_range(self, node: Node) -> Range | None:
         start, _, delta = (self._values[name].item() for name in node.inputs)
         (count,) = self._shapes[node.outputs[0]]
         last = start + max(count - 1, 0) * delta
@@ -174,8 +173,18 @@ def _read(tensor: Tensor) -> Values | None:
     return np.frombuffer(tensor.raw, ELEMENT_TYPES[tensor.dtype].dtype).reshape(tensor.shape)
 
 
-def _range_of(array: Values) -> Range:
+def _is_within(found: Range, limits: Range) -> bool:
+    return limits[0] <= found[0] <= found[1] <= limits[1]
+
+
+def _value_range(array: Values) -> Range:
     return int(array.min()), int(array.max())
+
+
+def _integer(node: Node, name: str, default: int) -> int:
+    found = node.attributes.get(name, default)
+    assert isinstance(found, int), "checked with its shape"
+    return found
 
 
 # --- Checks ----------------------------------------------------------------------------------------------------------
@@ -185,7 +194,7 @@ def _check_divisor(ranges: _Ranges, node: Node) -> None:
     """Check that whole numbers are divided by others above 0: neither by 0, nor the least one by −1."""
     if not ranges.is_whole(node.inputs[1]):
         return
-    found = ranges.range(node.inputs[1])
+    found = ranges.range_of(node.inputs[1])
     if found is None or found[0] < 1:
         raise ValueError(f"divides whole numbers by {_describe(found)}, expected numbers above 0")
 
@@ -200,15 +209,12 @@ def _describe(found: Range | None) -> str:
 
 
 def _check_along_axis(ranges: _Ranges, node: Node) -> None:
-    axis = node.attributes.get("axis", 0)
-    assert isinstance(axis, int), "checked with its shape"
     if 0 not in ranges.shape(node.inputs[1]):
-        _check_index(ranges.range(node.inputs[1]), ranges.shape(node.inputs[0])[axis])
+        _check_index(ranges.range_of(node.inputs[1]), ranges.shape(node.inputs[0])[_integer(node, "axis", 0)])
 
 
 def _check_columns(ranges: _Ranges, node: Node) -> None:
-    first = node.attributes.get("batch_dims", 0)
-    assert isinstance(first, int), "checked with its shape"
+    first = _integer(node, "batch_dims", 0) if node.op_type == "GatherND" else 0
     if 0 in ranges.shape(node.inputs[1]):
         return
     for size, column in zip(ranges.shape(node.inputs[0])[first:], ranges.columns(node.inputs[1]), strict=False):
@@ -252,14 +258,15 @@ def _absolute(taken: Sequence[Range]) -> Range:
     return 0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high))
 
 
-_TAKING = (
+# Operators whose output has values of their first input alone.
+_SELECTING = (
     *("Cast", "Expand", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split", "Squeeze"),
     *("TopK", "Transpose", "Unsqueeze"),
 )
 _Rule = tuple[Sequence[int] | None, Callable[[Sequence[Range]], Range | None]]
 # Operator → the inputs whose values its output has or is computed from (None: all), and the output's range.
 _RULES: Mapping[str, _Rule] = {
-    **dict.fromkeys(_TAKING, ((0,), _union)),
+    **dict.fromkeys(_SELECTING, ((0,), _union)),
     "Abs": ((0,), _absolute),
     "Add": (None, lambda taken: (taken[0][0] + taken[1][0], taken[0][1] + taken[1][1])),
     "Concat": (None, _union),

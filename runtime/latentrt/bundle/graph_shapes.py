@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from latentrt.bundle.onnx_graph import GraphFormatError, Node, OnnxGraph
 from latentrt.bundle.onnx_types import ELEMENT_TYPES, ElementType
 
-__all__ = ["OPERATORS", "Shape", "Values", "infer_shapes", "infer_values", "peak_bytes"]
+__all__ = ["OPERATORS", "Shape", "Values", "infer_values", "peak_bytes"]
 
 Shape = tuple[int, ...]
 Values = NDArray[Any]
@@ -92,8 +92,8 @@ class _Inputs:
         return found
 
 
-def infer_shapes(graph: OnnxGraph, sizes: Mapping[str, int]) -> dict[str, Shape]:
-    """Return the shape of every tensor.
+def infer_values(graph: OnnxGraph, sizes: Mapping[str, int]) -> tuple[dict[str, Shape], dict[str, Values]]:
+    """Return the shape of every tensor, and the values of the small ones that hold sizes.
 
     Args:
         graph: its nodes in an order in which they can run.
@@ -102,11 +102,6 @@ def infer_shapes(graph: OnnxGraph, sizes: Mapping[str, int]) -> dict[str, Shape]
     Raises:
         GraphFormatError: a node does not fit its inputs, or a size depends on the contents of a tensor.
     """
-    return _Inference(graph, sizes).shapes
-
-
-def infer_values(graph: OnnxGraph, sizes: Mapping[str, int]) -> tuple[dict[str, Shape], dict[str, Values]]:
-    """Return the shape of every tensor as `infer_shapes` does, and the values of the small ones that hold sizes."""
     inference = _Inference(graph, sizes)
     return inference.shapes, inference.values
 
@@ -220,6 +215,24 @@ def _array(inputs: _Inputs, index: int) -> Values:
     return value
 
 
+def _arithmetic(function: Callable[..., Any]) -> Callable[[_Inputs], Values]:
+    """Evaluate with whole numbers of 32 bits: OpenVINO computes those of 64 bits as such on a CPU."""
+    evaluate = _elementwise(function)
+
+    def check(array: Values) -> None:
+        if array.dtype.kind in "iu" and array.size and not -(1 << 31) <= array.min() <= array.max() < 1 << 31:
+            raise ValueError("calculates with numbers of more than 32 bits")
+
+    def evaluate_checked(inputs: _Inputs) -> Values:
+        for index in range(len(inputs.values)):
+            check(_array(inputs, index))
+        made = evaluate(inputs)
+        check(made)
+        return made
+
+    return evaluate_checked
+
+
 def _elementwise(function: Callable[..., Any]) -> Callable[[_Inputs], Values]:
     def evaluate(inputs: _Inputs) -> Values:
         arrays = [_array(inputs, index) for index in range(len(inputs.values))]
@@ -240,7 +253,15 @@ def _divide(left: Values, right: Values) -> Values:
 
 
 def _cast(inputs: _Inputs) -> Values:
-    return _array(inputs, 0).astype(_target(inputs).dtype)
+    """Cast sizes; backends differ in what they make of a number that the target type does not have."""
+    array, dtype = _array(inputs, 0), np.dtype(_target(inputs).dtype)
+    if array.dtype.kind in "fiu" and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if not all(
+            math.isfinite(each) and limits.min <= int(each) <= limits.max for each in array.reshape(-1).tolist()
+        ):
+            raise ValueError(f"casts a number that {dtype} does not have")
+    return array.astype(dtype)
 
 
 def _target(inputs: _Inputs) -> ElementType:
@@ -260,13 +281,13 @@ def _evaluate_slice(inputs: _Inputs) -> Values:
 
 
 _EVALUATED: Mapping[str, Callable[[_Inputs], Values]] = {
-    "Abs": _elementwise(np.abs),
-    "Add": _elementwise(np.add),
+    "Abs": _arithmetic(np.abs),
+    "Add": _arithmetic(np.add),
     "Cast": _cast,
     "Concat": lambda inputs: np.concatenate(
         [_array(inputs, index) for index in range(len(inputs.values))], axis=inputs.integer("axis", 0)
     ),
-    "Div": _elementwise(_divide),
+    "Div": _arithmetic(_divide),
     "Equal": _elementwise(np.equal),
     "Floor": _elementwise(np.floor),
     "Gather": lambda inputs: np.asarray(
@@ -277,14 +298,14 @@ _EVALUATED: Mapping[str, Callable[[_Inputs], Values]] = {
     "Less": _elementwise(np.less),
     "Max": _elementwise(lambda *arrays: np.max(np.broadcast_arrays(*arrays), axis=0)),
     "Min": _elementwise(lambda *arrays: np.min(np.broadcast_arrays(*arrays), axis=0)),
-    "Mul": _elementwise(np.multiply),
-    "Neg": _elementwise(np.negative),
+    "Mul": _arithmetic(np.multiply),
+    "Neg": _arithmetic(np.negative),
     "Reshape": lambda inputs: _array(inputs, 0).reshape(_reshape(inputs)[0]),
     "Round": _elementwise(np.rint),
     "Slice": _evaluate_slice,
     "Sqrt": _elementwise(np.sqrt),
     "Squeeze": lambda inputs: _array(inputs, 0).reshape(_squeeze(inputs)[0]),
-    "Sub": _elementwise(np.subtract),
+    "Sub": _arithmetic(np.subtract),
     "Unsqueeze": lambda inputs: _array(inputs, 0).reshape(_unsqueeze(inputs)[0]),
     "Where": _elementwise(np.where),
 }
@@ -346,6 +367,8 @@ def _quantize(inputs: _Inputs) -> list[Shape]:
     if inputs.integer("block_size", 0):
         raise ValueError("has scales of blocks, expected those of an axis")
     inputs.check_shape(2, scale)
+    if inputs.integer("output_dtype", 0):
+        raise ValueError("has output_dtype, expected the type of its zero point")
     return [data]
 
 
@@ -453,6 +476,8 @@ def _reduce(inputs: _Inputs) -> list[Shape]:
             return [data]
         axes = list(range(len(data)))
     reduced, keep = {_axis(axis, len(data)) for axis in axes}, inputs.integer("keepdims", 1)
+    if inputs.node.op_type in ("ReduceMax", "ReduceMean") and any(data[axis] == 0 for axis in reduced):
+        raise ValueError("reduces an axis without elements")
     return [tuple(1 if axis in reduced else size for axis, size in enumerate(data) if keep or axis not in reduced)]
 
 
@@ -609,8 +634,10 @@ def _pad(inputs: _Inputs) -> list[Shape]:
         raise ValueError(f"has the pads {pads}")
     for index, axis in enumerate(axes):
         before, after, size = pads[index], pads[index + len(axes)], shape[_axis(axis, len(shape))]
-        if mode == b"reflect" and not 0 <= max(before, after) < size:
-            raise ValueError(f"reflects {max(before, after)} of {size}")
+        if min(before, after) < 0 or (mode == b"reflect" and max(before, after) >= size):
+            raise ValueError(
+                f"pads {size} by {before} and {after}, expected none below 0, and no reflection of as many"
+            )
         shape[_axis(axis, len(shape))] += before + after
     return [tuple(shape)]
 

@@ -170,6 +170,15 @@ OUTSIDE: dict[str, tuple[list[Message], list[Message], str]] = {
         [TABLE, whole("k", 1), constant("w", INT64, [2, 5], struct.pack("<10q", *range(10))),
          constant("v", INT64, [2, 1], struct.pack("<2q", 9, 10))], "from 0 to 10",
     ),
+    "an attribute that the operator has not": (
+        [n("ScatterND", "table w u", batch_dims=1)],
+        [TABLE, constant("w", INT64, [1, 2], struct.pack("<2q", 10, 0)), constant("u", 1, [1], bytes(4))],
+        "from 10 to 10 as an index of an axis of 10",
+    ),
+    "numbers of more than 32 bits": (
+        [n("Mul", "ids m", "a"), n("Div", "a m", "i"), n("Gather", "table i")],
+        [TABLE, whole("m", (1 << 31) + 5)], "without a known range",
+    ),
     "a divisor of 0": ([n("Div", "ids w")], [whole("w", 0)], "divides whole numbers by numbers from 0 to 0"),
     "a divisor of −1": ([n("Div", "ids w")], [whole("w", -1)], "from -1 to -1"),
     "a divisor that an input makes 0": ([row("place"), n("Div", "column ids")], [LAST], "from 0 to 9, expected"),
@@ -206,3 +215,9 @@ def test_numbers_with_fractions_may_be_divided_by_anything() -> None:
 
 def test_nothing_is_taken_by_no_index() -> None:
     check([n("Gather", "table none")], [TABLE, constant("none", INT64, [0], b"")])
+
+
+def test_a_zero_point_that_is_left_out() -> None:
+    nodes = [n("QuantizeLinear", "scores s ", "q"), n("Cast", "q", "i", to=INT64), n("Gather", "wide i")]
+    scale, wide = constant("s", 1, [], struct.pack("<f", 1)), constant("wide", 1, [256, 2], bytes(2048))
+    check(nodes, [scale, wide])

@@ -124,7 +124,7 @@ def test_a_bundle_with_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -
         inputs = [{key: spec[key] for key in ("name", "dtype", "shape")} for spec in unet["inputs"][2:]]
         prompt = {"inputs": inputs, "outputs": keys, "graphs": {"float32": graph}}
         body = {
-            "inputs": keys[:1],
+            "inputs": [{key: unet["inputs"][0][key] for key in ("name", "dtype", "shape")}, *keys[:1]],
             "outputs": unet["outputs"],
             "graphs": {"float32": {**graph, "file": "unet/body.onnx"}},
         }
