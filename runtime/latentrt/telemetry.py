@@ -2,7 +2,7 @@
 
 - ONNX Runtime 1.29 and later writes a device id and a queue below `~/.cache/Microsoft` when it is imported, and sends
   them. `ORT_DISABLE_TELEMETRY` turns that off before the import, unless the user has set it to `0`, `false`, `no` or
-  `off`. A set, but empty variable is not a wish for reports, though the library takes it for one.
+  `off`. An empty value does not turn reports on, although the library reports with it.
 - OpenVINO's Python package sends an event when it is imported, by a package of its own, `openvino_telemetry`, which has
   no such variable. Without that package OpenVINO sends nothing, so it is hidden during the import, unless the user has
   agreed to it with OpenVINO's command `opt_in_out --opt_in`.

@@ -191,7 +191,8 @@ class InpaintingVaeDecoder(VaeDecoder):
 
     `MaskConditionDecoder` of diffusers: before each block, and after the last, its features h become
     h · mask + c · (1 − mask), with c the features of the same size of the image where it is kept. diffusers decodes
-    other tasks' latents without this step. So does a mask of ones here, to the bit: h · 1 + c · 0 = h.
+    other tasks' latents without this step. A mask of ones has the same effect here, to the bit, as c is finite:
+    h · 1 + c · 0 = h.
 
     Raises:
         CheckpointError: the image has no features of a block's size and channels, with which diffusers fails too.
@@ -244,7 +245,10 @@ class InpaintingVaeDecoder(VaeDecoder):
         return self.finish(decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(hidden))))
 
     def _encode_kept(self, pixels: Tensor) -> dict[tuple[int, int], Tensor]:
-        """Return the features of the kept image, by channels and pixels per side; of two equal ones the later."""
+        """Return the features of the kept image, by channels and pixels per side.
+
+        Where two layers have the same, those of the later one, as in diffusers.
+        """
         encoder, features = self.decoder.condition_encoder, {}
         for layer, level in zip(encoder.layers, _list_condition_levels(encoder), strict=True):
             pixels = features[level] = layer(pixels)

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
-from latentrt.bundle.graph_shapes import Shape, Values
-from latentrt.bundle.onnx_graph import GraphFormatError, Node, OnnxGraph, Tensor
-from latentrt.bundle.onnx_types import CODES, ELEMENT_TYPES
+from latentrt.bundle.graph_shapes import Shape, Values, read_values
+from latentrt.bundle.onnx_graph import GraphFormatError, Node, OnnxGraph
+from latentrt.bundle.onnx_types import CODES, WHOLE_CODES
 from latentrt.bundle.tensors import MAX_AXES
 
 __all__ = ["Range", "check_ranges"]
@@ -68,7 +66,7 @@ class _Ranges:
         # The ranges of the columns of the last axis, where they differ: indices of several axes.
         self._columns: dict[str, tuple[Range | None, ...]] = {}
         for name, tensor in graph.initializers.items():
-            if (array := _read(tensor)) is not None:
+            if tensor.dtype in _LIMITS and (array := read_values(tensor)) is not None and array.size:
                 self._ranges[name] = _value_range(array)
                 if array.ndim > 1 and array.shape[-1] <= MAX_AXES:
                     self._columns[name] = tuple(_value_range(array[..., column]) for column in range(array.shape[-1]))
@@ -103,7 +101,7 @@ class _Ranges:
     def is_whole(self, name: str) -> bool:
         """Return whether a tensor holds whole numbers; where that is unknown, it may."""
         dtype = self._dtypes[name]
-        return dtype in _LIMITS or dtype == _UNKNOWN
+        return dtype in WHOLE_CODES or dtype in (CODES["bool"], _UNKNOWN)
 
     def _joins_columns(self, node: Node) -> bool:
         """Return whether a Concat joins the columns of indices."""
@@ -164,13 +162,6 @@ class _Ranges:
 
 
 _NARROW: Mapping[int, Range] = {dtype: limits for dtype, limits in _LIMITS.items() if limits[1] < 256}
-
-
-def _read(tensor: Tensor) -> Values | None:
-    """Return the values of a constant of whole numbers in the graph; None for any other."""
-    if not tensor.raw or tensor.dtype not in _LIMITS:
-        return None
-    return np.frombuffer(tensor.raw, ELEMENT_TYPES[tensor.dtype].dtype).reshape(tensor.shape)
 
 
 def _is_within(found: Range, limits: Range) -> bool:

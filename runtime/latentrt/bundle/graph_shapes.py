@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.onnx_graph import GraphFormatError, Node, OnnxGraph
+from latentrt.bundle.onnx_graph import GraphFormatError, Node, OnnxGraph, Tensor
 from latentrt.bundle.onnx_types import ELEMENT_TYPES, ElementType
 
-__all__ = ["OPERATORS", "Shape", "Values", "infer_values", "peak_bytes"]
+__all__ = ["OPERATORS", "Shape", "Values", "infer_values", "peak_bytes", "read_values"]
 
 Shape = tuple[int, ...]
 Values = NDArray[Any]
@@ -92,6 +92,13 @@ class _Inputs:
         return found
 
 
+def read_values(tensor: Tensor) -> Values | None:
+    """Return the values of a constant; None where they are in the weights file."""
+    if tensor.raw is None:
+        return None
+    return np.frombuffer(tensor.raw, ELEMENT_TYPES[tensor.dtype].dtype).reshape(tensor.shape)
+
+
 def infer_values(graph: OnnxGraph, sizes: Mapping[str, int]) -> tuple[dict[str, Shape], dict[str, Values]]:
     """Return the shape of every tensor, and the values of the small ones that hold sizes.
 
@@ -148,8 +155,8 @@ class _Inference:
         self.values: dict[str, Values] = {}
         for name, tensor in graph.initializers.items():
             self.shapes[name] = tensor.shape
-            if tensor.raw is not None and math.prod(tensor.shape) <= _MOST_VALUES:
-                self.values[name] = np.frombuffer(tensor.raw, ELEMENT_TYPES[tensor.dtype].dtype).reshape(tensor.shape)
+            if math.prod(tensor.shape) <= _MOST_VALUES and (values := read_values(tensor)) is not None:
+                self.values[name] = values
         for name, spec in graph.inputs.items():
             self.shapes[name] = tuple(_size(axis, sizes) for axis in spec.shape or ())
         with np.errstate(all="ignore"):
@@ -253,7 +260,7 @@ def _divide(left: Values, right: Values) -> Values:
 
 
 def _cast(inputs: _Inputs) -> Values:
-    """Cast sizes; backends differ in what they make of a number that the target type does not have."""
+    """Cast sizes. Rejects a number that the target type cannot hold, which backends convert differently."""
     array, dtype = _array(inputs, 0), np.dtype(_target(inputs).dtype)
     if array.dtype.kind in "fiu" and dtype.kind in "iu":
         limits = np.iinfo(dtype)

@@ -31,7 +31,7 @@ class TerminatedError(SystemExit):
 
 
 class _State:
-    """What the handler knows. Only the main thread writes to it, as Python runs handlers there."""
+    """The state that `_handle` and `uninterrupted` share. Only the main thread, where handlers run, writes to it."""
 
     blocks = 0  # `uninterrupted` blocks that the main thread is in
     waiting: int | None = None  # the first signal that arrived in one
@@ -96,7 +96,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 def _is_unwinding() -> bool:
     """Return whether the main thread is in a `finally` or `except` that runs because of an earlier signal.
 
-    An exception that was swallowed, as in a `__del__`, is not such a one: then the next signal counts.
+    The exception of a signal that was swallowed, as in a `__del__`, does not count, so the next signal is raised.
     """
     error = sys.exception()
     while error is not None:

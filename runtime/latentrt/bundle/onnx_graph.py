@@ -41,7 +41,7 @@ _MAX_NAME_BYTES = 1024
 _MANY = 100_000  # nodes, or tensors
 _FEW = 64  # inputs, outputs or attributes of a node
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Attribute = float | int | bytes | tuple[int, ...] | None
 
 
@@ -423,9 +423,9 @@ class _Reader:
         return name, known
 
 
-def _by_name(kind: str, pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Return what a graph names, by the names, which must be different; `kind` describes it in an error."""
-    values: dict[str, T] = {}
+def _by_name(kind: str, pairs: Iterable[tuple[str, _T]]) -> dict[str, _T]:
+    """Return values by their names; reject an empty or repeated name. `kind` describes the values in the error."""
+    values: dict[str, _T] = {}
     for name, value in pairs:
         if not name or name in values:
             raise GraphFormatError(f"has the {kind} {quote(name)} twice or without a name, expected a name of its own")

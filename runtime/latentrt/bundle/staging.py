@@ -204,7 +204,7 @@ def _list_mounts(folder: Path) -> list[Path]:
         return []
     # The fifth field of proc_pid_mountinfo(5); the kernel escapes spaces, tabs, newlines and backslashes.
     points = (re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4]) for line in lines)
-    return sorted(point for point in map(Path, map(os.fsdecode, points)) if point.is_relative_to(folder))
+    return sorted({point for point in map(Path, map(os.fsdecode, points)) if point.is_relative_to(folder)})
 
 
 def _list_unnamed(folder: Path, named: set[str]) -> Iterator[str]:
@@ -406,7 +406,10 @@ def _read_destination(root: Path) -> Path:
 
 
 def _make_removable(folder: Path) -> None:
-    """Make read-only folders in a folder writable, as nothing can be removed from them. Links are not followed."""
+    """Make folders that can be read but not written to writable, so that their entries can be removed.
+
+    Links are not followed. A bundle with a folder that cannot be read is not replaced in the first place.
+    """
     for parent, _, _ in os.walk(folder) if not os.path.islink(folder) else ():
         with contextlib.suppress(OSError):
             os.chmod(parent, 0o700)

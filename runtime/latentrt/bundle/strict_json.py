@@ -24,9 +24,8 @@ MAX_DEPTH = 32
 MAX_VALUES = 1 << 20
 """Largest number of values by default. A value takes about 100 bytes of memory."""
 
-
 _MAX_PROBLEM = 300  # characters of msgspec's description of a value that does not fit
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class AmbiguousJSONError(ValueError):
@@ -90,7 +89,7 @@ def parse_json(
     return tree
 
 
-class StrictDecoder(Generic[T]):
+class StrictDecoder(Generic[_T]):
     """A decoder of JSON texts that hold one type.
 
     Make it when a module is imported: msgspec describes a type at its first use, which crashes in several threads at
@@ -101,12 +100,12 @@ class StrictDecoder(Generic[T]):
         half_surrogates, max_bytes: as in `parse_json`.
     """
 
-    def __init__(self, target: type[T], *, half_surrogates: bool = False, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, target: type[_T], *, half_surrogates: bool = False, max_bytes: int = MAX_BYTES) -> None:
         msgspec.json.Decoder(target)  # describes the type
         self._target = target
         self._half_surrogates, self._max_bytes = half_surrogates, max_bytes
 
-    def decode(self, data: bytes) -> T:
+    def decode(self, data: bytes) -> _T:
         """Parse a text once and return its value.
 
         Raises:
@@ -114,7 +113,7 @@ class StrictDecoder(Generic[T]):
         """
         return self.convert(parse_json(data, half_surrogates=self._half_surrogates, max_bytes=self._max_bytes))
 
-    def convert(self, tree: object) -> T:
+    def convert(self, tree: object) -> _T:
         """Return the value of a tree that `parse_json` returned, for a text whose version is checked before its form.
 
         Raises:
