@@ -58,7 +58,7 @@ test-slow: setup
 test-gpu: setup
 	$(BIN)/pytest -m gpu
 
-# Every faulty file, value, swap and kill there is: about an hour on two cores. `ATTACK="--kind images"` runs one kind.
+# Every faulty file, value, swap and kill there is: a quarter of an hour on two cores. `ATTACK="--kind images"` runs one kind.
 attack: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attack $(ATTACK)
 
