@@ -257,7 +257,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     ("number", "code"),
     [
         (signal.SIGINT, 130),
-        (signal.SIGTERM, 128 + signal.SIGTERM),
+        # Slow, like SIGINT here; `tests/runtime/cli/test_main.py` and `bundle/test_interrupts.py` have it in CI.
+        pytest.param(signal.SIGTERM, 128 + signal.SIGTERM, marks=pytest.mark.slow),
         (signal.SIGKILL, -9),
     ],
     ids=["INT", "TERM", "KILL"],
