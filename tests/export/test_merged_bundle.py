@@ -33,11 +33,14 @@ def test_the_manifest_records_ratio_and_blocks(merged: Path, sd2: Exported) -> N
 
 
 def test_the_matching_computes_in_float32_in_every_graph(merged: Path) -> None:
-    for name in ("model", "body", "shallow_body"):
-        model = ir.load(merged / "unet" / f"{name}.onnx")
+    unet = Bundle.open(merged).manifest.components["unet"]
+    graphs = [("whole", record) for record in unet.graphs.values()]
+    graphs += [(name, record) for name in ("body", "shallow_body") for record in unet.parts[name].graphs.values()]
+    for name, record in graphs:
+        model = ir.load(merged / record.file)
         deciding = [node for node in model.graph if node.op_type in ("ArgMax", "TopK")]
         # At branch 0 the last block alone is shallow.
-        assert len(deciding) == 2 * (1 if name == "shallow_body" else 3)
+        assert len(deciding) == 2 * (1 if name == "shallow_body" else 3), record.file
         assert {node.inputs[0].dtype for node in deciding if node.inputs[0] is not None} == {ir.DataType.FLOAT}
 
 

@@ -93,7 +93,8 @@ class TokenMatching(nn.Module):
         own = (one_hot.sum(dim=2, keepdim=True) + 1).reciprocal()
         left = count - merged
         # The remaining sources come first, then the destinations.
-        back = torch.where(rank < merged, left - cells + cell, rank - merged)
+        # The clamp changes no index that is chosen; it proves to `latentrt.bundle.graph_ranges` that none is below 0.
+        back = torch.where(rank < merged, left - cells + cell, (rank - merged).clamp(min=0))
         sample = torch.arange(batch)[:, None]
         return Matching(
             first=first,

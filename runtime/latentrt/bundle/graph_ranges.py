@@ -139,6 +139,9 @@ class _Ranges:
             return 0, shape[node.inputs[0]][_integer(node, "axis", 0)] - 1
         if node.op_type == "Range":
             return self._range_of_range(node)
+        if node.op_type == "Clip":
+            found = self._range_of_clip(node)
+            return found if found is not None and _is_within(found, limits) else None
         rule = _RULES.get(node.op_type)
         if rule is None:
             return None
@@ -153,6 +156,18 @@ class _Ranges:
             return None
         found = combine(known_ranges)
         return found if found is not None and _is_within(found, limits) else None
+
+    def _range_of_clip(self, node: Node) -> Range | None:
+        """Return the range of min(max(x, least), most); x without a range may be any number of 64 bits."""
+        name, least_name, most_name = (*node.inputs, "", "")[:3]
+        low, high = self.range_of(name) or (-(1 << 63), (1 << 63) - 1)
+        for bound_name, choose in ((least_name, max), (most_name, min)):
+            if bound_name:
+                bound = self.range_of(bound_name)
+                if bound is None:
+                    return None
+                low, high = choose(low, bound[0]), choose(high, bound[1])
+        return low, high
 
     def _range_of_range(self, node: Node) -> Range | None:
         start, _, delta = (self._values[name].item() for name in node.inputs)

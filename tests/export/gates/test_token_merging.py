@@ -9,6 +9,9 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from latentrt.bundle.graph_ranges import check_ranges
+from latentrt.bundle.graph_shapes import infer_values
+from latentrt.bundle.onnx_graph import read_graph
 from latentrt.errors import GateError
 from latentrt_export.gates.token_merging import check_matchings, open_forced
 from latentrt_export.graphs.trace import trace
@@ -50,6 +53,13 @@ def test_a_forced_graph_gives_torchs_outputs(model: ir.Model, path: Path) -> Non
     assert result.value < 1e-5
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     assert len(model.graph.inputs) == 1
+
+
+def test_the_runtime_can_prove_the_indices(path: Path) -> None:
+    """Else it would refuse the graph: merged tokens are gathered by calculated indices."""
+    read = read_graph(path.read_bytes())
+    for batch, height, width in ((1, 16, 24), (3, 9, 11)):
+        check_ranges(read, *infer_values(read, {"batch": batch, "height": height, "width": width}), {})
 
 
 def test_equal_cosines_allow_either_decision(model: ir.Model, path: Path) -> None:

@@ -102,6 +102,18 @@ INSIDE: dict[str, tuple[list[Message], list[Message]]] = {
          n("Gather", "small d")],
         [whole("one", 1), whole("two", 2), constant("small", 1, [3], bytes(12))],
     ),
+    "cut off below": (
+        [n("Sub", "ids three", "a"), n("Clip", "a none", "i"), n("Gather", "table i")],
+        [TABLE, whole("three", 3), scalar("none", 0)],
+    ),
+    "cut off above": (
+        [n("Mul", "ids three", "a"), n("Clip", "a  nine", "i"), n("Gather", "table i")],
+        [TABLE, whole("three", 3), scalar("nine", 9)],
+    ),
+    "any numbers cut off": (
+        [n("Cast", "scores", "a", to=INT64), n("Clip", "a none nine", "i"), n("Gather", "table i")],
+        [TABLE, scalar("none", 0), scalar("nine", 9)],
+    ),
     "a divisor from a request": ([row("place"), n("Div", "ids column")], [LAST]),
 }  # fmt: skip
 
@@ -178,6 +190,19 @@ OUTSIDE: dict[str, tuple[list[Message], list[Message], str]] = {
     "numbers of more than 32 bits": (
         [n("Mul", "ids m", "a"), n("Div", "a m", "i"), n("Gather", "table i")],
         [TABLE, whole("m", (1 << 31) + 5)], "without a known range",
+    ),
+    "cut off too high": (
+        [n("Mul", "ids two", "a"), n("Clip", "a none ten", "i"), n("Gather", "table i")],
+        [TABLE, whole("two", 2), scalar("none", 0), scalar("ten", 10)], "from 0 to 10",
+    ),
+    "any numbers cut off on one side": (
+        [n("Cast", "scores", "a", to=INT64), n("Clip", "a none", "i"), n("Gather", "table i")],
+        [TABLE, scalar("none", 0)], "without a known range",
+    ),
+    "cut off at any number": (
+        [n("Cast", "scores", "a", to=INT64), n("ReduceMax", "a", "b", keepdims=0), n("Clip", "ids none b", "i"),
+         n("Gather", "table i")],
+        [TABLE, scalar("none", 0)], "without a known range",
     ),
     "a divisor of 0": ([n("Div", "ids w")], [whole("w", 0)], "divides whole numbers by numbers from 0 to 0"),
     "a divisor of −1": ([n("Div", "ids w")], [whole("w", -1)], "from -1 to -1"),
