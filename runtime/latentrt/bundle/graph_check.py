@@ -4,7 +4,8 @@ ONNX Runtime, OpenVINO and TensorRT open whatever file a graph names as the plac
 its shapes ask for. So a graph is read here first (`latentrt.bundle.onnx_graph`), and it runs only if
 
 - it is an ONNX graph as the exporter writes it: its IR version, its operator sets and operators
-  (`latentrt.bundle.graph_shapes.OPERATORS`), no function, no subgraph;
+  (`latentrt.bundle.graph_shapes.OPERATORS`) with their attributes (`latentrt.bundle.graph_attributes`), no function, no
+  subgraph;
 - its inputs and outputs are those of the manifest;
 - every weight is in the component's own pinned file, inside its size, of a type that such a file may have, and no two
   overlap;
@@ -25,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from latentrt.bundle.graph_attributes import check_attributes
 from latentrt.bundle.graph_ranges import Range, check_ranges
 from latentrt.bundle.graph_shapes import OPERATORS, Shape, Values, infer_values, peak_bytes
 from latentrt.bundle.manifest import Component, GraphRecord, Limits, Manifest, Part, Role, TokenizerRecord
@@ -268,6 +270,7 @@ def _check_operators(graph: OnnxGraph) -> None:
             )
         if node.domain not in graph.opsets:
             raise GraphFormatError(f"has node {quote(node.name)} of {node.domain}, which it does not import")
+        check_attributes(node)
 
 
 def _check_names(graph: OnnxGraph) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.graph_attributes import ATTRIBUTES
 from latentrt.bundle.manifest import LatentSpace
 from latentrt.bundle.onnx_types import ELEMENT_TYPES
 from latentrt_export.component import export_component
@@ -33,6 +34,19 @@ PARTS = {
     "unet": "unet",
     "safety_checker": "safety_checker",
 }
+
+
+def test_attributes_are_those_of_onnx() -> None:
+    types = {int: "INT", float: "FLOAT", bytes: "STRING", tuple: "INTS", type(None): "TENSOR"}
+    for op_type, attributes in ATTRIBUTES.items():
+        if op_type == "MultiHeadAttention":
+            continue  # of ONNX Runtime
+        known = onnx.defs.get_schema(op_type, 21).attributes
+        for name, expected in attributes.items():
+            each = expected if isinstance(expected, type) else type(expected[0])
+            assert known[name].type == getattr(onnx.defs.OpSchema.AttrType, types[each]), (op_type, name)
+            if isinstance(expected, tuple) and known[name].default_value.name:
+                assert onnx.helper.get_attribute_value(known[name].default_value) in expected, (op_type, name)
 
 
 def test_the_codes_of_types_are_those_of_onnx() -> None:
