@@ -64,9 +64,7 @@ class _Encoder(_VaeModule):
         super().__init__()
         config = model.config
         self.encoder = model.encoder
-        # diffusers registers `block_out_channels` for every class, and computes the same from it.
-        downscale = 2 ** (len(config.block_out_channels) - 1)
-        pixels = ("batch", config.in_channels, f"{downscale}*height", f"{downscale}*width")
+        pixels = ("batch", config.in_channels, *_pixel_sides(config))
         self.inputs = (TensorSpec("pixels", "float32", pixels),)
         self.outputs = (TensorSpec("mean", "float32", ("batch", config.latent_channels, "height", "width")),)
 
@@ -126,8 +124,7 @@ class _Decoder(_VaeModule):
         config = model.config
         self.decoder = model.decoder
         self.scale: float = config.scaling_factor
-        downscale = 2 ** (len(config.block_out_channels) - 1)
-        pixels = ("batch", f"{downscale}*height", f"{downscale}*width", config.out_channels)
+        pixels = ("batch", *_pixel_sides(config), config.out_channels)
         self.inputs = (TensorSpec("latents", "float32", ("batch", config.latent_channels, "height", "width")),)
         self.outputs = (TensorSpec("pixels", "uint8", pixels),)
 
@@ -203,9 +200,7 @@ class InpaintingVaeDecoder(VaeDecoder):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        downscale = 2 ** (len(model.config.up_block_out_channels) - 1)
-        channels = model.config.out_channels
-        sides = (f"{downscale}*height", f"{downscale}*width")
+        channels, sides = model.config.out_channels, _pixel_sides(model.config)
         self.inputs = (
             *self.inputs,
             TensorSpec("image", "float32", ("batch", channels, *sides)),
@@ -213,7 +208,7 @@ class InpaintingVaeDecoder(VaeDecoder):
         )
         # Channels and pixels per side of the features before each block, and after the last.
         widths = [*reversed(model.config.up_block_out_channels)]
-        factors = [downscale >> level for level in range(len(widths))]
+        factors = [1 << level for level in reversed(range(len(widths)))]
         self._levels = [*zip([widths[0], *widths[:-1]], factors, strict=True), (widths[-1], 1)]
         made = _list_condition_levels(self.decoder.condition_encoder)
         if not {*self._levels} <= {*made}:
@@ -268,6 +263,13 @@ class InpaintingVaeDecoder(VaeDecoder):
             return outputs
 
         return super().calibrate(run_both, gate_inputs, options)
+
+
+def _pixel_sides(config: Any) -> tuple[str, str]:
+    """Return the height and width of an image in latents, such as `8*height` and `8*width`."""
+    # diffusers registers `block_out_channels` for every class, and computes the same from it.
+    downscale = 2 ** (len(config.block_out_channels) - 1)
+    return f"{downscale}*height", f"{downscale}*width"
 
 
 def _list_condition_levels(encoder: Any) -> list[tuple[int, int]]:
