@@ -160,20 +160,23 @@ def _run(module: ComponentModule, feeds: Arrays) -> Run:
 
 
 def _warn_about_constants(name: str, runs: Sequence[Run]) -> None:
-    """Warn of each output of which every row is one value repeated, as an image of one colour is."""
+    """Warn of each output that is the same for every input, or of which every row is one value repeated."""
     for output in runs[0].outputs if runs else ():
-        arrays = [run.outputs[output] for run in runs]
         # A row of one value, such as a verdict, says nothing.
-        if all(array.ndim > 1 and array[0].size > 1 and _has_constant_rows(array) for array in arrays):
+        rows = [row for run in runs for row in np.atleast_1d(run.outputs[output]) if row.size > 1]
+        if rows and (_are_equal(rows) or all((row == row.flat[0]).all() for row in rows)):
             warn(
                 f"{name}: its {output} are constant for every input of the gate, which no trained model's are; the "
                 "checkpoint is most likely damaged. Look at an image before you use the bundle"
             )
 
 
-def _has_constant_rows(array: NDArray[Any]) -> bool:
-    rows = array.reshape(len(array), -1)
-    return bool((rows == rows[:, :1]).all())
+def _are_equal(rows: Sequence[NDArray[Any]]) -> bool:
+    """Return whether all rows of one shape are equal; False where no two have one."""
+    by_shape: dict[tuple[int, ...], NDArray[Any]] = {}
+    return len({row.shape for row in rows}) < len(rows) and all(
+        np.array_equal(by_shape.setdefault(row.shape, row), row) for row in rows
+    )
 
 
 def _find_run(runs: Iterable[Run], shapes: Mapping[str, tuple[int, ...]]) -> Run | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from latentrt.bundle.onnx_graph import Attribute, GraphFormatError, Node
+from latentrt.bundle.onnx_graph import Attribute, GraphFormatError, Node, Tensor
 from latentrt.bundle.printable import quote
 
 __all__ = ["ATTRIBUTES", "Expected", "check_attributes"]
@@ -19,8 +19,7 @@ __all__ = ["ATTRIBUTES", "Expected", "check_attributes"]
 Expected = type | tuple[int | bytes, ...]
 """The type of an attribute's value, or all values that it may have."""
 
-_TENSOR = type(None)  # read_graph checks that it is one number, and does not return it
-_NAMES = {int: "a whole number", float: "a number", tuple: "whole numbers", _TENSOR: "a tensor"}
+_NAMES = {int: "a whole number", float: "a number", tuple: "whole numbers", Tensor: "a tensor"}
 
 _WINDOW: Mapping[str, Expected] = {
     "auto_pad": (b"NOTSET",),
@@ -37,7 +36,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, Expected]] = {
     "BatchNormalization": {"epsilon": float, "momentum": float, "training_mode": (0,)},
     "Cast": {"to": int},
     "Concat": {"axis": int},
-    "ConstantOfShape": {"value": _TENSOR},
+    "ConstantOfShape": {"value": Tensor},
     "Conv": {**_WINDOW, "group": int},
     "ConvTranspose": {**_WINDOW, "group": int, "output_padding": tuple},
     "DequantizeLinear": _QUANTIZE,
@@ -109,7 +108,7 @@ def _is_one_of(value: Attribute, expected: Expected) -> bool:
 def _describe(value: Attribute) -> str:
     if isinstance(value, bytes):
         return quote(value.decode("utf-8", "backslashreplace"))
-    return "a tensor" if value is None else quote(value)
+    return "a tensor" if isinstance(value, Tensor) else quote(value)
 
 
 def _describe_expected(expected: Expected) -> str:

@@ -6,10 +6,11 @@ its shapes ask for. So a graph is read here first (`latentrt.bundle.onnx_graph`)
 - it is an ONNX graph as the exporter writes it: its IR version, its operator sets and operators
   (`latentrt.bundle.graph_shapes.OPERATORS`) with their attributes (`latentrt.bundle.graph_attributes`), no function, no
   subgraph;
-- its inputs and outputs are those of the manifest;
+- its inputs and outputs are those of the manifest, and every tensor has the type that the graph declares for it;
 - every weight is in the component's own pinned file, inside its size, of a type that such a file may have, and no two
   overlap;
-- its constants are small, and one image of 64 × 64 latents needs no more memory than a component of its role may;
+- its constants are small, and one image of 64 × 64 latents needs no more memory than a component of its role may, and
+  eight times its weights;
 - no index can lie outside its data, and no whole number is divided by 0 (`latentrt.bundle.graph_ranges`).
 
 The last two depend on the sizes of the inputs. So backends check them again for each set of sizes before they run on
@@ -29,6 +30,7 @@ from pathlib import PurePosixPath
 from latentrt.bundle.graph_attributes import check_attributes
 from latentrt.bundle.graph_ranges import Range, check_ranges
 from latentrt.bundle.graph_shapes import OPERATORS, Shape, Values, infer_values, peak_bytes
+from latentrt.bundle.graph_types import infer_types
 from latentrt.bundle.manifest import Component, GraphRecord, Limits, Manifest, Part, Role, TokenizerRecord
 from latentrt.bundle.onnx_graph import GraphFormatError, OnnxGraph, Tensor, TensorType, read_graph
 from latentrt.bundle.onnx_types import CODES, WEIGHT_DTYPES
@@ -71,6 +73,8 @@ _DEEP_AXES, _DEEP_SIDES = ("deep_height", "deep_width"), (_SIDE // 2, _SIDE // 4
 _SQUARED = ("height", "width", "pixel_height", "pixel_width")
 # The memory of one image counts as this much at least: small graphs grow by constants, and by rounding.
 _FREE_BYTES = 64 << 20
+# What a backend calculates from the weights while it loads a graph, and keeps: bytes as float32, and transposed.
+_WEIGHTS_FACTOR = 8
 # The scores of self-attention at that size take 0.5 GiB in Stable Diffusion 1 (8 heads), and are held twice; the
 # features of a decoder take 0.25 GiB each. A graph made to exhaust the memory is far beyond.
 _MAX_BYTES: Mapping[Role, int] = {
@@ -164,9 +168,11 @@ class CheckedGraph:
         external_names: the names of the tensors whose values are in the weights file.
     """
 
-    def __init__(self, data: bytes, graph: OnnxGraph, expected: ComponentGraph, peak: int) -> None:
+    def __init__(
+        self, data: bytes, graph: OnnxGraph, types: Mapping[str, int], expected: ComponentGraph, peak: int
+    ) -> None:
         self.data = data
-        self._graph, self._expected, self._peak = graph, expected, peak
+        self._graph, self._types, self._expected, self._peak = graph, types, expected, peak
         self.external_names = {name for name, each in graph.initializers.items() if each.external is not None}
         places: dict[str, tuple[str, int]] = {}
         for spec in expected.inputs:
@@ -196,15 +202,15 @@ class CheckedGraph:
         sizes = axis_sizes([spec for spec in expected.inputs if spec.name in self.named_inputs], shapes)
         try:
             found, values = infer_values(self._graph, sizes)
-            _check_declared_shapes(self._graph, found)
+            _check_declared_types(self._graph, self._types, found)
             for spec in expected.outputs:
                 if not _agrees(wanted := _resolve(spec, sizes), found[spec.name]):
                     raise GraphFormatError(
                         f"makes {spec.name} of shape {list(found[spec.name])}, expected {list(wanted)}"
                     )
-            check_ranges(self._graph, found, values, expected.ranges)
+            check_ranges(self._graph, self._types, found, values, expected.ranges)
             allowed = 2 * max(self._peak, _FREE_BYTES) * _growth(sizes, expected.role)
-            needed, node = peak_bytes(self._graph, found)
+            needed, node = peak_bytes(self._graph, self._types, found)
             if needed > allowed:
                 named = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
                 raise GraphFormatError(
@@ -237,10 +243,11 @@ def check_graph(data: bytes, expected: ComponentGraph, *, remedy: str = _EXPORT_
         _check_signature("input", graph.inputs, expected.inputs)
         _check_signature("output", graph.outputs, expected.outputs)
         _check_tensors(graph, expected)
+        types = infer_types(graph)
         shapes, values = _infer_reference_values(graph, _reference_sizes(expected.role))
-        _check_declared_shapes(graph, shapes)
-        check_ranges(graph, shapes, values, expected.ranges)
-        return CheckedGraph(data, graph, expected, _check_memory(graph, shapes, expected.role))
+        _check_declared_types(graph, types, shapes)
+        check_ranges(graph, types, shapes, values, expected.ranges)
+        return CheckedGraph(data, graph, types, expected, _check_memory(graph, types, shapes, expected))
     except GraphFormatError as error:
         raise _refuse(expected.file, error, remedy) from None
 
@@ -361,22 +368,30 @@ def _find_span(tensor: Tensor, location: str | None, expected: ComponentGraph) -
     return offset, offset + length, tensor.name
 
 
-def _check_declared_shapes(graph: OnnxGraph, shapes: Mapping[str, Shape]) -> None:
-    """Check that every tensor has the sizes that the graph declares for it."""
+def _check_declared_types(graph: OnnxGraph, types: Mapping[str, int], shapes: Mapping[str, Shape]) -> None:
+    """Check that every tensor has the element type and the sizes that the graph declares for it."""
     for name, declared in {**graph.value_info, **graph.outputs}.items():
+        if name in types and declared.dtype != types[name]:
+            raise GraphFormatError(
+                f"declares {quote(name)} as data type {declared.dtype}, but its nodes make {types[name]}"
+            )
         if name in shapes and declared.shape is not None and not _agrees(declared.shape, shapes[name]):
             raise GraphFormatError(
                 f"declares {quote(name)} as {list(declared.shape)}, but its nodes make {list(shapes[name])}"
             )
 
 
-def _check_memory(graph: OnnxGraph, shapes: Mapping[str, Shape], role: Role) -> int:
+def _check_memory(
+    graph: OnnxGraph, types: Mapping[str, int], shapes: Mapping[str, Shape], expected: ComponentGraph
+) -> int:
     """Return the most memory that a graph needs for one image, in bytes."""
-    needed, node = peak_bytes(graph, shapes)
-    if needed > _MAX_BYTES[role]:
+    needed, node = peak_bytes(graph, types, shapes)
+    most = _MAX_BYTES[expected.role] + _WEIGHTS_FACTOR * expected.weights_bytes
+    if needed > most:
         raise GraphFormatError(
-            f"needs {needed / 2**30:,.1f} GiB at node {quote(node)} for one image of {_PIXELS} × {_PIXELS} "
-            f"pixels, expected at most {_MAX_BYTES[role] >> 30} GiB of a {role}"
+            f"needs {needed / 2**30:,.1f} GiB at node {quote(node)} for one image of {_PIXELS} × {_PIXELS} pixels, "
+            f"expected at most {most / 2**30:,.1f} GiB of a {expected.role} with {expected.weights_bytes:,} bytes of "
+            "weights"
         )
     return needed
 

@@ -27,16 +27,20 @@ _LIMITS: Mapping[int, Range] = {
     CODES["int64"]: (-(1 << 31), (1 << 31) - 1),
     CODES["bool"]: (0, 1),
 }
-_UNKNOWN = 0  # the type of a number that ConstantOfShape repeats
 
 
 def check_ranges(
-    graph: OnnxGraph, shapes: Mapping[str, Shape], values: Mapping[str, Values], inputs: Mapping[str, Range]
+    graph: OnnxGraph,
+    types: Mapping[str, int],
+    shapes: Mapping[str, Shape],
+    values: Mapping[str, Values],
+    inputs: Mapping[str, Range],
 ) -> None:
     """Check every index and every divisor of a graph.
 
     Args:
         graph: its nodes in an order in which they can run.
+        types: of its tensors (`latentrt.bundle.graph_types.infer_types`).
         shapes, values: of its tensors (`latentrt.bundle.graph_shapes.infer_values`).
         inputs: the range of each input that has one.
 
@@ -44,24 +48,23 @@ def check_ranges(
         GraphFormatError: an index may lie outside its data, or a whole number may be divided by one that is not above
             0.
     """
-    ranges = _Ranges(graph, shapes, values, inputs)
+    ranges = _Ranges(graph, types, shapes, values, inputs)
     for node in graph.nodes:
         ranges.add(node)
 
 
 class _Ranges:
-    """Data types and ranges of the tensors so far. Whole numbers without a range may be any of their type."""
+    """Ranges of the tensors so far. Whole numbers without a range may be any of their type."""
 
     def __init__(
         self,
         graph: OnnxGraph,
+        types: Mapping[str, int],
         shapes: Mapping[str, Shape],
         values: Mapping[str, Values],
         inputs: Mapping[str, Range],
     ) -> None:
-        self._shapes, self._values = shapes, values
-        self._dtypes = {name: each.dtype for name, each in graph.initializers.items()}
-        self._dtypes.update({name: each.dtype for name, each in graph.inputs.items()})
+        self._types, self._shapes, self._values = types, shapes, values
         self._ranges: dict[str, Range] = {**inputs}
         # The ranges of the columns of the last axis, where they differ: indices of several axes.
         self._columns: dict[str, tuple[Range | None, ...]] = {}
@@ -72,14 +75,13 @@ class _Ranges:
                     self._columns[name] = tuple(_value_range(array[..., column]) for column in range(array.shape[-1]))
 
     def add(self, node: Node) -> None:
-        """Check a node, and record the types and ranges of its outputs."""
+        """Check a node, and record the ranges of its outputs."""
         if check := _CHECKS.get(node.op_type):
             try:
                 check(self, node)
             except ValueError as error:
                 raise GraphFormatError(f"has node '{node.name}', whose {node.op_type} {error}") from None
         for index, name in enumerate(node.outputs):
-            self._dtypes[name] = self._infer_dtype(node, index)
             if (found := self._infer_range(node, index, name)) is not None:
                 self._ranges[name] = found
         if node.op_type == "Concat" and self._joins_columns(node):
@@ -88,7 +90,7 @@ class _Ranges:
     def range_of(self, name: str) -> Range | None:
         """Return the range of a tensor; None: not whole numbers, or any of their type."""
         found = self._ranges.get(name)
-        return found if found is not None else _NARROW.get(self._dtypes.get(name, _UNKNOWN))
+        return found if found is not None else _NARROW.get(self._types[name])
 
     def columns(self, name: str) -> tuple[Range | None, ...]:
         """Return the range of each column of the last axis of a tensor."""
@@ -99,38 +101,18 @@ class _Ranges:
         return self._shapes[name]
 
     def is_whole(self, name: str) -> bool:
-        """Return whether a tensor holds whole numbers; where that is unknown, it may."""
-        dtype = self._dtypes[name]
-        return dtype in WHOLE_CODES or dtype in (CODES["bool"], _UNKNOWN)
+        """Return whether a tensor holds whole numbers."""
+        return self._types[name] in (*WHOLE_CODES, CODES["bool"])
 
     def _joins_columns(self, node: Node) -> bool:
         """Return whether a Concat joins the columns of indices."""
         shape = self._shapes[node.outputs[0]]
         return _integer(node, "axis", 0) % len(shape) == len(shape) - 1 and shape[-1] <= MAX_AXES
 
-    def _infer_dtype(self, node: Node, output: int) -> int:
-        match node.op_type:
-            case "Cast":
-                dtype = node.attributes.get("to")
-                return dtype if isinstance(dtype, int) else _UNKNOWN
-            case "Shape" | "ArgMax":
-                return CODES["int64"]
-            case "Equal" | "Greater" | "Less":
-                return CODES["bool"]
-            case "TopK" if output == 1:
-                return CODES["int64"]
-            case "Where" | "DequantizeLinear":
-                return self._dtypes[node.inputs[1]]
-            case "QuantizeLinear":
-                return self._dtypes[node.inputs[2]] if any(node.inputs[2:]) else CODES["uint8"]
-            case "ConstantOfShape":
-                return _UNKNOWN
-        return self._dtypes[node.inputs[0]]
-
     def _infer_range(self, node: Node, output: int, name: str) -> Range | None:
         if (known := self._values.get(name)) is not None and known.size and known.dtype.kind in "iub":
             return _value_range(known)
-        limits, shape = _LIMITS.get(self._dtypes[name]), self._shapes
+        limits, shape = _LIMITS.get(self._types[name]), self._shapes
         if limits is None:
             return None
         if node.op_type == "TopK" and output == 1:

@@ -27,8 +27,8 @@ Values = NDArray[Any]
 
 # Larger tensors are no sizes.
 _MOST_VALUES = 256
-# All elements count as float32: most are, and none of those that are large is wider.
-_BYTES_PER_ELEMENT = 4
+# An element counts as float32 at least, in which a backend may compute in place of a narrower type.
+_LEAST_BYTES = 4
 
 
 class _Inputs:
@@ -114,22 +114,26 @@ def infer_values(graph: OnnxGraph, sizes: Mapping[str, int]) -> tuple[dict[str, 
     return inference.shapes, inference.values
 
 
-def peak_bytes(graph: OnnxGraph, shapes: Mapping[str, Shape]) -> tuple[int, str]:
+def peak_bytes(graph: OnnxGraph, types: Mapping[str, int], shapes: Mapping[str, Shape]) -> tuple[int, str]:
     """Return the most memory that inputs and computed tensors take at one time, and the node that takes it.
 
-    A tensor is released after the last node that reads it; each counts as float32. Those that depend on no input's
-    contents are never released: a backend computes all of them while it loads the graph, before it drops any.
+    A tensor is released after the last node that reads it. Those that depend on no input's contents are never released:
+    a backend computes all of them while it loads the graph, before it drops any.
     """
     last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
     kept = len(graph.nodes)
     last_use.update(dict.fromkeys((*graph.outputs, *_find_foldable(graph)), kept))
     place = "inputs"
-    held = {name: math.prod(shapes[name]) * _BYTES_PER_ELEMENT for name in graph.inputs}
+
+    def size(name: str) -> int:
+        return math.prod(shapes[name]) * max(ELEMENT_TYPES[types[name]].itemsize, _LEAST_BYTES)
+
+    held = {name: size(name) for name in graph.inputs}
     live = peak = sum(held.values())
     for index, node in enumerate(graph.nodes):
         for name in node.outputs:
             if name:
-                held[name] = math.prod(shapes[name]) * _BYTES_PER_ELEMENT
+                held[name] = size(name)
                 live += held[name]
         if live > peak:
             peak, place = live, node.name

@@ -42,7 +42,6 @@ _MANY = 100_000  # nodes, or tensors
 _FEW = 64  # inputs, outputs or attributes of a node
 
 _T = TypeVar("_T")
-Attribute = float | int | bytes | tuple[int, ...] | None
 
 
 class GraphFormatError(ValueError):
@@ -71,7 +70,7 @@ class ExternalData:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of the graph: its values as bytes, or their place in another file; one of the two is None."""
+    """A tensor of a graph or an attribute: its values as bytes, or their place in another file; one of both is None."""
 
     name: str
     dtype: int
@@ -83,6 +82,9 @@ class Tensor:
     def nbytes(self) -> int:
         """The number of bytes of the values."""
         return math.prod(self.shape) * ELEMENT_TYPES[self.dtype].itemsize
+
+
+Attribute = float | int | bytes | tuple[int, ...] | Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,7 +408,7 @@ class _Reader:
         tensor = read_tensor(value, f"the attribute {quote(name)} of {owner}")
         if tensor.external is not None or tensor.nbytes > 8:
             raise GraphFormatError(f"has a tensor in the attribute {quote(name)} of {owner}, expected one number")
-        return name, None  # the exporter's only one is the filling of ConstantOfShape
+        return name, tensor
 
     def _values(self, items: list[bytes], kind: str) -> dict[str, TensorType]:
         return _by_name(kind, (self._value(each, kind) for each in items))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latentrt.bundle.graph_ranges import check_ranges
 from latentrt.bundle.graph_shapes import infer_values
+from latentrt.bundle.graph_types import infer_types
 from latentrt.bundle.onnx_graph import read_graph
 from latentrt.errors import GateError
 from latentrt_export.gates.token_merging import check_matchings, open_forced
@@ -59,7 +60,8 @@ def test_the_runtime_can_prove_the_indices(path: Path) -> None:
     """Else it would refuse the graph: merged tokens are gathered by calculated indices."""
     read = read_graph(path.read_bytes())
     for batch, height, width in ((1, 16, 24), (3, 9, 11)):
-        check_ranges(read, *infer_values(read, {"batch": batch, "height": height, "width": width}), {})
+        sizes = {"batch": batch, "height": height, "width": width}
+        check_ranges(read, infer_types(read), *infer_values(read, sizes), {})
 
 
 def test_equal_cosines_allow_either_decision(model: ir.Model, path: Path) -> None:

@@ -262,10 +262,25 @@ def test_activations_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         export_component(module, LAYERS, tmp_path, "float32", {"encoder.states": states}, SPACE, lambda text: None)
 
 
-def test_a_constant_image_is_a_warning(tmp_path: Path) -> None:
-    module = Pixels().eval().requires_grad_(False)
+def return_grey(module: Pixels) -> None:
     module.second.weight.data[:] = 0
     module.second.bias.data[:] = 0.5
+
+
+def return_one_colour(module: Pixels) -> None:
+    module.second.weight.data[:] = 0
+    module.second.bias.data[:] = torch.linspace(0.1, 0.9, len(module.second.bias))
+
+
+def return_one_picture(module: Pixels) -> None:
+    module.first.weight.data[:] = 0
+
+
+@pytest.mark.parametrize("spoil", [return_grey, return_one_colour, return_one_picture])
+def test_an_image_that_is_the_same_for_every_input_is_a_warning(tmp_path: Path, spoil: Any) -> None:
+    torch.manual_seed(0)
+    module = Pixels().eval().requires_grad_(False)
+    spoil(module)
     with pytest.warns(ExportWarning, match="layers: its pixels are constant"):
         export_component(module, LAYERS, tmp_path, "float32", STATES, SPACE, lambda text: None)
 

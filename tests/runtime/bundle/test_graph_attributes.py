@@ -10,9 +10,11 @@ import pytest
 
 from latentrt.bundle.graph_attributes import ATTRIBUTES, check_attributes
 from latentrt.bundle.graph_shapes import OPERATORS
-from latentrt.bundle.onnx_graph import GraphFormatError, Node, read_graph
+from latentrt.bundle.onnx_graph import GraphFormatError, Node, Tensor, read_graph
 from latentrt.bundle.tensors import TensorSpec
 from tests.runtime.onnx_writer import constant, encode, graph, model, node
+
+NUMBER = Tensor("", 1, (1,), bytes(4), None)
 
 
 def refusal(op_type: str, **attributes: Any) -> str:
@@ -30,7 +32,7 @@ def test_every_operator_has_a_rule() -> None:
     [
         ("Conv", {"auto_pad": b"NOTSET", "group": 2, "pads": (1, 1, 1, 1)}),
         ("Gemm", {"alpha": 0.5, "transB": 1}),
-        ("ConstantOfShape", {"value": None}),
+        ("ConstantOfShape", {"value": NUMBER}),
         ("Add", {}),
         ("Pad", {"mode": b"reflect"}),
     ],
@@ -54,7 +56,7 @@ def test_what_the_exporter_writes(op_type: str, attributes: dict[str, Any]) -> N
         ("QuantizeLinear", {"block_size": 2}, "has node 'here' with block_size = 2, expected 0"),
         ("QuantizeLinear", {"output_dtype": 3}, "has node 'here' with output_dtype = 3, expected 0"),
         ("MaxPool", {"ceil_mode": 1}, "has node 'here' with ceil_mode = 1, expected 0"),
-        ("Resize", {"keep_aspect_ratio_policy": None}, "keep_aspect_ratio_policy = a tensor, expected 'stretch'"),
+        ("Resize", {"keep_aspect_ratio_policy": NUMBER}, "keep_aspect_ratio_policy = a tensor, expected 'stretch'"),
         ("ConstantOfShape", {"value": 1.0}, "has node 'here' with value = 1.0, expected a tensor"),
     ],
 )

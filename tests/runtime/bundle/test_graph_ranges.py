@@ -12,6 +12,7 @@ import pytest
 
 from latentrt.bundle.graph_ranges import Range, check_ranges
 from latentrt.bundle.graph_shapes import infer_values
+from latentrt.bundle.graph_types import infer_types
 from latentrt.bundle.onnx_graph import GraphFormatError, OnnxGraph, read_graph
 from latentrt.bundle.tensors import TensorSpec
 from tests.runtime.onnx_writer import Message, constant, encode, graph, model, node
@@ -46,7 +47,7 @@ def build(nodes: Sequence[Message], constants: Sequence[Message]) -> OnnxGraph:
 
 def check(nodes: Sequence[Message], constants: Sequence[Message], ranges: dict[str, Range] | None = None) -> None:
     read = build(nodes, constants)
-    check_ranges(read, *infer_values(read, SIZES), RANGES if ranges is None else ranges)
+    check_ranges(read, infer_types(read), *infer_values(read, SIZES), RANGES if ranges is None else ranges)
 
 
 def row(name: str, outputs: str = "column") -> Message:

@@ -11,7 +11,9 @@ import onnxruntime
 import pytest
 
 from latentrt.bundle.graph_shapes import OPERATORS, infer_values, peak_bytes
+from latentrt.bundle.graph_types import infer_types
 from latentrt.bundle.onnx_graph import GraphFormatError, OnnxGraph, read_graph
+from latentrt.bundle.onnx_types import CODES
 from latentrt.bundle.tensors import TensorSpec
 from tests.runtime.onnx_writer import Message, constant, encode, graph, model, node
 
@@ -276,7 +278,14 @@ def test_the_peak_counts_what_is_held_at_one_time() -> None:
     _, read = build(nodes, [], [])
     size = 4 * 2 * 4 * 6 * 10
     # a and b; x is released when a is made, but not before.
-    assert peak_bytes(read, infer_values(read, SIZES)[0]) == (4 * size, "b/Relu")
+    assert peak_bytes(read, infer_types(read), infer_values(read, SIZES)[0]) == (4 * size, "b/Relu")
+
+
+@pytest.mark.parametrize(("dtype", "nbytes"), [("float16", 4), ("bool", 4), ("float32", 4), ("int64", 8)])
+def test_the_peak_counts_wide_elements(dtype: str, nbytes: int) -> None:
+    _, read = build([n("Cast", "x", "y", to=CODES[dtype]), n("Identity", "y")], [], [])
+    size = 2 * 4 * 6 * 10
+    assert peak_bytes(read, infer_types(read), infer_values(read, SIZES)[0])[0] == 2 * max(nbytes * size, 4 * size)
 
 
 def test_the_peak_counts_what_is_calculated_from_constants_until_the_end() -> None:
@@ -287,5 +296,5 @@ def test_the_peak_counts_what_is_calculated_from_constants_until_the_end() -> No
         n("ConstantOfShape", "s", "c", value=FILL),
     ]
     _, read = build([*nodes, n("ReduceMax", "c", "d"), n("Add", "b d", "e")], [whole("s", 1000)], [])
-    x, (peak, _) = 4 * 2 * 4 * 6 * 10, peak_bytes(read, infer_values(read, SIZES)[0])
+    x, (peak, _) = 4 * 2 * 4 * 6 * 10, peak_bytes(read, infer_types(read), infer_values(read, SIZES)[0])
     assert peak == x + 4 * (1000 + 1 + 1000 + 1 + 1)
