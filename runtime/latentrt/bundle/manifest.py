@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT_VERSION",
+    "LARGEST_BOUNDS",
     "LOW_RES_SCHEDULER",
     "MANIFEST_NAME",
     "MAX_BATCH",
@@ -88,6 +89,8 @@ MAX_PROMPT_CHUNKS = 16
 Precision = Literal["float16", "float32", "int8"]
 QuantizationMethod = Literal["static", "weights"]
 GateMetric = Literal["relative", "absolute", "levels", "rms"]
+LARGEST_BOUNDS: Mapping[GateMetric, float] = {"relative": 0.01, "absolute": 0.02, "levels": 4, "rms": 0.05}
+"""The largest bound that the exporter has for any output; engines are compared with their graphs by a bundle's."""
 SafetyPolicy = Literal["block", "blur", "report"]
 Role = Literal[
     "text-encoder",
@@ -767,8 +770,13 @@ def _check_component(name: str, component: Component, precision: str) -> Iterato
 def _check_gates(graphs: Component | Part) -> Iterator[str]:
     for graph in graphs.graphs.values():
         for gate in graph.gate:
-            if gate.value > gate.bound:
+            if not 0 <= gate.value <= gate.bound:
                 yield f"{graph.file!r} missed its gate, {gate.value:g} for {gate.output!r}, expected ≤ {gate.bound:g}"
+            if gate.bound > LARGEST_BOUNDS[gate.metric]:
+                yield (
+                    f"{graph.file!r} has the {gate.metric} bound {gate.bound:g} for {gate.output!r}, expected at most "
+                    f"{LARGEST_BOUNDS[gate.metric]:g}"
+                )
 
 
 def _check_defaults(manifest: Manifest) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from torch import nn
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.gate import difference
-from latentrt.bundle.manifest import LatentSpace, Precision
+from latentrt.bundle.manifest import LARGEST_BOUNDS, LatentSpace, Precision, QuantizationMethod
 from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.errors import CheckpointError, GateError
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
@@ -309,6 +309,17 @@ def test_a_decoder_whose_weights_vanish_in_half(tmp_path: Path) -> None:
         found = Graph(tmp_path / Path(record.file).name).run({"latents": latents})["pixels"]
         assert np.abs(found - expected).max() <= get_tolerance("pixels", "float16")[1]
     assert "post_quant_conv/Conv" in component.graphs["float16"].float32_nodes
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_a_manifest_may_have_every_bound(precision: Precision) -> None:
+    outputs, methods = ("noise_pred", "pixels", "concept_cosines", "concept_scores"), get_args(QuantizationMethod)
+    found = (
+        [get_tolerance("noise_pred", precision, method) for method in methods]
+        if precision == "int8"
+        else [get_tolerance(output, precision) for output in outputs]
+    )
+    assert all(bound <= LARGEST_BOUNDS[metric] for metric, bound in found)
 
 
 # What was exported

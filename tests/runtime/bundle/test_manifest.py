@@ -414,6 +414,15 @@ def test_a_gate_that_was_missed(tree: Any) -> None:
     assert "missed its gate" in contradiction(tree)
 
 
+@pytest.mark.parametrize(
+    ("metric", "bound", "most"), [("relative", 1e9, 0.01), ("absolute", 0.03, 0.02), ("levels", 5, 4), ("rms", 1, 0.05)]
+)
+def test_a_gate_that_nothing_can_miss(tree: Any, metric: str, bound: float, most: float) -> None:
+    gate = tree["components"]["unet"]["graphs"]["float32"]["gate"][0]
+    gate.update(metric=metric, bound=bound)
+    assert f"has the {metric} bound {bound:g} for {gate['output']!r}, expected at most {most:g}" in contradiction(tree)
+
+
 LATENTS = {"name": "latents", "dtype": "float32", "shape": ["batch", 4, "height", "width"]}
 HEAD = {"inputs": [LATENTS], "outputs": [{**LATENTS, "name": "result", "shape": ["batch", 8, "height", "width"]}]}
 FEATURES = {"name": "features", "dtype": "float32", "shape": ["batch", 8, "halo_rows", "width"]}
