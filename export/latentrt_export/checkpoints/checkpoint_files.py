@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from latentrt.bundle.digests import open_regular
+from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.root import find_root
 from latentrt.errors import CheckpointError
 
@@ -62,7 +62,7 @@ def read_small_file(path: Path, largest_bytes: int) -> bytes:
         CheckpointError: it is larger than `largest_bytes`.
     """
     with open_regular(path) as stream:
-        data = stream.read(largest_bytes + 1)
+        data = read_at_most(stream, largest_bytes)
     if len(data) > largest_bytes:
         raise CheckpointError(
             f"{path} has {os.stat(path).st_size:,} bytes, expected at most {largest_bytes:,}; the checkpoint is "

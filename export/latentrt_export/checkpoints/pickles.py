@@ -24,6 +24,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from latentrt.bundle.digests import open_regular
+
 __all__ = ["convert"]
 
 _REBUILDS = {
@@ -62,12 +64,17 @@ def _load(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
                 sys.exit(f"{path} is a TorchScript program, expected weights")
-    elif path.read_bytes()[:1] != b"\x80":
+    elif not _begins_as_pickle(path):
         sys.exit(f"{path} is not a file of torch.save, or is damaged; download it again")
     try:
         return torch.load(path, map_location="cpu", pickle_module=_RESTRICTED, weights_only=False)
     except Exception as error:
         sys.exit(f"{path} cannot be read: {error}")
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    with open_regular(path) as stream:
+        return stream.read(1) == b"\x80"
 
 
 class _Inert(dict[Any, Any]):
