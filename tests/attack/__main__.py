@@ -39,6 +39,7 @@ KINDS: dict[str, int | None] = {
     "external_data": None,
     "tokenizers": None,
     "images": None,
+    "checkpoints": None,
 }
 """Kind → the number of cases of one that has no end. The longest come first, so that both processes end together."""
 MOST_CPU_SECONDS = 5.0
