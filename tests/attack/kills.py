@@ -48,7 +48,7 @@ class Work(ABC):
 
     def __init__(self, place: Path) -> None:
         self.folder, self.sources, self._cache = place / "work", place / "sources", place / "cache"
-        self._temporary, self._cached = place / "temporary", set[str]()
+        self._temporary, self._usual = place / "temporary", set[str]()
         self.folder.mkdir(parents=True, mode=0o700)
         self.sources.mkdir()
         self._temporary.mkdir()
@@ -62,14 +62,17 @@ class Work(ABC):
             patch.setattr(tempfile, "tempdir", str(self._temporary))
             yield
 
-    def accept_cache(self) -> None:
-        """Take the files that are in the cache as those that the work stores there."""
-        self._cached = _list_files(self._cache)
+    def accept_usual(self) -> None:
+        """Take the files that are in the cache and among temporary files, torch's own folder, as those of each run."""
+        self._usual = self._list_outside()
 
     def list_leftovers(self) -> list[str]:
-        """Return the names of files that belong to no result."""
-        cached = (f"cache/{name}" for name in _list_files(self._cache) - self._cached)
-        return sorted([*self.list_unknown(), *cached, *(f"temporary/{name}" for name in _list_files(self._temporary))])
+        """Return the names of files that belong to no result, and of those outside of it that are not of each run."""
+        return sorted(self.list_unknown() | (self._list_outside() - self._usual))
+
+    def _list_outside(self) -> set[str]:
+        places = {"cache": self._cache, "temporary": self._temporary}
+        return {f"{name}/{file}" for name, place in places.items() for file in _list_files(place)}
 
     def prepare(self) -> None:
         """Import and make what every run needs; once, in the parent, in which nothing is replaced."""
@@ -265,9 +268,12 @@ def _prepare(work: Work) -> Kill:
         steps, began = count_steps(work.run), time.monotonic()
         status = in_child(work.run)
         seconds = time.monotonic() - began
-        work.accept_cache()
-        if status or work.find_damage() or work.list_leftovers():
-            raise AssertionError(f"{type(work).__name__} fails without a kill: status {status}, {work.find_damage()}")
+        damage = work.find_damage()  # which uses the cache as well
+        work.accept_usual()
+        leftovers = work.list_leftovers()
+        if status or damage or leftovers:
+            fault = f"status {status}, {damage}, left {leftovers}"
+            raise AssertionError(f"{type(work).__name__} fails without a kill: {fault}")
         return Kill(work, seconds, steps, number=0)
 
 
@@ -288,6 +294,7 @@ def run(kill: Kill, folder: Path) -> None:
         damage = work.find_damage()
         assert not damage, f"killed {where}: the next run made {damage}"
         leftovers = work.list_leftovers()
+        work.accept_usual()  # so that each leftover fails one case
         assert not leftovers, f"killed {where}: the next run left {leftovers}"
 
 
