@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -55,8 +56,13 @@ def convert(old: Sequence[str | os.PathLike[str]], new: str | os.PathLike[str]) 
             tensors |= {str(name): each for name, each in found.items() if isinstance(each, Tensor)}
     if not tensors:
         sys.exit(f"{old[0]} has no named tensors; expected the weights of a model, or a dictionary with {_NESTED}")
-    # Clones, because tensors may share memory, which safetensors does not allow.
-    save_file({name: each.detach().clone().contiguous() for name, each in tensors.items()}, new, {"format": "pt"})
+    # Clones, because tensors may share memory, which safetensors does not allow. It writes to another file, which it
+    # renames, so that `new` is never a part of one.
+    clones = {name: each.detach().clone().contiguous() for name, each in tensors.items()}
+    try:
+        save_file(clones, new, {"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        sys.exit(f"{new} cannot be written: {error}; free some space, or choose another path")
 
 
 def _load(path: Path) -> Any:
@@ -73,8 +79,11 @@ def _load(path: Path) -> Any:
 
 
 def _begins_as_pickle(path: Path) -> bool:
-    with open_regular(path) as stream:
-        return stream.read(1) == b"\x80"
+    try:
+        with open_regular(path) as stream:
+            return stream.read(1) == b"\x80"
+    except OSError as error:
+        sys.exit(f"{path} cannot be read: {error.strerror}")
 
 
 class _Inert(dict[Any, Any]):
