@@ -210,6 +210,31 @@ def test_the_command_line_prints_through_one_place() -> None:
     assert {"click.echo", "rich.text.Text"} <= {used for name in OUTPUT for used in names_used(ROOT / name)}
 
 
+# What is read whole: files of the package and of the system, and those that the same process has just written.
+READ_WHOLE = {
+    "runtime/latentrt/backends/cuda/device_loop.py",
+    "runtime/latentrt/bundle/staging.py",
+    "runtime/latentrt/telemetry.py",
+    "runtime/latentrt/worker_process.py",
+    "export/latentrt_export/checkpoints/tokenizer.py",
+    "export/latentrt_export/worker.py",
+    "export/latentrt_export/write.py",
+}
+
+
+def test_files_are_read_with_a_bound() -> None:
+    """A file of unknown origin may be larger than the memory (`latentrt.bundle.digests.read_at_most`)."""
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("latentrt", "latentrt_export", "latentrt_engines")
+        for path in (PACKAGES[package] / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in {"read_bytes", "read_text"} or (node.func.attr == "read" and not node.args)
+    }
+    assert found == READ_WHOLE
+
+
 # Their types are built from the classes of Python alone, for which msgspec stores nothing in the class; and those of a
 # decoder, which describes them when it is made.
 _CONVERT = {"sampling/samplers/options.py", "bundle/strict_json.py"}

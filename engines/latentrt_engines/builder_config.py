@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.bundle.atomic_file import write_atomically
-from latentrt.bundle.digests import open_regular
+from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.engines.record import EngineIdentity, EngineOptions, ShapeRange
 from latentrt.errors import BuildError
 from latentrt_engines.library import Library
@@ -82,19 +82,24 @@ def add_profile(builder: Any, config: Any, profile: Mapping[str, ShapeRange]) ->
 # Timing cache
 
 
+_TIMINGS_HEADER = b"latentrt timing cache, format 1\n"
+_MAX_TIMINGS_BYTES = 256 << 20  # those of a model have a few MB
+
+
 def use_timing_cache(config: Any, path: Path, warn: Callable[[str], None]) -> Callable[[], None]:
     """Load kernel timings of earlier builds on this GPU into a config, so that they are not repeated (`tensorrt`).
 
     Args:
         config: the library's builder config.
-        path: the file, which the first build creates.
+        path: the file, which the first build creates. It begins with latentrt's own line, because a library need not
+            say whether data is a timing cache at all, and a file that is none must not be replaced.
         warn: called with a message if the file's timings are of another GPU or library version.
 
     Returns:
         A function that writes the file: the timings of this build, and those that other builds have added meanwhile.
 
     Raises:
-        BuildError: the file cannot be read or written.
+        BuildError: the file cannot be read or written, or is not a timing cache that latentrt wrote.
     """
     cache = config.create_timing_cache(_read_timings(path))
     if cache is None or not config.set_timing_cache(cache, False):
@@ -104,11 +109,12 @@ def use_timing_cache(config: Any, path: Path, warn: Callable[[str], None]) -> Ca
 
     def save() -> None:
         measured = config.get_timing_cache()
-        if others := _read_timings(path):
+        others = config.create_timing_cache(_read_timings(path))
+        if others is not None:
             # Returns False for timings of another version, which are then replaced.
-            measured.combine(config.create_timing_cache(others), False)
+            measured.combine(others, False)
         try:
-            write_atomically(path, bytes(memoryview(measured.serialize())))
+            write_atomically(path, _TIMINGS_HEADER + bytes(memoryview(measured.serialize())))
         except OSError as error:
             raise BuildError(f"{path} cannot be written: {error.strerror}; choose another --timing-cache") from error
 
@@ -116,13 +122,21 @@ def use_timing_cache(config: Any, path: Path, warn: Callable[[str], None]) -> Ca
 
 
 def _read_timings(path: Path) -> bytes:
+    """Return the library's timings in a file; b"" where it is missing or empty."""
     try:
         with open_regular(path) as stream:
-            return stream.read()
+            header = stream.read(len(_TIMINGS_HEADER))
+            timings = read_at_most(stream, _MAX_TIMINGS_BYTES) if header == _TIMINGS_HEADER else b""
     except FileNotFoundError:
         return b""
     except OSError as error:
         raise BuildError(f"{path} cannot be read: {error.strerror}; choose another --timing-cache") from error
+    if header not in (b"", _TIMINGS_HEADER) or len(timings) > _MAX_TIMINGS_BYTES:
+        raise BuildError(
+            f"{path} is not a timing cache that latentrt wrote, expected one or a new file; choose another "
+            "--timing-cache, so that this file is not replaced"
+        )
+    return timings
 
 
 # Progress

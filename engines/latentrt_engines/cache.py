@@ -24,7 +24,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from latentrt.bundle.atomic_file import remove_abandoned_drafts, write_atomically
-from latentrt.bundle.digests import open_regular
+from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.interrupts import uninterrupted
 from latentrt.bundle.strict_json import MAX_BYTES, AmbiguousJSONError, StrictDecoder
 from latentrt.engines.record import EngineRecord, LibraryName
@@ -246,7 +246,7 @@ def read_array_digests(engine: StoredEngine) -> dict[str, str] | None:
     """Read the digests of the weight arrays that an engine was published with; None if they cannot be read."""
     try:
         with open_regular(engine.folder / WEIGHTS_NAME) as stream:
-            return _ARRAY_DIGESTS.decode(stream.read(MAX_BYTES + 1))
+            return _ARRAY_DIGESTS.decode(read_at_most(stream, MAX_BYTES))
     except (OSError, AmbiguousJSONError):
         return None
 

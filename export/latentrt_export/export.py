@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from latentrt_export.checkpoints.checkpoint import (
     GivenComponents,
     open_checkpoint,
 )
+from latentrt_export.checkpoints.checkpoint_files import SourceFile
 from latentrt_export.checkpoints.vae_file import unpack_vae
 from latentrt_export.export_warning import relay_warnings, warn
 from latentrt_export.families import PIPELINES, REFUSALS, plan_export
@@ -90,6 +92,7 @@ def export_checkpoint(
     _check_options(precision, quantization, parts, deep_cache, token_merging)
     with staged(bundle, overwrite=overwrite) as stage, relay_warnings(progress.warn):
         _check_source_options(checkpoint, variant, prediction_type, config)
+        single_files = {path: SourceFile.of(path) for path in (checkpoint, given.vae) if path and path.is_file()}
         folder = checkpoint
         if checkpoint.is_file():
             folder = stage.scratch / "unpacked"
@@ -105,7 +108,7 @@ def export_checkpoint(
             name=checkpoint.stem if checkpoint.is_file() else None,
             layout="single-file" if checkpoint.is_file() else "diffusers",
         )
-        opened = _name_sources(opened, checkpoint, folder, given.vae)
+        opened = _name_sources(opened, single_files, checkpoint, folder, given.vae)
         plan = plan_export(opened)
         if deep_cache is not None:
             check_branch(deep_cache, plan.deep_cache_branches)
@@ -184,14 +187,16 @@ def _unpack_vae(given: GivenComponents, into: Path, *, own: Path) -> GivenCompon
     return replace(given, vae=unpack_vae(given.vae, into, own=own))
 
 
-def _name_sources(opened: Checkpoint, checkpoint: Path, folder: Path, vae: Path | None) -> Checkpoint:
+def _name_sources(
+    opened: Checkpoint, single_files: Mapping[Path, SourceFile], checkpoint: Path, folder: Path, vae: Path | None
+) -> Checkpoint:
     """Name the user's single files as sources instead of the files unpacked from them, and take a file's licence."""
     sources, licence = dict(opened.sources), opened.licence
-    if vae is not None and vae.is_file():
-        sources = {name: path for name, path in sources.items() if not name.startswith("vae/")}
-        sources[f"vae/{vae.name}"] = vae
-    if checkpoint.is_file():
-        others = {name: path for name, path in sources.items() if not path.is_relative_to(folder)}
-        sources = {checkpoint.name: checkpoint, **others}
+    if vae is not None and vae in single_files:
+        sources = {name: source for name, source in sources.items() if not name.startswith("vae/")}
+        sources[f"vae/{vae.name}"] = single_files[vae]
+    if checkpoint in single_files:
+        others = {name: source for name, source in sources.items() if not source.path.is_relative_to(folder)}
+        sources = {checkpoint.name: single_files[checkpoint], **others}
         licence = single_file.detect(checkpoint, with_vae=vae is None).licence or licence
     return replace(opened, licence=licence, sources=sources)

@@ -138,7 +138,7 @@ def write_bundle(
         source=Source(
             name=checkpoint.name,
             layout=checkpoint.layout,
-            weights={name: file_record(path).sha256 for name, path in checkpoint.sources.items()},
+            weights={name: source.hash() for name, source in checkpoint.sources.items()},
         ),
         licence=licence,
         precision=precision,

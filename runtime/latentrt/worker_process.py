@@ -30,6 +30,7 @@ __all__ = ["Ending", "Failed", "WorkerProcess", "peak_bytes", "take_job"]
 
 # Error texts of the system and of libraries; a dead worker leaves nothing else.
 _NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
+_MAX_SAID = 2000
 _NO_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
 
 
@@ -68,7 +69,7 @@ class Ending:
 
     Attributes:
         status: its exit status; −N if signal N ended it.
-        said: the end of its standard error, at most 2,000 characters.
+        said: the end of its standard error, at most `_MAX_SAID` characters.
     """
 
     status: int
@@ -149,8 +150,9 @@ class WorkerProcess:
     def ending(self) -> Ending:
         """Wait for the worker to end and return its status and last output. Call it after `messages`."""
         status = self._process.wait()
-        self._log.seek(0)
-        return Ending(status, self._log.read().decode(errors="replace")[-2000:].strip())
+        # A library may have written any amount. A character of UTF-8 has at most four bytes.
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - 4 * _MAX_SAID))
+        return Ending(status, self._log.read(4 * _MAX_SAID).decode(errors="replace")[-_MAX_SAID:].strip())
 
 
 def take_job() -> tuple[bytes, Callable[[msgspec.Struct], None]]:

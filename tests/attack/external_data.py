@@ -14,6 +14,7 @@ from typing import Any
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
+from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.errors import GraphError, LatentRTError
 from tests.runtime.onnx_writer import (
     Message,
@@ -59,13 +60,14 @@ def run(data: bytes, folder: Path) -> LatentRTError | None:
         tree["files"][GRAPH] = {"sha256": pin.sha256, "size": pin.size}
 
     edit_manifest(folder, repin)
-    for read in (Bundle.read, Bundle.path):
+    bundle = Bundle.open(folder)
+    for read in (bundle.read_graph, bundle.path, lambda name: bundle.read(name, MAX_GRAPH_BYTES)):
         try:
-            read(Bundle.open(folder), GRAPH)
+            read(GRAPH)
         except GraphError as error:
             refusal = error
         else:
-            raise AssertionError(f"Bundle.{read.__name__} returned the graph")
+            raise AssertionError(f"{read.__name__} returned the graph")
     return refusal
 
 

@@ -65,6 +65,18 @@ def _exif(entries: int, *, count: int = 0xFFFF, kind: int = 7) -> bytes:
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, entries) + tags + bytes(4)
 
 
+def _overlapping(entries: int, *, size: int = 1_000_000, kind: int = 7) -> bytes:
+    """Return EXIF data with so many tags that all have the same value of `size` bytes."""
+    number, place = size // {5: 8, 7: 1}[kind], 10 + 12 * entries + 4
+    tags = b"".join(struct.pack("<HHII", 1 + tag, kind, number, place) for tag in range(entries))
+    return b"II*\0" + struct.pack("<IH", 8, entries) + tags + bytes(4 + size)
+
+
+def _many_segments(exif: bytes) -> bytes:
+    """Return EXIF data in as many segments of a JPEG as it takes."""
+    return b"".join(_segment(0xE1, b"Exif\0\0" + exif[at : at + 65_000]) for at in range(0, len(exif), 65_000))
+
+
 def _jpegs() -> Iterator[tuple[str, bytes]]:
     data = _image("JPEG")
     start, rest = data[:2], data[2:]
@@ -79,6 +91,9 @@ def _jpegs() -> Iterator[tuple[str, bytes]]:
         "a million starts": b"\xff\xd8" * 1_000_000,
         "EXIF that names itself": _segment(0xE1, TIFF + struct.pack("<IHHHIII", 8, 1, 0x8769, 4, 1, 8, 8)),
         "EXIF of 5000 tags of one value": _segment(0xE1, _exif(5000)),
+        "EXIF of 1000 tags of 1 MB": _many_segments(_overlapping(1_000)),
+        "EXIF of 60000 tags of 1 MB": _many_segments(_overlapping(60_000)),
+        "MPF of fractions": _segment(0xE2, b"MPF\0" + _overlapping(2_000, size=30_000, kind=5)),
         "EXIF of fractions": _segment(0xE1, _exif(5000, count=8000, kind=5)),
         "EXIF beyond its end": _segment(0xE1, TIFF + struct.pack("<IHHHII", 8, 1, 0x010E, 2, 2**31, 2**31)),
         "an orientation of 2^32": _segment(
@@ -115,6 +130,10 @@ def _pngs() -> Iterator[tuple[str, bytes]]:
         "tEXt of 30 MB": png_chunk(b"tEXt", b"parameters\0" + bytes(30_000_000)),
         "100000 tEXt": png_chunk(b"tEXt", b"parameters\0x") * 100_000,
         "eXIf of 30 MB": png_chunk(b"eXIf", bytes(30_000_000)),
+        "eXIf of 1000 tags of 1 MB": png_chunk(b"eXIf", _overlapping(1_000)),
+        "EXIF of 1000 tags of 1 MB as text": png_chunk(
+            b"tEXt", b"Raw profile type exif\0\nexif\n  8\n" + _overlapping(1_000).hex().encode()
+        ),
         "eXIf of 60000 tags": png_chunk(b"eXIf", _exif(60_000)[6:]),
         "EXIF as text": png_chunk(b"tEXt", b"Raw profile type exif\0" + b"\nexif\n  8\nzz"),
         "a text without an end": png_chunk(b"tEXt", b"parameters"),
@@ -148,6 +167,7 @@ def _webps() -> Iterator[tuple[str, bytes]]:
     yield "webp of 2^48 pixels", webp((b"VP8X", bytes(4) + b"\xff" * 6), own)
     yield "webp, lossless, of 2^28 pixels", webp((b"VP8L", b"\x2f\xff\xff\xff\xff" + bytes(100)))
     yield "webp with EXIF of 10 MB", webp((b"VP8X", canvas), own, (b"EXIF", bytes(10_000_000)))
+    yield "webp with EXIF of 1000 tags of 1 MB", webp((b"VP8X", canvas), own, (b"EXIF", _overlapping(1_000)))
     yield "webp with EXIF of 60000 tags", webp((b"VP8X", canvas), own, (b"EXIF", _exif(60_000)[6:]))
     yield "webp of 300000 chunks", webp((b"VP8X", canvas), own, *[(b"XXXX", b"")] * 300_000)
     yield "webp that is longer than itself", webp(own)[:4] + b"\xff\xff\xff\xff" + webp(own)[8:]

@@ -1,7 +1,8 @@
 """Kills exports, seals, builds and runs with SIGKILL, and looks for damage and for files that are left behind.
 
 Each kind of work replaces an earlier result. After a kill the result must be the earlier one or the new one, complete;
-after the next run there must be no other file. Half of the kills come before a chosen change of the file system (every
+after the next run there must be no other file, nor a further one in the user's cache or in the folder for temporary
+files. Half of the kills come before a chosen change of the file system (every
 rename, removal, new folder and opened file is one), the other half at a random time. Work runs in a child of this
 process, so that a thousand kills take minutes: components are exported, and engines built, by stand-ins, which write
 files of the same names. Everything around them is the product's own.
@@ -47,15 +48,31 @@ class Work(ABC):
 
     def __init__(self, place: Path) -> None:
         self.folder, self.sources, self._cache = place / "work", place / "sources", place / "cache"
+        self._temporary, self._usual = place / "temporary", set[str]()
         self.folder.mkdir(parents=True, mode=0o700)
         self.sources.mkdir()
+        self._temporary.mkdir()
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the work have a cache of its own meanwhile."""
+        """Let the work have a cache and a folder for temporary files of its own meanwhile."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LATENTRT_CACHE", str(self._cache))
+            patch.setenv("TMPDIR", str(self._temporary))
+            patch.setattr(tempfile, "tempdir", str(self._temporary))
             yield
+
+    def accept_usual(self) -> None:
+        """Take the files that are in the cache and among temporary files, torch's own folder, as those of each run."""
+        self._usual = self._list_outside()
+
+    def list_leftovers(self) -> list[str]:
+        """Return the names of files that belong to no result, and of those outside of it that are not of each run."""
+        return sorted(self.list_unknown() | (self._list_outside() - self._usual))
+
+    def _list_outside(self) -> set[str]:
+        places = {"cache": self._cache, "temporary": self._temporary}
+        return {f"{name}/{file}" for name, place in places.items() for file in _list_files(place)}
 
     def prepare(self) -> None:
         """Import and make what every run needs; once, in the parent, in which nothing is replaced."""
@@ -69,8 +86,8 @@ class Work(ABC):
         """Describe the damage to the result; None if it is complete."""
 
     @abstractmethod
-    def list_leftovers(self) -> list[str]:
-        """Return the names of files that belong to no result."""
+    def list_unknown(self) -> set[str]:
+        """Return the names of files in `folder` that belong to no result."""
 
 
 class _Bundle(Work):
@@ -83,10 +100,10 @@ class _Bundle(Work):
             return str(error)
         return None
 
-    def list_leftovers(self) -> list[str]:
+    def list_unknown(self) -> set[str]:
         opened = Bundle.open(self.folder / "bundle")
         known = {f"bundle/{name}" for name in (*opened.manifest.files, "bundle.json", "export-report.json")}
-        return sorted(_list_files(self.folder) - known)
+        return _list_files(self.folder) - known
 
 
 class Export(_Bundle):
@@ -167,11 +184,11 @@ class Build(Work):
             return str(error)
         return None
 
-    def list_leftovers(self) -> list[str]:
+    def list_unknown(self) -> set[str]:
         known = {f"locks/{target.key}.lock" for target in self.targets}
         for engine in self.cache.engines():
             known |= {f"{engine.key}/{name}" for name in ("record.json", "weights.json", engine.plan_path.name)}
-        return sorted(_list_files(self.folder) - known)
+        return _list_files(self.folder) - known
 
 
 class Run(Work):
@@ -198,8 +215,8 @@ class Run(Work):
             return str(error)
         return None
 
-    def list_leftovers(self) -> list[str]:
-        return sorted(_list_files(self.folder) - {"image.png"})
+    def list_unknown(self) -> set[str]:
+        return _list_files(self.folder) - {"image.png"}
 
 
 KINDS: dict[str, type[Work]] = {"export": Export, "seal": Seal, "build": Build, "run": Run}
@@ -251,8 +268,12 @@ def _prepare(work: Work) -> Kill:
         steps, began = count_steps(work.run), time.monotonic()
         status = in_child(work.run)
         seconds = time.monotonic() - began
-        if status or work.find_damage() or work.list_leftovers():
-            raise AssertionError(f"{type(work).__name__} fails without a kill: status {status}, {work.find_damage()}")
+        damage = work.find_damage()  # which uses the cache as well
+        work.accept_usual()
+        leftovers = work.list_leftovers()
+        if status or damage or leftovers:
+            fault = f"status {status}, {damage}, left {leftovers}"
+            raise AssertionError(f"{type(work).__name__} fails without a kill: {fault}")
         return Kill(work, seconds, steps, number=0)
 
 
@@ -273,6 +294,7 @@ def run(kill: Kill, folder: Path) -> None:
         damage = work.find_damage()
         assert not damage, f"killed {where}: the next run made {damage}"
         leftovers = work.list_leftovers()
+        work.accept_usual()  # so that each leftover fails one case
         assert not leftovers, f"killed {where}: the next run left {leftovers}"
 
 

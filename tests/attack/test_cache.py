@@ -11,6 +11,7 @@ import pytest
 
 from tests.attack import cache
 from tests.attack.cache import Entry, Swap
+from tests.attack.judge import attack_in_test
 
 pytestmark = [pytest.mark.openvino, pytest.mark.filterwarnings("ignore::DeprecationWarning:openvino")]
 CASES = list(cache.cases())
@@ -26,13 +27,13 @@ def chosen() -> list[tuple[str, Swap | Entry]]:
 
 @pytest.mark.parametrize(("name", "case"), chosen(), ids=[name for name, _ in chosen()])
 def test_an_attack_changes_no_output(name: str, case: Swap | Entry, tmp_path: Path) -> None:
-    cache.run(case, tmp_path)
+    attack_in_test(cache, case, tmp_path)
 
 
 @pytest.mark.slow
 def test_no_attack_at_any_moment_changes_an_output(tmp_path: Path) -> None:
     for _, case in CASES:
-        cache.run(case, tmp_path)
+        attack_in_test(cache, case, tmp_path)
 
 
 def test_there_are_as_many_cases_as_are_promised() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from latentrt.errors import LatentRTError
 from tests.attack import __main__ as driver
+from tests.attack import judge
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -67,7 +69,7 @@ def install(patch: pytest.MonkeyPatch, name: str, cases: list[object]) -> None:
 
 
 def test_each_case_is_counted_as_it_ended(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(driver, "MOST_CPU_SECONDS", 0.2)
+    monkeypatch.setattr(judge, "MOST_CPU_SECONDS", 0.2)
     monkeypatch.setattr(driver, "_MOST_SECONDS", 1)
     failing = [raise_another_error, take_much_memory, work_for_long, end_the_process, exit_quietly, wait_for_ever]
     install(monkeypatch, "good", [refuse, end_well, end_well])
@@ -97,3 +99,20 @@ def test_only_kinds_without_an_end_have_a_count(count: str, capfd: pytest.Captur
         driver.main(["--count", count])
     assert refused.value.code == 2
     assert count in capfd.readouterr().err
+
+
+def test_a_test_judges_a_case_by_the_same_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(judge, "MOST_CPU_SECONDS", 0.05)
+    limit = resource.getrlimit(resource.RLIMIT_DATA)
+    install(monkeypatch, "good", [])
+    module = sys.modules["tests.attack.good"]
+    assert judge.attack_in_test(module, end_well, tmp_path) is None
+    assert isinstance(judge.attack_in_test(module, refuse, tmp_path), LatentRTError)
+    for case, error in (
+        (raise_another_error, KeyError),
+        (take_much_memory, MemoryError),
+        (work_for_long, AssertionError),
+    ):
+        with pytest.raises(error):
+            judge.attack_in_test(module, case, tmp_path)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limit

@@ -10,6 +10,7 @@ from latentrt.bundle.graph_check import ComponentGraph, check_graph
 from latentrt.errors import GraphError
 from tests.attack import external_data
 from tests.attack.external_data import GRAPH
+from tests.attack.judge import attack_in_test
 from tests.runtime.onnx_writer import encode
 from tests.runtime.small_bundle import SIGNATURES, WEIGHTS, WEIGHTS_BYTES
 
@@ -35,7 +36,7 @@ def test_the_graph_that_they_change_is_accepted(tmp_path: Path) -> None:
     valid = encode(external_data.valid())
     check_graph(valid, EXPECTED)
     with pytest.raises(AssertionError, match="returned the graph"):
-        external_data.run(valid, tmp_path)
+        attack_in_test(external_data, valid, tmp_path)
 
 
 def test_every_case_is_refused() -> None:
@@ -48,4 +49,4 @@ def test_every_case_is_refused() -> None:
 
 def test_a_bundle_returns_none_of_them(tmp_path: Path) -> None:
     for _, data in CASES[::7]:
-        external_data.run(data, tmp_path)
+        attack_in_test(external_data, data, tmp_path)

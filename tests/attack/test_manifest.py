@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.attack import manifest
+from tests.attack.judge import attack_in_test
 
 CASES = list(manifest.cases())
 
@@ -15,10 +16,10 @@ def test_there_are_enough_cases_and_none_twice() -> None:
 
 
 def test_the_manifest_that_they_change_generates_an_image(tmp_path: Path) -> None:
-    assert manifest.run(lambda tree: None, tmp_path) is None
+    assert attack_in_test(manifest, lambda tree: None, tmp_path) is None
 
 
 def test_a_wrong_manifest_ends_in_an_error_of_ours_or_in_an_image(tmp_path: Path) -> None:
     """Most are refused when they are read. What the whole generates without is no fault: another name of a part."""
-    endings = Counter(type(manifest.run(case, tmp_path)).__name__ for _, case in CASES[:: len(CASES) // 80])
+    endings = Counter(type(attack_in_test(manifest, case, tmp_path)).__name__ for _, case in CASES[:: len(CASES) // 80])
     assert endings["ManifestError"] > sum(endings.values()) / 2, endings

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.attack import tokenizers
+from tests.attack.judge import attack_in_test
 from tests.attack.tokenizers import Case
 
 CASES = list(tokenizers.cases())
@@ -17,11 +18,11 @@ def test_there_are_enough_cases_and_none_twice() -> None:
 
 
 def test_the_file_that_they_change_is_read(tmp_path: Path) -> None:
-    assert tokenizers.run(Case(tokenizers.unchanged, foreign=False), tmp_path) is None
+    assert attack_in_test(tokenizers, Case(tokenizers.unchanged, foreign=False), tmp_path) is None
     with pytest.raises(AssertionError, match="reads the file"):
-        tokenizers.run(Case(tokenizers.unchanged), tmp_path)
+        attack_in_test(tokenizers, Case(tokenizers.unchanged), tmp_path)
 
 
 def test_some_files_and_texts(tmp_path: Path) -> None:
     for name, case in CASES[::9]:
-        assert not case.foreign or tokenizers.run(case, tmp_path) is not None, name
+        assert not case.foreign or attack_in_test(tokenizers, case, tmp_path) is not None, name

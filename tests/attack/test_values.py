@@ -11,6 +11,7 @@ import pytest
 
 from latentrt.errors import ManifestError, RequestError
 from tests.attack import images, mutations, values
+from tests.attack.judge import attack_in_test
 
 
 def part(cases: Iterator[tuple[str, Any]], every: int) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def part(cases: Iterator[tuple[str, Any]], every: int) -> dict[str, Any]:
 
 def test_some_wrong_values(tmp_path: Path) -> None:
     chosen = part(values.cases(), 40)
-    refused = [str(error) for case in chosen.values() if (error := values.run(case, tmp_path)) is not None]
+    refused = [str(error) for case in chosen.values() if (error := attack_in_test(values, case, tmp_path)) is not None]
     assert len(chosen) > 60
     assert len(refused) > len(chosen) / 2
     assert max(map(len, refused)) < 2500
@@ -28,13 +29,13 @@ def test_some_wrong_values(tmp_path: Path) -> None:
 
 def test_some_images(tmp_path: Path) -> None:
     chosen = part(images.cases(), 3)
-    refused = [error for case in chosen.values() if (error := images.run(case, tmp_path)) is not None]
+    refused = [error for case in chosen.values() if (error := attack_in_test(images, case, tmp_path)) is not None]
     assert len(chosen) > 25
     assert len(refused) > len(chosen) / 2
 
 
 def test_mutations_of_manifests_and_requests(tmp_path: Path) -> None:
-    endings = {type(mutations.run(seed, tmp_path)) for seed in range(1, 1200)}
+    endings = {type(attack_in_test(mutations, seed, tmp_path)) for seed in range(1, 1200)}
     assert {type(None), ManifestError, RequestError} <= endings, "the mutations reach all of it"
 
 
@@ -45,7 +46,7 @@ def test_all_cases(tmp_path: Path, module: Any, least: int) -> None:
     for name, case in module.cases():
         count += 1
         try:
-            module.run(case, tmp_path)
+            attack_in_test(module, case, tmp_path)
         except Exception as error:
             escaped[name] = f"{type(error).__name__}: {error}"
     assert escaped == {}

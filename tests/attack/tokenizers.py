@@ -16,7 +16,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
 from latentrt.errors import LatentRTError
 from latentrt.text.tokenizer import Tokenizer
-from latentrt.text.tokenizer_json import read_tokenizer_json
+from latentrt.text.tokenizer_json import MAX_BYTES, read_tokenizer_json
 
 __all__ = ["Case", "cases", "run", "unchanged"]
 
@@ -43,7 +43,7 @@ class Case:
 def unchanged() -> bytes:
     """Return the sample bundle's file."""
     sample = Bundle.open(bundle_path())
-    return sample.read(sample.manifest.tokenizers["text_encoder"].file)
+    return sample.read(sample.manifest.tokenizers["text_encoder"].file, MAX_BYTES)
 
 
 def cases() -> Iterator[tuple[str, Case]]:

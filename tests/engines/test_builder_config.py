@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.weights import map_weights
 from latentrt.errors import BuildError
 from latentrt_engines import builder_config
@@ -169,7 +170,9 @@ def test_a_real_build_reports_its_phases(sample: Bundle, reports: Reports) -> No
     arrays = map_weights(sample.path(weights))
     _, logger = make_log(library)
     builder = trt.Builder(logger)
-    network, parser = parse_network(library, logger, builder, "vae_decoder", sample.read(graph), arrays)
+    network, parser = parse_network(
+        library, logger, builder, "vae_decoder", sample.read(graph, MAX_GRAPH_BYTES), arrays
+    )
     config, profile, shape = builder.create_builder_config(), builder.create_optimization_profile(), (1, 4, 16, 16)
     config.num_compute_capabilities = 2
     for index, capability in enumerate(("8.9", "12.0")):
@@ -186,6 +189,9 @@ def test_a_real_build_reports_its_phases(sample: Bundle, reports: Reports) -> No
 
 
 # Timing cache: TensorRT times kernels only on a GPU, so the library is faked
+
+
+HEADER = builder_config._TIMINGS_HEADER
 
 
 class FakeCache:
@@ -227,7 +233,7 @@ def measure(path: Path, *measured: bytes, meanwhile: bytes = b"") -> list[str]:
     save = use_timing_cache(config, path, warnings.append)
     config.cache.times.update(measured)
     if meanwhile:
-        path.write_bytes(meanwhile)
+        path.write_bytes(HEADER + meanwhile)
     save()
     return warnings
 
@@ -236,20 +242,64 @@ def test_timings_are_read_and_extended(tmp_path: Path) -> None:
     path = tmp_path / "times"
     assert measure(path, b"gemm=1") == []
     assert measure(path, b"conv=2") == []
-    assert path.read_bytes() == b"conv=2 gemm=1"
+    assert path.read_bytes() == HEADER + b"conv=2 gemm=1"
 
 
 def test_timings_that_another_build_wrote_meanwhile_are_kept(tmp_path: Path) -> None:
     measure(tmp_path / "times", b"gemm=1", meanwhile=b"conv=2")
-    assert (tmp_path / "times").read_bytes() == b"conv=2 gemm=1"
+    assert (tmp_path / "times").read_bytes() == HEADER + b"conv=2 gemm=1"
 
 
 def test_timings_of_another_gpu_are_replaced_with_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "times"
-    path.write_bytes(b"other gemm=9")
+    path.write_bytes(HEADER + b"other gemm=9")
     (warning,) = measure(path, b"gemm=1")
     assert str(path) in warning
-    assert path.read_bytes() == b"gemm=1"
+    assert path.read_bytes() == HEADER + b"gemm=1"
+
+
+def test_timings_that_the_library_cannot_read_are_replaced_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "times"
+    path.write_bytes(HEADER + b"damaged")
+    create = FakeConfig.create_timing_cache
+    monkeypatch.setattr(
+        FakeConfig, "create_timing_cache", lambda self, data: None if data == b"damaged" else create(self, data)
+    )
+    (warning,) = measure(path, b"gemm=1")
+    assert str(path) in warning
+    assert path.read_bytes() == HEADER + b"gemm=1"
+
+
+@pytest.mark.parametrize("content", [b"my notes", b"my notes, and others", b"\0" * 100, HEADER[:-1], b" " + HEADER])
+def test_a_file_that_is_no_timing_cache_is_kept(tmp_path: Path, content: bytes) -> None:
+    """Whether or not the library would accept it."""
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(BuildError, match=r"notes\.txt is not a timing cache"):
+        use_timing_cache(FakeConfig(), path, lambda text: None)
+    assert path.read_bytes() == content
+    save = use_timing_cache(FakeConfig(), tmp_path / "times", lambda text: None)
+    path.rename(tmp_path / "times")  # somebody's, while the engine was built
+    with pytest.raises(BuildError, match="times is not a timing cache"):
+        save()
+    assert (tmp_path / "times").read_bytes() == content
+
+
+def test_an_empty_file_becomes_a_timing_cache(tmp_path: Path) -> None:
+    (tmp_path / "times").touch()
+    assert measure(tmp_path / "times", b"gemm=1") == []
+    assert measure(tmp_path / "times", b"conv=2") == []
+    assert (tmp_path / "times").read_bytes() == HEADER + b"conv=2 gemm=1"
+
+
+def test_a_file_too_large_to_be_a_timing_cache_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "times"
+    path.write_bytes(HEADER)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(BuildError, match="is not a timing cache"):
+        use_timing_cache(FakeConfig(), path, lambda text: None)
 
 
 def test_an_unusable_file_is_an_error(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.weights import map_weights
 from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
 from latentrt.engines.record import EngineOptions, LibraryName
@@ -169,7 +170,7 @@ def build(rtx: Library, bundle: Bundle, capability: str, setup: Callable[[Any, A
     arrays = map_weights(bundle.path(weights))
     log, logger = make_log(rtx)
     builder = trt.Builder(logger)
-    network, parser = parse_network(rtx, logger, builder, "vae_decoder", bundle.read(graph), arrays)
+    network, parser = parse_network(rtx, logger, builder, "vae_decoder", bundle.read(graph, MAX_GRAPH_BYTES), arrays)
     config, profile, shape = builder.create_builder_config(), builder.create_optimization_profile(), (1, 4, 16, 16)
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Component
+from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.bundle.weights import map_weights
 from latentrt.errors import BuildError
@@ -29,7 +30,7 @@ def rtx() -> Library:
 
 def read(bundle: Bundle, component: str) -> tuple[bytes, dict[str, NDArray[Any]]]:
     graph, weights = bundle.component_files(component, bundle.manifest.precision)
-    return bundle.read(graph), map_weights(bundle.path(weights))
+    return bundle.read(graph, MAX_GRAPH_BYTES), map_weights(bundle.path(weights))
 
 
 class Parsed:

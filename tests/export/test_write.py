@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from latentrt_export.checkpoints import single_file
 from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.checkpoints.single_file import SingleFile
 from latentrt_export.export import export_checkpoint
+from latentrt_export.worker import Done, Job
 from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.skeleton import change_json, write_json, write_skeleton, write_weights
 from tests.exported import Silent
@@ -73,6 +76,33 @@ def test_components_one_after_the_other(checkpoint: Path, tmp_path: Path, worker
     progress = export(checkpoint, tmp_path / "bundle")
     assert [job.component.name for job in worker.jobs] == COMPONENTS
     assert progress.phases == [(name, text) for name in COMPONENTS for text in ("tracing", "done")]
+
+
+@pytest.mark.parametrize("change", ["replaced", "written to", "as old as before"])
+@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.safetensors", "given", "single"])
+def test_weights_that_change_while_they_are_exported_are_refused(
+    checkpoint: Path, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, change: str
+) -> None:
+    """The digest in the manifest would be that of other weights than the bundle's."""
+    vae = write_weights(tmp_path / "given.safetensors", "encoder.down_blocks.0.x")
+    changed = {"given": vae, "single": single}.get(file, checkpoint / file)
+
+    class Changing(FakeWorker):
+        def __call__(self, job: Job, *arguments: Any) -> Done:
+            if job.component.name == "unet":
+                data, found = changed.read_bytes(), changed.stat()
+                if change == "replaced":
+                    changed.unlink()
+                changed.write_bytes(data[:-1] + b"\1")
+                if change == "as old as before":
+                    os.utime(changed, ns=(found.st_atime_ns, found.st_mtime_ns))
+            return super().__call__(job, *arguments)
+
+    install(monkeypatch, Changing())
+    time.sleep(0.02)  # until the file system's clock has moved on
+    with pytest.raises(CheckpointError, match=rf"{changed.name} was changed, moved or linked while it was exported"):
+        export(single if file == "single" else checkpoint, tmp_path / "bundle", given=GivenComponents(vae=vae))
+    assert not (tmp_path / "bundle").exists()
 
 
 # The safety checker

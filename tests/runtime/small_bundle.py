@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,12 @@ def change_byte(place: Path) -> None:
     data[len(data) // 2] ^= 1
     with place.open("r+b") as stream:
         stream.write(data)
+
+
+def enlarge(folder: Path, name: str, size: int) -> None:
+    """Give a file a hole at its end, which takes no room, and pin its new size; its pinned SHA-256 stays."""
+    os.truncate(folder / name, size)
+    edit_manifest(folder, lambda tree: tree["files"][name].update(size=size))
 
 
 def everything(bundle: Bundle) -> None:

@@ -104,6 +104,17 @@ def test_an_ending_as_an_error(ending: Ending, sentence: str) -> None:
     assert error.__notes__ == [ending.said]
 
 
+def test_only_the_end_of_a_workers_output_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library may repeat a warning for each of a million layers."""
+    with WorkerProcess("no_such_module", Failed(kind="", message="")) as worker:
+        list(worker.messages())
+        os.truncate(worker._log.fileno(), 1 << 40)
+        worker._log.seek(0, os.SEEK_END)
+        worker._log.write("é".encode() * 3000)
+        ending = worker.ending()
+    assert ending.said == "é" * 2000
+
+
 @pytest.mark.parametrize(
     "error", [BuildError("no"), EngineError("no"), CheckpointError("no"), MissingExtraError("a", "b", "do c")]
 )

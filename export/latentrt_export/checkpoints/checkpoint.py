@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from latentrt.bundle.digests import open_regular
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.checkpoint_files import check_file, check_folders
+from latentrt_export.checkpoints.checkpoint_files import SourceFile, check_file, check_folders
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import PROCESSORS, check_crop, read_preprocessor_config
 from latentrt_export.checkpoints.weights import Weights, find_weights
@@ -128,7 +128,7 @@ class Checkpoint:
     pipeline_class: str
     weights: Mapping[str, Weights]
     classes: Mapping[str, str]
-    sources: Mapping[str, Path]
+    sources: Mapping[str, SourceFile]
     scheduler_class: str
     scheduler_config: Mapping[str, Any]
     other_schedulers: Mapping[str, SchedulerConfig]
@@ -196,7 +196,7 @@ def open_checkpoint(
         pipeline_class=index["_class_name"],
         weights=weights,
         classes=classes,
-        sources={f"{part}/{file.name}": file for part, found in weights.items() for file in found.files},
+        sources={f"{part}/{file.name}": SourceFile.of(file) for part, found in weights.items() for file in found.files},
         scheduler_class=scheduler.class_name,
         scheduler_config=scheduler.config,
         other_schedulers={part: schedulers[part] for part in pipeline.schedulers[1:]},

@@ -13,18 +13,59 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from latentrt.bundle.digests import open_regular
+from latentrt.bundle.digest_cache import FileState
+from latentrt.bundle.digests import hash_stream, open_regular, read_at_most
 from latentrt.bundle.root import find_root
 from latentrt.errors import CheckpointError
 
-__all__ = ["check_file", "check_folders", "read_small_file"]
+__all__ = ["SourceFile", "check_file", "check_folders", "read_small_file"]
 
 _TEXTS = {".json", ".txt", ".jinja", ".md"}
 # A tokenizer.json of a large vocabulary has 20 MB.
 _LARGEST_TEXT_BYTES = 64 << 20
 _MOST_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of weights whose digest the manifest records, and its state before anything was loaded from it."""
+
+    path: Path
+    state: FileState
+
+    @classmethod
+    def of(cls, path: Path) -> SourceFile:
+        """Note the state of a file.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            return cls(path, FileState.of(os.stat(path)))
+        except OSError as error:
+            raise _make_read_error(path, error) from error
+
+    def hash(self) -> str:
+        """Return the SHA-256 of the content that was loaded.
+
+        Raises:
+            CheckpointError: the file has changed since its state was noted, or cannot be read.
+        """
+        try:
+            with open_regular(self.path) as stream:
+                sha256, _ = hash_stream(stream)
+                state = FileState.of(os.fstat(stream.fileno()))
+        except OSError as error:
+            raise _make_read_error(self.path, error) from error
+        if state != self.state:
+            raise CheckpointError(
+                f"{self.path} was changed, moved or linked while it was exported, expected it to stay as it is; export "
+                "again, and stop the program that writes there"
+            )
+        return sha256
 
 
 def check_folders(checkpoint: Path, *folders: str) -> None:
@@ -62,13 +103,17 @@ def read_small_file(path: Path, largest_bytes: int) -> bytes:
         CheckpointError: it is larger than `largest_bytes`.
     """
     with open_regular(path) as stream:
-        data = stream.read(largest_bytes + 1)
+        data = read_at_most(stream, largest_bytes)
     if len(data) > largest_bytes:
         raise CheckpointError(
             f"{path} has {os.stat(path).st_size:,} bytes, expected at most {largest_bytes:,}; the checkpoint is "
             "damaged, download it again"
         )
     return data
+
+
+def _make_read_error(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read: {error.strerror}; download the checkpoint again")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -89,7 +134,7 @@ def _check_entry(path: Path, root: Path) -> None:
     except FileNotFoundError:
         return  # a dangling link, left by an interrupted download; reported by whoever needs the file
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; download the checkpoint again") from error
+        raise _make_read_error(path, error) from error
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise CheckpointError(f"{path} is a pipe, a device or a socket, expected a file; remove it")
     if path.suffix.lower() in _TEXTS and found.st_size > _LARGEST_TEXT_BYTES:

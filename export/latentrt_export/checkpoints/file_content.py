@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from latentrt.bundle.digests import open_regular
 from latentrt.errors import CheckpointError
 
 __all__ = ["PICKLE_SUFFIXES", "FileContent", "explain_content", "find_content", "make_pickle_error"]
@@ -36,7 +37,7 @@ def find_content(path: Path) -> FileContent:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         head = stream.read(_HEAD_BYTES)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:

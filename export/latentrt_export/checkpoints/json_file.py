@@ -17,20 +17,21 @@ from latentrt_export.checkpoints.checkpoint_files import read_small_file
 
 __all__ = ["read_object"]
 
-# The index of a model's shards has some 100 kB.
-_LARGEST_BYTES = 16 << 20
+# The index of a model's shards has some 100 kB and a value for each tensor; other files have at most a hundred keys and
+# lists of a thousand values.
+_LARGEST_BYTES, _MOST_VALUES, _MOST_KEYS = 4 << 20, 100_000, 1000
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that contains an object.
 
     Raises:
-        CheckpointError: the file is missing, cannot be read, is too large or nested too deep, is not JSON, does not
-            contain an object, or has a NaN, which no setting can be.
+        CheckpointError: the file is missing, cannot be read, is too large or nested too deep, has too many values or
+            keys, is not JSON, does not contain an object, or has a NaN, which no setting can be.
     """
     try:
         data = read_small_file(path, _LARGEST_BYTES)
-        check_extent(data)
+        check_extent(data, max_values=_MOST_VALUES)
         value = json.loads(data.decode("utf-8"))
         nan = _find_nan(value)
     except OSError as error:
@@ -43,6 +44,8 @@ def read_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not JSON: {error}; the checkpoint is damaged, download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object")
+    if len(value) > _MOST_KEYS:
+        raise CheckpointError(f"{path} has {len(value):,} keys, expected at most {_MOST_KEYS:,}; correct the file")
     if nan is not None:
         raise CheckpointError(f"{path} has {nan.lstrip('.')}: NaN, expected a number; correct the configuration")
     return value

@@ -21,8 +21,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from latentrt.bundle.digests import open_regular
 
 __all__ = ["convert"]
 
@@ -53,8 +56,13 @@ def convert(old: Sequence[str | os.PathLike[str]], new: str | os.PathLike[str]) 
             tensors |= {str(name): each for name, each in found.items() if isinstance(each, Tensor)}
     if not tensors:
         sys.exit(f"{old[0]} has no named tensors; expected the weights of a model, or a dictionary with {_NESTED}")
-    # Clones, because tensors may share memory, which safetensors does not allow.
-    save_file({name: each.detach().clone().contiguous() for name, each in tensors.items()}, new, {"format": "pt"})
+    # Clones, because tensors may share memory, which safetensors does not allow. It writes to another file, which it
+    # renames, so that `new` is never a part of one.
+    clones = {name: each.detach().clone().contiguous() for name, each in tensors.items()}
+    try:
+        save_file(clones, new, {"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        sys.exit(f"{new} cannot be written: {error}; free some space, or choose another path")
 
 
 def _load(path: Path) -> Any:
@@ -62,12 +70,20 @@ def _load(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
                 sys.exit(f"{path} is a TorchScript program, expected weights")
-    elif path.read_bytes()[:1] != b"\x80":
+    elif not _begins_as_pickle(path):
         sys.exit(f"{path} is not a file of torch.save, or is damaged; download it again")
     try:
         return torch.load(path, map_location="cpu", pickle_module=_RESTRICTED, weights_only=False)
     except Exception as error:
         sys.exit(f"{path} cannot be read: {error}")
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    try:
+        with open_regular(path) as stream:
+            return stream.read(1) == b"\x80"
+    except OSError as error:
+        sys.exit(f"{path} cannot be read: {error.strerror}")
 
 
 class _Inert(dict[Any, Any]):

@@ -36,7 +36,7 @@ from latentrt_export.checkpoints.checkpoint_files import check_folders
 from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, find_content, make_pickle_error
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
-from latentrt_export.checkpoints.weights import check_dtypes, warn_about_unexpected
+from latentrt_export.checkpoints.weights import check_dtypes, read_header_of, warn_about_unexpected
 
 __all__ = [
     "COMPONENTS",
@@ -143,25 +143,19 @@ def detect(path: Path, *, with_vae: bool = True) -> SingleFile:
         CheckpointError: the file is not a safetensors file, is damaged, has weights of a dtype that cannot be read, or
             is not a supported checkpoint of Stable Diffusion 1.x or 2.x.
     """
-    try:
-        reject_foreign(path)
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
-            wrapper = _find_wrapper(slices)
-            shapes = {name.removeprefix(wrapper): tuple(one.get_shape()) for name, one in slices.items()}
-            dtypes = {name: str(one.get_dtype()) for name, one in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is missing, truncated or not a safetensors file: {error}") from None
+    reject_foreign(path)
+    header = read_header_of(path)
+    wrapper = _find_wrapper(header.tensors)
+    shapes = {name.removeprefix(wrapper): place.shape for name, place in header.tensors.items()}
     if (problem := _find_problem(shapes, with_vae)) is not None:
         raise CheckpointError(f"{path.name} {problem}; {SUPPORTED}")
-    check_dtypes(path.name, dtypes)
+    check_dtypes(path.name, {name: place.dtype for name, place in header.tensors.items()})
     return SingleFile(
         path=path,
         family="stable-diffusion-1" if _any(shapes, "cond_stage_model.transformer.") else "stable-diffusion-2",
         in_channels=shapes[_FIRST_CONVOLUTION][1],
-        prediction_type=_read_prediction_type(metadata),
-        licence=metadata.get("modelspec.license"),
+        prediction_type=_read_prediction_type(header.metadata),
+        licence=header.metadata.get("modelspec.license"),
         wrapper=wrapper,
     )
 
@@ -221,16 +215,18 @@ def reject_foreign(path: Path) -> None:
     """Reject a file that is not safetensors by its content; its name does not matter.
 
     Raises:
-        CheckpointError: the file is a pickle, or another kind of file.
-        OSError: it cannot be read.
+        CheckpointError: the file is a pickle, or another kind of file, or cannot be read.
     """
-    content, pickled = find_content(path), path.suffix.lower() in PICKLE_SUFFIXES
+    try:
+        content, pickled = find_content(path), path.suffix.lower() in PICKLE_SUFFIXES
+        problem = explain_content(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} is missing or cannot be read: {error.strerror}") from None
     if content == "pickle" or (content == "unknown" and pickled):
         safe = path.with_suffix(".safetensors") if pickled else path.with_stem(f"{path.stem}-converted")
         if safe.is_file():
             raise CheckpointError(f"{path.name} is a pickle, which is never opened; pass {safe} instead")
         raise make_pickle_error([path], safe)
-    problem = explain_content(path)
     if problem is not None:
         raise CheckpointError(f"{path.name} {problem}")
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from latentrt.errors import CheckpointError, ExportError
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.single_file import COMPONENTS, CONFIGS, convert, reject_foreign
+from latentrt_export.checkpoints.weights import read_header_of
 
 __all__ = ["unpack_vae"]
 
@@ -38,12 +39,8 @@ def unpack_vae(path: Path, into: Path, *, own: Path) -> Path:
             configuration describes.
         ExportError: the folder cannot be written.
     """
-    try:
-        reject_foreign(path)
-        with safe_open(path, framework="pt") as file:
-            names = [*file.keys()]
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is missing, truncated or not a safetensors file: {error}") from None
+    reject_foreign(path)
+    names = read_header_of(path).tensors.keys()
     prefix = COMPONENTS["vae"].prefix if any(name.startswith(COMPONENTS["vae"].prefix) for name in names) else ""
     original = any(name.startswith(f"{prefix}encoder.down.") for name in names)
     class_name = "AutoencoderKL" if original else _find_class(path, names)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentrt.bundle.safetensors_header import read_header
+from latentrt.bundle.digests import open_regular
+from latentrt.bundle.safetensors_header import Header, read_header
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, make_pickle_error
 from latentrt_export.checkpoints.json_file import read_object
@@ -26,6 +27,7 @@ __all__ = [
     "count_nonfinite",
     "find_weights",
     "load_pretrained",
+    "read_header_of",
     "reject_nonfinite",
     "warn_about_unexpected",
 ]
@@ -36,6 +38,10 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8
 _SCALES = re.compile(r"(.*\.)?(scale_weight|weight_scale(_inv)?|scaled_fp8)")
 # Constants stored like weights: a mask has infinities, and old versions of transformers stored the positions.
 _CONSTANTS = ("mask", "position_ids")
+_LONGEST_NAME_BYTES = 255  # of a file system
+_TRANSFORMERS_STEM = "model"
+# The key of a configuration that names a file for transformers to load in place of the others.
+_OTHER_FILE = "transformers_weights"
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 # The keys of `output_loading_info` that are errors, and their descriptions.
 _PROBLEMS = {"missing_keys": "missing", "mismatched_keys": "of another shape", "error_msgs": "unreadable"}
@@ -72,24 +78,46 @@ def find_weights(root: Path, folder: Path, stem: str, preferred: str | None) -> 
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing; the checkpoint is incomplete, download it again")
-    read_object(folder / "config.json")
+    config = read_object(folder / "config.json")
+    if _OTHER_FILE in config:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has {_OTHER_FILE}, which names another file of weights, expected "
+            f"{stem}.safetensors or its shards; rename the file, and delete the key"
+        )
     for variant in (preferred, None) if preferred else (None, "fp16"):
         files = _list_files(folder, stem, variant)
         for file in files:
-            _check_header(file)
+            if not file.is_file():
+                raise CheckpointError(
+                    f"{file} is missing, but the index of the shards, or a link, names it; download the checkpoint "
+                    "again"
+                )
+            header = read_header_of(file)
+            check_dtypes(str(file), {name: place.dtype for name, place in header.tensors.items()})
         if files:
             return Weights(root=root, variant=variant, files=files)
     raise _not_found(folder, stem, preferred)
 
 
 def _list_files(folder: Path, stem: str, variant: str | None) -> tuple[Path, ...]:
+    """Return the files that the component's library loads; () if there are none of the variant.
+
+    Where there are both a single file and the index of shards, transformers loads the file and diffusers the shards.
+    """
     suffix = f".{variant}" if variant else ""
-    index = folder / f"{stem}.safetensors.index{suffix}.json"
-    if index.is_file():
+    index, single = folder / f"{stem}.safetensors.index{suffix}.json", folder / f"{stem}{suffix}.safetensors"
+    if index.is_file() and not (stem == _TRANSFORMERS_STEM and single.is_file()):
         return tuple(folder / shard for shard in _read_shards(index))
-    single = folder / f"{stem}{suffix}.safetensors"
+    if variant and (old := _find_old_index(folder, stem, variant)):
+        raise CheckpointError(f"{old} has an earlier name of diffusers, expected {index.name}; rename it")
     # A dangling link, left by an interrupted download, counts as a missing file.
     return (single,) if single.exists() or single.is_symlink() else ()
+
+
+def _find_old_index(folder: Path, stem: str, variant: str) -> Path | None:
+    """Return an index of shards by an earlier name, which diffusers would load in place of a single file."""
+    names = (f"{stem}.{variant}.safetensors.index.json", f"{stem}.safetensors.{variant}.index.json")
+    return next((folder / name for name in names if (folder / name).exists()), None)
 
 
 def _read_shards(index: Path) -> list[str]:
@@ -102,7 +130,9 @@ def _read_shards(index: Path) -> list[str]:
 
 
 def _is_file_name(shard: object) -> bool:
-    return isinstance(shard, str) and shard.endswith(".safetensors") and Path(shard).name == shard
+    if not isinstance(shard, str) or len(shard.encode("utf-8", "replace")) > _LONGEST_NAME_BYTES:
+        return False
+    return shard.endswith(".safetensors") and Path(shard).name == shard
 
 
 def _not_found(folder: Path, stem: str, preferred: str | None) -> CheckpointError:
@@ -132,33 +162,32 @@ def _list_pickles(folder: Path, names: Sequence[str]) -> list[Path]:
     return [folder / name for name in found if name == found[0] or (shard and _SHARD.fullmatch(Path(name).stem))]
 
 
-def _check_header(file: Path) -> None:
-    """Check a file's safetensors header: its size, to detect a truncated download before it is read, and its dtypes.
+def read_header_of(file: Path) -> Header:
+    """Read and check the header of a safetensors file; called before a library opens the file.
+
+    The libraries bound neither the time nor the memory that a header takes. The size is compared with the header's, to
+    detect a truncated download.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, truncated or damaged, or has weights of another dtype.
+        CheckpointError: the file is missing, unreadable, truncated or damaged, or not safetensors.
     """
-    if not file.is_file():
-        raise CheckpointError(
-            f"{file} is missing, but the index of the shards, or a link, names it; download the checkpoint again"
-        )
     try:
         problem = explain_content(file)
         if problem is not None:
             raise CheckpointError(f"{file} {problem}")
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             header = read_header(stream, size)
     except ValueError as error:
         raise CheckpointError(f"{file} is not a safetensors file, or its header is damaged: {error}") from error
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{file} is missing or cannot be read: {error.strerror}") from error
     if size != header.file_size:
         raise CheckpointError(
             f"{file} has {size} bytes, expected {header.file_size} from its header; it is truncated or damaged, "
             "download it again"
         )
-    check_dtypes(str(file), {name: place.dtype for name, place in header.tensors.items()})
+    return header
 
 
 def check_dtypes(file: str, dtypes: Mapping[str, str]) -> None:

@@ -6,9 +6,7 @@ architecture.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from latentrt.bundle.manifest import Precision, WeightsRecord
 from latentrt.bundle.onnx_types import WEIGHT_TYPES
+from latentrt_export.checkpoints.weights import read_header_of
 
 __all__ = ["StoredWeights", "store"]
 
@@ -84,17 +83,8 @@ def store(
 
 
 def _places(path: Path) -> dict[str, tuple[ir.DataType, tuple[int, ...], int, int]]:
-    with path.open("rb") as file:
-        (header_length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(header_length))
-    start = 8 + header_length
+    header = read_header_of(path)
     return {
-        name: (
-            ir.DataType(WEIGHT_TYPES[entry["dtype"]]),
-            tuple(entry["shape"]),
-            start + entry["data_offsets"][0],
-            entry["data_offsets"][1] - entry["data_offsets"][0],
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
+        name: (ir.DataType(WEIGHT_TYPES[place.dtype]), place.shape, place.start, place.end - place.start)
+        for name, place in header.tensors.items()
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from latentrt.bundle.digests import open_regular
+from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.manifest import QuantizationMethod
 from latentrt.errors import RequestError
 
@@ -67,7 +67,7 @@ def read_options(
 def _read_prompts(file: Path) -> tuple[str, ...]:
     try:
         with open_regular(file) as stream:
-            text = stream.read(_LARGEST_PROMPTS_BYTES + 1)
+            text = read_at_most(stream, _LARGEST_PROMPTS_BYTES)
         lines = tuple(filter(None, map(str.strip, text.decode("utf-8").splitlines())))
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"`calibration_prompts` {file} cannot be read: {error}") from error

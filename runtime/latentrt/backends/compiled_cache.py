@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from latentrt.bundle.digests import read_at_most
 from latentrt.bundle.user_cache import open_own, private_folder, write_own
 
 __all__ = ["CompiledCache"]
@@ -51,9 +52,7 @@ class CompiledCache:
         """Return the compiled model for these shapes; b"" where it is missing or its hash does not match."""
         path = self._path(shapes)
         with contextlib.suppress(OSError), open_own(path) as stream:
-            # A stream allocates what it is asked for, whatever the file has.
-            size = min(os.fstat(stream.fileno()).st_size, _MOST_BYTES)
-            digest, data = stream.read(_DIGEST_BYTES), stream.read(size)
+            digest, data = stream.read(_DIGEST_BYTES), read_at_most(stream, _MOST_BYTES)
             if data and _digest(path, data) == digest:
                 os.utime(path)  # the time of last use, for `_sweep`
                 return data

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrt.bundle.digest_cache import DigestCache
-from latentrt.bundle.digests import Progress, hash_bytes
+from latentrt.bundle.digests import Progress, hash_bytes, read_at_most
 from latentrt.bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -120,13 +120,16 @@ class Bundle:
             self._check_graph(name)
         return self.folder / name
 
-    def read(self, name: str) -> bytes:
-        """Return the bytes of the file `name`, the same that were hashed. For small files: graphs and tokenizers.
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return the bytes of the file `name`, the same that were hashed.
+
+        Args:
+            max_bytes: the largest file that the caller can use; a larger one is neither read nor hashed.
 
         Raises:
-            BundleError, IntegrityError, GraphError: as for `path`.
+            BundleError, IntegrityError, GraphError: as for `path`. BundleError: the file is larger than `max_bytes`.
         """
-        data = self._files.read(name)
+        data = self._files.read(name, max_bytes)
         if name not in self._checked_graphs:
             self._check_graph(name, data)
         return data
@@ -230,7 +233,7 @@ class Bundle:
         size = self.manifest.files[name].size
         if size > MAX_GRAPH_BYTES:
             raise GraphError(f"{name} has {size:,} bytes, expected a graph of at most {MAX_GRAPH_BYTES:,}")
-        graph = check_graph(self._files.read(name) if data is None else data, expected)
+        graph = check_graph(self._files.read(name, MAX_GRAPH_BYTES) if data is None else data, expected)
         self._checked_graphs.add(name)
         return graph
 
@@ -286,7 +289,7 @@ def _read_manifest(path: str | os.PathLike[str]) -> tuple[BundleRoot, bytes]:
             root = BundleRoot(_bundle_folder(path))
             with PinnedFiles(root, {}, None).opened(MANIFEST_NAME) as stream:
                 # One byte beyond the limit, so that `decode_manifest` detects a file that is too large.
-                return root, stream.read(MAX_MANIFEST_BYTES + 1)
+                return root, read_at_most(stream, MAX_MANIFEST_BYTES)
         except BundleError:
             if not is_being_replaced(path):
                 tries_left -= 1  # or it has just been replaced, between the two

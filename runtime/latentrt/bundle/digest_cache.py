@@ -26,6 +26,7 @@ from pathlib import Path
 
 import msgspec
 
+from latentrt.bundle.digests import read_at_most
 from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder
 from latentrt.bundle.user_cache import is_closed, open_own, private_folder, write_own
 
@@ -101,4 +102,4 @@ def _record_path(folder: Path, state: FileState) -> Path:
 
 def _read(path: Path) -> bytes:
     with open_own(path) as stream:
-        return stream.read(_LARGEST_RECORD_BYTES + 1)
+        return read_at_most(stream, _LARGEST_RECORD_BYTES)

@@ -11,7 +11,7 @@ from io import BufferedReader
 
 from latentrt.bundle.manifest import FileRecord
 
-__all__ = ["Progress", "file_record", "hash_bytes", "hash_stream", "open_regular"]
+__all__ = ["Progress", "file_record", "hash_bytes", "hash_stream", "open_regular", "read_at_most"]
 
 Progress = Callable[[int], None]
 """Called with the number of bytes hashed since the last call."""
@@ -31,6 +31,14 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         stream.close()
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return stream
+
+
+def read_at_most(stream: BufferedReader, max_bytes: int) -> bytes:
+    """Return the rest of an open file; of a longer one `max_bytes` + 1 bytes, so that the caller sees that it is.
+
+    A stream allocates as many bytes as it is asked for, so it is asked for no more than the file has.
+    """
+    return stream.read(min(os.fstat(stream.fileno()).st_size, max_bytes) + 1)
 
 
 def _open_nonblocking(path: str, flags: int) -> int:

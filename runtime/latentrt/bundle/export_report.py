@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from latentrt.bundle.digests import open_regular
+from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.manifest import ComponentName, Count, Record
 from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder
 
@@ -46,6 +46,6 @@ def read_report(folder: Path) -> ExportReport | None:
     """Return the report of the bundle in `folder`; None if it is missing or cannot be read."""
     try:
         with open_regular(folder / REPORT_NAME) as file:
-            return _DECODER.decode(file.read(_MAX_BYTES + 1))
+            return _DECODER.decode(read_at_most(file, _MAX_BYTES))
     except (OSError, AmbiguousJSONError):
         return None

@@ -103,19 +103,31 @@ Role = Literal[
     "depth-estimator",
 ]
 PillowFilter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-ComponentName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z][a-z0-9_]*$")]
-PartName = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?$")]
-FamilyName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z0-9][a-z0-9.-]*$")]
-TaskName = Annotated[str, msgspec.Meta(max_length=64, pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$")]
+
+
+def _whole(pattern: str) -> str:
+    """Return a pattern of a whole text, in the dialects of Python and of JSON schemas.
+
+    Python's `$` also matches before a newline at the end; its `\\Z` is not in the other dialect.
+    """
+    return f"^{pattern}$(?!\\n)"
+
+
+ComponentName = Annotated[str, msgspec.Meta(max_length=64, pattern=_whole("[a-z][a-z0-9_]*"))]
+PartName = Annotated[str, msgspec.Meta(max_length=64, pattern=_whole(r"[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?"))]
+FamilyName = Annotated[str, msgspec.Meta(max_length=64, pattern=_whole("[a-z0-9][a-z0-9.-]*"))]
+TaskName = Annotated[str, msgspec.Meta(max_length=64, pattern=_whole("[a-z][a-z0-9]*(-[a-z0-9]+)*"))]
 InputSource = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^(latents|timestep|c-noise|guidance-weight|tokens|image|images|mask|noise-level|option:[a-z][a-z0-9_]*"
-        r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)$",
+        pattern=_whole(
+            "(latents|timestep|c-noise|guidance-weight|tokens|image|images|mask|noise-level|option:[a-z][a-z0-9_]*"
+            r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)"
+        ),
         max_length=256,
     ),
 ]
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=_whole("[0-9a-f]{64}"))]
 RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 # Bounds of the sizes in a manifest: far beyond every known model, and small enough that no value that is computed
 # from them overflows, takes hours, or fills the memory before a graph is opened.

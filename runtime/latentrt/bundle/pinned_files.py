@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 
 from latentrt.bundle.digest_cache import DigestCache, FileState
-from latentrt.bundle.digests import Progress, hash_bytes, hash_stream, open_regular
+from latentrt.bundle.digests import Progress, hash_bytes, hash_stream, open_regular, read_at_most
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileRecord
 from latentrt.bundle.root import BundleRoot
 from latentrt.errors import BundleError, IntegrityError
@@ -44,18 +44,26 @@ class PinnedFiles:
         self._root, self._records, self._cache, self._digest = root, records, cache, digest
         self._intact: dict[str, FileState] = {}
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, max_bytes: int) -> bytes:
         """Return the bytes of a file, the same ones that were hashed.
 
+        Args:
+            max_bytes: the largest file that is read; a larger one is neither read nor hashed.
+
         Raises:
-            BundleError: the manifest does not name the file.
+            BundleError: the manifest does not name the file, or it is larger than `max_bytes`.
             IntegrityError: it is missing, differs from the pinned one, or is a link that leads out of the bundle.
         """
         record = self._record(name)
+        if record.size > max_bytes:
+            raise BundleError(
+                f"{self._root.folder / name} has {record.size:,} bytes, expected at most {max_bytes:,}; export the "
+                "bundle again"
+            )
         try:
             with self.opened(name) as stream:
                 _check_size(name, os.fstat(stream.fileno()).st_size, record)
-                data = stream.read(record.size + 1)
+                data = read_at_most(stream, record.size)
             _check_hash(name, hash_bytes(data), record)
         except IntegrityError as error:
             raise self._make_error([str(error)], 1) from None
@@ -184,7 +192,7 @@ class PinnedFiles:
             return False
         try:
             with self.opened(MANIFEST_NAME) as stream:
-                return f"sha256:{hash_bytes(stream.read(MAX_MANIFEST_BYTES + 1))}" != self._digest
+                return f"sha256:{hash_bytes(read_at_most(stream, MAX_MANIFEST_BYTES))}" != self._digest
         except IntegrityError:
             return True
 

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentrt.bundle.digests import open_regular
+from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.export_report import REPORT_NAME
 from latentrt.bundle.file_lock import claim, create_locked, is_own, list_matching
 from latentrt.bundle.interrupts import uninterrupted
@@ -173,7 +173,7 @@ def _check_bundle(folder: Path, destination: Path) -> None:
     """
     try:
         with open_regular(folder / MANIFEST_NAME) as stream:
-            named = set(decode_manifest(stream.read(MAX_MANIFEST_BYTES + 1)).files)
+            named = set(decode_manifest(read_at_most(stream, MAX_MANIFEST_BYTES)).files)
     except (OSError, ManifestError) as error:
         raise OutputError(
             f"{destination} has a {MANIFEST_NAME} that this version cannot read (another program's, of another format, "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentrt.bundle.digests import open_regular
+from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.manifest import MAX_STEPS
 from latentrt.bundle.printable import counted
 from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
@@ -204,7 +204,7 @@ def read_scheduler_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         with open_regular(path) as stream:
-            data = stream.read(MAX_CONFIG_BYTES + 1)
+            data = read_at_most(stream, MAX_CONFIG_BYTES)
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}; {_CONFIG_HINT}") from None
     if len(data) > MAX_CONFIG_BYTES:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.record import EngineRecord
-from latentrt.engines.store import decode_record
+from latentrt.engines.store import MAX_PLAN_BYTES, MAX_RECORD_BYTES, decode_record
 from latentrt.errors import EngineDamagedError
 
 __all__ = ["BundledEngine", "read_sealed_engines"]
@@ -29,8 +29,9 @@ class BundledEngine:
 
         Raises:
             IntegrityError: the file is missing or differs from the manifest's SHA-256.
+            BundleError: it is larger than `MAX_PLAN_BYTES`.
         """
-        return self.bundle.read(self.plan_file)
+        return self.bundle.read(self.plan_file, MAX_PLAN_BYTES)
 
 
 def read_sealed_engines(bundle: Bundle) -> list[BundledEngine]:
@@ -38,11 +39,12 @@ def read_sealed_engines(bundle: Bundle) -> list[BundledEngine]:
 
     Raises:
         IntegrityError: a record differs from the manifest's SHA-256.
+        BundleError: a record is larger than `MAX_RECORD_BYTES`.
         EngineDamagedError: a pinned file is not an engine's record, or belongs to another key or plan.
     """
     engines = []
     for key, files in bundle.manifest.engines.items():
-        record = decode_record(bundle.read(files.record), files.record)
+        record = decode_record(bundle.read(files.record, MAX_RECORD_BYTES), files.record)
         pinned = bundle.manifest.files[files.plan]
         if record.key != key or record.plan != pinned:
             raise EngineDamagedError(

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import msgspec
 
-from latentrt.bundle.digests import hash_bytes, open_regular
+from latentrt.bundle.digests import hash_bytes, open_regular, read_at_most
 from latentrt.bundle.file_lock import claim
 from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder, parse_json
 from latentrt.bundle.user_cache import require_private_folder
@@ -40,6 +40,7 @@ from latentrt.errors import EngineDamagedError, EngineError
 __all__ = [
     "DRAFTS",
     "LOCKS",
+    "MAX_PLAN_BYTES",
     "MAX_RECORD_BYTES",
     "QUARANTINE",
     "RECORD_NAME",
@@ -57,6 +58,8 @@ DRAFTS, LOCKS, QUARANTINE = "drafts", "locks", "quarantine"
 _KEY = re.compile("[0-9a-f]{64}")
 MAX_RECORD_BYTES = 4 << 20
 """Longest `record.json` that is read."""
+MAX_PLAN_BYTES = 64 << 30
+"""Longest plan that is read, weights included: those of the largest denoisers have 25 GB in half precision."""
 _log = logging.getLogger("latentrt")
 
 
@@ -119,7 +122,7 @@ class EngineStore:
         folder = self.folder / key
         try:
             with open_regular(folder / RECORD_NAME) as stream:
-                data = stream.read(MAX_RECORD_BYTES + 1)
+                data = read_at_most(stream, MAX_RECORD_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -262,7 +265,9 @@ def _read_plan(engine: StoredEngine) -> bytes:
             size = os.fstat(stream.fileno()).st_size
             if size != pinned.size:
                 raise EngineDamagedError(f"{engine.plan_path} has {size:,} bytes, expected {pinned.size:,}")
-            data = stream.read(pinned.size + 1)
+            if size > MAX_PLAN_BYTES:
+                raise EngineDamagedError(f"{engine.plan_path} has {size:,} bytes, expected at most {MAX_PLAN_BYTES:,}")
+            data = read_at_most(stream, size)
     except OSError as error:
         raise EngineDamagedError(f"{engine.plan_path} cannot be read: {error.strerror or error}") from None
     if (found := hash_bytes(data)) != pinned.sha256:

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from latentrt.bundle.atomic_file import write_atomically
-from latentrt.bundle.digests import open_regular
+from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.printable import printable
 from latentrt.errors import LatentRTError, OutputError, RequestError
 from latentrt.images.structure import check_structure
@@ -156,7 +156,7 @@ def read_file(path: str | os.PathLike[str], subject: str) -> bytes:
     """
     with translating_decoder_errors(subject), open_regular(path) as stream:
         _check_file_size(os.fstat(stream.fileno()).st_size)
-        data = stream.read(MAX_FILE_BYTES + 1)
+        data = read_at_most(stream, MAX_FILE_BYTES)
         _check_file_size(len(data))  # the file may have grown
     return data
 

@@ -27,6 +27,7 @@ from latentrt.images.files import (
     translating_decoder_errors,
 )
 from latentrt.images.interpolation import interpolate_nearest
+from latentrt.images.structure import check_exif
 
 __all__ = [
     "CropRegion",
@@ -397,6 +398,10 @@ def _convert_to_rgb(image: Image.Image, argument: str) -> Image.Image:
             f"`{argument}`: got an image of mode {image.mode}, with 16 or 32 bits per channel, expected 8; scale its "
             "values to 0…255 and save it as 8-bit greyscale or RGB"
         )
+    image.load()  # the texts of a PNG may follow its pixels
+    profile = image.info.get("Raw profile type exif")  # ImageMagick's form, which Pillow reads where there is no EXIF
+    if isinstance(profile, str) and image.info.get("exif") is None:
+        check_exif(bytes.fromhex("".join(profile.split("\n")[3:])))
     return ImageOps.exif_transpose(image).convert("RGB")
 
 

@@ -1,20 +1,33 @@
 """Bounds on the structure of an image file, checked before a decoder reads it.
 
 Pillow walks over the segments of a file in Python, and joins the EXIF segments of a JPEG one by one: thousands of
-segments take minutes. A JPEG with thousands of scans takes hours. Pixels are bounded in `latentrt.images.files`.
+segments take minutes. A JPEG with thousands of scans takes hours. EXIF data can name the same bytes for each of
+thousands of tags, and releases of Pillow copy them for each. Pixels are bounded in `latentrt.images.files`.
 
-Sources: ITU-T T.81, annex B (JPEG); W3C PNG, section 5; RFC 9649 (WebP).
+Sources: ITU-T T.81, annex B (JPEG); W3C PNG, section 5; RFC 9649 (WebP); TIFF 6.0, section 2 (EXIF).
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import IO
 
-__all__ = ["MAX_CHUNKS", "MAX_EXIF_BYTES", "MAX_EXIF_SEGMENTS", "MAX_SCANS", "MAX_SEGMENTS", "check_structure"]
+__all__ = [
+    "MAX_CHUNKS",
+    "MAX_EXIF_BYTES",
+    "MAX_EXIF_SEGMENTS",
+    "MAX_EXIF_TAGS",
+    "MAX_SCANS",
+    "MAX_SEGMENTS",
+    "check_exif",
+    "check_structure",
+]
 
 MAX_EXIF_BYTES = 4 << 20
-"""Most bytes of EXIF data in a file, those of a preview included."""
+"""Most bytes of EXIF data in a file, those of a preview included, and of the values that its tags name in it."""
+MAX_EXIF_TAGS = 2_000
+"""Most tags of EXIF data; a camera writes about a hundred."""
 MAX_EXIF_SEGMENTS = 80
 """Most EXIF segments of a JPEG: 64 kB each, for `MAX_EXIF_BYTES`."""
 MAX_SEGMENTS = 2_000
@@ -23,6 +36,17 @@ MAX_CHUNKS = 200_000
 """Most chunks of a PNG or WebP: a PNG of 256 MiB in chunks of 8 kB has 32,768."""
 MAX_SCANS = 100
 """Most scans of a JPEG; progressive encoders write about ten, and a decoder visits every pixel in each."""
+
+
+_EXIF_MARK = b"Exif\0\0"
+_MPF_MARK = b"MPF\0"  # a list of several images, in the form of EXIF data
+_EXIF_MARKS = re.compile(b"(Exif\0\0){0,2}")
+# The bytes of a value of each type.
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+# Tags whose value is the place of a further directory: those of EXIF itself, of GPS and of interoperability.
+_DIRECTORIES = {0x8769, 0x8825, 0xA005}
+# The form of such a place in the four bytes of a tag, by its type; of other types a decoder takes none.
+_PLACES = {3: "H", 4: "I", 8: "H", 9: "I", 13: "I"}
 
 
 def check_structure(stream: IO[bytes], max_pixels: int) -> None:
@@ -47,7 +71,8 @@ def check_structure(stream: IO[bytes], max_pixels: int) -> None:
 
 def _check_jpeg(stream: IO[bytes]) -> None:
     stream.seek(2)
-    segments = exif_segments = exif_bytes = 0
+    segments = exif_segments = 0
+    exif = bytearray()
     while (marker := stream.read(2))[:1] == b"\xff" and len(marker) == 2:
         segments += 1  # fill bytes count, as the decoder walks over them too
         _check("segments", segments, MAX_SEGMENTS)
@@ -57,16 +82,22 @@ def _check_jpeg(stream: IO[bytes]) -> None:
         if marker[1] <= 0x01 or 0xD0 <= marker[1] <= 0xD9:  # without a length
             continue
         length = int.from_bytes(stream.read(2), "big")
-        if marker[1] == 0xE1:
-            found = stream.read(6)
-            stream.seek(-len(found), 1)
-            if found.startswith(b"Exif\0\0"):
-                exif_segments, exif_bytes = exif_segments + 1, exif_bytes + length
+        if marker[1] in (0xE1, 0xE2):
+            found = stream.read(max(length - 2, 0))
+            if marker[1] == 0xE2:
+                if found.startswith(_MPF_MARK):
+                    check_exif(found.removeprefix(_MPF_MARK))
+                continue
+            if found.startswith(_EXIF_MARK):
+                exif_segments += 1
+                exif += found.removeprefix(_EXIF_MARK)
                 _check("EXIF segments", exif_segments, MAX_EXIF_SEGMENTS)
-                _check("bytes of EXIF", exif_bytes, MAX_EXIF_BYTES)
+                _check("bytes of EXIF", len(exif), MAX_EXIF_BYTES)
+            continue
         stream.seek(max(length - 2, 0), 1)
         if marker[1] == 0xDA:
             break
+    check_exif(bytes(exif))
     _check("scans", _count(stream, b"\xff\xda") + 1, MAX_SCANS)
 
 
@@ -80,6 +111,9 @@ def _check_png(stream: IO[bytes]) -> None:
         _check("chunks without pixels", others, MAX_SEGMENTS)
         if kind == b"eXIf":
             _check("bytes of EXIF", length, MAX_EXIF_BYTES)
+            found = stream.read(length)
+            check_exif(found)
+            stream.seek(-len(found), 1)
         if kind == b"IEND":
             return
         stream.seek(length + 4, 1)
@@ -93,9 +127,48 @@ def _check_webp(stream: IO[bytes], max_pixels: int) -> None:
         _check("chunks", chunks, MAX_CHUNKS)
         if kind == b"EXIF":
             _check("bytes of EXIF", length, MAX_EXIF_BYTES)
+            found = stream.read(length)
+            check_exif(found)
+            stream.seek(-len(found), 1)
         found = stream.read(min(length, 10))
         _check("pixels", _count_webp_pixels(kind, found), max_pixels)
         stream.seek(length + length % 2 - len(found), 1)
+
+
+def check_exif(data: bytes) -> None:
+    """Check EXIF data: the number of its tags, and the size of their values, which may overlap.
+
+    Args:
+        data: a TIFF file, with or without the mark before it. What is no TIFF is left to the decoder.
+
+    Raises:
+        ValueError: a bound is exceeded, or the data is a BigTIFF.
+    """
+    _check("bytes of EXIF", len(data), MAX_EXIF_BYTES)
+    data = _EXIF_MARKS.sub(b"", data, count=1)
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None or len(data) < 8:
+        return
+    if 43 in data[2:4]:
+        raise ValueError("EXIF data of the form BigTIFF, which no camera writes")
+    tags = size = 0
+    seen, starts = set[int](), [int(struct.unpack_from(f"{order}I", data, 4)[0])]
+    while starts:
+        start = starts.pop()
+        if start in seen or not 0 <= start <= len(data) - 2:
+            continue
+        seen.add(start)
+        (count,) = struct.unpack_from(f"{order}H", data, start)
+        for at in range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12):
+            tag, kind, number, value = struct.unpack_from(f"{order}HHII", data, at)
+            tags += 1
+            _check("EXIF tags", tags, MAX_EXIF_TAGS)
+            if tag in _DIRECTORIES and kind in _PLACES:
+                starts.extend(struct.unpack_from(f"{order}{_PLACES[kind]}", data, at + 8))
+            needed = number * _TYPE_BYTES.get(kind, 0)
+            if needed > 4 and value + needed <= len(data):  # a decoder passes over the others
+                size += needed
+                _check("bytes of EXIF values", size, MAX_EXIF_BYTES)
 
 
 def _count_webp_pixels(kind: bytes, data: bytes) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from latentrt.bundle.manifest import MAX_PROMPT_CHUNKS, TokenizerRecord
 from latentrt.errors import BundleError, RequestError
 from latentrt.text.byte_pairs import BytePairEncoder
-from latentrt.text.tokenizer_json import read_tokenizer_json
+from latentrt.text.tokenizer_json import MAX_BYTES, read_tokenizer_json
 
 if TYPE_CHECKING:
     from latentrt.bundle.bundle import Bundle
@@ -139,7 +139,7 @@ def open_tokenizer(bundle: Bundle, component: str) -> Tokenizer:
         BundleError, IntegrityError: a file is missing or damaged, or an id has no row in the encoder's embedding.
     """
     record = bundle.manifest.tokenizers[component]
-    return Tokenizer.from_json(bundle.read(record.file), record)
+    return Tokenizer.from_json(bundle.read(record.file, MAX_BYTES), record)
 
 
 def _find_vectors(encoder: BytePairEncoder) -> dict[int, list[str]]:

@@ -35,7 +35,7 @@ def test_configurations_are_read(folder: Path) -> None:
     assert checkpoint.scheduler_class == "PNDMScheduler"
     assert checkpoint.scheduler_config["beta_end"] == SCHEDULERS["sd1"]["beta_end"]
     assert not any(key.startswith("_") for key in checkpoint.scheduler_config)
-    assert checkpoint.sources["unet/diffusion_pytorch_model.safetensors"].is_file()
+    assert checkpoint.sources["unet/diffusion_pytorch_model.safetensors"].path.is_file()
     assert len(checkpoint.sources) == 4
     assert not checkpoint.other_schedulers
 
@@ -180,7 +180,7 @@ def test_another_checkpoints_safety_checker(folder: Path, tmp_path: Path) -> Non
     other = write_skeleton(tmp_path / "other")
     checkpoint = open_skeleton(folder, given=GivenComponents(safety_checker=other))
     assert checkpoint.weights["safety_checker"].root == other
-    assert checkpoint.sources["safety_checker/model.safetensors"] == other / "safety_checker" / "model.safetensors"
+    assert checkpoint.sources["safety_checker/model.safetensors"].path == other / "safety_checker" / "model.safetensors"
     assert len(checkpoint.sources) == 4, "of the other checkpoint, only the classifier"
 
 

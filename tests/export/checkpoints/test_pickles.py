@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import types
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from latentrt_export.checkpoints.pickles import convert
+from tests.killed import in_child
 
 LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint"
 
@@ -80,3 +82,24 @@ def test_a_file_without_tensors(tmp_path: Path) -> None:
     torch.save({"epoch": 1}, tmp_path / "model.ckpt")
     with pytest.raises(SystemExit, match="has no named tensors"):
         convert([tmp_path / "model.ckpt"], tmp_path / "new.safetensors")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"model\.ckpt cannot be read: No such file"):
+        convert([tmp_path / "model.ckpt"], tmp_path / "new.safetensors")
+
+
+def test_a_conversion_that_ends_in_the_middle_leaves_no_part_of_the_file(tmp_path: Path) -> None:
+    """The next call would refuse it, as a file that exists. Where the disk is full stands for a kill at this moment."""
+    old, new = tmp_path / "model.ckpt", tmp_path / "new.safetensors"
+    torch.save({"a": torch.zeros(1 << 20)}, old)
+
+    def convert_on_a_full_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        with pytest.raises(SystemExit, match="cannot be written"):
+            convert([old], new)
+
+    assert in_child(convert_on_a_full_disk) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
+    convert([old], new)
+    assert load_file(new)["a"].shape == (1 << 20,)

@@ -345,7 +345,7 @@ def test_a_pickle_called_safetensors(tmp_path: Path) -> None:
 def test_a_truncated_file(kept: int, sd1_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "truncated.safetensors"
     path.write_bytes(sd1_file.read_bytes()[:kept] if kept < 4000 else sd1_file.read_bytes()[:-4])
-    with pytest.raises(CheckpointError, match="is missing, truncated or not a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"header is damaged|truncated or damaged|is empty"):
         detect(path)
 
 

@@ -15,9 +15,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.weights import check_values
+from latentrt_export.checkpoints.weights import check_values, find_weights, load_pretrained
 from latentrt_export.export_warning import ExportWarning
 from latentrt_export.modules.text_encoder import TextEncoder
 from latentrt_export.modules.unet import UNet
@@ -175,6 +176,52 @@ def test_an_index_without_shards(folder: Path, weight_map: object) -> None:
     write_shards(folder / "unet", "diffusion_pytorch_model")
     write_json(folder / "unet" / "diffusion_pytorch_model.safetensors.index.json", {"weight_map": weight_map})
     with pytest.raises(CheckpointError, match="names no shards in its weight_map"):
+        open_skeleton(folder)
+
+
+def test_of_a_single_file_and_shards_the_one_is_checked_that_the_library_loads(checkpoint: Path) -> None:
+    """transformers loads the single file, diffusers the shards."""
+    for part, stem, module in (
+        ("text_encoder", "model", CLIPTextModel),
+        ("vae", "diffusion_pytorch_model", AutoencoderKL),
+    ):
+        folder, shard = checkpoint / part, f"{stem}-00001-of-00001.safetensors"
+        single = folder / f"{stem}.safetensors"
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(single).items()}
+        save_file(zeros, folder / shard, metadata={"format": "pt"})
+        write_json(
+            folder / f"{stem}.safetensors.index.json", {"metadata": {}, "weight_map": dict.fromkeys(zeros, shard)}
+        )
+        (found,) = find_weights(checkpoint, folder, stem, None).files
+        assert found.name == (single.name if part == "text_encoder" else shard)
+        loaded = load_pretrained(module, folder, None)
+        loads_zeros = all(not parameter.any() for parameter in loaded.parameters())
+        assert loads_zeros == (found.name == shard)
+
+
+@pytest.mark.parametrize("name", ["{}.fp16.safetensors.index.json", "{}.safetensors.fp16.index.json"])
+def test_an_index_by_an_earlier_name_is_refused(folder: Path, name: str) -> None:
+    """diffusers loads its shards in place of the single file that was checked."""
+    stem = "diffusion_pytorch_model"
+    write_weights(folder / "unet" / f"{stem}.fp16.safetensors")
+    write_json(folder / "unet" / name.format(stem), {"weight_map": {"first": "other.safetensors"}})
+    open_skeleton(folder)
+    with pytest.raises(CheckpointError, match=r"has an earlier name of diffusers"):
+        open_skeleton(folder, variant="fp16")
+
+
+def test_a_configuration_that_names_another_file(folder: Path) -> None:
+    write_json(folder / "text_encoder" / "config.json", {"transformers_weights": "other.safetensors"})
+    with pytest.raises(CheckpointError, match="transformers_weights, which names another file"):
+        open_skeleton(folder)
+
+
+@pytest.mark.parametrize("name", ["x" * 252 + ".safetensors", "é" * 130 + ".safetensors", "x\0.safetensors"])
+def test_a_shard_with_a_name_that_no_file_can_have(folder: Path, name: str) -> None:
+    write_shards(folder / "unet", "diffusion_pytorch_model")
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    write_json(index, {"weight_map": {"first": name}})
+    with pytest.raises(CheckpointError, match=r"names no shards in its weight_map|is missing"):
         open_skeleton(folder)
 
 

@@ -14,7 +14,7 @@ from latentrt.backends import onnxruntime, openvino
 from latentrt.backends.graph_weights import detach, relocate
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import encode_manifest
-from latentrt.bundle.onnx_graph import ExternalData, OnnxGraph, read_graph
+from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES, ExternalData, OnnxGraph, read_graph
 from latentrt.bundle.onnx_types import WEIGHT_DTYPES
 from latentrt.errors import GraphError
 from tests.runtime import small_bundle, tiny_graph
@@ -148,4 +148,4 @@ def test_the_graph_that_is_rewritten_is_the_one_that_was_checked(
     monkeypatch.setattr({"relocate": onnxruntime, "detach": openvino}[name], name, keep)
     with pytest.raises(InterruptedError):
         load(bundle)
-    assert given == [bundle.read(GRAPH)]
+    assert given == [bundle.read(GRAPH, MAX_GRAPH_BYTES)]

@@ -7,6 +7,7 @@ libraries, which `make test-gpu` runs.
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.runtime_cache import RuntimeCache
 from latentrt.backends.tensorrt.session import EngineSession
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import hash_bytes
+from latentrt.bundle.user_cache import write_own
 from latentrt.engines.record import EngineRecord
 from latentrt.errors import BackendError, EngineError
 from latentrt_engines.profiles import component_profile, image_profile
@@ -228,6 +231,17 @@ def test_rtx_stores_its_runtime_cache_beside_the_engine(bundle: Bundle, api: Fak
     assert list(folder.glob("*.rtcache")) == [kept]
     # The library records its runs itself.
     assert api.counts["captures"] == 0
+
+
+def test_reading_a_runtime_cache_takes_no_more_memory_than_it_has(tmp_path: Path) -> None:
+    path = tmp_path / f"{hash_bytes(b'kernels')}.rtcache"
+    write_own(path, b"kernels")
+    tracemalloc.start()
+    try:
+        assert RuntimeCache(tmp_path)._read() == b"kernels"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_runtime_cache_that_was_changed_is_not_handed_to_the_library(

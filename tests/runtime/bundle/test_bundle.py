@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,7 @@ def test_a_relative_path_survives_a_change_of_folder(folder: Path, monkeypatch: 
     monkeypatch.chdir(folder.parent)
     bundle = Bundle.open("bundle")
     monkeypatch.chdir("/")
-    assert bundle.read("LICENSE") == FILES["LICENSE"]
+    assert bundle.read("LICENSE", 100) == FILES["LICENSE"]
 
 
 def test_the_files_of_a_component(folder: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_manifest_that_points_outside(folder: Path) -> None:
 def test_threads_may_share_a_bundle(folder: Path) -> None:
     bundle = Bundle.open(folder)
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(bundle.read, list(FILES) * 4)) == list(FILES.values()) * 4
+        assert list(pool.map(bundle.read, list(FILES) * 4, itertools.repeat(1 << 21))) == list(FILES.values()) * 4
 
 
 def test_opening_needs_neither_numpy_nor_a_backend() -> None:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from latentrt.bundle.digests import file_record, hash_bytes, hash_stream, open_regular
+from latentrt.bundle.digests import file_record, hash_bytes, hash_stream, open_regular, read_at_most
 from latentrt.bundle.manifest import FileRecord
 
 
@@ -40,6 +41,19 @@ def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
         open_regular(tmp_path / "pipe")
+
+
+def test_a_reader_asks_for_no_more_than_the_file_has(tmp_path: Path) -> None:
+    """A stream that is asked for a GiB allocates a GiB first."""
+    (tmp_path / "file").write_bytes(b"12345")
+    tracemalloc.start()
+    try:
+        for most, expected in ((1 << 30, b"12345"), (5, b"12345"), (4, b"12345"), (3, b"1234"), (0, b"1")):
+            with open_regular(tmp_path / "file") as stream:
+                assert read_at_most(stream, most) == expected
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("place", ["/dev/zero", "/"])

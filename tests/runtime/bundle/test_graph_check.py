@@ -72,13 +72,15 @@ def test_every_graph_of_the_sample_bundle_is_accepted(bundle: Bundle) -> None:
 # --- The seam ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("read", [Bundle.read, Bundle.path, lambda bundle, name: bundle.verify()])
+@pytest.mark.parametrize(
+    "read", [lambda bundle, name: bundle.read(name, MAX_GRAPH_BYTES), Bundle.path, lambda bundle, name: bundle.verify()]
+)
 def test_no_way_to_a_graph_that_is_not_checked(folder: Path, read: Callable[[Bundle, str], Any]) -> None:
     read(Bundle.open(folder), GRAPH)
     put(folder, b"no graph at all")
     with pytest.raises(GraphError, match=GRAPH):
         read(Bundle.open(folder), GRAPH)
-    read_other = Bundle.open(folder).read("LICENSE")
+    read_other = Bundle.open(folder).read("LICENSE", 100)
     assert read_other, "what is no graph is returned as it is"
 
 
@@ -107,7 +109,7 @@ def test_a_graph_is_checked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(graph_check, "check_graph", lambda data, expected: checked.append(expected.file))
     bundle = Bundle.open(folder)
     for _ in range(3):
-        bundle.read(GRAPH)
+        bundle.read(GRAPH, MAX_GRAPH_BYTES)
         bundle.path(GRAPH)
     assert checked == [GRAPH]
 
@@ -322,7 +324,7 @@ def test_a_manifest_that_allows_more_than_its_graph(
     shutil.copytree(bundle.folder, folder)
     edit_manifest(folder, change)
     with pytest.raises(GraphError) as refused:
-        Bundle.open(folder).read("text_encoder/model.onnx")
+        Bundle.open(folder).read("text_encoder/model.onnx", MAX_GRAPH_BYTES)
     assert fragment in str(refused.value)
 
 

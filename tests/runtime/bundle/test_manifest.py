@@ -131,6 +131,39 @@ def test_schema_and_reader_refuse_the_same(tree: Any, spoil: Callable[[Any], Non
     refusal(json.dumps(tree).encode())
 
 
+PATTERNED: dict[Any, str] = {
+    manifest_module.ComponentName: "unet",
+    manifest_module.PartName: "slice.1",
+    manifest_module.FamilyName: "stable-diffusion-1",
+    manifest_module.TaskName: "text-to-image",
+    manifest_module.InputSource: "option:clip_skip",
+    manifest_module.Sha256: "0" * 64,
+}
+
+
+def find_patterns(schema_part: Any) -> set[str]:
+    if isinstance(schema_part, list):
+        return {pattern for each in schema_part for pattern in find_patterns(each)}
+    if not isinstance(schema_part, dict):
+        return set()
+    own = {schema_part["pattern"]} if isinstance(schema_part.get("pattern"), str) else set()
+    return own | find_patterns(list(schema_part.values()))
+
+
+def test_a_pattern_is_of_the_whole_text() -> None:
+    """Python's `$` also matches before a newline at the end."""
+    described = find_patterns(json.loads(SCHEMA_FILE.read_bytes()))
+    assert described == {kind.__metadata__[0].pattern for kind in PATTERNED}
+    for kind, text in PATTERNED.items():
+        msgspec.convert(text, kind)
+        for wrong in (f"{text}\n", f"\n{text}", f"{text}\n\n", f"{text}\n{text}", f"{text} "):
+            with pytest.raises(msgspec.ValidationError):
+                msgspec.convert(wrong, kind)
+            schema_of_kind = {"type": "string", "pattern": kind.__metadata__[0].pattern}
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(wrong, schema_of_kind, jsonschema.Draft202012Validator)
+
+
 def test_a_newer_format_requires_an_upgrade(tree: Any) -> None:
     message = refusal(json.dumps(tree | {"format_version": 3}).encode())
     assert message.startswith("this bundle is format 3, this latentrt reads 2; upgrade")

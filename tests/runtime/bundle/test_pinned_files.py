@@ -12,7 +12,7 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import Progress, hash_stream
 from latentrt.errors import BundleError, IntegrityError
-from tests.runtime.small_bundle import FILES, WEIGHTS, change_byte, everything, write_bundle
+from tests.runtime.small_bundle import FILES, WEIGHTS, WEIGHTS_BYTES, change_byte, enlarge, everything, write_bundle
 
 
 @pytest.fixture
@@ -32,18 +32,23 @@ def hashed_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+def reader(bundle: Bundle) -> Callable[[str], bytes]:
+    """Return `bundle.read` with a bound that fits every file."""
+    return lambda name: bundle.read(name, WEIGHTS_BYTES)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_good_file_is_handed_out(folder: Path, name: str) -> None:
     bundle = Bundle.open(folder)
     assert bundle.path(name).read_bytes() == FILES[name]
-    assert bundle.read(name) == FILES[name]
+    assert bundle.read(name, len(FILES[name])) == FILES[name]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_changed_byte_is_caught(folder: Path, name: str) -> None:
     change_byte(folder / name)
     bundle = Bundle.open(folder)
-    for ask in (bundle.path, bundle.read, lambda name: bundle.check([name])):
+    for ask in (bundle.path, reader(bundle), lambda name: bundle.check([name])):
         with pytest.raises(IntegrityError, match=rf"{name} has SHA-256 .*, expected .*\n.*latentrt export"):
             ask(name)
     with pytest.raises(IntegrityError, match=name):
@@ -54,9 +59,15 @@ def test_a_changed_byte_is_caught(folder: Path, name: str) -> None:
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     bundle = Bundle.open(folder)
-    for ask in (bundle.path, bundle.read):
+    for ask in (bundle.path, reader(bundle)):
         with pytest.raises(IntegrityError, match=f"{name} is missing"):
             ask(name)
+
+
+def test_a_file_larger_than_its_reader_can_use_is_neither_read_nor_hashed(folder: Path) -> None:
+    enlarge(folder, "LICENSE", 1 << 40)
+    with pytest.raises(BundleError, match="LICENSE has 1,099,511,627,776 bytes, expected at most 1,000"):
+        Bundle.open(folder).read("LICENSE", 1000)
 
 
 @pytest.mark.parametrize("cut", [1, 100_000])
@@ -140,7 +151,7 @@ def test_a_file_that_is_swapped_for_a_link_later_is_caught(folder: Path, tmp_pat
 @pytest.mark.parametrize("name", ["unet/model.bin", "bundle.json", "../bundle/LICENSE", ""])
 def test_a_file_that_the_manifest_does_not_name(folder: Path, name: str) -> None:
     bundle = Bundle.open(folder)
-    for ask in (bundle.path, bundle.read):
+    for ask in (bundle.path, reader(bundle)):
         with pytest.raises(BundleError, match="has no file"):
             ask(name)
 

@@ -17,6 +17,7 @@ import pytest
 from latentrt.bundle import staging
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.file_lock import claim, create_locked
+from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.staging import find_abandoned_stages, remove_abandoned_stages, staged
 from latentrt.errors import BundleError, IntegrityError, OutputError
 from tests.killed import in_child, start_child
@@ -369,14 +370,14 @@ def test_who_opened_the_earlier_bundle_is_told_that_it_was_replaced(tmp_path: Pa
     """Never a mixture: a file of the new bundle does not match the earlier manifest."""
     place = earlier_at(tmp_path / "bundle")
     opened = Bundle.open(place)
-    graph = opened.read("unet/model.onnx")
+    graph = opened.read("unet/model.onnx", MAX_GRAPH_BYTES)
     with staged(place, overwrite=True) as stage:
         fill(stage.bundle, "new")
         (stage.bundle / "unet" / "model.onnx").write_bytes(graph[::-1])
-    for use in (opened.read, opened.path):
+    for use in (lambda name: opened.read(name, MAX_GRAPH_BYTES), opened.path):
         with pytest.raises(IntegrityError, match=r"was replaced by another bundle.*open it again"):
             use("unet/model.onnx")
-    assert opened.read("vae_decoder/model.onnx"), "the same bytes are the same file"
+    assert opened.read("vae_decoder/model.onnx", MAX_GRAPH_BYTES), "the same bytes are the same file"
 
 
 @pytest.mark.usefixtures("_two_renames")

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from latentrt.bundle.safetensors_header import MAX_HEADER_BYTES, read_header
+from latentrt.bundle.safetensors_header import MAX_HEADER_BYTES, MAX_METADATA, MAX_TENSORS, read_header
 from latentrt.bundle.weights import map_weights
 from latentrt.errors import BundleError
 
@@ -89,6 +89,7 @@ HEADERS: dict[str, tuple[object, str]] = {
     "an unknown key": ({"a": tensor(0, 16, file="/etc/passwd")}, "unknown field"),
     "an unknown dtype": ({"a": tensor(0, 16, dtype="\x1b[2J")}, r"'\x1b[2J'"),
     "metadata that is a list": ({"__metadata__": [], "a": tensor(0, 16)}, "__metadata__"),
+    "metadata of lists": ({"__metadata__": {"a": []}, "a": tensor(0, 16)}, "__metadata__"),
     "nested": (b'{"a": ' + b"[" * 100_000, "deeper"),
     "beyond 64 bits": (b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 99999999999999999999]}}', "64 bits"),
     "NaN": (b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 16]}}', "finite"),
@@ -112,6 +113,31 @@ def test_the_length_of_a_header_is_checked_before_it_is_read() -> None:
 
     with pytest.raises(ValueError, match=f"expected {MAX_HEADER_BYTES:,} at most"):
         read_header(Endless(), 10**12)
+
+
+@pytest.mark.parametrize("tensors", [MAX_TENSORS, MAX_TENSORS + 1])
+def test_the_number_of_tensors_is_bounded(tmp_path: Path, tensors: int) -> None:
+    """At the bound also with the most axes, which take the most values of JSON."""
+    empty = {"dtype": "F32", "shape": [0] * 16, "data_offsets": [0, 0]}
+    path = written(tmp_path / "model.safetensors", {f"{index}": empty for index in range(tensors)}, b"")
+    with path.open("rb") as stream:
+        if tensors == MAX_TENSORS:
+            assert len(read_header(stream, path.stat().st_size).tensors) == tensors
+            return
+        with pytest.raises(ValueError, match=f"has {tensors:,} tensors, expected {MAX_TENSORS:,} at most"):
+            read_header(stream, path.stat().st_size)
+
+
+@pytest.mark.parametrize("texts", [MAX_METADATA, MAX_METADATA + 1])
+def test_the_number_of_texts_in_the_metadata_is_bounded(tmp_path: Path, texts: int) -> None:
+    metadata = {f"{index}": "x" for index in range(texts)}
+    path = written(tmp_path / "model.safetensors", {"__metadata__": metadata}, b"")
+    with path.open("rb") as stream:
+        if texts == MAX_METADATA:
+            assert read_header(stream, path.stat().st_size).metadata == metadata
+            return
+        with pytest.raises(ValueError, match=f"has {texts:,} texts in __metadata__, expected {MAX_METADATA:,} at most"):
+            read_header(stream, path.stat().st_size)
 
 
 def test_the_order_of_names_is_free(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from latentrt.bundle.digests import file_record
 from latentrt.bundle.manifest import SealedEngine, encode_manifest
 from latentrt.bundle.sample import bundle_path
 from latentrt.engines.record import EngineRecord
-from latentrt.engines.sealed import read_sealed_engines
-from latentrt.engines.store import encode_record, plan_name
-from latentrt.errors import EngineDamagedError, IntegrityError, ManifestError
+from latentrt.engines.sealed import BundledEngine, read_sealed_engines
+from latentrt.engines.store import MAX_PLAN_BYTES, MAX_RECORD_BYTES, encode_record, plan_name
+from latentrt.errors import BundleError, EngineDamagedError, IntegrityError, ManifestError
 from tests.engines.made_up import PLAN, identity, record
-from tests.runtime.small_bundle import change_byte, edit_manifest
+from tests.runtime.small_bundle import change_byte, edit_manifest, enlarge
 
 
 @pytest.fixture
@@ -71,6 +71,16 @@ def test_a_damaged_plan_is_not_returned(folder: Path) -> None:
 def test_a_damaged_record_is_not_read(folder: Path) -> None:
     change_byte(next((folder / "engines").glob("*/record.json")))
     with pytest.raises(IntegrityError, match=r"record\.json"):
+        read_sealed_engines(Bundle.open(folder))
+
+
+def test_files_too_large_to_be_an_engines_are_not_read(folder: Path) -> None:
+    (found,) = read_sealed_engines(Bundle.open(folder))
+    enlarge(folder, found.plan_file, MAX_PLAN_BYTES + 1)
+    with pytest.raises(BundleError, match=f"expected at most {MAX_PLAN_BYTES:,}"):
+        BundledEngine(Bundle.open(folder), found.record, found.plan_file).plan()
+    enlarge(folder, found.plan_file.replace(found.plan_file.rpartition("/")[2], "record.json"), 1 << 40)
+    with pytest.raises(BundleError, match=rf"record\.json.* expected at most {MAX_RECORD_BYTES:,}"):
         read_sealed_engines(Bundle.open(folder))
 
 

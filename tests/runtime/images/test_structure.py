@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,15 @@ from PIL import Image
 
 from latentrt.errors import RequestError
 from latentrt.images.files import MAX_PIXELS, decode_image
-from latentrt.images.structure import MAX_EXIF_BYTES, MAX_EXIF_SEGMENTS, MAX_SCANS, MAX_SEGMENTS, check_structure
+from latentrt.images.inputs import load_image
+from latentrt.images.structure import (
+    MAX_EXIF_BYTES,
+    MAX_EXIF_SEGMENTS,
+    MAX_EXIF_TAGS,
+    MAX_SCANS,
+    MAX_SEGMENTS,
+    check_structure,
+)
 
 
 def image(file_format: str, **options: object) -> bytes:
@@ -48,6 +57,41 @@ def webp(kind: bytes, data: bytes) -> bytes:
 EXIF = b"Exif\0\0II*\0"
 
 
+def tiff(*directories: list[tuple[int, int, int, int]], values: int = 0, order: str = "<") -> bytes:
+    """Return EXIF data of directories, one behind the other, of (tag, type, number, value), and so many more bytes."""
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8)
+    for tags in directories:
+        head += struct.pack(f"{order}H", len(tags))
+        head += b"".join(struct.pack(f"{order}HHII", *each) for each in tags) + bytes(4)
+    return head + bytes(values)
+
+
+SIZE = 500_000
+OVERLAP = [(tag, 7, SIZE, 1000) for tag in range(1, 10)]
+
+
+def overlapping(order: str = "<", kind: int = 4) -> bytes:
+    """Return the overlap in a directory inside the first, whose place has this type."""
+    place = 8 + 2 + 12 + 4
+    value = place << 16 if (order, kind) == (">", 3) else place
+    return tiff([(0x8769, kind, 1, value)], OVERLAP, values=SIZE + 1000, order=order)
+
+
+def jpeg_of(exif: bytes) -> bytes:
+    """Return a JPEG with EXIF data in as many segments as it takes."""
+    parts = [b"Exif\0\0" + exif[at : at + 65_000] for at in range(0, len(exif), 65_000)]
+    jpeg = image("JPEG")
+    return jpeg[:2] + b"".join(struct.pack(">BBH", 0xFF, 0xE1, len(part) + 2) + part for part in parts) + jpeg[2:]
+
+
+def profile(exif: bytes) -> bytes:
+    """Return a PNG with EXIF data as ImageMagick writes it, behind the pixels."""
+    text = b"Raw profile type exif\0\nexif\n%8d\n" % len(exif) + exif.hex().encode()
+    png = image("PNG")
+    chunk = b"tEXt" + text
+    return png[:-12] + struct.pack(">I", len(text)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[-12:]
+
+
 @pytest.mark.parametrize(
     ("data", "bound"),
     [
@@ -60,6 +104,25 @@ EXIF = b"Exif\0\0II*\0"
         (lambda: chunks(b"tEXt", b"", MAX_SEGMENTS + 1), f"{MAX_SEGMENTS:,} chunks"),
         (lambda: chunks(b"eXIf", bytes(MAX_EXIF_BYTES + 1), 1), f"{MAX_EXIF_BYTES:,} bytes of EXIF"),
         (lambda: webp(b"EXIF", bytes(MAX_EXIF_BYTES + 2)), f"{MAX_EXIF_BYTES:,} bytes of EXIF"),
+        *(
+            (make, f"{MAX_EXIF_BYTES:,} bytes of EXIF values")
+            for make in (
+                lambda: jpeg_of(tiff(OVERLAP, values=SIZE + 1000)),
+                lambda: jpeg_of(b"Exif\0\0" + tiff(OVERLAP, values=SIZE + 1000)),
+                lambda: chunks(b"eXIf", tiff(OVERLAP, values=SIZE + 1000), 1),
+                lambda: webp(b"EXIF", tiff(OVERLAP, values=SIZE + 1000)),
+                lambda: webp(b"EXIF", b"Exif\0\0" + tiff(OVERLAP, values=SIZE + 1000)),
+                *(
+                    lambda order=order, kind=kind: jpeg_of(overlapping(order, kind))
+                    for order in "<>"
+                    for kind in (3, 4, 9, 13)
+                ),
+                lambda: segments(
+                    0xE2, b"MPF\0" + tiff([(1 + tag, 5, 4000, 1000) for tag in range(200)], values=40_000), 1
+                ),
+            )
+        ),
+        (lambda: jpeg_of(tiff([(tag, 1, 1, 0) for tag in range(MAX_EXIF_TAGS + 1)])), f"{MAX_EXIF_TAGS:,} EXIF tags"),
         (lambda: webp(b"VP8X", bytes(4) + b"\xff" * 6), f"{MAX_PIXELS:,} pixels"),
         (lambda: webp(b"VP8L", b"\x2f\xff\xff\xff\xff\0\0\0\0\0"), f"{MAX_PIXELS:,} pixels"),
         (lambda: webp(b"VP8 ", bytes(6) + b"\xff\x3f\xff\x3f"), f"{MAX_PIXELS:,} pixels"),
@@ -77,6 +140,13 @@ def test_a_file_beyond_a_bound_reaches_no_decoder(
     "data",
     [
         lambda: segments(0xE1, EXIF + b"\x08\0\0\0\0\0\0\0\0\0", MAX_EXIF_SEGMENTS),
+        lambda: jpeg_of(tiff(OVERLAP[:8], values=SIZE + 1000)),
+        lambda: jpeg_of(tiff([(tag, 1, 1, 0) for tag in range(MAX_EXIF_TAGS)])),
+        # Broken, as real files are: values beyond the end, directories of unknown types, negative and cyclic places.
+        lambda: jpeg_of(tiff([(tag, 7, 2**31, 1000) for tag in range(100)])),
+        lambda: jpeg_of(tiff([(0x8769, 4, 1, 8), (0x8825, 4, 1, 8), (0xA005, 9, 1, 2**32 - 5), (1, 99, 9, 9)])),
+        lambda: jpeg_of(b"II*\0\xff\xff\xff\xff"),
+        lambda: jpeg_of(b"no TIFF at all"),
         lambda: segments(0xFE, b"", 1500),
         lambda: scans(MAX_SCANS // 2),
         lambda: chunks(b"tEXt", b"a\0b", MAX_SEGMENTS - 10),
@@ -91,3 +161,14 @@ def test_a_file_within_the_bounds_is_left_at_its_beginning(data: Callable[[], by
     stream = io.BytesIO(data())
     check_structure(stream, MAX_PIXELS)
     assert stream.tell() == 0
+
+
+def test_exif_data_as_a_text_is_checked_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match=f"more than {MAX_EXIF_BYTES:,} bytes of EXIF values"):
+        load_image(profile(tiff(OVERLAP, values=SIZE + 1000)))
+    assert load_image(profile(tiff([(0x0112, 3, 1, 6)]))).image.size == (16, 16)
+
+
+def test_bigtiff_is_refused() -> None:
+    with pytest.raises(RequestError, match="BigTIFF"):
+        load_image(jpeg_of(b"II+\0" + bytes(20)))

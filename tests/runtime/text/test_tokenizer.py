@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 
 from latentrt import Bundle
 from latentrt.bundle.manifest import TokenizerRecord
+from latentrt.bundle.sample import bundle_path
 from latentrt.errors import BundleError, RequestError
 from latentrt.text.byte_pairs import BytePairEncoder
 from latentrt.text.tokenizer import Tokenizer, open_tokenizer
+from latentrt.text.tokenizer_json import MAX_BYTES
+from tests.runtime.small_bundle import enlarge
 
 ROWS = 680  # of the sample bundle's text encoder
 
@@ -20,7 +26,7 @@ def tokenizer(bundle: Bundle) -> Tokenizer:
     """The sample bundle's, with another id for padding than for the end, as Stable Diffusion 2 has."""
     record = bundle.manifest.tokenizers["text_encoder"]
     assert record.end != 0
-    return Tokenizer.from_json(bundle.read(record.file), msgspec.structs.replace(record, pad=0))
+    return Tokenizer.from_json(bundle.read(record.file, MAX_BYTES), msgspec.structs.replace(record, pad=0))
 
 
 def test_a_chunk_is_begin_text_end_and_padding(tokenizer: Tokenizer) -> None:
@@ -71,9 +77,17 @@ def test_a_file_that_is_not_a_tokenizer_is_refused(tokenizer: Tokenizer) -> None
         Tokenizer.from_json(b"{}", tokenizer.frame)
 
 
+def test_a_file_too_large_to_be_a_tokenizer_is_not_read(tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle_path(), tmp_path / "bundle")
+    name = Bundle.open(copy).manifest.tokenizers["text_encoder"].file
+    enlarge(copy, name, 1 << 40)
+    with pytest.raises(BundleError, match=f"has 1,099,511,627,776 bytes, expected at most {MAX_BYTES:,}"):
+        open_tokenizer(Bundle.open(copy), "text_encoder")
+
+
 def test_every_id_has_a_row(bundle: Bundle) -> None:
     record = bundle.manifest.tokenizers["text_encoder"]
-    data = bundle.read(record.file)
+    data = bundle.read(record.file, MAX_BYTES)
     assert open_tokenizer(bundle, "text_encoder").frame.rows == ROWS
     with pytest.raises(BundleError, match=rf"id {ROWS - 1} for 'end', and the text encoder has {ROWS - 1} rows"):
         Tokenizer.from_json(data, msgspec.structs.replace(record, rows=ROWS - 1))

@@ -25,7 +25,7 @@ TEXT = "It's a red circle, a blue star <|EndOfText|>!!"
 def sample_tree() -> Any:
     """Return the content of the sample bundle's file."""
     sample = Bundle.open(bundle_path())
-    return json.loads(sample.read(sample.manifest.tokenizers["text_encoder"].file))
+    return json.loads(sample.read(sample.manifest.tokenizers["text_encoder"].file, MAX_BYTES))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle.digests import hash_bytes
+from latentrt.bundle.digests import hash_bytes, read_at_most
 from latentrt.bundle.user_cache import open_own, write_own
 
 __all__ = ["RuntimeCache"]
@@ -59,7 +59,7 @@ class RuntimeCache:
     def _read(self) -> bytes:
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             with contextlib.suppress(OSError), open_own(path) as stream:
-                data = stream.read(_LARGEST_BYTES)
+                data = read_at_most(stream, _LARGEST_BYTES)
                 if f"{hash_bytes(data)}{_SUFFIX}" == path.name:
                     return data
                 _log.warning("%s does not have the contents it was written with, and is deleted", path)
