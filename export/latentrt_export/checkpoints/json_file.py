@@ -17,19 +17,23 @@ from latentrt_export.checkpoints.checkpoint_files import read_small_file
 
 __all__ = ["read_object"]
 
-# The index of a model's shards has some 100 kB.
-_LARGEST_BYTES = 16 << 20
+# A configuration has a few kB; one of 1,000 noise levels or classes' names some 50 kB.
+_LARGEST_BYTES = 1 << 20
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, largest_bytes: int = _LARGEST_BYTES) -> dict[str, Any]:
     """Read a JSON file that contains an object.
+
+    Args:
+        path: the file.
+        largest_bytes: its largest size; by default that of a configuration.
 
     Raises:
         CheckpointError: the file is missing, cannot be read, is too large or nested too deep, is not JSON, does not
             contain an object, or has a NaN, which no setting can be.
     """
     try:
-        data = read_small_file(path, _LARGEST_BYTES)
+        data = read_small_file(path, largest_bytes)
         check_extent(data)
         value = json.loads(data.decode("utf-8"))
         nan = _find_nan(value)

@@ -36,6 +36,8 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8
 _SCALES = re.compile(r"(.*\.)?(scale_weight|weight_scale(_inv)?|scaled_fp8)")
 # Constants stored like weights: a mask has infinities, and old versions of transformers stored the positions.
 _CONSTANTS = ("mask", "position_ids")
+# An index of shards has some 100 kB.
+_LARGEST_INDEX_BYTES = 4 << 20
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 # The keys of `output_loading_info` that are errors, and their descriptions.
 _PROBLEMS = {"missing_keys": "missing", "mismatched_keys": "of another shape", "error_msgs": "unreadable"}
@@ -93,7 +95,7 @@ def _list_files(folder: Path, stem: str, variant: str | None) -> tuple[Path, ...
 
 
 def _read_shards(index: Path) -> list[str]:
-    shards = read_object(index).get("weight_map")
+    shards = read_object(index, _LARGEST_INDEX_BYTES).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(map(_is_file_name, shards.values())):
         raise CheckpointError(
             f"{index} names no shards in its weight_map; it is damaged, download the checkpoint again"
