@@ -241,12 +241,57 @@ _FORMER_TEXT_KEYS: Mapping[str, Handling] = {
     ),
 }
 
+_TOKENIZER = Honoured("checkpoints/tokenizer.py")
+_WORDS = Honoured("checkpoints/tokenizer_settings.py")
+_OF_DECODING = NoEffect("of decoding ids, which pipelines do not")
+_OF_CALLS = NoEffect("pipelines pass it with every call, or need no such output")
+_OF_OTHER_TOKENIZERS = NoEffect("of other tokenizers")
+_OF_CHATS = NoEffect("of chats")
+_OTHER_FILES = "a checkpoint's tokenizer is that of its files"
+_TOKENIZER_KEYS: Mapping[str, Handling] = {
+    **dict.fromkeys(
+        ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"), _WORDS
+    ),
+    **dict.fromkeys(("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"), _WORDS),
+    **dict.fromkeys(("model_max_length", "max_len", "tokenizer_class"), _TOKENIZER),
+    **dict.fromkeys(("padding_side", "truncation_side"), Restricted(("right",), "a prompt is padded and cut there")),
+    "split_special_tokens": Restricted((False,), "a special word in a prompt has its own id"),
+    "fast_tokenizer_files": Restricted(([], ["tokenizer.json"]), _OTHER_FILES),
+    "fix_mistral_regex": Restricted((None, False), _OTHER_FILES),
+    "init_inputs": Restricted(([],), _OTHER_FILES),
+    "model_specific_special_tokens": Restricted((None, {}), "special words have their own keys"),
+    "trust_remote_code": Restricted((None, False), "a checkpoint's own code is not run"),
+    **dict.fromkeys(
+        ("vocab", "merges", "tokenizer_object", "post_processor", "gguf_file", "_json_padding", "_json_truncation"),
+        Restricted((None,), _OTHER_FILES),
+    ),
+    **dict.fromkeys(("tokenizer_padding", "tokenizer_truncation"), Restricted((None,), _OTHER_FILES)),
+    **dict.fromkeys(("clean_up_tokenization_spaces", "errors"), _OF_DECODING),
+    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": _OF_DECODING,
+    **dict.fromkeys(("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"), _OF_CALLS),
+    **dict.fromkeys(("pad_token_type_id", "model_input_names", "verbose"), _OF_CALLS),
+    **dict.fromkeys(
+        ("add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case", "from_slow", "legacy", "use_fast"),
+        _OF_OTHER_TOKENIZERS,
+    ),
+    **dict.fromkeys(("chat_template", "chat_control_tokens", "response_schema", "response_template"), _OF_CHATS),
+    **dict.fromkeys(
+        ("auto_map", "backend", "files_loaded", "is_local", "local_files_only", "name_or_path", "processor_class"),
+        NoEffect("of the files' origin"),
+    ),
+    **dict.fromkeys(
+        ("vocab_file", "merges_file", "tokenizer_file", "special_tokens_map_file", "full_tokenizer_file"),
+        NoEffect("the files are those of the folder"),
+    ),
+}
+
 CONFIG_KEYS: Mapping[str, Mapping[str, Handling]] = {
     "UNet2DConditionModel": _UNET_KEYS,
     "AutoencoderKL": _KL_KEYS,
     "AutoencoderTiny": _TINY_KEYS,
     "AsymmetricAutoencoderKL": _ASYMMETRIC_KEYS,
     "CLIPTextModel": {**_TEXT_KEYS, **_FORMER_TEXT_KEYS},
+    "CLIPTokenizer": _TOKENIZER_KEYS,
 }
 
 
