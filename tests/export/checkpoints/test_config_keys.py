@@ -180,6 +180,18 @@ def test_a_value_that_no_manifest_holds_is_refused_by_its_key(value: Any) -> Non
         list(check_scheduler_keys("scheduler", {"steps_offset": value}))
 
 
+def test_a_configuration_of_many_keys_is_parsed_once_and_gets_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    monkeypatch.setattr(config_keys, "parse_json", parsed.append)
+    many = {f"key{index}\x1b" * 99: 0 for index in range(1000)}
+    for warnings in (check_scheduler_keys("scheduler", many), check_keys("unet", "UNet2DConditionModel", many)):
+        (warning,) = warnings
+        assert "and 995 others" in warning
+        assert "\x1b" not in warning
+        assert len(warning) < 1000
+    assert len(parsed) == 1
+
+
 @pytest.mark.parametrize(
     ("file", "keys"),
     [
