@@ -96,7 +96,7 @@ def write_bundle(
     scheduler = SchedulerRecord.of(checkpoint.scheduler_class, plan.scheduler_config, plan.scheduler_changes)
     _warn_about_runs(scheduler, plan)
     tokenizers = {
-        encoder: export_tokenizer(checkpoint.folder, folder, encoder, stage.bundle)
+        encoder: export_tokenizer(checkpoint.folder, folder, encoder, stage.bundle, stage.scratch)
         for encoder, folder in plan.tokenizers.items()
     }
     licence = _copy_documents(checkpoint, stage.bundle)

@@ -8,12 +8,13 @@ Schedulers' keys are the fields of the samplers (`latentrt.sampling.samplers`), 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from latentrt.bundle.printable import counted, quote
 from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
 from latentrt.errors import CheckpointError
 from latentrt.sampling.samplers import SAMPLERS
@@ -241,12 +242,57 @@ _FORMER_TEXT_KEYS: Mapping[str, Handling] = {
     ),
 }
 
+_TOKENIZER = Honoured("checkpoints/tokenizer.py")
+_WORDS = Honoured("checkpoints/tokenizer_settings.py")
+_OF_DECODING = NoEffect("of decoding ids, which pipelines do not")
+_OF_CALLS = NoEffect("pipelines pass it with every call, or need no such output")
+_OF_OTHER_TOKENIZERS = NoEffect("of other tokenizers")
+_OF_CHATS = NoEffect("of chats")
+_OTHER_FILES = "a checkpoint's tokenizer is that of its files"
+_TOKENIZER_KEYS: Mapping[str, Handling] = {
+    **dict.fromkeys(
+        ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"), _WORDS
+    ),
+    **dict.fromkeys(("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"), _WORDS),
+    **dict.fromkeys(("model_max_length", "max_len", "tokenizer_class"), _TOKENIZER),
+    **dict.fromkeys(("padding_side", "truncation_side"), Restricted(("right",), "a prompt is padded and cut there")),
+    "split_special_tokens": Restricted((False,), "a special word in a prompt has its own id"),
+    "fast_tokenizer_files": Restricted(([], ["tokenizer.json"]), _OTHER_FILES),
+    "fix_mistral_regex": Restricted((None, False), _OTHER_FILES),
+    "init_inputs": Restricted(([],), _OTHER_FILES),
+    "model_specific_special_tokens": Restricted((None, {}), "special words have their own keys"),
+    "trust_remote_code": Restricted((None, False), "a checkpoint's own code is not run"),
+    **dict.fromkeys(
+        ("vocab", "merges", "tokenizer_object", "post_processor", "gguf_file", "_json_padding", "_json_truncation"),
+        Restricted((None,), _OTHER_FILES),
+    ),
+    **dict.fromkeys(("tokenizer_padding", "tokenizer_truncation"), Restricted((None,), _OTHER_FILES)),
+    **dict.fromkeys(("clean_up_tokenization_spaces", "errors"), _OF_DECODING),
+    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": _OF_DECODING,
+    **dict.fromkeys(("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"), _OF_CALLS),
+    **dict.fromkeys(("pad_token_type_id", "model_input_names", "verbose"), _OF_CALLS),
+    **dict.fromkeys(
+        ("add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case", "from_slow", "legacy", "use_fast"),
+        _OF_OTHER_TOKENIZERS,
+    ),
+    **dict.fromkeys(("chat_template", "chat_control_tokens", "response_schema", "response_template"), _OF_CHATS),
+    **dict.fromkeys(
+        ("auto_map", "backend", "files_loaded", "is_local", "local_files_only", "name_or_path", "processor_class"),
+        NoEffect("of the files' origin"),
+    ),
+    **dict.fromkeys(
+        ("vocab_file", "merges_file", "tokenizer_file", "special_tokens_map_file", "full_tokenizer_file"),
+        NoEffect("the files are those of the folder"),
+    ),
+}
+
 CONFIG_KEYS: Mapping[str, Mapping[str, Handling]] = {
     "UNet2DConditionModel": _UNET_KEYS,
     "AutoencoderKL": _KL_KEYS,
     "AutoencoderTiny": _TINY_KEYS,
     "AsymmetricAutoencoderKL": _ASYMMETRIC_KEYS,
     "CLIPTextModel": {**_TEXT_KEYS, **_FORMER_TEXT_KEYS},
+    "CLIPTokenizer": _TOKENIZER_KEYS,
 }
 
 
@@ -293,12 +339,13 @@ _KINDS: Mapping[str, _Kind] = {
 }
 # Of every class that has weights: diffusers and transformers then load quantised ones.
 _QUANTIZED = Restricted((None,), "its weights are quantised already; export the original ones, with --precision int8")
+_MOST_NAMED = 5  # unknown keys in one warning
 # Keys of schedulers before diffusers 0.3, which no class has any more.
 _OLD_SCHEDULER_KEYS = {"tensor_format", "timestep_values"}
 
 
 def check_keys(component: str, class_name: str, config: Mapping[str, Any]) -> Iterator[str]:
-    """Check every key of a component's configuration; yield a warning for each that its class does not have.
+    """Check every key of a component's configuration; yield a warning if its class does not have some.
 
     Args:
         component: the component's name, for messages.
@@ -309,20 +356,29 @@ def check_keys(component: str, class_name: str, config: Mapping[str, Any]) -> It
         CheckpointError: a key has a value that is not supported.
     """
     keys = {**CONFIG_KEYS[class_name], "quantization_config": _QUANTIZED}
+    unknown = []
     for key, value in config.items():
         handling = keys.get(key)
         if isinstance(handling, Honoured):
             check_kind(component, key, value)
         if isinstance(handling, Restricted) and not any(value == each for each in handling.values):
             raise CheckpointError(
-                f"{component}: its configuration has {key} {value!r}, expected "
+                f"{component}: its configuration has {key} {quote(value)}, expected "
                 f"{' or '.join(map(repr, handling.values))}: {handling.reason}"
             )
         if handling is None and not key.startswith("_"):
-            yield (
-                f"{component}: its configuration has {key!r}, which {class_name} does not have; it is ignored, as in "
-                "diffusers"
-            )
+            unknown.append(key)
+    yield from _warn_about_unknown(component, unknown, f"{class_name} does not have")
+
+
+def _warn_about_unknown(component: str, keys: Sequence[str], reason: str) -> Iterator[str]:
+    """Yield one warning for all keys that have no handling, if there are any."""
+    if keys:
+        named = [*map(quote, keys[:_MOST_NAMED])]
+        if len(keys) > _MOST_NAMED:
+            named.append(f"and {counted(len(keys) - _MOST_NAMED, 'other')}")
+        ignored = "it is ignored" if len(keys) == 1 else "they are ignored"
+        yield f"{component}: its configuration has {', '.join(named)}, which {reason}; {ignored}, as in diffusers"
 
 
 def check_kind(component: str, key: str, value: Any) -> None:
@@ -334,12 +390,13 @@ def check_kind(component: str, key: str, value: Any) -> None:
     kind = _KINDS.get(key)
     if kind is not None and not kind.fits(value):
         raise CheckpointError(
-            f"{component}: its configuration has {key} {value!r}, expected {kind.description}; correct its config.json"
+            f"{component}: its configuration has {key} {quote(value)}, expected {kind.description}; correct its "
+            "config.json"
         )
 
 
 def check_scheduler_keys(name: str, config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a warning for each key of a scheduler's configuration that no scheduler class has.
+    """Check a scheduler's configuration; yield a warning if no scheduler class has some of its keys.
 
     A key of another scheduler class gets no warning, as it takes effect when that sampler is chosen.
 
@@ -350,14 +407,23 @@ def check_scheduler_keys(name: str, config: Mapping[str, Any]) -> Iterator[str]:
     left_to_default = config.get("_use_default_values") or []
     if not isinstance(left_to_default, list) or not all(map(_is_name, left_to_default)):
         raise CheckpointError(
-            f"{name}: its configuration has _use_default_values {left_to_default!r}, expected a list of keys; delete it"
+            f"{name}: its configuration has _use_default_values {quote(left_to_default)}, expected a list of keys; "
+            "delete it"
         )
-    for key, value in config.items():
-        try:
-            parse_json(msgspec.json.encode({key: value}))
-        except (AmbiguousJSONError, OverflowError, UnicodeError) as error:
-            raise CheckpointError(
-                f"{name}: its configuration has a value of {key!r} that JSON cannot hold ({error}); correct it"
-            ) from None
-        if key not in known and not key.startswith("_"):
-            yield f"{name}: its configuration has {key!r}, which no scheduler has; it is ignored, as in diffusers"
+    if _find_json_problem(config) is not None:
+        problems = ((key, _find_json_problem({key: value})) for key, value in config.items())
+        key, problem = next((key, problem) for key, problem in problems if problem is not None)
+        raise CheckpointError(
+            f"{name}: its configuration has a value of {quote(key)} that JSON cannot hold ({problem}); correct it"
+        )
+    unknown = [key for key in config if key not in known and not key.startswith("_")]
+    yield from _warn_about_unknown(name, unknown, "no scheduler has")
+
+
+def _find_json_problem(config: Mapping[str, Any]) -> str | None:
+    """Return the reason why JSON cannot hold a configuration; None if it can."""
+    try:
+        parse_json(msgspec.json.encode(dict(config)))
+    except (AmbiguousJSONError, OverflowError, UnicodeError) as error:
+        return str(error)
+    return None

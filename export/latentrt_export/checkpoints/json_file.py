@@ -17,20 +17,24 @@ from latentrt_export.checkpoints.checkpoint_files import read_small_file
 
 __all__ = ["read_object"]
 
-# The index of a model's shards has some 100 kB and a value for each tensor; other files have at most a hundred keys and
-# lists of a thousand values.
-_LARGEST_BYTES, _MOST_VALUES, _MOST_KEYS = 4 << 20, 100_000, 1000
+# A configuration has a few kB, at most a hundred keys and lists of a thousand values; an index of shards has a value of
+# each tensor.
+_LARGEST_BYTES, _MOST_VALUES, _MOST_KEYS = 1 << 20, 100_000, 1000
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, largest_bytes: int = _LARGEST_BYTES) -> dict[str, Any]:
     """Read a JSON file that contains an object.
+
+    Args:
+        path: the file.
+        largest_bytes: its largest size; by default that of a configuration.
 
     Raises:
         CheckpointError: the file is missing, cannot be read, is too large or nested too deep, has too many values or
             keys, is not JSON, does not contain an object, or has a NaN, which no setting can be.
     """
     try:
-        data = read_small_file(path, _LARGEST_BYTES)
+        data = read_small_file(path, largest_bytes)
         check_extent(data, max_values=_MOST_VALUES)
         value = json.loads(data.decode("utf-8"))
         nan = _find_nan(value)

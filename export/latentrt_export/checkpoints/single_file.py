@@ -36,7 +36,7 @@ from latentrt_export.checkpoints.checkpoint_files import check_folders
 from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, find_content, make_pickle_error
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
-from latentrt_export.checkpoints.weights import check_dtypes, read_header_of, warn_about_unexpected
+from latentrt_export.checkpoints.weights import check_dtypes, limit_parameters, read_header_of, warn_about_unexpected
 
 __all__ = [
     "COMPONENTS",
@@ -342,7 +342,7 @@ def convert(component: str, weights: Weights, config: Config) -> Weights:
         ExportWarning: there are weights that the configuration does not describe; they are left out.
     """
     layout = COMPONENTS[component]
-    with torch.device("meta"):
+    with torch.device("meta"), limit_parameters(component, len(weights)):
         model = layout.build(config)
     try:
         renamed = layout.rename(weights, config, model)

@@ -9,11 +9,12 @@ that were read and checked here, because the tokenizers package hangs, panics or
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from typing import Any
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from latentrt.bundle.manifest import TokenizerRecord
-from latentrt.bundle.printable import counted, printable
+from latentrt.bundle.printable import counted, printable, quote
 from latentrt.errors import BundleError, CheckpointError
 from latentrt.text.byte_pairs import BytePairEncoder
 from latentrt.text.tokenizer import Tokenizer
 from latentrt.text.tokenizer_json import MAX_BYTES, read_tokenizer_json
 from latentrt_export.checkpoints.checkpoint_files import read_small_file
 from latentrt_export.checkpoints.json_file import read_object
+from latentrt_export.checkpoints.tokenizer_settings import read_tokenizer_settings
 
 __all__ = ["BEGIN", "END", "build_vocabulary", "export_tokenizer", "read_length", "read_merges", "write_vocabulary"]
 
@@ -40,22 +42,17 @@ _CLASSES: Mapping[str, type] = {
     "PreTrainedTokenizerFast": PreTrainedTokenizerFast,
     "TokenizersBackend": PreTrainedTokenizerFast,
 }
-# The files that transformers reads, and their largest sizes in bytes.
-_FILES = {
-    "tokenizer.json": MAX_BYTES,
-    "vocab.json": MAX_BYTES,
-    "merges.txt": MAX_BYTES,
-    "added_tokens.json": 1 << 20,
-    "special_tokens_map.json": 1 << 20,
-    "tokenizer_config.json": 1 << 20,
-}
+# The files of words and merges that transformers reads.
+_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+# The settings that the runtime follows. transformers takes them from `tokenizer.json` as well.
+_SETTINGS = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
 # From this value on, model_max_length is missing: transformers writes 10³⁰ for none.
 _NO_LENGTH = 10**20
 # Defaults of transformers' CLIPTextConfig.
 _ROWS, _POSITIONS = 49408, 77
 
 
-def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path) -> TokenizerRecord:
+def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path, scratch: Path) -> TokenizerRecord:
     """Write a checkpoint's tokenizer, without padding and truncation: the runtime builds the chunks.
 
     Args:
@@ -63,6 +60,7 @@ def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path) ->
         name: the tokenizer's folder in it, which has `tokenizer.json`, or `vocab.json` with `merges.txt`.
         encoder: the text encoder's folder in it.
         bundle: the folder of the new bundle.
+        scratch: a folder for temporary files, which the caller removes.
 
     Raises:
         CheckpointError: the tokenizer is missing, damaged, not CLIP's, or does not suit the text encoder.
@@ -71,21 +69,23 @@ def export_tokenizer(checkpoint: Path, name: str, encoder: str, bundle: Path) ->
     tokenizer_class = _find_class(checkpoint, name)
     length = read_length(checkpoint, name, encoder)
     rows = _read_size(checkpoint / encoder, "vocab_size", _ROWS)
-    with tempfile.TemporaryDirectory(prefix="latentrt-tokenizer-") as copy:
-        _copy_checked(folder, Path(copy), needs_json=tokenizer_class is PreTrainedTokenizerFast)
-        tokenizer = _load(tokenizer_class, Path(copy), folder)
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    frame = _find_frame(tokenizer, folder)
+    copy = Path(tempfile.mkdtemp(dir=scratch))
+    _copy_checked(folder, copy, needs_json=tokenizer_class is PreTrainedTokenizerFast)
+    with _translating_failures(folder):
+        tokenizer = tokenizer_class.from_pretrained(copy, local_files_only=True)  # type: ignore[attr-defined]
+        _check_settings(tokenizer, folder)
+        backend = tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        frame = _find_frame(tokenizer, folder)
+        data = backend.to_str(pretty=True).encode()
     file = f"{name}/tokenizer.json"
-    (bundle / file).parent.mkdir(parents=True, exist_ok=True)
-    backend.save(str(bundle / file))
     record = TokenizerRecord(file=file, **frame, length=length, rows=rows)
-    written = (bundle / file).read_bytes()
-    _check_rows(_read(folder, written), rows, checkpoint / encoder)
+    _check_rows(_read(folder, data), rows, checkpoint / encoder)
+    (bundle / file).parent.mkdir(parents=True, exist_ok=True)
+    (bundle / file).write_bytes(data)
     try:
-        Tokenizer.from_json(written, record)
+        Tokenizer.from_json(data, record)
     except BundleError as error:
         raise CheckpointError(f"{folder} is not a CLIP tokenizer: {error}") from error
     return record
@@ -153,33 +153,33 @@ def _copy_checked(folder: Path, copy: Path, *, needs_json: bool) -> None:
     Raises:
         CheckpointError: a file is missing, too large, not JSON, or not that of a CLIP tokenizer.
     """
-    found = {name: data for name, limit in _FILES.items() if (data := _read_file(folder / name, limit)) is not None}
+    found = {name: data for name in _FILES if (data := _read_file(folder / name)) is not None}
     if "tokenizer.json" not in found and (needs_json or not {"vocab.json", "merges.txt"} <= found.keys()):
         others = "" if needs_json else " nor vocab.json and merges.txt"
         raise CheckpointError(
             f"{folder} has {'no' if needs_json else 'neither'} tokenizer.json{others}; download the checkpoint again"
         )
+    settings = read_tokenizer_settings(folder)
     for name, data in found.items():
         if name == "tokenizer.json":
             _read(folder, data)
-        elif name.endswith(".json"):
-            try:
-                value = json.loads(data)
-            except (ValueError, RecursionError) as error:
-                raise CheckpointError(
-                    f"{folder / name} is not JSON: {error}; the checkpoint is damaged, download it again"
-                ) from error
-            if name == "vocab.json":
-                _check_vocabulary(folder / name, value)
+        elif name == "vocab.json":
+            _check_vocabulary(folder / name, data)
         (copy / name).write_bytes(data)
+    for name, content in settings.files.items():
+        (copy / name).write_text(json.dumps(content), encoding="utf-8")
 
 
-def _check_vocabulary(path: Path, ids: object) -> None:
+def _check_vocabulary(path: Path, data: bytes) -> None:
     """Check that ids have no gap, since the tokenizers package allocates memory up to the largest.
 
     Raises:
         CheckpointError: the file is not a vocabulary.
     """
+    try:
+        ids = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}; the checkpoint is damaged, download it again") from error
     if not isinstance(ids, dict):
         raise CheckpointError(f"{path} holds a {type(ids).__name__}, expected words and their ids")
     for word, index in ids.items():
@@ -190,10 +190,10 @@ def _check_vocabulary(path: Path, ids: object) -> None:
             )
 
 
-def _read_file(path: Path, limit: int) -> bytes | None:
+def _read_file(path: Path) -> bytes | None:
     """Return the bytes of a file; None where there is none."""
     try:
-        return read_small_file(path, limit) if path.is_file() else None
+        return read_small_file(path, MAX_BYTES) if path.is_file() else None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; download the checkpoint again") from error
 
@@ -205,14 +205,17 @@ def _read(folder: Path, data: bytes) -> BytePairEncoder:
         raise CheckpointError(f"{folder} is not a CLIP tokenizer: {error}") from None
 
 
-def _load(tokenizer_class: type, copy: Path, folder: Path) -> Any:
-    """Load a tokenizer with transformers.
+@contextlib.contextmanager
+def _translating_failures(folder: Path) -> Iterator[None]:
+    """Raise each failure of transformers and the tokenizers package as an error of the checkpoint.
 
     Raises:
-        CheckpointError: transformers or the tokenizers package fails, by whatever exception.
+        CheckpointError: the two fail, by whatever exception.
     """
     try:
-        return tokenizer_class.from_pretrained(copy, local_files_only=True)  # type: ignore[attr-defined]
+        yield
+    except CheckpointError:
+        raise
     except Exception as error:  # the tokenizers package raises bare exceptions for a damaged file
         raise CheckpointError(f"{folder} cannot be read as a CLIP tokenizer: {printable(str(error))}") from error
     except BaseException as error:
@@ -220,6 +223,21 @@ def _load(tokenizer_class: type, copy: Path, folder: Path) -> Any:
         if type(error).__name__ != "PanicException":
             raise
         raise CheckpointError(f"{folder} cannot be read as a CLIP tokenizer: {printable(str(error))}") from None
+
+
+def _check_settings(tokenizer: Any, folder: Path) -> None:
+    """Check the settings of a loaded tokenizer, some of which transformers takes from `tokenizer.json`.
+
+    Raises:
+        CheckpointError: one is not supported.
+    """
+    for name, expected in _SETTINGS.items():
+        found = getattr(tokenizer, name)
+        if found != expected:
+            raise CheckpointError(
+                f"{folder / 'tokenizer.json'} pads or truncates with {name} {quote(found)}, expected {expected!r}; set "
+                f"{name} in tokenizer_config.json"
+            )
 
 
 def _find_frame(tokenizer: Any, folder: Path) -> dict[str, int]:

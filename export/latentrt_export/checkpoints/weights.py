@@ -3,14 +3,16 @@ opened."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrt.bundle.digests import open_regular
+from latentrt.bundle.printable import counted
 from latentrt.bundle.safetensors_header import Header, read_header
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, make_pickle_error
@@ -26,6 +28,7 @@ __all__ = [
     "check_values",
     "count_nonfinite",
     "find_weights",
+    "limit_parameters",
     "load_pretrained",
     "read_header_of",
     "reject_nonfinite",
@@ -42,7 +45,11 @@ _LONGEST_NAME_BYTES = 255  # of a file system
 _TRANSFORMERS_STEM = "model"
 # The key of a configuration that names a file for transformers to load in place of the others.
 _OTHER_FILE = "transformers_weights"
+# An index of shards has some 100 kB.
+_LARGEST_INDEX_BYTES = 4 << 20
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
+# A module may have this many parameters more than twice its files' tensors: others are fused or named anew in files.
+_MORE_PARAMETERS = 1000
 # The keys of `output_loading_info` that are errors, and their descriptions.
 _PROBLEMS = {"missing_keys": "missing", "mismatched_keys": "of another shape", "error_msgs": "unreadable"}
 
@@ -121,7 +128,7 @@ def _find_old_index(folder: Path, stem: str, variant: str) -> Path | None:
 
 
 def _read_shards(index: Path) -> list[str]:
-    shards = read_object(index).get("weight_map")
+    shards = read_object(index, _LARGEST_INDEX_BYTES).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(map(_is_file_name, shards.values())):
         raise CheckpointError(
             f"{index} names no shards in its weight_map; it is damaged, download the checkpoint again"
@@ -289,14 +296,17 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
     import torch  # finding weights needs none, and a worker starts in a tenth of the time
 
     try:
-        module, info = library_class.from_pretrained(
-            folder,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
+        with limit_parameters(folder.name, *_count_tensors(folder)):
+            module, info = library_class.from_pretrained(
+                folder,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+    except CheckpointError:
+        raise
     except Exception as error:  # an invalid configuration fails with any exception
         raise CheckpointError(f"{folder.name}: its weights cannot be loaded: {error}") from error
     for key, problem in _PROBLEMS.items():
@@ -308,6 +318,63 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
             )
     warn_about_unexpected(folder.name, _list_names(info, "unexpected_keys"))
     return module.eval().requires_grad_(False)
+
+
+def _count_tensors(folder: Path) -> tuple[int, int]:
+    """Return the number of tensors in a folder's safetensors, and their bytes.
+
+    All variants count, and a file that is damaged has none: those that are loaded were checked when they were found.
+    """
+    tensors = size = 0
+    for file in folder.glob("*.safetensors"):
+        with contextlib.suppress(OSError, ValueError), open_regular(file) as stream:
+            header = read_header(stream, os.fstat(stream.fileno()).st_size)
+            tensors, size = tensors + len(header.tensors), size + header.file_size
+    return tensors, size
+
+
+@contextlib.contextmanager
+def limit_parameters(component: str, tensors: int, size: int | None = None) -> Iterator[None]:
+    """Stop in the middle of building a module that has far more parameters than its weights' files.
+
+    A few numbers of a configuration describe any number of layers of any size.
+
+    Args:
+        component: the name of the component, for errors.
+        tensors: the number of tensors in its files.
+        size: their bytes. A stored number has one at least, so that a module has at most as many numbers. None for a
+            module on the meta device, which has no numbers.
+
+    Raises:
+        CheckpointError: raised by the constructor of the module: it has more parameters, or larger ones.
+    """
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    counts: dict[tuple[int, str], int] = {}  # numbers of a parameter by its place: loading assigns each again
+    numbers = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal numbers
+        found = 0 if parameter is None else parameter.numel()
+        numbers += max(found - counts.get((id(module), name), 0), 0)
+        counts[id(module), name] = found
+        if len(counts) > 2 * tensors + _MORE_PARAMETERS:
+            described, stored = f"at least {len(counts):,} parameters", counted(tensors, "tensor")
+        elif size is not None and numbers > 2 * size + _MORE_PARAMETERS:
+            described, stored = f"at least {numbers:,} numbers", counted(size, "byte")
+        else:
+            return
+        raise CheckpointError(
+            f"{component}: config.json describes a model of {described}, and its files have {stored}; the two must "
+            "belong together"
+        )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _list_names(info: Mapping[str, Any], key: str) -> list[str]:

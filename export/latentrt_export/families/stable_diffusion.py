@@ -30,6 +30,7 @@ from latentrt_export.checkpoints.preprocessor_config import (
     read_depth_preprocessing,
     read_preprocessor_config,
 )
+from latentrt_export.checkpoints.tokenizer_settings import read_tokenizer_settings
 from latentrt_export.families.compatibility import Vae, check_components, read_vae
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
 from latentrt_export.graphs.deep_cache import count_branches
@@ -84,6 +85,7 @@ _SOURCES = {
     "StableDiffusionLatentUpscalePipeline": {"timestep": "c-noise", "pooled": "text_encoder.pooled"},
     "StableUnCLIPImg2ImgPipeline": {"class_labels": "image_encoder.class_labels"},
 }
+_TOKENIZER = "tokenizer"  # the folder of the tokenizer
 # The default number of steps and guidance scale of diffusers' pipelines, where they are not these two.
 _DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE = 50, 7.5
 _DEFAULTS = {
@@ -268,7 +270,7 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
             if each.weights in checkpoint.weights
         ),
         latent_spaces={"unet": space},
-        tokenizers={} if text is None else {"text_encoder": "tokenizer"},
+        tokenizers={} if text is None else {"text_encoder": _TOKENIZER},
         scheduler_config=_find_scheduler_config(checkpoint, tasks),
         scheduler_changes=_find_scheduler_changes(checkpoint, tasks),
         defaults=Defaults(
@@ -463,6 +465,7 @@ def _check_all_keys(
         yield from check_keys("vae", vae_class, vae)
     if text is not None:
         yield from check_keys("text_encoder", "CLIPTextModel", text)
+        yield from read_tokenizer_settings(checkpoint.folder / _TOKENIZER).warnings
     yield from check_scheduler_keys("scheduler", checkpoint.scheduler_config)
     for name, scheduler in checkpoint.other_schedulers.items():
         yield from check_scheduler_keys(name, scheduler.config)

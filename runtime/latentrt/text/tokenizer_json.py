@@ -17,7 +17,7 @@ import msgspec
 from latentrt.bundle.printable import printable, quote
 from latentrt.text.byte_pairs import CONTRACTIONS, END_OF_WORD, BytePairEncoder, normalize
 
-__all__ = ["MAX_BYTES", "read_tokenizer_json"]
+__all__ = ["MAX_ADDED_TOKENS", "MAX_BYTES", "MAX_TOKEN_CHARACTERS", "read_tokenizer_json"]
 
 MAX_BYTES = 8 << 20
 """CLIP's file has 3.6 MB in the form with one line for each token of a merge, the longest of its forms."""

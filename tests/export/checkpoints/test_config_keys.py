@@ -16,11 +16,11 @@ from latentrt_export.checkpoints import config_keys
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
 from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, NoEffect, Restricted, check_keys, check_scheduler_keys
 from latentrt_export.families import PIPELINES, plan_export
-from tests.export.skeleton import change_json, write_skeleton
+from tests.export.skeleton import change_json, write_json, write_skeleton
 from tests.tiny import SCHEDULERS, autoencoder, move_off_initial_values, text_encoder, unet
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIG_KEYS if name != "CLIPTextModel"])
+@pytest.mark.parametrize("name", [name for name in CONFIG_KEYS if hasattr(diffusers, name)])
 def test_the_keys_are_those_of_the_class_in_diffusers(name: str) -> None:
     parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
     assert {*CONFIG_KEYS[name]} == {*parameters} - {"self"}
@@ -133,17 +133,31 @@ def test_a_quantised_component_is_refused() -> None:
 
 def test_the_export_checks_every_component_and_names_what_it_ignores(tmp_path: Path) -> None:
     folder = write_skeleton(tmp_path, safety=False)
-    for file in ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"):
+    write_json(folder / "tokenizer" / "tokenizer_config.json", {})
+    for file in (
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "tokenizer/tokenizer_config.json",
+        "scheduler/scheduler_config.json",
+    ):
         change_json(folder / file, of_no_class=1, _private=2)
     change_json(folder / "scheduler" / "scheduler_config.json", use_karras_sigmas=False)  # of another scheduler
     warnings = plan_export(open_checkpoint(folder, pipelines=PIPELINES)).warnings
-    assert [warning.partition(":")[0] for warning in warnings] == ["unet", "vae", "text_encoder", "scheduler"]
+    assert [warning.partition(":")[0] for warning in warnings] == [
+        "unet",
+        "vae",
+        "text_encoder",
+        "tokenizer",
+        "scheduler",
+    ]
     assert all("'of_no_class'" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize(
     ("file", "key", "value"),
     [
+        ("tokenizer/tokenizer_config.json", "padding_side", "left"),
         ("unet/config.json", "dual_cross_attention", True),
         ("vae/config.json", "shift_factor", 0.1),
         ("text_encoder/config.json", "use_attention_mask", True),
@@ -153,6 +167,7 @@ def test_the_export_checks_every_component_and_names_what_it_ignores(tmp_path: P
 )
 def test_the_export_refuses_an_unsupported_value(tmp_path: Path, file: str, key: str, value: Any) -> None:
     folder = write_skeleton(tmp_path, safety=False)
+    write_json(folder / "tokenizer" / "tokenizer_config.json", {})
     change_json(folder / file, **{key: value})
     with pytest.raises(CheckpointError, match=f"{file.partition('/')[0]}: its configuration has {key}"):
         plan_export(open_checkpoint(folder, pipelines=PIPELINES))
@@ -163,6 +178,18 @@ def test_a_value_that_no_manifest_holds_is_refused_by_its_key(value: Any) -> Non
     assert not list(check_scheduler_keys("scheduler", {**SCHEDULERS["sd1"], "lambda_min_clipped": -float("inf")}))
     with pytest.raises(CheckpointError, match="scheduler: its configuration has a value of 'steps_offset'"):
         list(check_scheduler_keys("scheduler", {"steps_offset": value}))
+
+
+def test_a_configuration_of_many_keys_is_parsed_once_and_gets_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    monkeypatch.setattr(config_keys, "parse_json", parsed.append)
+    many = {f"key{index}\x1b" * 99: 0 for index in range(1000)}
+    for warnings in (check_scheduler_keys("scheduler", many), check_keys("unet", "UNet2DConditionModel", many)):
+        (warning,) = warnings
+        assert "and 995 others" in warning
+        assert "\x1b" not in warning
+        assert len(warning) < 1000
+    assert len(parsed) == 1
 
 
 @pytest.mark.parametrize(

@@ -412,6 +412,15 @@ def test_no_weights_at_all(tiny: Tiny) -> None:
             tiny.convert(component, {})
 
 
+def test_a_configuration_of_many_more_layers_is_not_built(tiny: Tiny) -> None:
+    config = {**json.loads((tiny.folder / "text_encoder" / "config.json").read_text()), "num_hidden_layers": 10**4}
+    weights = {name: one for name, one in tiny.weights.items() if name.startswith(COMPONENTS["text_encoder"].prefix)}
+    with pytest.raises(
+        CheckpointError, match=r"text_encoder: config\.json describes a model of at least 1,\d\d\d param"
+    ):
+        convert("text_encoder", weights, config)
+
+
 def test_an_unexpected_weight(tiny: Tiny) -> None:
     weights = tiny.weights | {"model.diffusion_model.middle_block.1.extra.bias": torch.zeros(1)}
     with pytest.warns(ExportWarning, match="unet: ignored 1 tensors .*the first is mid_block"):

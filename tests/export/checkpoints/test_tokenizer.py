@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
-from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from latentrt.bundle.manifest import TokenizerRecord
 from latentrt.errors import CheckpointError
 from latentrt.text.tokenizer import Tokenizer
+from latentrt.text.tokenizer_json import MAX_ADDED_TOKENS
+from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, NoEffect, Restricted
 from latentrt_export.checkpoints.single_file import CONFIGS
 from latentrt_export.checkpoints.tokenizer import build_vocabulary, export_tokenizer, read_merges, write_vocabulary
+from latentrt_export.checkpoints.tokenizer_settings import read_tokenizer_settings
 from tests.tiny import write_tokenizer
 
 
@@ -60,12 +66,14 @@ def change(path: Path, **values: Any) -> None:
 
 
 def export(checkpoint: Path) -> TokenizerRecord:
-    return export_tokenizer(checkpoint, "tokenizer", "text_encoder", checkpoint)
+    scratch = checkpoint.parent / "scratch"
+    scratch.mkdir(exist_ok=True)
+    return export_tokenizer(checkpoint, "tokenizer", "text_encoder", checkpoint, scratch)
 
 
 def refusal(checkpoint: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        export_tokenizer(checkpoint, "tokenizer", "text_encoder", checkpoint / "bundle")
+        export(checkpoint)
     return str(caught.value)
 
 
@@ -217,8 +225,238 @@ def test_a_panic_is_an_error_of_the_checkpoint(checkpoint: Path, monkeypatch: py
         export(checkpoint)
 
 
+@pytest.mark.parametrize("step", ["begin", "write"])
+def test_a_panic_after_loading_is_an_error_of_the_checkpoint(
+    checkpoint: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def panic(*args: object, **options: object) -> None:
+        raise PanicException("called unwrap on \x1b")
+
+    if step == "begin":
+        monkeypatch.setattr(CLIPTokenizer, "__call__", panic)
+    else:
+        load = CLIPTokenizer.from_pretrained
+
+        class Backend:
+            no_padding = no_truncation = to_str = panic
+
+        def read(folder: Path, *, local_files_only: bool) -> CLIPTokenizer:
+            tokenizer = load(folder, local_files_only=local_files_only)
+            tokenizer._tokenizer = Backend()
+            return tokenizer
+
+        monkeypatch.setattr(CLIPTokenizer, "from_pretrained", read)
+    assert "called unwrap on \\x1b" in refusal(checkpoint)
+
+
 @pytest.mark.parametrize("index", [10**9, -1, True, 1.0, "1", None])
 def test_a_vocabulary_with_a_gap_is_refused_before_memory_is_taken(checkpoint: Path, index: Any) -> None:
     """The tokenizers package takes 17 s and gigabytes for the first one."""
     change(checkpoint / "tokenizer" / "vocab.json", word=index)
     assert f"id {index!r} of 'word'" in refusal(checkpoint)
+
+
+def test_all_temporary_files_are_in_the_exports_own_folder(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that is killed leaves its folder to the next one, and nothing in the system's."""
+    seen = []
+    load = CLIPTokenizer.from_pretrained
+
+    def read(folder: Path, *, local_files_only: bool) -> CLIPTokenizer:
+        seen.append(Path(folder))
+        return load(folder, local_files_only=local_files_only)
+
+    monkeypatch.setattr(CLIPTokenizer, "from_pretrained", read)
+    export(checkpoint)
+    assert [folder.parent for folder in seen] == [checkpoint.parent / "scratch"]
+
+
+# The files beside the vocabulary
+
+ESCAPE = "\x1b]0;title\x07"
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("special_tokens_map.json", {"pad_token": {"content": "<|endoftext|>", ESCAPE: 1, "__type": "AddedToken"}}),
+        ("special_tokens_map.json", {"pad_token": {"content": "<|endoftext|>", "lstrip": "yes"}}),
+        ("special_tokens_map.json", {"pad_token": {"content": 5}}),
+        ("special_tokens_map.json", {"pad_token": ["<|endoftext|>"]}),
+        ("special_tokens_map.json", {"additional_special_tokens": "<cat>"}),
+        ("special_tokens_map.json", {"additional_special_tokens": [ESCAPE * 99]}),
+        ("special_tokens_map.json", {"padding_side": "left"}),
+        ("special_tokens_map.json", {ESCAPE: "left"}),
+        ("tokenizer_config.json", {"pad_token": {"content": "<|endoftext|>", ESCAPE: 1, "__type": "AddedToken"}}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"a": {"content": "<cat>", ESCAPE: 1}}}),
+        ("tokenizer_config.json", {"extra_special_tokens": [{"content": "<cat>", "__type": ESCAPE}]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"5": {"content": "<|endoftext|>", ESCAPE: 1}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {ESCAPE: {"content": "<|endoftext|>"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"5": "<|endoftext|>"}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": [{"content": "<|endoftext|>"}]}),
+        ("tokenizer_config.json", {"image_token": "<image>"}),
+        ("added_tokens.json", {"<cat>": "1"}),
+        ("added_tokens.json", {ESCAPE * 99: 1}),
+    ],
+)
+def test_another_form_of_a_word_is_refused_before_transformers_reads_it(
+    checkpoint: Path, file: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizers package prints a word's unknown settings as they are."""
+    change(checkpoint / "tokenizer" / file, **values)
+    monkeypatch.setattr(CLIPTokenizer, "from_pretrained", lambda *args, **kwargs: pytest.fail("it was read"))
+    message = refusal(checkpoint)
+    assert f"{checkpoint / 'tokenizer' / file} has" in message
+    assert "\x1b" not in message
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize(
+    ("file", "make"),
+    [
+        ("added_tokens.json", lambda words: {word: 560 + index for index, word in enumerate(words)}),
+        ("special_tokens_map.json", lambda words: {"additional_special_tokens": words}),
+        ("tokenizer_config.json", lambda words: {"extra_special_tokens": words}),
+        ("tokenizer_config.json", lambda words: {"extra_special_tokens": dict(zip(words, words, strict=True))}),
+        (
+            "tokenizer_config.json",
+            lambda words: {"added_tokens_decoder": {str(560 + i): {"content": word} for i, word in enumerate(words)}},
+        ),
+    ],
+)
+def test_more_words_than_a_bundle_may_have_are_refused_before_transformers_reads_them(
+    checkpoint: Path, file: str, make: Callable[[list[str]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers compares each word with every other: 60,000 take more than half a minute."""
+    change(checkpoint / "tokenizer" / file, **make([f"<{index:x}>" for index in range(MAX_ADDED_TOKENS + 1)]))
+    monkeypatch.setattr(CLIPTokenizer, "from_pretrained", lambda *args, **kwargs: pytest.fail("it was read"))
+    assert f"expected at most {MAX_ADDED_TOKENS:,}" in refusal(checkpoint)
+
+
+def test_every_form_of_a_word_that_transformers_writes_is_followed(
+    checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = checkpoint / "tokenizer"
+    word = {"content": "<|endoftext|>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    change(place / "tokenizer_config.json", pad_token={"__type": "AddedToken", **word})
+    change(place / "special_tokens_map.json", unk_token={"__type": "AddedToken", **word, "special": True})
+    change(place / "added_tokens.json", **{"<cat>": 560})
+    change(place / "special_tokens_map.json", additional_special_tokens=["<dog>"], sep_token=None)
+    change(checkpoint / "text_encoder" / "config.json", vocab_size=562)
+    record = export(checkpoint)
+    theirs = CLIPTokenizer.from_pretrained(place)
+    capfd.readouterr()
+    ours = Tokenizer.from_json((checkpoint / record.file).read_bytes(), record)
+    text = "a <cat> and a <dog>"
+    assert ours.chunks(text)[0].tolist() == theirs(text, padding="max_length", max_length=77).input_ids
+    export(checkpoint)
+    assert "unknown" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "direction"),
+    [
+        (
+            {"padding": {"strategy": "BatchLongest", "pad_id": 559, "pad_type_id": 0, "pad_token": "<|endoftext|>"}},
+            "Left",
+        ),
+        ({"truncation": {"max_length": 77, "stride": 0, "strategy": "LongestFirst"}}, "Left"),
+    ],
+)
+def test_a_side_of_tokenizer_json_is_refused(checkpoint: Path, section: dict[str, Any], direction: str) -> None:
+    """transformers takes both from there, if `tokenizer_config.json` does not have them."""
+    add_words(checkpoint)
+    change(checkpoint / "tokenizer" / "tokenizer_config.json", padding_side=..., truncation_side=...)
+    (name, value), *_ = section.items()
+    more = {"pad_to_multiple_of": None} if name == "padding" else {}
+    change(checkpoint / "tokenizer" / "tokenizer.json", **{name: {**value, **more, "direction": direction}})
+    assert f"{name}_side 'left', expected 'right'" in refusal(checkpoint)
+    change(checkpoint / "tokenizer" / "tokenizer_config.json", **{f"{name}_side": "right"})
+    export(checkpoint)
+
+
+HANDLINGS = CONFIG_KEYS["CLIPTokenizer"]
+
+
+def test_every_key_that_transformers_saves_has_a_handling(checkpoint: Path) -> None:
+    """Compare with saved files, and with the options of the classes that read them."""
+    tokenizer = add_words(checkpoint, "<cat>")
+    tokenizer("a star", padding="max_length", max_length=77, truncation=True)
+    for _ in range(2):  # a saved tokenizer's file has more keys when it is loaded and saved again
+        tokenizer.save_pretrained(checkpoint / "tokenizer")
+        tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
+    saved = json.loads((checkpoint / "tokenizer" / "tokenizer_config.json").read_text())
+    read = {
+        key
+        for owner in (PreTrainedTokenizerBase, PreTrainedTokenizerFast)
+        for function in (owner.__init__, owner._from_pretrained, owner.convert_to_native_format)
+        for key in re.findall(r'(?:kwargs|configuration)\.(?:pop|get)\("(\w+)"', inspect.getsource(function))
+    }
+    # Of internal calls; of SentencePiece, whose files are not read; and renamed by this function itself.
+    read -= {"_spm_precompiled_charsmap", "tokenizer", "unk_id"}
+    assert {*saved} | read | {*inspect.signature(CLIPTokenizer.__init__).parameters} - {"self", "kwargs"} <= {
+        *HANDLINGS
+    }
+
+
+# Another value of each key that has no effect.
+OTHERS: dict[str, Any] = {
+    **dict.fromkeys(("add_bos_token", "add_eos_token"), False),
+    **dict.fromkeys(("clean_up_tokenization_spaces", "add_prefix_space", "from_slow", "legacy", "verbose"), True),
+    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True,
+    **dict.fromkeys(("do_lower_case", "use_fast", "is_local", "local_files_only"), False),
+    **dict.fromkeys(("max_length", "stride", "pad_to_multiple_of", "pad_token_type_id"), 5),
+    **dict.fromkeys(("errors", "truncation_strategy", "chat_template", "name_or_path", "processor_class"), "another"),
+    **dict.fromkeys(("vocab_file", "merges_file", "tokenizer_file", "special_tokens_map_file"), "another"),
+    **dict.fromkeys(("full_tokenizer_file", "backend", "response_template"), "another"),
+    "files_loaded": ["another"],
+    "chat_control_tokens": ["another"],
+    "response_schema": {"another": 1},
+    "auto_map": {"AutoTokenizer": ["another.py", None]},
+    "model_input_names": ["input_ids"],
+}
+
+
+def test_a_key_without_effect_has_none_in_transformers(checkpoint: Path) -> None:
+    listed = {key for key, handling in HANDLINGS.items() if isinstance(handling, NoEffect)}
+    assert {*OTHERS} == listed
+    text = ["A red circle <|endoftext|> STARS!! 猫 don't", "star " * 80 + "circle"]
+    place = checkpoint / "tokenizer" / "tokenizer_config.json"
+
+    def encode() -> Any:
+        """Return ids as diffusers' pipelines make them."""
+        tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
+        length = tokenizer.model_max_length
+        return tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids
+
+    expected, original = encode(), place.read_text()
+    for key, value in OTHERS.items():
+        change(place, **{key: value})
+        assert encode() == expected, key
+        export(checkpoint)
+        place.write_text(original)
+
+
+@pytest.mark.parametrize("key", [key for key, handling in HANDLINGS.items() if isinstance(handling, Restricted)])
+def test_an_unsupported_setting_is_refused_by_its_key(checkpoint: Path, key: str) -> None:
+    place = checkpoint / "tokenizer" / "tokenizer_config.json"
+    for value in HANDLINGS[key].values:  # type: ignore[union-attr]
+        change(place, **{key: value})
+        export(checkpoint)
+    change(place, **{key: "left"})
+    assert f"tokenizer: its configuration has {key} 'left', expected" in refusal(checkpoint)
+
+
+def test_a_key_that_no_tokenizer_has_does_not_reach_transformers(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(checkpoint / "tokenizer" / "tokenizer_config.json", **{ESCAPE: 1, "add_prefix_space": True})
+    (warning,) = read_tokenizer_settings(checkpoint / "tokenizer").warnings
+    assert "'\\x1b]0;title\\x07', which CLIPTokenizer does not have" in warning
+    load = CLIPTokenizer.from_pretrained
+
+    def read(folder: Path, *, local_files_only: bool) -> CLIPTokenizer:
+        assert not {ESCAPE, "add_prefix_space"} & {*json.loads((Path(folder) / "tokenizer_config.json").read_text())}
+        return load(folder, local_files_only=local_files_only)
+
+    monkeypatch.setattr(CLIPTokenizer, "from_pretrained", read)
+    export(checkpoint)

@@ -9,6 +9,7 @@ import shlex
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
+from transformers.models.clip import modeling_clip
 
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.weights import check_values, find_weights, load_pretrained
@@ -23,7 +25,15 @@ from latentrt_export.export_warning import ExportWarning
 from latentrt_export.modules.text_encoder import TextEncoder
 from latentrt_export.modules.unet import UNet
 from latentrt_export.modules.vae import VaeDecoder, VaeEncoder
-from tests.export.skeleton import STEMS, open_skeleton, write_json, write_shards, write_skeleton, write_weights
+from tests.export.skeleton import (
+    STEMS,
+    change_json,
+    open_skeleton,
+    write_json,
+    write_shards,
+    write_skeleton,
+    write_weights,
+)
 from tests.tiny import autoencoder, text_encoder, unet, write_tokenizer
 
 
@@ -522,3 +532,23 @@ def test_unsupported_unets(tmp_path: Path, settings: dict[str, object], expected
     UNet2DConditionModel(**{**config, **settings}).save_pretrained(tmp_path / "unet")
     with pytest.raises(CheckpointError, match=expected):
         UNet.load(tmp_path, None)
+
+
+@pytest.mark.parametrize(("layers", "width"), [(100, 32), (3, 4096)])
+def test_a_model_that_is_larger_than_its_weights_is_not_built(
+    checkpoint: Path, layers: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 layers of a text encoder have 1,600 parameters; the files have some 50 tensors."""
+    built, make = [], modeling_clip.CLIPEncoderLayer.__init__
+
+    def count(self: Any, config: Any) -> None:
+        built.append(config)
+        make(self, config)
+
+    monkeypatch.setattr(modeling_clip.CLIPEncoderLayer, "__init__", count)
+    TextEncoder.load(checkpoint, None)
+    assert len(built) == 1
+    change_json(checkpoint / "text_encoder" / "config.json", num_hidden_layers=layers, hidden_size=width)
+    with pytest.raises(CheckpointError, match=r"text_encoder: config\.json describes a model of at least"):
+        TextEncoder.load(checkpoint, None)
+    assert len(built) < 90
