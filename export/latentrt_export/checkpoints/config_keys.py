@@ -129,6 +129,7 @@ _UNET_KEYS: Mapping[str, Handling] = {
     "cross_attention_norm": _TRACED,
     "addition_embed_type_num_heads": _OF_ADDITIONS,
 }
+_DERIVED = NoEffect("written by diffusers from another key, and overwritten when the file is read")
 _KL_KEYS: Mapping[str, Handling] = {
     "in_channels": _RGB,
     "out_channels": _RGB,
@@ -165,6 +166,7 @@ _TINY_KEYS: Mapping[str, Handling] = {
     "force_upcast": _UPCAST,
     "scaling_factor": _VAE,
     "shift_factor": _NO_SHIFT,
+    "block_out_channels": _DERIVED,
 }
 _ASYMMETRIC_KEYS: Mapping[str, Handling] = {
     "in_channels": _RGB,
@@ -180,12 +182,27 @@ _ASYMMETRIC_KEYS: Mapping[str, Handling] = {
     "norm_num_groups": _TRACED,
     "sample_size": _TILES,
     "scaling_factor": _VAE,
+    "block_out_channels": _DERIVED,
+    "force_upcast": _DERIVED,
 }
 
 _OF_TOKENIZER = NoEffect("the tokenizer has its own")
 _OF_OUTPUTS = NoEffect("the call says which outputs it wants")
 _LOADED_IN_FLOAT32 = NoEffect("weights are loaded in float32, as diffusers' pipelines do by default")
 _OF_OTHER_HEADS = NoEffect("of other models and of tasks other than encoding a text")
+# Every model's of transformers.
+_TRANSFORMERS_KEYS: Mapping[str, Handling] = {
+    "model_type": Honoured("checkpoints/checkpoint.py"),
+    "architectures": NoEffect("the class is that of `model_index.json`"),
+    "transformers_version": NoEffect("of the file's origin"),
+    "output_hidden_states": _OF_OUTPUTS,
+    "output_attentions": _OF_OUTPUTS,
+    "return_dict": _OF_OUTPUTS,
+    "dtype": _LOADED_IN_FLOAT32,
+    **dict.fromkeys(
+        ("chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id", "problem_type"), _OF_OTHER_HEADS
+    ),
+}
 _TEXT_KEYS: Mapping[str, Handling] = {
     "vocab_size": _TRACED,
     "hidden_size": _TRACED,
@@ -202,44 +219,122 @@ _TEXT_KEYS: Mapping[str, Handling] = {
     "pad_token_id": _OF_TOKENIZER,
     "bos_token_id": _OF_TOKENIZER,
     "eos_token_id": Honoured("the traced module, in its pooled output"),
-    # Every model's of transformers.
-    "model_type": Honoured("checkpoints/checkpoint.py"),
-    "architectures": NoEffect("the class is that of `model_index.json`"),
-    "transformers_version": NoEffect("of the file's origin"),
-    "output_hidden_states": _OF_OUTPUTS,
-    "output_attentions": _OF_OUTPUTS,
-    "return_dict": _OF_OUTPUTS,
-    "dtype": _LOADED_IN_FLOAT32,
-    **dict.fromkeys(
-        ("chunk_size_feed_forward", "id2label", "is_encoder_decoder", "label2id", "problem_type"), _OF_OTHER_HEADS
-    ),
+    **_TRANSFORMERS_KEYS,
 }
 # Those of earlier releases of transformers, which the present one has no more.
-_FORMER_TEXT_KEYS: Mapping[str, Handling] = {
-    "use_attention_mask": Restricted(
-        (False, None), "padding takes part in attention, as in Stable Diffusion 1.x and 2.x"
-    ),
+_FORMER_KEYS: Mapping[str, Handling] = {
     "torch_dtype": _LOADED_IN_FLOAT32,
     **dict.fromkeys(("dropout", "gradient_checkpointing"), _TRAINING),
     **dict.fromkeys(
         (
             "add_cross_attention",
+            "bad_words_ids",
+            "begin_suppress_tokens",
             "cross_attention_hidden_size",
+            "decoder_start_token_id",
+            "diversity_penalty",
+            "do_sample",
+            "early_stopping",
+            "encoder_no_repeat_ngram_size",
+            "exponential_decay_length_penalty",
             "finetuning_task",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
             "is_decoder",
+            "length_penalty",
+            "max_length",
+            "min_length",
+            "no_repeat_ngram_size",
+            "num_beam_groups",
+            "num_beams",
+            "num_return_sequences",
+            "output_scores",
             "prefix",
             "pruned_heads",
+            "remove_invalid_values",
+            "repetition_penalty",
+            "return_dict_in_generate",
+            "sep_token_id",
+            "suppress_tokens",
             "task_specific_params",
+            "temperature",
             "tf_legacy_loss",
             "tie_encoder_decoder",
             "tie_word_embeddings",
             "tokenizer_class",
+            "top_k",
+            "top_p",
             "torchscript",
+            "typical_p",
             "use_bfloat16",
             "use_cache",
         ),
         _OF_OTHER_HEADS,
     ),
+}
+_FORMER_TEXT_KEYS: Mapping[str, Handling] = {
+    **_FORMER_KEYS,
+    "use_attention_mask": Restricted(
+        (False, None), "padding takes part in attention, as in Stable Diffusion 1.x and 2.x"
+    ),
+}
+_NAMED_OUTPUTS = Restricted((True,), "outputs are read by their names, in diffusers too")
+_VISION_KEYS: Mapping[str, Handling] = {
+    "hidden_size": _TRACED,
+    "intermediate_size": _TRACED,
+    "projection_dim": Honoured("modules/image_encoder.py, and families/stable_diffusion.py"),
+    "num_hidden_layers": _TRACED,
+    "num_attention_heads": _TRACED,
+    "num_channels": _RGB,
+    "image_size": Honoured("the traced module, and families/stable_diffusion.py"),
+    "patch_size": _TRACED,
+    "hidden_act": _TRACED,
+    "layer_norm_eps": _TRACED,
+    **dict.fromkeys(("attention_dropout", "initializer_range", "initializer_factor"), _TRAINING),
+    **_TRANSFORMERS_KEYS,
+    "return_dict": _NAMED_OUTPUTS,
+}
+# Those of text that the vision configuration of a whole CLIP had in earlier releases.
+_FORMER_VISION_KEYS: Mapping[str, Handling] = {
+    **_FORMER_KEYS,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _OF_OTHER_HEADS),
+}
+_OF_TEXT = NoEffect("of the text encoder, which a safety checker does not have")
+_SAFETY_KEYS: Mapping[str, Handling] = {
+    "vision_config": _TRACED,
+    "projection_dim": _TRACED,
+    "text_config": _OF_TEXT,
+    "logit_scale_init_value": _OF_TEXT,
+    "initializer_factor": _TRAINING,
+    **_TRANSFORMERS_KEYS,
+}
+_FORMER_SAFETY_KEYS: Mapping[str, Handling] = {
+    **_FORMER_VISION_KEYS,
+    "vision_config_dict": _TRACED,
+    "text_config_dict": _OF_TEXT,
+}
+_OF_SEGMENTATION = NoEffect("of segmentation")
+_OF_POOLING = NoEffect("of a pooled output, which a depth estimator does not have")
+_DEPTH_KEYS: Mapping[str, Handling] = {
+    "image_size": Honoured("modules/depth_estimator.py, and families/stable_diffusion.py"),
+    "num_channels": _RGB,
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), _TRACED),
+    **dict.fromkeys(("patch_size", "hidden_act", "layer_norm_eps", "qkv_bias", "is_hybrid", "readout_type"), _TRACED),
+    **dict.fromkeys(("backbone_config", "backbone_featmap_shape", "backbone_out_indices"), _TRACED),
+    **dict.fromkeys(("reassemble_factors", "neck_hidden_sizes", "neck_ignore_stages"), _TRACED),
+    **dict.fromkeys(("fusion_hidden_size", "head_in_index", "add_projection"), _TRACED),
+    **dict.fromkeys(("use_batch_norm_in_fusion_residual", "use_bias_in_fusion_residual"), _TRACED),
+    **dict.fromkeys(("attention_probs_dropout_prob", "hidden_dropout_prob", "initializer_range"), _TRAINING),
+    **dict.fromkeys(("auxiliary_loss_weight", "use_auxiliary_head"), _OF_SEGMENTATION),
+    **dict.fromkeys(("semantic_loss_ignore_index", "semantic_classifier_dropout"), _OF_SEGMENTATION),
+    **dict.fromkeys(("pooler_act", "pooler_output_size"), _OF_POOLING),
+    **_TRANSFORMERS_KEYS,
+    "return_dict": _NAMED_OUTPUTS,
+}
+_OTHER_BACKBONE = Restricted((None, False, {}), "a backbone is described by backbone_config, and not downloaded")
+_FORMER_DEPTH_KEYS: Mapping[str, Handling] = {
+    **_FORMER_VISION_KEYS,
+    **dict.fromkeys(("backbone", "backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone"), _OTHER_BACKBONE),
 }
 
 _TOKENIZER = Honoured("checkpoints/tokenizer.py")
@@ -293,30 +388,61 @@ CONFIG_KEYS: Mapping[str, Mapping[str, Handling]] = {
     "AsymmetricAutoencoderKL": _ASYMMETRIC_KEYS,
     "CLIPTextModel": {**_TEXT_KEYS, **_FORMER_TEXT_KEYS},
     "CLIPTokenizer": _TOKENIZER_KEYS,
+    "CLIPVisionModelWithProjection": {**_VISION_KEYS, **_FORMER_VISION_KEYS},
+    "StableDiffusionSafetyChecker": {**_FORMER_SAFETY_KEYS, **_SAFETY_KEYS},
+    "StableUnCLIPImageNormalizer": {"embedding_dim": Honoured("the module, and families/compatibility.py")},
+    "DPTForDepthEstimation": {**_FORMER_DEPTH_KEYS, **_DEPTH_KEYS},
 }
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIZE
+def _is_whole(value: Any, largest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= largest
 
 
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_size, value))
+def _are_whole(value: Any, largest: int) -> bool:
+    """Return whether a value is a list of whole numbers, one for each level, or of such lists."""
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= _MOST_LEVELS
+        and all(_is_whole(each, largest) or _are_whole(each, largest) for each in value)
+    )
 
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-# Far above the largest model's vocabulary.
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and 0 < len(value) <= _MOST_LEVELS and all(map(_is_name, value))
+
+
+def _number(largest: int) -> _Kind:
+    return _Kind(lambda value: _is_whole(value, largest), f"a whole number of 1 to {largest}")
+
+
+def _numbers(largest: int) -> _Kind:
+    return _Kind(
+        lambda value: _are_whole(value, largest),
+        f"a list of 1 to {_MOST_LEVELS} whole numbers of 1 to {largest}",
+    )
+
+
+def _either(one: _Kind, other: _Kind) -> _Kind:
+    return _Kind(lambda value: one.fits(value) or other.fits(value), f"{one.description}, or {other.description}")
+
+
+# Each far above that of the largest model: the words of a vocabulary (or class labels), the channels of a layer, the
+# layers of a level or of an encoder, the levels, and the pixels of an encoder's side.
 _LARGEST_SIZE = 1 << 24
-_SIZE = _Kind(_is_size, f"a whole number of 1 to {_LARGEST_SIZE}")
-_SIZE_OR_NONE = _Kind(lambda value: value is None or _is_size(value), f"{_SIZE.description}, or null")
-_SIZES = _Kind(_are_sizes, "a list of whole numbers above 0")
-_SIZE_OR_SIZES = _Kind(lambda value: _is_size(value) or _are_sizes(value), f"{_SIZE.description}, or a list of them")
-_BLOCKS = _Kind(
-    lambda value: isinstance(value, list) and bool(value) and all(map(_is_name, value)), "a list of classes' names"
-)
+_LARGEST_WIDTH = 1 << 16
+_MOST_LAYERS = 128
+_MOST_LEVELS = 16
+_LARGEST_SIDE = 1024
+_NONE = _Kind(lambda value: value is None, "null")
+_SIZE = _number(_LARGEST_SIZE)
+_WIDTH, _WIDTHS = _number(_LARGEST_WIDTH), _numbers(_LARGEST_WIDTH)
+_COUNT, _COUNTS = _number(_MOST_LAYERS), _numbers(_MOST_LAYERS)
+_BLOCKS = _Kind(_are_names, f"a list of 1 to {_MOST_LEVELS} classes' names")
 _NAME = _Kind(_is_name, "a name")
 _SCALE = _Kind(
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf,
@@ -324,16 +450,23 @@ _SCALE = _Kind(
 )
 # A key has the same kind of value in every class that has it.
 _KINDS: Mapping[str, _Kind] = {
-    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "num_hidden_layers", "hidden_size"), _SIZE),
-    **dict.fromkeys(("num_attention_heads", "vocab_size", "max_position_embeddings", "intermediate_size"), _SIZE),
-    **dict.fromkeys(("encoder_hid_dim", "time_cond_proj_dim", "num_class_embeds"), _SIZE_OR_NONE),
-    "projection_class_embeddings_input_dim": _SIZE_OR_NONE,
-    **dict.fromkeys(("block_out_channels", "down_block_out_channels", "up_block_out_channels"), _SIZES),
-    **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), _SIZES),
-    **dict.fromkeys(("layers_per_block", "cross_attention_dim"), _SIZE_OR_SIZES),
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "hidden_size", "intermediate_size"), _WIDTH),
+    **dict.fromkeys(("num_attention_heads", "max_position_embeddings", "projection_dim", "embedding_dim"), _WIDTH),
+    "fusion_hidden_size": _WIDTH,
+    "vocab_size": _SIZE,
+    "num_class_embeds": _either(_SIZE, _NONE),
+    **dict.fromkeys(("encoder_hid_dim", "time_cond_proj_dim", "time_embedding_dim"), _either(_WIDTH, _NONE)),
+    "projection_class_embeddings_input_dim": _either(_WIDTH, _NONE),
+    **dict.fromkeys(("block_out_channels", "down_block_out_channels", "up_block_out_channels"), _WIDTHS),
+    **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels", "neck_hidden_sizes"), _WIDTHS),
+    "cross_attention_dim": _either(_WIDTH, _WIDTHS),
+    "num_hidden_layers": _COUNT,
+    **dict.fromkeys(("layers_per_down_block", "layers_per_up_block"), _COUNT),
+    **dict.fromkeys(("layers_per_block", "transformer_layers_per_block"), _either(_COUNT, _COUNTS)),
+    "reverse_transformer_layers_per_block": _either(_COUNTS, _NONE),
+    **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), _COUNTS),
     **dict.fromkeys(("down_block_types", "up_block_types"), _BLOCKS),
-    "projection_dim": _SIZE,
-    "image_size": _SIZE_OR_SIZES,
+    "image_size": _either(_number(_LARGEST_SIDE), _numbers(_LARGEST_SIDE)),
     "hidden_act": _NAME,
     "scaling_factor": _SCALE,
 }

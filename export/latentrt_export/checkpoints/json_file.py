@@ -17,9 +17,9 @@ from latentrt_export.checkpoints.checkpoint_files import read_small_file
 
 __all__ = ["read_object"]
 
-# A configuration has a few kB, at most a hundred keys and lists of a thousand values; an index of shards has a value of
-# each tensor.
-_LARGEST_BYTES, _MOST_VALUES, _MOST_KEYS = 1 << 20, 100_000, 1000
+# A configuration has a few kB, a hundred keys and lists of a thousand values; an index of shards has a value of each
+# tensor, and a tokenizer as many further words as a bundle may have.
+_LARGEST_BYTES, _MOST_VALUES, _MOST_KEYS = 1 << 20, 100_000, 10_000
 
 
 def read_object(path: Path, largest_bytes: int = _LARGEST_BYTES) -> dict[str, Any]:

@@ -159,6 +159,7 @@ def check_components(
     *,
     text: Mapping[str, Any] | None,
     image_encoder: Mapping[str, Any] | None,
+    normalizer: Mapping[str, Any] | None = None,
     preview: Vae | None,
     noised_image: bool,
     variances: int,
@@ -166,7 +167,7 @@ def check_components(
     """Check that components belong together.
 
     Args:
-        unet, text, image_encoder: the configurations; None where the checkpoint has no such component.
+        unet, text, image_encoder, normalizer: the configurations; None where the checkpoint has no such component.
         vae, preview: the autoencoder, and the one whose decoder makes previews.
         noised_image: whether the image embedding takes the place of class labels (unCLIP), not of the text.
         variances: the number of channels of the UNet's output beyond those of the latents.
@@ -174,7 +175,7 @@ def check_components(
     Raises:
         CheckpointError: two of them do not; the message names them, their keys and values.
     """
-    for pair in _list_pairs(unet, vae, text, image_encoder, preview, noised_image, variances):
+    for pair in _list_pairs(unet, vae, text, image_encoder, normalizer, preview, noised_image, variances):
         if pair.second[2] != pair.expected:
             (one, key, value), (other, other_key, other_value) = pair.first, pair.second
             raise CheckpointError(
@@ -188,6 +189,7 @@ def _list_pairs(
     vae: Vae,
     text: Mapping[str, Any] | None,
     image_encoder: Mapping[str, Any] | None,
+    normalizer: Mapping[str, Any] | None,
     preview: Vae | None,
     noised_image: bool,
     variances: int,
@@ -205,6 +207,9 @@ def _list_pairs(
             yield _Pair(own, ("unet", key, unet.get(key)), 2 * width, "an embedding and its noise level")
         else:
             yield _Pair(own, taken, width, "the width of an image's embedding")
+        if normalizer is not None:
+            found = ("image_normalizer", "embedding_dim", normalizer.get("embedding_dim", 768))
+            yield _Pair(own, found, width, "the width of an image's embedding")
     out = ("unet", "out_channels", unet.get("out_channels", 4))
     more = f", and {variances} of variance" if variances else ""
     yield _Pair(("vae", "latent_channels", vae.channels), out, vae.channels + variances, f"channels of a latent{more}")

@@ -21,7 +21,7 @@ from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.samplers import SAMPLERS
 from latentrt.sampling.training_noise import training_alphas
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass, find_own_folder
-from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, check_keys, check_kind, check_scheduler_keys
+from latentrt_export.checkpoints.config_keys import check_keys, check_kind, check_scheduler_keys
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import (
     DEPTH_PROCESSORS,
@@ -31,7 +31,7 @@ from latentrt_export.checkpoints.preprocessor_config import (
     read_preprocessor_config,
 )
 from latentrt_export.checkpoints.tokenizer_settings import read_tokenizer_settings
-from latentrt_export.families.compatibility import Vae, check_components, read_vae
+from latentrt_export.families.compatibility import VAE_CLASSES, Vae, check_components, read_vae
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
 from latentrt_export.graphs.deep_cache import count_branches
 
@@ -86,6 +86,18 @@ _SOURCES = {
     "StableUnCLIPImg2ImgPipeline": {"class_labels": "image_encoder.class_labels"},
 }
 _TOKENIZER = "tokenizer"  # the folder of the tokenizer
+# The class whose keys a component's configuration has; that of an autoencoder is its own.
+_KEYS_OF = {
+    "unet": "UNet2DConditionModel",
+    "text_encoder": "CLIPTextModel",
+    "image_encoder": "CLIPVisionModelWithProjection",
+    "image_normalizer": "StableUnCLIPImageNormalizer",
+    "depth_estimator": "DPTForDepthEstimation",
+    "preview_decoder": "AutoencoderTiny",
+    "safety_checker": "StableDiffusionSafetyChecker",
+}
+# The key of an encoder's configuration in that of a whole CLIP.
+_ENCODER_KEYS = {"text_encoder": "text_config", "image_encoder": "vision_config"}
 # The default number of steps and guidance scale of diffusers' pipelines, where they are not these two.
 _DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE = 50, 7.5
 _DEFAULTS = {
@@ -239,10 +251,10 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     Raises:
         CheckpointError: the model is not one of the supported variants, or its configurations contradict one another.
     """
-    text = _read_text_config(checkpoint) if "text_encoder" in checkpoint.weights else None
+    text = _read_config(checkpoint, "text_encoder") if "text_encoder" in checkpoint.weights else None
     unet = _read_config(checkpoint, "unet")
     vae_config, vae_class = _read_config(checkpoint, "vae"), checkpoint.classes.get("vae", "AutoencoderKL")
-    key_warnings = tuple(_check_all_keys(checkpoint, text, unet, vae_class, vae_config))
+    key_warnings = tuple(_check_all_keys(checkpoint, vae_class))
     vae = read_vae(vae_config, vae_class)
     # diffusers' pipelines of this family apply no `shift_factor`.
     space = LatentSpace(channels=vae.channels, downscale=vae.downscale, scale=vae.scale)
@@ -302,9 +314,6 @@ def _check_configurations(
     noised = "unclip" in tasks
     image_encoder = _read_config(checkpoint, "image_encoder") if "image_encoder" in checkpoint.weights else None
     if image_encoder is not None:
-        for key in ("projection_dim", "image_size"):
-            if key in image_encoder:
-                check_kind("image_encoder", key, image_encoder[key])
         _check_image_encoder(checkpoint, unet, image_encoder, noised=noised)
     preview = None
     if "preview_decoder" in checkpoint.weights:
@@ -315,6 +324,7 @@ def _check_configurations(
         vae,
         text=text,
         image_encoder=image_encoder,
+        normalizer=_read_config(checkpoint, "image_normalizer") if "image_normalizer" in checkpoint.weights else None,
         preview=preview,
         noised_image=noised,
         variances=1 if "latent-upscaling" in tasks else 0,  # which the pipeline drops
@@ -437,34 +447,33 @@ def _name_unet(tasks: tuple[str, ...], *, distilled: bool) -> str:
 
 
 def _read_config(checkpoint: Checkpoint, component: str) -> dict[str, Any]:
-    """Read a component's configuration; absent keys have the defaults of diffusers and transformers."""
-    return read_object(find_own_folder(checkpoint.weights[component].root, component) / "config.json")
+    """Read a component's configuration; absent keys have the defaults of diffusers and transformers.
+
+    That of an encoder in the configuration of a whole CLIP is one of its keys.
+    """
+    config = read_object(find_own_folder(checkpoint.weights[component].root, component) / "config.json")
+    inner = config.get(_ENCODER_KEYS.get(component, ""))
+    if config.get("model_type") != "clip" or not isinstance(inner, dict):
+        return config
+    return {**inner, **{key: config[key] for key in ("quantization_config",) if key in config}}
 
 
-def _read_text_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Read the text encoder's configuration, which in that of a whole CLIP is one of its keys."""
-    config = _read_config(checkpoint, "text_encoder")
-    inner = config.get("text_config")
-    return inner if config.get("model_type") == "clip" and isinstance(inner, dict) else config
-
-
-def _check_all_keys(
-    checkpoint: Checkpoint,
-    text: Mapping[str, Any] | None,
-    unet: Mapping[str, Any],
-    vae_class: str,
-    vae: Mapping[str, Any],
-) -> Iterator[str]:
+def _check_all_keys(checkpoint: Checkpoint, vae_class: str) -> Iterator[str]:
     """Check every key of the configurations; yield a warning for each that is ignored, or followed in another way.
 
     Raises:
         CheckpointError: a key has a value that is not supported.
     """
-    yield from check_keys("unet", "UNet2DConditionModel", unet)
-    if vae_class in CONFIG_KEYS:
-        yield from check_keys("vae", vae_class, vae)
-    if text is not None:
-        yield from check_keys("text_encoder", "CLIPTextModel", text)
+    classes = {**_KEYS_OF, **({"vae": vae_class} if vae_class in VAE_CLASSES else {})}
+    for component in (each for each in classes if each in checkpoint.weights):
+        config = _read_config(checkpoint, component)
+        if component == "depth_estimator":  # transformers writes null for what a hybrid estimator does not have
+            config = {key: value for key, value in config.items() if value is not None}
+        yield from check_keys(component, classes[component], config)
+        for key in ("vision_config", "vision_config_dict"):  # of a safety checker: its encoder's, by two names
+            if isinstance(config.get(key), dict):
+                yield from check_keys(component, _KEYS_OF["image_encoder"], config[key])
+    if "text_encoder" in checkpoint.weights:
         yield from read_tokenizer_settings(checkpoint.folder / _TOKENIZER).warnings
     yield from check_scheduler_keys("scheduler", checkpoint.scheduler_config)
     for name, scheduler in checkpoint.other_schedulers.items():

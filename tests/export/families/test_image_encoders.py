@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 from transformers import CLIPVisionConfig
 
 from latentrt.errors import CheckpointError
@@ -29,6 +30,7 @@ def plan(
     *,
     unet: dict[str, Any] | None = None,
     encoder: dict[str, Any] | None = None,
+    normalizer: dict[str, Any] | None = None,
     noising: dict[str, Any] | None = None,
     preprocessor: dict[str, Any] | None = None,
 ) -> ExportPlan:
@@ -45,7 +47,7 @@ def plan(
     write_weights(folder / "image_encoder" / "model.safetensors")
     write_json(folder / "feature_extractor" / "preprocessor_config.json", {**PREPROCESSOR, **(preprocessor or {})})
     if pipeline == UNCLIP:
-        write_json(folder / "image_normalizer" / "config.json", {})
+        write_json(folder / "image_normalizer" / "config.json", {"embedding_dim": 48, **(normalizer or {})})
         write_weights(folder / "image_normalizer" / "diffusion_pytorch_model.safetensors")
         write_json(
             folder / "image_noising_scheduler" / "scheduler_config.json", {**NOISING_SCHEDULER, **(noising or {})}
@@ -85,7 +87,8 @@ def test_an_encoders_width_is_that_of_transformers_by_default(
     tmp_path: Path, pipeline: str, unet: dict[str, Any]
 ) -> None:
     assert CLIPVisionConfig().projection_dim == 512
-    assert plan(tmp_path / "default", pipeline, encoder={"projection_dim": ...}, unet=unet).components
+    configs = {"encoder": {"projection_dim": ...}, "unet": unet, "normalizer": {"embedding_dim": 512}}
+    assert plan(tmp_path / "default", pipeline, **configs).components
     with pytest.raises(CheckpointError, match="image_encoder has projection_dim 512 and unet has"):
         plan(tmp_path / "another", pipeline, encoder={"projection_dim": ...})
 
@@ -102,6 +105,12 @@ def test_an_encoders_width_is_that_of_transformers_by_default(
         (VARIATION, {"preprocessor": {"resample": 2}}, "resample 2"),
         (VARIATION, {"unet": {"in_channels": 8}}, "in_channels 8, expected 4"),
         (UNCLIP, {"unet": {"class_embed_type": "timestep"}}, "class_embed_type 'timestep', expected 'projection'"),
+        (
+            UNCLIP,
+            {"normalizer": {"embedding_dim": 64}},
+            "image_encoder has projection_dim 48 and image_normalizer has embedding_dim 64, expected 48",
+        ),
+        (UNCLIP, {"normalizer": {"embedding_dim": "48"}}, "image_normalizer: its configuration has embedding_dim '48'"),
         (UNCLIP, {"encoder": {"projection_dim": 64}}, "projection_class_embeddings_input_dim 96, expected 128"),
         *(
             (pipeline, {"encoder": {"projection_dim": value}}, "image_encoder: its configuration has projection_dim")
@@ -119,3 +128,25 @@ def test_configurations_that_contradict_one_another(
 ) -> None:
     with pytest.raises(CheckpointError, match=fragment):
         plan(tmp_path, pipeline, **configs)
+
+
+def test_a_normalizers_width_is_that_of_diffusers_by_default(tmp_path: Path) -> None:
+    width = StableUnCLIPImageNormalizer().config["embedding_dim"]
+    configs = {
+        "encoder": {"projection_dim": width},
+        "unet": {"projection_class_embeddings_input_dim": 2 * width},
+    }
+    folder = tmp_path / "default"
+    assert plan(folder, UNCLIP, **configs, normalizer={"embedding_dim": width}).components
+    write_json(folder / "image_normalizer" / "config.json", {})
+    assert plan_export(open_skeleton(folder)).components
+
+
+def test_an_encoder_in_the_configuration_of_a_whole_clip(tmp_path: Path) -> None:
+    plan(tmp_path, VARIATION)
+    path = tmp_path / "image_encoder" / "config.json"
+    write_json(path, {"model_type": "clip", "vision_config": {"projection_dim": 48}})
+    assert plan_export(open_skeleton(tmp_path)).components
+    change_json(path, quantization_config={"load_in_8bit": True})
+    with pytest.raises(CheckpointError, match="image_encoder: its configuration has quantization_config"):
+        plan_export(open_skeleton(tmp_path))
