@@ -287,6 +287,7 @@ def test_a_state_trained_on_other_weights_is_refused(whole: Path, tmp_path: Path
     assert not (tmp_path / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_only_one_component(whole: Path, tmp_path: Path) -> None:
     """Trains it and those it needs, and writes no checkpoint."""
     done = command("--work", tmp_path / "work", "--output", tmp_path / "checkpoint", "--only", "decoder", *SHORT)

@@ -18,6 +18,7 @@ from torch import Tensor
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.graph_attributes import ATTRIBUTES
 from latentrt.bundle.manifest import LatentSpace
+from latentrt.bundle.onnx_graph import Tensor as OnnxTensor
 from latentrt.bundle.onnx_types import ELEMENT_TYPES
 from latentrt_export.component import export_component
 from latentrt_export.families.plan import ComponentPlan
@@ -37,7 +38,7 @@ PARTS = {
 
 
 def test_attributes_are_those_of_onnx() -> None:
-    types = {int: "INT", float: "FLOAT", bytes: "STRING", tuple: "INTS", type(None): "TENSOR"}
+    types = {int: "INT", float: "FLOAT", bytes: "STRING", tuple: "INTS", OnnxTensor: "TENSOR"}
     for op_type, attributes in ATTRIBUTES.items():
         if op_type == "MultiHeadAttention":
             continue  # of ONNX Runtime
