@@ -15,7 +15,7 @@ __all__ = ["MOST_BYTES", "MOST_CPU_SECONDS", "attack", "attack_in_test", "cpu_se
 MOST_CPU_SECONDS = 5.0
 MOST_BYTES = 2 << 30
 _ALLOWANCE = 3.0
-"""So many times the CPU time of a case in a test: two cores may be one core's two threads, which others keep busy."""
+"""The factor of a case's CPU time in a test: two cores may be one core's two threads, which other tests keep busy."""
 
 
 def attack(module: Any, case: object, folder: Path, *, allowance: float = 1.0) -> LatentRTError | None:
@@ -25,13 +25,13 @@ def attack(module: Any, case: object, folder: Path, *, allowance: float = 1.0) -
         module: the kind of attack.
         case: one of its cases.
         folder: a folder of this kind.
-        allowance: times `MOST_CPU_SECONDS` is the most CPU time.
+        allowance: the factor of `MOST_CPU_SECONDS` that gives the most CPU time.
 
     Returns:
-        The error of ours that refused the case; None if nothing bad came of it.
+        The error of latentrt that refused the case; None if the case did no harm.
 
     Raises:
-        AssertionError: the attack succeeded, or took too long. Exception: a defect.
+        AssertionError: the attack succeeded, or took too long. Exception: any error that is not latentrt's, a defect.
     """
     began = cpu_seconds()
     refusal: LatentRTError | None = module.run(case, folder)
@@ -43,14 +43,20 @@ def attack(module: Any, case: object, folder: Path, *, allowance: float = 1.0) -
 
 
 def attack_in_test(module: Any, case: object, folder: Path) -> LatentRTError | None:
-    """Attack once in a process that other tests share: with an allowance, and `MOST_BYTES` beside what it has."""
+    """Attack once in a process that other tests share.
+
+    The case may take `_ALLOWANCE` times the CPU time, and allocate `MOST_BYTES` more than the process has already.
+
+    Raises:
+        AssertionError: as for `attack`. MemoryError: the case needs more memory.
+    """
     with _limited_memory():
         return attack(module, case, folder, allowance=_ALLOWANCE)
 
 
 @contextlib.contextmanager
 def _limited_memory() -> Iterator[None]:
-    """Let this process, and the children that it starts, allocate no more than `MOST_BYTES` beside what it has."""
+    """Limit this process, and the children that it starts, to `MOST_BYTES` more than it has allocated already."""
     former, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = _allocated_bytes() + MOST_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

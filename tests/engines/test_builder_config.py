@@ -274,7 +274,7 @@ def test_timings_that_the_library_cannot_read_are_replaced_with_a_warning(
 
 @pytest.mark.parametrize("content", [b"my notes", b"my notes, and others", b"\0" * 100, HEADER[:-1], b" " + HEADER])
 def test_a_file_that_is_no_timing_cache_is_kept(tmp_path: Path, content: bytes) -> None:
-    """Whether or not the library would accept it."""
+    """Also where the library would accept its content."""
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     with pytest.raises(BuildError, match=r"notes\.txt is not a timing cache"):

@@ -94,7 +94,7 @@ def test_options_that_tensorrt_supports_on_its_gpu(options: dict[str, Any]) -> N
 
 
 def test_the_capabilities_of_tensorrt_rtx(rtx: Library) -> None:
-    """Those of 1.7.1, at least; 9.0 belongs to a data-centre GPU, and CURRENT and NONE are not capabilities."""
+    """Version 1.7.1 has at least these. 9.0 is a data-centre GPU's. CURRENT and NONE are no capabilities."""
     assert {"7.5", "8.0", "8.6", "8.9", "12.0", "12.1"} <= set(rtx.capabilities())
     assert "9.0" not in rtx.capabilities()
     assert all(part.isdecimal() for name in rtx.capabilities() for part in name.split("."))

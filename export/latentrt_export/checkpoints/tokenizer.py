@@ -235,8 +235,8 @@ def _check_settings(tokenizer: Any, folder: Path) -> None:
         found = getattr(tokenizer, name)
         if found != expected:
             raise CheckpointError(
-                f"{folder / 'tokenizer.json'} pads or truncates with {name} {quote(found)}, expected {expected!r}; set "
-                f"{name} in tokenizer_config.json"
+                f"{folder / 'tokenizer.json'} has {name} {quote(found)}, expected {expected!r}; set {name} in "
+                "tokenizer_config.json"
             )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from latentrt.bundle.manifest import Precision, WeightsRecord
 from latentrt.bundle.onnx_types import WEIGHT_TYPES
-from latentrt_export.checkpoints.weights import read_header_of
+from latentrt.bundle.safetensors_header import read_header
 
 __all__ = ["StoredWeights", "store"]
 
@@ -83,7 +83,8 @@ def store(
 
 
 def _places(path: Path) -> dict[str, tuple[ir.DataType, tuple[int, ...], int, int]]:
-    header = read_header_of(path)
+    with path.open("rb") as stream:
+        header = read_header(stream, path.stat().st_size)
     return {
         name: (ir.DataType(WEIGHT_TYPES[place.dtype]), place.shape, place.start, place.end - place.start)
         for name, place in header.tensors.items()
