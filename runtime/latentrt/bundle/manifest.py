@@ -90,8 +90,7 @@ Precision = Literal["float16", "float32", "int8"]
 QuantizationMethod = Literal["static", "weights"]
 GateMetric = Literal["relative", "absolute", "levels", "rms"]
 LARGEST_BOUNDS: Mapping[GateMetric, float] = {"relative": 0.01, "absolute": 0.02, "levels": 4, "rms": 0.05}
-"""The exporter's largest bound of each metric. Engines are compared with graphs by the bounds of a bundle, so none may be
-larger."""
+"""The exporter's largest bound of each metric; no manifest may have a larger one, as engines are compared by them."""
 SafetyPolicy = Literal["block", "blur", "report"]
 Role = Literal[
     "text-encoder",
@@ -788,7 +787,8 @@ def _check_gates(graphs: Component | Part) -> Iterator[str]:
                 yield f"{graph.file!r} missed its gate, {value:g} for {gate.output!r}, expected 0 to {bound:g}"
             if bound > most:
                 yield (
-                    f"{graph.file!r} has the {gate.metric} bound {bound:g} for {gate.output!r}, expected at most {most:g}"
+                    f"{graph.file!r} has the {gate.metric} bound {bound:g} for {gate.output!r}, expected at most "
+                    f"{most:g}"
                 )
 
 
