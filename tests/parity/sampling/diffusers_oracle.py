@@ -199,7 +199,7 @@ def coefficients(
 
 
 def _dtype(made: Any) -> np.dtype[Any]:
-    for name in ("sigmas", "alphas_cumprod", "schedule", "timesteps"):
+    for name in ("sigmas", "alphas_cumprod", "schedule", "alphas", "timesteps"):
         found = getattr(made, name, None)
         if isinstance(found, torch.Tensor) and found.dtype in (torch.float32, torch.float64):
             return np.dtype(found.numpy().dtype)
