@@ -124,7 +124,7 @@ def compare_table(case: Case, count: int) -> int:
 
 def compare_coefficients(case: Case, count: int, schedule: Schedule, made: Any, steps: Steps) -> int:
     """Compare rows until one is not finite in diffusers, each of which has a test in test_sampler_exceptions.py."""
-    tolerance, rows = tolerance_of(case, len(schedule)), len(schedule)
+    tolerance, rows = tolerance_of(case, schedule), len(schedule)
     kinds = {"latents": slice(0, 1), "outputs": slice(1, rows + 1), "noise": slice(rows + 1, None)}
     largest = 0.0  # of all kinds
     scales = [dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)]  # of model inputs and of latents
@@ -141,8 +141,14 @@ def compare_coefficients(case: Case, count: int, schedule: Schedule, made: Any, 
     return rows
 
 
-def tolerance_of(case: Case, rows: int) -> float:
-    """Return the rounding error of diffusers' closed forms of a high order in a long table."""
+def tolerance_of(case: Case, schedule: Schedule) -> float:
+    """Return the rounding error of diffusers' closed forms: of a high order in a long table, and of σ_down."""
+    rows = len(schedule)
+    if case.name == "dpm2_a" and rows > 1:
+        # Its σ_down is the root of a difference of squares, which loses (σ / σ')² units of float64.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = schedule.sigma[:-1] / schedule.sigma[1:]
+        return max(TOLERANCE, 2.0**-52 * float(np.max(ratios[np.isfinite(ratios)], initial=0)) ** 2)
     order = max(case.config.get(f"{kind}_order", 0) for kind in ("solver", "predictor", "corrector"))
     if rows <= 100 or order < 3:
         return TOLERANCE
@@ -186,6 +192,9 @@ def sigma_tolerance(made: Any, spacing: str) -> float:
 SHAPE = (2, 4, 3, 5)
 # Float32 on our side alone, which a nonlinear model propagates.
 ROUNDING = 5e-5
+# Of the largest latent: where diffusers' own float32 is so far from float64, any rounding leads to another image. Of
+# all cases, some of RePaint with 100 rows at a signal of 0.015.
+DIVERGED = 0.1
 
 
 def nonlinear(shown: Latents) -> Latents:
@@ -212,8 +221,9 @@ def compare_latents(case: Case, count: int) -> bool:
         # Where the signal is very weak, float32 cannot do better: diffusers' own error is as large.
         own = [after for _, after in run_diffusers(build_diffusers(case, steps, exact=False), steps, scale, np.float32)]
         # And where a history has large weights, those cancel, which diffusers computes in another order.
-        lost = max(2 * largest_difference(own, expected), min(2**-20 * np.max(np.abs(schedule.b)), 1e-3))
-        assert rounded <= lost, f"{case}, {count} steps: {rounded}, diffusers {lost}"
+        own_error = largest_difference(own, expected)
+        lost = max(2 * own_error, min(2**-20 * np.max(np.abs(schedule.b)), 1e-3))
+        assert rounded <= lost or own_error > DIVERGED, f"{case}, {count} steps: {rounded}, diffusers {lost}"
     return True
 
 
