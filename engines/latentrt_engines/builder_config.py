@@ -91,16 +91,19 @@ def use_timing_cache(config: Any, path: Path, warn: Callable[[str], None]) -> Ca
 
     Args:
         config: the library's builder config.
-        path: the file, which the first build creates. It begins with latentrt's own line, because a library need not
-            say whether data is a timing cache at all, and a file that is none must not be replaced.
-        warn: called with a message if the file's timings are of another GPU or library version.
+        path: the file, which the first build creates. The library may accept any bytes, so latentrt's own line at the
+            beginning keeps another file from being overwritten.
+        warn: called with a message if the file's timings are of another GPU or library version, or cannot be saved.
 
     Returns:
         A function that writes the file: the timings of this build, and those that other builds have added meanwhile.
+        A failure is a warning: the engine is built by then.
 
     Raises:
-        BuildError: the file cannot be read or written, or is not a timing cache that latentrt wrote.
+        BuildError: the file cannot be read, is not a timing cache that latentrt wrote, or has no folder.
     """
+    if not path.parent.is_dir():
+        raise BuildError(f"{path.parent} is not a folder, so {path.name} cannot be written; choose another --timing-cache")
     cache = config.create_timing_cache(_read_timings(path))
     if cache is None or not config.set_timing_cache(cache, False):
         warn(f"{path} has timings of another GPU or library version; starting a new timing cache")
@@ -108,17 +111,30 @@ def use_timing_cache(config: Any, path: Path, warn: Callable[[str], None]) -> Ca
         config.set_timing_cache(cache, False)
 
     def save() -> None:
-        measured = config.get_timing_cache()
-        others = config.create_timing_cache(_read_timings(path))
-        if others is not None:
-            # Returns False for timings of another version, which are then replaced.
-            measured.combine(others, False)
         try:
-            write_atomically(path, _TIMINGS_HEADER + bytes(memoryview(measured.serialize())))
-        except OSError as error:
-            raise BuildError(f"{path} cannot be written: {error.strerror}; choose another --timing-cache") from error
+            _save_timings(config, path)
+        except BuildError as error:
+            warn(f"The kernel timings of this build were not saved: {error}")
 
     return save
+
+
+def _save_timings(config: Any, path: Path) -> None:
+    measured = config.get_timing_cache()
+    others = config.create_timing_cache(_read_timings(path))
+    if others is not None:
+        # Returns False for timings of another version, which are then replaced.
+        measured.combine(others, False)
+    timings = bytes(memoryview(measured.serialize()))
+    if len(timings) > _MAX_TIMINGS_BYTES:
+        raise BuildError(
+            f"{path} would have {len(timings):,} bytes, expected at most {_MAX_TIMINGS_BYTES:,}; choose another "
+            "--timing-cache"
+        )
+    try:
+        write_atomically(path, _TIMINGS_HEADER + timings)
+    except OSError as error:
+        raise BuildError(f"{path} cannot be written: {error.strerror}; choose another --timing-cache") from error
 
 
 def _read_timings(path: Path) -> bytes:
@@ -131,7 +147,12 @@ def _read_timings(path: Path) -> bytes:
         return b""
     except OSError as error:
         raise BuildError(f"{path} cannot be read: {error.strerror}; choose another --timing-cache") from error
-    if header not in (b"", _TIMINGS_HEADER) or len(timings) > _MAX_TIMINGS_BYTES:
+    if len(timings) > _MAX_TIMINGS_BYTES:
+        raise BuildError(
+            f"{path} has more than {_MAX_TIMINGS_BYTES:,} bytes of timings, expected those of a few models; choose "
+            "another --timing-cache"
+        )
+    if header not in (b"", _TIMINGS_HEADER):
         raise BuildError(
             f"{path} is not a timing cache that latentrt wrote, expected one or a new file; choose another "
             "--timing-cache, so that this file is not replaced"

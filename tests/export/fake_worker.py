@@ -13,6 +13,7 @@ from latentrt.bundle.manifest import Component, GateResult, GraphRecord, InputSp
 from latentrt.bundle.tensors import DType, TensorSpec
 from latentrt_export.worker import Done, Job
 from tests.export.skeleton import write_skeleton
+from tests.runtime.small_bundle import natural_metric
 from tests.tiny import write_tokenizer
 
 COST = ComponentCost(seconds=12.3, peak_bytes=3 * 2**30)
@@ -53,7 +54,7 @@ class FakeWorker:
 def fake_component(job: Job, precision: Precision | None = None) -> Component:
     plan = job.component
     inputs, outputs = _signature(job)
-    gate = GateResult(output=outputs[0].name, shapes={"x": (1, 4)}, metric="relative", value=2e-6, bound=1e-4)
+    gate = GateResult(output=outputs[0].name, shapes={"x": (1, 4)}, metric=natural_metric(plan.role, outputs[0]), value=2e-6, bound=1e-4)
     graph = GraphRecord(file=f"{plan.name}/model.onnx", opset=21, nodes=3, gate=(gate,))
     return Component(
         role=plan.role,

@@ -13,6 +13,7 @@ from latentrt.bundle.digests import file_record
 from latentrt.bundle.manifest import (
     Component,
     Defaults,
+    GateMetric,
     GateResult,
     GraphRecord,
     InputSpec,
@@ -154,10 +155,17 @@ def manifest(folder: Path) -> Manifest:
     )
 
 
+def natural_metric(role: Role, output: TensorSpec) -> GateMetric:
+    """Return the metric by which the exporter compares an output."""
+    if output.dtype == "uint8":
+        return "levels"
+    return "absolute" if role == "classifier" else "relative"
+
+
 def _component(name: str) -> Component:
     role, inputs, outputs = SIGNATURES[name]
     shapes: dict[str, tuple[int, ...]] = {inputs[0].name: (1, 4, 8, 8)}
-    gate = GateResult(output=outputs[0].name, shapes=shapes, metric="relative", value=2e-6, bound=1e-4)
+    gate = GateResult(output=outputs[0].name, shapes=shapes, metric=natural_metric(role, outputs[0]), value=2e-6, bound=1e-4)
     return Component(
         role=role,
         inputs=inputs,

@@ -21,6 +21,7 @@ from latentrt.sampling.samplers import SAMPLERS
 
 __all__ = [
     "CONFIG_KEYS",
+    "NESTED_CONFIGS",
     "Handling",
     "Honoured",
     "NoEffect",
@@ -190,7 +191,7 @@ _OF_TOKENIZER = NoEffect("the tokenizer has its own")
 _OF_OUTPUTS = NoEffect("the call says which outputs it wants")
 _LOADED_IN_FLOAT32 = NoEffect("weights are loaded in float32, as diffusers' pipelines do by default")
 _OF_OTHER_HEADS = NoEffect("of other models and of tasks other than encoding a text")
-# Every model's of transformers.
+# Keys of every configuration of transformers.
 _TRANSFORMERS_KEYS: Mapping[str, Handling] = {
     "model_type": Honoured("checkpoints/checkpoint.py"),
     "architectures": NoEffect("the class is that of `model_index.json`"),
@@ -221,7 +222,7 @@ _TEXT_KEYS: Mapping[str, Handling] = {
     "eos_token_id": Honoured("the traced module, in its pooled output"),
     **_TRANSFORMERS_KEYS,
 }
-# Those of earlier releases of transformers, which the present one has no more.
+# Keys of earlier releases of transformers, which the current one no longer has.
 _FORMER_KEYS: Mapping[str, Handling] = {
     "torch_dtype": _LOADED_IN_FLOAT32,
     **dict.fromkeys(("dropout", "gradient_checkpointing"), _TRAINING),
@@ -294,7 +295,7 @@ _VISION_KEYS: Mapping[str, Handling] = {
     **_TRANSFORMERS_KEYS,
     "return_dict": _NAMED_OUTPUTS,
 }
-# Those of text that the vision configuration of a whole CLIP had in earlier releases.
+# Keys of texts that earlier releases also wrote into the vision configuration of a whole CLIP.
 _FORMER_VISION_KEYS: Mapping[str, Handling] = {
     **_FORMER_KEYS,
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _OF_OTHER_HEADS),
@@ -335,6 +336,17 @@ _OTHER_BACKBONE = Restricted((None, False, {}), "a backbone is described by back
 _FORMER_DEPTH_KEYS: Mapping[str, Handling] = {
     **_FORMER_VISION_KEYS,
     **dict.fromkeys(("backbone", "backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone"), _OTHER_BACKBONE),
+}
+# The convolutions of a hybrid depth estimator.
+_BACKBONE_KEYS: Mapping[str, Handling] = {
+    "num_channels": _RGB,
+    **dict.fromkeys(("embedding_size", "hidden_sizes", "depths", "layer_type", "hidden_act"), _TRACED),
+    **dict.fromkeys(("global_padding", "num_groups", "embedding_dynamic_padding", "output_stride"), _TRACED),
+    **dict.fromkeys(("width_factor", "out_features", "out_indices", "stage_names"), _TRACED),
+    "drop_path_rate": _TRAINING,
+    **_TRANSFORMERS_KEYS,
+    "model_type": Restricted(("bit",), "hybrid depth estimators of Stable Diffusion have this backbone (BiT)"),
+    "return_dict": _NAMED_OUTPUTS,
 }
 
 _TOKENIZER = Honoured("checkpoints/tokenizer.py")
@@ -392,6 +404,13 @@ CONFIG_KEYS: Mapping[str, Mapping[str, Handling]] = {
     "StableDiffusionSafetyChecker": {**_FORMER_SAFETY_KEYS, **_SAFETY_KEYS},
     "StableUnCLIPImageNormalizer": {"embedding_dim": Honoured("the module, and families/compatibility.py")},
     "DPTForDepthEstimation": {**_FORMER_DEPTH_KEYS, **_DEPTH_KEYS},
+    "BitBackbone": {**_FORMER_VISION_KEYS, **_BACKBONE_KEYS},
+}
+# Keys whose values are configurations: (class, key) → the class of the nested configuration.
+NESTED_CONFIGS: Mapping[tuple[str, str], str] = {
+    ("StableDiffusionSafetyChecker", "vision_config"): "CLIPVisionModelWithProjection",
+    ("StableDiffusionSafetyChecker", "vision_config_dict"): "CLIPVisionModelWithProjection",  # an older name
+    ("DPTForDepthEstimation", "backbone_config"): "BitBackbone",
 }
 
 
@@ -400,7 +419,16 @@ def _is_whole(value: Any, largest: int) -> bool:
 
 
 def _are_whole(value: Any, largest: int) -> bool:
-    """Return whether a value is a list of whole numbers, one for each level, or of such lists."""
+    """Return whether a value is a list of whole numbers, one for each level."""
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= _MOST_LEVELS
+        and all(_is_whole(each, largest) for each in value)
+    )
+
+
+def _are_layers(value: Any, largest: int) -> bool:
+    """Return whether a value is a list of numbers of layers, one for each level or a list of one for each block."""
     return (
         isinstance(value, list)
         and 0 < len(value) <= _MOST_LEVELS
@@ -416,14 +444,21 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and 0 < len(value) <= _MOST_LEVELS and all(map(_is_name, value))
 
 
-def _number(largest: int) -> _Kind:
+def _make_number(largest: int) -> _Kind:
     return _Kind(lambda value: _is_whole(value, largest), f"a whole number of 1 to {largest}")
 
 
-def _numbers(largest: int) -> _Kind:
+def _make_list(largest: int) -> _Kind:
     return _Kind(
         lambda value: _are_whole(value, largest),
         f"a list of 1 to {_MOST_LEVELS} whole numbers of 1 to {largest}",
+    )
+
+
+def _make_nested_list(largest: int) -> _Kind:
+    return _Kind(
+        lambda value: _are_layers(value, largest),
+        f"a list of 1 to {_MOST_LEVELS} whole numbers of 1 to {largest}, or of lists of such numbers",
     )
 
 
@@ -439,9 +474,10 @@ _MOST_LAYERS = 128
 _MOST_LEVELS = 16
 _LARGEST_SIDE = 1024
 _NONE = _Kind(lambda value: value is None, "null")
-_SIZE = _number(_LARGEST_SIZE)
-_WIDTH, _WIDTHS = _number(_LARGEST_WIDTH), _numbers(_LARGEST_WIDTH)
-_COUNT, _COUNTS = _number(_MOST_LAYERS), _numbers(_MOST_LAYERS)
+_SIZE = _make_number(_LARGEST_SIZE)
+_WIDTH, _WIDTHS = _make_number(_LARGEST_WIDTH), _make_list(_LARGEST_WIDTH)
+_COUNT, _COUNTS = _make_number(_MOST_LAYERS), _make_list(_MOST_LAYERS)
+_NESTED_COUNTS = _make_nested_list(_MOST_LAYERS)
 _BLOCKS = _Kind(_are_names, f"a list of 1 to {_MOST_LEVELS} classes' names")
 _NAME = _Kind(_is_name, "a name")
 _SCALE = _Kind(
@@ -459,19 +495,28 @@ _KINDS: Mapping[str, _Kind] = {
     "projection_class_embeddings_input_dim": _either(_WIDTH, _NONE),
     **dict.fromkeys(("block_out_channels", "down_block_out_channels", "up_block_out_channels"), _WIDTHS),
     **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels", "neck_hidden_sizes"), _WIDTHS),
+    "hidden_sizes": _WIDTHS,
+    **dict.fromkeys(("embedding_size", "num_groups", "output_stride", "width_factor"), _WIDTH),
     "cross_attention_dim": _either(_WIDTH, _WIDTHS),
     "num_hidden_layers": _COUNT,
     **dict.fromkeys(("layers_per_down_block", "layers_per_up_block"), _COUNT),
-    **dict.fromkeys(("layers_per_block", "transformer_layers_per_block"), _either(_COUNT, _COUNTS)),
-    "reverse_transformer_layers_per_block": _either(_COUNTS, _NONE),
-    **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), _COUNTS),
+    "layers_per_block": _either(_COUNT, _COUNTS),
+    "transformer_layers_per_block": _either(_COUNT, _NESTED_COUNTS),
+    "reverse_transformer_layers_per_block": _either(_NESTED_COUNTS, _NONE),
+    **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks", "depths"), _COUNTS),
     **dict.fromkeys(("down_block_types", "up_block_types"), _BLOCKS),
-    "image_size": _either(_number(_LARGEST_SIDE), _numbers(_LARGEST_SIDE)),
+    "image_size": _either(_make_number(_LARGEST_SIDE), _make_list(_LARGEST_SIDE)),
     "hidden_act": _NAME,
     "scaling_factor": _SCALE,
 }
-# Of every class that has weights: diffusers and transformers then load quantised ones.
-_QUANTIZED = Restricted((None,), "its weights are quantised already; export the original ones, with --precision int8")
+# Keys that diffusers and transformers follow in any configuration.
+_OF_ALL_CLASSES: Mapping[str, Handling] = {
+    "quantization_config": Restricted(
+        (None,), "its weights are quantised already; export the original ones, with --precision int8"
+    ),
+    "transformers_weights": Restricted((None,), "it names another file of weights; rename the file, and delete it"),
+    "configuration_files": Restricted((None,), "it names other configurations; delete it"),
+}
 _MOST_NAMED = 5  # unknown keys in one warning
 # Keys of schedulers before diffusers 0.3, which no class has any more.
 _OLD_SCHEDULER_KEYS = {"tensor_format", "timestep_values"}
@@ -484,11 +529,12 @@ def check_keys(component: str, class_name: str, config: Mapping[str, Any]) -> It
         component: the component's name, for messages.
         class_name: its class, a key of `CONFIG_KEYS`.
         config: the content of its `config.json`. Keys that begin with an underscore are the libraries' own, and pass.
+            A nested configuration (`NESTED_CONFIGS`) is checked by the keys of its own class.
 
     Raises:
         CheckpointError: a key has a value that is not supported.
     """
-    keys = {**CONFIG_KEYS[class_name], "quantization_config": _QUANTIZED}
+    keys = {**CONFIG_KEYS[class_name], **_OF_ALL_CLASSES}
     unknown = []
     for key, value in config.items():
         handling = keys.get(key)
@@ -501,6 +547,14 @@ def check_keys(component: str, class_name: str, config: Mapping[str, Any]) -> It
             )
         if handling is None and not key.startswith("_"):
             unknown.append(key)
+        nested = NESTED_CONFIGS.get((class_name, key))
+        if nested and value is not None:
+            if not isinstance(value, dict):
+                raise CheckpointError(
+                    f"{component}: its configuration has {key} {quote(value)}, expected an object; correct its "
+                    "config.json"
+                )
+            yield from check_keys(component, nested, value)
     yield from _warn_about_unknown(component, unknown, f"{class_name} does not have")
 
 

@@ -15,6 +15,7 @@ from latentrt.bundle.digests import open_regular
 from latentrt.bundle.printable import counted
 from latentrt.bundle.safetensors_header import Header, read_header
 from latentrt.errors import CheckpointError
+from latentrt_export.checkpoints.component_config import make_library_config
 from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, make_pickle_error
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.export_warning import warn
@@ -43,8 +44,8 @@ _SCALES = re.compile(r"(.*\.)?(scale_weight|weight_scale(_inv)?|scaled_fp8)")
 _CONSTANTS = ("mask", "position_ids")
 _LONGEST_NAME_BYTES = 255  # of a file system
 _TRANSFORMERS_STEM = "model"
-# The key of a configuration that names a file for transformers to load in place of the others.
-_OTHER_FILE = "transformers_weights"
+# Of a folder with this file, transformers loads the base model that it names, from anywhere, and the adapter on top.
+_ADAPTER_CONFIG = "adapter_config.json"
 # An index of shards has some 100 kB.
 _LARGEST_INDEX_BYTES = 4 << 20
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
@@ -85,11 +86,10 @@ def find_weights(root: Path, folder: Path, stem: str, preferred: str | None) -> 
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing; the checkpoint is incomplete, download it again")
-    config = read_object(folder / "config.json")
-    if _OTHER_FILE in config:
+    if stem == _TRANSFORMERS_STEM and (folder / _ADAPTER_CONFIG).exists():
         raise CheckpointError(
-            f"{folder / 'config.json'} has {_OTHER_FILE}, which names another file of weights, expected "
-            f"{stem}.safetensors or its shards; rename the file, and delete the key"
+            f"{folder} has {_ADAPTER_CONFIG}, of an adapter, expected a model of its own; merge the adapter into the "
+            "model with peft (merge_and_unload), or delete the file"
         )
     for variant in (preferred, None) if preferred else (None, "fp16"):
         files = _list_files(folder, stem, variant)
@@ -296,6 +296,7 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
     import torch  # finding weights needs none, and a worker starts in a tenth of the time
 
     try:
+        config = make_library_config(library_class, folder)
         with limit_parameters(folder.name, *_count_tensors(folder)):
             module, info = library_class.from_pretrained(
                 folder,
@@ -304,6 +305,7 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
                 local_files_only=True,
                 output_loading_info=True,
                 dtype=torch.float32,
+                **({} if config is None else {"config": config}),
             )
     except CheckpointError:
         raise

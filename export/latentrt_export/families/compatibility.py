@@ -131,6 +131,10 @@ def _find_attention_width(unet: Mapping[str, Any]) -> int:
             f"unet: its configuration has cross_attention_dim {widths!r}, expected a number or one for each of its "
             f"{len(down)} down_block_types"
         )
+    if len(up) != len(down):
+        raise CheckpointError(
+            f"unet: its configuration has {len(down)} down_block_types and {len(up)} up_block_types, expected as many"
+        )
     blocks = [*zip(down, widths, strict=True), *zip(reversed(up), widths, strict=True)]
     blocks.append((str(unet.get("mid_block_type", _MIDDLE_BLOCK)), widths[-1]))
     used = {width for block, width in blocks if "CrossAttn" in block}

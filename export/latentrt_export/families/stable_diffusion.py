@@ -21,6 +21,7 @@ from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.samplers import SAMPLERS
 from latentrt.sampling.training_noise import training_alphas
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass, find_own_folder
+from latentrt_export.checkpoints.component_config import read_component_config
 from latentrt_export.checkpoints.config_keys import check_keys, check_kind, check_scheduler_keys
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import (
@@ -96,8 +97,6 @@ _KEYS_OF = {
     "preview_decoder": "AutoencoderTiny",
     "safety_checker": "StableDiffusionSafetyChecker",
 }
-# The key of an encoder's configuration in that of a whole CLIP.
-_ENCODER_KEYS = {"text_encoder": "text_config", "image_encoder": "vision_config"}
 # The default number of steps and guidance scale of diffusers' pipelines, where they are not these two.
 _DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE = 50, 7.5
 _DEFAULTS = {
@@ -146,7 +145,12 @@ _IMAGE_ENCODER_CLASSES: Mapping[str, Collection[str]] = {
     "image_normalizer": ("StableUnCLIPImageNormalizer",),
     "feature_extractor": PROCESSORS,
 }
-_MODEL_TYPES: Mapping[str, Collection[str]] = {"text_encoder": ("clip", "clip_text_model")}
+_MODEL_TYPES: Mapping[str, Collection[str]] = {
+    "text_encoder": ("clip", "clip_text_model"),
+    "image_encoder": ("clip", "clip_vision_model"),
+    "safety_checker": ("clip",),
+    "depth_estimator": ("dpt",),
+}
 
 
 def _make_pipeline_class(
@@ -447,19 +451,13 @@ def _name_unet(tasks: tuple[str, ...], *, distilled: bool) -> str:
 
 
 def _read_config(checkpoint: Checkpoint, component: str) -> dict[str, Any]:
-    """Read a component's configuration; absent keys have the defaults of diffusers and transformers.
-
-    That of an encoder in the configuration of a whole CLIP is one of its keys.
-    """
-    config = read_object(find_own_folder(checkpoint.weights[component].root, component) / "config.json")
-    inner = config.get(_ENCODER_KEYS.get(component, ""))
-    if config.get("model_type") != "clip" or not isinstance(inner, dict):
-        return config
-    return {**inner, **{key: config[key] for key in ("quantization_config",) if key in config}}
+    """Read a component's configuration; absent keys have the defaults of diffusers and transformers."""
+    folder = find_own_folder(checkpoint.weights[component].root, component)
+    return read_component_config(folder, _KEYS_OF.get(component, ""))
 
 
 def _check_all_keys(checkpoint: Checkpoint, vae_class: str) -> Iterator[str]:
-    """Check every key of the configurations; yield a warning for each that is ignored, or followed in another way.
+    """Check every key of the configurations; yield a warning for each component with keys that are ignored.
 
     Raises:
         CheckpointError: a key has a value that is not supported.
@@ -470,9 +468,6 @@ def _check_all_keys(checkpoint: Checkpoint, vae_class: str) -> Iterator[str]:
         if component == "depth_estimator":  # transformers writes null for what a hybrid estimator does not have
             config = {key: value for key, value in config.items() if value is not None}
         yield from check_keys(component, classes[component], config)
-        for key in ("vision_config", "vision_config_dict"):  # of a safety checker: its encoder's, by two names
-            if isinstance(config.get(key), dict):
-                yield from check_keys(component, _KEYS_OF["image_encoder"], config[key])
     if "text_encoder" in checkpoint.weights:
         yield from read_tokenizer_settings(checkpoint.folder / _TOKENIZER).warnings
     yield from check_scheduler_keys("scheduler", checkpoint.scheduler_config)

@@ -772,15 +772,15 @@ def _check_component(name: str, component: Component, precision: str) -> Iterato
     wanted = {"int8", "float32"} if precision == "int8" else {precision}
     if wanted.isdisjoint(component.graphs):
         yield f"{name} has graphs for {sorted(component.graphs)}, expected one for the bundle's precision, {precision}"
-    yield from _check_gates(component)
+    yield from _check_gates(component, component.graphs)
     for part_name, part in component.parts.items():
-        yield from _check_gates(part)
+        yield from _check_gates(component, part.graphs)
         if not part.graphs:
             yield f"{name}'s {part_name} part has no graph, expected at least one"
 
 
-def _check_gates(graphs: Component | Part) -> Iterator[str]:
-    for graph in graphs.graphs.values():
+def _check_gates(component: Component, graphs: Mapping[Precision, GraphRecord]) -> Iterator[str]:
+    for precision, graph in graphs.items():
         for gate in graph.gate:
             value, bound, most = gate.value, gate.bound, LARGEST_BOUNDS[gate.metric]
             if not 0 <= value <= bound:
@@ -790,6 +790,25 @@ def _check_gates(graphs: Component | Part) -> Iterator[str]:
                     f"{graph.file!r} has the {gate.metric} bound {bound:g} for {gate.output!r}, expected at most "
                     f"{most:g}"
                 )
+            metric = _find_metric(component, gate.output)
+            if metric not in (gate.metric, None) and not (precision == "int8" and gate.metric == "rms"):
+                yield f"{graph.file!r} has the metric {gate.metric!r} for {gate.output!r}, expected {metric!r}"
+
+
+def _find_metric(component: Component, output: str) -> GateMetric | None:
+    """Return the metric by which an output of a component is compared, other than the `rms` of int8 graphs.
+
+    A bound means another thing in each: 4 levels of a pixel are little, 4 of a denoiser's output are everything.
+
+    Returns:
+        None for another output, such as a token matching's of a part, of which no engine is made.
+    """
+    dtype = next((spec.dtype for spec in component.outputs if spec.name == output), None)
+    if dtype is None:
+        return None
+    if dtype == "uint8":
+        return "levels"
+    return "absolute" if component.role == "classifier" else "relative"  # cosines and scores have a scale of their own
 
 
 def _check_defaults(manifest: Manifest) -> Iterator[str]:

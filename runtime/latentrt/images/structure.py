@@ -20,6 +20,7 @@ __all__ = [
     "MAX_EXIF_TAGS",
     "MAX_SCANS",
     "MAX_SEGMENTS",
+    "MAX_STRAY_BYTES",
     "check_exif",
     "check_structure",
 ]
@@ -32,6 +33,8 @@ MAX_EXIF_SEGMENTS = 80
 """Most EXIF segments of a JPEG: 64 kB each, for `MAX_EXIF_BYTES`."""
 MAX_SEGMENTS = 2_000
 """Most segments of a JPEG before its pixels, and chunks of a PNG that hold no pixels."""
+MAX_STRAY_BYTES = 1 << 16
+"""Most bytes between the segments of a JPEG that belong to none; a decoder reads them one by one."""
 MAX_CHUNKS = 200_000
 """Most chunks of a PNG or WebP: a PNG of 256 MiB in chunks of 8 kB has 32,768."""
 MAX_SCANS = 100
@@ -40,7 +43,9 @@ MAX_SCANS = 100
 
 _EXIF_MARK = b"Exif\0\0"
 _MPF_MARK = b"MPF\0"  # a list of several images, in the form of EXIF data
-_EXIF_MARKS = re.compile(b"(Exif\0\0){0,2}")
+_EXIF_MARKS = re.compile(b"(Exif\0\0)*")  # releases of Pillow remove one, two or all
+# Markers of a JPEG that no length follows: escaped 0xFF, RST, SOI, EOI, and those that Pillow gives no meaning.
+_WITHOUT_LENGTH = {0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
 # The bytes of a value of each type.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 # Tags whose value is the place of a further directory: those of EXIF itself, of GPS and of interoperability.
@@ -71,32 +76,41 @@ def check_structure(stream: IO[bytes], max_pixels: int) -> None:
 
 def _check_jpeg(stream: IO[bytes]) -> None:
     stream.seek(2)
-    segments = exif_segments = 0
+    segments = exif_segments = stray = 0
     exif = bytearray()
-    while (marker := stream.read(2))[:1] == b"\xff" and len(marker) == 2:
+    byte = stream.read(1)
+    while byte:
+        if byte != b"\xff":
+            stray += 1
+            _check("bytes between segments", stray, MAX_STRAY_BYTES)
+            byte = stream.read(1)
+            continue
         segments += 1  # fill bytes count, as the decoder walks over them too
         _check("segments", segments, MAX_SEGMENTS)
-        if marker[1] == 0xFF:
-            stream.seek(-1, 1)
+        byte = stream.read(1)
+        if byte == b"\xff":
             continue
-        if marker[1] <= 0x01 or 0xD0 <= marker[1] <= 0xD9:  # without a length
-            continue
-        length = int.from_bytes(stream.read(2), "big")
-        if marker[1] in (0xE1, 0xE2):
-            found = stream.read(max(length - 2, 0))
-            if marker[1] == 0xE2:
+        marker, byte = int.from_bytes(byte, "big"), b""
+        if 0x00 < marker < 0xC0:
+            break  # the decoder knows no such segment, and refuses the file
+        if marker not in _WITHOUT_LENGTH:
+            length = max(int.from_bytes(stream.read(2), "big") - 2, 0)
+            if marker == 0xE1:
+                found = stream.read(length)
+                if found.startswith(_EXIF_MARK):
+                    exif_segments += 1
+                    exif += found.removeprefix(_EXIF_MARK)
+                    _check("EXIF segments", exif_segments, MAX_EXIF_SEGMENTS)
+                    _check("bytes of EXIF", len(exif), MAX_EXIF_BYTES)
+            elif marker == 0xE2:
+                found = stream.read(length)
                 if found.startswith(_MPF_MARK):
                     check_exif(found.removeprefix(_MPF_MARK))
-                continue
-            if found.startswith(_EXIF_MARK):
-                exif_segments += 1
-                exif += found.removeprefix(_EXIF_MARK)
-                _check("EXIF segments", exif_segments, MAX_EXIF_SEGMENTS)
-                _check("bytes of EXIF", len(exif), MAX_EXIF_BYTES)
-            continue
-        stream.seek(max(length - 2, 0), 1)
-        if marker[1] == 0xDA:
-            break
+            else:
+                stream.seek(length, 1)
+                if marker == 0xDA:
+                    break
+        byte = stream.read(1)
     check_exif(bytes(exif))
     _check("scans", _count(stream, b"\xff\xda") + 1, MAX_SCANS)
 
@@ -139,7 +153,7 @@ def check_exif(data: bytes) -> None:
     """Check EXIF data: the number of its tags, and the size of their values, which may overlap.
 
     Args:
-        data: a TIFF file, with or without the mark before it. What is no TIFF is left to the decoder.
+        data: a TIFF file, with or without marks before it. Data that is not TIFF is left to the decoder.
 
     Raises:
         ValueError: a bound is exceeded, or the data is a BigTIFF.

@@ -220,9 +220,10 @@ def test_an_index_by_an_earlier_name_is_refused(folder: Path, name: str) -> None
         open_skeleton(folder, variant="fp16")
 
 
-def test_a_configuration_that_names_another_file(folder: Path) -> None:
-    write_json(folder / "text_encoder" / "config.json", {"transformers_weights": "other.safetensors"})
-    with pytest.raises(CheckpointError, match="transformers_weights, which names another file"):
+def test_a_folder_with_an_adapter_is_refused(folder: Path) -> None:
+    """transformers would load the model that it names, with peft installed, and none of it without."""
+    write_json(folder / "text_encoder" / "adapter_config.json", {"base_model_name_or_path": "another/model"})
+    with pytest.raises(CheckpointError, match=r"has adapter_config\.json, of an adapter.*merge_and_unload"):
         open_skeleton(folder)
 
 

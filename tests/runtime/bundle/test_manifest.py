@@ -456,6 +456,25 @@ def test_a_gate_that_nothing_can_miss(tree: Any, metric: str, bound: float, most
     assert f"has the {metric} bound {bound:g} for {gate['output']!r}, expected at most {most:g}" in contradiction(tree)
 
 
+@pytest.mark.parametrize(
+    ("component", "metric", "expected"),
+    [
+        ("unet", "levels", "relative"),
+        ("unet", "absolute", "relative"),
+        ("unet", "rms", "relative"),
+        ("vae_decoder", "relative", "levels"),
+        ("safety_checker", "levels", "absolute"),
+    ],
+)
+def test_a_metric_by_which_another_kind_of_output_is_compared(
+    tree: Any, component: str, metric: str, expected: str
+) -> None:
+    """An absolute difference of 4 is small between pixels, and more than any value that a denoiser predicts."""
+    gate = tree["components"][component]["graphs"]["float32"]["gate"][0]
+    gate.update(metric=metric, bound=gate["value"])
+    assert f"has the metric '{metric}' for {gate['output']!r}, expected '{expected}'" in contradiction(tree)
+
+
 LATENTS = {"name": "latents", "dtype": "float32", "shape": ["batch", 4, "height", "width"]}
 HEAD = {"inputs": [LATENTS], "outputs": [{**LATENTS, "name": "result", "shape": ["batch", 8, "height", "width"]}]}
 FEATURES = {"name": "features", "dtype": "float32", "shape": ["batch", 8, "halo_rows", "width"]}

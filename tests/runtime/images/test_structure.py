@@ -20,6 +20,7 @@ from latentrt.images.structure import (
     MAX_EXIF_TAGS,
     MAX_SCANS,
     MAX_SEGMENTS,
+    MAX_STRAY_BYTES,
     check_structure,
 )
 
@@ -100,6 +101,10 @@ def profile(exif: bytes) -> bytes:
         (lambda: segments(0xFE, b"", MAX_SEGMENTS + 1), f"{MAX_SEGMENTS:,} segments"),
         (lambda: b"\xff\xd8" + b"\xff" * (2 * MAX_SEGMENTS), f"{MAX_SEGMENTS:,} segments"),
         (lambda: b"\xff\xd8" * (2 * MAX_SEGMENTS), f"{MAX_SEGMENTS:,} segments"),
+        (
+            lambda: image("JPEG")[:2] + bytes(MAX_STRAY_BYTES + 1) + image("JPEG")[2:],
+            f"{MAX_STRAY_BYTES:,} bytes between segments",
+        ),
         (lambda: scans(MAX_SCANS + 1), f"{MAX_SCANS} scans"),
         (lambda: chunks(b"tEXt", b"", MAX_SEGMENTS + 1), f"{MAX_SEGMENTS:,} chunks"),
         (lambda: chunks(b"eXIf", bytes(MAX_EXIF_BYTES + 1), 1), f"{MAX_EXIF_BYTES:,} bytes of EXIF"),
@@ -109,6 +114,12 @@ def profile(exif: bytes) -> bytes:
             for make in (
                 lambda: jpeg_of(tiff(OVERLAP, values=SIZE + 1000)),
                 lambda: jpeg_of(b"Exif\0\0" + tiff(OVERLAP, values=SIZE + 1000)),
+                lambda: jpeg_of(b"Exif\0\0" * 3 + tiff(OVERLAP, values=SIZE + 1000)),
+                # A decoder passes over bytes between segments, and reads no length behind some markers.
+                *(
+                    lambda stray=stray: image("JPEG")[:2] + stray + jpeg_of(tiff(OVERLAP, values=SIZE + 1000))[2:]
+                    for stray in (b"x", bytes(9), *(bytes([0xFF, each]) for each in (0x00, 0xC8, 0xF0, 0xFD)))
+                ),
                 lambda: chunks(b"eXIf", tiff(OVERLAP, values=SIZE + 1000), 1),
                 lambda: webp(b"EXIF", tiff(OVERLAP, values=SIZE + 1000)),
                 lambda: webp(b"EXIF", b"Exif\0\0" + tiff(OVERLAP, values=SIZE + 1000)),
@@ -148,6 +159,7 @@ def test_a_file_beyond_a_bound_reaches_no_decoder(
         lambda: jpeg_of(b"II*\0\xff\xff\xff\xff"),
         lambda: jpeg_of(b"no TIFF at all"),
         lambda: segments(0xFE, b"", 1500),
+        lambda: image("JPEG")[:2] + bytes(MAX_STRAY_BYTES) + image("JPEG")[2:],
         lambda: scans(MAX_SCANS // 2),
         lambda: chunks(b"tEXt", b"a\0b", MAX_SEGMENTS - 10),
         *(lambda each=each: image(each) for each in ("PNG", "JPEG", "WEBP")),
