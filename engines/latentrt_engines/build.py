@@ -23,7 +23,7 @@ __all__ = ["Progress", "build_engines"]
 
 _SMALLEST_WORKSPACE_BYTES = 256 << 20
 # The library's own limit may be all of the GPU's memory, or 0 where there is no GPU.
-_LARGEST_RETRY_BYTES = 2 << 30
+_MAX_RETRY_BYTES = 2 << 30
 _PLAN_OVERHEAD = 1.1
 
 
@@ -211,7 +211,7 @@ def _next_workspace(workspace_bytes: int) -> int | None:
     Args:
         workspace_bytes: the workspace that was too large; 0 for the library's own limit.
     """
-    smaller = min(workspace_bytes // 4, _LARGEST_RETRY_BYTES) if workspace_bytes else _LARGEST_RETRY_BYTES
+    smaller = min(workspace_bytes // 4, _MAX_RETRY_BYTES) if workspace_bytes else _MAX_RETRY_BYTES
     return smaller if smaller >= _SMALLEST_WORKSPACE_BYTES else None
 
 

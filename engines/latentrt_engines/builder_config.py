@@ -103,7 +103,9 @@ def use_timing_cache(config: Any, path: Path, warn: Callable[[str], None]) -> Ca
         BuildError: the file cannot be read, is not a timing cache that latentrt wrote, or has no folder.
     """
     if not path.parent.is_dir():
-        raise BuildError(f"{path.parent} is not a folder, so {path.name} cannot be written; choose another --timing-cache")
+        raise BuildError(
+            f"{path.parent} is not a folder, so {path.name} cannot be written; choose another --timing-cache"
+        )
     cache = config.create_timing_cache(_read_timings(path))
     if cache is None or not config.set_timing_cache(cache, False):
         warn(f"{path} has timings of another GPU or library version; starting a new timing cache")

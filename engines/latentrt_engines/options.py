@@ -158,7 +158,7 @@ def _check_models(models: Sequence[GpuModel]) -> None:
 
 
 _UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_LARGEST_BYTES = 1 << 50
+_MAX_BYTES = 1 << 50
 
 
 def parse_bytes(name: str, text: str) -> int:
@@ -172,6 +172,6 @@ def parse_bytes(name: str, text: str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     count = 0 if found is None else int(float(found[1]) * _UNITS.get(found[2].upper(), 0))
-    if not 1 <= count <= _LARGEST_BYTES:
+    if not 1 <= count <= _MAX_BYTES:
         raise RequestError(f"got the {name} {text!r}, expected a size such as 2GiB or 512MiB")
     return count

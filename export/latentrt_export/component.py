@@ -172,7 +172,7 @@ def _warn_about_constants(name: str, runs: Sequence[Run]) -> None:
 
 
 def _are_equal(rows: Sequence[NDArray[Any]]) -> bool:
-    """Return whether all rows of one shape are equal; False where no two have one."""
+    """Return whether all rows of one shape are equal; False if every row has a shape of its own."""
     by_shape: dict[tuple[int, ...], NDArray[Any]] = {}
     return len({row.shape for row in rows}) < len(rows) and all(
         np.array_equal(by_shape.setdefault(row.shape, row), row) for row in rows

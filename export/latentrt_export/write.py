@@ -44,7 +44,7 @@ from latentrt_export.worker import Done, Job, SplitOptions, run_worker
 __all__ = ["Progress", "write_bundle"]
 
 
-_LARGEST_DOCUMENT_BYTES = 16 << 20
+_MAX_DOCUMENT_BYTES = 16 << 20
 
 
 class Progress(Protocol):
@@ -180,7 +180,7 @@ def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan) -> None:
 def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
     for name, path in checkpoint.documents.items():
         try:
-            text = read_small_file(path, _LARGEST_DOCUMENT_BYTES)
+            text = read_small_file(path, _MAX_DOCUMENT_BYTES)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         (bundle / name).write_bytes(text)

@@ -56,7 +56,7 @@ class Check:
         return value
 
 
-_LARGEST_WHOLE = 2**63 - 1
+_MAX_WHOLE = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Whole(Check):
 
     def __call__(self, keyword: str, value: Any) -> int:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or not self.low <= value <= (_LARGEST_WHOLE if self.high is None else self.high):
+        if not whole or not self.low <= value <= (_MAX_WHOLE if self.high is None else self.high):
             expected = f"from {self.low} to {self.high}" if self.high is not None else f"of at least {self.low}"
             raise RequestError(f"`{keyword}`: got {quote(value)}, expected a whole number {expected}")
         return int(value)

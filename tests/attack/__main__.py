@@ -28,7 +28,7 @@ from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any
 
-from tests.attack.judge import MOST_BYTES, attack, cpu_seconds, usages
+from tests.attack.judge import MAX_BYTES, attack, count_cpu_seconds, read_usages
 
 __all__ = ["KINDS", "Tally", "main", "run_kinds"]
 
@@ -44,7 +44,7 @@ KINDS: dict[str, int | None] = {
     "checkpoints": None,
 }
 """Kind → the number of cases of one that has no end. The longest come first, so that both processes end together."""
-_MOST_SECONDS = 120
+_MAX_SECONDS = 120
 """A case that takes longer waits for something; one that works ends long before on a core that others use."""
 _PROCESSES = 2
 _REPORT_SECONDS = 60
@@ -126,7 +126,7 @@ def _run_kind(name: str, count: int | None, tally: Any, scratch: str) -> None:
     tempfile.tempdir = tempfile.mkdtemp(prefix=f"{name}-", dir=scratch)
     os.environ["LATENTRT_CACHE"] = str(Path(tempfile.tempdir) / "cache")
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a case that waits for ever ends its process
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
     with os.fdopen(os.dup(1), "w") as report:
         with open(os.devnull, "wb") as nothing:
             for stream in (1, 2):  # what commands print while they are attacked
@@ -146,17 +146,17 @@ def _run_cases(module: Any, count: int | None, tally: Any, show: Callable[[str],
     """Run a kind's cases from the first that has not ended; show the first that fail."""
     folder = Path(tempfile.mkdtemp())
     for name, case in itertools.islice(module.cases(), tally.ended, count):
-        tally.current, failure, refused, began = _short(name), None, False, cpu_seconds()
-        signal.alarm(_MOST_SECONDS)
+        tally.current, failure, refused, began = _short(name), None, False, count_cpu_seconds()
+        signal.alarm(_MAX_SECONDS)
         try:
             refused = attack(module, case, folder) is not None
         except (Exception, SystemExit):
             failure = traceback.format_exc()
         signal.alarm(0)
-        seconds = cpu_seconds() - began
+        seconds = count_cpu_seconds() - began
         if seconds > tally.slowest_seconds:
             tally.slowest_seconds, tally.slowest = seconds, tally.current
-        tally.peak_bytes = max(tally.peak_bytes, *(each.ru_maxrss << 10 for each in usages()))
+        tally.peak_bytes = max(tally.peak_bytes, *(each.ru_maxrss << 10 for each in read_usages()))
         if failure is None:
             tally.refused += refused
             tally.harmless += not refused

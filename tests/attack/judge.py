@@ -10,22 +10,22 @@ from typing import Any
 
 from latentrt.errors import LatentRTError
 
-__all__ = ["MOST_BYTES", "MOST_CPU_SECONDS", "attack", "attack_in_test", "cpu_seconds", "usages"]
+__all__ = ["MAX_BYTES", "MAX_CPU_SECONDS", "attack", "attack_in_test", "count_cpu_seconds", "read_usages"]
 
-MOST_CPU_SECONDS = 5.0
-MOST_BYTES = 2 << 30
+MAX_CPU_SECONDS = 5.0
+MAX_BYTES = 2 << 30
 _ALLOWANCE = 3.0
 """The factor of a case's CPU time in a test: two cores may be one core's two threads, which other tests keep busy."""
 
 
 def attack(module: Any, case: object, folder: Path, *, allowance: float = 1.0) -> LatentRTError | None:
-    """Attack once.
+    """Run one case, and check its time.
 
     Args:
         module: the kind of attack.
         case: one of its cases.
         folder: a folder of this kind.
-        allowance: the factor of `MOST_CPU_SECONDS` that gives the most CPU time.
+        allowance: the factor of `MAX_CPU_SECONDS` that gives the most CPU time.
 
     Returns:
         The error of latentrt that refused the case; None if the case did no harm.
@@ -33,19 +33,19 @@ def attack(module: Any, case: object, folder: Path, *, allowance: float = 1.0) -
     Raises:
         AssertionError: the attack succeeded, or took too long. Exception: any error that is not latentrt's, a defect.
     """
-    began = cpu_seconds()
+    began = count_cpu_seconds()
     refusal: LatentRTError | None = module.run(case, folder)
     str(refusal)  # which quotes values
-    seconds, most = cpu_seconds() - began, allowance * MOST_CPU_SECONDS
+    seconds, most = count_cpu_seconds() - began, allowance * MAX_CPU_SECONDS
     if seconds > most:
         raise AssertionError(f"took {seconds:.1f} s of CPU time, expected at most {most:.0f}")
     return refusal
 
 
 def attack_in_test(module: Any, case: object, folder: Path) -> LatentRTError | None:
-    """Attack once in a process that other tests share.
+    """Run one case in a process that other tests share.
 
-    The case may take `_ALLOWANCE` times the CPU time, and allocate `MOST_BYTES` more than the process has already.
+    The case may take `_ALLOWANCE` times the CPU time, and allocate `MAX_BYTES` more than the process has already.
 
     Raises:
         AssertionError: as for `attack`. MemoryError: the case needs more memory.
@@ -56,9 +56,9 @@ def attack_in_test(module: Any, case: object, folder: Path) -> LatentRTError | N
 
 @contextlib.contextmanager
 def _limited_memory() -> Iterator[None]:
-    """Limit this process, and the children that it starts, to `MOST_BYTES` more than it has allocated already."""
+    """Limit this process, and the children that it starts, to `MAX_BYTES` more than it has allocated already."""
     former, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _allocated_bytes() + MOST_BYTES
+    limit = _allocated_bytes() + MAX_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     try:
         yield
@@ -72,11 +72,11 @@ def _allocated_bytes() -> int:
     return int(line.split()[1]) << 10
 
 
-def usages() -> tuple[resource.struct_rusage, resource.struct_rusage]:
+def read_usages() -> tuple[resource.struct_rusage, resource.struct_rusage]:
     """Return what this process and the children that it has waited for used."""
     return resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
-def cpu_seconds() -> float:
+def count_cpu_seconds() -> float:
     """Return the CPU time of this process and of the children that it has waited for."""
-    return sum(each.ru_utime + each.ru_stime for each in usages())
+    return sum(each.ru_utime + each.ru_stime for each in read_usages())

@@ -48,7 +48,7 @@ class Work(ABC):
 
     def __init__(self, place: Path) -> None:
         self.folder, self.sources, self._cache = place / "work", place / "sources", place / "cache"
-        self._temporary, self._usual = place / "temporary", set[str]()
+        self._temporary, self._baseline = place / "temporary", set[str]()
         self.folder.mkdir(parents=True, mode=0o700)
         self.sources.mkdir()
         self._temporary.mkdir()
@@ -62,13 +62,13 @@ class Work(ABC):
             patch.setattr(tempfile, "tempdir", str(self._temporary))
             yield
 
-    def accept_usual(self) -> None:
-        """Take the files that are in the cache and among temporary files, torch's own folder, as those of each run."""
-        self._usual = self._list_outside()
+    def set_baseline(self) -> None:
+        """Record the files in the cache and among temporary files that every run leaves, such as torch's own folder."""
+        self._baseline = self._list_outside()
 
     def list_leftovers(self) -> list[str]:
-        """Return the names of files that belong to no result, and of those outside of it that are not of each run."""
-        return sorted(self.list_unknown() | (self._list_outside() - self._usual))
+        """Return the names of files that belong to no result, and of those outside of it beyond the baseline."""
+        return sorted(self.list_unknown() | (self._list_outside() - self._baseline))
 
     def _list_outside(self) -> set[str]:
         places = {"cache": self._cache, "temporary": self._temporary}
@@ -269,7 +269,7 @@ def _prepare(work: Work) -> Kill:
         status = in_child(work.run)
         seconds = time.monotonic() - began
         damage = work.find_damage()  # which uses the cache as well
-        work.accept_usual()
+        work.set_baseline()
         leftovers = work.list_leftovers()
         if status or damage or leftovers:
             fault = f"status {status}, {damage}, left {leftovers}"
@@ -294,7 +294,7 @@ def run(kill: Kill, folder: Path) -> None:
         damage = work.find_damage()
         assert not damage, f"killed {where}: the next run made {damage}"
         leftovers = work.list_leftovers()
-        work.accept_usual()  # so that each leftover fails one case
+        work.set_baseline()  # so that each leftover fails one case
         assert not leftovers, f"killed {where}: the next run left {leftovers}"
 
 

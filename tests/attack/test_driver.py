@@ -69,8 +69,8 @@ def install(patch: pytest.MonkeyPatch, name: str, cases: list[object]) -> None:
 
 
 def test_each_case_is_counted_as_it_ended(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(judge, "MOST_CPU_SECONDS", 0.2)
-    monkeypatch.setattr(driver, "_MOST_SECONDS", 1)
+    monkeypatch.setattr(judge, "MAX_CPU_SECONDS", 0.2)
+    monkeypatch.setattr(driver, "_MAX_SECONDS", 1)
     failing = [raise_another_error, take_much_memory, work_for_long, end_the_process, exit_quietly, wait_for_ever]
     install(monkeypatch, "good", [refuse, end_well, end_well])
     install(monkeypatch, "bad", [refuse, *failing, end_well])
@@ -102,7 +102,7 @@ def test_only_kinds_without_an_end_have_a_count(count: str, capfd: pytest.Captur
 
 
 def test_a_test_judges_a_case_by_the_same_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(judge, "MOST_CPU_SECONDS", 0.05)
+    monkeypatch.setattr(judge, "MAX_CPU_SECONDS", 0.05)
     limit = resource.getrlimit(resource.RLIMIT_DATA)
     install(monkeypatch, "good", [])
     module = sys.modules["tests.attack.good"]

@@ -52,6 +52,6 @@ def test_a_file_that_a_run_leaves_outside_its_folder_is_found(place: str, tmp_pa
         assert work.list_leftovers() == []
         work.run()
         assert work.list_leftovers() == [f"{place}/{os.getpid()}"]
-        work.accept_usual()
+        work.set_baseline()
         assert work.list_leftovers() == []
     assert os.environ.get("TMPDIR") != str(tmp_path / "place" / "temporary")

@@ -54,7 +54,13 @@ class FakeWorker:
 def fake_component(job: Job, precision: Precision | None = None) -> Component:
     plan = job.component
     inputs, outputs = _signature(job)
-    gate = GateResult(output=outputs[0].name, shapes={"x": (1, 4)}, metric=natural_metric(plan.role, outputs[0]), value=2e-6, bound=1e-4)
+    gate = GateResult(
+        output=outputs[0].name,
+        shapes={"x": (1, 4)},
+        metric=natural_metric(plan.role, outputs[0]),
+        value=2e-6,
+        bound=1e-4,
+    )
     graph = GraphRecord(file=f"{plan.name}/model.onnx", opset=21, nodes=3, gate=(gate,))
     return Component(
         role=plan.role,

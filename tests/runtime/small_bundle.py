@@ -165,7 +165,9 @@ def natural_metric(role: Role, output: TensorSpec) -> GateMetric:
 def _component(name: str) -> Component:
     role, inputs, outputs = SIGNATURES[name]
     shapes: dict[str, tuple[int, ...]] = {inputs[0].name: (1, 4, 8, 8)}
-    gate = GateResult(output=outputs[0].name, shapes=shapes, metric=natural_metric(role, outputs[0]), value=2e-6, bound=1e-4)
+    gate = GateResult(
+        output=outputs[0].name, shapes=shapes, metric=natural_metric(role, outputs[0]), value=2e-6, bound=1e-4
+    )
     return Component(
         role=role,
         inputs=inputs,

@@ -44,8 +44,8 @@ _CLIP_SIDE = 224  # transformers' default for `image_size` in a vision_config
 _LICENCE_FILE = re.compile(r"(?i)licen[cs]e(\.(txt|md))?")
 _MODEL_CARD = re.compile(r"(?i)(readme|model_card)\.md")
 # The hub's own front matter has some 50 lines; a licence's name is an identifier.
-_LARGEST_CARD_HEAD_BYTES = 1 << 16
-_LONGEST_LICENCE = 200
+_MAX_CARD_HEAD_BYTES = 1 << 16
+_MAX_LICENCE = 200
 _LICENCE_KEYS = {
     "license": "license",
     "licence": "license",
@@ -406,7 +406,7 @@ def _read_front_matter(card: Path) -> dict[str, str]:
     """
     try:
         with open_regular(card) as stream:
-            head = stream.read(_LARGEST_CARD_HEAD_BYTES)
+            head = stream.read(_MAX_CARD_HEAD_BYTES)
     except OSError as error:
         raise CheckpointError(f"{card} cannot be read: {error.strerror}; download the checkpoint again") from error
     first, *lines = head.decode("utf-8-sig", errors="replace").splitlines() or [""]
@@ -419,6 +419,6 @@ def _read_front_matter(card: Path) -> dict[str, str]:
         key, _, rest = line.partition(":")
         name = _LICENCE_KEYS.get(key)
         value = rest.partition("#")[0].strip().strip("'\"").strip()
-        if name is not None and value and len(value) <= _LONGEST_LICENCE:
+        if name is not None and value and len(value) <= _MAX_LICENCE:
             entries[name] = value
     return {}  # it does not end within the head: this is no front matter

@@ -21,12 +21,12 @@ from latentrt.bundle.digests import hash_stream, open_regular, read_at_most
 from latentrt.bundle.root import find_root
 from latentrt.errors import CheckpointError
 
-__all__ = ["SourceFile", "check_file", "check_folders", "read_small_file"]
+__all__ = ["SourceFile", "check_file", "check_folders", "make_read_error", "read_small_file"]
 
 _TEXTS = {".json", ".txt", ".jinja", ".md"}
 # A tokenizer.json of a large vocabulary has 20 MB.
-_LARGEST_TEXT_BYTES = 64 << 20
-_MOST_FILES = 10_000
+_MAX_TEXT_BYTES = 64 << 20
+_MAX_FILES = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SourceFile:
         try:
             return cls(path, FileState.of(os.stat(path)))
         except OSError as error:
-            raise _make_read_error(path, error) from error
+            raise make_read_error(path, error) from error
 
     def hash(self) -> str:
         """Return the SHA-256 of the content that was loaded.
@@ -59,7 +59,7 @@ class SourceFile:
                 sha256, _ = hash_stream(stream)
                 state = FileState.of(os.fstat(stream.fileno()))
         except OSError as error:
-            raise _make_read_error(self.path, error) from error
+            raise make_read_error(self.path, error) from error
         if state != self.state:
             raise CheckpointError(
                 f"{self.path} was changed, moved or linked while it was exported, expected it to stay as it is; export "
@@ -85,8 +85,8 @@ def check_folders(checkpoint: Path, *folders: str) -> None:
         if os.path.lexists(folder):
             _check_entry(folder, root)
             for count, path in enumerate(_walk(folder)):
-                if count == _MOST_FILES:
-                    raise CheckpointError(f"{folder} has more than {_MOST_FILES:,} files, expected a component's few")
+                if count == _MAX_FILES:
+                    raise CheckpointError(f"{folder} has more than {_MAX_FILES:,} files, expected a component's few")
                 _check_entry(path, root)
 
 
@@ -95,24 +95,25 @@ def check_file(checkpoint: Path, path: Path) -> None:
     _check_entry(path, find_root(checkpoint))
 
 
-def read_small_file(path: Path, largest_bytes: int) -> bytes:
+def read_small_file(path: Path, max_bytes: int) -> bytes:
     """Return the bytes of a file that must be small.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
-        CheckpointError: it is larger than `largest_bytes`.
+        CheckpointError: it is larger than `max_bytes`.
     """
     with open_regular(path) as stream:
-        data = read_at_most(stream, largest_bytes)
-    if len(data) > largest_bytes:
+        data = read_at_most(stream, max_bytes)
+    if len(data) > max_bytes:
         raise CheckpointError(
-            f"{path} has {os.stat(path).st_size:,} bytes, expected at most {largest_bytes:,}; the checkpoint is "
+            f"{path} has {os.stat(path).st_size:,} bytes, expected at most {max_bytes:,}; the checkpoint is "
             "damaged, download it again"
         )
     return data
 
 
-def _make_read_error(path: Path, error: OSError) -> CheckpointError:
+def make_read_error(path: Path, error: OSError) -> CheckpointError:
+    """Make the error of a file that the system does not let us read."""
     return CheckpointError(f"{path} cannot be read: {error.strerror}; download the checkpoint again")
 
 
@@ -134,11 +135,11 @@ def _check_entry(path: Path, root: Path) -> None:
     except FileNotFoundError:
         return  # a dangling link, left by an interrupted download; reported by whoever needs the file
     except OSError as error:
-        raise _make_read_error(path, error) from error
+        raise make_read_error(path, error) from error
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise CheckpointError(f"{path} is a pipe, a device or a socket, expected a file; remove it")
-    if path.suffix.lower() in _TEXTS and found.st_size > _LARGEST_TEXT_BYTES:
+    if path.suffix.lower() in _TEXTS and found.st_size > _MAX_TEXT_BYTES:
         raise CheckpointError(
-            f"{path} has {found.st_size:,} bytes, expected at most {_LARGEST_TEXT_BYTES:,}; the checkpoint is damaged, "
+            f"{path} has {found.st_size:,} bytes, expected at most {_MAX_TEXT_BYTES:,}; the checkpoint is damaged, "
             "download it again"
         )

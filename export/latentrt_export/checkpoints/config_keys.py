@@ -350,7 +350,7 @@ _BACKBONE_KEYS: Mapping[str, Handling] = {
 }
 
 _TOKENIZER = Honoured("checkpoints/tokenizer.py")
-_WORDS = Honoured("checkpoints/tokenizer_settings.py")
+_TOKENS = Honoured("checkpoints/tokenizer_settings.py")
 _OF_DECODING = NoEffect("of decoding ids, which pipelines do not")
 _OF_CALLS = NoEffect("pipelines pass it with every call, or need no such output")
 _OF_OTHER_TOKENIZERS = NoEffect("of other tokenizers")
@@ -358,16 +358,16 @@ _OF_CHATS = NoEffect("of chats")
 _OTHER_FILES = "a checkpoint's tokenizer is that of its files"
 _TOKENIZER_KEYS: Mapping[str, Handling] = {
     **dict.fromkeys(
-        ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"), _WORDS
+        ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"), _TOKENS
     ),
-    **dict.fromkeys(("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"), _WORDS),
+    **dict.fromkeys(("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"), _TOKENS),
     **dict.fromkeys(("model_max_length", "max_len", "tokenizer_class"), _TOKENIZER),
     **dict.fromkeys(("padding_side", "truncation_side"), Restricted(("right",), "a prompt is padded and cut there")),
-    "split_special_tokens": Restricted((False,), "a special word in a prompt has its own id"),
+    "split_special_tokens": Restricted((False,), "a special token in a prompt has its own id"),
     "fast_tokenizer_files": Restricted(([], ["tokenizer.json"]), _OTHER_FILES),
     "fix_mistral_regex": Restricted((None, False), _OTHER_FILES),
     "init_inputs": Restricted(([],), _OTHER_FILES),
-    "model_specific_special_tokens": Restricted((None, {}), "special words have their own keys"),
+    "model_specific_special_tokens": Restricted((None, {}), "special tokens have their own keys"),
     "trust_remote_code": Restricted((None, False), "a checkpoint's own code is not run"),
     **dict.fromkeys(
         ("vocab", "merges", "tokenizer_object", "post_processor", "gguf_file", "_json_padding", "_json_truncation"),
@@ -420,18 +420,14 @@ def _is_whole(value: Any, largest: int) -> bool:
 
 def _are_whole(value: Any, largest: int) -> bool:
     """Return whether a value is a list of whole numbers, one for each level."""
-    return (
-        isinstance(value, list)
-        and 0 < len(value) <= _MOST_LEVELS
-        and all(_is_whole(each, largest) for each in value)
-    )
+    return isinstance(value, list) and 0 < len(value) <= _MAX_LEVELS and all(_is_whole(each, largest) for each in value)
 
 
 def _are_layers(value: Any, largest: int) -> bool:
     """Return whether a value is a list of numbers of layers, one for each level or a list of one for each block."""
     return (
         isinstance(value, list)
-        and 0 < len(value) <= _MOST_LEVELS
+        and 0 < len(value) <= _MAX_LEVELS
         and all(_is_whole(each, largest) or _are_whole(each, largest) for each in value)
     )
 
@@ -441,7 +437,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= _MOST_LEVELS and all(map(_is_name, value))
+    return isinstance(value, list) and 0 < len(value) <= _MAX_LEVELS and all(map(_is_name, value))
 
 
 def _make_number(largest: int) -> _Kind:
@@ -451,34 +447,34 @@ def _make_number(largest: int) -> _Kind:
 def _make_list(largest: int) -> _Kind:
     return _Kind(
         lambda value: _are_whole(value, largest),
-        f"a list of 1 to {_MOST_LEVELS} whole numbers of 1 to {largest}",
+        f"a list of 1 to {_MAX_LEVELS} whole numbers of 1 to {largest}",
     )
 
 
 def _make_nested_list(largest: int) -> _Kind:
     return _Kind(
         lambda value: _are_layers(value, largest),
-        f"a list of 1 to {_MOST_LEVELS} whole numbers of 1 to {largest}, or of lists of such numbers",
+        f"a list of 1 to {_MAX_LEVELS} whole numbers of 1 to {largest}, or of lists of such numbers",
     )
 
 
-def _either(one: _Kind, other: _Kind) -> _Kind:
+def _make_either(one: _Kind, other: _Kind) -> _Kind:
     return _Kind(lambda value: one.fits(value) or other.fits(value), f"{one.description}, or {other.description}")
 
 
-# Each far above that of the largest model: the words of a vocabulary (or class labels), the channels of a layer, the
+# Each far above that of the largest model: the tokens of a vocabulary (or class labels), the channels of a layer, the
 # layers of a level or of an encoder, the levels, and the pixels of an encoder's side.
-_LARGEST_SIZE = 1 << 24
-_LARGEST_WIDTH = 1 << 16
-_MOST_LAYERS = 128
-_MOST_LEVELS = 16
-_LARGEST_SIDE = 1024
+_MAX_SIZE = 1 << 24
+_MAX_WIDTH = 1 << 16
+_MAX_LAYERS = 128
+_MAX_LEVELS = 16
+_MAX_SIDE = 1024
 _NONE = _Kind(lambda value: value is None, "null")
-_SIZE = _make_number(_LARGEST_SIZE)
-_WIDTH, _WIDTHS = _make_number(_LARGEST_WIDTH), _make_list(_LARGEST_WIDTH)
-_COUNT, _COUNTS = _make_number(_MOST_LAYERS), _make_list(_MOST_LAYERS)
-_NESTED_COUNTS = _make_nested_list(_MOST_LAYERS)
-_BLOCKS = _Kind(_are_names, f"a list of 1 to {_MOST_LEVELS} classes' names")
+_SIZE = _make_number(_MAX_SIZE)
+_WIDTH, _WIDTHS = _make_number(_MAX_WIDTH), _make_list(_MAX_WIDTH)
+_COUNT, _COUNTS = _make_number(_MAX_LAYERS), _make_list(_MAX_LAYERS)
+_NESTED_COUNTS = _make_nested_list(_MAX_LAYERS)
+_BLOCKS = _Kind(_are_names, f"a list of 1 to {_MAX_LEVELS} classes' names")
 _NAME = _Kind(_is_name, "a name")
 _SCALE = _Kind(
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf,
@@ -490,22 +486,22 @@ _KINDS: Mapping[str, _Kind] = {
     **dict.fromkeys(("num_attention_heads", "max_position_embeddings", "projection_dim", "embedding_dim"), _WIDTH),
     "fusion_hidden_size": _WIDTH,
     "vocab_size": _SIZE,
-    "num_class_embeds": _either(_SIZE, _NONE),
-    **dict.fromkeys(("encoder_hid_dim", "time_cond_proj_dim", "time_embedding_dim"), _either(_WIDTH, _NONE)),
-    "projection_class_embeddings_input_dim": _either(_WIDTH, _NONE),
+    "num_class_embeds": _make_either(_SIZE, _NONE),
+    **dict.fromkeys(("encoder_hid_dim", "time_cond_proj_dim", "time_embedding_dim"), _make_either(_WIDTH, _NONE)),
+    "projection_class_embeddings_input_dim": _make_either(_WIDTH, _NONE),
     **dict.fromkeys(("block_out_channels", "down_block_out_channels", "up_block_out_channels"), _WIDTHS),
     **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels", "neck_hidden_sizes"), _WIDTHS),
     "hidden_sizes": _WIDTHS,
     **dict.fromkeys(("embedding_size", "num_groups", "output_stride", "width_factor"), _WIDTH),
-    "cross_attention_dim": _either(_WIDTH, _WIDTHS),
+    "cross_attention_dim": _make_either(_WIDTH, _WIDTHS),
     "num_hidden_layers": _COUNT,
     **dict.fromkeys(("layers_per_down_block", "layers_per_up_block"), _COUNT),
-    "layers_per_block": _either(_COUNT, _COUNTS),
-    "transformer_layers_per_block": _either(_COUNT, _NESTED_COUNTS),
-    "reverse_transformer_layers_per_block": _either(_NESTED_COUNTS, _NONE),
+    "layers_per_block": _make_either(_COUNT, _COUNTS),
+    "transformer_layers_per_block": _make_either(_COUNT, _NESTED_COUNTS),
+    "reverse_transformer_layers_per_block": _make_either(_NESTED_COUNTS, _NONE),
     **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks", "depths"), _COUNTS),
     **dict.fromkeys(("down_block_types", "up_block_types"), _BLOCKS),
-    "image_size": _either(_make_number(_LARGEST_SIDE), _make_list(_LARGEST_SIDE)),
+    "image_size": _make_either(_make_number(_MAX_SIDE), _make_list(_MAX_SIDE)),
     "hidden_act": _NAME,
     "scaling_factor": _SCALE,
 }
@@ -517,7 +513,7 @@ _OF_ALL_CLASSES: Mapping[str, Handling] = {
     "transformers_weights": Restricted((None,), "it names another file of weights; rename the file, and delete it"),
     "configuration_files": Restricted((None,), "it names other configurations; delete it"),
 }
-_MOST_NAMED = 5  # unknown keys in one warning
+_MAX_NAMED = 5  # unknown keys in one warning
 # Keys of schedulers before diffusers 0.3, which no class has any more.
 _OLD_SCHEDULER_KEYS = {"tensor_format", "timestep_values"}
 
@@ -561,9 +557,9 @@ def check_keys(component: str, class_name: str, config: Mapping[str, Any]) -> It
 def _warn_about_unknown(component: str, keys: Sequence[str], reason: str) -> Iterator[str]:
     """Yield one warning for all keys that have no handling, if there are any."""
     if keys:
-        named = [*map(quote, keys[:_MOST_NAMED])]
-        if len(keys) > _MOST_NAMED:
-            named.append(f"and {counted(len(keys) - _MOST_NAMED, 'other')}")
+        named = [*map(quote, keys[:_MAX_NAMED])]
+        if len(keys) > _MAX_NAMED:
+            named.append(f"and {counted(len(keys) - _MAX_NAMED, 'other')}")
         ignored = "it is ignored" if len(keys) == 1 else "they are ignored"
         yield f"{component}: its configuration has {', '.join(named)}, which {reason}; {ignored}, as in diffusers"
 

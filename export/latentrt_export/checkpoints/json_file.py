@@ -17,25 +17,25 @@ from latentrt_export.checkpoints.checkpoint_files import read_small_file
 
 __all__ = ["read_object"]
 
-# A configuration has a few kB, a hundred keys and lists of a thousand values; an index of shards has a value of each
-# tensor, and a tokenizer as many further words as a bundle may have.
-_LARGEST_BYTES, _MOST_VALUES, _MOST_KEYS = 1 << 20, 100_000, 10_000
+# A configuration has a few kB, a hundred keys and lists of a thousand values; an index of shards has a key of each
+# tensor, and a tokenizer's settings six values of each added token.
+_MAX_BYTES, _MAX_VALUES, _MAX_KEYS = 1 << 20, 100_000, 10_000
 
 
-def read_object(path: Path, largest_bytes: int = _LARGEST_BYTES) -> dict[str, Any]:
+def read_object(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     """Read a JSON file that contains an object.
 
     Args:
         path: the file.
-        largest_bytes: its largest size; by default that of a configuration.
+        max_bytes: its largest size; by default that of a configuration.
 
     Raises:
         CheckpointError: the file is missing, cannot be read, is too large or nested too deep, has too many values or
             keys, is not JSON, does not contain an object, or has a NaN, which no setting can be.
     """
     try:
-        data = read_small_file(path, largest_bytes)
-        check_extent(data, max_values=_MOST_VALUES)
+        data = read_small_file(path, max_bytes)
+        check_extent(data, max_values=_MAX_VALUES)
         value = json.loads(data.decode("utf-8"))
         nan = _find_nan(value)
     except OSError as error:
@@ -48,8 +48,8 @@ def read_object(path: Path, largest_bytes: int = _LARGEST_BYTES) -> dict[str, An
         raise CheckpointError(f"{path} is not JSON: {error}; the checkpoint is damaged, download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object")
-    if len(value) > _MOST_KEYS:
-        raise CheckpointError(f"{path} has {len(value):,} keys, expected at most {_MOST_KEYS:,}; correct the file")
+    if len(value) > _MAX_KEYS:
+        raise CheckpointError(f"{path} has {len(value):,} keys, expected at most {_MAX_KEYS:,}; correct the file")
     if nan is not None:
         raise CheckpointError(f"{path} has {nan.lstrip('.')}: NaN, expected a number; correct the configuration")
     return value

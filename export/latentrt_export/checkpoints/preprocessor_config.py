@@ -26,7 +26,7 @@ FILTERS: tuple[PillowFilter, ...] = ("nearest", "lanczos", "bilinear", "bicubic"
 # The only values that a depth estimator's graph and the runtime support, which are also the defaults.
 DEPTH_REQUIRED = {"do_resize": True, "do_rescale": True, "do_pad": False, "keep_aspect_ratio": False}
 # The manifest's bounds of such factors.
-_SMALLEST_FACTOR, _LARGEST_FACTOR = 1e-6, 1e6
+_SMALLEST_FACTOR, _MAX_FACTOR = 1e-6, 1e6
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -186,9 +186,9 @@ def _edges(key: str, size: object) -> tuple[int, int]:
 
 
 def _channels(key: str, values: Any) -> tuple[float, float, float]:
-    least = _SMALLEST_FACTOR if key == "image_std" else -_LARGEST_FACTOR
+    least = _SMALLEST_FACTOR if key == "image_std" else -_MAX_FACTOR
     if not isinstance(values, list | tuple) or len(values) != 3 or not all(_is_factor(each, least) for each in values):
-        raise CheckpointError(f"got {key} {values!r}, expected three numbers of {least:g} to {_LARGEST_FACTOR:g}")
+        raise CheckpointError(f"got {key} {values!r}, expected three numbers of {least:g} to {_MAX_FACTOR:g}")
     red, green, blue = map(float, values)
     return red, green, blue
 
@@ -197,11 +197,11 @@ def _rescale_factor(config: dict[str, Any]) -> float:
     factor = config.get("rescale_factor", 1 / 255)
     if not _is_factor(factor, _SMALLEST_FACTOR):
         raise CheckpointError(
-            f"got rescale_factor {factor!r}, expected a number of {_SMALLEST_FACTOR:g} to {_LARGEST_FACTOR:g}, such as "
+            f"got rescale_factor {factor!r}, expected a number of {_SMALLEST_FACTOR:g} to {_MAX_FACTOR:g}, such as "
             f"{1 / 255:g}"
         )
     return float(factor)
 
 
 def _is_factor(value: object, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _LARGEST_FACTOR
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _MAX_FACTOR

@@ -27,7 +27,7 @@ from latentrt.errors import BundleError, CheckpointError
 from latentrt.text.byte_pairs import BytePairEncoder
 from latentrt.text.tokenizer import Tokenizer
 from latentrt.text.tokenizer_json import MAX_BYTES, read_tokenizer_json
-from latentrt_export.checkpoints.checkpoint_files import read_small_file
+from latentrt_export.checkpoints.checkpoint_files import make_read_error, read_small_file
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.tokenizer_settings import read_tokenizer_settings
 
@@ -42,7 +42,7 @@ _CLASSES: Mapping[str, type] = {
     "PreTrainedTokenizerFast": PreTrainedTokenizerFast,
     "TokenizersBackend": PreTrainedTokenizerFast,
 }
-# The files of words and merges that transformers reads.
+# The files of tokens and merges that transformers reads.
 _FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 # The settings that the runtime follows. transformers takes them from `tokenizer.json` as well.
 _SETTINGS = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
@@ -181,12 +181,12 @@ def _check_vocabulary(path: Path, data: bytes) -> None:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}; the checkpoint is damaged, download it again") from error
     if not isinstance(ids, dict):
-        raise CheckpointError(f"{path} holds a {type(ids).__name__}, expected words and their ids")
-    for word, index in ids.items():
+        raise CheckpointError(f"{path} holds a {type(ids).__name__}, expected tokens and their ids")
+    for token, index in ids.items():
         if type(index) is not int or not 0 <= index < len(ids):
             raise CheckpointError(
-                f"{path} has the id {index!r:.40} of '{printable(word[:60])}', expected 0 to {len(ids) - 1}: it has "
-                f"{counted(len(ids), 'word')}"
+                f"{path} has the id {index!r:.40} of '{printable(token[:60])}', expected 0 to {len(ids) - 1}: it has "
+                f"{counted(len(ids), 'token')}"
             )
 
 
@@ -195,7 +195,7 @@ def _read_file(path: Path) -> bytes | None:
     try:
         return read_small_file(path, MAX_BYTES) if path.is_file() else None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; download the checkpoint again") from error
+        raise make_read_error(path, error) from error
 
 
 def _read(folder: Path, data: bytes) -> BytePairEncoder:
@@ -262,14 +262,14 @@ def _check_rows(encoder: BytePairEncoder, rows: int, folder: Path) -> None:
     """Check that every id has a row in the text encoder's embedding.
 
     Raises:
-        CheckpointError: some have none; the message names the words.
+        CheckpointError: some have none; the message names the tokens.
     """
-    words = sorted((word for word, index in encoder.ids.items() if index >= rows), key=encoder.ids.__getitem__)
-    if words:
-        named = ", ".join(printable(word) for word in words[:5]) + (" …" if len(words) > 5 else "")
+    tokens = sorted((token for token, index in encoder.ids.items() if index >= rows), key=encoder.ids.__getitem__)
+    if tokens:
+        named = ", ".join(printable(token) for token in tokens[:5]) + (" …" if len(tokens) > 5 else "")
         raise CheckpointError(
-            f"{folder} has {rows:,} rows, and the tokenizer {counted(len(words), 'word')} without a row: {named}; add "
-            "the rows (resize_token_embeddings), or remove the words from the tokenizer"
+            f"{folder} has {rows:,} rows, and the tokenizer {counted(len(tokens), 'token')} without a row: {named}; "
+            "add the rows (resize_token_embeddings), or remove the tokens from the tokenizer"
         )
 
 

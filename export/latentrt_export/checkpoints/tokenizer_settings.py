@@ -1,7 +1,7 @@
-"""Reads the settings and further words of a tokenizer, which its folder has beside the vocabulary.
+"""Reads the settings and added tokens of a tokenizer, which its folder has beside the vocabulary.
 
 transformers hands every key of these files on, and the tokenizers package prints those that it does not know as they
-are: a terminal would obey the escapes in them. So only checked keys and words reach the two. Importing this needs no
+are: a terminal would obey the escapes in them. So only checked keys and tokens reach the two. Importing this needs no
 torch.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentrt.bundle.printable import counted, printable, quote
+from latentrt.bundle.printable import printable, quote
 from latentrt.errors import CheckpointError
 from latentrt.text.tokenizer_json import MAX_ADDED_TOKENS, MAX_TOKEN_CHARACTERS
 from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, Honoured, Restricted, check_keys
@@ -20,21 +20,25 @@ from latentrt_export.checkpoints.json_file import read_object
 
 __all__ = ["TokenizerSettings", "read_tokenizer_settings"]
 
-_CONFIG, _SPECIAL, _ADDED = _FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_CONFIG = "tokenizer_config.json"
+_SPECIAL = "special_tokens_map.json"
+_ADDED = "added_tokens.json"
+_MAX_BYTES = 4 << 20  # of a file with `MAX_ADDED_TOKENS` tokens, each with its flags
 _DECODER = "added_tokens_decoder"
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-# The form of a word that has settings of its own, which are flags.
+# The form of a token with flags.
 _TYPE, _CONTENT = "__type", "content"
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSettings:
-    """The settings and further words of a tokenizer.
+    """The settings and added tokens of a tokenizer.
 
     Attributes:
-        files: name → content, of the files that there are, without the keys that have no effect.
+        files: name → content, of the files that exist, without unknown keys, keys that have no effect, and the type
+            of a token where transformers takes it for an unknown flag.
         warnings: one for the keys that a tokenizer does not have.
     """
 
@@ -43,55 +47,63 @@ class TokenizerSettings:
 
 
 def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
-    """Read `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, as far as there are these.
+    """Read `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, each if it exists.
 
     Args:
         folder: the tokenizer's folder; its name is the component's in messages.
 
     Raises:
-        CheckpointError: a file is damaged, has a setting that is not supported or a word of another form, or there are
-            more than `MAX_ADDED_TOKENS` words, each of which transformers compares with every other.
+        CheckpointError: a file is damaged, has a setting that is not supported or a token of another form, or there are
+            more than `MAX_ADDED_TOKENS` tokens, each of which transformers compares with every other.
     """
-    files = {name: read_object(folder / name) for name in _FILES if (folder / name).is_file()}
-    config, special, added = (files.get(name, {}) for name in _FILES)
+    names = [name for name in (_CONFIG, _SPECIAL, _ADDED) if (folder / name).is_file()]
+    files = {name: read_object(folder / name, _MAX_BYTES) for name in names}
+    config, special, added = (files.get(name, {}) for name in (_CONFIG, _SPECIAL, _ADDED))
     warnings = tuple(check_keys(folder.name, "CLIPTokenizer", config))
-    words = [
-        *_list_words(folder / _CONFIG, config),
-        *_list_words(folder / _SPECIAL, special),
-        *((f"{folder / _ADDED} has", word) for word in added),
+    _check_special_keys(folder / _SPECIAL, special)
+    tokens = [
+        *_list_tokens(folder / _CONFIG, config),
+        *_list_tokens(folder / _SPECIAL, special),
+        *_list_added(folder / _ADDED, added),
     ]
-    if len(words) > MAX_ADDED_TOKENS:
+    contents = {_check_token(place, token) for place, token in tokens}
+    if len(contents) > MAX_ADDED_TOKENS:
         raise CheckpointError(
-            f"{folder} has {counted(len(words), 'word')} in {', '.join(files)}, expected at most "
-            f"{MAX_ADDED_TOKENS:,} beside the vocabulary; remove some from the tokenizer"
+            f"{folder} has {len(contents):,} tokens in {', '.join(names)}, expected at most {MAX_ADDED_TOKENS:,} "
+            "beside the vocabulary; remove some from the tokenizer"
         )
-    for place, word in words:
-        _check_word(place, word)
-    for word, index in added.items():
-        if type(index) is not int:
-            raise CheckpointError(f"{folder / _ADDED} has {quote(word)}: {quote(index)}, expected the word's id")
-    for key in special:
-        if key not in (*_NAMED, *_LISTS):
-            raise CheckpointError(
-                f"{folder / _SPECIAL} has {quote(key)}, expected only {', '.join((*_NAMED, *_LISTS))}; remove it"
-            )
-    handlings = CONFIG_KEYS["CLIPTokenizer"]
-    if _CONFIG in files:
-        files[_CONFIG] = {
-            key: value for key, value in config.items() if isinstance(handlings.get(key), Honoured | Restricted)
-        }
-    # In these two places transformers takes a word's type for an unknown setting of it.
-    for word in (*(config.get(_DECODER) or {}).values(), *special.values()):
-        if isinstance(word, dict):
-            word.pop(_TYPE, None)
-    return TokenizerSettings(files=files, warnings=warnings)
+    followed = {_CONFIG: _select_settings(config), _SPECIAL: _drop_types(special), _ADDED: added}
+    return TokenizerSettings(files={name: followed[name] for name in names}, warnings=warnings)
 
 
-def _list_words(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """Yield every word of a file with its place, for messages.
+def _check_special_keys(path: Path, special: Mapping[str, Any]) -> None:
+    """Check that `special_tokens_map.json` has only the special tokens of CLIP.
 
     Raises:
-        CheckpointError: a key that has words has a value of another form, or is of no special word of CLIP's.
+        CheckpointError: it has another key.
+    """
+    for key in special:
+        if key not in (*_NAMED, *_LISTS):
+            raise CheckpointError(f"{path} has {quote(key)}, expected only {', '.join((*_NAMED, *_LISTS))}; remove it")
+
+
+def _list_added(path: Path, added: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield every token of `added_tokens.json` with its place, for messages.
+
+    Raises:
+        CheckpointError: a token has no id.
+    """
+    for token, index in added.items():
+        if type(index) is not int:
+            raise CheckpointError(f"{path} has {quote(token)}: {quote(index)}, expected the token's id")
+        yield f"{path} has", token
+
+
+def _list_tokens(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield every token of a file with its place, for messages; also the name of a special token that has its own.
+
+    Raises:
+        CheckpointError: a key that has tokens has a value of another form, or is of no special token of CLIP.
     """
     for key, value in config.items():
         place = f"{path} has {printable(key[:60])}"
@@ -100,35 +112,60 @@ def _list_words(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, ob
         if key in _NAMED:
             yield place, value
         elif key == _DECODER and isinstance(value, dict):
-            for index, word in value.items():
-                if not (index.isascii() and index.isdecimal() and len(index) < 20 and isinstance(word, dict)):
-                    raise CheckpointError(f"{place} with {quote(index)}: {quote(word)}, expected an id and a word")
-                yield place, word
-        elif key in _LISTS and isinstance(value, list | dict):
-            yield from ((place, word) for word in (value.values() if isinstance(value, dict) else value))
+            for index, token in value.items():
+                if not (index.isascii() and index.isdecimal() and len(index) < 20 and isinstance(token, dict)):
+                    raise CheckpointError(f"{place} with {quote(index)}: {quote(token)}, expected an id and a token")
+                yield place, token
+        elif key in _LISTS and isinstance(value, list):
+            yield from ((place, token) for token in value)
+        elif key in _LISTS and isinstance(value, dict):
+            for name, token in value.items():
+                _check_token(f"{place} with the name", name)
+                yield place, token
         elif key in (_DECODER, *_LISTS):
-            raise CheckpointError(f"{place} {quote(value)}, expected words; correct it")
+            raise CheckpointError(f"{place} {quote(value)}, expected tokens; correct it")
         elif key.endswith("_token") and key not in CONFIG_KEYS["CLIPTokenizer"]:
-            raise CheckpointError(f"{place} {quote(value)}, expected special words {', '.join(_NAMED)} only; remove it")
+            raise CheckpointError(
+                f"{place} {quote(value)}, expected special tokens {', '.join(_NAMED)} only; remove it"
+            )
 
 
-def _check_word(place: str, word: object) -> None:
-    """Check that a word is a text, or a text with flags.
+def _check_token(place: str, token: object) -> str:
+    """Return the content of a token, which is a text, or a text with flags.
 
     Raises:
-        CheckpointError: it is not, or is longer than `MAX_TOKEN_CHARACTERS`.
+        CheckpointError: it is neither, or is longer than `MAX_TOKEN_CHARACTERS`.
     """
-    if isinstance(word, dict):
-        for key, value in word.items():
+    content = token
+    if isinstance(token, dict):
+        for key, value in token.items():
             if key == _TYPE and value == "AddedToken":
                 continue
             if key not in (_CONTENT, *_FLAGS) or (key in _FLAGS and not isinstance(value, bool)):
                 raise CheckpointError(
-                    f"{place} a word with {quote(key)}: {quote(value)}, expected {_CONTENT}, a text, and true or false "
-                    f"for {', '.join(_FLAGS)}; correct it"
+                    f"{place} a token with {quote(key)}: {quote(value)}, expected {_CONTENT}, a text, and true or "
+                    f"false for {', '.join(_FLAGS)}; correct it"
                 )
-        word = word.get(_CONTENT)
-    if not isinstance(word, str) or not 0 < len(word) <= MAX_TOKEN_CHARACTERS:
+        content = token.get(_CONTENT)
+    if not isinstance(content, str) or not 0 < len(content) <= MAX_TOKEN_CHARACTERS:
         raise CheckpointError(
-            f"{place} the word {quote(word)}, expected a text of 1 to {MAX_TOKEN_CHARACTERS} characters; correct it"
+            f"{place} the token {quote(content)}, expected a text of 1 to {MAX_TOKEN_CHARACTERS} characters; correct it"
         )
+    return content
+
+
+def _select_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a tokenizer follows."""
+    handlings = CONFIG_KEYS["CLIPTokenizer"]
+    selected = {key: value for key, value in config.items() if isinstance(handlings.get(key), Honoured | Restricted)}
+    if isinstance(selected.get(_DECODER), dict):
+        selected[_DECODER] = _drop_types(selected[_DECODER])
+    return selected
+
+
+def _drop_types(tokens: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tokens without their types, which transformers takes for unknown flags in these places."""
+    return {
+        key: {name: each for name, each in token.items() if name != _TYPE} if isinstance(token, dict) else token
+        for key, token in tokens.items()
+    }

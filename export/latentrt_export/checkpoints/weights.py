@@ -42,14 +42,14 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8
 _SCALES = re.compile(r"(.*\.)?(scale_weight|weight_scale(_inv)?|scaled_fp8)")
 # Constants stored like weights: a mask has infinities, and old versions of transformers stored the positions.
 _CONSTANTS = ("mask", "position_ids")
-_LONGEST_NAME_BYTES = 255  # of a file system
+_MAX_NAME_BYTES = 255  # of a file system
 _TRANSFORMERS_STEM = "model"
 # Of a folder with this file, transformers loads the base model that it names, from anywhere, and the adapter on top.
 _ADAPTER_CONFIG = "adapter_config.json"
 # An index of shards has some 100 kB.
-_LARGEST_INDEX_BYTES = 4 << 20
+_MAX_INDEX_BYTES = 4 << 20
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
-# A module may have this many parameters more than twice its files' tensors: others are fused or named anew in files.
+# A module may have this many parameters more than twice its files' tensors, as files fuse some.
 _MORE_PARAMETERS = 1000
 # The keys of `output_loading_info` that are errors, and their descriptions.
 _PROBLEMS = {"missing_keys": "missing", "mismatched_keys": "of another shape", "error_msgs": "unreadable"}
@@ -86,6 +86,7 @@ def find_weights(root: Path, folder: Path, stem: str, preferred: str | None) -> 
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing; the checkpoint is incomplete, download it again")
+    read_object(folder / "config.json")  # damage is reported before any weights are read
     if stem == _TRANSFORMERS_STEM and (folder / _ADAPTER_CONFIG).exists():
         raise CheckpointError(
             f"{folder} has {_ADAPTER_CONFIG}, of an adapter, expected a model of its own; merge the adapter into the "
@@ -128,7 +129,7 @@ def _find_old_index(folder: Path, stem: str, variant: str) -> Path | None:
 
 
 def _read_shards(index: Path) -> list[str]:
-    shards = read_object(index, _LARGEST_INDEX_BYTES).get("weight_map")
+    shards = read_object(index, _MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(map(_is_file_name, shards.values())):
         raise CheckpointError(
             f"{index} names no shards in its weight_map; it is damaged, download the checkpoint again"
@@ -137,7 +138,7 @@ def _read_shards(index: Path) -> list[str]:
 
 
 def _is_file_name(shard: object) -> bool:
-    if not isinstance(shard, str) or len(shard.encode("utf-8", "replace")) > _LONGEST_NAME_BYTES:
+    if not isinstance(shard, str) or len(shard.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
         return False
     return shard.endswith(".safetensors") and Path(shard).name == shard
 
@@ -337,34 +338,34 @@ def _count_tensors(folder: Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def limit_parameters(component: str, tensors: int, size: int | None = None) -> Iterator[None]:
-    """Stop in the middle of building a module that has far more parameters than its weights' files.
+    """Stop the construction of a module that has far more parameter tensors or elements than its weight files.
 
     A few numbers of a configuration describe any number of layers of any size.
 
     Args:
         component: the name of the component, for errors.
         tensors: the number of tensors in its files.
-        size: their bytes. A stored number has one at least, so that a module has at most as many numbers. None for a
-            module on the meta device, which has no numbers.
+        size: their bytes, of which an element has one at least. None for a module on the meta device, which allocates
+            no elements.
 
     Raises:
-        CheckpointError: raised by the constructor of the module: it has more parameters, or larger ones.
+        CheckpointError: raised by the constructor of the module: it has more parameter tensors, or larger ones.
     """
     from torch import nn
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    counts: dict[tuple[int, str], int] = {}  # numbers of a parameter by its place: loading assigns each again
-    numbers = 0
+    counts: dict[tuple[int, str], int] = {}  # elements of a parameter by its place: loading assigns each again
+    elements = 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal numbers
+        nonlocal elements
         found = 0 if parameter is None else parameter.numel()
-        numbers += max(found - counts.get((id(module), name), 0), 0)
+        elements += max(found - counts.get((id(module), name), 0), 0)
         counts[id(module), name] = found
         if len(counts) > 2 * tensors + _MORE_PARAMETERS:
-            described, stored = f"at least {len(counts):,} parameters", counted(tensors, "tensor")
-        elif size is not None and numbers > 2 * size + _MORE_PARAMETERS:
-            described, stored = f"at least {numbers:,} numbers", counted(size, "byte")
+            described, stored = f"at least {len(counts):,} parameter tensors", counted(tensors, "tensor")
+        elif size is not None and elements > 2 * size + _MORE_PARAMETERS:
+            described, stored = f"at least {elements:,} elements", counted(size, "byte")
         else:
             return
         raise CheckpointError(

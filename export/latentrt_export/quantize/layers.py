@@ -44,9 +44,9 @@ LayerMethod = Literal["static", "weights", "float32"]
 Layer = nn.Linear | nn.Conv2d
 
 _LIMITS: dict[LayerMethod, int] = {"static": 63, "weights": 127}
-_LARGEST_UINT8 = 255
+_MAX_UINT8 = 255
 # Half of int32's range, because sums of products are added to the bias.
-_LARGEST_BIAS = 2**30
+_MAX_BIAS = 2**30
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ class Range:
     @property
     def scale(self) -> float:
         """The difference between neighbouring integers' values; 1 for a tensor of zeros."""
-        return (self.high - self.low) / _LARGEST_UINT8 or 1.0
+        return (self.high - self.low) / _MAX_UINT8 or 1.0
 
     @property
     def zero_point(self) -> int:
         """The integer that represents 0."""
-        return min(max(round(-self.low / self.scale), 0), _LARGEST_UINT8)
+        return min(max(round(-self.low / self.scale), 0), _MAX_UINT8)
 
     def round(self, values: Tensor) -> Tensor:
         """Convert values to uint8 and back."""
-        return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, 0, _LARGEST_UINT8)
+        return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, 0, _MAX_UINT8)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def quantize_weight(layer: Layer, method: LayerMethod, input_range: Range | None
     largest = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
     scale = torch.where(largest > 0, (largest / limit).clamp_min(torch.finfo(torch.float32).tiny), 1.0)
     if input_range is not None and isinstance(layer, nn.Conv2d) and bias is not None:
-        scale = scale.maximum(bias.detach().abs().reshape(scale.shape) / (input_range.scale * _LARGEST_BIAS))
+        scale = scale.maximum(bias.detach().abs().reshape(scale.shape) / (input_range.scale * _MAX_BIAS))
     return torch.round(weight / scale).clamp(-limit, limit).to(torch.int8), scale
 
 

@@ -13,7 +13,7 @@ from latentrt.errors import RequestError
 __all__ = ["QuantizationOptions", "read_options"]
 
 _MAX_STEPS = 1000
-_LARGEST_PROMPTS_BYTES = 1 << 20
+_MAX_PROMPTS_BYTES = 1 << 20
 
 
 class QuantizationOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,13 +67,13 @@ def read_options(
 def _read_prompts(file: Path) -> tuple[str, ...]:
     try:
         with open_regular(file) as stream:
-            text = read_at_most(stream, _LARGEST_PROMPTS_BYTES)
+            text = read_at_most(stream, _MAX_PROMPTS_BYTES)
         lines = tuple(filter(None, map(str.strip, text.decode("utf-8").splitlines())))
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"`calibration_prompts` {file} cannot be read: {error}") from error
-    if len(text) > _LARGEST_PROMPTS_BYTES:
+    if len(text) > _MAX_PROMPTS_BYTES:
         raise RequestError(
-            f"got more than {_LARGEST_PROMPTS_BYTES:,} bytes of `calibration_prompts` in {file}, expected at "
+            f"got more than {_MAX_PROMPTS_BYTES:,} bytes of `calibration_prompts` in {file}, expected at "
             "most that; remove some prompts"
         )
     if not lines:

@@ -23,7 +23,7 @@ from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 __all__ = ["BoundSession"]
 
 # Limits device memory: each recorded run keeps buffers of its own.
-_MOST_SHAPES = 8
+_MAX_SHAPES = 8
 
 
 @dataclass
@@ -100,7 +100,7 @@ class BoundSession(Session):
         # A recorded run belongs to the thread that recorded it.
         key = (threading.get_ident() if self._graphs else 0, tuple(shapes[spec.name] for spec in self.inputs))
         if key not in self._bindings:
-            while len(self._bindings) >= _MOST_SHAPES:
+            while len(self._bindings) >= _MAX_SHAPES:
                 self._release(self._bindings.pop(next(iter(self._bindings))))
             self._bindings[key] = self._bind(shapes)
         return self._bindings[key]

@@ -25,7 +25,7 @@ _FOLDER, _SUFFIX = "compiled", ".ovc"
 _DIGEST_BYTES = 32
 # Beyond these limits the least recently used files are deleted: another version or bundle leaves files that are never
 # read again.
-_MOST_FILES, _MOST_BYTES = 256, 4 << 30
+_MAX_FILES, _MAX_BYTES = 256, 4 << 30
 # Drafts older than this were left by a killed process; writing one takes far less.
 _ABANDONED_S = 3600
 _log = logging.getLogger("latentrt")
@@ -52,7 +52,7 @@ class CompiledCache:
         """Return the compiled model for these shapes; b"" where it is missing or its hash does not match."""
         path = self._path(shapes)
         with contextlib.suppress(OSError), open_own(path) as stream:
-            digest, data = stream.read(_DIGEST_BYTES), read_at_most(stream, _MOST_BYTES)
+            digest, data = stream.read(_DIGEST_BYTES), read_at_most(stream, _MAX_BYTES)
             if data and _digest(path, data) == digest:
                 os.utime(path)  # the time of last use, for `_sweep`
                 return data
@@ -76,7 +76,7 @@ class CompiledCache:
                 expired = state.st_mtime < time.time() - _ABANDONED_S
             else:
                 kept, size = kept + 1, size + state.st_size
-                expired = kept > _MOST_FILES or (size > _MOST_BYTES and kept > 1)
+                expired = kept > _MAX_FILES or (size > _MAX_BYTES and kept > 1)
             if expired:
                 path.unlink(missing_ok=True)
 

@@ -3,7 +3,7 @@
 OpenVINO reads the graph's bytes and the open file of weights that were hashed, and nothing by its name.
 
 A graph is compiled for each set of static input shapes, which runs faster than dynamic shapes (a bfloat16 denoiser of
-full size by about a quarter). The models of the last `_MOST_SHAPES` sets of shapes are kept.
+full size by about a quarter). The models of the last `_MAX_SHAPES` sets of shapes are kept.
 
 float16 weights stay float16, mapped from their file: the cast behind each is marked as decompression, so that OpenVINO
 keeps one packed copy in the type it computes in. Without the mark it would keep a float32 copy of every weight as well
@@ -46,11 +46,11 @@ Arithmetic = Literal["float32", "bfloat16"]
 PerformanceHint = Literal["latency", "throughput"]
 
 # Each compiled model has its own packed copy of the weights.
-_MOST_SHAPES = 4
+_MAX_SHAPES = 4
 _TYPES: dict[Arithmetic, str] = {"float32": "f32", "bfloat16": "bf16"}
 # For small models, compiling is most of the start-up time. For large ones it is packing weights, which a cache does not
 # save, and a compiled model contains its weights: 1.7 GB of disk would save 0.6 of 2.5 seconds.
-_LARGEST_CACHED_WEIGHTS = 64 << 20
+_MAX_CACHED_WEIGHTS = 64 << 20
 # OpenVINO generates code for chains of small operations whenever it loads a compiled model, which took three quarters
 # of the loading time. For small models no run was measurably faster with it.
 _COMPILES_FAST = {"SNIPPETS_MODE": "DISABLE"}
@@ -244,14 +244,14 @@ def open_session(
     }
     files = bundle.manifest.files
     cache = None
-    if files[weights_name].size <= _LARGEST_CACHED_WEIGHTS:
+    if files[weights_name].size <= _MAX_CACHED_WEIGHTS:
         options |= _COMPILES_FAST
         # Everything a compiled model depends on except its shapes.
         processor = core.get_property("CPU", "FULL_DEVICE_NAME")
         identity = (library.__version__, _MARKING, processor, *map(str, options.values()))
         cache = CompiledCache.open((*identity, files[graph_name].sha256, files[weights_name].sha256))
     bundle.check((graph_name, weights_name))  # a compiled model may be found under their hashes
-    most_shapes = 1 if low_memory else _MOST_SHAPES
+    most_shapes = 1 if low_memory else _MAX_SHAPES
     graph = _Graph(bundle, graph_name, component)
     return OpenVinoSession(core, graph, signature.inputs, signature.outputs, options, cache, most_shapes)
 

@@ -35,7 +35,7 @@ __all__ = ["DigestCache", "FileState"]
 # Below this, hashing a file (a millisecond per MiB) costs no more than reading its record.
 _SMALLEST_BYTES = 1 << 20
 _SETTLED_NS = 60 * 10**9
-_LARGEST_RECORD_BYTES = 4096
+_MAX_RECORD_BYTES = 4096
 
 
 class FileState(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-_DECODER = StrictDecoder(_Record, max_bytes=_LARGEST_RECORD_BYTES)
+_DECODER = StrictDecoder(_Record, max_bytes=_MAX_RECORD_BYTES)
 
 
 class DigestCache:
@@ -102,4 +102,4 @@ def _record_path(folder: Path, state: FileState) -> Path:
 
 def _read(path: Path) -> bytes:
     with open_own(path) as stream:
-        return read_at_most(stream, _LARGEST_RECORD_BYTES)
+        return read_at_most(stream, _MAX_RECORD_BYTES)

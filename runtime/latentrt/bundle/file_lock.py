@@ -25,7 +25,7 @@ __all__ = ["CAN_LOCK", "claim", "create_locked", "is_own", "list_matching"]
 CAN_LOCK = fcntl is not None
 """Whether this system has such locks."""
 # A folder may hold any number of files; ten thousand names are read in ten milliseconds.
-_MOST_ENTRIES = 10_000
+_MAX_ENTRIES = 10_000
 
 
 def create_locked(path: Path, mode: int = 0o600) -> int | None:
@@ -85,7 +85,7 @@ def list_matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
         with os.scandir(folder) as entries:
             return [
                 folder / entry.name
-                for entry in itertools.islice(entries, _MOST_ENTRIES)
+                for entry in itertools.islice(entries, _MAX_ENTRIES)
                 if pattern.fullmatch(entry.name)
             ]
     except OSError:

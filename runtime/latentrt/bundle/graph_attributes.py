@@ -93,13 +93,13 @@ def check_attributes(node: Node) -> None:
                 f"has node {quote(node.name)} with the attribute {quote(name)}, expected of {node.op_type} "
                 f"{', '.join(allowed) or 'none'}"
             )
-        if not _is_one_of(value, expected):
+        if not _fits(value, expected):
             raise GraphFormatError(
                 f"has node {quote(node.name)} with {name} = {_describe(value)}, expected {_describe_expected(expected)}"
             )
 
 
-def _is_one_of(value: Attribute, expected: Expected) -> bool:
+def _fits(value: Attribute, expected: Expected) -> bool:
     if isinstance(expected, type):
         return isinstance(value, expected)
     return any(type(value) is type(each) and value == each for each in expected)

@@ -9,8 +9,8 @@ its shapes ask for. So a graph is read here first (`latentrt.bundle.onnx_graph`)
 - its inputs and outputs are those of the manifest, and every tensor has the type that the graph declares for it;
 - every weight is in the component's own pinned file, inside its size, of a type that such a file may have, and no two
   overlap;
-- its constants are small, and one image of 64 × 64 latents needs no more memory than a component of its role may, and
-  eight times its weights;
+- its constants are small, and one image of 64 × 64 latents needs at most the memory of its role, plus 8 bytes for each
+  byte of weights (float32 copies of int8 weights, and their transposes);
 - no index can lie outside its data, and no whole number is divided by 0 (`latentrt.bundle.graph_ranges`).
 
 The last two depend on the sizes of the inputs. So backends check them again for each set of sizes before they run on

@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 Values = NDArray[Any]
 
 # Larger tensors are no sizes.
-_MOST_VALUES = 256
+_MAX_VALUES = 256
 # An element counts as float32 at least, in which a backend may compute in place of a narrower type.
 _LEAST_BYTES = 4
 
@@ -160,7 +160,7 @@ class _Inference:
         self.values: dict[str, Values] = {}
         for name, tensor in graph.initializers.items():
             self.shapes[name] = tensor.shape
-            if math.prod(tensor.shape) <= _MOST_VALUES and (values := read_values(tensor)) is not None:
+            if math.prod(tensor.shape) <= _MAX_VALUES and (values := read_values(tensor)) is not None:
                 self.values[name] = values
         for name, spec in graph.inputs.items():
             self.shapes[name] = tuple(_size(axis, sizes) for axis in spec.shape or ())
@@ -191,7 +191,7 @@ class _Inference:
             if any(size < 0 for size in shape):
                 raise GraphFormatError(f"has node '{node.name}', whose output would have the shape {list(shape)}")
             self.shapes[name] = shape
-        if made is not None and made.size <= _MOST_VALUES:
+        if made is not None and made.size <= _MAX_VALUES:
             self.values[node.outputs[0]] = made
 
     def _evaluate(self, inputs: _Inputs) -> Values | None:
@@ -248,7 +248,7 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[[_Inputs], Values]:
 def _elementwise(function: Callable[..., Any]) -> Callable[[_Inputs], Values]:
     def evaluate(inputs: _Inputs) -> Values:
         arrays = [_array(inputs, index) for index in range(len(inputs.values))]
-        if math.prod(_broadcast([array.shape for array in arrays])) > _MOST_VALUES:
+        if math.prod(_broadcast([array.shape for array in arrays])) > _MAX_VALUES:
             raise ValueError("calculates too many sizes")
         return np.asarray(function(*arrays))
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT_VERSION",
-    "LARGEST_BOUNDS",
     "LOW_RES_SCHEDULER",
     "MANIFEST_NAME",
     "MAX_BATCH",
+    "MAX_BOUNDS",
     "MAX_MANIFEST_BYTES",
     "MAX_PROMPT_CHUNKS",
     "MAX_SIDE",
@@ -89,7 +89,7 @@ MAX_PROMPT_CHUNKS = 16
 Precision = Literal["float16", "float32", "int8"]
 QuantizationMethod = Literal["static", "weights"]
 GateMetric = Literal["relative", "absolute", "levels", "rms"]
-LARGEST_BOUNDS: Mapping[GateMetric, float] = {"relative": 0.01, "absolute": 0.02, "levels": 4, "rms": 0.05}
+MAX_BOUNDS: Mapping[GateMetric, float] = {"relative": 0.01, "absolute": 0.02, "levels": 4, "rms": 0.05}
 """The exporter's largest bound of each metric; no manifest may have a larger one, as engines are compared by them."""
 SafetyPolicy = Literal["block", "blur", "report"]
 Role = Literal[
@@ -105,7 +105,7 @@ Role = Literal[
 PillowFilter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
-def _whole(pattern: str) -> str:
+def _match_whole(pattern: str) -> str:
     """Return a pattern of a whole text, in the dialects of Python and of JSON schemas.
 
     Python's `$` also matches before a newline at the end; its `\\Z` is not in the other dialect.
@@ -113,21 +113,21 @@ def _whole(pattern: str) -> str:
     return f"^{pattern}$(?!\\n)"
 
 
-ComponentName = Annotated[str, msgspec.Meta(max_length=64, pattern=_whole("[a-z][a-z0-9_]*"))]
-PartName = Annotated[str, msgspec.Meta(max_length=64, pattern=_whole(r"[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?"))]
-FamilyName = Annotated[str, msgspec.Meta(max_length=64, pattern=_whole("[a-z0-9][a-z0-9.-]*"))]
-TaskName = Annotated[str, msgspec.Meta(max_length=64, pattern=_whole("[a-z][a-z0-9]*(-[a-z0-9]+)*"))]
+ComponentName = Annotated[str, msgspec.Meta(max_length=64, pattern=_match_whole("[a-z][a-z0-9_]*"))]
+PartName = Annotated[str, msgspec.Meta(max_length=64, pattern=_match_whole(r"[a-z][a-z0-9_]*(\.(0|[1-9][0-9]?))?"))]
+FamilyName = Annotated[str, msgspec.Meta(max_length=64, pattern=_match_whole("[a-z0-9][a-z0-9.-]*"))]
+TaskName = Annotated[str, msgspec.Meta(max_length=64, pattern=_match_whole("[a-z][a-z0-9]*(-[a-z0-9]+)*"))]
 InputSource = Annotated[
     str,
     msgspec.Meta(
-        pattern=_whole(
+        pattern=_match_whole(
             "(latents|timestep|c-noise|guidance-weight|tokens|image|images|mask|noise-level|option:[a-z][a-z0-9_]*"
             r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)"
         ),
         max_length=256,
     ),
 ]
-Sha256 = Annotated[str, msgspec.Meta(pattern=_whole("[0-9a-f]{64}"))]
+Sha256 = Annotated[str, msgspec.Meta(pattern=_match_whole("[0-9a-f]{64}"))]
 RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 # Bounds of the sizes in a manifest: far beyond every known model, and small enough that no value that is computed
 # from them overflows, takes hours, or fills the memory before a graph is opened.
@@ -782,7 +782,7 @@ def _check_component(name: str, component: Component, precision: str) -> Iterato
 def _check_gates(component: Component, graphs: Mapping[Precision, GraphRecord]) -> Iterator[str]:
     for precision, graph in graphs.items():
         for gate in graph.gate:
-            value, bound, most = gate.value, gate.bound, LARGEST_BOUNDS[gate.metric]
+            value, bound, most = gate.value, gate.bound, MAX_BOUNDS[gate.metric]
             if not 0 <= value <= bound:
                 yield f"{graph.file!r} missed its gate, {value:g} for {gate.output!r}, expected 0 to {bound:g}"
             if bound > most:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["counted", "printable", "quote"]
 
-_LONGEST_QUOTE = 120  # characters of a value
+_MAX_QUOTE = 120  # characters of a value
 # Invisible, but they join letters in Persian and Hindi, and sequences of emoji; they affect their neighbours only.
 _JOINERS = "\u200c\u200d"
 
@@ -34,7 +34,7 @@ def quote(value: object) -> str:
         text = repr(value)
     except Exception:  # of a caller's own class; Python refuses a whole number of more than 4,300 digits as well
         return f"a value of type {type(value).__name__}"
-    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
+    return text if len(text) <= _MAX_QUOTE else f"{text[:_MAX_QUOTE]}…"
 
 
 def counted(number: int, thing: str) -> str:

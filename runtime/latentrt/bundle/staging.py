@@ -43,7 +43,7 @@ __all__ = ["Abandoned", "Stage", "find_abandoned_stages", "is_being_replaced", "
 
 _ROOT = re.compile(r"\..{1,32}\.export-[a-z0-9_]{8}", re.DOTALL)
 _LOCK, _BUNDLE, _SCRATCH, _FORMER = "lock", "bundle", "scratch", "former"
-_MOST_LISTED = 5
+_MAX_LISTED = 5
 _MOUNTS = Path("/proc/self/mountinfo")
 # Files that no manifest names and that a replacement may delete: the exporter's report, and file managers' own.
 _EXPENDABLE = {MANIFEST_NAME, REPORT_NAME, ".DS_Store", "Thumbs.db"}
@@ -180,13 +180,13 @@ def _check_bundle(folder: Path, destination: Path) -> None:
             "or damaged), so --overwrite does not replace it; choose another path, or delete the folder yourself"
         ) from error
     try:
-        unnamed = list(itertools.islice(_list_unnamed(folder, named), _MOST_LISTED + 1))
+        unnamed = list(itertools.islice(_list_unnamed(folder, named), _MAX_LISTED + 1))
     except OSError as error:
         raise OutputError(
             f"{destination} cannot be replaced: {error.filename} cannot be read: {error.strerror}; choose another path"
         ) from error
     if unnamed:
-        listed = ", ".join(map(printable, unnamed[:_MOST_LISTED])) + (" …" if len(unnamed) > _MOST_LISTED else "")
+        listed = ", ".join(map(printable, unnamed[:_MAX_LISTED])) + (" …" if len(unnamed) > _MAX_LISTED else "")
         raise OutputError(
             f"{destination} holds files that are not the bundle's ({listed}), which --overwrite would delete; move "
             "them elsewhere, or choose another path"

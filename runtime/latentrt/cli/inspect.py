@@ -33,7 +33,7 @@ __all__ = ["inspect"]
 
 # Wide enough for every row, for output that is not a terminal.
 _PIPE_COLUMNS = 160
-_LONGEST_SHOWN = 20_000
+_MAX_SHOWN = 20_000
 
 Lines = Iterator[tuple[str, str]]
 
@@ -82,8 +82,8 @@ def _inspect_image(path: str, as_json: bool) -> None:
 
 def _print_lines(lines: Lines) -> None:
     for key, value in lines:
-        shown = value[:_LONGEST_SHOWN].replace("\n", "\n" + " " * 14)
-        more = f" … and {len(value) - _LONGEST_SHOWN:,} more characters" if len(value) > _LONGEST_SHOWN else ""
+        shown = value[:_MAX_SHOWN].replace("\n", "\n" + " " * 14)
+        more = f" … and {len(value) - _MAX_SHOWN:,} more characters" if len(value) > _MAX_SHOWN else ""
         echo_block(f"{key:<13} {shown}{more}")
 
 

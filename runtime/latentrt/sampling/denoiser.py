@@ -24,9 +24,9 @@ DEEP_FEATURES, KEYS_AND_VALUES = "deep_features", "cross_attention_kv"
 
 # Number of batches whose stacked inputs are kept; a request has one or two (guided and unguided rows) for each number
 # of chunks of its prompts.
-_MOST_BATCHES = 4
+_MAX_BATCHES = 4
 # Timesteps whose embeddings are kept beyond those of the current samples: a few kilobytes each, per residual block.
-_MOST_TIMESTEPS = 4000
+_MAX_TIMESTEPS = 4000
 
 
 class Conditioning:
@@ -224,7 +224,7 @@ class _RecentBatches(Generic[T]):
         key = tuple(map(id, members))
         if key not in self._values:
             made = make(members)
-            while len(self._values) >= _MOST_BATCHES:
+            while len(self._values) >= _MAX_BATCHES:
                 self._values.pop(next(iter(self._values)))
             self._values[key] = (members, made)  # the members are referenced, so that their ids are not reused
         found = self._values[key] = self._values.pop(key)  # moved to the end: the least recently used goes first
@@ -303,7 +303,7 @@ class SplitDenoiser(Denoiser):
         if not self._places.keys() >= set(times):
             # Not `np.unique`, which imports masked arrays: a tenth of the time that a small model's loop takes.
             wanted = set(times).union(*map(self._list_times, evaluations))
-            if len(self._places) < _MOST_TIMESTEPS:
+            if len(self._places) < _MAX_TIMESTEPS:
                 wanted.update(self._places)  # of other samples, which may not be done
             rows = sorted(wanted)
             columns = np.array(rows, np.float32).T

@@ -153,7 +153,7 @@ def test_folders_of_further_components_have_the_same_rule(folder: Path, tmp_path
 
 
 def test_a_folder_of_too_many_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_files, "_MOST_FILES", 3)
+    monkeypatch.setattr(checkpoint_files, "_MAX_FILES", 3)
     for number in range(4):
         (folder / "unet" / f"{number}").touch()
     with pytest.raises(CheckpointError, match="unet has more than 3 files"):

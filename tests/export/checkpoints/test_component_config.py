@@ -52,7 +52,7 @@ def test_keys_that_no_class_has_do_not_reach_the_library(tmp_path: Path, name: s
     config = make().config.to_dict()
     nested = {key: {**value, "num_labels": 10**9} for key, value in config.items() if isinstance(value, dict)}
     write_json(tmp_path / "config.json", {**config, **nested, "num_labels": 10**9, "attn_implementation": "x"})
-    found = make_library_config(library_class, tmp_path)
+    found: Any = make_library_config(library_class, tmp_path)
     assert str(10**9) not in json.dumps(found.to_dict())
     assert found.num_labels == 2
 
@@ -111,7 +111,7 @@ def test_a_component_of_another_kind(tmp_path: Path, component: str, model_type:
 
 @pytest.mark.parametrize("value", [[1], "resnet", 5])
 def test_a_nested_configuration_of_another_form(value: Any) -> None:
-    with pytest.raises(CheckpointError, match="depth: its configuration has backbone_config .*, expected an object"):
+    with pytest.raises(CheckpointError, match=r"depth: its configuration has backbone_config .*, expected an object"):
         list(check_keys("depth", "DPTForDepthEstimation", {"backbone_config": value}))
 
 

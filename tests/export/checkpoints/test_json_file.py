@@ -20,13 +20,13 @@ def write(path: Path, value: Any) -> Path:
 
 
 def test_the_bounds(tmp_path: Path) -> None:
-    path, most, keys = tmp_path / "config.json", json_file._MOST_VALUES, json_file._MOST_KEYS
+    path, most, keys = tmp_path / "config.json", json_file._MAX_VALUES, json_file._MAX_KEYS
     assert len(read_object(write(path, {"a": [0] * (most - 10)}))["a"]) == most - 10
     with pytest.raises(CheckpointError, match=f"more than {most:,} values"):
         read_object(write(path, {"a": [0] * (most + 1)}))
     assert len(read_object(write(path, dict.fromkeys(range(keys))))) == keys
     with pytest.raises(CheckpointError, match=rf"has {keys + 1:,} keys, expected at most {keys:,}"):
         read_object(write(path, dict.fromkeys(range(keys + 1))))
-    os.truncate(path, json_file._LARGEST_BYTES + 1)
-    with pytest.raises(CheckpointError, match=f"expected at most {json_file._LARGEST_BYTES:,}"):
+    os.truncate(path, json_file._MAX_BYTES + 1)
+    with pytest.raises(CheckpointError, match=f"expected at most {json_file._MAX_BYTES:,}"):
         read_object(path)

@@ -77,9 +77,9 @@ def refusal(checkpoint: Path) -> str:
     return str(caught.value)
 
 
-def add_words(checkpoint: Path, *words: str) -> CLIPTokenizer:
+def add_tokens(checkpoint: Path, *tokens: str) -> CLIPTokenizer:
     tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
-    tokenizer.add_tokens([*words])
+    tokenizer.add_tokens([*tokens])
     shutil.rmtree(checkpoint / "tokenizer")
     tokenizer.save_pretrained(checkpoint / "tokenizer")
     return tokenizer
@@ -90,8 +90,8 @@ def test_the_record_of_a_tokenizer(checkpoint: Path) -> None:
     assert (record.begin, record.end, record.pad, record.length, record.rows) == (558, 559, 559, 77, 560)
 
 
-def test_a_word_without_a_row_is_refused_by_name(checkpoint: Path) -> None:
-    add_words(checkpoint, "<cat>", "<\x1bdog>")
+def test_a_token_without_a_row_is_refused_by_name(checkpoint: Path) -> None:
+    add_tokens(checkpoint, "<cat>", "<\x1bdog>")
     message = refusal(checkpoint)
     assert "<cat>, <\\x1bdog>" in message
     assert "560 rows" in message
@@ -140,7 +140,7 @@ def test_another_class_is_refused_before_its_files_are_read(checkpoint: Path) ->
 
 @pytest.mark.parametrize("name", ["CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"])
 def test_classes_over_clips_byte_pairs_give_transformers_ids(checkpoint: Path, name: str) -> None:
-    theirs = add_words(checkpoint, "<cat>", "<cat>_1")
+    theirs = add_tokens(checkpoint, "<cat>", "<cat>_1")
     if name != "CLIPTokenizerFast":
         theirs = PreTrainedTokenizerFast.from_pretrained(checkpoint / "tokenizer")
         theirs.save_pretrained(checkpoint / "tokenizer")
@@ -154,7 +154,7 @@ def test_classes_over_clips_byte_pairs_give_transformers_ids(checkpoint: Path, n
 
 
 def test_a_fast_tokenizer_without_begin_and_end_is_refused(checkpoint: Path) -> None:
-    add_words(checkpoint)
+    add_tokens(checkpoint)
     change(checkpoint / "tokenizer" / "tokenizer.json", post_processor=None)
     change(checkpoint / "model_index.json", tokenizer=["transformers", "PreTrainedTokenizerFast"])
     assert "frames a text as []" in refusal(checkpoint)
@@ -175,7 +175,7 @@ def test_a_fast_tokenizer_without_its_file(checkpoint: Path) -> None:
 
 def test_padding_of_an_earlier_call_is_not_exported(checkpoint: Path) -> None:
     """transformers saves the padding and truncation of a tokenizer's last call with it."""
-    tokenizer = add_words(checkpoint)
+    tokenizer = add_tokens(checkpoint)
     tokenizer("a star", padding="max_length", max_length=77, truncation=True)
     tokenizer.save_pretrained(checkpoint / "tokenizer")
     place = checkpoint / "tokenizer" / "tokenizer.json"
@@ -196,7 +196,7 @@ def test_padding_of_an_earlier_call_is_not_exported(checkpoint: Path) -> None:
 def test_no_library_sees_another_tokenizers_file(
     checkpoint: Path, changes: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_words(checkpoint)
+    add_tokens(checkpoint)
     change(checkpoint / "tokenizer" / "tokenizer.json", **changes)
     monkeypatch.setattr(CLIPTokenizer, "from_pretrained", lambda *args, **kwargs: pytest.fail("it was read"))
     assert reason in refusal(checkpoint)
@@ -252,8 +252,8 @@ def test_a_panic_after_loading_is_an_error_of_the_checkpoint(
 @pytest.mark.parametrize("index", [10**9, -1, True, 1.0, "1", None])
 def test_a_vocabulary_with_a_gap_is_refused_before_memory_is_taken(checkpoint: Path, index: Any) -> None:
     """The tokenizers package takes 17 s and gigabytes for the first one."""
-    change(checkpoint / "tokenizer" / "vocab.json", word=index)
-    assert f"id {index!r} of 'word'" in refusal(checkpoint)
+    change(checkpoint / "tokenizer" / "vocab.json", token=index)
+    assert f"id {index!r} of 'token'" in refusal(checkpoint)
 
 
 def test_all_temporary_files_are_in_the_exports_own_folder(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,14 +294,15 @@ ESCAPE = "\x1b]0;title\x07"
         ("tokenizer_config.json", {"added_tokens_decoder": {"5": "<|endoftext|>"}}),
         ("tokenizer_config.json", {"added_tokens_decoder": [{"content": "<|endoftext|>"}]}),
         ("tokenizer_config.json", {"image_token": "<image>"}),
+        ("tokenizer_config.json", {"extra_special_tokens": {ESCAPE * 99: "<cat>"}}),
         ("added_tokens.json", {"<cat>": "1"}),
         ("added_tokens.json", {ESCAPE * 99: 1}),
     ],
 )
-def test_another_form_of_a_word_is_refused_before_transformers_reads_it(
+def test_another_form_of_a_token_is_refused_before_transformers_reads_it(
     checkpoint: Path, file: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tokenizers package prints a word's unknown settings as they are."""
+    """The tokenizers package prints a token's unknown flags as they are."""
     change(checkpoint / "tokenizer" / file, **values)
     monkeypatch.setattr(CLIPTokenizer, "from_pretrained", lambda *args, **kwargs: pytest.fail("it was read"))
     message = refusal(checkpoint)
@@ -313,32 +314,48 @@ def test_another_form_of_a_word_is_refused_before_transformers_reads_it(
 @pytest.mark.parametrize(
     ("file", "make"),
     [
-        ("added_tokens.json", lambda words: {word: 560 + index for index, word in enumerate(words)}),
-        ("special_tokens_map.json", lambda words: {"additional_special_tokens": words}),
-        ("tokenizer_config.json", lambda words: {"extra_special_tokens": words}),
-        ("tokenizer_config.json", lambda words: {"extra_special_tokens": dict(zip(words, words, strict=True))}),
+        ("added_tokens.json", lambda tokens: {token: 560 + index for index, token in enumerate(tokens)}),
+        ("special_tokens_map.json", lambda tokens: {"additional_special_tokens": tokens}),
+        ("tokenizer_config.json", lambda tokens: {"extra_special_tokens": tokens}),
+        ("tokenizer_config.json", lambda tokens: {"extra_special_tokens": dict(zip(tokens, tokens, strict=True))}),
         (
             "tokenizer_config.json",
-            lambda words: {"added_tokens_decoder": {str(560 + i): {"content": word} for i, word in enumerate(words)}},
+            lambda tokens: {
+                "added_tokens_decoder": {str(560 + i): {"content": token} for i, token in enumerate(tokens)}
+            },
         ),
     ],
 )
-def test_more_words_than_a_bundle_may_have_are_refused_before_transformers_reads_them(
+def test_more_tokens_than_a_bundle_may_have_are_refused_before_transformers_reads_them(
     checkpoint: Path, file: str, make: Callable[[list[str]], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers compares each word with every other: 60,000 take more than half a minute."""
+    """transformers compares each token with every other: 60,000 take more than half a minute."""
     change(checkpoint / "tokenizer" / file, **make([f"<{index:x}>" for index in range(MAX_ADDED_TOKENS + 1)]))
     monkeypatch.setattr(CLIPTokenizer, "from_pretrained", lambda *args, **kwargs: pytest.fail("it was read"))
     assert f"expected at most {MAX_ADDED_TOKENS:,}" in refusal(checkpoint)
 
 
-def test_every_form_of_a_word_that_transformers_writes_is_followed(
+def test_tokens_in_several_files_are_counted_once(checkpoint: Path) -> None:
+    """transformers 4 wrote each to two files, one of them with six lines for each token."""
+    place = checkpoint / "tokenizer"
+    tokens = {f"<a token of a textual inversion, {index:x}>": 560 + index for index in range(MAX_ADDED_TOKENS - 10)}
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word", "special"), False)
+    (place / "added_tokens.json").write_text(json.dumps(tokens))
+    config = {"added_tokens_decoder": {str(index): {"content": token, **flags} for token, index in tokens.items()}}
+    (place / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    assert (place / "tokenizer_config.json").stat().st_size > 1 << 20
+    settings = read_tokenizer_settings(place)
+    assert settings.files["tokenizer_config.json"] == config
+    assert settings.files["added_tokens.json"] == tokens
+
+
+def test_every_form_of_a_token_that_transformers_writes_is_followed(
     checkpoint: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place = checkpoint / "tokenizer"
-    word = {"content": "<|endoftext|>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-    change(place / "tokenizer_config.json", pad_token={"__type": "AddedToken", **word})
-    change(place / "special_tokens_map.json", unk_token={"__type": "AddedToken", **word, "special": True})
+    token = {"content": "<|endoftext|>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    change(place / "tokenizer_config.json", pad_token={"__type": "AddedToken", **token})
+    change(place / "special_tokens_map.json", unk_token={"__type": "AddedToken", **token, "special": True})
     change(place / "added_tokens.json", **{"<cat>": 560})
     change(place / "special_tokens_map.json", additional_special_tokens=["<dog>"], sep_token=None)
     change(checkpoint / "text_encoder" / "config.json", vocab_size=562)
@@ -364,7 +381,7 @@ def test_every_form_of_a_word_that_transformers_writes_is_followed(
 )
 def test_a_side_of_tokenizer_json_is_refused(checkpoint: Path, section: dict[str, Any], direction: str) -> None:
     """transformers takes both from there, if `tokenizer_config.json` does not have them."""
-    add_words(checkpoint)
+    add_tokens(checkpoint)
     change(checkpoint / "tokenizer" / "tokenizer_config.json", padding_side=..., truncation_side=...)
     (name, value), *_ = section.items()
     more = {"pad_to_multiple_of": None} if name == "padding" else {}
@@ -379,7 +396,7 @@ HANDLINGS = CONFIG_KEYS["CLIPTokenizer"]
 
 def test_every_key_that_transformers_saves_has_a_handling(checkpoint: Path) -> None:
     """Compare with saved files, and with the options of the classes that read them."""
-    tokenizer = add_words(checkpoint, "<cat>")
+    tokenizer = add_tokens(checkpoint, "<cat>")
     tokenizer("a star", padding="max_length", max_length=77, truncation=True)
     for _ in range(2):  # a saved tokenizer's file has more keys when it is loaded and saved again
         tokenizer.save_pretrained(checkpoint / "tokenizer")

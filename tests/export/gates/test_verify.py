@@ -14,7 +14,7 @@ from torch import nn
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.gate import difference
-from latentrt.bundle.manifest import LARGEST_BOUNDS, LatentSpace, Precision, QuantizationMethod
+from latentrt.bundle.manifest import MAX_BOUNDS, LatentSpace, Precision, QuantizationMethod
 from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.errors import CheckpointError, GateError
 from latentrt_export.checkpoints.checkpoint import open_checkpoint
@@ -319,7 +319,7 @@ def test_a_manifest_may_have_every_bound(precision: Precision) -> None:
         if precision == "int8"
         else [get_tolerance(output, precision) for output in outputs]
     )
-    assert all(bound <= LARGEST_BOUNDS[metric] for metric, bound in found)
+    assert all(bound <= MAX_BOUNDS[metric] for metric, bound in found)
 
 
 # What was exported

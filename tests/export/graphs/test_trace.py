@@ -32,7 +32,7 @@ DTYPES = {
     "bool": TensorProto.BOOL,
 }
 # Constants of a graph: epsilons, scales, the sines' frequencies, the mask of 77 × 77 tokens, CLIP's means.
-LARGEST_CONSTANT = 77 * 77
+MAX_CONSTANT = 77 * 77
 
 
 class Subject:
@@ -125,7 +125,7 @@ def test_values_have_one_name_each(subject: Subject) -> None:
 def test_graphs_are_small_and_hold_no_weights(subject: Subject) -> None:
     for record, model in subject.graphs:
         inside = [tensor for tensor in model.graph.initializer if tensor.data_location != TensorProto.EXTERNAL]
-        assert all(int(np.prod(tensor.dims)) <= LARGEST_CONSTANT for tensor in inside)
+        assert all(int(np.prod(tensor.dims)) <= MAX_CONSTANT for tensor in inside)
         # Nothing inside is named as a weight is.
         assert not [tensor.name for tensor in inside if tensor.name.endswith((".weight", ".bias"))]
         # A tiny model has as many nodes as a large one per layer: names and shapes take 1 kB for each.

@@ -78,7 +78,7 @@ def test_a_cached_file_that_the_library_rejects_is_compiled_anew(bundle: Bundle,
 
 
 def test_the_number_of_cached_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentrt.backends.compiled_cache._MOST_FILES", 3)
+    monkeypatch.setattr("latentrt.backends.compiled_cache._MAX_FILES", 3)
     kept = CompiledCache(tmp_path, ["a graph"])
     for side in range(5):
         kept.write({"latents": [side]}, b"compiled")
@@ -87,7 +87,7 @@ def test_the_number_of_cached_files_is_bounded(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_bytes_of_cached_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentrt.backends.compiled_cache._MOST_BYTES", 300)
+    monkeypatch.setattr("latentrt.backends.compiled_cache._MAX_BYTES", 300)
     kept = CompiledCache(tmp_path, ["a graph"])
     for side in range(4):
         kept.write({"latents": [side]}, b"c" * 100)
@@ -98,7 +98,7 @@ def test_the_bytes_of_cached_files_are_bounded(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_least_recently_used_file_is_deleted_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentrt.backends.compiled_cache._MOST_FILES", 2)
+    monkeypatch.setattr("latentrt.backends.compiled_cache._MAX_FILES", 2)
     kept = CompiledCache(tmp_path, ["a graph"])
     for side in range(2):
         kept.write({"latents": [side]}, b"compiled")
@@ -221,7 +221,7 @@ def test_options_reach_the_library(bundle: Bundle, monkeypatch: pytest.MonkeyPat
 
 
 def test_large_models_are_not_kept(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ov, "_LARGEST_CACHED_WEIGHTS", 1000)
+    monkeypatch.setattr(ov, "_MAX_CACHED_WEIGHTS", 1000)
     run(ov.open_session(bundle, "vae_decoder", threads=1), **feeds("vae_decoder"))
     assert not cache.exists()
 

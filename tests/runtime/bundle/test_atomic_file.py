@@ -142,7 +142,7 @@ def test_files_of_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_folder_of_many_files_is_listed_once_and_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_lock, "_MOST_ENTRIES", 5)
+    monkeypatch.setattr(file_lock, "_MAX_ENTRIES", 5)
     for number in range(20):
         (tmp_path / f".{number}.{'0' * 16}.latentrt-draft").touch()
     for _ in range(3):

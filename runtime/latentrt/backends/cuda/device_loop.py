@@ -39,8 +39,8 @@ _HISTORY = len(_SCALARS) + 1
 COLUMNS = (*_SCALARS, "quantile", "b")
 
 _KERNELS = ("model_input", "advance", "next_row")
-_MOST_IDLE = 4
-_MOST_THREADS = 2**31 - 256  # thread indices are C ints
+_MAX_IDLE = 4
+_MAX_THREADS = 2**31 - 256  # thread indices are C ints
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 # `Slot` of row.cu.
@@ -219,8 +219,8 @@ class _RecordedStep:
                 f"got {names.latents} {shape}, {names.timesteps} {timesteps} and {names.output} {output}, expected "
                 f"{self.batch} samples of {count} values each"
             )
-        if self.batch * count > _MOST_THREADS:
-            raise BackendError(f"{names.latents}: got {self.batch} × {count} values, expected at most {_MOST_THREADS}")
+        if self.batch * count > _MAX_THREADS:
+            raise BackendError(f"{names.latents}: got {self.batch} × {count} values, expected at most {_MAX_THREADS}")
         return channels
 
 
@@ -513,7 +513,7 @@ class LoopPool:
             context.keep_compiled()
         with self._lock:
             self._idle.append(loop)
-            evicted = self._idle.pop(0) if len(self._idle) > _MOST_IDLE else None
+            evicted = self._idle.pop(0) if len(self._idle) > _MAX_IDLE else None
         if evicted is not None:
             evicted.close()
 

@@ -17,7 +17,7 @@ from latentrt.bundle.user_cache import open_own, write_own
 __all__ = ["RuntimeCache"]
 
 _SUFFIX = ".rtcache"
-_LARGEST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 _log = logging.getLogger("latentrt")
 
 
@@ -59,7 +59,7 @@ class RuntimeCache:
     def _read(self) -> bytes:
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             with contextlib.suppress(OSError), open_own(path) as stream:
-                data = read_at_most(stream, _LARGEST_BYTES)
+                data = read_at_most(stream, _MAX_BYTES)
                 if f"{hash_bytes(data)}{_SUFFIX}" == path.name:
                     return data
                 _log.warning("%s does not have the contents it was written with, and is deleted", path)

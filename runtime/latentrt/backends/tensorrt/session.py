@@ -30,7 +30,7 @@ from latentrt.errors import BackendError, EngineError
 __all__ = ["EngineSession", "NamedWeights"]
 
 # Each set of shapes in use has a context, with inputs and outputs of its own.
-_MOST_SHAPES = 4
+_MAX_SHAPES = 4
 _log = logging.getLogger("latentrt")
 
 
@@ -123,7 +123,7 @@ class EngineSession(Session):
         """
         key = self._key(shapes)
         if key not in self._contexts:
-            while len(self._contexts) >= _MOST_SHAPES:
+            while len(self._contexts) >= _MAX_SHAPES:
                 self.device.cuda.synchronize(self.device.stream)  # the oldest may be running
                 self._contexts.popitem(last=False)  # not closed: a device-resident loop may still hold it
             made = self._engine.create_execution_context(self._config or self.device.user_managed)
