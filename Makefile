@@ -7,6 +7,9 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
+# Without compiled files, which some machines switch off, every process compiles torch anew: ten seconds each.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: setup demo sample test test-runtime test-slow test-gpu attack lint types bench clean
 
 setup: .venv/.ready

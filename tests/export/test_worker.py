@@ -21,6 +21,7 @@ from latentrt_export import worker
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.worker import Done, Job, Message, Phase, Warned, run_worker
 from tests.export.fake_worker import COST, fake_component
+from tests.export.skeleton import write_json
 
 JOB = Job(
     component=ComponentPlan(
@@ -135,6 +136,7 @@ def test_its_errors_are_raised_as_they_were(interpreter: Path, error: LatentRTEr
 
 def test_a_real_workers_error(tmp_path: Path) -> None:
     job = msgspec.structs.replace(JOB, checkpoint=str(tmp_path))
+    write_json(tmp_path / "text_encoder" / "config.json", {})
     with pytest.raises(CheckpointError, match="text_encoder: its weights cannot be loaded"):
         run_worker(job, lambda text: None, lambda text: None)
 
