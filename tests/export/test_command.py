@@ -256,8 +256,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        (signal.SIGINT, 130),
-        # Slow, like SIGINT here; `tests/runtime/cli/test_main.py` and `bundle/test_interrupts.py` have it in CI.
+        # `tests/runtime/cli/test_main.py` and `bundle/test_interrupts.py` have these two in CI.
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 128 + signal.SIGTERM, marks=pytest.mark.slow),
         (signal.SIGKILL, -9),
     ],

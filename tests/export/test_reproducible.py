@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.export_report import REPORT_NAME, read_report
+from latentrt_export import write
 from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.export import export_checkpoint
 from latentrt_export.quantize.options import QuantizationOptions
+from latentrt_export.worker import Done, Job, run_worker
 from tests.exported import Exported, Silent
 
 
@@ -25,8 +28,27 @@ def export(exported: Exported, folder: Path, **options: Any) -> Bundle:
     return Bundle.open(folder)
 
 
-def test_a_second_export_is_the_same(sd1: Exported, tmp_path: Path) -> None:
+class StoppedError(Exception):
+    """Ends an export after its first component."""
+
+
+def test_a_component_exported_again_is_the_same(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each component's worker process has its own seed of string hashes."""
+    found: dict[str, dict[str, bytes]] = {}
+
+    def run(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]) -> Done:
+        run_worker(job, notify, warn)
+        found[job.component.name] = contents(Path(job.folder))
+        raise StoppedError
+
+    monkeypatch.setattr(write, "run_worker", run)
+    with pytest.raises(StoppedError):
+        export(sd1, tmp_path / "second")
+    assert found == {"text_encoder": contents(sd1.bundle / "text_encoder")}
+
+
+@pytest.mark.slow
+def test_a_second_export_is_the_same(sd1: Exported, tmp_path: Path) -> None:
     first, second = Bundle.open(sd1.bundle), export(sd1, tmp_path / "second")
     assert second.digest == first.digest
     assert contents(second.folder) == contents(first.folder)

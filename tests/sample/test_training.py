@@ -222,6 +222,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_whole_command(whole: Path) -> None:
     weights = weights_of(whole / "checkpoint")
     assert {component for component, _ in weights} == {
@@ -273,6 +274,7 @@ def test_a_run_interrupted_twice_makes_the_same_checkpoint(
         assert scaling_factor(tmp_path / "checkpoint") == scaling_factor(whole / "checkpoint")
 
 
+@pytest.mark.slow
 def test_a_state_trained_on_other_weights_is_refused(whole: Path, tmp_path: Path) -> None:
     """Other weights of one component invalidate the states of the components trained on it."""
     work = tmp_path / "work"

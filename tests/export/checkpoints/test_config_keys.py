@@ -41,7 +41,8 @@ DIFFUSERS["StableUnCLIPImageNormalizer"] = StableUnCLIPImageNormalizer
 def test_the_keys_are_those_of_the_class_in_diffusers(name: str, tmp_path: Path) -> None:
     """Compare with the keys of its constructor and with those that it saves, which may be more."""
     parameters = inspect.signature(DIFFUSERS[name].__init__).parameters
-    DIFFUSERS[name]().save_config(tmp_path)
+    with torch.device("meta"):  # without its 10⁹ numbers
+        DIFFUSERS[name]().save_config(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert {*CONFIG_KEYS[name]} == {key for key in {*parameters, *saved} - {"self"} if not key.startswith("_")}
     assert list(check_keys("part", name, saved)) == []
