@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations 30
 
 # Without compiled files, which some machines switch off, every process compiles torch anew: ten seconds each.
 export PYTHONDONTWRITEBYTECODE =

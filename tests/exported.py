@@ -117,8 +117,7 @@ def _make_now(checkpoint: Path, bundle: Path, family: Family) -> None:
         make_checkpoint(checkpoint, family, variant="fp16", tokenizer="json")
     precision: Precision = "float32" if family == "sd1" else "float16"
     preview = None if family == "sd1" else make_preview_decoder(checkpoint.with_name(f"{family}-preview"))
-    # Tests of the report and of reproducibility need one bundle that worker processes made.
-    with contextlib.nullcontext() if family == "sd1" else exporting_in_process():
+    with exporting_in_process(), tracing_once(bundle.parent / "traces"):
         export_checkpoint(
             checkpoint,
             bundle,

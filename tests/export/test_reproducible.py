@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from latentrt.bundle.bundle import Bundle
@@ -14,7 +15,7 @@ from latentrt_export import write
 from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.export import export_checkpoint
 from latentrt_export.quantize.options import QuantizationOptions
-from latentrt_export.worker import Done, Job, run_worker
+from latentrt_export.worker import Done, Job, run_job, run_worker
 from tests.exported import Exported, Silent
 
 
@@ -32,32 +33,37 @@ class StoppedError(Exception):
     """Ends an export after its first component."""
 
 
-def test_a_component_exported_again_is_the_same(sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each component's worker process has its own seed of string hashes."""
+def test_a_component_exported_in_two_processes_is_the_same(
+    sd1: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process has its own seed of string hashes."""
     found: dict[str, dict[str, bytes]] = {}
 
     def run(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]) -> Done:
-        run_worker(job, notify, warn)
-        found[job.component.name] = contents(Path(job.folder))
+        done = run_worker(job, notify, warn)
+        assert done.cost.seconds > 0
+        assert done.cost.peak_bytes > 1 << 20
+        found["worker"] = contents(Path(job.folder))
+        here = msgspec.structs.replace(job, folder=str(tmp_path / job.component.name))
+        assert run_job(here, notify) == done.component
+        found["here"] = contents(Path(here.folder))
         raise StoppedError
 
     monkeypatch.setattr(write, "run_worker", run)
     with pytest.raises(StoppedError):
-        export(sd1, tmp_path / "second")
-    assert found == {"text_encoder": contents(sd1.bundle / "text_encoder")}
+        export(sd1, tmp_path / "bundle")
+    assert len(found["worker"]) == 2  # the graph and the weights
+    assert found["worker"] == found["here"]
 
 
 @pytest.mark.slow
 def test_a_second_export_is_the_same(sd1: Exported, tmp_path: Path) -> None:
-    first, second = Bundle.open(sd1.bundle), export(sd1, tmp_path / "second")
+    first, second = (export(sd1, tmp_path / name) for name in ("first", "second"))
     assert second.digest == first.digest
     assert contents(second.folder) == contents(first.folder)
-
-
-def test_the_report_has_the_cost_of_each_component(sd1: Exported) -> None:
-    report = read_report(sd1.bundle)
+    report = read_report(second.folder)
     assert report is not None
-    assert set(report.components) == set(Bundle.open(sd1.bundle).manifest.components)
+    assert {*report.components} == {*second.manifest.components}
     assert all(cost.seconds > 0 and cost.peak_bytes > 1 << 20 for cost in report.components.values())
 
 
