@@ -60,8 +60,8 @@ def plan(
         _print_table(planned)
     if check and (missing := {each.key for each in planned if each.location is None}):
         raise EngineError(
-            f"{counted(len(missing), 'engine')} of this fleet {'is' if len(missing) == 1 else 'are'} missing; build: "
-            "latentrt plan --run"
+            f"{counted(len(missing), 'engine')} of this fleet {'is' if len(missing) == 1 else 'are'} missing; run the "
+            "same command with --run in place of --check"
         )
 
 
