@@ -30,6 +30,6 @@ def test_the_files_that_they_change_are_accepted(tmp_path: Path, file: str) -> N
 def test_some_files(tmp_path: Path) -> None:
     """All headers, and some of the JSON files."""
     for name, case in CASES:
-        if case.file == WEIGHTS or zlib.crc32(name.encode()) % 12 == 0:
+        if case.file == WEIGHTS or zlib.crc32(name.encode()) % 24 == 0:
             error = attack_in_test(checkpoints, case, tmp_path)
             assert not case.foreign or error is not None, name

@@ -16,7 +16,8 @@ from latentrt.images.metadata import read_metadata
 from tests.exported import Exported, exported_task
 from tests.parity.pipelines import IGNORED_WARNINGS, compare, input_image
 
-pytestmark = IGNORED_WARNINGS
+# Slow, as this task's export takes a minute of CI; `make test-slow` has it.
+pytestmark = [IGNORED_WARNINGS, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

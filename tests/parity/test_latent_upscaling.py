@@ -27,7 +27,8 @@ from latentrt.families.stable_diffusion import LatentDiffusion
 from tests.exported import Exported, exported_task
 from tests.parity.pipelines import GUIDANCE, IGNORED_WARNINGS, PROMPT, compare, input_image
 
-pytestmark = IGNORED_WARNINGS
+# Slow, as this task's export takes a minute of CI; `make test-slow` has it.
+pytestmark = [IGNORED_WARNINGS, pytest.mark.slow]
 
 
 class Preconditioned:
