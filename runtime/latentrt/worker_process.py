@@ -77,12 +77,12 @@ class Ending:
 
     @property
     def no_room(self) -> bool:
-        """Whether the worker failed because the disk or a quota was full."""
+        """True if the worker failed because the disk or a quota was full."""
         return any(words in self.said for words in _NO_ROOM)
 
     @property
     def no_memory(self) -> bool:
-        """Whether memory ran out: the worker said so, or SIGKILL ended it, most likely by the out-of-memory killer."""
+        """True if memory ran out: the worker said so, or SIGKILL ended it, most likely by the out-of-memory killer."""
         return self.status == -signal.SIGKILL or any(words in self.said for words in _NO_MEMORY)
 
     def error(self, name: str, error_class: type[LatentRTError]) -> LatentRTError:

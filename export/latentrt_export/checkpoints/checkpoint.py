@@ -45,7 +45,7 @@ _LICENCE_FILE = re.compile(r"(?i)licen[cs]e(\.(txt|md))?")
 _MODEL_CARD = re.compile(r"(?i)(readme|model_card)\.md")
 # The hub's own front matter has some 50 lines; a licence's name is an identifier.
 _MAX_CARD_HEAD_BYTES = 1 << 16
-_MAX_LICENCE = 200
+_MAX_LICENCE_CHARACTERS = 200
 _LICENCE_KEYS = {
     "license": "license",
     "licence": "license",
@@ -419,6 +419,6 @@ def _read_front_matter(card: Path) -> dict[str, str]:
         key, _, rest = line.partition(":")
         name = _LICENCE_KEYS.get(key)
         value = rest.partition("#")[0].strip().strip("'\"").strip()
-        if name is not None and value and len(value) <= _MAX_LICENCE:
+        if name is not None and value and len(value) <= _MAX_LICENCE_CHARACTERS:
             entries[name] = value
     return {}  # it does not end within the head: this is no front matter

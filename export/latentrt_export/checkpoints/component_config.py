@@ -22,12 +22,12 @@ __all__ = ["make_library_config", "read_component_config"]
 _KEY_IN_CLIP = {"CLIPTextModel": "text_config", "CLIPVisionModelWithProjection": "vision_config"}
 
 
-def read_component_config(folder: Path, class_name: str) -> dict[str, Any]:
+def read_component_config(folder: Path, class_name: str | None) -> dict[str, Any]:
     """Read a component's configuration; an encoder's may be a part of the configuration of a whole CLIP.
 
     Args:
         folder: the component's folder.
-        class_name: its class, a key of `CONFIG_KEYS`.
+        class_name: its class; None for an autoencoder, whose class is not known yet.
 
     Returns:
         The keys of the file; absent ones have the defaults of diffusers and transformers.
@@ -36,7 +36,7 @@ def read_component_config(folder: Path, class_name: str) -> dict[str, Any]:
         CheckpointError: the file is missing or damaged.
     """
     config = read_object(folder / "config.json")
-    key = _KEY_IN_CLIP.get(class_name)
+    key = None if class_name is None else _KEY_IN_CLIP.get(class_name)
     if key is None or key not in config:
         return config
     if not isinstance(config[key], dict):

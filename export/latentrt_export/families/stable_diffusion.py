@@ -453,7 +453,7 @@ def _name_unet(tasks: tuple[str, ...], *, distilled: bool) -> str:
 def _read_config(checkpoint: Checkpoint, component: str) -> dict[str, Any]:
     """Read a component's configuration; absent keys have the defaults of diffusers and transformers."""
     folder = find_own_folder(checkpoint.weights[component].root, component)
-    return read_component_config(folder, _KEYS_OF.get(component, ""))
+    return read_component_config(folder, _KEYS_OF.get(component))
 
 
 def _check_all_keys(checkpoint: Checkpoint, vae_class: str) -> Iterator[str]:

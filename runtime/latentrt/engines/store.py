@@ -94,7 +94,7 @@ class StoredEngine:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the plan's file exists and has the recorded size, without hashing it."""
+        """True if the plan's file exists and has the recorded size; nothing is hashed."""
         with contextlib.suppress(OSError):
             return self.plan_path.stat().st_size == self.record.plan.size
         return False
