@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from latentrt.bundle.digests import open_regular
+from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.checkpoint_files import SourceFile, check_file, check_folders
 from latentrt_export.checkpoints.json_file import read_object
@@ -224,7 +225,7 @@ def _read_model_index(
         reason = f", {refusals[found]}" if isinstance(found, str) and found in refusals else ""
         separator = "; " if reason else ", "
         raise CheckpointError(
-            f"{folder} has the pipeline class {found}{reason}{separator}expected one of {', '.join(pipelines)}"
+            f"{folder} has the pipeline class {quote(found)}{reason}{separator}expected one of {', '.join(pipelines)}"
         )
     return index
 
@@ -238,8 +239,8 @@ def _check_classes(folder: Path, index: Mapping[str, Any], pipeline: PipelineCla
         found = read_object(path).get("model_type") if path.is_file() else None
         if found is not None and found not in model_types:
             raise CheckpointError(
-                f"{path} has the model_type {found!r}, expected {' or '.join(sorted(model_types))}; such a {component} "
-                "is not supported"
+                f"{path} has the model_type {quote(found)}, expected {' or '.join(sorted(model_types))}; such a "
+                f"{component} is not supported"
             )
 
 
@@ -254,13 +255,13 @@ def _check_class(folder: Path, index: Mapping[str, Any], component: str, expecte
         return
     if name not in expected:
         raise CheckpointError(
-            f"{folder} has the {component} class {name}, expected {' or '.join(sorted(expected))}; such a {component} "
-            "is not supported"
+            f"{folder} has the {component} class {quote(name)}, expected {' or '.join(sorted(expected))}; such a "
+            f"{component} is not supported"
         )
     library = index[component][0]
     if library.partition(".")[0] not in _LIBRARIES:
         raise CheckpointError(
-            f"{folder} has the {component} class {name} of {library!r}, expected diffusers or transformers; a "
+            f"{folder} has the {component} class {name} of {quote(library)}, expected diffusers or transformers; a "
             "checkpoint's own code is not run"
         )
 
@@ -274,8 +275,8 @@ def _read_scheduler(folder: Path, index: Mapping[str, Any], part: str) -> Schedu
         _check_class(folder, index, part, (name,))
     elif not isinstance(own, str):
         raise CheckpointError(
-            f"{folder / 'model_index.json'} has no {part} and its configuration the _class_name {own!r}, expected the "
-            "name of a diffusers scheduler in the first"
+            f"{folder / 'model_index.json'} has no {part} and its configuration the _class_name {quote(own)}, expected "
+            "the name of a diffusers scheduler in the first"
         )
     return SchedulerConfig(
         class_name=name or own, config={key: value for key, value in config.items() if key != "_diffusers_version"}
@@ -290,7 +291,7 @@ def _class_of(index: Mapping[str, Any], component: str) -> str | None:
         case None | [None, *_]:
             return None
         case found:
-            raise CheckpointError(f"model_index.json has {component}: {found!r}, expected a library and a class")
+            raise CheckpointError(f"model_index.json has {component}: {quote(found)}, expected a library and a class")
 
 
 def _has_safety_checker(folder: Path, index: Mapping[str, Any]) -> bool:
@@ -304,7 +305,7 @@ def _has_safety_checker(folder: Path, index: Mapping[str, Any]) -> bool:
         return False
     if class_name != _SAFETY_CHECKER:
         raise CheckpointError(
-            f"{folder} has the safety checker {class_name}, expected {_SAFETY_CHECKER}; use another: "
+            f"{folder} has the safety checker {quote(class_name)}, expected {_SAFETY_CHECKER}; use another: "
             "--safety-checker PATH"
         )
     _check_class(folder, index, "feature_extractor", PROCESSORS)
@@ -360,7 +361,7 @@ def _find_preview_decoder(path: Path, variant: str | None) -> Weights:
     check_folders(path, ".")
     config = read_object(path / "config.json")
     if config.get("_class_name") != "AutoencoderTiny":
-        raise CheckpointError(f"{path} has the class {config.get('_class_name')}, expected AutoencoderTiny")
+        raise CheckpointError(f"{path} has the class {quote(config.get('_class_name'))}, expected AutoencoderTiny")
     return find_weights(path, path, "diffusion_pytorch_model", variant)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.bundle.manifest import PillowFilter, Preprocessing
+from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.json_file import read_object
 
@@ -114,18 +115,20 @@ def _resolve(config: dict[str, Any]) -> PreprocessorConfig:
 def _resolve_depth(config: dict[str, Any]) -> Preprocessing:
     processor = config.get("image_processor_type", config.get("feature_extractor_type", "DPTImageProcessor"))
     if not isinstance(processor, str) or processor not in DEPTH_PROCESSORS:
-        raise CheckpointError(f"got image processor {processor}, expected one of {', '.join(sorted(DEPTH_PROCESSORS))}")
+        raise CheckpointError(
+            f"got image processor {quote(processor)}, expected one of {', '.join(sorted(DEPTH_PROCESSORS))}"
+        )
     for key, expected in DEPTH_REQUIRED.items():
         if bool(config.get(key, expected)) is not expected:
             raise CheckpointError(
-                f"got {key} {config[key]!r}, expected {expected}: the estimator has inputs of one size"
+                f"got {key} {quote(config[key])}, expected {expected}: the estimator has inputs of one size"
             )
     if abs(_rescale_factor(config) - 1 / 255) > 1e-9:
-        raise CheckpointError(f"got rescale_factor {config['rescale_factor']}, expected 1 / 255")
+        raise CheckpointError(f"got rescale_factor {quote(config['rescale_factor'])}, expected 1 / 255")
     height, width = _edges("size", config.get("size", 384))
     multiple = config.get("ensure_multiple_of", 1)
     if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
-        raise CheckpointError(f"got ensure_multiple_of {multiple!r}, expected a number of pixels")
+        raise CheckpointError(f"got ensure_multiple_of {quote(multiple)}, expected a number of pixels")
     if height % multiple or width % multiple:
         raise CheckpointError(f"got size {height} × {width}, expected multiples of ensure_multiple_of, {multiple}")
     normalize = config.get("do_normalize", True)
@@ -141,13 +144,17 @@ def _resolve_depth(config: dict[str, Any]) -> Preprocessing:
 def _check_supported(config: dict[str, Any]) -> None:
     processor = config.get("image_processor_type", config.get("feature_extractor_type", "CLIPImageProcessor"))
     if not isinstance(processor, str) or processor not in PROCESSORS:
-        raise CheckpointError(f"got image processor {processor}, expected one of {', '.join(sorted(PROCESSORS))}")
+        raise CheckpointError(
+            f"got image processor {quote(processor)}, expected one of {', '.join(sorted(PROCESSORS))}"
+        )
     if not config.get("do_resize", True):
         raise CheckpointError("do_resize is false, expected true: the classifier has inputs of one size")
     if config.get("do_pad"):
         raise CheckpointError("do_pad is true, expected false: CLIP crops and does not pad")
     if _filter(config.get("resample", "bicubic")) != "bicubic":
-        raise CheckpointError(f"got resample {config['resample']!r}, expected {FILTERS.index('bicubic')} (bicubic)")
+        raise CheckpointError(
+            f"got resample {quote(config['resample'])}, expected {FILTERS.index('bicubic')} (bicubic)"
+        )
 
 
 def _filter(resample: object) -> PillowFilter:
@@ -159,7 +166,7 @@ def _filter(resample: object) -> PillowFilter:
         if name == each:
             return each
     raise CheckpointError(
-        f"got resample {resample!r}, expected a number below {len(FILTERS)}, one of Pillow's, or a name: "
+        f"got resample {quote(resample)}, expected a number below {len(FILTERS)}, one of Pillow's, or a name: "
         f"{', '.join(FILTERS)}"
     )
 
@@ -181,14 +188,14 @@ def _edges(key: str, size: object) -> tuple[int, int]:
     else:
         edges = size, size
     if not all(isinstance(edge, int) and not isinstance(edge, bool) and edge > 0 for edge in edges):
-        raise CheckpointError(f"got {key} {size!r}, expected a number of pixels, or height and width")
+        raise CheckpointError(f"got {key} {quote(size)}, expected a number of pixels, or height and width")
     return edges
 
 
 def _channels(key: str, values: Any) -> tuple[float, float, float]:
     least = _SMALLEST_FACTOR if key == "image_std" else -_MAX_FACTOR
     if not isinstance(values, list | tuple) or len(values) != 3 or not all(_is_factor(each, least) for each in values):
-        raise CheckpointError(f"got {key} {values!r}, expected three numbers of {least:g} to {_MAX_FACTOR:g}")
+        raise CheckpointError(f"got {key} {quote(values)}, expected three numbers of {least:g} to {_MAX_FACTOR:g}")
     red, green, blue = map(float, values)
     return red, green, blue
 
@@ -197,8 +204,8 @@ def _rescale_factor(config: dict[str, Any]) -> float:
     factor = config.get("rescale_factor", 1 / 255)
     if not _is_factor(factor, _SMALLEST_FACTOR):
         raise CheckpointError(
-            f"got rescale_factor {factor!r}, expected a number of {_SMALLEST_FACTOR:g} to {_MAX_FACTOR:g}, such as "
-            f"{1 / 255:g}"
+            f"got rescale_factor {quote(factor)}, expected a number of {_SMALLEST_FACTOR:g} to {_MAX_FACTOR:g}, such "
+            f"as {1 / 255:g}"
         )
     return float(factor)
 

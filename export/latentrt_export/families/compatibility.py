@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError
 
 __all__ = ["VAE_CLASSES", "Vae", "check_components", "find_text_width", "read_vae"]
@@ -54,8 +55,8 @@ def read_vae(config: Mapping[str, Any], class_name: str, name: str = "vae") -> V
     """
     if class_name not in VAE_CLASSES:
         raise CheckpointError(
-            f"{name}: got the class {class_name}, expected one of {', '.join(VAE_CLASSES)}; pass another autoencoder "
-            "as `vae`"
+            f"{name}: got the class {quote(class_name)}, expected one of {', '.join(VAE_CLASSES)}; pass another "
+            "autoencoder as `vae`"
         )
     if class_name == "AutoencoderKL":
         levels = {"block_out_channels": config.get("block_out_channels", (64,))}
@@ -70,8 +71,8 @@ def read_vae(config: Mapping[str, Any], class_name: str, name: str = "vae") -> V
         scale = config.get("scaling_factor", 1.0)
         if (factor := config.get("upsampling_scaling_factor", 2)) != 2:
             raise CheckpointError(
-                f"{name}: its configuration has upsampling_scaling_factor {factor!r}, expected 2, by which its encoder "
-                "downscales each level"
+                f"{name}: its configuration has upsampling_scaling_factor {quote(factor)}, expected 2, by which its "
+                "encoder downscales each level"
             )
     counts = {key: len(channels) for key, channels in levels.items()}
     if len({*counts.values()}) > 1:
@@ -128,8 +129,8 @@ def _find_attention_width(unet: Mapping[str, Any]) -> int:
     down, up = unet.get("down_block_types", _DOWN_BLOCKS), unet.get("up_block_types", _UP_BLOCKS)
     if not isinstance(widths, Sequence) or len(widths) != len(down):
         raise CheckpointError(
-            f"unet: its configuration has cross_attention_dim {widths!r}, expected a number or one for each of its "
-            f"{len(down)} down_block_types"
+            f"unet: its configuration has cross_attention_dim {quote(widths)}, expected a number or one for each of "
+            f"its {len(down)} down_block_types"
         )
     if len(up) != len(down):
         raise CheckpointError(
@@ -140,8 +141,8 @@ def _find_attention_width(unet: Mapping[str, Any]) -> int:
     used = {width for block, width in blocks if "CrossAttn" in block}
     if len(used) > 1:
         raise CheckpointError(
-            f"unet: its configuration has cross_attention_dim {widths!r}, expected the same number for all blocks with "
-            "cross-attention, which attend to the same text embeddings"
+            f"unet: its configuration has cross_attention_dim {quote(widths)}, expected the same number for all blocks "
+            "with cross-attention, which attend to the same text embeddings"
         )
     width: int = used.pop() if used else widths[-1]
     return width
@@ -183,8 +184,8 @@ def check_components(
         if pair.second[2] != pair.expected:
             (one, key, value), (other, other_key, other_value) = pair.first, pair.second
             raise CheckpointError(
-                f"{one} and {other} do not belong together: {one} has {key} {value!r} and {other} has {other_key} "
-                f"{other_value!r}, expected {pair.expected!r} ({pair.reason}); take both from the same checkpoint"
+                f"{one} and {other} do not belong together: {one} has {key} {quote(value)} and {other} has {other_key} "
+                f"{quote(other_value)}, expected {pair.expected!r} ({pair.reason}); take both from the same checkpoint"
             )
 
 

@@ -17,6 +17,7 @@ from latentrt.bundle.manifest import (
     Limits,
     Preprocessing,
 )
+from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.samplers import SAMPLERS
 from latentrt.sampling.training_noise import training_alphas
@@ -337,7 +338,7 @@ def _check_configurations(
         for key in ("class_embed_type", "num_class_embeds"):
             if unet.get(key) is not None:
                 raise CheckpointError(
-                    f"unet: its configuration has {key} {unet[key]!r}, expected none for a "
+                    f"unet: its configuration has {key} {quote(unet[key])}, expected none for a "
                     f"{checkpoint.pipeline_class}, which gives no class labels; is model_index.json this unet's?"
                 )
     _check_guidance(checkpoint.pipeline_class, unet, distilled=_is_distilled(unet, tasks))
@@ -358,7 +359,7 @@ def _check_guidance(pipeline_class: str, unet: Mapping[str, Any], *, distilled: 
         )
     if distilled and pipeline_class not in _EMBED_GUIDANCE:
         raise CheckpointError(
-            f"unet: its configuration has time_cond_proj_dim {unet['time_cond_proj_dim']!r}, expected none for a "
+            f"unet: its configuration has time_cond_proj_dim {quote(unet['time_cond_proj_dim'])}, expected none for a "
             f"{pipeline_class}, which does not give the guidance scale to the unet"
         )
 
@@ -495,8 +496,8 @@ def _check_image_encoder(
     check_crop(read_preprocessor_config(folder / "preprocessor_config.json"), encoder.get("image_size", 224), folder)
     if noised and unet.get("class_embed_type") != "projection":
         raise CheckpointError(
-            f"unet: its configuration has class_embed_type {unet.get('class_embed_type')!r}, expected 'projection' "
-            f"for a {checkpoint.pipeline_class}"
+            f"unet: its configuration has class_embed_type {quote(unet.get('class_embed_type'))}, expected "
+            f"'projection' for a {checkpoint.pipeline_class}"
         )
 
 
@@ -514,8 +515,8 @@ def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], vae: Vae) -> tuple
     tasks = _TASKS[pipeline_class]
     if in_channels not in tasks:
         raise CheckpointError(
-            f"unet: its configuration has in_channels {in_channels!r}, expected {' or '.join(map(str, tasks))} for a "
-            f"{pipeline_class}"
+            f"unet: its configuration has in_channels {quote(in_channels)}, expected {' or '.join(map(str, tasks))} "
+            f"for a {pipeline_class}"
         )
     found = tasks[in_channels]
     if vae.inpaints or "inpainting" not in found:
@@ -535,13 +536,13 @@ def _check_latent_upscaler(checkpoint: Checkpoint, unet: Mapping[str, Any], text
     width = NOISE_LEVEL_WIDTH + (text or {}).get("hidden_size", 512)
     if unet.get("time_cond_proj_dim") != width:
         raise CheckpointError(
-            f"unet: its configuration has time_cond_proj_dim {unet.get('time_cond_proj_dim')!r}, expected {width}: "
-            f"{NOISE_LEVEL_WIDTH} for the noise level, the rest for the text encoder's pooled output"
+            f"unet: its configuration has time_cond_proj_dim {quote(unet.get('time_cond_proj_dim'))}, expected "
+            f"{width}: {NOISE_LEVEL_WIDTH} for the noise level, the rest for the text encoder's pooled output"
         )
     predicts = checkpoint.scheduler_config.get("prediction_type", "epsilon")
     if predicts not in ("sample", "original_sample"):
         raise CheckpointError(
-            f"scheduler: its configuration has prediction_type {predicts!r}, expected 'original_sample', which "
+            f"scheduler: its configuration has prediction_type {quote(predicts)}, expected 'original_sample', which "
             "diffusers' pipeline computes from a latent upscaler's output; set it in scheduler/scheduler_config.json"
         )
 
@@ -585,7 +586,7 @@ def _find_size_changes(unet: Mapping[str, Any], tasks: tuple[str, ...]) -> tuple
     release = re.match(r"v?(\d+)(?:\.(\d+))?", version.strip()) if isinstance(version, str) else None
     if release is None:
         raise CheckpointError(
-            f"unet: its configuration has _diffusers_version {version!r}, expected a version such as 0.42.1, as "
+            f"unet: its configuration has _diffusers_version {quote(version)}, expected a version such as 0.42.1, as "
             "in diffusers"
         )
     if (int(release[1]), int(release[2] or 0)) >= _OLD_SIZE_BEFORE:
@@ -602,7 +603,8 @@ def _read_size(unet: Mapping[str, Any], default: int | None) -> tuple[int, int]:
             return height, width
         case found:
             raise CheckpointError(
-                f"unet: its configuration has sample_size {found!r}, expected the side of the latents it was trained at"
+                f"unet: its configuration has sample_size {quote(found)}, expected the side of the latents it was "
+                "trained at"
             )
 
 
@@ -649,7 +651,7 @@ def _read_max_noise_level(checkpoint: Checkpoint, unet: Mapping[str, Any], space
     level, labels = index.get("max_noise_level", 350), unet.get("num_class_embeds") or 0
     if not isinstance(level, int) or not 0 <= level < min(trained, labels):
         raise CheckpointError(
-            f"model_index.json has max_noise_level {level!r}, expected a number below {min(trained, labels)}: the "
+            f"model_index.json has max_noise_level {quote(level)}, expected a number below {min(trained, labels)}: the "
             f"{LOW_RES_SCHEDULER} has {trained} timesteps and the unet {labels} class labels"
         )
     return level

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from latentrt.bundle.manifest import PartName, TokenMerging
+from latentrt.bundle.printable import quote
 from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.weights import load_pretrained
@@ -86,8 +87,8 @@ class UNet(ComponentModule):
         for key in cls.unset:
             if getattr(model.config, key, None) is not None:
                 raise CheckpointError(
-                    f"unet: its configuration has {key} {getattr(model.config, key)!r}, expected none; such a model is "
-                    "not supported"
+                    f"unet: its configuration has {key} {quote(getattr(model.config, key))}, expected none; such a "
+                    "model is not supported"
                 )
         for key, supported in (
             ("class_embed_type", _CLASS_EMBEDDINGS),
@@ -95,7 +96,8 @@ class UNet(ComponentModule):
         ):
             if (found := model.config[key]) not in supported:
                 raise CheckpointError(
-                    f"unet: its configuration has {key} {found!r}, expected one of {', '.join(map(repr, supported))}"
+                    f"unet: its configuration has {key} {quote(found)}, expected one of "
+                    f"{', '.join(map(repr, supported))}"
                 )
         return cls(model)
 

@@ -62,7 +62,7 @@ def test_an_unsupported_pipeline_class(folder: Path, pipeline: object) -> None:
     write_json(folder / "model_index.json", {**model_index("sd1", with_safety=True), "_class_name": pipeline})
     with pytest.raises(CheckpointError) as refusal:
         open_skeleton(folder)
-    assert f"{pipeline}, expected one of StableDiffusionPipeline" in str(refusal.value)
+    assert f"{pipeline!r}, expected one of StableDiffusionPipeline" in str(refusal.value)
 
 
 # A class whose folders differ, as a family would declare it.

@@ -355,3 +355,34 @@ def test_a_value_of_another_type_is_refused_by_its_key(tmp_path: Path, file: str
             with pytest.raises(CheckpointError, match=f"{file.partition('/')[0]}: its configuration has {key}"):
                 plan_export(open_checkpoint(folder, pipelines=PIPELINES))
             (folder / file).write_text(original)
+
+
+KEYS_OF_FILES = {
+    "model_index.json": ("_class_name", "unet", "vae", "text_encoder", "scheduler", "feature_extractor"),
+    "unet/config.json": (*CONFIG_KEYS["UNet2DConditionModel"], "_diffusers_version"),
+    "vae/config.json": tuple(CONFIG_KEYS["AutoencoderKL"]),
+    "text_encoder/config.json": (*CONFIG_KEYS["CLIPTextModel"], "model_type"),
+    "safety_checker/config.json": (*CONFIG_KEYS["StableDiffusionSafetyChecker"], "model_type"),
+    "feature_extractor/preprocessor_config.json": (
+        *("size", "crop_size", "resample", "image_mean", "image_std", "rescale_factor"),
+        *("image_processor_type", "feature_extractor_type"),
+    ),
+}
+
+
+@pytest.mark.parametrize("file", KEYS_OF_FILES)
+def test_a_message_does_not_repeat_a_long_value(tmp_path: Path, file: str) -> None:
+    folder = write_skeleton(tmp_path)
+    original = (folder / file).read_text()
+    refusals = 0
+    long = "x" * 100_000
+    for key in KEYS_OF_FILES[file]:
+        for value in ([long], long, ["diffusers", long])[: 3 if file == "model_index.json" else 1]:
+            change_json(folder / file, **{key: value})
+            try:
+                messages: list[str] = list(plan_export(open_checkpoint(folder, pipelines=PIPELINES)).warnings)
+            except CheckpointError as error:
+                messages, refusals = [str(error)], refusals + 1
+            assert all(len(message) < 2000 for message in messages), key
+            (folder / file).write_text(original)
+    assert refusals >= 5

@@ -119,7 +119,7 @@ def test_an_encoders_width_is_that_of_transformers_by_default(
         ),
         (VARIATION, {"encoder": {"image_size": "224"}}, "image_encoder: its configuration has image_size '224'"),
         (UNCLIP, {"encoder": {"image_size": None}}, "image_encoder: its configuration has image_size None"),
-        (VARIATION, {"preprocessor": {"feature_extractor_type": "ViTFeatureExtractor"}}, "image processor ViTFeature"),
+        (VARIATION, {"preprocessor": {"feature_extractor_type": "ViTFeatureExtractor"}}, "image processor 'ViTFeature"),
         (UNCLIP, {"noising": {"beta_schedule": "unknown"}}, "image_noising_scheduler"),
     ],
 )

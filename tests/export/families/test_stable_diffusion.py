@@ -218,7 +218,7 @@ def test_the_latents_follow_from_the_autoencoders_class(
 @pytest.mark.parametrize(
     ("class_name", "config", "fragment"),
     [
-        ("ConsistencyDecoderVAE", {}, "class ConsistencyDecoderVAE, expected one of AutoencoderKL, .*`vae`"),
+        ("ConsistencyDecoderVAE", {}, "class 'ConsistencyDecoderVAE', expected one of AutoencoderKL, .*`vae`"),
         ("AutoencoderTiny", {"upsampling_scaling_factor": 4}, "upsampling_scaling_factor 4, expected 2"),
         ("AutoencoderTiny", {"decoder_block_out_channels": [8]}, "4 encoder_block_out_channels and 1 decoder_block"),
         ("AsymmetricAutoencoderKL", {"up_block_out_channels": [8, 8]}, "1 down_block_out_channels and 2 up_block"),

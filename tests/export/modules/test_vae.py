@@ -78,7 +78,7 @@ def test_a_bundle_without_one_refuses_the_option(sd1: Exported) -> None:
 def test_a_preview_decoders_class_is_checked(sd1: Exported, tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a tiny autoencoder; expected its folder"):
         open_skeleton(sd1.checkpoint, given=GivenComponents(preview_decoder=tmp_path))
-    with pytest.raises(CheckpointError, match="AutoencoderKL, expected AutoencoderTiny"):
+    with pytest.raises(CheckpointError, match="'AutoencoderKL', expected AutoencoderTiny"):
         open_skeleton(sd1.checkpoint, given=GivenComponents(preview_decoder=sd1.checkpoint / "vae"))
     found = open_skeleton(sd1.checkpoint, given=GivenComponents(preview_decoder=tiny))
     assert found.weights["preview_decoder"].root == tiny
