@@ -177,6 +177,11 @@ def open_checkpoint(
         for part, stem in pipeline.components.items()
         if part != "vae" or given.vae is None
     }
+    for part in (each for each in weights if index.get(each) == [None, None]):
+        raise CheckpointError(
+            f"{folder / 'model_index.json'} has {part}: [null, null], and a {index['_class_name']} cannot do without; "
+            "name its library and class"
+        )
     named = {part: _class_of(index, part) for part in weights}
     classes = {part: class_name for part, class_name in named.items() if class_name is not None}
     if given.vae is not None:
@@ -298,11 +303,16 @@ def _has_safety_checker(folder: Path, index: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint has a classifier of its own.
 
     Raises:
-        CheckpointError: its class, or that of its preprocessing, is not supported.
+        CheckpointError: it is missing, or its class, or that of its preprocessing, is not supported.
     """
     class_name = _class_of(index, "safety_checker")
-    if class_name is None or not (folder / "safety_checker").is_dir():
+    if class_name is None:
         return False
+    if not (folder / "safety_checker").is_dir():
+        raise CheckpointError(
+            f"{folder / 'safety_checker'} is missing, which model_index.json names; download it again, pass another as "
+            "`safety_checker`, or set safety_checker to [null, null] there"
+        )
     if class_name != _SAFETY_CHECKER:
         raise CheckpointError(
             f"{folder} has the safety checker {quote(class_name)}, expected {_SAFETY_CHECKER}; use another: "

@@ -13,11 +13,17 @@ from typing import Any
 
 from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, NESTED_CONFIGS, NoEffect
+from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, NESTED_CONFIGS, NoEffect, drop_keys_left_to_default
 from latentrt_export.checkpoints.json_file import read_object
 
 __all__ = ["make_library_config", "read_component_config"]
 
+_TRANSFORMERS_CLASSES = {
+    "CLIPTextModel",
+    "CLIPVisionModelWithProjection",
+    "DPTForDepthEstimation",
+    "StableDiffusionSafetyChecker",
+}
 # The key of an encoder's configuration in that of a whole CLIP.
 _KEY_IN_CLIP = {"CLIPTextModel": "text_config", "CLIPVisionModelWithProjection": "vision_config"}
 
@@ -30,12 +36,14 @@ def read_component_config(folder: Path, class_name: str | None) -> dict[str, Any
         class_name: its class; None for an autoencoder, whose class is not known yet.
 
     Returns:
-        The keys of the file; absent ones have the defaults of diffusers and transformers.
+        The keys of the file that its library follows; absent ones have the defaults of diffusers and transformers.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing or damaged, or has a list of defaults that is none.
     """
     config = read_object(folder / "config.json")
+    if class_name not in _TRANSFORMERS_CLASSES:
+        config = drop_keys_left_to_default(folder.name, config)
     key = None if class_name is None else _KEY_IN_CLIP.get(class_name)
     if key is None or key not in config:
         return config

@@ -29,6 +29,7 @@ __all__ = [
     "check_keys",
     "check_kind",
     "check_scheduler_keys",
+    "drop_keys_left_to_default",
 ]
 
 
@@ -587,12 +588,7 @@ def check_scheduler_keys(name: str, config: Mapping[str, Any]) -> Iterator[str]:
         CheckpointError: a value cannot be stored in a manifest.
     """
     known = {key for sampler in SAMPLERS.values() for key in sampler.__dataclass_fields__} | _OLD_SCHEDULER_KEYS
-    left_to_default = config.get("_use_default_values") or []
-    if not isinstance(left_to_default, list) or not all(map(_is_name, left_to_default)):
-        raise CheckpointError(
-            f"{name}: its configuration has _use_default_values {quote(left_to_default)}, expected a list of keys; "
-            "delete it"
-        )
+    drop_keys_left_to_default(name, config)
     if _find_json_problem(config) is not None:
         problems = ((key, _find_json_problem({key: value})) for key, value in config.items())
         key, problem = next((key, problem) for key, problem in problems if problem is not None)
@@ -601,6 +597,23 @@ def check_scheduler_keys(name: str, config: Mapping[str, Any]) -> Iterator[str]:
         )
     unknown = [key for key in config if key not in known and not key.startswith("_")]
     yield from _warn_about_unknown(name, unknown, "no scheduler has")
+
+
+def drop_keys_left_to_default(component: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration of a diffusers class without the keys that `_use_default_values` leaves to its defaults.
+
+    diffusers adds that list to the configuration of an object, and follows it in a file (`extract_init_dict`).
+
+    Raises:
+        CheckpointError: it is not a list of keys.
+    """
+    dropped = config.get("_use_default_values") or []
+    if not isinstance(dropped, list) or not all(map(_is_name, dropped)):
+        raise CheckpointError(
+            f"{component}: its configuration has _use_default_values {quote(dropped)}, expected a list of keys; "
+            "delete it"
+        )
+    return {key: value for key, value in config.items() if key not in dropped}
 
 
 def _find_json_problem(config: Mapping[str, Any]) -> str | None:

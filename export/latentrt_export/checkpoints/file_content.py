@@ -72,14 +72,15 @@ def explain_content(path: Path) -> str | None:
     return _EXPLANATIONS.get(content)
 
 
-def make_pickle_error(old: Sequence[Path], new: Path) -> CheckpointError:
-    """Return the error for pickles without safetensors, with a command that converts them.
+def make_pickle_error(old: Sequence[Path], new: Path, reason: str = "and there are no safetensors") -> CheckpointError:
+    """Return the error for pickles that would have to be opened, with a command that converts them.
 
     Args:
         old: the pickle, or its shards.
         new: the safetensors file that the command writes.
+        reason: why it would have to be opened.
     """
-    return CheckpointError(f"{old[0]} is a pickle and there are no safetensors; {_advise(old, new)}")
+    return CheckpointError(f"{old[0]} is a pickle {reason}; {_advise(old, new)}")
 
 
 def _advise(old: Sequence[Path], new: Path) -> str:

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError, ExportError
 from latentrt_export.checkpoints.checkpoint_files import check_folders
 from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, find_content, make_pickle_error
@@ -245,8 +246,11 @@ def _find_problem(shapes: Mapping[str, tuple[int, ...]], with_vae: bool) -> str 
     if _FIRST_CONVOLUTION not in shapes:
         if _any(shapes, "first_stage_model.") or _any(shapes, "encoder.down."):
             return "looks like an autoencoder alone"
-        return f"looks like something else (its first tensor is {next(iter(shapes), None)})"
-    channels = shapes[_FIRST_CONVOLUTION][1]
+        return f"looks like something else (its first tensor is {quote(next(iter(shapes), None))})"
+    convolution = shapes[_FIRST_CONVOLUTION]
+    if len(convolution) != 4:
+        return f"has the shape {quote(list(convolution))} of its first convolution, expected four sides"
+    channels = convolution[1]
     if channels == _DEPTH_CHANNELS:
         estimator = "is stored in MiDaS' layout" if _any(shapes, "depth_model.") else "is not in the file"
         return (

@@ -28,6 +28,7 @@ from latentrt.text.byte_pairs import BytePairEncoder
 from latentrt.text.tokenizer import Tokenizer
 from latentrt.text.tokenizer_json import MAX_BYTES, read_tokenizer_json
 from latentrt_export.checkpoints.checkpoint_files import make_read_error, read_small_file
+from latentrt_export.checkpoints.component_config import read_component_config
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.tokenizer_settings import read_tokenizer_settings
 
@@ -115,7 +116,7 @@ def read_length(checkpoint: Path, name: str = "tokenizer", encoder: str = "text_
 
 def _read_size(folder: Path, key: str, default: int) -> int:
     """Return a number of a text encoder's configuration."""
-    size = read_object(folder / "config.json").get(key, default)
+    size = read_component_config(folder, "CLIPTextModel").get(key, default)
     if type(size) is not int or size < 1:
         raise CheckpointError(f"{folder / 'config.json'} has {key} {size!r:.40}, expected a number such as {default}")
     return size

@@ -82,7 +82,7 @@ def find_weights(root: Path, folder: Path, stem: str, preferred: str | None) -> 
 
     Raises:
         CheckpointError: there are no weights, a shard is missing, or a file is truncated, damaged, or has weights of a
-            dtype that cannot be read.
+            dtype that cannot be read; or the first choice is a pickle, which diffusers would load.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing; the checkpoint is incomplete, download it again")
@@ -92,8 +92,17 @@ def find_weights(root: Path, folder: Path, stem: str, preferred: str | None) -> 
             f"{folder} has {_ADAPTER_CONFIG}, of an adapter, expected a model of its own; merge the adapter into the "
             "model with peft (merge_and_unload), or delete the file"
         )
+    pickles: list[Path] = []
     for variant in (preferred, None) if preferred else (None, "fp16"):
         files = _list_files(folder, stem, variant)
+        if files and pickles:
+            wish = "pass no `variant`" if preferred else f"pass `variant` {variant!r}"
+            raise make_pickle_error(
+                pickles,
+                folder / f"{stem}{f'.{preferred}' if preferred else ''}.safetensors",
+                f"that diffusers loads, and not {files[0].name}; for the weights of that, {wish}",
+            )
+        pickles = pickles or _list_own_pickles(folder, stem, variant)
         for file in files:
             if not file.is_file():
                 raise CheckpointError(
@@ -168,6 +177,13 @@ def _list_pickles(folder: Path, names: Sequence[str]) -> list[Path]:
         return []
     shard = _SHARD.fullmatch(Path(found[0]).stem)
     return [folder / name for name in found if name == found[0] or (shard and _SHARD.fullmatch(Path(name).stem))]
+
+
+def _list_own_pickles(folder: Path, stem: str, variant: str | None) -> list[Path]:
+    """Return the pickle that the component's library would load, or all its shards; [] if there is none."""
+    own = f"pytorch_{stem}" if stem == _TRANSFORMERS_STEM else stem
+    name = re.compile(re.escape(f"{own}.{variant}" if variant else own) + r"(-\d+-of-\d+)?\.bin")
+    return sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
 
 
 def read_header_of(file: Path) -> Header:

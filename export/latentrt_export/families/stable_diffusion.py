@@ -23,7 +23,12 @@ from latentrt.sampling.samplers import SAMPLERS
 from latentrt.sampling.training_noise import training_alphas
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass, find_own_folder
 from latentrt_export.checkpoints.component_config import read_component_config
-from latentrt_export.checkpoints.config_keys import check_keys, check_kind, check_scheduler_keys
+from latentrt_export.checkpoints.config_keys import (
+    check_keys,
+    check_kind,
+    check_scheduler_keys,
+    drop_keys_left_to_default,
+)
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import (
     DEPTH_PROCESSORS,
@@ -561,10 +566,9 @@ def _find_scheduler_changes(checkpoint: Checkpoint, tasks: tuple[str, ...]) -> t
     if checkpoint.pipeline_class in _LATENT_CONSISTENCY_CLASSES:
         return ()
     config = checkpoint.scheduler_config
-    left_to_default = config.get("_use_default_values") or ()
     sampler = next((each for each in SAMPLERS.values() if each.class_name == checkpoint.scheduler_class), None)
     defaults = {} if sampler is None else {key: each.default for key, each in sampler.__dataclass_fields__.items()}
-    values = {**defaults, **{key: value for key, value in config.items() if key not in left_to_default}}
+    values = {**defaults, **drop_keys_left_to_default("scheduler", config)}
     changes = []
     for change in (_STEPS_OFFSET, _CLIP_SAMPLE, _SKIP_PRK_STEPS):
         changed = tuple(task for task in tasks if change in _SCHEDULER_CHANGES.get(task, ()))

@@ -81,7 +81,8 @@ def as_class(folder: Path, pipeline: str, **entries: list[str]) -> None:
 
 
 def test_the_class_decides_which_components_are_read(folder: Path) -> None:
-    as_class(folder, "StableDiffusionImageVariationPipeline")
+    encoder = ["transformers", "CLIPVisionModelWithProjection"]
+    as_class(folder, "StableDiffusionImageVariationPipeline", image_encoder=encoder)
     with pytest.raises(CheckpointError, match="image_encoder is missing"):
         open_checkpoint(folder, pipelines=VARIATIONS)
     write_json(folder / "image_encoder" / "config.json", {})
@@ -174,6 +175,24 @@ def test_no_safety_checker(tmp_path: Path) -> None:
 def test_a_safety_checker_that_the_index_disables(folder: Path) -> None:
     write_json(folder / "model_index.json", model_index("sd1", with_safety=False))
     assert "safety_checker" not in open_skeleton(folder).weights
+
+
+def test_a_component_that_the_index_names_but_the_folder_lacks(folder: Path, tmp_path: Path) -> None:
+    """As in diffusers; the images would not be checked."""
+    other = write_skeleton(tmp_path / "other")
+    shutil.rmtree(folder / "safety_checker")
+    with pytest.raises(CheckpointError, match=r"safety_checker is missing, which model_index.json names; .*null, null"):
+        open_skeleton(folder)
+    found = open_skeleton(folder, given=GivenComponents(safety_checker=other))
+    assert found.weights["safety_checker"].root == other
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_component_that_the_index_disables(folder: Path, part: str) -> None:
+    index = model_index("sd1", with_safety=True)
+    write_json(folder / "model_index.json", {**index, part: [None, None]})
+    with pytest.raises(CheckpointError, match=rf"has {part}: \[null, null\], and a StableDiffusionPipeline cannot do"):
+        open_skeleton(folder)
 
 
 def test_another_checkpoints_safety_checker(folder: Path, tmp_path: Path) -> None:

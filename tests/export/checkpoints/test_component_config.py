@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPTextModel, CLIPVisionModelWithProjection, DPTForDepthEstimation
 
@@ -73,6 +73,26 @@ def test_an_encoder_in_the_configuration_of_a_whole_clip(tmp_path: Path, name: s
     write_json(tmp_path / "config.json", {key: [1]})
     with pytest.raises(CheckpointError, match=rf"has {key} \[1\], expected an object"):
         read_component_config(tmp_path, name)
+
+
+def test_keys_left_to_the_defaults_of_diffusers(tmp_path: Path) -> None:
+    """As diffusers reads them from a file; transformers has no such list."""
+    vae = AutoencoderKL(sample_size=64, scaling_factor=0.5)
+    vae.save_config(tmp_path)
+    change_json(tmp_path / "config.json", _use_default_values=["scaling_factor"])
+    expected = AutoencoderKL.from_config(AutoencoderKL.load_config(tmp_path)).config
+    assert (expected["scaling_factor"], expected["sample_size"]) == (0.18215, 64)
+    found = read_component_config(tmp_path, None)
+    assert "scaling_factor" not in found
+    assert found["sample_size"] == 64
+    assert read_component_config(tmp_path, "CLIPTextModel")["scaling_factor"] == 0.5
+
+    folder = write_skeleton(tmp_path / "model")
+    for file in ("unet/config.json", "vae/config.json"):
+        change_json(folder / file, _use_default_values="scaling_factor")
+        with pytest.raises(CheckpointError, match="has _use_default_values 'scaling_factor', expected a list of keys"):
+            plan_export(open_checkpoint(folder, pipelines=PIPELINES))
+        change_json(folder / file, _use_default_values=[])
 
 
 def test_an_empty_key_hides_nothing(tmp_path: Path) -> None:

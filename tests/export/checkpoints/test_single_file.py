@@ -233,6 +233,9 @@ FOUR = {STEM: (1, 4, 3, 3)}
         ({"model.diffusion_model.double_blocks.0.x": (1,)}, "looks like Flux"),
         ({STEM: (1, 6, 3, 3)}, "has 6 input channels"),
         ({STEM: (1, 7, 3, 3)}, "has 7 input channels"),
+        ({STEM: ()}, r"has the shape \[\] of its first convolution, expected four sides"),
+        ({STEM: (4,)}, r"has the shape \[4\] of its first convolution, expected four sides"),
+        ({STEM: (320, 4)}, r"has the shape \[320, 4\] of its first convolution, expected four sides"),
         ({STEM: (1, 5, 3, 3)}, r"depth-to-image .*5 input channels.*estimator is not in the file.*Depth2ImgPipeline.*"),
         ({STEM: (1, 5, 3, 3), "depth_model.model.x": (1,)}, r"depth estimator is stored in MiDaS' layout.*"),
         (FOUR | {f"{UNET}label_emb.0.0.weight": (1,)}, r"class-conditioned model \(unCLIP, or an upscaler\)"),
@@ -245,7 +248,7 @@ FOUR = {STEM: (1, 4, 3, 3)}
         ({"encoder.down.0.block.0.conv1.weight": (1,)}, "looks like an autoencoder alone"),
         ({"down_blocks.0.resnets.0.conv1.weight": (1,)}, "a component in diffusers' layout, .* folder.*"),
         ({"emb_params": (1,)}, "looks like a textual inversion"),
-        ({"weight": (1,)}, r"something else \(its first tensor is weight\)"),
+        ({"weight": (1,)}, r"something else \(its first tensor is 'weight'\)"),
     ],
 )
 def test_another_kind_of_file(shapes: dict[str, tuple[int, ...]], message: str, tmp_path: Path) -> None:
@@ -275,7 +278,7 @@ def test_eight_bit_weights_are_those_of_diffusers(
 
 def test_weights_of_integers(tmp_path: Path) -> None:
     names = (STEM, "cond_stage_model.transformer.weight", "first_stage_model.weight")
-    save_file({name: torch.zeros(1, 4, dtype=torch.int8) for name in names}, tmp_path / "eight.safetensors")
+    save_file({name: torch.zeros(1, 4, 3, 3, dtype=torch.int8) for name in names}, tmp_path / "eight.safetensors")
     with pytest.raises(CheckpointError, match="as I8, expected one of F64"):
         detect(tmp_path / "eight.safetensors")
 

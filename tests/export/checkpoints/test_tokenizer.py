@@ -122,6 +122,15 @@ def test_a_text_encoder_of_no_size(checkpoint: Path, key: str, value: Any) -> No
     assert f"{key} {value!r}" in refusal(checkpoint)
 
 
+def test_an_encoder_in_the_configuration_of_a_whole_clip(checkpoint: Path) -> None:
+    """The numbers are those of the encoder, as in transformers."""
+    path = checkpoint / "text_encoder" / "config.json"
+    encoder = json.loads(path.read_text())
+    change(path, vocab_size=7, max_position_embeddings=7, text_config=encoder | {"max_position_embeddings": 248})
+    change(checkpoint / "tokenizer" / "tokenizer_config.json", model_max_length=248)
+    assert export(checkpoint).length == 248
+
+
 @pytest.mark.parametrize("name", ["BertTokenizer", "XLMRobertaTokenizer", "T5TokenizerFast", "Mine", ["CLIPTokenizer"]])
 @pytest.mark.parametrize("place", ["model_index.json", "tokenizer/tokenizer_config.json"])
 def test_another_class_is_refused_by_its_name(checkpoint: Path, place: str, name: Any) -> None:

@@ -323,11 +323,35 @@ def test_the_trap_works(tmp_path: Path) -> None:
 
 def test_a_pickle_beside_safetensors_is_ignored(folder: Path, tmp_path: Path) -> None:
     for part in ("text_encoder", "unet", "vae", "safety_checker"):
-        set_trap(folder / part / "pytorch_model.bin", tmp_path / "sprung")
-    write_weights(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
-    (folder / "unet" / UNET).unlink()
-    assert variants(folder)["unet"] == "fp16", "half weights in safetensors come before a pickle"
+        for name in ("pytorch_model.bin", "diffusion_pytorch_model.bin"):
+            set_trap(folder / part / name, tmp_path / "sprung")
+    assert set(variants(folder).values()) == {None}
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["{}.bin", "{}-00001-of-00002.bin"])
+@pytest.mark.parametrize(
+    ("part", "stem", "library_stem"),
+    [
+        ("unet", "diffusion_pytorch_model", "diffusion_pytorch_model"),
+        ("text_encoder", "model", "pytorch_model"),
+    ],
+)
+def test_a_pickle_that_diffusers_would_load_is_not_passed_over(
+    folder: Path, part: str, stem: str, library_stem: str, name: str
+) -> None:
+    """Of the plain weights before half ones, and of a variant before the plain ones."""
+    plain, half = folder / part / f"{stem}.safetensors", folder / part / f"{stem}.fp16.safetensors"
+    plain.rename(half)
+    (folder / part / name.format(library_stem)).write_bytes(b"of other weights")
+    with pytest.raises(CheckpointError, match=rf"not {half.name}; for the weights of that, pass `variant` 'fp16'"):
+        variants(folder)
+    assert variants(folder, "fp16")[part] == "fp16"
+    half.rename(plain)
+    assert variants(folder)[part] is None
+    (folder / part / name.format(f"{library_stem}.fp16")).write_bytes(b"of other weights")
+    with pytest.raises(CheckpointError, match=rf"not {plain.name}; for the weights of that, pass no `variant`"):
+        variants(folder, "fp16")
 
 
 def test_the_suggested_conversion_is_of_the_library(tmp_path: Path) -> None:
