@@ -269,7 +269,7 @@ def test_a_pipeline_near_a_supported_one_is_refused_by_the_export(
     checkpoint: Path, tmp_path: Path, worker: FakeWorker
 ) -> None:
     change_json(checkpoint / "model_index.json", _class_name="AltDiffusionPipeline")
-    with pytest.raises(CheckpointError, match="AltDiffusionPipeline, whose text encoder is XLM-RoBERTa"):
+    with pytest.raises(CheckpointError, match="'AltDiffusionPipeline', whose text encoder is XLM-RoBERTa"):
         export(checkpoint, tmp_path / "bundle")
 
 

@@ -36,8 +36,8 @@ def plan(
 ) -> ExportPlan:
     """Plan the export of a skeleton whose configurations have these keys."""
     write_skeleton(folder)
-    index = folder / "model_index.json"
-    write_json(index, {**json.loads(index.read_text()), "_class_name": pipeline, "safety_checker": [None, None]})
+    classes = {"safety_checker": [None, None], "image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}
+    change_json(folder / "model_index.json", _class_name=pipeline, **classes)
     if pipeline == VARIATION:
         shutil.rmtree(folder / "text_encoder")
     config = folder / "unet" / "config.json"
