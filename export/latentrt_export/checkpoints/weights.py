@@ -96,7 +96,7 @@ def find_weights(root: Path, folder: Path, stem: str, preferred: str | None) -> 
     for variant in (preferred, None) if preferred else (None, "fp16"):
         files = _list_files(folder, stem, variant)
         if files and pickles:
-            wish = "pass no `variant`" if preferred else f"pass `variant` {variant!r}"
+            wish = "pass no `variant`" if preferred else f"pass `variant` {variant}"
             raise make_pickle_error(
                 pickles,
                 folder / f"{stem}{f'.{preferred}' if preferred else ''}.safetensors",

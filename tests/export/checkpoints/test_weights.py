@@ -344,7 +344,7 @@ def test_a_pickle_that_diffusers_would_load_is_not_passed_over(
     plain, half = folder / part / f"{stem}.safetensors", folder / part / f"{stem}.fp16.safetensors"
     plain.rename(half)
     (folder / part / name.format(library_stem)).write_bytes(b"of other weights")
-    with pytest.raises(CheckpointError, match=rf"not {half.name}; for the weights of that, pass `variant` 'fp16'"):
+    with pytest.raises(CheckpointError, match=rf"not {half.name}; for the weights of that, pass `variant` fp16"):
         variants(folder)
     assert variants(folder, "fp16")[part] == "fp16"
     half.rename(plain)
