@@ -110,6 +110,15 @@ def _jpegs() -> Iterator[tuple[str, bytes]]:
     }
     for name, found in segments.items():
         yield f"jpeg with {name}", start + found + rest
+    repeated = {
+        "segments of Photoshop blocks": _segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\0" * 5400),
+        "lists of 1990 images": _segment(0xE2, b"MPF\0" + _exif(1990, count=4, kind=1)[6:]),
+        "lists of overlapping values": _segment(0xE2, b"MPF\0" + _overlapping(60, size=60_000)),
+        "frames of 21000 channels": _segment(0xC0, struct.pack(">BHHB", 8, 16, 16, 3) + bytes(63_000)),
+        "segments of 1000 tables": _segment(0xDB, bytes(65 * 1000)),
+    }
+    for name, found in repeated.items():
+        yield f"jpeg with 1990 {name}", start + found * 1990 + rest
     progressive = _image("JPEG", progressive=True)
     scan = progressive.rindex(b"\xff\xda")
     yield "jpeg of 20000 scans", progressive[:scan] + progressive[scan:-2] * 20_000 + progressive[-2:]
@@ -126,11 +135,18 @@ def _pngs() -> Iterator[tuple[str, bytes]]:
     data = _image("PNG")
     head, rest = data[:33], data[33:]  # after IHDR
     bomb = zlib.compress(bytes(50_000_000), 1)
+    packed = zlib.compress(bytes((1 << 20) - 1), 9)
+    wrong = packed[:-1] + bytes([packed[-1] ^ 1])  # the sum: a decoder unpacks all, and passes over the chunk
     chunks = {
         "zTXt of 50 MB": png_chunk(b"zTXt", b"parameters\0\0" + bomb),
         "200 zTXt of 50 MB": png_chunk(b"zTXt", b"parameters\0\0" + bomb) * 200,
         "iTXt of 50 MB": png_chunk(b"iTXt", b"latentrt\0\1\0\0\0" + bomb),
         "a profile of 50 MB": png_chunk(b"iCCP", b"x\0\0" + bomb),
+        "1990 profiles": png_chunk(b"iCCP", b"n\0\0" + packed) * 1990,
+        "1990 zTXt with a wrong sum": png_chunk(b"zTXt", b"a\0\0" + wrong) * 1990,
+        "1990 iTXt with a wrong sum": png_chunk(b"iTXt", b"a\0\1\0\0\0" + wrong) * 1990,
+        "1900 eXIf": png_chunk(b"eXIf", _exif(1990, count=4, kind=1)[6:]) * 1900,
+        "chromaticities of 60 MB": png_chunk(b"cHRM", bytes(60_000_000)),
         "tEXt of 30 MB": png_chunk(b"tEXt", b"parameters\0" + bytes(30_000_000)),
         "100000 tEXt": png_chunk(b"tEXt", b"parameters\0x") * 100_000,
         "eXIf of 30 MB": png_chunk(b"eXIf", bytes(30_000_000)),
@@ -173,6 +189,8 @@ def _webps() -> Iterator[tuple[str, bytes]]:
     yield "webp with EXIF of 10 MB", webp((b"VP8X", canvas), own, (b"EXIF", bytes(10_000_000)))
     yield "webp with EXIF of 1000 tags of 1 MB", webp((b"VP8X", canvas), own, (b"EXIF", _overlapping(1_000)))
     yield "webp with EXIF of 60000 tags", webp((b"VP8X", canvas), own, (b"EXIF", _exif(60_000)[6:]))
+    many = (b"EXIF", _exif(1990, count=4, kind=1)[6:])
+    yield "webp with 11000 EXIF", webp((b"VP8X", canvas), own, *[many] * 11_000)
     yield "webp of 300000 chunks", webp((b"VP8X", canvas), own, *[(b"XXXX", b"")] * 300_000)
     yield "webp that is longer than itself", webp(own)[:4] + b"\xff\xff\xff\xff" + webp(own)[8:]
     yield "webp without chunks", webp()

@@ -2,9 +2,12 @@
 
 Pillow walks over the segments of a file in Python, and joins the EXIF segments of a JPEG one by one: thousands of
 segments take minutes. A JPEG with thousands of scans takes hours. EXIF data can name the same bytes for each of
-thousands of tags, and releases of Pillow copy them for each. Pixels are bounded in `latentrt.images.files`.
+thousands of tags, and releases of Pillow copy them for each. The lists inside segments (tables, channels, Photoshop's
+blocks) are walked over in Python too, and a short chunk of a PNG unpacks to 1 MiB, although at most the last chunk of a
+kind is used. So what a specification has once must be there once. Pixels are bounded in `latentrt.images.files`.
 
-Sources: ITU-T T.81, annex B (JPEG); W3C PNG, section 5; RFC 9649 (WebP); TIFF 6.0, section 2 (EXIF).
+Sources: ITU-T T.81, annex B (JPEG); W3C PNG, sections 5.6 and 11.3; RFC 9649, section 2.7 (WebP); TIFF 6.0, section 2
+(EXIF); Adobe Photoshop File Formats Specification (image resource blocks).
 """
 
 from __future__ import annotations
@@ -14,13 +17,17 @@ import struct
 from typing import IO
 
 __all__ = [
+    "MAX_CHROMATICITY_BYTES",
     "MAX_CHUNKS",
+    "MAX_COMPRESSED_TEXTS",
     "MAX_EXIF_BYTES",
     "MAX_EXIF_SEGMENTS",
     "MAX_EXIF_TAGS",
+    "MAX_PHOTOSHOP_BYTES",
     "MAX_SCANS",
     "MAX_SEGMENTS",
     "MAX_STRAY_BYTES",
+    "MAX_TABLE_BYTES",
     "check_exif",
     "check_structure",
 ]
@@ -28,7 +35,7 @@ __all__ = [
 MAX_EXIF_BYTES = 4 << 20
 """Most bytes of EXIF data in a file, those of a preview included, and of the values that its tags name in it."""
 MAX_EXIF_TAGS = 2_000
-"""Most tags of EXIF data; a camera writes about a hundred."""
+"""Most tags of EXIF data and of lists of several images in a file; a camera writes about a hundred."""
 MAX_EXIF_SEGMENTS = 80
 """Most EXIF segments of a JPEG: 64 kB each, for `MAX_EXIF_BYTES`."""
 MAX_SEGMENTS = 2_000
@@ -39,6 +46,14 @@ MAX_CHUNKS = 200_000
 """Most chunks of a PNG or WebP: a PNG of 256 MiB in chunks of 8 kB has 32,768."""
 MAX_SCANS = 100
 """Most scans of a JPEG; progressive encoders write about ten, and a decoder visits every pixel in each."""
+MAX_TABLE_BYTES = 1 << 16
+"""Most bytes of the quantization tables (DQT) of a JPEG: its at most four tables have 65 or 129 bytes each."""
+MAX_PHOTOSHOP_BYTES = 4 << 20
+"""Most bytes of the segments of a JPEG (APP13) that hold Photoshop's blocks of at least 12 bytes."""
+MAX_CHROMATICITY_BYTES = 32
+"""Most bytes of a PNG's chromaticities (cHRM), which have as many; releases of Pillow unpack further ones."""
+MAX_COMPRESSED_TEXTS = 200
+"""Most texts of a PNG that may be compressed (zTXt, iTXt): each may unpack to 1 MiB, also if it is refused then."""
 
 
 _EXIF_MARK = b"Exif\0\0"
@@ -46,6 +61,10 @@ _MPF_MARK = b"MPF\0"  # a list of several images, in the form of EXIF data
 _EXIF_MARKS = re.compile(b"(Exif\0\0)*")  # releases of Pillow remove one, two or all
 # Markers of a JPEG that no length follows: escaped 0xFF, RST, SOI, EOI, and those that Pillow gives no meaning.
 _WITHOUT_LENGTH = {0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
+# Frame headers; DHP has their form.
+_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xDE} - {0xC4, 0xC8, 0xCC}
+# Chunks that PNG and WebP have at most once.
+_ONCE = {b"iCCP", b"eXIf", b"ICCP", b"EXIF", b"XMP "}
 # The bytes of a value of each type.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 # Tags whose value is the place of a further directory: those of EXIF itself, of GPS and of interoperability.
@@ -76,8 +95,8 @@ def check_structure(stream: IO[bytes], max_pixels: int) -> None:
 
 def _check_jpeg(stream: IO[bytes]) -> None:
     stream.seek(2)
-    segments = exif_segments = stray = 0
-    exif = bytearray()
+    segments = exif_segments = stray = tables = photoshop = 0
+    exif, checked, found_once = bytearray(), _ExifBounds(), set[str]()
     byte = stream.read(1)
     while byte:
         if byte != b"\xff":
@@ -105,24 +124,37 @@ def _check_jpeg(stream: IO[bytes]) -> None:
             elif marker == 0xE2:
                 found = stream.read(length)
                 if found.startswith(_MPF_MARK):
-                    check_exif(found.removeprefix(_MPF_MARK))
+                    checked.add(found.removeprefix(_MPF_MARK))
             else:
+                if marker in _FRAME_HEADERS:
+                    _check_once("frame header", found_once)
+                tables += length if marker == 0xDB else 0
+                photoshop += length if marker == 0xED else 0
+                _check("bytes of quantization tables", tables, MAX_TABLE_BYTES)
+                _check("bytes of Photoshop's segments", photoshop, MAX_PHOTOSHOP_BYTES)
                 stream.seek(length, 1)
                 if marker == 0xDA:
                     break
         byte = stream.read(1)
-    check_exif(bytes(exif))
+    checked.add(bytes(exif))
     _check("scans", _count(stream, b"\xff\xda") + 1, MAX_SCANS)
 
 
 def _check_png(stream: IO[bytes]) -> None:
     stream.seek(8)
-    chunks = others = 0
+    chunks = others = texts = 0
+    found_once = set[str]()
     while len(head := stream.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         chunks, others = chunks + 1, others + (kind not in (b"IDAT", b"fdAT"))
         _check("chunks", chunks, MAX_CHUNKS)
         _check("chunks without pixels", others, MAX_SEGMENTS)
+        if kind in _ONCE:
+            _check_once(f"{kind.decode().strip()} chunk", found_once)
+        texts += kind in (b"zTXt", b"iTXt")
+        _check("texts that may be compressed", texts, MAX_COMPRESSED_TEXTS)
+        if kind == b"cHRM":
+            _check("bytes of chromaticities", length, MAX_CHROMATICITY_BYTES)
         if kind == b"eXIf":
             _check("bytes of EXIF", length, MAX_EXIF_BYTES)
             found = stream.read(length)
@@ -135,10 +167,13 @@ def _check_png(stream: IO[bytes]) -> None:
 
 def _check_webp(stream: IO[bytes], max_pixels: int) -> None:
     chunks = 0
+    found_once = set[str]()
     while len(head := stream.read(8)) == 8:
         kind, length = struct.unpack("<4sI", head)
         chunks += 1
         _check("chunks", chunks, MAX_CHUNKS)
+        if kind in _ONCE:
+            _check_once(f"{kind.decode().strip()} chunk", found_once)
         if kind == b"EXIF":
             _check("bytes of EXIF", length, MAX_EXIF_BYTES)
             found = stream.read(length)
@@ -158,31 +193,41 @@ def check_exif(data: bytes) -> None:
     Raises:
         ValueError: a bound is exceeded, or the data is a BigTIFF.
     """
-    _check("bytes of EXIF", len(data), MAX_EXIF_BYTES)
-    data = _EXIF_MARKS.sub(b"", data, count=1)
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None or len(data) < 8:
-        return
-    if 43 in data[2:4]:
-        raise ValueError("EXIF data of the form BigTIFF, which no camera writes")
-    tags = size = 0
-    seen, starts = set[int](), [int(struct.unpack_from(f"{order}I", data, 4)[0])]
-    while starts:
-        start = starts.pop()
-        if start in seen or not 0 <= start <= len(data) - 2:
-            continue
-        seen.add(start)
-        (count,) = struct.unpack_from(f"{order}H", data, start)
-        for at in range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12):
-            tag, kind, number, value = struct.unpack_from(f"{order}HHII", data, at)
-            tags += 1
-            _check("EXIF tags", tags, MAX_EXIF_TAGS)
-            if tag in _DIRECTORIES and kind in _PLACES:
-                starts.extend(struct.unpack_from(f"{order}{_PLACES[kind]}", data, at + 8))
-            needed = number * _TYPE_BYTES.get(kind, 0)
-            if needed > 4 and value + needed <= len(data):  # a decoder passes over the others
-                size += needed
-                _check("bytes of EXIF values", size, MAX_EXIF_BYTES)
+    _ExifBounds().add(data)
+
+
+class _ExifBounds:
+    """The bounds on all EXIF data of one file."""
+
+    def __init__(self) -> None:
+        self._tags = self._size = 0
+
+    def add(self, data: bytes) -> None:
+        """Check further EXIF data of the file, as `check_exif` does."""
+        _check("bytes of EXIF", len(data), MAX_EXIF_BYTES)
+        data = _EXIF_MARKS.sub(b"", data, count=1)
+        order = {b"II": "<", b"MM": ">"}.get(data[:2])
+        if order is None or len(data) < 8:
+            return
+        if 43 in data[2:4]:
+            raise ValueError("EXIF data of the form BigTIFF, which no camera writes")
+        seen, starts = set[int](), [int(struct.unpack_from(f"{order}I", data, 4)[0])]
+        while starts:
+            start = starts.pop()
+            if start in seen or not 0 <= start <= len(data) - 2:
+                continue
+            seen.add(start)
+            (count,) = struct.unpack_from(f"{order}H", data, start)
+            for at in range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12):
+                tag, kind, number, value = struct.unpack_from(f"{order}HHII", data, at)
+                self._tags += 1
+                _check("EXIF tags", self._tags, MAX_EXIF_TAGS)
+                if tag in _DIRECTORIES and kind in _PLACES:
+                    starts.extend(struct.unpack_from(f"{order}{_PLACES[kind]}", data, at + 8))
+                needed = number * _TYPE_BYTES.get(kind, 0)
+                if needed > 4 and value + needed <= len(data):  # a decoder passes over the others
+                    self._size += needed
+                    _check("bytes of EXIF values", self._size, MAX_EXIF_BYTES)
 
 
 def _count_webp_pixels(kind: bytes, data: bytes) -> int:
@@ -207,6 +252,13 @@ def _count(stream: IO[bytes], pattern: bytes) -> int:
         count += (last + block).count(pattern)
         last = block[-1:]
     return count
+
+
+def _check_once(name: str, found: set[str]) -> None:
+    """Record a segment or chunk that a file may have once."""
+    if name in found:
+        raise ValueError(f"more than one {name}, expected one at most")
+    found.add(name)
 
 
 def _check(unit: str, number: int, most: int) -> None:

@@ -15,12 +15,16 @@ from latentrt.errors import RequestError
 from latentrt.images.files import MAX_PIXELS, decode_image
 from latentrt.images.inputs import load_image
 from latentrt.images.structure import (
+    MAX_CHROMATICITY_BYTES,
+    MAX_COMPRESSED_TEXTS,
     MAX_EXIF_BYTES,
     MAX_EXIF_SEGMENTS,
     MAX_EXIF_TAGS,
+    MAX_PHOTOSHOP_BYTES,
     MAX_SCANS,
     MAX_SEGMENTS,
     MAX_STRAY_BYTES,
+    MAX_TABLE_BYTES,
     check_structure,
 )
 
@@ -50,8 +54,9 @@ def chunks(kind: bytes, data: bytes, count: int) -> bytes:
     return png[:33] + (struct.pack(">I", len(data)) + kind + data + bytes(4)) * count + png[33:]
 
 
-def webp(kind: bytes, data: bytes) -> bytes:
-    body = b"WEBP" + kind + struct.pack("<I", len(data)) + data
+def webp(kind: bytes, data: bytes, count: int = 1) -> bytes:
+    """Return a WebP of so many of these chunks alone."""
+    body = b"WEBP" + (kind + struct.pack("<I", len(data)) + data) * count
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
@@ -134,6 +139,20 @@ def profile(exif: bytes) -> bytes:
             )
         ),
         (lambda: jpeg_of(tiff([(tag, 1, 1, 0) for tag in range(MAX_EXIF_TAGS + 1)])), f"{MAX_EXIF_TAGS:,} EXIF tags"),
+        # The tags and values of all segments count together.
+        (
+            lambda: segments(0xE2, b"MPF\0" + tiff([(tag, 1, 1, 0) for tag in range(MAX_EXIF_TAGS // 10)]), 11),
+            f"{MAX_EXIF_TAGS:,} EXIF tags",
+        ),
+        (
+            lambda: segments(0xE2, b"MPF\0" + tiff([(1, 7, 60_000, 100)], values=61_000), 70),
+            f"{MAX_EXIF_BYTES:,} bytes of EXIF values",
+        ),
+        (lambda: segments(0xED, bytes(65_000), MAX_PHOTOSHOP_BYTES // 65_000 + 1), f"{MAX_PHOTOSHOP_BYTES:,} bytes of"),
+        (lambda: segments(0xDB, bytes(65_000), 2), f"{MAX_TABLE_BYTES:,} bytes of quantization tables"),
+        (lambda: chunks(b"cHRM", bytes(MAX_CHROMATICITY_BYTES + 1), 1), f"{MAX_CHROMATICITY_BYTES} bytes of"),
+        (lambda: chunks(b"zTXt", b"", MAX_COMPRESSED_TEXTS + 1), f"{MAX_COMPRESSED_TEXTS} texts"),
+        (lambda: chunks(b"iTXt", b"", MAX_COMPRESSED_TEXTS + 1), f"{MAX_COMPRESSED_TEXTS} texts"),
         (lambda: webp(b"VP8X", bytes(4) + b"\xff" * 6), f"{MAX_PIXELS:,} pixels"),
         (lambda: webp(b"VP8L", b"\x2f\xff\xff\xff\xff\0\0\0\0\0"), f"{MAX_PIXELS:,} pixels"),
         (lambda: webp(b"VP8 ", bytes(6) + b"\xff\x3f\xff\x3f"), f"{MAX_PIXELS:,} pixels"),
@@ -150,6 +169,35 @@ def test_a_file_beyond_a_bound_reaches_no_decoder(
 @pytest.mark.parametrize(
     "data",
     [
+        *(lambda kind=kind: chunks(kind, b"", 2) for kind in (b"iCCP", b"eXIf")),
+        *(lambda marker=marker: segments(marker, bytes(9), 1) for marker in (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xCF, 0xDE)),
+        *(lambda kind=kind: webp(kind, b"", 2) for kind in (b"ICCP", b"EXIF", b"XMP ")),
+        lambda: image("PNG", exif=b"MM\0*")[:-12] + chunks(b"eXIf", b"", 1)[33:45] + image("PNG")[-12:],
+    ],
+)
+def test_what_a_file_has_once_is_refused_twice(monkeypatch: pytest.MonkeyPatch, data: Callable[[], bytes]) -> None:
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
+    with (
+        pytest.raises(RequestError, match=r"more than one \w+ (chunk|header), expected one at most"),
+        decode_image(data(), "got a file"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        # As cameras and editors write them: a profile of several segments, several of Photoshop's, a list of images.
+        lambda: image("JPEG", icc_profile=bytes(300_000)),
+        lambda: segments(0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\0" * 5000, 40),
+        lambda: segments(0xDB, b"\0" + bytes(64), 4),
+        lambda: segments(0xE2, b"MPF\0" + tiff([(0xB000, 7, 4, 0), (0xB001, 4, 1, 2)]), 2),
+        lambda: chunks(b"iTXt", b"a\0\0\0\0\0b", MAX_COMPRESSED_TEXTS),
+        lambda: chunks(b"cHRM", bytes(MAX_CHROMATICITY_BYTES), 1),
+        *(
+            lambda each=each: image(each, icc_profile=bytes(3000), exif=tiff([(0x0112, 3, 1, 6)]))
+            for each in ("PNG", "JPEG", "WEBP")
+        ),
         lambda: segments(0xE1, EXIF + b"\x08\0\0\0\0\0\0\0\0\0", MAX_EXIF_SEGMENTS),
         lambda: jpeg_of(tiff(OVERLAP[:8], values=SIZE + 1000)),
         lambda: jpeg_of(tiff([(tag, 1, 1, 0) for tag in range(MAX_EXIF_TAGS)])),
