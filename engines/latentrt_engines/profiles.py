@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from latentrt.bundle.manifest import Component, Manifest
-from latentrt.bundle.tensors import TensorSpec
+from latentrt.bundle.tensors import MAX_AXIS_SIZE, TensorSpec
 from latentrt.engines.record import ShapeRange
 from latentrt.errors import RequestError
 
@@ -188,7 +188,7 @@ def component_profile(
     """Return the shapes of a component's inputs: input → minimum, optimum and maximum.
 
     Raises:
-        RequestError: an input has an axis that a profile does not determine.
+        RequestError: an input has an axis that a profile does not determine, or that is larger than `MAX_AXIS_SIZE`.
     """
     space = manifest.latent_spaces.get(name) or next(iter(manifest.latent_spaces.values()))
     guided = profile.batch.times(_IMAGE_GUIDED_EVALUATIONS if "edit" in manifest.tasks else _GUIDED_EVALUATIONS)
@@ -241,7 +241,13 @@ def _make_dim_range(component: str, spec: TensorSpec, axis: int | str, ranges: M
             f"{component} has the input {spec}, whose axis {name} a profile does not determine; expected one of "
             f"{', '.join(ranges)}"
         )
-    return ranges[name].times(int(factor or 1))
+    sizes = ranges[name].times(int(factor or 1))
+    if sizes.max > MAX_AXIS_SIZE:
+        raise RequestError(
+            f"{component} has the input {spec}, whose axis {name} would have {sizes.max:,} values, expected at most "
+            f"{MAX_AXIS_SIZE:,}; build for fewer chunks or smaller images"
+        )
+    return sizes
 
 
 def _check_side(name: str, sides: DimRange, manifest: Manifest) -> None:

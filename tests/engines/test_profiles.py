@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import InputSpec
 from latentrt.bundle.sample import bundle_path
+from latentrt.bundle.tensors import MAX_AXIS_SIZE
 from latentrt.engines.record import ShapeRange
 from latentrt.errors import RequestError
 from latentrt_engines.profiles import (
@@ -160,6 +161,15 @@ def test_an_axis_that_does_not_follow_from_a_profile() -> None:
     strange = msgspec.structs.replace(unet, inputs=(*unet.inputs, depth))
     with pytest.raises(RequestError, match=r"unet has the input depth float32\[batch, layers\].* axis layers "):
         component_profile("unet", strange, image_profile(SAMPLE), SAMPLE)
+
+
+def test_an_axis_larger_than_a_record_may_have() -> None:
+    """An engine that is built must be one whose record can be read again."""
+    most = MAX_AXIS_SIZE // SAMPLE.tokenizers["text_encoder"].length
+    largest, beyond = (image_profile(SAMPLE, chunks=f"1..{chunks}") for chunks in (most, most + 1))
+    component_profile("unet", SAMPLE.components["unet"], largest, SAMPLE)
+    with pytest.raises(RequestError, match=r"whose axis tokens would have .* expected at most 1,048,576; build for"):
+        component_profile("unet", SAMPLE.components["unet"], beyond, SAMPLE)
 
 
 def test_every_input_of_every_component_has_shapes_of_its_rank(bundle: Bundle) -> None:

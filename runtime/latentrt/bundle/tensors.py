@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["MAX_AXES", "DType", "TensorSpec", "axis_sizes", "check_feeds", "sized"]
+__all__ = ["MAX_AXES", "MAX_AXIS_SIZE", "DType", "TensorSpec", "axis_sizes", "check_feeds", "sized"]
 
 DType = Literal["float16", "float32", "uint8", "int64", "bool"]
 MAX_AXES = 8
 """Largest number of axes of a tensor."""
+MAX_AXIS_SIZE = 1 << 20
+"""Largest size of an axis: images, pixels, channels and tokens alike."""
 AxisName = Annotated[str, msgspec.Meta(max_length=64)]
-AxisSize = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+AxisSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_AXIS_SIZE)]
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

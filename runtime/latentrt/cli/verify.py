@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from latentrt.bundle.bundle import Bundle
 from latentrt.cli.console import Console
 from latentrt.cli.output import echo
+from latentrt.engines.sealed import read_sealed_engines
 
 __all__ = ["verify"]
 
@@ -27,6 +28,7 @@ def verify(bundle: str, digest: str | None) -> None:
     opened = Bundle.open(bundle, digest)
     size, began = sum(record.size for record in opened.manifest.files.values()), time.monotonic()
     _verify_with_progress(opened, size)
+    read_sealed_engines(opened)
     echo(f"intact: {len(opened.manifest.files)} files, {decimal(size)}, hashed in {time.monotonic() - began:.1f} s")
     echo(f"digest: {opened.digest}")
     if digest is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,9 @@ from latentrt.engines.store import EngineStore, StoredEngine
 from latentrt.errors import EngineError
 
 __all__ = ["EngineSource", "Incompatible", "Machine", "choose_engines", "find_incompatibilities"]
+
+# A number of a version; of other digits than ASCII, or of thousands, Python makes no number.
+_NUMBER = re.compile(r"(?<![^.])[0-9]{1,9}(?![^.])")
 
 
 class EngineSource(Protocol):
@@ -136,7 +140,7 @@ def _library_incompatibilities(identity: EngineIdentity, machine: Machine) -> It
 
 def _is_later(version: str, other: str) -> bool:
     """Return whether a version is a later release of the same major version as another, or the same one."""
-    left, right = ([int(part) for part in text.split("+")[0].split(".") if part.isdigit()] for text in (version, other))
+    left, right = ([int(part) for part in _NUMBER.findall(text.split("+")[0])] for text in (version, other))
     return left[:1] == right[:1] and left >= right
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from latentrt.bundle.manifest import Count, FileRecord, GateResult, Positive, Precision, Record, Sha256
-from latentrt.bundle.tensors import MAX_AXES, TensorSpec
+from latentrt.bundle.tensors import MAX_AXES, MAX_AXIS_SIZE, TensorSpec
 
 __all__ = [
     "ENGINE_FORMAT",
@@ -43,15 +43,28 @@ LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
 
-Shape = Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_AXES)]
+Shape = Annotated[tuple[Annotated[int, msgspec.Meta(ge=1, le=MAX_AXIS_SIZE)], ...], msgspec.Meta(max_length=MAX_AXES)]
 
 
 class ShapeRange(Record, frozen=True, kw_only=True):
-    """The shapes that one input may have: an optimisation profile's minimum, optimum and maximum."""
+    """The shapes that one input may have: an optimisation profile's minimum, optimum and maximum.
+
+    Raises:
+        ValueError: the three have different numbers of axes, or an axis is not minimum ≤ optimum ≤ maximum.
+    """
 
     min: Shape
     opt: Shape
     max: Shape
+
+    def __post_init__(self) -> None:
+        ranks = [len(shape) for shape in (self.min, self.opt, self.max)]
+        if len(set(ranks)) > 1:
+            raise ValueError(f"got shapes of {', '.join(map(str, ranks))} axes, expected as many in all three")
+        if not all(low <= best <= high for low, best, high in zip(self.min, self.opt, self.max, strict=True)):
+            raise ValueError(
+                f"got {self.min}, {self.opt} and {self.max}, expected minimum ≤ optimum ≤ maximum on every axis"
+            )
 
     def __str__(self) -> str:
         shapes = (self.min,) if self.min == self.max else (self.min, self.opt, self.max)

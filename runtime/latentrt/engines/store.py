@@ -18,13 +18,14 @@ deserialised. A damaged engine is moved to the quarantine, so that the next buil
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ import msgspec
 
 from latentrt.bundle.digests import hash_bytes, open_regular, read_at_most
 from latentrt.bundle.file_lock import claim
+from latentrt.bundle.printable import printable
 from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder, parse_json
 from latentrt.bundle.user_cache import require_private_folder
 from latentrt.engines.record import ENGINE_FORMAT, EngineIdentity, EngineRecord, serves
@@ -60,6 +62,7 @@ MAX_RECORD_BYTES = 4 << 20
 """Longest `record.json` that is read."""
 MAX_PLAN_BYTES = 64 << 30
 """Longest plan that is read, weights included: those of the largest denoisers have 25 GB in half precision."""
+_MAX_LISTED = 10
 _log = logging.getLogger("latentrt")
 
 
@@ -236,7 +239,8 @@ def decode_record(data: bytes, name: str) -> EngineRecord:
         name: of the file, for messages.
 
     Raises:
-        EngineDamagedError: the data is not an engine's record, or has another format version.
+        EngineDamagedError: the data is not an engine's record, has another format version, or has a profile of other
+            inputs than its own.
     """
     try:
         # Decoded first, as everything else may differ in a newer format.
@@ -249,7 +253,20 @@ def decode_record(data: bytes, name: str) -> EngineRecord:
         raise EngineDamagedError(
             f"{name} has format {version}, expected {ENGINE_FORMAT}; build the engine again: latentrt build"
         )
+    profile = {name: len(shapes.min) for name, shapes in record.identity.profile.items()}
+    inputs = {spec.name: len(spec.shape) for spec in record.inputs}
+    if profile != inputs:
+        raise EngineDamagedError(
+            f"{name} is not the record of an engine: got a profile of {_list_axes(profile)}, expected one of the "
+            f"inputs {_list_axes(inputs)}"
+        )
     return record
+
+
+def _list_axes(axes: Mapping[str, int]) -> str:
+    """List the first inputs and their numbers of axes."""
+    listed = [f"{printable(name)} ({count} axes)" for name, count in itertools.islice(axes.items(), _MAX_LISTED)]
+    return ", ".join([*listed, *["…"] * (len(axes) > _MAX_LISTED)]) or "nothing"
 
 
 def encode_record(record: EngineRecord) -> bytes:

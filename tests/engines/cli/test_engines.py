@@ -44,7 +44,7 @@ def test_the_list(latentrt: Caller, sample: Bundle, cache: EngineCache, built: l
     target = {"library": "tensorrt", "library_version": "11.0", "gpu": H100.name, "compute_capabilities": ("9.0",)}
     options = EngineOptions(optimization_level=5, refittable=True)
     publish(cache, sample, identity(sample, "safety_checker", **target, options=options))
-    portable = identity(sample, "vae_encoder", compute_capabilities=("8.6", "8.9"), profile={}, library_version="1.2")
+    portable = identity(sample, "vae_encoder", compute_capabilities=("8.6", "8.9"), library_version="1.2")
     publish(cache, sample, portable)
     ended = latentrt("engines", "list")
     lines = ended.out.splitlines()
@@ -62,7 +62,7 @@ def test_the_list(latentrt: Caller, sample: Bundle, cache: EngineCache, built: l
         ],
         ["unet float16", f"8.9, tensorrt_rtx {rtx}", "2×4×16×16", sizes[0], *built_at],
         ["vae_decoder float16", f"8.9, tensorrt_rtx {rtx}", "1×4×16×16", sizes[1], *built_at],
-        ["vae_encoder float16", "8.6, 8.9, tensorrt_rtx 1.2", f"{len(PLAN)} bytes", *built_at],
+        ["vae_encoder float16", "8.6, 8.9, tensorrt_rtx 1.2", "1×3×64×64", f"{len(PLAN)} bytes", *built_at],
     ]
     assert lines[3].startswith(built[0].key[:12])
     size = 2 * len(PLAN) + sum(engine.record.plan.size for engine in built)

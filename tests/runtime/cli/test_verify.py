@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import file_record
 from latentrt.cli.main import main
 from tests.runtime.small_bundle import FILES, WEIGHTS, change_byte, edit_manifest, write_bundle, write_hub_snapshot
 
@@ -60,6 +62,20 @@ def test_every_bad_file_is_listed(folder: Path, capsys: pytest.CaptureFixture[st
     assert "unet/model.onnx has SHA-256" in captured.err
     assert "LICENSE is missing" in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_a_sealed_engine_without_a_record(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its hashes are right, as whoever makes a bundle pins what he likes."""
+    files = {"record": "engines/record.json", "plan": "engines/plan"}
+    (folder / "engines").mkdir()
+    for name in files.values():
+        (folder / name).write_bytes(b"{}")
+    pinned = {name: msgspec.to_builtins(file_record(folder / name)) for name in files.values()}
+    edit_manifest(folder, lambda tree: (tree["files"].update(pinned), tree.update(engines={"0" * 64: files})))
+    assert run("verify", folder) == 9
+    captured = capsys.readouterr()
+    assert "engines/record.json is not the record of an engine" in captured.err
+    assert "intact" not in captured.out
 
 
 def test_a_newer_format(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

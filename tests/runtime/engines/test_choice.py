@@ -9,7 +9,7 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
 from latentrt.engines.choice import Machine, choose_engines, find_incompatibilities
-from latentrt.engines.record import EngineOptions, ShapeRange
+from latentrt.engines.record import EngineIdentity, EngineOptions, ShapeRange
 from latentrt_engines.cache import EngineCache
 from latentrt_engines.seal import seal
 from tests.engines.made_up import H100, RTX, RTX4090, TENSORRT, identity, publish
@@ -27,9 +27,15 @@ def sample() -> Bundle:
     return Bundle.open(bundle_path())
 
 
+def widened(sample: Bundle) -> EngineIdentity:
+    """Return the identity of an engine of the denoiser with a wide profile."""
+    engine = identity(sample, "unet")
+    return msgspec.structs.replace(engine, profile={**engine.profile, "sample": RANGE})
+
+
 @pytest.mark.extras  # the lock of the engine cache
 def test_narrow_profiles_come_before_wide_ones(sample: Bundle, cache: EngineCache) -> None:
-    wide = publish(cache, sample, identity(sample, "unet", profile={"sample": RANGE}))
+    wide = publish(cache, sample, widened(sample))
     narrow = publish(cache, sample, identity(sample, "unet"))
     publish(cache, sample, identity(sample, "vae_decoder"))
     compatible, incompatible = choose_engines(sample, "unet", MACHINE)
@@ -40,7 +46,7 @@ def test_narrow_profiles_come_before_wide_ones(sample: Bundle, cache: EngineCach
 @pytest.mark.extras  # the lock of the engine cache
 def test_sealed_engines_come_before_stored_ones(sample: Bundle, cache: EngineCache, tmp_path: Path) -> None:
     """Also before a narrower one: the author of the bundle has chosen them."""
-    wide = publish(cache, sample, identity(sample, "unet", profile={"sample": RANGE}))
+    wide = publish(cache, sample, widened(sample))
     sealed = seal(sample, [wide], cache, tmp_path / "out", overwrite=False)
     cache.remove(wide.key)
     narrow = publish(cache, sample, identity(sample, "unet"))
@@ -109,6 +115,15 @@ def test_a_version_compatible_engine_runs_with_later_releases_of_its_major_versi
     options = EngineOptions(version_compatible=True)
     engine = identity(sample, "unet", library="tensorrt", library_version=built_by, options=options)
     assert (list(find_incompatibilities(engine, sample, MACHINE)) == []) == compatible
+
+
+@pytest.mark.parametrize("version", ["11.²", "11." + "9" * 5000, "", "+cu13", "11.x", "²"])
+def test_a_forged_version_is_no_crash(sample: Bundle, version: str) -> None:
+    options = EngineOptions(version_compatible=True)
+    engine = identity(sample, "unet", library="tensorrt", library_version=version, options=options)
+    reasons = list(find_incompatibilities(engine, sample, MACHINE))
+    assert all(version in reason for reason in reasons)
+    assert len(reasons) == (not version.startswith("11"))
 
 
 @pytest.mark.parametrize(("capability", "compatible"), [("8.0", True), ("12.0", True), ("7.5", False)])

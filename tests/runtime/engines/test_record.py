@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentrt.bundle.tensors import MAX_AXIS_SIZE
 from latentrt.engines.record import (
     EngineIdentity,
     EngineOptions,
@@ -84,12 +85,13 @@ def test_the_key_changes_with_every_field() -> None:
 
 
 def test_the_key_changes_with_every_number_of_a_profile() -> None:
-    keys = {engine_key(IDENTITY)}
+    wide = ShapeRange(min=(1, 3, 64, 64), opt=(3, 6, 70, 70), max=(8, 8, 80, 80))
+    keys = {engine_key(changed(profile={"sample": wide, "tokens": TOKENS}))}
     for field in ("min", "opt", "max"):
         for axis in range(4):
-            shape = list(getattr(LATENTS, field))
+            shape = list(getattr(wide, field))
             shape[axis] += 1
-            shapes = msgspec.structs.replace(LATENTS, **{field: tuple(shape)})
+            shapes = msgspec.structs.replace(wide, **{field: tuple(shape)})
             keys.add(engine_key(changed(profile={"sample": shapes, "tokens": TOKENS})))
     assert len(keys) == 1 + 3 * 4
 
@@ -251,6 +253,28 @@ def test_a_range_covers_the_shapes_between_its_ends_only(axes: list[list[int]]) 
     for index in range(len(axes)):
         assert not shapes.covers((*high[:index], high[index] + 1, *high[index + 1 :]))
         assert not shapes.covers((*low[:index], low[index] - 1, *low[index + 1 :]))
+
+
+@pytest.mark.parametrize(
+    ("low", "best", "high", "fault"),
+    [
+        ((0, 4), (1, 4), (1, 4), "`int` >= 1"),
+        ((1, 4), (1, 4), (1,), "shapes of 2, 2, 1 axes"),
+        ((), (1,), (1,), "shapes of 0, 1, 1 axes"),
+        ((2, 4), (1, 4), (2, 4), "got (2, 4), (1, 4) and (2, 4), expected minimum ≤ optimum ≤ maximum"),
+        ((1, 4), (1, 5), (1, 4), "expected minimum ≤ optimum ≤ maximum"),
+        ((1, 4), (1, 4), (1 << 40, 4), f"`int` <= {MAX_AXIS_SIZE}"),
+        ((1,) * 9, (1,) * 9, (1,) * 9, "length <= 8"),
+    ],
+)
+def test_a_range_that_no_input_has_is_not_decoded(low: Any, best: Any, high: Any, fault: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=re.escape(fault)):
+        msgspec.convert({"min": low, "opt": best, "max": high}, ShapeRange)
+
+
+def test_the_largest_range() -> None:
+    shapes = msgspec.convert({"min": [1] * 8, "opt": [1] * 8, "max": [MAX_AXIS_SIZE] * 8}, ShapeRange)
+    assert shapes.covers((MAX_AXIS_SIZE,) * 8)
 
 
 def test_shapes_as_text() -> None:

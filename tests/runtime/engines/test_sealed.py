@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.digests import file_record
+from latentrt.bundle.digests import file_record, hash_bytes
 from latentrt.bundle.manifest import SealedEngine, encode_manifest
 from latentrt.bundle.sample import bundle_path
 from latentrt.engines.record import EngineRecord
@@ -91,6 +92,51 @@ def test_a_pinned_file_that_is_not_a_record(folder: Path) -> None:
     edit_manifest(folder, lambda tree: tree["files"].update({name: msgspec.to_builtins(file_record(place))}))
     with pytest.raises(EngineDamagedError, match="is not the record of an engine"):
         read_sealed_engines(Bundle.open(folder))
+
+
+def seal_profile(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Seal an engine of another profile, with the key and the hashes that its record gives."""
+    tree = msgspec.to_builtins(engine(folder))
+    change(tree["identity"]["profile"])
+    tree["identity"]["profile"] = dict(sorted(tree["identity"]["profile"].items()))  # in the key's order
+    key = hash_bytes(msgspec.json.encode(tree["identity"]))
+    place = f"engines/{key}"
+    files = {"record": f"{place}/record.json", "plan": f"{place}/{hash_bytes(PLAN)}.plan"}
+    (folder / place).mkdir()
+    (folder / files["record"]).write_bytes(msgspec.json.encode(tree))
+    (folder / files["plan"]).write_bytes(PLAN)
+    pinned = {name: msgspec.to_builtins(file_record(folder / name)) for name in files.values()}
+    edit_manifest(folder, lambda tree: (tree["engines"].update({key: files}), tree["files"].update(pinned)))
+
+
+FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "size 0": (lambda profile: profile["sample"].update(min=[0, 4, 8, 8]), "`int` >= 1"),
+    "other ranks": (lambda profile: profile["sample"].update(max=[1, 4, 8]), "shapes of 4, 4, 3 axes"),
+    "beyond the bound": (lambda profile: profile["sample"].update(max=[1 << 40, 4, 8, 8]), "`int` <= 1048576"),
+    "descending": (lambda profile: profile["sample"].update(min=[9, 4, 8, 8]), "minimum ≤ optimum ≤ maximum"),
+    "no input": (lambda profile: profile.clear(), "got a profile of nothing, expected one of the inputs"),
+    "other input": (lambda profile: profile.update(x=profile.pop("sample")), "expected one of the inputs sample"),
+    "input of another rank": (
+        lambda profile: profile.update(sample={"min": [], "opt": [], "max": []}),
+        r"sample \(0 axes\).*expected one of the inputs sample \(4 axes\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forged_profile(folder: Path, forgery: str) -> None:
+    """Whoever makes a bundle pins what he likes, so all hashes are right."""
+    change, fault = FORGERIES[forgery]
+    seal_profile(folder, change)
+    bundle = Bundle.open(folder)
+    bundle.verify()
+    with pytest.raises(EngineDamagedError, match=f"record.json is not the record of an engine: .*{fault}"):
+        read_sealed_engines(bundle)
+
+
+def test_another_profile_is_read(folder: Path) -> None:
+    seal_profile(folder, lambda profile: profile["sample"].update(max=[9, 4, 99, 99]))
+    assert len(read_sealed_engines(Bundle.open(folder))) == 2
 
 
 def test_a_record_under_another_key(folder: Path) -> None:

@@ -12,6 +12,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import hash_bytes
 from latentrt.bundle.manifest import FileRecord
 from latentrt.bundle.sample import bundle_path
+from latentrt.bundle.tensors import TensorSpec
 from latentrt.engines.record import ENGINE_FORMAT, EngineRecord
 from latentrt.engines.store import (
     LOCKS,
@@ -262,7 +263,9 @@ def test_a_large_record_is_read_completely(store: EngineStore) -> None:
     """A profile of many inputs, as ControlNet has them."""
     shapes = next(iter(RECORD.identity.profile.values()))
     profile = {f"down_block_residual_{index}": shapes for index in range(1000)}
-    large = msgspec.structs.replace(RECORD, identity=msgspec.structs.replace(RECORD.identity, profile=profile))
+    of = msgspec.structs.replace(RECORD.identity, profile=profile)
+    inputs = tuple(TensorSpec(name, "float32", shapes.max) for name in profile)
+    large = msgspec.structs.replace(RECORD, identity=of, inputs=inputs)
     put(store, large)
     found = store.get(large.key)
     assert found is not None
