@@ -116,7 +116,7 @@ class _Ranges:
         if limits is None:
             return None
         if node.op_type == "TopK" and output == 1:
-            return 0, max(shape[node.inputs[0]][_integer(node, "axis", -1)] - 1, 0)
+            return 0, shape[node.inputs[0]][_integer(node, "axis", -1)] - 1
         if node.op_type == "ArgMax":
             return 0, shape[node.inputs[0]][_integer(node, "axis", 0)] - 1
         if node.op_type == "Range":
@@ -154,7 +154,7 @@ class _Ranges:
     def _range_of_range(self, node: Node) -> Range | None:
         start, _, delta = (self._values[name].item() for name in node.inputs)
         (count,) = self._shapes[node.outputs[0]]
-        last = start + max(count - 1, 0) * delta
+        last = start + (count - 1) * delta
         return min(start, last), max(start, last)
 
 
@@ -197,14 +197,11 @@ def _describe(found: Range | None) -> str:
 
 
 def _check_along_axis(ranges: _Ranges, node: Node) -> None:
-    if 0 not in ranges.shape(node.inputs[1]):
-        _check_index(ranges.range_of(node.inputs[1]), ranges.shape(node.inputs[0])[_integer(node, "axis", 0)])
+    _check_index(ranges.range_of(node.inputs[1]), ranges.shape(node.inputs[0])[_integer(node, "axis", 0)])
 
 
 def _check_columns(ranges: _Ranges, node: Node) -> None:
     first = _integer(node, "batch_dims", 0) if node.op_type == "GatherND" else 0
-    if 0 in ranges.shape(node.inputs[1]):
-        return
     for size, column in zip(ranges.shape(node.inputs[0])[first:], ranges.columns(node.inputs[1]), strict=False):
         _check_index(column, size)
 

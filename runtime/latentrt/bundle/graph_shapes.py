@@ -10,8 +10,9 @@ nodes are of the types, and have the values, that `latentrt.bundle.graph_attribu
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,22 @@ from numpy.typing import NDArray
 
 from latentrt.bundle.onnx_graph import GraphFormatError, Node, OnnxGraph, Tensor
 from latentrt.bundle.onnx_types import ELEMENT_TYPES, ElementType
+from latentrt.bundle.tensors import MAX_AXES
 
-__all__ = ["OPERATORS", "Shape", "Values", "infer_values", "peak_bytes", "read_values"]
+__all__ = ["INPUT_COUNTS", "OPERATORS", "Shape", "Values", "infer_values", "peak_bytes", "read_values"]
 
 Shape = tuple[int, ...]
 Values = NDArray[Any]
 
-# Larger tensors are no sizes.
+# Elements of a tensor that is evaluated; larger ones are no sizes.
 _MAX_VALUES = 256
+# Numbers that one input of a node may state as sizes, axes or pads; a Split has up to 64 outputs.
+_MAX_SIZES = 64
+# Elements that all evaluated nodes of a graph read and write together. The exporter's graphs have some hundred such
+# nodes of a few elements each.
+_MAX_EVALUATED = 1 << 20
+# Elements along one axis of a window: kernel, strides, dilations and pads.
+_MAX_WINDOW = 1 << 16
 # An element counts as float32 at least, in which a backend may compute in place of a narrower type.
 _LEAST_BYTES = 4
 
@@ -45,10 +54,12 @@ class _Inputs:
         self.node, self.shapes, self.values = node, shapes, values
 
     def shape(self, index: int) -> Shape:
-        """Return the shape of an input."""
+        """Return the shape of an input that is not empty. Empty sizes or axes have `sizes` alone."""
         found = self.shapes[index] if index < len(self.shapes) else None
         if found is None:
             raise ValueError(f"has no input {index}")
+        if 0 in found:
+            raise ValueError(f"has input {index} of shape {list(found)}, expected no size of 0")
         return found
 
     def check_shape(self, index: int, *expected: Shape) -> None:
@@ -61,13 +72,15 @@ class _Inputs:
         """Return the values of an input that holds sizes, as numbers; None where it is left out.
 
         Raises:
-            ValueError: its values depend on the contents of other tensors.
+            ValueError: its values depend on the contents of other tensors, or are too many.
         """
         if index >= len(self.shapes) or self.shapes[index] is None:
             return None
         found = self.values[index]
         if found is None:
             raise ValueError("has a size that depends on the contents of a tensor")
+        if found.size > _MAX_SIZES:
+            raise ValueError(f"has {found.size} numbers in input {index}, expected at most {_MAX_SIZES}")
         numbers: list[Any] = found.reshape(-1).tolist()
         return numbers
 
@@ -108,7 +121,8 @@ def infer_values(graph: OnnxGraph, sizes: Mapping[str, int]) -> tuple[dict[str, 
         sizes: the size of each named axis of its inputs.
 
     Raises:
-        GraphFormatError: a node does not fit its inputs, or a size depends on the contents of a tensor.
+        GraphFormatError: a node does not fit its inputs, a size depends on the contents of a tensor, a computed tensor is
+            empty, or the sizes take too long to evaluate.
     """
     inference = _Inference(graph, sizes)
     return inference.shapes, inference.values
@@ -158,6 +172,7 @@ class _Inference:
     def __init__(self, graph: OnnxGraph, sizes: Mapping[str, int]) -> None:
         self.shapes: dict[str, Shape] = {"": ()}
         self.values: dict[str, Values] = {}
+        self._evaluated = 0  # elements so far
         for name, tensor in graph.initializers.items():
             self.shapes[name] = tensor.shape
             if math.prod(tensor.shape) <= _MAX_VALUES and (values := read_values(tensor)) is not None:
@@ -176,36 +191,62 @@ class _Inference:
                 [self.shapes[name] if name else None for name in node.inputs],
                 [self.values.get(name) for name in node.inputs],
             )
-            if len(node.inputs) != _COUNTS.get(node.op_type, len(node.inputs)):
-                raise ValueError(f"has {len(node.inputs)} inputs, expected {_COUNTS[node.op_type]}")
-            made = self._evaluate(inputs)
-            shapes = [made.shape] if made is not None else _RULES[node.domain, node.op_type](inputs)
+            rule = _RULES[node.domain, node.op_type]
+            _check_count(node, *INPUT_COUNTS[node.domain, node.op_type])
+            shapes = rule(inputs)
             if len(shapes) != len(node.outputs):
                 raise ValueError(f"has {len(node.outputs)} outputs, expected {len(shapes)}")
+            for shape in shapes:
+                _check_output(shape)
+            made = self._evaluate(inputs, shapes[0])
         except (ValueError, IndexError, OverflowError, ZeroDivisionError, TypeError) as error:
             known = [None if name not in self.shapes else list(self.shapes[name]) for name in node.inputs]
             raise GraphFormatError(
                 f"has node '{node.name}', whose {node.op_type} does not fit its inputs {known}: {error}"
             ) from None
         for name, shape in zip(node.outputs, shapes, strict=True):
-            if any(size < 0 for size in shape):
-                raise GraphFormatError(f"has node '{node.name}', whose output would have the shape {list(shape)}")
             self.shapes[name] = shape
-        if made is not None and made.size <= _MAX_VALUES:
+        if made is not None:
             self.values[node.outputs[0]] = made
 
-    def _evaluate(self, inputs: _Inputs) -> Values | None:
-        """Return the output of a node that calculates with sizes; None for any other node."""
-        node = inputs.node
-        if node.op_type == "Shape":
-            shape = inputs.shape(0)
-            return np.array(shape[inputs.integer("start", 0) : inputs.integer("end", len(shape))], np.int64)
-        evaluate = _EVALUATED.get(node.op_type)
-        if evaluate is None or any(
-            value is None and shape is not None for value, shape in zip(inputs.values, inputs.shapes, strict=True)
-        ):
+    def _evaluate(self, inputs: _Inputs, shape: Shape) -> Values | None:
+        """Return the output, of a known shape, of a node that calculates with sizes; None for any other node."""
+        evaluate = _EVALUATED.get(inputs.node.op_type)
+        if evaluate is None or math.prod(shape) > _MAX_VALUES:
             return None
-        return evaluate(inputs)
+        if evaluate is not _evaluate_shape:
+            if any(
+                value is None and known is not None for value, known in zip(inputs.values, inputs.shapes, strict=True)
+            ):
+                return None
+            self._evaluated += sum(value.size for value in inputs.values if value is not None)
+        self._evaluated += math.prod(shape)
+        if self._evaluated > _MAX_EVALUATED:
+            raise ValueError(f"its graph calculates with more than {_MAX_EVALUATED:,} sizes, expected at most those")
+        made = evaluate(inputs)
+        if made.shape != shape:
+            raise ValueError(f"makes sizes of shape {list(made.shape)}, expected {list(shape)}")
+        return made
+
+
+def _check_count(node: Node, least: int, most: int) -> None:
+    """Check the number of a node's inputs, and that it has those that may not be left out."""
+    count = len(node.inputs)
+    if not least <= count <= most:
+        expected = str(least) if least == most else f"{least} to {most}" if most < _ANY else f"at least {least}"
+        raise ValueError(f"has {count} inputs, expected {expected}")
+    if "" in node.inputs[: least if most < _ANY else count]:
+        raise ValueError(f"leaves out input {node.inputs.index('')}, which it needs")
+
+
+def _check_output(shape: Shape) -> None:
+    """Check the number of axes of an output, and that it is not empty.
+
+    The exporter's graphs compute no empty tensor. From one, backends divide by a size of 0 (`MultiHeadAttention`), or
+    return memory that nothing was written to (a padded `Conv`, `MatMul`).
+    """
+    if len(shape) > MAX_AXES or any(size < 1 for size in shape):
+        raise ValueError(f"its output would have the shape {list(shape)}, expected at most {MAX_AXES} sizes from 1")
 
 
 def _size(axis: int | str | None, sizes: Mapping[str, int]) -> int:
@@ -247,10 +288,7 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[[_Inputs], Values]:
 
 def _elementwise(function: Callable[..., Any]) -> Callable[[_Inputs], Values]:
     def evaluate(inputs: _Inputs) -> Values:
-        arrays = [_array(inputs, index) for index in range(len(inputs.values))]
-        if math.prod(_broadcast([array.shape for array in arrays])) > _MAX_VALUES:
-            raise ValueError("calculates too many sizes")
-        return np.asarray(function(*arrays))
+        return np.asarray(function(*(_array(inputs, index) for index in range(len(inputs.values)))))
 
     return evaluate
 
@@ -284,6 +322,11 @@ def _target(inputs: _Inputs) -> ElementType:
     return found
 
 
+def _evaluate_shape(inputs: _Inputs) -> Values:
+    shape = inputs.shape(0)
+    return np.array(shape[inputs.integer("start", 0) : inputs.integer("end", len(shape))], np.int64)
+
+
 def _evaluate_slice(inputs: _Inputs) -> Values:
     data = _array(inputs, 0)
     index: list[slice] = [slice(None)] * data.ndim
@@ -308,12 +351,13 @@ _EVALUATED: Mapping[str, Callable[[_Inputs], Values]] = {
     "Greater": _elementwise(np.greater),
     "Identity": lambda inputs: _array(inputs, 0),
     "Less": _elementwise(np.less),
-    "Max": _elementwise(lambda *arrays: np.max(np.broadcast_arrays(*arrays), axis=0)),
-    "Min": _elementwise(lambda *arrays: np.min(np.broadcast_arrays(*arrays), axis=0)),
+    "Max": _elementwise(lambda *arrays: functools.reduce(np.maximum, arrays)),
+    "Min": _elementwise(lambda *arrays: functools.reduce(np.minimum, arrays)),
     "Mul": _arithmetic(np.multiply),
     "Neg": _arithmetic(np.negative),
     "Reshape": lambda inputs: _array(inputs, 0).reshape(_reshape(inputs)[0]),
     "Round": _elementwise(np.rint),
+    "Shape": _evaluate_shape,
     "Slice": _evaluate_slice,
     "Sqrt": _elementwise(np.sqrt),
     "Squeeze": lambda inputs: _array(inputs, 0).reshape(_squeeze(inputs)[0]),
@@ -328,6 +372,10 @@ _EVALUATED: Mapping[str, Callable[[_Inputs], Values]] = {
 
 def _same(inputs: _Inputs) -> list[Shape]:
     return [inputs.shape(0)]
+
+
+def _shape(inputs: _Inputs) -> list[Shape]:
+    return [_evaluate_shape(inputs).shape]
 
 
 def _cast_shape(inputs: _Inputs) -> list[Shape]:
@@ -402,6 +450,14 @@ def _axis(axis: int, rank: int) -> int:
     return axis % rank
 
 
+def _axes(axes: Iterable[int], rank: int) -> tuple[int, ...]:
+    """Return axes counted from the first. What a repeated one means is not defined, and differs between backends."""
+    found = tuple(_axis(axis, rank) for axis in axes)
+    if len(set(found)) != len(found):
+        raise ValueError(f"has the axes {list(found)}, expected each once")
+    return found
+
+
 def _matmul(inputs: _Inputs) -> list[Shape]:
     left, right = inputs.shape(0), inputs.shape(1)
     if len(left) < 2 or len(right) < 2 or left[-1] != right[-2]:
@@ -424,10 +480,16 @@ def _window(inputs: _Inputs, rank: int, kernel: Shape) -> tuple[Shape, Shape, Sh
     ones = (1,) * rank
     strides, dilations = inputs.integers("strides") or ones, inputs.integers("dilations") or ones
     pads = inputs.integers("pads") or (0,) * (2 * rank)
-    if not len(kernel) == len(strides) == len(dilations) == len(pads) // 2 == rank or min(*strides, *dilations) < 1:
+    if rank < 1 or not len(kernel) == len(strides) == len(dilations) == rank or len(pads) != 2 * rank:
         raise ValueError("its window has another number of axes")
-    if min(pads) < 0:
-        raise ValueError(f"has the pads {list(pads)}, expected none below 0")
+    for name, least, sizes in (
+        ("kernel_shape", 1, kernel),
+        ("strides", 1, strides),
+        ("dilations", 1, dilations),
+        ("pads", 0, pads),
+    ):
+        if not least <= min(sizes) <= max(sizes) <= _MAX_WINDOW:
+            raise ValueError(f"has {name} {list(sizes)}, expected {least} to {_MAX_WINDOW:,}")
     extents = tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True))
     return strides, extents, tuple(pads[axis] + pads[axis + rank] for axis in range(rank))
 
@@ -463,6 +525,8 @@ def _conv_transpose(inputs: _Inputs) -> list[Shape]:
     spatial = data[2:]
     strides, extents, pads = _window(inputs, len(spatial), _kernel(inputs, weight[2:]))
     extra = inputs.integers("output_padding") or (0,) * len(spatial)
+    if any(not 0 <= more < stride for more, stride in zip(extra, strides, strict=True)):
+        raise ValueError(f"has output_padding {list(extra)}, expected 0 to less than the strides {list(strides)}")
     axes = zip(spatial, strides, extents, pads, extra, strict=True)
     sizes = (stride * (size - 1) + more + extent - pad for size, stride, extent, pad, more in axes)
     return [(data[0], weight[1] * group, *sizes)]
@@ -470,6 +534,10 @@ def _conv_transpose(inputs: _Inputs) -> list[Shape]:
 
 def _max_pool(inputs: _Inputs) -> list[Shape]:
     data, kernel = inputs.shape(0), inputs.integers("kernel_shape") or ()
+    pads = inputs.integers("pads") or ()
+    # Else a window would lie in the pads alone, and have no largest element.
+    if any(pad >= size for pad, size in zip(pads, (*kernel, *kernel), strict=False)):
+        raise ValueError(f"has the pads {list(pads)}, expected each below the kernel {list(kernel)}")
     return [(*data[:2], *_slide(data[2:], *_window(inputs, len(data) - 2, kernel)))]
 
 
@@ -479,17 +547,13 @@ def _reduce(inputs: _Inputs) -> list[Shape]:
         if inputs.integer("noop_with_empty_axes", 0):
             return [data]
         axes = list(range(len(data)))
-    reduced, keep = {_axis(axis, len(data)) for axis in axes}, inputs.integer("keepdims", 1)
-    if inputs.node.op_type in ("ReduceMax", "ReduceMean") and any(data[axis] == 0 for axis in reduced):
-        raise ValueError("reduces an axis without elements")
+    reduced, keep = _axes(axes, len(data)), inputs.integer("keepdims", 1)
     return [tuple(1 if axis in reduced else size for axis, size in enumerate(data) if keep or axis not in reduced)]
 
 
 def _arg_max(inputs: _Inputs) -> list[Shape]:
     data = inputs.shape(0)
     axis = _axis(inputs.integer("axis", 0), len(data))
-    if data[axis] == 0:
-        raise ValueError("has nothing to choose from")
     return [(*data[:axis], *((1,) if inputs.integer("keepdims", 1) else ()), *data[axis + 1 :])]
 
 
@@ -517,10 +581,10 @@ def _split(inputs: _Inputs) -> list[Shape]:
 def _slices(inputs: _Inputs, data: Shape) -> list[tuple[int, int, int, int]]:
     """Return axis, start, end and step of each sliced axis; an end of −1 lies before the first element."""
     starts, ends = inputs.sizes(1) or [], inputs.sizes(2) or []
-    axes = inputs.sizes(3) or list(range(len(starts)))
+    axes = _axes(inputs.sizes(3) or range(len(starts)), len(data))
     steps = inputs.sizes(4) or [1] * len(starts)
     return [
-        (_axis(axis, len(data)), *slice(start, end, step).indices(data[_axis(axis, len(data))]))
+        (axis, *slice(start, end, step).indices(data[axis]))
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
     ]
 
@@ -581,7 +645,7 @@ def _transpose(inputs: _Inputs) -> list[Shape]:
 
 def _squeeze(inputs: _Inputs) -> list[Shape]:
     data, axes = inputs.shape(0), inputs.sizes(1)
-    dropped = {_axis(axis, len(data)) for axis in axes or ()} or {axis for axis, size in enumerate(data) if size == 1}
+    dropped = _axes(axes or (), len(data)) or tuple(axis for axis, size in enumerate(data) if size == 1)
     if any(data[axis] != 1 for axis in dropped):
         raise ValueError("drops an axis whose size is not 1")
     return [tuple(size for axis, size in enumerate(data) if axis not in dropped)]
@@ -590,9 +654,7 @@ def _squeeze(inputs: _Inputs) -> list[Shape]:
 def _unsqueeze(inputs: _Inputs) -> list[Shape]:
     data, axes = inputs.shape(0), inputs.sizes(1) or []
     rank = len(data) + len(axes)
-    added = {_axis(axis, rank) for axis in axes}
-    if len(added) != len(axes):
-        raise ValueError(f"adds the axes {axes}")
+    added = _axes(axes, rank)
     rest = iter(data)
     return [tuple(1 if axis in added else next(rest) for axis in range(rank))]
 
@@ -624,29 +686,29 @@ def _constant_of_shape(inputs: _Inputs) -> list[Shape]:
 
 def _pad(inputs: _Inputs) -> list[Shape]:
     shape, pads = [*inputs.shape(0)], inputs.sizes(1) or []
-    axes = inputs.sizes(3)
-    axes = list(range(len(shape))) if axes is None else axes
+    named = inputs.sizes(3)
+    axes = _axes(range(len(shape)) if named is None else named, len(shape))
+    inputs.check_shape(2, (), (1,))
     reflects = inputs.node.attributes.get("mode") == b"reflect"
     if len(pads) != 2 * len(axes):
         raise ValueError(f"has the pads {pads}")
     for index, axis in enumerate(axes):
-        before, after, size = pads[index], pads[index + len(axes)], shape[_axis(axis, len(shape))]
+        before, after, size = pads[index], pads[index + len(axes)], shape[axis]
         if min(before, after) < 0 or (reflects and max(before, after) >= size):
             raise ValueError(
                 f"pads {size} by {before} and {after}, expected none below 0, and no reflection of as many"
             )
-        shape[_axis(axis, len(shape))] += before + after
+        shape[axis] += before + after
     return [tuple(shape)]
 
 
 def _resize(inputs: _Inputs) -> list[Shape]:
     data, scales, sizes = inputs.shape(0), inputs.sizes(2), inputs.sizes(3)
-    axes = inputs.integers("axes") or tuple(range(len(data)))
+    axes = _axes(inputs.integers("axes") or range(len(data)), len(data))
     if bool(scales) == bool(sizes):
         raise ValueError("has no scales and no sizes, or both")
     shape = [*data]
     for axis, value in zip(axes, scales or sizes or (), strict=True):
-        axis = _axis(axis, len(data))
         shape[axis] = math.floor(data[axis] * value) if scales else value
     return [tuple(shape)]
 
@@ -663,8 +725,8 @@ def _top_k(inputs: _Inputs) -> list[Shape]:
 def _attention(inputs: _Inputs) -> list[Shape]:
     query, key, value = (inputs.shape(index) for index in range(3))
     heads = inputs.integer("num_heads")
-    if len(inputs.shapes) != 3 or not len(query) == len(key) == len(value) == 3:
-        raise ValueError("expected queries, keys and values of 3 axes, and no more")
+    if not len(query) == len(key) == len(value) == 3:
+        raise ValueError("expected queries, keys and values of 3 axes")
     if key != (query[0], key[1], query[2]) or value[:2] != key[:2]:
         raise ValueError("its queries, keys and values do not belong together")
     if heads < 1 or query[2] % heads or value[2] % heads:
@@ -675,9 +737,6 @@ def _attention(inputs: _Inputs) -> list[Shape]:
 _Rule = Callable[[_Inputs], list[Shape]]
 _SAME = "Abs Cos Erf Floor Gelu Identity LeakyRelu Mish Neg Reciprocal Relu Round Sigmoid Sin Sqrt Tanh"
 _BROADCASTING = "Add Div Equal Greater Less Max Min Mul Pow Sub Where"
-# The number of inputs of operators that broadcast them, except of those that take any number (Max, Min).
-_BINARY = ("Add", "Div", "Equal", "Greater", "Less", "Mul", "Pow", "Sub")
-_COUNTS: Mapping[str, int] = {**dict.fromkeys(_BINARY, 2), "Where": 3}
 _REDUCING = "ReduceL2 ReduceMax ReduceMean ReduceSum"
 _RULES: Mapping[tuple[str, str], _Rule] = {
     **{("", name): _same for name in _SAME.split()},
@@ -708,7 +767,7 @@ _RULES: Mapping[tuple[str, str], _Rule] = {
     ("", "Resize"): _resize,
     ("", "ScatterElements"): _scatter_elements,
     ("", "ScatterND"): _scatter_nd,
-    ("", "Shape"): lambda inputs: [(len(inputs.shape(0)),)],  # never reached: it is evaluated
+    ("", "Shape"): _shape,
     ("", "Slice"): _slice,
     ("", "Softmax"): _softmax,
     ("", "Split"): _split,
@@ -718,6 +777,31 @@ _RULES: Mapping[tuple[str, str], _Rule] = {
     ("", "Unsqueeze"): _unsqueeze,
     ("com.microsoft", "MultiHeadAttention"): _attention,
 }
+
+# ONNX's word for any number of inputs. A node of a graph that is read has 64 at most.
+_ANY = (1 << 31) - 1
+_NAMES_BY_COUNT: Mapping[tuple[int, int], str] = {
+    (1, 1): f"{_SAME} ArgMax Cast ConstantOfShape MaxPool Shape Softmax Transpose",
+    (1, 2): f"{_REDUCING} Split Squeeze",
+    (1, 3): "Clip",
+    (1, 4): "Resize",
+    (1, _ANY): "Concat Max Min",
+    (
+        2,
+        2,
+    ): "Add Div Equal Expand Gather GatherElements GatherND Greater Less MatMul Mul Pow Reshape Sub TopK Unsqueeze",
+    (2, 3): "Conv ConvTranspose DequantizeLinear Gemm LayerNormalization QuantizeLinear",
+    (2, 4): "Pad",
+    (3, 3): "GroupNormalization Range ScatterElements ScatterND Where",
+    (3, 5): "Slice",
+    (5, 5): "BatchNormalization",
+}
+INPUT_COUNTS: Mapping[tuple[str, str], tuple[int, int]] = {
+    **{("", name): count for count, names in _NAMES_BY_COUNT.items() for name in names.split()},
+    ("com.microsoft", "MultiHeadAttention"): (3, 3),  # no bias, mask or earlier keys
+}
+"""Domain and name of every operator → the fewest and the most inputs of a node, as ONNX defines them. The fewest may
+not be left out."""
 
 OPERATORS: frozenset[tuple[str, str]] = frozenset(_RULES)
 """Domain and name of every operator that the exporter writes: for its tasks, precisions, parts and slices, and for the

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.graph_attributes import ATTRIBUTES
+from latentrt.bundle.graph_shapes import INPUT_COUNTS, OPERATORS
 from latentrt.bundle.manifest import LatentSpace
 from latentrt.bundle.onnx_graph import Tensor as OnnxTensor
 from latentrt.bundle.onnx_types import ELEMENT_TYPES
@@ -48,6 +49,14 @@ def test_attributes_are_those_of_onnx() -> None:
             assert known[name].type == getattr(onnx.defs.OpSchema.AttrType, types[each]), (op_type, name)
             if isinstance(expected, tuple) and known[name].default_value.name:
                 assert onnx.helper.get_attribute_value(known[name].default_value) in expected, (op_type, name)
+
+
+def test_numbers_of_inputs_are_those_of_onnx() -> None:
+    for (domain, op_type), count in INPUT_COUNTS.items():
+        if domain == "":
+            known = onnx.defs.get_schema(op_type, 21)
+            assert count == (known.min_input, known.max_input), op_type
+    assert INPUT_COUNTS.keys() == OPERATORS
 
 
 def test_the_codes_of_types_are_those_of_onnx() -> None:

@@ -238,11 +238,12 @@ def encode_scores(heads: int) -> bytes:
 
 
 def bomb(power: int) -> bytes:
-    """Return a graph that needs next to nothing for one image, and (evaluations − 1) · 10^`power` numbers for more."""
+    """Return a graph that makes (evaluations − 1) · 10^`power` + 1 numbers: next to nothing for one image."""
     nodes = [
         node("Shape", ["sample"], ["rows"], start=0, end=1),
         node("Sub", ["rows", "one"], ["others"]),
-        node("Mul", ["others", "many"], ["size"]),
+        node("Mul", ["others", "many"], ["more"]),
+        node("Add", ["more", "one"], ["size"]),
         node("ConstantOfShape", ["size"], ["zeros"], value=constant("", 1, [1], bytes(4))),
         node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
         node("Add", ["sample", "sum"], ["added"]),

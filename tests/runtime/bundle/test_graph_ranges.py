@@ -239,10 +239,6 @@ def test_numbers_with_fractions_may_be_divided_by_anything() -> None:
     check([n("Div", "scores scores")], [])
 
 
-def test_nothing_is_taken_by_no_index() -> None:
-    check([n("Gather", "table none")], [TABLE, constant("none", INT64, [0], b"")])
-
-
 def test_a_zero_point_that_is_left_out() -> None:
     nodes = [n("QuantizeLinear", "scores s ", "q"), n("Cast", "q", "i", to=INT64), n("Gather", "wide i")]
     scale, wide = constant("s", 1, [], struct.pack("<f", 1)), constant("wide", 1, [256, 2], bytes(2048))

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from latentrt.bundle.graph_shapes import OPERATORS, infer_values, peak_bytes
+from latentrt.bundle.graph_shapes import INPUT_COUNTS, OPERATORS, infer_values, peak_bytes
 from latentrt.bundle.graph_types import infer_types
 from latentrt.bundle.onnx_graph import GraphFormatError, OnnxGraph, read_graph
 from latentrt.bundle.onnx_types import CODES
@@ -143,8 +143,8 @@ CALCULATED: dict[str, tuple[list[Message], list[Message]]] = {
         [whole("w", 1), whole("limit", 30)],
     ),
     "Div of whole numbers below 0": (
-        [n("Shape", "x", "all"), n("Sub", "w all", "a"), n("Div", "a w", "b"), n("Abs", "b", "s")],
-        [whole("w", 3)],
+        [n("Shape", "x", "all"), n("Sub", "w all", "a"), n("Div", "a two", "b"), n("Abs", "b", "s")],
+        [whole("w", -1), whole("two", 2)],
     ),
     "numbers with fractions": (
         [n("Shape", "x", "all"), n("Cast", "all", "a", to=FLOAT), n("Div", "a w", "b"), n("Sqrt", "b", "c"),
@@ -204,8 +204,8 @@ def test_every_operator_is_compared() -> None:
         ([n("Range", "a b c")], [scalar("a", 0), scalar("b", 9), scalar("c", 0)]),
         ([n("Cast", "x", "y", to=INT64), n("ConstantOfShape", "y", value=FILL)], []),
         ([n("Shape", "x", "s"), n("Gather", "s i", "y"), n("Div", "s zero")], [scalar("i", 0), whole("zero", 0)]),
-        ([n("Div", "x")], []),
-        ([n("Where", "x x")], []),
+        ([n("Gather", "w i")], [scalar("w", 5), scalar("i", 0)]),
+        ([n("Gather", "w i", axis=1)], [whole("w", 5), whole("i", 0)]),
         ([n("Shape", "x", "s"), n("Where", "s", "sizes")], []),
         ([n("Clip", "x f")], [floats("f", 4)]),
         ([n("BatchNormalization", "x f f f w")], [floats("f", 4), floats("w", 5)]),
@@ -223,7 +223,6 @@ def test_every_operator_is_compared() -> None:
         ([n("Cast", "w", to=INT8)], [whole("w", 128)]),
         ([n("Mul", "w w")], [whole("w", 1 << 16)]),
         ([n("Sub", "w w")], [whole("w", (1 << 31) + 5)]),
-        ([n("ReduceMean", "empty axes")], [floats("empty", 0, 4), whole("axes", 0)]),
         ([n("Pad", "x pads")], [whole("pads", 0, 0, -1, 0, 0, 0, 2, 0)]),
         ([n("Pad", "x pads", mode="reflect")], [whole("pads", 0, 0, -4, 0, 0, 0, 3, 0)]),
         ([n("Cast", "x", to=16)], []),
@@ -270,6 +269,128 @@ def test_every_operator_is_compared() -> None:
 def test_a_node_that_does_not_fit_its_inputs(nodes: list[Message], constants: list[Message]) -> None:
     _, read = build(nodes, constants, [])
     with pytest.raises(GraphFormatError):
+        infer_values(read, SIZES)
+
+
+COLUMNS = [n("Slice", "x zero zero last", "none")]
+FROM, LAST = whole("zero", 0), whole("last", -1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants"),
+    [
+        (COLUMNS, [FROM, LAST]),
+        ([n("TopK", "x k", "made places", axis=2)], [whole("k", 0)]),
+        ([n("Split", "x sizes", "made b", axis=1)], [whole("sizes", 0, 4)]),
+        ([n("Gather", "x none", axis=1)], [whole("none")]),
+        ([n("ConstantOfShape", "sizes", value=FILL)], [whole("sizes", 3, 0)]),
+        ([n("Range", "a a b")], [scalar("a", 1), scalar("b", 1)]),
+        ([n("Resize", "x   s", mode="linear", axes=[2, 3])], [whole("s", 0, 3)]),
+        ([n("Conv", "x w")], [floats("w", 0, 4, 3, 3)]),
+        ([n("Shape", "x", start=1, end=1)], []),
+        ([n("MaxPool", "empty", kernel_shape=[2, 2], pads=[1, 1, 1, 1])], [floats("empty", 1, 4, 8, 0)]),
+        ([n("Conv", "empty w", pads=[0, 2, 0, 2])], [floats("empty", 1, 4, 8, 0), floats("w", 4, 4, 1, 1)]),
+        ([n("MatMul", "left right")], [floats("left", 2, 8, 0), floats("right", 2, 0, 8)]),
+        ([n("Gemm", "left right")], [floats("left", 8, 0), floats("right", 0, 8)]),
+        ([n("MultiHeadAttention", "q k k", num_heads=1, domain="com.microsoft")],
+         [floats("q", 1, 8, 4), floats("k", 1, 0, 4)]),
+        ([n("MultiHeadAttention", "q q v", num_heads=1, domain="com.microsoft")],
+         [floats("q", 1, 8, 4), floats("v", 1, 8, 0)]),
+        ([n("Concat", "x empty", axis=1)], [floats("empty", 2, 0, 6, 10)]),
+        ([n("ReduceSum", "empty axes")], [floats("empty", 0, 4), whole("axes", 0)]),
+        ([n("ReduceMean", "empty axes")], [floats("empty", 0, 4), whole("axes", 0)]),
+        ([n("Pad", "x pads nothing")], [whole("pads", *[1] * 8), floats("nothing", 0)]),
+    ],
+)  # fmt: skip
+def test_an_empty_tensor(nodes: list[Message], constants: list[Message]) -> None:
+    """Backends divide by its sizes (SIGFPE), or return memory that nothing was written to."""
+    _, read = build(nodes, constants, [])
+    with pytest.raises(GraphFormatError, match=r"sizes from 1|no size of 0|input 2 of shape \[0\]"):
+        infer_values(read, SIZES)
+
+
+def test_empty_axes_and_sizes() -> None:
+    nodes = [n("ReduceSum", "x none", "sum", keepdims=0), n("Reshape", "sum none", "a"), n("Expand", "a none", "made")]
+    data, read = build(nodes, [whole("none")], ["made"])
+    assert infer_values(read, SIZES)[0]["made"] == compute(data)[0].shape == ()
+
+
+@pytest.mark.parametrize(
+    ("node", "fragment"),
+    [
+        (n("MaxPool", "x", kernel_shape=[0, 2]), "kernel_shape [0, 2], expected 1 to 65,536"),
+        (n("MaxPool", "x", kernel_shape=[2, 2], strides=[1, 0]), "strides [1, 0], expected 1"),
+        (n("MaxPool", "x", kernel_shape=[2, 2], dilations=[1 << 40, 1]), "expected 1 to 65,536"),
+        (n("MaxPool", "x", kernel_shape=[2, 3], pads=[0, 0, 0, 3]), "each below the kernel [2, 3]"),
+        (n("MaxPool", "x", kernel_shape=[2, 2], pads=[0, 0, 0, 0, 0]), "another number of axes"),
+        (n("MaxPool", "x"), "another number of axes"),
+        (n("MaxPool", "flat"), "another number of axes"),
+        (n("Conv", "x small", kernel_shape=[0, 0]), "expected [1, 1] as its weight has"),
+        (n("ConvTranspose", "x small", strides=[2, 2], output_padding=[0, 2]), "output_padding [0, 2], expected 0 to"),
+        (n("ConvTranspose", "x small", strides=[2, 2], output_padding=[-1, 0]), "output_padding [-1, 0]"),
+    ],
+)
+def test_a_window_that_backends_disagree_on(node: Message, fragment: str) -> None:
+    _, read = build([node], [floats("small", 4, 4, 1, 1), floats("flat", 4, 4)], [])
+    with pytest.raises(GraphFormatError) as refused:
+        infer_values(read, SIZES)
+    assert fragment in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants"),
+    [
+        ([n("Slice", "x starts ends axes")], [whole("starts", 0, 4), whole("ends", 8, 8), whole("axes", 3, -1)]),
+        ([n("Squeeze", "ones axes")], [floats("ones", 1, 1, 1), whole("axes", 0, -3)]),
+        ([n("Unsqueeze", "x axes")], [whole("axes", 0, -6)]),
+        ([n("ReduceSum", "x axes")], [whole("axes", 1, 1)]),
+        ([n("Pad", "x pads  axes")], [whole("pads", 1, 1, 1, 1), whole("axes", 3, 3)]),
+        ([n("Resize", "x   s", axes=[3, 3])], [whole("s", 3, 3)]),
+    ],
+)
+def test_an_axis_twice(nodes: list[Message], constants: list[Message]) -> None:
+    _, read = build(nodes, constants, [])
+    with pytest.raises(GraphFormatError, match="expected each once"):
+        infer_values(read, SIZES)
+
+
+@pytest.mark.parametrize(("domain", "op_type"), sorted(OPERATORS))
+def test_the_number_of_inputs(domain: str, op_type: str) -> None:
+    least, most = INPUT_COUNTS[domain, op_type]
+    wrong = [["x"] * (least - 1), ["x"] * (least - 1) + [""], *([["x"] * (most + 1)] if most < 100 else [])]
+    for inputs in wrong:
+        _, read = build([node(op_type, inputs, ["made"], domain=domain)], [], [])
+        with pytest.raises(GraphFormatError, match=r"inputs, expected|leaves out input"):
+            infer_values(read, SIZES)
+
+
+def test_values_that_are_too_many_to_evaluate() -> None:
+    """The work is bounded by the elements of all evaluated nodes together, however many nodes share them."""
+    wide, row = whole("wide", *range(256)), whole("row", *range(16))
+
+    def build_maxima(count: int) -> OnnxGraph:
+        return build([n("Max", " ".join(["wide"] * 63), f"made{index}") for index in range(count)], [wide], [])[1]
+
+    assert len(infer_values(build_maxima(60), SIZES)[1]) == 61
+    with pytest.raises(GraphFormatError, match="more than 1,048,576 sizes"):
+        infer_values(build_maxima(70), SIZES)
+    _, joined = build([n("Concat", " ".join(["row"] * 17), axis=0)], [row], [])
+    shapes, values = infer_values(joined, SIZES)
+    assert shapes["made"] == (272,)
+    assert "made" not in values
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "fragment"),
+    [
+        ([n("Reshape", "x sizes")], [whole("sizes", *[1] * 65)], "65 numbers in input 1, expected at most 64"),
+        ([n("Reshape", "one sizes")], [floats("one"), whole("sizes", *[1] * 9)], "expected at most 8 sizes"),
+        ([n("Unsqueeze", "x axes")], [whole("axes", *range(5))], "expected at most 8 sizes"),
+    ],
+)
+def test_more_axes_than_a_tensor_has(nodes: list[Message], constants: list[Message], fragment: str) -> None:
+    _, read = build(nodes, constants, [])
+    with pytest.raises(GraphFormatError, match=fragment):
         infer_values(read, SIZES)
 
 
