@@ -121,8 +121,8 @@ def infer_values(graph: OnnxGraph, sizes: Mapping[str, int]) -> tuple[dict[str, 
         sizes: the size of each named axis of its inputs.
 
     Raises:
-        GraphFormatError: a node does not fit its inputs, a size depends on the contents of a tensor, a computed tensor is
-            empty, or the sizes take too long to evaluate.
+        GraphFormatError: a node does not fit its inputs, a size depends on the contents of a tensor, a computed tensor
+            is empty, or the sizes take too long to evaluate.
     """
     inference = _Inference(graph, sizes)
     return inference.shapes, inference.values

@@ -38,7 +38,10 @@ __all__ = [
 MAX_GRAPH_BYTES = 32 << 20
 # Longest name of a node or a tensor; names are paths of modules.
 _MAX_NAME_BYTES = 1024
-_MANY = 100_000  # nodes, or tensors
+# Nodes of a graph, and as many tensors; a denoiser has some thousands, and never more than 15,000.
+_MAX_NODES = 50_000
+# Inputs of all nodes together; the exporter's graphs have fewer than two for each node.
+_MAX_NODE_INPUTS = 200_000
 _FEW = 64  # inputs, outputs or attributes of a node
 
 _T = TypeVar("_T")
@@ -236,12 +239,12 @@ _OPSET = _message("an operator set", {"domain": (1, _BYTES, 1), "version": (2, _
 _GRAPH = _message(
     "a graph",
     {
-        "node": (1, _BYTES, _MANY),
+        "node": (1, _BYTES, _MAX_NODES),
         "name": (2, _BYTES, 1),
-        "initializer": (5, _BYTES, _MANY),
+        "initializer": (5, _BYTES, _MAX_NODES),
         "input": (11, _BYTES, _FEW),
         "output": (12, _BYTES, 1024),
-        "value_info": (13, _BYTES, 4 * _MANY),
+        "value_info": (13, _BYTES, 4 * _MAX_NODES),
     },
     doc_string=10,
     quantization_annotation=14,
@@ -354,10 +357,13 @@ class _Reader:
             _text(found.get(producer, [b""])[0], producer)
         graph = _read(found["graph"][0], _GRAPH)
         _text(graph.get("name", [b""])[0], "the graph's name")
+        nodes = tuple(map(self._node, graph.get("node", [])))
+        if (count := sum(len(each.inputs) for each in nodes)) > _MAX_NODE_INPUTS:
+            raise GraphFormatError(f"has {count:,} inputs of nodes, expected at most {_MAX_NODE_INPUTS:,}")
         return OnnxGraph(
             ir_version=found["ir_version"][0],
             opsets=opsets,
-            nodes=tuple(map(self._node, graph.get("node", []))),
+            nodes=nodes,
             initializers=_by_name(
                 "initializer", ((each.name, each) for each in map(read_tensor, graph.get("initializer", [])))
             ),

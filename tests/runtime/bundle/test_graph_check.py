@@ -177,6 +177,20 @@ def test_weights_in_a_folder_below_the_graph() -> None:
     check_graph(data, replace(EXPECTED, weights="unet/parts/model.safetensors"))
 
 
+# --- Work -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "inputs", "fragment"),
+    [(50_001, 1, "repeats node in a graph, expected it at most 50,000"), (3_200, 64, "has 204,800 inputs of nodes")],
+)
+def test_more_nodes_than_can_be_checked(count: int, inputs: int, fragment: str) -> None:
+    """Each operation on sizes takes the check some time: 30,000 of 64 inputs took half a minute."""
+    repeated = encode([(1, node("Max", ["sample"] * inputs, ["made"]))]) * count
+    content = encode(graph([], [], INPUTS, OUTPUTS)) + repeated
+    assert fragment in refusal(encode([(number, content if number == 7 else each) for number, each in model([])]))
+
+
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
