@@ -15,6 +15,7 @@ from latentrt.bundle.digests import file_record
 from latentrt.bundle.manifest import MANIFEST_NAME, FileRecord, Manifest, SealedEngine, encode_manifest
 from latentrt.bundle.staging import staged
 from latentrt.engines.record import EngineIdentity
+from latentrt.engines.sealed import read_sealed_engines
 from latentrt.engines.store import RECORD_NAME, StoredEngine, encode_record, plan_name
 from latentrt.errors import EngineError, RequestError
 from latentrt_engines.cache import EngineCache
@@ -66,7 +67,7 @@ def seal(bundle: Bundle, engines: Iterable[StoredEngine], cache: EngineCache, ou
         The new bundle, with a digest of its own.
 
     Raises:
-        EngineDamagedError: a plan differs from its record.
+        EngineDamagedError: a plan differs from its record, or the bundle has a damaged record already.
         IntegrityError: a file of the bundle is damaged.
         OutputError: `out` exists and `overwrite` is false, or the disk is full.
         RequestError: `out` is the bundle.
@@ -75,6 +76,7 @@ def seal(bundle: Bundle, engines: Iterable[StoredEngine], cache: EngineCache, ou
         raise RequestError(
             f"got {out}, which is the bundle itself, expected another folder; its digest must not change"
         )
+    read_sealed_engines(bundle)
     with staged(out, overwrite=overwrite) as stage:
         files = dict(bundle.manifest.files)
         for name in files:

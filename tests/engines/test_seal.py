@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.digests import file_record
 from latentrt.engines.sealed import read_sealed_engines
 from latentrt.engines.store import RECORD_NAME, StoredEngine
 from latentrt.errors import EngineDamagedError, EngineError, IntegrityError, LatentRTError, OutputError, RequestError
@@ -13,7 +14,7 @@ from latentrt_engines.cache import EngineCache
 from latentrt_engines.seal import is_of_bundle, seal, select_engines
 from tests.engines.made_up import identity, publish, retrained
 from tests.exported import Exported
-from tests.runtime.small_bundle import change_byte
+from tests.runtime.small_bundle import change_byte, edit_manifest
 
 
 @pytest.fixture
@@ -124,6 +125,21 @@ def test_an_engine_that_was_built_again_replaces_the_sealed_one(
         f"{place}/{RECORD_NAME}",
         f"{place}/{again.plan_path.name}",
     }
+
+
+def test_a_damaged_record_of_the_bundle_is_not_sealed_again(
+    cache: EngineCache, sample: Bundle, engines: list[StoredEngine], tmp_path: Path
+) -> None:
+    """Its hash is right, as whoever made the bundle pinned what he liked."""
+    first = seal(sample, engines[:1], cache, tmp_path / "first", overwrite=False)
+    name = f"engines/{engines[0].key}/{RECORD_NAME}"
+    record = first.folder / name
+    record.write_bytes(record.read_bytes().replace(b'"min": [ 2,', b'"min": [ 0,'))
+    pin = msgspec.to_builtins(file_record(record))
+    edit_manifest(first.folder, lambda tree: tree["files"].update({name: pin}))
+    with pytest.raises(EngineDamagedError, match=f"{name} is not the record of an engine"):
+        seal(Bundle.open(first.folder), engines[1:], cache, tmp_path / "second", overwrite=False)
+    assert not (tmp_path / "second").exists()
 
 
 @pytest.fixture

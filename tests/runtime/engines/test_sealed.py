@@ -106,7 +106,8 @@ def seal_profile(folder: Path, change: Callable[[dict[str, Any]], None]) -> None
     (folder / files["record"]).write_bytes(msgspec.json.encode(tree))
     (folder / files["plan"]).write_bytes(PLAN)
     pinned = {name: msgspec.to_builtins(file_record(folder / name)) for name in files.values()}
-    edit_manifest(folder, lambda tree: (tree["engines"].update({key: files}), tree["files"].update(pinned)))
+    edit_manifest(folder, lambda tree: tree["files"].update(pinned))
+    edit_manifest(folder, lambda tree: tree["engines"].update({key: files}))
 
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
