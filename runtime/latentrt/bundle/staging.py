@@ -3,8 +3,8 @@
 The staging folder is created beside the destination, on the disk that needs room for the weights anyway (a system's
 temporary folder is often in memory), so that a rename suffices::
 
-    .NAME.export-x1y2z3w4/
-      lock        locked while its process runs, and holds the destination's name
+    .NAME.export-0123456789abcdef/
+      lock        locked while its process runs; holds a signature and the destination's name
       bundle/     the new bundle; after an exchange, the former one
       scratch/    temporary files
       former/     the former bundle, where the system cannot exchange two folders in one step
@@ -12,7 +12,9 @@ temporary folder is often in memory), so that a rename suffices::
 An earlier bundle is exchanged with the new one in one step where the system can (Linux, macOS), so that a reader finds
 one of the two at any time. Elsewhere it is moved to `former` first; `Bundle.open` waits for that short moment to pass.
 
-A process that is killed leaves its staging folder. The next one that writes a bundle to the same parent removes it.
+A process that is killed leaves its staging folder. The next one that writes a bundle to the same parent removes it, and
+no folder of a user: the second half of the name's digits follows from the first, so that a name alone tells an empty
+folder that was just made, and a folder with anything but `lock` is removed only if `lock` has the signature.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ import contextlib
 import ctypes
 import errno
 import functools
+import hashlib
 import itertools
 import os
 import re
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +44,8 @@ from latentrt.errors import ManifestError, OutputError
 
 __all__ = ["Abandoned", "Stage", "find_abandoned_stages", "is_being_replaced", "remove_abandoned_stages", "staged"]
 
-_ROOT = re.compile(r"\..{1,32}\.export-[a-z0-9_]{8}", re.DOTALL)
+_ROOT = re.compile(r"\..{1,32}\.export-([0-9a-f]{8})([0-9a-f]{8})", re.DOTALL)
+_SIGNATURE = b"staging folder of latentrt\n"  # the first line of its lock
 _LOCK, _BUNDLE, _SCRATCH, _FORMER = "lock", "bundle", "scratch", "former"
 _MAX_LISTED = 5
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -332,10 +336,24 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
+def _make_name(destination: str) -> str:
+    """Return a new name of a staging folder for a destination of this name."""
+    digits = secrets.token_hex(4)
+    return f".{destination[:32]}.export-{digits}{_check_digits(digits)}"
+
+
+def _check_digits(digits: str) -> str:
+    return hashlib.sha256(_SIGNATURE + digits.encode()).hexdigest()[:8]
+
+
 def _make_root(place: Path) -> tuple[Path, int]:
     """Make a staging folder beside `place`; return it and the descriptor of its lock."""
     while True:
-        root = Path(tempfile.mkdtemp(prefix=f".{place.name[:32]}.export-", dir=place.parent))
+        root = place.with_name(_make_name(place.name))
+        try:
+            root.mkdir(0o700)
+        except FileExistsError:
+            continue
         try:
             lock = create_locked(root / _LOCK)
         except FileNotFoundError:
@@ -348,7 +366,7 @@ def _make_root(place: Path) -> tuple[Path, int]:
                 root.rmdir()
             continue
         try:
-            os.write(lock, os.fsencode(place.name))
+            os.write(lock, _SIGNATURE + os.fsencode(place.name))
         except OSError:
             _remove_root(root)
             os.close(lock)
@@ -374,7 +392,7 @@ def remove_abandoned_stages(parent: Path) -> None:
 
 
 def find_abandoned_stages(parent: Path) -> list[Abandoned]:
-    """Return the staging folders that `remove_abandoned_stages` would remove."""
+    """Return the staging folders that `remove_abandoned_stages` would remove, without empty ones."""
     found = []
     for root in _list_roots(parent):
         with claim(root / _LOCK) as abandoned:
@@ -386,23 +404,41 @@ def find_abandoned_stages(parent: Path) -> list[Abandoned]:
 
 
 def _list_roots(parent: Path) -> list[Path]:
-    return [path for path in list_matching(parent, _ROOT) if os.path.isdir(path) and not os.path.islink(path)]
+    """Return the folders whose names `_make_name` has made."""
+    return [
+        path
+        for path in list_matching(parent, _ROOT)
+        if (found := _ROOT.fullmatch(path.name))
+        and found[2] == _check_digits(found[1])
+        and os.path.isdir(path)
+        and not os.path.islink(path)
+    ]
 
 
 def _is_ours(root: Path) -> bool:
-    """Return whether a folder is this user's and contains only entries that `staged` makes."""
-    return is_own(os.lstat(root)) and set(os.listdir(root)) <= {_LOCK, _BUNDLE, _SCRATCH, _FORMER}
+    """Return whether a folder is this user's, contains only entries that `staged` makes, and is signed.
+
+    A process may have been killed before it signed the lock, which then is the only entry.
+    """
+    entries, lock = set(os.listdir(root)), _read_lock(root)
+    signed = lock.startswith(_SIGNATURE) or (entries == {_LOCK} and _SIGNATURE.startswith(lock))
+    return is_own(os.lstat(root)) and signed and entries <= {_LOCK, _BUNDLE, _SCRATCH, _FORMER}
 
 
 def _read_destination(root: Path) -> Path:
     """Return the path that a staging folder's bundle was meant for."""
+    name = os.path.basename(os.fsdecode(_read_lock(root).removeprefix(_SIGNATURE)))
+    # A process that was killed before it wrote the name had not moved anything yet.
+    return root.parent / (name or root.name)
+
+
+def _read_lock(root: Path) -> bytes:
+    """Read the lock of a staging folder; b"" if it cannot be read."""
     try:
         with open_regular(root / _LOCK) as stream:
-            name = os.fsdecode(stream.read(4096))
+            return stream.read(4096)
     except OSError:
-        name = ""
-    # A process that was killed before it wrote the name had not moved anything yet.
-    return root.parent / (os.path.basename(name) or root.name)
+        return b""
 
 
 def _make_removable(folder: Path) -> None:

@@ -20,7 +20,7 @@ from latentrt.bundle.file_lock import claim, create_locked
 from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.staging import find_abandoned_stages, remove_abandoned_stages, staged
 from latentrt.errors import BundleError, IntegrityError, OutputError
-from tests.killed import in_child, start_child
+from tests.killed import count_steps, in_child, start_child
 from tests.runtime.small_bundle import edit_manifest, write_bundle
 
 
@@ -494,7 +494,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert list_names(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("failing", ["tempfile.mkdtemp", "os.write"])
+@pytest.mark.parametrize("failing", ["os.mkdir", "os.write"])
 def test_a_read_only_or_full_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     place = earlier_at(tmp_path / "bundle")
 
@@ -560,6 +560,11 @@ def killed_before_its_first_file(place: Path) -> None:
     staged(place, overwrite=True).__enter__()
 
 
+def killed_before_it_signed(place: Path) -> None:
+    os.write = lambda *_: die()  # type: ignore[assignment]
+    staged(place, overwrite=True).__enter__()
+
+
 def killed_between_renames(place: Path) -> None:
     rename = Path.rename
 
@@ -581,13 +586,31 @@ def leave_behind(folder: Path, killed: Callable[[Path], None]) -> Path:
 
 
 @pytest.mark.usefixtures("_two_renames")
-@pytest.mark.parametrize("killed", [killed_while_writing, killed_before_its_first_file, killed_between_renames])
+@pytest.mark.parametrize(
+    "killed", [killed_while_writing, killed_before_its_first_file, killed_before_it_signed, killed_between_renames]
+)
 def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, killed: Callable[[Path], None]) -> None:
     place = leave_behind(tmp_path, killed)
     with pytest.raises(OutputError, match="exists"):
         staged(place, overwrite=False).__enter__()
     assert list_names(tmp_path) == ["bundle"]
     assert content(place) == "earlier"
+
+
+@pytest.mark.usefixtures("_either_way")
+def test_a_kill_at_any_step_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Before each change of the file system, and so after each: the next run finds one bundle and makes one."""
+    place = earlier_at(tmp_path / "bundle")
+
+    def work() -> None:
+        with staged(place, overwrite=True) as stage:
+            shutil.copytree(place, stage.bundle, dirs_exist_ok=True)
+
+    for step in range(count_steps(work)):
+        assert in_child(work, kill_at=step) == -signal.SIGKILL
+        remove_abandoned_stages(tmp_path)
+        assert list_names(tmp_path) == ["bundle"], f"killed at step {step}"
+        assert content(place) == "earlier"
 
 
 def test_leftovers_are_found_before_they_are_removed(tmp_path: Path) -> None:
@@ -632,24 +655,78 @@ def test_a_running_process_keeps_its_folder(live: Path) -> None:
     assert list_names(live) == ["bundle", "lock", "scratch"]
 
 
-@pytest.mark.parametrize("kind", ["without a lock", "with another file", "a link", "another name", "another user's"])
-def test_folders_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    root = tmp_path / (".bundle.export-plan" if kind == "another name" else ".bundle.export-abcd1234")
-    (tmp_path / "real").mkdir()
-    if kind == "a link":
-        root.symlink_to("real")
-    else:
-        root.mkdir()
-    (root / "bundle").mkdir()
-    if kind != "without a lock":
-        (root / "lock").touch()
+def leave_root(folder: Path) -> Path:
+    """Have an export killed while it writes; return its staging folder."""
+    place = leave_behind(folder, killed_while_writing)
+    (root,) = (path for path in folder.iterdir() if path != place)
+    return root
+
+
+@pytest.mark.parametrize(
+    "kind", ["without a lock", "unsigned", "signed otherwise", "with another file", "another user's"]
+)
+def test_folders_with_files_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Even under the name of a staging folder."""
+    root = leave_root(tmp_path)
+    if kind == "without a lock":
+        (root / "lock").unlink()
+    if kind == "unsigned":
+        (root / "lock").write_bytes(b"")
+    if kind == "signed otherwise":
+        (root / "lock").write_bytes(b"bundle")
     if kind == "with another file":
         (root / "thesis").touch()
     if kind == "another user's":
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
     before = list_names(root)
+    assert find_abandoned_stages(tmp_path) == []
     remove_abandoned_stages(tmp_path)
     assert list_names(root) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".bundle.export-20251201", ".bundle.export-plan", ".bundle.export-0123456789abcdef", ".bundle.export-" + "0" * 16],
+)
+@pytest.mark.parametrize("kind", ["empty", "complete", "a lock"])
+def test_folders_of_other_names_stay(tmp_path: Path, name: str, kind: str) -> None:
+    root = tmp_path / name
+    if kind == "complete":
+        leave_root(tmp_path).rename(root)
+    else:
+        root.mkdir()
+        if kind == "a lock":
+            (root / "lock").touch()
+    assert find_abandoned_stages(tmp_path) == []
+    remove_abandoned_stages(tmp_path)
+    assert root.is_dir()
+
+
+def test_a_lock_of_another_content_alone_stays(tmp_path: Path) -> None:
+    root = leave_root(tmp_path)
+    shutil.rmtree(root / "bundle")
+    shutil.rmtree(root / "scratch")
+    (root / "lock").write_text("a note")
+    remove_abandoned_stages(tmp_path)
+    assert list_names(root) == ["lock"]
+
+
+def test_a_link_under_the_name_of_a_staging_folder_stays(tmp_path: Path) -> None:
+    root = leave_root(tmp_path)
+    root.rename(tmp_path / "real")
+    root.symlink_to("real")
+    remove_abandoned_stages(tmp_path)
+    assert list_names(root) == ["bundle", "lock", "scratch"]
+
+
+def test_a_name_that_is_taken_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_name, taken = staging._make_name, tmp_path / ".bundle.export-taken"
+    taken.mkdir()
+    names = iter([taken.name, make_name("bundle")])
+    monkeypatch.setattr(staging, "_make_name", lambda destination: next(names))
+    with staged(tmp_path / "bundle", overwrite=False):
+        pass
+    assert list_names(tmp_path) == [taken.name, "bundle"]
 
 
 def test_a_folder_that_is_taken_for_a_leftover_before_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

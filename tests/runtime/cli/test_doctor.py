@@ -86,7 +86,7 @@ def test_files_that_killed_commands_left(latentrt: Caller, monkeypatch: pytest.M
     quarantined = tmp_path / "cache" / "engines" / "quarantine" / "0.x"
     quarantined.mkdir(parents=True)
     out = latentrt("doctor").out
-    assert re.search(r"^leftovers +\S+/here/\.bundle\.export-\w{8}, of a killed export or seal to bundle;", out, re.M)
+    assert re.search(r"^leftovers +\S+/here/\.bundle\.export-\w{16}, of a killed export or seal to bundle;", out, re.M)
     assert f" 1 draft of killed commands in {tmp_path}/here, such as .cat.png." in out
     assert f" 1 draft of killed commands in {tmp_path}/cache, " in out
     assert " 1 damaged or unfinished engine in " in out
