@@ -21,7 +21,9 @@ from tests.runtime.cli.conftest import Caller
 
 
 def error_classes(root: type[LatentRTError] = LatentRTError) -> list[type[LatentRTError]]:
-    return [root, *(each for child in root.__subclasses__() for each in error_classes(child))]
+    """Return the classes of the runtime, also where a test of the export has made more."""
+    found = [root, *(each for child in root.__subclasses__() for each in error_classes(child))]
+    return [each for each in found if each.__module__.startswith("latentrt.")]
 
 
 def add_command(monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> None:
