@@ -7,6 +7,9 @@ from latentrt.errors import RequestError
 
 __all__ = ["MATCHING", "check_ratio"]
 
+# Of the 64 tokens of an image of 64 pixels, this merges three. Where none are merged, the graph would compute empty
+# tensors, of which backends compute different results.
+MIN_RATIO = 0.05
 # Three of the four tokens of a cell are sources; a larger ratio would merge destinations.
 MAX_RATIO = 0.75
 # The name of the module that decides which tokens are merged; `graphs.precision` keeps it in float32.
@@ -17,10 +20,10 @@ def check_ratio(ratio: float) -> None:
     """Reject a ratio that merges no tokens, or more tokens than there are sources.
 
     Raises:
-        RequestError: the ratio is outside of 0 … `MAX_RATIO`, both exclusive.
+        RequestError: the ratio is below `MIN_RATIO`, or not below `MAX_RATIO`.
     """
-    if not 0 < ratio < MAX_RATIO:
+    if not MIN_RATIO <= ratio < MAX_RATIO:
         raise RequestError(
-            f"got the token merging ratio {ratio:g}, expected a number above 0 and below {MAX_RATIO}, because at most "
-            "three of four tokens can be merged; its authors recommend 0.5"
+            f"got the token merging ratio {ratio:g}, expected at least {MIN_RATIO} and below {MAX_RATIO}, because at "
+            "most three of four tokens can be merged; its authors recommend 0.5"
         )

@@ -116,7 +116,7 @@ def test_an_invalid_token_merging_ratio_is_refused_before_any_work(
     model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str], ratio: str
 ) -> None:
     assert call(model, tmp_path / "bundle", "--token-merging", ratio) == 2
-    assert f"got the token merging ratio {ratio}, expected a number above 0 and below 0.75" in capsys.readouterr().err
+    assert f"got the token merging ratio {ratio}, expected at least 0.05 and below 0.75" in capsys.readouterr().err
     assert worker.jobs == []
 
 

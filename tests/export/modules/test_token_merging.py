@@ -190,9 +190,9 @@ def test_a_denoiser_without_attention_is_refused() -> None:
         install(model, 0.5)
 
 
-@pytest.mark.parametrize("ratio", [0, -0.5, 0.75, 1, float("nan"), float("inf")])
+@pytest.mark.parametrize("ratio", [0, 0.049, -0.5, 0.75, 1, float("nan"), float("inf")])
 def test_an_invalid_ratio_is_refused(ratio: float) -> None:
-    with pytest.raises(RequestError, match=r"expected a number above 0 and below 0\.75"):
+    with pytest.raises(RequestError, match=r"expected at least 0\.05 and below 0\.75"):
         check_ratio(ratio)
     with pytest.raises(RequestError, match="got the token merging ratio"):
         install(unet("sd1"), ratio)
