@@ -38,7 +38,7 @@ __all__ = [
 MAX_GRAPH_BYTES = 32 << 20
 # Longest name of a node or a tensor; names are paths of modules.
 _MAX_NAME_BYTES = 1024
-# Nodes of a graph, and as many tensors; a denoiser has some thousands, and never more than 15,000.
+# Nodes of a graph, and as many tensors; denoisers have some thousands.
 _MAX_NODES = 50_000
 # Inputs of all nodes together; the exporter's graphs have fewer than two for each node.
 _MAX_NODE_INPUTS = 200_000
