@@ -109,10 +109,11 @@ def output(model: Any, feeds: dict[str, NDArray[Any]]) -> Tensor:
 
 
 def test_a_ratio_that_merges_no_token_changes_nothing() -> None:
+    """Of 16 tokens; a graph of that size is refused, as it would compute empty tensors."""
     torch.manual_seed(0)
-    model, feeds = unet("sd1"), inputs(16, 24)
+    model, feeds = unet("sd1"), inputs(4, 4)
     exact = output(model, feeds)
-    install(model, 1e-4)
+    install(model, 0.05)
     # Tokens stand in another order, so sums are taken in another order.
     torch.testing.assert_close(output(model, feeds), exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
 
