@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from latentrt.bundle.bundle import Bundle
@@ -74,10 +75,12 @@ def test_one_plan_for_more_gpus_serves(sample: Bundle, cache: EngineCache) -> No
 def test_distance_is_by_graph_then_weights_then_shapes_then_gpus(sample: Bundle, cache: EngineCache) -> None:
     """The number of differences comes last: other options can be built again, but not for another graph."""
     other = {"library_version": "0", "options": EngineOptions(tf32=True, refittable=True)}
+    profile = identity(sample, "unet").profile
+    wide = {name: msgspec.structs.replace(shapes, max=(99, *shapes.max[1:])) for name, shapes in profile.items()}
     order: list[dict[str, Any]] = [
         {"graph": "0" * 64},
         {"weights": "0" * 64},
-        {"profile": {}, **other},
+        {"profile": wide, **other},
         {"compute_capabilities": ("8.6",), **other},
         other,
         {"compute_capabilities": ("8.6", "8.9", "12.0")},
