@@ -17,7 +17,7 @@ from latentrt.bundle.tensors import DType, TensorSpec
 if TYPE_CHECKING:
     from latentrt.bundle.manifest import Component, LatentSpace, Manifest, Part, Role
 
-__all__ = ["find_signature_problems"]
+__all__ = ["find_signature_problems", "has_plain_axes"]
 
 _AXIS = re.compile(r"(?:([1-9][0-9]{0,3})\*)?([a-z][a-z0-9_]{0,63})", re.ASCII)
 
@@ -74,13 +74,18 @@ def find_signature_problems(manifest: Manifest) -> Iterator[str]:
             yield from _check_slices(name, component)
 
 
+def has_plain_axes(spec: TensorSpec) -> bool:
+    """Return whether each axis is a size, a name or a multiple of one (`8*height`)."""
+    return all(isinstance(axis, int) or _AXIS.fullmatch(axis) for axis in spec.shape)
+
+
 def _check_specs(owner: str, kind: str, specs: tuple[TensorSpec, ...]) -> Iterator[str]:
     """Check the rules for every input and output: distinct names, and axes that are sizes, names or multiples."""
     names = [spec.name for spec in specs]
     if not names or len(set(names)) != len(names):
         yield f"{owner} has the {kind}s {names}, expected at least one and each name once"
     for spec in specs:
-        if any(isinstance(axis, str) and not _AXIS.fullmatch(axis) for axis in spec.shape):
+        if not has_plain_axes(spec):
             yield f"{owner} has the {kind} {spec}, expected axes such as 4, height or 8*height"
         if not spec.shape or isinstance(spec.shape[0], int) or "*" in spec.shape[0]:
             yield f"{owner} has the {kind} {spec}, expected a name for its first axis, such as batch"

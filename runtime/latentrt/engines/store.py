@@ -34,6 +34,7 @@ import msgspec
 from latentrt.bundle.digests import hash_bytes, open_regular, read_at_most
 from latentrt.bundle.file_lock import claim
 from latentrt.bundle.printable import printable
+from latentrt.bundle.signatures import has_plain_axes
 from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder, parse_json
 from latentrt.bundle.user_cache import require_private_folder
 from latentrt.engines.record import ENGINE_FORMAT, EngineIdentity, EngineRecord, serves
@@ -239,8 +240,8 @@ def decode_record(data: bytes, name: str) -> EngineRecord:
         name: of the file, for messages.
 
     Raises:
-        EngineDamagedError: the data is not an engine's record, has another format version, or has a profile of other
-            inputs than its own.
+        EngineDamagedError: the data is not an engine's record, has another format version, an axis of another form than
+            a manifest's, or a profile of other inputs than its own.
     """
     try:
         # Decoded first, as everything else may differ in a newer format.
@@ -253,6 +254,12 @@ def decode_record(data: bytes, name: str) -> EngineRecord:
         raise EngineDamagedError(
             f"{name} has format {version}, expected {ENGINE_FORMAT}; build the engine again: latentrt build"
         )
+    for spec in (*record.inputs, *record.outputs):
+        if not has_plain_axes(spec):
+            raise EngineDamagedError(
+                f"{name} is not the record of an engine: got {printable(str(spec))}, expected axes such as 4, height "
+                "or 8*height"
+            )
     profile = {name: len(shapes.min) for name, shapes in record.identity.profile.items()}
     inputs = {spec.name: len(spec.shape) for spec in record.inputs}
     if profile != inputs:

@@ -94,10 +94,10 @@ def test_a_pinned_file_that_is_not_a_record(folder: Path) -> None:
         read_sealed_engines(Bundle.open(folder))
 
 
-def seal_profile(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Seal an engine of another profile, with the key and the hashes that its record gives."""
+def seal_forged(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Seal an engine of another record, with the key and the hashes that it gives."""
     tree = msgspec.to_builtins(engine(folder))
-    change(tree["identity"]["profile"])
+    change(tree)
     tree["identity"]["profile"] = dict(sorted(tree["identity"]["profile"].items()))  # in the key's order
     key = hash_bytes(msgspec.json.encode(tree["identity"]))
     place = f"engines/{key}"
@@ -128,15 +128,23 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 def test_a_forged_profile(folder: Path, forgery: str) -> None:
     """Whoever makes a bundle pins what he likes, so all hashes are right."""
     change, fault = FORGERIES[forgery]
-    seal_profile(folder, change)
+    seal_forged(folder, lambda tree: change(tree["identity"]["profile"]))
     bundle = Bundle.open(folder)
     bundle.verify()
     with pytest.raises(EngineDamagedError, match=f"record.json is not the record of an engine: .*{fault}"):
         read_sealed_engines(bundle)
 
 
+@pytest.mark.parametrize("axis", ["x*height", "0*height", "8*8*height", "8 * height", ""])
+@pytest.mark.parametrize("kind", ["inputs", "outputs"])
+def test_a_forged_axis(folder: Path, kind: str, axis: str) -> None:
+    seal_forged(folder, lambda tree: tree[kind][0].update(shape=["batch", 4, axis, "width"]))
+    with pytest.raises(EngineDamagedError, match="expected axes such as 4, height or"):
+        read_sealed_engines(Bundle.open(folder))
+
+
 def test_another_profile_is_read(folder: Path) -> None:
-    seal_profile(folder, lambda profile: profile["sample"].update(max=[9, 4, 99, 99]))
+    seal_forged(folder, lambda tree: tree["identity"]["profile"]["sample"].update(max=[9, 4, 99, 99]))
     assert len(read_sealed_engines(Bundle.open(folder))) == 2
 
 
