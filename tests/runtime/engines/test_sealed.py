@@ -102,7 +102,7 @@ def seal_forged(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     key = hash_bytes(msgspec.json.encode(tree["identity"]))
     place = f"engines/{key}"
     files = {"record": f"{place}/record.json", "plan": f"{place}/{hash_bytes(PLAN)}.plan"}
-    (folder / place).mkdir()
+    (folder / place).mkdir(exist_ok=True)  # another record may have the same key
     (folder / files["record"]).write_bytes(msgspec.json.encode(tree))
     (folder / files["plan"]).write_bytes(PLAN)
     pinned = {name: msgspec.to_builtins(file_record(folder / name)) for name in files.values()}
