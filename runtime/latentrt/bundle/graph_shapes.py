@@ -786,10 +786,9 @@ _NAMES_BY_COUNT: Mapping[tuple[int, int], str] = {
     (1, 3): "Clip",
     (1, 4): "Resize",
     (1, _ANY): "Concat Max Min",
-    (
-        2,
-        2,
-    ): "Add Div Equal Expand Gather GatherElements GatherND Greater Less MatMul Mul Pow Reshape Sub TopK Unsqueeze",
+    (2, 2): (
+        "Add Div Equal Expand Gather GatherElements GatherND Greater Less MatMul Mul Pow Reshape Sub TopK Unsqueeze"
+    ),
     (2, 3): "Conv ConvTranspose DequantizeLinear Gemm LayerNormalization QuantizeLinear",
     (2, 4): "Pad",
     (3, 3): "GroupNormalization Range ScatterElements ScatterND Where",
