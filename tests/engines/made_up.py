@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record, hash_bytes
@@ -125,9 +124,10 @@ def retrained(folder: Path, *names: str) -> Bundle:
 
 
 def broken(folder: Path, component: str) -> Bundle:
-    """Copy the sample bundle, with a tensor of 9 axes, one more than TensorRT has, and a correct hash of the graph."""
+    """Copy the sample bundle, with bytes inside the graph, which TensorRT has at inputs and outputs alone, and a
+    correct hash of the graph."""
     import onnx  # here, as tests of the runtime do without
-    from onnx import helper, numpy_helper
+    from onnx import TensorProto, helper
 
     shutil.copytree(bundle_path(), folder)
     manifest = Bundle.open(folder).manifest
@@ -135,10 +135,10 @@ def broken(folder: Path, component: str) -> Bundle:
     model = onnx.load(folder / graph, load_external_data=False)
     index, convolution = next(item for item in enumerate(model.graph.node) if item[1].op_type == "Conv")
     (made,) = convolution.output
-    convolution.output[0] = "narrow"
-    model.graph.initializer.append(numpy_helper.from_array(np.arange(4, 9), "axes"))
-    model.graph.node.insert(index + 1, helper.make_node("Unsqueeze", ["narrow", "axes"], ["wide"], "wide"))
-    model.graph.node.insert(index + 2, helper.make_node("Squeeze", ["wide", "axes"], [made], "narrow"))
+    convolution.output[0] = "before"
+    (kind,) = {each.data_type for each in model.graph.initializer if each.name in convolution.input}
+    model.graph.node.insert(index + 1, helper.make_node("Cast", ["before"], ["small"], "small", to=TensorProto.UINT8))
+    model.graph.node.insert(index + 2, helper.make_node("Cast", ["small"], [made], "large", to=kind))
     (folder / graph).write_bytes(model.SerializeToString())
     files = {**manifest.files, graph: file_record(folder / graph)}
     (folder / "bundle.json").write_bytes(encode_manifest(msgspec.structs.replace(manifest, files=files)))
