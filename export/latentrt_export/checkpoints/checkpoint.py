@@ -177,13 +177,7 @@ def open_checkpoint(
         for part, stem in pipeline.components.items()
         if part != "vae" or given.vae is None
     }
-    for part in (each for each in weights if index.get(each) == [None, None]):
-        raise CheckpointError(
-            f"{folder / 'model_index.json'} has {part}: [null, null], and a {index['_class_name']} cannot do without; "
-            "name its library and class"
-        )
-    named = {part: _class_of(index, part) for part in weights}
-    classes = {part: class_name for part, class_name in named.items() if class_name is not None}
+    classes = _find_classes(folder, index, weights)
     if given.vae is not None:
         weights["vae"], classes["vae"] = _find_vae(given.vae, variant)
     if given.safety_checker is not None:
@@ -269,6 +263,22 @@ def _check_class(folder: Path, index: Mapping[str, Any], component: str, expecte
             f"{folder} has the {component} class {name} of {quote(library)}, expected diffusers or transformers; a "
             "checkpoint's own code is not run"
         )
+
+
+def _find_classes(folder: Path, index: Mapping[str, Any], components: Collection[str]) -> dict[str, str]:
+    """Return the classes of the pipeline's components that `model_index.json` names.
+
+    Raises:
+        CheckpointError: it has [null, null] for one of them.
+    """
+    for component in components:
+        if index.get(component) == [None, None]:
+            raise CheckpointError(
+                f"{folder / 'model_index.json'} has {component}: [null, null], and a {index['_class_name']} cannot do "
+                "without it; name its library and class"
+            )
+    named = {component: _class_of(index, component) for component in components}
+    return {component: class_name for component, class_name in named.items() if class_name is not None}
 
 
 def _read_scheduler(folder: Path, index: Mapping[str, Any], part: str) -> SchedulerConfig:

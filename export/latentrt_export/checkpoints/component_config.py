@@ -39,7 +39,7 @@ def read_component_config(folder: Path, class_name: str | None) -> dict[str, Any
         The keys of the file that its library follows; absent ones have the defaults of diffusers and transformers.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or has a list of defaults that is none.
+        CheckpointError: the file is missing or damaged, or its `_use_default_values` is not a list of keys.
     """
     config = read_object(folder / "config.json")
     if class_name not in _TRANSFORMERS_CLASSES:

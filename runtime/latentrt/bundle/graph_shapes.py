@@ -54,7 +54,7 @@ class _Inputs:
         self.node, self.shapes, self.values = node, shapes, values
 
     def shape(self, index: int) -> Shape:
-        """Return the shape of an input that is not empty. Empty sizes or axes have `sizes` alone."""
+        """Return the shape of an input, which must not be empty. Lists of sizes or axes may be: see `sizes`."""
         found = self.shapes[index] if index < len(self.shapes) else None
         if found is None:
             raise ValueError(f"has no input {index}")
@@ -222,7 +222,7 @@ class _Inference:
             self._evaluated += sum(value.size for value in inputs.values if value is not None)
         self._evaluated += math.prod(shape)
         if self._evaluated > _MAX_EVALUATED:
-            raise ValueError(f"its graph calculates with more than {_MAX_EVALUATED:,} sizes, expected at most those")
+            raise ValueError(f"its graph calculates with more than {_MAX_EVALUATED:,} sizes, expected at most that")
         made = evaluate(inputs)
         if made.shape != shape:
             raise ValueError(f"makes sizes of shape {list(made.shape)}, expected {list(shape)}")
@@ -778,7 +778,7 @@ _RULES: Mapping[tuple[str, str], _Rule] = {
     ("com.microsoft", "MultiHeadAttention"): _attention,
 }
 
-# ONNX's word for any number of inputs. A node of a graph that is read has 64 at most.
+# ONNX's number for any number of inputs. A node of a graph that is read has 64 at most.
 _ANY = (1 << 31) - 1
 _NAMES_BY_COUNT: Mapping[tuple[int, int], str] = {
     (1, 1): f"{_SAME} ArgMax Cast ConstantOfShape MaxPool Shape Softmax Transpose",

@@ -38,9 +38,9 @@ __all__ = [
 MAX_GRAPH_BYTES = 32 << 20
 # Longest name of a node or a tensor; names are paths of modules.
 _MAX_NAME_BYTES = 1024
-# Nodes of a graph, and as many tensors; denoisers have some thousands.
+# Nodes of a graph, and as many tensors; many times those of a denoiser.
 _MAX_NODES = 50_000
-# Inputs of all nodes together; the exporter's graphs have fewer than two for each node.
+# Inputs of all nodes together; graphs of the exporter have about two for each node.
 _MAX_NODE_INPUTS = 200_000
 _FEW = 64  # inputs, outputs or attributes of a node
 

@@ -33,7 +33,7 @@ SIZES = [(8, 8), (9, 11), (8, 13), (5, 4)]
 
 
 def mates(tokens: Floats, size: tuple[int, int], ratio: str) -> dict[int, int]:
-    """Which token of a sample (N, C) is merged into which."""
+    """Return the destination of each merged token of a sample (N, C), by the token's index."""
     height, width = size
     directions = tokens.astype(np.float64)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

@@ -138,6 +138,7 @@ def compare_coefficients(case: Case, count: int, schedule: Schedule, made: Any, 
 
 
 def tolerance_of(case: Case, schedule: Schedule) -> float:
+    """Return the tolerance relative to the largest coefficient so far, without what crowded sigmas lose."""
     if case.name == "dpm2_a" and len(schedule) > 1:
         # Its σ_down is the root of a difference of squares, which loses (σ / σ')² units of float64.
         with np.errstate(divide="ignore", invalid="ignore"):
