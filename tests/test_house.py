@@ -24,7 +24,7 @@ PACKAGES = {
 }
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy"}
 ALLOWED = {
-    "latentrt": {"latentrt", "numpy", "PIL", "click", "msgspec", "rich", "onnxruntime", "openvino"}
+    "latentrt": {"latentrt", "numpy", "PIL", "click", "msgspec", "rich", "platformdirs", "onnxruntime", "openvino"}
     | {"cuda", "matplotlib"},
     "latentrt_export": {"latentrt", "latentrt_export", "numpy", "click", "msgspec", "rich", "onnxruntime"}
     | HEAVY - {"scipy"},

@@ -6,7 +6,9 @@ direction of the line.
 
 from __future__ import annotations
 
-__all__ = ["counted", "printable", "quote"]
+from collections.abc import Iterable
+
+__all__ = ["counted", "did_you_mean", "printable", "quote"]
 
 _MAX_QUOTE = 120  # characters of a value
 # Invisible, but they join letters in Persian and Hindi, and sequences of emoji; they affect their neighbours only.
@@ -40,3 +42,11 @@ def quote(value: object) -> str:
 def counted(number: int, thing: str) -> str:
     """Format a count, such as `1 engine` or `2 engines`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name that is spelled like `name`: `; did you mean run?`. Empty if there is none."""
+    import difflib  # only on errors
+
+    near = difflib.get_close_matches(name, [*known], n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentrt.cli.command import command
 from latentrt.cli.output import echo
 from latentrt.cli.request_options import SPELLING, given_options, request_options
 from latentrt.errors import BackendError, EngineError, LatentRTError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 
-@click.command()
+@command(examples=())
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--device", "devices", multiple=True, help="cpu, openvino, cuda or tensorrt; may be repeated.")
 @click.option("--provider", "providers", multiple=True, help="One of ONNX Runtime's execution providers, by its name.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentrt.cli.command import command
 from latentrt.cli.output import echo
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class _List(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
         return tuple(dict.fromkeys(parts))
 
 
-@click.command()
+@command(examples=())
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--samplers",

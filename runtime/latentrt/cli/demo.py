@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from latentrt.bundle.printable import counted
+from latentrt.cli.command import command
 from latentrt.cli.output import echo
 from latentrt.cli.request_options import SPELLING, given_options, request_options
 from latentrt.errors import OutputError
@@ -33,7 +34,7 @@ PROMPTS = (
 )
 
 
-@click.command()
+@command(examples=())
 @click.argument("prompt", nargs=-1)
 @click.option(
     "-o",
@@ -73,7 +74,7 @@ def demo(prompt: tuple[str, ...], output: Path, seed: int, quiet: bool, **option
         seconds = time.monotonic() - began
         alone = {"seed": request.seeds[0], **given}
         flags = [str(part) for keyword, value in alone.items() for part in (SPELLING[keyword], value)]
-        command = ["latentrt", "run", str(bundle_path()), prompts[0], *flags, "-o", "image.png"]
+        words = ["latentrt", "run", str(bundle_path()), prompts[0], *flags, "-o", "image.png"]
         with contextlib.suppress(OutputError):  # the sheet is there, wherever the report goes
             echo(f"{output}: {counted(len(prompts), 'image')} in {seconds:.1f} s, loading included{blocked}")
-            echo(f"the first alone: {shlex.join(command)}")
+            echo(f"the first alone: {shlex.join(words)}")

@@ -35,6 +35,7 @@ __all__ = [
     "echo_traceback",
     "is_terminal",
     "redirect_warnings",
+    "set_log_level",
 ]
 
 # Signs of our own output for streams that have ASCII or one byte per character only.
@@ -158,6 +159,17 @@ def is_terminal(*, err: bool = False) -> bool:
     return Stream(err=err).isatty()
 
 
+def set_log_level(level: int) -> None:
+    """Print the records of the logger `latentrt` from this level on, and those of others from level warning.
+
+    It holds until the end of the `redirect_warnings` block.
+    """
+    logging.getLogger("latentrt").setLevel(level)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _LogHandler):
+            handler.setLevel(level)
+
+
 @contextlib.contextmanager
 def redirect_warnings() -> Iterator[None]:
     """Print Python's warnings, and log records from level warning, through this module within the block."""
@@ -169,10 +181,12 @@ def redirect_warnings() -> Iterator[None]:
             stream.reconfigure(errors="latentrt.replace")  # type: ignore[union-attr]
     if shown is _PYTHONS_SHOWWARNING:  # not in a test that records warnings
         warnings.showwarning = _show_warning
+    own_level = logging.getLogger("latentrt").level
     try:
         yield
     finally:
         root.removeHandler(handler)
+        logging.getLogger("latentrt").setLevel(own_level)
         if warnings.showwarning is _show_warning:
             warnings.showwarning = shown
 

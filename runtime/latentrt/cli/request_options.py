@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
-from latentrt.cli.option import Option as KeyValue
-from latentrt.request import OPTIONS, Option
+from latentrt.cli.command import option, set_by, spell
+from latentrt.cli.values import ImageSize, KeyValue, Suggested
+from latentrt.request import OPTIONS, OneOf, Option
 
-__all__ = ["SPELLING", "command_spelling", "given_options", "request_options"]
+__all__ = [
+    "SPELLING",
+    "command_spelling",
+    "device_options",
+    "digest_option",
+    "given_options",
+    "policies",
+    "precision_options",
+    "request_options",
+    "samplers",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TYPES: dict[str, Any] = {"int": int, "float": float, "text": str, "path": click.Path(path_type=Path)}
-_SHORT = {"negative_prompt": "-n"}
+_SHORT = {"negative_prompt": "-n", "width": "-W", "height": "-H"}
+_GROUPS = {
+    "prompt": "Prompt",
+    "size": "Image size",
+    "sampling": "Sampling",
+    "guidance": "Guidance",
+    "start": "Input image",
+    "acceleration": "Speed",
+}
+_SIZE = ("width", "height")
 
 # Python keyword → spelling on the command line, for error messages.
 SPELLING: dict[str, str] = {
@@ -32,30 +54,87 @@ def command_spelling(command: click.Command) -> dict[str, str]:
     """Return the spelling of a command's own options by Python keyword, such as `parts=False` → `--no-parts`."""
     spelling, plurals = {}, {}
     for parameter in command.params:
-        for option in (*parameter.opts, *parameter.secondary_opts):
-            if option.startswith("--no-"):
-                spelling[f"{option.removeprefix('--no-').replace('-', '_')}=False"] = option
-            elif option.startswith("--"):
-                spelling[parameter.name or ""] = option
-                if option.endswith("s"):  # `--samplers` takes several of the keyword `sampler`
-                    plurals[option.removeprefix("--").removesuffix("s").replace("-", "_")] = option
+        for flag in (*parameter.opts, *parameter.secondary_opts):
+            if flag.startswith("--no-"):
+                spelling[f"{flag.removeprefix('--no-').replace('-', '_')}=False"] = flag
+            elif flag.startswith("--"):
+                spelling[parameter.name or ""] = flag
+                if flag.endswith("s"):  # `--samplers` takes several of the keyword `sampler`
+                    plurals[flag.removeprefix("--").removesuffix("s").replace("-", "_")] = flag
     return plurals | spelling  # an option's own spelling wins: `--image` over `--images`
 
 
 def request_options(*keywords: str) -> Callable[[F], F]:
     """Return a decorator that adds options to a click command.
 
+    With `width` and `height` it also adds `--size`, which sets both.
+
     Args:
         keywords: of the options; none: all that have a flag.
     """
     chosen = [OPTIONS[keyword] for keyword in keywords] or [each for each in OPTIONS.values() if each.flag]
+    chosen.sort(key=lambda each: each.keyword == "height")  # after the width, as sizes are written
 
-    def decorate(command: F) -> F:
+    def decorate(function: F) -> F:
+        if sized := {*_SIZE} <= {each.keyword for each in chosen}:
+            function = _apply_size(function)
         for each in reversed(chosen):
-            command = _click_option(each)(command)
-        return command
+            if each.keyword == _SIZE[-1] and sized:
+                text = "Width and height, as in 768x512; 512 is a square."
+                function = option("--size", type=ImageSize(), group=_GROUPS["size"], help=text)(function)
+            function = _click_option(each)(function)
+        return function
 
     return decorate
+
+
+def device_options(function: F) -> F:
+    """Add `--device`, `--provider` and `--threads` to a click command."""
+    for decorate in reversed(
+        (
+            option(
+                "--device",
+                type=Suggested(_devices),
+                default="auto",
+                group="Machine",
+                help="auto, cpu or cuda (ONNX Runtime), openvino or tensorrt.",
+            ),
+            option(
+                "--provider",
+                type=Suggested(_providers),
+                group="Machine",
+                help="One of ONNX Runtime's execution providers, by its name.",
+            ),
+            option(
+                "--threads", type=click.IntRange(min=1), group="Machine", help="On the CPU. One per core by default."
+            ),
+        )
+    ):
+        function = decorate(function)
+    return function
+
+
+def precision_options(function: F) -> F:
+    """Add `--precision` and `--low-memory` to a click command."""
+    low_memory = option(
+        "--low-memory",
+        is_flag=True,
+        group="Machine",
+        help="Release each component after its use; decode in slices where that saves memory.",
+    )
+    precision = option(
+        "--precision",
+        type=Suggested(_precisions),
+        group="Machine",
+        help="Arithmetic on a CPU: float32, bfloat16 (OpenVINO) or int8 (int8 bundles).",
+    )
+    return precision(low_memory(function))
+
+
+def digest_option(function: F) -> F:
+    """Add `--digest` to a click command."""
+    text = "Expected digest of bundle.json, as `latentrt verify` prints it."
+    return option("--digest", metavar="sha256:…", group="Machine", help=text)(function)
 
 
 def given_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -64,20 +143,98 @@ def given_options(options: dict[str, Any]) -> dict[str, Any]:
     return {key: dict(value) if OPTIONS[key].check.kind == "pairs" else value for key, value in given.items()}
 
 
-def _click_option(option: Option) -> Callable[[F], F]:
-    kind = option.check.kind
-    assert option.flag is not None, "only options with a flag are on the command line"
-    flags = [option.flag]
-    settings: dict[str, Any] = {"default": None, "help": option.help}
-    if option.default is not None:
-        settings["help"] += f"  [default: {option.default}]"
+def samplers() -> Iterable[str]:
+    """Return the names of the samplers."""
+    from latentrt.sampling.samplers import SAMPLERS
+
+    return SAMPLERS
+
+
+def policies() -> Iterable[str]:
+    """Return the policies for a flagged image."""
+    from latentrt.decode.safety import Policy
+
+    return get_args(Policy)
+
+
+def _devices() -> Iterable[str]:
+    from latentrt.backends.placement import Device
+
+    return get_args(Device)
+
+
+def _precisions() -> Iterable[str]:
+    from latentrt.backends.placement import ComputePrecision
+
+    return get_args(ComputePrecision)
+
+
+def _providers() -> Iterable[str]:
+    from latentrt.backends.onnxruntime import available_providers
+    from latentrt.errors import BackendError
+
+    try:
+        return available_providers()
+    except BackendError:
+        return ()
+
+
+_SUGGESTED = {"sampler": samplers, "safety": policies}
+
+
+def _apply_size(function: Callable[..., Any]) -> Any:
+    """Return the function of a command with `--size` as its width and height.
+
+    What was set nearer to the user wins: `-W` on the command line over `size` in the configuration file.
+    """
+
+    @functools.wraps(function)
+    def with_size(*, size: tuple[int, int] | None, **given: Any) -> Any:
+        if size is not None:
+            context = click.get_current_context()
+            options = {each.name: each for each in context.command.params}
+            own = _nearness(context, "size")
+            for name, value in zip(_SIZE, size, strict=True):
+                other = _nearness(context, name)
+                if given[name] is not None and other == own:
+                    raise click.UsageError(
+                        f"got {spell(context, options['size'])} and {spell(context, options[name])}, expected one of "
+                        "the two",
+                        context,
+                    )
+                if given[name] is None or own > other:
+                    given[name] = value
+                    set_by(context, name, "size")
+        return function(**given)
+
+    return with_size
+
+
+def _nearness(ctx: click.Context, name: str) -> int:
+    order = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT)
+    source = ctx.get_parameter_source(name)
+    return order.index(source) if source in order else len(order)
+
+
+def _click_option(made: Option) -> Callable[[F], F]:
+    kind = made.check.kind
+    assert made.flag is not None, "only options with a flag are on the command line"
+    flags = [made.flag]
+    group = _GROUPS[made.path[0]] if len(made.path) > 1 else "Safety"
+    settings: dict[str, Any] = {"default": None, "help": made.help, "group": group}
+    if made.default is not None:
+        settings["help"] += f"  [default: {made.default}]"
     if kind == "switch":
-        flags = [f"{option.flag}/--no-{option.flag.removeprefix('--')}"]
+        flags = [f"{made.flag}/--no-{made.flag.removeprefix('--')}"]
     elif kind == "pairs":
-        settings |= {"type": KeyValue(), "multiple": True, "help": f"{option.help}  May be repeated."}
+        settings |= {"type": KeyValue(), "multiple": True, "help": f"{made.help}  May be repeated."}
         del settings["default"]
+    elif isinstance(made.check, OneOf):
+        settings["type"] = Suggested(lambda names=made.check.names: names)  # type: ignore[misc]  # bound now
+    elif made.keyword in _SUGGESTED:
+        settings["type"] = Suggested(_SUGGESTED[made.keyword])
     else:
         settings["type"] = _TYPES[kind]
-    if option.keyword in _SHORT:
-        flags.insert(0, _SHORT[option.keyword])
-    return click.option(*flags, option.keyword, **settings)
+    if made.keyword in _SHORT:
+        flags.insert(0, _SHORT[made.keyword])
+    return option(*flags, made.keyword, **settings)

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentrt.bundle.printable import counted
+from latentrt.cli.command import command, option, settings
 from latentrt.cli.output import echo
-from latentrt.cli.request_options import given_options, request_options
+from latentrt.cli.prompts import prompt_argument
+from latentrt.cli.request_options import (
+    device_options,
+    digest_option,
+    given_options,
+    precision_options,
+    request_options,
+)
+from latentrt.cli.values import BundlePath
 from latentrt.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -46,33 +55,35 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
             self.fail(f"got {value!r}, expected a number, a list such as 7,9,11 or a range such as 7..10", param, ctx)
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("prompt", nargs=-1)
-@click.option(
+@command(
+    examples=(
+        'latentrt run sample "a red circle on a blue background" -o circle.png',
+        'latentrt run my-bundle "a lighthouse at dusk" --steps 25 --seed 7 --size 768x512',
+        'latentrt run my-bundle "the same at night" --image lighthouse.png --strength 0.6',
+        'latentrt run my-bundle "a lighthouse" --sampler "DPM++ 2M Karras" --seed 1..4',
+    )
+)
+@click.argument("bundle", type=BundlePath())
+@prompt_argument
+@option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     default=Path("out.png"),
-    show_default=True,
+    group="Output",
     help="A .png, .jpg or .webp; several images get a number.",
 )
+@option(
+    "--seed",
+    type=_Seeds(),
+    group="Images",
+    help="A number, a list (7,9,11) or a range (7..10); -1 is random.  [default: random]",
+)
+@option("--images", type=int, group="Images", help="Images per prompt.  [default: 1, or one for each seed]")
 @request_options()
-@click.option(
-    "--seed", type=_Seeds(), help="A number, a list (7,9,11) or a range (7..10); -1 is random.  [default: random]"
-)
-@click.option("--images", type=int, help="Images per prompt.  [default: 1, or one for each seed]")
-@click.option("--digest", metavar="sha256:…", help="Expected digest of bundle.json.")
-@click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu or cuda (ONNX Runtime), openvino or tensorrt."
-)
-@click.option("--provider", help="One of ONNX Runtime's execution providers, by its name.")
-@click.option("--threads", type=click.IntRange(min=1), help="One per core by default.")
-@click.option("--precision", help="Arithmetic on a CPU: float32, bfloat16 (OpenVINO) or int8 (int8 bundles).")
-@click.option(
-    "--low-memory", is_flag=True, help="Release each component after its use; decode in slices where that saves memory."
-)
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@device_options
+@precision_options
+@digest_option
 def run(
     bundle: Path,
     prompt: tuple[str, ...],
@@ -85,7 +96,6 @@ def run(
     threads: int | None,
     precision: ComputePrecision | None,
     low_memory: bool,
-    quiet: bool,
     **options: Any,
 ) -> None:
     """Generate one image from BUNDLE for each PROMPT."""
@@ -94,7 +104,7 @@ def run(
     from latentrt.request import Request
     from latentrt.result import check_places
 
-    started = time.monotonic()
+    started, quiet = time.monotonic(), settings().quiet
     pipeline = Pipeline.load(
         bundle,
         device=device,

@@ -15,8 +15,9 @@ from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.manifest import MAX_STEPS
 from latentrt.bundle.printable import counted
 from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
-from latentrt.cli.option import Option
+from latentrt.cli.command import command
 from latentrt.cli.output import echo, echo_block
+from latentrt.cli.values import KeyValue
 from latentrt.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic for type c
             self.fail(f"got {value!r}, expected numbers separated by commas, such as 999,750,500", param, ctx)
 
 
-@click.command()
+@command(examples=())
 @click.option("--sampler", metavar="NAME", help="A sampler, by any of its names (see latentrt samplers).")
 @click.option(
     "--config",
@@ -79,7 +80,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic for type c
 @click.option(
     "--option",
     "pairs",
-    type=Option(),
+    type=KeyValue(),
     multiple=True,
     help="An option of the configuration, such as solver_order=3, or of the run, such as s_churn=10 "
     "(latentrt samplers --verbose lists both). VALUE is JSON or text. May be repeated.",

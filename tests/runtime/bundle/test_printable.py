@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentrt.bundle.printable import printable
+from latentrt.bundle.printable import did_you_mean, printable
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,8 @@ def test_control_characters_are_escaped(text: str, shown: str) -> None:
 
 def test_a_newline_may_be_kept() -> None:
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
+
+
+def test_the_nearest_known_name_is_a_hint() -> None:
+    assert did_you_mean("stpes", ["seed", "steps"]) == "; did you mean steps?"
+    assert did_you_mean("x", ["seed", "steps"]) == ""

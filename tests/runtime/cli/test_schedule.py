@@ -231,7 +231,7 @@ def test_a_configuration_without_a_class_needs_a_sampler(capsys: pytest.CaptureF
         (["-o", "folder"], "folder cannot be written: Is a directory"),
         (["--plot", "missing/out.svg"], "missing/out.svg cannot be written"),
         (["--plot", "out.gif"], "has the extension '.gif'"),
-        (["-o", "same.svg", "--plot", "folder/../same.svg"], "--output and --plot"),
+        (["-o", "same.svg", "--plot", "folder/../same.svg"], "-o and --plot"),
     ],
 )
 def test_files_that_cannot_be_written(

@@ -1,0 +1,20 @@
+"""The name of the sample bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latentrt import Bundle
+from latentrt.bundle.sample import bundle_path, find_bundle
+
+
+def test_the_sample_bundle_has_a_name() -> None:
+    assert find_bundle("sample") == bundle_path()
+    assert Bundle.open(find_bundle("sample")).manifest.tasks
+
+
+@pytest.mark.parametrize("path", ["./sample", "my-bundle", "Sample", Path("sample"), Path("a/sample")])
+def test_every_other_text_and_every_path_is_a_folder(path: str | Path) -> None:
+    assert find_bundle(path) == Path(path)
