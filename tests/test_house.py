@@ -25,7 +25,7 @@ PACKAGES = {
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy"}
 ALLOWED = {
     "latentrt": {"latentrt", "numpy", "PIL", "click", "msgspec", "rich", "platformdirs", "onnxruntime", "openvino"}
-    | {"cuda", "matplotlib"},
+    | {"cuda", "matplotlib", "tqdm"},
     "latentrt_export": {"latentrt", "latentrt_export", "numpy", "click", "msgspec", "rich", "onnxruntime"}
     | HEAVY - {"scipy"},
     "latentrt_engines": {"latentrt", "latentrt_engines", "numpy", "click", "msgspec", "rich", "filelock"},
@@ -78,6 +78,37 @@ def test_every_public_name_can_be_imported() -> None:
         latentrt.Pipelin  # noqa: B018
 
 
+def test_public_names_are_listed_before_they_are_loaded() -> None:
+    """`dir`, tab completion and `help` show them, and the import alone loads nothing heavy."""
+    code = """
+import sys
+import latentrt
+heavy = {"numpy", "PIL", "msgspec", "click", "tqdm", "asyncio"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert dir(latentrt) == sorted(latentrt.__all__)
+import rlcompleter
+matches = rlcompleter.Completer({"latentrt": latentrt}).attr_matches("latentrt.Pi")
+assert [match.rstrip("()") for match in matches] == ["latentrt.Pipeline"], matches
+import pydoc
+text = pydoc.render_doc(latentrt, renderer=pydoc.plaintext)
+assert all(name in text for name in latentrt.__all__ if name != "__version__")
+assert "class Pipeline" in text and "Pipeline.load(" in text
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_of_diffusers_say_what_to_use() -> None:
+    with pytest.raises(AttributeError, match=r"Pipeline\.load"):
+        latentrt.StableDiffusionPipeline  # noqa: B018
+    with pytest.raises(ImportError, match=r"Pipeline\.load"):
+        from latentrt import AutoPipelineForText2Image  # noqa: F401
+    with pytest.raises(ImportError, match="sampler='euler_a'"):
+        from latentrt import EulerDiscreteScheduler  # noqa: F401
+    with pytest.raises(ImportError, match="cannot import name 'Pipelin'"):
+        from latentrt import Pipelin  # noqa: F401
+    assert not hasattr(latentrt, "StableDiffusionPipeline")
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -113,12 +144,12 @@ def test_no_file_has_a_generic_name() -> None:
 
 # The runtime's layers, the lowest first: a module imports from its own layer and from those below it.
 LAYERS = (
-    ("errors", "telemetry", "bundle", "worker_process"),
+    ("errors", "telemetry", "timings", "other_names", "bundle", "worker_process"),
     ("engines",),
     ("backends",),
     ("sampling", "text", "decode", "images"),
     ("families", "request", "resolve"),
-    ("pipeline", "result"),
+    ("pipeline", "result", "progress"),
     ("cli",),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
@@ -206,7 +237,8 @@ def test_the_command_line_prints_through_one_place() -> None:
         for used in names_used(path)
         if used in PRINTS
     }
-    assert found == {("runtime/latentrt/worker_process.py", "sys.stderr")} & found
+    # The result of a worker; and whether a terminal is there for tqdm's bar.
+    assert found <= {(f"runtime/latentrt/{name}.py", "sys.stderr") for name in ("worker_process", "progress")}
     assert {"click.echo", "rich.text.Text"} <= {used for name in OUTPUT for used in names_used(ROOT / name)}
 
 

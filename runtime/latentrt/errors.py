@@ -5,6 +5,7 @@ remedy::
 
     LatentRTError                      exit code 1
     ├── RequestError                   2   the request is impossible (click's own code for wrong usage)
+    │   └── MissingAttributeError      2   an object lacks an attribute; an AttributeError too
     ├── CheckpointError                3   the input of an export is not a checkpoint that can be exported
     ├── BundleError                    4   the folder does not contain a bundle that can be run
     │   ├── ManifestError              4   bundle.json cannot be read, or describes an impossible bundle
@@ -41,6 +42,7 @@ __all__ = [
     "IntegrityError",
     "LatentRTError",
     "ManifestError",
+    "MissingAttributeError",
     "MissingExtraError",
     "OutputError",
     "RequestError",
@@ -80,6 +82,10 @@ class RequestError(LatentRTError):
     """The request is impossible: a size, a seed, a step count or a name is invalid or unsupported."""
 
     exit_code = 2
+
+
+class MissingAttributeError(RequestError, AttributeError):
+    """An object lacks an attribute that a caller may expect; the message has the way to do the same."""
 
 
 class CheckpointError(LatentRTError):

@@ -14,10 +14,11 @@ import dataclasses
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
+from latentrt.other_names import keyword_advice
 
 if TYPE_CHECKING:
     import os
@@ -32,15 +33,18 @@ if TYPE_CHECKING:
 __all__ = [
     "OPTIONS",
     "Acceleration",
+    "CallOptions",
     "GuidanceOptions",
     "Option",
     "Prompt",
     "Request",
+    "RequestOptions",
     "Sampling",
     "Size",
     "Start",
     "declared_options",
     "flat_values",
+    "seed_of_generator",
 ]
 
 Decoder = Literal["full", "preview", "tiled"]
@@ -304,11 +308,50 @@ class Acceleration:
     )
 
 
-# Keywords of diffusers and of the command line that are another one's here.
-_OTHER_NAMES = {"generator": "seed", "scheduler": "sampler", "steps": "num_inference_steps"}
+class CallOptions(TypedDict, total=False):
+    """The keywords of `Pipeline.__call__` besides `prompt`, for editors and type checkers.
+
+    They are those of the declarations, which a test compares, and `generator`, diffusers' way to give a seed.
+    """
+
+    negative_prompt: str | Sequence[str] | None
+    prompt_embeds: NDArray[Any] | None
+    negative_prompt_embeds: NDArray[Any] | None
+    clip_skip: int | None
+    height: int | None
+    width: int | None
+    num_inference_steps: int | None
+    sampler: str | None
+    sampler_options: Mapping[str, Any] | None
+    karras: bool | None
+    eta: float | None
+    guidance_scale: float | None
+    guidance_rescale: float
+    guidance_start: float
+    guidance_end: float
+    image_guidance_scale: float | None
+    latents: NDArray[Any] | None
+    image: ImageSource | None
+    mask_image: ImageSource | None
+    strength: float | None
+    noise_level: int | None
+    padding_mask_crop: int | None
+    depth_map: NDArray[Any] | None
+    deep_cache: int
+    decoder: Decoder
+    num_images_per_prompt: int
+    seed: int | Sequence[int] | None
+    safety: str | None
+    generator: object
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+class RequestOptions(CallOptions, total=False):
+    """The keywords of `Request.of`."""
+
+    prompt: str | Sequence[str] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Request:
     """A request for images. `Request.of` takes the keywords of `Pipeline.__call__`."""
 
@@ -331,27 +374,95 @@ class Request:
     )
 
     @classmethod
-    def of(cls, **values: Any) -> Request:
+    def of(cls, **values: Unpack[RequestOptions]) -> Request:
         """Return the request of some keywords, diffusers' where diffusers has one.
+
+        Args:
+            generator: in place of `seed`, a generator or a list with one for each image (`seed_of_generator`).
 
         Raises:
             TypeError: a keyword is unknown.
+            RequestError: `generator` is not understood.
         """
         groups: dict[str, dict[str, Any]] = {}
-        for keyword, value in values.items():
+        for keyword, value in _replace_generator({**values}).items():
             if keyword not in OPTIONS:
-                import difflib  # only on errors
-
-                near = _OTHER_NAMES.get(keyword) or "".join(difflib.get_close_matches(keyword, OPTIONS, n=1))
-                raise TypeError(
-                    f"got an unexpected keyword {keyword!r}, expected one of help(latentrt.Pipeline.__call__)"
-                    f"{f'; did you mean {near!r}?' if near else ''}"
-                )
+                raise TypeError(_describe_unknown(keyword))
             *group, name = OPTIONS[keyword].path
             groups.setdefault(group[0] if group else "", {})[name] = value
         own = groups.pop("", {})
         nested = {name: _GROUPS[name](**values) for name, values in groups.items()}
         return cls(**own, **nested)
+
+    def __repr__(self) -> str:
+        """Return the options that are set, arrays by their shape."""
+        values = flat_values(self)
+        shown = [
+            f"{keyword}={_abbreviate(values[keyword])}"
+            for keyword, each in OPTIONS.items()
+            if values[keyword] is not None and (each.default is None or values[keyword] != each.default)
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _abbreviate(value: Any) -> str:
+    shape = getattr(value, "shape", getattr(value, "size", None))
+    return quote(value) if shape is None else f"<{type(value).__name__} {shape}>"
+
+
+def _describe_unknown(keyword: str) -> str:
+    """Return the message about a keyword that no option has."""
+    import difflib  # only on errors
+
+    advice = keyword_advice(keyword) or "".join(difflib.get_close_matches(keyword, OPTIONS, n=1))
+    if not advice:
+        advice = "help(latentrt.Pipeline.__call__) lists them"
+    elif advice.isidentifier():
+        advice = f"did you mean {advice!r}?"
+    return f"got an unexpected keyword {keyword!r}, expected one of the options of a request; {advice}"
+
+
+def _replace_generator(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords with `seed` in place of `generator`."""
+    generator = values.pop("generator", None)
+    if generator is None:
+        return values
+    if values.get("seed") is not None:
+        raise RequestError("got both `seed` and `generator`, expected one of them; leave out `generator`")
+    several = isinstance(generator, (list, tuple))
+    return {**values, "seed": [*map(seed_of_generator, generator)] if several else seed_of_generator(generator)}
+
+
+def seed_of_generator(generator: Any) -> int:
+    """Return the seed that a generator of another library stands for. torch and numpy are not imported for it.
+
+    A torch.Generator stands for the seed that it was given, of which diffusers makes the same image with a generator on
+    the CPU; it is not advanced. Of a numpy Generator or RandomState a seed is drawn, which does advance it.
+
+    Raises:
+        RequestError: it is neither, or numbers have been drawn from the torch.Generator, which then is at another
+            point than its seed.
+    """
+    if callable(getattr(generator, "initial_seed", None)):
+        seed = int(generator.initial_seed())
+        fresh = type(generator)(device=generator.device).manual_seed(seed)
+        if not generator.get_state().equal(fresh.get_state()):
+            raise RequestError(
+                f"`generator`: got a torch.Generator that was seeded with {seed} and used since, expected one that is "
+                "at its seed, as its later numbers cannot be continued here; call manual_seed again, or give `seed`"
+            )
+        return seed
+    if hasattr(generator, "bit_generator"):  # numpy.random.Generator
+        return int(generator.integers(_DRAWN_SEEDS))
+    if callable(getattr(generator, "randint", None)) and callable(getattr(generator, "get_state", None)):
+        return int(generator.randint(_DRAWN_SEEDS, dtype="uint32"))  # numpy.random.RandomState
+    raise RequestError(
+        f"`generator`: got {quote(generator)}, expected a torch.Generator, a numpy Generator or a list of them; "
+        "give a whole number as `seed`"
+    )
+
+
+_DRAWN_SEEDS = 2**32
 
 
 def flat_values(request: Request) -> dict[str, Any]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from latentrt.families import Family
     from latentrt.sampling.schedule import Schedule
 
-__all__ = ["MAX_REQUEST_BYTES", "MAX_SEED", "RANDOM_SEED", "ResolvedRequest", "resolve"]
+__all__ = ["MAX_REQUEST_BYTES", "MAX_SEED", "RANDOM_SEED", "ResolvedRequest", "require_preview_decoder", "resolve"]
 
 MAX_SEED = 2**63 - 1
 RANDOM_SEED = -1
@@ -42,7 +42,7 @@ MAX_REQUEST_BYTES = 4 << 30
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ResolvedRequest(Request):
     """A request that a bundle can fulfil: every option is decided.
 
@@ -63,6 +63,9 @@ class ResolvedRequest(Request):
     policy: safety.Policy
     prepared: Any = None
     guidance_distilled: bool = False
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, seeds={quote(self.seeds)}, task={self.task!r})"
 
     @property
     def guided(self) -> bool:
@@ -303,12 +306,25 @@ def _acceleration(acceleration: Acceleration, manifest: Manifest, family: Family
             f"`deep_cache`: got {interval}, and this bundle's denoiser has no shallow body; export it with one: "
             "latentrt export CHECKPOINT BUNDLE --deep-cache 0"
         )
-    if acceleration.decoder == "preview" and not manifest.by_role("preview-decoder"):
-        raise RequestError(
-            "`decoder`: got preview, and this bundle has no preview decoder; export it with one: latentrt export "
-            "CHECKPOINT BUNDLE --preview-decoder FOLDER"
-        )
+    if acceleration.decoder == "preview":
+        require_preview_decoder(manifest, "`decoder`: got preview")
     return acceleration
+
+
+def require_preview_decoder(manifest: Manifest, got: str) -> None:
+    """Require a preview decoder.
+
+    Args:
+        got: the beginning of the message, such as "`decoder`: got preview".
+
+    Raises:
+        RequestError: the bundle has none; the message has the command that exports one.
+    """
+    if not manifest.by_role("preview-decoder"):
+        raise RequestError(
+            f"{got}, and this bundle has no preview decoder; export it with one: latentrt export CHECKPOINT BUNDLE "
+            "--preview-decoder FOLDER"
+        )
 
 
 def _seeds(seed: object, images: int) -> tuple[int, ...]:

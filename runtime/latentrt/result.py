@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt import __version__
-from latentrt.errors import RequestError
+from latentrt.bundle.printable import counted, printable, quote
+from latentrt.errors import MissingAttributeError, OutputError, RequestError
 from latentrt.images import files
+from latentrt.images.contact_sheet import contact_sheet
 from latentrt.images.metadata import ImageRecord, record_texts
 from latentrt.request import OPTIONS, flat_values
 from latentrt.sampling import samplers
+from latentrt.timings import Stopwatch, Timings
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from latentrt.bundle.bundle import Bundle
     from latentrt.bundle.manifest import Source
     from latentrt.decode.safety import Verdict
@@ -34,39 +42,198 @@ OutputType = Literal["pil", "np", "latent"]
 _ELSEWHERE = {"prompt", "negative_prompt", "seed", "num_images_per_prompt", "safety"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Result:
-    """Images and everything that is known of them.
+    """Images and everything that is known of them. It has the length of its images, and can be iterated and indexed.
+
+    Notebooks show the images with their settings.
 
     Attributes:
         images: a list of Pillow images, or an array, by `output_type`.
         seeds: of each image.
         verdicts: the classifier's, of each image; None where nothing was checked.
         records: the metadata of each image.
+        timings: seconds of each kind of work.
     """
 
     images: Any  # `output_type` decides at run time, and a union would have every caller narrow it
     seeds: tuple[int, ...]
     verdicts: tuple[Verdict, ...] | None
     records: tuple[ImageRecord, ...]
+    timings: Timings
+
+    @property
+    def image(self) -> Any:
+        """The image, or its array, of a result of one.
+
+        Raises:
+            MissingAttributeError: there are several.
+        """
+        self._require_one("image")
+        return self.images[0]
+
+    @property
+    def record(self) -> ImageRecord:
+        """The metadata of the image, of a result of one.
+
+        Raises:
+            MissingAttributeError: there are several.
+        """
+        self._require_one("record")
+        return self.records[0]
 
     @property
     def nsfw_content_detected(self) -> list[bool] | None:
         """Whether each image was flagged; None where nothing was checked. diffusers' name."""
         return None if self.verdicts is None else [verdict.flagged for verdict in self.verdicts]
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write the images with their records: one to `path`, several to `path` with their number before the extension.
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.images[index]
+
+    def save(self, target: str | os.PathLike[str] | IO[bytes], format: str | None = None) -> list[Path]:  # noqa: A002  # Pillow's word
+        """Write the images with their records: one to a path or file object, several to a path with their number before
+        the extension. Existing files are replaced.
+
+        Args:
+            target: a path, or a binary file object, such as `io.BytesIO()`, for one image.
+            format: `png`, `jpeg` or `webp`; None takes what the extension of the path, or of the file object's name,
+                says, and PNG for a file object without one.
+
+        Returns:
+            The paths; none for a file object.
 
         Raises:
-            OutputError: they cannot be written. RequestError: these are arrays, not images.
+            OutputError: they cannot be written.
+            RequestError: these are arrays, not images; or several images for one file object.
         """
         if not isinstance(self.images, list):
             raise RequestError("`output_type`: got arrays, expected images; request output_type='pil' to save files")
-        paths = numbered(Path(path), len(self.images))
+        file_format = None if format is None else files.find_format(format)
+        if not isinstance(target, (str, os.PathLike)):
+            self._write(target, file_format)
+            return []
+        paths = numbered(Path(target), len(self.images))
         for image, record, place in zip(self.images, self.records, paths, strict=True):
-            files.save(image, place, record_texts(record))
+            files.save(image, place, record_texts(record), file_format)
         return paths
+
+    def _write(self, stream: IO[bytes], file_format: str | None) -> None:
+        """Write the only image to a file object."""
+        if len(self.images) != 1:
+            raise RequestError(
+                f"got {len(self.images)} images for one file object, expected one; save to a path, or write each of "
+                "`images` on its own"
+            )
+        if file_format is None:
+            name = getattr(stream, "name", None)
+            suffix = Path(name).suffix if isinstance(name, str) else ""
+            file_format = files.find_format(suffix.removeprefix(".") or "png")
+        data = files.encode(self.images[0], file_format, record_texts(self.records[0]))
+        try:
+            stream.write(data)
+        except OSError as error:
+            raise OutputError(f"the image cannot be written to {quote(stream)}: {error}") from None
+        except (AttributeError, TypeError):
+            raise RequestError(
+                f"got {quote(stream)}, expected a path or a binary file object, such as open(path, 'wb')"
+            ) from None
+
+    def __repr__(self) -> str:
+        count = len(self.seeds)
+        if isinstance(self.images, list):
+            width, height = self.images[0].size
+            what = f"{counted(count, 'image')} of {width} × {height}"
+        else:
+            what = f"{self.images.dtype} array {self.images.shape}"
+        seeds = ", ".join(map(str, self.seeds[:_SHOWN_SEEDS])) + (", …" if count > _SHOWN_SEEDS else "")
+        flagged = sum(self.nsfw_content_detected or [])
+        return (
+            f"<Result: {what}, {'seed' if count == 1 else 'seeds'} {seeds}{f', {flagged} flagged' if flagged else ''}>"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the image as PNG, a contact sheet of several; None for arrays. For notebooks."""
+        if not isinstance(self.images, list):
+            return None
+        if len(self.images) == 1:
+            return files.encode(self.images[0], "PNG")
+        shown = self.images[:_SHOWN_IMAGES]
+        captions = [f"seed {seed}" for seed in self.seeds[: len(shown)]]
+        return files.encode(contact_sheet([_reduce(image, _SHEET_SIDE) for image in shown], captions), "PNG")
+
+    def _repr_html_(self) -> str | None:
+        """Return the images with their settings, at most `_SHOWN_IMAGES`, reduced; None for arrays. For notebooks."""
+        if not isinstance(self.images, list):
+            return None
+        side = _SINGLE_SIDE if len(self.images) == 1 else _SHEET_SIDE
+        shown = zip(self.images[:_SHOWN_IMAGES], self.records, strict=False)
+        figures = "".join(_figure(image, record, side) for image, record in shown)
+        more = len(self.images) - _SHOWN_IMAGES
+        rest = f"<p>and {counted(more, 'further image')}</p>" if more > 0 else ""
+        return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{figures}</div>{rest}'
+
+    def _require_one(self, name: str) -> None:
+        if len(self.seeds) != 1:
+            raise MissingAttributeError(
+                f"got `{name}` of a result of {len(self.seeds)} images, expected a result of one; use `{name}s`"
+            )
+
+
+# Of what a notebook shows: images, seeds in a `repr`, pixels a side of an image, characters of a prompt.
+_SHOWN_IMAGES, _SHOWN_SEEDS = 16, 8
+_SINGLE_SIDE, _SHEET_SIDE = 768, 320
+_PROMPT_CHARACTERS = 300
+_LOSSLESS_SIDE = 256  # of pixels: small images are shown enlarged, where losses would be visible
+_ENLARGED_SIDE = 192
+
+
+def _reduce(image: Image.Image, side: int) -> Image.Image:
+    """Return an image whose sides are at most `side` pixels."""
+    if max(image.size) <= side:
+        return image
+    reduced = image.copy()
+    reduced.thumbnail((side, side))
+    return reduced
+
+
+def _figure(image: Image.Image, record: ImageRecord, side: int) -> str:
+    """Return an image and its settings as HTML."""
+    shown, encoded = _reduce(image, side), io.BytesIO()
+    shown.save(encoded, "WEBP", lossless=max(shown.size) <= _LOSSLESS_SIDE, quality=90)
+    width = max(shown.width, min(_ENLARGED_SIDE, _ENLARGED_SIDE * shown.width // max(shown.size)))
+    data, alt = base64.b64encode(encoded.getvalue()).decode(), html.escape(_shorten(record.prompt or record.task))
+    lines = [f"<b>{alt}</b>", *(html.escape(line) for line in _settings(image, record))]
+    return (
+        f'<figure style="margin:0;width:{width}px;overflow-wrap:anywhere">'
+        f'<img alt="{alt}" src="data:image/webp;base64,{data}" style="width:100%;image-rendering:auto">'
+        f'<figcaption style="font-size:small">{"<br>".join(lines)}</figcaption></figure>'
+    )
+
+
+def _settings(image: Image.Image, record: ImageRecord) -> Iterator[str]:
+    """Yield the lines below an image in a notebook."""
+    if record.negative_prompt:
+        yield f"Negative prompt: {_shorten(record.negative_prompt)}"
+    options = record.options
+    steps, guidance = options.get("num_inference_steps", 0), options.get("guidance_scale", 0)
+    yield f"seed {record.seed}, {options.get('sampler')}, {counted(steps, 'step')}, guidance {guidance:g}"
+    strength = f", strength {options['strength']:g}" if "strength" in options else ""
+    yield f"{image.width} × {image.height}{strength}"
+    if record.safety.policy == "off":
+        yield "not checked"
+    elif record.safety.flagged:
+        yield f"flagged ({record.safety.policy})"
+
+
+def _shorten(text: str) -> str:
+    text = printable(text, keep="\n")
+    return text if len(text) <= _PROMPT_CHARACTERS else f"{text[:_PROMPT_CHARACTERS]}…"
 
 
 def check_output_type(output_type: str) -> None:
@@ -90,13 +257,16 @@ def make_result(
     request: ResolvedRequest,
     values: NDArray[Any],
     verdicts: tuple[Verdict, ...] | None,
+    *,
     output_type: OutputType,
     backend: str | None,
+    stopwatch: Stopwatch,
 ) -> Result:
     """Wrap latents, or pixels uint8 [images, height, width, 3] that the safety policy has been applied to.
 
     Args:
         backend: title of the denoiser's backend.
+        stopwatch: of the request.
     """
     images: Any = values
     if output_type == "pil":
@@ -107,7 +277,13 @@ def make_result(
     records = [
         _record(bundle, family, request, index, policy, verdicts, backend) for index in range(len(request.seeds))
     ]
-    return Result(images=images, seeds=request.seeds, verdicts=verdicts, records=tuple(records))
+    return Result(
+        images=images,
+        seeds=request.seeds,
+        verdicts=verdicts,
+        records=tuple(records),
+        timings=stopwatch.timings(),
+    )
 
 
 def check_places(bundle: Bundle, family: Family, request: ResolvedRequest, path: Path) -> None:

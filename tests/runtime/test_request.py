@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from latentrt import Pipeline, request
+from latentrt import Pipeline, other_names, request
 from latentrt.cli.request_options import SPELLING, given_options, request_options
 from latentrt.cli.run import run
 from latentrt.errors import RequestError
 from latentrt.images.metadata import read_metadata
 from latentrt.pipeline import call_signature
-from latentrt.request import OPTIONS, Option, Request, Sampling, Whole, flat_values, option
+from latentrt.request import (
+    OPTIONS,
+    CallOptions,
+    Option,
+    Request,
+    RequestOptions,
+    Sampling,
+    Whole,
+    flat_values,
+    option,
+)
 
 # Another value than the default for every option, and what the record says of it.
 CHANGED: dict[str, Any] = {
@@ -62,8 +73,27 @@ def test_every_option_is_a_keyword_of_the_call() -> None:
     for keyword, each in OPTIONS.items():
         assert parameters[keyword].default == each.default
         assert f"{keyword}: {each.help}" in (Pipeline.__call__.__doc__ or "")
-    assert set(parameters) == {*OPTIONS, "self", "output_type", "callback_on_step_end"}
+    own = {"self", "output_type", "callback_on_step_end", "progress", "preview", "preview_interval", "generator"}
+    assert set(parameters) == {*OPTIONS, *own}
     assert not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    assert parameters["height"].annotation == "int | None"
+
+
+def test_editors_know_every_option_by_its_type() -> None:
+    """`CallOptions` has the keywords of the declarations in their order, with the types of the fields."""
+
+    def declared(cls: type) -> Iterator[tuple[str, str]]:
+        for each in dataclasses.fields(cls):
+            if "option" in each.metadata:
+                yield each.metadata["option"].keyword, str(each.type)
+            else:
+                yield from declared(request._GROUPS[each.name])
+
+    listed = {name: each.__forward_arg__ for name, each in RequestOptions.__annotations__.items()}
+    assert listed.pop("generator") == "object"
+    assert listed == dict(declared(Request))
+    assert RequestOptions.__optional_keys__ == {*OPTIONS, "generator"}
+    assert CallOptions.__optional_keys__ == RequestOptions.__optional_keys__ - {"prompt"}
 
 
 def test_every_option_with_a_flag_is_on_the_command_line() -> None:
@@ -157,23 +187,101 @@ def test_a_new_option_is_declared_in_one_place(
     assert CliRunner().invoke(command, ["--made-up", "3"]).output == "{'made_up': 3}\n"
 
     with pytest.raises(RequestError, match="`made_up`: got 10, expected a whole number from 1 to 9"):
-        pipeline.resolve(Request.of(prompt="a star", made_up=10))
+        pipeline.resolve(Request.of(prompt="a star", made_up=10))  # type: ignore[call-arg]
     assert record_of(pipeline, tmp_path / "out.png", prompt="a star", made_up=7)["made_up"] == 7
-    assert flat_values(Request.of(made_up=3))["made_up"] == 3
+    assert flat_values(Request.of(made_up=3))["made_up"] == 3  # type: ignore[call-arg]
 
 
 def test_an_unknown_keyword_names_the_nearest() -> None:
+    unknown: Any = Request.of
     with pytest.raises(TypeError, match=r"'num_inference_step'.*did you mean 'num_inference_steps'"):
-        Request.of(prompt="a star", num_inference_step=3)
-    with pytest.raises(TypeError, match=r"'generator'.*did you mean 'seed'"):
-        Request.of(prompt="a star", generator=None)
-    with pytest.raises(TypeError, match=r"'zzz'.*__call__\)$"):
-        Request.of(zzz=3)
+        unknown(prompt="a star", num_inference_step=3)
+    with pytest.raises(TypeError, match=r"'scheduler'.*did you mean 'sampler'"):
+        unknown(prompt="a star", scheduler=None)
+    with pytest.raises(TypeError, match=r"'return_dict'.*`\.images` of the result"):
+        unknown(prompt="a star", return_dict=False)
+    with pytest.raises(TypeError, match=r"'zzz'.*help\(latentrt\.Pipeline\.__call__\) lists them$"):
+        unknown(zzz=3)
 
 
 def test_an_unknown_keyword_of_the_call(pipeline: Pipeline) -> None:
-    with pytest.raises(TypeError, match=r"'guidance'.*did you mean 'guidance_"):
-        pipeline("a star", guidance=3)
+    with pytest.raises(TypeError, match=r"'guidance'.*did you mean 'guidance_scale'"):
+        pipeline("a star", guidance=3)  # type: ignore[call-arg]
+
+
+def test_the_advice_about_keywords_names_options() -> None:
+    for name, advice in other_names._KEYWORDS.items():
+        assert name not in OPTIONS
+        assert not advice.isidentifier() or advice in {*OPTIONS, "callback_on_step_end"}, name
+
+
+class LikeTorchs:
+    """A generator with the methods of torch.Generator that are used."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device, self.seed, self.drawn = device, 0, 0
+
+    def manual_seed(self, seed: int) -> Self:
+        self.seed = seed
+        return self
+
+    def initial_seed(self) -> int:
+        return self.seed
+
+    def get_state(self) -> LikeTensor:
+        return LikeTensor((self.seed, self.drawn))
+
+
+class LikeTensor(tuple[int, int]):
+    def equal(self, other: LikeTensor) -> bool:
+        return self == other
+
+
+def seed_of(**values: Any) -> Any:
+    return Request.of(**values).seed
+
+
+def test_a_generator_of_torch_is_its_seed() -> None:
+    """tests/parity has the real one."""
+    assert seed_of(generator=LikeTorchs().manual_seed(7)) == 7
+    assert seed_of(generator=[LikeTorchs().manual_seed(seed) for seed in (7, 3)]) == [7, 3]
+    assert seed_of(generator=None, seed=5) == 5
+    used = LikeTorchs().manual_seed(7)
+    used.drawn = 1
+    with pytest.raises(
+        RequestError, match=r"torch\.Generator that was seeded with 7 and used since"
+    ):
+        Request.of(generator=used)
+
+
+def test_a_seed_is_drawn_from_a_generator_of_numpy() -> None:
+    for make in (np.random.default_rng, np.random.RandomState):
+        first, again, other = make(1), make(1), make(2)
+        seeds = [seed_of(generator=first) for _ in range(3)]
+        assert all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
+        assert len(set(seeds)) == 3, "each draw advances the generator"
+        assert seed_of(generator=[again, again]) == seeds[:2]
+        assert seed_of(generator=other) not in seeds
+
+
+def test_other_generators_are_refused_with_the_way_to_say_it() -> None:
+    for wrong in (7, "7", iter([1]), [7], object()):
+        with pytest.raises(RequestError, match=r"`generator`: got .*give a whole number as `seed`"):
+            Request.of(generator=wrong)
+    with pytest.raises(RequestError, match="got both `seed` and `generator`"):
+        Request.of(seed=7, generator=LikeTorchs())
+
+
+def test_a_request_shows_what_is_set(pipeline: Pipeline) -> None:
+    assert repr(Request()) == "Request()"
+    noise = np.zeros((1, 4, 16, 16), np.float32)
+    made = Request.of(prompt="a\x1bstar", seed=7, guidance_start=0.0, decoder="preview", latents=noise)
+    assert repr(made) == ("Request(prompt='a\\x1bstar', latents=<ndarray (1, 4, 16, 16)>, decoder='preview', seed=7)")
+    assert len(repr(Request.of(prompt="long " * 2_000))) < 200
+    resolved = repr(pipeline.resolve(Request.of(prompt="a star", seed=7)))
+    assert resolved.startswith("ResolvedRequest(prompt='a star', height=64, width=64, num_inference_steps=25, ")
+    assert resolved.endswith(", seeds=(7,), task='text-to-image')")
+    assert "schedule" not in resolved
 
 
 def test_keywords_come_back_from_a_request() -> None:

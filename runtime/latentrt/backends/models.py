@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from latentrt.backends.placement import Placement
 from latentrt.backends.session import Session
 from latentrt.bundle.tensors import sized
-from latentrt.errors import BackendError
+from latentrt.errors import BackendError, RequestError
+from latentrt.timings import measured
 
 __all__ = ["Components", "Models"]
 
@@ -93,7 +94,7 @@ class Components:
         self.on_cpu = bool(placements) and all(placement.device == "cpu" for placement in placements.values())
         self._models, self._lock = models, threading.Lock()
         self._held: dict[tuple[str, str | None], Key] = {}
-        self._runs, self._deferred = 0, set[tuple[str, str | None]]()
+        self._runs, self._deferred, self._closed = 0, set[tuple[str, str | None]](), False
         weakref.finalize(self, _release_all, models, self._held, self._lock)
 
     def session(self, name: str, part: str | None = None) -> Session:
@@ -102,17 +103,22 @@ class Components:
         Raises:
             BackendError: the bundle has no such component, or it cannot be loaded.
             BundleError: its files are missing or differ from those the manifest pins.
+            RequestError: `close` was called.
         """
         placement = self.placements.get(name)
         if placement is None:
             raise BackendError(f"got the component {name!r}, this bundle has {', '.join(self.placements)}")
         key = (*placement.key, part)
-        session = self._models.acquire(key, lambda: placement.open(part))
+        with measured("loading"):
+            session = self._models.acquire(key, lambda: placement.open(part))
         with self._lock:
-            if (name, part) not in self._held:
+            usable = not self._closed or self._runs > 0
+            if usable and (name, part) not in self._held:
                 self._held[name, part] = key
                 return session
         self._models.release(key)  # this object holds one reference per session
+        if not usable:
+            raise closed_error()
         return session
 
     def prefetch(self, name: str, sizes: Mapping[str, int]) -> None:
@@ -130,15 +136,21 @@ class Components:
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        """Count a run of the pipeline. While several are in progress, releases are deferred until the last ends."""
+        """Count a run of the pipeline. While several are in progress, releases are deferred until the last ends.
+
+        Raises:
+            RequestError: `close` was called.
+        """
         with self._lock:
+            if self._closed:
+                raise closed_error()
             self._runs += 1
         try:
             yield
         finally:
             with self._lock:
                 self._runs -= 1
-                deferred = list(self._deferred) if self._runs == 0 else []
+                deferred = list(self._held if self._closed else self._deferred) if self._runs == 0 else []
             self._release(deferred)
 
     def done_with(self, name: str) -> None:
@@ -151,8 +163,17 @@ class Components:
         self._release([(name, part)])
 
     def close(self) -> None:
-        """Release every session."""
-        _release_all(self._models, self._held, self._lock)
+        """Release every session, once the runs in progress have ended; no other run begins. Idempotent."""
+        with self._lock:
+            self._closed = True
+            idle = self._runs == 0
+        if idle:
+            _release_all(self._models, self._held, self._lock)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def _release(self, sessions: list[tuple[str, str | None]]) -> None:
         with self._lock:
@@ -169,6 +190,11 @@ class Components:
             with suppress(Exception):
                 session = self.session(name, part)
                 session.prepare({spec.name: sized(spec, sizes) for spec in session.inputs})
+
+
+def closed_error() -> RequestError:
+    """Return the error of a use after `close`."""
+    return RequestError("this pipeline is closed; load it again with Pipeline.load")
 
 
 def _release_all(models: Models, held: dict[tuple[str, str | None], Key], lock: threading.Lock) -> None:

@@ -43,6 +43,7 @@ from latentrt.bundle.manifest import (
 )
 from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.pinned_files import PinnedFiles
+from latentrt.bundle.printable import quote
 from latentrt.bundle.root import BundleRoot
 from latentrt.bundle.staging import is_being_replaced
 from latentrt.bundle.weights import WeightSet
@@ -55,6 +56,7 @@ __all__ = ["Bundle", "check_digest_form"]
 
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _REPLACEMENT_SECONDS, _TRIES = 1.0, 3
+_SHOWN_DIGEST = len("sha256:") + 12
 
 
 class Bundle:
@@ -71,7 +73,7 @@ class Bundle:
         self._checked_graphs: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"Bundle({str(self.folder)!r}, digest={self.digest!r})"
+        return f"<Bundle {quote(self.manifest.source.name)}: {str(self.folder)!r}, {self.digest[:_SHOWN_DIGEST]}…>"
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], digest: str | None = None, *, trust_cache: bool = True) -> Bundle:

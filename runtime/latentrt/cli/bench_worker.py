@@ -175,6 +175,7 @@ def _load(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[
             num_images_per_prompt=job.batch,
             safety=safety,
             output_type="np",
+            progress=False,
             **job.options,
         )
 

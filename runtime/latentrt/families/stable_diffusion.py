@@ -43,6 +43,7 @@ from latentrt.sampling.noise import Generator
 from latentrt.sampling.training_noise import training_alphas
 from latentrt.text.clip import EncodedText, PromptEncoder
 from latentrt.text.tokenizer import Tokenizer, open_tokenizer
+from latentrt.timings import measured
 
 if TYPE_CHECKING:
     from latentrt.backends.models import Components
@@ -255,6 +256,7 @@ class DepthToImage(ImageToImage):
         begin_one = super().begin(request)
         return lambda generator, given: replace(begin_one(generator, given), concat=concat)
 
+    @measured("image_encoding")
     def _estimate(self, request: ResolvedRequest) -> Floats:
         """Estimate the depth of the input image, float32 [1, H', W'] in −1 … 1 at the size of the latents."""
         inputs: Inputs = request.prepared
@@ -836,10 +838,12 @@ class LatentDiffusion(Stage):
         """Return the standard normal noise that an image starts from: the caller's, or sampled from its seed."""
         return generator.normal(self.latent_space.shape(request.height, request.width)) if given is None else given
 
+    @measured("image_encoding")
     def encode(self, pixels: Floats) -> autoencoder.LatentDistribution:
         """Encode pixels, float32 [1, 3, H, W] in −1 … 1."""
         return autoencoder.encode(self.components.session(ENCODER), pixels)
 
+    @measured("image_encoding")
     def encode_image(self, inputs: Inputs, **more: NDArray[Any]) -> Arrays:
         """Run CLIP's image encoder on the input image, of any size, as 8-bit pixels.
 
@@ -854,6 +858,7 @@ class LatentDiffusion(Stage):
         self.components.done_with(IMAGE_ENCODER)
         return encoded
 
+    @measured("text_encoding")
     def encode_prompts(self, request: ResolvedRequest) -> list[dict[str, EncodedText]]:
         """Return the text embeddings of each image as `positive` and, with guidance, `negative`.
 

@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from latentrt.bundle.atomic_file import write_atomically
 from latentrt.bundle.digests import open_regular, read_at_most
-from latentrt.bundle.printable import printable
+from latentrt.bundle.printable import printable, quote
 from latentrt.errors import LatentRTError, OutputError, RequestError
 from latentrt.images.structure import check_structure
 
@@ -35,7 +35,9 @@ __all__ = [
     "RECORD",
     "check_output",
     "decode_image",
+    "encode",
     "encode_texts",
+    "find_format",
     "open_image",
     "read_file",
     "read_texts",
@@ -106,29 +108,60 @@ def check_output(path: str | os.PathLike[str], texts: Mapping[str, str] | None =
         raise OutputError(f"{path} cannot be written: {error}; choose another path") from None
 
 
-def save(image: Image.Image, path: str | os.PathLike[str], texts: Mapping[str, str] | None = None) -> None:
-    """Write an image in the format that the extension names. A failure leaves an earlier file at that path unchanged.
+def encode(image: Image.Image, file_format: str, texts: Mapping[str, str] | None = None) -> bytes:
+    """Return the bytes of an image file.
 
     Args:
+        file_format: `PNG`, `JPEG` or `WEBP`.
         texts: the texts that the file carries (`latentrt.images.metadata.record_texts`).
 
     Raises:
-        OutputError: the extension is unknown, the image does not fit the format, or the file cannot be written.
+        OutputError: the image or the texts do not fit the format.
     """
-    path = Path(path)
-    file_format = _format(path)
     options = _SAVE_OPTIONS[file_format] | encode_texts(file_format, texts or {})
     encoded = io.BytesIO()
     try:
         image.save(encoded, file_format, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise OutputError(f"{path} cannot be written as {file_format}: {error}; save a .png") from error
+        raise OutputError(f"the image cannot be written as {file_format}: {error}; save a .png") from error
+    return encoded.getvalue()
+
+
+def save(
+    image: Image.Image,
+    path: str | os.PathLike[str],
+    texts: Mapping[str, str] | None = None,
+    file_format: str | None = None,
+) -> None:
+    """Write an image file. A failure leaves an earlier file at that path unchanged.
+
+    Args:
+        texts: the texts that the file carries (`latentrt.images.metadata.record_texts`).
+        file_format: `PNG`, `JPEG` or `WEBP`; None takes what the extension names.
+
+    Raises:
+        OutputError: the extension is unknown, the image does not fit the format, or the file cannot be written.
+    """
+    path = Path(path)
+    data = encode(image, _format(path) if file_format is None else file_format, texts)
     try:
-        write_atomically(path, encoded.getvalue())
+        write_atomically(path, data)
     except OSError as error:
         raise _write_error(path, error) from None
     except ValueError as error:
         raise OutputError(f"{path} cannot be written: {error}; choose another path") from None
+
+
+def find_format(name: str) -> str:
+    """Return the format of a name such as `png`, `JPG` or `webp`: `PNG`, `JPEG` or `WEBP`.
+
+    Raises:
+        RequestError: there is no such format.
+    """
+    found = _FORMATS.get(f".{name.lower()}") if isinstance(name, str) else None
+    if found is None:
+        raise RequestError(f"`format`: got {quote(name)}, expected one of png, jpeg, webp")
+    return found
 
 
 @contextlib.contextmanager

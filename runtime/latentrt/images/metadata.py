@@ -65,6 +65,16 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     latentrt_version: str
     safety: SafetyRecord
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain Python values, as JSON has them."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return fields
+
+    def to_json(self) -> str:
+        """Return the record as JSON in ASCII, the text that an image file carries."""
+        # ASCII with \u escapes: EXIF has a plain field for it, and a lone surrogate in a prompt survives.
+        return json.dumps(self.to_dict(), ensure_ascii=True)
+
 
 # `record_texts` escapes half a surrogate pair.
 _DECODER = StrictDecoder(ImageRecord, half_surrogates=True, max_bytes=MAX_RECORD_BYTES)
@@ -82,8 +92,7 @@ class ImageMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
 def record_texts(record: ImageRecord) -> dict[str, str]:
     """Return the texts that the file of an image carries (`latentrt.images.files.save`)."""
-    # ASCII with \u escapes: EXIF has a plain field for it, and a lone surrogate in a prompt survives.
-    return {PARAMETERS: parameters_line(record), RECORD: json.dumps(msgspec.to_builtins(record), ensure_ascii=True)}
+    return {PARAMETERS: parameters_line(record), RECORD: record.to_json()}
 
 
 def read_metadata(path: str | os.PathLike[str]) -> ImageMetadata:

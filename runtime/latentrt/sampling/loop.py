@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,10 @@ from latentrt.errors import LatentRTError, RequestError
 from latentrt.sampling.denoiser import DEEP_FEATURES, Conditioning, Denoiser, Evaluation, not_finite
 from latentrt.sampling.guidance import Guidance
 from latentrt.sampling.schedule import Latents, Recurrence, Schedule
+from latentrt.timings import Stopwatch
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["Resident", "Sample", "Step", "prepare", "step"]
 
@@ -225,19 +229,32 @@ class Step:
 
     Args:
         samples: the request's, all with one schedule.
+        stopwatch: of the request.
+        decode_preview: returns quickly decoded, checked images of latents.
 
     Attributes:
         index, total: index of the row and number of rows; a sampler may need more evaluations than steps.
         timestep: the row's `Schedule.t`.
+        stopwatch: as given.
     """
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        stopwatch: Stopwatch | None = None,
+        decode_preview: Callable[[Latents], list[Image.Image]] | None = None,
+    ) -> None:
         first = samples[0]
         self.index, self.total = first.row - 1, len(first.schedule)
         self.timestep = float(first.schedule.t[self.index])
+        self.stopwatch = Stopwatch() if stopwatch is None else stopwatch
+        self._decode_preview = decode_preview
         self._samples, self._computed = samples, [sample.on_host for sample in samples]
         self._latents: Any = None
         self._was_read = False
+
+    def __repr__(self) -> str:
+        return f"<Step {self.index + 1} of {self.total}, timestep {self.timestep:g}>"
 
     @property
     def latents(self) -> Latents:
@@ -248,14 +265,37 @@ class Step:
             BackendError: a row on a device gave values that are not finite.
         """
         if not self._was_read:
-            pairs = zip(self._samples, self._computed, strict=True)
-            self._latents, self._was_read = np.stack([self._read_sample(*each) for each in pairs]), True
+            self._latents, self._was_read = self._read(), True
         latents: Latents = self._latents
         return latents
 
     @latents.setter
     def latents(self, latents: Latents) -> None:
         self._latents, self._was_read = latents, True
+
+    def preview(self) -> list[Image.Image]:
+        """Return what the images look like so far, by the bundle's preview decoder, checked by the request's policy.
+
+        The noise of the step is removed only as far as its level tells, without another evaluation of the model.
+
+        Raises:
+            RequestError: the bundle has no preview decoder, or the latents are no longer available (see `latents`).
+            SafetyError: the classifier failed.
+        """
+        if self._decode_preview is None:
+            raise RequestError("got a step without a pipeline, expected one of `Pipeline.steps`; it has no preview")
+        schedule, row = self._samples[0].schedule, self.index + 1
+        latents = self._check_changed() if self._was_read else self._read()
+        if row < self.total:
+            # x = α · x0 + σ · z: the linear estimate of x0 with the least error, for x0 of variance 1 as z has.
+            alpha, sigma = schedule.alpha[row], schedule.sigma[row]
+            latents = latents * np.float32(alpha / (alpha**2 + sigma**2))
+        return self._decode_preview(latents)
+
+    def _read(self) -> Latents:
+        with self.stopwatch.measure("sampling"):  # a device may still be at it
+            pairs = zip(self._samples, self._computed, strict=True)
+            return np.stack([self._read_sample(*each) for each in pairs])
 
     def _read_sample(self, sample: Sample, computed: Latents | None) -> Latents:
         if computed is not None:
@@ -275,6 +315,12 @@ class Step:
         """
         if not self._was_read:
             return  # latents that were never read cannot have been changed
+        self._latents = self._check_changed()
+        for sample, each in zip(self._samples, self._latents, strict=True):
+            sample.latents = each
+
+    def _check_changed(self) -> Latents:
+        """Return latents that the consumer may have changed as float32; raise RequestError as `write_back` does."""
         shape = (len(self._samples), *self._samples[0].shape)
         if not isinstance(self._latents, np.ndarray) or self._latents.shape != shape:
             got = getattr(self._latents, "shape", type(self._latents).__name__)
@@ -283,6 +329,4 @@ class Step:
             )
         if not np.issubdtype(self._latents.dtype, np.floating) or not np.isfinite(self._latents).all():
             raise RequestError(f"the callback returned latents that are not finite; expected finite numbers, {shape}")
-        self._latents = self._latents.astype(np.float32, copy=False)
-        for sample, each in zip(self._samples, self._latents, strict=True):
-            sample.latents = each
+        return self._latents.astype(np.float32, copy=False)

@@ -18,7 +18,7 @@ from latentrt.backends.placement import Placement, Preferences, place_components
 from latentrt.backends.session import Arrays, Session, Shapes
 from latentrt.bundle.sample import bundle_path
 from latentrt.bundle.tensors import TensorSpec
-from latentrt.errors import BackendError
+from latentrt.errors import BackendError, RequestError
 
 QUICK: dict[str, Any] = {"prompt": "a red circle", "seed": 7, "num_inference_steps": 2, "output_type": "np"}
 
@@ -214,10 +214,24 @@ def test_a_session_that_loads_after_closing_is_released_too(models: Models) -> N
     load = Loader()
     own = components(models, unet=load)
     own.close()
-    own.session("unet")
-    del own
-    gc.collect()
+    with pytest.raises(RequestError, match="closed"):
+        own.session("unet")
     assert load.opened[0].closed == 1
+
+
+def test_closing_waits_for_the_runs_in_progress(models: Models) -> None:
+    load = Loader()
+    own = components(models, unet=load)
+    with own.run():
+        session = own.session("unet")
+        own.close()
+        assert own.session("unet") is session
+        assert load.opened[0].closed == 0, "in use"
+        with pytest.raises(RequestError, match="closed"), own.run():
+            pass
+    assert load.opened[0].closed == 1
+    own.close()
+    assert (len(models), load.calls) == (0, 1)
 
 
 def test_a_component_that_the_bundle_does_not_have_is_refused(models: Models) -> None:
