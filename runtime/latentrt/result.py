@@ -190,7 +190,7 @@ _SHOWN_IMAGES, _SHOWN_SEEDS = 16, 8
 _SINGLE_SIDE, _SHEET_SIDE = 768, 320
 _PROMPT_CHARACTERS = 300
 _LOSSLESS_SIDE = 256  # of pixels: small images are shown enlarged, where losses would be visible
-_ENLARGED_SIDE = 192
+_ENLARGED_SIDE = 192  # pixels a side, at least, as the browser shows it
 
 
 def _reduce(image: Image.Image, side: int) -> Image.Image:
@@ -206,12 +206,13 @@ def _figure(image: Image.Image, record: ImageRecord, side: int) -> str:
     """Return an image and its settings as HTML."""
     shown, encoded = _reduce(image, side), io.BytesIO()
     shown.save(encoded, "WEBP", lossless=max(shown.size) <= _LOSSLESS_SIDE, quality=90)
-    width = max(shown.width, min(_ENLARGED_SIDE, _ENLARGED_SIDE * shown.width // max(shown.size)))
+    width = max(shown.width, _ENLARGED_SIDE * shown.width // max(shown.size))
+    scaling = "pixelated" if width > shown.width else "auto"
     data, alt = base64.b64encode(encoded.getvalue()).decode(), html.escape(_shorten(record.prompt or record.task))
     lines = [f"<b>{alt}</b>", *(html.escape(line) for line in _settings(image, record))]
     return (
         f'<figure style="margin:0;width:{width}px;overflow-wrap:anywhere">'
-        f'<img alt="{alt}" src="data:image/webp;base64,{data}" style="width:100%;image-rendering:auto">'
+        f'<img alt="{alt}" src="data:image/webp;base64,{data}" style="width:100%;image-rendering:{scaling}">'
         f'<figcaption style="font-size:small">{"<br>".join(lines)}</figcaption></figure>'
     )
 

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import ast
+import copy
+import inspect
 import logging
+import pickle
+import re
+import shutil
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from latentrt import BackendError, Pipeline, Request, RequestError, SafetyError
+from latentrt import (
+    BackendError,
+    Bundle,
+    BundleError,
+    Pipeline,
+    Request,
+    RequestError,
+    SafetyError,
+    Sample,
+    Step,
+    other_names,
+)
+from latentrt.backends.models import Components
 from latentrt.backends.onnxruntime import OnnxRuntimeSession
+from latentrt.backends.placement import place_components
 from latentrt.backends.session import Session
-from latentrt.errors import FeedError
+from latentrt.bundle.sample import bundle_path
+from latentrt.errors import FeedError, IntegrityError, MissingAttributeError
+from latentrt.pipeline import call_signature
 from tests.runtime.fake_sessions import ChangedSession, pipeline_with
 
 PROMPT = "a red circle"
@@ -326,6 +352,306 @@ def test_a_denoiser_that_overflows_is_an_error() -> None:
         pytest.raises(BackendError, match=r"timestep \d+ gave values that are not finite"),
     ):
         overflowing(PROMPT, **QUICK)
+
+
+def test_the_sample_bundle_has_a_name(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Pipeline.load("sample", device="cpu").bundle.digest == pipeline.bundle.digest
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="does not exist"):
+        Pipeline.load("./sample")
+
+
+def test_reprs_are_short(pipeline: Pipeline) -> None:
+    assert repr(pipeline) == (
+        "<Pipeline 'checkpoint': text-to-image, image-to-image, inpainting; ONNX Runtime on the CPU>"
+    )
+    assert repr(pipeline.bundle).startswith(f"<Bundle 'checkpoint': '{pipeline.bundle.folder}', sha256:")
+    assert len(repr(pipeline.bundle)) < len(str(pipeline.bundle.folder)) + 60
+    step = next(pipeline.steps(Request.of(prompt=PROMPT, **QUICK)))
+    assert repr(step) == f"<Step 1 of 2, timestep {step.timestep:g}>"
+
+
+def test_a_closed_pipeline_says_so() -> None:
+    with Pipeline.load("sample", device="cpu", threads=1) as pipeline:
+        image = pipeline(PROMPT, **QUICK).image
+        other = Pipeline.load("sample", device="cpu", threads=1)
+    assert repr(pipeline) == "<Pipeline 'checkpoint': closed>"
+    pipeline.close()
+    for use in (
+        lambda: pipeline(PROMPT, **QUICK),
+        lambda: next(pipeline.steps(Request.of(prompt=PROMPT))),
+        lambda: pipeline.finish(pipeline.resolve(Request.of(prompt=PROMPT)), np.zeros((1, *LATENTS), np.float32)),
+        lambda: pickle.dumps(pipeline),
+    ):
+        with pytest.raises(RequestError, match=r"this pipeline is closed; load it again with Pipeline\.load"):
+            use()
+    np.testing.assert_array_equal(np.asarray(other(PROMPT, **QUICK).image), np.asarray(image))
+
+
+def test_a_run_goes_on_while_another_thread_closes_the_pipeline() -> None:
+    closed: list[str] = []
+
+    class Watched(ChangedSession):
+        def close(self) -> None:
+            closed.append("closed")
+
+    pipeline = pipeline_with(lambda name, part, open_real: Watched(open_real()))
+    request = pipeline.resolve(Request.of(prompt=PROMPT, **QUICK))
+    steps = pipeline.steps(request)
+    next(steps)
+    pipeline.close()
+    assert closed == []
+    assert len([*steps]) == 1
+    assert closed
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda pipeline: pickle.loads(pickle.dumps(pipeline))])
+def test_a_copy_loads_the_same_bundle(copied: Callable[[Pipeline], Pipeline]) -> None:
+    first = Pipeline.load("sample", device="cpu", threads=1, low_memory=True, progress=False)
+    second = copied(first)
+    assert second.bundle.digest == first.bundle.digest
+    assert (second.components.low_memory, second.progress) == (True, False)
+    assert second._load_arguments == first._load_arguments
+    first.close()
+    assert len(second(PROMPT, **QUICK)) == 1
+
+
+def test_a_pickled_pipeline_is_pinned_by_its_digest(tmp_path: Path) -> None:
+    folder = shutil.copytree(bundle_path(), tmp_path / "bundle")
+    pickled = pickle.dumps(Pipeline.load(folder, device="cpu"))
+    assert len(pickled) < 1_000
+    with (folder / "bundle.json").open("a") as manifest:
+        manifest.write("\n")
+    with pytest.raises(IntegrityError, match="expected the pinned"):
+        pickle.loads(pickled)
+
+
+def test_a_pipeline_of_sessions_cannot_be_pickled() -> None:
+    with pytest.raises(RequestError, match=r"expected one of Pipeline\.load"):
+        pickle.dumps(flagging())
+
+
+def generate_elsewhere(pipeline: Pipeline, seed: int) -> tuple[NDArray[Any], str]:
+    result = pipeline(PROMPT, **{**QUICK, "seed": seed})
+    return np.asarray(result.image), result.record.to_json()
+
+
+def test_another_process_gets_a_pipeline_and_returns_results(pipeline: Pipeline) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        image, record = pool.submit(generate_elsewhere, pipeline, 3).result()
+    here, record_here = generate_elsewhere(pipeline, 3)
+    np.testing.assert_array_equal(image, here)
+    assert record == record_here
+
+
+def test_a_result_can_be_pickled(pipeline: Pipeline) -> None:
+    result = pipeline(PROMPT, **QUICK)
+    again = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(np.asarray(again.image), np.asarray(result.image))
+    assert (again.records, again.timings, again.verdicts) == (result.records, result.timings, result.verdicts)
+
+
+def test_previews_are_called_at_their_interval(pipeline: Pipeline) -> None:
+    seen: list[tuple[int, int, tuple[int, int]]] = []
+
+    def preview(step: Step, images: list[Image.Image]) -> None:
+        seen.append((step.index, len(images), images[0].size))
+
+    call: dict[str, Any] = {"num_inference_steps": 5, "sampler": "euler", "seed": 3, "output_type": "latent"}
+    watched = pipeline(PROMPT, preview=preview, preview_interval=2, num_images_per_prompt=2, **call)
+    assert seen == [(1, 2, (64, 64)), (3, 2, (64, 64))]
+    plain = pipeline(PROMPT, num_images_per_prompt=2, **call)
+    np.testing.assert_array_equal(watched.images, plain.images)
+    with pytest.raises(RequestError, match="`preview_interval`"):
+        pipeline(PROMPT, preview=preview, preview_interval=0, **call)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ddim", "dpmpp_2m", "euler_a", "heun"])
+def test_a_preview_approaches_the_image(pipeline: Pipeline, sampler: str) -> None:
+    """Its latents are scaled to those of an image at every step, whatever the sampler's scale of noise."""
+    previews: list[NDArray[Any]] = []
+    result = pipeline(
+        PROMPT,
+        num_inference_steps=12,
+        sampler=sampler,
+        seed=3,
+        decoder="preview",
+        preview=lambda _, images: previews.append(np.asarray(images[0], np.float32)),
+    )
+    final = np.asarray(result.image, np.float32)
+    distances = [float(np.abs(preview - final).mean()) for preview in previews]
+    assert distances[-1] == 0, "after the last step it is the image, by the same decoder"
+    third = len(distances) // 3
+    assert np.mean(distances[:third]) > np.mean(distances[-third:]) * 2
+    assert max(np.std(preview) for preview in previews) < 1.5 * np.std(final), "noise is not shown at its full scale"
+
+
+def test_a_step_of_the_generator_has_its_preview_too(pipeline: Pipeline) -> None:
+    request = pipeline.resolve(Request.of(prompt=PROMPT, **QUICK))
+    previews = [step.preview()[0].size for step in pipeline.steps(request)]
+    assert previews == [(64, 64)] * 2
+    with pytest.raises(RequestError, match=r"expected one of `Pipeline\.steps`"):
+        Step(first_samples(pipeline)).preview()
+
+
+def first_samples(pipeline: Pipeline) -> list[Sample]:
+    """Return samples that have advanced by one row."""
+    (stage,) = pipeline.family.stages
+    samples = stage.begin(pipeline.resolve(Request.of(prompt=PROMPT, **QUICK)))
+    for sample in samples:
+        sample.row += 1
+    return samples
+
+
+def test_a_preview_shows_what_the_callback_changed(pipeline: Pipeline) -> None:
+    shown: list[NDArray[Any]] = []
+
+    def zero(_: Pipeline, index: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": np.zeros_like(values["latents"])}
+
+    def wrong(_: Pipeline, index: int, timestep: float, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": np.zeros(3)}
+
+    def preview(_: Step, images: list[Image.Image]) -> None:
+        shown.append(np.asarray(images[0]))
+
+    pipeline(PROMPT, callback_on_step_end=zero, preview=preview, **QUICK)
+    np.testing.assert_array_equal(shown[0], shown[1])
+    with pytest.raises(RequestError, match="the callback returned latents"):
+        pipeline(PROMPT, callback_on_step_end=wrong, preview=preview, **QUICK)
+
+
+@pytest.mark.parametrize("policy", ["block", "blur", "report", "off"])
+def test_the_safety_policy_holds_for_previews(pipeline: Pipeline, policy: str) -> None:
+    def previews(pipeline: Pipeline, policy: str) -> list[NDArray[Any]]:
+        seen: list[NDArray[Any]] = []
+        pipeline(PROMPT, safety=policy, preview=lambda _, images: seen.append(np.asarray(images[0])), **QUICK)
+        return seen
+
+    plain, seen = previews(pipeline, "off"), previews(flagging(), policy)
+    assert len(seen) == 2
+    for shown, unchecked in zip(seen, plain, strict=True):
+        if policy == "block":
+            assert not shown.any()
+        elif policy == "blur":
+            assert np.abs(np.diff(shown.astype(float), axis=0)).max() < np.abs(np.diff(unchecked.astype(float))).max()
+        else:
+            np.testing.assert_array_equal(shown, unchecked)
+
+
+def test_a_preview_that_cannot_be_checked_is_not_shown() -> None:
+    shown: list[object] = []
+
+    def fail(_: NDArray[Any]) -> NDArray[Any]:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(SafetyError, match="out of memory"):
+        with_changed("safety_checker", flagged=fail)(PROMPT, preview=lambda *each: shown.append(each), **QUICK)
+    assert shown == []
+
+
+def test_a_bundle_without_a_preview_decoder_names_the_command(tmp_path: Path) -> None:
+    bundle = Bundle.open(bundle_path())
+    components = {name: each for name, each in bundle.manifest.components.items() if name != "preview_decoder"}
+    bundle.manifest = msgspec.structs.replace(bundle.manifest, components=components)
+    pipeline = Pipeline(bundle, Components(place_components(bundle, "cpu")))
+    with pytest.raises(RequestError, match=r"got `preview`, .*latentrt export CHECKPOINT BUNDLE --preview-decoder"):
+        pipeline(PROMPT, preview=lambda *_: None, **QUICK)
+    step = next(pipeline.steps(Request.of(prompt=PROMPT, **QUICK)))
+    with pytest.raises(RequestError, match=r"`Step\.preview`, .*--preview-decoder"):
+        step.preview()
+
+
+def test_timings_say_what_took_how_long(pipeline: Pipeline) -> None:
+    """Each phase is longer where its session waits; nothing is counted twice."""
+    waits = {"text_encoder": 0.03, "vae_encoder": 0.05, "unet": 0.02, "vae_decoder": 0.07, "safety_checker": 0.09}
+
+    class Waiting(ChangedSession):
+        def __init__(self, real: Session, seconds: float) -> None:
+            super().__init__(real)
+            self.seconds = seconds
+
+        def run(self, feeds: Any) -> Any:
+            time.sleep(self.seconds)
+            return super().run(feeds)
+
+    slow = pipeline_with(lambda name, part, open_real: Waiting(open_real(), waits[name]), *waits)
+    image = np.zeros((64, 64, 3), np.uint8)
+    call: dict[str, Any] = {"image": image, "strength": 1.0, "sampler": "euler", "seed": 3, "num_inference_steps": 3}
+    for _ in range(2):
+        first = slow(PROMPT, **call).timings
+    assert first.text_encoding_s >= 2 * 0.03, "the prompt and the negative one"
+    assert first.image_encoding_s >= 0.05
+    assert first.sampling_s >= 3 * 0.02
+    assert first.decoding_s >= 0.07
+    assert first.safety_check_s >= 0.09
+    parts = {name: value for name, value in vars(first).items() if name != "total_s"}
+    assert sum(parts.values()) <= first.total_s
+
+    plain = slow(PROMPT, **{**call, "image": None, "strength": None}, safety="off").timings
+    assert (plain.image_encoding_s, plain.safety_check_s) == (0, 0)
+    assert slow(PROMPT, output_type="latent", **call).timings.decoding_s == 0
+
+
+def test_a_callback_s_time_is_in_the_total_alone(pipeline: Pipeline) -> None:
+    def wait(*_: Any) -> None:
+        time.sleep(0.2)
+
+    timings = pipeline(PROMPT, callback_on_step_end=wait, preview=wait, **QUICK).timings
+    assert timings.total_s >= 0.8
+    assert timings.total_s - sum(value for name, value in vars(timings).items() if name != "total_s") >= 0.8
+
+
+def test_loading_is_timed_on_its_own() -> None:
+    def open_slowly(name: str, part: str | None, open_real: OpenReal) -> Session:
+        time.sleep(0.2)
+        return open_real()
+
+    pipeline = pipeline_with(open_slowly, "text_encoder")
+    timings = [pipeline(PROMPT, **QUICK).timings for _ in range(2)]
+    assert timings[0].loading_s >= 0.2
+    assert timings[0].loading_s > timings[1].loading_s + 0.1
+    step = [*pipeline.steps(request := pipeline.resolve(Request.of(prompt=PROMPT, **QUICK)))][-1]
+    whole, decoding = pipeline.finish(request, step).timings, pipeline.finish(request, step.latents).timings
+    assert whole.sampling_s > 0
+    assert whole.decoding_s > 0
+    assert (decoding.sampling_s, decoding.text_encoding_s) == (0, 0)
+    assert decoding.decoding_s > 0
+
+
+def test_habits_of_diffusers_get_the_right_call(pipeline: Pipeline) -> None:
+    for name, advice in other_names._ATTRIBUTES.items():
+        with pytest.raises(MissingAttributeError, match=re.escape(advice)):
+            getattr(pipeline, name)
+        with pytest.raises(MissingAttributeError, match=re.escape(advice)):
+            getattr(Pipeline, name)
+        with pytest.raises(MissingAttributeError, match=re.escape(advice)):
+            setattr(pipeline, name, None)
+        assert not hasattr(pipeline, name)
+        assert name not in dir(pipeline)
+    untyped: Any = pipeline
+    with pytest.raises(AttributeError, match=r"Pipeline\.load\('my-bundle', device='cuda'\)"):
+        untyped.to("cuda")
+    with pytest.raises(AttributeError, match="latentrt export CHECKPOINT my-bundle"):
+        Pipeline.from_pretrained("runwayml/stable-diffusion-v1-5")  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="sampler='euler_a'"):
+        untyped.scheduler = object()
+    with pytest.raises(AttributeError, match=r"^'Pipeline' object has no attribute 'schedulr'$"):
+        untyped.schedulr  # noqa: B018
+    assert getattr(pipeline, "scheduler", "none") == "none"
+
+
+def test_calls_that_are_advised_exist() -> None:
+    """Every call in the advice is of the real signature."""
+    sentences = [*other_names._ATTRIBUTES.values(), *other_names._KEYWORDS.values()]
+    calls = {call for sentence in sentences for call in re.findall(r"(?:Pipeline\.load|pipeline)\([^)]*\)", sentence)}
+    assert len(calls) > 4
+    for call in calls:
+        node = ast.parse(call, mode="eval").body
+        assert isinstance(node, ast.Call)
+        target = Pipeline.load if isinstance(node.func, ast.Attribute) else call_signature()
+        known = (target if isinstance(target, inspect.Signature) else inspect.signature(target)).parameters
+        assert {keyword.arg for keyword in node.keywords} <= {*known}, call
 
 
 def test_sampling_stays_few_frames_deep(monkeypatch: pytest.MonkeyPatch) -> None:

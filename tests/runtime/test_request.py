@@ -248,9 +248,7 @@ def test_a_generator_of_torch_is_its_seed() -> None:
     assert seed_of(generator=None, seed=5) == 5
     used = LikeTorchs().manual_seed(7)
     used.drawn = 1
-    with pytest.raises(
-        RequestError, match=r"torch\.Generator that was seeded with 7 and used since"
-    ):
+    with pytest.raises(RequestError, match=r"torch\.Generator that was seeded with 7 and used since"):
         Request.of(generator=used)
 
 

@@ -66,14 +66,14 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     safety: SafetyRecord
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain Python values, as JSON has them."""
-        fields: dict[str, Any] = msgspec.to_builtins(self)
+        """Return the record as dicts, lists, texts and numbers, as JSON has them."""
+        fields: dict[str, Any] = json.loads(self.to_json())
         return fields
 
     def to_json(self) -> str:
         """Return the record as JSON in ASCII, the text that an image file carries."""
         # ASCII with \u escapes: EXIF has a plain field for it, and a lone surrogate in a prompt survives.
-        return json.dumps(self.to_dict(), ensure_ascii=True)
+        return json.dumps(msgspec.to_builtins(self), ensure_ascii=True)
 
 
 # `record_texts` escapes half a surrogate pair.
