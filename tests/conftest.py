@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from latentrt.telemetry import opt_out
 if TYPE_CHECKING:
     from latentrt_engines.cache import EngineCache
     from tests.exported import Exported
+    from tests.hub_server import HubServer
 
 # No test reports to the maker of a library.
 opt_out()
@@ -71,3 +74,36 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
 
     monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
     return EngineCache()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A server in the place of the Hugging Face hub, with an empty cache and no token; retries do not wait."""
+    import huggingface_hub
+    from huggingface_hub import constants, file_download
+    from huggingface_hub.utils import _http
+
+    from tests.hub_server import hub_environment, serve_hub
+
+    impatient = types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr(_http, "time", impatient)
+    monkeypatch.setattr(file_download, "time", impatient)
+    with serve_hub() as server:
+        home = tmp_path / "hub-home"
+        for name, value in hub_environment(server, home).items():
+            monkeypatch.setenv(name, value)
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        # The library reads its variables when it is imported.
+        for name, constant in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, name, constant)
+        yield server
+        huggingface_hub.close_session()

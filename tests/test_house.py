@@ -25,7 +25,7 @@ PACKAGES = {
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy"}
 ALLOWED = {
     "latentrt": {"latentrt", "numpy", "PIL", "click", "msgspec", "rich", "platformdirs", "onnxruntime", "openvino"}
-    | {"cuda", "matplotlib", "tqdm"},
+    | {"cuda", "matplotlib", "tqdm", "huggingface_hub", "httpx2"},
     "latentrt_export": {"latentrt", "latentrt_export", "numpy", "click", "msgspec", "rich", "onnxruntime"}
     | HEAVY - {"scipy"},
     "latentrt_engines": {"latentrt", "latentrt_engines", "numpy", "click", "msgspec", "rich", "filelock"},
@@ -51,6 +51,16 @@ def test_packages_import_only_their_own_dependencies(package: str) -> None:
         if name not in ALLOWED[package] | sys.stdlib_module_names
     }
     assert strays == set()
+
+
+def test_the_hub_is_reached_from_one_module() -> None:
+    """It imports the library within functions, so that nothing that a run imports can use the network."""
+    found = {path.name for path, name in imports_of("latentrt") if name in {"huggingface_hub", "httpx2"}}
+    assert found == {"hub.py"}
+    tree = ast.parse((PACKAGES["latentrt"] / "latentrt" / "hub.py").read_text())
+    named = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in named} <= {"latentrt", "__future__", *sys.stdlib_module_names}
 
 
 def modules() -> list[str]:

@@ -18,9 +18,10 @@ remedy::
     │   ├── MissingExtraError          7   an optional dependency is not installed
     │   └── FeedError                  7   the inputs of a graph do not match its signature
     ├── OutputError                    8   a result cannot be written
-    └── EngineError                    9   an engine is missing or cannot be used
-        ├── BuildError                 9   an engine cannot be built from a graph here
-        └── EngineDamagedError         9   an engine's plan or record is damaged
+    ├── EngineError                    9   an engine is missing or cannot be used
+    │   ├── BuildError                 9   an engine cannot be built from a graph here
+    │   └── EngineDamagedError         9   an engine's plan or record is damaged
+    └── HubError                      10   the Hugging Face hub cannot be reached, or refuses a request
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "FeedError",
     "GateError",
     "GraphError",
+    "HubError",
     "IntegrityError",
     "LatentRTError",
     "ManifestError",
@@ -174,3 +176,9 @@ class BuildError(EngineError):
 
 class EngineDamagedError(EngineError):
     """An engine's plan or record is damaged: truncated, changed, or not written by latentrt."""
+
+
+class HubError(LatentRTError):
+    """The Hugging Face hub cannot be reached, or has no such repository, revision or file, or refuses access."""
+
+    exit_code = 10
