@@ -52,6 +52,12 @@ class Silent:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
+    @contextlib.contextmanager
+    def download(self, title: str, size: int) -> Iterator[Callable[[int], None]]:
+        received: list[int] = []
+        yield received.append
+        self.phases.append((title, f"{sum(received)} of {size} bytes"))
+
 
 def exported(factory: pytest.TempPathFactory, family: Family) -> Exported:
     """SD 1.x in float32 from sharded weights, or SD 2.x in float16 from the hub's fp16 variant and with a tiny

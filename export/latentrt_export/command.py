@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from latentrt.bundle.manifest import Manifest, Precision, QuantizationMethod
 from latentrt.cli.output import echo
 from latentrt.errors import MissingExtraError
+from latentrt.hub import HubPath, locate
 
 if TYPE_CHECKING:
     from latentrt_export.checkpoints.single_file import PredictionType
@@ -19,8 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 
+class Location(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
+    """A path, or a place on the hub; a path that exists comes first."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | HubPath:
+        return value if isinstance(value, Path | HubPath) else locate(value)
+
+
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=Location())
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--precision",
@@ -42,16 +52,18 @@ __all__ = ["export"]
 @click.option("--calibration-steps", type=int, help="Steps of each calibration run; 10 by default.")
 @click.option("--variant", help="The weight files to use if a checkpoint has several, such as fp16.")
 @click.option(
-    "--safety-checker", type=click.Path(path_type=Path), help="A classifier's folder, or a checkpoint that has one."
+    "--safety-checker",
+    type=Location(),
+    help="A classifier's folder, or a checkpoint that has one; like CHECKPOINT, also on the hub.",
 )
 @click.option(
     "--preview-decoder",
-    type=click.Path(path_type=Path),
+    type=Location(),
     help="The folder of a tiny autoencoder (TAESD), whose decoder is added for previews.",
 )
 @click.option(
     "--vae",
-    type=click.Path(path_type=Path),
+    type=Location(),
     help="An autoencoder in place of the checkpoint's own: a folder, or a .safetensors file.",
 )
 @click.option(
@@ -61,7 +73,7 @@ __all__ = ["export"]
 )
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=Location(),
     help="A diffusers folder whose configurations describe a single-file checkpoint.",
 )
 @click.option(
@@ -89,18 +101,18 @@ __all__ = ["export"]
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle, once the new one is complete.")
 def export(
-    checkpoint: Path,
+    checkpoint: Path | HubPath,
     bundle: Path,
     precision: Precision,
     quantization: QuantizationMethod | None,
     calibration_prompts: Path | None,
     calibration_steps: int | None,
     variant: str | None,
-    safety_checker: Path | None,
-    preview_decoder: Path | None,
-    vae: Path | None,
+    safety_checker: Path | HubPath | None,
+    preview_decoder: Path | HubPath | None,
+    vae: Path | HubPath | None,
     prediction_type: PredictionType | None,
-    config: Path | None,
+    config: Path | HubPath | None,
     default_steps: int | None,
     default_guidance_scale: float | None,
     no_parts: bool,
@@ -110,9 +122,12 @@ def export(
 ) -> None:
     """Export CHECKPOINT, a diffusers folder or a single .safetensors file, as BUNDLE.
 
+    CHECKPOINT is a path, or a repository of the Hugging Face hub: OWNER/NAME, hf://OWNER/NAME@REVISION or
+    hf://OWNER/NAME/FILE.safetensors. Only the files that are needed are downloaded.
+
     Every graph is compared with torch; if one misses its bound, the export stops and nothing is written.
     """
-    from latentrt_export.checkpoints.checkpoint import GivenComponents
+    from latentrt_export.checkpoints.checkpoint import WantedComponents
     from latentrt_export.quantize.options import read_options
     from latentrt_export.report import Reporter, print_table
 
@@ -125,7 +140,7 @@ def export(
             precision=precision,
             quantization=quantization_options,
             variant=variant,
-            given=GivenComponents(vae=vae, safety_checker=safety_checker, preview_decoder=preview_decoder),
+            given=WantedComponents(vae=vae, safety_checker=safety_checker, preview_decoder=preview_decoder),
             prediction_type=prediction_type,
             config=config,
             default_steps=default_steps,

@@ -11,15 +11,20 @@ import msgspec
 from latentrt.bundle.manifest import Defaults, Manifest, Precision
 from latentrt.bundle.staging import staged
 from latentrt.errors import CheckpointError, RequestError
+from latentrt.hub import HubPath, find_origin
 from latentrt_export.checkpoints import single_file
 from latentrt_export.checkpoints.checkpoint import (
     NONE_GIVEN,
     UNKNOWN_LICENCE,
     Checkpoint,
     GivenComponents,
+    WantedComponents,
+    find_documents,
+    find_licence,
     open_checkpoint,
 )
 from latentrt_export.checkpoints.checkpoint_files import SourceFile
+from latentrt_export.checkpoints.hub_checkpoint import fetch_inputs
 from latentrt_export.checkpoints.vae_file import unpack_vae
 from latentrt_export.export_warning import relay_warnings, warn
 from latentrt_export.families import PIPELINES, REFUSALS, plan_export
@@ -37,15 +42,15 @@ MAX_GUIDANCE_SCALE = 100.0  # far above every useful scale
 
 
 def export_checkpoint(
-    checkpoint: Path,
+    checkpoint: Path | HubPath,
     bundle: Path,
     *,
     progress: Progress,
     precision: Precision = "float32",
     variant: str | None = None,
-    given: GivenComponents = NONE_GIVEN,
+    given: WantedComponents = NONE_GIVEN,
     prediction_type: single_file.PredictionType | None = None,
-    config: Path | None = None,
+    config: Path | HubPath | None = None,
     default_steps: int | None = None,
     default_guidance_scale: float | None = None,
     parts: bool = True,
@@ -61,7 +66,8 @@ def export_checkpoint(
     byte.
 
     Args:
-        checkpoint: a diffusers folder, or a single `.safetensors` file of Stable Diffusion 1.x or 2.x.
+        checkpoint: a diffusers folder, or a single `.safetensors` file of Stable Diffusion 1.x or 2.x; here, or on the
+            Hugging Face hub, from which the files that are needed are downloaded into its cache.
         bundle: the folder to create.
         progress: notified of steps, results and warnings.
         precision: `float32`; `float16`, half weights with a half graph and a float32 one over them; `int8`, for CPUs.
@@ -85,12 +91,17 @@ def export_checkpoint(
             branch.
         CheckpointError, ExportError: the checkpoint cannot be exported.
         MissingExtraError: ONNX Runtime, which graphs are compared with, is not installed.
+        HubError: an input on the hub cannot be downloaded.
         OutputError: the bundle cannot be written.
     """
     require()
     _check_defaults(default_steps, default_guidance_scale)
     _check_options(precision, quantization, parts, deep_cache, token_merging)
     with staged(bundle, overwrite=overwrite) as stage, relay_warnings(progress.warn):
+        inputs = fetch_inputs(
+            checkpoint, given, config, pipelines=PIPELINES, refusals=REFUSALS, variant=variant, downloads=progress
+        )
+        checkpoint, given, config = inputs.checkpoint, inputs.given, inputs.config
         _check_source_options(checkpoint, variant, prediction_type, config)
         single_files = {path: SourceFile.of(path) for path in (checkpoint, given.vae) if path and path.is_file()}
         folder = checkpoint
@@ -109,6 +120,8 @@ def export_checkpoint(
             layout="single-file" if checkpoint.is_file() else "diffusers",
         )
         opened = _name_sources(opened, single_files, checkpoint, folder, given.vae)
+        if inputs.documents is not None and not opened.documents:
+            opened = _add_documents(opened, inputs.documents)
         plan = plan_export(opened)
         if deep_cache is not None:
             check_branch(deep_cache, plan.deep_cache_branches)
@@ -199,4 +212,12 @@ def _name_sources(
         others = {name: source for name, source in sources.items() if not source.path.is_relative_to(folder)}
         sources = {checkpoint.name: single_files[checkpoint], **others}
         licence = single_file.detect(checkpoint, with_vae=vae is None).licence or licence
+        opened = replace(opened, origin=find_origin(checkpoint.parent))
     return replace(opened, licence=licence, sources=sources)
+
+
+def _add_documents(opened: Checkpoint, folder: Path) -> Checkpoint:
+    """Take the licence and the model card of a repository for a checkpoint that is a file or a folder in it."""
+    documents = find_documents(folder)
+    licence = find_licence(documents) if opened.licence == UNKNOWN_LICENCE else opened.licence
+    return replace(opened, documents=documents, licence=licence)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 from rich.box import SIMPLE
@@ -15,6 +16,7 @@ from latentrt.bundle.describe import describe_quantization, group_parts, nearest
 from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, GateResult, Manifest
 from latentrt.cli.console import Console, PlainColumn
+from latentrt.hub import Bytes
 
 __all__ = ["Reporter", "print_table"]
 
@@ -67,6 +69,22 @@ class Reporter:
     def warn(self, text: str) -> None:
         """Print a warning above the running lines."""
         self._print(f"warning: {text}", style="yellow")
+
+    @contextlib.contextmanager
+    def download(self, title: str, size: int) -> Iterator[Bytes]:
+        """Show a download, on a terminal with the bytes that came; elsewhere as one line at its beginning."""
+        if not self._console.is_terminal:
+            self._print(f"{'download':<14}  {title}, {decimal(size)}")
+        task, received = self._progress.add_task("", total=size), 0
+
+        def advance(count: int) -> None:
+            nonlocal received
+            received += count
+            text = f"{'download':<14}  {title}, {decimal(received)} of {decimal(size)}"
+            self._progress.update(task, description=text, completed=received)
+
+        advance(0)
+        yield advance
 
     def _print(self, text: str, style: str | None = None) -> None:
         # Without wrapping, so that a warning is one line of a log.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from latentrt.bundle.manifest import (
 )
 from latentrt.bundle.staging import Stage
 from latentrt.errors import CheckpointError, RequestError
+from latentrt.hub import Bytes
 from latentrt.sampling.samplers import check_suits, find
 from latentrt.sampling.training_noise import select_training_config, training_alphas
 from latentrt.text.tokenizer import Tokenizer
@@ -58,6 +60,9 @@ class Progress(Protocol):
 
     def warn(self, text: str) -> None:
         """Report a warning, which does not stop the export."""
+
+    def download(self, title: str, size: int) -> AbstractContextManager[Bytes]:
+        """Report a download of so many bytes within the block, which calls the result with the bytes that came."""
 
 
 def write_bundle(
@@ -139,6 +144,8 @@ def write_bundle(
             name=checkpoint.name,
             layout=checkpoint.layout,
             weights={name: source.hash() for name, source in checkpoint.sources.items()},
+            repository=checkpoint.origin and checkpoint.origin[0],
+            revision=checkpoint.origin and checkpoint.origin[1],
         ),
         licence=licence,
         precision=precision,

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -32,6 +32,7 @@ __all__ = [
     "Repository",
     "check_room",
     "find_origin",
+    "locate",
     "open_repository",
     "parse_hub_path",
     "upload",
@@ -42,7 +43,7 @@ Bytes = Callable[[int], None]
 
 _SCHEME = "hf://"
 _HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co"}
-_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"{_PART}/{_PART}")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _MAX_PATH_CHARACTERS = 2048
@@ -61,12 +62,14 @@ class HubPath:
     Attributes:
         repository: `owner/name`.
         revision: a branch, a tag or a commit; None for the default branch.
-        file: the path of a file in it; None for the whole repository.
+        file: the path of a file or a folder in it; None for the whole repository.
+        bare: whether it was written as `owner/name`, which could be a local path as well.
     """
 
     repository: str
     revision: str | None = None
     file: str | None = None
+    bare: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
@@ -101,7 +104,18 @@ def parse_hub_path(text: str) -> HubPath | None:
     name, _, revision = text.partition("@")
     if len(text) > _MAX_PATH_CHARACTERS or not _is_repository(name) or name.lower().endswith(_FILE_SUFFIXES):
         return None
-    return HubPath(name, revision) if revision else HubPath(name) if "@" not in text else None
+    return HubPath(name, revision or None, bare=True) if revision or "@" not in text else None
+
+
+def locate(text: str) -> Path | HubPath:
+    """Return the local path that a text names, or else the place on the hub: a path that exists comes first.
+
+    Raises:
+        RequestError: as for `parse_hub_path`.
+    """
+    if os.path.lexists(text):
+        return Path(text)
+    return parse_hub_path(text) or Path(text)
 
 
 def _parse_uri(text: str) -> HubPath:
@@ -155,9 +169,11 @@ def find_origin(folder: Path) -> tuple[str, str] | None:
     """Return the repository and the commit of a snapshot in a hub cache; None for any other folder."""
     snapshot = Path(os.path.realpath(folder))
     for place in (snapshot, *snapshot.parents):
-        name = place.parent.parent.name
-        if place.parent.name == "snapshots" and name.startswith("models--") and _COMMIT.fullmatch(place.name):
-            return name.removeprefix("models--").replace("--", "/", 1), place.name
+        kind, _, name = place.parent.parent.name.partition("--")
+        repository = name.replace("--", "/", 1)
+        known = _COMMIT.fullmatch(place.name) and _is_repository(repository)  # old ones have no owner
+        if place.parent.name == "snapshots" and kind == "models" and known:
+            return repository, place.name
     return None
 
 
@@ -222,9 +238,18 @@ def open_repository(path: HubPath) -> Repository:
 
     Raises:
         HubError: there is no such repository or revision, or it may not be read; or the hub cannot be reached and
-            nothing of it is in the cache.
+            nothing of it is in the cache. For a bare name the message says that it is no local path either.
         MissingExtraError: huggingface_hub is not installed.
     """
+    try:
+        return _open(path)
+    except HubError as error:
+        if not path.bare:
+            raise
+        raise HubError(f"{path.repository} is no folder or file here, and as a repository: {error}") from error
+
+
+def _open(path: HubPath) -> Repository:
     hub = _import_hub()
     api = hub.HfApi(library_name="latentrt")
     with _translated(path.repository, path.revision, "it cannot be looked up"):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from latentrt.bundle.digests import open_regular
 from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError
+from latentrt.hub import HubPath, find_origin
 from latentrt_export.checkpoints.checkpoint_files import SourceFile, check_file, check_folders
 from latentrt_export.checkpoints.json_file import read_object
 from latentrt_export.checkpoints.preprocessor_config import PROCESSORS, check_crop, read_preprocessor_config
@@ -28,10 +29,14 @@ __all__ = [
     "Layout",
     "PipelineClass",
     "SchedulerConfig",
+    "WantedComponents",
+    "check_classes",
     "find_documents",
     "find_licence",
     "find_own_folder",
+    "is_document",
     "open_checkpoint",
+    "read_model_index",
 ]
 
 Layout = Literal["diffusers", "single-file"]
@@ -84,8 +89,8 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GivenComponents:
-    """The components that a user gives beside the checkpoint; None for those that are not given.
+class WantedComponents:
+    """The components that a user gives beside the checkpoint, here or on the hub; None for those that are not given.
 
     Attributes:
         vae: an autoencoder in place of the checkpoint's own: its folder, a checkpoint that has one, or a `.safetensors`
@@ -94,6 +99,15 @@ class GivenComponents:
         preview_decoder: the folder of a tiny autoencoder (diffusers' `AutoencoderTiny`), whose decoder is added for
             previews in a fraction of the decoder's time.
     """
+
+    vae: Path | HubPath | None = None
+    safety_checker: Path | HubPath | None = None
+    preview_decoder: Path | HubPath | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenComponents(WantedComponents):
+    """The components that a user gives beside the checkpoint, which all are here."""
 
     vae: Path | None = None
     safety_checker: Path | None = None
@@ -121,6 +135,7 @@ class Checkpoint:
         other_schedulers: the pipeline's further schedulers by folder.
         licence: the licence's name in the model card, or `unknown`.
         documents: name in the bundle → file, for the licence text and the model card, if present.
+        origin: the repository and the commit of a checkpoint in a cache of the hub.
     """
 
     folder: Path
@@ -135,6 +150,7 @@ class Checkpoint:
     other_schedulers: Mapping[str, SchedulerConfig]
     licence: str
     documents: Mapping[str, Path]
+    origin: tuple[str, str] | None = None
 
 
 def open_checkpoint(
@@ -161,7 +177,7 @@ def open_checkpoint(
     Raises:
         CheckpointError: the folder is not a supported checkpoint, or is incomplete or damaged.
     """
-    index = _read_model_index(folder, pipelines, refusals)
+    index = read_model_index(folder, pipelines, refusals)
     pipeline = pipelines[index["_class_name"]]
     if given.vae is None and "vae" in pipeline.components and not (folder / "vae").is_dir():
         raise CheckpointError(
@@ -169,7 +185,7 @@ def open_checkpoint(
             "`vae`"
         )
     check_folders(folder, *pipeline.components, *pipeline.schedulers, *_OTHER_FOLDERS)
-    _check_classes(folder, index, pipeline)
+    check_classes(folder, index, pipeline)
     schedulers = {part: _read_scheduler(folder, index, part) for part in pipeline.schedulers}
     documents = find_documents(folder)
     weights = {
@@ -202,15 +218,25 @@ def open_checkpoint(
         other_schedulers={part: schedulers[part] for part in pipeline.schedulers[1:]},
         licence=find_licence(documents),
         documents=documents,
+        origin=find_origin(folder),
     )
 
 
-def _read_model_index(
+def read_model_index(
     folder: Path, pipelines: Mapping[str, PipelineClass], refusals: Mapping[str, str]
 ) -> dict[str, Any]:
+    """Read `model_index.json`.
+
+    Args:
+        folder, pipelines, refusals: as for `open_checkpoint`.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or names a pipeline class that is not supported.
+    """
     if not folder.is_dir():
         raise CheckpointError(
-            f"got {folder}, which is not a folder; expected a diffusers checkpoint (a folder) or a .safetensors file"
+            f"got {folder}, which is not a folder; expected a diffusers checkpoint (a folder), a .safetensors file, or "
+            "a repository on the hub (OWNER/NAME)"
         )
     check_file(folder, folder / "model_index.json")
     if not (folder / "model_index.json").is_file():
@@ -229,8 +255,12 @@ def _read_model_index(
     return index
 
 
-def _check_classes(folder: Path, index: Mapping[str, Any], pipeline: PipelineClass) -> None:
-    """Check the class of each component by its names in `model_index.json` and in the component's `config.json`."""
+def check_classes(folder: Path, index: Mapping[str, Any], pipeline: PipelineClass) -> None:
+    """Check the class of each component by its names in `model_index.json` and in the component's `config.json`.
+
+    Raises:
+        CheckpointError: a class is not supported.
+    """
     for component, expected in pipeline.classes.items():
         _check_class(folder, index, component, expected)
     for component, model_types in pipeline.model_types.items():
@@ -394,6 +424,11 @@ def _name_of(folder: Path) -> str:
     return resolved.name
 
 
+def is_document(name: str) -> bool:
+    """Return whether a file of this name is a licence's text or a model card."""
+    return (_LICENCE_FILE.fullmatch(name) or _MODEL_CARD.fullmatch(name)) is not None
+
+
 def find_documents(folder: Path) -> dict[str, Path]:
     """Find the licence text and the model card of a checkpoint: name in a bundle → file.
 
@@ -403,7 +438,7 @@ def find_documents(folder: Path) -> dict[str, Path]:
     documents: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         is_licence = _LICENCE_FILE.fullmatch(path.name) is not None
-        if path.is_dir() or (not is_licence and not _MODEL_CARD.fullmatch(path.name)):
+        if path.is_dir() or not is_document(path.name):
             continue
         check_file(folder, path)
         if path.exists():  # else a dangling link, left by an interrupted download

@@ -15,7 +15,7 @@ from typing import Literal
 from latentrt.bundle.digests import open_regular
 from latentrt.errors import CheckpointError
 
-__all__ = ["PICKLE_SUFFIXES", "FileContent", "explain_content", "find_content", "make_pickle_error"]
+__all__ = ["PICKLE_SUFFIXES", "FileContent", "PickleError", "explain_content", "find_content", "make_pickle_error"]
 
 FileContent = Literal["safetensors", "pickle", "git-lfs", "html", "empty", "gguf", "unknown"]
 
@@ -29,6 +29,10 @@ _EXPLANATIONS: dict[FileContent, str] = {
     "empty": "is empty; download it again",
     "gguf": "is GGUF, expected safetensors; use the checkpoint's safetensors",
 }
+
+
+class PickleError(CheckpointError):
+    """A pickle would have to be opened; the message has a command that converts it."""
 
 
 def find_content(path: Path) -> FileContent:
@@ -72,7 +76,7 @@ def explain_content(path: Path) -> str | None:
     return _EXPLANATIONS.get(content)
 
 
-def make_pickle_error(old: Sequence[Path], new: Path, reason: str = "and there are no safetensors") -> CheckpointError:
+def make_pickle_error(old: Sequence[Path], new: Path, reason: str = "and there are no safetensors") -> PickleError:
     """Return the error for pickles that would have to be opened, with a command that converts them.
 
     Args:
@@ -80,7 +84,7 @@ def make_pickle_error(old: Sequence[Path], new: Path, reason: str = "and there a
         new: the safetensors file that the command writes.
         reason: why it would have to be opened.
     """
-    return CheckpointError(f"{old[0]} is a pickle {reason}; {_advise(old, new)}")
+    return PickleError(f"{old[0]} is a pickle {reason}; {_advise(old, new)}")
 
 
 def _advise(old: Sequence[Path], new: Path) -> str:

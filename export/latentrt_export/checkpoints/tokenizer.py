@@ -30,9 +30,18 @@ from latentrt.text.tokenizer_json import MAX_BYTES, read_tokenizer_json
 from latentrt_export.checkpoints.checkpoint_files import make_read_error, read_small_file
 from latentrt_export.checkpoints.component_config import read_component_config
 from latentrt_export.checkpoints.json_file import read_object
-from latentrt_export.checkpoints.tokenizer_settings import read_tokenizer_settings
+from latentrt_export.checkpoints.tokenizer_settings import SETTINGS_FILES, read_tokenizer_settings
 
-__all__ = ["BEGIN", "END", "build_vocabulary", "export_tokenizer", "read_length", "read_merges", "write_vocabulary"]
+__all__ = [
+    "BEGIN",
+    "END",
+    "TOKENIZER_FILES",
+    "build_vocabulary",
+    "export_tokenizer",
+    "read_length",
+    "read_merges",
+    "write_vocabulary",
+]
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 # The classes that diffusers makes a tokenizer with, by their names in model_index.json and in tokenizer_config.json.
@@ -45,6 +54,8 @@ _CLASSES: Mapping[str, type] = {
 }
 # The files of tokens and merges that transformers reads.
 _FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+TOKENIZER_FILES = (*_FILES, *SETTINGS_FILES)
+"""The files of a tokenizer that an export reads, each if it exists."""
 # The settings that the runtime follows. transformers takes them from `tokenizer.json` as well.
 _SETTINGS = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
 # From this value on, model_max_length is missing: transformers writes 10³⁰ for none.

@@ -18,11 +18,12 @@ from latentrt.text.tokenizer_json import MAX_ADDED_TOKENS, MAX_TOKEN_CHARACTERS
 from latentrt_export.checkpoints.config_keys import CONFIG_KEYS, Honoured, Restricted, check_keys
 from latentrt_export.checkpoints.json_file import read_object
 
-__all__ = ["TokenizerSettings", "read_tokenizer_settings"]
+__all__ = ["SETTINGS_FILES", "TokenizerSettings", "read_tokenizer_settings"]
 
 _CONFIG = "tokenizer_config.json"
 _SPECIAL = "special_tokens_map.json"
 _ADDED = "added_tokens.json"
+SETTINGS_FILES = (_CONFIG, _SPECIAL, _ADDED)
 _MAX_BYTES = 4 << 20  # of a file with `MAX_ADDED_TOKENS` tokens, each with its flags
 _DECODER = "added_tokens_decoder"
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -56,7 +57,7 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
         CheckpointError: a file is damaged, has a setting that is not supported or a token of another form, or there are
             more than `MAX_ADDED_TOKENS` tokens, each of which transformers compares with every other.
     """
-    names = [name for name in (_CONFIG, _SPECIAL, _ADDED) if (folder / name).is_file()]
+    names = [name for name in SETTINGS_FILES if (folder / name).is_file()]
     files = {name: read_object(folder / name, _MAX_BYTES) for name in names}
     config, special, added = (files.get(name, {}) for name in (_CONFIG, _SPECIAL, _ADDED))
     warnings = tuple(check_keys(folder.name, "CLIPTokenizer", config))

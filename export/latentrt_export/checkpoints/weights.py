@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,13 @@ __all__ = [
     "Weights",
     "check_dtypes",
     "check_values",
+    "choose_files",
     "count_nonfinite",
     "find_weights",
     "limit_parameters",
     "load_pretrained",
     "read_header_of",
+    "read_shards",
     "reject_nonfinite",
     "warn_about_unexpected",
 ]
@@ -87,57 +89,89 @@ def find_weights(root: Path, folder: Path, stem: str, preferred: str | None) -> 
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing; the checkpoint is incomplete, download it again")
     read_object(folder / "config.json")  # damage is reported before any weights are read
-    if stem == _TRANSFORMERS_STEM and (folder / _ADAPTER_CONFIG).exists():
+    names = [path.name for path in folder.iterdir()]
+    variant, chosen = choose_files(folder, names, stem, preferred, lambda index: read_shards(folder / index))
+    files = tuple(folder / name for name in chosen)
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing, but the index of the shards, or a link, names it; download the checkpoint again"
+            )
+        header = read_header_of(file)
+        check_dtypes(str(file), {name: place.dtype for name, place in header.tensors.items()})
+    return Weights(root=root, variant=variant, files=files)
+
+
+def choose_files(
+    folder: Path,
+    names: Collection[str],
+    stem: str,
+    preferred: str | None,
+    read_index: Callable[[str], Sequence[str]],
+) -> tuple[str | None, Sequence[str]]:
+    """Choose a component's safetensors among the files of its folder, by their names alone.
+
+    Args:
+        folder: the component's folder, for errors; it need not be here.
+        names: of the files in it. A dangling link, left by an interrupted download, is one of them.
+        stem, preferred: as for `find_weights`.
+        read_index: returns the shards that an index names.
+
+    Returns:
+        The variant of the files, and their names.
+
+    Raises:
+        CheckpointError: there are no weights, or the first choice is a pickle, which diffusers would load.
+    """
+    if stem == _TRANSFORMERS_STEM and _ADAPTER_CONFIG in names:
         raise CheckpointError(
             f"{folder} has {_ADAPTER_CONFIG}, of an adapter, expected a model of its own; merge the adapter into the "
             "model with peft (merge_and_unload), or delete the file"
         )
     pickles: list[Path] = []
     for variant in (preferred, None) if preferred else (None, "fp16"):
-        files = _list_files(folder, stem, variant)
+        files = _list_files(folder, names, stem, variant, read_index)
         if files and pickles:
             wish = "pass no `variant`" if preferred else f"pass `variant` {variant}"
             raise make_pickle_error(
                 pickles,
                 folder / f"{stem}{f'.{preferred}' if preferred else ''}.safetensors",
-                f"that diffusers loads, and not {files[0].name}; for the weights of that, {wish}",
+                f"that diffusers loads, and not {files[0]}; for the weights of that, {wish}",
             )
-        pickles = pickles or _list_own_pickles(folder, stem, variant)
-        for file in files:
-            if not file.is_file():
-                raise CheckpointError(
-                    f"{file} is missing, but the index of the shards, or a link, names it; download the checkpoint "
-                    "again"
-                )
-            header = read_header_of(file)
-            check_dtypes(str(file), {name: place.dtype for name, place in header.tensors.items()})
         if files:
-            return Weights(root=root, variant=variant, files=files)
-    raise _not_found(folder, stem, preferred)
+            return variant, files
+        pickles = pickles or _list_own_pickles(folder, names, stem, variant)
+    raise _not_found(folder, names, stem, preferred)
 
 
-def _list_files(folder: Path, stem: str, variant: str | None) -> tuple[Path, ...]:
+def _list_files(
+    folder: Path,
+    names: Collection[str],
+    stem: str,
+    variant: str | None,
+    read_index: Callable[[str], Sequence[str]],
+) -> Sequence[str]:
     """Return the files that the component's library loads; () if there are none of the variant.
 
     Where there are both a single file and the index of shards, transformers loads the file and diffusers the shards.
     """
     suffix = f".{variant}" if variant else ""
-    index, single = folder / f"{stem}.safetensors.index{suffix}.json", folder / f"{stem}{suffix}.safetensors"
-    if index.is_file() and not (stem == _TRANSFORMERS_STEM and single.is_file()):
-        return tuple(folder / shard for shard in _read_shards(index))
-    if variant and (old := _find_old_index(folder, stem, variant)):
-        raise CheckpointError(f"{old} has an earlier name of diffusers, expected {index.name}; rename it")
-    # A dangling link, left by an interrupted download, counts as a missing file.
-    return (single,) if single.exists() or single.is_symlink() else ()
+    index, single = f"{stem}.safetensors.index{suffix}.json", f"{stem}{suffix}.safetensors"
+    if index in names and not (stem == _TRANSFORMERS_STEM and single in names):
+        return read_index(index)
+    # Earlier names of diffusers, which it would load in place of a single file.
+    for old in (f"{stem}.{variant}.safetensors.index.json", f"{stem}.safetensors.{variant}.index.json"):
+        if variant and old in names:
+            raise CheckpointError(f"{folder / old} has an earlier name of diffusers, expected {index}; rename it")
+    return (single,) if single in names else ()
 
 
-def _find_old_index(folder: Path, stem: str, variant: str) -> Path | None:
-    """Return an index of shards by an earlier name, which diffusers would load in place of a single file."""
-    names = (f"{stem}.{variant}.safetensors.index.json", f"{stem}.safetensors.{variant}.index.json")
-    return next((folder / name for name in names if (folder / name).exists()), None)
+def read_shards(index: Path) -> Sequence[str]:
+    """Return the names of the shards in an index, which are files beside it.
 
-
-def _read_shards(index: Path) -> list[str]:
+    Raises:
+        CheckpointError: it is damaged.
+    """
     shards = read_object(index, _MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(map(_is_file_name, shards.values())):
         raise CheckpointError(
@@ -152,11 +186,9 @@ def _is_file_name(shard: object) -> bool:
     return shard.endswith(".safetensors") and Path(shard).name == shard
 
 
-def _not_found(folder: Path, stem: str, preferred: str | None) -> CheckpointError:
-    names = sorted(path.name for path in folder.iterdir())
-    variants = [
-        match[1] for match in (re.fullmatch(rf"{stem}\.([\w-]+)\.safetensors", name) for name in names) if match
-    ]
+def _not_found(folder: Path, names: Collection[str], stem: str, preferred: str | None) -> CheckpointError:
+    matches = (re.fullmatch(rf"{stem}\.([\w-]+)\.safetensors", name) for name in sorted(names))
+    variants = [match[1] for match in matches if match]
     if variants:
         return CheckpointError(
             f"{folder} has no {stem}.safetensors, only the variants {', '.join(variants)}; pass one as `variant`"
@@ -168,7 +200,7 @@ def _not_found(folder: Path, stem: str, preferred: str | None) -> CheckpointErro
     return CheckpointError(f"{folder} has no weights; expected {wanted}, or shards with their index")
 
 
-def _list_pickles(folder: Path, names: Sequence[str]) -> list[Path]:
+def _list_pickles(folder: Path, names: Collection[str]) -> list[Path]:
     """Return the pickle that most likely has the weights, or all its shards."""
     found = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
     # The libraries' own names first; a trainer may have left optimizer.pt beside them.
@@ -179,11 +211,11 @@ def _list_pickles(folder: Path, names: Sequence[str]) -> list[Path]:
     return [folder / name for name in found if name == found[0] or (shard and _SHARD.fullmatch(Path(name).stem))]
 
 
-def _list_own_pickles(folder: Path, stem: str, variant: str | None) -> list[Path]:
+def _list_own_pickles(folder: Path, names: Collection[str], stem: str, variant: str | None) -> list[Path]:
     """Return the pickle that the component's library would load, or all its shards; [] if there is none."""
     own = f"pytorch_{stem}" if stem == _TRANSFORMERS_STEM else stem
-    name = re.compile(re.escape(f"{own}.{variant}" if variant else own) + r"(-\d+-of-\d+)?\.bin")
-    return sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
+    pattern = re.compile(re.escape(f"{own}.{variant}" if variant else own) + r"(-\d+-of-\d+)?\.bin")
+    return [folder / name for name in sorted(names) if pattern.fullmatch(name)]
 
 
 def read_header_of(file: Path) -> Header:

@@ -128,6 +128,10 @@ InputSource = Annotated[
     ),
 ]
 Sha256 = Annotated[str, msgspec.Meta(pattern=_match_whole("[0-9a-f]{64}"))]
+Repository = Annotated[
+    str, msgspec.Meta(pattern=_match_whole(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"))
+]
+Commit = Annotated[str, msgspec.Meta(pattern=_match_whole("[0-9a-f]{40}"))]
 RelativePath = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 # Bounds of the sizes in a manifest: far beyond every known model, and small enough that no value that is computed
 # from them overflows, takes hours, or fills the memory before a graph is opened.
@@ -518,12 +522,17 @@ class Licence(Record, frozen=True, kw_only=True):
     file: RelativePath | None = None
 
 
-class Source(Record, frozen=True, kw_only=True):
-    """The origin of the weights: the checkpoint's own name, its layout, the SHA-256 of each weight file read."""
+class Source(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """The origin of the weights: the checkpoint's own name, its layout, the SHA-256 of each weight file read.
+
+    `repository` (`owner/name`) and `revision` (a commit) are those of a checkpoint from the Hugging Face hub.
+    """
 
     name: Name
     layout: Literal["diffusers", "single-file"]
     weights: dict[Name, Sha256]
+    repository: Repository | None = None
+    revision: Commit | None = None
 
 
 class SealedEngine(Record, frozen=True, kw_only=True):
@@ -686,6 +695,8 @@ def _find_problems(manifest: Manifest) -> Iterator[str]:
     for name, purpose in named_files(manifest):
         if name not in manifest.files:
             yield f"{name!r} is {purpose} but is not pinned in files, expected its SHA-256 and size there"
+    if (manifest.source.repository is None) != (manifest.source.revision is None):
+        yield "source has one of repository and revision, expected both or neither"
     if not manifest.tasks or len(set(manifest.tasks)) != len(manifest.tasks):
         yield f"got the tasks {list(manifest.tasks)}, expected at least one and each name once"
     for role in ("denoiser", "decoder"):

@@ -97,6 +97,8 @@ def _bundle_lines(bundle: Bundle) -> Lines:
     yield "precision", manifest.precision
     yield "licence", f"{manifest.licence.name} ({manifest.licence.file or 'its text is not in the bundle'})"
     yield "source", f"{manifest.source.name} ({manifest.source.layout})"
+    if manifest.source.repository is not None:
+        yield "repository", f"{manifest.source.repository}, commit {manifest.source.revision}"
     for name, sha256 in manifest.source.weights.items():
         yield "", f"{name}  sha256:{sha256}"
     yield from _use_lines(manifest)
