@@ -25,7 +25,7 @@ PACKAGES = {
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy"}
 ALLOWED = {
     "latentrt": {"latentrt", "numpy", "PIL", "click", "msgspec", "rich", "platformdirs", "onnxruntime", "openvino"}
-    | {"cuda", "matplotlib", "tqdm", "huggingface_hub", "httpx2"},
+    | {"cuda", "matplotlib", "tqdm", "huggingface_hub", "httpx2", "psutil"},
     "latentrt_export": {"latentrt", "latentrt_export", "numpy", "click", "msgspec", "rich", "onnxruntime"}
     | HEAVY - {"scipy"},
     "latentrt_engines": {"latentrt", "latentrt_engines", "numpy", "click", "msgspec", "rich", "filelock"},

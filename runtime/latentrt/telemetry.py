@@ -66,5 +66,5 @@ def hide_openvino_telemetry() -> Iterator[None]:
 def _has_opted_in() -> bool:
     """Return whether the user has agreed to OpenVINO's telemetry."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):
-        return (Path.home() / "intel" / "openvino_telemetry").read_text().strip() == "1"
+        return (Path.home() / "intel" / "openvino_telemetry").read_bytes().strip() == b"1"
     return False

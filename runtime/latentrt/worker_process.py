@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ __all__ = ["Ending", "Failed", "WorkerProcess", "peak_bytes", "take_job"]
 # Error texts of the system and of libraries; a dead worker leaves nothing else.
 _NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
 _MAX_SAID = 2000
+_SIGKILL = 9  # Windows has neither the signal nor its name
 _NO_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
 
 
@@ -83,7 +83,7 @@ class Ending:
     @property
     def no_memory(self) -> bool:
         """True if memory ran out: the worker said so, or SIGKILL ended it, most likely by the out-of-memory killer."""
-        return self.status == -signal.SIGKILL or any(words in self.said for words in _NO_MEMORY)
+        return self.status == -_SIGKILL or any(words in self.said for words in _NO_MEMORY)
 
     def error(self, name: str, error_class: type[LatentRTError]) -> LatentRTError:
         """Return an error with the last line of the worker's output; all of it is a note, for a bug report.
@@ -94,10 +94,15 @@ class Ending:
         ended = f"ended with status {self.status}"
         if self.status < 0:
             ended = f"was ended by {_signal_name(-self.status)}"
+        elif self.status >= _FIRST_FAULT:
+            ended = f"ended with status {self.status:#x}"
         last = self.said.splitlines()[-1] if self.said else "nothing"
         error = error_class(f"{name}: its process {ended}; last output: {last}")
         error.add_note(self.said)
         return error
+
+
+_FIRST_FAULT = 0x80000000  # Windows' codes for a crash, which its documentation lists in hexadecimal
 
 
 def _signal_name(number: int) -> str:
@@ -172,7 +177,12 @@ def take_job() -> tuple[bytes, Callable[[msgspec.Struct], None]]:
 
     _be_killed_with_parent()
     job = sys.stdin.buffer.readline()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The pipe from the parent gets another number, and standard input is empty: on Windows, whoever asks for the kind
+    # of a pipe waits for a read of it to end, and libraries ask for that of standard input when they are loaded.
+    from_parent, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    threading.Thread(target=_end_with_parent, args=(from_parent,), daemon=True).start()
     return job, report
 
 
@@ -186,24 +196,31 @@ def _be_killed_with_parent() -> None:
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
 
 
-def _end_with_parent() -> None:
-    """Exit when standard input is closed, which happens whenever and however the parent ends."""
-    os.read(0, 1)
+def _end_with_parent(pipe: int) -> None:
+    """Exit when the pipe from the parent is closed, which happens whenever and however the parent ends."""
+    os.read(pipe, 1)
     os._exit(1)
 
 
 def peak_bytes() -> int:
-    """Return the largest resident set of this process, in bytes.
+    """Return the largest resident set of this process, in bytes; 0 where nothing tells it (Windows without psutil).
 
     On Linux it is read from /proc: `ru_maxrss` is inherited from the parent, and a small worker of a large parent would
     report the parent's.
     """
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+        for line in Path("/proc/self/status").read_bytes().splitlines():
+            if line.startswith(b"VmHWM:"):
                 return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if sys.platform == "win32":
+        with contextlib.suppress(ImportError):
+            import psutil
+
+            return int(psutil.Process().memory_info().peak_wset)
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -93,6 +93,7 @@ def test_the_cause_of_an_ending(ending: Ending, no_room: bool, no_memory: bool) 
         (Ending(3, "one\ntwo"), "unet: its process ended with status 3; last output: two"),
         (Ending(0, ""), "unet: its process ended with status 0; last output: nothing"),
         (Ending(-signal.SIGSEGV, ""), "unet: its process was ended by SIGSEGV; last output: nothing"),
+        (Ending(0xC0000005, ""), "unet: its process ended with status 0xc0000005; last output: nothing"),
         (Ending(-int(signal.SIGRTMIN) - 3, "x"), "unet: its process was ended by signal 37; last output: x"),
     ],
 )
@@ -127,6 +128,27 @@ def test_an_error_crosses_the_border(error: LatentRTError) -> None:
 def test_an_error_whose_class_is_not_known_here() -> None:
     raised = Failed(kind="ErrorOfTomorrow", message="no").as_raised(BuildError)
     assert (type(raised), str(raised)) == (BuildError, "no")
+
+
+def test_a_workers_standard_input_is_empty(module: Path) -> None:
+    """On Windows, libraries that ask for its kind would wait for whoever reads from it."""
+    module.write_text(ECHO.replace("print(", "import sys; print(sys.stdin.read() + ", 1))
+    with WorkerProcess("made_up_worker", Job(1)) as worker:
+        assert len(list(worker.messages())) == 1
+        assert worker.ending() == Ending(0, "noise on standard output")
+
+
+def test_a_worker_ends_when_its_pipe_is_closed(module: Path) -> None:
+    """Also where the system does not kill it with its parent."""
+    module.write_text(ECHO + "import time; time.sleep(600)")
+    with WorkerProcess("made_up_worker", Job(1)) as worker:
+        messages = worker.messages()
+        next(messages)
+        pipe, worker._process.stdin = worker._process.stdin, None
+        assert pipe is not None
+        pipe.close()
+        assert list(messages) == []
+        assert worker.ending().status == 1
 
 
 # A worker that is in one long call of a library, which holds Python's lock: no thread of its own can end it.

@@ -51,8 +51,9 @@ class CompiledCache:
     def read(self, shapes: Mapping[str, Sequence[int]]) -> bytes:
         """Return the compiled model for these shapes; b"" where it is missing or its hash does not match."""
         path = self._path(shapes)
-        with contextlib.suppress(OSError), open_own(path) as stream:
-            digest, data = stream.read(_DIGEST_BYTES), read_at_most(stream, _MAX_BYTES)
+        with contextlib.suppress(OSError):
+            with open_own(path) as stream:
+                digest, data = stream.read(_DIGEST_BYTES), read_at_most(stream, _MAX_BYTES)
             if data and _digest(path, data) == digest:
                 os.utime(path)  # the time of last use, for `_sweep`
                 return data

@@ -13,8 +13,9 @@ import re
 import secrets
 from pathlib import Path
 
-from latentrt.bundle.file_lock import CAN_LOCK, claim, create_locked, list_matching
+from latentrt.bundle.file_lock import LockedFile, claim, create_locked, list_matching
 from latentrt.bundle.interrupts import uninterrupted
+from latentrt.bundle.renames import RENAMES_OPEN_FILES, replace_file
 
 __all__ = ["find_abandoned_drafts", "remove_abandoned_drafts", "write_atomically"]
 
@@ -34,31 +35,42 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int = 0o66
     """
     place = Path(os.path.realpath(path))
     _remove_drafts_once(place.parent)
+    while not _write_and_rename(place, data, mode):
+        pass
+
+
+def _write_and_rename(place: Path, data: bytes, mode: int) -> bool:
+    """Write a draft and rename it; return False if another process took it for one that was left behind (Windows)."""
     draft = None
     try:
         with uninterrupted():
-            draft, descriptor = _create_draft(place, mode)
-        with os.fdopen(descriptor, "wb") as stream:
+            draft = _create_draft(place, mode)
+        with os.fdopen(draft.descriptor, "wb", closefd=False) as stream:
             stream.write(data)
             stream.flush()
             # After a power failure some file systems have the rename but not the data.
-            os.fsync(descriptor)
-            if CAN_LOCK:  # renamed while it is locked, so that no other process removes it in between
-                os.replace(draft, place)
-        if not CAN_LOCK:  # Windows renames closed files only
-            os.replace(draft, place)
-    except BaseException:
+            os.fsync(draft.descriptor)
+        # Renamed while it is locked where the system can, so that no other process removes it in between.
+        if not RENAMES_OPEN_FILES:
+            draft.close()
+        replace_file(draft.path, place)
+        draft.close()
+    except BaseException as error:
+        is_gone = draft is not None and isinstance(error, FileNotFoundError) and not os.path.lexists(draft.path)
         if draft is not None:
             with contextlib.suppress(OSError):
-                os.unlink(draft)
+                draft.remove()
+        if is_gone and not RENAMES_OPEN_FILES:
+            return False
         raise
+    return True
 
 
-def _create_draft(place: Path, mode: int) -> tuple[Path, int]:
+def _create_draft(place: Path, mode: int) -> LockedFile:
     while True:
         draft = place.with_name(f".{place.name[:32]}.{secrets.token_hex(8)}.latentrt-draft")
-        if (descriptor := create_locked(draft, mode)) is not None:
-            return draft, descriptor
+        if (created := create_locked(draft, mode)) is not None:
+            return created
 
 
 @functools.lru_cache(maxsize=256)
@@ -71,8 +83,8 @@ def remove_abandoned_drafts(folder: Path) -> None:
     """Remove drafts that killed processes of this user left in a folder; those being written are kept."""
     for draft in list_matching(folder, _DRAFT):
         with contextlib.suppress(OSError), claim(draft) as abandoned:
-            if abandoned:
-                os.unlink(draft)
+            if abandoned is not None:
+                abandoned.remove()
 
 
 def find_abandoned_drafts(folder: Path) -> list[Path]:
@@ -80,6 +92,6 @@ def find_abandoned_drafts(folder: Path) -> list[Path]:
     found = []
     for draft in list_matching(folder, _DRAFT):
         with claim(draft) as abandoned:
-            if abandoned:
+            if abandoned is not None:
                 found.append(draft)
     return found

@@ -3,6 +3,9 @@
 A process locks its unfinished file, or a file in its unfinished folder, for as long as it writes. The system releases
 the lock when the process ends, however it ends, so a file that can be locked was left behind. A process id in its place
 would be taken by another process sooner or later.
+
+The filelock package has no such locks: it creates and truncates the file that it locks, and does not tell whether that
+still has its name. It is used where a file is nothing but a lock (`latentrt_engines.cache`).
 """
 
 from __future__ import annotations
@@ -12,71 +15,108 @@ import itertools
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
+from latentrt.bundle.renames import RENAMES_OPEN_FILES
+
+if sys.platform == "win32":
+    import errno
+    import msvcrt
+else:
     import fcntl
-except ImportError:  # Windows: nothing is locked, and nothing counts as left behind
-    fcntl = None  # type: ignore[assignment]
 
-__all__ = ["CAN_LOCK", "claim", "create_locked", "is_own", "list_matching"]
+__all__ = ["FIRST_BYTE", "LockedFile", "claim", "create_locked", "is_own", "list_matching"]
 
-CAN_LOCK = fcntl is not None
-"""Whether this system has such locks."""
+FIRST_BYTE = 0
+"""The byte that the filelock package locks on Windows."""
+# On Windows a lock covers bytes, which no other process can read meanwhile: this one is behind the content.
+_FAR_BYTE = (1 << 31) - 2
 # A folder may hold any number of files; ten thousand names are read in ten milliseconds.
 _MAX_ENTRIES = 10_000
 
 
-def create_locked(path: Path, mode: int = 0o600) -> int | None:
-    """Create a file and lock it until its descriptor is closed.
+class LockedFile:
+    """A file that this process has locked, until it is closed.
+
+    Attributes:
+        path: its path.
+        descriptor: open for reading and writing; -1 once it is closed.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path, self.descriptor = path, descriptor
+
+    def close(self) -> None:
+        """Close the file, which releases the lock. Without effect the second time."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor != -1:
+            os.close(descriptor)
+
+    def remove(self) -> None:
+        """Remove the file and close it, in this order where the system can: nobody else may lock it in between.
+
+        Where it cannot (Windows), the file also stays if another process has opened it in between.
+
+        Raises:
+            OSError: it could not be removed; it is closed.
+        """
+        if not RENAMES_OPEN_FILES:
+            self.close()
+        try:
+            os.unlink(self.path)
+        finally:
+            if RENAMES_OPEN_FILES:
+                self.close()
+
+
+def create_locked(path: Path, mode: int = 0o600) -> LockedFile | None:
+    """Create a file and lock it until it is closed.
 
     Where the file system has no locks the file is created all the same, and never counts as left behind.
 
     Returns:
-        The descriptor, open for writing; None if another process took the file for one that was left behind and
-        removes it: it could not see the lock yet. Choose another name.
+        The file; None if another process took it for one that was left behind and removes it: it could not see the lock
+        yet. Choose another name.
 
     Raises:
         OSError: the file exists or cannot be created.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags, mode)
-    if fcntl is None:
-        return descriptor
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+    created = LockedFile(path, descriptor)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass
+        is_locked = _lock(descriptor, _FAR_BYTE)
     except OSError:
-        return descriptor
-    else:
-        if _is_at(descriptor, path):
-            return descriptor
-    os.close(descriptor)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        return created
+    if is_locked and _is_at(descriptor, path):
+        return created
+    with contextlib.suppress(OSError):  # removed by the other process, or (Windows) open there
+        created.remove()
     return None
 
 
 @contextlib.contextmanager
-def claim(path: Path) -> Iterator[bool]:
-    """Lock a file that another process may have left behind, and yield whether it did.
+def claim(path: Path, byte: int = _FAR_BYTE) -> Iterator[LockedFile | None]:
+    """Lock a file that another process may have left behind, and yield it if it did.
 
-    It is False for a file that its process still has locked, that is not a regular file of this user, or that is on a
+    None for a file that its process still has locked, that is not a regular file of this user, or that is on a file
     system without locks.
+
+    Args:
+        byte: the one that its process locks, on Windows.
     """
-    descriptor = _lock_existing(path)
+    found = _lock_existing(path, byte)
     try:
-        yield descriptor is not None
+        yield found
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        if found is not None:
+            found.close()
 
 
 def is_own(found: os.stat_result) -> bool:
-    """Return whether a file belongs to the user of this process."""
-    return hasattr(os, "geteuid") and found.st_uid == os.geteuid()
+    """Return whether a file belongs to the user of this process; on Windows always, where its ACL decides instead."""
+    return sys.platform == "win32" or found.st_uid == os.geteuid()
 
 
 def list_matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
@@ -92,21 +132,45 @@ def list_matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
         return []
 
 
-def _lock_existing(path: Path) -> int | None:
-    if fcntl is None:
-        return None
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode) and is_own(found):
+def _lock(descriptor: int, byte: int) -> bool:
+    """Lock an open file, on Windows one byte of it; return False if another process has locked it.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    if sys.platform == "win32":
+        position = os.lseek(descriptor, 0, os.SEEK_CUR)
+        os.lseek(descriptor, byte, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EDEADLK):
+                raise
+            return False
+        finally:
+            os.lseek(descriptor, position, os.SEEK_SET)
+    else:
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
-                return descriptor
+        except BlockingIOError:
+            return False
+    return True
+
+
+# A link is not followed, and a pipe does not block, where the system has the flags for that.
+_SAFELY = os.O_RDWR | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+
+
+def _lock_existing(path: Path, byte: int) -> LockedFile | None:
+    try:
+        descriptor = os.open(path, _SAFELY)
     except OSError:
-        pass
+        return None
+    with contextlib.suppress(OSError):
+        found = os.fstat(descriptor)
+        is_candidate = stat.S_ISREG(found.st_mode) and is_own(found)
+        if is_candidate and _lock(descriptor, byte) and _is_at(descriptor, path):
+            return LockedFile(path, descriptor)
     os.close(descriptor)
     return None
 

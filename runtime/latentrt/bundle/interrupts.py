@@ -1,4 +1,4 @@
-"""Signals that end a command: SIGINT (Ctrl-C), SIGTERM and SIGHUP.
+"""Signals that end a command: SIGINT (Ctrl-C), SIGTERM and SIGHUP; on Windows also SIGBREAK (Ctrl-Break).
 
 Each raises an exception in the main thread, so that a command's unfinished files are removed on the way out. Two kinds
 of moments are exempt, or the removal itself would be cut short: a signal that arrives in an `uninterrupted` block is
@@ -18,8 +18,14 @@ from typing import Any
 __all__ = ["TerminatedError", "ending_on_signals", "ignore_signals", "uninterrupted"]
 
 
+# Those that this system has.
+_NUMBERS: list[int] = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+]
+
+
 class TerminatedError(SystemExit):
-    """Raised by SIGTERM or SIGHUP. Not an Exception, so that no command takes it for a failure of its work.
+    """Raised by SIGTERM, SIGHUP or SIGBREAK. Not an Exception, so that no command takes it for a failure of its work.
 
     Attributes:
         signal: the signal that arrived.
@@ -39,12 +45,12 @@ class _State:
 
 @contextlib.contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGINT, and `TerminatedError` on SIGTERM and SIGHUP, within the block.
+    """Raise KeyboardInterrupt on SIGINT, and `TerminatedError` on the other signals of this module, within the block.
 
     A signal that is ignored (nohup) or has a handler of the application's keeps its disposition.
     """
-    own: dict[str, Any] = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
-    replaced = {getattr(signal, name): usual for name, usual in own.items() if hasattr(signal, name)}
+    replaced: dict[int, Any] = dict.fromkeys(_NUMBERS, signal.SIG_DFL)
+    replaced[signal.SIGINT] = signal.default_int_handler
     # Only the main thread may set handlers; a program may call a command from another one.
     if threading.current_thread() is not threading.main_thread():
         replaced = {}
@@ -61,7 +67,7 @@ def ending_on_signals() -> Iterator[None]:
 
 def ignore_signals() -> None:
     """Ignore the signals of the `ending_on_signals` block from here on, for a process that is about to exit."""
-    for number in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
+    for number in _NUMBERS:
         if signal.getsignal(number) is _handle:
             signal.signal(number, signal.SIG_IGN)
 

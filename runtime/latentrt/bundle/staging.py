@@ -36,10 +36,11 @@ from pathlib import Path
 
 from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.export_report import REPORT_NAME
-from latentrt.bundle.file_lock import claim, create_locked, is_own, list_matching
+from latentrt.bundle.file_lock import LockedFile, claim, create_locked, is_own, list_matching
 from latentrt.bundle.interrupts import uninterrupted
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest
 from latentrt.bundle.printable import printable
+from latentrt.bundle.renames import rename_folder
 from latentrt.errors import ManifestError, OutputError
 
 __all__ = ["Abandoned", "Stage", "find_abandoned_stages", "is_being_replaced", "remove_abandoned_stages", "staged"]
@@ -107,7 +108,7 @@ def staged(destination: Path, *, overwrite: bool) -> Iterator[Stage]:
             _check_destination(place, destination, overwrite=overwrite)
             with uninterrupted():
                 if not overwrite or not os.path.lexists(place):
-                    stage.bundle.rename(place)  # fails where a folder that is not empty was created meanwhile
+                    rename_folder(stage.bundle, place)  # fails where a folder that is not empty was created meanwhile
                 else:
                     _replace(place, stage.bundle, root / _FORMER, lambda folder: _check_bundle(folder, destination))
                 cleaning.close()  # before a signal that waited is raised
@@ -244,13 +245,13 @@ def _replace(place: Path, bundle: Path, former: Path, check: Callable[[Path], No
             raise
         return
     try:
-        place.rename(former)
+        rename_folder(place, former)
         check(former)
-        bundle.rename(place)
+        rename_folder(bundle, place)
     finally:
         # Also on a signal between the two renames, or right after either.
         if former.exists() and not place.exists():
-            former.rename(place)
+            rename_folder(former, place)
 
 
 # The kernel's names for "exchange the two": linux/fs.h and sys/stdio.h.
@@ -318,15 +319,15 @@ def _open_root(place: Path, cleaning: contextlib.ExitStack) -> Path:
         # A file where a folder should be: the system's error depends on how deep below it the folder would be.
         reason = "not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
         raise OutputError(f"{place.parent} cannot be written to: {reason}") from error
-    cleaning.callback(os.close, lock)
-    cleaning.callback(_remove_root_unless_needed, root, place)
+    cleaning.callback(lock.close)
+    cleaning.callback(_remove_root_unless_needed, root, place, lock)
     return root
 
 
-def _remove_root_unless_needed(root: Path, place: Path) -> None:
+def _remove_root_unless_needed(root: Path, place: Path, lock: LockedFile) -> None:
     """Remove a staging folder, unless it has the only copy of the former bundle."""
     if place.exists() or not (root / _FORMER).exists():
-        _remove_root(root)
+        _remove_root(root, lock)
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -346,8 +347,8 @@ def _check_digits(digits: str) -> str:
     return hashlib.sha256(_SIGNATURE + digits.encode()).hexdigest()[:8]
 
 
-def _make_root(place: Path) -> tuple[Path, int]:
-    """Make a staging folder beside `place`; return it and the descriptor of its lock."""
+def _make_root(place: Path) -> tuple[Path, LockedFile]:
+    """Make a staging folder beside `place`; return it and its lock."""
     while True:
         root = place.with_name(_make_name(place.name))
         try:
@@ -366,10 +367,9 @@ def _make_root(place: Path) -> tuple[Path, int]:
                 root.rmdir()
             continue
         try:
-            os.write(lock, _SIGNATURE + os.fsencode(place.name))
+            os.write(lock.descriptor, _SIGNATURE + os.fsencode(place.name))
         except OSError:
-            _remove_root(root)
-            os.close(lock)
+            _remove_root(root, lock)
             raise
         return root, lock
 
@@ -384,11 +384,11 @@ def remove_abandoned_stages(parent: Path) -> None:
             root.rmdir()  # killed before the first file: an empty folder
             continue
         with contextlib.suppress(OSError), claim(root / _LOCK) as abandoned:
-            if abandoned and _is_ours(root):
+            if abandoned is not None and _is_ours(root):
                 former, destination = root / _FORMER, _read_destination(root)
                 if former.exists() and not os.path.lexists(destination):
-                    former.rename(destination)
-                _remove_root(root)
+                    rename_folder(former, destination)
+                _remove_root(root, abandoned)
 
 
 def find_abandoned_stages(parent: Path) -> list[Abandoned]:
@@ -396,7 +396,7 @@ def find_abandoned_stages(parent: Path) -> list[Abandoned]:
     found = []
     for root in _list_roots(parent):
         with claim(root / _LOCK) as abandoned:
-            if abandoned and _is_ours(root):
+            if abandoned is not None and _is_ours(root):
                 destination = _read_destination(root)
                 holds_former = (root / _FORMER).exists() and not os.path.lexists(destination)
                 found.append(Abandoned(root, destination, holds_former))
@@ -451,12 +451,13 @@ def _make_removable(folder: Path) -> None:
             os.chmod(parent, 0o700)
 
 
-def _remove_root(root: Path) -> None:
+def _remove_root(root: Path, lock: LockedFile) -> None:
     """Remove a staging folder, its lock last: while the lock is there, another process can finish the removal."""
     for name in (_BUNDLE, _SCRATCH, _FORMER):
         _make_removable(root / name)
         shutil.rmtree(root / name, ignore_errors=True)
     with contextlib.suppress(OSError):
         if os.listdir(root) == [_LOCK]:
-            os.unlink(root / _LOCK)
+            lock.remove()
         root.rmdir()
+    lock.close()

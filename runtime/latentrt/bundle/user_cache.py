@@ -1,16 +1,20 @@
 """The user's cache folder, which must be private.
 
-`LATENTRT_CACHE` names the folder; the default is `latentrt` in `XDG_CACHE_HOME` or `~/.cache`. Its content is trusted,
-so it must belong to the user who runs this process and be inaccessible to others (mode 0700).
+`LATENTRT_CACHE` names the folder; the default is the system's place for caches: `latentrt` in `XDG_CACHE_HOME` or
+`~/.cache` on Linux, `~/Library/Caches/latentrt` on macOS, `%LOCALAPPDATA%\\latentrt\\Cache` on Windows. Its content is
+trusted, so it must belong to the user who runs this process and be inaccessible to others (mode 0700). Windows has no
+such modes; there the folder must be in the user's profile, whose access list excludes other users.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
 import os
 import stat
+import sys
 from io import BufferedReader
 from pathlib import Path
 
@@ -26,16 +30,13 @@ def cache_root() -> Path | None:
     """Return the folder of this user's latentrt cache, whether or not it exists; None for a user without a home."""
     if chosen := os.environ.get("LATENTRT_CACHE"):
         return Path(chosen).absolute()
-    # The XDG specification demands that a relative path is ignored.
-    if (xdg := os.environ.get("XDG_CACHE_HOME", "")) and os.path.isabs(xdg):
-        return Path(xdg) / "latentrt"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return None
-    # An empty HOME would be the root of the file system, a relative one another folder wherever a command runs.
-    is_usable = os.environ.get("HOME") != "" and home.is_absolute()
-    return home / ".cache" / "latentrt" if is_usable else None
+    import platformdirs  # here, as a run without a cache does not need it
+
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # a user without a home or a profile
+        # A relative one would be another folder wherever a command runs.
+        if (found := platformdirs.user_cache_path("latentrt", appauthor=False)).is_absolute():
+            return found
+    return None
 
 
 def private_folder(name: str) -> Path | None:
@@ -73,7 +74,9 @@ def require_private_folder(name: str) -> Path:
 
 
 def is_closed(found: os.stat_result) -> bool:
-    """Return whether only its owner, who is this user or root, may write to a file."""
+    """Return whether only its owner, who is this user or root, may write to a file; on Windows nobody can tell."""
+    if sys.platform == "win32":
+        return False
     return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
@@ -83,10 +86,11 @@ def open_own(path: Path) -> BufferedReader:
     Raises:
         PermissionError: others may write to it. OSError: it cannot be opened, is a link or not a regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    stream = os.fdopen(descriptor, "rb")
-    found = os.fstat(descriptor)
-    if stat.S_ISREG(found.st_mode) and is_closed(found):
+    # Windows has neither flag; its folder is in the user's profile, so that nobody else puts a link there.
+    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
+    stream = open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))  # noqa: SIM115, the caller closes it
+    found = os.fstat(stream.fileno())
+    if stat.S_ISREG(found.st_mode) and (sys.platform == "win32" or is_closed(found)):
         return stream
     stream.close()
     raise PermissionError(errno.EPERM, "others may write to it, or it is not a file", os.fspath(path))
@@ -110,17 +114,28 @@ def _make_private(folder: Path) -> str | None:
         found = folder.lstat()
     except OSError as error:
         return f"cannot be made: {error.strerror}"
-    return _find_exposure(found)
+    return _find_exposure(folder, found)
 
 
-def _find_exposure(found: os.stat_result) -> str | None:
-    """Return the problem with a folder's owner or permissions as a predicate, or None."""
-    if not hasattr(os, "geteuid"):
-        return "is on a system whose permissions latentrt cannot check"
+def _find_exposure(folder: Path, found: os.stat_result) -> str | None:
+    """Return the problem with a folder's owner, permissions or place as a predicate, or None."""
     if not stat.S_ISDIR(found.st_mode):
         return "is not a folder of its own (a link is not followed)"
+    if sys.platform == "win32":
+        return _find_place_outside(folder)
     if found.st_uid != os.geteuid():
         return f"belongs to user {found.st_uid}, expected {os.geteuid()}"
     if stat.S_IMODE(found.st_mode) & 0o077:
         return f"is open to others (mode {stat.S_IMODE(found.st_mode):03o}, expected 700); chmod 700 it"
     return None
+
+
+def _find_place_outside(folder: Path) -> str | None:
+    """Return the problem with a folder that is not in the user's profile (Windows) as a predicate, or None."""
+    import platformdirs
+
+    real = Path(os.path.realpath(folder))
+    own = [Path(os.path.realpath(place)) for place in (Path.home(), platformdirs.user_cache_path())]
+    if any(real.is_relative_to(place) and real != place for place in own):
+        return None
+    return f"is outside of your profile ({own[0]}), where other users may write"

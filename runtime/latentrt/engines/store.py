@@ -32,7 +32,7 @@ from pathlib import Path
 import msgspec
 
 from latentrt.bundle.digests import hash_bytes, open_regular, read_at_most
-from latentrt.bundle.file_lock import claim
+from latentrt.bundle.file_lock import FIRST_BYTE, claim
 from latentrt.bundle.printable import printable
 from latentrt.bundle.signatures import has_plain_axes
 from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder, parse_json
@@ -199,7 +199,7 @@ class EngineStore:
             target.parent.mkdir(mode=0o700, exist_ok=True)
             os.rename(self.folder / key, target)
             if target.is_dir():
-                (target / "reason.txt").write_text(f"{reason}\n")
+                (target / "reason.txt").write_text(f"{printable(reason)}\n", encoding="utf-8")
         except FileNotFoundError:
             pass  # another process was faster
         except OSError as error:
@@ -222,8 +222,8 @@ class EngineStore:
     def _is_locked(self, key: str) -> bool:
         """Return whether a process builds the engine with a key."""
         lock = self.folder / LOCKS / f"{key}.lock"
-        with claim(lock) as free:
-            return not free and lock.exists()
+        with claim(lock, FIRST_BYTE) as free:
+            return free is None and lock.exists()
 
     def remove(self, key: str) -> None:
         """Delete an engine, its record first, so that no reader finds a record without a plan."""

@@ -10,7 +10,7 @@ import pytest
 
 from latentrt.bundle import atomic_file, file_lock
 from latentrt.bundle.atomic_file import find_abandoned_drafts, write_atomically
-from latentrt.bundle.file_lock import create_locked
+from latentrt.bundle.file_lock import LockedFile, create_locked
 from tests.killed import in_child, start_child
 
 
@@ -156,7 +156,7 @@ def test_a_draft_that_is_taken_for_a_leftover_gets_another_name(
     """Between the making of the file and its lock another process may remove it."""
     tries = list[Path]()
 
-    def taken_once(path: Path, mode: int) -> int | None:
+    def taken_once(path: Path, mode: int) -> LockedFile | None:
         tries.append(path)
         return create_locked(path, mode) if len(tries) > 1 else None
 

@@ -16,7 +16,7 @@ import pytest
 
 from latentrt.bundle import staging
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.file_lock import claim, create_locked
+from latentrt.bundle.file_lock import LockedFile, claim, create_locked
 from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.staging import find_abandoned_stages, remove_abandoned_stages, staged
 from latentrt.errors import BundleError, IntegrityError, OutputError
@@ -552,7 +552,7 @@ def killed_while_writing(place: Path) -> None:
 
 
 def killed_before_its_first_file(place: Path) -> None:
-    def die_instead(path: Path, mode: int = 0o600) -> int | None:
+    def die_instead(path: Path, mode: int = 0o600) -> LockedFile | None:
         die()
         return None
 
@@ -733,7 +733,7 @@ def test_a_folder_that_is_taken_for_a_leftover_before_its_lock(tmp_path: Path, m
     """Between the making of the folder and the lock another process may remove it: then a new one is made."""
     taken = list[Path]()
 
-    def remove_first(path: Path) -> int | None:
+    def remove_first(path: Path) -> LockedFile | None:
         if not taken:
             taken.append(path)
             remove_abandoned_stages(tmp_path)

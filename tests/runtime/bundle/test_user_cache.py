@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import stat
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from latentrt.bundle.user_cache import cache_root, private_folder
@@ -29,23 +31,26 @@ def test_the_variables_in_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert cache_root() == tmp_path / ".cache" / "latentrt"
 
 
-def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
+@pytest.mark.parametrize("found", [Path("~/.cache/latentrt"), ValueError("Unset environment variable"), RuntimeError()])
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch, found: Path | Exception) -> None:
+    def homeless(*_: object, **__: object) -> Path:
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     monkeypatch.delenv("LATENTRT_CACHE")
-    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(platformdirs, "user_cache_path", homeless)
     assert cache_root() is None
     assert private_folder("digests") is None
 
 
 @pytest.mark.parametrize("home", ["", "relative"])
-def test_a_home_that_is_no_place_has_no_cache(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+def test_a_home_that_is_no_place_is_not_used(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
     """It would be the root of the file system, or a folder of whichever folder a command runs in."""
     for name in ("LATENTRT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", home)
-    assert cache_root() is None
+    assert cache_root() in (None, Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache" / "latentrt")
 
 
 def test_created_folders_are_private(root: Path) -> None:
