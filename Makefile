@@ -1,6 +1,4 @@
-# make demo    images from a checkpoint, generated in an environment without torch
-# make test    lint, types and every test that takes seconds
-# Both targets set up their own environment.
+# `make` prints the targets. Each sets up its own environment.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,9 +8,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal --durat
 # Without compiled files, which some machines switch off, every process compiles torch anew: ten seconds each.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo sample test test-runtime test-slow test-gpu attack lint types bench clean
+.DEFAULT_GOAL := help
+.PHONY: help setup demo sample test test-runtime test-slow test-gpu attack lint types bench release clean
 
-setup: .venv/.ready
+help:  ## print this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
+		printf 'make %-14s %s\n' "$$target" "$$text"; done
+
+setup: .venv/.ready  ## .venv with everything: the package in development mode, torch, the tests' and the linters' packages
 
 # Install everything in one call, so that pip sees torch's pin together with all that depends on torch.
 # Python compiles what it imports; pip would compile every file.
@@ -28,7 +31,7 @@ setup: .venv/.ready
 	touch $@
 
 # First the bundle that ships with the package, then the whole way from a checkpoint.
-demo: setup .venv-runtime/.ready
+demo: setup .venv-runtime/.ready  ## images from the bundle that ships with the package, and from a checkpoint, in an environment without torch
 	mkdir -p demo
 	.venv-runtime/bin/latentrt demo -o demo/sheet.png
 	$(BIN)/latentrt export sample/checkpoint demo/bundle --precision float16 --overwrite
@@ -38,7 +41,7 @@ demo: setup .venv-runtime/.ready
 
 # The sample model, its bundle in the runtime's package, and README's image. More than an hour on a CPU; an interrupted
 # run resumes.
-sample: setup
+sample: setup  ## train the sample model anew, and make its bundle and README's image; more than an hour
 	$(BIN)/python -m sample.train --work scratch/sample --output sample/checkpoint
 	$(BIN)/latentrt export sample/checkpoint runtime/latentrt/sample_bundle --precision float16 \
 		--default-steps 25 --default-guidance-scale 5 \
@@ -46,37 +49,38 @@ sample: setup
 	$(BIN)/latentrt demo -o docs/demo.png
 
 # Tests that `test-runtime` ran are not run again.
-test: setup lint types test-runtime
+test: setup lint types test-runtime  ## lint, types and every test that takes seconds
 	LATENTRT_TEST_WITHOUT_RUNTIME=1 $(PYTEST) -m "not slow and not gpu"
 
 # The runtime's tests where a user runs it: without torch, the exporter, engine libraries and OpenVINO.
-test-runtime: .venv-runtime/.ready
+test-runtime: .venv-runtime/.ready  ## the runtime's tests, in an environment without torch
 	.venv-runtime/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pytest pytest-xdist hypothesis
 	OMP_NUM_THREADS=1 .venv-runtime/bin/pytest -n $(WORKERS) --dist worksteal tests/runtime -m "not slow and not gpu and not openvino and not extras"
 
-test-slow: setup
+test-slow: setup  ## tests that take minutes, or full-size models
 	$(PYTEST) -m "slow and not gpu"
 
 # Without a GPU these tests are skipped, with the reason.
-test-gpu: setup
+test-gpu: setup  ## tests that need a GPU
 	$(BIN)/pytest -m gpu
 
 # Every faulty file, value, swap and kill there is: a quarter of an hour on two cores. `ATTACK="--kind images"` runs one kind.
-attack: setup
+attack: setup  ## every faulty file, value, swap and kill; a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attack $(ATTACK)
 
-lint: setup
+lint: setup  ## ruff, and hadolint for docker/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint docker/Dockerfile.*
 
 # Also as on the other systems, with a cache of their own each: the packages use nothing that one of them lacks.
-types: setup
+types: setup  ## mypy
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 runtime export engines
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin runtime export engines
 
 # The full-size measurement takes half an hour, 24 GB of disk and 12 GiB of memory.
-bench: setup
+bench: setup  ## measure anew what the documents state; half an hour, 24 GB of disk
 	$(BIN)/python -m benchmarks.startup --output benchmarks/results/startup.json
 	$(BIN)/python -m benchmarks.quality --graph float32 --graph float16 --output benchmarks/results/quality.json
 	$(BIN)/python -m benchmarks.hashing --output benchmarks/results/hashing.json
@@ -85,6 +89,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.samplers --prompts 128 --output benchmarks/results/samplers.json
 	$(BIN)/python -m benchmarks.full_size --work scratch/full --output benchmarks/results/full_size.json
 
+# Nothing is uploaded and no tag is made: CONTRIBUTING.md says what follows.
+release: setup  ## the source distribution and the wheel of the last commit in dist/, built twice and checked
+	$(BIN)/python -m release.build --output dist
+
 # The training states in scratch/sample stay: they took an hour.
-clean:
+clean:  ## remove the environments and what demo and bench have written
 	rm -rf .venv .venv-runtime demo scratch/full scratch/bundles
