@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["counted", "did_you_mean", "printable", "quote"]
+__all__ = ["counted", "did_you_mean", "escape", "printable", "quote"]
 
 _MAX_QUOTE = 120  # characters of a value
 # Invisible, but they join letters in Persian and Hindi, and sequences of emoji; they affect their neighbours only.
@@ -23,10 +23,11 @@ def printable(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in _JOINERS or c in keep else _escape(c) for c in text)
+    return "".join(c if c.isprintable() or c in _JOINERS or c in keep else escape(c) for c in text)
 
 
-def _escape(character: str) -> str:
+def escape(character: str) -> str:
+    """Return the escape of a character: `\\x1b`, `\\u4e2d`."""
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 

@@ -5,23 +5,30 @@ Small images are enlarged by a whole number, so that every pixel stays a square.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from PIL.ImageFont import FreeTypeFont
 
 from latentrt.errors import RequestError
+from latentrt.images.fonts import typeset
 
 __all__ = ["contact_sheet"]
 
 _MARGIN = 12  # pixels around each image
 _FONT_SIZE = 13
 _LINE = _FONT_SIZE + 4  # pixels from one line of text to the next
+_ASCENT = 13  # pixels from the top of a line to its baseline, whichever font it is in
 _LINES = 3  # of a caption; a longer one ends in "…"
 _PAPER, _INK, _EMPTY = "#ffffff", "#333333", "#eeeeee"
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont | ImageFont.TransposedFont
+# A line may break after each Chinese character, kana and Hangul, and before an escape.
+_BREAK = re.compile(
+    r"(?<=[\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uff60\U00020000-\U0003ffff])|(?=\\u[0-9a-f]{4}|\\U[0-9a-f]{8})"
+)
 
 
 def contact_sheet(
@@ -54,20 +61,19 @@ def contact_sheet(
     for headings, expected, which in ((row_headings, rows, "rows"), (column_headings, columns, "columns")):
         if headings and len(headings) != expected:
             raise RequestError(f"got {len(headings)} headings for {expected} {which}, expected one for each, or none")
-    font: Font = ImageFont.load_default(_FONT_SIZE)
     layout = _Layout(
         columns=columns,
         rows=rows,
         width=cell[0],
         height=cell[1],
-        left=max((ceil(font.getlength(text)) + _MARGIN for text in row_headings), default=0),
+        left=max((_length(*typeset(text, _FONT_SIZE)) + _MARGIN for text in row_headings), default=0),
         above=_LINE if column_headings else 0,
         below=_LINES * _LINE if any(captions) else 0,
     )
     sheet = Image.new("RGB", layout.size, _PAPER)
     for index, image in enumerate(images):
         sheet.paste(_EMPTY if image is None else _enlarge(image, cell), layout.box(index))
-    _write(ImageDraw.Draw(sheet), font, layout, captions, row_headings, column_headings)
+    _write(ImageDraw.Draw(sheet), layout, captions, row_headings, column_headings)
     return sheet
 
 
@@ -121,7 +127,6 @@ def _enlarge(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def _write(
     pen: ImageDraw.ImageDraw,
-    font: Font,
     layout: _Layout,
     captions: Sequence[str],
     row_headings: Sequence[str],
@@ -129,32 +134,54 @@ def _write(
 ) -> None:
     for index, caption in enumerate(captions):
         x, _, _, y = layout.box(index)
-        for line, text in enumerate(_wrap(caption, layout.width, pen, font)):
-            pen.text((x, y + 4 + line * _LINE), text, fill=_INK, font=font)
-    for row, text in enumerate(row_headings):
+        font, caption = typeset(caption, _FONT_SIZE)
+        for line, text in enumerate(_wrap(caption, layout.width, font)):
+            _write_line(pen, (x, y + 4 + line * _LINE), text, font)
+    for row, heading in enumerate(row_headings):
         y = layout.corner(row * layout.columns)[1] + (layout.height - _LINE) // 2
-        pen.text((_MARGIN, y), text, fill=_INK, font=font)
+        font, heading = typeset(heading, _FONT_SIZE)
+        _write_line(pen, (_MARGIN, y), heading, font)
     for column, heading in enumerate(column_headings):
-        for text in _wrap(heading, layout.width, pen, font)[:1]:
-            pen.text((layout.corner(column)[0], _MARGIN - 4), text, fill=_INK, font=font)
+        font, heading = typeset(heading, _FONT_SIZE)
+        for text in _wrap(heading, layout.width, font)[:1]:
+            _write_line(pen, (layout.corner(column)[0], _MARGIN - 4), text, font)
 
 
-def _wrap(text: str, width: int, pen: ImageDraw.ImageDraw, font: Font) -> list[str]:
-    """Break a caption into lines of at most `width` pixels."""
+def _write_line(pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, font: FreeTypeFont) -> None:
+    """Write a line whose upper left corner is at x, y."""
+    pen.text((corner[0], corner[1] + _ASCENT), text, fill=_INK, font=font, anchor="ls")
 
-    def fits(line: str) -> bool:
-        return pen.textlength(line, font=font) <= width
 
+def _length(font: FreeTypeFont, text: str) -> int:
+    """Return the width of a line in pixels."""
+    return ceil(font.getlength(text))
+
+
+def _wrap(text: str, width: int, font: FreeTypeFont) -> list[str]:
+    """Break a caption into at most `_LINES` lines of at most `width` pixels; "…" ends a line that is cut."""
     lines: list[str] = []
-    for word in text.split():
-        if lines and fits(f"{lines[-1]} {word}"):
-            lines[-1] += f" {word}"
+    for gap, piece in _pieces(text):
+        # No font has a letter narrower than a pixel, so more letters than pixels cannot fit.
+        longer = f"{lines[-1]}{gap}{piece}" if lines else piece
+        if lines and len(longer) <= width and font.getlength(longer) <= width:
+            lines[-1] = longer
+        elif len(lines) > _LINES:
+            break
         else:
-            lines.append(word)
+            lines.append(piece)
     shown = lines[:_LINES]
     for index, line in enumerate(shown):
         shortened = len(lines) > _LINES and index == _LINES - 1
-        while not fits(f"{line}…" if shortened else line) and line:
+        if len(line) > width:
+            line, shortened = line[:width], True
+        while line and font.getlength(f"{line}…" if shortened else line) > width:
             line, shortened = line[:-1], True
         shown[index] = f"{line}…" if shortened else line
     return shown
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    """Yield what a line may not break inside of, each with the space before it, or none."""
+    for word in text.split():
+        for index, piece in enumerate(filter(None, _BREAK.split(word))):
+            yield "" if index else " ", piece
