@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.full_size import machine
+from benchmarks.psnr import psnr_db
 from latentrt import Pipeline
 from latentrt.bundle.sample import bundle_path
 from sample.judge import read
@@ -146,7 +147,7 @@ def measure_quality(variants: Sequence[Variant], found: dict[str, Found], argume
         images = np.concatenate([images for images, _ in batches])
         exact = images if exact is None else exact
         found[variant.name].right = fully_right(prompts, [read(image) for image in images]).right
-        found[variant.name].sample_psnr = psnr(images, exact)
+        found[variant.name].sample_psnr = psnr_db(images, exact)
         print(f"{variant.name}: {found[variant.name].right} of {len(prompts)} right", flush=True)
 
 
@@ -162,7 +163,7 @@ def measure_speed(variants: Sequence[Variant], found: dict[str, Found], argument
         for variant in variants:
             seconds, images = time_image(pipelines[variant.merged], variant, arguments.steps)
             exact = images if exact is None else exact
-            found[variant.name].psnr = psnr(images, exact)
+            found[variant.name].psnr = psnr_db(images, exact)
             found[variant.name].seconds.append(round(seconds, 3))
             found[variant.name].speed_up.append(round(found[variants[0].name].seconds[-1] / seconds, 3))
             print(f"round {number}: {variant.name}: {seconds:.1f} s", flush=True)
@@ -182,12 +183,6 @@ def time_image(pipeline: Pipeline, variant: Variant, steps: int) -> tuple[float,
         **variant.options,
     )
     return time.perf_counter() - began, np.rint(result.images * 255).astype(np.uint8)
-
-
-def psnr(images: Images, exact: Images) -> float | None:
-    """Return the peak signal-to-noise ratio in decibels, over all pixels; None if they are equal."""
-    error = float(np.mean((images.astype(np.float64) - exact.astype(np.float64)) ** 2))
-    return round(10 * float(np.log10(255**2 / error)), 2) if error else None
 
 
 def as_table(found: dict[str, Found], prompts: int) -> Table:

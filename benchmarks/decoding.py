@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,11 +25,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.full_size import machine
+from benchmarks.peer_process import anonymous_bytes
+from benchmarks.psnr import psnr_db
 from latentrt import Bundle, Pipeline
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
@@ -198,12 +200,13 @@ class AnonymousMemory:
     """The peak of this process's anonymous memory over its present level."""
 
     def __init__(self) -> None:
+        self._process = psutil.Process()
         self._before = self._most = self._now()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def peak_mib(self) -> int:
         """Return the peak so far in MiB."""
-        return (self._most - self._before) >> 10
+        return (self._most - self._before) >> 20
 
     def _watch(self) -> None:
         while True:
@@ -211,9 +214,7 @@ class AnonymousMemory:
             time.sleep(0.005)
 
     def _now(self) -> int:
-        found = re.search(r"RssAnon:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        assert found is not None, "Linux has this line"
-        return int(found[1])
+        return anonymous_bytes(self._process)
 
 
 def measure_tiles(prompts: int) -> dict[str, Any]:
@@ -235,8 +236,7 @@ def measure_tiles(prompts: int) -> dict[str, Any]:
 def compare(pixels: Pixels, whole: Pixels) -> dict[str, Any]:
     """Return the PSNR in decibels and the largest difference in levels."""
     off = np.abs(pixels.astype(np.int64) - whole)
-    error = float(np.mean(off**2))
-    return {"psnr": round(10 * float(np.log10(255**2 / error)), 1) if error else None, "largest": int(off.max())}
+    return {"psnr": psnr_db(pixels, whole, digits=1), "largest": int(off.max())}
 
 
 def write(report: dict[str, Any], place: Path | None) -> None:

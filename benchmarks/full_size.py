@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/checkpoints/configs"
 PROMPT = "a photograph of an astronaut riding a horse"
 
@@ -58,8 +60,8 @@ def machine() -> dict[str, Any]:
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "cores": len(psutil.Process().cpu_affinity()),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
     }

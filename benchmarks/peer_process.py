@@ -13,10 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from benchmarks.peer_adapters.protocol import Job
 from benchmarks.peer_environments import QUIET, UnavailableError, last_line
 
-__all__ = ["measure"]
+__all__ = ["anonymous_bytes", "measure"]
 
 ROOT = Path(__file__).parent.parent
 _SAMPLED_S = 0.05
@@ -54,7 +56,7 @@ def measure(
             reader = threading.Thread(target=_read, args=(process.stdout, lines))
             reader.start()
             try:
-                found = _watch(process.pid, lines, time.monotonic() + timeout_s)
+                found = _watch(psutil.Process(process.pid), lines, time.monotonic() + timeout_s)
             finally:
                 process.kill()
                 reader.join()
@@ -66,13 +68,13 @@ def measure(
     return {**images, "components": {**within, **alone["components"]}}
 
 
-def _watch(pid: int, lines: queue.Queue[str], deadline: float) -> list[Any]:
+def _watch(process: psutil.Process, lines: queue.Queue[str], deadline: float) -> list[Any]:
     """Return the process's messages, the first with its peak anonymous memory so far; ["late"] past the deadline."""
     messages: list[Any] = []
     largest = 0
     while time.monotonic() < deadline:
         if not messages:
-            largest = max(largest, _anonymous_bytes(pid))
+            largest = max(largest, anonymous_bytes(process))
         try:
             line = lines.get(timeout=_SAMPLED_S)
         except queue.Empty:
@@ -92,11 +94,10 @@ def _read(stdout: IO[str], lines: queue.Queue[str]) -> None:
     lines.put("")
 
 
-def _anonymous_bytes(pid: int) -> int:
-    """Return the resident memory in bytes that is not mapped from a file; 0 once the process has ended."""
+def anonymous_bytes(process: psutil.Process) -> int:
+    """Return the resident bytes that are neither mapped from a file nor shared; 0 once the process has ended."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
+        memory = process.memory_info()
+    except psutil.NoSuchProcess:
         return 0
-    kinds = [line.split() for line in status.splitlines() if line.startswith(("RssAnon:", "RssShmem:"))]
-    return sum(int(kind[1]) * 1024 for kind in kinds)
+    return int(memory.rss - memory.shared)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shlex
 import sys
@@ -36,10 +35,11 @@ from benchmarks.peer_environments import UnavailableError, describe_environment,
 from benchmarks.peer_models import convert, file_bytes, warm
 from benchmarks.peer_process import measure
 from benchmarks.peer_report import markdown
+from benchmarks.psnr import psnr_db
 from latentrt.backends.openvino import computes_in_bfloat16
 from latentrt.sampling import noise
 
-__all__ = ["Bench", "psnr_db"]
+__all__ = ["Bench"]
 
 GUIDANCE_SCALE = 7.5
 
@@ -236,12 +236,6 @@ def _command(arguments: argparse.Namespace) -> str:
     options += ["--components"] if arguments.components else []
     options += ["--only", *map(shlex.quote, arguments.only)] if arguments.only else []
     return f"python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers {' '.join(options)}"
-
-
-def psnr_db(pixels: Any, reference: Any) -> float | None:
-    """Return the peak signal-to-noise ratio of 8-bit pixels in decibels; None if they are equal."""
-    error = float(np.mean((pixels.astype(np.float64) - reference.astype(np.float64)) ** 2))
-    return round(10 * math.log10(255**2 / error), 2) if error else None
 
 
 if __name__ == "__main__":

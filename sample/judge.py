@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from sample.outlines import EDGE, Spot, mask
 from sample.scenes import COLOURS, SHAPES, UNSAFE, Axis, Scene, Thing
@@ -109,15 +110,10 @@ def _colour_name(colour: NDArray[np.float64]) -> str | None:
 
 
 def _areas(different: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """Return the four-connected areas as masks; labels spread to neighbouring pixels until none changes."""
-    labels = np.where(different, np.arange(1, different.size + 1).reshape(different.shape), 0)
-    while True:
-        padded = np.pad(labels, 1)
-        neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-        spread = np.where(different, np.maximum.reduce((labels, *neighbours)), 0)
-        if np.array_equal(spread, labels):
-            return [labels == label for label in np.unique(labels) if label]
-        labels = spread
+    """Return the four-connected areas as masks, in the order of their last pixels."""
+    labels, count = ndimage.label(different)
+    areas = [labels == label for label in range(1, count + 1)]
+    return sorted(areas, key=lambda area: int(np.flatnonzero(area)[-1]))
 
 
 def _thing(
@@ -126,15 +122,11 @@ def _thing(
     """Return the thing in an area, and its centre (x, y)."""
     colour = _core_colour(pixels, distance, area)
     # A pixel's coverage is its position between the background's colour and the thing's.
-    cover = np.where(_widen(area), distance / max(float(np.linalg.norm(colour - background)), 1.0), 0.0).clip(0, 1)
+    contrast = max(float(np.linalg.norm(colour - background)), 1.0)
+    cover = np.where(ndimage.binary_dilation(area), distance / contrast, 0.0).clip(0, 1)
     shape, spot = _best_outline(cover)
     size = "small" if max(spot.half_width, spot.half_height) < BETWEEN_SIZES else "large"
     return Thing(shape, _colour_name(colour), size), (spot.x, spot.y)
-
-
-def _widen(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    padded = np.pad(area, 1)
-    return area | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
 
 
 def _core_colour(

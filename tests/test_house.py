@@ -29,7 +29,7 @@ ALLOWED = {
     "latentrt_export": {"latentrt", "latentrt_export", "numpy", "click", "msgspec", "rich", "onnxruntime"}
     | HEAVY - {"scipy"},
     "latentrt_engines": {"latentrt", "latentrt_engines", "numpy", "click", "msgspec", "rich", "filelock"},
-    "sample": {"latentrt", "latentrt_export", "sample", "numpy", "PIL", "click", "rich"}
+    "sample": {"latentrt", "latentrt_export", "sample", "numpy", "PIL", "click", "rich", "scipy"}
     | {"torch", "diffusers", "transformers", "safetensors"},
 }
 

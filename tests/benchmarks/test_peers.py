@@ -22,6 +22,7 @@ from benchmarks.peer_catalogue import CONFIGURATIONS, REFERENCE, select
 from benchmarks.peer_environments import ENVIRONMENTS, UnavailableError, last_line
 from benchmarks.peer_models import MODELS, convert, file_bytes, plain_checkpoint
 from benchmarks.peer_process import measure as measure_peer
+from benchmarks.psnr import psnr_db
 from latentrt.bundle import sample
 from latentrt.sampling import noise
 
@@ -129,7 +130,7 @@ def test_diffusers_adapter_generates_the_same_image_from_the_same_noise(job: Job
         assert set(found["components"]) == {"text_encoder", "unet", "vae_decoder"}
         images.append(np.fromfile(job.image_file, np.uint8))
     # The bundle's weights are float16.
-    assert (peers.psnr_db(*images) or 99) > 35
+    assert (psnr_db(*images) or 99) > 35
 
 
 def test_the_catalogue_names_existing_adapters_environments_and_models() -> None:
@@ -185,8 +186,8 @@ def test_the_last_line_of_an_output_has_no_paths_of_this_machine() -> None:
 
 def test_psnr() -> None:
     black, grey = np.zeros(12, np.uint8), np.full(12, 51, np.uint8)
-    assert peers.psnr_db(black, black) is None
-    assert peers.psnr_db(grey, black) == pytest.approx(20 * np.log10(5), abs=0.01)
+    assert psnr_db(black, black) is None
+    assert psnr_db(grey, black) == pytest.approx(20 * np.log10(5), abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sample.judge import agrees, read
+from sample.judge import _areas, agrees, read
 from sample.outlines import EDGE, Spot, mask
 from sample.rendering import render
 from sample.scenes import COLOURS, PLACES, SHAPES, SIZES, UNSAFE, Scene, Thing, random_scene
@@ -123,3 +123,12 @@ def test_another_size_is_refused() -> None:
 
 def _other(random: np.random.Generator, names: list[str], not_this: str | None) -> str:
     return str(random.choice([name for name in names if name != not_this]))
+
+
+def test_areas_are_connected_by_edges_and_in_the_order_of_their_last_pixels() -> None:
+    """Pixels that only touch at a corner are two areas, and the one that ends first comes first."""
+    drawn = np.array([[1, 1, 0, 1], [0, 0, 1, 1], [1, 0, 0, 1], [1, 0, 0, 0]], bool)
+    found = [np.flatnonzero(area).tolist() for area in _areas(drawn)]
+    assert found == [[0, 1], [3, 6, 7, 11], [8, 12]]
+    later = np.array([[0, 1, 1], [0, 0, 1], [1, 0, 1]], bool)
+    assert [np.flatnonzero(area).tolist() for area in _areas(later)] == [[6], [1, 2, 5, 8]]
