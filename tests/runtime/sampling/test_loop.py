@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +23,7 @@ from latentrt.errors import BackendError
 from latentrt.sampling import samplers
 from latentrt.sampling.denoiser import Conditioning, Denoiser, SplitDenoiser, WholeDenoiser
 from latentrt.sampling.guidance import ClassifierFree, Guidance, ImageAndText, Unguided
-from latentrt.sampling.loop import Sample, prepare, step
+from latentrt.sampling.loop import Resident, Sample, Step, prepare, step
 from latentrt.sampling.noise import Generator
 from latentrt.sampling.samplers import SAMPLERS, Steps
 from latentrt.sampling.schedule import Recurrence, Schedule, denoise
@@ -467,3 +468,78 @@ def test_a_sample_that_is_done_or_given_twice_is_refused_before_any_work() -> No
         with pytest.raises(ValueError, match="done, or one sample twice"):
             step(samples, denoiser)
     assert (live.row, session.fed) == (0, [])
+
+
+class SlowDevice(Resident):
+    """A device that computes until its latents are fetched, and counts what is written to it."""
+
+    def __init__(self, latents: Floats) -> None:
+        self.latents, self.written = latents, 0
+
+    def fetch(self) -> Floats:
+        time.sleep(0.05)
+        return self.latents
+
+    def replace(self, latents: Floats) -> None:
+        self.latents, self.written = latents, self.written + 1
+
+
+def step_on_device(decoded: list[Floats]) -> tuple[Step, SlowDevice]:
+    sample = Wanted(sampler="euler", seed=1).make()
+    device = SlowDevice(np.full(sample.shape, 3, np.float32))
+    sample.row = 1
+    sample.join_device(device)
+
+    return Step([sample], decode_preview=keep_in(decoded)), device
+
+
+def keep_in(decoded: list[Floats]) -> Callable[[Floats], list[Any]]:
+    """Return a decoder that keeps its latents and has no images."""
+
+    def decode(latents: Floats) -> list[Any]:
+        decoded.append(latents)
+        return []
+
+    return decode
+
+
+def test_waiting_for_a_device_is_sampling() -> None:
+    made, _ = step_on_device([])
+    assert made.stopwatch.timings().sampling_s == 0
+    assert made.latents.shape[0] == 1
+    assert made.stopwatch.timings().sampling_s >= 0.05
+
+
+def test_a_preview_leaves_the_latents_on_the_device() -> None:
+    """Latents that were read are written back, as the reader may have changed them."""
+    decoded: list[Floats] = []
+    made, device = step_on_device(decoded)
+    assert made.preview() == []
+    made.write_back()
+    assert device.written == 0
+    made.latents += 1
+    made.write_back()
+    assert device.written == 1
+    made.preview()
+    np.testing.assert_allclose(decoded[1], decoded[0] * 4 / 3, rtol=1e-6)
+
+
+def test_a_preview_is_the_best_linear_estimate_of_the_image() -> None:
+    """Clean latents of variance 1 and noise as the table adds it: no other factor is nearer to the clean latents."""
+    rng = np.random.default_rng(0)
+    for sampler in ("euler", "ddim", "dpmpp_2m"):
+        sample = Wanted(sampler=sampler, seed=1).make()
+        decoded: list[Floats] = []
+        sample.row = row = len(sample.schedule) // 2
+        clean, noise = rng.standard_normal((2, *sample.shape)).astype(np.float32)
+        # The sample's own covariance, so that the bound is exact enough for a few numbers.
+        noise -= clean * (clean * noise).sum() / (clean**2).sum()
+        clean, noise = (each / np.sqrt((each**2).mean()) for each in (clean, noise))
+        sample.latents = noisy = sample.schedule.first_latents(noise, clean, row=row)
+        Step([sample], decode_preview=keep_in(decoded)).preview()
+        factor = float(decoded[0].sum() / noisy.sum())
+
+        def distance(factor: float, noisy: Floats = noisy, clean: Floats = clean) -> float:
+            return float(((factor * noisy - clean) ** 2).mean())
+
+        assert distance(factor) < min(distance(factor * 1.05), distance(factor * 0.95), 1.0)
