@@ -19,6 +19,8 @@ from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+import numpy as np
+
 from latentrt.backends.models import Components, closed_error
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.printable import quote
@@ -168,6 +170,9 @@ class Pipeline(metaclass=_AdvisesOnAttributes):
         """
         stopwatch = Stopwatch()
         check_output_type(output_type)
+        for keyword, callback in (("callback_on_step_end", callback_on_step_end), ("preview", preview)):
+            if callback is not None and not callable(callback):
+                raise RequestError(f"`{keyword}`: got {quote(callback)}, expected a function")
         preview_interval = Whole(1)("preview_interval", preview_interval)
         request = self.resolve(Request.of(prompt=prompt, **options))
         if preview is not None:
@@ -184,7 +189,7 @@ class Pipeline(metaclass=_AdvisesOnAttributes):
         return self.finish(request, each, output_type)
 
     def __repr__(self) -> str:
-        name, tasks = quote(self.bundle.manifest.source.name), ", ".join(self.bundle.manifest.tasks)
+        name, tasks = quote(self.bundle.name), ", ".join(self.bundle.manifest.tasks)
         titles = ", ".join(dict.fromkeys(placement.title for placement in self.runs_on.values()))
         return f"<Pipeline {name}: {'closed' if self.components.closed else f'{tasks}; {titles}'}>"
 
@@ -232,6 +237,8 @@ class Pipeline(metaclass=_AdvisesOnAttributes):
         """
         if isinstance(request, ResolvedRequest):
             return request
+        if not isinstance(request, Request):
+            raise RequestError(f"got {quote(request)}, expected a request, such as Request.of(prompt='a red circle')")
         resolved = resolve(request, self.bundle.manifest, self.family)
         safety.require_classifier(self.bundle.manifest, resolved.policy)
         return resolved
@@ -285,13 +292,20 @@ class Pipeline(metaclass=_AdvisesOnAttributes):
             output_type: as for the call.
 
         Raises:
+            RequestError: the latents are not those of this request.
             SafetyError: the classifier failed; nothing is handed out.
         """
         check_output_type(output_type)
+        if not isinstance(request, ResolvedRequest):
+            raise RequestError(f"got {quote(request)}, expected a request that `Pipeline.resolve` returned")
         if request.policy == "off":
             log.warning("the safety check is switched off; the images' metadata says so")
         stopwatch = latents.stopwatch if isinstance(latents, Step) else Stopwatch()
         values = latents.latents if isinstance(latents, Step) else latents
+        shape = (len(request.seeds), *self.family.latent_space.shape(request.height, request.width))
+        if not isinstance(values, np.ndarray) or values.shape != shape:
+            got = getattr(values, "shape", type(values).__name__)
+            raise RequestError(f"got latents of {got}, expected those of the last step, of shape {shape}")
         placement = self.runs_on.get(self.family.denoiser)
         wrap = partial(
             make_result,

@@ -361,21 +361,37 @@ def test_the_sample_bundle_has_a_name(pipeline: Pipeline, tmp_path: Path, monkey
         Pipeline.load("./sample")
 
 
-def test_reprs_are_short(pipeline: Pipeline) -> None:
-    assert repr(pipeline) == (
-        "<Pipeline 'checkpoint': text-to-image, image-to-image, inpainting; ONNX Runtime on the CPU>"
-    )
-    assert repr(pipeline.bundle).startswith(f"<Bundle 'checkpoint': '{pipeline.bundle.folder}', sha256:")
+def test_reprs_are_short(pipeline: Pipeline, tmp_path: Path) -> None:
+    assert repr(pipeline) == ("<Pipeline 'sample': text-to-image, image-to-image, inpainting; ONNX Runtime on the CPU>")
+    assert repr(pipeline.bundle).startswith(f"<Bundle 'sample': '{pipeline.bundle.folder}', sha256:")
     assert len(repr(pipeline.bundle)) < len(str(pipeline.bundle.folder)) + 60
+    copied = Bundle.open(shutil.copytree(bundle_path(), tmp_path / "my\x1b-bundle"))
+    assert repr(copied).startswith("<Bundle 'my\\x1b-bundle': ")
+    assert len(repr(pipeline.runs_on["safety_checker"])) < 200
     step = next(pipeline.steps(Request.of(prompt=PROMPT, **QUICK)))
     assert repr(step) == f"<Step 1 of 2, timestep {step.timestep:g}>"
+
+
+def test_arguments_of_another_kind_are_refused_before_the_work(pipeline: Pipeline) -> None:
+    anything: Any = pipeline
+    for keyword in ("preview", "callback_on_step_end"):
+        with pytest.raises(RequestError, match=f"`{keyword}`: got True, expected a function"):
+            anything(PROMPT, **{keyword: True}, **QUICK)
+    with pytest.raises(RequestError, match=r"got 'a red circle', expected a request, such as Request\.of"):
+        next(anything.steps(PROMPT))
+    request, latents = pipeline.resolve(Request.of(prompt=PROMPT, **QUICK)), np.zeros((1, *LATENTS), np.float32)
+    with pytest.raises(RequestError, match=r"expected a request that `Pipeline\.resolve` returned"):
+        anything.finish(Request.of(prompt=PROMPT), latents)
+    for wrong in (None, latents[0], latents[..., :8], [latents]):
+        with pytest.raises(RequestError, match=r"got latents of .*, expected .*\(1, 4, 16, 16\)"):
+            anything.finish(request, wrong)
 
 
 def test_a_closed_pipeline_says_so() -> None:
     with Pipeline.load("sample", device="cpu", threads=1) as pipeline:
         image = pipeline(PROMPT, **QUICK).image
         other = Pipeline.load("sample", device="cpu", threads=1)
-    assert repr(pipeline) == "<Pipeline 'checkpoint': closed>"
+    assert repr(pipeline) == "<Pipeline 'sample': closed>"
     pipeline.close()
     for use in (
         lambda: pipeline(PROMPT, **QUICK),

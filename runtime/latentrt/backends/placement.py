@@ -16,7 +16,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from latentrt.backends import onnxruntime as ort
@@ -89,12 +89,12 @@ class Placement:
     backend: Backend
     device: str
     title: str
-    open: Callable[[str | None], Session]
-    key: tuple[Hashable, ...]
+    open: Callable[[str | None], Session] = field(repr=False)
+    key: tuple[Hashable, ...] = field(repr=False)
     reason: str = ""
-    split: bool = False
-    sliced: bool = False
-    reuses_features: bool = False
+    split: bool = field(default=False, repr=False)
+    sliced: bool = field(default=False, repr=False)
+    reuses_features: bool = field(default=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.title}: {self.reason}" if self.reason else self.title

@@ -45,6 +45,7 @@ from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.pinned_files import PinnedFiles
 from latentrt.bundle.printable import quote
 from latentrt.bundle.root import BundleRoot
+from latentrt.bundle.sample import SAMPLE, bundle_path
 from latentrt.bundle.staging import is_being_replaced
 from latentrt.bundle.weights import WeightSet
 from latentrt.errors import BundleError, GraphError, IntegrityError, ManifestError, RequestError
@@ -73,7 +74,12 @@ class Bundle:
         self._checked_graphs: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"<Bundle {quote(self.manifest.source.name)}: {str(self.folder)!r}, {self.digest[:_SHOWN_DIGEST]}…>"
+        return f"<Bundle {quote(self.name)}: {str(self.folder)!r}, {self.digest[:_SHOWN_DIGEST]}…>"
+
+    @property
+    def name(self) -> str:
+        """The folder's name, and that of the sample bundle wherever a bundle is named."""
+        return SAMPLE if self.folder == bundle_path().resolve() else self.folder.name
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], digest: str | None = None, *, trust_cache: bool = True) -> Bundle:
