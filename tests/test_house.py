@@ -131,6 +131,8 @@ def test_names_of_diffusers_say_what_to_use() -> None:
         ["inspect"],
         ["verify"],
         ["export"],
+        ["pull"],
+        ["push"],
         ["build"],
         ["plan"],
         ["engines"],
@@ -140,7 +142,7 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\nfrom latentrt.cli.main import main\n"
         f"try:\n    main({[*command, '--help']!r})\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
-        "print('loaded', sorted({'numpy', 'onnxruntime', 'PIL', 'torch'} & set(sys.modules)))"
+        "print('loaded', sorted({'numpy', 'onnxruntime', 'PIL', 'torch', 'huggingface_hub'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage: latentrt" in done.stdout

@@ -5,28 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from latentrt.bundle.manifest import Manifest, Precision, QuantizationMethod
 from latentrt.cli.output import echo
+from latentrt.cli.repository import Location
 from latentrt.errors import MissingExtraError
-from latentrt.hub import HubPath, locate
+from latentrt.hub import HubPath
 
 if TYPE_CHECKING:
     from latentrt_export.checkpoints.single_file import PredictionType
 
 __all__ = ["export"]
-
-
-class Location(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
-    """A path, or a place on the hub; a path that exists comes first."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | HubPath:
-        return value if isinstance(value, Path | HubPath) else locate(value)
 
 
 @click.command()

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -277,7 +277,14 @@ def _list_cached(repository: str, commit: str) -> dict[str, RemoteFile]:
 
 
 def upload(
-    repository: str, files: Mapping[str, Path | bytes], *, message: str, private: bool, branch: str | None
+    repository: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    message: str,
+    private: bool,
+    branch: str | None,
+    check: Callable[[Collection[str]], None],
+    bars: bool = False,
 ) -> tuple[str, str]:
     """Create a repository if there is none, and put files into it in one commit.
 
@@ -286,6 +293,8 @@ def upload(
         files: path in the repository → a file, or its content.
         private: of a new repository; an existing one keeps its visibility.
         branch: created if there is none; None for the default branch.
+        check: takes the names of the files that are there; raises if they may not be added to.
+        bars: show the library's progress bars.
 
     Returns:
         The commit and its address.
@@ -295,10 +304,11 @@ def upload(
     """
     hub = _import_hub()
     api = hub.HfApi(library_name="latentrt")
-    with _translated(repository, branch, "it cannot be written"):
+    with _translated(repository, branch, "it cannot be written"), _progress_bars(shown=bars):
         api.create_repo(repository, private=private or None, exist_ok=True)
         if branch is not None:
             api.create_branch(repository, branch=branch, exist_ok=True)
+        check([each.rfilename for each in api.model_info(repository, revision=branch).siblings or ()])
         operations = [
             hub.CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in files.items()
@@ -363,7 +373,25 @@ def _make_meter(title: str, size: int, progress: Bytes | None) -> type:
                 progress(int(n or 0))
             return None
 
+        # With these two, the library does not make a second bar for the bytes on the network, which may be fewer.
+        def update_transfer(self, n: float | None = 1) -> None:
+            pass
+
+        def set_transfer_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+            pass
+
     return Meter
+
+
+@contextlib.contextmanager
+def _progress_bars(*, shown: bool) -> Iterator[None]:
+    """Hide the library's progress bars within the block, unless they are shown."""
+    hub = _import_hub()
+    if shown or hub.constants.HF_HUB_DISABLE_PROGRESS_BARS is False:  # the user's variable, which the library obeys
+        yield
+        return
+    with hub.utils.disable_progress_bars():
+        yield
 
 
 def _is_unreachable(error: BaseException) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from latentrt.errors import HubError, MissingExtraError, OutputError, RequestError
-from latentrt.hub import HubPath, find_origin, open_repository, parse_hub_path
+from latentrt.hub import HubPath, _make_meter, find_origin, open_repository, parse_hub_path
 from tests.hub_server import TOKEN
 
 if TYPE_CHECKING:
@@ -144,6 +145,20 @@ class TestDownloads:
         hub.padded.add("unet/model.safetensors")
         with pytest.raises(HubError, match="longer than 7,000 bytes"):
             open_repository(HubPath(NAME)).fetch(["unet/model.safetensors"])
+
+
+@pytest.mark.extras
+def test_bytes_count_once_with_the_library_s_other_protocol() -> None:
+    """With hf_xet it reports the bytes on the disk and those on the network, to two bars where it can."""
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    received: list[int] = []
+    meter = _make_meter("owner/name/file", 1000, received.append)
+    done = {"total_bytes_completed": 1000, "total_bytes": 1000, "total_bytes_completion_rate": 1.0}
+    network = {"total_transfer_bytes_completed": 1100, "total_transfer_bytes_completion_rate": 1.0}
+    with XetDownloadProgressReporter(reconstruction_desc="file", log_level=20, tqdm_class=meter) as reporter:
+        reporter.update_progress(types.SimpleNamespace(**done, **network))
+    assert received == [1000]
 
 
 @pytest.mark.extras

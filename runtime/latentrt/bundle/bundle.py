@@ -279,7 +279,21 @@ def _bundle_folder(path: str | os.PathLike[str]) -> Path:
         raise BundleError(f"{path} is a checkpoint, not a bundle; turn it into one: latentrt export {path} BUNDLE")
     if os.path.exists(path):
         found = f"has no {MANIFEST_NAME}" if os.path.isdir(path) else "is a file"
+    else:
+        found += _suggest_pull(path)
     raise BundleError(f"{path} {found}, expected the folder of a bundle; latentrt export CHECKPOINT BUNDLE writes one")
+
+
+def _suggest_pull(path: str | os.PathLike[str]) -> str:
+    """Return a hint where a path that does not exist has the form of a repository's name; no network is used."""
+    from latentrt.hub import parse_hub_path
+
+    text = re.sub("^hf:/(?!/)", "hf://", os.fspath(path))  # a Path joins slashes
+    try:
+        repository = parse_hub_path(text)
+    except RequestError:
+        return ""
+    return f" (if it is a repository on the hub: latentrt pull {text} BUNDLE)" if repository is not None else ""
 
 
 def _read_manifest(path: str | os.PathLike[str]) -> tuple[BundleRoot, bytes]:

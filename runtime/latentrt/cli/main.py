@@ -25,6 +25,8 @@ _SECTIONS = {
     },
     "Checkpoints and bundles": {
         "export": ("latentrt_export.command:export", "Turn a checkpoint into a bundle (needs latentrt[export])."),
+        "pull": ("latentrt.cli.pull:pull", "Download a bundle from the Hugging Face hub (needs latentrt[hub])."),
+        "push": ("latentrt.cli.push:push", "Upload a bundle to the Hugging Face hub (needs latentrt[hub])."),
         "verify": ("latentrt.cli.verify:verify", "Hash every file of a bundle and compare it with the manifest."),
     },
     "Samplers": {

@@ -11,6 +11,7 @@ import pytest
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Manifest
+from latentrt.cli.main import main
 from latentrt.errors import CheckpointError, HubError, OutputError
 from latentrt.hub import HubPath, locate
 from latentrt_export.checkpoints.checkpoint import WantedComponents
@@ -23,6 +24,7 @@ from tests.ldm import write_single_file
 from tests.tiny import make_checkpoint
 
 NAME = "owner/name"
+CHECKPOINT = Path(__file__).parents[3] / "sample" / "checkpoint"
 CONFIGS = {
     "README.md",
     "model_index.json",
@@ -306,6 +308,27 @@ def test_second_export_works_offline(
     assert Bundle.open(tmp_path / "again").digest == Bundle.open(tmp_path / "bundle").digest
     with pytest.raises(HubError, match="offline"):
         export("other/name", "third")
+
+
+def test_command_line_with_the_sample_checkpoint(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add("owner/shapes", {**read_folder(CHECKPOINT), **dict.fromkeys(IGNORED, b"not for us")})
+    given = ["--preview-decoder", "hf://owner/shapes/preview_decoder", "--safety-checker", "owner/shapes@main"]
+    with pytest.raises(SystemExit) as end:
+        main(["export", "owner/shapes", str(tmp_path / "bundle"), *given])
+    assert end.value.code == 0
+    assert {*hub.downloads} == {name for name in read_folder(CHECKPOINT) if not name.startswith("tokenizer/.")}
+    output = capsys.readouterr()
+    assert "owner/shapes, " in output.err
+    with pytest.raises(SystemExit):
+        main(["inspect", str(tmp_path / "bundle")])
+    source = Bundle.open(tmp_path / "bundle").manifest.source
+    assert f"repository    owner/shapes, commit {source.revision}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["export", "owner/nowhere", str(tmp_path / "other")])
+    assert end.value.code == 10
+    assert capsys.readouterr().err.startswith("error: owner/nowhere is no folder or file here, and")
 
 
 def test_text_that_is_neither_says_both_readings(hub: HubServer, export: Callable[..., Manifest]) -> None:
