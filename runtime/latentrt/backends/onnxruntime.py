@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import re
+import secrets
+import tempfile
+import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from latentrt.backends.bound_session import BoundSession
 from latentrt.backends.cores import usable_cores
+from latentrt.backends.execution_providers import PROVIDERS, ExecutionProvider, find_provider
 from latentrt.backends.graph_weights import relocate
 from latentrt.backends.session import Arrays, Session, translating_library_errors
 from latentrt.bundle.bundle import Bundle
@@ -32,12 +39,12 @@ __all__ = [
     "require",
 ]
 
-CUDA = "CUDAExecutionProvider"
+CUDA = PROVIDERS["cuda"].name
 LOWEST_VERSION = "1.24.1"
 """The first release that checks the paths of external data; the floor in pyproject.toml."""
 
+_LOADING = threading.Lock()
 _DESCRIPTORS = "proc/self/fd"
-_MISSING_FOLDER = os.path.join(os.devnull, "nowhere")
 
 
 class OnnxRuntimeSession(Session):
@@ -95,7 +102,7 @@ def open_session(
         BackendError: ONNX Runtime rejects the graph.
     """
     runtime = require()
-    session, graph, held = _open(runtime, bundle, component, precision, ["CPUExecutionProvider"], threads, part)
+    session, graph, held = _open(runtime, bundle, component, precision, PROVIDERS["cpu"], {}, threads, part)
     record = bundle.manifest.components[component]
     signature = record if part is None else record.parts[part]
     return OnnxRuntimeSession(session, graph, signature.inputs, signature.outputs, held)
@@ -113,7 +120,7 @@ def open_on_provider(
 
     Args:
         bundle, component, threads: as for `open_session`.
-        provider: ONNX Runtime's name, such as `CUDAExecutionProvider`; `ExecutionProvider` may be omitted.
+        provider: a short name (`latentrt.backends.execution_providers`), or ONNX Runtime's own name.
         precision: of the graph; None: the bundle's own.
 
     Raises:
@@ -122,20 +129,21 @@ def open_on_provider(
         MissingExtraError, BundleError: as for `open_session`.
     """
     runtime = require()
-    name = _full_name(runtime, provider)
-    options, chosen = {**_PROVIDER_OPTIONS.get(name, {})}, precision or _own_precision(bundle, component)
+    chosen, precision = _find_available(runtime, provider), precision or _own_precision(bundle, component)
+    name, options = chosen.name, dict(chosen.options)
     try:
-        session, graph, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
+        session, graph, held = _open(runtime, bundle, component, precision, chosen, options, threads)
     except BackendError as error:
         # A graph with nodes that only the CPU computes, such as the classifier's preprocessing, cannot be captured.
         if "graph capture" not in str(error):
             raise
         options["enable_cuda_graph"] = "0"
-        session, graph, held = _open(runtime, bundle, component, chosen, [(name, options)], threads)
+        session, graph, held = _open(runtime, bundle, component, precision, chosen, options, threads)
     if name not in session.get_providers():
         raise BackendError(
-            f"{component}: ONNX Runtime {runtime.__version__} cannot use {name} here, most likely because a library of "
-            "CUDA or cuDNN is missing; its own log names it. Install it, or run on the CPU: --device cpu"
+            f"{component}: ONNX Runtime {runtime.__version__} cannot use {name} here, most likely because a library "
+            "that it needs is missing (of CUDA or cuDNN); its own log names it. Install it, or run on the CPU: "
+            "--device cpu"
         )
     record = bundle.manifest.components[component]
     if name != CUDA:
@@ -145,13 +153,13 @@ def open_on_provider(
 
 
 def check_provider(provider: str) -> None:
-    """Reject a provider that the installed ONNX Runtime does not have.
+    """Reject a provider that neither the installed ONNX Runtime nor an installed plug-in of it has.
 
     Raises:
-        BackendError: the message lists those it has.
+        BackendError: the message lists those it has, and names the package that has it.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    _full_name(require(), provider)
+    _find_available(require(), provider)
 
 
 def available_providers() -> list[str]:
@@ -162,13 +170,6 @@ def available_providers() -> list[str]:
         return []
 
 
-# TF32 would round the inputs of float32 graphs. An exhaustive search for convolution algorithms would take minutes at
-# the first run.
-_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
-    CUDA: {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "enable_cuda_graph": "1"}
-}
-
-
 def _own_precision(bundle: Bundle, component: str) -> Precision:
     """Return the bundle's precision; for int8, which is for CPUs, float16 or else float32."""
     record, own = bundle.manifest.components.get(component), bundle.manifest.precision
@@ -177,16 +178,48 @@ def _own_precision(bundle: Bundle, component: str) -> Precision:
     return "float16" if "float16" in record.graphs else "float32"
 
 
-def _full_name(runtime: Any, provider: str) -> str:
-    available: list[str] = runtime.get_available_providers()
+def _find_available(runtime: Any, provider: str) -> ExecutionProvider:
+    """Return the provider of this name.
+
+    Raises:
+        BackendError: it is not available.
+    """
+    wanted, available = find_provider(provider), list(runtime.get_available_providers())
     for name in available:
-        if provider.lower() in (name.lower(), name.lower().removesuffix("executionprovider")):
-            return name
-    remedy = "; pip install 'latentrt[gpu]' in place of [cpu]" if provider.lower().startswith("cuda") else ""
+        if wanted.is_named(name):
+            return replace(wanted, name=name)
+    remedy = wanted.remedy
+    if wanted.plugin and importlib.util.find_spec(wanted.plugin) is not None:
+        if _find_devices(runtime, wanted):
+            return wanted
+        remedy = f"its package {wanted.plugin} is installed and finds no device that it can use"
     raise BackendError(
         f"`provider`: got {provider!r}, expected one that ONNX Runtime {runtime.__version__} has here: "
-        f"{', '.join(available)}{remedy}"
+        f"{', '.join(available)}" + (f"; {wanted.name}: {remedy}" if remedy else "")
     )
+
+
+def _find_devices(runtime: Any, provider: ExecutionProvider) -> list[Any]:
+    """Return the devices of a plug-in, whose library is loaded if that has not been done.
+
+    Raises:
+        BackendError: the library cannot be loaded.
+    """
+
+    def find() -> list[Any]:
+        return [device for device in runtime.get_ep_devices() if provider.is_named(device.ep_name)]
+
+    with _LOADING:
+        if not find():
+            with translating_library_errors("ONNX Runtime", f"{provider.name} cannot be loaded"):
+                _load_plugin(runtime, provider.name, provider.plugin)
+        return find()
+
+
+@functools.cache
+def _load_plugin(runtime: Any, name: str, module: str) -> None:
+    """Have ONNX Runtime load a plug-in's library, once for the process: a second time is an error."""
+    runtime.register_execution_provider_library(name, importlib.import_module(module).get_library_path())
 
 
 def _open(
@@ -194,7 +227,8 @@ def _open(
     bundle: Bundle,
     component: str,
     precision: Precision,
-    providers: list[Any],
+    provider: ExecutionProvider,
+    provider_options: dict[str, str],
     threads: int | None,
     part: PartName | None = None,
 ) -> tuple[Any, CheckedGraph, list[Any]]:
@@ -204,16 +238,21 @@ def _open(
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = 4  # fatal only: errors are raised as well
+    if not provider.plans_memory:
+        options.enable_mem_pattern = False
+        options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    if is_plugin := provider.name not in runtime.get_available_providers():
+        options.add_provider_for_devices(_find_devices(runtime, provider)[:1], provider_options)
     with bundle.weights(component) as weights:
         pointed, held = _point_at_weights(options, graph.data, weights)
         with translating_library_errors(
             "ONNX Runtime", f"{component}: ONNX Runtime {runtime.__version__} rejects the graph"
         ):
-            session = _load(runtime, pointed, options, providers)
+            session = _load(runtime, pointed, options, None if is_plugin else [(provider.name, provider_options)])
     return session, graph, held
 
 
-def _load(runtime: Any, graph: bytes, options: Any, providers: list[Any]) -> Any:
+def _load(runtime: Any, graph: bytes, options: Any, providers: list[tuple[str, dict[str, str]]] | None) -> Any:
     return runtime.InferenceSession(graph, options, providers=providers, enable_fallback=0)
 
 
@@ -231,7 +270,10 @@ def _point_at_weights(options: Any, graph: bytes, weights: WeightSet) -> tuple[b
     location, folder, held = f"{_DESCRIPTORS}/{weights.stream.fileno()}", "/", list[Any]()
     if not os.path.exists(f"/{location}"):
         # As a file and not as arrays: a part's graph refers to some of them only, and a surplus array is an error.
-        location, folder, held = "weights", _MISSING_FOLDER, [weights.data()]
+        # The folder has a name that nobody can guess. (One below the null device would be missing too, and Windows
+        # refuses to look for it.)
+        folder = os.path.join(tempfile.gettempdir(), f"latentrt-{secrets.token_hex(16)}")
+        location, held = "weights", [weights.data()]
         options.add_external_initializers_from_files_in_memory([location], held, [weights.size])
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     return relocate(graph, location), held

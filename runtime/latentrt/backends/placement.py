@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 from latentrt.backends import onnxruntime as ort
 from latentrt.backends import openvino as ov
+from latentrt.backends.execution_providers import find_provider
 from latentrt.backends.session import Session
 from latentrt.backends.tensorrt.library import TITLES, LoadedLibrary, find_libraries
 from latentrt.bundle.bundle import Bundle
@@ -119,7 +120,8 @@ def place_components(
     Args:
         device: `auto`; `cpu` and `cuda` mean ONNX Runtime; `openvino` also runs on the CPU; `tensorrt` means engines of
             either library, and nothing else.
-        provider: one of ONNX Runtime's execution providers, by its name, instead of a device.
+        provider: one of ONNX Runtime's execution providers instead of a device, by a short name such as `coreml`
+            (`latentrt.backends.execution_providers`) or by ONNX Runtime's own.
         preferences: for components on a CPU; None: the defaults.
 
     Returns:
@@ -292,13 +294,14 @@ class _Placer:
     def on_provider(self, name: str, provider: str) -> Placement:
         """Place a component on one of ONNX Runtime's execution providers, which must be available."""
         ort.check_provider(provider)
-        on_gpu = provider == ort.CUDA
+        known = find_provider(provider)
+        on_gpu = known.name == ort.CUDA
         return Placement(
             backend="onnxruntime",
             device="gpu" if on_gpu else provider,
-            title="ONNX Runtime on the GPU" if on_gpu else f"ONNX Runtime with {provider}",
+            title="ONNX Runtime on the GPU" if on_gpu else f"ONNX Runtime with {known.title}",
             open=lambda _: ort.open_on_provider(self.bundle, name, provider, threads=self.threads),
-            key=("provider", provider, self.threads, *self._digests(name)),
+            key=("provider", known.name, self.threads, *self._digests(name)),
         )
 
     def _on_cpu(self, name: str, why: str, backend: Literal["onnxruntime", "openvino"] | None = None) -> Placement:
