@@ -25,7 +25,7 @@ PACKAGES = {
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "scipy"}
 ALLOWED = {
     "latentrt": {"latentrt", "numpy", "PIL", "click", "msgspec", "rich", "platformdirs", "onnxruntime", "openvino"}
-    | {"cuda", "matplotlib", "tqdm", "huggingface_hub", "httpx2", "psutil"},
+    | {"cuda", "matplotlib", "tqdm", "huggingface_hub", "httpx2", "psutil", "pynvml"},
     "latentrt_export": {"latentrt", "latentrt_export", "numpy", "click", "msgspec", "rich", "onnxruntime"}
     | HEAVY - {"scipy"},
     "latentrt_engines": {"latentrt", "latentrt_engines", "numpy", "click", "msgspec", "rich", "filelock"},
@@ -61,6 +61,11 @@ def test_the_hub_is_reached_from_one_module() -> None:
     named = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     named |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in named} <= {"latentrt", "__future__", *sys.stdlib_module_names}
+
+
+def test_libraries_of_gpus_are_imported_in_one_place() -> None:
+    importers = {path for package in PACKAGES for path, name in imports_of(package) if name in ("cuda", "pynvml")}
+    assert importers == {ROOT / "runtime" / "latentrt" / "engines" / "gpu.py"}
 
 
 def modules() -> list[str]:

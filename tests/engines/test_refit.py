@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from latentrt.backends.cuda.api import Cuda
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.tensorrt import refit as seam
 from latentrt.backends.tensorrt.device import EngineDevice
@@ -61,7 +60,7 @@ def retune(folder: Path) -> Bundle:
 @pytest.fixture
 def device() -> EngineDevice:
     api = FakeCudaApi()
-    return EngineDevice(fake_library(api), Cuda(api, api.driver))
+    return EngineDevice(fake_library(api), api.cuda)
 
 
 def named(bundle: Bundle) -> NamedWeights:

@@ -15,6 +15,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays, Session, Shapes
+from latentrt.engines.gpu import gpu_memory_in_use
 from latentrt.errors import LatentRTError
 from latentrt.worker_process import Failed, peak_bytes, take_job
 
@@ -146,7 +147,7 @@ def _measure(job: BenchJob) -> Measurement:
         image=quantiles(images_ms),
         components={name: quantiles(each) for name, each in durations_ms.items() if each},
         peak_bytes=peak_bytes(),
-        gpu_bytes=_gpu_bytes(),
+        gpu_bytes=gpu_memory_in_use(),
     )
 
 
@@ -180,17 +181,6 @@ def _load(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[
         )
 
     return generate, {name: str(placement) for name, placement in placements.items()}, durations_ms
-
-
-def _gpu_bytes() -> int | None:
-    """Return the GPU's memory in use, in bytes; None without a GPU."""
-    from latentrt.backends.cuda.api import load_cuda
-
-    try:
-        free, total = load_cuda().memory()
-    except LatentRTError:
-        return None
-    return total - free
 
 
 if __name__ == "__main__":

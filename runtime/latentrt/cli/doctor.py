@@ -50,7 +50,7 @@ def _machine_lines() -> Lines:
     if isinstance(gpu, NoGpu):
         yield "GPU", f"no: {gpu.reason}; {gpu.mend}"
     else:
-        yield "GPU", f"{gpu}, driver for CUDA {gpu.cuda}"
+        yield "GPU", f"{gpu}, {gpu.describe_driver()}"
     for name, found in find_libraries().items():
         yield name, found.version if isinstance(found, LoadedLibrary) else f"no: {found}"
     yield "onnxruntime", _describe_onnxruntime()

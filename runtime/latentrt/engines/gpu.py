@@ -1,14 +1,24 @@
-"""Detection of this machine's GPU through the CUDA driver."""
+"""This machine's GPU: imports the libraries that know it, and returns its facts or why there is none.
+
+cuda.core knows the GPU as kernels and engines see it: `CUDA_VISIBLE_DEVICES` and MIG decide which one is the first, and
+NVML knows neither. NVML (the package nvidia-ml-py) knows the driver: its version, why it cannot be used, and how much
+memory is in use; on Jetson it knows little or is absent. This is the only module that imports either library.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Gpu", "NoGpu", "find_gpu"]
+from latentrt.errors import MissingExtraError
+
+__all__ = ["FIRST_DEVICE", "Gpu", "NoGpu", "driver_value", "find_gpu", "gpu_memory_in_use", "import_cuda"]
+
+FIRST_DEVICE = 0  # CUDA's number of the GPU in use; CUDA_VISIBLE_DEVICES selects it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +30,21 @@ class Gpu:
         compute_capability: such as `8.9`.
         memory_bytes: total memory, in use or not.
         cuda: the newest CUDA version that the driver supports, such as `13.0`.
+        driver: version of the driver, such as `580.65.06`; empty where NVML is not there to say it.
     """
 
     name: str
     compute_capability: str
     memory_bytes: int
     cuda: str
+    driver: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.compute_capability}, {self.memory_bytes / 2**30:.0f} GiB)"
+
+    def describe_driver(self) -> str:
+        """Return the driver's version and CUDA's, as in `driver 580.65.06 for CUDA 13.0`."""
+        return f"driver {self.driver + ' ' if self.driver else ''}for CUDA {self.cuda}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,37 +60,112 @@ class NoGpu:
     mend: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Driver:
+    """NVML's facts of the driver: its version, and the number of GPUs in the machine."""
+
+    version: str
+    gpus: int
+
+
 _NO_DRIVER = NoGpu(
     reason="there is no NVIDIA driver", mend="install NVIDIA's driver, or give the container access to the GPU"
 )
-_NO_DEVICE = NoGpu(reason="the driver shows no GPU", mend="check CUDA_VISIBLE_DEVICES and nvidia-smi")
+# By the name of NVML's class of the error.
+_DRIVER_PROBLEMS = {
+    "NVMLError_DriverNotLoaded": NoGpu(
+        reason="the NVIDIA driver is installed and not loaded", mend="load it (modprobe nvidia), or restart the machine"
+    ),
+    "NVMLError_NoPermission": NoGpu(
+        reason="this user has no permission to use the NVIDIA driver",
+        mend="give the user read and write access to /dev/nvidia*",
+    ),
+    "NVMLError_LibRmVersionMismatch": NoGpu(
+        reason="the NVIDIA driver's library and its kernel module have different versions",
+        mend="restart the machine, which loads the driver that was installed last",
+    ),
+}
 
 
-def find_gpu(driver: Callable[[], Any] | None = None) -> Gpu | NoGpu:
+def import_cuda() -> tuple[Any, Any]:
+    """Import `cuda.core`, and `cuda.bindings.driver` for the few calls that it lacks.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
+    """
+    try:
+        import cuda.core
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise MissingExtraError("cuda.core", "rtx", "use a GPU") from error
+    return cuda.core, driver
+
+
+def driver_value(driver: Any, result: tuple[Any, ...]) -> Any:
+    """Return the value of a call of `cuda.bindings.driver`, whose result begins with its status.
+
+    Raises:
+        RuntimeError: the call failed; the message is CUDA's name of the error.
+    """
+    status, *values = result
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(getattr(status, "name", str(status)))
+    return values[0] if values else None
+
+
+def _import_nvml() -> Any:
+    import pynvml
+
+    return pynvml
+
+
+def find_gpu(cuda: Callable[[], tuple[Any, Any]] = import_cuda, nvml: Callable[[], Any] = _import_nvml) -> Gpu | NoGpu:
     """Return the first GPU that CUDA shows this process (`CUDA_VISIBLE_DEVICES` selects it), or why there is none.
 
     Args:
-        driver: returns the bindings of the CUDA driver; None: `cuda.bindings.driver`.
+        cuda: returns `cuda.core` and `cuda.bindings.driver`, or stand-ins; raises MissingExtraError.
+        nvml: returns `pynvml`, or a stand-in; raises ImportError.
     """
+    known = _ask_nvml(nvml)
+    # Asked before cuda.core is imported, which takes half a second and could say nothing without this library. Jetson
+    # has it without NVML's.
+    if not _has_cuda_library():
+        if isinstance(known, _Driver):
+            return NoGpu(
+                reason=f"the NVIDIA driver {known.version} is here without CUDA's library",
+                mend="give the container access to it: NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+            )
+        return known or _NO_DRIVER
     try:
-        cuda = (driver or _load_bindings)()
-    except ImportError:
-        if not _has_driver():
-            return _NO_DRIVER
-        return NoGpu(reason="cuda-bindings is not installed", mend="pip install 'latentrt[rtx]'")
+        core, driver = cuda()
+    except MissingExtraError as error:
+        return NoGpu(reason=f"{error.package} is not installed", mend=f"pip install 'latentrt[{error.extra}]'")
     try:
-        return _first_gpu(cuda)
-    except Exception as error:
-        # cuda-pathfinder's error for a missing libcuda has no public class.
-        if "CUDA_ERROR_NO_DEVICE" in str(error):
-            return _NO_DEVICE
-        if type(error).__name__ == "DynamicLibNotFoundError":
-            return _NO_DRIVER
+        return _first_gpu(core, driver, known if isinstance(known, _Driver) else None)
+    except Exception as error:  # cuda.core's own error has no public class
+        if isinstance(known, NoGpu):
+            return known
         return NoGpu(reason=f"the NVIDIA driver cannot be used ({error})", mend=_NO_DRIVER.mend)
 
 
-def _has_driver() -> bool:
-    """Return whether the driver's library can be loaded."""
+def gpu_memory_in_use(
+    cuda: Callable[[], tuple[Any, Any]] = import_cuda, nvml: Callable[[], Any] = _import_nvml
+) -> int | None:
+    """Return the memory of the first GPU that is in use, by all processes, in bytes; None where NVML does not say.
+
+    CUDA's own number would need a context in this process, which itself takes hundreds of megabytes.
+    """
+    try:
+        with _opened(nvml()) as library:
+            core, _ = cuda()
+            handle = library.nvmlDeviceGetHandleByPciBusId(core.Device(FIRST_DEVICE).pci_bus_id)
+            return int(library.nvmlDeviceGetMemoryInfo(handle).used)
+    except Exception:  # a library is missing, the driver shows no GPU, or it is a Jetson, whose NVML does not know
+        return None
+
+
+def _has_cuda_library() -> bool:
+    """Return whether the CUDA library of the driver can be loaded."""
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
@@ -82,36 +173,52 @@ def _has_driver() -> bool:
     return True
 
 
-def _load_bindings() -> Any:
-    from cuda.bindings import driver
+def _ask_nvml(nvml: Callable[[], Any]) -> _Driver | NoGpu | None:
+    """Return the driver's facts, or why it cannot be used; None where NVML is not installed or says nothing."""
+    try:
+        library = nvml()
+    except ImportError:
+        return None
+    try:
+        with _opened(library):
+            return _Driver(version=library.nvmlSystemGetDriverVersion(), gpus=library.nvmlDeviceGetCount())
+    except library.NVMLError as error:
+        return _DRIVER_PROBLEMS.get(type(error).__name__)
 
-    return driver
+
+@contextlib.contextmanager
+def _opened(library: Any) -> Iterator[Any]:
+    library.nvmlInit()
+    try:
+        yield library
+    finally:
+        library.nvmlShutdown()
 
 
-def _first_gpu(cuda: Any) -> Gpu | NoGpu:
-    _value(cuda, cuda.cuInit(0))
-    version = _value(cuda, cuda.cuDriverGetVersion())
-    if _value(cuda, cuda.cuDeviceGetCount()) == 0:
-        return _NO_DEVICE
-    device = _value(cuda, cuda.cuDeviceGet(0))
-    attribute = cuda.CUdevice_attribute
-    major = _value(cuda, cuda.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device))
-    minor = _value(cuda, cuda.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
+def _first_gpu(core: Any, driver: Any, known: _Driver | None) -> Gpu | NoGpu:
+    """Return the facts of CUDA's first device.
+
+    The bindings are called where cuda.core has no call that works without NVML: total memory and CUDA's version; and
+    for the first call, whose status tells a driver without GPUs from one that fails.
+    """
+    initialized = driver.cuInit(0)
+    if initialized[0] == driver.CUresult.CUDA_ERROR_NO_DEVICE:
+        return _no_device(known)
+    driver_value(driver, initialized)
+    if driver_value(driver, driver.cuDeviceGetCount()) == 0:
+        return _no_device(known)
+    device, version = core.Device(FIRST_DEVICE), driver_value(driver, driver.cuDriverGetVersion())
     return Gpu(
-        name=_value(cuda, cuda.cuDeviceGetName(128, device)).split(b"\0")[0].decode(errors="replace").strip(),
-        compute_capability=f"{major}.{minor}",
-        memory_bytes=_value(cuda, cuda.cuDeviceTotalMem(device)),
+        name=device.name.strip(),
+        compute_capability=".".join(map(str, device.compute_capability)),
+        memory_bytes=int(driver_value(driver, driver.cuDeviceTotalMem(FIRST_DEVICE))),
         cuda=f"{version // 1000}.{version % 1000 // 10}",
+        driver=known.version if known else "",
     )
 
 
-def _value(cuda: Any, result: tuple[Any, ...]) -> Any:
-    """Return the value of a driver call, whose result begins with its status.
-
-    Raises:
-        RuntimeError: the call failed; the message is CUDA's name of the error.
-    """
-    status, *values = result
-    if status != cuda.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"{status.name}")
-    return values[0] if values else None
+def _no_device(known: _Driver | None) -> NoGpu:
+    if known and known.gpus:
+        found = "its GPU" if known.gpus == 1 else f"any of its {known.gpus} GPUs"
+        return NoGpu(reason=f"CUDA does not show {found} to this process", mend="check CUDA_VISIBLE_DEVICES")
+    return NoGpu(reason="the driver shows no GPU", mend="check CUDA_VISIBLE_DEVICES and nvidia-smi")

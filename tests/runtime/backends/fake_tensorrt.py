@@ -24,7 +24,7 @@ from latentrt.bundle.tensors import TensorSpec, axis_sizes, sized
 from latentrt.bundle.weights import map_weights
 from latentrt.engines.record import EngineRecord, LibraryName, ShapeRange
 from latentrt_engines.cache import digest_arrays
-from tests.runtime.backends.fake_cuda import FakeCudaApi
+from tests.runtime.backends.fake_cuda import HANDLE, FakeCudaApi
 
 # Bytes of activations per element of the inputs.
 SCRATCH_PER_ELEMENT = 2
@@ -271,6 +271,7 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         specs = (*self.engine.inputs, *self.engine.outputs)
+        assert (type(stream), stream) == (int, HANDLE)
         assert self.addresses.keys() == {spec.name for spec in specs}
         assert self.lent[0], "no memory was lent"
         assert self.runs or self.cuda.capturing is None, "the first run sets things up, and cannot be recorded"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from latentrt.backends import placement
-from latentrt.backends.cuda.api import Cuda
 from latentrt.backends.tensorrt import device as engine_device
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.gpu import Gpu
@@ -23,7 +22,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> FakeCudaApi:
     library = fake_library(api, "tensorrt_rtx", made_up.RTX.version)
     monkeypatch.setattr(placement, "find_gpu", lambda: gpu)
     monkeypatch.setattr(placement, "find_libraries", lambda: {"tensorrt": "not here", "tensorrt_rtx": library})
-    monkeypatch.setattr(engine_device, "load_cuda", lambda: Cuda(api, api.driver))
+    monkeypatch.setattr(engine_device, "load_cuda", lambda: api.cuda)
     return api
 
 

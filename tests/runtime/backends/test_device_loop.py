@@ -18,7 +18,6 @@ import pytest
 from numpy.typing import NDArray
 
 from latentrt.backends.cuda import device_loop
-from latentrt.backends.cuda.api import Cuda
 from latentrt.backends.cuda.device_loop import COLUMNS, DeviceLoop, Slot, TensorNames, loop_table
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.tensorrt.context import EngineContext
@@ -82,7 +81,7 @@ def api() -> FakeCudaApi:
 
 
 def made_up_device(api: FakeCudaApi, library: LibraryName = "tensorrt") -> EngineDevice:
-    return EngineDevice(fake_library(api, library), Cuda(api, api.driver))
+    return EngineDevice(fake_library(api, library), api.cuda)
 
 
 def denoiser(
@@ -331,8 +330,9 @@ def test_nothing_is_copied_between_steps_and_a_step_is_one_launch(
         assert np.isfinite(loop.fetch(slot)[0]).all()
         session.device.loops.put_back(loop)
         counts.append({name: api.counts[name] - before[name] for name in before})
-    # First the sample, the text, the concat channels and the list of slots; the second sample needs only itself.
-    assert [each["uploads"] for each in counts] == [4, 1]
+    # First the sample, the text, the concat channels of two evaluations and the list of slots; the second sample needs
+    # only itself.
+    assert [each["uploads"] for each in counts] == [5, 1]
     assert [each["downloads"] for each in counts] == [1, 1]
     assert counts[1]["allocations"] == 0
     if library == "tensorrt":
@@ -680,10 +680,10 @@ def test_a_denoiser_of_a_bundle_equals_its_graph_on_the_host(bundle: Bundle, api
 def test_a_driver_that_does_not_load_the_kernels_leaves_the_loop_to_the_host(
     bundle: Bundle, api: FakeCudaApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reject(self: object, ptx: bytes) -> tuple[object, None]:
-        return (fake_cuda.FakeResult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION, None)
+    def reject(self: object) -> None:
+        raise fake_cuda.FakeCudaError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the PTX is newer than the driver")
 
-    monkeypatch.setattr(fake_cuda.FakeDriver, "cuModuleLoadData", reject)
+    monkeypatch.setattr(fake_cuda.FakeKernel, "compile", reject)
     session = denoiser(made_up_device(api), bundle)
     assert session.device_context({"x": (1, *SHAPE), "t": (1,), "text": (1, 3, 2)}) is None
     with pytest.raises(BackendError, match="CUDA_ERROR_UNSUPPORTED_PTX_VERSION"):
@@ -718,12 +718,3 @@ def test_backends_know_neither_the_loop_nor_a_family() -> None:
         assert "latentrt.sampling" not in text
         assert not any(word in text for word in ("encoder_hidden_states", "noise_pred", "unet", "text_encoder"))
         assert not any(f'"{word}"' in text for word in ("sample", "timestep"))
-
-
-@pytest.mark.extras
-def test_the_stand_in_has_names_of_the_real_driver() -> None:
-    from cuda.bindings import driver
-
-    names = {name for name in vars(fake_cuda.FakeDriver) if not name.startswith("_")}
-    assert names <= set(dir(driver))
-    assert {member.name for member in fake_cuda.FakeResult} <= set(driver.CUresult.__members__)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from latentrt.backends.cuda.api import Cuda, DeviceBuffer
+from latentrt.backends.cuda.api import DeviceBuffer
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.runtime_cache import RuntimeCache
@@ -42,7 +42,7 @@ def api() -> FakeCudaApi:
 
 @pytest.fixture
 def device(api: FakeCudaApi) -> EngineDevice:
-    return EngineDevice(fake_library(api), Cuda(api, api.driver))
+    return EngineDevice(fake_library(api), api.cuda)
 
 
 def record(bundle: Bundle, component: str = "vae_decoder", size: str = "32..128") -> EngineRecord:
@@ -94,9 +94,9 @@ def test_an_engine_that_cannot_be_recorded_runs_without(
 ) -> None:
     def invalid(stream: int) -> tuple[Any, ...]:
         api.capturing = None
-        return (fake_cuda.FakeError.cudaErrorStreamCaptureInvalidated, None)
+        return (fake_cuda.FakeResult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None)
 
-    monkeypatch.setattr(api, "cudaStreamEndCapture", invalid)
+    monkeypatch.setattr(api.driver, "cuStreamEndCapture", invalid)
     engine, graph = session(device, bundle), open_session(bundle, "vae_decoder", threads=1)
     for seed in range(4):
         feeds = latents(seed=seed)
@@ -199,15 +199,15 @@ def test_a_plan_that_does_not_load_is_an_error_with_the_librarys_message(device:
 
 def test_a_gpu_out_of_memory_is_a_latentrt_error(bundle: Bundle) -> None:
     api = FakeCudaApi(limit=100)
-    engine = session(EngineDevice(fake_library(api), Cuda(api, api.driver)), bundle)
-    with pytest.raises(BackendError, match=r"CUDA failed at .* bytes of the GPU's memory: cudaErrorMemoryAllocation"):
+    engine = session(EngineDevice(fake_library(api), api.cuda), bundle)
+    with pytest.raises(BackendError, match=r"CUDA failed at .* bytes of the GPU's memory: CUDA_ERROR_OUT_OF_MEMORY"):
         engine.run(latents())
 
 
 def test_a_library_that_would_run_host_code_is_refused(api: FakeCudaApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_tensorrt.FakeRuntime, "engine_host_code_allowed", True)
     with pytest.raises(EngineError, match="host code"):
-        EngineDevice(fake_library(api), Cuda(api, api.driver))
+        EngineDevice(fake_library(api), api.cuda)
 
 
 def test_closing_gives_all_memory_back(device: EngineDevice, bundle: Bundle, api: FakeCudaApi) -> None:
@@ -220,7 +220,7 @@ def test_closing_gives_all_memory_back(device: EngineDevice, bundle: Bundle, api
 
 
 def test_rtx_stores_its_runtime_cache_beside_the_engine(bundle: Bundle, api: FakeCudaApi, tmp_path: Path) -> None:
-    device = EngineDevice(fake_library(api, "tensorrt_rtx"), Cuda(api, api.driver))
+    device = EngineDevice(fake_library(api, "tensorrt_rtx"), api.cuda)
     engine = record(bundle)
     folder = tmp_path / engine.key
     EngineSession(device, fake_plan(bundle, engine), engine, RuntimeCache(folder)).run(latents())
@@ -247,7 +247,7 @@ def test_reading_a_runtime_cache_takes_no_more_memory_than_it_has(tmp_path: Path
 def test_a_runtime_cache_that_was_changed_is_not_handed_to_the_library(
     bundle: Bundle, api: FakeCudaApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device, engine = EngineDevice(fake_library(api, "tensorrt_rtx"), Cuda(api, api.driver)), record(bundle)
+    device, engine = EngineDevice(fake_library(api, "tensorrt_rtx"), api.cuda), record(bundle)
     EngineSession(device, fake_plan(bundle, engine), engine, RuntimeCache(tmp_path)).run(latents())
     (kept,) = tmp_path.glob("*.rtcache")
     kept.write_bytes(b"kernels of somebody else")
@@ -264,7 +264,7 @@ def test_a_runtime_cache_that_was_changed_is_not_handed_to_the_library(
 
 
 def test_memory_of_an_unreferenced_engine_is_freed(bundle: Bundle, api: FakeCudaApi) -> None:
-    device = EngineDevice(fake_library(api), Cuda(api, api.driver))
+    device = EngineDevice(fake_library(api), api.cuda)
     engine = session(device, bundle)
     for height in (8, 8, 8, 16):
         engine.run(latents(height))
@@ -306,7 +306,7 @@ def test_threads_share_an_engine(device: EngineDevice, bundle: Bundle) -> None:
 
 
 def test_a_buffer_grows_and_never_shrinks(api: FakeCudaApi) -> None:
-    buffer = DeviceBuffer(Cuda(api, api.driver))
+    buffer = DeviceBuffer(api.cuda, api.cuda.make_stream())
     assert [buffer.reserve(size) for size in (10, 5, 10, 11)] == [True, False, False, True]
     assert len(api.allocated) == 1
 

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
-import ctypes
+import ast
+import tomllib
+from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
+import latentrt
+from latentrt.engines import gpu
+from latentrt.engines.gpu import Gpu, NoGpu, find_gpu, gpu_memory_in_use
+from latentrt.errors import MissingExtraError
+
+NAME = "NVIDIA GeForce RTX 4090"
+CALLS = ["cuInit", "cuDeviceGetCount", "cuDriverGetVersion", "cuDeviceTotalMem"]
 
 
 class Status(Enum):
@@ -15,15 +25,10 @@ class Status(Enum):
     CUDA_ERROR_SYSTEM_DRIVER_MISMATCH = 803
 
 
-class Attribute(Enum):
-    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
-    CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
-
-
 class FakeDriver:
-    """A fake of `cuda.bindings.driver`: every call returns its status first."""
+    """A fake of `cuda.bindings.driver`: every call returns its status first, and nothing else where it fails."""
 
-    CUresult, CUdevice_attribute = Status, Attribute
+    CUresult = Status
 
     def __init__(self, *, devices: int = 1, fails: str = "", status: Status = Status.CUDA_SUCCESS) -> None:
         self.devices, self.fails, self.status = devices, fails, status
@@ -31,93 +36,239 @@ class FakeDriver:
     def __getattr__(self, call: str) -> Any:
         answers: dict[str, tuple[Any, ...]] = {
             "cuInit": (),
-            "cuDriverGetVersion": (12080,),
             "cuDeviceGetCount": (self.devices,),
-            "cuDeviceGet": ("the device",),
-            "cuDeviceGetName": (b"NVIDIA GeForce RTX 4090\0" + b"\0" * 104,),
+            "cuDriverGetVersion": (12080,),
             "cuDeviceTotalMem": (24 << 30,),
         }
+        if call == self.fails:
+            return lambda *given: (self.status, *(None for _ in answers[call]))
+        return lambda *given: (Status.CUDA_SUCCESS, *answers[call])
 
-        def answer(*given: Any) -> tuple[Any, ...]:
-            if call == self.fails:
-                # A call that failed returns nothing but its status.
-                return (self.status, *(None for _ in answers.get(call, (0,))))
-            if call == "cuDeviceGetAttribute":
-                return Status.CUDA_SUCCESS, 8 if given[0].name.endswith("MAJOR") else 9
-            return (Status.CUDA_SUCCESS, *answers[call])
 
-        return answer
+class FakeDevice:
+    name, compute_capability, pci_bus_id = f"{NAME} ", (8, 9), "0000:65:00.0"
+
+    def __init__(self, device_id: int) -> None:
+        assert device_id == 0
+
+
+def cuda(**given: Any) -> Callable[[], tuple[Any, Any]]:
+    return lambda: (SimpleNamespace(Device=FakeDevice), FakeDriver(**given))
+
+
+def no_cuda() -> tuple[Any, Any]:
+    raise MissingExtraError("cuda.core", "rtx", "use a GPU")
+
+
+class NVMLError(Exception):
+    pass
+
+
+def nvml_error(name: str) -> NVMLError:
+    kind: type[NVMLError] = type(f"NVMLError_{name}", (NVMLError,), {})
+    return kind(name)
+
+
+class FakeNvml:
+    """A fake of `pynvml`, which fails at a call.
+
+    Attributes:
+        opened: how often it was initialized and not shut down.
+    """
+
+    NVMLError = NVMLError
+
+    def __init__(self, *, gpus: int = 1, fails: str = "", error: str = "Unknown") -> None:
+        self.gpus, self.fails, self.error, self.opened = gpus, fails, error, 0
+
+    def __call__(self) -> FakeNvml:
+        return self
+
+    def _count(self, by: int) -> None:
+        self.opened += by
+
+    def __getattr__(self, call: str) -> Any:
+        if call == self.fails:
+
+            def fail(*given: Any) -> Any:
+                raise nvml_error(self.error)
+
+            return fail
+        answers: dict[str, Callable[..., Any]] = {
+            "nvmlInit": lambda: self._count(1),
+            "nvmlShutdown": lambda: self._count(-1),
+            "nvmlSystemGetDriverVersion": lambda: "580.65.06",
+            "nvmlDeviceGetCount": lambda: self.gpus,
+            "nvmlDeviceGetHandleByPciBusId": lambda bus: bus,
+            "nvmlDeviceGetMemoryInfo": lambda handle: {FakeDevice.pci_bus_id: SimpleNamespace(used=3 << 30)}[handle],
+        }
+        if call not in answers:
+            raise AttributeError(call)
+        return answers[call]
+
+
+def no_nvml() -> Any:
+    raise ModuleNotFoundError("No module named 'pynvml'")
+
+
+@pytest.fixture(autouse=True)
+def libcuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Whether the driver's library for CUDA is there."""
+    state = {"here": True}
+
+    def library(name: str) -> None:
+        assert name in ("libcuda.so.1", "nvcuda.dll")
+        if not state["here"]:
+            raise OSError(name)
+
+    monkeypatch.setattr(gpu, "ctypes", SimpleNamespace(CDLL=library))
+    return state
+
+
+def reason(found: Gpu | NoGpu) -> str:
+    assert isinstance(found, NoGpu)
+    assert found.mend
+    return found.reason
 
 
 def test_a_gpu() -> None:
-    found = find_gpu(FakeDriver)
-    expected = Gpu(name="NVIDIA GeForce RTX 4090", compute_capability="8.9", memory_bytes=24 << 30, cuda="12.8")
+    nvml = FakeNvml()
+    found = find_gpu(cuda(), nvml)
+    expected = Gpu(name=NAME, compute_capability="8.9", memory_bytes=24 << 30, cuda="12.8", driver="580.65.06")
     assert found == expected
-    assert str(found) == "NVIDIA GeForce RTX 4090 (compute capability 8.9, 24 GiB)"
-
-
-def test_a_driver_that_shows_no_gpu() -> None:
-    found = find_gpu(lambda: FakeDriver(devices=0))
-    assert isinstance(found, NoGpu)
-    assert (found.reason, "CUDA_VISIBLE_DEVICES" in found.mend) == ("the driver shows no GPU", True)
+    assert str(found) == f"{NAME} (compute capability 8.9, 24 GiB)"
+    assert expected.describe_driver() == "driver 580.65.06 for CUDA 12.8"
+    assert nvml.opened == 0
 
 
 @pytest.mark.parametrize(
-    "call", ["cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceTotalMem"]
+    "nvml",
+    [
+        no_nvml,
+        FakeNvml(fails="nvmlInit", error="LibraryNotFound"),
+        FakeNvml(fails="nvmlInit", error="NoPermission"),
+        FakeNvml(fails="nvmlDeviceGetCount", error="NotSupported"),
+    ],
+    ids=["not installed", "no library", "no permission", "in part"],
 )
-def test_a_call_that_fails(call: str) -> None:
-    found = find_gpu(lambda: FakeDriver(fails=call, status=Status.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH))
-    assert isinstance(found, NoGpu)
-    assert found.reason == "the NVIDIA driver cannot be used (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)"
-    assert found.mend
+def test_a_gpu_without_nvml_as_on_jetson(nvml: Any) -> None:
+    """CUDA decides whether there is a GPU; without NVML only the driver's version is unknown."""
+    found = find_gpu(cuda(), nvml)
+    assert found == Gpu(name=NAME, compute_capability="8.9", memory_bytes=24 << 30, cuda="12.8")
+    assert isinstance(found, Gpu)
+    assert found.describe_driver() == "driver for CUDA 12.8"
 
 
-def test_a_driver_without_a_gpu_says_so_at_once() -> None:
+@pytest.mark.parametrize("nvml", [FakeNvml(gpus=0), no_nvml])
+@pytest.mark.parametrize(
+    "given", [{"devices": 0}, {"fails": "cuInit", "status": Status.CUDA_ERROR_NO_DEVICE}], ids=["count", "status"]
+)
+def test_a_driver_that_shows_no_gpu(given: dict[str, Any], nvml: Any) -> None:
     """`cuInit` itself fails where CUDA_VISIBLE_DEVICES names none: no driver is to be installed for that."""
-    found = find_gpu(lambda: FakeDriver(fails="cuInit", status=Status.CUDA_ERROR_NO_DEVICE))
-    assert isinstance(found, NoGpu)
-    assert found.reason == "the driver shows no GPU"
-    assert "CUDA_VISIBLE_DEVICES" in found.mend
+    found = find_gpu(cuda(**given), nvml)
+    assert found == NoGpu(reason="the driver shows no GPU", mend="check CUDA_VISIBLE_DEVICES and nvidia-smi")
 
 
-def test_no_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> Any:
-        raise ModuleNotFoundError("No module named 'cuda'")
-
-    def library(name: str) -> Any:
-        assert name in ("libcuda.so.1", "nvcuda.dll")
-        if not driver:
-            raise OSError(name)
-
-    monkeypatch.setattr(ctypes, "CDLL", library)
-    driver = False
-    found = find_gpu(missing)
-    assert isinstance(found, NoGpu)
-    assert found.reason == "there is no NVIDIA driver", "which bindings would not change"
-    driver = True
-    found = find_gpu(missing)
-    assert found == NoGpu(reason="cuda-bindings is not installed", mend="pip install 'latentrt[rtx]'")
+@pytest.mark.parametrize(("gpus", "words"), [(1, "its GPU"), (8, "any of its 8 GPUs")])
+def test_gpus_that_cuda_hides(gpus: int, words: str) -> None:
+    found = find_gpu(cuda(fails="cuInit", status=Status.CUDA_ERROR_NO_DEVICE), FakeNvml(gpus=gpus))
+    assert found == NoGpu(reason=f"CUDA does not show {words} to this process", mend="check CUDA_VISIBLE_DEVICES")
 
 
-def test_no_driver() -> None:
-    class DynamicLibNotFoundError(RuntimeError):
-        pass
-
-    class Driverless:
-        def cuInit(self, flags: int) -> Any:  # noqa: N802, CUDA's name
-            raise DynamicLibNotFoundError("libcuda.so.1")
-
-    found = find_gpu(Driverless)
-    assert isinstance(found, NoGpu)
-    assert found.reason == "there is no NVIDIA driver"
-    assert "driver" in found.mend
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_of_cuda_that_fails(call: str) -> None:
+    found = find_gpu(cuda(fails=call, status=Status.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH), FakeNvml())
+    assert reason(found) == "the NVIDIA driver cannot be used (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)"
 
 
-def test_the_real_driver_of_this_machine() -> None:
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [("DriverNotLoaded", "not loaded"), ("NoPermission", "permission"), ("LibRmVersionMismatch", "different versions")],
+)
+def test_nvml_says_why_the_driver_cannot_be_used(error: str, word: str, libcuda: dict[str, bool]) -> None:
+    nvml = FakeNvml(fails="nvmlInit", error=error)
+    broken = cuda(fails="cuInit", status=Status.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)
+    assert word in reason(find_gpu(broken, nvml))
+    libcuda["here"] = False
+    assert word in reason(find_gpu(broken, nvml))
+
+
+def test_no_driver(libcuda: dict[str, bool]) -> None:
+    """Said without an import of cuda.core, which would not help."""
+    libcuda["here"] = False
+
+    def unexpected() -> tuple[Any, Any]:
+        raise AssertionError
+
+    for nvml in (no_nvml, FakeNvml(fails="nvmlInit", error="LibraryNotFound")):
+        assert reason(find_gpu(unexpected, nvml)) == "there is no NVIDIA driver"
+    # A container with the driver's utilities and without its compute library.
+    found = find_gpu(unexpected, FakeNvml())
+    assert reason(found) == "the NVIDIA driver 580.65.06 is here without CUDA's library"
+
+
+def test_no_cuda_core() -> None:
+    found = find_gpu(no_cuda, FakeNvml())
+    assert found == NoGpu(reason="cuda.core is not installed", mend="pip install 'latentrt[rtx]'")
+
+
+def test_memory_in_use_is_that_of_cudas_first_gpu() -> None:
+    nvml = FakeNvml()
+    assert gpu_memory_in_use(cuda(), nvml) == 3 << 30
+    assert nvml.opened == 0
+
+
+@pytest.mark.parametrize(
+    ("libraries", "nvml"),
+    [
+        (cuda(), no_nvml),
+        (cuda(), FakeNvml(fails="nvmlInit", error="LibraryNotFound")),
+        (cuda(), FakeNvml(fails="nvmlDeviceGetMemoryInfo", error="NotSupported")),
+        (no_cuda, FakeNvml()),
+    ],
+    ids=["no NVML", "no library", "Jetson", "no CUDA"],
+)
+def test_memory_in_use_that_nobody_knows(libraries: Any, nvml: Any) -> None:
+    assert gpu_memory_in_use(libraries, nvml) is None
+
+
+@pytest.mark.extras
+def test_the_real_libraries_have_the_names_that_are_used() -> None:
+    import cuda.core
+    import pynvml
+    from cuda.bindings import driver
+
+    assert set(CALLS) <= set(dir(driver))
+    assert {"CUDA_SUCCESS", "CUDA_ERROR_NO_DEVICE"} <= set(driver.CUresult.__members__)
+    assert {"name", "compute_capability", "pci_bus_id"} <= set(dir(cuda.core.Device))
+    used = {
+        node.attr for node in ast.walk(ast.parse(Path(gpu.__file__).read_text())) if isinstance(node, ast.Attribute)
+    }
+    calls = {name for name in used if name.startswith("nvml")}
+    assert len(calls) == 6
+    for name in {*calls, *gpu._DRIVER_PROBLEMS}:
+        assert hasattr(pynvml, name)
+    assert all(issubclass(getattr(pynvml, name), pynvml.NVMLError) for name in gpu._DRIVER_PROBLEMS)
+
+
+def test_the_real_driver_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     found = find_gpu()
     assert isinstance(found, Gpu | NoGpu)
     if isinstance(found, NoGpu):
-        assert found.reason in ("there is no NVIDIA driver", "the driver shows no GPU")
+        assert found.reason in ("there is no NVIDIA driver", "the driver shows no GPU", "cuda.core is not installed")
+        assert gpu_memory_in_use() is None
     else:
         assert found.compute_capability.count(".") == 1
         assert found.memory_bytes > 1 << 30
+
+
+def test_every_extra_for_a_gpu_installs_what_finds_it() -> None:
+    """With ONNX Runtime for GPUs alone, `--device auto` ran on the CPU."""
+    project = Path(latentrt.__file__).parents[2] / "pyproject.toml"
+    if not project.exists():
+        pytest.skip("installed without its sources")
+    extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
+    for name in ("gpu", "tensorrt", "rtx"):
+        packages = {requirement.split(">=")[0] for requirement in extras[name]}
+        assert {"cuda-core", "cuda-bindings", "nvidia-ml-py"} <= packages

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentrt import Pipeline, Request
-from latentrt.backends.cuda.api import Cuda
 from latentrt.backends.models import Components, Models
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.placement import Placement, Preferences, place_components
@@ -77,7 +76,7 @@ class Machine:
 
     def __init__(self, library: LibraryName = "tensorrt", *, fallback: bool = False, **profile: Any) -> None:
         self.bundle, self.api = Bundle.open(bundle_path()), FakeCudaApi()
-        device = EngineDevice(fake_library(self.api, library), Cuda(self.api, self.api.driver))
+        device = EngineDevice(fake_library(self.api, library), self.api.cuda)
         options = {"size": "32..64", "batch": "1..4", "guidance": "both", **profile}
         manifest = self.bundle.manifest
         shapes = component_profile("unet", manifest.components["unet"], image_profile(manifest, **options), manifest)
@@ -230,10 +229,10 @@ def test_shapes_that_no_engine_covers_go_through_the_host(caplog: pytest.LogCapt
 
 
 def test_a_driver_that_does_not_load_the_kernels_leaves_the_loop_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: object, ptx: bytes) -> tuple[object, None]:
-        return (fake_cuda.FakeResult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION, None)
+    def refuse(self: object) -> None:
+        raise fake_cuda.FakeCudaError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the PTX is newer than the driver")
 
-    monkeypatch.setattr(fake_cuda.FakeDriver, "cuModuleLoadData", refuse)
+    monkeypatch.setattr(fake_cuda.FakeKernel, "compile", refuse)
     assert_as_on_the_host(Machine(), on_device=False)
 
 
@@ -366,7 +365,7 @@ def made_up_engine(api: FakeCudaApi, *, smallest: int = 1, largest: int = 8) -> 
         inputs=fakes.INPUTS,
         outputs=(TensorSpec("y", "float32", ("evaluations", 4, "height", "width")),),
     )
-    device = EngineDevice(fake_library(api, "tensorrt"), Cuda(api, api.driver))
+    device = EngineDevice(fake_library(api, "tensorrt"), api.cuda)
     return EngineSession(device, function_plan("the denoiser of fakes", record), record)
 
 

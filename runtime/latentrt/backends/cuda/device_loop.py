@@ -185,13 +185,13 @@ class Slot:
 class _RecordedStep:
     """The step of one context, and device memory for the list of slots that take part in it."""
 
-    def __init__(self, cuda: Cuda, stream: int, context: DeviceContext, names: TensorNames, count: int) -> None:
+    def __init__(self, cuda: Cuda, stream: Any, context: DeviceContext, names: TensorNames, count: int) -> None:
         self.work = RecordedWork(cuda, stream, "a step", records=context.records_runs)
         self.epoch = context.epoch
         self.batch, *rest = context.shapes[names.latents]
         self.stride = math.prod(rest)
         self.channels = self._latent_channels(context, names, count)
-        self._participants = DeviceBuffer(cuda)
+        self._participants = DeviceBuffer(cuda, stream)
         self._participants.reserve(self.batch * (_SLOT.itemsize + 4))
         self.uploaded = b""
 
@@ -239,7 +239,7 @@ class DeviceLoop:
     def __init__(
         self,
         cuda: Cuda,
-        stream: int,
+        stream: Any,
         lock: threading.Lock,
         latents: tuple[int, ...],
         names: TensorNames,
@@ -279,7 +279,9 @@ class DeviceLoop:
         if _looks_back_beyond(table, row):
             raise ValueError(f"row: got {row}, but the table looks back beyond it; begin at an earlier row")
         with self._lock:
-            slot = Slot(self._free.pop() if self._free else DeviceBuffer(self._cuda), self._count, table, row)
+            slot = Slot(
+                self._free.pop() if self._free else DeviceBuffer(self._cuda, self._stream), self._count, table, row
+            )
             slot.buffer.reserve(4 * slot.words)
             start = np.array([row, 0], np.int32).view(np.float32)
             self._upload(slot.address("row_index"), np.concatenate([start, latents.ravel(), table.ravel()]))
@@ -483,7 +485,7 @@ class LoopPool:
         lock: of the device, held while work that belongs together is put on the stream.
     """
 
-    def __init__(self, cuda: Cuda, stream: int, lock: threading.Lock) -> None:
+    def __init__(self, cuda: Cuda, stream: Any, lock: threading.Lock) -> None:
         self._cuda, self._stream, self._device_lock = cuda, stream, lock
         self._lock = threading.Lock()
         self._idle: list[DeviceLoop] = []

@@ -32,7 +32,7 @@ class RecordedWork:
         runs: since the last call of `reset`.
     """
 
-    def __init__(self, cuda: Cuda, stream: int, name: str, *, records: bool = True) -> None:
+    def __init__(self, cuda: Cuda, stream: Any, name: str, *, records: bool = True) -> None:
         self._cuda, self._stream, self._name, self._records = cuda, stream, name, records
         self._graph: Any = None
         self.runs = 0

@@ -106,7 +106,7 @@ class EngineContext(DeviceContext):
             self._fed.pop(name, None)
 
     def enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._device.stream):
+        if not self._context.execute_async_v3(self._device.stream_handle):
             raise BackendError(f"{self._name}: the engine failed: {self._device.reason()}")
 
     def keep_compiled(self) -> None:
@@ -145,7 +145,7 @@ class EngineContext(DeviceContext):
 
     def _set_addresses(self) -> None:
         for spec in (*self.inputs, *self.outputs):
-            buffer = self._buffers[spec.name] = DeviceBuffer(self._device.cuda)
+            buffer = self._buffers[spec.name] = DeviceBuffer(self._device.cuda, self._device.stream)
             buffer.reserve(max(math.prod(self.shape(spec.name)) * np.dtype(spec.dtype).itemsize, 1))
             if not self._context.set_tensor_address(spec.name, buffer.address):
                 raise BackendError(f"{self._name}: no address for {spec.name}: {self._device.reason()}")

@@ -23,9 +23,10 @@ class EngineDevice:
 
     Args:
         library: TensorRT or TensorRT-RTX.
-        cuda: the bindings, or a stand-in; loaded if None.
+        cuda: cuda.core, or a stand-in; loaded if None.
 
     Attributes:
+        stream: of cuda.core. stream_handle: the same for the library, an integer.
         lock: held while work that belongs together is put on the stream.
         scratch: the activations of whichever engine runs.
         loops: device-resident loops.
@@ -40,7 +41,8 @@ class EngineDevice:
         self.library, self.cuda = library, cuda or load_cuda()
         self.lock = threading.Lock()
         self.stream = self.cuda.make_stream()
-        self.scratch = DeviceBuffer(self.cuda)
+        self.stream_handle = int(self.stream.handle)
+        self.scratch = DeviceBuffer(self.cuda, self.stream)
         self.loops = LoopPool(self.cuda, self.stream, self.lock)
         self.user_managed = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         self.messages: deque[str] = deque(maxlen=20)
