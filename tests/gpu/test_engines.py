@@ -16,7 +16,7 @@ from latentrt.backends.tensorrt.device import EngineDevice
 from latentrt.backends.tensorrt.session import EngineSession
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
-from latentrt.engines.gpu import Gpu, NoGpu, find_gpu
+from latentrt.engines.gpu import Gpu
 from latentrt.engines.record import EngineOptions, LibraryName
 from latentrt.sampling import samplers
 from latentrt.sampling.samplers import Steps
@@ -33,14 +33,6 @@ pytestmark = pytest.mark.gpu
 
 PROMPTS = ("a large red circle on a blue background", "a white heart above a small red square on a black background")
 LIBRARIES: tuple[LibraryName, ...] = ("tensorrt", "tensorrt_rtx")
-
-
-@pytest.fixture
-def gpu() -> Gpu:
-    found = find_gpu()
-    if isinstance(found, NoGpu):
-        pytest.skip(f"needs a GPU: {found.reason}")
-    return found
 
 
 @pytest.fixture(params=LIBRARIES)

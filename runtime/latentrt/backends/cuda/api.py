@@ -5,8 +5,8 @@ reference. What it cannot do as needed here stays on `cuda.bindings.driver`, who
 
 - allocation, in a memory resource of our own: cuda.core's keeps freed memory in a pool of this process, where neither
   TensorRT, which allocates its own, nor another process gets it;
-- recording: a `GraphBuilder` whose recording became invalid raises before it ends that, and crashed the process when it
-  was released (NVIDIA/cuda-python, issue 2834). An engine that cannot be recorded is ordinary here, and runs without.
+- recording: up to cuda.core 1.2, a `GraphBuilder` whose recording became invalid raises before it ends that, and the
+  process crashes when it is released (NVIDIA/cuda-python, issue 2834). An engine that cannot be recorded is ordinary.
 
 Sizes are bytes, addresses are integers.
 """
