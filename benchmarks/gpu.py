@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from latentrt.engines.gpu import NoGpu, find_gpu
+
 UNET_TFLOP, DECODER_TFLOP = 1.607, 2.51
 PROMPT = "a photograph of an astronaut riding a horse"
 TORCH_ROUTES = ("diffusers eager", "diffusers compiled")
@@ -73,10 +75,17 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 failures[name] = f"took more than {error.timeout:.0f} s"
     return {
         "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:]),
+        "gpu": _describe_gpu(),
         "roofline": roofline,
         "routes": {name: _summary(found, roofline) for name, found in rounds.items() if found},
         "failures": failures,
     }
+
+
+def _describe_gpu() -> str:
+    """Return the GPU and its driver, without which a measurement cannot be repeated."""
+    gpu = find_gpu()
+    return f"none: {gpu.reason}" if isinstance(gpu, NoGpu) else f"{gpu}, {gpu.describe_driver()}"
 
 
 def _summary(rounds: list[dict[str, Any]], roofline: dict[str, Any]) -> dict[str, Any]:

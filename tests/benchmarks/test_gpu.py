@@ -1,0 +1,29 @@
+"""What `benchmarks.gpu` reports without a GPU: the routes are measured on one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu
+from latentrt.engines.gpu import Gpu, NoGpu
+from tests.engines import made_up
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (NoGpu(reason="there is no NVIDIA driver", mend="buy one"), "none: there is no NVIDIA driver"),
+        (made_up.H100, "NVIDIA H100 80GB HBM3 (compute capability 9.0, 80 GiB), driver for CUDA 13.0"),
+    ],
+)
+def test_a_report_names_the_gpu_and_its_driver(
+    found: Gpu | NoGpu, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: dict[str, Any] = {"device": "cpu"}
+    monkeypatch.setattr(gpu, "find_gpu", lambda: found)
+    monkeypatch.setattr(gpu, "_process", lambda arguments, route: measured)
+    report = gpu.compare(argparse.Namespace(routes=[], rounds=1))
+    assert (report["gpu"], report["roofline"]) == (expected, measured)
