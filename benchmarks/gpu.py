@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from latentrt.engines.gpu import NoGpu, find_gpu
+from latentrt.engines.gpu import NoGpu, describe_driver, find_gpu
 
 UNET_TFLOP, DECODER_TFLOP = 1.607, 2.51
 PROMPT = "a photograph of an astronaut riding a horse"
@@ -85,7 +85,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 def _describe_gpu() -> str:
     """Return the GPU and its driver, without which a measurement cannot be repeated."""
     gpu = find_gpu()
-    return f"none: {gpu.reason}" if isinstance(gpu, NoGpu) else f"{gpu}, {gpu.describe_driver()}"
+    return f"none: {gpu.reason}" if isinstance(gpu, NoGpu) else f"{gpu}, {describe_driver(gpu)}"
 
 
 def _summary(rounds: list[dict[str, Any]], roofline: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.engines import made_up
     ("found", "expected"),
     [
         (NoGpu(reason="there is no NVIDIA driver", mend="buy one"), "none: there is no NVIDIA driver"),
-        (made_up.H100, "NVIDIA H100 80GB HBM3 (compute capability 9.0, 80 GiB), driver for CUDA 13.0"),
+        (made_up.H100, "NVIDIA H100 80GB HBM3 (compute capability 9.0, 80 GiB), driver 580.65.06 for CUDA 13.0"),
     ],
 )
 def test_a_report_names_the_gpu_and_its_driver(
@@ -24,6 +24,7 @@ def test_a_report_names_the_gpu_and_its_driver(
 ) -> None:
     measured: dict[str, Any] = {"device": "cpu"}
     monkeypatch.setattr(gpu, "find_gpu", lambda: found)
+    monkeypatch.setattr(gpu, "describe_driver", lambda gpu: f"driver 580.65.06 for CUDA {gpu.cuda}")
     monkeypatch.setattr(gpu, "_process", lambda arguments, route: measured)
     report = gpu.compare(argparse.Namespace(routes=[], rounds=1))
     assert (report["gpu"], report["roofline"]) == (expected, measured)

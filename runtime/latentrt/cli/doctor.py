@@ -43,14 +43,14 @@ def doctor(bundle: Path | None) -> None:
 def _machine_lines() -> Lines:
     from latentrt import __version__
     from latentrt.backends.tensorrt.library import LoadedLibrary, find_libraries
-    from latentrt.engines.gpu import NoGpu, find_gpu
+    from latentrt.engines.gpu import NoGpu, describe_driver, find_gpu
 
     yield "latentrt", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     gpu = find_gpu()
     if isinstance(gpu, NoGpu):
         yield "GPU", f"no: {gpu.reason}; {gpu.mend}"
     else:
-        yield "GPU", f"{gpu}, {gpu.describe_driver()}"
+        yield "GPU", f"{gpu}, {describe_driver(gpu)}"
     for name, found in find_libraries().items():
         yield name, found.version if isinstance(found, LoadedLibrary) else f"no: {found}"
     yield "onnxruntime", _describe_onnxruntime()

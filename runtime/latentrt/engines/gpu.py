@@ -14,10 +14,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from latentrt.errors import MissingExtraError
+from latentrt.errors import BackendError, MissingExtraError
 
-__all__ = ["FIRST_DEVICE", "Gpu", "NoGpu", "driver_value", "find_gpu", "gpu_memory_in_use", "import_cuda"]
+__all__ = [
+    "FIRST_DEVICE",
+    "Gpu",
+    "NoGpu",
+    "describe_driver",
+    "driver_value",
+    "find_gpu",
+    "gpu_memory_in_use",
+    "import_cuda",
+]
 
+_CUDA_LIBRARY, _NVML_LIBRARY = ("nvcuda.dll", "nvml.dll") if os.name == "nt" else ("libcuda.so.1", "libnvidia-ml.so.1")
 FIRST_DEVICE = 0  # CUDA's number of the GPU in use; CUDA_VISIBLE_DEVICES selects it
 
 
@@ -30,21 +40,15 @@ class Gpu:
         compute_capability: such as `8.9`.
         memory_bytes: total memory, in use or not.
         cuda: the newest CUDA version that the driver supports, such as `13.0`.
-        driver: version of the driver, such as `580.65.06`; empty where NVML is not there to say it.
     """
 
     name: str
     compute_capability: str
     memory_bytes: int
     cuda: str
-    driver: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} (compute capability {self.compute_capability}, {self.memory_bytes / 2**30:.0f} GiB)"
-
-    def describe_driver(self) -> str:
-        """Return the driver's version and CUDA's, as in `driver 580.65.06 for CUDA 13.0`."""
-        return f"driver {self.driver + ' ' if self.driver else ''}for CUDA {self.cuda}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +95,15 @@ def import_cuda() -> tuple[Any, Any]:
     """Import `cuda.core`, and `cuda.bindings.driver` for the few calls that it lacks.
 
     Raises:
-        MissingExtraError: one of them is not installed.
+        MissingExtraError: one of them is not installed. BackendError: one is installed and cannot be loaded.
     """
     try:
         import cuda.core
         from cuda.bindings import driver
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("cuda.core", "rtx", "use a GPU") from error
+    except Exception as error:  # the two are of versions that do not go together, or parts of one are missing
+        raise BackendError(f"cuda.core is installed and cannot be loaded: {error}; install it again") from error
     return cuda.core, driver
 
 
@@ -123,29 +129,31 @@ def find_gpu(cuda: Callable[[], tuple[Any, Any]] = import_cuda, nvml: Callable[[
     """Return the first GPU that CUDA shows this process (`CUDA_VISIBLE_DEVICES` selects it), or why there is none.
 
     Args:
-        cuda: returns `cuda.core` and `cuda.bindings.driver`, or stand-ins; raises MissingExtraError.
+        cuda: returns `cuda.core` and `cuda.bindings.driver`, or stand-ins; raises BackendError.
         nvml: returns `pynvml`, or a stand-in; raises ImportError.
     """
-    known = _ask_nvml(nvml)
-    # Asked before cuda.core is imported, which takes half a second and could say nothing without this library. Jetson
-    # has it without NVML's.
-    if not _has_cuda_library():
-        if isinstance(known, _Driver):
-            return NoGpu(
-                reason=f"the NVIDIA driver {known.version} is here without CUDA's library",
-                mend="give the container access to it: NVIDIA_DRIVER_CAPABILITIES=compute,utility",
-            )
-        return known or _NO_DRIVER
+    # Without the library cuda.core could say nothing, and NVML rarely; each takes a fraction of a second to import.
+    if not _can_load(_CUDA_LIBRARY):
+        return _explain_missing_library(_ask_nvml(nvml) if _can_load(_NVML_LIBRARY) else None)
     try:
         core, driver = cuda()
     except MissingExtraError as error:
         return NoGpu(reason=f"{error.package} is not installed", mend=f"pip install 'latentrt[{error.extra}]'")
+    except BackendError as error:
+        return NoGpu(reason=f"cuda.core cannot be loaded ({error.__cause__})", mend="install it again")
     try:
-        return _first_gpu(core, driver, known if isinstance(known, _Driver) else None)
+        return _first_gpu(core, driver) or _explain_no_device(_ask_nvml(nvml))
     except Exception as error:  # cuda.core's own error has no public class
+        known = _ask_nvml(nvml)
         if isinstance(known, NoGpu):
             return known
         return NoGpu(reason=f"the NVIDIA driver cannot be used ({error})", mend=_NO_DRIVER.mend)
+
+
+def describe_driver(gpu: Gpu, nvml: Callable[[], Any] = _import_nvml) -> str:
+    """Return the driver's version, where NVML says it, and CUDA's, as in `driver 580.65.06 for CUDA 13.0`."""
+    known = _ask_nvml(nvml)
+    return f"driver {known.version + ' ' if isinstance(known, _Driver) else ''}for CUDA {gpu.cuda}"
 
 
 def gpu_memory_in_use(
@@ -164,10 +172,9 @@ def gpu_memory_in_use(
         return None
 
 
-def _has_cuda_library() -> bool:
-    """Return whether the CUDA library of the driver can be loaded."""
+def _can_load(library: str) -> bool:
     try:
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        ctypes.CDLL(library)
     except OSError:
         return False
     return True
@@ -195,30 +202,40 @@ def _opened(library: Any) -> Iterator[Any]:
         library.nvmlShutdown()
 
 
-def _first_gpu(core: Any, driver: Any, known: _Driver | None) -> Gpu | NoGpu:
-    """Return the facts of CUDA's first device.
+def _first_gpu(core: Any, driver: Any) -> Gpu | None:
+    """Return the facts of CUDA's first device; None where it shows none.
 
     The bindings are called where cuda.core has no call that works without NVML: total memory and CUDA's version; and
     for the first call, whose status tells a driver without GPUs from one that fails.
     """
     initialized = driver.cuInit(0)
     if initialized[0] == driver.CUresult.CUDA_ERROR_NO_DEVICE:
-        return _no_device(known)
+        return None
     driver_value(driver, initialized)
     if driver_value(driver, driver.cuDeviceGetCount()) == 0:
-        return _no_device(known)
+        return None
     device, version = core.Device(FIRST_DEVICE), driver_value(driver, driver.cuDriverGetVersion())
     return Gpu(
         name=device.name.strip(),
         compute_capability=".".join(map(str, device.compute_capability)),
         memory_bytes=int(driver_value(driver, driver.cuDeviceTotalMem(FIRST_DEVICE))),
         cuda=f"{version // 1000}.{version % 1000 // 10}",
-        driver=known.version if known else "",
     )
 
 
-def _no_device(known: _Driver | None) -> NoGpu:
-    if known and known.gpus:
+def _explain_missing_library(known: _Driver | NoGpu | None) -> NoGpu:
+    """Return why CUDA's library is not there, with what NVML knows."""
+    if isinstance(known, _Driver):
+        return NoGpu(
+            reason=f"the NVIDIA driver {known.version} is here without CUDA's library",
+            mend="give the container access to it: NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        )
+    return known or _NO_DRIVER
+
+
+def _explain_no_device(known: _Driver | NoGpu | None) -> NoGpu:
+    """Return why CUDA shows no GPU, with what NVML knows."""
+    if isinstance(known, _Driver) and known.gpus:
         found = "its GPU" if known.gpus == 1 else f"any of its {known.gpus} GPUs"
         return NoGpu(reason=f"CUDA does not show {found} to this process", mend="check CUDA_VISIBLE_DEVICES")
     return NoGpu(reason="the driver shows no GPU", mend="check CUDA_VISIBLE_DEVICES and nvidia-smi")

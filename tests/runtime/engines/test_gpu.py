@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import ast
+import sys
 import tomllib
 from collections.abc import Callable
 from enum import Enum
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +14,8 @@ import pytest
 
 import latentrt
 from latentrt.engines import gpu
-from latentrt.engines.gpu import Gpu, NoGpu, find_gpu, gpu_memory_in_use
-from latentrt.errors import MissingExtraError
+from latentrt.engines.gpu import Gpu, NoGpu, describe_driver, find_gpu, gpu_memory_in_use, import_cuda
+from latentrt.errors import BackendError, MissingExtraError
 
 NAME = "NVIDIA GeForce RTX 4090"
 CALLS = ["cuInit", "cuDeviceGetCount", "cuDriverGetVersion", "cuDeviceTotalMem"]
@@ -112,17 +114,18 @@ def no_nvml() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def libcuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
-    """Whether the driver's library for CUDA is there."""
-    state = {"here": True}
+def drivers(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The libraries of the driver that are there: for CUDA and for NVML."""
+    here = {"libcuda.so.1", "libnvidia-ml.so.1"}
 
     def library(name: str) -> None:
-        assert name in ("libcuda.so.1", "nvcuda.dll")
-        if not state["here"]:
+        if name not in here:
             raise OSError(name)
 
+    monkeypatch.setattr(gpu, "_CUDA_LIBRARY", "libcuda.so.1")
+    monkeypatch.setattr(gpu, "_NVML_LIBRARY", "libnvidia-ml.so.1")
     monkeypatch.setattr(gpu, "ctypes", SimpleNamespace(CDLL=library))
-    return state
+    return here
 
 
 def reason(found: Gpu | NoGpu) -> str:
@@ -131,32 +134,37 @@ def reason(found: Gpu | NoGpu) -> str:
     return found.reason
 
 
+def unexpected() -> Any:
+    raise AssertionError("this library need not be imported")
+
+
+GPU = Gpu(name=NAME, compute_capability="8.9", memory_bytes=24 << 30, cuda="12.8")
+NO_NVML = {
+    "not installed": no_nvml,
+    "no library": FakeNvml(fails="nvmlInit", error="LibraryNotFound"),
+    "no permission": FakeNvml(fails="nvmlInit", error="NoPermission"),
+    "in part": FakeNvml(fails="nvmlDeviceGetCount", error="NotSupported"),
+}
+
+
 def test_a_gpu() -> None:
-    nvml = FakeNvml()
-    found = find_gpu(cuda(), nvml)
-    expected = Gpu(name=NAME, compute_capability="8.9", memory_bytes=24 << 30, cuda="12.8", driver="580.65.06")
-    assert found == expected
+    found = find_gpu(cuda(), unexpected)
+    assert found == GPU
     assert str(found) == f"{NAME} (compute capability 8.9, 24 GiB)"
-    assert expected.describe_driver() == "driver 580.65.06 for CUDA 12.8"
+
+
+def test_a_driver_is_described_by_its_version_and_cudas() -> None:
+    nvml = FakeNvml()
+    assert describe_driver(GPU, nvml) == "driver 580.65.06 for CUDA 12.8"
     assert nvml.opened == 0
 
 
-@pytest.mark.parametrize(
-    "nvml",
-    [
-        no_nvml,
-        FakeNvml(fails="nvmlInit", error="LibraryNotFound"),
-        FakeNvml(fails="nvmlInit", error="NoPermission"),
-        FakeNvml(fails="nvmlDeviceGetCount", error="NotSupported"),
-    ],
-    ids=["not installed", "no library", "no permission", "in part"],
-)
-def test_a_gpu_without_nvml_as_on_jetson(nvml: Any) -> None:
+@pytest.mark.parametrize("nvml", NO_NVML.values(), ids=NO_NVML)
+def test_a_gpu_without_nvml_as_on_jetson(nvml: Any, drivers: set[str]) -> None:
     """CUDA decides whether there is a GPU; without NVML only the driver's version is unknown."""
-    found = find_gpu(cuda(), nvml)
-    assert found == Gpu(name=NAME, compute_capability="8.9", memory_bytes=24 << 30, cuda="12.8")
-    assert isinstance(found, Gpu)
-    assert found.describe_driver() == "driver for CUDA 12.8"
+    drivers.remove("libnvidia-ml.so.1")
+    assert find_gpu(cuda(), nvml) == GPU
+    assert describe_driver(GPU, nvml) == "driver for CUDA 12.8"
 
 
 @pytest.mark.parametrize("nvml", [FakeNvml(gpus=0), no_nvml])
@@ -185,31 +193,59 @@ def test_a_call_of_cuda_that_fails(call: str) -> None:
     ("error", "word"),
     [("DriverNotLoaded", "not loaded"), ("NoPermission", "permission"), ("LibRmVersionMismatch", "different versions")],
 )
-def test_nvml_says_why_the_driver_cannot_be_used(error: str, word: str, libcuda: dict[str, bool]) -> None:
+def test_nvml_says_why_the_driver_cannot_be_used(error: str, word: str, drivers: set[str]) -> None:
     nvml = FakeNvml(fails="nvmlInit", error=error)
     broken = cuda(fails="cuInit", status=Status.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH)
     assert word in reason(find_gpu(broken, nvml))
-    libcuda["here"] = False
+    drivers.remove("libcuda.so.1")
     assert word in reason(find_gpu(broken, nvml))
 
 
-def test_no_driver(libcuda: dict[str, bool]) -> None:
-    """Said without an import of cuda.core, which would not help."""
-    libcuda["here"] = False
+def test_no_driver(drivers: set[str]) -> None:
+    """Said without an import of either library, which takes its time and would not help."""
+    drivers.clear()
+    assert reason(find_gpu(unexpected, unexpected)) == "there is no NVIDIA driver"
 
-    def unexpected() -> tuple[Any, Any]:
-        raise AssertionError
 
-    for nvml in (no_nvml, FakeNvml(fails="nvmlInit", error="LibraryNotFound")):
-        assert reason(find_gpu(unexpected, nvml)) == "there is no NVIDIA driver"
-    # A container with the driver's utilities and without its compute library.
+def test_a_container_with_the_drivers_tools_and_without_its_cuda(drivers: set[str]) -> None:
+    drivers.remove("libcuda.so.1")
     found = find_gpu(unexpected, FakeNvml())
     assert reason(found) == "the NVIDIA driver 580.65.06 is here without CUDA's library"
+    assert reason(find_gpu(unexpected, no_nvml)) == "there is no NVIDIA driver"
 
 
 def test_no_cuda_core() -> None:
     found = find_gpu(no_cuda, FakeNvml())
     assert found == NoGpu(reason="cuda.core is not installed", mend="pip install 'latentrt[rtx]'")
+
+
+class BrokenFinder(MetaPathFinder):
+    """Fails at the import of `cuda`."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        if name == "cuda":
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ModuleNotFoundError("No module named 'cuda'"), "cuda.core is not installed"),
+        (ImportError("cuda.bindings 12.x or 13.x must be installed"), "cuda.core cannot be loaded (cuda.bindings 12.x"),
+        (RuntimeError("function cuX is missing"), "cuda.core cannot be loaded (function cuX is missing)"),
+    ],
+)
+def test_a_library_that_cannot_be_imported(error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "cuda"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [BrokenFinder(error), *sys.meta_path])
+    assert reason(find_gpu(nvml=FakeNvml())).startswith(expected)
+    with pytest.raises(BackendError, match=r"cuda\.core .*install") as caught:
+        import_cuda()
+    assert isinstance(caught.value, MissingExtraError) is isinstance(error, ModuleNotFoundError)
 
 
 def test_memory_in_use_is_that_of_cudas_first_gpu() -> None:
