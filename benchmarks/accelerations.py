@@ -12,21 +12,21 @@ FOLDER`, and `--token-merging 0.5` for those that merge tokens.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import FOLDER, PATH, REPORT, benchmark, command_line, write_report
 from benchmarks.full_size import machine
 from benchmarks.psnr import psnr_db
 from latentrt import Pipeline
@@ -87,8 +87,20 @@ class Found:
     speed_up: list[float] = field(default_factory=list)
 
 
-def main() -> None:
-    arguments = parse()
+@benchmark("benchmarks.accelerations", __doc__)
+@click.argument("bundle", type=FOLDER)
+@click.option("--merged", type=FOLDER, help="the bundle of full size, exported with --token-merging")
+@click.option("--sample", type=FOLDER, default=bundle_path(), help="the sample bundle", show_default="the runtime's")
+@click.option("--sample-merged", type=FOLDER, help="the sample bundle, exported with --token-merging")
+@click.option("--precision", help="precision on a CPU; by default the bundle's")
+@click.option("--steps", type=int, default=20, help="steps of images of full size")
+@click.option("--rounds", type=int, default=3)
+@click.option("--prompts", type=int, default=256, help="prompts for the sample model")
+@click.option("--output", type=PATH, help=REPORT)
+def main(**given: Any) -> None:
+    arguments = SimpleNamespace(**given)
+    if (arguments.merged is None) != (arguments.sample_merged is None):
+        raise click.UsageError("got one of --merged and --sample-merged, expected both or none")
     console = Console()
     found = {variant.name: Found() for variant in VARIANTS if arguments.merged or not variant.merged}
     variants = [variant for variant in VARIANTS if variant.name in found]
@@ -96,7 +108,7 @@ def main() -> None:
     measure_speed(variants, found, arguments)
     console.print(as_table(found, arguments.prompts))
     report = {
-        "command": "python -m benchmarks.accelerations " + " ".join(sys.argv[1:]),
+        "command": command_line("benchmarks.accelerations"),
         "machine": machine(),
         "runs_on": {name: str(each) for name, each in load(arguments.bundle, arguments).runs_on.items()},
         "sample": {"prompts": arguments.prompts, **asdict(Settings())},
@@ -106,33 +118,14 @@ def main() -> None:
         },
     }
     if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(arguments.output, report)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="a bundle of full size")
-    parser.add_argument("--merged", type=Path, help="the bundle of full size, exported with --token-merging")
-    parser.add_argument(
-        "--sample", type=Path, default=bundle_path(), help="the sample bundle; by default the runtime's"
-    )
-    parser.add_argument("--sample-merged", type=Path, help="the sample bundle, exported with --token-merging")
-    parser.add_argument("--precision", help="precision on a CPU; by default the bundle's")
-    parser.add_argument("--steps", type=int, default=20, help="steps of images of full size, by default 20")
-    parser.add_argument("--rounds", type=int, default=3, help="by default 3")
-    parser.add_argument("--prompts", type=int, default=256, help="prompts for the sample model, by default 256")
-    parser.add_argument("--output", type=Path, help="a JSON report")
-    arguments = parser.parse_args()
-    if (arguments.merged is None) != (arguments.sample_merged is None):
-        parser.error("got one of --merged and --sample-merged, expected both or none")
-    return arguments
-
-
-def load(bundle: Path, arguments: argparse.Namespace) -> Pipeline:
+def load(bundle: Path, arguments: SimpleNamespace) -> Pipeline:
     return Pipeline.load(bundle, precision=arguments.precision)
 
 
-def measure_quality(variants: Sequence[Variant], found: dict[str, Found], arguments: argparse.Namespace) -> None:
+def measure_quality(variants: Sequence[Variant], found: dict[str, Found], arguments: SimpleNamespace) -> None:
     """Count the right images of the sample model, and compute their PSNR in decibels against the exact ones."""
     prompts = held_out_prompts(arguments.prompts, PROMPT_SEED)
     pipelines = {False: load(arguments.sample, arguments)}
@@ -151,7 +144,7 @@ def measure_quality(variants: Sequence[Variant], found: dict[str, Found], argume
         print(f"{variant.name}: {found[variant.name].right} of {len(prompts)} right", flush=True)
 
 
-def measure_speed(variants: Sequence[Variant], found: dict[str, Found], arguments: argparse.Namespace) -> None:
+def measure_speed(variants: Sequence[Variant], found: dict[str, Found], arguments: SimpleNamespace) -> None:
     """Time images of full size, and compute their PSNR in decibels against the exact ones."""
     pipelines = {False: load(arguments.bundle, arguments)}
     if arguments.merged:

@@ -10,7 +10,6 @@ resumed counts each time. The frames are those on the stack of the last step whe
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import click
+
 import latentrt
+from benchmarks.command import benchmark
 from latentrt import Pipeline
 from latentrt.backends.session import Session
 from latentrt.sampling.loop import step
@@ -81,11 +83,10 @@ def _frames_of_step(frame: FrameType | None) -> list[str]:
     return []
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20)
-    arguments = parser.parse_args()
-    calls = count_calls(arguments.steps)
+@benchmark("benchmarks.calls", __doc__)
+@click.option("--steps", type=click.IntRange(1), default=20)
+def main(steps: int) -> None:
+    calls = count_calls(steps)
     print(f"source files entered: {len(calls.by_file)}")
     for name, number in sorted(calls.by_file.items(), key=lambda item: -item[1]):
         print(f"  {number:>6} {name}")

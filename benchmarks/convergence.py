@@ -9,15 +9,15 @@ fitted by least squares from 128 evaluations on; see docs/samplers.md.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
+from benchmarks.command import PATH, REPORT, benchmark, write_report
 from benchmarks.convergence_cases import CASES, Case
 from benchmarks.full_size import machine
 from benchmarks.gaussian_flow import final_error
@@ -62,11 +62,10 @@ class Measured:
     own_start_points: list[Point]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
-    parser.add_argument("--plot", type=Path, help="the plot, an SVG file; needs matplotlib")
-    arguments = parser.parse_args()
+@benchmark("benchmarks.convergence", __doc__)
+@click.option("--output", type=PATH, required=True, help=REPORT)
+@click.option("--plot", type=PATH, help="the plot, an SVG file; needs matplotlib")
+def main(output: Path, plot: Path | None) -> None:
     measured = [measure(case) for case in CASES]
     report: dict[str, Any] = {
         "command": "python -m benchmarks.convergence",
@@ -74,13 +73,12 @@ def main() -> None:
         "fitted_evaluations": FITTED,
         "solvers": [encode(each) for each in measured],
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_report(output, report)
     print(markdown(report["solvers"]))
-    if arguments.plot is not None:
-        from benchmarks.convergence_plot import plot
+    if plot is not None:
+        from benchmarks.convergence_plot import plot as write_plot
 
-        plot(measured, FITTED, arguments.plot)
+        write_plot(measured, FITTED, plot)
 
 
 def measure(case: Case) -> Measured:

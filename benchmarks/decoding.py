@@ -11,7 +11,6 @@ twice its side.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,14 +21,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
+import click
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import FOLDER, PATH, REPORT, benchmark, command_line, write_report
 from benchmarks.full_size import machine
 from benchmarks.peer_process import anonymous_bytes
 from benchmarks.psnr import psnr_db
@@ -68,14 +70,29 @@ class Found:
     largest: int | None = None
 
 
-def main() -> None:
-    arguments = parse()
+@benchmark("benchmarks.decoding", __doc__)
+@click.argument("bundle", type=FOLDER)
+@click.option(
+    "--side", "sides", multiple=True, type=int, default=[512, 1024], help="of images in pixels; may be repeated"
+)
+@click.option("--on", multiple=True, type=click.Choice(get_args(CpuBackend)), default=get_args(CpuBackend))
+@click.option(
+    "--way", "ways", multiple=True, type=click.Choice(get_args(Way)), default=get_args(Way), help="with whole"
+)
+@click.option("--precision", type=click.Choice(get_args(ComputePrecision)), help="by default the bundle's")
+@click.option("--threads", type=int, default=2)
+@click.option("--repeats", type=int, default=1, help="decodes of 512 × 512 in each process; 1 for larger")
+@click.option("--prompts", type=int, default=16, help="images of the sample model")
+@click.option("--output", type=PATH, help=REPORT)
+@click.option("--one", nargs=4, metavar="WAY BACKEND SIDE FILE", hidden=True)
+def main(**given: Any) -> None:
+    arguments = SimpleNamespace(**given)
     if arguments.one:
         measure_one(arguments)
         return
     bundle = Bundle.open(arguments.bundle)
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.decoding " + " ".join(sys.argv[1:]),
+        "command": command_line("benchmarks.decoding"),
         "machine": machine(),
         "threads": arguments.threads,
         "full_size": {},
@@ -87,28 +104,13 @@ def main() -> None:
             report["full_size"].setdefault(str(side), {})[backend] = {
                 name: asdict(each) for name, each in found.items()
             }
-            write(report, arguments.output)
+            if arguments.output:
+                write_report(arguments.output, report)
     if "tiled" in arguments.ways:
         report["sample"] = measure_tiles(arguments.prompts)
-        write(report, arguments.output)
+        if arguments.output:
+            write_report(arguments.output, report)
     Console(width=110).print(as_table(report))
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="a bundle of full size")
-    parser.add_argument("--sides", nargs="+", type=int, default=[512, 1024], help="sides of images, in pixels")
-    parser.add_argument("--on", nargs="+", choices=get_args(CpuBackend), default=list(get_args(CpuBackend)))
-    parser.add_argument(
-        "--ways", nargs="+", choices=get_args(Way), default=list(get_args(Way)), help="variants, including whole"
-    )
-    parser.add_argument("--precision", choices=get_args(ComputePrecision), help="by default the bundle's")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=1, help="decodes of 512 × 512 in each process; 1 for larger")
-    parser.add_argument("--prompts", type=int, default=16, help="images of the sample model")
-    parser.add_argument("--output", type=Path, help="a JSON report")
-    parser.add_argument("--one", nargs=4, metavar=("WAY", "BACKEND", "SIDE", "FILE"), help=argparse.SUPPRESS)
-    return parser.parse_args()
 
 
 def ways_of(bundle: Bundle) -> list[Way]:
@@ -118,7 +120,7 @@ def ways_of(bundle: Bundle) -> list[Way]:
     return [*ways, "tiled", "small tiles", *(["preview"] if "preview_decoder" in components else [])]  # type: ignore[list-item]
 
 
-def measure(arguments: argparse.Namespace, backend: str, side: int, ways: Sequence[Way]) -> dict[str, Found]:
+def measure(arguments: SimpleNamespace, backend: str, side: int, ways: Sequence[Way]) -> dict[str, Found]:
     """Measure every variant, each in a process of its own."""
     found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +138,7 @@ def measure(arguments: argparse.Namespace, backend: str, side: int, ways: Sequen
     return found
 
 
-def measure_one(arguments: argparse.Namespace) -> None:
+def measure_one(arguments: SimpleNamespace) -> None:
     """Measure one variant in this process, and print the result."""
     way, backend, side, file = arguments.one
     bundle = Bundle.open(arguments.bundle)
@@ -237,12 +239,6 @@ def compare(pixels: Pixels, whole: Pixels) -> dict[str, Any]:
     """Return the PSNR in decibels and the largest difference in levels."""
     off = np.abs(pixels.astype(np.int64) - whole)
     return {"psnr": psnr_db(pixels, whole, digits=1), "largest": int(off.max())}
-
-
-def write(report: dict[str, Any], place: Path | None) -> None:
-    if place:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def as_table(report: dict[str, Any]) -> Table:

@@ -10,13 +10,15 @@ images, with TensorRT-RTX, for compute capability 8.9. Engines go into a tempora
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import click
+
+from benchmarks.command import FOLDER, PATH, REPORT, benchmark, write_report
 from benchmarks.full_size import machine
 from latentrt.bundle.bundle import Bundle
 from latentrt.engines.gpu import find_gpu
@@ -32,12 +34,11 @@ CAPABILITY = "8.9"
 PROFILES = {"512x512, batch 1": ("512x512", "1"), "256 to 768, batch 1 to 4": ("256x256:512x512:768x768", "1:1:4")}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
-    arguments = parser.parse_args()
-    bundle, library = Bundle.open(arguments.bundle), load_library("tensorrt_rtx")
+@benchmark("benchmarks.engines", __doc__)
+@click.argument("folder", metavar="BUNDLE", type=FOLDER)
+@click.option("--output", type=PATH, required=True, help=REPORT)
+def main(folder: Path, output: Path) -> None:
+    bundle, library = Bundle.open(folder), load_library("tensorrt_rtx")
     report: dict[str, Any] = {
         "command": "python -m benchmarks.engines",
         "machine": machine(),
@@ -50,8 +51,7 @@ def main() -> None:
         },
     }
     report["engines"] = {name: measure(bundle, library, *profile) for name, profile in PROFILES.items()}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(output, report)
     print(json.dumps(report["engines"], indent=2))
 
 

@@ -9,7 +9,6 @@ every command in a process of its own. Needs about 24 GB of disk.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -17,37 +16,39 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
+
+from benchmarks.command import PATH, REPORT, benchmark, write_report
 
 CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/checkpoints/configs"
 PROMPT = "a photograph of an astronaut riding a horse"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoint and bundles; kept")
-    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
-    parser.add_argument("--precisions", nargs="+", default=["float32", "float16"])
-    parser.add_argument("--runs-only", action="store_true", help="run the bundles of an earlier report again")
-    arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    checkpoint = arguments.work / "checkpoint"
+@benchmark("benchmarks.full_size", __doc__)
+@click.option("--work", type=PATH, required=True, help="folder of checkpoint and bundles; kept")
+@click.option("--output", type=PATH, required=True, help=REPORT)
+@click.option("--precision", "precisions", multiple=True, default=["float32", "float16"], help="may be repeated")
+@click.option("--runs-only", is_flag=True, help="run the bundles of an earlier report again")
+def main(work: Path, output: Path, precisions: Sequence[str], runs_only: bool) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = work / "checkpoint"
     if not checkpoint.exists():
         subprocess.run([sys.executable, "-m", "benchmarks.full_size_checkpoint", str(checkpoint)], check=True)
     report: dict[str, Any] = {"command": "python -m benchmarks.full_size", "machine": machine()}
-    if arguments.runs_only:
-        report = json.loads(arguments.output.read_text())
-    for precision in arguments.precisions:
-        bundle = arguments.work / precision
-        if not arguments.runs_only:
+    if runs_only:
+        report = json.loads(output.read_text())
+    for precision in precisions:
+        bundle = work / precision
+        if not runs_only:
             report[precision] = measure_export(checkpoint, bundle, precision)
         report[precision]["run_512x512_2_steps"] = measure_runs(bundle)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(output, report)
         print(json.dumps(report[precision], indent=2), flush=True)
 
 

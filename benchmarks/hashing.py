@@ -8,7 +8,6 @@ remembered hashes, and with hashing in spite of remembered ones. Files are in th
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -18,6 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
+
+from benchmarks.command import PATH, REPORT, benchmark, write_report
 from benchmarks.full_size import machine
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.digests import file_record
@@ -30,16 +32,14 @@ RUNS = 5
 SETTLING_SECONDS = 65
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
-    arguments = parser.parse_args()
+@benchmark("benchmarks.hashing", __doc__)
+@click.option("--output", type=PATH, required=True, help=REPORT)
+def main(output: Path) -> None:
     Path("scratch").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir="scratch") as folder:
         os.environ["LATENTRT_CACHE"] = str(Path(folder).absolute() / "cache")
         report = {"command": "python -m benchmarks.hashing", "machine": machine(), **measure(Path(folder) / "bundle")}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(output, report)
     print(json.dumps(report, indent=2))
 
 

@@ -10,8 +10,6 @@ largest.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import subprocess
@@ -21,6 +19,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
+
+from benchmarks.command import FOLDER, PATH, REPORT, benchmark, write_report
 from benchmarks.full_size import machine
 from latentrt.backends.openvino import computes_in_bfloat16
 from latentrt.bundle.bundle import Bundle
@@ -44,13 +45,12 @@ CONFIGURATIONS = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--float16", type=Path, required=True, help="a bundle of that precision")
-    parser.add_argument("--int8", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
-    arguments = parser.parse_args()
-    bundles = {"float16": arguments.float16, "int8": arguments.int8}
+@benchmark("benchmarks.memory", __doc__)
+@click.option("--float16", type=FOLDER, required=True, help="a bundle of that precision")
+@click.option("--int8", type=FOLDER, required=True, help="the same in int8")
+@click.option("--output", type=PATH, required=True, help=REPORT)
+def main(float16: Path, int8: Path, output: Path) -> None:
+    bundles = {"float16": float16, "int8": int8}
     report: dict[str, Any] = {
         "command": "python -m benchmarks.memory --float16 BUNDLE --int8 BUNDLE",
         "machine": machine(),
@@ -66,7 +66,7 @@ def main() -> None:
             found = {"bundle": bundle, "options": options, **measure(bundles[bundle], options)}
             print(found, flush=True)
             report["runs"].append(found)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(output, report)
 
 
 def weights(folder: Path) -> dict[str, float]:

@@ -10,20 +10,20 @@ the shapes inside the graphs.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from benchmarks.command import FOLDER, PATH, REPORT, benchmark, command_line, write_report
 from benchmarks.full_size import machine
 from latentrt.backends.onnxruntime import require
 from latentrt.telemetry import hide_openvino_telemetry
@@ -41,34 +41,6 @@ ORDER = [
 TOKENS = 77
 Feeds = Mapping[str, NDArray[np.float32]]
 Run = Callable[[Feeds], dict[str, NDArray[np.float32]]]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the denoiser's folder in a bundle with parts")
-    parser.add_argument("--graph", default="float32", help="precision of the graphs")
-    parser.add_argument("--side", type=int, default=64, help="side of the latents")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--times", action="store_true", help="also measure times")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="number of times each graph is opened")
-    parser.add_argument("--repeats", type=int, default=3, help="number of runs each time")
-    parser.add_argument("--on", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
-    parser.add_argument("--output", type=Path, help="a JSON report")
-    arguments = parser.parse_args()
-    graphs = graph_files(arguments.folder, arguments.graph)
-    report: dict[str, Any] = {
-        "command": "python -m benchmarks.parts " + " ".join(sys.argv[1:]),
-        "machine": machine(),
-        "shares": shares(graphs, arguments.batch, arguments.side),
-    }
-    print(table(report["shares"]), flush=True)
-    for name in arguments.on if arguments.times else ():
-        seconds = measure(graphs, BACKENDS[name], arguments)
-        report.setdefault("seconds", {})[name] = seconds
-        print(name + "".join(f", {part} {wall:.3f} s ({cpu:.3f})" for part, (wall, cpu) in seconds.items()), flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def graph_files(folder: Path, precision: str) -> dict[str, Path]:
@@ -134,7 +106,7 @@ def weight_bytes(file: Path) -> int:
     )
 
 
-def on_onnxruntime(file: Path, arguments: argparse.Namespace) -> Run:
+def on_onnxruntime(file: Path, arguments: SimpleNamespace) -> Run:
     onnxruntime = require()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = arguments.threads, 3
@@ -143,8 +115,8 @@ def on_onnxruntime(file: Path, arguments: argparse.Namespace) -> Run:
     return lambda feeds: dict(zip(outputs, session.run(outputs, {name: feeds[name] for name in inputs}), strict=True))
 
 
-def on_openvino(precision: str) -> Callable[[Path, argparse.Namespace], Run]:
-    def open_graph(file: Path, arguments: argparse.Namespace) -> Run:
+def on_openvino(precision: str) -> Callable[[Path, SimpleNamespace], Run]:
+    def open_graph(file: Path, arguments: SimpleNamespace) -> Run:
         hints = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "LATENCY",
@@ -168,7 +140,7 @@ BACKENDS = {"onnxruntime": on_onnxruntime, "openvino-f32": on_openvino("f32"), "
 
 
 def measure(
-    graphs: Mapping[str, Path], open_graph: Callable[[Path, argparse.Namespace], Run], arguments: argparse.Namespace
+    graphs: Mapping[str, Path], open_graph: Callable[[Path, SimpleNamespace], Run], arguments: SimpleNamespace
 ) -> dict[str, tuple[float, float]]:
     """Return the median wall and CPU seconds of each graph, over rounds through all graphs.
 
@@ -185,7 +157,7 @@ def measure(
     return {name: (median(wall for wall, _ in each), median(cpu for _, cpu in each)) for name, each in taken.items()}
 
 
-def inputs_of(file: Path, arguments: argparse.Namespace) -> dict[str, NDArray[np.float32]]:
+def inputs_of(file: Path, arguments: SimpleNamespace) -> dict[str, NDArray[np.float32]]:
     """Return inputs of normal noise, float32; the time of a graph does not depend on the values."""
     rng = np.random.default_rng(0)
     model = read(file, arguments.batch, arguments.side)
@@ -196,6 +168,34 @@ def timed(run: Run, values: Feeds) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     run(values)
     return time.perf_counter() - wall, time.process_time() - cpu
+
+
+@benchmark("benchmarks.parts", __doc__)
+@click.argument("folder", type=FOLDER)
+@click.option("--graph", default="float32", help="precision of the graphs")
+@click.option("--side", type=int, default=64, help="side of the latents")
+@click.option("--batch", type=int, default=2)
+@click.option("--times", is_flag=True, help="also measure times")
+@click.option("--threads", type=int, default=2)
+@click.option("--rounds", type=int, default=3, help="number of times each graph is opened")
+@click.option("--repeats", type=int, default=3, help="number of runs each time")
+@click.option("--on", multiple=True, type=click.Choice([*BACKENDS]), default=[*BACKENDS], help="may be repeated")
+@click.option("--output", type=PATH, help=REPORT)
+def main(**given: Any) -> None:
+    arguments = SimpleNamespace(**given)
+    graphs = graph_files(arguments.folder, arguments.graph)
+    report: dict[str, Any] = {
+        "command": command_line("benchmarks.parts"),
+        "machine": machine(),
+        "shares": shares(graphs, arguments.batch, arguments.side),
+    }
+    print(table(report["shares"]), flush=True)
+    for name in arguments.on if arguments.times else ():
+        seconds = measure(graphs, BACKENDS[name], arguments)
+        report.setdefault("seconds", {})[name] = seconds
+        print(name + "".join(f", {part} {wall:.3f} s ({cpu:.3f})" for part, (wall, cpu) in seconds.items()), flush=True)
+    if arguments.output:
+        write_report(arguments.output, report)
 
 
 if __name__ == "__main__":

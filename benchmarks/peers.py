@@ -16,7 +16,6 @@ components alone and generates no images.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -24,10 +23,13 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 
+from benchmarks.command import PATH, REPORT, benchmark, write_report
 from benchmarks.full_size import PROMPT, machine
 from benchmarks.peer_adapters.protocol import Job
 from benchmarks.peer_catalogue import REFERENCE, Configuration, select
@@ -44,8 +46,26 @@ __all__ = ["Bench"]
 GUIDANCE_SCALE = 7.5
 
 
-def main() -> None:
-    arguments = parse(sys.argv[1:])
+@benchmark("benchmarks.peers", __doc__)
+@click.argument("checkpoint", type=PATH, required=False)
+@click.option("--work", type=PATH, help="folder of environments, models and images; kept")
+@click.option("--output", type=PATH, help=REPORT)
+@click.option("--markdown", type=PATH, help="the tables")
+@click.option("--plot", type=PATH, help="the plot, an SVG file; needs matplotlib")
+@click.option("--render", type=PATH, metavar="REPORT", help="render this report, measure nothing")
+@click.option("--only", multiple=True, metavar="WORDS", help="configurations whose name has the words; may be repeated")
+@click.option("--steps", type=click.IntRange(2), default=10)
+@click.option("--size", type=click.IntRange(64), default=512, help="side of an image in pixels")
+@click.option("--rounds", type=click.IntRange(1), default=3)
+@click.option("--images", type=click.IntRange(1), default=2, help="images after the first, in each round")
+@click.option("--calls", type=click.IntRange(1), default=5, help="calls of each component alone, in each round")
+@click.option("--components", is_flag=True, help="only run components alone; no images")
+@click.option("--threads", type=click.IntRange(1), default=len(os.sched_getaffinity(0)))
+@click.option("--seed", type=int, default=0)
+@click.option("--timeout", type=float, default=3600.0, help="time limit of one process, in seconds")
+def main(**given: Any) -> None:
+    arguments = SimpleNamespace(**given)
+    check(arguments)
     if arguments.render is not None:
         report = json.loads(arguments.render.read_text())
     else:
@@ -66,36 +86,18 @@ def main() -> None:
         write_plot(report, arguments.plot)
 
 
-def parse(given: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="a diffusers folder of Stable Diffusion 1.x")
-    parser.add_argument("--work", type=Path, help="folder of environments, models and images; kept")
-    parser.add_argument("--output", type=Path, help="the JSON report")
-    parser.add_argument("--markdown", type=Path, help="the tables")
-    parser.add_argument("--plot", type=Path, help="the plot, an SVG file; needs matplotlib")
-    parser.add_argument("--render", type=Path, metavar="REPORT", help="render this report, measure nothing")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORDS", help="configurations whose name contains one")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--size", type=int, default=512, help="side of an image in pixels")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2, help="images after the first, in each round")
-    parser.add_argument("--calls", type=int, default=5, help="calls of each component alone, in each round")
-    parser.add_argument("--components", action="store_true", help="only run components alone; no images")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=3600, help="time limit of one process, in seconds")
-    arguments = parser.parse_args(given)
+def check(arguments: SimpleNamespace) -> None:
+    """Refuse arguments that do not belong together."""
     if arguments.render is None and None in (arguments.checkpoint, arguments.work, arguments.output):
-        parser.error("expected a checkpoint, --work and --output, or --render")
-    if arguments.steps < 2 or min(arguments.rounds, arguments.images, arguments.calls) < 1 or arguments.size % 64:
-        parser.error("expected 2 or more --steps, 1 or more of the rest, and a --size that is a multiple of 64")
-    return arguments
+        raise click.UsageError("expected a checkpoint, --work and --output, or --render")
+    if arguments.size % 64:
+        raise click.UsageError(f"got --size {arguments.size}, expected a multiple of 64")
 
 
 class Bench:
     """One run of the comparison, and its report, which is written after every process."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: SimpleNamespace) -> None:
         self.arguments, self.work = arguments, arguments.work.resolve()
         self.python_of: Callable[[str], Path] = cache(lambda name: make_environment(name, self.work / "environments"))
         self.ready: dict[str, tuple[Configuration, Path, Path]] = {}
@@ -224,17 +226,15 @@ class Bench:
         self._write()
 
     def _write(self) -> None:
-        output = self.arguments.output
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
+        write_report(self.arguments.output, self.report)
 
 
-def _command(arguments: argparse.Namespace) -> str:
+def _command(arguments: SimpleNamespace) -> str:
     """Return the command line without this machine's paths."""
     numbers = ("steps", "size", "rounds", "images", "calls", "threads", "seed")
     options = [f"--{name} {getattr(arguments, name)}" for name in numbers]
     options += ["--components"] if arguments.components else []
-    options += ["--only", *map(shlex.quote, arguments.only)] if arguments.only else []
+    options += [f"--only {shlex.quote(words)}" for words in arguments.only]
     return f"python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers {' '.join(options)}"
 
 

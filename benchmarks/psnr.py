@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 __all__ = ["psnr_db"]
 
 
-def psnr_db(pixels: NDArray[Any], reference: NDArray[Any], digits: int = 2) -> float | None:
+def psnr_db(pixels: NDArray[Any], reference: NDArray[Any], *, digits: int = 2) -> float | None:
     """Return the PSNR of 8-bit pixels in decibels, over all values; None if they are equal."""
     from skimage.metrics import peak_signal_noise_ratio
 

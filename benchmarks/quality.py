@@ -12,19 +12,19 @@ one is missed, as some are with too few prompts. About 8 minutes a column on two
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
+import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.command import PATH, REPORT, benchmark, command_line, write_report
 from benchmarks.full_size import machine
 from latentrt import Bundle, Pipeline
 from latentrt.backends.models import Components
@@ -53,12 +53,37 @@ class Column:
     readings: list[Reading]
 
 
-def main() -> None:
-    arguments = parse()
+@benchmark("benchmarks.quality", __doc__)
+@click.argument("bundles", metavar="[BUNDLE]...", type=PATH, nargs=-1)
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    type=click.Choice(["float32", "float16", "int8"]),
+    help="by default float32, or int8 for a bundle of int8; may be repeated",
+)
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    type=click.Choice(["openvino", "cuda", "tensorrt"]),
+    help="a backend in addition to the graphs; may be repeated. Build engines with --batch 1..32 --guidance both",
+)
+@click.option("--prompts", type=click.IntRange(4), default=256, help="number of prompts")
+@click.option("--safety-images", type=click.IntRange(0), default=512, help="images of each kind; 0 for none")
+@click.option("--steps", type=click.IntRange(1), default=25)
+@click.option("--guidance-scale", type=float, default=5.0, help="0 or more")
+@click.option("--sampler", type=click.Choice(sorted(SAMPLERS)), default="ddim")
+@click.option("--bars", is_flag=True, help="exit with 1 if a bar is missed")
+@click.option("--output", type=PATH, help=REPORT)
+def main(**given: Any) -> None:
+    arguments = SimpleNamespace(**given)
+    if not arguments.guidance_scale >= 0:  # also for NaN, which is in any range of click's
+        raise click.UsageError(f"got --guidance-scale {arguments.guidance_scale}, expected 0 or more")
     settings = Settings(arguments.steps, arguments.guidance_scale, arguments.sampler)
     console = Console()
     columns = []
-    for bundle, graph in arguments.wanted:
+    for bundle, graph in open_bundles(arguments):
         columns.append(measure(bundle, graph, settings, arguments.prompts, arguments.safety_images, console))
     prompts = held_out_prompts(arguments.prompts, PROMPT_SEED)
     for column in columns[1:]:
@@ -72,7 +97,7 @@ def main() -> None:
         console.print(f"missed: {failure}", highlight=False, soft_wrap=True)
     if arguments.output:
         report = {
-            "command": "python -m benchmarks.quality " + " ".join(sys.argv[1:]),
+            "command": command_line("benchmarks.quality"),
             "machine": machine(),
             "settings": asdict(settings),
             "columns": [
@@ -85,58 +110,27 @@ def main() -> None:
                 for column in columns
             ],
         }
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(arguments.output, report)
     if failures and arguments.bars:
         sys.exit(1)
 
 
-def parse() -> argparse.Namespace:
-    """Parse the arguments; `wanted` holds pairs of an opened bundle and the name of a graph or a device."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="*", help="bundles of the sample model; by default the runtime's")
-    parser.add_argument(
-        "--graph",
-        action="append",
-        choices=["float32", "float16", "int8"],
-        help="by default float32, or int8 for a bundle of int8; may be repeated",
-    )
-    parser.add_argument(
-        "--device",
-        action="append",
-        default=[],
-        choices=["openvino", "cuda", "tensorrt"],
-        help="a backend in addition to the graphs; may be repeated. Build engines with --batch 1..32 --guidance both",
-    )
-    parser.add_argument("--prompts", type=int, default=256, help="number of prompts, at least 4; by default 256")
-    parser.add_argument(
-        "--safety-images", type=int, default=512, help="images of each kind; by default 512, 0 for none"
-    )
-    parser.add_argument("--steps", type=int, default=25, help="by default 25")
-    parser.add_argument("--guidance-scale", type=float, default=5.0, help="by default 5")
-    parser.add_argument("--sampler", choices=sorted(SAMPLERS), default="ddim", help="by default ddim")
-    parser.add_argument("--bars", action="store_true", help="exit with 1 if a bar is missed")
-    parser.add_argument("--output", type=Path, help="a JSON report")
-    arguments = parser.parse_args()
-    for name, least in (("prompts", 4), ("safety_images", 0), ("steps", 1), ("guidance_scale", 0)):
-        if not getattr(arguments, name) >= least:
-            found = getattr(arguments, name)
-            parser.error(f"got --{name.replace('_', '-')} {found}, expected {least} or more")
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.wanted = []
-    for path in arguments.bundle or [bundle_path()]:
+def open_bundles(arguments: SimpleNamespace) -> list[tuple[Bundle, Any]]:
+    """Return pairs of an opened bundle and the name of a graph or a device."""
+    wanted: list[tuple[Bundle, Any]] = []
+    for path in arguments.bundles or [bundle_path()]:
         try:
             bundle = Bundle.open(path)
         except LatentRTError as error:
-            parser.error(str(error))
+            raise click.UsageError(str(error)) from error
         size = bundle.manifest.defaults.height, bundle.manifest.defaults.width
         if size != (EDGE, EDGE):
-            parser.error(
+            raise click.UsageError(
                 f"{path} generates {size[1]} × {size[0]}, expected a bundle of the sample model, {EDGE} × {EDGE}"
             )
         own = "int8" if bundle.manifest.precision == "int8" else "float32"
-        arguments.wanted += [(bundle, backend) for backend in [*(arguments.graph or [own]), *arguments.device]]
-    return arguments
+        wanted += [(bundle, backend) for backend in [*(arguments.graphs or [own]), *arguments.devices]]
+    return wanted
 
 
 def measure(

@@ -10,17 +10,18 @@ interrupted run resumes. About two minutes for each sampler on two CPU cores, fo
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.command import PATH, REPORT, benchmark
 from benchmarks.full_size import machine
 from latentrt import Pipeline
 from latentrt.bundle.atomic_file import write_atomically
@@ -42,8 +43,16 @@ COLUMNS = {
 }
 
 
-def main() -> None:
-    arguments = parse()
+@benchmark("benchmarks.samplers", __doc__)
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--samplers", help="comma-separated; by default all that suit the model")
+@click.option("--steps", default="5,10,25", help="comma-separated")
+@click.option("--prompts", type=click.IntRange(1), default=256)
+@click.option("--output", type=PATH, required=True, help=REPORT)
+@click.option("--markdown", type=PATH, help="a table of the shares of fully right images")
+def main(**given: Any) -> None:
+    arguments = SimpleNamespace(**given)
+    resolve(arguments)
     pipeline, cells, report = arguments.pipeline, arguments.cells, arguments.report
     prompts = held_out_prompts(arguments.prompts, PROMPT_SEED)
     console = Console()
@@ -61,41 +70,30 @@ def main() -> None:
         arguments.markdown.write_text(as_markdown(report["measured"], arguments.samplers, arguments.steps))
 
 
-def parse() -> argparse.Namespace:
-    """Parse the arguments; adds the `pipeline`, the `cells` to measure and the `report` to continue."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, nargs="?", help="a bundle of the sample model; by default the runtime's")
-    parser.add_argument("--samplers", help="comma-separated; by default all that suit the model")
-    parser.add_argument("--steps", default="5,10,25", help="by default 5,10,25")
-    parser.add_argument("--prompts", type=int, default=256, help="by default 256")
-    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
-    parser.add_argument("--markdown", type=Path, help="a table of the shares of fully right images")
-    arguments = parser.parse_args()
+def resolve(arguments: SimpleNamespace) -> None:
+    """Add the `pipeline`, the `cells` to measure and the `report` to continue."""
     try:
         arguments.steps = [int(part) for part in arguments.steps.split(",")]
     except ValueError:
-        parser.error(f"got --steps {arguments.steps}, expected whole numbers, comma-separated")
-    if arguments.prompts < 1:
-        parser.error(f"got --prompts {arguments.prompts}, expected 1 or more")
+        raise click.UsageError(f"got --steps {arguments.steps}, expected whole numbers, comma-separated") from None
     try:
         arguments.pipeline = Pipeline.load(arguments.bundle, device="cpu")
     except LatentRTError as error:
-        parser.error(str(error))
+        raise click.UsageError(str(error)) from error
     manifest = arguments.pipeline.bundle.manifest
     if not is_sample_model(manifest):
-        parser.error(f"{arguments.bundle} is not of the sample model; the judge reads no other images")
+        raise click.UsageError(f"{arguments.bundle} is not of the sample model; the judge reads no other images")
     names = [name.strip() for name in arguments.samplers.split(",")] if arguments.samplers else None
     arguments.samplers = names or [*suiting_samplers(arguments.pipeline.family.scheduler.class_name), *VARIANTS]
     try:
         request = Request.of(prompt="", seed=0)
         arguments.cells = plan_cells(arguments.pipeline, request, arguments.samplers, arguments.steps)
     except LatentRTError as error:
-        parser.error(str(error))
-    arguments.report = read_report(parser, arguments)
-    return arguments
+        raise click.UsageError(str(error)) from error
+    arguments.report = read_report(arguments)
 
 
-def read_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+def read_report(arguments: SimpleNamespace) -> dict[str, Any]:
     """Return the existing report if it has the same settings, or an empty one if there is none."""
     manifest = arguments.pipeline.bundle.manifest
     settings = {
@@ -107,7 +105,9 @@ def read_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
     if arguments.output.exists():
         report: dict[str, Any] = json.loads(arguments.output.read_text())
         if report.get("settings") != settings:
-            parser.error(f"{arguments.output} has results for other prompts or weights; move it away to start anew")
+            raise click.UsageError(
+                f"{arguments.output} has results for other prompts or weights; move it away to start anew"
+            )
         return report
     return {"command": "python -m benchmarks.samplers", "machine": machine(), "settings": settings, "measured": {}}
 

@@ -10,16 +10,19 @@ the same with `latentrt[openvino]`: the first run, which compiles, and the later
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import venv
 from pathlib import Path
 from typing import Any
 
+import click
+import pyperf
+
+from benchmarks.command import PATH, REPORT, benchmark, write_report
 from benchmarks.full_size import machine
 
 ROOT = Path(__file__).parent.parent
@@ -27,14 +30,12 @@ RUNS = 15
 PROMPT = "a large red circle on a blue background"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="the JSON report")
-    arguments = parser.parse_args()
+@benchmark("benchmarks.startup", __doc__)
+@click.option("--output", type=PATH, required=True, help=REPORT)
+def main(output: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = {"command": "python -m benchmarks.startup", "machine": machine(), **measure(Path(folder))}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(output, report)
     print(json.dumps(report, indent=2))
 
 
@@ -90,13 +91,13 @@ def installed_bytes(folder: Path) -> int:
 
 
 def median(command: list[Any]) -> float:
-    """Return the median wall time in seconds."""
-    times = []
-    for _ in range(RUNS + 1):
-        started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        times.append(time.perf_counter() - started)
-    return round(statistics.median(times[1:]), 3)
+    """Return the median wall time of a command in seconds, of runs after an untimed one."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "times.json"
+        runs = ["--processes", "1", "--warmups", "1", "--values", str(RUNS), "--loops", "1"]
+        pyperf_command = [sys.executable, "-m", "pyperf", "command", "--quiet", *runs, "--output", file, "--", *command]
+        subprocess.run(pyperf_command, check=True, stdout=subprocess.DEVNULL)
+        return round(float(pyperf.Benchmark.load(str(file)).median()), 3)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,8 @@ def test_a_report_is_shown_again(
     path.write_text(json.dumps(report))
     shown = ["--render", str(path), "--markdown", str(table), "--plot", str(plot)]
     monkeypatch.setattr(sys, "argv", ["peers", *shown])
-    peers.main()
+    with pytest.raises(SystemExit) as ended:
+        peers.main()
+    assert ended.value.code == 0
     assert table.read_text() == capsys.readouterr().out == markdown(report) + "\n"
     assert plot.read_text().startswith("<?xml")

@@ -10,6 +10,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,10 @@ def job(tmp_path: Path) -> Job:
         calls=4,
         began=0.0,
     )
+
+
+def parse(given: list[str]) -> SimpleNamespace:
+    return SimpleNamespace(**peers.main.make_context("peers", given).params)
 
 
 def measure(job: Job, module: str = FAKE, timeout_s: float = 60) -> dict[str, Any]:
@@ -191,13 +196,19 @@ def test_psnr() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["", "checkpoint", "c --work w --output o --steps 1", "c --work w --output o --size 500"]
+    ("given", "wrong"),
+    [
+        ("", "expected a checkpoint"),
+        ("checkpoint", "expected a checkpoint"),
+        ("c --work w --output o --steps 1", "--steps"),
+        ("c --work w --output o --size 500", "--size 500, expected a multiple of 64"),
+    ],
 )
-def test_arguments_that_are_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_that_are_refused(given: str, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
-        peers.parse(given.split())
+        peers.main(given.split())
     assert refused.value.code == 2
-    assert "expected" in capsys.readouterr().err
+    assert wrong in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("has", [False, True])
@@ -205,7 +216,7 @@ def test_bfloat16_is_measured_only_on_a_cpu_that_supports_it(
     has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ["checkpoint", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "report.json")]
-    bench = peers.Bench(peers.parse(given))
+    bench = peers.Bench(parse(given))
     monkeypatch.setattr(peers, "computes_in_bfloat16", lambda: has)
     monkeypatch.setattr(peers, "make_environment", lambda name, folder: Path(sys.executable))
     monkeypatch.setattr(peers, "describe_environment", lambda name, python: {"packages": {}})
@@ -221,7 +232,7 @@ def test_bfloat16_is_measured_only_on_a_cpu_that_supports_it(
 def test_rounds_continue_without_failed_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, measured = tmp_path / "report.json", []
     given = [str(ROOT / "sample/checkpoint"), "--work", str(tmp_path / "work"), "--output", str(output)]
-    arguments = peers.parse([*given, "--size", "64", "--rounds", "2", "--images", "1"])
+    arguments = parse([*given, "--size", "64", "--rounds", "2", "--images", "1"])
 
     def environment(name: str, folder: Path) -> Path:
         if name == "optimum-onnx":
@@ -264,12 +275,12 @@ def test_rounds_continue_without_failed_configurations(tmp_path: Path, monkeypat
 
 def test_a_report_contains_its_command(tmp_path: Path) -> None:
     given = ["checkpoint", "--work", str(tmp_path), "--output", str(tmp_path / "report.json")]
-    given += ["--steps", "3", "--threads", "2", "--only", "GenAI", "latentrt OpenVINO"]
-    command = peers.Bench(peers.parse(given)).report["command"]
+    given += ["--steps", "3", "--threads", "2", "--only", "GenAI", "--only", "latentrt OpenVINO"]
+    command = peers.Bench(parse(given)).report["command"]
     assert command == (
         "python -m benchmarks.peers scratch/full/checkpoint --work scratch/peers --steps 3 --size 512 --rounds 3 "
-        "--images 2 --calls 5 --threads 2 --seed 0 --only GenAI 'latentrt OpenVINO'"
+        "--images 2 --calls 5 --threads 2 --seed 0 --only GenAI --only 'latentrt OpenVINO'"
     )
     # As the tables show it, it can be run again.
     arguments = [*shlex.split(command)[3:], "--output", "report.json"]
-    assert peers.parse(arguments).only == ["GenAI", "latentrt OpenVINO"]
+    assert parse(arguments).only == ("GenAI", "latentrt OpenVINO")

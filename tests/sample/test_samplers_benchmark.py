@@ -56,7 +56,7 @@ def test_impossible_arguments_are_refused(
     for arguments, message in (
         ((), "samplers.json has results for other prompts or weights"),
         (("--steps", "5,x"), "--steps 5,x, expected whole numbers"),
-        (("--prompts", "0"), "--prompts 0, expected 1 or more"),
+        (("--prompts", "0"), "0 is not in the range x>=1"),
         (("--samplers", "eular"), "'eular'"),
         ((tmp_path,), "bundle.json"),
         ((sd1.bundle,), "is not of the sample model"),
