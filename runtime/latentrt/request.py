@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from latentrt.sampling.schedule import Schedule
+
     ImageSource = str | os.PathLike[str] | Image.Image | NDArray[Any]
     FloatArray = NDArray[np.float32]
 
@@ -224,6 +226,13 @@ class Sampling:
     eta: float | None = option(
         None, "eta", "--eta", Number(0, 1), "Fresh noise that DDIM (default 0) or TCD (0.3) adds, 0 to 1."
     )
+    schedule: Schedule | None = option(
+        None,
+        "schedule",
+        None,
+        InPython(),
+        "A table of coefficients (`latentrt.Schedule`) in place of a sampler and its options.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -325,6 +334,7 @@ class CallOptions(TypedDict, total=False):
     sampler_options: Mapping[str, Any] | None
     karras: bool | None
     eta: float | None
+    schedule: Schedule | None
     guidance_scale: float | None
     guidance_rescale: float
     guidance_start: float

@@ -24,6 +24,7 @@ from latentrt.request import (
     Size,
     Start,
     Whole,
+    declared_options,
     flat_values,
 )
 from latentrt.sampling import samplers
@@ -33,12 +34,22 @@ if TYPE_CHECKING:
     from latentrt.families import Family
     from latentrt.sampling.schedule import Schedule
 
-__all__ = ["MAX_REQUEST_BYTES", "MAX_SEED", "RANDOM_SEED", "ResolvedRequest", "require_preview_decoder", "resolve"]
+__all__ = [
+    "CUSTOM_SAMPLER",
+    "MAX_REQUEST_BYTES",
+    "MAX_SEED",
+    "RANDOM_SEED",
+    "ResolvedRequest",
+    "require_preview_decoder",
+    "resolve",
+]
 
 MAX_SEED = 2**63 - 1
 RANDOM_SEED = -1
 MAX_REQUEST_BYTES = 4 << 30
 """Largest memory that a request's own arrays may need; graphs and weights are not counted."""
+CUSTOM_SAMPLER = "custom"
+"""The name of the sampler where a request has a table of its own (`schedule`)."""
 T = TypeVar("T")
 
 
@@ -69,7 +80,7 @@ class ResolvedRequest(Request):
 
     @property
     def guided(self) -> bool:
-        """Whether the negative prompt is evaluated too (diffusers: `do_classifier_free_guidance`)."""
+        """Whether the negative prompt is evaluated too, which diffusers calls `do_classifier_free_guidance`."""
         return self.guidance_scale > 1 and not self.guidance_distilled
 
     @property
@@ -128,7 +139,7 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
     width = _side("width", size.width, manifest.defaults.width, manifest.side_multiple, manifest.limits)
     _check_memory(images, height, width, family.latent_space)
     start = family.start(request, (images, *family.latent_space.shape(height, width)))
-    sampling = _sampling(request.sampling, manifest, family)
+    sampling = _sampling(request, manifest, family)
     decided = ResolvedRequest(
         task=task,
         prompt=_prompt(request, count, manifest, family),
@@ -254,7 +265,10 @@ def _side(keyword: str, value: int | None, default: int, downscale: int, limits:
     return Whole(limits.min_side, limits.max_side)(keyword, side)
 
 
-def _sampling(sampling: Sampling, manifest: Manifest, family: Family) -> Sampling:
+def _sampling(request: Request, manifest: Manifest, family: Family) -> Sampling:
+    sampling = request.sampling
+    if sampling.schedule is not None:
+        return _own_schedule(request, sampling.schedule, manifest.limits)
     sampler = family.scheduler.class_name if sampling.sampler is None else sampling.sampler
     if not isinstance(sampler, str):
         raise RequestError(f"`sampler`: got {quote(sampler)}, expected a name")
@@ -269,6 +283,31 @@ def _sampling(sampling: Sampling, manifest: Manifest, family: Family) -> Samplin
     steps = manifest.defaults.num_inference_steps if sampling.steps is None else sampling.steps
     steps = Whole(1, manifest.limits.max_steps)("num_inference_steps", steps if of_grid is None else of_grid)
     return replace(sampling, sampler=sampler, options=options, steps=steps)
+
+
+def _own_schedule(request: Request, schedule: object, limits: Limits) -> Sampling:
+    """Return the sampling by a caller's own table.
+
+    Raises:
+        RequestError: it is no table, too long or begins with a row that looks back, or an option of a sampler is given
+            with it.
+    """
+    from latentrt.sampling.schedule import Schedule
+
+    if not isinstance(schedule, Schedule):
+        raise RequestError(f"`schedule`: got {quote(schedule)}, expected a latentrt.Schedule")
+    values = flat_values(request)
+    for each in declared_options(Sampling):
+        if each.keyword != "schedule" and values[each.keyword] is not None:
+            raise RequestError(
+                f"`{each.keyword}`: got {quote(values[each.keyword])} with `schedule`, whose rows decide that; leave "
+                "one of them out"
+            )
+    if len(schedule) > limits.max_steps:
+        raise RequestError(f"`schedule`: got {len(schedule)} rows, this bundle's limit is {limits.max_steps}")
+    if schedule.looks_back_beyond(0):
+        raise RequestError("`schedule`: a row uses history of rows before the first one; set its weights in b to 0")
+    return Sampling(sampler=CUSTOM_SAMPLER, steps=len(schedule), schedule=schedule)
 
 
 def _sampler_options(options: object) -> dict[str, Any]:

@@ -343,12 +343,13 @@ def _find_model_sha256(source: Source) -> str | None:
 
 def _options(request: ResolvedRequest, values: dict[str, Any]) -> dict[str, Any]:
     """Return every option that was decided and differs from its declaration's default, as JSON carries it."""
-    chosen = samplers.choose(request.sampler)
-    values = {
-        **values,
-        "sampler": chosen.name,
-        "sampler_options": {**chosen.options, **(request.sampling.options or {})} or None,
-    }
+    if request.sampling.schedule is None:
+        chosen = samplers.choose(request.sampler)
+        values = {
+            **values,
+            "sampler": chosen.name,
+            "sampler_options": {**chosen.options, **(request.sampling.options or {})} or None,
+        }
     return {
         keyword: _to_json(values[keyword])
         for keyword, each in OPTIONS.items()

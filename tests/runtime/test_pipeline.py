@@ -179,6 +179,17 @@ def test_latents_replace_the_noise_of_the_seed(pipeline: Pipeline) -> None:
     np.testing.assert_array_equal(first, second)
 
 
+def test_the_samplers_own_table_gives_its_image(pipeline: Pipeline) -> None:
+    named = pipeline("a red circle", seed=3, num_inference_steps=4, output_type="np")
+    table = pipeline.resolve(Request.of(prompt="a red circle", num_inference_steps=4)).schedule
+    given = pipeline("a red circle", seed=3, schedule=table, output_type="np")
+    np.testing.assert_array_equal(given.images, named.images)
+    (record,) = given.records
+    assert record.given == ("schedule",)
+    assert (record.options["sampler"], record.options["num_inference_steps"]) == ("custom", 4)
+    assert "sampler_options" not in record.options
+
+
 def test_output_types(pipeline: Pipeline) -> None:
     pixels = pipeline(PROMPT, output_type="np", **QUICK).images
     image = pipeline(PROMPT, **QUICK).images[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import shutil
 import tracemalloc
@@ -15,7 +16,8 @@ import pytest
 from latentrt import Pipeline, Request, RequestError, ResolvedRequest
 from latentrt.bundle.manifest import MAX_BATCH, MAX_SIDE, Manifest
 from latentrt.errors import SafetyError
-from latentrt.resolve import MAX_REQUEST_BYTES, MAX_SEED, resolve
+from latentrt.resolve import CUSTOM_SAMPLER, MAX_REQUEST_BYTES, MAX_SEED, resolve
+from latentrt.sampling import samplers
 from tests.runtime.small_bundle import edit_manifest
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
@@ -293,6 +295,38 @@ def test_a_grid_sets_the_steps(resolved: Resolver) -> None:
     assert resolved(sampler="euler", sampler_options={"timesteps": (900, 500, 20)}).steps == 3
     assert resolved(sampler="euler", sampler_options={"sigmas": [14.0, 2.0, 0.0]}).steps == 2
     assert resolved(sampler="unipc", sampler_options={"sigmas": [1.0, 0.5], "use_flow_sigmas": True}).steps == 2
+
+
+TABLE = samplers.schedule("euler", {}, 4)
+
+
+def test_a_table_of_the_caller_replaces_the_sampler(resolved: Resolver) -> None:
+    request = resolved(prompt="a", schedule=TABLE)
+    assert (request.schedule, request.steps, request.sampler) == (TABLE, 4, CUSTOM_SAMPLER)
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [
+        ({"schedule": 4}, "schedule"),
+        ({"schedule": samplers.schedule("euler", {}, 999)}, "schedule"),
+        ({"schedule": dataclasses.replace(TABLE, e=np.ones(4))}, "schedule"),
+        ({"schedule": TABLE, "num_inference_steps": 4}, "num_inference_steps"),
+        ({"schedule": TABLE, "sampler": "euler"}, "sampler"),
+        ({"schedule": TABLE, "sampler_options": {}}, "sampler_options"),
+        ({"schedule": TABLE, "karras": False}, "karras"),
+        ({"schedule": TABLE, "eta": 0.0}, "eta"),
+        ({"schedule": TABLE, "image": IMAGE}, "strength"),
+    ],
+)
+def test_a_table_that_cannot_be_run_is_refused(resolved: Resolver, values: dict[str, Any], option: str) -> None:
+    with pytest.raises(RequestError, match=f"^`{option}`"):
+        resolved(prompt="a", **values)
+
+
+def test_a_table_of_the_caller_begins_at_its_first_row_with_an_image_too(resolved: Resolver) -> None:
+    request = resolved(prompt="a", schedule=TABLE, image=IMAGE, strength=1)
+    assert request.schedule is TABLE
 
 
 def test_infinity_is_a_value_like_others(resolved: Resolver) -> None:

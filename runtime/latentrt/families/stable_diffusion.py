@@ -632,6 +632,19 @@ class StableDiffusion(Family):
         return Whole(0, self.bundle.manifest.limits.max_noise_level)("noise_level", given)
 
     def schedule(self, task: str, sampling: Sampling, start: Start) -> Schedule:
+        if sampling.schedule is None:
+            schedule = self._sampler_schedule(task, sampling, start)
+        elif start.strength in (None, 1):
+            schedule = sampling.schedule
+        else:
+            raise RequestError(
+                f"`strength`: got {start.strength:g} with `schedule`, all of whose rows are run; shorten the table "
+                "instead, and set `strength` to 1"
+            )
+        sources = {spec.source for spec in self.bundle.manifest.components[DENOISER].inputs}
+        return schedule.with_c_noise() if "c-noise" in sources else schedule
+
+    def _sampler_schedule(self, task: str, sampling: Sampling, start: Start) -> Schedule:
         sampler, count = sampling.sampler or self.scheduler.class_name, sampling.steps or 1
         samplers.check_suits(sampler, self.scheduler.class_name)
         begin = 0
@@ -645,9 +658,7 @@ class StableDiffusion(Family):
                 )
         steps = samplers.Steps(count=count, begin=begin, eta=sampling.eta)
         config = self.scheduler.config_for(task, samplers.find(sampler).class_name)
-        schedule = samplers.schedule(sampler, config, steps, karras=sampling.karras, options=sampling.options)
-        sources = {spec.source for spec in self.bundle.manifest.components[DENOISER].inputs}
-        return schedule.with_c_noise() if "c-noise" in sources else schedule
+        return samplers.schedule(sampler, config, steps, karras=sampling.karras, options=sampling.options)
 
     def check(self, request: ResolvedRequest) -> None:
         self._tasks[request.task].check(request)
