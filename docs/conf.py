@@ -1,0 +1,62 @@
+"""The configuration of the documentation, which `make docs` builds into `site/`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parent))
+
+from docs import tables  # noqa: E402  # the path is set first
+
+project = "latentrt"
+author = "the latentrt authors"
+copyright = author  # noqa: A001  # Sphinx's name
+release = version = installed_version("latentrt")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["generated/*", "README.md"]
+html_theme = "furo"
+html_title = f"latentrt {release}"
+html_static_path = ["_static"]
+html_copy_source = False
+templates_path: list[str] = []
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+# Links out of `docs/`, which pages that are included from the repository's root have.
+myst_url_schemes = ["http", "https", "mailto"]
+copybutton_prompt_text = "$ "
+copybutton_only_copy_prompt_lines = True
+
+# `LATENTRT_DOCS_NOTEBOOKS=off` builds the pages alone; the tests run the notebooks by themselves.
+nb_execution_mode = "off" if os.environ.get("LATENTRT_DOCS_NOTEBOOKS") == "off" else "cache"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+nitpicky = True
+# Names of other packages, whose documentation is not linked as a build uses no network, and names that are not public.
+nitpick_ignore_regex = [
+    ("py:.*", r"(numpy|np|PIL|collections|pathlib|os|typing|datetime|abc|types|inspect|io)\..*"),
+    ("py:.*", r"(NDArray|Any|Path|Callable|Generator|Mapping|Sequence|Image|Self|T)(\[.*)?"),
+    ("py:.*", r"latentrt\.(?!Pipeline$|Request$|Result$).*"),
+    ("py:.*", r"[a-z_]+|[A-Z][A-Za-z]+"),
+]
+suppress_warnings = ["myst.xref_missing_external"]
+
+tables.write(FOLDER / "generated")

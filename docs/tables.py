@@ -1,0 +1,159 @@
+"""Tables of the documentation that are made from the code, so that they cannot disagree with it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from latentrt import errors
+from latentrt.errors import LatentRTError, RequestError
+from latentrt.request import OPTIONS
+from latentrt.sampling import samplers
+
+__all__ = ["error_table", "manifest_fields", "option_table", "sampler_names", "write"]
+
+# The samplers that the other tools list, in their order and spelling.
+OTHER_TOOLS = {
+    "AUTOMATIC1111's web UI": (
+        *("DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "Euler a"),
+        *("Euler", "LMS", "Heun", "DPM2", "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DDIM", "DDIM CFG++"),
+        *("PLMS", "UniPC", "LCM"),
+    ),
+    "ComfyUI": (
+        *("euler", "euler_ancestral", "heun", "heunpp2", "dpm_2", "dpm_2_ancestral", "lms", "dpm_fast"),
+        *("dpm_adaptive", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "ddpm"),
+        *("lcm", "ipndm", "deis", "res_multistep", "sa_solver", "ddim", "uni_pc", "uni_pc_bh2"),
+    ),
+}
+
+
+def write(folder: Path) -> None:
+    """Write every table to a folder, as Markdown; a file whose content stays the same is not touched."""
+    folder.mkdir(exist_ok=True)
+    tables = {
+        "errors": error_table(),
+        "manifest": manifest_fields(json.loads((files("latentrt.bundle") / "bundle.schema.json").read_text())),
+        "options": option_table(),
+        "samplers": sampler_names(),
+    }
+    for name, text in tables.items():
+        path = folder / f"{name}.md"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table; `|` in a cell is escaped."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def sampler_names() -> str:
+    """Return, for each other tool, its samplers and the name and options by which `--sampler` finds them."""
+    sections = [
+        "### diffusers\n\n"
+        + _table(
+            ("scheduler class", "here", "sampler"),
+            (
+                (f"`{each.class_name}`", "not run by the pipeline" if _is_special(each) else f"`{name}`", each.title)
+                for name, each in samplers.SAMPLERS.items()
+            ),
+        )
+    ]
+    for tool, names in OTHER_TOOLS.items():
+        rows = [(f"`{name}`", _our_name(name)) for name in names]
+        sections.append(f"### {tool}\n\n" + _table(("there", "here"), rows))
+    return "\n".join(sections)
+
+
+def _is_special(sampler: type[samplers.Sampler]) -> bool:
+    return sampler.inverse or bool(sampler.unsupported_reason)
+
+
+def _our_name(name: str) -> str:
+    try:
+        choice = samplers.choose(name)
+    except RequestError:
+        return "not available"
+    options = ", ".join(f"`{key}={value}`" for key, value in choice.options.items())
+    return f"`{choice.name}`" + (f" with {options}" if options else "")
+
+
+def option_table() -> str:
+    """Return the options of a request: the keyword in Python, the option of `latentrt run`, the meaning."""
+    spelled = {"prompt": "PROMPT", "seed": "--seed", "num_images_per_prompt": "--images"}
+    return _table(
+        ("Python", "command line", "meaning"),
+        (
+            (f"`{key}`", f"`{flag}`" if (flag := each.flag or spelled.get(key)) else "", each.help)
+            for key, each in OPTIONS.items()
+        ),
+    )
+
+
+def error_table() -> str:
+    """Return the classes of errors with their exit codes, each below its base class."""
+    return _table(
+        ("class", "exit code", "meaning"),
+        (
+            (f"{'　' * depth}`{each.__name__}`", str(each.exit_code), _summary(each))
+            for depth, each in _walk(LatentRTError)
+        ),
+    )
+
+
+def _walk(error: type[LatentRTError], depth: int = 0) -> Iterator[tuple[int, type[LatentRTError]]]:
+    yield depth, error
+    for each in error.__subclasses__():
+        if each.__module__ == errors.__name__:
+            yield from _walk(each, depth + 1)
+
+
+def _summary(item: type) -> str:
+    """Return the first paragraph of a docstring, on one line."""
+    return " ".join((inspect.getdoc(item) or "").split("\n\n")[0].split())
+
+
+def manifest_fields(schema: Mapping[str, Any]) -> str:
+    """Return a section for each record of the manifest's schema: its description, and its fields."""
+    sections = []
+    for name, record in schema["$defs"].items():
+        described = inspect.cleandoc(f"{record.get('description', '')}")
+        required = record.get("required", [])
+        rows = [
+            (f"`{key}`", _type_of(value), "yes" if key in required else f"no: `{json.dumps(value.get('default'))}`")
+            for key, value in record.get("properties", {}).items()
+        ]
+        table = _table(("field", "type", "required"), rows) if rows else ""
+        sections.append(f"### {name}\n\n{described}\n\n{table}")
+    return "\n".join(sections)
+
+
+def _type_of(schema: Mapping[str, Any]) -> str:
+    """Return a JSON Schema's type in words, with a link where it is one of the records."""
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[1]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(_type_of(each) for each in schema["anyOf"])
+    if "enum" in schema:
+        return " or ".join(f"`{json.dumps(each)}`" for each in schema["enum"])
+    kind = schema.get("type", "any JSON value")
+    if kind == "array" and "prefixItems" in schema:
+        return f"list of {len(schema['prefixItems'])}: {', '.join(map(_type_of, schema['prefixItems']))}"
+    if kind == "array" and schema.get("items"):
+        return f"list of {_type_of(schema['items'])}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"object: name → {_type_of(schema['additionalProperties'])}"
+    words = {"integer": "whole number", "string": "text", "boolean": "`true` or `false`", "null": "`null`"}
+    bounds = [
+        text.format(schema[key])
+        for key, text in (("minimum", "at least {:,}"), ("maximum", "at most {:,}"), ("maxLength", "{:,} letters"))
+        if key in schema
+    ]
+    return ", ".join([words.get(kind, str(kind)), *bounds])
