@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +15,7 @@ from latentrt.errors import LatentRTError, RequestError
 from latentrt.request import OPTIONS
 from latentrt.sampling import samplers
 
-__all__ = ["error_table", "manifest_fields", "option_table", "sampler_names", "write"]
+__all__ = ["error_table", "manifest_fields", "option_table", "root_page", "sampler_names", "write"]
 
 # The samplers that the other tools list, in their order and spelling.
 OTHER_TOOLS = {
@@ -30,6 +31,13 @@ OTHER_TOOLS = {
     ),
 }
 
+ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+ROOT_LINKS = {
+    **ROOT_PAGES,
+    **{f"docs/{name}.md": f"../{name}.md" for name in ("cpu", "measurements", "samplers")},
+    "README.md": "../index.md",
+}
+
 
 def write(folder: Path) -> None:
     """Write every table to a folder, as Markdown; a file whose content stays the same is not touched."""
@@ -40,10 +48,21 @@ def write(folder: Path) -> None:
         "options": option_table(),
         "samplers": sampler_names(),
     }
+    root = Path(__file__).parents[1]
+    tables |= {name.removesuffix(".md"): root_page(root / name) for name in ROOT_PAGES}
     for name, text in tables.items():
         path = folder / f"{name}.md"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
+
+
+def root_page(path: Path) -> str:
+    """Return a page of the repository's root with its links as seen from `docs/reference`."""
+    return re.sub(
+        r"\]\((?!https?:|#)(?P<file>[^)#]+)(?P<anchor>#[^)]*)?\)",
+        lambda link: f"]({ROOT_LINKS.get(link['file'], '../../' + link['file'])}{link['anchor'] or ''})",
+        path.read_text(),
+    )
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -153,7 +172,11 @@ def _type_of(schema: Mapping[str, Any]) -> str:
     words = {"integer": "whole number", "string": "text", "boolean": "`true` or `false`", "null": "`null`"}
     bounds = [
         text.format(schema[key])
-        for key, text in (("minimum", "at least {:,}"), ("maximum", "at most {:,}"), ("maxLength", "{:,} letters"))
+        for key, text in (
+            ("minimum", "at least {:,}"),
+            ("maximum", "at most {:,}"),
+            ("maxLength", "at most {:,} characters"),
+        )
         if key in schema
     ]
     return ", ".join([words.get(kind, str(kind)), *bounds])

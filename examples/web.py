@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(500, "application/json", json.dumps({"error": str(error)}).encode())
         else:
             png = io.BytesIO()
-            result.images[0].save(png, "png")
+            result.save(png)
             self.answer(200, "image/png", png.getvalue())
 
     def read_options(self) -> dict[str, Any]:
