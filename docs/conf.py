@@ -53,9 +53,8 @@ nitpicky = True
 # Names of other packages, whose documentation is not linked as a build uses no network, and names that are not public.
 nitpick_ignore_regex = [
     ("py:.*", r"(numpy|np|PIL|collections|pathlib|os|typing|datetime|abc|types|inspect|io)\..*"),
-    ("py:.*", r"(NDArray|Any|Path|Callable|Generator|Mapping|Sequence|Image|Self|T)(\[.*)?"),
     ("py:.*", r"latentrt\.(?!Pipeline$|Request$|Result$).*"),
-    ("py:.*", r"[a-z_]+|[A-Z][A-Za-z]+"),
+    ("py:.*", r"[a-z_]+|([A-Z][A-Za-z]+\.?)+"),
 ]
 suppress_warnings = ["myst.xref_missing_external"]
 
