@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal --durat
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sample test test-runtime test-slow test-gpu attack lint types bench release clean
+.PHONY: help setup demo sample test test-runtime test-slow test-gpu attack lint types docs bench release clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
@@ -79,6 +79,11 @@ types: setup  ## mypy
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 runtime export engines
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin runtime export engines
 
+# A notebook runs again where it changed. The tests build the pages as well, and follow every link.
+docs: setup  ## the documentation, in site/
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs site
+	@echo "site/index.html is the first page"
+
 # The full-size measurement takes half an hour, 24 GB of disk and 12 GiB of memory.
 bench: setup  ## measure anew what the documents state; half an hour, 24 GB of disk
 	$(BIN)/python -m benchmarks.startup --output benchmarks/results/startup.json
@@ -95,4 +100,4 @@ release: setup  ## the source distribution and the wheel of the last commit in d
 
 # The training states in scratch/sample stay: they took an hour.
 clean:  ## remove the environments and what demo and bench have written
-	rm -rf .venv .venv-runtime demo scratch/full scratch/bundles
+	rm -rf .venv .venv-runtime demo site docs/generated scratch/full scratch/bundles

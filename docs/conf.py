@@ -40,6 +40,7 @@ copybutton_only_copy_prompt_lines = True
 
 # `LATENTRT_DOCS_NOTEBOOKS=off` builds the pages alone; the tests run the notebooks by themselves.
 nb_execution_mode = "off" if os.environ.get("LATENTRT_DOCS_NOTEBOOKS") == "off" else "cache"
+nb_execution_cache_path = str(FOLDER / "generated" / "executed")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 
