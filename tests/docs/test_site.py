@@ -56,9 +56,8 @@ def test_every_link_leads_somewhere(pages: dict[Path, Page]) -> None:
                 continue
             target = path if not parts.path else (path.parent / unquote(parts.path)).resolve()
             checked += 1
-            if not target.exists():
-                broken.append((path.name, link))
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+            anchors = pages[target].anchors if parts.fragment and target in pages else {unquote(parts.fragment)}
+            if not target.exists() or unquote(parts.fragment) not in anchors:
                 broken.append((path.name, link))
     assert broken == []
     assert checked > 1000
