@@ -43,6 +43,7 @@ class BuildOptions:
         component: the names of the components; empty for all of the bundle's.
         precision: the precision of the graph; None for the bundle's.
         size, batch, chunks, guidance: the images that the engines support (`latentrt_engines.profiles`).
+        width, height: in place of `size`, in pixels; None for the bundle's default.
         workspace: the scratch memory of a layer, as in `2GiB`; None for the library's own limit.
         library: the library that builds; None for the one that supports the GPUs.
     """
@@ -50,6 +51,8 @@ class BuildOptions:
     component: tuple[str, ...] = ()
     precision: Precision | None = None
     size: tuple[str, ...] = ()
+    width: int | None = None
+    height: int | None = None
     batch: str = "1"
     chunks: str = "1"
     guidance: Guidance | None = None
@@ -69,9 +72,16 @@ class BuildOptions:
         Raises:
             RequestError: an option is invalid, or the bundle cannot generate such images.
         """
+        sizes: Sequence[str | None] = self.size or (None,)
+        if self.width is not None or self.height is not None:
+            if self.size:
+                side = "width" if self.width is not None else "height"
+                raise RequestError(f"got `size` and `{side}`, expected one of the two")
+            defaults = bundle.manifest.defaults
+            sizes = [f"{self.width or defaults.width}x{self.height or defaults.height}"]
         return [
             image_profile(bundle.manifest, size=size, batch=self.batch, chunks=self.chunks, guidance=self.guidance)
-            for size in self.size or (None,)
+            for size in sizes
         ]
 
     def parse_engine_options(self) -> EngineOptions:

@@ -255,12 +255,12 @@ def _check_side(name: str, sides: DimRange, manifest: Manifest) -> None:
     for pixels in (sides.min, sides.opt, sides.max):
         if not limits.min_side <= pixels <= limits.max_side:
             raise RequestError(
-                f"`size`: got a {name} of {pixels}, expected {limits.min_side} to {limits.max_side} pixels, "
+                f"`{name}`: got a {name} of {pixels}, expected {limits.min_side} to {limits.max_side} pixels, "
                 "this bundle's limits"
             )
         if pixels % factor:
             raise RequestError(
-                f"`size`: got a {name} of {pixels}, expected a multiple of {factor}: {pixels // factor * factor} or "
+                f"`{name}`: got a {name} of {pixels}, expected a multiple of {factor}: {pixels // factor * factor} or "
                 f"{(pixels // factor + 1) * factor}"
             )
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
+from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Manifest, Precision, QuantizationMethod
+from latentrt.bundle.sample import bundle_argument
+from latentrt.cli.command import command, option, settings
+from latentrt.cli.document import echo_document
 from latentrt.cli.output import echo
 from latentrt.cli.repository import Location
 from latentrt.errors import MissingExtraError
@@ -18,80 +25,129 @@ from latentrt.hub import HubPath
 if TYPE_CHECKING:
     from latentrt_export.checkpoints.single_file import PredictionType
 
-__all__ = ["export"]
+__all__ = ["ExportDocument", "export"]
 
 
-@click.command()
+class ExportedComponent(msgspec.Struct, frozen=True, kw_only=True):
+    """A component of a new bundle, and what its export took.
+
+    Attributes:
+        precisions: of its graphs. parameters: number of weights. size_bytes: of the file of weights.
+        seconds: wall time. peak_bytes: largest resident set of the process.
+    """
+
+    precisions: list[str]
+    parameters: int
+    size_bytes: int
+    seconds: float
+    peak_bytes: int
+
+
+class ExportDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `latentrt export --json` prints; `latentrt inspect --json` prints the bundle's whole manifest.
+
+    Attributes:
+        bundle: the folder. digest: of bundle.json.
+        seconds: wall time of the whole export.
+    """
+
+    bundle: str
+    digest: str
+    precision: str
+    seconds: float
+    components: dict[str, ExportedComponent]
+
+
+@command(
+    examples=(
+        "latentrt export path/to/checkpoint my-bundle --precision float16",
+        "latentrt export model.safetensors my-bundle --safety-checker path/to/classifier",
+        "latentrt export path/to/checkpoint my-int8 --precision int8 --calibration-prompts prompts.txt",
+    )
+)
 @click.argument("checkpoint", type=Location())
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "float16", "int8"]),
-    default="float32",
-    show_default=True,
-    help="Precision of the weights, and of the arithmetic on a GPU; int8 is for CPUs.",
-)
-@click.option(
-    "--quantization",
-    type=click.Choice(["static", "weights"]),
-    help="What int8 quantises: weights and activations (static, the default), or weights alone.",
-)
-@click.option(
-    "--calibration-prompts",
-    type=click.Path(path_type=Path),
-    help="A file of prompts, one per line, for the runs that calibrate activations.",
-)
-@click.option("--calibration-steps", type=int, help="Steps of each calibration run; 10 by default.")
-@click.option("--variant", help="The weight files to use if a checkpoint has several, such as fp16.")
-@click.option(
-    "--safety-checker",
-    type=Location(),
-    help="A classifier's folder, or a checkpoint that has one; like CHECKPOINT, also on the hub.",
-)
-@click.option(
-    "--preview-decoder",
-    type=Location(),
-    help="The folder of a tiny autoencoder (TAESD), whose decoder is added for previews.",
-)
-@click.option(
-    "--vae",
-    type=Location(),
-    help="An autoencoder in place of the checkpoint's own: a folder, or a .safetensors file.",
-)
-@click.option(
+@option("--variant", group="Checkpoint", help="The weight files to use if a checkpoint has several, such as fp16.")
+@option(
     "--prediction-type",
+    group="Checkpoint",
     type=click.Choice(["epsilon", "v_prediction"]),
     help="The model output of a single-file checkpoint.",
 )
-@click.option(
+@option(
     "--config",
+    group="Checkpoint",
     type=Location(),
     help="A diffusers folder whose configurations describe a single-file checkpoint.",
 )
-@click.option(
+@option(
+    "--precision",
+    group="Precision",
+    type=click.Choice(["float32", "float16", "int8"]),
+    default="float32",
+    help="Precision of the weights, and of the arithmetic on a GPU; int8 is for CPUs.",
+)
+@option(
+    "--quantization",
+    group="Precision",
+    type=click.Choice(["static", "weights"]),
+    help="What int8 quantises: weights and activations (static, the default), or weights alone.",
+)
+@option(
+    "--calibration-prompts",
+    group="Precision",
+    type=click.Path(path_type=Path),
+    help="A file of prompts, one per line, for the runs that calibrate activations.",
+)
+@option("--calibration-steps", group="Precision", type=int, help="Steps of each calibration run; 10 by default.")
+@option(
+    "--safety-checker",
+    group="Components",
+    type=Location(),
+    help="A classifier's folder, or a checkpoint that has one; like CHECKPOINT, also on the hub.",
+)
+@option(
+    "--preview-decoder",
+    group="Components",
+    type=Location(),
+    help="The folder of a tiny autoencoder (TAESD), whose decoder is added for previews.",
+)
+@option(
+    "--vae",
+    group="Components",
+    type=Location(),
+    help="An autoencoder in place of the checkpoint's own: a folder, or a .safetensors file.",
+)
+@option(
     "--default-steps",
+    group="Defaults of the bundle",
     type=int,
     help="Steps of a request that omits them; by default those of diffusers' pipeline, 50 for text to image.",
 )
-@click.option(
+@option(
     "--default-guidance-scale",
+    group="Defaults of the bundle",
     type=float,
     help="Guidance scale of a request that omits it (at most 1: none); by default that of diffusers' pipeline.",
 )
-@click.option("--no-parts", is_flag=True, help="Omit the parts for a shorter loop and for decoding in slices.")
-@click.option(
+@option(
+    "--no-parts", group="Graphs", is_flag=True, help="Omit the parts for a shorter loop and for decoding in slices."
+)
+@option(
     "--deep-cache",
+    group="Graphs",
     type=int,
     metavar="BRANCH",
     help="Add a part that reuses the deep features of an earlier step (DeepCache); branch 0 computes the least.",
 )
-@click.option(
+@option(
     "--token-merging",
+    group="Graphs",
     type=float,
     metavar="RATIO",
     help="Merge this share of the tokens in the denoiser's largest self-attentions; 0.5 is usual.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing bundle, once the new one is complete.")
+@option("--overwrite", group="Output", is_flag=True, help="Replace an existing bundle, once the new one is complete.")
 def export(
     checkpoint: Path | HubPath,
     bundle: Path,
@@ -143,8 +199,32 @@ def export(
             overwrite=overwrite,
             progress=reporter,
         )
-    print_table(manifest, reporter.costs)
-    echo(f"{bundle}: {manifest.precision}, exported in {time.monotonic() - started:.0f} s")
+    seconds = time.monotonic() - started
+    if settings().json:
+        echo_document(_describe(bundle, manifest, reporter.costs, seconds))
+    elif not settings().quiet:
+        print_table(manifest, reporter.costs)
+        echo(f"{bundle}: {manifest.precision}, exported in {seconds:.0f} s")
+        echo(f'next: latentrt run {shlex.quote(bundle_argument(bundle))} "a prompt"')
+
+
+def _describe(bundle: Path, manifest: Manifest, costs: Mapping[str, ComponentCost], seconds: float) -> ExportDocument:
+    components = {}
+    for name, component in manifest.components.items():
+        components[name] = ExportedComponent(
+            precisions=list(component.graphs),
+            parameters=component.weights.parameters,
+            size_bytes=manifest.files[component.weights.file].size,
+            seconds=costs[name].seconds,
+            peak_bytes=costs[name].peak_bytes,
+        )
+    return ExportDocument(
+        bundle=str(bundle),
+        digest=Bundle.open(bundle).digest,
+        precision=manifest.precision,
+        seconds=round(seconds, 3),
+        components=components,
+    )
 
 
 def _exporter() -> Callable[..., Manifest]:

@@ -9,13 +9,13 @@ from typing import Self
 
 from rich.box import SIMPLE
 from rich.filesize import decimal
-from rich.progress import Progress, SpinnerColumn, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from latentrt.bundle.describe import describe_quantization, group_parts, nearest_to_bound
 from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, GateResult, Manifest
-from latentrt.cli.console import Console, PlainColumn
+from latentrt.cli.console import Console
+from latentrt.cli.progress import Progress, Task
 from latentrt.hub import Bytes
 
 __all__ = ["Reporter", "print_table"]
@@ -35,60 +35,45 @@ class Reporter:
         costs: the time and memory of each finished component.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(err=True)
-        columns = (SpinnerColumn(finished_text="✓"), PlainColumn("{task.description}"), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._tasks: dict[str, TaskID] = {}
+    def __init__(self) -> None:
+        self._progress = Progress(keep=True)
+        self._tasks: dict[str, Task] = {}
         self._started = time.monotonic()
         self.costs: dict[str, ComponentCost] = {}
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self._progress.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        self._progress.__exit__(*exception)
 
     def phase(self, component: str, text: str) -> None:
         """Show the step that a component begins."""
         if component not in self._tasks:
-            self._tasks[component] = self._progress.add_task("", total=1)
-        self._progress.update(self._tasks[component], description=f"{component:<14}  {text}")
+            self._tasks[component] = self._progress.task(component)
+        self._tasks[component].update(text=text)
 
     def done(self, component: str, record: Component, cost: ComponentCost) -> None:
         """Show that a component is finished, with its time and memory."""
         self.costs[component] = cost
-        peak = f"peak memory {_gibibytes(cost.peak_bytes)}"
-        self.phase(component, f"done, {peak}")
-        self._progress.update(self._tasks[component], completed=1)
-        if not self._console.is_terminal:
-            total = time.monotonic() - self._started
-            self._print(f"{component:<14}  done in {cost.seconds:.0f} s ({total:.0f} s so far), {peak}")
+        total = time.monotonic() - self._started
+        self.phase(component, "")
+        self._tasks[component].finish(
+            f"done in {cost.seconds:.0f} s ({total:.0f} s so far), peak memory {_gibibytes(cost.peak_bytes)}"
+        )
 
     def warn(self, text: str) -> None:
         """Print a warning above the running lines."""
-        self._print(f"warning: {text}", style="yellow")
+        self._progress.warn(text)
 
     @contextlib.contextmanager
     def download(self, title: str, size: int) -> Iterator[Bytes]:
-        """Show a download, on a terminal with the bytes that came; elsewhere as one line at its beginning."""
-        if not self._console.is_terminal:
-            self._print(f"{'download':<14}  {title}, {decimal(size)}")
-        task, received = self._progress.add_task("", total=size), 0
-
-        def advance(count: int) -> None:
-            nonlocal received
-            received += count
-            text = f"{'download':<14}  {title}, {decimal(received)} of {decimal(size)}"
-            self._progress.update(task, description=text, completed=received)
-
-        advance(0)
-        yield advance
-
-    def _print(self, text: str, style: str | None = None) -> None:
-        # Without wrapping, so that a warning is one line of a log.
-        self._console.print(text, style=style, soft_wrap=True)
+        """Show a download, with the bytes that came."""
+        task = self._progress.task("download", size, unit="bytes")
+        task.say(f"{title}, {decimal(size)}")
+        task.update(text=title)
+        yield task.advance
 
 
 def print_table(manifest: Manifest, costs: Mapping[str, ComponentCost], console: Console | None = None) -> None:

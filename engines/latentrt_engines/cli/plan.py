@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from latentrt.bundle.printable import counted
-from latentrt.cli.output import echo, echo_json
+from latentrt.cli.command import command, option, settings
+from latentrt.cli.document import echo_document
+from latentrt.cli.output import echo
+from latentrt.cli.request_options import digest_option
+from latentrt.cli.values import BundlePath, Suggested
 from latentrt.errors import EngineError
-from latentrt_engines.cli.options import add_build_options
+from latentrt_engines.cli.documents import PlanDocument, PlannedEngineDocument
+from latentrt_engines.cli.options import add_build_options, gpu_names
 from latentrt_engines.options import BuildOptions
 
 if TYPE_CHECKING:
@@ -21,24 +26,32 @@ if TYPE_CHECKING:
 __all__ = ["plan"]
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
+@command(
+    examples=(
+        "latentrt plan my-bundle --gpus rtx4090,l4,h100,orin",
+        "latentrt plan my-bundle --gpus rtx4090,rtx5090 --size 512..1024 --run",
+        "latentrt plan my-bundle --gpus rtx4090 --check --json",
+    )
+)
+@click.argument("bundle", type=BundlePath())
+@option(
     "--gpus",
     "--gpu",
     required=True,
+    type=Suggested(gpu_names, several=True),
+    group="Engines",
     help="The fleet, as in rtx4090,l4,h100,orin; a card without a name by its compute capability, as in 8.9.",
 )
 @add_build_options
-@click.option(
-    "--run", is_flag=True, help="Build the missing engines that this machine can build; resumes a stopped run."
+@option(
+    "--run",
+    is_flag=True,
+    group="Engines",
+    help="Build the missing engines that this machine can build; resumes a stopped run.",
 )
-@click.option("--check", is_flag=True, help="Exit with 9 if an engine is missing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-@click.option("--digest", metavar="sha256:…", help="Expected SHA-256 of bundle.json.")
-def plan(
-    bundle: Path, gpus: str, options: BuildOptions, run: bool, check: bool, as_json: bool, digest: str | None
-) -> None:
+@option("--check", is_flag=True, group="Engines", help="Exit with 9 if an engine is missing.")
+@digest_option
+def plan(bundle: Path, gpus: str, options: BuildOptions, run: bool, check: bool, digest: str | None) -> None:
     """Print the engines of BUNDLE that a fleet of GPUs needs, and where the missing ones can be built.
 
     An engine exists if it is in this user's cache or sealed into the bundle.
@@ -54,8 +67,8 @@ def plan(
     if run:
         _build_missing(opened, planned, cache)
         planned = plan_fleet(opened, options, parse_gpus(gpus), cache, here)
-    if as_json:
-        echo_json([_as_json(each) for each in planned])
+    if settings().json:
+        echo_document(PlanDocument(engines=[_as_document(each) for each in planned]))
     else:
         _print_table(planned)
     if check and (missing := {each.key for each in planned if each.location is None}):
@@ -83,7 +96,8 @@ def _build_missing(bundle: Bundle, planned: list[PlannedEngine], cache: EngineCa
     failures = []
     for each, *others in groups.values():
         labels = ", ".join([each.gpu.label, *(other.gpu.label for other in others)])
-        echo(f"for {labels}, {each.target.profile}:", err=True)
+        if not settings().quiet:
+            echo(f"for {labels}, {each.target.profile}:", err=True)
         try:
             with Reporter() as reporter:
                 list(build_engines(bundle, [each.target], cache, reporter))
@@ -148,17 +162,17 @@ def _summarize(planned: list[PlannedEngine]) -> str:
     return f"{counted(len(states), 'different engine')}: {', '.join(counts)}"
 
 
-def _as_json(each: PlannedEngine) -> dict[str, object]:
-    return {
-        "gpu": each.gpu.label,
-        "compute_capability": each.gpu.compute_capability,
-        "library": each.target.identity.library,
-        "component": each.target.component,
-        "images": str(each.target.profile),
-        "key": each.key,
-        "location": each.location,
-        "size_bytes": each.size_bytes,
-        "size_is_estimated": each.location is None,
-        "obstacle": each.obstacle,
-        "buildable_elsewhere": each.buildable_elsewhere,
-    }
+def _as_document(each: PlannedEngine) -> PlannedEngineDocument:
+    return PlannedEngineDocument(
+        gpu=each.gpu.label,
+        compute_capability=each.gpu.compute_capability,
+        library=each.target.identity.library,
+        component=each.target.component,
+        images=str(each.target.profile),
+        key=each.key,
+        location=each.location,
+        size_bytes=each.size_bytes,
+        size_is_estimated=each.location is None,
+        obstacle=each.obstacle,
+        buildable_elsewhere=each.buildable_elsewhere,
+    )

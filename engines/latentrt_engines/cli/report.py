@@ -8,11 +8,10 @@ from typing import Self
 import msgspec
 from rich.box import SIMPLE
 from rich.filesize import decimal
-from rich.progress import BarColumn, TaskID, TimeElapsedColumn
-from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
-from latentrt.cli.console import Console, PlainColumn
+from latentrt.cli.progress import Progress as Bars
+from latentrt.cli.progress import Task
 from latentrt.engines.record import EngineIdentity, EngineOptions
 from latentrt.engines.store import StoredEngine
 from latentrt_engines.build import Progress
@@ -21,52 +20,39 @@ __all__ = ["ENGINE_HEADINGS", "Reporter", "describe_options", "describe_target",
 
 
 class Reporter(Progress):
-    """Progress on a console: a bar for each engine on a terminal, else a line for each finished engine."""
+    """Progress on stderr: a bar for each engine on a terminal, else a line for each finished engine."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(err=True)
-        columns = (
-            PlainColumn("{task.fields[component]:<14}"),
-            BarColumn(12),
-            PlainColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            PlainColumn("{task.description}"),
-        )
-        self._bars = ProgressBars(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._tasks: dict[str, TaskID] = {}
+    def __init__(self) -> None:
+        self._bars = Bars(keep=True)
+        self._tasks: dict[str, Task] = {}
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        self._bars.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
+        self._bars.__exit__(*exception)
 
     def update(self, component: str, text: str, fraction: float) -> None:
-        if text.startswith("waiting") and not self._console.is_terminal:
-            self._print(f"{component:<14}  {text}")
-        self._bars.update(self._task(component), description=text, completed=fraction)
+        task = self._task(component)
+        if text.startswith("waiting"):
+            task.say(text)
+        task.update(fraction, text=text)
 
     def finish(self, component: str, engine: StoredEngine, *, built: bool) -> None:
         stats, size = engine.record.build, decimal(engine.record.plan.size)
-        text = f"exists, {size}"
-        if built:
-            text = f"{size}, built in {stats.seconds:.1f} s, peak memory {stats.peak_bytes / 2**30:.1f} GiB"
-        self._bars.update(self._task(component), description=text, completed=1.0)
-        if not self._console.is_terminal:
-            self._print(f"{component:<14}  {text}")
+        peak = f"{stats.peak_bytes / 2**30:.1f} GiB"
+        self._task(component).finish(
+            f"{size}, built in {stats.seconds:.1f} s, peak memory {peak}" if built else f"exists, {size}"
+        )
 
     def warn(self, text: str) -> None:
-        self._print(f"warning: {text}", style="yellow")
+        self._bars.warn(text)
 
-    def _task(self, component: str) -> TaskID:
+    def _task(self, component: str) -> Task:
         if component not in self._tasks:
-            self._tasks[component] = self._bars.add_task("", total=1.0, component=component)
+            self._tasks[component] = self._bars.task(component, 1.0)
         return self._tasks[component]
-
-    def _print(self, text: str, style: str | None = None) -> None:
-        # soft_wrap: a message is one line of a log, however long.
-        self._console.print(text, style=style, soft_wrap=True)
 
 
 ENGINE_HEADINGS = ("key", "component", "for", "shapes", "options", "size", "built", "checked on")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["SAMPLE", "bundle_path", "find_bundle"]
+__all__ = ["SAMPLE", "bundle_argument", "bundle_path", "find_bundle"]
 
 SAMPLE = "sample"
 """The name of the sample bundle wherever a bundle is named; a folder of that name is `./sample`."""
@@ -19,3 +19,10 @@ def bundle_path() -> Path:
 def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
     """Return the folder of a bundle: the sample bundle for the text `sample`, else the path itself."""
     return bundle_path() if name_or_path == SAMPLE else Path(name_or_path)
+
+
+def bundle_argument(path: str | os.PathLike[str]) -> str:
+    """Return the text that names a bundle on the command line: `find_bundle` of it is `path`."""
+    if Path(path) == bundle_path():
+        return SAMPLE
+    return f"./{path}" if os.fspath(path) == SAMPLE else os.fspath(path)

@@ -6,33 +6,98 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
-from latentrt.cli.command import command
+from latentrt.cli.bench_report import LEAST_RUNS, MESSAGES, BenchJob, Generated, Measurement
+from latentrt.cli.command import command, option, settings
+from latentrt.cli.document import Report, echo_document
 from latentrt.cli.output import echo
-from latentrt.cli.request_options import SPELLING, given_options, request_options
+from latentrt.cli.request_options import (
+    SPELLING,
+    devices,
+    digest_option,
+    given_options,
+    precision_options,
+    providers,
+    request_options,
+)
+from latentrt.cli.values import BundlePath, Suggested
 from latentrt.errors import BackendError, EngineError, LatentRTError
 
 if TYPE_CHECKING:
-    from latentrt.cli.bench_worker import BenchJob, Measurement
+    from latentrt.cli.progress import Task
 
-__all__ = ["bench"]
+__all__ = ["BenchReport", "bench"]
 
 
-@command(examples=())
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", "devices", multiple=True, help="cpu, openvino, cuda or tensorrt; may be repeated.")
-@click.option("--provider", "providers", multiple=True, help="One of ONNX Runtime's execution providers, by its name.")
-@click.option("--prompt", default="a red circle on a blue background", show_default=True)
-@request_options("height", "width", "num_inference_steps")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per request.")
-@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Images after the first.")
-@click.option("--threads", type=click.IntRange(min=1), help="On the CPU. One per core by default.")
-@click.option("--precision", help="Arithmetic on a CPU: float32, bfloat16 (OpenVINO) or int8 (int8 bundles).")
-@click.option(
-    "--low-memory", is_flag=True, help="Release each component after its use; decode in slices where that saves memory."
+class BenchSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The request that was measured, and the settings of the backends.
+
+    Attributes:
+        digest: of the bundle. options: of the request, by their Python keywords.
+        batch: images per request. runs: requests after the first.
+    """
+
+    digest: str
+    threads: int | None
+    precision: str | None
+    low_memory: bool
+    prompt: str
+    batch: int
+    runs: int
+    options: dict[str, int]
+
+
+class BenchReport(Report, frozen=True, kw_only=True):
+    """What `latentrt bench --json` prints.
+
+    Attributes:
+        measured: by the name of the device or provider.
+        refused: why a backend could not run, by its name.
+    """
+
+    settings: BenchSettings
+    measured: dict[str, Measurement]
+    refused: dict[str, str]
+
+
+@command(
+    examples=(
+        "latentrt bench sample",
+        "latentrt bench my-bundle --device openvino --device cpu --steps 20 --runs 100",
+        "latentrt bench my-bundle --size 768x512 --json > bench.json",
+    )
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the measurements to a file.")
-@click.option("--digest", metavar="sha256:…", help="Expected digest of bundle.json.")
+@click.argument("bundle", type=BundlePath())
+@option(
+    "--device",
+    "devices",
+    multiple=True,
+    type=Suggested(devices),
+    group="Machine",
+    help="cpu, openvino, cuda or tensorrt; may be repeated. Every one that this machine can run by default.",
+)
+@option(
+    "--provider",
+    "providers",
+    multiple=True,
+    type=Suggested(providers),
+    group="Machine",
+    help="One of ONNX Runtime's execution providers, by its name; may be repeated.",
+)
+@option("--threads", type=click.IntRange(min=1), group="Machine", help="On the CPU. One per core by default.")
+@precision_options
+@digest_option
+@option("--prompt", default="a red circle on a blue background", group="Request", help="The image's description.")
+@option("--batch", type=click.IntRange(min=1), default=1, group="Request", help="Images per request.")
+@option(
+    "--runs",
+    type=click.IntRange(min=1),
+    default=5,
+    group="Request",
+    help="Requests after the first; the 90th percentile needs 10, the 99th 100.",
+)
+@request_options("width", "height", "num_inference_steps")
 def bench(
     bundle: Path,
     devices: tuple[str, ...],
@@ -43,15 +108,12 @@ def bench(
     threads: int | None,
     precision: str | None,
     low_memory: bool,
-    json_path: Path | None,
     digest: str | None,
     **options: Any,
 ) -> None:
     """Measure BUNDLE: the first image, images after it, each component, memory; each backend in a process of its
     own. Without --device and --provider, every backend that this machine can run."""
     from latentrt.bundle.bundle import Bundle
-    from latentrt.cli.bench_worker import BenchJob
-    from latentrt.cli.report import check_report, write_report
 
     opened = Bundle.open(bundle, digest)
     job = BenchJob(
@@ -67,32 +129,39 @@ def bench(
         runs=runs,
         options=given_options(options),
     )
-    check_report(json_path)
-    measured, failure = _measure_all(_jobs(job, devices, providers))
-    _print(measured)
-    if json_path is not None:
-        write_report(json_path, _report(job, measured))
-    if failure is not None and (devices or providers or not measured):
-        raise failure
+    measured, failures = _measure_all(_jobs(job, devices, providers))
+    refused = {name: error.describe(SPELLING) for name, error in failures.items()}
+    if settings().json and measured:
+        echo_document(BenchReport.here(settings=_settings_of(job), measured=measured, refused=refused))
+    else:
+        _print(measured)
+    for name, reason in refused.items():
+        echo(f"{name}: {reason}", err=True)
+    if failures and (devices or providers or not measured):
+        raise next(iter(failures.values()))
 
 
-def _measure_all(jobs: list[tuple[str, BenchJob]]) -> tuple[dict[str, Measurement], LatentRTError | None]:
-    """Return the measurements by backend, and the error of the first backend that could not run."""
+def _settings_of(job: BenchJob) -> BenchSettings:
+    return BenchSettings(**{name: getattr(job, name) for name in BenchSettings.__struct_fields__})
+
+
+def _measure_all(jobs: list[tuple[str, BenchJob]]) -> tuple[dict[str, Measurement], dict[str, LatentRTError]]:
+    """Return the measurements, and the errors of the backends that could not run, by the backend's name."""
+    from latentrt.cli.progress import Progress
+
     measured: dict[str, Measurement] = {}
-    first: LatentRTError | None = None
-    for name, job in jobs:
-        try:
-            measured[name] = _measure(name, job)
-        except (BackendError, EngineError) as error:
-            echo(f"{name}: {error.describe(SPELLING)}", err=True)
-            first = first or error
-    return measured, first
+    failures: dict[str, LatentRTError] = {}
+    with Progress() as progress:
+        for name, job in jobs:
+            try:
+                measured[name] = _measure(name, job, progress.task(f"measuring {name}", job.runs + 1))
+            except (BackendError, EngineError) as error:
+                failures[name] = error
+    return measured, failures
 
 
 def _jobs(job: BenchJob, devices: tuple[str, ...], providers: tuple[str, ...]) -> list[tuple[str, BenchJob]]:
     """Return a job for each backend, by its name."""
-    import msgspec
-
     from latentrt.backends.placement import check_device
 
     for device in devices:
@@ -119,21 +188,27 @@ def _available_devices(*, cpu_only: bool) -> tuple[str, ...]:
     return devices
 
 
-def _measure(name: str, job: BenchJob) -> Measurement:
-    from latentrt.cli.bench_worker import MESSAGES, Measurement
+def _measure(name: str, job: BenchJob, task: Task) -> Measurement:
     from latentrt.worker_process import WorkerProcess
 
-    echo(f"measuring {name} …", err=True)
     with WorkerProcess("latentrt.cli.bench_worker", job) as worker:
         for line in worker.messages():
             message = MESSAGES.decode(line)
             if isinstance(message, Measurement):
+                task.finish()
                 return message
+            if isinstance(message, Generated):
+                task.update(message.count)
+                continue
             raise message.as_raised(LatentRTError)
         raise worker.ending().error(name, BackendError)
 
 
+_COLUMNS = {"p50 ms": "p50_ms", "p90 ms": "p90_ms", "p99 ms": "p99_ms", "longest ms": "max_ms"}
+
+
 def _print(measured: dict[str, Measurement]) -> None:
+    absent = dict[str, int]()
     for name, measurement in measured.items():
         echo()
         echo(name)
@@ -143,21 +218,14 @@ def _print(measured: dict[str, Measurement]) -> None:
         gpu = "" if measurement.gpu_bytes is None else f", GPU memory in use {measurement.gpu_bytes / 2**30:.1f} GiB"
         echo(f"  first image {measurement.load_ms + measurement.first_ms:,.0f} ms, loading included")
         echo(f"  peak memory {measurement.peak_bytes / 2**30:.2f} GiB{gpu}")
-        echo(f"  {'':<16}{'runs':>6}{'p50 ms':>12}{'p90 ms':>12}{'p99 ms':>12}")
-        rows = {"image": measurement.image, **measurement.components}
-        for row, each in rows.items():
-            echo(f"  {row:<16}{each.count:>6}{each.p50_ms:>12,.1f}{each.p90_ms:>12,.1f}{each.p99_ms:>12,.1f}")
-
-    if measured:
+        echo(f"  {'':<16}{'runs':>6}{''.join(f'{heading:>12}' for heading in _COLUMNS)}")
+        for row, each in {"image": measurement.image, **measurement.components}.items():
+            values = [getattr(each, field) for field in _COLUMNS.values()]
+            shown = "".join(f"{'-' if value is None else format(value, ',.1f'):>12}" for value in values)
+            echo(f"  {row:<16}{each.count:>6}{shown}")
+        image = measurement.image
+        absent |= {field: count for field, count in LEAST_RUNS.items() if getattr(image, field) is None}
+    if absent:
+        needs = ", ".join(f"{field.removesuffix('_ms')} needs {count}" for field, count in absent.items())
         echo()
-        echo("percentiles are by nearest rank: of fewer than 100 runs the 99th is the longest")
-
-
-def _report(job: BenchJob, measured: dict[str, Measurement]) -> dict[str, Any]:
-    import msgspec
-
-    settings: Any = msgspec.to_builtins(job)
-    return {
-        "settings": {key: value for key, value in settings.items() if key not in ("bundle", "device", "provider")},
-        "measured": {name: msgspec.to_builtins(each) for name, each in measured.items()},
-    }
+        echo(f"-: too few runs for the percentile; {needs}: latentrt bench --runs {max(absent.values())}")

@@ -5,9 +5,8 @@ In a separate process the first image is cold, and the memory peak is this backe
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,66 +15,18 @@ from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays, Session, Shapes
 from latentrt.engines.gpu import gpu_memory_in_use
+from latentrt.cli.bench_report import BenchJob, Generated, Measurement, quantiles
 from latentrt.errors import LatentRTError
 from latentrt.worker_process import Failed, peak_bytes, take_job
 
 if TYPE_CHECKING:
     from latentrt.backends.placement import Placement
 
-__all__ = ["BenchJob", "Measurement", "Message", "Quantiles", "TimedSession", "quantiles", "time_placement"]
+__all__ = ["TimedSession", "time_placement"]
 
 _MS = 1000.0
 
 
-class BenchJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle, a backend and a request to measure: `runs` images after the first."""
-
-    bundle: str
-    digest: str
-    device: str
-    provider: str | None
-    threads: int | None
-    precision: str | None
-    low_memory: bool
-    prompt: str
-    batch: int
-    runs: int
-    options: dict[str, Any] = {}  # of the request, by their keywords
-
-
-class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Percentiles of `count` durations, by nearest rank: with fewer than 100, the 99th is the longest."""
-
-    count: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-
-
-class Measurement(msgspec.Struct, frozen=True, tag="measurement", kw_only=True):
-    """Times and memory of one backend.
-
-    Attributes:
-        runs_on: a description of the backend that runs each component and why, by component.
-        load_ms: from the first import to an open bundle with every component placed.
-        first_ms: the first image, including loading of graphs and weights.
-        image: images after the first.
-        components: runs of each component's graphs for these images, by component.
-        peak_bytes: the largest resident set.
-        gpu_bytes: GPU memory in use at the end, by all processes; None without a GPU.
-    """
-
-    runs_on: dict[str, str]
-    load_ms: float
-    first_ms: float
-    image: Quantiles
-    components: dict[str, Quantiles]
-    peak_bytes: int
-    gpu_bytes: int | None
-
-
-Message = Measurement | Failed
-MESSAGES: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 _JOBS = msgspec.json.Decoder(BenchJob)
 
 
@@ -108,38 +59,30 @@ def time_placement(placement: Placement, durations_ms: list[float]) -> Placement
     return replace(placement, open=lambda part: TimedSession(placement.open(part), durations_ms), key=key)
 
 
-def quantiles(durations_ms: Sequence[float]) -> Quantiles:
-    """Return the median, the 90th and the 99th percentile by nearest rank."""
-    ordered = sorted(durations_ms)
-
-    def rank(share: float) -> float:
-        return round(ordered[max(math.ceil(share * len(ordered)) - 1, 0)], 3)
-
-    return Quantiles(count=len(ordered), p50_ms=rank(0.5), p90_ms=rank(0.9), p99_ms=rank(0.99))
-
-
 def main() -> None:
     """Read a job from standard input, measure, and report."""
     line, report = take_job()
     try:
-        report(_measure(_JOBS.decode(line)))
+        report(_measure(_JOBS.decode(line), lambda count: report(Generated(count=count))))
     except LatentRTError as error:
         report(Failed.of(error))
 
 
-def _measure(job: BenchJob) -> Measurement:
+def _measure(job: BenchJob, progress: Callable[[int], None]) -> Measurement:
     began = time.perf_counter()
     generate, runs_on, durations_ms = _load(job)
     loaded = time.perf_counter()
     generate()
     first = time.perf_counter()
+    progress(1)
     for each in durations_ms.values():
         each.clear()
     images_ms = []
-    for _ in range(job.runs):
+    for run in range(job.runs):
         start = time.perf_counter()
         generate()
         images_ms.append((time.perf_counter() - start) * _MS)
+        progress(run + 2)
     return Measurement(
         runs_on=dict(runs_on),
         load_ms=round((loaded - began) * _MS, 3),

@@ -25,12 +25,15 @@ from latentrt.errors import LatentRTError
 __all__ = [
     "COMMON_GROUP",
     "HELP_NAMES",
+    "Argument",
     "Command",
     "Group",
     "Option",
     "Settings",
+    "argument",
     "command",
     "describe_usage",
+    "describe_values",
     "flag_of",
     "option",
     "report_error",
@@ -87,23 +90,15 @@ def settings() -> Settings:
     return (context.find_object(Settings) if context is not None else None) or Settings()
 
 
-class Option(click.Option):
-    """An option that belongs to a group of the help page.
-
-    Args:
-        group: the heading under which the help page lists it.
-    """
-
-    def __init__(self, *declarations: Any, group: str = "Options", **attributes: Any) -> None:
-        super().__init__(*declarations, **attributes)
-        self.group = group
+class _Described(click.Parameter):
+    """A parameter that refuses malformed values in the style of `latentrt.errors`."""
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
-        """Convert a value; a malformed one is refused in the style of `latentrt.errors`."""
+        """Convert a value; see click."""
         try:
             return super().type_cast_value(ctx, value)
         except click.BadParameter:
-            expected = _describe_values(self.type)
+            expected = describe_values(self.type)
             if expected is None:
                 raise
             message = f"got {self._find_malformed(ctx, value)}, expected {expected}{self._suggest(value)}"
@@ -121,6 +116,29 @@ class Option(click.Option):
         if not isinstance(self.type, click.Choice) or not isinstance(value, str):
             return ""
         return did_you_mean(value.lower(), [str(each) for each in self.type.choices])
+
+
+class Argument(_Described, click.Argument):
+    """An argument."""
+
+
+class Option(_Described, click.Option):
+    """An option that belongs to a group of the help page.
+
+    Args:
+        group: the heading under which the help page lists it.
+    """
+
+    def __init__(self, *declarations: Any, group: str = "Options", **attributes: Any) -> None:
+        super().__init__(*declarations, **attributes)
+        self.group = group
+        if self.metavar is None and isinstance(self.type, click.types.IntParamType | click.types.FloatParamType):
+            self.metavar = None if self.is_flag or self.count else "N"
+
+
+def argument(*declarations: str, **attributes: Any) -> Callable[[F], F]:
+    """Return the decorator of an argument."""
+    return click.argument(*declarations, cls=Argument, **attributes)
 
 
 def option(*declarations: str, group: str = "Options", **attributes: Any) -> Callable[[F], F]:
@@ -143,11 +161,14 @@ class Command(click.Command):
 
     Args:
         examples: command lines for the help page.
+        uses_file: whether the configuration file sets its options.
     """
 
-    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
+    def __init__(
+        self, *arguments: Any, examples: Sequence[str] = (), uses_file: bool = True, **attributes: Any
+    ) -> None:
         super().__init__(*arguments, **attributes)
-        self.examples = tuple(examples)
+        self.examples, self.uses_file = tuple(examples), uses_file
         taken = {each for parameter in self.params for each in parameter.opts}
         self.params += [each for each in _make_common_options() if not taken & {*each.opts}]
         self.context_settings = {
@@ -185,7 +206,8 @@ class Command(click.Command):
         typed, positions = _scan(self.params, args)
         ctx.meta[_TYPED], ctx.meta[_LINE], ctx.meta[_ALSO] = typed, (tuple(args), positions), {}
         if not ctx.resilient_parsing and not {*HELP_NAMES} & {*args}:
-            self._read_file(ctx)
+            if self.uses_file:
+                self.read_file(ctx)
             self._check_variables()
         try:
             rest = super().parse_args(ctx, args)
@@ -200,6 +222,21 @@ class Command(click.Command):
                 ctx,
             )
         return rest
+
+    def read_file(self, ctx: click.Context) -> None:
+        """Take defaults from the configuration file.
+
+        Raises:
+            RequestError: the file is malformed, or has a table or key that does not exist.
+        """
+        from latentrt.cli.config_file import config_path, read_config, table_values
+
+        if not (tree := read_config()):
+            return
+        root, names = ctx.find_root().command, ctx.command_path.split()[1:]
+        known = root.list_commands(ctx) if isinstance(root, click.Group) else names
+        ctx.default_map = table_values(tree, names, known, self)
+        ctx.meta[_FILE] = (config_path(), ".".join(names))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Call the function of the command; an error ends it with one line on stderr and the error's exit code."""
@@ -237,21 +274,6 @@ class Command(click.Command):
             "in the configuration file (latentrt config). The command line wins over the environment, the environment "
             "over the file."
         )
-
-    def _read_file(self, ctx: click.Context) -> None:
-        """Take defaults from the configuration file.
-
-        Raises:
-            RequestError: the file is malformed, or has a table or key that does not exist.
-        """
-        from latentrt.cli.config_file import config_path, read_config, table_values
-
-        if not (tree := read_config()):
-            return
-        root, names = ctx.find_root().command, ctx.command_path.split()[1:]
-        known = root.list_commands(ctx) if isinstance(root, click.Group) else names
-        ctx.default_map = table_values(tree, names, known, self)
-        ctx.meta[_FILE] = (config_path(), ".".join(names))
 
     def _check_variables(self) -> None:
         """Warn of environment variables that look like those of this command's options but are none."""
@@ -356,7 +378,7 @@ def describe_usage(error: click.UsageError) -> str:
     if isinstance(error, click.BadOptionUsage) and ctx is not None:
         parameter = next((each for each in ctx.command.params if error.option_name in each.opts), None)
         if isinstance(parameter, click.Option) and not (parameter.is_flag or parameter.count):
-            return f"{error.option_name}: got no value, expected {_describe_values(parameter.type) or 'one'}"
+            return f"{error.option_name}: got no value, expected {describe_values(parameter.type) or 'one'}"
         return f"{error.option_name}: got a value, expected none"
     if isinstance(error, click.MissingParameter) and error.param is not None and ctx is not None:
         return f"{spell(ctx, error.param)} is missing, as in: {_usage_of(ctx)}"
@@ -403,7 +425,7 @@ def _make_common_options() -> list[Option]:
             group=group,
             help="Log more; -vv also logs details.",
         ),
-        Option(["-q", "--quiet", "_quiet"], is_flag=True, group=group, help="Print nothing but results and errors."),
+        Option(["-q", "--quiet", "_quiet"], is_flag=True, group=group, help="No progress, no notes: errors only."),
         Option(["--log-level", "_log_level"], type=level, group=group, help="Level of the messages on stderr."),
         Option(["--debug", "_debug"], is_flag=True, group=group, help="Show the traceback of an error."),
     ]
@@ -465,17 +487,17 @@ def _takes_value(parameter: click.Option) -> bool:
     return not (parameter.is_flag or parameter.count)
 
 
-def _describe_values(kind: click.ParamType) -> str | None:  # type: ignore[type-arg]  # generic for type checkers only
+def describe_values(kind: click.ParamType) -> str | None:  # type: ignore[type-arg]  # generic for type checkers only
     """Describe the values of click's own types; None for other types, which describe them in their messages."""
     if isinstance(kind, click.Choice):
         return f"one of {', '.join(map(str, kind.choices))}"
     if isinstance(kind, click.IntRange | click.FloatRange):
         return f"a{' whole' if isinstance(kind, click.IntRange) else ''} number{_describe_range(kind)}"
-    if kind is click.INT:
+    if isinstance(kind, click.types.IntParamType):
         return "a whole number"
-    if kind is click.FLOAT:
+    if isinstance(kind, click.types.FloatParamType):
         return "a number"
-    if kind is click.BOOL:
+    if isinstance(kind, click.types.BoolParamType):
         return "true or false"
     return None
 

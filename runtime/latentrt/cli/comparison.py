@@ -6,11 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
+import msgspec
 from PIL.Image import Image
 
 from latentrt.bundle.printable import counted, printable
+from latentrt.cli.document import Report
 from latentrt.cli.output import echo
 from latentrt.errors import RequestError
 from latentrt.images.contact_sheet import contact_sheet
@@ -24,6 +26,7 @@ __all__ = [
     "ORDINARY",
     "SPECIAL",
     "Cell",
+    "Comparison",
     "default_samplers",
     "first_request",
     "generate_cell",
@@ -81,6 +84,59 @@ class Cell:
     def median_seconds(self) -> float:
         """Median over the runs."""
         return statistics.median(self.seconds)
+
+
+class ComparedBundle(msgspec.Struct, frozen=True, kw_only=True):
+    """The bundle of a comparison, by its name and the digest of its manifest."""
+
+    name: str
+    digest: str
+
+
+class ComparedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that all images of a comparison share."""
+
+    prompt: str | None
+    negative_prompt: str | None
+    seed: int
+    guidance_scale: float
+    width: int
+    height: int
+    safety: str
+
+
+class ComparedCell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One image of a comparison, or the reason why there is none.
+
+    Attributes:
+        refused: why the sampler does not support the combination; without it, all others are present.
+        seconds: median of `runs_seconds`, from the prompt to a checked image.
+    """
+
+    sampler: str
+    steps: int
+    refused: str | None = None
+    evaluations: int | None = None
+    seconds: float | None = None
+    runs_seconds: list[float] | None = None
+    flagged: bool | None = None
+
+
+class Comparison(Report, frozen=True, kw_only=True):
+    """What `latentrt compare --json` prints.
+
+    Attributes:
+        sheet: the file of the images.
+        runs_on: a description of the backend by component.
+        threads: as given.
+    """
+
+    sheet: str
+    bundle: ComparedBundle
+    runs_on: dict[str, str]
+    threads: int | None
+    request: ComparedRequest
+    cells: list[ComparedCell]
 
 
 def default_samplers(model: str) -> list[str]:
@@ -186,37 +242,38 @@ def make_sheet(cells: Sequence[Cell]) -> Image:
     )
 
 
-def make_report(pipeline: Pipeline, cells: Sequence[Cell], threads: int | None) -> dict[str, Any]:
-    """Return the comparison as data for JSON. Seconds are per image."""
+def make_report(pipeline: Pipeline, cells: Sequence[Cell], threads: int | None, sheet: Path) -> Comparison:
+    """Return the comparison as a document."""
     request = first_request(cells)
-    return {
-        "bundle": {"name": pipeline.bundle.manifest.source.name, "digest": pipeline.bundle.digest},
-        "runs_on": {name: str(placement) for name, placement in pipeline.runs_on.items()},
-        "threads": threads,
-        "request": {
-            "prompt": request.prompts and request.prompts[0],
-            "negative_prompt": request.negative_prompts and request.negative_prompts[0],
-            "seed": request.seeds[0],
-            "guidance_scale": request.guidance_scale,
-            "width": request.width,
-            "height": request.height,
-            "safety": request.policy,
-        },
-        "cells": [_report_cell(cell) for cell in cells],
-    }
+    return Comparison.here(
+        sheet=str(sheet),
+        bundle=ComparedBundle(name=pipeline.bundle.manifest.source.name, digest=pipeline.bundle.digest),
+        runs_on={name: str(placement) for name, placement in pipeline.runs_on.items()},
+        threads=threads,
+        request=ComparedRequest(
+            prompt=request.prompts[0] if request.prompts else None,
+            negative_prompt=request.negative_prompts[0] if request.negative_prompts else None,
+            seed=request.seeds[0],
+            guidance_scale=request.guidance_scale,
+            width=request.width,
+            height=request.height,
+            safety=request.policy,
+        ),
+        cells=[_report_cell(cell) for cell in cells],
+    )
 
 
-def _report_cell(cell: Cell) -> dict[str, Any]:
-    named = {"sampler": cell.sampler, "steps": cell.steps}
+def _report_cell(cell: Cell) -> ComparedCell:
     if cell.request is None:
-        return {**named, "refused": cell.refusal}
-    return {
-        **named,
-        "evaluations": cell.evaluations,
-        "seconds": round(cell.median_seconds, 4),
-        "runs_seconds": [round(seconds, 4) for seconds in cell.seconds],
-        "flagged": cell.flagged,
-    }
+        return ComparedCell(sampler=cell.sampler, steps=cell.steps, refused=cell.refusal)
+    return ComparedCell(
+        sampler=cell.sampler,
+        steps=cell.steps,
+        evaluations=cell.evaluations,
+        seconds=round(cell.median_seconds, 4),
+        runs_seconds=[round(seconds, 4) for seconds in cell.seconds],
+        flagged=cell.flagged,
+    )
 
 
 def _generate(pipeline: Pipeline, request: ResolvedRequest, progress: Progress) -> Result:

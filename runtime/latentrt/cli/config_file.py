@@ -9,7 +9,7 @@
 
 The file is `config.toml` in the user's configuration folder; the environment variable LATENTRT_CONFIG names another. A
 key is an option's name without its dashes. A value is that which would be typed; an array for an option that may be
-repeated, true or false for an option without a value.
+repeated, true or false for an option without a value. An empty text is no value.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def table_values(
         if option is None:
             known = [flag for each in command.params for flag in _keys_of(each)]
             raise RequestError(f"{where}: got an unknown key, expected an option's name{did_you_mean(key, known)}")
-        values[option.name or ""] = _as_typed(option, value, where)
+        if value != "":  # no value, as with an environment variable
+            values[option.name or ""] = _as_typed(option, value, where)
     return values
 
 

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from latentrt.bundle.printable import counted
-from latentrt.cli.command import command
+from latentrt.cli.command import command, option, settings
+from latentrt.cli.document import echo_document
 from latentrt.cli.output import echo
+from latentrt.cli.prompts import prompt_argument
 from latentrt.cli.request_options import SPELLING, given_options, request_options
 from latentrt.errors import OutputError
 
-__all__ = ["PROMPTS", "demo"]
+__all__ = ["PROMPTS", "DemoDocument", "demo"]
 
 PROMPTS = (
     "a large red circle on a blue background",
@@ -34,27 +37,49 @@ PROMPTS = (
 )
 
 
-@command(examples=())
-@click.argument("prompt", nargs=-1)
-@click.option(
+class DemoDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `latentrt demo --json` prints.
+
+    Attributes:
+        sheet: the file.
+        flagged: number of images that the safety classifier blocked.
+        seconds: loading included.
+        again: the command line that generates the first image alone.
+    """
+
+    sheet: str
+    images: int
+    flagged: int
+    seconds: float
+    again: list[str]
+
+
+@command(
+    examples=(
+        "latentrt demo",
+        'latentrt demo "a white heart above a small red square on a black background" -o heart.png',
+        'latentrt demo "a red circle" "a green star" --sampler euler --steps 10',
+    )
+)
+@prompt_argument
+@option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     default=Path("demo.png"),
-    show_default=True,
+    group="Output",
     help="A .png, .jpg or .webp.",
 )
 @request_options("negative_prompt", "num_inference_steps", "sampler", "guidance_scale")
-@click.option("--seed", type=int, default=7, show_default=True, help="Of the first image; image i takes seed + i.")
-@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def demo(prompt: tuple[str, ...], output: Path, seed: int, quiet: bool, **options: Any) -> None:
+@option("--seed", type=int, default=7, group="Images", help="Of the first image; image i takes seed + i.")
+def demo(prompt: tuple[str, ...], output: Path, seed: int, **options: Any) -> None:
     """Generate an image for each PROMPT, or for twelve built-in ones, with the sample bundle, on one sheet.
 
     The sample model generates circles, squares, triangles, stars, hearts and crosses, one or two per image, in red,
     orange, yellow, green, blue, purple, white and black. Its images are 64 × 64 pixels and enlarged on the sheet;
     `latentrt run` writes them in their own size, with their metadata.
     """
-    from latentrt.bundle.sample import bundle_path
+    from latentrt.bundle.sample import SAMPLE
     from latentrt.cli.progress import latents_with_progress
     from latentrt.images.contact_sheet import contact_sheet
     from latentrt.images.files import check_output, save
@@ -66,15 +91,26 @@ def demo(prompt: tuple[str, ...], output: Path, seed: int, quiet: bool, **option
     pipeline = Pipeline.load()
     prompts, given = prompt or PROMPTS, given_options(options)
     request = pipeline.resolve(Request.of(prompt=prompts, seed=seed, **given))
-    result = pipeline.finish(request, latents_with_progress(pipeline, request, quiet=quiet))
+    result = pipeline.finish(request, latents_with_progress(pipeline, request))
     save(contact_sheet(result.images, prompts), output)
-    if not quiet:
-        flagged = sum(result.nsfw_content_detected or ())
-        blocked = f", {flagged} of them blocked by the safety classifier" if flagged else ""
-        seconds = time.monotonic() - began
-        alone = {"seed": request.seeds[0], **given}
-        flags = [str(part) for keyword, value in alone.items() for part in (SPELLING[keyword], value)]
-        words = ["latentrt", "run", str(bundle_path()), prompts[0], *flags, "-o", "image.png"]
-        with contextlib.suppress(OutputError):  # the sheet is there, wherever the report goes
-            echo(f"{output}: {counted(len(prompts), 'image')} in {seconds:.1f} s, loading included{blocked}")
-            echo(f"the first alone: {shlex.join(words)}")
+    alone = {"seed": request.seeds[0], **given}
+    flags = [str(part) for keyword, value in alone.items() for part in (SPELLING[keyword], value)]
+    document = DemoDocument(
+        sheet=str(output),
+        images=len(prompts),
+        flagged=sum(result.nsfw_content_detected or ()),
+        seconds=round(time.monotonic() - began, 3),
+        again=["latentrt", "run", SAMPLE, prompts[0], *flags, "-o", "image.png"],
+    )
+    with contextlib.suppress(OutputError):  # the sheet is there, wherever the report goes
+        if settings().json:
+            echo_document(document)
+        elif not settings().quiet:
+            _print(document)
+
+
+def _print(document: DemoDocument) -> None:
+    blocked = f", {document.flagged} of them blocked by the safety classifier" if document.flagged else ""
+    images = counted(document.images, "image")
+    echo(f"{document.sheet}: {images} in {document.seconds:.1f} s, loading included{blocked}")
+    echo(f"the first alone: {shlex.join(document.again)}")

@@ -4,97 +4,206 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
+from latentrt.bundle.sample import bundle_argument
+from latentrt.cli.command import command, settings
+from latentrt.cli.document import Report, echo_document
 from latentrt.cli.output import echo
+from latentrt.cli.values import BundlePath
 
 if TYPE_CHECKING:
     from latentrt.bundle.bundle import Bundle
 
-__all__ = ["doctor"]
-
-Lines = Iterator[tuple[str, str]]
+__all__ = ["Availability", "DoctorReport", "doctor", "suggest"]
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+class Availability(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether something can be used here.
+
+    Attributes:
+        available: whether it can.
+        text: its version, or why it cannot be used and what to do.
+    """
+
+    available: bool
+    text: str
+
+
+class PlacementDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """The backend of a component.
+
+    Attributes:
+        text: backend and device for people, with the reason.
+        backend: the library. device: `cpu`, `gpu` or the name of an execution provider.
+        reason: why nothing better runs it; may be empty.
+        engines: a line for each engine of the component.
+    """
+
+    text: str
+    backend: str
+    device: str
+    reason: str
+    engines: list[str]
+
+
+class NextStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that helps on this machine, and why."""
+
+    command: str
+    reason: str
+
+
+class DoctorReport(Report, frozen=True, kw_only=True):
+    """What `latentrt doctor --json` prints.
+
+    Attributes:
+        parts: the GPU, libraries and the cache of engines, by name.
+        leftovers: files that killed commands left behind.
+        components: of BUNDLE, by name.
+        next: what to do next, the most useful first.
+    """
+
+    parts: dict[str, Availability]
+    leftovers: list[str]
+    components: dict[str, PlacementDocument]
+    next: list[NextStep]
+
+
+@command(
+    examples=(
+        "latentrt doctor",
+        "latentrt doctor my-bundle    # also: what runs each of its components",
+    )
+)
+@click.argument("bundle", type=BundlePath(), required=False)
 def doctor(bundle: Path | None) -> None:
-    """Print the GPU, the libraries and the engines of this machine, and files that killed commands left behind. With
-    BUNDLE, also the backend of each of its components, and why."""
+    """Print the GPU, the libraries and the engines of this machine, files that killed commands left behind, and what
+    to do next. With BUNDLE, also the backend of each of its components, and why."""
     from latentrt.bundle.bundle import Bundle
 
     opened = None if bundle is None else Bundle.open(bundle)
-    for key, text in _machine_lines():
-        echo(f"{key:<16} {text}")
-    beside = None if opened is None else opened.folder.parent
-    for number, text in enumerate(_list_leftovers(beside)):
+    parts = dict(_inspect_machine())
+    report = DoctorReport.here(
+        parts=parts,
+        leftovers=list(_list_leftovers(None if opened is None else opened.folder.parent)),
+        components={} if opened is None else dict(_place(opened)),
+        next=suggest(parts, bundle),
+    )
+    if settings().json:
+        echo_document(report)
+    else:
+        _print(report)
+
+
+def _print(report: DoctorReport) -> None:
+    echo(f"{'latentrt':<16} {report.latentrt}, Python {report.python}, {report.machine}")
+    for name, part in report.parts.items():
+        echo(f"{name:<16} {part.text if part.available else f'no: {part.text}'}")
+    for number, text in enumerate(report.leftovers):
         echo(f"{'' if number else 'leftovers':<16} {text}")
-    if opened is not None:
+    if report.components:
         echo()
-        for key, text in _bundle_lines(opened):
-            echo(f"{key:<16} {text}")
+    for component, placed in report.components.items():
+        echo(f"{component:<16} {placed.text}")
+        for line in placed.engines:
+            echo(f"{'':<16}   {line}")
+    echo()
+    echo("What to do next:")
+    width = max(len(step.command) for step in report.next)
+    for step in report.next:
+        echo(f"  {step.command:<{width}}  {step.reason}")
 
 
-def _machine_lines() -> Lines:
-    from latentrt import __version__
+def suggest(parts: Mapping[str, Availability], bundle: Path | None) -> list[NextStep]:
+    """Return the one or two commands that help most on this machine."""
+    can = {name: part.available for name, part in parts.items()}
+    gpu, engines = can["GPU"], can["tensorrt"] or can["tensorrt_rtx"]
+    on_cpu = can["onnxruntime"] or can["openvino"]
+    named = "BUNDLE" if bundle is None else shlex.quote(bundle_argument(bundle))
+    steps = [
+        (gpu and "CUDA" not in parts["onnxruntime"].text and not engines, _install("gpu"), "use the GPU"),
+        (not on_cpu and not gpu, _install("cpu"), "nothing can run a bundle yet"),
+        (not gpu and on_cpu and not can["openvino"], _install("openvino"), "the fastest on a CPU"),
+        (gpu and engines, f"latentrt build {named}", "build engines, the fastest on this GPU"),
+        (bundle is not None, f"latentrt run {named} PROMPT", "generate an image"),
+        (bundle is None, "latentrt demo", "generate a sheet of images with the sample bundle"),
+        (bundle is None, 'latentrt run sample "a red circle on a blue background"', "generate one image"),
+    ]
+    return [NextStep(command=command, reason=reason) for helps, command, reason in steps if helps][:2]
+
+
+def _install(extra: str) -> str:
+    return f"pip install 'latentrt[{extra}]'"
+
+
+def _inspect_machine() -> Iterator[tuple[str, Availability]]:
     from latentrt.backends.tensorrt.library import LoadedLibrary, find_libraries
     from latentrt.engines.gpu import NoGpu, describe_driver, find_gpu
 
-    yield "latentrt", f"{__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     gpu = find_gpu()
     if isinstance(gpu, NoGpu):
-        yield "GPU", f"no: {gpu.reason}; {gpu.mend}"
+        yield "GPU", _no(f"{gpu.reason}; {gpu.mend}")
     else:
-        yield "GPU", f"{gpu}, {describe_driver(gpu)}"
+        yield "GPU", _yes(f"{gpu}, {describe_driver(gpu)}")
     for name, found in find_libraries().items():
-        yield name, found.version if isinstance(found, LoadedLibrary) else f"no: {found}"
-    yield "onnxruntime", _describe_onnxruntime()
-    yield "openvino", _describe_openvino()
-    yield "engines", _describe_cache()
+        yield name, _yes(found.version) if isinstance(found, LoadedLibrary) else _no(str(found))
+    yield "onnxruntime", _inspect_onnxruntime()
+    yield "openvino", _inspect_openvino()
+    yield "engines", _inspect_cache()
 
 
-def _describe_onnxruntime() -> str:
+def _yes(text: str) -> Availability:
+    return Availability(available=True, text=text)
+
+
+def _no(text: str) -> Availability:
+    return Availability(available=False, text=text)
+
+
+def _inspect_onnxruntime() -> Availability:
     from latentrt.backends.onnxruntime import require
     from latentrt.errors import BackendError, MissingExtraError
 
     try:
         onnxruntime = require()
     except MissingExtraError:
-        return "no: not installed; pip install 'latentrt[cpu]', or 'latentrt[gpu]' with an NVIDIA GPU"
+        return _no("not installed; pip install 'latentrt[cpu]', or 'latentrt[gpu]' with an NVIDIA GPU")
     except BackendError as error:
-        return f"no: {error}"
-    return f"{onnxruntime.__version__}, with {', '.join(onnxruntime.get_available_providers())}"
+        return _no(str(error))
+    return _yes(f"{onnxruntime.__version__}, with {', '.join(onnxruntime.get_available_providers())}")
 
 
-def _describe_openvino() -> str:
+def _inspect_openvino() -> Availability:
     from latentrt.backends.openvino import computes_in_bfloat16, is_installed
     from latentrt.errors import BackendError
 
     if not is_installed():
-        return "no: not installed; pip install 'latentrt[openvino]', the fastest on a CPU"
+        return _no("not installed; pip install 'latentrt[openvino]', the fastest on a CPU")
     from importlib.metadata import version
 
     try:
         has = computes_in_bfloat16()
     except BackendError as error:
-        return f"no: {error}"
-    return f"{version('openvino')}, this CPU has {'' if has else 'no '}bfloat16 arithmetic"
+        return _no(str(error))
+    return _yes(f"{version('openvino')}, this CPU has {'' if has else 'no '}bfloat16 arithmetic")
 
 
-def _describe_cache() -> str:
+def _inspect_cache() -> Availability:
     from latentrt.engines.store import EngineStore
     from latentrt.errors import EngineError
 
     try:
         store = EngineStore()
     except EngineError as error:
-        return f"no: {error}"
-    return f"{len(list(store.engines()))} in {store.folder}"
+        return _no(str(error))
+    return _yes(f"{len(list(store.engines()))} in {store.folder}")
 
 
 def _list_leftovers(beside: Path | None) -> Iterator[str]:
@@ -134,21 +243,37 @@ def _list_leftovers(beside: Path | None) -> Iterator[str]:
             )
 
 
-def _bundle_lines(bundle: Bundle) -> Lines:
-    from latentrt.backends.placement import find_machine, place_components
+def _place(bundle: Bundle) -> Iterator[tuple[str, PlacementDocument]]:
+    """Yield the backend of each component."""
+    from latentrt.backends.placement import place_components
+
+    for component, placed in place_components(bundle).items():
+        yield (
+            component,
+            PlacementDocument(
+                text=str(placed),
+                backend=placed.backend,
+                device=placed.device,
+                reason=placed.reason,
+                engines=list(_list_engines(bundle, component)),
+            ),
+        )
+
+
+def _list_engines(bundle: Bundle, component: str) -> Iterator[str]:
+    """Describe each engine of a component, whether it fits this machine's GPU, and how to build one."""
+    from latentrt.backends.placement import find_machine
     from latentrt.engines.choice import choose_engines
     from latentrt.engines.gpu import Gpu, find_gpu
 
     gpu = find_gpu()
-    for component, placement in place_components(bundle).items():
-        yield component, str(placement)
-        if not isinstance(gpu, Gpu):
-            continue
-        fit, others = choose_engines(bundle, component, find_machine(gpu)[0])
-        for source in fit:
-            profile = "; ".join(f"{name} {shapes}" for name, shapes in source.record.identity.profile.items())
-            yield "", f"  fits: {source.record.key[:12]}, {profile}"
-        for other in others:
-            yield "", f"  does not fit: {other.record.key[:12]}, {', '.join(other.reasons)}"
-        if not fit:
-            yield "", f"  to build one: latentrt build {bundle.folder} --component {component}"
+    if not isinstance(gpu, Gpu):
+        return
+    fit, others = choose_engines(bundle, component, find_machine(gpu)[0])
+    for source in fit:
+        profile = "; ".join(f"{name} {shapes}" for name, shapes in source.record.identity.profile.items())
+        yield f"fits: {source.record.key[:12]}, {profile}"
+    for other in others:
+        yield f"does not fit: {other.record.key[:12]}, {', '.join(other.reasons)}"
+    if not fit:
+        yield f"to build one: latentrt build {shlex.quote(bundle_argument(bundle.folder))} --component {component}"

@@ -21,15 +21,18 @@ from latentrt.bundle.describe import describe_quantization, group_parts, nearest
 from latentrt.bundle.export_report import ExportReport, read_report
 from latentrt.bundle.manifest import MANIFEST_NAME, ConfigChange, GateResult, Manifest, SchedulerRecord
 from latentrt.bundle.tensors import TensorSpec
+from latentrt.cli.command import command, settings
 from latentrt.cli.console import Console
-from latentrt.cli.output import echo, echo_block, echo_json
+from latentrt.cli.document import echo_document
+from latentrt.cli.output import echo, echo_block
+from latentrt.cli.values import BundlePath
 from latentrt.engines.sealed import read_sealed_engines
 from latentrt.errors import BundleError
 
 if TYPE_CHECKING:
     from latentrt.images.metadata import ImageMetadata, ImageRecord, InputRecord
 
-__all__ = ["inspect"]
+__all__ = ["InspectedBundle", "inspect"]
 
 # Wide enough for every row, for output that is not a terminal.
 _PIPE_COLUMNS = 160
@@ -38,27 +41,45 @@ _MAX_SHOWN = 20_000
 Lines = Iterator[tuple[str, str]]
 
 
-@click.command()
-@click.argument("path", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, for a program to read.")
-def inspect(path: str, as_json: bool) -> None:
+class InspectedBundle(msgspec.Struct, frozen=True, kw_only=True):
+    """What `latentrt inspect --json` prints of a bundle; of an image it prints `ImageMetadata`.
+
+    Attributes:
+        bundle: the folder.
+        digest: of bundle.json.
+        manifest: the content of bundle.json (`latentrt/bundle/bundle.schema.json`).
+    """
+
+    bundle: str
+    digest: str
+    manifest: Manifest
+
+
+@command(
+    examples=(
+        "latentrt inspect my-bundle",
+        "latentrt inspect out.png",
+        "latentrt inspect sample --json",
+    )
+)
+@click.argument("path", type=BundlePath(files=True))
+def inspect(path: Path) -> None:
     """Print the content of the bundle at PATH, or the metadata of the image at PATH.
 
     Nothing is verified here; `latentrt verify` does that.
     """
     if not os.path.lexists(path):
         raise BundleError(f"{path} does not exist, expected the folder of a bundle, or an image")
-    if os.path.isfile(path) and os.path.basename(path) != MANIFEST_NAME:
-        _inspect_image(path, as_json)
+    if os.path.isfile(path) and path.name != MANIFEST_NAME:
+        _inspect_image(path)
     else:
-        _inspect_bundle(os.path.dirname(path) or "." if os.path.isfile(path) else path, as_json)
+        _inspect_bundle(path.parent if os.path.isfile(path) else path)
 
 
-def _inspect_bundle(path: str, as_json: bool) -> None:
+def _inspect_bundle(path: Path) -> None:
     bundle = Bundle.open(path)
-    if as_json:
-        manifest = msgspec.to_builtins(bundle.manifest)
-        echo_json({"bundle": str(bundle.folder), "digest": bundle.digest, "manifest": manifest})
+    if settings().json:
+        echo_document(InspectedBundle(bundle=str(bundle.folder), digest=bundle.digest, manifest=bundle.manifest))
         return
     _print_lines(_bundle_lines(bundle))
     console = Console(pipe_columns=_PIPE_COLUMNS)
@@ -67,13 +88,13 @@ def _inspect_bundle(path: str, as_json: bool) -> None:
         console.print(table)
 
 
-def _inspect_image(path: str, as_json: bool) -> None:
+def _inspect_image(path: Path) -> None:
     # Imported here: it needs Pillow and numpy, which a bundle's inspection does not.
     from latentrt.images.metadata import read_metadata
 
     metadata = read_metadata(path)
-    if as_json:
-        echo_json(msgspec.to_builtins(metadata))
+    if settings().json:
+        echo_document(metadata)
         return
     _print_lines(_image_lines(path, metadata))
     if metadata.record is None and metadata.parameters is None:
@@ -199,8 +220,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _image_lines(path: str, metadata: ImageMetadata) -> Lines:
-    yield "image", f"{Path(path)}: {metadata.file_format}, {metadata.width} × {metadata.height}"
+def _image_lines(path: Path, metadata: ImageMetadata) -> Lines:
+    yield "image", f"{path}: {metadata.file_format}, {metadata.width} × {metadata.height}"
     if metadata.record is not None:
         yield from _record_lines(metadata.record)
     elif metadata.parameters is not None:

@@ -41,6 +41,8 @@ _SECTIONS = {
     "Machine": {
         "doctor": ("latentrt.cli.doctor:doctor", "Print what this machine can run, and what to do next."),
         "bench": ("latentrt.cli.bench:bench", "Measure a bundle on each backend of this machine."),
+        "config": ("latentrt.cli.config:config", "Print which options the configuration file sets, or write one."),
+        "completion": ("latentrt.cli.completion:completion", "Print the script that completes commands in a shell."),
     },
 }
 _COMMANDS = {name: place for section in _SECTIONS.values() for name, place in section.items()}

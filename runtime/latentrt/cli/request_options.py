@@ -18,10 +18,12 @@ __all__ = [
     "SPELLING",
     "command_spelling",
     "device_options",
+    "devices",
     "digest_option",
     "given_options",
     "policies",
     "precision_options",
+    "providers",
     "request_options",
     "samplers",
 ]
@@ -94,14 +96,14 @@ def device_options(function: F) -> F:
         (
             option(
                 "--device",
-                type=Suggested(_devices),
+                type=Suggested(devices),
                 default="auto",
                 group="Machine",
                 help="auto, cpu or cuda (ONNX Runtime), openvino or tensorrt.",
             ),
             option(
                 "--provider",
-                type=Suggested(_providers),
+                type=Suggested(providers),
                 group="Machine",
                 help="One of ONNX Runtime's execution providers, by its name.",
             ),
@@ -157,7 +159,8 @@ def policies() -> Iterable[str]:
     return get_args(Policy)
 
 
-def _devices() -> Iterable[str]:
+def devices() -> Iterable[str]:
+    """Return the names of the devices."""
     from latentrt.backends.placement import Device
 
     return get_args(Device)
@@ -169,7 +172,8 @@ def _precisions() -> Iterable[str]:
     return get_args(ComputePrecision)
 
 
-def _providers() -> Iterable[str]:
+def providers() -> Iterable[str]:
+    """Return the names of ONNX Runtime's execution providers on this machine."""
     from latentrt.backends.onnxruntime import available_providers
     from latentrt.errors import BackendError
 

@@ -123,7 +123,7 @@ def run(
         )
     )
     check_places(pipeline.bundle, pipeline.family, request, output)
-    result = pipeline.finish(request, latents_with_progress(pipeline, request, quiet=quiet))
+    result = pipeline.finish(request, latents_with_progress(pipeline, request))
     paths = result.save(output)
     if not quiet:
         with contextlib.suppress(OutputError):  # the images are there, wherever the report goes

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import click
 import msgspec
 
-from latentrt.cli.output import echo, echo_block, echo_json
+from latentrt.cli.command import COMMON_GROUP, command, option, settings
+from latentrt.cli.document import echo_document
+from latentrt.cli.output import echo, echo_block
+from latentrt.cli.request_options import samplers as known_samplers
+from latentrt.cli.values import Suggested
 
 if TYPE_CHECKING:
     from latentrt.sampling.samplers import Sampler, SamplerChoice
 
-__all__ = ["samplers"]
+__all__ = ["SamplersDocument", "samplers"]
 
 _COLUMNS = 100  # the width without a terminal, and the largest width
 _INDENT = 18
@@ -30,11 +34,67 @@ _LISTS = {int: "whole numbers", float: "numbers"}
 _BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "at most"}
 
 
-@click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("-v", "--verbose", is_flag=True, help="Also print the options of the configuration and of a run.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def samplers(names: tuple[str, ...], verbose: bool, as_json: bool) -> None:
+class OptionDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """An option of a sampler's configuration.
+
+    Attributes:
+        values: a description of the values.
+        choices: all values, where they can be listed.
+        default: absent where the option is required; an infinity as the text that diffusers uses.
+    """
+
+    values: str
+    choices: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    default: Any | msgspec.UnsetType = msgspec.UNSET
+
+
+class SamplerDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """One sampler.
+
+    Attributes:
+        class_name: of diffusers. kind: of the models that it is for.
+        aliases: its other names, with the options that each implies.
+        suffixes: that may follow its name, such as `_karras`.
+        evaluations_per_step: of the model, in words. evaluations: in a number of steps.
+        unsupported_reason: why the pipeline does not run it; null if it does.
+        run_options: of a run. options: of the configuration, by diffusers' names.
+    """
+
+    name: str
+    title: str
+    class_name: str
+    kind: str
+    aliases: dict[str, dict[str, Any]]
+    suffixes: list[str]
+    evaluations_per_step: str
+    evaluations: dict[str, int]
+    unsupported_reason: str | None
+    run_options: list[str]
+    options: dict[str, OptionDocument]
+
+
+class SamplersDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `latentrt samplers --json` prints."""
+
+    samplers: list[SamplerDocument]
+
+
+@command(
+    examples=(
+        "latentrt samplers",
+        'latentrt samplers "DPM++ 2M Karras" --verbose',
+        "latentrt samplers euler heun --json",
+    )
+)
+@click.argument("names", nargs=-1, metavar="[NAME]...", type=Suggested(known_samplers))
+@option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    group=COMMON_GROUP,
+    help="Also print the options of the configuration and of a run.",
+)
+def samplers(names: tuple[str, ...], verbose: bool) -> None:
     """List the samplers, or those called NAME, with the diffusers class that each is equivalent to, the kind of model
     it is for, its cost, and its other names.
 
@@ -44,8 +104,8 @@ def samplers(names: tuple[str, ...], verbose: bool, as_json: bool) -> None:
 
     choices = {name: choose(name) for name in names}
     listed = list(dict.fromkeys(choice.name for choice in choices.values())) or list(SAMPLERS)
-    if as_json:
-        echo_json([_describe(name) for name in listed])
+    if settings().json:
+        echo_document(SamplersDocument(samplers=[_describe(name) for name in listed]))
         return
     for name in listed:
         _print_sampler(name, verbose=verbose)
@@ -56,24 +116,23 @@ def samplers(names: tuple[str, ...], verbose: bool, as_json: bool) -> None:
         _print_wrapped(note)
 
 
-def _describe(name: str) -> dict[str, Any]:
-    """Return a sampler's record for --json."""
+def _describe(name: str) -> SamplerDocument:
     from latentrt.sampling.samplers import SAMPLERS
 
     sampler = SAMPLERS[name]
-    return {
-        "name": name,
-        "title": sampler.title,
-        "class_name": sampler.class_name,
-        "kind": sampler.kind,
-        "aliases": _aliases(name),
-        "suffixes": suffixes(sampler),
-        "evaluations_per_step": cost(sampler),
-        "evaluations": {str(count): evaluations(sampler, count) for count in _COUNTS},
-        "unsupported_reason": sampler.unsupported_reason or None,
-        "run_options": sorted(sampler.run_options),
-        "options": {option.name: _describe_option(option) for option in options(sampler)},
-    }
+    return SamplerDocument(
+        name=name,
+        title=sampler.title,
+        class_name=sampler.class_name,
+        kind=sampler.kind,
+        aliases={alias: dict(implied) for alias, implied in _aliases(name).items()},
+        suffixes=suffixes(sampler),
+        evaluations_per_step=cost(sampler),
+        evaluations={str(count): evaluations(sampler, count) for count in _COUNTS},
+        unsupported_reason=sampler.unsupported_reason or None,
+        run_options=sorted(sampler.run_options),
+        options={option.name: _describe_option(option) for option in options(sampler)},
+    )
 
 
 def _aliases(name: str) -> dict[str, Mapping[str, Any]]:
@@ -83,15 +142,11 @@ def _aliases(name: str) -> dict[str, Mapping[str, Any]]:
     return {alias: choose(alias).options for alias in aliases_of(name)}
 
 
-def _describe_option(option: ConfigOption) -> dict[str, Any]:
-    record: dict[str, Any] = {"values": option.values}
-    if option.choices is not None:
-        record["choices"] = list(option.choices)
-    if not option.required:
-        # JSON has no infinity; encode it as the string diffusers uses.
-        text = format_default(option)
-        record["default"] = text if "Infinity" in text else option.default
-    return record
+def _describe_option(option: ConfigOption) -> OptionDocument:
+    text = format_default(option)  # JSON has no infinity; encode it as the string diffusers uses
+    default = msgspec.UNSET if option.required else text if "Infinity" in text else option.default
+    choices = msgspec.UNSET if option.choices is None else list(option.choices)
+    return OptionDocument(values=option.values, choices=choices, default=default)
 
 
 def _print_sampler(name: str, *, verbose: bool) -> None:
@@ -112,9 +167,9 @@ def _print_sampler(name: str, *, verbose: bool) -> None:
 def _print_options(listed: Sequence[ConfigOption]) -> None:
     names = max(len(option.name) for option in listed)
     defaults = max(len(format_default(option)) for option in listed)
-    for option in listed:
-        start = f"{'':4}{option.name:<{names}}  {format_default(option):<{defaults}}  "
-        _print_wrapped(start + option.values, len(start), first=0)
+    for each in listed:
+        start = f"{'':4}{each.name:<{names}}  {format_default(each):<{defaults}}  "
+        _print_wrapped(start + each.values, len(start), first=0)
 
 
 def _notes(choices: Mapping[str, SamplerChoice]) -> Iterator[str]:

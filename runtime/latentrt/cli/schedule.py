@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.manifest import MAX_STEPS
-from latentrt.bundle.printable import counted
+from latentrt.bundle.printable import counted, quote
 from latentrt.bundle.strict_json import AmbiguousJSONError, parse_json
-from latentrt.cli.command import command
+from latentrt.cli.command import command, option, settings
+from latentrt.cli.document import echo_document
 from latentrt.cli.output import echo, echo_block
-from latentrt.cli.values import KeyValue
+from latentrt.cli.request_options import samplers
+from latentrt.cli.values import KeyValue, Suggested
 from latentrt.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from latentrt.sampling.schedule import Schedule
     from latentrt.sampling.schedule_table import Format
 
-__all__ = ["MAX_CONFIG_BYTES", "read_scheduler_config", "schedule"]
+__all__ = ["MAX_CONFIG_BYTES", "ScheduleDocument", "read_scheduler_config", "schedule"]
 
 _DEFAULT_STEPS = 50  # as diffusers' pipelines
 _MAX_TITLE = 100
@@ -34,6 +37,20 @@ _EXTENSIONS: dict[str, Format] = {".json": "json", ".csv": "csv"}
 
 MAX_CONFIG_BYTES = 1 << 20  # the longest known configuration, with the betas of 1,000 timesteps, has about 30 kB
 _CONFIG_HINT = "expected a scheduler_config.json as diffusers saves it"
+
+
+class ScheduleDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `latentrt schedule --json` prints.
+
+    Attributes:
+        title: the sampler and its options.
+        init_noise_sigma: standard deviation of the first latents.
+        rows: the columns by name, of each model evaluation; `b` is a list, an infinite `limit` is null.
+    """
+
+    title: str
+    init_noise_sigma: float
+    rows: list[dict[str, float | list[float] | None]]
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
@@ -47,55 +64,90 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic for type c
         try:
             return [float(part) for part in value.split(",")]
         except ValueError:
-            self.fail(f"got {value!r}, expected numbers separated by commas, such as 999,750,500", param, ctx)
+            self.fail(f"got {quote(value)}, expected numbers separated by commas, such as 999,750,500", param, ctx)
 
 
-@command(examples=())
-@click.option("--sampler", metavar="NAME", help="A sampler, by any of its names (see latentrt samplers).")
-@click.option(
+@command(
+    examples=(
+        "latentrt schedule --sampler dpmpp_2m --karras --steps 12",
+        "latentrt schedule --config path/to/scheduler_config.json --plot schedule.svg",
+        "latentrt schedule --sampler unipc --option solver_order=3 --format csv -o schedule.csv",
+    )
+)
+@option(
+    "--sampler",
+    metavar="NAME",
+    type=Suggested(samplers),
+    group="Sampler",
+    help="A sampler, by any of its names (see latentrt samplers).",
+)
+@option(
     "--config",
     "config_path",
     type=click.Path(path_type=Path),
     metavar="FILE",
+    group="Sampler",
     help="A scheduler_config.json as diffusers saves it; its class is the default of --sampler. Without it, the "
     "defaults of the sampler's diffusers class apply.",
 )
-@click.option(
-    "--steps",
-    type=click.IntRange(1, MAX_STEPS),
-    help=f"Number of steps.  [default: {_DEFAULT_STEPS}, as in diffusers]",
-)
-@click.option(
-    "--karras/--no-karras", default=None, help="Use the sigmas of Karras et al.  [default: as in the configuration]"
-)
-@click.option("--eta", type=float, help="Amount of fresh noise, 0 to 1, of samplers that use it (ddim, tcd).")
-@click.option("--begin", type=int, help="Number of steps to skip at the noisy end, as image-to-image does.")
-@click.option("--timesteps", type=_Numbers(), help="The grid, in place of --steps: 999,750,500,250.")
-@click.option(
-    "--sigmas",
-    type=_Numbers(),
-    help="The grid as sigmas, with the end of the last step: 14.6,5,1.8,0.6,0. Flows omit the final 0.",
-)
-@click.option("--mu", type=float, help="Logarithm of a flow's shift, with use_dynamic_shifting.")
-@click.option(
+@option(
     "--option",
     "pairs",
     type=KeyValue(),
     multiple=True,
+    group="Sampler",
     help="An option of the configuration, such as solver_order=3, or of the run, such as s_churn=10 "
     "(latentrt samplers --verbose lists both). VALUE is JSON or text. May be repeated.",
 )
-@click.option(
+@option(
+    "--karras/--no-karras",
+    default=None,
+    group="Sampler",
+    help="Use the sigmas of Karras et al.  [default: as in the configuration]",
+)
+@option(
+    "--eta", type=float, group="Sampler", help="Amount of fresh noise, 0 to 1, of samplers that use it (ddim, tcd)."
+)
+@option("--mu", type=float, group="Sampler", help="Logarithm of a flow's shift, with use_dynamic_shifting.")
+@option(
+    "--steps",
+    type=click.IntRange(1, MAX_STEPS),
+    group="Steps",
+    help=f"Number of steps.  [default: {_DEFAULT_STEPS}, as in diffusers]",
+)
+@option(
+    "--begin",
+    type=int,
+    group="Steps",
+    help="Number of steps to skip at the noisy end, as image-to-image does.",
+)
+@option("--timesteps", type=_Numbers(), group="Steps", help="The grid, in place of --steps: 999,750,500,250.")
+@option(
+    "--sigmas",
+    type=_Numbers(),
+    group="Steps",
+    help="The grid as sigmas, with the end of the last step: 14.6,5,1.8,0.6,0. Flows omit the final 0.",
+)
+@option(
     "--format",
     "form",
     type=click.Choice(["table", "csv", "json"]),
+    group="Output",
     help="table has six digits; csv and json have all.  [default: by the extension of -o, or table]",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the table to FILE.")
-@click.option(
+@option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    group="Output",
+    help="Write the table to FILE.",
+)
+@option(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
+    group="Output",
     help="Also plot noise levels and coefficients to a .svg, .pdf or .png (needs latentrt[plot]).",
 )
 def schedule(
@@ -122,15 +174,16 @@ def schedule(
       h[k]         = u x[k] + w y[k]
       x[k+1]       = a x[k] + e x[k-1] + d m + b0 h[k] + b1 h[k-1] + … + s z
     """
-    from latentrt.sampling import samplers
+    from latentrt.sampling.samplers import choose
+    from latentrt.sampling.samplers import schedule as make_schedule
 
     _check_outputs(output, plot)
     given = {"eta": eta, "begin": begin, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
     options = _merge_options({name: value for name, value in given.items() if value is not None}, pairs)
     count = _count_steps(steps, options)
     name, config = _choose_sampler(sampler, config_path)
-    choice = samplers.choose(name)
-    table = samplers.schedule(name, config, count, karras=karras, options=options)
+    choice = choose(name)
+    table = make_schedule(name, config, count, karras=karras, options=options)
     title = _make_title(choice, table, karras, options)
     form = form or _EXTENSIONS.get(output.suffix.lower() if output else "", "table")
     _write_outputs(table, title, form, output, plot)
@@ -245,8 +298,17 @@ def _write_outputs(table: Schedule, title: str, form: Format, output: Path | Non
         files[plot] = render_plot(table, plot.suffix, title)
     for path, data in files.items():
         _write(path, data)
-    if output is None:
+    if settings().json:
+        echo_document(_as_document(table, title))
+    elif output is None:
         echo_block(text)
+
+
+def _as_document(table: Schedule, title: str) -> ScheduleDocument:
+    """Return a table as a document, with the values of `format_json`."""
+    from latentrt.sampling.schedule_table import format_json
+
+    return ScheduleDocument(title=title, **json.loads(format_json(table)))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -25,9 +25,16 @@ _MAX_FOLDERS = 1000  # entries of a folder that completion looks at
 
 
 class BundlePath(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
-    """The folder of a bundle, or `sample`; completed with the bundles of a folder."""
+    """The folder of a bundle, or `sample`; completed with the bundles of a folder.
+
+    Args:
+        files: whether it may be a file as well, for completion.
+    """
 
     name = "bundle"
+
+    def __init__(self, *, files: bool = False) -> None:
+        self._other = "file" if files else "dir"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         return find_bundle(value)
@@ -46,7 +53,7 @@ class BundlePath(click.ParamType):  # type: ignore[type-arg]  # generic for type
         paths = [os.path.join(folder, name) for name in names]
         bundles = [path for path in paths if os.path.isfile(os.path.join(path, "bundle.json"))]
         found += [CompletionItem(f"./{path}" if path == SAMPLE else path) for path in bundles]
-        return found or [CompletionItem(incomplete, type="dir")]
+        return found or [CompletionItem(incomplete, type=self._other)]
 
 
 class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only

@@ -2,42 +2,81 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from pathlib import Path
 
 import click
-from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+import msgspec
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.cli.console import Console
+from latentrt.bundle.sample import bundle_argument
+from latentrt.cli.command import command, settings
+from latentrt.cli.document import echo_document
 from latentrt.cli.output import echo
+from latentrt.cli.progress import Progress
+from latentrt.cli.request_options import digest_option
+from latentrt.cli.values import BundlePath
 from latentrt.engines.sealed import read_sealed_engines
 
-__all__ = ["verify"]
+__all__ = ["VerifyDocument", "verify"]
 
 
-@click.command()
-@click.argument("bundle", type=click.Path())
-@click.option(
-    "--digest",
-    metavar="sha256:…",
-    help="Expected digest of bundle.json; without it, only damage is detected, not forgery.",
+class VerifyDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `latentrt verify --json` prints of an intact bundle; for any other it ends with exit code 4.
+
+    Attributes:
+        bundle: the folder.
+        digest: of bundle.json.
+        pinned: whether --digest was given, without which a forged bundle passes.
+        files: number of files. size_bytes: of all files. seconds: of hashing.
+    """
+
+    bundle: str
+    digest: str
+    pinned: bool
+    files: int
+    size_bytes: int
+    seconds: float
+
+
+@command(
+    examples=(
+        "latentrt verify my-bundle",
+        "latentrt verify my-bundle --digest sha256:…    # of the bundle that you trust",
+    )
 )
-def verify(bundle: str, digest: str | None) -> None:
-    """Hash every file of BUNDLE and compare it with the manifest; list each file that is missing or differs."""
+@click.argument("bundle", type=BundlePath())
+@digest_option
+def verify(bundle: Path, digest: str | None) -> None:
+    """Hash every file of BUNDLE and compare it with the manifest; list each file that is missing or differs.
+
+    Without --digest only damage is detected, not forgery.
+    """
     opened = Bundle.open(bundle, digest)
     size, began = sum(record.size for record in opened.manifest.files.values()), time.monotonic()
-    _verify_with_progress(opened, size)
+    with Progress() as progress:
+        opened.verify(progress.task("hashing", size, unit="bytes").advance)
     read_sealed_engines(opened)
-    echo(f"intact: {len(opened.manifest.files)} files, {decimal(size)}, hashed in {time.monotonic() - began:.1f} s")
-    echo(f"digest: {opened.digest}")
-    if digest is None:
-        echo(f"pin it: latentrt run {bundle} … --digest {opened.digest}")
+    document = VerifyDocument(
+        bundle=str(opened.folder),
+        digest=opened.digest,
+        pinned=digest is not None,
+        files=len(opened.manifest.files),
+        size_bytes=size,
+        seconds=round(time.monotonic() - began, 3),
+    )
+    if settings().json:
+        echo_document(document)
+    elif not settings().quiet:
+        _print(document, bundle)
 
 
-def _verify_with_progress(bundle: Bundle, size: int) -> None:
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    console = Console(err=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("hashing", total=size)
-        bundle.verify(lambda count: progress.advance(task, count))
+def _print(document: VerifyDocument, bundle: Path) -> None:
+    from rich.filesize import decimal
+
+    size = decimal(document.size_bytes)
+    echo(f"intact: {document.files} files, {size}, hashed in {document.seconds:.1f} s")
+    echo(f"digest: {document.digest}")
+    if not document.pinned:
+        echo(f"pin it: latentrt run {shlex.quote(bundle_argument(bundle))} … --digest {document.digest}")

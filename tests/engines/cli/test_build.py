@@ -78,8 +78,8 @@ def test_a_graph_that_cannot_be_built(latentrt: Caller, cache: EngineCache, tmp_
         ((*FOR_4090, "--timing-cache", "times"), 2, "omit --timing-cache"),
         ((*FOR_4090, "--digest", "sha256:0"), 2, "digest"),
         ((*FOR_4090, "--digest", f"sha256:{'0' * 64}"), 4, "sha256:000"),
-        ((*FOR_4090, "--guidance", "maybe"), 2, "Invalid value for '--guidance'"),
-        ((*FOR_4090, "--unheard-of"), 2, "No such option"),
+        ((*FOR_4090, "--guidance", "maybe"), 2, "--guidance: got 'maybe', expected one of on, off, both"),
+        ((*FOR_4090, "--unheard-of"), 2, "got --unheard-of, expected an option of latentrt build"),
     ],
 )
 def test_invalid_options_are_rejected_before_any_work(

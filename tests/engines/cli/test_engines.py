@@ -37,7 +37,7 @@ def test_an_empty_list(latentrt: Caller, cache: EngineCache) -> None:
     ended = latentrt("engines", "list")
     assert ended.code == 0
     assert ended.out.splitlines()[-1] == f"0 engines, 0 bytes, in {cache.folder}"
-    assert json.loads(latentrt("engines", "list", "--json").out) == []
+    assert json.loads(latentrt("engines", "list", "--json").out) == {"folder": str(cache.folder), "engines": []}
 
 
 def test_the_list(latentrt: Caller, sample: Bundle, cache: EngineCache, built: list[StoredEngine]) -> None:
@@ -84,7 +84,7 @@ def test_the_list_of_a_bundle(latentrt: Caller, cache: EngineCache, built: list[
     other = retrained(tmp_path / "b", "conv_in.weight")  # with another denoiser and the same decoder
     (engine,) = publish_targets(cache, other, "unet")
     listed = {
-        folder: {one["key"] for one in json.loads(latentrt("engines", "list", folder, "--json").out)}
+        folder: {one["key"] for one in json.loads(latentrt("engines", "list", folder, "--json").out)["engines"]}
         for folder in (bundle_path(), other.folder)
     }
     assert listed == {bundle_path(): {one.key for one in built}, other.folder: {engine.key, built[1].key}}
@@ -95,11 +95,11 @@ def test_the_list_of_a_bundle(latentrt: Caller, cache: EngineCache, built: list[
 
 
 def test_the_list_as_json(latentrt: Caller, built: list[StoredEngine]) -> None:
-    listed = {one["key"]: one for one in json.loads(latentrt("engines", "list", "--json").out)}
+    listed = {one["key"]: one for one in json.loads(latentrt("engines", "list", "--json").out)["engines"]}
     assert set(listed) == {engine.key for engine in built}
     for engine in built:
-        assert listed[engine.key]["identity"]["component"] == engine.record.identity.component
-        assert listed[engine.key]["plan"]["sha256"] == engine.record.plan.sha256
+        assert listed[engine.key]["record"]["identity"]["component"] == engine.record.identity.component
+        assert listed[engine.key]["record"]["plan"]["sha256"] == engine.record.plan.sha256
 
 
 # show

@@ -73,7 +73,7 @@ def test_one_plan_for_more_gpus_is_one_engine(latentrt: Caller, sample: Bundle, 
     call = ("plan", bundle_path(), "--gpu", "rtx4090,rtx3060,8.6", "--component", "unet")
     counts = "1 existing, 0 can be built here (--run), 0 on their own machines"
     assert latentrt(*call).out.splitlines()[-1] == f"1 different engine: {counts}"
-    planned = json.loads(latentrt(*call, "--json").out)
+    planned = json.loads(latentrt(*call, "--json").out)["engines"]
     assert [(each["gpu"], each["location"]) for each in planned] == [
         ("rtx4090", "cache"),
         ("rtx3060", "cache"),
@@ -122,7 +122,7 @@ def test_json(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
     (engine,) = publish_targets(cache, sample, "unet")
     ended = latentrt("plan", bundle_path(), *FLEET, "--component", "unet", "--json")
     assert ended.code == 0
-    first, second, third = json.loads(ended.out)
+    first, second, third = json.loads(ended.out)["engines"]
     assert first == {
         "gpu": "rtx4090",
         "compute_capability": "8.9",
@@ -207,7 +207,7 @@ def test_run_does_not_build_sealed_engines(
 def test_run_with_json_prints_json_alone(latentrt: Caller, cache: EngineCache) -> None:
     call = ("--gpus", "rtx4090", "--component", "vae_decoder", "--run", "--json")
     ended = latentrt("plan", bundle_path(), *call)
-    assert [each["location"] for each in json.loads(ended.out)] == ["cache"]
+    assert [each["location"] for each in json.loads(ended.out)["engines"]] == ["cache"]
 
 
 def test_a_failed_build_does_not_stop_the_others(latentrt: Caller, cache: EngineCache, tmp_path: Path) -> None:

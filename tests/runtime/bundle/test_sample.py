@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latentrt import Bundle
-from latentrt.bundle.sample import bundle_path, find_bundle
+from latentrt.bundle.sample import bundle_argument, bundle_path, find_bundle
 
 
 def test_the_sample_bundle_has_a_name() -> None:
@@ -18,3 +18,8 @@ def test_the_sample_bundle_has_a_name() -> None:
 @pytest.mark.parametrize("path", ["./sample", "my-bundle", "Sample", Path("sample"), Path("a/sample")])
 def test_every_other_text_and_every_path_is_a_folder(path: str | Path) -> None:
     assert find_bundle(path) == Path(path)
+
+
+@pytest.mark.parametrize("path", [bundle_path(), Path("sample"), Path("a/sample"), Path("my bundle")])
+def test_a_bundle_is_named_so_that_it_is_found(path: Path) -> None:
+    assert find_bundle(bundle_argument(path)) == path

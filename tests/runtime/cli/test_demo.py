@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentrt import Pipeline
-from latentrt.bundle.sample import bundle_path
 from latentrt.cli.demo import PROMPTS
 from latentrt.cli.main import main
 from sample.judge import agrees, read
@@ -80,7 +79,7 @@ def test_the_printed_command_generates_the_first_image_again(
     assert done.code == 0, done.err
     assert done.out.startswith("demo.png: 1 image in ")
     again = shlex.split(done.out.splitlines()[-1].removeprefix("the first alone: latentrt "))
-    assert again[:3] == ["run", str(bundle_path()), prompt]
+    assert again[:3] == ["run", "sample", prompt]
     assert latentrt(*again).code == 0
     with Image.open(tmp_path / "image.png") as alone:
         assert np.array_equal(images_of(tmp_path / "demo.png", 1)[0], np.asarray(alone))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from latentrt.backends import openvino, placement
 from latentrt.bundle.atomic_file import write_atomically
 from latentrt.bundle.sample import bundle_path
 from latentrt.bundle.staging import staged
+from latentrt.cli.doctor import Availability, suggest
 from latentrt.engines import gpu
 from latentrt.engines.gpu import NoGpu
 from tests.killed import in_child
@@ -106,3 +108,37 @@ def test_files_that_a_killed_command_left_beside_the_bundle(
 def test_no_bundle(latentrt: Caller, tmp_path: Path) -> None:
     done = latentrt("doctor", tmp_path / "none")
     assert (done.code, done.out) == (4, "")
+
+
+# What to do next.
+
+
+def next_steps(latentrt: Caller, *arguments: object) -> list[str]:
+    return [step["command"] for step in json.loads(latentrt("doctor", "--json", *arguments).out)["next"]]
+
+
+def test_the_end_says_what_to_do_next(latentrt: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "is_installed", lambda: True)
+    monkeypatch.setattr(openvino, "computes_in_bfloat16", lambda: False)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2026")
+    printed = latentrt("doctor").out
+    assert "\n\nWhat to do next:\n  latentrt demo " in printed
+    assert next_steps(latentrt) == ["latentrt demo", 'latentrt run sample "a red circle on a blue background"']
+    assert next_steps(latentrt, "sample")[0] == "latentrt run sample PROMPT"
+    monkeypatch.setattr(openvino, "is_installed", lambda: False)
+    assert next_steps(latentrt) == ["pip install 'latentrt[openvino]'", "latentrt demo"]
+
+
+@pytest.mark.parametrize(
+    ("available", "commands"),
+    [
+        (set(), ["pip install 'latentrt[cpu]'", "latentrt demo"]),
+        ({"GPU"}, ["pip install 'latentrt[gpu]'", "latentrt demo"]),
+        ({"GPU", "onnxruntime", "tensorrt"}, ["latentrt build BUNDLE", "latentrt demo"]),
+        ({"onnxruntime"}, ["pip install 'latentrt[openvino]'", "latentrt demo"]),
+    ],
+)
+def test_the_next_step_is_that_of_the_machine(available: set[str], commands: list[str]) -> None:
+    names = ("GPU", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino")
+    parts = {name: Availability(available=name in available, text="") for name in names}
+    assert [step.command for step in suggest(parts, None)] == commands

@@ -30,7 +30,7 @@ def run(*args: str) -> int:
 
 def listing(capsys: pytest.CaptureFixture[str], *names: str) -> list[dict[str, Any]]:
     assert run("--json", *names) == 0
-    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["samplers"]
     return found
 
 
