@@ -14,8 +14,8 @@ import msgspec
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays, Session, Shapes
-from latentrt.engines.gpu import gpu_memory_in_use
 from latentrt.cli.bench_report import BenchJob, Generated, Measurement, quantiles
+from latentrt.engines.gpu import gpu_memory_in_use
 from latentrt.errors import LatentRTError
 from latentrt.worker_process import Failed, peak_bytes, take_job
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from latentrt.cli.command import settings
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from latentrt.resolve import ResolvedRequest
     from latentrt.sampling.schedule import Latents
 
-__all__ = ["LINE_SECONDS", "Progress", "Task", "latents_with_progress"]
+__all__ = ["LINE_SECONDS", "Progress", "Task", "latents_with_progress", "transfer"]
 
 LINE_SECONDS = 10.0
 """Least time between two lines about one task where stderr is no terminal."""
@@ -139,6 +141,13 @@ def latents_with_progress(pipeline: Pipeline, request: ResolvedRequest) -> Laten
         for step in pipeline.steps(request):
             task.update(step.index + 1, total=step.total)
     return step.latents
+
+
+@contextmanager
+def transfer(title: str, size: int) -> Iterator[Callable[[int], None]]:
+    """Show a transfer of `size` bytes within the block, which calls the result with the number of bytes that came."""
+    with Progress() as progress:
+        yield progress.task(title, size, unit="bytes").advance
 
 
 def _clock(seconds: float) -> str:

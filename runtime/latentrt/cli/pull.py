@@ -11,15 +11,16 @@ from rich.filesize import decimal
 
 from latentrt.bundle.remote import pull_bundle
 from latentrt.cli.command import command, option, settings
-from latentrt.cli.output import echo, echo_json
+from latentrt.cli.document import echo_document
+from latentrt.cli.output import echo
+from latentrt.cli.progress import transfer
 from latentrt.cli.repository import RepositoryName, with_revision
-from latentrt.cli.transfer import transfer
 from latentrt.hub import HubPath
 
-__all__ = ["PullResult", "pull"]
+__all__ = ["PullDocument", "pull"]
 
 
-class PullResult(msgspec.Struct, frozen=True, kw_only=True):
+class PullDocument(msgspec.Struct, frozen=True, kw_only=True):
     """The output of `latentrt pull --json`: the folder, the repository's commit, the digest, the size in bytes."""
 
     bundle: str
@@ -52,7 +53,7 @@ def pull(repository: HubPath, bundle: Path, revision: str | None, digest: str | 
         with_revision(repository, revision), bundle, transfer=transfer, digest=digest, overwrite=overwrite
     )
     records = pulled.bundle.manifest.files.values()
-    result = PullResult(
+    result = PullDocument(
         bundle=str(bundle),
         repository=pulled.repository,
         commit=pulled.commit,
@@ -61,7 +62,7 @@ def pull(repository: HubPath, bundle: Path, revision: str | None, digest: str | 
         bytes=sum(record.size for record in records),
     )
     if settings().json:
-        echo_json(msgspec.to_builtins(result))
+        echo_document(result)
         return
     echo(f"{bundle}: {result.repository} at {result.commit}, {result.files} files, {decimal(result.bytes)}, intact")
     echo(f"digest: {result.digest}")

@@ -10,16 +10,17 @@ from rich.filesize import decimal
 
 from latentrt.bundle.remote import push_bundle
 from latentrt.cli.command import command, option, settings
-from latentrt.cli.output import echo, echo_json, is_terminal
+from latentrt.cli.document import echo_document
+from latentrt.cli.output import echo, is_terminal
+from latentrt.cli.progress import transfer
 from latentrt.cli.repository import RepositoryName, with_revision
-from latentrt.cli.transfer import transfer
 from latentrt.cli.values import BundlePath
 from latentrt.hub import HubPath
 
-__all__ = ["PushResult", "push"]
+__all__ = ["PushDocument", "push"]
 
 
-class PushResult(msgspec.Struct, frozen=True, kw_only=True):
+class PushDocument(msgspec.Struct, frozen=True, kw_only=True):
     """The output of `latentrt push --json`: the repository, the commit and its address, the digest, the size in
     bytes."""
 
@@ -61,7 +62,7 @@ def push(
         bars=is_terminal(err=True) and not settings().quiet,
     )
     records = pushed.bundle.manifest.files.values()
-    result = PushResult(
+    result = PushDocument(
         repository=pushed.repository,
         commit=pushed.commit,
         url=pushed.url,
@@ -70,7 +71,7 @@ def push(
         bytes=sum(record.size for record in records),
     )
     if settings().json:
-        echo_json(msgspec.to_builtins(result))
+        echo_document(result)
         return
     echo(f"{result.repository}: {result.files} files, {decimal(result.bytes)}, commit {result.commit}")
     echo(f"digest: {result.digest}")

@@ -34,6 +34,8 @@ DOCUMENTS: dict[str, tuple[str, ...]] = {
     "export": ("latentrt_export.command:ExportDocument",),
     "inspect": ("latentrt.cli.inspect:InspectedBundle", "latentrt.images.metadata:ImageMetadata"),
     "plan": ("latentrt_engines.cli.documents:PlanDocument",),
+    "pull": ("latentrt.cli.pull:PullDocument",),
+    "push": ("latentrt.cli.push:PushDocument",),
     "samplers": ("latentrt.cli.samplers:SamplersDocument",),
     "schedule": ("latentrt.cli.schedule:ScheduleDocument",),
     "verify": ("latentrt.cli.verify:VerifyDocument",),
