@@ -122,7 +122,7 @@ def main(**given: Any) -> None:
 
 
 def load(bundle: Path, arguments: SimpleNamespace) -> Pipeline:
-    return Pipeline.load(bundle, precision=arguments.precision)
+    return Pipeline.load(bundle, precision=arguments.precision, progress=False)
 
 
 def measure_quality(variants: Sequence[Variant], found: dict[str, Found], arguments: SimpleNamespace) -> None:

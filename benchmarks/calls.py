@@ -48,7 +48,7 @@ class Calls:
 
 def count_calls(steps: int = 20) -> Calls:
     """Generate an image of the sample bundle twice, and count the calls of the second request."""
-    pipeline = Pipeline.load(device="cpu")
+    pipeline = Pipeline.load(device="cpu", progress=False)
     by_file, elsewhere, frames = Counter[str](), 0, list[str]()
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:

@@ -221,7 +221,7 @@ class AnonymousMemory:
 
 def measure_tiles(prompts: int) -> dict[str, Any]:
     """Compare tiles with the whole decode on images of the sample model, at twice its side."""
-    pipeline = Pipeline.load(bundle_path())
+    pipeline = Pipeline.load(bundle_path(), progress=False)
     manifest = pipeline.bundle.manifest
     most, side = manifest.defaults.height // manifest.latent_spaces["unet"].downscale, 2 * manifest.defaults.height
     call: dict[str, Any] = {"seed": 7, "num_inference_steps": _SAMPLE_STEPS, "height": side, "width": side}

@@ -140,9 +140,9 @@ def measure(
     began = time.perf_counter()
     name = f"{bundle.folder.name} {backend}"
     if backend in get_args(Device):
-        pipeline = Pipeline(bundle, Components(place_components(bundle, backend)))
+        pipeline = Pipeline(bundle, Components(place_components(bundle, backend)), progress=False)
     else:
-        pipeline = Pipeline(bundle, Components(place_on_graph(bundle, backend)))
+        pipeline = Pipeline(bundle, Components(place_on_graph(bundle, backend)), progress=False)
     unguided = replace(settings, guidance_scale=1.0)
     texts = held_out_prompts(prompts, PROMPT_SEED)
     scores: dict[str, Score] = {}

@@ -72,17 +72,18 @@ class Pipeline(metaclass=_AdvisesOnAttributes):
     Args:
         bundle: to generate from.
         components: its sessions; `Pipeline.load` places each component where it runs best.
+        progress: whether calls show a progress bar, where a terminal or a notebook shows one.
 
     Attributes:
         runs_on: what runs each component (`backend`, `device`) and why (`reason`).
-        progress: whether calls show a progress bar, where a terminal or a notebook shows one; may be set.
+        progress: as given; may be set.
     """
 
-    def __init__(self, bundle: Bundle, components: Components) -> None:
+    def __init__(self, bundle: Bundle, components: Components, *, progress: bool = True) -> None:
         self.bundle, self.components = bundle, components
         self.family = open_family(bundle, components)
         self.runs_on: Mapping[str, Placement] = MappingProxyType(components.placements)
-        self.progress = True
+        self.progress = progress
         self._load_arguments: dict[str, Any] | None = None
 
     @classmethod
@@ -129,8 +130,7 @@ class Pipeline(metaclass=_AdvisesOnAttributes):
         placements = place_components(bundle, device, provider=provider, preferences=preferences)
         for component, placement in placements.items():
             log.info("%s runs on %s", component, placement)
-        pipeline = cls(bundle, Components(placements, low_memory=low_memory))
-        pipeline.progress = progress
+        pipeline = cls(bundle, Components(placements, low_memory=low_memory), progress=progress)
         pipeline._load_arguments = {
             "device": device,
             "threads": threads,

@@ -108,7 +108,7 @@ def _load(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[
     placements = place_components(bundle, device, provider=job.provider, preferences=preferences)
     durations_ms: dict[str, list[float]] = {name: [] for name in placements}
     timed = {name: time_placement(placement, durations_ms[name]) for name, placement in placements.items()}
-    pipeline = Pipeline(bundle, Components(timed, low_memory=job.low_memory))
+    pipeline = Pipeline(bundle, Components(timed, low_memory=job.low_memory), progress=False)
     # A bundle without a classifier is measured without the safety check.
     safety = None if bundle.manifest.by_role("classifier") else "off"
 
@@ -119,7 +119,6 @@ def _load(job: BenchJob) -> tuple[Callable[[], object], Mapping[str, str], dict[
             num_images_per_prompt=job.batch,
             safety=safety,
             output_type="np",
-            progress=False,
             **job.options,
         )
 
