@@ -461,7 +461,7 @@ def seed_of_generator(generator: Any) -> int:
                 f"`generator`: got a torch.Generator that was seeded with {seed} and used since, expected one that is "
                 "at its seed, as its later numbers cannot be continued here; call manual_seed again, or give `seed`"
             )
-        return seed
+        return seed & _MAX_WHOLE  # torch seeds of 64 bits; the noise depends on the lower 32 alone
     if hasattr(generator, "bit_generator"):  # numpy.random.Generator
         return int(generator.integers(_DRAWN_SEEDS))
     if callable(getattr(generator, "randint", None)) and callable(getattr(generator, "get_state", None)):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentrt import Pipeline, RequestError
+from latentrt import Pipeline, Request, RequestError
+from latentrt.sampling.noise import Generator
 
 CALL: dict[str, Any] = {"num_inference_steps": 2, "sampler": "euler_a", "output_type": "latent"}
 
@@ -51,6 +52,12 @@ def test_a_generator_that_was_used_is_refused(pipeline: Pipeline) -> None:
 def test_a_fresh_generator_has_torchs_default_seed(pipeline: Pipeline) -> None:
     fresh = torch.Generator()
     assert pipeline("a red circle", generator=fresh, **CALL).seeds == (fresh.initial_seed(),)
-    random = torch.Generator()
-    random.seed()
-    assert pipeline("a red circle", generator=random, **CALL).seeds == (random.initial_seed(),)
+
+
+def test_a_seed_of_64_bits_gives_torchs_noise() -> None:
+    """`torch.Generator.seed` makes such seeds, of which torch's generator on the CPU uses the lower 32 bits."""
+    large = seeded(2**64 - 12345)
+    seed = Request.of(generator=large).seed
+    assert isinstance(seed, int)
+    assert 0 <= seed < 2**63
+    np.testing.assert_array_equal(Generator(seed).normal((4, 16, 16)), torch.randn(4, 16, 16, generator=large).numpy())
