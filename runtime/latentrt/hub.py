@@ -45,6 +45,7 @@ _SCHEME = "hf://"
 _HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co"}
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(rf"{_PART}/{_PART}")
+_REVISION = re.compile("[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _MAX_PATH_CHARACTERS = 2048
 # The hub's other kinds of repositories, whose addresses begin with these words.
@@ -64,12 +65,19 @@ class HubPath:
         revision: a branch, a tag or a commit; None for the default branch.
         file: the path of a file or a folder in it; None for the whole repository.
         bare: whether it was written as `owner/name`, which could be a local path as well.
+
+    Raises:
+        RequestError: the revision is no name of git; the library makes a path of it.
     """
 
     repository: str
     revision: str | None = None
     file: str | None = None
     bare: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.revision is not None and not _is_revision(self.revision):
+            raise RequestError(f"`revision`: got {quote(self.revision)}, expected a branch, a tag or a commit")
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
@@ -104,7 +112,9 @@ def parse_hub_path(text: str) -> HubPath | None:
     name, _, revision = text.partition("@")
     if len(text) > _MAX_PATH_CHARACTERS or not _is_repository(name) or name.lower().endswith(_FILE_SUFFIXES):
         return None
-    return HubPath(name, revision or None, bare=True) if revision or "@" not in text else None
+    if "@" in text and not _is_revision(revision):
+        return None
+    return HubPath(name, revision or None, bare=True)
 
 
 def locate(text: str) -> Path | HubPath:
@@ -156,6 +166,10 @@ def _is_repository(name: str) -> bool:
         and not name.endswith(".git")
         and name.partition("/")[0] not in _OTHER_KINDS
     )
+
+
+def _is_revision(name: str) -> bool:
+    return _REVISION.fullmatch(name) is not None and ".." not in name and "//" not in name
 
 
 def _malformed(text: str) -> RequestError:
@@ -415,10 +429,10 @@ def _translated(repository: str, revision: str | None, failure: str) -> Iterator
         HubError: the library failed, by whatever exception.
         OutputError: it could not write.
     """
-    _check_token()
     logger = logging.getLogger("huggingface_hub")
     handlers, logger.handlers = logger.handlers, []  # the root's remain: those of the command line escape text
     try:
+        _check_token()
         yield
     except LatentRTError:
         raise
@@ -434,11 +448,11 @@ def _check_token() -> None:
     Raises:
         HubError: it has a character that cannot be sent.
     """
-    token = os.environ.get("HF_TOKEN", "").strip()
+    token = _import_hub().get_token()
     if token and not _TOKEN.fullmatch(token):
         raise HubError(
-            "HF_TOKEN has characters that no token has (spaces, line breaks or letters beyond ASCII); copy it again "
-            "from https://huggingface.co/settings/tokens"
+            "the token of HF_TOKEN, or of hf auth login, has characters that no token has (spaces or letters beyond "
+            "ASCII); copy it again from https://huggingface.co/settings/tokens"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,10 +38,9 @@ NAME = "owner/name"
             HubPath(NAME, "main", "a/x y.safetensors"),
         ),
         *((text, None) for text in ("folder", "./owner/name", "/owner/name", "a/b/c", "owner/x.safetensors", "a//b")),
-        *(
-            (text, None)
-            for text in ("..", "../x", "owner/..", "owner/name@", "datasets/name", "a--b/c", "~/x", "a/b\n")
-        ),
+        *((text, None) for text in ("..", "../x", "owner/..", "owner/name@", "datasets/name", "a--b/c", "~/x")),
+        *((text, None) for text in ("owner/name\n", "owner/name.git", "owner\\name", "", "/")),
+        *((text, None) for text in ("owner/name@../x", "owner/name@a b", "owner/name@-x", "owner/name@a//b")),
     ],
 )
 def test_names_of_repositories(text: str, expected: HubPath | None) -> None:
@@ -55,6 +55,9 @@ def test_names_of_repositories(text: str, expected: HubPath | None) -> None:
         "hf://datasets/owner/name",
         "hf://owner/name/../x",
         "hf://owner/name@a/x@b",
+        "hf://owner/name@../../x",
+        "hf://owner/name/x@../y",
+        "https://huggingface.co/owner/name/tree/..%2F..%2Fx",
         "https://huggingface.co/owner",
         "https://huggingface.co/datasets/owner/name",
         "https://huggingface.co/owner/name/blob/main/../../x",
@@ -197,6 +200,13 @@ class TestFailures:
         hub.add(NAME, FILES)
         monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(HubError, match="HF_TOKEN") as caught:
+            open_repository(HubPath(NAME))
+        assert "sec" not in str(caught.value)
+        monkeypatch.delenv("HF_TOKEN")
+        place = Path(os.environ["HF_HOME"], "token")
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(token, encoding="utf-8")
+        with pytest.raises(HubError, match="token") as caught:
             open_repository(HubPath(NAME))
         assert "sec" not in str(caught.value)
         assert hub.seen == []

@@ -53,6 +53,7 @@ def test_round_trip(
         (("pull", "./owner/name", "OUT"), 2, "OWNER/NAME"),
         (("pull", "owner/name@v1", "OUT", "--revision", "v2"), 2, "--revision: got 'v2'"),
         (("pull", "owner/name/bundle.json", "OUT"), 2, "OWNER/NAME"),
+        (("pull", "owner/name", "OUT", "--revision", "../x"), 2, "--revision: got '../x'"),
         (("pull", "owner/none", "OUT"), 10, "the hub has no repository owner/none"),
         (("pull", "owner/checkpoint", "OUT"), 4, "latentrt export owner/checkpoint"),
         (("pull", "owner/checkpoint", "OUT", "--digest", "0"), 2, "--digest"),
