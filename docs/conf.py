@@ -21,14 +21,15 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx_click",
     "sphinx_copybutton",
+    "docs.click_pages",
 ]
 exclude_patterns = ["generated/*", "README.md"]
 html_theme = "furo"
 html_title = f"latentrt {release}"
 html_static_path = ["_static"]
 html_copy_source = False
+smartquotes = False  # which would make one dash of two, as in `--steps`
 templates_path: list[str] = []
 
 myst_enable_extensions = ["colon_fence", "deflist"]

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from docs.click_pages import common_options
 from latentrt import errors
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.request import OPTIONS
@@ -43,6 +44,7 @@ def write(folder: Path) -> None:
     """Write every table to a folder, as Markdown; a file whose content stays the same is not touched."""
     folder.mkdir(exist_ok=True)
     tables = {
+        "common-options": _table(("option", ""), ((f"`{spelling}`", text) for spelling, text in common_options())),
         "errors": error_table(),
         "manifest": manifest_fields(json.loads((files("latentrt.bundle") / "bundle.schema.json").read_text())),
         "options": option_table(),
