@@ -82,6 +82,7 @@ types: setup  ## mypy
 # A notebook runs again where it changed. The tests build the pages as well, and follow every link.
 docs: setup  ## the documentation, in site/
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs site
+	@rm -rf jupyter_execute  # the notebooks with their outputs, which are in the site
 	@echo "site/index.html is the first page"
 
 # The full-size measurement takes half an hour, 24 GB of disk and 12 GiB of memory.
@@ -100,4 +101,4 @@ release: setup  ## the source distribution and the wheel of the last commit in d
 
 # The training states in scratch/sample stay: they took an hour.
 clean:  ## remove the environments and what demo and bench have written
-	rm -rf .venv .venv-runtime demo site docs/generated scratch/full scratch/bundles
+	rm -rf .venv .venv-runtime demo site jupyter_execute docs/generated scratch/full scratch/bundles
