@@ -27,7 +27,6 @@ extensions = [
 exclude_patterns = ["generated/*", "README.md"]
 html_theme = "furo"
 html_title = f"latentrt {release}"
-html_static_path = ["_static"]
 html_copy_source = False
 smartquotes = False  # which would make one dash of two, as in `--steps`
 templates_path: list[str] = []

@@ -12,11 +12,12 @@ from typing import Any
 
 from docs.click_pages import common_options
 from latentrt import errors
+from latentrt.backends.execution_providers import PROVIDERS
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.request import OPTIONS
 from latentrt.sampling import samplers
 
-__all__ = ["error_table", "manifest_fields", "option_table", "root_page", "sampler_names", "write"]
+__all__ = ["error_table", "manifest_fields", "option_table", "provider_table", "root_page", "sampler_names", "write"]
 
 # The samplers that the other tools list, in their order and spelling.
 OTHER_TOOLS = {
@@ -48,6 +49,7 @@ def write(folder: Path) -> None:
         "errors": error_table(),
         "manifest": manifest_fields(json.loads((files("latentrt.bundle") / "bundle.schema.json").read_text())),
         "options": option_table(),
+        "providers": provider_table(),
         "samplers": sampler_names(),
     }
     root = Path(__file__).parents[1]
@@ -114,6 +116,14 @@ def option_table() -> str:
             (f"`{key}`", f"`{flag}`" if (flag := each.flag or spelled.get(key)) else "", each.help)
             for key, each in OPTIONS.items()
         ),
+    )
+
+
+def provider_table() -> str:
+    """Return ONNX Runtime's execution providers: the short name for `--provider`, and how to get it."""
+    return _table(
+        ("`--provider`", "ONNX Runtime's name", "how to get it"),
+        ((f"`{name}`", f"`{each.name}`", each.remedy) for name, each in PROVIDERS.items()),
     )
 
 

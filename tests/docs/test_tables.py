@@ -11,6 +11,7 @@ import pytest
 
 from docs import tables
 from latentrt import errors
+from latentrt.backends.execution_providers import PROVIDERS
 from latentrt.request import OPTIONS
 from latentrt.sampling import samplers
 from tests.docs.blocks import ROOT
@@ -38,6 +39,11 @@ def test_a_name_elsewhere_is_the_sampler_that_it_is_listed_as(tool: str) -> None
 def test_every_option_is_listed() -> None:
     text = tables.option_table()
     assert [keyword for keyword in OPTIONS if f"| `{keyword}` |" not in text] == []
+
+
+def test_every_provider_is_listed() -> None:
+    lines = tables.provider_table().splitlines()[2:]
+    assert [line.split("`")[1] for line in lines] == list(PROVIDERS)
 
 
 def test_every_error_is_listed_below_its_base() -> None:
