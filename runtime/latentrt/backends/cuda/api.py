@@ -154,6 +154,8 @@ class Cuda:
     def _calling(self, action: str) -> Iterator[Any]:
         """Make the GPU current in this thread, as calls of the driver need it, and translate errors within the block.
 
+        It stays current, also in a program that used another one in this thread.
+
         Returns:
             The GPU, a device of cuda.core, which belongs to this thread.
 
