@@ -18,6 +18,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.cli import main as cli
 from latentrt.errors import ExportError, GateError
 from latentrt_export.worker import SplitOptions
+from tests.documents import validated
 from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.skeleton import write_skeleton
 from tests.export.test_worker import without
@@ -51,6 +52,16 @@ def test_success(model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest
     assert [line.split()[:2] for line in output.err.splitlines()] == [
         [job.component.name, "done"] for job in worker.jobs
     ]
+
+
+def test_a_document(model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(model, tmp_path / "bundle", "--json", "-q") == 0
+    output = capsys.readouterr()
+    document = validated("export", output.out)
+    opened = Bundle.open(tmp_path / "bundle")
+    assert (document["digest"], document["precision"]) == (opened.digest, "float32")
+    assert document["components"].keys() == opened.manifest.components.keys()
+    assert output.err == ""
 
 
 def test_options_reach_the_exporter(model: Path, tmp_path: Path, worker: FakeWorker) -> None:

@@ -16,6 +16,7 @@ _COMPARED_WITH = {
     "bundle/test_manifest.py": "jsonschema",
     "bundle/test_weights.py": "safetensors",
     "cli/test_schedule_plot.py": "matplotlib",
+    "cli/test_schemas.py": "jsonschema",
 }
 collect_ignore = [path for path, module in _COMPARED_WITH.items() if find_spec(module) is None]
 

@@ -81,6 +81,7 @@ class Placement:
         device: `cpu`, `gpu`, or the name of another of ONNX Runtime's execution providers.
         title: backend and device, human-readable.
         reason: why nothing better runs it; empty where nothing is better.
+        is_improvable: whether `reason` is one that a user of this machine may want to change.
         open: loads the component, or one of its parts.
         key: equal for placements whose sessions may be shared.
         split: whether a denoiser runs in parts. sliced: whether a decoder does.
@@ -93,12 +94,18 @@ class Placement:
     open: Callable[[str | None], Session] = field(repr=False)
     key: tuple[Hashable, ...] = field(repr=False)
     reason: str = ""
+    is_improvable: bool = False
     split: bool = field(default=False, repr=False)
     sliced: bool = field(default=False, repr=False)
     reuses_features: bool = field(default=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.title}: {self.reason}" if self.reason else self.title
+
+    @property
+    def summary(self) -> str:
+        """What runs it, with the reason only where a user may want to change it."""
+        return f"{self.title} ({self.reason})" if self.is_improvable else self.title
 
     @property
     def first_parts(self) -> tuple[str | None, ...]:
@@ -210,7 +217,7 @@ class _Placer:
         if isinstance(self._gpu, NoGpu):
             if device == "tensorrt":
                 raise BackendError(f"engines run on a GPU, and here {self._gpu.reason}; {self._gpu.mend}")
-            return self._on_cpu(name, self._gpu.reason)
+            return replace(self._on_cpu(name, self._gpu.reason), is_improvable=not self._gpu.is_usual)
         if device == "auto" and (why := self._why_cpu()):
             return self._on_cpu(name, why)
         return self._on_gpu(name, self._gpu, engines_only=device == "tensorrt")
@@ -235,9 +242,14 @@ class _Placer:
         if ort.CUDA in ort.available_providers():
             placement = self.on_provider(name, ort.CUDA)
             return replace(
-                placement, open=lambda _: self._gpu_or_cpu(name), key=("or the CPU", *placement.key), reason=why
+                placement,
+                open=lambda _: self._gpu_or_cpu(name),
+                key=("or the CPU", *placement.key),
+                reason=why,
+                is_improvable=True,
             )
-        return self._on_cpu(name, f"{why}, and this ONNX Runtime has no CUDA (pip install 'latentrt[gpu]')")
+        why = f"{why}, and this ONNX Runtime has no CUDA (pip install 'latentrt[gpu]')"
+        return replace(self._on_cpu(name, why), is_improvable=True)
 
     def _gpu_or_cpu(self, name: str) -> Session:
         """Open a session of ONNX Runtime on the GPU, or on the CPU where libraries of CUDA are missing."""

@@ -171,7 +171,7 @@ def _describe_sampler(record: ImageRecord) -> str:
 
 
 def _report_backends(runs_on: Mapping[str, Placement]) -> None:
-    described = {name: str(placement) for name, placement in runs_on.items()}
+    described = {name: placement.summary for name, placement in runs_on.items()}
     for text in dict.fromkeys(described.values()):
         components = [name for name, each in described.items() if each == text]
         echo(f"{'all' if len(components) == len(runs_on) else ', '.join(components)} on {text}", err=True)

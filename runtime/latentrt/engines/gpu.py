@@ -58,10 +58,12 @@ class NoGpu:
     Attributes:
         reason: a clause.
         mend: the remedy, as an imperative clause.
+        is_usual: whether nothing is wrong: most machines without a GPU are like this.
     """
 
     reason: str
     mend: str
+    is_usual: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,9 @@ class _Driver:
 
 
 _NO_DRIVER = NoGpu(
-    reason="there is no NVIDIA driver", mend="install NVIDIA's driver, or give the container access to the GPU"
+    reason="there is no NVIDIA driver",
+    mend="install NVIDIA's driver, or give the container access to the GPU",
+    is_usual=True,
 )
 # By the name of NVML's class of the error.
 _DRIVER_PROBLEMS = {

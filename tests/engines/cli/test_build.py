@@ -9,6 +9,7 @@ import pytest
 
 from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
+from tests.documents import validated
 from tests.engines.cli.calling import Caller
 from tests.engines.made_up import broken
 
@@ -26,9 +27,12 @@ def test_engines_are_built_once(latentrt: Caller, cache: EngineCache) -> None:
     assert "not run yet" in lines[3]
     assert re.fullmatch(rf"ready: 2 engines in {cache.folder}, \d+ s\n", first.out)
 
-    second = latentrt("build", bundle_path(), "--gpus", "8.9", *SMALL[2:])
+    second = latentrt("build", "sample", "--gpus", "8.9", *SMALL[2:], "--json")
     assert second.code == 0
     assert second.err.count("exists") == 2
+    document = validated("build", second.out)
+    assert {each["key"] for each in document["engines"]} == set(cache.list_keys())
+    assert document["folder"] == str(cache.folder)
     assert len(list(cache.engines())) == 2
 
 
@@ -72,6 +76,8 @@ def test_a_graph_that_cannot_be_built(latentrt: Caller, cache: EngineCache, tmp_
         (("--gpu", "l4"), 2, "--gpu l4,"),
         (("--gpus", "rtx4090,l4,h100"), 2, "--gpu l4,h100,"),
         ((*FOR_4090, "--size", "63"), 2, "--size: got a width of 63"),
+        ((*FOR_4090, "-H", "63"), 2, "-H: got a height of 63"),
+        ((*FOR_4090, "-W", "64", "--size", "64"), 2, "got --size and -W, expected one of the two"),
         ((*FOR_4090, "--component", "vae"), 2, "component 'vae'"),
         ((*FOR_4090, "--workspace", "much"), 2, "workspace 'much'"),
         ((*FOR_4090, "--version-compatible", "--refittable"), 2, "--version-compatible with --refittable"),

@@ -12,6 +12,7 @@ from latentrt.bundle.sample import bundle_path
 from latentrt.engines.record import EngineOptions
 from latentrt.engines.store import RECORD_NAME, StoredEngine
 from latentrt_engines.cache import EngineCache, Prunable
+from tests.documents import validated
 from tests.engines.cli.calling import Caller
 from tests.engines.made_up import H100, PLAN, identity, publish, publish_targets, retrained
 from tests.runtime.small_bundle import change_byte
@@ -307,3 +308,32 @@ def test_seal_of_missing_and_damaged_engines(
     damaged = latentrt("engines", "seal", bundle_path(), out)
     assert (damaged.code, "latentrt build" in damaged.err) == (9, True)
     assert not out.exists()
+
+
+# --json
+
+
+def test_every_command_prints_its_document(
+    latentrt: Caller, cache: EngineCache, built: list[StoredEngine], tmp_path: Path
+) -> None:
+    keys = {engine.key for engine in built}
+    shown = validated("engines show", latentrt("engines", "show", built[0].key[:12], "--json").out)
+    assert shown["identity"]["component"] == "unet"
+    listed = validated("engines list", latentrt("engines", "list", "sample", "--json").out)
+    assert {each["key"] for each in listed["engines"]} == keys
+    explained = validated("engines why", latentrt("engines", "why", "sample", *FOR_4090, "--json").out)
+    found = {each["component"]: each for each in explained["engines"]}
+    assert found["unet"]["exists"]
+    assert found["unet"]["location"] == "cache"
+    assert not found["text_encoder"]["exists"]
+    assert found["text_encoder"]["nearest"] is None
+    assert found["text_encoder"]["differences"]
+    assert validated("engines verify", latentrt("engines", "verify", "--json").out)["intact"] == 2
+    sealed = validated("engines seal", latentrt("engines", "seal", "sample", tmp_path / "out", "--json").out)
+    assert (set(sealed["sealed"]), sealed["engines"]) == (keys, 2)
+    assert sealed["digest"] == Bundle.open(tmp_path / "out").digest
+    for options, dry_run in ((("--dry-run",), True), ((), False)):
+        pruned = validated("engines prune", latentrt("engines", "prune", "--all", *options, "--json").out)
+        assert pruned["dry_run"] == dry_run
+        assert {each["name"] for each in pruned["deleted"]} == {key[:12] for key in keys}
+    assert list(cache.engines()) == []

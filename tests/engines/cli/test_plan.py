@@ -12,6 +12,7 @@ import pytest
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.sample import bundle_path
 from latentrt_engines.cache import EngineCache
+from tests.documents import validated
 from tests.engines.cli.calling import Caller
 from tests.engines.made_up import broken, publish_targets
 from tests.runtime.small_bundle import change_byte
@@ -122,7 +123,7 @@ def test_json(latentrt: Caller, sample: Bundle, cache: EngineCache) -> None:
     (engine,) = publish_targets(cache, sample, "unet")
     ended = latentrt("plan", bundle_path(), *FLEET, "--component", "unet", "--json")
     assert ended.code == 0
-    first, second, third = json.loads(ended.out)["engines"]
+    first, second, third = validated("plan", ended.out)["engines"]
     assert first == {
         "gpu": "rtx4090",
         "compute_capability": "8.9",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -99,6 +100,14 @@ def test_without_a_gpu_the_cpu_runs_everything_and_says_why(
         assert each.backend == ("openvino" if installed else "onnxruntime")
         assert (each.device, each.reason) == ("cpu", NO_GPU.reason)
         assert str(each) == f"{each.title}: {NO_GPU.reason}"
+        assert each.summary == f"{each.title} ({NO_GPU.reason})"
+
+
+def test_the_summary_of_an_ordinary_run_is_what_runs_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reason that nobody wants to change would read like a fault."""
+    monkeypatch.setattr(placement_module, "find_gpu", lambda: replace(NO_GPU, is_usual=True))
+    for each in (*place_components(bundle).values(), *place_components(bundle, "cpu").values()):
+        assert each.summary == each.title
 
 
 @pytest.mark.parametrize(("device", "backend"), [("cpu", "onnxruntime"), ("openvino", "openvino")])
@@ -173,6 +182,7 @@ def test_onnxruntime_on_the_gpu_comes_before_the_cpu(bundle: Bundle) -> None:
     for name, each in placements.items():
         assert name in each.reason
         assert "latentrt build" in each.reason
+        assert each.summary == f"ONNX Runtime on the GPU ({each.reason})"
     assert not Components(placements).on_cpu
 
 

@@ -204,7 +204,10 @@ def test_nvml_says_why_the_driver_cannot_be_used(error: str, word: str, drivers:
 def test_no_driver(drivers: set[str]) -> None:
     """Said without an import of either library, which takes its time and would not help."""
     drivers.clear()
-    assert reason(find_gpu(unexpected, unexpected)) == "there is no NVIDIA driver"
+    found = find_gpu(unexpected, unexpected)
+    assert isinstance(found, NoGpu)
+    assert found.reason == "there is no NVIDIA driver"
+    assert found.is_usual, "a machine without a GPU is no fault"
 
 
 def test_a_container_with_the_drivers_tools_and_without_its_cuda(drivers: set[str]) -> None:
