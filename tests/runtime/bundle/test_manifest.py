@@ -138,6 +138,8 @@ PATTERNED: dict[Any, str] = {
     manifest_module.TaskName: "text-to-image",
     manifest_module.InputSource: "option:clip_skip",
     manifest_module.Sha256: "0" * 64,
+    manifest_module.Repository: "owner/name-1.0",
+    manifest_module.Commit: "0" * 40,
 }
 
 

@@ -88,6 +88,8 @@ def test_variables_of_the_environment(hub: HubServer, folder: Path, tmp_path: Pa
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "downloaded in" in done.stderr
+    # The library would report the installed packages, and look up a list of programs that call it.
+    assert all(each.path.startswith(("/api/models/owner/name", "/owner/name/", "/cdn/")) for each in hub.seen)
     done = subprocess.run(
         [*command[:-1], str(tmp_path / "again")],
         env={**environment, "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_secret"},
