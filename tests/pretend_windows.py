@@ -14,6 +14,7 @@ import errno
 import fcntl
 import importlib
 import os
+import pkgutil
 import runpy
 import shutil
 import signal
@@ -84,7 +85,7 @@ def run_script(script: str, folder: Path, *, others: tuple[str, ...] = (), encod
 
     Args:
         folder: the user's profile, and the current folder.
-        others: further packages to import before.
+        others: further packages to import before; of latentrt's, all that their modules import, and not themselves.
         encoding: of the standard streams.
     """
     folder.mkdir(exist_ok=True)
@@ -107,6 +108,11 @@ def pretend(others: tuple[str, ...] = ()) -> None:
         except ModuleNotFoundError as error:
             if error.name != name.split(".")[0]:
                 raise
+    for package in [importlib.import_module(name) for name in others if name.startswith("latentrt")]:
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(found.name)
+    for name in [name for name in sys.modules if name.split(".")[0].startswith("latentrt")]:
+        del sys.modules[name]  # imported again, without what is missing
     modules: dict[str, Any] = sys.modules
     modules["msvcrt"] = _make_msvcrt()
     for name in MODULES:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from latentrt.bundle.atomic_file import remove_abandoned_drafts, write_atomically
 from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.interrupts import uninterrupted
+from latentrt.bundle.renames import replace_file
 from latentrt.bundle.strict_json import MAX_BYTES, AmbiguousJSONError, StrictDecoder
 from latentrt.engines.record import EngineRecord, LibraryName
 from latentrt.engines.store import (
@@ -149,7 +150,7 @@ class EngineCache(EngineStore):
         with uninterrupted():
             with translating_os_errors(self.folder):
                 engine.folder.mkdir(mode=0o700, exist_ok=True)
-                os.replace(draft, engine.plan_path)
+                replace_file(draft, engine.plan_path)
                 write_atomically(engine.folder / WEIGHTS_NAME, msgspec.json.encode(digests), mode=0o600)
                 write_atomically(engine.folder / RECORD_NAME, encode_record(record), mode=0o600)
             _remove_other_plans(engine)

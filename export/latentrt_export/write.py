@@ -28,6 +28,7 @@ from latentrt.bundle.manifest import (
     TokenizerRecord,
     encode_manifest,
 )
+from latentrt.bundle.renames import replace_file
 from latentrt.bundle.staging import Stage
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.hub import Bytes
@@ -236,7 +237,7 @@ def _write_last(path: Path, data: bytes) -> None:
     draft = path.with_suffix(".draft")
     draft.write_bytes(data)
     _flush(draft)
-    draft.rename(path)
+    replace_file(draft, path)
 
 
 def _flush(path: Path) -> None:

@@ -240,12 +240,25 @@ def test_peak_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("package", ["runtime", "export", "engines"])
 def test_text_files_name_their_encoding(package: str) -> None:
     """Windows' default is not UTF-8. Files are read as bytes or with an encoding."""
-    found = set()
-    for path in (PACKAGES / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                keywords = {keyword.arg for keyword in node.keywords}
-                reads = node.func.attr in {"read_text", "write_text"} and "encoding" not in keywords
-                if reads or ("text" in keywords and "encoding" not in keywords):
-                    found.add(f"{path.name}:{node.lineno}")
+    found = {
+        f"{path.name}:{node.lineno}"
+        for path in (PACKAGES / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and is_text_without_encoding(node)
+    }
     assert found == set()
+
+
+def is_text_without_encoding(call: ast.Call) -> bool:
+    """Return whether a call reads or writes text in the system's encoding."""
+    keywords = {keyword.arg for keyword in call.keywords}
+    if "encoding" in keywords:
+        return False
+    if isinstance(call.func, ast.Attribute) and call.func.attr in {"read_text", "write_text"}:
+        return True
+    constants = [each.value for each in call.args if isinstance(each, ast.Constant)]
+    if isinstance(call.func, ast.Name) and call.func.id == "open":
+        return not any(isinstance(each, str) and "b" in each for each in constants)
+    opens = isinstance(call.func, ast.Attribute) and call.func.attr in {"open", "fdopen"}
+    runs = isinstance(call.func, ast.Attribute) and call.func.attr in {"run", "Popen", "check_output"}
+    return (runs and "text" in keywords) or (opens and bool({"r", "w", "a", "x", "r+", "w+"} & {*constants}))

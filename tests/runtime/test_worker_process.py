@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -21,7 +23,7 @@ from latentrt.errors import (
     MissingExtraError,
     RequestError,
 )
-from latentrt.worker_process import Ending, Failed, WorkerProcess
+from latentrt.worker_process import Ending, Failed, WorkerProcess, peak_bytes
 from tests.killed import start_child
 
 # A worker's module.
@@ -206,6 +208,18 @@ def test_a_file_in_the_current_folder_is_not_a_package(
     with WorkerProcess("made_up_worker", Job(1)) as worker:
         assert len(list(worker.messages())) == 1
     assert sys.flags.safe_path is False, "else this says nothing of -P"
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd14", 1024)])
+def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch, platform: str, unit: int) -> None:
+    def fail(path: Path) -> bytes:
+        raise FileNotFoundError(path)
+
+    assert peak_bytes() > 1 << 20
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=5))
+    assert peak_bytes() == 5 * unit
 
 
 class Named(msgspec.Struct):

@@ -6,7 +6,8 @@ a file that was changed after it was hashed no longer matches its record, even i
 
 A record is written and trusted only where that argument holds:
 
-- the file belongs to the user or to root, and neither group nor others may write to it;
+- the file belongs to the user or to root, and neither group nor others may write to it (never so on Windows, whose
+  ctime is the time of creation);
 - its ctime was at least a minute old when hashing began, and did not change during it. Clocks are coarse: a change
   within the clock tick in which the file was hashed would be invisible (git calls such a file racily clean). Pages that
   some process has mapped for writing advance the ctime only when they are written back, which Linux does within half a

@@ -5,8 +5,9 @@ the Box-Muller transform (1958); the number of values requested decides which on
 in `aten/src/ATen/native/cpu/DistributionTemplates.h` and `normal_distribution` in
 `aten/src/ATen/core/DistributionsHelper.h`.
 
-The values are those of torch's kernel for AVX2 to the bit, on every machine. On a machine without AVX2 torch's own
-differ from them by up to 2.4e-6.
+The values are those of torch's kernel for AVX2 to the bit, on every machine. On one without AVX2 (ARM), torch's own
+differ from them by up to 2.4e-6. Requests of fewer than 16 values, which no latents are, use the C library's logarithm
+and sine, so that their last bit may depend on it.
 """
 
 from __future__ import annotations
