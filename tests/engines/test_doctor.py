@@ -28,7 +28,7 @@ def test_the_engines_of_each_component_and_why_one_does_not_fit(
     monkeypatch.setattr(onnxruntime, "available_providers", lambda: ["CPUExecutionProvider"])
     result = CliRunner().invoke(doctor, [str(bundle_path())], catch_exceptions=False)
     lines = {line[:16].strip() or line.strip(): line for line in result.output.splitlines()}
-    assert lines["GPU"].startswith("NVIDIA GeForce RTX 4090 (compute capability 8.9, 24 GiB), driver ")
+    assert "NVIDIA GeForce RTX 4090 (compute capability 8.9, 24 GiB), driver " in lines["GPU"]
     assert lines["GPU"].endswith("for CUDA 13.0")
     assert lines["unet"].endswith(f"TensorRT-RTX engine {fitting.key[:12]}")
     assert f"  fits: {fitting.key[:12]}, sample 2×4×16×16; timestep 2" in result.output
