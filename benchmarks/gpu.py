@@ -108,14 +108,11 @@ def _process(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
 def _latentrt(arguments: argparse.Namespace, route: str) -> dict[str, Any]:
     """Run `latentrt bench` on one device."""
     device = "cpu" if arguments.device == "cpu" else LATENTRT_ROUTES[route]
-    place = arguments.bundle.parent / f".{device}.bench.json"
-    side = str(arguments.size)
-    options = ["--device", device, "--width", side, "--height", side, "--steps", str(arguments.steps)]
-    options += ["--runs", str(arguments.runs), "--json", str(place)]
+    options = ["--device", device, "--size", str(arguments.size), "--steps", str(arguments.steps)]
+    options += ["--runs", str(arguments.runs), "--json"]
     command = [sys.executable, "-m", "latentrt", "bench", str(arguments.bundle), *options]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=arguments.timeout)
-    measured = json.loads(place.read_text())["measured"][device]
-    place.unlink()
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=arguments.timeout)
+    measured = json.loads(done.stdout)["measured"][device]
     return {
         "picture_ms": measured["image"]["p50_ms"],
         "unet_ms": measured["components"]["unet"]["p50_ms"],

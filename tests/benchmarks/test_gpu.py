@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu
+from latentrt.bundle.sample import bundle_path
 from latentrt.engines.gpu import Gpu, NoGpu
 from tests.engines import made_up
 
@@ -28,3 +29,11 @@ def test_a_report_names_the_gpu_and_its_driver(
     monkeypatch.setattr(gpu, "_process", lambda arguments, route: measured)
     report = gpu.compare(argparse.Namespace(routes=[], rounds=1))
     assert (report["gpu"], report["roofline"]) == (expected, measured)
+
+
+def test_a_route_of_latentrt_is_what_bench_measures() -> None:
+    """On the CPU, as the benchmark's own `--device cpu` does."""
+    given = {"bundle": bundle_path(), "device": "cpu", "size": 64, "steps": 1, "runs": 1, "timeout": 600}
+    measured = gpu._latentrt(argparse.Namespace(**given), "latentrt engines")
+    assert measured.keys() == {"picture_ms", "unet_ms", "decoder_ms", "first_picture_ms", "peak_gib"}
+    assert all(value > 0 for value in measured.values())
