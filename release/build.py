@@ -115,6 +115,7 @@ def content_faults(file: Path) -> list[str]:
     bundle = f"{packages[0]}/sample_bundle/"
     manifest = decode_manifest((bundle_path() / "bundle.json").read_bytes())
     needed = {f"{package}/py.typed" for package in packages} | {f"{bundle}{name}" for name in manifest.files}
+    needed.add(f"{packages[0]}/images/NotoSans-subset.ttf")
     needed |= {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE", f"{info}/METADATA"} if wheel else _SOURCES
     faults = [f"lacks {name}" for name in sorted(needed - {*sizes})]
     faults += [f"has {name}" for name in sorted(sizes) if _STRAY.search(name)]
