@@ -183,7 +183,7 @@ def test_a_new_option_is_declared_in_one_place(
     def command(**options: Any) -> None:
         click.echo(given_options(options))
 
-    assert "--made-up INTEGER" in CliRunner().invoke(command, ["--help"]).output
+    assert "--made-up N" in CliRunner().invoke(command, ["--help"]).output
     assert CliRunner().invoke(command, ["--made-up", "3"]).output == "{'made_up': 3}\n"
 
     with pytest.raises(RequestError, match="`made_up`: got 10, expected a whole number from 1 to 9"):
