@@ -141,6 +141,11 @@ def test_names_of_diffusers_say_what_to_use() -> None:
         ["build"],
         ["plan"],
         ["engines"],
+        ["engines", "why"],
+        ["config"],
+        ["completion"],
+        ["samplers"],
+        ["schedule"],
     ],
 )
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
@@ -152,6 +157,25 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage: latentrt" in done.stdout
     assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_the_main_help_loads_the_command_line_alone() -> None:
+    """Its time is that of an interpreter with click."""
+    code = (
+        "import sys\nfrom latentrt.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
+        "own = {name for name in sys.modules if name.startswith('latentrt.') and not name.startswith('latentrt.cli')}\n"
+        "print(sorted(own))\nprint(sorted({'msgspec', 'rich', 'platformdirs', 'tomllib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    own, others = map(ast.literal_eval, done.stdout.splitlines()[-2:])
+    assert others == []
+    assert set(own) <= {
+        "latentrt.bundle",
+        "latentrt.bundle.interrupts",
+        "latentrt.bundle.printable",
+        "latentrt.errors",
+    }
 
 
 def test_no_file_has_a_generic_name() -> None:

@@ -9,11 +9,10 @@ import click
 import msgspec
 
 from latentrt.cli.bench_report import LEAST_RUNS, MESSAGES, BenchJob, Generated, Measurement
-from latentrt.cli.command import command, option, settings
+from latentrt.cli.command import command, option, settings, spelling
 from latentrt.cli.document import Report, echo_document
 from latentrt.cli.output import echo
 from latentrt.cli.request_options import (
-    SPELLING,
     devices,
     digest_option,
     given_options,
@@ -130,7 +129,7 @@ def bench(
         options=given_options(options),
     )
     measured, failures = _measure_all(_jobs(job, devices, providers))
-    refused = {name: error.describe(SPELLING) for name, error in failures.items()}
+    refused = {name: error.describe(spelling()) for name, error in failures.items()}
     if settings().json and measured:
         echo_document(BenchReport.here(settings=_settings_of(job), measured=measured, refused=refused))
     else:

@@ -40,6 +40,7 @@ __all__ = [
     "set_by",
     "settings",
     "spell",
+    "spelling",
     "typed_arguments",
 ]
 
@@ -47,6 +48,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 HELP_NAMES = ["-h", "--help"]
 COMMON_GROUP = "Common options"
+_log = logging.getLogger("latentrt")
 _WIDTH = 100  # columns of a help page, at most
 _PREFIX = "LATENTRT"
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -245,13 +247,16 @@ class Command(click.Command):
         if made.quiet and made.verbosity:
             raise click.UsageError("got --quiet and --verbose, expected one of the two", ctx)
         set_log_level(made.level)
+        for each in self.params:
+            if ctx.get_parameter_source(each.name or "") in (ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP):
+                _log.info("%s is set by %s", flag_of(each), spell(ctx, each))
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except Exception as error:
             debug = made.debug or bool(ctx.find_root().params.get("debug"))
-            ctx.exit(report_error(error, _spelling(ctx), debug=debug))
+            ctx.exit(report_error(error, spelling(), debug=debug))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under the headings of their groups."""
@@ -281,7 +286,7 @@ class Command(click.Command):
         for name in sorted(os.environ):
             if name.startswith(f"{self.prefix}_") and name not in variables:
                 near = did_you_mean(name, variables)
-                logging.getLogger("latentrt").warning("the environment variable %s is that of no option%s", name, near)
+                _log.warning("the environment variable %s is that of no option%s", name, near)
 
 
 class Group(click.Group):
@@ -387,20 +392,21 @@ def describe_usage(error: click.UsageError) -> str:
     return error.format_message()
 
 
-def report_error(error: Exception, spelling: Mapping[str, str], *, debug: bool) -> int:
+def report_error(error: Exception, spelled: Mapping[str, str], *, debug: bool) -> int:
     """Print an error and return its exit code."""
     if debug:
         echo_traceback(error)
     if isinstance(error, LatentRTError):
-        echo_error(f"error: {error.describe(spelling)}")
+        echo_error(f"error: {error.describe(spelled)}")
         return error.exit_code
     echo_error(f"error: {type(error).__name__}: {error}")
     echo_error("This is a defect of latentrt; --debug shows where.")
     return 1
 
 
-def _spelling(ctx: click.Context) -> dict[str, str]:
-    """Return keyword → spelling (`LatentRTError.describe`), with each option as the user set it."""
+def spelling() -> dict[str, str]:
+    """Return keyword → spelling (`LatentRTError.describe`) of the running command, each option as the user set it."""
+    ctx = click.get_current_context()
     from latentrt.cli.request_options import SPELLING, command_spelling
 
     also: Mapping[str, str] = ctx.meta.get(_ALSO, {})

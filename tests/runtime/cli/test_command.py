@@ -213,6 +213,17 @@ def test_a_file_that_does_not_exist_is_refused_only_if_it_was_named(
     assert made_up("a")["num_inference_steps"] == 8
 
 
+def test_verbose_says_what_the_environment_and_the_file_set(
+    latentrt: Caller, made_up: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.toml").write_text("[made-up]\nsteps = 3\n")
+    monkeypatch.setenv("LATENTRT_MADE_UP_NAME", "red")
+    assert latentrt("made-up", "a", "-v").err.splitlines() == [
+        f"--steps is set by steps in [made-up] of {tmp_path / 'config.toml'}",
+        "--name is set by LATENTRT_MADE_UP_NAME",
+    ]
+
+
 def test_a_variable_of_no_option_is_a_warning(
     made_up: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,8 +22,8 @@ def call_quietly(work: object) -> None:
     made_up.main(["--quiet"], standalone_mode=False)
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def make_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make stderr a terminal; not in a fixture, as pytest replaces the streams for each phase of a test."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
@@ -47,8 +47,10 @@ def test_the_latents_are_the_last_step_s(capsys: pytest.CaptureFixture[str]) -> 
     assert (captured.out, captured.err) == ("", ""), "a short run prints no line"
 
 
-@pytest.mark.usefixtures("terminal")
-def test_a_terminal_shows_a_bar_with_the_amounts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_shows_a_bar_with_the_amounts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_terminal(monkeypatch)
     with Progress() as progress:
         task = progress.task("sampling", 20)
         task.update(3)
@@ -58,8 +60,9 @@ def test_a_terminal_shows_a_bar_with_the_amounts(capsys: pytest.CaptureFixture[s
     assert all(text in shown for text in ("sampling", "3 of 20", "hashing", "1.0 MB of 4.0 MB"))
 
 
-@pytest.mark.usefixtures("terminal")
-def test_quiet_shows_nothing_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_shows_nothing_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    make_terminal(monkeypatch)
+
     def work() -> None:
         with Progress() as progress:
             progress.task("sampling", 2).finish("done")
