@@ -160,6 +160,10 @@ class Family(ABC):
     def files(self, request: ResolvedRequest) -> list[str]:
         """Return the names of the bundle's files that a request reads."""
 
+    def batch_sizes(self, request: ResolvedRequest) -> tuple[int, ...] | None:
+        """Return the numbers of images like those of a request that engines run at once, ascending; None: any."""
+        return None
+
     def prefetch_first(self, request: ResolvedRequest) -> None:
         """Start loading components that the loop needs and `begin` does not."""
 

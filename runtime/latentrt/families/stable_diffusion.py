@@ -19,6 +19,7 @@ from PIL import Image
 
 from latentrt.backends.session import Arrays, run
 from latentrt.bundle.manifest import LOW_RES_SCHEDULER
+from latentrt.bundle.tensors import sized
 from latentrt.decode import autoencoder
 from latentrt.errors import BundleError, RequestError
 from latentrt.families.family import Family, Pixels, Stage
@@ -679,10 +680,23 @@ class StableDiffusion(Family):
         tokenizers = [record.file for name, record in self.bundle.manifest.tokenizers.items() if name in needed]
         return [*tokenizers, *self.bundle.files_of(needed)]
 
+    def batch_sizes(self, request: ResolvedRequest) -> tuple[int, ...] | None:
+        placement = self.components.placements[DENOISER]
+        if placement.backend not in ("tensorrt", "tensorrt_rtx"):
+            return None
+        session, sizes = self.components.session(DENOISER), self._denoiser_sizes(request)
+        ready = session.batch_sizes({spec.name: sized(spec, sizes) for spec in session.inputs})
+        evaluations = sizes["evaluations"] // len(request.seeds)
+        return None if ready is None else tuple(sorted({size // evaluations for size in ready} - {0}))
+
     def prefetch_first(self, request: ResolvedRequest) -> None:
+        self.components.prefetch(DENOISER, self._denoiser_sizes(request))
+
+    def _denoiser_sizes(self, request: ResolvedRequest) -> dict[str, int]:
+        """Return the sizes of the denoiser's named axes for a request."""
         height, width = self.latent_space.shape(request.height, request.width)[1:]
         tokenizer = self.bundle.manifest.tokenizers.get(TEXT_ENCODER)
-        sizes = {
+        return {
             "evaluations": len(request.seeds)
             * len(self._tasks[request.task].guidance(request).evaluations(0, len(request.schedule))),
             "height": height,
@@ -690,7 +704,6 @@ class StableDiffusion(Family):
             "tokens": 1 if tokenizer is None else tokenizer.length,  # most prompts fill one chunk
             "timesteps": len({*request.schedule.t.tolist()}),
         }
-        self.components.prefetch(DENOISER, sizes)
 
     def prefetch_last(self, request: ResolvedRequest) -> None:
         latents = self.latent_space.shape(request.height, request.width)[1:]

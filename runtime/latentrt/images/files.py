@@ -33,11 +33,15 @@ __all__ = [
     "MAX_PIXELS",
     "PARAMETERS",
     "RECORD",
+    "check_folder",
     "check_output",
+    "choose_format",
     "decode_image",
     "encode",
     "encode_texts",
+    "find_file",
     "find_format",
+    "make_folder",
     "open_image",
     "read_file",
     "read_texts",
@@ -95,17 +99,52 @@ def check_output(path: str | os.PathLike[str], texts: Mapping[str, str] | None =
     """
     path = Path(path)
     encode_texts(_format(path), texts or {})
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.stat(path).st_mode):  # fails for a name that is too long, and for a loop of links
-                raise OutputError(f"{path} is not a file, expected the path of an image to write")
+    find_file(path)
+    check_folder(path)
+
+
+def find_file(path: Path) -> bool:
+    """Return whether there is a file at a path, before an image is written there.
+
+    Raises:
+        OutputError: no image can be written there: the name is too long, or that of a folder or a device.
+    """
+    with _translating_write_errors(path):
+        try:
+            mode = os.stat(path).st_mode  # fails for a name that is too long, and for a loop of links
+        except FileNotFoundError:
+            return path.is_symlink()  # one that leads nowhere
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"{path} is not a file, expected the path of an image to write")
+    return True
+
+
+def check_folder(path: Path, *, make: bool = False) -> None:
+    """Reject the path of a file whose folder is missing or not writable.
+
+    Args:
+        make: check the first folder above that is there, as missing ones will be made (`make_folder`).
+
+    Raises:
+        OutputError: the folder is missing, not a folder, or not writable.
+    """
+    with _translating_write_errors(path):
+        folder = path.resolve().parent
+        while make and not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         # Only an attempt is conclusive: permissions, quotas and read-only disks fail in many ways.
-        with tempfile.TemporaryFile(dir=path.resolve().parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise _write_error(path, error) from None
-    except ValueError as error:  # for a null character
-        raise OutputError(f"{path} cannot be written: {error}; choose another path") from None
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of a file, and those above it.
+
+    Raises:
+        OutputError: that is not possible.
+    """
+    with _translating_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def encode(image: Image.Image, file_format: str, texts: Mapping[str, str] | None = None) -> bytes:
@@ -144,12 +183,41 @@ def save(
     """
     path = Path(path)
     data = encode(image, _format(path) if file_format is None else file_format, texts)
-    try:
+    with _translating_write_errors(path):
         write_atomically(path, data)
+
+
+@contextlib.contextmanager
+def _translating_write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise _write_error(path, error) from None
-    except ValueError as error:
+    except ValueError as error:  # for a null character
         raise OutputError(f"{path} cannot be written: {error}; choose another path") from None
+
+
+def choose_format(extension: str, name: str | None, subject: str) -> str:
+    """Return the format of a file: `PNG`, `JPEG` or `WEBP`.
+
+    Args:
+        extension: of the file, such as `.jpg`; empty where it has none.
+        name: `png`, `jpeg` or `webp`; None: as the extension says.
+        subject: the file, for the message of an error.
+
+    Raises:
+        OutputError: the extension is unknown, or is not that of the named format.
+        RequestError: there is no format of that name.
+    """
+    if name is None:
+        return _format(Path(f"image{extension}"), subject)
+    found = find_format(name)
+    if extension and _FORMATS.get(extension.lower()) != found:
+        raise OutputError(
+            f"`format`: got {name} for {subject}, whose extension is {extension}; leave out one of the two, or make "
+            "them agree"
+        )
+    return found
 
 
 def find_format(name: str) -> str:
@@ -246,9 +314,9 @@ def translating_decoder_errors(subject: str) -> Iterator[None]:
         ) from None
 
 
-def _format(path: Path) -> str:
+def _format(path: Path, subject: str | None = None) -> str:
     if path.suffix.lower() not in _FORMATS:
-        raise OutputError(f"{path} has the extension {path.suffix!r}, expected one of {', '.join(_FORMATS)}")
+        raise OutputError(f"{subject or path} has the extension {path.suffix!r}, expected one of {', '.join(_FORMATS)}")
     return _FORMATS[path.suffix.lower()]
 
 
