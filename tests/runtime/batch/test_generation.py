@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -251,6 +251,5 @@ def test_the_batch_size_is_one_that_an_engine_has(
     ],
 )
 def test_available_memory(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int) -> None:
-    read: Callable[[str], list[str]] = lambda path: files.get(path, "").splitlines()
-    monkeypatch.setattr(generation, "_read_lines", read)
+    monkeypatch.setattr(generation, "_read_lines", lambda path: files.get(path, "").splitlines())
     assert generation._available_bytes() == expected

@@ -61,6 +61,11 @@ def test_every_option_is_a_field(tmp_path: Path) -> None:
 
 
 PLACE = "line 2"
+# What no line may name.
+OUTPUTS: tuple[Any, ...] = (
+    *("/etc/x.png", "../x.png", "a/../../x.png", "", 7, [], "a\n"),
+    *("C:\\x.png", "C:x.png", "..\\x.png", "\\\\h\\s\\x"),
+)
 
 
 @pytest.mark.parametrize(
@@ -80,14 +85,7 @@ PLACE = "line 2"
         ('{"mask_image": {}}', "`mask_image`"),
         ('{"a": ' + "[" * 50 + "]" * 50 + "}", "nested deeper"),
         ('{"seed": [' + "1," * 20_000 + "1]}", "values, the limit"),
-        *(
-            (json.dumps({"output": each}), "`output`")
-            for each in ("/etc/x.png", "../x.png", "a/../../x.png", "", 7, [])
-        ),
-        *(
-            (json.dumps({"output": each}), "`output`")
-            for each in ("C:\\x.png", "C:x.png", "..\\x.png", "\\\\h\\s\\x", "a\n")
-        ),
+        *((json.dumps({"output": each}), "`output`") for each in OUTPUTS),
     ],
 )
 def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: str, fragment: str) -> None:
@@ -109,11 +107,13 @@ def test_any_bytes_are_requests_or_refused(content: bytes) -> None:
     stream = io.BytesIO(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+        refusals = []
         try:
             for line in RequestFile("-").lines():
                 assert isinstance(line.values, dict)
         except RequestError as error:
-            assert str(error).startswith("standard input, line ")
+            refusals.append(str(error))
+        assert all(each.startswith("standard input, line ") for each in refusals)
 
 
 def test_a_line_without_end_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
