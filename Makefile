@@ -33,10 +33,10 @@ setup: .venv/.ready  ## .venv with everything: the package in development mode, 
 # First the bundle that ships with the package, then the whole way from a checkpoint.
 demo: setup .venv-runtime/.ready  ## images from the bundle that ships with the package, and from a checkpoint, in an environment without torch
 	mkdir -p demo
-	.venv-runtime/bin/latentrt demo -o demo/sheet.png
+	.venv-runtime/bin/latentrt demo -o demo/sheet.png --overwrite
 	$(BIN)/latentrt export sample/checkpoint demo/bundle --precision float16 --overwrite
 	.venv-runtime/bin/latentrt run demo/bundle "a large red circle on a blue background" \
-		--steps 25 --guidance-scale 5 --seed 7 -o demo/image.png
+		--steps 25 --guidance-scale 5 --seed 7 -o demo/image.png --overwrite
 	@echo "demo/sheet.png shows the bundle that ships with the package, demo/image.png is from demo/bundle"
 
 # The sample model, its bundle in the runtime's package, and README's image. More than an hour on a CPU; an interrupted
@@ -46,7 +46,7 @@ sample: setup  ## train the sample model anew, and make its bundle and README's 
 	$(BIN)/latentrt export sample/checkpoint runtime/latentrt/sample_bundle --precision float16 \
 		--default-steps 25 --default-guidance-scale 5 \
 		--preview-decoder sample/checkpoint/preview_decoder --deep-cache 0 --overwrite
-	$(BIN)/latentrt demo -o docs/demo.png
+	$(BIN)/latentrt demo -o docs/demo.png --overwrite
 
 # Tests that `test-runtime` ran are not run again.
 test: setup lint types test-runtime  ## lint, types and every test that takes seconds

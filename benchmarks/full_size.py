@@ -86,7 +86,8 @@ def measure_runs(bundle: Path) -> dict[str, Any]:
 
     2 steps of the checkpoint's PNDM are 3 evaluations of the UNet.
     """
-    run = ["run", str(bundle), PROMPT, "--steps", "2", "--seed", "7", "-o", str(bundle.with_suffix(".png"))]
+    image = str(bundle.with_suffix(".png"))
+    run = ["run", str(bundle), PROMPT, "--steps", "2", "--seed", "7", "-o", image, "--overwrite"]
     return {"first": timed(*run), "second_with_remembered_hashes": timed(*run)}
 
 

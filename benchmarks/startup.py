@@ -76,7 +76,7 @@ def generate_command(folder: Path, device: str) -> list[Any]:
     """Return the command that generates an image with an environment's sample bundle and its own cache."""
     bundle = next(folder.glob("lib/python*/site-packages/latentrt/sample_bundle"))
     command = [folder / "bin" / "latentrt", "run", bundle, PROMPT, "--seed", "7", "--device", device, "--quiet"]
-    return ["env", f"LATENTRT_CACHE={folder / 'cache'}", *command, "-o", folder / "image.png"]
+    return ["env", f"LATENTRT_CACHE={folder / 'cache'}", *command, "-o", folder / "image.png", "--overwrite"]
 
 
 def installed_bytes(folder: Path) -> int:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from latentrt.families import Family
     from latentrt.resolve import ResolvedRequest
 
-__all__ = ["OutputType", "Result", "check_output_type", "check_places", "make_result", "numbered"]
+__all__ = ["OutputType", "Result", "check_output_type", "expected_texts", "make_result", "numbered"]
 
 OutputType = Literal["pil", "np", "latent"]
 # Options that the record holds in a field of their own, or not at all.
@@ -287,15 +287,9 @@ def make_result(
     )
 
 
-def check_places(bundle: Bundle, family: Family, request: ResolvedRequest, path: Path) -> None:
-    """Check, before any work, that the images and their metadata can be written.
-
-    Raises:
-        OutputError: they cannot.
-    """
-    for index, place in enumerate(numbered(path, len(request.seeds))):
-        record = _record(bundle, family, request, index, request.policy, None, None)
-        files.check_output(place, record_texts(record))
+def expected_texts(bundle: Bundle, family: Family, request: ResolvedRequest, index: int = 0) -> dict[str, str]:
+    """Return the texts that the file of an image will carry, as far as they are known before the work."""
+    return record_texts(_record(bundle, family, request, index, request.policy, None, None))
 
 
 def _record(

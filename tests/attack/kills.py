@@ -205,7 +205,7 @@ class Run(Work):
     def run(self) -> None:
         image = str(self.folder / "image.png")
         options = ["--steps", "1", "--device", "cpu", "--threads", "1", "--quiet"]
-        latentrt(["run", str(bundle_path()), "a red circle", "-o", image, *options])
+        latentrt(["run", str(bundle_path()), "a red circle", "-o", image, "--overwrite", *options])
 
     def find_damage(self) -> str | None:
         try:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from latentrt.errors import LatentRTError
+from latentrt.images.files import check_output
 from latentrt.request import OPTIONS, Request
 from latentrt.resolve import resolve
-from latentrt.result import check_places
+from latentrt.result import expected_texts
 from tests.attack.mutations import Place, leaves, open_tree, replaced, sample_text, sample_tree
 
 __all__ = ["Case", "cases", "manifest_cases", "request_cases", "run"]
@@ -187,7 +188,7 @@ def run(case: Case, folder: Path) -> LatentRTError | None:
     try:
         bundle, family = open_tree(text)
         request = resolve(Request.of(**values), bundle.manifest, family)
-        check_places(bundle, family, request, folder / output)
+        check_output(folder / output, expected_texts(bundle, family, request))
     except LatentRTError as error:
         return error
     return None

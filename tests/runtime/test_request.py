@@ -107,8 +107,8 @@ def test_every_option_with_a_flag_is_on_the_command_line() -> None:
     # Those without a flag are arrays, or spelled by the command itself.
     spelled = {keyword for keyword, each in OPTIONS.items() if each.flag is None and each.check.kind != "python"}
     assert spelled == {"prompt", "num_images_per_prompt", "seed"}
-    assert {"--images", "--seed"} <= flags
-    assert {SPELLING[keyword] for keyword in spelled} == {"PROMPT", "--images", "--seed"}
+    assert {"--count", "--seed"} <= flags
+    assert {SPELLING[keyword] for keyword in spelled} == {"PROMPT", "--count", "--seed"}
 
 
 def test_the_list_of_options_is_complete() -> None:

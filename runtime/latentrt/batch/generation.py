@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentrt.errors import BackendError, RequestError, SafetyError
+from latentrt.errors import BackendError, LatentRTError, RequestError, SafetyError
 from latentrt.request import OPTIONS, Request, Whole, flat_values
 from latentrt.resolve import MAX_REQUEST_BYTES, RANDOM_SEED
 
@@ -122,8 +122,16 @@ class _Generation:
         self._waiting: dict[Any, list[_Job]] = {}  # the kind whose first image has waited longest comes first
         self._sizes: dict[Any, int] = {}
 
-    def run(self, jobs: Iterable[_Job]) -> Iterator[ImageResult]:
-        for job in jobs:
+    def run(self, jobs: Iterator[_Job]) -> Iterator[ImageResult]:
+        failure = None
+        while True:
+            try:
+                job = next(jobs)
+            except StopIteration:
+                break
+            except LatentRTError as error:  # raised when the requests before it are done
+                failure = error
+                break
             kind = _kind(job.values)
             self._waiting.setdefault(kind, []).append(job)
             if kind is None or len(self._waiting[kind]) >= self._size(kind, job):
@@ -132,6 +140,8 @@ class _Generation:
                 yield from self._generate(next(iter(self._waiting)))
         while self._waiting:
             yield from self._generate(next(iter(self._waiting)))
+        if failure is not None:
+            raise failure
 
     def _size(self, kind: Any, job: _Job) -> int:
         if kind is None:
@@ -288,7 +298,7 @@ def _merge(values: Sequence[Values]) -> Request:
 
 def resolve_batches(
     pipeline: Pipeline, requests: Iterable[tuple[str, Request]], size: int | None = None
-) -> Iterator[ResolvedRequest]:
+) -> Iterator[tuple[ResolvedRequest, list[Request]]]:
     """Check requests without generating anything: resolve all images, neighbours of equal options at once.
 
     Args:
@@ -296,7 +306,7 @@ def resolve_batches(
         size: the most images of one resolved request; None: the bundle's limit.
 
     Yields:
-        Resolved requests whose images are those of `requests`, in order.
+        Resolved requests whose images are those of `requests`, in order; and for each image a request of its own.
 
     Raises:
         RequestError: a request is impossible; the message begins with its place.
@@ -304,20 +314,29 @@ def resolve_batches(
     size = pipeline.bundle.manifest.limits.max_batch if size is None else size
     batch: list[_Job] = []
     for job in _list_jobs(requests):
-        if batch and (len(batch) >= size or _kind(job.values) is None or _kind(job.values) != _kind(batch[0].values)):
+        kind = _kind(job.values)
+        if batch and (kind is None or kind != _kind(batch[0].values)):
             yield from _resolve_all(pipeline, batch)
             batch = []
         batch.append(job)
+        if len(batch) >= size:
+            yield from _resolve_all(pipeline, batch)
+            batch = []
     if batch:
         yield from _resolve_all(pipeline, batch)
 
 
-def _resolve_all(pipeline: Pipeline, jobs: Sequence[_Job]) -> list[ResolvedRequest]:
-    """Return the resolved request of all images, or one for each where they are too large together."""
+def _resolve_all(pipeline: Pipeline, jobs: Sequence[_Job]) -> Iterator[tuple[ResolvedRequest, list[Request]]]:
+    """Yield the resolved request of all images, or one for each where they are too large together."""
+    together = None
     if len(jobs) > 1:
         with contextlib.suppress(RequestError):
-            return [_resolve(pipeline, jobs)]
-    return [_resolve(pipeline, [job]) for job in jobs]
+            together = _resolve(pipeline, jobs)
+    if together is not None:
+        yield together, [Request.of(**job.values) for job in jobs]
+        return
+    for job in jobs:
+        yield _resolve(pipeline, [job]), [Request.of(**job.values)]
 
 
 def _resolve(pipeline: Pipeline, jobs: Sequence[_Job]) -> ResolvedRequest:

@@ -142,14 +142,14 @@ def _parse_line(place: str, line: bytes) -> RequestLine:
     output = tree.pop("output", None)
     if not (output is None or _is_below(output)):
         raise RequestError(
-            f"{place}: `output`: got {quote(output)}, expected a relative path of printable characters without .. in it"
+            f"{place}: output: got {quote(output)}, expected a relative path of printable characters without .. in it"
         )
     for keyword, value in tree.items():
         kind = OPTIONS[keyword].check.kind if keyword in OPTIONS else ""
         if kind == "python" and value is not None:
             raise RequestError(f"{place}: {quote(keyword)} is an array, which only Python can give; leave it out")
         if kind == "path" and not isinstance(value, str | None):
-            raise RequestError(f"{place}: `{keyword}`: got {quote(value)}, expected the path of an image")
+            raise RequestError(f"{place}: {keyword}: got {quote(value)}, expected the path of an image")
     try:
         Request.of(**tree)
     except TypeError as error:  # an unknown keyword

@@ -89,10 +89,10 @@ class _List(Suggested):
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    default=Path("compare.png"),
     group="Output",
-    help="The sheet: a .png, .jpg or .webp.",
+    help="The sheet: a .png, .jpg or .webp.  [default: compare.png, or the next free name]",
 )
+@option("--overwrite", is_flag=True, group="Output", help="Replace a file that is there.")
 @device_options
 @digest_option
 def compare(
@@ -101,7 +101,8 @@ def compare(
     counts: tuple[int, ...],
     prompt: str,
     seed: int,
-    output: Path,
+    output: Path | None,
+    overwrite: bool,
     runs: int,
     digest: str | None,
     device: Device,
@@ -118,22 +119,23 @@ def compare(
     Without BUNDLE, the sample bundle is used.
     """
     from latentrt.cli.comparison import first_request, make_report, make_sheet, plan_cells, print_table
+    from latentrt.cli.destinations import choose_file
     from latentrt.cli.document import echo_document
-    from latentrt.images.files import check_output, save
+    from latentrt.images.files import save
     from latentrt.pipeline import Pipeline
     from latentrt.request import Request
 
-    check_output(output)
+    place = choose_file(output, "compare.png", overwrite=overwrite)
     pipeline = Pipeline.load(bundle, device=device, digest=digest, threads=threads, provider=provider)
     request = Request.of(prompt=prompt, seed=seed, **given_options(options))
     cells = plan_cells(pipeline, request, _choose_samplers(pipeline, names), counts)
     cells = _generate(pipeline, cells, runs)
-    save(make_sheet(cells), output)
+    save(make_sheet(cells), place)
     if settings().json:
-        echo_document(make_report(pipeline, cells, threads, output))
+        echo_document(make_report(pipeline, cells, threads, place))
     elif not settings().quiet:
         print_table(cells)
-        echo(f"{output}: {prompt!r}, seed {first_request(cells).seeds[0]}")
+        echo(f"{place}: {prompt!r}, seed {first_request(cells).seeds[0]}")
 
 
 def _choose_samplers(pipeline: Pipeline, names: tuple[str, ...] | None) -> Sequence[str]:

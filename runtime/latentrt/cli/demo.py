@@ -66,13 +66,13 @@ class DemoDocument(msgspec.Struct, frozen=True, kw_only=True):
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    default=Path("demo.png"),
     group="Output",
-    help="A .png, .jpg or .webp.",
+    help="A .png, .jpg or .webp.  [default: demo.png, or the next free name]",
 )
+@option("--overwrite", is_flag=True, group="Output", help="Replace a file that is there.")
 @request_options("negative_prompt", "num_inference_steps", "sampler", "guidance_scale")
 @option("--seed", type=int, default=7, group="Images", help="Of the first image; image i takes seed + i.")
-def demo(prompt: tuple[str, ...], output: Path, seed: int, **options: Any) -> None:
+def demo(prompt: tuple[str, ...], output: Path | None, overwrite: bool, seed: int, **options: Any) -> None:
     """Generate an image for each PROMPT, or for twelve built-in ones, with the sample bundle, on one sheet.
 
     The sample model generates circles, squares, triangles, stars, hearts and crosses, one or two per image, in red,
@@ -80,23 +80,24 @@ def demo(prompt: tuple[str, ...], output: Path, seed: int, **options: Any) -> No
     `latentrt run` writes them in their own size, with their metadata.
     """
     from latentrt.bundle.sample import SAMPLE
+    from latentrt.cli.destinations import choose_file
     from latentrt.cli.progress import latents_with_progress
     from latentrt.images.contact_sheet import contact_sheet
-    from latentrt.images.files import check_output, save
+    from latentrt.images.files import save
     from latentrt.pipeline import Pipeline
     from latentrt.request import Request
 
     began = time.monotonic()
-    check_output(output)
+    place = choose_file(output, "demo.png", overwrite=overwrite)
     pipeline = Pipeline.load()
     prompts, given = prompt or PROMPTS, given_options(options)
     request = pipeline.resolve(Request.of(prompt=prompts, seed=seed, **given))
     result = pipeline.finish(request, latents_with_progress(pipeline, request))
-    save(contact_sheet(result.images, prompts), output)
+    save(contact_sheet(result.images, prompts), place)
     alone = {"seed": request.seeds[0], **given}
     flags = [str(part) for keyword, value in alone.items() for part in (SPELLING[keyword], value)]
     document = DemoDocument(
-        sheet=str(output),
+        sheet=str(place),
         images=len(prompts),
         flagged=sum(result.nsfw_content_detected or ()),
         seconds=round(time.monotonic() - began, 3),

@@ -29,6 +29,7 @@ __all__ = [
     "Stream",
     "echo",
     "echo_block",
+    "echo_bytes",
     "echo_error",
     "echo_json",
     "echo_json_text",
@@ -96,16 +97,33 @@ class Stream:
         if self._file is None:
             return len(text)
         encoding = self.encoding
-        try:
+        with self._losing_output():
             self._file.write(text.encode(encoding, "latentrt.replace").decode(encoding))
             self._file.flush()
+        return len(text)
+
+    @contextlib.contextmanager
+    def _losing_output(self) -> Iterator[None]:
+        """Redirect the stream to the null device if it cannot be written to within the block."""
+        try:
+            yield
         except OSError as error:
             self._mute()
             if not self._err and not isinstance(error, BrokenPipeError):
                 raise OutputError(
                     f"standard output cannot be written: {error.strerror}; redirect it to a file"
                 ) from None
-        return len(text)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write bytes, which nothing escapes, and flush them.
+
+        Raises:
+            OutputError: as `write`.
+        """
+        if self._file is not None:
+            with self._losing_output():
+                self._file.buffer.write(data)
+                self._file.buffer.flush()
 
     def flush(self) -> None:
         """Do nothing: `write` flushes."""
@@ -140,6 +158,11 @@ def echo_error(text: str) -> None:
     echo_block(
         "\n".join([first, *(line if not line or line.startswith("  ") else f"  {line}" for line in others)]), err=True
     )
+
+
+def echo_bytes(data: bytes) -> None:
+    """Write bytes to standard output for another program, such as an image."""
+    Stream().write_bytes(data)
 
 
 def echo_json(value: Any) -> None:

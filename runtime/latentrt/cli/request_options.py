@@ -47,7 +47,7 @@ SPELLING: dict[str, str] = {
     **{each.keyword: each.flag for each in OPTIONS.values() if each.flag is not None},
     "prompt": "PROMPT",
     "seed": "--seed",
-    "num_images_per_prompt": "--images",
+    "num_images_per_prompt": "--count",
     **{name: f"--{name}" for name in ("device", "digest", "precision", "provider", "threads")},
 }
 
@@ -63,6 +63,8 @@ def command_spelling(command: click.Command) -> dict[str, str]:
                 spelling[parameter.name or ""] = flag
                 if flag.endswith("s"):  # `--samplers` takes several of the keyword `sampler`
                     plurals[flag.removeprefix("--").removesuffix("s").replace("-", "_")] = flag
+    arguments = {each.name for each in command.params if isinstance(each, click.Argument)}
+    plurals = {name: flag for name, flag in plurals.items() if name not in arguments}
     return plurals | spelling  # an option's own spelling wins: `--image` over `--images`
 
 

@@ -1,19 +1,26 @@
-"""The command `latentrt run`."""
+"""The command `latentrt run`: any number of images, each written as soon as it is done."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import time
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
+from latentrt.bundle.interrupts import TerminatedError, uninterrupted
 from latentrt.bundle.printable import counted
 from latentrt.cli.command import command, option, settings
-from latentrt.cli.output import echo
+from latentrt.cli.output import echo, echo_bytes, echo_json_text, is_terminal
 from latentrt.cli.prompts import prompt_argument
 from latentrt.cli.request_options import (
     device_options,
@@ -23,18 +30,68 @@ from latentrt.cli.request_options import (
     request_options,
 )
 from latentrt.cli.values import BundlePath
-from latentrt.errors import OutputError, RequestError
+from latentrt.errors import LatentRTError, OutputError, RequestError
 
 if TYPE_CHECKING:
     from latentrt.backends.placement import ComputePrecision, Device, Placement
+    from latentrt.batch.request_lines import RequestFile, RequestLine
+    from latentrt.cli.destinations import Destination, Existing, OutputNames
     from latentrt.decode.safety import Verdict
     from latentrt.images.metadata import ImageRecord
+    from latentrt.pipeline import Pipeline
+    from latentrt.request import Request
+    from latentrt.resolve import ResolvedRequest
     from latentrt.result import Result
 
-__all__ = ["run"]
+__all__ = ["MAX_IMAGES", "RunDocument", "RunImage", "RunTotals", "run"]
+
+MAX_IMAGES = 1_000_000
+"""Most images of a run whose number is known before; a pipe may ask for more."""
+# Images whose plan is kept from the check to the work.
+_MAX_KEPT = 32
+_MAX_FOLDERS = 1024  # folders that are known to be writable
 
 
-_MAX_SEEDS = 10_000
+class RunImage(msgspec.Struct, frozen=True, kw_only=True):
+    """One image of a run. `path` is None for standard output; `safety` is `off`, or has the verdict's words.
+
+    `timings` are the seconds of each kind of work, of the whole batch that the image was generated in.
+    """
+
+    path: str | None
+    index: int
+    seed: int
+    prompt: str | None
+    negative_prompt: str | None
+    width: int
+    height: int
+    sampler: str
+    steps: int
+    guidance_scale: float
+    safety_policy: str
+    flagged: bool | None
+    timings: dict[str, float]
+
+
+class RunTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """The totals of a run: images that were generated, and files that were there and stay; `total` is None where a pipe
+    ended early. `stopped` is None, `interrupted`, or the error that ended the run."""
+
+    done: int
+    skipped: int
+    total: int | None
+    seconds: float
+    stopped: str | None = None
+
+
+class RunDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """The document of `latentrt run --json`."""
+
+    bundle: str
+    bundle_digest: str
+    runs_on: dict[str, str]
+    images: list[RunImage]
+    totals: RunTotals
 
 
 class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
@@ -43,12 +100,14 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     name = "seeds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Sequence[int]:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]  # click may convert twice
         first, dots, last = value.partition("..")
         try:
             if dots:
                 seeds = range(int(first), int(last) + 1)
-                if seeds.stop - seeds.start > _MAX_SEEDS:  # `len` fails for a range beyond the memory
-                    self.fail(f"got {value!r}, expected at most {_MAX_SEEDS:,} seeds", param, ctx)
+                if seeds.stop - seeds.start > MAX_IMAGES:  # `len` fails for a range beyond the memory
+                    self.fail(f"got {value!r}, expected at most {MAX_IMAGES:,} seeds", param, ctx)
                 return seeds
             return [int(part) for part in value.split(",")] if "," in value else int(value)
         except ValueError:
@@ -60,26 +119,49 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
         'latentrt run sample "a red circle on a blue background" -o circle.png',
         'latentrt run my-bundle "a lighthouse at dusk" --steps 25 --seed 7 --size 768x512',
         'latentrt run my-bundle "the same at night" --image lighthouse.png --strength 0.6',
-        'latentrt run my-bundle "a lighthouse" --sampler "DPM++ 2M Karras" --seed 1..4',
+        'latentrt run my-bundle "a lighthouse" --seed 1..100 -o "lighthouse-{seed}.png"',
+        "latentrt run my-bundle --prompts prompts.txt --count 4 -o images/",
+        'latentrt run my-bundle --prompts requests.jsonl -o "{sampler}/{index:04}-{prompt}.webp" --skip-existing',
     )
 )
 @click.argument("bundle", type=BundlePath())
 @prompt_argument
 @option(
+    "--prompts",
+    "prompts",
+    metavar="FILE",
+    group="Prompt",
+    help="A file with a prompt on each line, or of JSON lines: objects with the keywords of latentrt.Pipeline, and "
+    "`output`. - is standard input.",
+)
+@option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    default=Path("out.png"),
     group="Output",
-    help="A .png, .jpg or .webp; several images get a number.",
+    help="A .png, .jpg or .webp; a folder, with / at the end; - for standard output. May have the fields {index} "
+    "{seed} {prompt} {sampler} {steps} {guidance_scale} {width} {height} {date}, as in {index:04}; several images get "
+    "a number.  [default: out.png, or the next free name]",
 )
+@option("--format", metavar="png|jpeg|webp", group="Output", help="Where the name has no extension.")
+@option("--overwrite", is_flag=True, group="Output", help="Replace files that are there.")
+@option("--skip-existing", is_flag=True, group="Output", help="Keep files that are there, and generate the others.")
 @option(
     "--seed",
     type=_Seeds(),
     group="Images",
-    help="A number, a list (7,9,11) or a range (7..10); -1 is random.  [default: random]",
+    help="A number, of which image i takes the sum with i; a list (7,9,11) or a range (7..10), one for each image; -1 "
+    "is random.  [default: random]",
 )
-@option("--images", type=int, group="Images", help="Images per prompt.  [default: 1, or one for each seed]")
+@option(
+    "--count",
+    "num_images_per_prompt",
+    type=int,
+    group="Images",
+    help="Images per prompt.  [default: 1, or one for each seed]",
+)
+@option(
+    "--batch-size", type=int, group="Machine", help="Images that are generated at once.  [default: what fits memory]"
+)
 @request_options()
 @device_options
 @precision_options
@@ -87,9 +169,14 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 def run(
     bundle: Path,
     prompt: tuple[str, ...],
-    output: Path,
+    prompts: str | None,
+    output: str | None,
+    format: str | None,  # noqa: A002  # the option's name
+    overwrite: bool,
+    skip_existing: bool,
     seed: int | Sequence[int] | None,
-    images: int | None,
+    num_images_per_prompt: int | None,
+    batch_size: int | None,
     digest: str | None,
     device: Device,
     provider: str | None,
@@ -98,67 +185,497 @@ def run(
     low_memory: bool,
     **options: Any,
 ) -> None:
-    """Generate one image from BUNDLE for each PROMPT."""
-    from latentrt.cli.progress import latents_with_progress
-    from latentrt.pipeline import Pipeline
-    from latentrt.request import Request
-    from latentrt.result import check_places
+    """Generate images from BUNDLE: one for each PROMPT, or for each line of a file, or several.
 
-    started, quiet = time.monotonic(), settings().quiet
-    pipeline = Pipeline.load(
-        bundle,
-        device=device,
-        digest=digest,
-        threads=threads,
-        provider=provider,
-        precision=precision,
-        low_memory=low_memory,
-    )
-    request = pipeline.resolve(
-        Request.of(
-            prompt=prompt or None,
-            num_images_per_prompt=_images_per_prompt(images, seed, max(len(prompt), 1)),
-            seed=seed,
-            **given_options(options),
-        )
-    )
-    check_places(pipeline.bundle, pipeline.family, request, output)
-    result = pipeline.finish(request, latents_with_progress(pipeline, request))
-    paths = result.save(output)
-    if not quiet:
-        with contextlib.suppress(OutputError):  # the images are there, wherever the report goes
-            _report(paths, result, time.monotonic() - started)
-            _report_backends(pipeline.runs_on)
-
-
-def _images_per_prompt(images: int | None, seed: int | Sequence[int] | None, prompts: int) -> int:
-    """Return the number of images per prompt: as given, or that of the seeds divided by that of the prompts.
-
-    Raises:
-        RequestError: the number of seeds is 0 or not a multiple of the number of prompts.
+    Each image is written as soon as it is done. A run that was interrupted is continued by the same command with
+    --skip-existing.
     """
-    if images is not None or not isinstance(seed, Sequence):
-        return 1 if images is None else images
-    # A range of 10³⁰ has no length.
-    count = max(seed.stop - seed.start, 0) if isinstance(seed, range) else len(seed)
-    if count == 0:
-        raise RequestError("`seed`: got an empty range, expected first ≤ last, as in 7..10")
-    if count % prompts:
-        raise RequestError(
-            f"`seed`: got {count} seeds for {prompts} prompts, expected a multiple of {prompts}, as all prompts "
-            "have the same number of images"
+    from latentrt.batch.request_lines import RequestFile
+    from latentrt.cli.destinations import OutputNames
+    from latentrt.pipeline import Pipeline
+
+    started = time.monotonic()
+    if overwrite and skip_existing:
+        raise RequestError("got `overwrite` and `skip_existing`, expected one of the two")
+    if prompt and prompts is not None:
+        raise RequestError("got `prompt` and `prompts`, expected one of the two")
+    existing: Existing = "overwrite" if overwrite else "skip" if skip_existing else "refuse"
+    with contextlib.ExitStack() as stack:
+        file = None if prompts is None else stack.enter_context(contextlib.closing(RequestFile(prompts)))
+        requests = _Requests(prompt, file, given_options(options), num_images_per_prompt, seed)
+        total = requests.measure() if requests.can_be_read_again else None
+        names = OutputNames(output, format, existing, several=total != 1)
+        _check_combination(requests, names, existing, total)
+        pipeline = Pipeline.load(
+            bundle,
+            device=device,
+            digest=digest,
+            threads=threads,
+            provider=provider,
+            precision=precision,
+            low_memory=low_memory,
         )
-    return count // prompts
+        _Run(pipeline, requests, names, existing, total, started).work(
+            1 if total == 1 and batch_size is None else batch_size
+        )
 
 
-def _report(paths: list[Path], result: Result, seconds: float) -> None:
-    verdicts = result.verdicts or [None] * len(paths)
-    for path, record, verdict in zip(paths, result.records, verdicts, strict=True):
-        steps = counted(record.options["num_inference_steps"], "step")
-        safety = _describe_safety(record.safety.policy, verdict)
-        echo(f"{path}: seed {record.seed}, {_describe_sampler(record)}, {steps}, safety {safety}")
-    images = "1 image" if len(paths) == 1 else f"{len(paths)} images"
-    echo(f"{images} in {seconds:.1f} s, loading included", err=True)
+def _check_combination(requests: _Requests, names: OutputNames, existing: Existing, total: int | None) -> None:
+    if names.main is None:
+        if settings().json:
+            raise RequestError(
+                "got `output` - and --json, which both write to standard output; expected one of the two"
+            )
+        if total not in (1, None):
+            raise RequestError(f"`output`: got - for {total:,} images, expected one image; give a folder or a name")
+        if is_terminal():
+            raise OutputError("`output`: got -, and standard output is a terminal; redirect it to a file or a program")
+    elif existing == "skip" and requests.is_random and "seed" in names.main.template.fields:
+        raise RequestError("`skip_existing`: the names hold a random seed, so no file would be there; give `seed`")
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    """A request of one or several images, from an argument or a line of a file; `left` images are not planned yet."""
+
+    line: RequestLine
+    request: Request
+    images: int
+    left: int
+
+
+class _Requests:
+    """The requests of a run: those of the arguments, or of a file.
+
+    Args:
+        prompts: of the arguments; none: one request without a prompt, unless there is a file.
+        options: of all requests, by keyword; a line's own come first.
+        count: images per prompt; None: 1, or one for each seed.
+        seed: as given; image i takes `seed` + i, or the i-th of several.
+
+    Attributes:
+        can_be_read_again: whether the requests can be iterated more than once.
+        random_seed: the seed of the first image where none is given.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        file: RequestFile | None,
+        options: Mapping[str, Any],
+        count: int | None,
+        seed: int | Sequence[int] | None,
+    ) -> None:
+        from latentrt.request import Whole
+        from latentrt.resolve import RANDOM_SEED
+
+        self._prompts, self._file, self._options = prompts, file, options
+        self._count = None if count is None else Whole(1)("num_images_per_prompt", count)
+        self._seed = None if seed == RANDOM_SEED else seed
+        self.can_be_read_again = file is None or file.seekable
+        self.random_seed = secrets.randbelow(2**32)
+        if isinstance(seed, range) and seed.start < 0:
+            raise RequestError(f"`seed`: got {seed.start}..{seed.stop - 1}, expected whole numbers of at least 0")
+        if isinstance(seed, Sequence) and not self.can_be_read_again:
+            raise RequestError(
+                "`seed`: got several for a pipe, whose number of requests is unknown; expected one number, or a seed "
+                "in each line of JSON"
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether seeds that no line has are random."""
+        return self._seed is None
+
+    def measure(self) -> int:
+        """Return the number of images, and decide how many each prompt has.
+
+        Raises:
+            RequestError: the seeds do not fit, there are too many images, or a line is no request.
+        """
+        prompts = sum(_count_prompts(line) for line in self._lines())
+        seeds = len(self._seed) if isinstance(self._seed, Sequence) else None
+        if seeds == 0:
+            raise RequestError("`seed`: got an empty range, expected first ≤ last, as in 7..10")
+        if prompts == 0:
+            raise RequestError("`prompts`: got a file without requests, expected one on each line")
+        if self._count is None and seeds is not None:
+            if seeds % prompts:
+                raise RequestError(
+                    f"`seed`: got {seeds} seeds for {prompts} prompts, expected a multiple of {prompts}, as all "
+                    "prompts have the same number of images"
+                )
+            self._count = seeds // prompts
+        total = sum(_count_prompts(line) * self._count_images(line) for line in self._lines())
+        if total > MAX_IMAGES:
+            raise RequestError(f"got {total:,} images, expected at most {MAX_IMAGES:,} in one run; split it")
+        if seeds not in (None, total):
+            raise RequestError(
+                f"`seed`: got {seeds} seeds for {total} images, expected one number, or a seed for each image"
+            )
+        return total
+
+    def __iter__(self) -> Iterator[_Entry]:
+        from latentrt.request import Request
+
+        first = 0
+        for line in self._lines():
+            images = _count_prompts(line) * self._count_images(line)
+            values = {
+                **self._options,
+                **line.values,
+                "seed": self._find_seed(line, first, images),
+                "num_images_per_prompt": self._count_images(line),
+            }
+            yield _Entry(line=line, request=Request.of(**values), images=images, left=images)
+            first += images
+
+    def _lines(self) -> Iterator[RequestLine]:
+        from latentrt.batch.request_lines import RequestLine
+
+        if self._file is not None:
+            yield from self._file.lines()
+        else:
+            texts: Sequence[str | None] = self._prompts or [None]
+            yield from (RequestLine("", {"prompt": text}) for text in texts)
+
+    def _count_images(self, line: RequestLine) -> int:
+        from latentrt.request import Whole
+
+        count = line.values.get("num_images_per_prompt")
+        if count is None:
+            return 1 if self._count is None else self._count
+        try:
+            return Whole(1)("num_images_per_prompt", count)
+        except RequestError as error:
+            raise _of_line(line, error) from None
+
+    def _find_seed(self, line: RequestLine, first: int, images: int) -> Any:
+        """Return the seeds of a line's images, of which the first is number `first` of the run."""
+        from latentrt.resolve import RANDOM_SEED
+
+        own = line.values.get("seed")
+        own = None if own == RANDOM_SEED else own
+        if own is None and isinstance(self._seed, Sequence):
+            own = self._seed[first : first + images]
+        if isinstance(own, list):  # a random one is that of its place, in each reading
+            return [self.random_seed + first + place if seed == -1 else seed for place, seed in enumerate(own)]
+        if own is None:
+            return first + (self._seed if isinstance(self._seed, int) else self.random_seed)
+        return own
+
+
+def _count_prompts(line: RequestLine) -> int:
+    prompt = line.values.get("prompt")
+    return max(len(prompt), 1) if isinstance(prompt, list) else 1  # an empty list is refused when it is resolved
+
+
+def _of_line(line: RequestLine, error: LatentRTError) -> LatentRTError:
+    """Return the error with the place of its line, and the line's own fields as they are written there."""
+    text = str(error)
+    for keyword in (*line.values, "output"):
+        text = text.replace(f"`{keyword}`", keyword) if line.place else text
+    if line.place and not text.startswith(line.place):
+        text = f"{line.place}: {text}"
+    return type(error)(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    """An image of the plan.
+
+    Attributes:
+        request: of this image alone.
+        path, destination: None for standard output.
+    """
+
+    index: int
+    request: Request
+    path: Path | None
+    destination: Destination | None
+    file_format: str
+
+
+@dataclass
+class _Run:
+    """A run: which images it has, and how many of them are done.
+
+    Args:
+        total: the number of images; None: unknown.
+        started: of the command, as `time.monotonic` counts.
+    """
+
+    pipeline: Pipeline
+    requests: _Requests
+    names: OutputNames
+    existing: Existing
+    total: int | None
+    started: float
+    done: int = 0
+    skipped: int = 0
+    _printed: bool = False  # the beginning of the JSON document
+    _waiting: dict[int, _Image] = field(default_factory=dict)  # by the number of its request
+    _folders: set[Path] = field(default_factory=set)  # known to be writable
+
+    def work(self, batch_size: int | None) -> None:
+        """Check everything that can be checked before, then generate and write each image.
+
+        Raises:
+            RequestError, OutputError: before the work where the requests can be read again.
+        """
+        kept = None
+        if self.requests.can_be_read_again:
+            kept = self._check()
+        elif self.names.main is None:
+            kept = [*islice(self._plan(), 2)]  # the whole plan, or one too many
+            if len(kept) > 1:
+                raise RequestError("`output`: got - for several images, expected one; give a folder or a name")
+        try:
+            if self.total is None or self.skipped < self.total:
+                self.skipped = 0
+                self._generate(batch_size, self._plan() if kept is None else iter(kept))
+        except (KeyboardInterrupt, TerminatedError, LatentRTError) as error:
+            self._finish(str(error) if isinstance(error, LatentRTError) else "interrupted")
+            raise
+        self._finish(None)
+
+    def _plan(self) -> Iterator[_Image]:
+        """Yield the images of the run in order.
+
+        Raises:
+            RequestError, OutputError: a request is impossible; the message has its line.
+        """
+        from latentrt.batch.generation import resolve_batches
+
+        entries, index = deque[_Entry](), 0
+
+        def pull() -> Iterator[tuple[str, Request]]:
+            for entry in self.requests:
+                entries.append(entry)
+                yield entry.line.place, entry.request
+
+        # A pipe's requests are worked on as they come.
+        batches = resolve_batches(self.pipeline, pull(), None if self.requests.can_be_read_again else 1)
+        while True:
+            try:
+                resolved, requests = next(batches, (None, []))
+            except RequestError as error:
+                at_fault = (each.line for each in entries if str(error).startswith(f"{each.line.place}: "))
+                line = next(at_fault, None)
+                raise error if line is None else _of_line(line, error) from None
+            if resolved is None:
+                return
+            for number, request in enumerate(requests):
+                entry = entries[0]
+                try:
+                    yield self._place(entry, resolved, number, request, index)
+                except (RequestError, OutputError) as error:
+                    raise _of_line(entry.line, error) from None
+                index, entry.left = index + 1, entry.left - 1
+                if not entry.left:
+                    entries.popleft()
+
+    def _place(self, entry: _Entry, resolved: ResolvedRequest, number: int, request: Request, index: int) -> _Image:
+        from latentrt.images.files import encode_texts
+        from latentrt.result import expected_texts
+
+        destination, path = self.names.main, None
+        if entry.line.output is not None or destination is not None:
+            destination = self.names.of_request(entry.line.output, several=entry.images > 1)
+            path = self.names.place(destination, resolved, number, index)
+        file_format = self.names.file_format if destination is None else destination.file_format
+        if file_format == "JPEG":  # which has room for a part of the longest prompts
+            encode_texts(file_format, expected_texts(self.pipeline.bundle, self.pipeline.family, resolved, number))
+        return _Image(index=index, request=request, path=path, destination=destination, file_format=file_format)
+
+    def _check(self) -> list[_Image] | None:
+        """Check every request and every name; return the plan if it is short."""
+        hashes, kept = array("q"), list[_Image]()
+        for image in self._plan():
+            self.skipped += self._is_there(image)
+            if image.destination is not None and not image.destination.is_numbered:
+                hashes.append(hash(_fold(image.path)))
+            if image.index < _MAX_KEPT:
+                kept.append(image)
+        self._check_distinct(hashes)
+        return kept if len(kept) == self.total else None
+
+    def _is_there(self, image: _Image) -> bool:
+        """Return whether an image's file is there and is to be kept, after checking that it can be written.
+
+        Raises:
+            OutputError: it is there and must not be, or cannot be written.
+        """
+        from latentrt.cli.destinations import refuse_file
+        from latentrt.images.files import check_folder, find_file
+
+        if image.path is None or image.destination is None:
+            return False
+        is_there = find_file(image.path)
+        if is_there and self.existing == "refuse":
+            raise refuse_file(image.path, skips=True)
+        if not is_there and image.path.parent not in self._folders:
+            check_folder(image.path, make=image.destination.makes_folders)
+            if len(self._folders) < _MAX_FOLDERS:
+                self._folders.add(image.path.parent)
+        return is_there and self.existing == "skip"
+
+    def _check_distinct(self, hashes: array[int]) -> None:
+        """Check that no two images have one name, also where upper and lower case are the same.
+
+        Args:
+            hashes: of the names that are not numbered: 8 bytes for each image.
+
+        Raises:
+            OutputError: two have.
+        """
+        import numpy as np
+
+        found, counts = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)
+        twice, seen = {*found[counts > 1].tolist()}, dict[str, int]()
+        for image in self._plan() if twice else ():
+            if (name := _fold(image.path)) in seen:
+                raise OutputError(
+                    f"`output`: got {image.path} for the images {seen[name]} and {image.index}, expected a name for "
+                    "each; add {index}"
+                )
+            if hash(name) in twice:
+                seen[name] = image.index
+
+    def _generate(self, batch_size: int | None, plan: Iterator[_Image]) -> None:
+        from latentrt.batch.generation import generate_many
+        from latentrt.cli.progress import Progress
+
+        with Progress() as progress:
+            task = progress.task("images", self.total)
+            for made in generate_many(self.pipeline, self._todo(plan, task.advance), batch_size, progress=task.advance):
+                image = self._waiting.pop(made.request)
+                with uninterrupted():
+                    written = self._write(image, made.result)
+                    self.done, self.skipped = self.done + written, self.skipped + (not written)
+                if written:
+                    self._report(image, made.result)
+
+    def _todo(self, plan: Iterator[_Image], progress: Any) -> Iterator[Request]:
+        """Yield the requests of the images whose files are not there."""
+        number = 0
+        for image in plan:
+            if self._is_there(image):
+                self.skipped += 1
+                progress(1)
+                continue
+            self._waiting[number] = image
+            number += 1
+            yield image.request
+
+    def _write(self, image: _Image, result: Result) -> bool:
+        """Write an image; return False if another program has written it meanwhile, and its file is to be kept."""
+        from latentrt.images.files import encode, make_folder, save
+        from latentrt.images.metadata import record_texts
+
+        texts = record_texts(result.records[0])
+        if image.path is None or image.destination is None:
+            echo_bytes(encode(result.images[0], image.file_format, texts))
+            return True
+        if self._is_there(image):
+            return False
+        if image.destination.makes_folders:
+            make_folder(image.path)
+        save(result.images[0], image.path, texts, image.file_format)
+        return True
+
+    def _report(self, image: _Image, result: Result) -> None:
+        with contextlib.suppress(OutputError):  # the image is there, wherever the report goes
+            if settings().json:
+                self._print_json(image, result)
+            elif not settings().quiet:
+                echo(_describe_image(image, result), err=image.path is None)
+
+    def _finish(self, stopped: str | None) -> None:
+        seconds = time.monotonic() - self.started
+        with contextlib.suppress(OutputError):
+            if settings().json:
+                self._print_totals(seconds, stopped)
+            if settings().quiet:
+                return
+            if stopped is not None:
+                if self.total != 1:
+                    of = "" if self.total is None else f" of {self.total:,}"
+                    done = self.done + self.skipped
+                    echo(f"{done:,}{of} images are done; {self._describe_rest()}", err=True)
+                return
+            kept = f", {counted(self.skipped, 'file')} kept" if self.skipped else ""
+            echo(f"{counted(self.done, 'image')} in {seconds:.1f} s, loading included{kept}", err=True)
+            if self.done:
+                _report_backends(self.pipeline.runs_on)
+
+    def _describe_rest(self) -> str:
+        """Return how a run is continued."""
+        from latentrt.cli.destinations import describe_names
+
+        names, seed = describe_names(self.names), self.requests.random_seed
+        more = [f"--seed {seed}"] if self.requests.is_random else []
+        more += [f'-o "{names}"'] if click.get_current_context().params.get("output") is None else []
+        return f"for the others, give the same command with {' '.join([*more, '--skip-existing'])}"
+
+    def _print_json(self, image: _Image | None, result: Result | None) -> None:
+        """Print the next piece of the document, so that its size is not bound by memory."""
+        if not self._printed:
+            bundle = self.pipeline.bundle
+            start = {
+                "bundle": bundle.manifest.source.name,
+                "bundle_digest": bundle.digest,
+                "runs_on": {name: placement.title for name, placement in self.pipeline.runs_on.items()},
+            }
+            echo_json_text(json.dumps(start, indent=2).removesuffix("\n}") + ',\n  "images": [')
+        if image is not None and result is not None:
+            separator = "," if self._printed else ""
+            echo_json_text(f"{separator}    {_encode(_describe_as_json(image, result))}")
+        self._printed = True
+
+    def _print_totals(self, seconds: float, stopped: str | None) -> None:
+        if not self._printed:
+            self._print_json(None, None)
+        totals = RunTotals(
+            done=self.done, skipped=self.skipped, total=self.total, seconds=round(seconds, 3), stopped=stopped
+        )
+        echo_json_text(f'  ],\n  "totals": {_encode(totals)}\n}}')
+
+
+def _fold(path: Path | None) -> str:
+    return str(path).casefold()
+
+
+def _encode(value: msgspec.Struct) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _describe_as_json(image: _Image, result: Result) -> RunImage:
+    record, options = result.records[0], result.records[0].options
+    width, height = result.images[0].size
+    return RunImage(
+        path=None if image.path is None else str(image.path),
+        index=image.index,
+        seed=record.seed,
+        prompt=record.prompt,
+        negative_prompt=record.negative_prompt,
+        width=width,
+        height=height,
+        sampler=options["sampler"],
+        steps=options["num_inference_steps"],
+        guidance_scale=options["guidance_scale"],
+        safety_policy=record.safety.policy,
+        flagged=record.safety.flagged,
+        timings={name: round(value, 4) for name, value in vars(result.timings).items()},
+    )
+
+
+def _describe_image(image: _Image, result: Result) -> str:
+    record, verdict = result.records[0], result.verdicts[0] if result.verdicts else None
+    steps = counted(record.options["num_inference_steps"], "step")
+    safety = _describe_safety(record.safety.policy, verdict)
+    where = "standard output" if image.path is None else image.path
+    return f"{where}: seed {record.seed}, {_describe_sampler(record)}, {steps}, safety {safety}"
 
 
 def _describe_sampler(record: ImageRecord) -> str:

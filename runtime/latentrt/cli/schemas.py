@@ -36,6 +36,7 @@ DOCUMENTS: dict[str, tuple[str, ...]] = {
     "plan": ("latentrt_engines.cli.documents:PlanDocument",),
     "pull": ("latentrt.cli.pull:PullDocument",),
     "push": ("latentrt.cli.push:PushDocument",),
+    "run": ("latentrt.cli.run:RunDocument",),
     "samplers": ("latentrt.cli.samplers:SamplersDocument",),
     "schedule": ("latentrt.cli.schedule:ScheduleDocument",),
     "verify": ("latentrt.cli.verify:VerifyDocument",),

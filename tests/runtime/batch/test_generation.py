@@ -158,9 +158,11 @@ def test_an_impossible_request_of_a_list_is_named_before_the_work(pipeline: Pipe
 
 
 def test_an_impossible_request_of_an_iterator_ends_it_where_it_stands(pipeline: Pipeline, batches: list[int]) -> None:
-    found = generate_many(pipeline, iter([request(), request(), request(height=101)]), batch_size=2)
-    assert [next(found).index, next(found).index] == [0, 1]
-    with pytest.raises(RequestError, match="request 3: `height`"):
+    """The images before it are generated, also those that wait for their batch."""
+    requests = iter([request(), request(), request(), request(height=101), request()])
+    found = generate_many(pipeline, requests, batch_size=2)
+    assert [next(found).index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(RequestError, match="request 4: `height`"):
         next(found)
 
 
@@ -203,17 +205,19 @@ def test_an_image_that_fails_alone_ends_the_run(
 def test_resolving_without_generating(pipeline: Pipeline, batches: list[int]) -> None:
     """Neighbours of equal options are resolved together, unless they are too large for that."""
     requests = [("", request(seed=index)) for index in range(40)]
-    assert [each.seeds for each in resolve_batches(pipeline, requests)] == [tuple(range(32)), tuple(range(32, 40))]
-    assert [len(each.seeds) for each in resolve_batches(pipeline, requests, 3)] == [3] * 13 + [1]
+    found = list(resolve_batches(pipeline, requests))
+    assert [resolved.seeds for resolved, _ in found] == [tuple(range(32)), tuple(range(32, 40))]
+    assert [each.seed for _, own in found for each in own] == list(range(40))
+    assert [len(own) for _, own in resolve_batches(pipeline, requests, 3)] == [3] * 13 + [1]
     mixed = [("", request()), ("", request(width=96)), ("", request())]
-    assert [each.width for each in resolve_batches(pipeline, mixed)] == [64, 96, 64]
+    assert [resolved.width for resolved, _ in resolve_batches(pipeline, mixed)] == [64, 96, 64]
     assert batches == []
 
 
 def test_the_largest_images_are_resolved_one_by_one(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentrt.resolve.MAX_REQUEST_BYTES", 300_000)
-    found = list(resolve_batches(pipeline, [("", request(seed=index)) for index in range(3)]))
-    assert [each.seeds for each in found] == [(0,), (1,), (2,)]
+    found = resolve_batches(pipeline, [("", request(seed=index)) for index in range(3)])
+    assert [resolved.seeds for resolved, _ in found] == [(0,), (1,), (2,)]
 
 
 def sized(pipeline: Pipeline, side: int, **values: Any) -> int:

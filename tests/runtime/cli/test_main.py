@@ -85,7 +85,7 @@ def test_options_are_spelled_as_on_the_command_line(latentrt: Caller, raising: l
     [
         ("prompt", "PROMPT"),
         ("num_inference_steps", "--steps"),
-        ("num_images_per_prompt", "--images"),
+        ("num_images_per_prompt", "--count"),
         ("mask_image", "--mask"),
         ("image", "--image"),
         ("strength", "--strength"),

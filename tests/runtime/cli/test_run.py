@@ -80,11 +80,23 @@ def test_a_random_seed_is_recorded(latentrt: Caller, tmp_path: Path) -> None:
 
 
 def test_prompts_seeds_and_images_together(latentrt: Caller, tmp_path: Path) -> None:
-    call = ("run", SAMPLE, "a star", "a circle", "--steps", "1", "--device", "cpu", "-o", tmp_path / "out.png")
+    call = (
+        "run",
+        SAMPLE,
+        "a star",
+        "a circle",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path / "out.png",
+        "--overwrite",
+    )
     assert latentrt(*call, "--seed", "7,9").code == 0
     records = [record_of(tmp_path / f"out-{index}.png") for index in range(2)]
     assert [(record.prompt, record.seed) for record in records] == [("a star", 7), ("a circle", 9)]
-    assert latentrt(*call, "--seed", "7", "--images", "2").code == 0
+    assert latentrt(*call, "--seed", "7", "--count", "2").code == 0
     records = [record_of(tmp_path / f"out-{index}.png") for index in range(4)]
     expected = [("a star", 7), ("a star", 8), ("a circle", 9), ("a circle", 10)]
     assert [(record.prompt, record.seed) for record in records] == expected
@@ -92,7 +104,7 @@ def test_prompts_seeds_and_images_together(latentrt: Caller, tmp_path: Path) -> 
 
 
 def test_a_sampler_by_another_tool_s_name_and_its_options(latentrt: Caller, tmp_path: Path) -> None:
-    out = ("--seed", "7", "--device", "cpu", "-o", tmp_path / "out.png")
+    out = ("--seed", "7", "--device", "cpu", "-o", tmp_path / "out.png", "--overwrite")
     options = ("--sampler-option", "solver_order=3", "--sampler-option", "lambda_min_clipped=-Infinity")
     done = latentrt("run", SAMPLE, "a star", "--sampler", "DPM++ 2M Karras", "--steps", "3", *options, *out)
     assert done.code == 0, done.err
@@ -172,7 +184,7 @@ def test_inpainting(latentrt: Caller, source: Path, mask: Path, tmp_path: Path) 
         read_metadata(source).parameters,
         None,
     )
-    assert latentrt(*call, "--padding-mask-crop", "4").code == 0
+    assert latentrt(*call, "--padding-mask-crop", "4", "--overwrite").code == 0
     assert record_of(place).options["padding_mask_crop"] == 4
 
 
@@ -233,12 +245,12 @@ def test_an_image_that_cannot_be_read(latentrt: Caller, tmp_path: Path) -> None:
         (("--deep-cache", "0"), ("--deep-cache: got 0",)),
         (("--decoder", "half"), ("--decoder: got 'half'", "tiled")),
         (("--seed", "9..5"), ("--seed: got an empty range",)),
-        (("--seed", "1..99999999999"), ("--seed", "expected at most 10,000 seeds")),
+        (("--seed", "1..99999999999"), ("--seed", "expected at most 1,000,000 seeds")),
         (("--seed", "-2"), ("--seed: got -2",)),
-        (("--seed", f"0..{10**30}"), ("--seed", "expected at most 10,000 seeds")),
-        (("--seed", "1..1000"), ("--images: got 1000",)),
-        (("--images", "33"), ("--images: got 33",)),
-        (("--images", "0"), ("--images: got 0",)),
+        (("--seed", f"0..{10**30}"), ("--seed", "expected at most 1,000,000 seeds")),
+        (("--count", "0"), ("--count: got 0",)),
+        (("--count", "1000001"), ("got 1,000,001 images",)),
+        (("--batch-size", "33"), ("--batch-size: got 33",)),
         (("--safety", "maybe"), ("--safety: got 'maybe'", "block, blur, report, off")),
         (("--device", "npu"), ("--device: got 'npu'", "openvino")),
         (("--device", "cpu", "--provider", "cpu"), ("--device cpu", "--provider cpu")),
@@ -276,7 +288,7 @@ def test_a_refusal_spells_options_as_the_command_line_does(
         (("--guidance-scale", "5,5"), "--guidance-scale: got '5,5', expected a number"),
         (("--strength", "half"), "--strength: got 'half'"),
         (("--padding-mask-crop=x",), "--padding-mask-crop: got 'x'"),
-        (("--images", "two"), "--images: got 'two'"),
+        (("--count", "two"), "--count: got 'two'"),
         (("--threads", "0"), "--threads: got '0', expected a whole number of at least 1"),
         (("--seed", "seven"), "--seed: got 'seven', expected a number, a list such as 7,9,11"),
         (("--seed", "7,x"), "--seed: got '7,x'"),
@@ -428,7 +440,7 @@ def test_backends_of_a_cpu_agree(latentrt: Caller, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seeds", ["0..1000000000000000000000000000000", "-5..99999999"])
 def test_a_range_of_seeds_beyond_the_memory(latentrt: Caller, seeds: str) -> None:
-    assert_refused(latentrt("run", SAMPLE, "a star", "--seed", seeds), 2, "expected at most 10,000 seeds")
+    assert_refused(latentrt("run", SAMPLE, "a star", "--seed", seeds), 2, "expected at most 1,000,000 seeds")
 
 
 def test_an_image_that_was_saved_is_no_error_wherever_the_report_goes(
