@@ -341,7 +341,9 @@ def _resolve_all(pipeline: Pipeline, jobs: Sequence[_Job]) -> Iterator[tuple[Res
 
 def _resolve(pipeline: Pipeline, jobs: Sequence[_Job]) -> ResolvedRequest:
     with _naming(jobs[0].place if len(jobs) == 1 else ""):
-        return pipeline.resolve(_merge([job.values for job in jobs]))
+        resolved = pipeline.resolve(_merge([job.values for job in jobs]))
+        pipeline.family.check_prompts(resolved)
+        return resolved
 
 
 def _list_jobs(requests: Iterable[tuple[str, Request]]) -> Iterator[_Job]:

@@ -8,7 +8,7 @@ import secrets
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -547,8 +547,14 @@ class _Run:
         from latentrt.cli.progress import Progress
 
         with Progress() as progress:
-            task = progress.task("images", self.total)
-            for made in generate_many(self.pipeline, self._todo(plan, task.advance), batch_size, progress=task.advance):
+            task, amount = progress.task("images", self.total), 0.0
+
+            def advance(images: float) -> None:
+                nonlocal amount
+                amount += images
+                task.update(round(amount, 1))
+
+            for made in generate_many(self.pipeline, self._todo(plan, advance), batch_size, progress=advance):
                 image = self._waiting.pop(made.request)
                 with uninterrupted():
                     written = self._write(image, made.result)
@@ -556,7 +562,7 @@ class _Run:
                 if written:
                     self._report(image, made.result)
 
-    def _todo(self, plan: Iterator[_Image], progress: Any) -> Iterator[Request]:
+    def _todo(self, plan: Iterator[_Image], progress: Callable[[float], None]) -> Iterator[Request]:
         """Yield the requests of the images whose files are not there."""
         number = 0
         for image in plan:

@@ -156,6 +156,13 @@ class Family(ABC):
             RequestError: the message names the option.
         """
 
+    def check_prompts(self, request: ResolvedRequest) -> None:
+        """Reject prompts that are too long, which a run would reject when it encodes them.
+
+        Raises:
+            RequestError: the message names the option.
+        """
+
     @abstractmethod
     def files(self, request: ResolvedRequest) -> list[str]:
         """Return the names of the bundle's files that a request reads."""

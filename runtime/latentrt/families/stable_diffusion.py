@@ -673,6 +673,10 @@ class StableDiffusion(Family):
                 "use `device` cpu or openvino"
             )
 
+    def check_prompts(self, request: ResolvedRequest) -> None:
+        if self._tasks[request.task].takes_prompt:
+            self._stage.count_chunks(request)
+
     def files(self, request: ResolvedRequest) -> list[str]:
         needed = [*self._tasks[request.task].components(), DENOISER, self._decoder(request)]
         if request.policy != "off":
@@ -883,6 +887,18 @@ class LatentDiffusion(Stage):
         return encoded
 
     @measured("text_encoding")
+    def count_chunks(self, request: ResolvedRequest) -> tuple[PromptEncoder, list[int]]:
+        """Return the encoder of a request's prompts, which has tokenised them, and the number of chunks of each.
+
+        Raises:
+            RequestError: a prompt has too many tokens.
+        """
+        most = self.bundle.manifest.limits.max_prompt_chunks
+        encoder = PromptEncoder(self._tokenizer, lambda: self.components.session(TEXT_ENCODER), most)
+        prompts = range(len(request.seeds) // request.images_per_prompt)
+        counts = ([_count_chunks(request, side, each, encoder, most) for side in _sides(request)] for each in prompts)
+        return encoder, list(map(max, counts))
+
     def encode_prompts(self, request: ResolvedRequest) -> list[dict[str, EncodedText]]:
         """Return the text embeddings of each image as `positive` and, with guidance, `negative`.
 
@@ -892,11 +908,8 @@ class LatentDiffusion(Stage):
         Raises:
             RequestError: a prompt has too many tokens, or given embeddings another number than the other prompt.
         """
-        most = self.bundle.manifest.limits.max_prompt_chunks
-        encoder = PromptEncoder(self._tokenizer, lambda: self.components.session(TEXT_ENCODER), most)
-        count = len(request.seeds) // request.images_per_prompt
-        sides = ["negative", "positive"] if request.guided else ["positive"]
-        chunks = [max(_count_chunks(request, side, prompt, encoder, most) for side in sides) for prompt in range(count)]
+        encoder, chunks = self.count_chunks(request)
+        count, sides = len(chunks), _sides(request)
         encoded: list[dict[str, EncodedText]] = [{} for _ in range(count)]
         for length in dict.fromkeys(chunks):
             prompts = [prompt for prompt in range(count) if chunks[prompt] == length]
@@ -914,6 +927,10 @@ class LatentDiffusion(Stage):
             _check_lengths(by_side, request)
         self.components.done_with(TEXT_ENCODER)
         return [encoded[request.prompt_of(image)] for image in range(len(request.seeds))]
+
+
+def _sides(request: ResolvedRequest) -> list[str]:
+    return ["negative", "positive"] if request.guided else ["positive"]
 
 
 def _select_side(request: ResolvedRequest, side: str) -> tuple[Floats | None, tuple[str, ...] | None]:

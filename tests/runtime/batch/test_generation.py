@@ -157,13 +157,13 @@ def test_an_impossible_request_of_a_list_is_named_before_the_work(pipeline: Pipe
     assert batches == []
 
 
-def test_an_impossible_request_of_an_iterator_ends_it_where_it_stands(pipeline: Pipeline, batches: list[int]) -> None:
+def test_an_impossible_request_of_an_iterator_ends_it_in_its_turn(pipeline: Pipeline, batches: list[int]) -> None:
     """The images before it are generated, also those that wait for their batch."""
     requests = iter([request(), request(), request(), request(height=101), request()])
     found = generate_many(pipeline, requests, batch_size=2)
     assert [next(found).index for _ in range(3)] == [0, 1, 2]
     with pytest.raises(RequestError, match="request 4: `height`"):
-        next(found)
+        list(found)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), BackendError("no memory"), SafetyError("no memory")])

@@ -188,12 +188,14 @@ def test_an_option_of_the_command_line_keeps_its_name_beside_lines(latentrt: Cal
     assert_refused(refused, 2, f"{path}, line 1: -H: got 101")
 
 
-def test_a_prompt_of_too_many_tokens_ends_the_run_where_it_stands(latentrt: Caller) -> None:
-    Path("p.txt").write_text("a star\n" + "🦊 " * 2000 + "\na heart\n")
-    done = latentrt("run", "sample", "--prompts", "p.txt", *QUICK, "--batch-size", "1", "-o", "{index}.png")
-    assert done.code == 2
-    assert names() == ["0.png", "p.txt"]
-    assert "1 of 3 images are done" in done.err
+@pytest.mark.parametrize("option", ["prompt", "negative_prompt"])
+def test_a_prompt_of_too_many_tokens_is_named_before_the_work(
+    latentrt: Caller, drawn: list[tuple[int, ...]], option: str
+) -> None:
+    path = lines_of({"prompt": "a star"}, {"prompt": "a star", option: "🦊 " * 2000}, {"prompt": "a heart"})
+    done = latentrt("run", "sample", "--prompts", path, *QUICK, "-o", "{index}.png")
+    assert_refused(done, 2, f"{path}, line 2: {option}: got", "tokens")
+    assert drawn == []
 
 
 def test_files_that_hold_no_requests(latentrt: Caller) -> None:
