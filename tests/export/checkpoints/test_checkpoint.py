@@ -41,7 +41,7 @@ def test_configurations_are_read(folder: Path) -> None:
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is not a folder; expected .* or a .safetensors"):
+    with pytest.raises(CheckpointError, match=r"is not a folder; expected .*a .safetensors file, or .*OWNER/NAME"):
         open_skeleton(tmp_path / "missing")
 
 
