@@ -17,7 +17,16 @@ from latentrt.errors import LatentRTError, RequestError
 from latentrt.request import OPTIONS
 from latentrt.sampling import samplers
 
-__all__ = ["error_table", "manifest_fields", "option_table", "provider_table", "root_page", "sampler_names", "write"]
+__all__ = [
+    "error_table",
+    "json_documents",
+    "manifest_fields",
+    "option_table",
+    "provider_table",
+    "root_page",
+    "sampler_names",
+    "write",
+]
 
 # The samplers that the other tools list, in their order and spelling.
 OTHER_TOOLS = {
@@ -47,6 +56,7 @@ def write(folder: Path) -> None:
     tables = {
         "common-options": _table(("option", ""), ((f"`{spelling}`", text) for spelling, text in common_options())),
         "errors": error_table(),
+        "json": json_documents(Path(__file__).with_name("cli-json")),
         "manifest": manifest_fields(json.loads((files("latentrt.bundle") / "bundle.schema.json").read_text())),
         "options": option_table(),
         "providers": provider_table(),
@@ -155,32 +165,51 @@ def manifest_fields(schema: Mapping[str, Any]) -> str:
     sections = []
     for name, record in schema["$defs"].items():
         described = inspect.cleandoc(f"{record.get('description', '')}")
-        required = record.get("required", [])
-        rows = [
-            (f"`{key}`", _type_of(value), "yes" if key in required else f"no: `{json.dumps(value.get('default'))}`")
-            for key, value in record.get("properties", {}).items()
-        ]
-        table = _table(("field", "type", "required"), rows) if rows else ""
-        sections.append(f"### {name}\n\n{described}\n\n{table}")
+        sections.append(f"### {name}\n\n{described}\n\n{_field_table(record, link=True)}")
     return "\n".join(sections)
 
 
-def _type_of(schema: Mapping[str, Any]) -> str:
-    """Return a JSON Schema's type in words, with a link where it is one of the records."""
+def json_documents(folder: Path) -> str:
+    """Return a section for each command: the fields of its JSON document, and its schema in `folder` to download."""
+    sections = []
+    for path in sorted(folder.glob("*.schema.json")):
+        schema = json.loads(path.read_text())
+        roots = [each["$ref"].rsplit("/", 1)[1] for each in schema.get("anyOf", [schema])]
+        shown = [f"## {schema['title']}", f"Schema: {{download}}`{path.name} </cli-json/{path.name}>`"]
+        for record in (schema["$defs"][root] for root in roots):
+            text = inspect.cleandoc(f"{record.get('description', '')}").split("\n\nAttributes:")[0]
+            shown += [text, _field_table(record, link=False)]
+        sections.append("\n\n".join(shown))
+    return "\n".join(sections)
+
+
+def _field_table(record: Mapping[str, Any], *, link: bool) -> str:
+    required = record.get("required", [])
+    rows = [
+        (f"`{key}`", _type_of(value, link), "yes" if key in required else f"no: `{json.dumps(value.get('default'))}`")
+        for key, value in record.get("properties", {}).items()
+    ]
+    return _table(("field", "type", "required"), rows) if rows else ""
+
+
+def _type_of(schema: Mapping[str, Any], link: bool = True) -> str:
+    """Return a JSON Schema's type in words; `link` links a record to the section of its name."""
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[1]
-        return f"[{name}](#{name.lower()})"
+        return f"[{name}](#{name.lower()})" if link else f"`{name}`"
     if "anyOf" in schema:
-        return " or ".join(_type_of(each) for each in schema["anyOf"])
+        return " or ".join(_type_of(each, link) for each in schema["anyOf"])
     if "enum" in schema:
         return " or ".join(f"`{json.dumps(each)}`" for each in schema["enum"])
     kind = schema.get("type", "any JSON value")
     if kind == "array" and "prefixItems" in schema:
-        return f"list of {len(schema['prefixItems'])}: {', '.join(map(_type_of, schema['prefixItems']))}"
+        return (
+            f"list of {len(schema['prefixItems'])}: {', '.join(_type_of(each, link) for each in schema['prefixItems'])}"
+        )
     if kind == "array" and schema.get("items"):
-        return f"list of {_type_of(schema['items'])}"
+        return f"list of {_type_of(schema['items'], link)}"
     if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
-        return f"object: name → {_type_of(schema['additionalProperties'])}"
+        return f"object: name → {_type_of(schema['additionalProperties'], link)}"
     words = {"integer": "whole number", "string": "text", "boolean": "`true` or `false`", "null": "`null`"}
     bounds = [
         text.format(schema[key])

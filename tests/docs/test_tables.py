@@ -12,6 +12,7 @@ import pytest
 from docs import tables
 from latentrt import errors
 from latentrt.backends.execution_providers import PROVIDERS
+from latentrt.cli.schemas import DOCUMENTS
 from latentrt.request import OPTIONS
 from latentrt.sampling import samplers
 from tests.docs.blocks import ROOT
@@ -56,6 +57,13 @@ def test_every_field_of_a_manifest_is_listed() -> None:
     for name, record in SCHEMA["$defs"].items():
         section = text.split(f"### {name}\n")[1].split("\n### ")[0]
         assert [field for field in record.get("properties", {}) if f"| `{field}` |" not in section] == []
+
+
+def test_every_command_with_a_json_document_is_listed() -> None:
+    text = tables.json_documents(ROOT / "docs" / "cli-json")
+    missing = [command for command in DOCUMENTS if f"## latentrt {command} --json\n" not in text]
+    assert missing == []
+    assert "| `size_bytes` | whole number | yes |" in text
 
 
 @pytest.mark.parametrize(
