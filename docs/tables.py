@@ -13,6 +13,7 @@ from typing import Any
 from docs.click_pages import common_options
 from latentrt import errors
 from latentrt.backends.execution_providers import PROVIDERS
+from latentrt.cli.request_options import SPELLING
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.request import OPTIONS
 from latentrt.sampling import samplers
@@ -119,13 +120,9 @@ def _our_name(name: str) -> str:
 
 def option_table() -> str:
     """Return the options of a request: the keyword in Python, the option of `latentrt run`, the meaning."""
-    spelled = {"prompt": "PROMPT", "seed": "--seed", "num_images_per_prompt": "--images"}
     return _table(
         ("Python", "command line", "meaning"),
-        (
-            (f"`{key}`", f"`{flag}`" if (flag := each.flag or spelled.get(key)) else "", each.help)
-            for key, each in OPTIONS.items()
-        ),
+        ((f"`{key}`", f"`{SPELLING[key]}`" if key in SPELLING else "", each.help) for key, each in OPTIONS.items()),
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from docs import tables
 from latentrt import errors
 from latentrt.backends.execution_providers import PROVIDERS
+from latentrt.cli.run import run
 from latentrt.cli.schemas import DOCUMENTS
 from latentrt.request import OPTIONS
 from latentrt.sampling import samplers
@@ -40,6 +41,8 @@ def test_a_name_elsewhere_is_the_sampler_that_it_is_listed_as(tool: str) -> None
 def test_every_option_is_listed() -> None:
     text = tables.option_table()
     assert [keyword for keyword in OPTIONS if f"| `{keyword}` |" not in text] == []
+    flags = {flag for parameter in run.params for flag in parameter.opts}
+    assert set(re.findall(r"\| `(--[a-z-]+)` \|", text)) <= flags
 
 
 def test_every_provider_is_listed() -> None:
