@@ -45,7 +45,7 @@ from tests.parity.pipelines import (
 from tests.tiny import TEXT_WIDTH, Family, Task, autoencoder, make_checkpoint, move_off_initial_values
 
 pytestmark = IGNORED_WARNINGS
-SIZE = {"height": 32, "width": 40}
+SIZE: dict[str, Any] = {"height": 32, "width": 40}
 
 
 def make_tiny_autoencoder() -> AutoencoderTiny:

@@ -369,7 +369,7 @@ def test_the_memory_of_a_request_is_bounded_before_it_is_allocated(
     """The limits of a manifest bound sides and images one by one; together they may still be too many."""
     limits = msgspec.structs.replace(manifest.limits, max_side=MAX_SIDE, max_batch=MAX_BATCH)
     manifest = msgspec.structs.replace(manifest, limits=limits)
-    values = {"height": sides[0], "width": sides[1], "num_images_per_prompt": images}
+    values: dict[str, Any] = {"height": sides[0], "width": sides[1], "num_images_per_prompt": images}
     tracemalloc.start()
     try:
         if fits:

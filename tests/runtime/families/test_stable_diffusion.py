@@ -70,7 +70,8 @@ def pipeline(bundle: Bundle) -> Pipeline:
 
 
 def resolve(pipeline: Pipeline, **values: Any) -> ResolvedRequest:
-    return pipeline.resolve(Request.of(**{"prompt": "a red circle", "seed": 7, "num_inference_steps": 4} | values))
+    options: dict[str, Any] = {"prompt": "a red circle", "seed": 7, "num_inference_steps": 4, **values}
+    return pipeline.resolve(Request.of(**options))
 
 
 def begin(pipeline: Pipeline, **values: Any) -> list[Sample]:
