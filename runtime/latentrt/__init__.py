@@ -17,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latentrt.batch.generation import ImageResult, generate_many
     from latentrt.bundle.bundle import Bundle
     from latentrt.decode.safety import Verdict
     from latentrt.errors import (
@@ -44,6 +45,7 @@ __all__ = [
     "BundleError",
     "EngineError",
     "ImageRecord",
+    "ImageResult",
     "LatentRTError",
     "OutputError",
     "Pipeline",
@@ -58,6 +60,7 @@ __all__ = [
     "Timings",
     "Verdict",
     "__version__",
+    "generate_many",
     "read_metadata",
 ]
 
@@ -67,6 +70,7 @@ _HOMES = {
     "BundleError": "errors",
     "EngineError": "errors",
     "ImageRecord": "images.metadata",
+    "ImageResult": "batch.generation",
     "LatentRTError": "errors",
     "OutputError": "errors",
     "Pipeline": "pipeline",
@@ -80,6 +84,7 @@ _HOMES = {
     "Step": "sampling.loop",
     "Timings": "timings",
     "Verdict": "decode.safety",
+    "generate_many": "batch.generation",
     "read_metadata": "images.metadata",
 }
 
