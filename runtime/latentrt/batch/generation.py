@@ -36,6 +36,9 @@ log = logging.getLogger("latentrt")
 # A batch of this many keeps two cores and a GPU busy: the sample model takes 190 ms of CPU time for an image in batches
 # of 8, 450 ms alone and 175 ms in batches of 16 (4 steps, ONNX Runtime).
 _USUAL_BATCH = 8
+# Latents of a batch on a CPU, 8 images of the sample model: one of 64 × 64 keeps its cores busy alone, so a batch would
+# only let the first image, and an interrupted run, wait.
+_CPU_LATENTS = 8 * 16 * 16
 # Images that wait for others to share a batch with.
 _MAX_WAITING = 64
 # Kinds of requests whose batch size is remembered.
@@ -193,15 +196,20 @@ class _Generation:
 def choose_batch_size(pipeline: Pipeline, request: ResolvedRequest) -> int:
     """Return the number of images like this one that are generated at once.
 
-    It is the usual one, or the most that an engine is built for, unless the bundle's limit or the memory is smaller.
+    It is the usual one, or the most that an engine is built for, unless the bundle's limit or the memory is smaller. It
+    is 1 with `low_memory`, and for large images on a CPU.
     """
+    if pipeline.components.low_memory:
+        return 1
     sizes = pipeline.family.batch_sizes(request)
     height, width = pipeline.family.latent_space.shape(request.height, request.width)[-2:]
     evaluations = 2 if request.guided else 1
     if sizes is None:
         needed = evaluations * _EVALUATION_BYTES * (height * width / _AREA) ** 2
-        available = _available_bytes() if pipeline.components.on_cpu else _ASSUMED_BYTES
-        most = min(_USUAL_BATCH, int(available / 2 / needed))
+        on_cpu = pipeline.components.on_cpu
+        available = _available_bytes() if on_cpu else _ASSUMED_BYTES
+        most = min(_CPU_LATENTS // (height * width) if on_cpu else _USUAL_BATCH, _USUAL_BATCH)
+        most = min(most, int(available / 2 / needed))
     else:
         most = max(sizes, default=1)  # an engine holds the memory of its largest size in any case
     own = request.height * request.width * 3 * 2 + height * width * pipeline.family.latent_space.channels * 4 * 10

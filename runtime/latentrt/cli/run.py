@@ -434,8 +434,9 @@ class _Run:
             if self.total is None or self.skipped < self.total:
                 self.skipped = 0
                 self._generate(batch_size, self._plan() if kept is None else iter(kept))
-        except (KeyboardInterrupt, TerminatedError, LatentRTError) as error:
-            self._finish(str(error) if isinstance(error, LatentRTError) else "interrupted")
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt | TerminatedError)
+            self._finish("interrupted" if interrupted else str(error) or type(error).__name__)
             raise
         self._finish(None)
 
@@ -605,9 +606,8 @@ class _Run:
             if settings().quiet:
                 return
             if stopped is not None:
-                if self.total != 1:
+                if (done := self.done + self.skipped) > 0:
                     of = "" if self.total is None else f" of {self.total:,}"
-                    done = self.done + self.skipped
                     echo(f"{done:,}{of} images are done; {self._describe_rest()}", err=True)
                 return
             kept = f", {counted(self.skipped, 'file')} kept" if self.skipped else ""

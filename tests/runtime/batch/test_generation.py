@@ -113,8 +113,8 @@ def test_random_seeds_are_decided(pipeline: Pipeline, batches: list[int]) -> Non
 
 def test_images_of_other_options_do_not_wait_for_long(pipeline: Pipeline, batches: list[int]) -> None:
     """Alternating sizes fill two batches; a rare size goes with the last."""
-    widths = [64, 96] * 8
-    found = list(generate_many(pipeline, [request(width=128), *(request(width=width) for width in widths)]))
+    widths = [64, 32] * 8
+    found = list(generate_many(pipeline, [request(width=48), *(request(width=width) for width in widths)]))
     assert batches == [8, 8, 1]
     assert sorted(each.index for each in found) == list(range(17))
 
@@ -225,13 +225,20 @@ def sized(pipeline: Pipeline, side: int, **values: Any) -> int:
 
 
 def test_the_batch_size_fits_the_memory(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "_available_bytes", lambda: 16 << 30)
+    monkeypatch.setattr(pipeline.components, "on_cpu", False)
     sizes = [sized(pipeline, side) for side in (64, 128, 256, 512, 1024)]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == 8
-    assert sizes[-1] == 1
-    assert sized(pipeline, 256) == 4
-    assert sized(pipeline, 256, guidance_scale=1) == 8, "half the evaluations"
+    assert sizes == [8, 8, 2, 1, 1]
+    assert sized(pipeline, 256, guidance_scale=1) == 4, "half the evaluations"
+    monkeypatch.setattr(pipeline.components, "low_memory", True)
+    assert sized(pipeline, 64) == 1
+
+
+def test_the_batch_size_on_a_cpu(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large image keeps a CPU busy alone."""
+    monkeypatch.setattr(generation, "_available_bytes", lambda: 1 << 40)
+    assert [sized(pipeline, side) for side in (32, 64, 128, 256, 1024)] == [8, 8, 2, 1, 1]
+    monkeypatch.setattr(generation, "_available_bytes", lambda: 32 << 20)
+    assert sized(pipeline, 64) == 2
     monkeypatch.setattr(generation, "_available_bytes", lambda: 0)
     assert sized(pipeline, 64) == 1
 
