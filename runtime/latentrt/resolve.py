@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.printable import quote
+from latentrt.bundle.printable import counted, quote
 from latentrt.decode import safety
 from latentrt.errors import RequestError
 from latentrt.request import (
@@ -387,7 +387,9 @@ def _seeds(seed: object, images: int) -> tuple[int, ...]:
         count = MAX_SEED
     if count != images:
         got = f"{count} seeds" if count else "an empty range of seeds"
-        raise RequestError(f"`seed`: got {got} for {images} images, expected one number, or a seed for each image")
+        raise RequestError(
+            f"`seed`: got {got} for {counted(images, 'image')}, expected one number, or a seed for each image"
+        )
     if isinstance(seed, range) and RANDOM_SEED in seed:
         raise _seed_error(seed, MAX_SEED)
     return tuple(_seed(each, MAX_SEED) for each in seed)  # type: ignore[attr-defined]  # narrowed by `listed`

@@ -82,8 +82,7 @@ class _LazyGroup(Group):
         "latentrt demo",
         'latentrt run sample "a red circle on a blue background"',
     ),
-    epilog="latentrt COMMAND --help has the options of a command, with examples. Documentation: "
-    "https://latentrt.readthedocs.io",
+    epilog="latentrt COMMAND --help has the options of a command, with examples.",
 )
 @click.version_option(__version__, prog_name="latentrt")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
