@@ -159,7 +159,7 @@ def test_seeds_and_counts(latentrt: Caller, drawn: list[tuple[int, ...]]) -> Non
         ({"prompt": "a", "height": 101}, ("line 2: height: got 101",)),
         ({"prompt": "a", "sampler": "eular"}, ("line 2: ", "dpmpp_2m")),
         ({"prompt": "a", "seed": "seven"}, ("line 2: seed: got 'seven'",)),
-        ({"prompt": "a", "seed": [1, 2]}, ("line 2: seed: got 2 seeds for 1 images",)),
+        ({"prompt": "a", "seed": [1, 2]}, ("line 2: seed: got 2 seeds for 1 image",)),
         ({"prompt": "a", "num_images_per_prompt": 0}, ("line 2: num_images_per_prompt: got 0",)),
         ({"prompt": []}, ("line 2: prompt: got an empty list",)),
         ({"prompt": 7}, ("line 2: prompt: got int",)),
