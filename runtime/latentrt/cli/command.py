@@ -360,7 +360,7 @@ def spell(ctx: click.Context, parameter: click.Parameter) -> str:
 
 def set_by(ctx: click.Context, name: str, other: str) -> None:
     """Note that the option `other` set the parameter `name`, so that errors name it."""
-    ctx.meta[_ALSO][name] = other
+    ctx.meta.setdefault(_ALSO, {})[name] = other
 
 
 def typed_arguments(ctx: click.Context) -> tuple[tuple[str, ...], list[int]]:
@@ -406,9 +406,11 @@ def report_error(error: Exception, spelled: Mapping[str, str], *, debug: bool) -
 
 def spelling() -> dict[str, str]:
     """Return keyword → spelling (`LatentRTError.describe`) of the running command, each option as the user set it."""
-    ctx = click.get_current_context()
+    ctx = click.get_current_context(silent=True)
     from latentrt.cli.request_options import SPELLING, command_spelling
 
+    if ctx is None:
+        return SPELLING
     also: Mapping[str, str] = ctx.meta.get(_ALSO, {})
     options = {each.name or "": each for each in ctx.command.params}
     given = {name: spell(ctx, options[also.get(name, name)]) for name in options if also.get(name, name) in options}

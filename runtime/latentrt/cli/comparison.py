@@ -12,6 +12,7 @@ import msgspec
 from PIL.Image import Image
 
 from latentrt.bundle.printable import counted, printable
+from latentrt.cli.command import spelling
 from latentrt.cli.document import Report
 from latentrt.cli.output import echo
 from latentrt.errors import RequestError
@@ -297,7 +298,7 @@ def _plan_cell(pipeline: Pipeline, request: Request, name: str, count: int) -> C
         sampling = replace(request.sampling, sampler=name, steps=count)
         resolved = pipeline.resolve(replace(request, sampling=sampling))
     except RequestError as error:
-        return Cell(sampler=name, steps=count, refusal=str(error))
+        return Cell(sampler=name, steps=count, refusal=error.describe(spelling()))
     return Cell(sampler=name, steps=count, request=resolved, evaluations=len(resolved.schedule))
 
 

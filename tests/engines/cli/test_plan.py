@@ -227,7 +227,7 @@ def test_a_failed_build_does_not_stop_the_others(latentrt: Caller, cache: Engine
 @pytest.mark.parametrize(
     ("options", "code", "fragment"),
     [
-        ((), 2, "Missing option '--gpus'"),
+        ((), 2, "--gpus is missing, as in: latentrt plan"),
         (("--gpus", "rtx1"), 2, "GPU 'rtx1'"),
         (("--gpus", ","), 2, "at least one"),
         ((*FLEET, "--size", "63"), 2, "--size: got a width of 63"),

@@ -70,6 +70,7 @@ def test_a_sheet_a_table_and_the_same_values_as_json(tmp_path: Path, capsys: pyt
     cells = {(cell["sampler"], cell["steps"]): cell for cell in found["cells"]}
     assert list(cells) == [(name, steps) for name in names for steps in (3, 4)]
     assert "needs at least 4" in cells["pndm", 3]["refused"]
+    assert "got 3 steps (--steps)" in cells["pndm", 3]["refused"], "as the command line spells it"
     assert cells["heun", 4]["evaluations"] == 7
     for cell in found["cells"]:
         if "refused" not in cell:
@@ -78,7 +79,7 @@ def test_a_sheet_a_table_and_the_same_values_as_json(tmp_path: Path, capsys: pyt
 
     assert re.fullmatch(r"sampler +3 steps +4 steps", printed[0])
     assert re.fullmatch(r"pndm +refused +(\d+ ms|[\d.]+ s), 13 evaluations", printed[3])
-    assert re.fullmatch(r"heun +\d+ ms, 5 evaluations +\d+ ms, 7 evaluations", printed[4])
+    assert re.fullmatch(r"heun +(\d+ ms|[\d.]+ s), 5 evaluations +(\d+ ms|[\d.]+ s), 7 evaluations", printed[4])
     assert printed[5] == f"refused: pndm in 3 steps: {cells['pndm', 3]['refused']}"
     assert printed[6] == f"{sheet}: {PROMPT!r}, seed 5"
 
