@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
@@ -72,17 +73,11 @@ class BuildOptions:
         Raises:
             RequestError: an option is invalid, or the bundle cannot generate such images.
         """
-        sizes: Sequence[str | None] = self.size or (None,)
-        if self.width is not None or self.height is not None:
-            if self.size:
-                side = "width" if self.width is not None else "height"
-                raise RequestError(f"got `size` and `{side}`, expected one of the two")
-            defaults = bundle.manifest.defaults
-            sizes = [f"{self.width or defaults.width}x{self.height or defaults.height}"]
-        return [
-            image_profile(bundle.manifest, size=size, batch=self.batch, chunks=self.chunks, guidance=self.guidance)
-            for size in sizes
-        ]
+        sides = {"width": self.width, "height": self.height}
+        if self.size and (given := [name for name, side in sides.items() if side is not None]):
+            raise RequestError(f"got `size` and `{given[0]}`, expected one of the two")
+        images: dict[str, Any] = {**sides, "batch": self.batch, "chunks": self.chunks, "guidance": self.guidance}
+        return [image_profile(bundle.manifest, size=size, **images) for size in self.size or (None,)]
 
     def parse_engine_options(self) -> EngineOptions:
         """Parse the builder options.

@@ -98,6 +98,8 @@ def image_profile(
     manifest: Manifest,
     *,
     size: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
     batch: str = "1",
     chunks: str = "1",
     guidance: Guidance | None = None,
@@ -107,6 +109,7 @@ def image_profile(
     Args:
         size: `512x512` (width × height), a range `256..1024` or `512x512..1024x768`, or minimum, optimum and maximum,
             `256x256:512x512:1024x1024`; the bundle's default size if None.
+        width, height: without `size`; the bundle's default if None.
         batch, chunks: `1`, `1..4` or `1:1:4`.
         guidance: `on`, `off` or `both`; None selects by the bundle's default guidance scale.
 
@@ -115,12 +118,15 @@ def image_profile(
     """
     defaults = manifest.defaults
     optimum = (defaults.width, defaults.height)
-    width, height = (DimRange.of(side) for side in optimum) if size is None else parse_size(size, optimum)
-    for name, sides in (("width", width), ("height", height)):
-        _check_side(name, sides, manifest)
+    if size is None:
+        sizes = (DimRange.of(width or defaults.width), DimRange.of(height or defaults.height))
+    else:
+        sizes = parse_size(size, optimum)
+    for name, sides in zip(("width", "height"), sizes, strict=True):
+        _check_side(name if size is None else "size", name, sides, manifest)
     profile = ImageProfile(
-        width=width,
-        height=height,
+        width=sizes[0],
+        height=sizes[1],
         batch=parse_count("batch", batch),
         chunks=parse_count("chunks", chunks),
         guidance=guidance or ("on" if defaults.guidance_scale > 1 else "off"),
@@ -250,18 +256,18 @@ def _make_dim_range(component: str, spec: TensorSpec, axis: int | str, ranges: M
     return sizes
 
 
-def _check_side(name: str, sides: DimRange, manifest: Manifest) -> None:
+def _check_side(option: str, name: str, sides: DimRange, manifest: Manifest) -> None:
     limits, factor = manifest.limits, manifest.side_multiple
     for pixels in (sides.min, sides.opt, sides.max):
         if not limits.min_side <= pixels <= limits.max_side:
             raise RequestError(
-                f"`{name}`: got a {name} of {pixels}, expected {limits.min_side} to {limits.max_side} pixels, "
+                f"`{option}`: got a {name} of {pixels}, expected {limits.min_side} to {limits.max_side} pixels, "
                 "this bundle's limits"
             )
         if pixels % factor:
             raise RequestError(
-                f"`{name}`: got a {name} of {pixels}, expected a multiple of {factor}: {pixels // factor * factor} or "
-                f"{(pixels // factor + 1) * factor}"
+                f"`{option}`: got a {name} of {pixels}, expected a multiple of {factor}: "
+                f"{pixels // factor * factor} or {(pixels // factor + 1) * factor}"
             )
 
 

@@ -48,7 +48,8 @@ def test_success(model: Path, tmp_path: Path, worker: FakeWorker, capsys: pytest
     assert call(model, tmp_path / "bundle") == 0
     output = capsys.readouterr()
     assert "component" in output.out
-    assert f"{tmp_path / 'bundle'}: float32, exported in 0 s" in output.out
+    assert f"{tmp_path / 'bundle'}: float32, exported in " in output.out
+    assert output.out.endswith(f'next: latentrt run {tmp_path / "bundle"} "a prompt"\n')
     assert [line.split()[:2] for line in output.err.splitlines()] == [
         [job.component.name, "done"] for job in worker.jobs
     ]

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from latentrt.cli.command import option, set_by
+from latentrt.cli.command import option
 from latentrt.cli.values import Suggested
 from latentrt_engines.options import BuildOptions
 
@@ -106,9 +106,6 @@ def add_build_options(command: Callable[..., _R]) -> Callable[..., _R]:
     @functools.wraps(command)
     def collect(**given: Any) -> _R:
         options = BuildOptions(**{name: given.pop(name) for name in BuildOptions.__dataclass_fields__})
-        if options.size:
-            for side in ("width", "height"):
-                set_by(click.get_current_context(), side, "size")
         return command(options=options, **given)
 
     for decorate in reversed(_BUILD_OPTIONS):
