@@ -66,9 +66,9 @@ class Settings:
 
     Attributes:
         json: print one JSON document on standard output in place of text.
-        quiet: print nothing but results that were asked for and errors.
+        quiet: print no progress and no reports, only warnings, errors and what the command is for.
         verbosity: number of `-v`: 0, 1 for details, 2 for debugging.
-        log_level: of the logger `latentrt`, as given; None where it follows from `quiet` and `verbosity`.
+        log_level: of the logger `latentrt`, as given; None where it follows from `verbosity`.
         debug: print the traceback of an error.
     """
 
@@ -83,7 +83,7 @@ class Settings:
         """The level of the logger `latentrt`, a number of `logging`."""
         if self.log_level is not None:
             return _LEVELS[self.log_level]
-        return logging.ERROR if self.quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(self.verbosity, 2)]
+        return (logging.WARNING, logging.INFO, logging.DEBUG)[min(self.verbosity, 2)]
 
 
 def settings() -> Settings:
@@ -433,7 +433,7 @@ def _make_common_options() -> list[Option]:
             group=group,
             help="Log more; -vv also logs details.",
         ),
-        Option(["-q", "--quiet", "_quiet"], is_flag=True, group=group, help="No progress, no notes: errors only."),
+        Option(["-q", "--quiet", "_quiet"], is_flag=True, group=group, help="No progress and no reports."),
         Option(["--log-level", "_log_level"], type=level, group=group, help="Level of the messages on stderr."),
         Option(["--debug", "_debug"], is_flag=True, group=group, help="Show the traceback of an error."),
     ]

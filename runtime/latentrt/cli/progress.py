@@ -61,9 +61,8 @@ class Progress:
         return Task(self, self._bars, title, total, unit)
 
     def warn(self, text: str) -> None:
-        """Print a warning above the bars."""
-        if not self.quiet:
-            echo_error(f"warning: {text}")
+        """Print a warning above the bars, also with --quiet."""
+        echo_error(f"warning: {text}")
 
 
 class Task:

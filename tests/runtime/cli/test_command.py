@@ -305,7 +305,7 @@ def test_the_nearest_size_wins(made_up: Callable[..., Any], monkeypatch: pytest.
         ((), logging.WARNING, Settings()),
         (("-v",), logging.INFO, Settings(verbosity=1)),
         (("-vv",), logging.DEBUG, Settings(verbosity=2)),
-        (("-q",), logging.ERROR, Settings(quiet=True)),
+        (("-q",), logging.WARNING, Settings(quiet=True)),
         (("--log-level", "info", "--json"), logging.INFO, Settings(log_level="info", json=True)),
     ],
 )
@@ -342,7 +342,14 @@ def logging_command(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("logging_command")
 @pytest.mark.parametrize(
-    ("arguments", "lines"), [((), ["30", "40"]), (("-q",), ["40"]), (("-v",), ["20", "30", "40"]), (("-vv",), None)]
+    ("arguments", "lines"),
+    [
+        ((), ["30", "40"]),
+        (("-q",), ["30", "40"]),
+        (("--log-level", "error"), ["40"]),
+        (("-v",), ["20", "30", "40"]),
+        (("-vv",), None),
+    ],
 )
 def test_logs_go_to_stderr_from_the_level_on(
     latentrt: Caller, arguments: tuple[str, ...], lines: list[str] | None

@@ -64,7 +64,7 @@ def test_a_refused_cell_keeps_its_place(pipeline: Pipeline) -> None:
 def test_if_every_cell_is_refused_it_is_an_error(pipeline: Pipeline) -> None:
     with pytest.raises(RequestError, match=r"flow_euler for flow models"):
         plan_cells(pipeline, REQUEST, ["flow_euler"], [2, 3])
-    with pytest.raises(RequestError, match=r"nothing to generate, .*:\n  got 3 steps.*\n  got `sampler` flow_euler"):
+    with pytest.raises(RequestError, match=r"nothing to generate, .*:\n  got 3 steps.*\n  got --sampler flow_euler"):
         plan_cells(pipeline, REQUEST, ["pndm", "flow_euler"], [3])
     with pytest.raises(RequestError, match="'eular'"):
         plan_cells(pipeline, REQUEST, ["ddim", "eular"], [3])

@@ -60,7 +60,9 @@ def test_a_terminal_shows_a_bar_with_the_amounts(
     assert all(text in shown for text in ("sampling", "3 of 20", "hashing", "1.0 MB of 4.0 MB"))
 
 
-def test_quiet_shows_nothing_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_shows_warnings_alone_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_terminal(monkeypatch)
 
     def work() -> None:
@@ -69,7 +71,7 @@ def test_quiet_shows_nothing_on_a_terminal(monkeypatch: pytest.MonkeyPatch, caps
             progress.warn("hot")
 
     call_quietly(work)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "warning: hot\n"
 
 
 def test_a_log_has_at_most_a_line_in_ten_seconds(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
