@@ -255,7 +255,7 @@ def is_text_without_encoding(call: ast.Call) -> bool:
     if "encoding" in keywords:
         return False
     if isinstance(call.func, ast.Attribute) and call.func.attr in {"read_text", "write_text"}:
-        return True
+        return ast.unparse(call.func.value) != "formatter"  # click's, which writes no file
     constants = [each.value for each in call.args if isinstance(each, ast.Constant)]
     if isinstance(call.func, ast.Name) and call.func.id == "open":
         return not any(isinstance(each, str) and "b" in each for each in constants)

@@ -899,6 +899,7 @@ class LatentDiffusion(Stage):
         counts = ([_count_chunks(request, side, each, encoder, most) for side in _sides(request)] for each in prompts)
         return encoder, list(map(max, counts))
 
+    @measured("text_encoding")
     def encode_prompts(self, request: ResolvedRequest) -> list[dict[str, EncodedText]]:
         """Return the text embeddings of each image as `positive` and, with guidance, `negative`.
 

@@ -82,8 +82,8 @@ def test_a_missing_backend_names_its_extra(bundle: Bundle, monkeypatch: pytest.M
 
 def test_the_lowest_version_is_the_floor_of_the_package() -> None:
     extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
-    floors = {name: extras["optional-dependencies"][name] for name in ("cpu", "gpu")}
-    assert floors == {"cpu": [f"onnxruntime>={LOWEST_VERSION}"], "gpu": [f"onnxruntime-gpu>={LOWEST_VERSION}"]}
+    for extra, package in (("cpu", "onnxruntime"), ("gpu", "onnxruntime-gpu")):
+        assert f"{package}>={LOWEST_VERSION}" in extras["optional-dependencies"][extra]
 
 
 @pytest.mark.parametrize("version", ["1.22.1", "1.24.0", "1.24", "0.9"])

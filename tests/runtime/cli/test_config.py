@@ -46,7 +46,7 @@ def test_each_value_has_its_source(latentrt: Caller, path: Path, monkeypatch: py
     assert re.search(r"^\[engines\.list\]\njson = true +the file$", printed, re.M)
     assert re.search(r"^steps = 5 +LATENTRT_RUN_STEPS$", printed, re.M)
     everything = json.loads(latentrt("config", "--all", "--json").out)["values"]
-    assert {("demo", "output", "demo.png", "default")} <= {
+    assert {("bench", "batch", "1", "default")} <= {
         (each["command"], each["key"], each["value"], each["source"]) for each in everything
     }
 

@@ -11,7 +11,6 @@ from PIL import Image
 from latentrt import Pipeline
 from latentrt.cli.demo import PROMPTS
 from latentrt.cli.main import main
-from sample.judge import agrees, read
 from sample.scenes import Scene, Thing
 from tests.runtime.cli.conftest import Caller
 
@@ -52,8 +51,11 @@ def dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.extras
 def test_a_dozen_prompts_on_one_sheet(dozen: Path) -> None:
-    """The classical judge finds the prompts' scenes in the images."""
+    """The classical judge, which needs SciPy, finds the prompts' scenes in the images."""
+    from sample.judge import agrees, read
+
     with Image.open(dozen) as sheet:
         assert sheet.size == (4 * CELL[0] + 12, 3 * CELL[1] + 12)
     right = [agrees(scene, read(image)) for scene, image in zip(SCENES, images_of(dozen, 12), strict=True)]

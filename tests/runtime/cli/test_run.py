@@ -331,7 +331,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(latentrt: 
     call = ("run", SAMPLE, "a star", "--steps", "900", "-o")
     assert_refused(latentrt(*call, tmp_path / "file" / "out.png"), 8, "out.png")
     assert_refused(latentrt(*call, tmp_path / "out.gif"), 8, ".png")
-    assert_refused(latentrt("run", SAMPLE, "🦊" * 10_000, *call[3:], tmp_path / "out.jpg"), 8, "65,533")
+    assert_refused(latentrt("run", SAMPLE, "a" + "\u3000" * 9_999, *call[3:], tmp_path / "out.jpg"), 8, "65,533")
 
 
 def test_no_bundle(latentrt: Caller, tmp_path: Path) -> None:
