@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -205,7 +204,7 @@ def export(
     elif not settings().quiet:
         print_table(manifest, reporter.costs)
         echo(f"{bundle}: {manifest.precision}, exported in {seconds:.0f} s")
-        echo(f'next: latentrt run {shlex.quote(bundle_argument(bundle))} "a prompt"')
+        echo(f'next: latentrt run {bundle_argument(bundle)} "a prompt"')
 
 
 def _describe(bundle: Path, manifest: Manifest, costs: Mapping[str, ComponentCost], seconds: float) -> ExportDocument:

@@ -12,11 +12,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from latentrt.bundle.describe import describe_quantization, group_parts, nearest_to_bound
+from latentrt.bundle.digests import ByteProgress
 from latentrt.bundle.export_report import ComponentCost
 from latentrt.bundle.manifest import Component, GateResult, Manifest
 from latentrt.cli.console import Console
 from latentrt.cli.progress import Progress, Task
-from latentrt.hub import Bytes
 
 __all__ = ["Reporter", "print_table"]
 
@@ -68,7 +68,7 @@ class Reporter:
         self._progress.warn(text)
 
     @contextlib.contextmanager
-    def download(self, title: str, size: int) -> Iterator[Bytes]:
+    def download(self, title: str, size: int) -> Iterator[ByteProgress]:
         """Show a download, with the bytes that came."""
         task = self._progress.task("download", size, unit="bytes")
         task.say(f"{title}, {decimal(size)}")

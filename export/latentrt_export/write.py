@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from latentrt import __version__
-from latentrt.bundle.digests import file_record
+from latentrt.bundle.digests import ByteProgress, file_record
 from latentrt.bundle.export_report import ComponentCost, ExportReport, write_report
 from latentrt.bundle.gate_inputs import PROMPTS, tokenize_prompts
 from latentrt.bundle.graph_check import find_ranges
@@ -31,7 +31,6 @@ from latentrt.bundle.manifest import (
 from latentrt.bundle.renames import replace_file
 from latentrt.bundle.staging import Stage
 from latentrt.errors import CheckpointError, RequestError
-from latentrt.hub import Bytes
 from latentrt.sampling.samplers import check_suits, find
 from latentrt.sampling.training_noise import select_training_config, training_alphas
 from latentrt.text.tokenizer import Tokenizer
@@ -62,7 +61,7 @@ class Progress(Protocol):
     def warn(self, text: str) -> None:
         """Report a warning, which does not stop the export."""
 
-    def download(self, title: str, size: int) -> AbstractContextManager[Bytes]:
+    def download(self, title: str, size: int) -> AbstractContextManager[ByteProgress]:
         """Report a download of so many bytes within the block, which calls the result with the bytes that came."""
 
 

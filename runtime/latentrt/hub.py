@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from latentrt.bundle.digests import ByteProgress
 from latentrt.bundle.printable import printable, quote
 from latentrt.errors import HubError, LatentRTError, MissingExtraError, OutputError, RequestError
 from latentrt.telemetry import opt_out
 
 __all__ = [
-    "Bytes",
     "HubPath",
     "RemoteFile",
     "Repository",
@@ -37,9 +37,6 @@ __all__ = [
     "parse_hub_path",
     "upload",
 ]
-
-Bytes = Callable[[int], None]
-"""Called with the number of bytes transferred since the last call."""
 
 _SCHEME = "hf://"
 _HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co"}
@@ -210,7 +207,7 @@ class Repository:
     def _is_cached(self, name: str) -> bool:
         return isinstance(_import_hub().try_to_load_from_cache(self.name, name, revision=self.commit), str)
 
-    def fetch(self, names: Iterable[str], progress: Bytes | None = None) -> Path:
+    def fetch(self, names: Iterable[str], progress: ByteProgress | None = None) -> Path:
         """Download files into the cache, unless they are there; return the folder of the snapshot.
 
         Args:
@@ -226,7 +223,7 @@ class Repository:
             place = Path(self._download(name, progress))
         return place.parents[name.count("/")]
 
-    def fetch_into(self, folder: Path, names: Iterable[str], progress: Bytes | None = None) -> None:
+    def fetch_into(self, folder: Path, names: Iterable[str], progress: ByteProgress | None = None) -> None:
         """Download files into a folder of the caller's, past the cache.
 
         Raises:
@@ -237,7 +234,7 @@ class Repository:
         for name in wanted:
             self._download(name, progress, local_dir=folder)
 
-    def _download(self, name: str, progress: Bytes | None, **options: Any) -> str:
+    def _download(self, name: str, progress: ByteProgress | None, **options: Any) -> str:
         hub = _import_hub()
         meter = _make_meter(f"{self.name}/{name}", self.files[name].size, progress)
         with _translated(self.name, self.commit, f"{name} cannot be downloaded"):
@@ -367,7 +364,7 @@ def _import_hub() -> Any:
     return huggingface_hub
 
 
-def _make_meter(title: str, size: int, progress: Bytes | None) -> type:
+def _make_meter(title: str, size: int, progress: ByteProgress | None) -> type:
     """Return a class in place of the library's progress bar, which also ends a download that is too long.
 
     A server may send more than it has announced, until the disk is full.

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from latentrt.bundle.digests import ByteProgress
 from latentrt.bundle.manifest import MANIFEST_NAME
 from latentrt.errors import CheckpointError
-from latentrt.hub import Bytes, HubPath, open_repository
+from latentrt.hub import HubPath, open_repository
 from latentrt_export.checkpoints.checkpoint import (
     GivenComponents,
     PipelineClass,
@@ -42,7 +43,7 @@ _MAX_SMALL_BYTES = 64 << 20
 class Downloads(Protocol):
     """A receiver of the progress of downloads."""
 
-    def download(self, title: str, size: int) -> AbstractContextManager[Bytes]:
+    def download(self, title: str, size: int) -> AbstractContextManager[ByteProgress]:
         """Report a download of so many bytes within the block, which calls the result with the bytes that came."""
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentrt.bundle.digest_cache import DigestCache
-from latentrt.bundle.digests import Progress, hash_bytes, read_at_most
+from latentrt.bundle.digests import ByteProgress, hash_bytes, read_at_most
 from latentrt.bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -161,7 +161,7 @@ class Bundle:
         """
         self._files.check(names)
 
-    def verify(self, progress: Progress | None = None) -> None:
+    def verify(self, progress: ByteProgress | None = None) -> None:
         """Hash every file of the bundle, regardless of cached digests, and check every graph.
 
         Args:

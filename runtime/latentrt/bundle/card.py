@@ -55,7 +55,6 @@ _PIPELINE_TAGS = {"text-to-image": "text-to-image", "upscaling": "image-to-image
 def write_card(bundle: Bundle, repository: str) -> str:
     """Return the card of a bundle in a repository `owner/name`."""
     manifest = bundle.manifest
-    size = sum(record.size for record in manifest.files.values()) / 1e9
     source = manifest.source.repository or manifest.source.name
     lines = [
         "---",
@@ -64,8 +63,8 @@ def write_card(bundle: Bundle, repository: str) -> str:
         "",
         f"# {repository.partition('/')[2]}",
         "",
-        f"A [latentrt](https://pypi.org/project/latentrt/) bundle: {_code(source)} as ONNX graphs with weights in "
-        f"{_code(manifest.precision)}, {size:.2f} GB, which run without torch.",
+        f"A latentrt bundle: {_code(source)} as ONNX graphs with weights in "
+        f"{_code(manifest.precision)}, {manifest.size_bytes / 1e9:.2f} GB, which run without torch.",
         "",
         f"- Tasks: {', '.join(map(_code, manifest.tasks))}",
         f"- Components: {', '.join(map(_code, manifest.components))}",

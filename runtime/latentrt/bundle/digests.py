@@ -11,10 +11,10 @@ from io import BufferedReader
 
 from latentrt.bundle.manifest import FileRecord
 
-__all__ = ["Progress", "file_record", "hash_bytes", "hash_stream", "open_regular", "read_at_most"]
+__all__ = ["ByteProgress", "file_record", "hash_bytes", "hash_stream", "open_regular", "read_at_most"]
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes hashed since the last call."""
+ByteProgress = Callable[[int], None]
+"""Called with the number of bytes hashed or transferred since the last call."""
 
 # hashlib releases the interpreter's lock for each chunk; one MiB keeps calls rare and fits a core's cache.
 _CHUNK_BYTES = 1 << 20
@@ -45,7 +45,7 @@ def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def hash_stream(stream: BufferedReader, progress: Progress | None = None) -> tuple[str, int]:
+def hash_stream(stream: BufferedReader, progress: ByteProgress | None = None) -> tuple[str, int]:
     """Return the SHA-256 of the rest of a stream, in lower-case hexadecimal, and its length in bytes."""
     digest, size = hashlib.sha256(), 0
     buffer = memoryview(bytearray(_CHUNK_BYTES))

@@ -573,6 +573,11 @@ class Manifest(Record, frozen=True, kw_only=True):
         return tuple(name for name, component in self.components.items() if component.role == role)
 
     @property
+    def size_bytes(self) -> int:
+        """The size of all files that the manifest pins."""
+        return sum(record.size for record in self.files.values())
+
+    @property
     def side_multiple(self) -> int:
         """The number of pixels of which an image's sides are multiples."""
         return math.lcm(*(space.side_multiple for space in self.latent_spaces.values()))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 
 from latentrt.bundle.digest_cache import DigestCache, FileState
-from latentrt.bundle.digests import Progress, hash_bytes, hash_stream, open_regular, read_at_most
+from latentrt.bundle.digests import ByteProgress, hash_bytes, hash_stream, open_regular, read_at_most
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileRecord
 from latentrt.bundle.root import BundleRoot
 from latentrt.errors import BundleError, IntegrityError
@@ -77,7 +77,7 @@ class PinnedFiles:
         """
         self._compare_all([name for name in dict.fromkeys(names) if not self._was_compared(name)], self._cache, None)
 
-    def verify(self, progress: Progress | None = None) -> None:
+    def verify(self, progress: ByteProgress | None = None) -> None:
         """Hash every file, regardless of cached digests.
 
         Args:
@@ -147,13 +147,13 @@ class PinnedFiles:
         except OSError:
             return False
 
-    def _compare_all(self, names: list[str], cache: DigestCache | None, progress: Progress | None) -> None:
+    def _compare_all(self, names: list[str], cache: DigestCache | None, progress: ByteProgress | None) -> None:
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
             faults = list(pool.map(lambda name: self._find_fault(name, cache, progress), names))
         if wrong := [fault for fault in faults if fault is not None]:
             raise self._make_error(wrong, len(names))
 
-    def _find_fault(self, name: str, cache: DigestCache | None, progress: Progress | None) -> str | None:
+    def _find_fault(self, name: str, cache: DigestCache | None, progress: ByteProgress | None) -> str | None:
         """Describe the fault of one file; None if it is intact."""
         try:
             self._compare(name, cache, progress)
@@ -161,12 +161,12 @@ class PinnedFiles:
             return str(error)
         return None
 
-    def _compare(self, name: str, cache: DigestCache | None, progress: Progress | None) -> None:
+    def _compare(self, name: str, cache: DigestCache | None, progress: ByteProgress | None) -> None:
         with self.opened(name) as stream:
             self._compare_opened(name, stream, cache, progress)
 
     def _compare_opened(
-        self, name: str, stream: BufferedReader, cache: DigestCache | None, progress: Progress | None
+        self, name: str, stream: BufferedReader, cache: DigestCache | None, progress: ByteProgress | None
     ) -> None:
         record, found = self._records[name], os.fstat(stream.fileno())
         _check_size(name, found.st_size, record)
@@ -197,7 +197,7 @@ class PinnedFiles:
             return True
 
 
-def _hash(stream: BufferedReader, cache: DigestCache | None, progress: Progress | None) -> str:
+def _hash(stream: BufferedReader, cache: DigestCache | None, progress: ByteProgress | None) -> str:
     before, began_ns = os.fstat(stream.fileno()), time.time_ns()
     sha256, _ = hash_stream(stream, progress)
     unchanged = FileState.of(os.fstat(stream.fileno())) == FileState.of(before)
@@ -216,7 +216,7 @@ def _check_hash(name: str, sha256: str, record: FileRecord) -> None:
         raise IntegrityError(f"{name} has SHA-256 {sha256}, expected {record.sha256}")
 
 
-def _serialize(progress: Progress) -> Progress:
+def _serialize(progress: ByteProgress) -> ByteProgress:
     """Return a callback that several threads may call; `progress` is called from one at a time."""
     lock = threading.Lock()
 

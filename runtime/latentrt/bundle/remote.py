@@ -14,7 +14,7 @@ from pathlib import Path
 
 from latentrt.bundle.bundle import Bundle, check_digest_form
 from latentrt.bundle.card import CARD_NAME, write_card
-from latentrt.bundle.digests import Progress, hash_bytes, open_regular, read_at_most
+from latentrt.bundle.digests import ByteProgress, hash_bytes, open_regular, read_at_most
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from latentrt.bundle.printable import printable
 from latentrt.bundle.staging import staged
@@ -23,7 +23,7 @@ from latentrt.hub import HubPath, Repository, check_room, open_repository, uploa
 
 __all__ = ["Pulled", "Pushed", "Transfer", "pull_bundle", "push_bundle"]
 
-Transfer = Callable[[str, int], AbstractContextManager[Progress]]
+Transfer = Callable[[str, int], AbstractContextManager[ByteProgress]]
 """Called with a title and a number of bytes; within the block, the result is called with the bytes that came."""
 
 _MAX_LISTED = 5
@@ -80,9 +80,8 @@ def pull_bundle(
         downloads = stage.scratch / "downloads"
         found, manifest = _fetch_manifest(repository, downloads, digest)
         _check_listing(repository, manifest)
-        size = sum(record.size for record in manifest.files.values())
-        check_room(destination.parent, size, repository.name)
-        with transfer(repository.name, size) as progress:
+        check_room(destination.parent, manifest.size_bytes, repository.name)
+        with transfer(repository.name, manifest.size_bytes) as progress:
             repository.fetch_into(downloads, manifest.files, progress)
         for name in (*manifest.files, MANIFEST_NAME):
             place = stage.bundle / name
@@ -175,7 +174,7 @@ def push_bundle(
     if path.file is not None:
         raise RequestError(f"got {path}, expected a repository: latentrt push BUNDLE {path.repository}")
     bundle = Bundle.open(folder, digest, trust_cache=False)
-    with transfer("hashing", sum(record.size for record in bundle.manifest.files.values())) as progress:
+    with transfer("hashing", bundle.manifest.size_bytes) as progress:
         bundle.verify(progress)
     files: dict[str, Path | bytes] = {name: bundle.path(name) for name in bundle.manifest.files}
     files[MANIFEST_NAME] = _read_manifest(bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 __all__ = ["SAMPLE", "bundle_argument", "bundle_path", "find_bundle"]
@@ -22,7 +23,7 @@ def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def bundle_argument(path: str | os.PathLike[str]) -> str:
-    """Return the text that names a bundle on the command line: `find_bundle` of it is `path`."""
+    """Return a bundle's name for a command line, quoted for a shell: `find_bundle` of it is `path`."""
     if Path(path) == bundle_path():
         return SAMPLE
-    return f"./{path}" if os.fspath(path) == SAMPLE else os.fspath(path)
+    return f"./{path}" if os.fspath(path) == SAMPLE else shlex.quote(os.fspath(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,7 +125,7 @@ def suggest(parts: Mapping[str, Availability], bundle: Path | None) -> list[Next
     can = {name: part.available for name, part in parts.items()}
     gpu, engines = can["GPU"], can["tensorrt"] or can["tensorrt_rtx"]
     on_cpu = can["onnxruntime"] or can["openvino"]
-    named = "BUNDLE" if bundle is None else shlex.quote(bundle_argument(bundle))
+    named = "BUNDLE" if bundle is None else bundle_argument(bundle)
     steps = [
         (gpu and "CUDA" not in parts["onnxruntime"].text and not engines, _install("gpu"), "use the GPU"),
         (not on_cpu and not gpu, _install("cpu"), "nothing can run a bundle yet"),
@@ -276,4 +275,4 @@ def _list_engines(bundle: Bundle, component: str) -> Iterator[str]:
     for other in others:
         yield f"does not fit: {other.record.key[:12]}, {', '.join(other.reasons)}"
     if not fit:
-        yield f"to build one: latentrt build {shlex.quote(bundle_argument(bundle.folder))} --component {component}"
+        yield f"to build one: latentrt build {bundle_argument(bundle.folder)} --component {component}"

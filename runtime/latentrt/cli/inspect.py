@@ -1,4 +1,4 @@
-"""`latentrt inspect`: prints the content of a bundle, or the metadata of an image.
+"""The command `latentrt inspect`: prints the content of a bundle, or the metadata of an image.
 
 All output comes from files of unknown origin: it is escaped, and never interpreted as rich's markup.
 """
@@ -130,7 +130,7 @@ def _bundle_lines(bundle: Bundle) -> Lines:
         target = f"{identity.gpu or ', '.join(identity.compute_capabilities)}, {identity.library}"
         shapes = next(iter(identity.profile.values()), "")
         yield "engine", f"{engine.record.key[:12]}  {identity.component}, {shapes}, for {target}, {size}"
-    yield "files", f"{len(manifest.files)}, {decimal(sum(record.size for record in manifest.files.values()))}"
+    yield "files", f"{len(manifest.files)}, {decimal(manifest.size_bytes)}"
 
 
 def _use_lines(manifest: Manifest) -> Lines:

@@ -10,6 +10,7 @@ import msgspec
 from rich.filesize import decimal
 
 from latentrt.bundle.remote import pull_bundle
+from latentrt.bundle.sample import bundle_argument
 from latentrt.cli.command import command, option, settings
 from latentrt.cli.document import echo_document
 from latentrt.cli.output import echo
@@ -21,14 +22,22 @@ __all__ = ["PullDocument", "pull"]
 
 
 class PullDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """The output of `latentrt pull --json`: the folder, the repository's commit, the digest, the size in bytes."""
+    """What `latentrt pull --json` prints.
+
+    Attributes:
+        bundle: the folder.
+        commit: of the repository.
+        digest: of bundle.json.
+        files: number of files. size_bytes: of all files. seconds: wall time.
+    """
 
     bundle: str
     repository: str
     commit: str
     digest: str
     files: int
-    bytes: int
+    size_bytes: int
+    seconds: float
 
 
 @command(
@@ -52,19 +61,24 @@ def pull(repository: HubPath, bundle: Path, revision: str | None, digest: str | 
     pulled = pull_bundle(
         with_revision(repository, revision), bundle, transfer=transfer, digest=digest, overwrite=overwrite
     )
-    records = pulled.bundle.manifest.files.values()
-    result = PullDocument(
+    manifest = pulled.bundle.manifest
+    document = PullDocument(
         bundle=str(bundle),
         repository=pulled.repository,
         commit=pulled.commit,
         digest=pulled.bundle.digest,
-        files=len(records),
-        bytes=sum(record.size for record in records),
+        files=len(manifest.files),
+        size_bytes=manifest.size_bytes,
+        seconds=round(time.monotonic() - began, 3),
     )
     if settings().json:
-        echo_document(result)
-        return
-    echo(f"{bundle}: {result.repository} at {result.commit}, {result.files} files, {decimal(result.bytes)}, intact")
-    echo(f"digest: {result.digest}")
-    if not settings().quiet:
-        echo(f'downloaded in {time.monotonic() - began:.0f} s; run it: latentrt run {bundle} "…"', err=True)
+        echo_document(document)
+    elif not settings().quiet:
+        _print(document)
+
+
+def _print(document: PullDocument) -> None:
+    size, seconds = decimal(document.size_bytes), f"{document.seconds:.0f} s"
+    echo(f"{document.bundle}: {document.repository} at {document.commit}, {document.files} files, {size}, in {seconds}")
+    echo(f"digest: {document.digest}")
+    echo(f'next: latentrt run {bundle_argument(document.bundle)} "a prompt"')

@@ -21,15 +21,20 @@ __all__ = ["PushDocument", "push"]
 
 
 class PushDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """The output of `latentrt push --json`: the repository, the commit and its address, the digest, the size in
-    bytes."""
+    """What `latentrt push --json` prints.
+
+    Attributes:
+        commit: of the repository. url: of the commit.
+        digest: of bundle.json.
+        files: number of files. size_bytes: of all files.
+    """
 
     repository: str
     commit: str
     url: str
     digest: str
     files: int
-    bytes: int
+    size_bytes: int
 
 
 @command(
@@ -61,18 +66,23 @@ def push(
         keep_card=keep_card,
         bars=is_terminal(err=True) and not settings().quiet,
     )
-    records = pushed.bundle.manifest.files.values()
-    result = PushDocument(
+    manifest = pushed.bundle.manifest
+    document = PushDocument(
         repository=pushed.repository,
         commit=pushed.commit,
         url=pushed.url,
         digest=pushed.bundle.digest,
-        files=len(records),
-        bytes=sum(record.size for record in records),
+        files=len(manifest.files),
+        size_bytes=manifest.size_bytes,
     )
     if settings().json:
-        echo_document(result)
-        return
-    echo(f"{result.repository}: {result.files} files, {decimal(result.bytes)}, commit {result.commit}")
-    echo(f"digest: {result.digest}")
-    echo(f"get it: latentrt pull {result.repository} BUNDLE --digest {result.digest}")
+        echo_document(document)
+    elif not settings().quiet:
+        _print(document)
+
+
+def _print(document: PushDocument) -> None:
+    size = decimal(document.size_bytes)
+    echo(f"{document.repository}: {document.files} files, {size}, commit {document.commit}")
+    echo(f"digest: {document.digest}")
+    echo(f"get it: latentrt pull {document.repository} BUNDLE --digest {document.digest}")

@@ -1,8 +1,7 @@
-"""`latentrt verify`: compares every file of a bundle with its SHA-256."""
+"""The command `latentrt verify`: compares every file of a bundle with its SHA-256."""
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from latentrt.bundle.sample import bundle_argument
 from latentrt.cli.command import command, settings
 from latentrt.cli.document import echo_document
 from latentrt.cli.output import echo
-from latentrt.cli.progress import Progress
+from latentrt.cli.progress import transfer
 from latentrt.cli.request_options import digest_option
 from latentrt.cli.values import BundlePath
 from latentrt.engines.sealed import read_sealed_engines
@@ -54,9 +53,9 @@ def verify(bundle: Path, digest: str | None) -> None:
     Without --digest only damage is detected, not forgery.
     """
     opened = Bundle.open(bundle, digest)
-    size, began = sum(record.size for record in opened.manifest.files.values()), time.monotonic()
-    with Progress() as progress:
-        opened.verify(progress.task("hashing", size, unit="bytes").advance)
+    size, began = opened.manifest.size_bytes, time.monotonic()
+    with transfer("hashing", size) as progress:
+        opened.verify(progress)
     read_sealed_engines(opened)
     document = VerifyDocument(
         bundle=str(opened.folder),
@@ -79,4 +78,4 @@ def _print(document: VerifyDocument, bundle: Path) -> None:
     echo(f"intact: {document.files} files, {size}, hashed in {document.seconds:.1f} s")
     echo(f"digest: {document.digest}")
     if not document.pinned:
-        echo(f"pin it: latentrt run {shlex.quote(bundle_argument(bundle))} … --digest {document.digest}")
+        echo(f"pin it: latentrt run {bundle_argument(bundle)} … --digest {document.digest}")

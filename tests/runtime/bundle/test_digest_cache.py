@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.digests import Progress, hash_stream
+from latentrt.bundle.digests import ByteProgress, hash_stream
 from latentrt.errors import IntegrityError
 from tests.runtime.small_bundle import FILES, WEIGHTS, change_byte, everything, write_bundle
 
@@ -39,7 +39,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were hashed, by name."""
     names: list[str] = []
 
-    def recording(stream: BufferedReader, progress: Progress | None = None) -> tuple[str, int]:
+    def recording(stream: BufferedReader, progress: ByteProgress | None = None) -> tuple[str, int]:
         names.append(str(stream.name))
         return hash_stream(stream, progress)
 
@@ -98,7 +98,7 @@ def test_a_file_that_changed_just_now_is_not_remembered(folder: Path, cache: Pat
 def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(stream: BufferedReader, progress: Progress | None = None) -> tuple[str, int]:
+    def slow(stream: BufferedReader, progress: ByteProgress | None = None) -> tuple[str, int]:
         answer = hash_stream(stream, progress)
         os.utime(folder / WEIGHTS)
         return answer

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.digests import Progress, hash_stream
+from latentrt.bundle.digests import ByteProgress, hash_stream
 from latentrt.errors import BundleError, IntegrityError
 from tests.runtime.small_bundle import FILES, WEIGHTS, WEIGHTS_BYTES, change_byte, enlarge, everything, write_bundle
 
@@ -24,7 +24,7 @@ def hashed_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are hashed from now on."""
     names: list[str] = []
 
-    def recording(stream: BufferedReader, progress: Progress | None = None) -> tuple[str, int]:
+    def recording(stream: BufferedReader, progress: ByteProgress | None = None) -> tuple[str, int]:
         names.append(Path(stream.name).name)
         return hash_stream(stream, progress)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -22,4 +23,5 @@ def test_every_other_text_and_every_path_is_a_folder(path: str | Path) -> None:
 
 @pytest.mark.parametrize("path", [bundle_path(), Path("sample"), Path("a/sample"), Path("my bundle")])
 def test_a_bundle_is_named_so_that_it_is_found(path: Path) -> None:
-    assert find_bundle(bundle_argument(path)) == path
+    (name,) = shlex.split(bundle_argument(path))
+    assert find_bundle(name) == path

@@ -87,7 +87,7 @@ def test_variables_of_the_environment(hub: HubServer, folder: Path, tmp_path: Pa
     command = [sys.executable, "-m", "latentrt", "--debug", "pull", "owner/name", str(tmp_path / "pulled")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "downloaded in" in done.stderr
+    assert "next: latentrt run" in done.stdout
     # The library would report the installed packages, and look up a list of programs that call it.
     assert all(each.path.startswith(("/api/models/owner/name", "/owner/name/", "/cdn/")) for each in hub.seen)
     done = subprocess.run(
