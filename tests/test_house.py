@@ -323,7 +323,7 @@ _DECODERS = {
         "bundle/export_report.py",
         "bundle/manifest.py",
         "bundle/safetensors_header.py",
-        "cli/bench_report.py",
+        "cli/bench_messages.py",
         "cli/bench_worker.py",
         "engines/store.py",
         "images/metadata.py",

@@ -16,7 +16,7 @@ from latentrt.engines.record import EngineIdentity, EngineOptions
 from latentrt.engines.store import StoredEngine
 from latentrt_engines.build import Progress
 
-__all__ = ["ENGINE_HEADINGS", "Reporter", "describe_options", "describe_target", "format_engine", "make_table"]
+__all__ = ["ENGINE_HEADINGS", "Reporter", "describe_target", "format_engine", "make_table"]
 
 
 class Reporter(Progress):
@@ -66,14 +66,14 @@ def format_engine(engine: StoredEngine) -> tuple[str, ...]:
         f"{identity.component} {identity.precision}",
         f"{describe_target(identity)}, {identity.library} {identity.library_version}",
         str(next(iter(identity.profile.values()), "")),
-        describe_options(identity.options),
+        _describe_options(identity.options),
         decimal(record.plan.size) if engine.is_complete else "damaged",
         record.build.built_at[:16].replace("T", " "),
         record.check.ran_on or "not run",
     )
 
 
-def describe_options(options: EngineOptions) -> str:
+def _describe_options(options: EngineOptions) -> str:
     """Describe the builder options that differ from the defaults."""
     given, defaults = (msgspec.structs.asdict(each) for each in (options, EngineOptions()))
     clauses = [

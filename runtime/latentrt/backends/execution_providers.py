@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["PROVIDERS", "PROVIDER_NAMES", "ExecutionProvider", "find_provider"]
+__all__ = ["PROVIDERS", "ExecutionProvider", "find_provider"]
 
 _SUFFIX = "executionprovider"
 
@@ -90,9 +90,7 @@ PROVIDERS: Mapping[str, ExecutionProvider] = {
         plugin="onnxruntime_ep_webgpu",
     ),
 }
-"""Providers by short names."""
-PROVIDER_NAMES = tuple(PROVIDERS)
-"""The short names, for completion; every other provider of the installed ONNX Runtime has only its own name."""
+"""Providers by short names; every other one of the installed ONNX Runtime has only its own name."""
 
 
 def find_provider(name: str) -> ExecutionProvider:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from latentrt.cli.bench_report import LEAST_RUNS, MESSAGES, BenchJob, Generated, Measurement
+from latentrt.cli.bench_messages import LEAST_RUNS, MESSAGES, BenchJob, Generated, Measurement
 from latentrt.cli.command import command, option, settings, spelling
-from latentrt.cli.document import Report, echo_document
+from latentrt.cli.document import MachineDocument, echo_document
 from latentrt.cli.output import echo
 from latentrt.cli.request_options import (
     devices,
@@ -26,18 +26,17 @@ from latentrt.errors import BackendError, EngineError, LatentRTError
 if TYPE_CHECKING:
     from latentrt.cli.progress import Task
 
-__all__ = ["BenchReport", "bench"]
+__all__ = ["BenchDocument", "bench"]
 
 
 class BenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The request that was measured, and the settings of the backends.
 
     Attributes:
-        digest: of the bundle. options: of the request, by their Python keywords.
+        options: of the request, by their Python keywords.
         batch: images per request. runs: requests after the first.
     """
 
-    digest: str
     threads: int | None
     precision: str | None
     low_memory: bool
@@ -47,14 +46,17 @@ class BenchSettings(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, int]
 
 
-class BenchReport(Report, frozen=True, kw_only=True):
+class BenchDocument(MachineDocument, frozen=True, kw_only=True):
     """What `latentrt bench --json` prints.
 
     Attributes:
+        bundle: the folder. digest: of bundle.json.
         measured: by the name of the device or provider.
         refused: why a backend could not run, by its name.
     """
 
+    bundle: str
+    digest: str
     settings: BenchSettings
     measured: dict[str, Measurement]
     refused: dict[str, str]
@@ -131,7 +133,11 @@ def bench(
     measured, failures = _measure_all(_jobs(job, devices, providers))
     refused = {name: error.describe(spelling()) for name, error in failures.items()}
     if settings().json and measured:
-        echo_document(BenchReport.here(settings=_settings_of(job), measured=measured, refused=refused))
+        echo_document(
+            BenchDocument.here(
+                bundle=job.bundle, digest=job.digest, settings=_settings_of(job), measured=measured, refused=refused
+            )
+        )
     else:
         _print(measured)
     for name, reason in refused.items():

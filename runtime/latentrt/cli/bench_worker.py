@@ -14,7 +14,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from latentrt.backends.session import Arrays, Session, Shapes
-from latentrt.cli.bench_report import BenchJob, Generated, Measurement, quantiles
+from latentrt.cli.bench_messages import BenchJob, Generated, Measurement, quantiles
 from latentrt.engines.gpu import gpu_memory_in_use
 from latentrt.errors import LatentRTError
 from latentrt.worker_process import Failed, peak_bytes, take_job
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["TimedSession", "time_placement"]
 
 _MS = 1000.0
-
-
 _JOBS = msgspec.json.Decoder(BenchJob)
 
 

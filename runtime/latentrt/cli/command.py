@@ -24,7 +24,6 @@ from latentrt.errors import LatentRTError
 
 __all__ = [
     "COMMON_GROUP",
-    "HELP_NAMES",
     "Argument",
     "Command",
     "Group",
@@ -46,7 +45,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-HELP_NAMES = ["-h", "--help"]
+_HELP_NAMES = ["-h", "--help"]
 COMMON_GROUP = "Common options"
 _log = logging.getLogger("latentrt")
 _WIDTH = 100  # columns of a help page, at most
@@ -174,7 +173,7 @@ class Command(click.Command):
         taken = {each for parameter in self.params for each in parameter.opts}
         self.params += [each for each in _make_common_options() if not taken & {*each.opts}]
         self.context_settings = {
-            "help_option_names": HELP_NAMES,
+            "help_option_names": _HELP_NAMES,
             "max_content_width": _WIDTH,
             "show_default": True,
             **self.context_settings,
@@ -207,7 +206,7 @@ class Command(click.Command):
         """
         typed, positions = _scan(self.params, args)
         ctx.meta[_TYPED], ctx.meta[_LINE], ctx.meta[_ALSO] = typed, (tuple(args), positions), {}
-        if not ctx.resilient_parsing and not {*HELP_NAMES} & {*args}:
+        if not ctx.resilient_parsing and not {*_HELP_NAMES} & {*args}:
             if self.uses_file:
                 self.read_file(ctx)
             self._check_variables()
@@ -302,7 +301,7 @@ class Group(click.Group):
         super().__init__(*arguments, **{"invoke_without_command": True, **attributes})
         self.examples = tuple(examples)
         self.context_settings = {
-            "help_option_names": HELP_NAMES,
+            "help_option_names": _HELP_NAMES,
             "max_content_width": _WIDTH,
             "show_default": True,
             **self.context_settings,
@@ -413,11 +412,12 @@ def spelling() -> dict[str, str]:
         return SPELLING
     also: Mapping[str, str] = ctx.meta.get(_ALSO, {})
     options = {each.name or "": each for each in ctx.command.params}
-    given = {name: spell(ctx, options[also.get(name, name)]) for name in options if also.get(name, name) in options}
     defaults = (ParameterSource.DEFAULT, None)
-    given = {
-        name: text for name, text in given.items() if ctx.get_parameter_source(also.get(name, name)) not in defaults
-    }
+    given = {}
+    for name in options:
+        source = also.get(name, name)
+        if source in options and ctx.get_parameter_source(source) not in defaults:
+            given[name] = spell(ctx, options[source])
     return {**SPELLING, **command_spelling(ctx.command), **given}
 
 

@@ -92,7 +92,7 @@ class _List(Suggested):
     group="Output",
     help="The sheet: a .png, .jpg or .webp.  [default: compare.png, or the next free name]",
 )
-@option("--overwrite", is_flag=True, group="Output", help="Replace a file that is there.")
+@option("--overwrite", is_flag=True, group="Output", help="Replace an existing file.")
 @device_options
 @digest_option
 def compare(
@@ -118,7 +118,7 @@ def compare(
 
     Without BUNDLE, the sample bundle is used.
     """
-    from latentrt.cli.comparison import first_request, make_report, make_sheet, plan_cells, print_table
+    from latentrt.cli.comparison import first_request, make_document, make_sheet, plan_cells, print_table
     from latentrt.cli.destinations import choose_file
     from latentrt.cli.document import echo_document
     from latentrt.images.files import save
@@ -132,7 +132,7 @@ def compare(
     cells = _generate(pipeline, cells, runs)
     save(make_sheet(cells), place)
     if settings().json:
-        echo_document(make_report(pipeline, cells, threads, place))
+        echo_document(make_document(pipeline, cells, threads, place))
     elif not settings().quiet:
         print_table(cells)
         echo(f"{place}: {prompt!r}, seed {first_request(cells).seeds[0]}")

@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from latentrt.bundle.printable import counted, printable
 from latentrt.cli.command import spelling
-from latentrt.cli.document import Report
+from latentrt.cli.document import MachineDocument
 from latentrt.cli.output import echo
 from latentrt.errors import RequestError
 from latentrt.images.contact_sheet import contact_sheet
@@ -27,11 +27,11 @@ __all__ = [
     "ORDINARY",
     "SPECIAL",
     "Cell",
-    "Comparison",
+    "CompareDocument",
     "default_samplers",
     "first_request",
     "generate_cell",
-    "make_report",
+    "make_document",
     "make_sheet",
     "plan_cells",
     "print_table",
@@ -87,13 +87,6 @@ class Cell:
         return statistics.median(self.seconds)
 
 
-class ComparedBundle(msgspec.Struct, frozen=True, kw_only=True):
-    """The bundle of a comparison, by its name and the digest of its manifest."""
-
-    name: str
-    digest: str
-
-
 class ComparedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The options that all images of a comparison share."""
 
@@ -123,17 +116,19 @@ class ComparedCell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     flagged: bool | None = None
 
 
-class Comparison(Report, frozen=True, kw_only=True):
+class CompareDocument(MachineDocument, frozen=True, kw_only=True):
     """What `latentrt compare --json` prints.
 
     Attributes:
         sheet: the file of the images.
+        bundle: the folder. digest: of bundle.json.
         runs_on: a description of the backend by component.
         threads: as given.
     """
 
     sheet: str
-    bundle: ComparedBundle
+    bundle: str
+    digest: str
     runs_on: dict[str, str]
     threads: int | None
     request: ComparedRequest
@@ -243,12 +238,13 @@ def make_sheet(cells: Sequence[Cell]) -> Image:
     )
 
 
-def make_report(pipeline: Pipeline, cells: Sequence[Cell], threads: int | None, sheet: Path) -> Comparison:
+def make_document(pipeline: Pipeline, cells: Sequence[Cell], threads: int | None, sheet: Path) -> CompareDocument:
     """Return the comparison as a document."""
     request = first_request(cells)
-    return Comparison.here(
+    return CompareDocument.here(
         sheet=str(sheet),
-        bundle=ComparedBundle(name=pipeline.bundle.manifest.source.name, digest=pipeline.bundle.digest),
+        bundle=str(pipeline.bundle.folder),
+        digest=pipeline.bundle.digest,
         runs_on={name: str(placement) for name, placement in pipeline.runs_on.items()},
         threads=threads,
         request=ComparedRequest(

@@ -25,7 +25,7 @@ import click
 from latentrt.bundle.printable import did_you_mean, quote
 from latentrt.errors import RequestError
 
-__all__ = ["MAX_CONFIG_BYTES", "config_path", "find_option", "read_config", "table_values"]
+__all__ = ["MAX_CONFIG_BYTES", "config_path", "read_config", "table_values"]
 
 MAX_CONFIG_BYTES = 1 << 16  # every option of every command takes about 10 kB
 
@@ -97,7 +97,7 @@ def table_values(
             raise RequestError(f"{path}: got {quote(table)} as {name}, expected a table: [{'.'.join(names[:depth])}]")
     values = {}
     for key, value in table.items():
-        option, where = find_option(command, key), f"{key} in [{'.'.join(names)}] of {path}"
+        option, where = _find_option(command, key), f"{key} in [{'.'.join(names)}] of {path}"
         if option is None:
             known = [flag for each in command.params for flag in _keys_of(each)]
             raise RequestError(f"{where}: got an unknown key, expected an option's name{did_you_mean(key, known)}")
@@ -106,7 +106,7 @@ def table_values(
     return values
 
 
-def find_option(command: click.Command, key: str) -> click.Option | None:
+def _find_option(command: click.Command, key: str) -> click.Option | None:
     """Return the option that a key sets, None if there is none."""
     name = key.replace("_", "-")
     return next((each for each in command.params if isinstance(each, click.Option) and name in _keys_of(each)), None)

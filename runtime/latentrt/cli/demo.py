@@ -69,7 +69,7 @@ class DemoDocument(msgspec.Struct, frozen=True, kw_only=True):
     group="Output",
     help="A .png, .jpg or .webp.  [default: demo.png, or the next free name]",
 )
-@option("--overwrite", is_flag=True, group="Output", help="Replace a file that is there.")
+@option("--overwrite", is_flag=True, group="Output", help="Replace an existing file.")
 @request_options("negative_prompt", "num_inference_steps", "sampler", "guidance_scale")
 @option("--seed", type=int, default=7, group="Images", help="Of the first image; image i takes seed + i.")
 def demo(prompt: tuple[str, ...], output: Path | None, overwrite: bool, seed: int, **options: Any) -> None:

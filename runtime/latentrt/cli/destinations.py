@@ -1,4 +1,4 @@
-"""The files that commands write images to: their names and formats, and what happens to files that are there.
+"""The files that commands write images to: their names and formats, and what happens to existing files.
 
 A file that exists is refused before any work, unless the command line says what to do with it. Without a name, a
 command takes the first of `out`, `out-1`, `out-2`, … that is free.
@@ -23,17 +23,16 @@ from latentrt.images import files
 if TYPE_CHECKING:
     from latentrt.resolve import ResolvedRequest
 
-__all__ = ["STANDARD_OUTPUT", "Destination", "Existing", "OutputNames", "choose_file", "describe_names", "refuse_file"]
+__all__ = ["Destination", "Existing", "OutputNames", "choose_file", "refuse_file"]
 
 Existing = Literal["refuse", "overwrite", "skip"]
-"""What happens to a file that is there."""
-STANDARD_OUTPUT = "-"
+"""What happens to an existing file."""
 
+_STANDARD_OUTPUT = "-"
 _DEFAULT_STEM = "out"
 _IN_FOLDER = "{index:05}-{seed}"
 # Fields that are another's for each image, as a rule; `date` and the options of a request are not.
 _DISTINGUISHING = {"index", "seed", "prompt"}
-_EXTENSIONS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 # Templates that are kept parsed: each line of a file may have its own.
 _MAX_TEMPLATES = 1024
 
@@ -44,10 +43,10 @@ def choose_file(output: Path | None, default: str, *, overwrite: bool) -> Path:
     Args:
         output: as given; None: the default name, or the next that is free.
         default: name, such as `demo.png`.
-        overwrite: replace a file that is there.
+        overwrite: replace an existing file.
 
     Raises:
-        OutputError: there is a file, or none can be written there.
+        OutputError: the file exists, or cannot be written.
     """
     if output is not None:
         files.check_output(output)
@@ -62,13 +61,13 @@ def choose_file(output: Path | None, default: str, *, overwrite: bool) -> Path:
 
 
 def refuse_file(path: Path, *, skips: bool = False) -> OutputError:
-    """Return the error for a file that is there.
+    """Return the error for a file that exists.
 
     Args:
         skips: whether the command can keep such files.
     """
     keep = ", or `skip_existing` to keep it and go on" if skips else ""
-    return OutputError(f"{path} is there already; give another `output`, or `overwrite` to replace it{keep}")
+    return OutputError(f"{path} exists; give another `output`, or `overwrite` to replace it{keep}")
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class OutputNames:
     Args:
         output: as given: a name or template, a folder, or `-`; None: `out.png` or the next that is free.
         file_format: `png`, `jpeg` or `webp`; None: as the extension says.
-        existing: what happens to files that are there.
+        existing: what happens to existing files.
         several: whether the run has more than one image, or an unknown number.
 
     Attributes:
@@ -112,17 +111,17 @@ class OutputNames:
         self._format, self._today = file_format, date.today()
         self._folder = ""
         self.file_format = files.find_format(file_format or "png")
-        if output == STANDARD_OUTPUT:
+        if output == _STANDARD_OUTPUT:
             self.main = None
             return
         if output is None:
-            extension = _EXTENSIONS[self.file_format]
+            extension = files.find_extension(self.file_format)
             free = existing == "refuse"
             output = _find_free_stem(_DEFAULT_STEM, extension, several=several) if free else _DEFAULT_STEM
             output += extension
         elif output.endswith(("/", os.sep)) or os.path.isdir(output):
             self._folder = output.rstrip("/" + os.sep).replace("{", "{{").replace("}", "}}") or os.sep
-            output = f"{self._folder}/{_IN_FOLDER}{_EXTENSIONS[self.file_format]}"
+            output = f"{self._folder}/{_IN_FOLDER}{files.find_extension(self.file_format)}"
         self.main = self._make(output, several)
         self._of_line = functools.lru_cache(_MAX_TEMPLATES)(self._make)
 
@@ -175,11 +174,6 @@ class OutputNames:
             "height": request.height,
             "date": self._today,
         }
-
-
-def describe_names(names: OutputNames) -> str | None:
-    """Return the names of the run as a value of `--output`, to continue it; None for standard output."""
-    return None if names.main is None else names.main.template.text
 
 
 def _find_free_stem(stem: str, extension: str, *, several: bool) -> str:

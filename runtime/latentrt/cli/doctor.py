@@ -13,14 +13,14 @@ import msgspec
 
 from latentrt.bundle.sample import bundle_argument
 from latentrt.cli.command import command, settings
-from latentrt.cli.document import Report, echo_document
+from latentrt.cli.document import MachineDocument, echo_document
 from latentrt.cli.output import echo
 from latentrt.cli.values import BundlePath
 
 if TYPE_CHECKING:
     from latentrt.bundle.bundle import Bundle
 
-__all__ = ["Availability", "DoctorReport", "doctor", "suggest"]
+__all__ = ["Availability", "DoctorDocument", "doctor", "suggest"]
 
 
 class Availability(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ class NextStep(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class DoctorReport(Report, frozen=True, kw_only=True):
+class DoctorDocument(MachineDocument, frozen=True, kw_only=True):
     """What `latentrt doctor --json` prints.
 
     Attributes:
@@ -89,34 +89,34 @@ def doctor(bundle: Path | None) -> None:
 
     opened = None if bundle is None else Bundle.open(bundle)
     parts = dict(_inspect_machine())
-    report = DoctorReport.here(
+    document = DoctorDocument.here(
         parts=parts,
         leftovers=list(_list_leftovers(None if opened is None else opened.folder.parent)),
         components={} if opened is None else dict(_place(opened)),
         next=suggest(parts, bundle),
     )
     if settings().json:
-        echo_document(report)
+        echo_document(document)
     else:
-        _print(report)
+        _print(document)
 
 
-def _print(report: DoctorReport) -> None:
-    echo(f"{'latentrt':<16} {report.latentrt}, Python {report.python}, {report.machine}")
-    for name, part in report.parts.items():
+def _print(document: DoctorDocument) -> None:
+    echo(f"{'latentrt':<16} {document.latentrt}, Python {document.python}, {document.machine}")
+    for name, part in document.parts.items():
         echo(f"{name:<16} {part.text if part.available else f'no: {part.text}'}")
-    for number, text in enumerate(report.leftovers):
+    for number, text in enumerate(document.leftovers):
         echo(f"{'' if number else 'leftovers':<16} {text}")
-    if report.components:
+    if document.components:
         echo()
-    for component, placed in report.components.items():
+    for component, placed in document.components.items():
         echo(f"{component:<16} {placed.text}")
         for line in placed.engines:
             echo(f"{'':<16}   {line}")
     echo()
     echo("What to do next:")
-    width = max(len(step.command) for step in report.next)
-    for step in report.next:
+    width = max(len(step.command) for step in document.next)
+    for step in document.next:
         echo(f"  {step.command:<{width}}  {step.reason}")
 
 

@@ -14,11 +14,11 @@ import msgspec
 from latentrt import __version__
 from latentrt.cli.output import echo_json
 
-__all__ = ["Report", "echo_document"]
+__all__ = ["MachineDocument", "echo_document"]
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A document of measurements: the versions of latentrt and Python, and the machine.
+class MachineDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A document that depends on the machine: the versions of latentrt and Python, and the machine.
 
     Attributes:
         machine: operating system and processor.
@@ -30,7 +30,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def here(cls, **fields: Any) -> Self:
-        """Return a report of this machine."""
+        """Return a document of this machine."""
         machine = f"{platform.system()} {platform.machine()}"
         return cls(latentrt=__version__, python=platform.python_version(), machine=machine, **fields)
 

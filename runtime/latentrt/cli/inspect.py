@@ -32,7 +32,7 @@ from latentrt.errors import BundleError
 if TYPE_CHECKING:
     from latentrt.images.metadata import ImageMetadata, ImageRecord, InputRecord
 
-__all__ = ["InspectedBundle", "inspect"]
+__all__ = ["InspectDocument", "inspect"]
 
 # Wide enough for every row, for output that is not a terminal.
 _PIPE_COLUMNS = 160
@@ -41,7 +41,7 @@ _MAX_SHOWN = 20_000
 Lines = Iterator[tuple[str, str]]
 
 
-class InspectedBundle(msgspec.Struct, frozen=True, kw_only=True):
+class InspectDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What `latentrt inspect --json` prints of a bundle; of an image it prints `ImageMetadata`.
 
     Attributes:
@@ -79,7 +79,7 @@ def inspect(path: Path) -> None:
 def _inspect_bundle(path: Path) -> None:
     bundle = Bundle.open(path)
     if settings().json:
-        echo_document(InspectedBundle(bundle=str(bundle.folder), digest=bundle.digest, manifest=bundle.manifest))
+        echo_document(InspectDocument(bundle=str(bundle.folder), digest=bundle.digest, manifest=bundle.manifest))
         return
     _print_lines(_bundle_lines(bundle))
     console = Console(pipe_columns=_PIPE_COLUMNS)

@@ -21,7 +21,6 @@ __all__ = [
     "devices",
     "digest_option",
     "given_options",
-    "policies",
     "precision_options",
     "providers",
     "request_options",
@@ -154,7 +153,7 @@ def samplers() -> Iterable[str]:
     return SAMPLERS
 
 
-def policies() -> Iterable[str]:
+def _policies() -> Iterable[str]:
     """Return the policies for a flagged image."""
     from latentrt.decode.safety import Policy
 
@@ -185,7 +184,7 @@ def providers() -> Iterable[str]:
         return ()
 
 
-_SUGGESTED = {"sampler": samplers, "safety": policies}
+_SUGGESTED = {"sampler": samplers, "safety": _policies}
 
 
 def _apply_size(function: Callable[..., Any]) -> Any:

@@ -53,9 +53,13 @@ _MAX_FOLDERS = 1024  # folders that are known to be writable
 
 
 class RunImage(msgspec.Struct, frozen=True, kw_only=True):
-    """One image of a run. `path` is None for standard output; `safety` is `off`, or has the verdict's words.
+    """One image of a run.
 
-    `timings` are the seconds of each kind of work, of the whole batch that the image was generated in.
+    Attributes:
+        path: the file; null for standard output.
+        index: number of the image in the run, from 0.
+        flagged: by the safety classifier; null where nothing was checked.
+        timings: seconds of each kind of work, of the whole batch that the image was generated in.
     """
 
     path: str | None
@@ -74,8 +78,14 @@ class RunImage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """The totals of a run: images that were generated, and files that were there and stay; `total` is None where a pipe
-    ended early. `stopped` is None, `interrupted`, or the error that ended the run."""
+    """The totals of a run.
+
+    Attributes:
+        done: number of images that were generated. skipped: number of existing files that were kept.
+        total: number of images that were requested; null where a pipe ended early.
+        seconds: wall time, loading included.
+        stopped: `interrupted`, or the error that ended the run; null where nothing did.
+    """
 
     done: int
     skipped: int
@@ -85,10 +95,15 @@ class RunTotals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """The document of `latentrt run --json`."""
+    """What `latentrt run --json` prints.
+
+    Attributes:
+        bundle: the folder. digest: of bundle.json.
+        runs_on: a description of the backend by component.
+    """
 
     bundle: str
-    bundle_digest: str
+    digest: str
     runs_on: dict[str, str]
     images: list[RunImage]
     totals: RunTotals
@@ -143,8 +158,8 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     "a number.  [default: out.png, or the next free name]",
 )
 @option("--format", metavar="png|jpeg|webp", group="Output", help="Where the name has no extension.")
-@option("--overwrite", is_flag=True, group="Output", help="Replace files that are there.")
-@option("--skip-existing", is_flag=True, group="Output", help="Keep files that are there, and generate the others.")
+@option("--overwrite", is_flag=True, group="Output", help="Replace existing files.")
+@option("--skip-existing", is_flag=True, group="Output", help="Keep existing files, and generate the other images.")
 @option(
     "--seed",
     type=_Seeds(),
@@ -231,7 +246,9 @@ def _check_combination(requests: _Requests, names: OutputNames, existing: Existi
         if is_terminal():
             raise OutputError("`output`: got -, and standard output is a terminal; redirect it to a file or a program")
     elif existing == "skip" and requests.is_random and "seed" in names.main.template.fields:
-        raise RequestError("`skip_existing`: the names hold a random seed, so no file would be there; give `seed`")
+        raise RequestError(
+            "`skip_existing`: the names have a random seed, so no existing file would have one of them; give `seed`"
+        )
 
 
 @dataclass(kw_only=True)
@@ -493,7 +510,7 @@ class _Run:
         """Check every request and every name; return the plan if it is short."""
         hashes, kept = array("q"), list[_Image]()
         for image in self._plan():
-            self.skipped += self._is_there(image)
+            self.skipped += self._is_kept(image)
             if image.destination is not None and not image.destination.is_numbered:
                 hashes.append(hash(_fold(image.path)))
             if image.index < _MAX_KEPT:
@@ -501,25 +518,25 @@ class _Run:
         self._check_distinct(hashes)
         return kept if len(kept) == self.total else None
 
-    def _is_there(self, image: _Image) -> bool:
-        """Return whether an image's file is there and is to be kept, after checking that it can be written.
+    def _is_kept(self, image: _Image) -> bool:
+        """Return whether an image's file exists and is to be kept, after checking that it can be written.
 
         Raises:
-            OutputError: it is there and must not be, or cannot be written.
+            OutputError: it exists and must not, or cannot be written.
         """
         from latentrt.cli.destinations import refuse_file
         from latentrt.images.files import check_folder, find_file
 
         if image.path is None or image.destination is None:
             return False
-        is_there = find_file(image.path)
-        if is_there and self.existing == "refuse":
+        exists = find_file(image.path)
+        if exists and self.existing == "refuse":
             raise refuse_file(image.path, skips=True)
-        if not is_there and image.path.parent not in self._folders:
+        if not exists and image.path.parent not in self._folders:
             check_folder(image.path, make=image.destination.makes_folders)
             if len(self._folders) < _MAX_FOLDERS:
                 self._folders.add(image.path.parent)
-        return is_there and self.existing == "skip"
+        return exists and self.existing == "skip"
 
     def _check_distinct(self, hashes: array[int]) -> None:
         """Check that no two images have one name, also where upper and lower case are the same.
@@ -564,10 +581,10 @@ class _Run:
                     self._report(image, made.result)
 
     def _todo(self, plan: Iterator[_Image], progress: Callable[[float], None]) -> Iterator[Request]:
-        """Yield the requests of the images whose files are not there."""
+        """Yield the requests of the images that have to be generated."""
         number = 0
         for image in plan:
-            if self._is_there(image):
+            if self._is_kept(image):
                 self.skipped += 1
                 progress(1)
                 continue
@@ -584,7 +601,7 @@ class _Run:
         if image.path is None or image.destination is None:
             echo_bytes(encode(result.images[0], image.file_format, texts))
             return True
-        if self._is_there(image):
+        if self._is_kept(image):
             return False
         if image.destination.makes_folders:
             make_folder(image.path)
@@ -607,8 +624,10 @@ class _Run:
                 return
             if stopped is not None:
                 if (done := self.done + self.skipped) > 0:
-                    of = "" if self.total is None else f" of {self.total:,}"
-                    echo(f"{done:,}{of} images are done; {self._describe_rest()}", err=True)
+                    made = (
+                        counted(done, "image") if self.total is None else f"{done:,} of {counted(self.total, 'image')}"
+                    )
+                    echo(f"{made} done; {self._describe_rest()}", err=True)
                 return
             kept = f", {counted(self.skipped, 'file')} kept" if self.skipped else ""
             echo(f"{counted(self.done, 'image')} in {seconds:.1f} s, loading included{kept}", err=True)
@@ -617,11 +636,9 @@ class _Run:
 
     def _describe_rest(self) -> str:
         """Return how a run is continued."""
-        from latentrt.cli.destinations import describe_names
-
-        names, seed = describe_names(self.names), self.requests.random_seed
-        more = [f"--seed {seed}"] if self.requests.is_random else []
-        more += [f'-o "{names}"'] if click.get_current_context().params.get("output") is None else []
+        more = [f"--seed {self.requests.random_seed}"] if self.requests.is_random else []
+        if self.names.main is not None and click.get_current_context().params.get("output") is None:
+            more.append(f'-o "{self.names.main.template.text}"')
         return f"for the others, give the same command with {' '.join([*more, '--skip-existing'])}"
 
     def _print_json(self, image: _Image | None, result: Result | None) -> None:
@@ -629,9 +646,9 @@ class _Run:
         if not self._printed:
             bundle = self.pipeline.bundle
             start = {
-                "bundle": bundle.manifest.source.name,
-                "bundle_digest": bundle.digest,
-                "runs_on": {name: placement.title for name, placement in self.pipeline.runs_on.items()},
+                "bundle": str(bundle.folder),
+                "digest": bundle.digest,
+                "runs_on": {name: str(placement) for name, placement in self.pipeline.runs_on.items()},
             }
             echo_json_text(json.dumps(start, indent=2).removesuffix("\n}") + ',\n  "images": [')
         if image is not None and result is not None:

@@ -17,13 +17,13 @@ __all__ = ["DOCUMENTS", "make_schema", "write_schemas"]
 
 # command → the structs that it may print
 DOCUMENTS: dict[str, tuple[str, ...]] = {
-    "bench": ("latentrt.cli.bench:BenchReport",),
+    "bench": ("latentrt.cli.bench:BenchDocument",),
     "build": ("latentrt_engines.cli.build:BuildDocument",),
-    "compare": ("latentrt.cli.comparison:Comparison",),
+    "compare": ("latentrt.cli.comparison:CompareDocument",),
     "completion": ("latentrt.cli.completion:CompletionDocument",),
     "config": ("latentrt.cli.config:ConfigDocument",),
     "demo": ("latentrt.cli.demo:DemoDocument",),
-    "doctor": ("latentrt.cli.doctor:DoctorReport",),
+    "doctor": ("latentrt.cli.doctor:DoctorDocument",),
     "engines list": ("latentrt_engines.cli.documents:EnginesDocument",),
     "engines prune": ("latentrt_engines.cli.documents:PruneDocument",),
     "engines refit": ("latentrt_engines.cli.documents:RefitDocument",),
@@ -32,7 +32,7 @@ DOCUMENTS: dict[str, tuple[str, ...]] = {
     "engines verify": ("latentrt_engines.cli.documents:VerifyEnginesDocument",),
     "engines why": ("latentrt_engines.cli.documents:WhyDocument",),
     "export": ("latentrt_export.command:ExportDocument",),
-    "inspect": ("latentrt.cli.inspect:InspectedBundle", "latentrt.images.metadata:ImageMetadata"),
+    "inspect": ("latentrt.cli.inspect:InspectDocument", "latentrt.images.metadata:ImageMetadata"),
     "plan": ("latentrt_engines.cli.documents:PlanDocument",),
     "pull": ("latentrt.cli.pull:PullDocument",),
     "push": ("latentrt.cli.push:PushDocument",),

@@ -39,6 +39,7 @@ __all__ = [
     "decode_image",
     "encode",
     "encode_texts",
+    "find_extension",
     "find_file",
     "find_format",
     "make_folder",
@@ -123,7 +124,7 @@ def check_folder(path: Path, *, make: bool = False) -> None:
     """Reject the path of a file whose folder is missing or not writable.
 
     Args:
-        make: check the first folder above that is there, as missing ones will be made (`make_folder`).
+        make: check the first existing folder above, as missing ones will be made (`make_folder`).
 
     Raises:
         OutputError: the folder is missing, not a folder, or not writable.
@@ -230,6 +231,11 @@ def find_format(name: str) -> str:
     if found is None:
         raise RequestError(f"`format`: got {quote(name)}, expected one of png, jpeg, webp")
     return found
+
+
+def find_extension(file_format: str) -> str:
+    """Return the usual extension of `PNG`, `JPEG` or `WEBP`, such as `.jpg`."""
+    return next(extension for extension, each in _FORMATS.items() if each == file_format)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from latentrt import Bundle
 from latentrt.backends import onnxruntime as ort
-from latentrt.backends.execution_providers import PROVIDER_NAMES, PROVIDERS, find_provider
+from latentrt.backends.execution_providers import PROVIDERS, find_provider
 from latentrt.backends.onnxruntime import check_provider, open_on_provider
 from latentrt.backends.placement import place_components
 from latentrt.errors import BackendError
@@ -183,6 +183,6 @@ def test_names_of_one_provider_share_sessions(bundle: Bundle, monkeypatch: pytes
 
 
 def test_the_names() -> None:
-    assert {"coreml", "cpu", "cuda", "directml", "migraphx", "openvino", "qnn", "rocm", "webgpu"} == {*PROVIDER_NAMES}
+    assert {"coreml", "cpu", "cuda", "directml", "migraphx", "openvino", "qnn", "rocm", "webgpu"} == {*PROVIDERS}
     for name, provider in PROVIDERS.items():
         assert find_provider(name) is find_provider(provider.name) is provider

@@ -14,7 +14,7 @@ from latentrt import Bundle, Pipeline
 from latentrt.backends.models import Components
 from latentrt.backends.placement import place_components
 from latentrt.bundle.sample import bundle_path
-from latentrt.cli.bench_report import quantiles
+from latentrt.cli.bench_messages import quantiles
 from latentrt.cli.bench_worker import TimedSession, time_placement
 from latentrt.engines import gpu
 from latentrt.engines.gpu import NoGpu
@@ -29,7 +29,7 @@ def test_the_numbers_as_json(latentrt: Caller) -> None:
     done = latentrt("bench", "sample", *options, "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)
-    assert report["settings"]["digest"] == Bundle.open(SAMPLE).digest
+    assert report["digest"] == Bundle.open(SAMPLE).digest
     assert report["settings"]["options"] == {"num_inference_steps": 3, "width": 32}
     measured = report["measured"]["cpu"]
     components = measured["components"]

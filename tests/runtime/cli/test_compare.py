@@ -64,7 +64,7 @@ def test_a_sheet_a_table_and_the_same_values_as_json(tmp_path: Path, capsys: pyt
 
     assert (found["sheet"], found["request"]["prompt"]) == (str(other), PROMPT)
     assert (found["request"]["seed"], found["request"]["guidance_scale"], found["threads"]) == (5, 5.0, 1)
-    assert found["bundle"]["digest"] == Bundle.open(bundle_path()).digest
+    assert found["digest"] == Bundle.open(bundle_path()).digest
     backend = "OpenVINO" if find_spec("openvino") else "ONNX Runtime"
     assert found["runs_on"]["unet"].startswith(f"{backend} on the CPU")
     cells = {(cell["sampler"], cell["steps"]): cell for cell in found["cells"]}

@@ -17,7 +17,7 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_is_named_is_replaced_only_where_asked() -> None:
     assert choose_file(Path("a.png"), "demo.png", overwrite=False) == Path("a.png")
     Path("a.png").touch()
-    with pytest.raises(OutputError, match=r"a\.png is there already; give another `output`, or `overwrite`"):
+    with pytest.raises(OutputError, match=r"a\.png exists; give another `output`, or `overwrite`"):
         choose_file(Path("a.png"), "demo.png", overwrite=False)
     assert choose_file(Path("a.png"), "demo.png", overwrite=True) == Path("a.png")
     with pytest.raises(OutputError, match="mkdir"):
@@ -71,7 +71,7 @@ def test_a_sheet_replaces_no_file_unasked(latentrt: Caller, command: str) -> Non
     Path("sheet.png").write_bytes(b"mine")
     done = latentrt(command, "-o", "sheet.png")
     assert done.code == 8
-    assert "sheet.png is there already; give another -o, or --overwrite to replace it" in done.err
+    assert "sheet.png exists; give another -o, or --overwrite to replace it" in done.err
     assert Path("sheet.png").read_bytes() == b"mine"
 
 

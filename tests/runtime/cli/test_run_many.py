@@ -1,4 +1,4 @@
-"""`latentrt run` with many images: requests of files and pipes, names, files that are there, interruptions."""
+"""`latentrt run` with many images: requests of files and pipes, names, existing files, interruptions."""
 
 from __future__ import annotations
 
@@ -216,13 +216,13 @@ def give_pipe(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_a_pipe(latentrt: Caller, drawn: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines before an impossible one are generated; the names of files that are there are found on the way."""
+    """Lines before an impossible one are generated; the names of existing files are found on the way."""
     give_pipe(monkeypatch, '{"prompt": "a star"}\n{"prompt": "a heart"}\n{"prompt": "x", "height": 101}\n')
     call = ("run", "sample", "--prompts", "-", *QUICK)
     done = latentrt(*call, "--seed", "4")
     assert done.code == 2
     assert "standard input, line 3: height: got 101" in done.err
-    assert "2 images are done" in done.err
+    assert "2 images done" in done.err
     assert "--skip-existing" in done.err
     assert names() == ["out-0.png", "out-1.png"]
     give_pipe(monkeypatch, "a star\na heart\na cross\n")
@@ -343,13 +343,13 @@ def test_names_that_collide_are_refused_before_the_work(latentrt: Caller, drawn:
     assert drawn == []
 
 
-# Files that are there.
+# Existing files.
 
 
 def test_a_file_that_is_there_is_refused_replaced_or_kept(latentrt: Caller, drawn: list[tuple[int, ...]]) -> None:
     call = ("run", "sample", "a star", *QUICK, "--seed", "1..5", "-o", "{seed}.png")
     Path("3.png").write_bytes(b"mine")
-    assert_refused(latentrt(*call), 8, "3.png is there already", "--overwrite", "--skip-existing")
+    assert_refused(latentrt(*call), 8, "3.png exists", "--overwrite", "--skip-existing")
     assert names() == ["3.png"]
     assert drawn == []
     kept = latentrt(*call, "--skip-existing")
@@ -414,7 +414,7 @@ def test_a_file_that_appears_during_the_run_is_not_replaced(
     call = ("run", "sample", "a star", *QUICK, "--seed", "1..3", "-o", "{seed}.png")
     done = latentrt(*call)
     assert done.code == 8
-    assert "1 of 3 images are done" in done.err
+    assert "1 of 3 images done" in done.err
     Path("2.png").unlink()
     assert latentrt(*call, "--skip-existing").code == 0
     assert Path("2.png").read_bytes() == b"mine"
@@ -454,7 +454,7 @@ def test_one_document_of_json(latentrt: Caller, drawn: list[tuple[int, ...]]) ->
     done = latentrt(*call)
     report = msgspec.json.decode(done.out, type=RunDocument)
     assert done.out.isascii()
-    assert report.bundle_digest == Bundle.open(bundle_path()).digest
+    assert report.digest == Bundle.open(bundle_path()).digest
     assert [(each.path, each.seed, each.prompt, each.index) for each in report.images] == [
         ("3.png", 3, "a “star”\n\x1b", 0),
         ("4.png", 4, "b", 1),
@@ -465,7 +465,7 @@ def test_one_document_of_json(latentrt: Caller, drawn: list[tuple[int, ...]]) ->
     assert (report.totals.done, report.totals.skipped, report.totals.total, report.totals.stopped) == (2, 0, 2, None)
     report = msgspec.json.decode(latentrt(*call, "--skip-existing").out, type=RunDocument)
     assert (report.images, report.totals.skipped) == ([], 2)
-    assert_refused(latentrt(*call), 8, "3.png is there")
+    assert_refused(latentrt(*call), 8, "3.png exists")
 
 
 def test_a_failure_keeps_what_is_done_and_its_exit_code(
@@ -484,7 +484,7 @@ def test_a_failure_keeps_what_is_done_and_its_exit_code(
     assert done.code == 7
     assert names() == ["1.png", "2.png", "3.png"]
     assert done.err.splitlines()[-2:] == [
-        "3 of 9 images are done; for the others, give the same command with --skip-existing",
+        "3 of 9 images done; for the others, give the same command with --skip-existing",
         "error: it broke",
     ]
     done = latentrt(*call, "--skip-existing", "--json")
@@ -507,7 +507,7 @@ def test_a_full_disk_keeps_what_is_done(
     done = latentrt("run", "sample", "a star", *QUICK, "--seed", "1..9", "-o", "{seed}.png")
     assert done.code == 8
     assert "6.png cannot be written" in done.err
-    assert "5 of 9 images are done" in done.err
+    assert "5 of 9 images done" in done.err
     assert names() == [f"{seed}.png" for seed in range(1, 6)]
 
 
@@ -541,9 +541,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_is_resumed(latentrt: Caller, 
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == code
-    found = re.search(
-        r"(\d+) of 60 images are done; .* with --seed (\d+) -o \"(out-{index}.png)\" --skip-existing", err
-    )
+    found = re.search(r"(\d+) of 60 images done; .* with --seed (\d+) -o \"(out-{index}.png)\" --skip-existing", err)
     assert found is not None, err
     finished = names()
     assert len(finished) == int(found[1])
