@@ -59,7 +59,7 @@ FOLDERS = {
 # Imported by benchmarks in environments that they make, which have these and little else.
 ELSEWHERE = {"optimum", "openvino_genai", "stable_diffusion_cpp"}
 # What a declared package brings along for those who use it.
-BROUGHT = {"tokenizers": "transformers", "docutils": "sphinx"}
+BROUGHT = {"tokenizers": "transformers", "docutils": "sphinx", "httpx2": "huggingface-hub"}
 
 
 def name_of(requirement: str) -> str:

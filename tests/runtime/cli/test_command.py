@@ -116,6 +116,7 @@ def test_the_main_help_is_in_groups(latentrt: Caller) -> None:
     page = latentrt("--help").out
     for heading in cli._SECTIONS:
         assert f"\n{heading}:\n" in page
+    assert "latentrt COMMAND --help" in page
     assert "\n  latentrt demo\n" in page
 
 
