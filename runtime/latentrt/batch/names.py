@@ -70,8 +70,8 @@ class NameTemplate:
                     f"has the field {quote('{' + field + ('!' + conversion if conversion else '') + '}')}"
                 )
             try:
-                # A width of many digits would make a name of that length.
-                if len(spec or "") > _MAX_SPEC or re.search("[1-9][0-9]{2}", spec or "") or "{" in (spec or ""):
+                # A width of many digits, which may be those of any script, would make a name of that length.
+                if len(spec or "") > _MAX_SPEC or re.search(r"[^\D0]\d\d", spec or "") or "{" in (spec or ""):
                     raise ValueError
                 format(FIELDS[field][0], spec or "")
             except (ValueError, OverflowError):

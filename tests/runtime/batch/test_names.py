@@ -63,6 +63,8 @@ def test_the_extension_is_the_template_s(template: str, extension: str) -> None:
         *(
             "{index:0999}",
             "{index:999999999}",
+            "{index:٩٩٩٩٩٩٩٩٩٩}",
+            "{prompt:0９９９９９９}",
             "{prompt:.999999}",
             "{seed:c}",
             "{prompt:d}",
