@@ -10,6 +10,7 @@ Lines are read as they are needed, from a pipe without end too, and each is boun
 from __future__ import annotations
 
 import codecs
+import os
 import stat
 import sys
 from collections.abc import Iterator
@@ -65,8 +66,11 @@ class RequestFile:
         self.path = "standard input" if path == "-" else path
         try:
             self._stream: IO[bytes] = _open(path)
+            self._is_own = path != "-"
             self.seekable = self._stream.seekable()
-            size = self._stream.seek(0, 2) if self.seekable else 0
+            # Another program may have read the first lines of standard input.
+            self._start = self._stream.tell() if self.seekable else 0
+            size = self._stream.seek(0, os.SEEK_END) - self._start if self.seekable else 0
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise RequestError(
@@ -89,7 +93,7 @@ class RequestFile:
             RequestError: a line is too long, is not UTF-8, or is not a request; the message begins with its place.
         """
         if self.seekable:
-            self._stream.seek(0)
+            self._stream.seek(self._start)
         is_json = self._is_json
         for number, line in enumerate(iter(lambda: self._stream.readline(MAX_LINE_BYTES + 1), b""), 1):
             place = f"{self.path}, line {number}"
@@ -106,7 +110,7 @@ class RequestFile:
 
     def close(self) -> None:
         """Close the file; standard input stays open."""
-        if self._stream is not _standard_input():
+        if self._is_own:
             self._stream.close()
 
 
@@ -146,8 +150,8 @@ def _parse_line(place: str, line: bytes) -> RequestLine:
         )
     for keyword, value in tree.items():
         kind = OPTIONS[keyword].check.kind if keyword in OPTIONS else ""
-        if kind == "python" and value is not None:
-            raise RequestError(f"{place}: {quote(keyword)} is an array, which only Python can give; leave it out")
+        if value is not None and (kind == "python" or keyword == "generator"):
+            raise RequestError(f"{place}: {quote(keyword)} is an object that only Python can give; leave it out")
         if kind == "path" and not isinstance(value, str | None):
             raise RequestError(f"{place}: {keyword}: got {quote(value)}, expected the path of an image")
     try:

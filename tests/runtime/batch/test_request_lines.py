@@ -81,6 +81,7 @@ OUTPUTS: tuple[Any, ...] = (
         ('{"promt": "a"}', "did you mean 'prompt'"),
         ('{"prompt": "a", "\\u001b[31m": 1}', "\\x1b"),
         ('{"latents": [1]}', "only Python"),
+        ('{"generator": 1}', "only Python"),
         ('{"image": ["a.png"]}', "image: got ['a.png']"),
         ('{"mask_image": {}}', "mask_image: got"),
         ('{"a": ' + "[" * 50 + "]" * 50 + "}", "nested deeper"),
@@ -175,6 +176,21 @@ def test_a_pipe_with_a_name(tmp_path: Path) -> None:
     assert [line.values for line in file.lines()] == [{"prompt": "a star"}]
     file.close()
     writer.join()
+
+
+def test_standard_input_begins_where_another_program_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("a heading\na star\n")
+    with open(tmp_path / "a.txt") as stdin:
+        os.lseek(stdin.fileno(), len("a heading\n"), os.SEEK_SET)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        file = RequestFile("-")
+        for _ in range(2):
+            assert [line.values for line in file.lines()] == [{"prompt": "a star"}]
+
+
+def test_a_file_is_closed_where_standard_input_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert [line.values for line in read(tmp_path / "a.txt", "a star")] == [{"prompt": "a star"}]
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
