@@ -431,6 +431,7 @@ class _Run:
     done: int = 0
     skipped: int = 0
     _printed: bool = False  # the beginning of the JSON document
+    _lost: OutputError | None = None  # why the JSON document is incomplete
     _waiting: dict[int, _Image] = field(default_factory=dict)  # by the number of its request
     _folders: set[Path] = field(default_factory=set)  # known to be writable
 
@@ -456,6 +457,8 @@ class _Run:
             self._finish("interrupted" if interrupted else str(error) or type(error).__name__)
             raise
         self._finish(None)
+        if self._lost is not None:  # the images are there, the result that was asked for is not
+            raise self._lost
 
     def _plan(self) -> Iterator[_Image]:
         """Yield the images of the run in order.
@@ -609,15 +612,24 @@ class _Run:
         return True
 
     def _report(self, image: _Image, result: Result) -> None:
-        with contextlib.suppress(OutputError):  # the image is there, wherever the report goes
+        with self._reporting():
             if settings().json:
                 self._print_json(image, result)
             elif not settings().quiet:
                 echo(_describe_image(image, result), err=image.path is None)
 
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Go on if a report cannot be written within the block: the image is there, wherever the report goes."""
+        try:
+            yield
+        except OutputError as error:
+            if settings().json and self._lost is None:
+                self._lost = error
+
     def _finish(self, stopped: str | None) -> None:
         seconds = time.monotonic() - self.started
-        with contextlib.suppress(OutputError):
+        with self._reporting():
             if settings().json:
                 self._print_totals(seconds, stopped)
             if settings().quiet:

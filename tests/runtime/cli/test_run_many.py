@@ -515,11 +515,17 @@ def test_a_report_that_cannot_be_written_ends_nothing(
     latentrt: Caller, drawn: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Stream, text: str) -> int:
+        if self._err:
+            return len(text)
         raise OutputError("standard output cannot be written: No space left on device")
 
     monkeypatch.setattr(Stream, "write", fail)
     assert latentrt("run", "sample", "a star", *QUICK, "--seed", "1..9", "-o", "{seed}.png").code == 0
     assert len(names()) == 9
+    # The document, though, is the result that was asked for.
+    done = latentrt("run", "sample", "a star", *QUICK, "--seed", "10..18", "-o", "{seed}.png", "--json")
+    assert done.code == OutputError.exit_code
+    assert len(names()) == 18
 
 
 # Interruptions.
