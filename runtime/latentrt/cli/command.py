@@ -244,7 +244,9 @@ class Command(click.Command):
         given = {name: ctx.params.pop(key) for key, name in _COMMON.items() if key in ctx.params}
         ctx.obj = made = Settings(**given)
         if made.quiet and made.verbosity:
-            raise click.UsageError("got --quiet and --verbose, expected one of the two", ctx)
+            options = {each.name: each for each in self.params}
+            quiet, verbose = (spell(ctx, options[name]) for name in ("_quiet", "_verbosity"))
+            raise click.UsageError(f"got {quiet} and {verbose}, expected one of the two", ctx)
         set_log_level(made.level)
         for each in self.params:
             if ctx.get_parameter_source(each.name or "") in (ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP):

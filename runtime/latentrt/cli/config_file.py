@@ -27,7 +27,7 @@ from latentrt.errors import RequestError
 
 __all__ = ["MAX_CONFIG_BYTES", "config_path", "read_config", "table_values"]
 
-MAX_CONFIG_BYTES = 1 << 16  # every option of every command takes about 10 kB
+MAX_CONFIG_BYTES = 1 << 15  # a file with every option of every command has 21 kB; tomllib's time grows with the square
 
 
 def config_path() -> Path:
@@ -64,7 +64,7 @@ def read_config() -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode("utf-8-sig"))  # Windows' editors write the mark
     except (ValueError, RecursionError) as error:
         problem = "its values are nested too deeply" if isinstance(error, RecursionError) else error
         raise RequestError(f"{path} is not TOML: {problem}; correct it, or see latentrt config init") from None
@@ -95,12 +95,15 @@ def table_values(
         table = table.get(name, {})
         if not isinstance(table, dict):
             raise RequestError(f"{path}: got {quote(table)} as {name}, expected a table: [{'.'.join(names[:depth])}]")
-    values = {}
+    values, seen = dict[str, Any](), dict[click.Option, str]()
     for key, value in table.items():
         option, where = _find_option(command, key), f"{key} in [{'.'.join(names)}] of {path}"
         if option is None:
             known = [flag for each in command.params for flag in _keys_of(each)]
             raise RequestError(f"{where}: got an unknown key, expected an option's name{did_you_mean(key, known)}")
+        if option in seen:
+            raise RequestError(f"{where}: got the same option as {seen[option]}, expected one of the two")
+        seen[option] = key
         if value != "":  # no value, as with an environment variable
             values[option.name or ""] = _as_typed(option, value, where)
     return values
@@ -121,11 +124,18 @@ def _as_typed(option: click.Option, value: Any, where: str) -> Any:
     if option.multiple:
         if isinstance(value, dict):  # of NAME=VALUE
             return [
-                f"{name}={each if isinstance(each, str) else json.dumps(each, default=str)}"
+                f"{name}={each if isinstance(each, str) else _as_json(each, f'{name} of {where}')}"
                 for name, each in value.items()
             ]
         return [_as_text(option, each, where) for each in (value if isinstance(value, list) else [value])]
     return _as_text(option, value, where)
+
+
+def _as_json(value: Any, where: str) -> str:
+    try:
+        return json.dumps(value, default=str)
+    except ValueError:  # a hexadecimal number of any length is TOML; Python writes none of more than 4,300 digits
+        raise RequestError(f"{where}: got {quote(value)}, expected numbers of 64 bits") from None
 
 
 def _as_text(option: click.Option, value: Any, where: str) -> str | bool:

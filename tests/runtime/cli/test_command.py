@@ -182,7 +182,9 @@ def test_values_of_the_file(made_up: Callable[..., Any], tmp_path: Path, text: s
         ("[made-up\n", "FILE is not TOML: "),
         ("a = " + "[" * 30_000, "FILE is not TOML: its values are nested too deeply"),
         ("\udcff", "FILE is not TOML: "),
-        ("#" * 70_000, "FILE is larger than 65,536 bytes"),
+        ("#" * 33_000, "FILE is larger than 32,768 bytes"),
+        ("[made-up]\nlog-level = 'info'\nlog_level = 'debug'\n", "got the same option as log-level, expected one"),
+        (f"[made-up]\npair = {{ a = 0x{'f' * 5000} }}\n", "a of pair in [made-up] of FILE: got a value of type int"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_name_the_table_and_the_key(
@@ -316,6 +318,19 @@ def test_the_settings_of_a_command(
     assert given == made
     assert given.level == level
     assert settings() == Settings(), "outside of a command"
+
+
+def test_quiet_and_verbose_are_named_as_they_were_set(
+    made_up: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert made_up("a", "-q", "-v") == (2, "got -q and -v, expected one of the two")
+    monkeypatch.setenv("LATENTRT_QUIET", "1")
+    assert made_up("a", "-v") == (2, "got LATENTRT_QUIET and -v, expected one of the two")
+
+
+def test_a_file_of_a_windows_editor(made_up: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("\ufeff[made-up]\nsteps = 3\n", encoding="utf-8")
+    assert made_up("a")["num_inference_steps"] == 3
 
 
 def test_a_level_for_all_commands(made_up: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
