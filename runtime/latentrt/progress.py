@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from types import TracebackType
@@ -15,8 +16,10 @@ __all__ = ["ProgressBar", "is_watched"]
 
 def is_watched() -> bool:
     """Return whether someone sees progress: stderr is a terminal, or this is a notebook."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        return True
+    # A program may have replaced stderr by an object that only writes, or closed it.
+    with contextlib.suppress(AttributeError, ValueError):
+        if sys.stderr.isatty():
+            return True
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return hasattr(shell, "kernel")
 

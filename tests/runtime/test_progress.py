@@ -61,6 +61,11 @@ def test_who_sees_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_watched(), "pytest has replaced stderr"
     monkeypatch.setattr(sys, "stderr", None)  # a program without a console
     assert not is_watched()
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, SimpleNamespace(write=print)):  # the latter of a program that logs what is printed
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert not is_watched()
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1)))
     assert is_watched(), "a notebook"
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace()))
