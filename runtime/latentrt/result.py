@@ -136,8 +136,12 @@ class Result:
             file_format = files.find_format(suffix.removeprefix(".") or "png")
         data = files.encode(self.images[0], file_format, record_texts(self.records[0]))
         try:
-            stream.write(data)
-        except OSError as error:
+            while data:
+                # A file object without a buffer writes a part, or nothing where it would have to wait.
+                if not (count := stream.write(data)):
+                    raise BlockingIOError("it takes no more bytes now")
+                data = data[count:]
+        except (OSError, ValueError) as error:  # the latter of a closed file
             raise OutputError(f"the image cannot be written to {quote(stream)}: {error}") from None
         except (AttributeError, TypeError):
             raise RequestError(

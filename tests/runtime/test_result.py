@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,32 @@ def test_places_are_checked_before_the_work(pipeline: Pipeline, tmp_path: Path) 
     with pytest.raises(OutputError, match="65,533"):
         check(tmp_path / "out.jpg", **long)
     assert list(tmp_path.iterdir()) == []
+
+
+class Unbuffered(io.RawIOBase):
+    """A file that takes 100 bytes at once, and no more than `room`."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.data = room, b""
+
+    def write(self, data: Any) -> int | None:
+        count = min(100, len(data), self.room - len(self.data))
+        self.data += bytes(data[:count])
+        return count or None
+
+
+def test_a_file_object_gets_the_whole_image(finish: Any, tmp_path: Path) -> None:
+    result, buffer, unbuffered = finish(), io.BytesIO(), Unbuffered(1 << 20)
+    assert result.save(buffer) == result.save(unbuffered) == []
+    assert unbuffered.data == buffer.getvalue()
+    with pytest.raises(OutputError, match="no more bytes"):
+        result.save(Unbuffered(1000))
+    with open(tmp_path / "a.png", "wb") as stream:
+        pass
+    with pytest.raises(OutputError, match="closed"):
+        result.save(stream)
+    with pytest.raises(RequestError, match="binary file object"):
+        result.save(io.StringIO())
 
 
 def test_images_are_pillow_s(finish: Any) -> None:
