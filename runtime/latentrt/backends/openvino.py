@@ -27,6 +27,7 @@ from latentrt.backends.cores import usable_cores
 from latentrt.backends.graph_weights import Weights, detach
 from latentrt.backends.session import Arrays, Session, Shapes, translating_library_errors
 from latentrt.bundle.bundle import Bundle
+from latentrt.bundle.interrupts import uninterrupted
 from latentrt.bundle.manifest import PartName, Precision
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import BackendError, MissingExtraError
@@ -292,7 +293,8 @@ def _missing() -> MissingExtraError:
 def _library() -> tuple[Any, Any]:
     """Return the openvino module and its core, one for the process."""
     try:
-        with hide_openvino_telemetry():
+        # A signal in the middle would leave half of its types registered, and the next import would blame the package.
+        with hide_openvino_telemetry(), uninterrupted():
             import openvino
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "openvino":

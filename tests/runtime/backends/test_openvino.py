@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -210,3 +212,17 @@ def test_a_graph_is_compiled_at_no_sizes_that_it_does_not_fit(tmp_path: Path) ->
     assert np.array_equal(found[0, 0], table[2])
     with pytest.raises(GraphError, match="index 3 is out of bounds"):
         run(session, input_ids=np.zeros((3, 77), np.int64))
+
+
+def test_a_signal_waits_until_the_library_is_imported(tmp_path: Path) -> None:
+    """Half an import leaves types registered, so that the next fails in the library's words, with another exit code."""
+    (tmp_path / "openvino").mkdir()
+    source = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nprint('imported')\n"
+    (tmp_path / "openvino" / "__init__.py").write_text(source)
+    code = (
+        "from latentrt.backends import openvino\nfrom latentrt.bundle.interrupts import ending_on_signals\n"
+        "with ending_on_signals():\n    openvino._library()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "imported\n")
