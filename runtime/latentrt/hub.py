@@ -51,6 +51,7 @@ _OTHER_KINDS = {"datasets", "spaces", "kernels", "buckets"}
 _FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json", ".onnx", ".gguf", ".png", ".jpg", ".webp")
 # HTTP allows visible ASCII in a token; another character would be quoted in an error of the library.
 _TOKEN = re.compile(r"[!-~]+")
+_QUERY = re.compile(r"(?<=\S)\?[^\s'\"<>]*[^\s'\"<>:,.]")
 
 
 @dataclass(frozen=True)
@@ -427,7 +428,8 @@ def _translated(repository: str, revision: str | None, failure: str) -> Iterator
         OutputError: it could not write.
     """
     logger = logging.getLogger("huggingface_hub")
-    handlers, logger.handlers = logger.handlers, []  # the root's remain: those of the command line escape text
+    # The root's handlers remain: those of the command line escape text.
+    handlers, logger.handlers = logger.handlers, [_HideQueries()]
     try:
         _check_token()
         yield
@@ -437,6 +439,13 @@ def _translated(repository: str, revision: str | None, failure: str) -> Iterator
         raise _explain(error, repository, revision, failure) from error
     finally:
         logger.handlers = handlers
+
+
+class _HideQueries(logging.Handler):
+    """Removes the queries of addresses from records before other handlers see them: they sign a download."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.msg, record.args = _QUERY.sub("?…", record.getMessage()), ()
 
 
 def _check_token() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from latentrt.errors import HubError, MissingExtraError, OutputError, RequestError
-from latentrt.hub import HubPath, _make_meter, find_origin, open_repository, parse_hub_path
+from latentrt.hub import HubPath, _make_meter, _translated, find_origin, open_repository, parse_hub_path
 from tests.hub_server import TOKEN
 
 if TYPE_CHECKING:
@@ -262,8 +262,21 @@ class TestFailures:
         with pytest.raises(HubError):
             repository.fetch(["config.json"])
         assert "Retrying" in caplog.text
+        assert f"{hub.url}/{NAME}/resolve" in caplog.text
         assert own.getvalue() == ""
         assert logging.getLogger("huggingface_hub").handlers is handlers
+
+
+def test_records_of_the_library_have_no_signed_address(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has the address that a download is redirected to can read a private file until it expires."""
+    log = logging.getLogger("huggingface_hub.file_download")
+    with _translated(NAME, None, "it cannot be read"):
+        signed = "https://cdn.example/a?b=1&Signature=s3cret"
+        log.warning("Error while downloading from %s: %s\nTrying to resume", signed, "why?")
+        log.warning(f"'{OSError('it broke')}' thrown while requesting GET {signed}")
+    assert "s3cret" not in caplog.text
+    assert "Error while downloading from https://cdn.example/a?…: why?\nTrying to resume" in caplog.text
+    assert "'it broke' thrown while requesting GET https://cdn.example/a?…" in caplog.text
 
 
 def test_origin_is_a_snapshot_s_only(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ class _Source:
         if given.safety_checker is None and isinstance(classifier, list) and any(classifier):
             stems["safety_checker"] = _TRANSFORMERS_STEM
         small = [
+            "model_index.json",
             *(f"{name}/config.json" for name in stems),
             *(f"{name}/scheduler_config.json" for name in pipeline.schedulers),
             *(f"tokenizer/{name}" for name in TOKENIZER_FILES),

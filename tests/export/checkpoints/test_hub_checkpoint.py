@@ -155,6 +155,12 @@ def test_variants_and_shards(hub: HubServer, model: Path, export: Callable[..., 
     assert "unet/diffusion_pytorch_model.safetensors.index.fp16.json" in hub.downloads
 
 
+def _keep_index(model: Path) -> None:
+    for path in model.rglob("*"):
+        if path.is_file() and path.name != "model_index.json":
+            path.unlink()
+
+
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
@@ -165,6 +171,7 @@ def test_variants_and_shards(hub: HubServer, model: Path, export: Callable[..., 
         (lambda model: None, {"variant": "fp8"}, "fp8"),
         (lambda model: write_shards(model / "unet", "diffusion_pytorch_model")[1].unlink(), {}, "00002-of-00002"),
         (lambda model: (model / "model_index.json").unlink(), {}, "no model_index.json"),
+        (lambda model: _keep_index(model), {}, "is missing"),
         (lambda model: (model / "tokenizer" / "vocab.json").write_bytes(bytes(65 << 20)), {}, "vocab.json has"),
     ],
 )
