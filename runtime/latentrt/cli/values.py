@@ -47,7 +47,9 @@ class BundlePath(click.ParamType):  # type: ignore[type-arg]  # generic for type
         folder, start = os.path.split(incomplete)
         try:
             with os.scandir(folder or ".") as entries:
-                names = sorted(each.name for each in islice(entries, _MAX_FOLDERS) if each.name.startswith(start))
+                found_names = (each.name for each in islice(entries, _MAX_FOLDERS) if each.name.startswith(start))
+                # A shell reads lines of UTF-8, in which no other name can be written.
+                names = sorted(filter(str.isprintable, found_names))
         except OSError:
             names = []
         paths = [os.path.join(folder, name) for name in names]

@@ -82,6 +82,14 @@ def test_bundles_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert values("verify", "sam") == ["sample", "./sample"]
 
 
+def test_names_that_are_no_line_of_utf_8_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (b"b one", b"b\xff", b"b\ntwo", b"b\x1b[31m", "bü".encode()):
+        os.mkdir(name)
+        Path(os.fsdecode(name), "bundle.json").write_text("{}")
+    assert values("run", "b") == ["b one", "bü"]
+
+
 def test_a_malformed_file_or_variable_does_not_stop_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("[[[")
     monkeypatch.setenv("LATENTRT_CONFIG", str(tmp_path / "c.toml"))
