@@ -83,8 +83,9 @@ class RequestFile:
                 f"`prompts`: got {quote(path)} of {size:,} bytes, expected at most {MAX_FILE_BYTES:,}; split it, or "
                 "give it to standard input"
             )
-        # Standard input is JSON if its first line is an object.
-        self._is_json = None if path == "-" else Path(path).suffix.lower() in _JSON_SUFFIXES
+        # A pipe, which rarely has an extension, and standard input are JSON if the first line is an object.
+        is_named = Path(path).suffix.lower() in _JSON_SUFFIXES
+        self._is_json = True if is_named else False if self._is_own and self.seekable else None
 
     def lines(self) -> Iterator[RequestLine]:
         """Yield the requests of the file from its beginning; empty lines, and comments of a text, are skipped.

@@ -167,9 +167,11 @@ def test_a_pipe_without_end_is_read_lazily(monkeypatch: pytest.MonkeyPatch, firs
     thread.join()
 
 
-def test_a_pipe_with_a_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["a star", '{"prompt": "a star"}'])
+def test_a_pipe_with_a_name(tmp_path: Path, line: str) -> None:
+    """As of a process substitution: `--prompts <(make-requests)`."""
     os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("a star\n",))
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(f"{line}\n",))
     writer.start()
     file = RequestFile(str(tmp_path / "pipe"))
     assert not file.seekable
