@@ -14,6 +14,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType, TracebackType
@@ -178,15 +179,19 @@ class Pipeline(metaclass=_AdvisesOnAttributes):
         if preview is not None:
             require_preview_decoder(self.bundle.manifest, "got `preview`")
         shown = self.progress if progress is None else progress
-        with ProgressBar(len(request.schedule), enabled=shown) as bar:
-            for each in self._steps(request, stopwatch):
+        with (
+            self.components.call(),
+            ProgressBar(len(request.schedule), enabled=shown) as bar,
+            closing(self._steps(request, stopwatch)) as steps,  # or the traceback of a callback's error would keep it
+        ):
+            for each in steps:
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, each.index, each.timestep, {"latents": each.latents}) or {}
                     each.latents = changed.get("latents", each.latents)
                 if preview is not None and (each.index + 1) % preview_interval == 0:
                     preview(each, each.preview())
                 bar.advance(each)
-        return self.finish(request, each, output_type)
+            return self.finish(request, each, output_type)
 
     def __repr__(self) -> str:
         name, tasks = quote(self.bundle.name), ", ".join(self.bundle.manifest.tasks)

@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -430,6 +431,51 @@ def test_a_run_goes_on_while_another_thread_closes_the_pipeline() -> None:
     assert closed == []
     assert len([*steps]) == 1
     assert closed
+
+
+def test_a_call_is_finished_although_the_pipeline_is_closed_meanwhile() -> None:
+    """Sampling and decoding are two runs, with a moment between them."""
+    closed: list[str] = []
+
+    class Watched(ChangedSession):
+        def close(self) -> None:
+            closed.append("closed")
+
+    pipeline = pipeline_with(lambda name, part, open_real: Watched(open_real()))
+
+    def close(_: Pipeline, index: int, timestep: float, values: dict[str, Any]) -> None:
+        pipeline.close()
+        thread = threading.Thread(target=call_from_another_thread)
+        thread.start()
+        thread.join()
+
+    def call_from_another_thread() -> None:
+        with pytest.raises(RequestError, match="closed"):
+            pipeline(PROMPT, **QUICK)
+        with pytest.raises(RequestError, match="closed"):
+            next(pipeline.steps(Request.of(prompt=PROMPT, **QUICK)))
+        assert closed == []
+        refused.append("both")
+
+    refused: list[str] = []
+    assert len(pipeline(PROMPT, callback_on_step_end=close, **QUICK)) == 1
+    assert closed
+    assert len(refused) == 2
+
+
+def test_a_callback_that_fails_ends_the_run_while_its_error_is_kept() -> None:
+    closed: list[str] = []
+
+    class Watched(ChangedSession):
+        def close(self) -> None:
+            closed.append("closed")
+
+    pipeline = pipeline_with(lambda name, part, open_real: Watched(open_real()))
+    with pytest.raises(ZeroDivisionError) as kept:
+        pipeline(PROMPT, callback_on_step_end=lambda *_: 1 / 0, **QUICK)  # type: ignore[arg-type, return-value]
+    pipeline.close()
+    assert closed
+    assert kept.value.__traceback__ is not None
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda pipeline: pickle.loads(pickle.dumps(pipeline))])

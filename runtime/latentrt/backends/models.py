@@ -95,6 +95,7 @@ class Components:
         self._models, self._lock = models, threading.Lock()
         self._held: dict[tuple[str, str | None], Key] = {}
         self._runs, self._deferred, self._closed = 0, set[tuple[str, str | None]](), False
+        self._calls, self._thread = 0, threading.local()  # its `calls`: of this thread
         weakref.finalize(self, _release_all, models, self._held, self._lock)
 
     def session(self, name: str, part: str | None = None) -> Session:
@@ -112,7 +113,7 @@ class Components:
         with measured("loading"):
             session = self._models.acquire(key, lambda: placement.open(part))
         with self._lock:
-            usable = not self._closed or self._runs > 0
+            usable = not self._closed or self._is_used
             if usable and (name, part) not in self._held:
                 self._held[name, part] = key
                 return session
@@ -139,10 +140,10 @@ class Components:
         """Count a run of the pipeline. While several are in progress, releases are deferred until the last ends.
 
         Raises:
-            RequestError: `close` was called.
+            RequestError: `close` was called, and this is not within a `call` of this thread.
         """
         with self._lock:
-            if self._closed:
+            if self._closed and not getattr(self._thread, "calls", 0):
                 raise closed_error()
             self._runs += 1
         try:
@@ -150,8 +151,30 @@ class Components:
         finally:
             with self._lock:
                 self._runs -= 1
-                deferred = list(self._held if self._closed else self._deferred) if self._runs == 0 else []
+                deferred = list(self._deferred) if self._runs == 0 else []
             self._release(deferred)
+            self._release_closed()
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Let this thread do several runs within the block, such as sampling and decoding, also if `close` is called
+        meanwhile.
+
+        Raises:
+            RequestError: `close` was called before.
+        """
+        with self._lock:
+            if self._closed:
+                raise closed_error()
+            self._calls += 1
+        self._thread.calls = getattr(self._thread, "calls", 0) + 1
+        try:
+            yield
+        finally:
+            self._thread.calls -= 1
+            with self._lock:
+                self._calls -= 1
+            self._release_closed()
 
     def done_with(self, name: str) -> None:
         """Release a component's sessions if `low_memory` is set; its work in this run is done."""
@@ -163,17 +186,26 @@ class Components:
         self._release([(name, part)])
 
     def close(self) -> None:
-        """Release every session, once the runs in progress have ended; no other run begins. Idempotent."""
+        """Release every session, once the runs and calls in progress have ended; no other begins. Idempotent."""
         with self._lock:
             self._closed = True
-            idle = self._runs == 0
-        if idle:
-            _release_all(self._models, self._held, self._lock)
+        self._release_closed()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
+
+    @property
+    def _is_used(self) -> bool:
+        return self._runs > 0 or self._calls > 0
+
+    def _release_closed(self) -> None:
+        """Release every session if `close` was called and nothing is in progress."""
+        with self._lock:
+            released = self._closed and not self._is_used
+        if released:
+            _release_all(self._models, self._held, self._lock)
 
     def _release(self, sessions: list[tuple[str, str | None]]) -> None:
         with self._lock:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentrt.bundle.printable import quote
 from latentrt.errors import BackendError, LatentRTError, RequestError, SafetyError
 from latentrt.request import OPTIONS, Request, Whole, flat_values
 from latentrt.resolve import MAX_REQUEST_BYTES, RANDOM_SEED
@@ -179,11 +180,12 @@ class _Generation:
         done = 0.0
         try:
             request = _resolve(self._pipeline, batch)
-            for step in self._pipeline.steps(request):
-                share = len(batch) / step.total
-                done += share
-                self._progress(share)
-            return self._pipeline.finish(request, step)
+            with self._pipeline.components.call():
+                for step in self._pipeline.steps(request):
+                    share = len(batch) / step.total
+                    done += share
+                    self._progress(share)
+                return self._pipeline.finish(request, step)
         # A library's failure to allocate has no class of its own, and one image's failure ends the run in any case.
         except (BackendError, SafetyError, RequestError, MemoryError) as error:
             if len(batch) == 1:
@@ -242,8 +244,10 @@ def _split_values(request: Request) -> Iterator[Values]:
     Random seeds are decided. Values of the wrong type are left to `resolve`.
 
     Raises:
-        RequestError: the number of prompts, negative prompts or seeds does not fit.
+        RequestError: it is no request, or the number of prompts, negative prompts or seeds does not fit.
     """
+    if not isinstance(request, Request):
+        raise RequestError(f"got {quote(request)}, expected a request, such as Request.of(prompt='a red circle')")
     values = flat_values(request)
     count = Whole(1)("num_images_per_prompt", request.images_per_prompt)
     prompts = _prompt_values(values)

@@ -264,3 +264,17 @@ def test_the_batch_size_is_one_that_an_engine_has(
 def test_available_memory(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int) -> None:
     monkeypatch.setattr(generation, "_read_lines", lambda path: files.get(path, "").splitlines())
     assert generation._available_bytes() == expected
+
+
+@pytest.mark.parametrize("requests", [["a star"], iter(["a star"]), "a star"])
+def test_what_is_no_request_is_refused_by_its_number(pipeline: Pipeline, requests: Any) -> None:
+    with pytest.raises(RequestError, match=r"request 1: got .*Request\.of"):
+        [*generate_many(pipeline, requests)]
+
+
+def test_a_batch_is_finished_although_the_pipeline_is_closed_meanwhile() -> None:
+    pipeline = Pipeline.load(device="cpu", threads=1)
+    images = generate_many(pipeline, [request(num_images_per_prompt=2)], 1, progress=lambda _: pipeline.close())
+    assert next(images).index == 0
+    with pytest.raises(RequestError, match="closed"):
+        next(images)
