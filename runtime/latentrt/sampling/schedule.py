@@ -80,9 +80,12 @@ class Schedule:
             )
         for name in (field.name for field in fields(self) if field.name != "init_noise_sigma"):
             column = getattr(self, name)
-            rank = 2 if name == "b" else 1
-            if column.ndim != rank or len(column) != len(self.t):
-                raise ValueError(f"column {name} has shape {column.shape}; expected {len(self.t)} rows and {rank} axes")
+            rank, shape = 2 if name == "b" else 1, np.shape(column)
+            if not isinstance(column, np.ndarray) or len(shape) != rank or len(column) != len(self.t) or 0 in shape:
+                raise ValueError(
+                    f"column {name} is a {type(column).__name__} of shape {shape}; expected an array of "
+                    f"{len(self.t)} rows and {rank} axes, none of them empty"
+                )
             with np.errstate(over="ignore"):
                 finite = np.isfinite(column.astype(np.float32))  # the loop runs in float32
             if name != "limit" and not np.all(finite):
