@@ -108,6 +108,16 @@ def test_an_import_is_declared(folder: str) -> None:
     assert imported(folder) - allowed == set()
 
 
+def test_the_licence_is_that_of_all_that_the_wheel_contains() -> None:
+    """Our own, then those of the material that NOTICE lists."""
+    texts = {"MIT License": "MIT", "SIL OPEN FONT LICENSE": "OFL-1.1", "zlib licence": "Zlib"}
+    notice = (ROOT / "NOTICE").read_text()
+    expected = ["Apache-2.0", *(name for text, name in texts.items() if text in notice)]
+    assert PROJECT["license"].split(" AND ") == expected
+    for file in (ROOT / "docker").iterdir():
+        assert f'image.licenses="{PROJECT["license"]}"' in file.read_text()
+
+
 def test_the_constraints_pin_every_declared_package() -> None:
     """TensorRT for one GPU is left to the user: its package depends on the driver."""
     pinned = {name_of(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
