@@ -388,7 +388,8 @@ def _seeds(seed: object, images: int) -> tuple[int, ...]:
     if count != images:
         got = f"{count} seeds" if count else "an empty range of seeds"
         raise RequestError(
-            f"`seed`: got {got} for {counted(images, 'image')}, expected one number, or a seed for each image"
+            f"`seed`: got {got} for {counted(images, 'image')}, expected one number, or a seed for each image; "
+            "`num_images_per_prompt` sets their number"
         )
     if isinstance(seed, range) and RANDOM_SEED in seed:
         raise _seed_error(seed, MAX_SEED)

@@ -5,6 +5,7 @@ No weights are loaded, so that an unsupported or incomplete checkpoint is reject
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from latentrt.bundle.digests import open_regular
+from latentrt.bundle.manifest import MANIFEST_NAME
 from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError
 from latentrt.hub import HubPath, find_origin
@@ -235,11 +237,13 @@ def read_model_index(
     """
     if not folder.is_dir():
         raise CheckpointError(
-            f"got {folder}, which is not a folder; expected a diffusers checkpoint (a folder), a .safetensors file, or "
-            "a repository on the hub (OWNER/NAME)"
+            f"got {folder}, which {'is not a folder' if os.path.lexists(folder) else 'does not exist'}; expected a "
+            "diffusers checkpoint (a folder), a .safetensors file, or a repository on the hub (OWNER/NAME)"
         )
     check_file(folder, folder / "model_index.json")
     if not (folder / "model_index.json").is_file():
+        if (folder / MANIFEST_NAME).is_file():
+            raise CheckpointError(f'{folder} is a bundle already; run it: latentrt run {folder} "…"')
         raise CheckpointError(
             f"{folder} has no model_index.json; expected a diffusers checkpoint as the hub or save_pretrained writes "
             "it. For a single-file checkpoint, pass the .safetensors file itself"

@@ -152,14 +152,17 @@ def open_on_provider(
     return BoundSession(runtime, session, graph, record.inputs, record.outputs, held, device="cuda", graphs=graphs)
 
 
-def check_provider(provider: str) -> None:
+def check_provider(provider: str, given: str | None = None) -> None:
     """Reject a provider that neither the installed ONNX Runtime nor an installed plug-in of it has.
+
+    Args:
+        given: the beginning of the error, such as "`device`: got cuda"; None: it names the provider.
 
     Raises:
         BackendError: the message lists those it has, and names the package that has it.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    _find_available(require(), provider)
+    _find_available(require(), provider, given)
 
 
 def available_providers() -> list[str]:
@@ -178,7 +181,7 @@ def _own_precision(bundle: Bundle, component: str) -> Precision:
     return "float16" if "float16" in record.graphs else "float32"
 
 
-def _find_available(runtime: Any, provider: str) -> ExecutionProvider:
+def _find_available(runtime: Any, provider: str, given: str | None = None) -> ExecutionProvider:
     """Return the provider of this name.
 
     Raises:
@@ -194,7 +197,7 @@ def _find_available(runtime: Any, provider: str) -> ExecutionProvider:
             return wanted
         remedy = f"its package {wanted.plugin} is installed and finds no device that it can use"
     raise BackendError(
-        f"`provider`: got {provider!r}, expected one that ONNX Runtime {runtime.__version__} has here: "
+        f"{given or f'`provider`: got {provider!r}'}, expected one that ONNX Runtime {runtime.__version__} has here: "
         f"{', '.join(available)}" + (f"; {wanted.name}: {remedy}" if remedy else "")
     )
 

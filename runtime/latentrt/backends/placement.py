@@ -211,7 +211,7 @@ class _Placer:
         if device in ("cpu", "openvino"):
             return self._on_cpu(name, "as requested", "onnxruntime" if device == "cpu" else "openvino")
         if device == "cuda":
-            return self.on_provider(name, ort.CUDA)
+            return self.on_provider(name, ort.CUDA, "`device`: got cuda")
         if self._gpu is None:
             self._gpu = find_gpu()
         if isinstance(self._gpu, NoGpu):
@@ -303,9 +303,13 @@ class _Placer:
             named = NamedWeights(weights.arrays(), weights.digest)
             return EngineSession(device, source.plan(), source.record, cache, named)
 
-    def on_provider(self, name: str, provider: str) -> Placement:
-        """Place a component on one of ONNX Runtime's execution providers, which must be available."""
-        ort.check_provider(provider)
+    def on_provider(self, name: str, provider: str, given: str | None = None) -> Placement:
+        """Place a component on one of ONNX Runtime's execution providers, which must be available.
+
+        Args:
+            given: the beginning of the error where it is not; None: it names the provider.
+        """
+        ort.check_provider(provider, given)
         known = find_provider(provider)
         on_gpu = known.name == ort.CUDA
         return Placement(

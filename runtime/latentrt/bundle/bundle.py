@@ -43,7 +43,7 @@ from latentrt.bundle.manifest import (
 )
 from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
 from latentrt.bundle.pinned_files import PinnedFiles
-from latentrt.bundle.printable import quote
+from latentrt.bundle.printable import did_you_mean, quote
 from latentrt.bundle.root import BundleRoot
 from latentrt.bundle.sample import SAMPLE, bundle_path
 from latentrt.bundle.staging import is_being_replaced
@@ -274,14 +274,15 @@ def _bundle_folder(path: str | os.PathLike[str]) -> Path:
     # os.path returns False where Path raises: for a folder without permission to enter, or an invalid name.
     if os.path.isfile(os.path.join(path, MANIFEST_NAME)):
         return Path(path)
-    found = "does not exist or cannot be entered"
+    found, otherwise = "does not exist or cannot be entered", "; latentrt export CHECKPOINT BUNDLE writes one"
     if os.path.isfile(os.path.join(path, "model_index.json")):
         raise BundleError(f"{path} is a checkpoint, not a bundle; turn it into one: latentrt export {path} BUNDLE")
     if os.path.exists(path):
         found = f"has no {MANIFEST_NAME}" if os.path.isdir(path) else "is a file"
     else:
         found += _suggest_pull(path)
-    raise BundleError(f"{path} {found}, expected the folder of a bundle; latentrt export CHECKPOINT BUNDLE writes one")
+        otherwise = did_you_mean(os.fspath(path), [SAMPLE]) or otherwise
+    raise BundleError(f"{path} {found}, expected the folder of a bundle{otherwise}")
 
 
 def _suggest_pull(path: str | os.PathLike[str]) -> str:

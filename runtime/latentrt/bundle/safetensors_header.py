@@ -92,7 +92,9 @@ def read_header(stream: IO[bytes], size: int) -> Header:
     """
     length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
     if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-        raise ValueError(f"got a header of {length:,} bytes in a file of {size:,}, expected a header inside the file")
+        raise ValueError(
+            f"its first {_LENGTH_BYTES} bytes, the length of a header, say more than the {size:,} bytes that it has"
+        )
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"the header has {length:,} bytes, expected {MAX_HEADER_BYTES:,} at most")
     # A tensor of `_MAX_AXES` axes has so many commas and brackets, and one text a comma.

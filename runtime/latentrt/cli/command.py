@@ -416,7 +416,7 @@ def spelling() -> dict[str, str]:
     options = {each.name or "": each for each in ctx.command.params}
     defaults = (ParameterSource.DEFAULT, None)
     given = {}
-    for name in options:
+    for name in {**options, **also}:
         source = also.get(name, name)
         if source in options and ctx.get_parameter_source(source) not in defaults:
             given[name] = spell(ctx, options[source])

@@ -13,11 +13,18 @@ import click
 from latentrt.bundle.printable import quote
 from latentrt.cli.command import command, describe_values, option, settings
 from latentrt.cli.output import echo
-from latentrt.cli.request_options import device_options, digest_option, given_options, request_options, samplers
+from latentrt.cli.request_options import (
+    device_options,
+    digest_option,
+    given_options,
+    precision_options,
+    request_options,
+    samplers,
+)
 from latentrt.cli.values import BundlePath, Suggested
 
 if TYPE_CHECKING:
-    from latentrt.backends.placement import Device
+    from latentrt.backends.placement import ComputePrecision, Device
     from latentrt.cli.comparison import Cell
     from latentrt.pipeline import Pipeline
 
@@ -58,11 +65,12 @@ class _List(Suggested):
 @command(
     examples=(
         "latentrt compare -o compare.png",
-        'latentrt compare my-bundle --samplers euler,heun,unipc --steps 5,10,25 --prompt "a lighthouse"',
+        'latentrt compare my-bundle "a lighthouse" --samplers euler,heun,unipc --steps 5,10,25',
         "latentrt compare sample --samplers all --steps 10 --json > compare.json",
     )
 )
 @click.argument("bundle", type=BundlePath(), required=False)
+@click.argument("prompt", default=_PROMPT)
 @option(
     "--samplers",
     "names",
@@ -82,7 +90,6 @@ class _List(Suggested):
 @option(
     "--runs", type=click.IntRange(min=1), default=1, group="Comparison", help="Runs per image; the median is shown."
 )
-@option("--prompt", default=_PROMPT, group="Image", help="The image's description.")
 @option("--seed", type=int, default=7, group="Image", help="Seed of the initial noise, the same for all.")
 @request_options("negative_prompt", "width", "height", "guidance_scale", "safety")
 @option(
@@ -94,6 +101,7 @@ class _List(Suggested):
 )
 @option("--overwrite", is_flag=True, group="Output", help="Replace an existing file.")
 @device_options
+@precision_options
 @digest_option
 def compare(
     bundle: Path | None,
@@ -108,6 +116,8 @@ def compare(
     device: Device,
     provider: str | None,
     threads: int | None,
+    precision: ComputePrecision | None,
+    low_memory: bool,
     **options: Any,
 ) -> None:
     """Generate one prompt from BUNDLE with several samplers and step counts, all from the same noise, and lay the
@@ -126,7 +136,15 @@ def compare(
     from latentrt.request import Request
 
     place = choose_file(output, "compare.png", overwrite=overwrite)
-    pipeline = Pipeline.load(bundle, device=device, digest=digest, threads=threads, provider=provider)
+    pipeline = Pipeline.load(
+        bundle,
+        device=device,
+        digest=digest,
+        threads=threads,
+        provider=provider,
+        precision=precision,
+        low_memory=low_memory,
+    )
     request = Request.of(prompt=prompt, seed=seed, **given_options(options))
     cells = plan_cells(pipeline, request, _choose_samplers(pipeline, names), counts)
     cells = _generate(pipeline, cells, runs)

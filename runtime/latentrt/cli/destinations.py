@@ -119,6 +119,10 @@ class OutputNames:
             free = existing == "refuse"
             output = _find_free_stem(_DEFAULT_STEM, extension, several=several) if free else _DEFAULT_STEM
             output += extension
+        elif not output:
+            raise OutputError(
+                "`output`: got an empty name, expected that of an image or a folder, or - for standard output"
+            )
         elif output.endswith(("/", os.sep)) or os.path.isdir(output):
             self._folder = output.rstrip("/" + os.sep).replace("{", "{{").replace("}", "}}") or os.sep
             output = f"{self._folder}/{_IN_FOLDER}{files.find_extension(self.file_format)}"
@@ -160,14 +164,12 @@ class OutputNames:
         return destination.template.fill(self._values(request, image, index))
 
     def _values(self, request: ResolvedRequest, image: int, index: int) -> Mapping[str, Any]:
-        from latentrt.sampling import samplers
-
         prompts = request.prompts
         return {
             "index": index,
             "seed": request.seeds[image],
             "prompt": prompts[request.prompt_of(image)] if prompts else "",
-            "sampler": samplers.choose(request.sampler).name,
+            "sampler": _name_sampler(request),
             "steps": request.steps,
             "guidance_scale": request.guidance_scale,
             "width": request.width,
@@ -184,3 +186,16 @@ def _find_free_stem(stem: str, extension: str, *, several: bool) -> str:
         taken.update(found[1].lower() for each in entries if (found := pattern.fullmatch(each.name.lower())))
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(1)))
     return next(name for name in names if name not in taken)
+
+
+def _name_sampler(request: ResolvedRequest) -> str:
+    """Return the sampler's name with the suffix of its spacing, such as `dpmpp_2m_karras`."""
+    from latentrt.sampling import samplers
+    from latentrt.sampling.samplers.aliases import SPACING_SUFFIXES
+
+    choice = samplers.choose(request.sampler)
+    options = {**choice.options, **(request.sampling.options or {})}
+    if request.sampling.karras is not None:
+        options["use_karras_sigmas"] = request.sampling.karras
+    spaced = (suffix for suffix, spacing in SPACING_SUFFIXES.items() if options.get(f"use_{spacing}_sigmas"))
+    return choice.name + next(spaced, "")

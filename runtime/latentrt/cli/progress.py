@@ -123,7 +123,7 @@ class Task:
             return f"{decimal(int(self.completed))}{whole}"
         if self.total is None or self.total <= 1:  # steps without a number
             return ""
-        return f"{self.completed:g} of {self.total:g}"
+        return f"{int(self.completed)} of {self.total:g}"
 
     def _times(self) -> str:
         seconds = time.monotonic() - self._began

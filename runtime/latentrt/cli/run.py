@@ -146,8 +146,8 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     "prompts",
     metavar="FILE",
     group="Prompt",
-    help="A file with a prompt on each line, or of JSON lines: objects with the keywords of latentrt.Pipeline, and "
-    "`output`. - is standard input.",
+    help="A file with a prompt on each line (lines that are empty or begin with # are skipped), or of JSON lines: "
+    "objects with the keywords of latentrt.Pipeline, and `output`. - is standard input.",
 )
 @option(
     "-o",
@@ -273,6 +273,7 @@ class _Requests:
     Attributes:
         can_be_read_again: whether the requests can be iterated more than once.
         random_seed: the seed of the first image where none is given.
+        used_random_seed: whether a request had no seed of its own so far.
     """
 
     def __init__(
@@ -290,7 +291,7 @@ class _Requests:
         self._count = None if count is None else Whole(1)("num_images_per_prompt", count)
         self._seed = None if seed == RANDOM_SEED else seed
         self.can_be_read_again = file is None or file.seekable
-        self.random_seed = secrets.randbelow(2**32)
+        self.random_seed, self.used_random_seed = secrets.randbelow(2**32), False
         if isinstance(seed, range) and seed.start < 0:
             raise RequestError(f"`seed`: got {seed.start}..{seed.stop - 1}, expected whole numbers of at least 0")
         if isinstance(seed, Sequence) and not self.can_be_read_again:
@@ -375,6 +376,8 @@ class _Requests:
         own = None if own == RANDOM_SEED else own
         if own is None and isinstance(self._seed, Sequence):
             own = self._seed[first : first + images]
+        if own is None and self._seed is None:
+            self.used_random_seed = True
         if isinstance(own, list):  # a random one is that of its place, in each reading
             return [self.random_seed + first + place if seed == -1 else seed for place, seed in enumerate(own)]
         if own is None:
@@ -648,7 +651,7 @@ class _Run:
 
     def _describe_rest(self) -> str:
         """Return how a run is continued."""
-        more = [f"--seed {self.requests.random_seed}"] if self.requests.is_random else []
+        more = [f"--seed {self.requests.random_seed}"] if self.requests.used_random_seed else []
         if self.names.main is not None and click.get_current_context().params.get("output") is None:
             more.append(f'-o "{self.names.main.template.text}"')
         return f"for the others, give the same command with {' '.join([*more, '--skip-existing'])}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import click
 import msgspec
 
-from latentrt.cli.command import COMMON_GROUP, command, option, settings
+from latentrt.cli.command import COMMON_GROUP, command, option, set_by, settings
 from latentrt.cli.document import echo_document
 from latentrt.cli.output import echo, echo_block
 from latentrt.cli.request_options import samplers as known_samplers
@@ -102,6 +102,7 @@ def samplers(names: tuple[str, ...], verbose: bool) -> None:
     """
     from latentrt.sampling.samplers import SAMPLERS, choose
 
+    set_by(click.get_current_context(), "sampler", "names")
     choices = {name: choose(name) for name in names}
     listed = list(dict.fromkeys(choice.name for choice in choices.values())) or list(SAMPLERS)
     if settings().json:

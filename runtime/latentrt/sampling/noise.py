@@ -42,7 +42,7 @@ class Generator:
 
     def __init__(self, seed: int) -> None:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**SEED_BITS:
-            raise RequestError(f"got `seed`={seed!r}, expected a whole number from 0 to 2**{SEED_BITS} - 1")
+            raise RequestError(f"`seed`: got {seed!r}, expected a whole number from 0 to 2**{SEED_BITS} - 1")
         self._twister = np.random.RandomState(int(seed) % 2**32)
         self._spare: float | None = None
 

@@ -253,7 +253,7 @@ def shift_sigmas(sigmas: Float64s, shift: float) -> Float64s:
 def shift_sigmas_dynamically(sigmas: Float64s, mu: float, kind: Literal["exponential", "linear"]) -> Float64s:
     """Shift σ of a flow by e^mu (`exponential`) or by mu itself (`linear`), as diffusers' `time_shift`."""
     if kind == "linear" and not mu > 0:
-        raise RequestError(f"got `mu`={mu:g} with `time_shift_type` 'linear', where it is the shift; expected above 0")
+        raise RequestError(f"`mu`: got {mu:g} with `time_shift_type` 'linear', where it is the shift; expected above 0")
     shift = math.exp(mu) if kind == "exponential" else mu
     shifted: Float64s = shift / (shift + (1 / sigmas - 1))
     return shifted

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from latentrt.bundle.sample import bundle_path
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.checkpoint import (
     GivenComponents,
@@ -41,7 +42,7 @@ def test_configurations_are_read(folder: Path) -> None:
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is not a folder; expected .*a .safetensors file, or .*OWNER/NAME"):
+    with pytest.raises(CheckpointError, match=r"does not exist; expected .*a .safetensors file, or .*OWNER/NAME"):
         open_skeleton(tmp_path / "missing")
 
 
@@ -49,6 +50,11 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is not a folder"):
         open_skeleton(tmp_path / "file")
+
+
+def test_a_bundle_is_no_checkpoint() -> None:
+    with pytest.raises(CheckpointError, match="is a bundle already; run it: latentrt run "):
+        open_skeleton(bundle_path())
 
 
 def test_no_model_index(folder: Path) -> None:

@@ -91,7 +91,7 @@ def test_another_bundle_and_nothing_printed(
     """Its own scheduler, PNDM, comes first."""
     monkeypatch.chdir(tmp_path)
     size = ("--height", "64", "--width", "96", "--guidance-scale", "1", "-n", "a star", "--safety", "report")
-    assert run(sd1.bundle, "--prompt", "a dog", "--steps", "4", *size, "--json", "--quiet") == 0
+    assert run(sd1.bundle, "a dog", "--steps", "4", *size, "--json", "--quiet") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["request"] == {
         "prompt": "a dog",

@@ -326,6 +326,19 @@ def test_a_prompt_is_needed(latentrt: Caller, tmp_path: Path) -> None:
     assert_refused(latentrt("run", SAMPLE, "-o", tmp_path / "out.png"), 2, "PROMPT")
 
 
+@pytest.mark.parametrize("device", [("--device", "cuda"), ("--provider", "rocm")])
+def test_a_device_that_is_not_there_is_named_by_its_option(
+    latentrt: Caller, monkeypatch: pytest.MonkeyPatch, device: tuple[str, str]
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    call = ("run", SAMPLE, "a star", "--steps", "2")
+    assert_refused(latentrt(*call, *device), 7, f"{device[0]}: got ", device[1], "CPUExecutionProvider")
+
+
+def test_a_misspelt_sample_is_found(latentrt: Caller) -> None:
+    assert_refused(latentrt("run", "sampel", "a star", *QUICK), 4, "sampel does not exist", "did you mean sample?")
+
+
 def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(latentrt: Caller, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     call = ("run", SAMPLE, "a star", "--steps", "900", "-o")

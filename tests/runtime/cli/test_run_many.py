@@ -224,6 +224,7 @@ def test_a_pipe(latentrt: Caller, drawn: list[tuple[int, ...]], monkeypatch: pyt
     assert "standard input, line 3: height: got 101" in done.err
     assert "2 images done" in done.err
     assert "--skip-existing" in done.err
+    assert "--seed" not in done.err, "it is in the command already"
     assert names() == ["out-0.png", "out-1.png"]
     give_pipe(monkeypatch, "a star\na heart\na cross\n")
     done = latentrt(*call, "--seed", "4", "--skip-existing", "-o", "out.png")
@@ -305,6 +306,7 @@ def test_a_folder(latentrt: Caller, drawn: list[tuple[int, ...]]) -> None:
         ("missing/out.png", 8, ("mkdir",)),
         ("{seed}", 8, (".png",)),
         ("out.gif", 8, (".png",)),
+        ("", 8, ("--output: got an empty name",)),
         ("x" * 300 + "{seed}.png", 8, ("shorter",)),
         ("file/{seed}.png", 8, ("file/",)),
         ("file/{sampler}/{seed}.png", 8, ("file/",)),
@@ -386,6 +388,22 @@ def test_nothing_is_loaded_where_every_file_is_there(
 def test_skipping_needs_names_that_are_known(latentrt: Caller) -> None:
     call = ("run", "sample", "a star", *QUICK, "--skip-existing")
     assert_refused(latentrt(*call, "-o", "{seed}.png"), 2, "--skip-existing", "--seed")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--sampler", "DPM++ 2M Karras"), "dpmpp_2m_karras.png"),
+        (("--sampler", "dpmpp_2m", "--karras"), "dpmpp_2m_karras.png"),
+        (("--sampler", "dpmpp_2m_karras", "--no-karras"), "dpmpp_2m.png"),
+        (("--sampler", "euler", "--sampler-option", "use_beta_sigmas=true"), "euler_beta.png"),
+    ],
+)
+def test_a_sampler_s_name_has_the_spacing_of_its_sigmas(
+    latentrt: Caller, drawn: list[tuple[int, ...]], options: tuple[str, ...], expected: str
+) -> None:
+    assert latentrt("run", "sample", "a star", "--steps", "3", *options, "-o", "{sampler}.png").code == 0
+    assert names() == [expected]
 
 
 def test_the_default_name_is_the_next_that_is_free(latentrt: Caller, drawn: list[tuple[int, ...]]) -> None:

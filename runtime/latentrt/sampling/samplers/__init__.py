@@ -127,7 +127,9 @@ def choose(name: str) -> SamplerChoice:
         if plain.endswith(suffix) and plain != suffix:
             stem = plain.removesuffix(suffix)
             if any(stem.endswith(each) for each in SPACING_SUFFIXES):
-                raise RequestError(f"got `sampler`={name!r}, which names two spacings of the sigmas; remove one suffix")
+                raise RequestError(
+                    f"`sampler`: got {name!r}, which names two spacings of the sigmas; remove one suffix"
+                )
             choice = choose(stem)
             return replace(choice, options={**choice.options, **_spacing_options(choice.sampler, spacing)})
     import difflib  # only on errors
@@ -135,7 +137,7 @@ def choose(name: str) -> SamplerChoice:
     near = difflib.get_close_matches(plain, [*_CLASSES, *ALIASES], n=2)
     suggestion = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise RequestError(
-        f"got `sampler`={name!r}, which is unknown{suggestion}; expected one of {', '.join(_CLASSES)}, or an alias "
+        f"`sampler`: got {name!r}, which is unknown{suggestion}; expected one of {', '.join(_CLASSES)}, or an alias "
         "(see latentrt samplers)"
     )
 

@@ -41,7 +41,7 @@ class Consistency(Sampler):
         else:
             index = np.array(steps.timesteps, np.float64)
             if np.any(index != index.round()):
-                raise RequestError(f"got `timesteps`={steps.timesteps}, expected whole numbers")
+                raise RequestError(f"`timesteps`: got {steps.timesteps}, expected whole numbers")
         if index[0] >= self.num_train_timesteps or self.num_train_timesteps < 2:
             raise RequestError(
                 f"`timesteps` has {index[0]:g}, but training has only 0 to {self.num_train_timesteps - 1}; use smaller "

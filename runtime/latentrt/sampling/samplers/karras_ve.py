@@ -45,7 +45,7 @@ class KarrasVe(Sampler):
 
     def table(self, steps: Steps) -> Schedule:
         if steps.count < 2:
-            raise RequestError("got `num_inference_steps`=1, expected at least 2: the highest and the lowest sigma")
+            raise RequestError("`num_inference_steps`: got 1, expected at least 2: the highest and the lowest sigma")
         check_sigma_range(self.sigma_min, self.sigma_max)
         # In float32, as torch computes it.
         ratio = np.float64(np.float32(self.sigma_min**2 / self.sigma_max**2))

@@ -70,7 +70,7 @@ class Distilled(Thresholding, TrainedSampler):
         count = steps.original_inference_steps or self.original_inference_steps
         if count > self.num_train_timesteps:
             raise RequestError(
-                f"got `original_inference_steps`={count}, expected at most {self.num_train_timesteps} "
+                f"`original_inference_steps`: got {count}, expected at most {self.num_train_timesteps} "
                 "(`num_train_timesteps`)"
             )
         return np.arange(1, int(count * steps.strength) + 1) * (self.num_train_timesteps // count) - 1

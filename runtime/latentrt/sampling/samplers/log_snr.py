@@ -151,7 +151,7 @@ class LogSNR(Thresholding, SigmaSpacing, TrainedSampler):
         kind = getattr(self, "time_shift_type", None)
         if not getattr(self, "use_dynamic_shifting", False) or kind != "exponential":
             raise RequestError(
-                f"got `mu`={steps.mu:g} without `use_dynamic_shifting` and `time_shift_type` 'exponential'; set them, "
+                f"`mu`: got {steps.mu:g} without `use_dynamic_shifting` and `time_shift_type` 'exponential'; set them, "
                 "or leave `mu` out"
             )
         return exp(steps.mu)

@@ -96,7 +96,7 @@ class Steps:
             raise RequestError(f"got `{name}`={quote(value)}, expected {wanted}")
         if self.begin >= self.count:
             raise RequestError(
-                f"got `begin`={self.begin} with {self.count} steps (`num_inference_steps`), expected at most "
+                f"`begin`: got {self.begin} with {self.count} steps (`num_inference_steps`), expected at most "
                 f"{self.count - 1}"
             )
         self._check_grid()
@@ -127,7 +127,7 @@ class Steps:
         """
         if self.begin >= len(grid):
             raise RequestError(
-                f"got `begin`={self.begin}, but this grid has only {len(grid)} steps; expected at most {len(grid) - 1}"
+                f"`begin`: got {self.begin}, but this grid has only {len(grid)} steps; expected at most {len(grid) - 1}"
             )
         return grid[self.begin :]
 

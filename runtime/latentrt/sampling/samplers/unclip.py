@@ -35,8 +35,8 @@ class UnCLIP(Sampler):
     def table(self, steps: Steps) -> Schedule:
         if not 1 < steps.count <= self.num_train_timesteps:
             raise RequestError(
-                f"got `num_inference_steps`={steps.count}, expected 2 to {self.num_train_timesteps}; the grid includes "
-                "the first and the last timestep"
+                f"`num_inference_steps`: got {steps.count}, expected 2 to {self.num_train_timesteps}; the grid "
+                "includes the first and the last timestep"
             )
         betas = training_betas("squaredcos_cap_v2", 0, 0, self.num_train_timesteps)
         alpha_bar = alphas_cumprod(betas)
