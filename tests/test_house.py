@@ -190,7 +190,7 @@ LAYERS = (
     ("backends",),
     ("sampling", "text", "decode", "images"),
     ("families", "request", "resolve"),
-    ("pipeline", "result", "progress", "batch"),
+    ("pipeline", "result", "progress_bar", "batch"),
     ("cli",),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
@@ -279,8 +279,27 @@ def test_the_command_line_prints_through_one_place() -> None:
         if used in PRINTS
     }
     # The result of a worker; and whether a terminal is there for tqdm's bar.
-    assert found <= {(f"runtime/latentrt/{name}.py", "sys.stderr") for name in ("worker_process", "progress")}
+    assert found <= {(f"runtime/latentrt/{name}.py", "sys.stderr") for name in ("worker_process", "progress_bar")}
     assert {"click.echo", "rich.text.Text"} <= {used for name in OUTPUT for used in names_used(ROOT / name)}
+
+
+def test_files_and_folders_are_renamed_in_one_place() -> None:
+    """Windows renames none that is open, which a virus scanner may keep for a moment (`latentrt.bundle.renames`)."""
+    found = {
+        (path.relative_to(ROOT).as_posix(), ast.unparse(node.func))
+        for package, root in PACKAGES.items()
+        if package != "sample"
+        for path in (root / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        # A path's `rename` takes the target alone.
+        and (
+            ast.unparse(node.func) in ("os.rename", "os.replace")
+            or (node.func.attr == "rename" and len(node.args) == 1)
+        )
+    }
+    assert {name for name, _ in found} == {"runtime/latentrt/bundle/renames.py"}
 
 
 # What is read whole: files of the package and of the system, and those that the same process has just written.

@@ -31,7 +31,7 @@ from latentrt.errors import MissingAttributeError, RequestError
 from latentrt.families import open_family
 from latentrt.images.files import to_images
 from latentrt.other_names import attribute_advice
-from latentrt.progress import ProgressBar
+from latentrt.progress_bar import ProgressBar
 from latentrt.request import OPTIONS, CallOptions, Request, Whole
 from latentrt.resolve import ResolvedRequest, require_preview_decoder, resolve
 from latentrt.result import OutputType, Result, check_output_type, make_result

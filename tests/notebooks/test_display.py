@@ -14,7 +14,7 @@ from IPython.core.formatters import DisplayFormatter
 from IPython.core.interactiveshell import InteractiveShell
 
 from latentrt import Pipeline
-from latentrt.progress import ProgressBar, is_watched
+from latentrt.progress_bar import ProgressBar, is_watched
 
 QUICK: dict[str, Any] = {"num_inference_steps": 2, "sampler": "euler", "seed": 3}
 

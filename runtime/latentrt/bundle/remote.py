@@ -17,6 +17,7 @@ from latentrt.bundle.card import CARD_NAME, write_card
 from latentrt.bundle.digests import ByteProgress, hash_bytes, open_regular, read_at_most
 from latentrt.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from latentrt.bundle.printable import printable
+from latentrt.bundle.renames import replace_file
 from latentrt.bundle.staging import staged
 from latentrt.errors import BundleError, HubError, IntegrityError, ManifestError, RequestError
 from latentrt.hub import HubPath, Repository, check_room, open_repository, upload
@@ -86,7 +87,7 @@ def pull_bundle(
         for name in (*manifest.files, MANIFEST_NAME):
             place = stage.bundle / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            (downloads / name).rename(place)
+            replace_file(downloads / name, place)
         Bundle.open(stage.bundle, found, trust_cache=False).verify()
     return Pulled(Bundle.open(destination, found), repository.name, repository.commit)
 

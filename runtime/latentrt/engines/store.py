@@ -34,6 +34,7 @@ import msgspec
 from latentrt.bundle.digests import hash_bytes, open_regular, read_at_most
 from latentrt.bundle.file_lock import FIRST_BYTE, claim
 from latentrt.bundle.printable import printable
+from latentrt.bundle.renames import rename_folder
 from latentrt.bundle.signatures import has_plain_axes
 from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder, parse_json
 from latentrt.bundle.user_cache import require_private_folder
@@ -197,7 +198,7 @@ class EngineStore:
         target = self.folder / QUARANTINE / f"{key}.{time.strftime('%Y%m%dT%H%M%S')}.{secrets.token_hex(4)}"
         try:
             target.parent.mkdir(mode=0o700, exist_ok=True)
-            os.rename(self.folder / key, target)
+            rename_folder(self.folder / key, target)
             if target.is_dir():
                 (target / "reason.txt").write_text(f"{printable(reason)}\n", encoding="utf-8")
         except FileNotFoundError:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from latentrt import Pipeline
-from latentrt.progress import ProgressBar, is_watched
+from latentrt.progress_bar import ProgressBar, is_watched
 
 QUICK: dict[str, Any] = {"num_inference_steps": 2, "sampler": "euler", "seed": 3}
 
