@@ -46,7 +46,7 @@ def _escape(text: str) -> str:
 
 
 def _hide(app: Sphinx, context: click.Context, lines: list[str]) -> None:
-    """Variables of the environment follow from the options' names; the page on configuration says how."""
+    """Remove the environment variables: they follow from the options' names, as the page on configuration says."""
     lines.clear()
 
 

@@ -66,7 +66,7 @@ def export_checkpoint(
     byte.
 
     Args:
-        checkpoint: a diffusers folder, or a single `.safetensors` file of Stable Diffusion 1.x or 2.x; here, or on the
+        checkpoint: a diffusers folder, or a single `.safetensors` file of Stable Diffusion 1.x or 2.x; local, or on the
             Hugging Face hub, from which the files that are needed are downloaded into its cache.
         bundle: the folder to create.
         progress: notified of steps, results and warnings.

@@ -209,7 +209,7 @@ class Repository:
         return isinstance(_import_hub().try_to_load_from_cache(self.name, name, revision=self.commit), str)
 
     def fetch(self, names: Iterable[str], progress: ByteProgress | None = None) -> Path:
-        """Download files into the cache, unless they are there; return the folder of the snapshot.
+        """Download files into the cache, unless it has them; return the folder of the snapshot.
 
         Args:
             names: paths in the repository, at least one.
@@ -258,7 +258,7 @@ def open_repository(path: HubPath) -> Repository:
     except HubError as error:
         if not path.bare:
             raise
-        raise HubError(f"{path.repository} is no folder or file here, and as a repository: {error}") from error
+        raise HubError(f"{path.repository} is no local folder or file, and as a repository: {error}") from error
 
 
 def _open(path: HubPath) -> Repository:
@@ -305,7 +305,7 @@ def upload(
         files: path in the repository → a file, or its content.
         private: of a new repository; an existing one keeps its visibility.
         branch: created if there is none; None for the default branch.
-        check: takes the names of the files that are there; raises if they may not be added to.
+        check: takes the names of the existing files; raises if they may not be added to.
         bars: show the library's progress bars.
 
     Returns:
@@ -485,7 +485,7 @@ def _explain(error: Exception, repository: str, revision: str | None, failure: s
         if isinstance(each, httpx2.TransportError):
             return HubError(
                 f"{repository}: {constants.ENDPOINT} cannot be reached; check the connection and HF_ENDPOINT, or use "
-                "what is in the cache: HF_HUB_OFFLINE=1"
+                "the files in the cache: HF_HUB_OFFLINE=1"
             )
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             return OutputError(f"{repository}: {failure}: {each.strerror}; check {constants.HF_HUB_CACHE}")
@@ -515,12 +515,12 @@ def _explain_answer(error: Any, repository: str, revision: str | None, failure: 
     if status == 403:
         return f"{repository}: the token is not allowed to do this; use one with the right permission (HF_TOKEN)"
     if status == 429:
-        return f"{repository}: the hub has had too many requests from here; try again later, or set HF_TOKEN"
+        return f"{repository}: the hub limits requests from this address; try again later, or set HF_TOKEN"
     return f"{repository}: {failure}, the hub answered with status {status}; try again later"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, then what it was raised from."""
+    """Yield an error and its causes."""
     found: BaseException | None = error
     while found is not None:
         yield found

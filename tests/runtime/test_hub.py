@@ -168,7 +168,7 @@ def test_bytes_count_once_with_the_library_s_other_protocol() -> None:
 @pytest.mark.extras
 class TestFailures:
     @pytest.mark.parametrize(
-        ("status", "words"), [(500, "status 500"), (429, "too many requests"), (403, "not allowed"), (418, "418")]
+        ("status", "words"), [(500, "status 500"), (429, "limits requests"), (403, "not allowed"), (418, "418")]
     )
     def test_each_answer_is_an_error_of_ours(self, hub: HubServer, status: int, words: str) -> None:
         hub.add(NAME, FILES)

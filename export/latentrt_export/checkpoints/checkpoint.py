@@ -92,7 +92,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WantedComponents:
-    """The components that a user gives beside the checkpoint, here or on the hub; None for those that are not given.
+    """The components that a user gives beside the checkpoint, local or on the hub; None for those that are not given.
 
     Attributes:
         vae: an autoencoder in place of the checkpoint's own: its folder, a checkpoint that has one, or a `.safetensors`
@@ -109,7 +109,7 @@ class WantedComponents:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenComponents(WantedComponents):
-    """The components that a user gives beside the checkpoint, which all are here."""
+    """The components that a user gives beside the checkpoint, all of them local."""
 
     vae: Path | None = None
     safety_checker: Path | None = None

@@ -49,7 +49,7 @@ class Downloads(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The inputs of an export, all here.
+    """The inputs of an export, all of them local.
 
     Attributes:
         checkpoint, given, config: as for `export_checkpoint`.
@@ -275,7 +275,7 @@ class _Source:
         except PickleError as error:
             name = self._repository.name
             raise CheckpointError(
-                f"{error}\nIt converts files that are here; download the repository first, and export {name} then:\n"
+                f"{error}\nIt converts local files: download the repository first, and export {name} afterwards:\n"
                 f"  hf download {name} --revision {self._repository.commit} --local-dir {name}"
             ) from error
 

@@ -112,7 +112,7 @@ def choose_files(
     """Choose a component's safetensors among the files of its folder, by their names alone.
 
     Args:
-        folder: the component's folder, for errors; it need not be here.
+        folder: the component's folder, for errors; it need not exist.
         names: of the files in it. A dangling link, left by an interrupted download, is one of them.
         stem, preferred: as for `find_weights`.
         read_index: returns the shards that an index names.

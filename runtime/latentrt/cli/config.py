@@ -189,7 +189,7 @@ def template(root: click.Context) -> str:
     """Return a configuration file in which every option is commented out, with its default and its help."""
     lines = [
         "# Defaults of the options of latentrt: a table for each command, a key for each option.",
-        "# Remove the # before a table and an option to set it. `latentrt config` prints what is set.",
+        "# Remove the # before a table and an option to set it. `latentrt config` prints the options that are set.",
     ]
     for context, found in list_commands(root):
         lines += ["", f"# [{'.'.join(context.command_path.split()[1:])}]"]

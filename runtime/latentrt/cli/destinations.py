@@ -1,4 +1,4 @@
-"""The files that commands write images to: their names and formats, and what happens to existing files.
+"""The files that commands write images to: their names and formats, and the treatment of existing files.
 
 A file that exists is refused before any work, unless the command line says what to do with it. Without a name, a
 command takes the first of `out`, `out-1`, `out-2`, … that is free.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Destination", "Existing", "OutputNames", "choose_file", "refuse_file"]
 
 Existing = Literal["refuse", "overwrite", "skip"]
-"""What happens to an existing file."""
+"""The treatment of an existing file."""
 
 _STANDARD_OUTPUT = "-"
 _DEFAULT_STEM = "out"
@@ -97,7 +97,7 @@ class OutputNames:
     Args:
         output: as given: a name or template, a folder, or `-`; None: `out.png` or the next that is free.
         file_format: `png`, `jpeg` or `webp`; None: as the extension says.
-        existing: what happens to existing files.
+        existing: the treatment of existing files.
         several: whether the run has more than one image, or an unknown number.
 
     Attributes:

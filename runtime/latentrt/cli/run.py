@@ -175,7 +175,10 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     help="Images per prompt.  [default: 1, or one for each seed]",
 )
 @option(
-    "--batch-size", type=int, group="Machine", help="Images that are generated at once.  [default: what fits memory]"
+    "--batch-size",
+    type=int,
+    group="Machine",
+    help="Images that are generated at once.  [default: as many as fit memory]",
 )
 @request_options()
 @device_options

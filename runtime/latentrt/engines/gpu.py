@@ -228,17 +228,17 @@ def _first_gpu(core: Any, driver: Any) -> Gpu | None:
 
 
 def _explain_missing_library(known: _Driver | NoGpu | None) -> NoGpu:
-    """Return why CUDA's library is not there, with what NVML knows."""
+    """Return why CUDA's library is missing, with the facts that NVML has."""
     if isinstance(known, _Driver):
         return NoGpu(
-            reason=f"the NVIDIA driver {known.version} is here without CUDA's library",
+            reason=f"the NVIDIA driver {known.version} is installed without CUDA's library",
             mend="give the container access to it: NVIDIA_DRIVER_CAPABILITIES=compute,utility",
         )
     return known or _NO_DRIVER
 
 
 def _explain_no_device(known: _Driver | NoGpu | None) -> NoGpu:
-    """Return why CUDA shows no GPU, with what NVML knows."""
+    """Return why CUDA shows no GPU, with the facts that NVML has."""
     if isinstance(known, _Driver) and known.gpus:
         found = "its GPU" if known.gpus == 1 else f"any of its {known.gpus} GPUs"
         return NoGpu(reason=f"CUDA does not show {found} to this process", mend="check CUDA_VISIBLE_DEVICES")

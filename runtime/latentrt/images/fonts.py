@@ -54,7 +54,7 @@ _INVISIBLE = {"\u200c", "\u200d", *map(chr, range(0xFE00, 0xFE10))}
 
 @dataclass(frozen=True)
 class _Face:
-    """A font of one size. `glyphs` is the same font without shaping, which shows what a character alone looks like."""
+    """A font of one size. `glyphs` is the same font without shaping, which shows the shape of a character alone."""
 
     font: ImageFont.FreeTypeFont
     glyphs: ImageFont.FreeTypeFont

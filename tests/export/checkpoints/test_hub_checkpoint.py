@@ -335,11 +335,11 @@ def test_command_line_with_the_sample_checkpoint(
     with pytest.raises(SystemExit) as end:
         main(["export", "owner/nowhere", str(tmp_path / "other")])
     assert end.value.code == 10
-    assert capsys.readouterr().err.startswith("error: owner/nowhere is no folder or file here, and")
+    assert capsys.readouterr().err.startswith("error: owner/nowhere is no local folder or file, and")
 
 
 def test_text_that_is_neither_says_both_readings(hub: HubServer, export: Callable[..., Manifest]) -> None:
-    with pytest.raises(HubError, match=r"no folder or file here.*the hub has no repository"):
+    with pytest.raises(HubError, match=r"no local folder or file.*the hub has no repository"):
         export("owner/nowhere")
     with pytest.raises(CheckpointError, match="OWNER/NAME"):
         export("nowhere")

@@ -212,7 +212,7 @@ def test_no_driver(drivers: set[str]) -> None:
 def test_a_container_with_the_drivers_tools_and_without_its_cuda(drivers: set[str]) -> None:
     drivers.remove("libcuda.so.1")
     found = find_gpu(unexpected, FakeNvml())
-    assert reason(found) == "the NVIDIA driver 580.65.06 is here without CUDA's library"
+    assert reason(found) == "the NVIDIA driver 580.65.06 is installed without CUDA's library"
     assert reason(find_gpu(unexpected, no_nvml)) == "there is no NVIDIA driver"
 
 
