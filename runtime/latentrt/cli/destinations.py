@@ -60,14 +60,15 @@ def choose_file(output: Path | None, default: str, *, overwrite: bool) -> Path:
     return path
 
 
-def refuse_file(path: Path, *, skips: bool = False) -> OutputError:
+def refuse_file(path: Path, *, option: str = "output", skips: bool = False) -> OutputError:
     """Return the error for a file that exists.
 
     Args:
+        option: the one that names the file, by its keyword.
         skips: whether the command can keep such files.
     """
     keep = ", or `skip_existing` to keep it and go on" if skips else ""
-    return OutputError(f"{path} exists; give another `output`, or `overwrite` to replace it{keep}")
+    return OutputError(f"{path} exists; give another `{option}`, or `overwrite` to replace it{keep}")
 
 
 @dataclass(frozen=True)

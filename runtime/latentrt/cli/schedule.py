@@ -150,6 +150,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # generic for type c
     group="Output",
     help="Also plot noise levels and coefficients to a .svg, .pdf or .png (needs latentrt[plot]).",
 )
+@option("--overwrite", is_flag=True, group="Output", help="Replace existing files.")
 def schedule(
     sampler: str | None,
     config_path: Path | None,
@@ -164,6 +165,7 @@ def schedule(
     form: Format | None,
     output: Path | None,
     plot: Path | None,
+    overwrite: bool,
 ) -> None:
     """Print the table of coefficients that a sampler runs, one row per model evaluation.
 
@@ -177,7 +179,7 @@ def schedule(
     from latentrt.sampling.samplers import choose
     from latentrt.sampling.samplers import schedule as make_schedule
 
-    _check_outputs(output, plot)
+    _check_outputs(output, plot, overwrite=overwrite)
     given = {"eta": eta, "begin": begin, "timesteps": timesteps, "sigmas": sigmas, "mu": mu}
     options = _merge_options({name: value for name, value in given.items() if value is not None}, pairs)
     count = _count_steps(steps, options)
@@ -191,15 +193,19 @@ def schedule(
         echo(f"the pipeline does not run {choice.name}: {choice.sampler.unsupported_reason}", err=True)
 
 
-def _check_outputs(output: Path | None, plot: Path | None) -> None:
+def _check_outputs(output: Path | None, plot: Path | None, *, overwrite: bool) -> None:
     """Check both output files before anything is written."""
-    if plot is None:
-        return
-    from latentrt.cli.schedule_plot import check_plot_path
+    if plot is not None:
+        from latentrt.cli.schedule_plot import check_plot_path
 
-    check_plot_path(plot)
-    if output is not None and output.resolve() == plot.resolve():
-        raise OutputError(f"got {output} for both `output` and `plot`, expected two files")
+        check_plot_path(plot)
+        if output is not None and output.resolve() == plot.resolve():
+            raise OutputError(f"got {output} for both `output` and `plot`, expected two files")
+    for option_name, path in (("output", output), ("plot", plot)):
+        if path is not None and path.is_file() and not overwrite:
+            from latentrt.cli.destinations import refuse_file
+
+            raise refuse_file(path, option=option_name)
 
 
 def _merge_options(given: Mapping[str, Any], pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:

@@ -134,7 +134,9 @@ def test_samplers_that_the_pipeline_does_not_run_are_reported(capsys: pytest.Cap
 def test_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, args: list[str], form: str) -> None:
     (tmp_path / name).write_text("earlier")
     call = ("--sampler", "ddim", "--steps", 3)
-    assert printed(capsys, *call, "-o", tmp_path / name, *args) == ""
+    assert_refused(capsys, 8, f"{name} exists; give another -o, or --overwrite", *call, "-o", tmp_path / name, *args)
+    assert (tmp_path / name).read_text() == "earlier"
+    assert printed(capsys, *call, "-o", tmp_path / name, *args, "--overwrite") == ""
     assert (tmp_path / name).read_text() == printed(capsys, *call, "--format", form)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -149,6 +151,7 @@ def test_a_plot_beside_the_table(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert b"unipc (UniPCMultistepScheduler), 5 rows" in (tmp_path / "one.svg").read_bytes()
     assert printed(capsys, *call, "--plot", tmp_path / "plot.png", "-o", tmp_path / "table.csv") == ""
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert_refused(capsys, 8, "plot.png exists; give another --plot", *call, "--plot", tmp_path / "plot.png")
     assert (tmp_path / "table.csv").read_text().startswith("t,c_in,p,q,limit")
 
 
@@ -171,8 +174,8 @@ def test_a_plot_beside_the_table(capsys: pytest.CaptureFixture[str], tmp_path: P
         (["--sampler", "ddim", "--eta", "2"], "--eta=2.0"),
         (["--sampler", "ddim", "--eta", "nan"], "--eta=nan"),
         (["--sampler", "euler", "--eta", "0.5"], "--eta=0.5"),
-        (["--sampler", "ddim", "--steps", "0"], "0 is not in the range"),
-        (["--sampler", "ddim", "--steps", "2000000000"], "is not in the range"),
+        (["--sampler", "ddim", "--steps", "0"], "expected a whole number from 1 to 10000"),
+        (["--sampler", "ddim", "--steps", "2000000000"], "expected a whole number from 1 to 10000"),
         (["--sampler", "ddim", "--steps", "5", "--begin", "5"], "--begin=5"),
         (["--sampler", "ddim", "--begin", "-1"], "--begin=-1"),
         (["--sampler", "ddpm", "--timesteps", "9,x"], "separated by commas"),
@@ -192,7 +195,7 @@ def test_invalid_options(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out.txt").write_text("earlier")
-    assert_refused(capsys, 2, fragment, *args, "-o", "out.txt", "--plot", "out.svg")
+    assert_refused(capsys, 2, fragment, *args, "-o", "out.txt", "--plot", "out.svg", "--overwrite")
     # An existing file stays, and no other is written.
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out.txt", "earlier")]
 
@@ -251,7 +254,7 @@ def test_without_matplotlib_there_is_a_table_and_no_plot(
     assert "init_noise_sigma" in printed(capsys, *call)
     (tmp_path / "out.svg").write_text("earlier")
     (tmp_path / "out.csv").write_text("earlier")
-    files = ("--plot", tmp_path / "out.svg", "-o", tmp_path / "out.csv")
+    files = ("--plot", tmp_path / "out.svg", "-o", tmp_path / "out.csv", "--overwrite")
     assert_refused(capsys, 7, "pip install 'latentrt[plot]'", *call, *files)
     assert {path.read_text() for path in tmp_path.iterdir()} == {"earlier"}
 
