@@ -61,6 +61,7 @@ class HubServer(ThreadingHTTPServer):
         answers: part of a path → the status of the answer to every request whose path contains it.
         truncated, padded: names of files that are sent without their second half, or with more bytes than announced.
         listed_sizes: the sizes that listings have in place of the real ones.
+        headers: sent with each file in place of the real ones.
         seen: the requests, in order.
     """
 
@@ -72,7 +73,8 @@ class HubServer(ThreadingHTTPServer):
         self.answers: dict[str, int] = {}
         self.truncated: set[str] = set()
         self.padded: set[str] = set()
-        self.listed_sizes: dict[str, int] = {}
+        self.listed_sizes: dict[str, Any] = {}
+        self.headers: dict[str, str] = {}
         self.seen: list[Seen] = []
         self.uploads: dict[str, bytes] = {}
 
@@ -223,10 +225,10 @@ class _Handler(BaseHTTPRequestHandler):
         data = repository.commits[commit].get(path)
         if data is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{_sha256(data)[:40]}"'}
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_sha256(data)[:40]}"', **self.server.headers}
         if _is_large(path):
             place = f"/cdn/{name.replace('/', '--')}/content/{commit}/{quote(path)}"
-            large = {"X-Linked-Etag": f'"{_sha256(data)}"', "X-Linked-Size": str(len(data))}
+            large = {"X-Linked-Etag": f'"{_sha256(data)}"', "X-Linked-Size": str(len(data)), **self.server.headers}
             location = f"http://localhost:{self.server.server_address[1]}{place}"
             return self._send(302, b"", {**headers, **large, "Location": location})
         return self._send_file(path, data, headers)

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ _OTHER_KINDS = {"datasets", "spaces", "kernels", "buckets"}
 _FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json", ".onnx", ".gguf", ".png", ".jpg", ".webp")
 # HTTP allows visible ASCII in a token; another character would be quoted in an error of the library.
 _TOKEN = re.compile(r"[!-~]+")
+_ETAG = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _QUERY = re.compile(r"(?<=\S)\?[^\s'\"<>]*[^\s'\"<>:,.]")
 
 
@@ -238,7 +240,7 @@ class Repository:
     def _download(self, name: str, progress: ByteProgress | None, **options: Any) -> str:
         hub = _import_hub()
         meter = _make_meter(f"{self.name}/{name}", self.files[name].size, progress)
-        with _translated(self.name, self.commit, f"{name} cannot be downloaded"):
+        with _translated(self.name, self.commit, f"{name} cannot be downloaded"), _refusing_paths(self.name):
             place: str = hub.hf_hub_download(
                 self.name, name, revision=self.commit, tqdm_class=meter, library_name="latentrt", **options
             )
@@ -266,6 +268,8 @@ def _open(path: HubPath) -> Repository:
     api = hub.HfApi(library_name="latentrt")
     with _translated(path.repository, path.revision, "it cannot be looked up"):
         commit = api.resolve_revision(path.repository, revision=path.revision).resolved
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise _malformed_answer(path.repository)
         try:
             info = api.model_info(path.repository, revision=commit, files_metadata=True)
         except Exception as error:
@@ -277,6 +281,9 @@ def _open(path: HubPath) -> Repository:
             each.rfilename: RemoteFile(each.size or 0, each.lfs.sha256 if each.lfs else None)
             for each in info.siblings or ()
         }
+        # The library takes the types of the answer as they are.
+        if not all(isinstance(name, str) and isinstance(file.size, int) for name, file in files.items()):
+            raise _malformed_answer(path.repository)
     return Repository(path.repository, commit, files)
 
 
@@ -393,6 +400,41 @@ def _make_meter(title: str, size: int, progress: ByteProgress | None) -> type:
             pass
 
     return Meter
+
+
+@contextlib.contextmanager
+def _refusing_paths(repository: str) -> Iterator[None]:
+    """Refuse files with malformed ETags or commits within the block.
+
+    The library makes paths of both as they are, so that a server could have a file written anywhere (2.4.0).
+
+    Raises:
+        HubError: an answer has one.
+    """
+    from huggingface_hub import file_download
+
+    with _patching:
+        find = file_download.get_hf_file_metadata
+
+        def find_checked(*arguments: Any, **options: Any) -> Any:
+            found = find(*arguments, **options)
+            for pattern, text in ((_ETAG, found.etag), (_COMMIT, found.commit_hash)):
+                if text is not None and not pattern.fullmatch(text):
+                    raise _malformed_answer(repository)
+            return found
+
+        file_download.get_hf_file_metadata = find_checked
+        try:
+            yield
+        finally:
+            file_download.get_hf_file_metadata = find
+
+
+_patching = threading.Lock()
+
+
+def _malformed_answer(repository: str) -> HubError:
+    return HubError(f"{repository}: the answer is not one that the hub gives; check HF_ENDPOINT")
 
 
 @contextlib.contextmanager

@@ -249,6 +249,37 @@ class TestFailures:
         with pytest.raises(OutputError, match="No space left"):
             repository.fetch(["config.json"])
 
+    @pytest.mark.parametrize(
+        ("name", "header", "text"),
+        [
+            ("config.json", "ETag", '"../../../../../escaped"'),
+            ("config.json", "ETag", '"{}/escaped"'),
+            ("config.json", "X-Repo-Commit", "../../../../escaped"),
+            ("unet/model.safetensors", "X-Linked-Etag", '"../../../../../escaped"'),
+        ],
+    )
+    def test_a_server_chooses_no_path(self, hub: HubServer, tmp_path: Path, name: str, header: str, text: str) -> None:
+        """Of an ETag the library makes the path of the file in its cache, as it is."""
+        hub.add(NAME, FILES)
+        repository = open_repository(HubPath(NAME))
+        hub.headers = {header: text.replace("{}", str(tmp_path))}
+        with pytest.raises(HubError, match="HF_ENDPOINT"):
+            repository.fetch([name])
+        assert not [*tmp_path.rglob("*escaped*")]
+        hub.headers = {}
+        assert (repository.fetch([name]) / name).read_bytes() == FILES[name]
+
+    def test_a_malformed_listing(self, hub: HubServer) -> None:
+        hub.add(NAME, FILES)
+        hub.listed_sizes["config.json"] = "12"
+        with pytest.raises(HubError, match="HF_ENDPOINT"):
+            open_repository(HubPath(NAME))
+        hub.listed_sizes.clear()
+        hub.repositories[NAME].refs["main"] = "../../escaped"
+        hub.repositories[NAME].commits["../../escaped"] = FILES
+        with pytest.raises(HubError, match="HF_ENDPOINT"):
+            open_repository(HubPath(NAME))
+
     def test_records_of_the_library_go_through_the_root_logger_only(
         self, hub: HubServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
