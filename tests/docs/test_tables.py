@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,8 +16,11 @@ import pytest
 from docs import tables
 from latentrt import errors
 from latentrt.backends.execution_providers import PROVIDERS
+from latentrt.bundle.sample import bundle_path
+from latentrt.cli.main import main
 from latentrt.cli.run import run
 from latentrt.cli.schemas import DOCUMENTS
+from latentrt.engines.gpu import _NO_DRIVER
 from latentrt.request import OPTIONS
 from latentrt.sampling import samplers
 from tests.docs.blocks import ROOT
@@ -98,14 +105,88 @@ def test_links_of_a_root_page_are_those_of_its_place_in_the_site(tmp_path: Path)
     assert tables.root_page(page) == expected
 
 
-def test_messages_of_the_troubleshooting_page_are_in_the_code() -> None:
-    """`…` stands for a value; what is between two of them is in one message."""
-    page = (ROOT / "docs" / "howto" / "troubleshooting.md").read_text()
-    quoted = [text for text in re.findall(r"^\| `([^|]+)` +\|", page, re.MULTILINE) if " " in text]
-    assert len(quoted) > 20
-    paths = [path for package in ("runtime", "export", "engines") for path in (ROOT / package).rglob("*.py")]
-    # Texts that the code writes in pieces are joined.
-    code = re.sub(r'"\s+f?"', "", "\n".join(path.read_text() for path in paths))
-    for message in quoted:
-        pieces = [piece.strip() for piece in message.split("…") if len(piece.strip()) > 3]
-        assert [piece for piece in pieces if piece not in code] == [], message
+def _templates(path: Path) -> Iterator[str]:
+    """Yield the texts of a module, with `…` for each value that is formatted into one."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield from map("".join, product(*map(_alternatives, node.values)))
+
+
+def _alternatives(part: ast.expr) -> list[str]:
+    """Return the texts that a part of an f-string may be: both of `'a' if … else 'b'`."""
+    value = part.value if isinstance(part, ast.FormattedValue) else part
+    branches = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+    return [str(branch.value) if isinstance(branch, ast.Constant) else "…" for branch in branches]
+
+
+TEMPLATES = [
+    text
+    for package in ("runtime", "export", "engines")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    for text in _templates(path)
+]
+
+
+def quoted_messages(page: str) -> list[str]:
+    """Return the messages in the first cells of a page's tables; `…` stands for any text."""
+    cells = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+    quotes = [quote for cell in cells for quote in re.findall(r"`([^`]+)`", cell)]
+    return [quote for quote in quotes if "…" in quote or quote.count(" ") > 1]
+
+
+def as_pattern(quote: str) -> str:
+    return ".*".join(map(re.escape, quote.split("…")))
+
+
+TROUBLES = quoted_messages("howto/troubleshooting.md")
+
+
+def test_there_are_messages_to_compare() -> None:
+    assert len(TROUBLES) > 30
+
+
+@pytest.mark.parametrize("message", [*TROUBLES, *quoted_messages("howto/fleet.md")])
+def test_a_message_that_a_page_quotes_is_one_of_the_code(message: str) -> None:
+    """From where a clause begins to where one ends, in one text of the code."""
+    assert len(message.replace("…", "").strip()) > 10, "too short to be found among other messages"
+    pattern = rf"(?:^|[…:;,.(] ?){as_pattern(message)}(?:$|[…:;,.)\n])"
+    assert [text for text in TEMPLATES if re.search(pattern, text, re.DOTALL)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "sample", "a", "-o", "there.png"),
+        ("demo", "-o", "there.png"),
+        ("run", "sample", "a", "-o", "there.gif"),
+        ("run", "sample", "a", "--width", "65"),
+        ("run", "sample", "a", "--sampler", "nosuch"),
+        ("run", "sample", "a", "--sampler", "euler", "--sampler-option", "nosuch=1"),
+        ("run", "nosuch", "a"),
+        ("run", "damaged", "a"),
+        ("verify", "damaged"),
+        ("verify", "sample", "--digest", f"sha256:{'0' * 64}"),
+        ("run", "sample", "a", "--device", "tensorrt"),
+        ("engines", "why", "sample", "--gpu", "l4"),
+        ("build", "sample", "--gpu", "l4"),
+        ("doctor",),
+    ],
+    ids=" ".join,
+)
+def test_what_people_see_is_found_on_the_page(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The words of a real command, on a machine without a GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("latentrt.engines.gpu.find_gpu", lambda: _NO_DRIVER)
+    monkeypatch.setattr("latentrt.backends.placement.find_gpu", lambda: _NO_DRIVER)
+    Path("there.png").touch()
+    shutil.copytree(bundle_path(), "damaged")
+    with (tmp_path / "damaged" / "unet" / "model.safetensors").open("r+b") as weights:
+        weights.write(b"x")
+    with pytest.raises(SystemExit):
+        main(list(arguments))
+    printed = "".join(capfd.readouterr())
+    assert [message for message in TROUBLES if re.search(as_pattern(message), printed, re.DOTALL)], printed
