@@ -185,7 +185,7 @@ def test_no_file_has_a_generic_name() -> None:
 
 # The runtime's layers, the lowest first: a module imports from its own layer and from those below it.
 LAYERS = (
-    ("errors", "telemetry", "timings", "other_names", "hub", "bundle", "worker_process"),
+    ("errors", "telemetry", "timings", "migration", "hub", "bundle", "worker_process"),
     ("engines",),
     ("backends",),
     ("sampling", "text", "decode", "images"),

@@ -97,7 +97,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         return value
-    from latentrt.other_names import module_advice
+    from latentrt.migration import module_advice
 
     message = f"module {__name__!r} has no attribute {name!r}"
     advice = module_advice(name)

@@ -81,9 +81,15 @@ class LatentRTError(Exception):
 
 
 class RequestError(LatentRTError):
-    """The request is impossible: a size, a seed, a step count or a name is invalid or unsupported."""
+    """The request is impossible: a size, a seed, a step count or a name is invalid or unsupported.
+
+    Attributes:
+        place: of the request among several, with which the message begins, such as `prompts.txt, line 3`; empty for
+            one request.
+    """
 
     exit_code = 2
+    place = ""
 
 
 class MissingAttributeError(RequestError, AttributeError):

@@ -30,7 +30,7 @@ from latentrt.decode import safety
 from latentrt.errors import MissingAttributeError, RequestError
 from latentrt.families import open_family
 from latentrt.images.files import to_images
-from latentrt.other_names import attribute_advice
+from latentrt.migration import attribute_advice
 from latentrt.progress_bar import ProgressBar
 from latentrt.request import OPTIONS, CallOptions, Request, Whole
 from latentrt.resolve import ResolvedRequest, require_preview_decoder, resolve

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
-from latentrt.other_names import keyword_advice
+from latentrt.migration import keyword_advice
 
 if TYPE_CHECKING:
     import os

@@ -35,7 +35,7 @@ from latentrt import (
     SafetyError,
     Sample,
     Step,
-    other_names,
+    migration,
 )
 from latentrt.backends.models import Components
 from latentrt.backends.onnxruntime import OnnxRuntimeSession
@@ -693,7 +693,7 @@ def test_loading_is_timed_on_its_own() -> None:
 
 
 def test_habits_of_diffusers_get_the_right_call(pipeline: Pipeline) -> None:
-    for name, advice in other_names._ATTRIBUTES.items():
+    for name, advice in migration._ATTRIBUTES.items():
         with pytest.raises(MissingAttributeError, match=re.escape(advice)):
             getattr(pipeline, name)
         with pytest.raises(MissingAttributeError, match=re.escape(advice)):
@@ -716,7 +716,7 @@ def test_habits_of_diffusers_get_the_right_call(pipeline: Pipeline) -> None:
 
 def test_calls_that_are_advised_exist() -> None:
     """Every call in the advice is of the real signature."""
-    sentences = [*other_names._ATTRIBUTES.values(), *other_names._KEYWORDS.values()]
+    sentences = [*migration._ATTRIBUTES.values(), *migration._KEYWORDS.values()]
     calls = {call for sentence in sentences for call in re.findall(r"(?:Pipeline\.load|pipeline)\([^)]*\)", sentence)}
     assert len(calls) > 4
     for call in calls:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from latentrt import Pipeline, other_names, request
+from latentrt import Pipeline, migration, request
 from latentrt.cli.request_options import SPELLING, given_options, request_options
 from latentrt.cli.run import run
 from latentrt.errors import RequestError
@@ -210,7 +210,7 @@ def test_an_unknown_keyword_of_the_call(pipeline: Pipeline) -> None:
 
 
 def test_the_advice_about_keywords_names_options() -> None:
-    for name, advice in other_names._KEYWORDS.items():
+    for name, advice in migration._KEYWORDS.items():
         assert name not in OPTIONS
         assert not advice.isidentifier() or advice in {*OPTIONS, "callback_on_step_end"}, name
 

@@ -375,7 +375,9 @@ def _naming(place: str) -> Iterator[None]:
     except RequestError as error:
         if not place:
             raise
-        raise RequestError(f"{place}: {error}") from error
+        located = RequestError(f"{place}: {error}")
+        located.place = place
+        raise located from error
 
 
 def _kind(values: Values) -> tuple[Any, ...] | None:

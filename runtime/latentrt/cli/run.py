@@ -398,7 +398,7 @@ def _of_line(line: RequestLine, error: LatentRTError) -> LatentRTError:
     text = str(error)
     for keyword in (*line.values, "output"):
         text = text.replace(f"`{keyword}`", keyword) if line.place else text
-    if line.place and not text.startswith(line.place):
+    if line.place and getattr(error, "place", "") != line.place:
         text = f"{line.place}: {text}"
     return type(error)(text)
 
@@ -487,8 +487,7 @@ class _Run:
             try:
                 resolved, requests = next(batches, (None, []))
             except RequestError as error:
-                at_fault = (each.line for each in entries if str(error).startswith(f"{each.line.place}: "))
-                line = next(at_fault, None)
+                line = next((each.line for each in entries if error.place and each.line.place == error.place), None)
                 raise error if line is None else _of_line(line, error) from None
             if resolved is None:
                 return
