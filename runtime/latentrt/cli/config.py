@@ -83,7 +83,7 @@ def config(context: click.Context, action: str, everything: bool) -> None:
     if action == "init":
         _write(template(root))
     values = list(_find_values(root, read_config(), everything=everything)) if action == "show" else []
-    document = ConfigDocument(path=str(path), exists=path.exists(), values=values)
+    document = ConfigDocument(path=str(path), exists=os.path.exists(path), values=values)
     if settings().json:
         echo_document(document)
     elif action == "init":

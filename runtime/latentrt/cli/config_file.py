@@ -47,7 +47,8 @@ def read_config() -> dict[str, Any]:
             LATENTRT_CONFIG names does not exist.
     """
     path = config_path()
-    if not os.environ.get("LATENTRT_CONFIG") and not path.exists():
+    # `Path.exists` would raise for a folder that this user may not enter, as with sudo.
+    if not os.environ.get("LATENTRT_CONFIG") and not os.path.exists(path):
         return {}
     from latentrt.bundle.digests import open_regular, read_at_most
 

@@ -32,6 +32,15 @@ def test_without_a_file(latentrt: Caller, path: Path) -> None:
     assert (found["path"], found["exists"], found["values"]) == (str(path), False, [])
 
 
+def test_a_folder_that_cannot_be_looked_into_has_no_file(
+    latentrt: Caller, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As that of another user; here, of a name that is too long, which root cannot look into either."""
+    monkeypatch.setattr("platformdirs.user_config_path", lambda *_, **__: tmp_path / ("a" * 300))
+    assert latentrt("samplers").code == 0
+    assert json.loads(latentrt("config", "--json").out)["exists"] is False
+
+
 def test_each_value_has_its_source(latentrt: Caller, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(path, "[run]\nsteps = 20\nwidth = 64\nsampler-option = { solver_order = 3 }\n[engines.list]\njson = true\n")
     monkeypatch.setenv("LATENTRT_RUN_STEPS", "5")
