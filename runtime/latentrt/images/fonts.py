@@ -69,7 +69,10 @@ class _Face:
             return False
         if not self.shapes and _needs_shaping(character):
             return True
-        return bytes(self.glyphs.getmask(character)) == bytes(self.glyphs.getmask(_NO_CHARACTER))
+        try:
+            return bytes(self.glyphs.getmask(character)) == bytes(self.glyphs.getmask(_NO_CHARACTER))
+        except OSError:  # the outline is damaged
+            return True
 
 
 def typeset(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:

@@ -134,3 +134,18 @@ def test_captions_of_any_script_are_wrapped(text: str) -> None:
     assert all((line < 128).any() for line in lines)
     assert (sheet[12 + 64 :, 12 + 64 + 1 :] == 255).all()
     assert (sheet[-8:] == 255).all()
+
+
+def test_a_font_whose_outlines_are_damaged_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It opens as any other, and fails at a letter."""
+    data = bytearray(fonts._SUBSET.read_bytes())
+    # The table of the outlines: tag, checksum, offset, length.
+    entry = data.index(b"glyf")
+    offset, length = (int.from_bytes(data[entry + place : entry + place + 4], "big") for place in (8, 12))
+    data[offset : offset + length] = b"\xff" * length
+    damaged = tmp_path / "NotoSans-Regular.ttf"
+    damaged.write_bytes(data)
+    monkeypatch.setattr(fonts, "system_fonts", lambda: (damaged,))
+    assert fonts._open(damaged, SIZE) is not None
+    assert contact_sheet([Image.new("RGB", (64, 64))], [CHINESE]).size
+    assert typeset(CHINESE, SIZE)[1] == escaped(CHINESE)
