@@ -79,8 +79,9 @@ types: setup  ## mypy
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 runtime export engines
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin runtime export engines
 
-# A notebook runs again where it changed. The tests build the pages as well, and follow every link.
-docs: setup  ## the documentation, in site/
+# A notebook runs again where it changed. One exports with torch, a minute and a half of one CPU; CONTRIBUTING.md says how
+# the pages are built without it. The tests build the pages as well, and follow every link.
+docs: setup  ## the documentation, in site/; runs the notebooks, some minutes the first time
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs site
 	@rm -rf jupyter_execute  # the notebooks with their outputs, which are in the site
 	@echo "site/index.html is the first page"
@@ -101,4 +102,4 @@ release: setup  ## the source distribution and the wheel of the last commit in d
 
 # The training states in scratch/sample stay: they took an hour.
 clean:  ## remove the environments and what demo and bench have written
-	rm -rf .venv .venv-runtime demo site jupyter_execute docs/generated scratch/full scratch/bundles
+	rm -rf .venv .venv-runtime demo site jupyter_execute docs/generated docs/notebooks/exported-sample scratch/full scratch/bundles

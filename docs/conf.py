@@ -24,7 +24,7 @@ extensions = [
     "sphinx_copybutton",
     "docs.click_pages",
 ]
-exclude_patterns = ["generated/*", "README.md"]
+exclude_patterns = ["generated/*", "notebooks/exported-sample", "README.md"]
 html_theme = "furo"
 html_title = f"latentrt {release}"
 html_copy_source = False
@@ -41,7 +41,7 @@ copybutton_only_copy_prompt_lines = True
 # `LATENTRT_DOCS_NOTEBOOKS=off` builds the pages alone; the tests run the notebooks by themselves.
 nb_execution_mode = "off" if os.environ.get("LATENTRT_DOCS_NOTEBOOKS") == "off" else "cache"
 nb_execution_cache_path = str(FOLDER / "generated" / "executed")
-nb_execution_timeout = 300
+nb_execution_timeout = 1200  # for an export on a busy machine
 nb_execution_raise_on_error = True
 
 autodoc_typehints = "signature"
@@ -50,6 +50,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_custom_sections = [("Options", "params_style")]  # of `Pipeline.__call__`
 nitpicky = True
 # Names of other packages, whose documentation is not linked as a build uses no network, and names that are not public.
 nitpick_ignore_regex = [
@@ -60,3 +61,10 @@ nitpick_ignore_regex = [
 suppress_warnings = ["myst.xref_missing_external"]
 
 tables.write(FOLDER / "generated")
+
+# Kernels of notebooks: no progress bars, of which a page would show every step, and no warning that they listen on TCP.
+os.environ["TQDM_DISABLE"] = "1"
+os.environ["IPYTHONDIR"] = str(FOLDER / "generated" / "ipython")
+profile = FOLDER / "generated" / "ipython" / "profile_default"
+profile.mkdir(parents=True, exist_ok=True)
+(profile / "ipython_kernel_config.json").write_text('{"IPKernelApp": {"log_level": "ERROR"}}\n')
