@@ -37,7 +37,8 @@ def _show_options(app: Sphinx, context: click.Context, lines: list[str]) -> None
             groups.setdefault(heading, []).extend(shown)
     lines.clear()
     for heading, options in groups.items():
-        lines += [f".. rubric:: {heading}", "", *options]
+        # All are below the heading "Options" of sphinx-click.
+        lines += [*([] if heading == "Options" else [f"**{heading}**", ""]), *options]
 
 
 def _escape(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 from docs.click_pages import common_options
 from latentrt import errors
 from latentrt.backends.execution_providers import PROVIDERS
+from latentrt.cli.main import _SECTIONS as COMMAND_SECTIONS
 from latentrt.cli.request_options import SPELLING
 from latentrt.errors import LatentRTError, RequestError
 from latentrt.request import OPTIONS
 from latentrt.sampling import samplers
 
 __all__ = [
+    "command_sections",
     "error_table",
     "json_documents",
     "manifest_fields",
@@ -54,11 +56,13 @@ ROOT_LINKS = {
 def write(folder: Path) -> None:
     """Write every table to a folder, as Markdown; a file whose content stays the same is not touched."""
     folder.mkdir(exist_ok=True)
+    manifest = json.loads((files("latentrt.bundle") / "bundle.schema.json").read_text())
     tables = {
+        "commands": command_sections(),
         "common-options": _table(("option", ""), ((f"`{spelling}`", text) for spelling, text in common_options())),
         "errors": error_table(),
-        "json": json_documents(Path(__file__).with_name("cli-json")),
-        "manifest": manifest_fields(json.loads((files("latentrt.bundle") / "bundle.schema.json").read_text())),
+        "json": json_documents(Path(__file__).with_name("cli-json"), manifest),
+        "manifest": manifest_fields(manifest),
         "options": option_table(),
         "providers": provider_table(),
         "samplers": sampler_names(),
@@ -69,6 +73,18 @@ def write(folder: Path) -> None:
         path = folder / f"{name}.md"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
+
+
+def command_sections() -> str:
+    """Return a section for each heading of `latentrt --help`, with its commands in their order."""
+    sections = []
+    for heading, commands in COMMAND_SECTIONS.items():
+        directives = [
+            f".. click:: {place}\n   :prog: latentrt {name}\n   :nested: full\n"
+            for name, (place, _) in commands.items()
+        ]
+        sections.append(f"## {heading}\n\n```{{eval-rst}}\n" + "\n".join(directives) + "```\n")
+    return "\n".join(sections)
 
 
 def root_page(path: Path) -> str:
@@ -159,54 +175,86 @@ def _summary(item: type) -> str:
 
 def manifest_fields(schema: Mapping[str, Any]) -> str:
     """Return a section for each record of the manifest's schema: its description, and its fields."""
-    sections = []
-    for name, record in schema["$defs"].items():
-        described = inspect.cleandoc(f"{record.get('description', '')}")
-        sections.append(f"### {name}\n\n{described}\n\n{_field_table(record, link=True)}")
-    return "\n".join(sections)
+    return "\n".join(_record_section(name, record) for name, record in schema["$defs"].items())
 
 
-def json_documents(folder: Path) -> str:
-    """Return a section for each command: the fields of its JSON document, and its schema in `folder` to download."""
-    sections = []
+def json_documents(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """Return a section for each command: the fields of its JSON document, and its schema in `folder` to download.
+
+    Args:
+        folder: the schemas of the documents.
+        manifest: that of a bundle's manifest, whose records the page of the bundle format describes.
+    """
+    elsewhere, shown, sections = set(manifest["$defs"]), set[str](), []
     for path in sorted(folder.glob("*.schema.json")):
         schema = json.loads(path.read_text())
         roots = [each["$ref"].rsplit("/", 1)[1] for each in schema.get("anyOf", [schema])]
-        shown = [f"## {schema['title']}", f"Schema: {{download}}`{path.name} </cli-json/{path.name}>`"]
-        for record in (schema["$defs"][root] for root in roots):
-            text = inspect.cleandoc(f"{record.get('description', '')}").split("\n\nAttributes:")[0]
-            shown += [text, _field_table(record, link=False)]
-        sections.append("\n\n".join(shown))
+        sections.append(f"## {schema['title']}\n\nSchema: {{download}}`{path.name} </cli-json/{path.name}>`\n")
+        for root in roots:
+            text, meanings = _describe(schema["$defs"][root])
+            # The heading says so already.
+            text = re.sub(r"^(What|The (document|output) of) `latentrt [a-z ]+ --json`( prints)?\.", "", text)
+            sections.append(f"{text}\n\n{_field_table(schema['$defs'][root], meanings, elsewhere)}")
+        # A record of several documents has a section below the first.
+        nested = [name for name in schema["$defs"] if name not in {*roots, *elsewhere, *shown}]
+        sections += [_record_section(name, schema["$defs"][name], elsewhere) for name in nested]
+        shown.update(nested)
     return "\n".join(sections)
 
 
-def _field_table(record: Mapping[str, Any], *, link: bool) -> str:
+def _record_section(name: str, record: Mapping[str, Any], elsewhere: Collection[str] = ()) -> str:
+    text, meanings = _describe(record)
+    return f"### {name}\n\n{text}\n\n{_field_table(record, meanings, elsewhere)}"
+
+
+def _describe(record: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Return the description of a record, and the meaning of each field, which its `Attributes:` section has."""
+    described = re.sub(r"\bNone\b", "`null`", inspect.cleandoc(f"{record.get('description', '')}"))
+    text, _, attributes = described.partition("\n\nAttributes:\n")
+    name = "|".join(map(re.escape, record.get("properties", {}))) or "$^"
+    # "name: meaning.", where a line may have several, and a meaning several names.
+    parts = re.split(rf"(?:^|(?<=\.)|\n)\s*((?:{name})(?:, (?:{name}))*): ", attributes)
+    meanings = {
+        each: " ".join(meaning.split()).removesuffix(".")
+        for names, meaning in zip(parts[1::2], parts[2::2], strict=True)
+        for each in names.split(", ")
+    }
+    return text, meanings
+
+
+def _field_table(record: Mapping[str, Any], meanings: Mapping[str, str], elsewhere: Collection[str]) -> str:
     required = record.get("required", [])
     rows = [
-        (f"`{key}`", _type_of(value, link), "yes" if key in required else f"no: `{json.dumps(value.get('default'))}`")
+        (
+            f"`{key}`",
+            _type_of(value, elsewhere),
+            "yes" if key in required else f"no: `{json.dumps(value.get('default'))}`",
+            meanings.get(key, ""),
+        )
         for key, value in record.get("properties", {}).items()
     ]
-    return _table(("field", "type", "required"), rows) if rows else ""
+    columns = 4 if meanings else 3
+    head = ("field", "type", "required", "meaning")[:columns]
+    return _table(head, (row[:columns] for row in rows)) if rows else ""
 
 
-def _type_of(schema: Mapping[str, Any], link: bool = True) -> str:
-    """Return a JSON Schema's type in words; `link` links a record to the section of its name."""
+def _type_of(schema: Mapping[str, Any], elsewhere: Collection[str] = ()) -> str:
+    """Return a type in words; a record links to its section of this page or, `elsewhere`, the bundle's."""
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[1]
-        return f"[{name}](#{name.lower()})" if link else f"`{name}`"
+        return f"[{name}]({'bundle.md' if name in elsewhere else ''}#{name.lower()})"
     if "anyOf" in schema:
-        return " or ".join(_type_of(each, link) for each in schema["anyOf"])
+        return " or ".join(_type_of(each, elsewhere) for each in schema["anyOf"])
     if "enum" in schema:
         return " or ".join(f"`{json.dumps(each)}`" for each in schema["enum"])
     kind = schema.get("type", "any JSON value")
     if kind == "array" and "prefixItems" in schema:
-        return (
-            f"list of {len(schema['prefixItems'])}: {', '.join(_type_of(each, link) for each in schema['prefixItems'])}"
-        )
+        types = [_type_of(each, elsewhere) for each in schema["prefixItems"]]
+        return f"list of {len(types)}: {', '.join(types)}"
     if kind == "array" and schema.get("items"):
-        return f"list of {_type_of(schema['items'], link)}"
+        return f"list of {_type_of(schema['items'], elsewhere)}"
     if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
-        return f"object: name → {_type_of(schema['additionalProperties'], link)}"
+        return f"object: name → {_type_of(schema['additionalProperties'], elsewhere)}"
     words = {"integer": "whole number", "string": "text", "boolean": "`true` or `false`", "null": "`null`"}
     bounds = [
         text.format(schema[key])

@@ -70,10 +70,18 @@ def test_every_field_of_a_manifest_is_listed() -> None:
 
 
 def test_every_command_with_a_json_document_is_listed() -> None:
-    text = tables.json_documents(ROOT / "docs" / "cli-json")
+    text = tables.json_documents(ROOT / "docs" / "cli-json", SCHEMA)
     missing = [command for command in DOCUMENTS if f"## latentrt {command} --json\n" not in text]
     assert missing == []
     assert "| `size_bytes` | whole number | yes |" in text
+    for row in ("| `digest` | text | yes | of the bundle |", "| yes | of the request, by their Python keywords |"):
+        assert row in text, "described on one line"
+    assert "[TensorSpec](bundle.md#tensorspec)" in text
+    assert "### Quantiles\n" in text
+    assert "prints.\n" not in text, "a sentence that repeats the heading"
+    assert "Attributes:" not in text
+    headings = re.findall(r"^#+ .*", text, re.MULTILINE)
+    assert len(headings) == len(set(headings))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class BenchJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Percentiles of `count` durations, by nearest rank; None with fewer than `LEAST_RUNS`."""
+    """Percentiles of `count` durations, by nearest rank; None with fewer than 10 (`p90_ms`) or 100 (`p99_ms`)."""
 
     count: int
     p50_ms: float
