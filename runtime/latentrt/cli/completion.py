@@ -21,10 +21,11 @@ class CompletionDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 @command(
     examples=(
+        "mkdir -p ~/.local/share/bash-completion/completions ~/.zfunc ~/.config/fish/completions",
         "latentrt completion bash > ~/.local/share/bash-completion/completions/latentrt",
         "latentrt completion zsh > ~/.zfunc/_latentrt    # with fpath+=~/.zfunc before compinit in ~/.zshrc",
         "latentrt completion fish > ~/.config/fish/completions/latentrt.fish",
-        'eval "$(latentrt completion bash)"    # for this shell only',
+        'eval "$(latentrt completion bash)"    # for this shell, or in ~/.bashrc',
     ),
     uses_file=False,
 )
@@ -33,7 +34,8 @@ class CompletionDocument(msgspec.Struct, frozen=True, kw_only=True):
 def completion(context: click.Context, shell: str) -> None:
     """Print the script that lets SHELL complete commands, options, and values such as samplers, devices and bundles.
 
-    The examples install it; start a new shell afterwards. bash needs version 4.4 or later.
+    The examples install it; start a new shell afterwards. bash needs version 4.4 or later, and the package
+    bash-completion for the file; the last example works without the package.
     """
     from click.shell_completion import get_completion_class
 
