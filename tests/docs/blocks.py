@@ -5,6 +5,7 @@ A `console` block holds commands after `$ `, each followed by the output that it
 
     <!-- needs: network -->     it is not run; the reason is one of `NEEDS`
     <!-- file: prompts.txt -->  its text is written to that file
+    <!-- without: gpu -->       what it shows is a machine's without a GPU; on others its output is not compared
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NEEDS = {
     "minutes": "takes minutes: `make demo`, or a benchmark that `make bench` and its page name",
 }
 _FENCE = re.compile(
-    r"^(?P<indent> *)(?:<!-- (?P<key>needs|file): (?P<value>[^\n]+?) -->\n(?P=indent))?"
+    r"^(?P<indent> *)(?:<!-- (?P<key>needs|file|without): (?P<value>[^\n]+?) -->\n(?P=indent))?"
     r"```(?P<language>[a-z]+)\n(?P<text>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
@@ -40,6 +41,7 @@ class Block:
     Attributes:
         line: of its first line in the page, from 1.
         needs: why it is not run; None if it is. file: where its text is written; None if nowhere.
+        without: what a machine lacks whose output it shows, `gpu`; None if that makes no difference.
     """
 
     language: str
@@ -47,6 +49,7 @@ class Block:
     line: int
     needs: str | None = None
     file: str | None = None
+    without: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ def read_blocks(page: Path) -> Iterator[Block]:
             line=text.count("\n", 0, found.start("text")) + 1,
             needs=value if key == "needs" else None,
             file=value if key == "file" else None,
+            without=value if key == "without" else None,
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from latentrt.bundle.sample import bundle_path
+from latentrt.engines.gpu import Gpu, find_gpu
 from tests.docs.blocks import NEEDS, ROOT, Block, commands, pages, read_blocks
 
 # Languages whose blocks are run; the others are shown.
@@ -29,6 +30,7 @@ def name_of(page: Path) -> str:
 def test_a_block_says_what_it_is(page: Path) -> None:
     for block in read_blocks(page):
         assert block.language in RUN | SHOWN, f"line {block.line}: use console or python, or {SHOWN}"
+        assert block.without in (None, "gpu")
         assert block.needs is None or block.needs in NEEDS, f"line {block.line}: got {block.needs}, expected {NEEDS}"
 
 
@@ -45,7 +47,8 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "my-bundle").symlink_to(bundle_path())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    for name, value in {"HOME": tmp_path, "COLUMNS": 200, "NO_COLOR": 1, "OMP_NUM_THREADS": 1}.items():
+    folders = {"HOME": tmp_path, "LATENTRT_CACHE": tmp_path / ".cache"}
+    for name, value in {**folders, "COLUMNS": 200, "NO_COLOR": 1, "OMP_NUM_THREADS": 1}.items():
         monkeypatch.setenv(name, str(value))
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in read_blocks(page):
@@ -71,7 +74,7 @@ def run_console(page: Path, block: Block) -> None:
         )
         where = f"{name_of(page)}, line {block.line}: {command.text}\n"
         assert done.returncode == 0, f"{where}exit code {done.returncode}\n{done.stdout}{done.stderr}"
-        if command.output is not None:
+        if command.output is not None and not (block.without == "gpu" and isinstance(find_gpu(), Gpu)):
             flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
             matches = checker.check_output(command.output + "\n", done.stdout, flags)
             assert matches, f"{where}expected\n{command.output}\ngot\n{done.stdout}"
@@ -93,10 +96,14 @@ def test_a_comment_before_a_block_says_how_it_is_run(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "a\n<!-- needs: gpu -->\n```console\n$ a\n```\n\n```python\nb\n```\n<!-- file: c -->\n```text\nd\n```\n"
+        "<!-- without: gpu -->\n```console\n$ e\n```\n"
     )
-    blocks = [(block.language, block.text, block.line, block.needs, block.file) for block in read_blocks(page)]
+    blocks = [
+        (block.language, block.text, block.line, block.needs, block.file, block.without) for block in read_blocks(page)
+    ]
     assert blocks == [
-        ("console", "$ a\n", 4, "gpu", None),
-        ("python", "b\n", 8, None, None),
-        ("text", "d\n", 12, None, "c"),
+        ("console", "$ a\n", 4, "gpu", None, None),
+        ("python", "b\n", 8, None, None, None),
+        ("text", "d\n", 12, None, "c", None),
+        ("console", "$ e\n", 16, None, None, "gpu"),
     ]
