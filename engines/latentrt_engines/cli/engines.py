@@ -58,12 +58,15 @@ def engines() -> None:
 
 @engines.command(
     "list",
-    short_help="Print the engines of the cache, or of a bundle.",
+    short_help="Print the engines of the cache: all, or those built from a bundle.",
     examples=("latentrt engines list", "latentrt engines list my-bundle --json"),
 )
 @click.argument("bundle", type=BundlePath(), required=False)
 def list_engines(bundle: Path | None) -> None:
-    """Print the engines of the cache, or those that were built from BUNDLE."""
+    """Print the engines of the cache: all, or those that were built from BUNDLE.
+
+    The engines that BUNDLE itself contains are in its folder `engines`; `latentrt engines why BUNDLE` finds them.
+    """
     from rich.filesize import decimal
 
     from latentrt.bundle.bundle import Bundle
