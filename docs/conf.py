@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib.metadata import version as installed_version
@@ -62,9 +63,11 @@ suppress_warnings = ["myst.xref_missing_external"]
 
 tables.write(FOLDER / "generated")
 
-# Kernels of notebooks: no progress bars, of which a page would show every step, and no warning that they listen on TCP.
+# Notebooks run without progress bars, of which a page would show every step, and without reports of their kernels,
+# such as that they listen on TCP.
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["IPYTHONDIR"] = str(FOLDER / "generated" / "ipython")
 profile = FOLDER / "generated" / "ipython" / "profile_default"
 profile.mkdir(parents=True, exist_ok=True)
 (profile / "ipython_kernel_config.json").write_text('{"IPKernelApp": {"log_level": "ERROR"}}\n')
+logging.getLogger("traitlets").setLevel(logging.WARNING)
