@@ -74,7 +74,7 @@ def test_every_command_with_a_json_document_is_listed() -> None:
     missing = [command for command in DOCUMENTS if f"## latentrt {command} --json\n" not in text]
     assert missing == []
     assert "| `size_bytes` | whole number | yes |" in text
-    for row in ("| `digest` | text | yes | of the bundle |", "| yes | of the request, by their Python keywords |"):
+    for row in ("| `digest` | text | yes | of bundle.json |", "| yes | of the request, by their Python keywords |"):
         assert row in text, "described on one line"
     assert "[TensorSpec](bundle.md#tensorspec)" in text
     assert "### Quantiles\n" in text
