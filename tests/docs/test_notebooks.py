@@ -1,7 +1,8 @@
 """The notebooks run from their first cell to their last, and are stored without outputs.
 
-One exports `sample/checkpoint`, for a minute and a half of one CPU: no other test exports it (`make demo` does, with
-other options, beside this one). As other bundles of the tests, LATENTRT_TEST_BUNDLES keeps it from run to run.
+One exports `sample/checkpoint`, for a minute and a half of one CPU: no other test of `make test` exports it. (One of
+`make test-slow` does in int8, and `make demo` in float16, beside this one.) As other bundles of the tests,
+LATENTRT_TEST_BUNDLES keeps it from run to run.
 """
 
 from __future__ import annotations
