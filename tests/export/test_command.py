@@ -101,7 +101,7 @@ def test_how_the_denoiser_is_divided(
             "got the DeepCache branch 12, expected one of this denoiser's: 0 (the shallowest) to 11",
         ),
         (["--deep-cache", "-1"], "got the DeepCache branch -1"),
-        (["--deep-cache", "deep"], "'deep' is not a valid integer"),
+        (["--deep-cache", "deep"], "got 'deep', expected a whole number"),
     ],
 )
 def test_an_invalid_split_is_refused_before_any_work(

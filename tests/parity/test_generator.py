@@ -35,7 +35,7 @@ def test_a_generator_gives_the_image_of_its_seed(pipeline: Pipeline) -> None:
 def test_a_list_has_one_for_each_image(pipeline: Pipeline) -> None:
     found = pipeline("a red circle", generator=[seeded(7), seeded(3)], num_images_per_prompt=2, **CALL)
     assert found.seeds == (7, 3)
-    with pytest.raises(RequestError, match="got 2 seeds for 1 images"):
+    with pytest.raises(RequestError, match="got 2 seeds for 1 image"):
         pipeline("a red circle", generator=[seeded(7), seeded(3)], **CALL)
 
 

@@ -136,7 +136,7 @@ def test_a_warning_is_logged_once_for_all_images(tmp_path: Path, caplog: pytest.
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("--samplers", "euler,eular"), 2, "--samplers='eular'"),
+        (("--samplers", "euler,eular"), 2, "--samplers: got 'eular'"),
         (("--samplers", "flow_euler"), 2, "flow_euler for flow models"),
         (
             ("--samplers", "flow_euler,pndm", "--steps", "3"),
