@@ -29,7 +29,7 @@ from latentrt.cli.request_options import (
     precision_options,
     request_options,
 )
-from latentrt.cli.values import BundlePath
+from latentrt.cli.values import BundlePath, Suggested
 from latentrt.errors import LatentRTError, OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @option(
     "--prompts",
     "prompts",
+    type=click.Path(allow_dash=True),
     metavar="FILE",
     group="Prompt",
     help="A file with a prompt on each line (lines that are empty or begin with # are skipped), or of JSON lines: "
@@ -152,12 +153,20 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
 @option(
     "-o",
     "--output",
+    type=click.Path(allow_dash=True),
+    metavar="NAME",
     group="Output",
     help="A .png, .jpg or .webp; a folder, with / at the end; - for standard output. May have the fields {index} "
     "{seed} {prompt} {sampler} {steps} {guidance_scale} {width} {height} {date}, as in {index:04}; several images get "
     "a number.  [default: out.png, or the next free name]",
 )
-@option("--format", metavar="png|jpeg|webp", group="Output", help="Where the name has no extension.")
+@option(
+    "--format",
+    type=Suggested(lambda: ("png", "jpeg", "webp")),
+    metavar="png|jpeg|webp",
+    group="Output",
+    help="Where the name has no extension.",
+)
 @option("--overwrite", is_flag=True, group="Output", help="Replace existing files.")
 @option("--skip-existing", is_flag=True, group="Output", help="Keep existing files, and generate the other images.")
 @option(

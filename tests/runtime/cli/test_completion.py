@@ -44,6 +44,7 @@ def values(*words: str) -> list[str]:
         (("run", "sample", "x", "--precision", "b"), ["bfloat16"]),
         (("run", "sample", "x", "--decoder", ""), ["full", "preview", "tiled"]),
         (("run", "sample", "x", "--safety", "b"), ["block", "blur"]),
+        (("run", "sample", "x", "--format", ""), ["png", "jpeg", "webp"]),
         (("run", "sample", "x", "--provider", "CPU"), ["CPUExecutionProvider"]),
         (("run", "sample", "x", "--log-level", ""), ["debug", "info", "warning", "error"]),
         (("compare", "--samplers", "euler,heu"), ["euler,heun"]),
@@ -61,7 +62,7 @@ def test_values_are_completed(words: tuple[str, ...], expected: list[str]) -> No
     assert values(*words) == expected
 
 
-@pytest.mark.parametrize("option", ["--image", "--mask"])
+@pytest.mark.parametrize("option", ["--image", "--mask", "--prompts", "-o"])
 def test_files_are_completed_by_the_shell(option: str) -> None:
     (item,) = complete("run", "sample", "x", option, "in")
     assert (item.type, item.value) == ("file", "in")
