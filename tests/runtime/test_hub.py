@@ -298,6 +298,7 @@ class TestFailures:
         assert logging.getLogger("huggingface_hub").handlers is handlers
 
 
+@pytest.mark.extras
 def test_records_of_the_library_have_no_signed_address(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever has the address that a download is redirected to can read a private file until it expires."""
     log = logging.getLogger("huggingface_hub.file_download")

@@ -81,10 +81,10 @@ class Schedule:
         for name in (field.name for field in fields(self) if field.name != "init_noise_sigma"):
             column = getattr(self, name)
             rank, shape = 2 if name == "b" else 1, np.shape(column)
-            if not isinstance(column, np.ndarray) or len(shape) != rank or len(column) != len(self.t) or 0 in shape:
+            if not isinstance(column, np.ndarray) or len(shape) != rank or len(column) != len(self.t):
                 raise ValueError(
                     f"column {name} is a {type(column).__name__} of shape {shape}; expected an array of "
-                    f"{len(self.t)} rows and {rank} axes, none of them empty"
+                    f"{len(self.t)} rows and {rank} axes"
                 )
             with np.errstate(over="ignore"):
                 finite = np.isfinite(column.astype(np.float32))  # the loop runs in float32

@@ -119,7 +119,7 @@ def test_a_cpu_backend_that_is_named_runs_everything(bundle: Bundle, device: Dev
 def test_a_device_that_is_named_is_used_or_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match=f"{NO_GPU.reason}; {NO_GPU.mend}"):
         place_components(bundle, "tensorrt")
-    with pytest.raises(BackendError, match=r"'CUDAExecutionProvider'.*latentrt\[gpu\]"):
+    with pytest.raises(BackendError, match=r"`device`: got cuda.*latentrt\[gpu\]"):
         place_components(bundle, "cuda")
     with pytest.raises(RequestError, match=r"`device`.*'tpu'.*auto, cpu, openvino, cuda, tensorrt"):
         place_components(bundle, "tpu")  # type: ignore[arg-type]
@@ -172,7 +172,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement_module, "find_gpu", lambda: GPU)
     monkeypatch.setattr(placement_module, "find_libraries", lambda: {"tensorrt": "no", "tensorrt_rtx": "no"})
     monkeypatch.setattr(ort, "available_providers", lambda: [ort.CUDA, "CPUExecutionProvider"])
-    monkeypatch.setattr(ort, "check_provider", lambda provider: None)
+    monkeypatch.setattr(ort, "check_provider", lambda provider, given: None)
 
 
 @pytest.mark.usefixtures("cuda")

@@ -308,7 +308,7 @@ def test_a_refusal_spells_options_as_the_command_line_does(
         (("-z",), "got -z, expected an option of latentrt run; latentrt run --help lists them"),
         (("--steps",), "--steps: got no value, expected a whole number"),
         (("--low-memory=1",), "--low-memory: got a value, expected none"),
-        (("-q", "-v"), "got --quiet and --verbose, expected one of the two"),
+        (("-q", "-v"), "got -q and -v, expected one of the two"),
         (("-W", "64", "--size", "64"), "got --size and -W, expected one of the two"),
     ],
 )
@@ -344,7 +344,8 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(latentrt: 
     call = ("run", SAMPLE, "a star", "--steps", "900", "-o")
     assert_refused(latentrt(*call, tmp_path / "file" / "out.png"), 8, "out.png")
     assert_refused(latentrt(*call, tmp_path / "out.gif"), 8, ".png")
-    assert_refused(latentrt("run", SAMPLE, "a" + "\u3000" * 9_999, *call[3:], tmp_path / "out.jpg"), 8, "65,533")
+    long = "a" + "\u3000" * 9_999  # one token
+    assert_refused(latentrt("run", SAMPLE, long, "-n", long, *call[3:], tmp_path / "out.jpg"), 8, "65,533")
 
 
 def test_no_bundle(latentrt: Caller, tmp_path: Path) -> None:
