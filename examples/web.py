@@ -113,6 +113,6 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     with make_server(Pipeline.load(arguments.bundle), arguments.port) as server:
-        print(f"http://127.0.0.1:{server.server_address[1]}/", flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends it
+            print(f"http://127.0.0.1:{server.server_address[1]}/", flush=True)
             server.serve_forever()

@@ -348,7 +348,7 @@ def test_overwrite(checkpoint: Path, earlier: Path, worker: FakeWorker) -> None:
 
 
 def test_a_bad_checkpoint_makes_no_folders(tmp_path: Path) -> None:
-    with pytest.raises(LatentRTError, match="is not a folder"):
+    with pytest.raises(LatentRTError, match="does not exist"):
         export(tmp_path / "nothing", tmp_path / "new" / "bundle")
     assert list(tmp_path.iterdir()) == []
 

@@ -47,6 +47,7 @@ BY_NAME = {
 # What other packages use, and why it is declared here.
 INDIRECT = {
     "accelerate": "diffusers loads weights with it alone; without it, over random ones, in twice the memory",
+    "ipywidgets": "tqdm's bars in notebooks; without it, libraries print a warning there",
     "torchsde": "diffusers' stochastic samplers, which ours are compared with",
 }
 # Source folders, with the extras whose packages they may import beside the base ones.
