@@ -34,7 +34,7 @@ setup: .venv/.ready  ## .venv with everything: the package in development mode, 
 demo: setup .venv-runtime/.ready  ## images from the bundle that ships with the package, and from a checkpoint, in an environment without torch
 	mkdir -p demo
 	.venv-runtime/bin/latentrt demo -o demo/sheet.png --overwrite
-	$(BIN)/latentrt export sample/checkpoint demo/bundle --precision float16 --overwrite
+	$(BIN)/latentrt export sample/checkpoint demo/bundle --no-parts --overwrite
 	.venv-runtime/bin/latentrt run demo/bundle "a large red circle on a blue background" \
 		--steps 25 --guidance-scale 5 --seed 7 -o demo/image.png --overwrite
 	@echo "demo/sheet.png shows the bundle that ships with the package, demo/image.png is from demo/bundle"

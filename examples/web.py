@@ -112,7 +112,7 @@ if __name__ == "__main__":
     parser.add_argument("bundle")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    with make_server(Pipeline.load(arguments.bundle), arguments.port) as server:
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends it
-            print(f"http://127.0.0.1:{server.server_address[1]}/", flush=True)
-            server.serve_forever()
+    server = make_server(Pipeline.load(arguments.bundle), arguments.port)
+    with server, contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends it
+        print(f"http://127.0.0.1:{server.server_address[1]}/", flush=True)
+        server.serve_forever()

@@ -28,13 +28,21 @@ from tests.engines.real_builds import SIZES, RecordedProgress, build, list_usabl
 from tests.exported import Exported
 from tests.runtime.small_bundle import change_byte
 
-# In CI each precision once.
-BUNDLES = [
-    ("sample", "float32"),
-    ("sd2", "float16"),
+# In CI each precision and each kind of size once.
+BUILDS = [
+    ("sample", "float32", "static"),
+    ("sd2", "float16", "ranged"),
     *(
         pytest.param(*each, marks=pytest.mark.slow)
-        for each in (("sample", "float16"), ("sd1", "float32"), ("sd2", "float32"))
+        for each in (
+            ("sample", "float32", "ranged"),
+            ("sd2", "float16", "static"),
+            *(
+                (*bundle, size)
+                for bundle in (("sample", "float16"), ("sd1", "float32"), ("sd2", "float32"))
+                for size in SIZES
+            ),
+        )
     ),
 ]
 
@@ -50,8 +58,7 @@ def sample() -> Bundle:
 
 
 @pytest.mark.parametrize("library", list_usable_libraries())
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("name", "precision"), BUNDLES)
+@pytest.mark.parametrize(("name", "precision", "size"), BUILDS)
 def test_every_component_is_built(
     request: pytest.FixtureRequest, cache: EngineCache, library: LibraryName, size: str, name: str, precision: Precision
 ) -> None:

@@ -15,7 +15,7 @@ from latentrt.errors import RequestError
 from tests.exported import Exported, exported_task
 from tests.parity.pipelines import GUIDANCE, IGNORED_WARNINGS, PROMPT, compare, input_image
 
-pytestmark = IGNORED_WARNINGS
+pytestmark = [IGNORED_WARNINGS, pytest.mark.slow]
 
 CALL: dict[str, Any] = {"strength": 0.6, "num_inference_steps": 7}
 

@@ -16,7 +16,7 @@ from latentrt.sampling.noise import Generator
 from tests.exported import Exported, exported_task
 from tests.parity.pipelines import GUIDANCE, IGNORED_WARNINGS, PROMPT, compare, input_image
 
-pytestmark = IGNORED_WARNINGS
+pytestmark = [IGNORED_WARNINGS, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
