@@ -1,1 +1,1 @@
-"""Builds what is published, and checks it."""
+"""Builds and checks the files of a release."""

@@ -107,7 +107,7 @@ def build(source: Path, output: Path, epoch: int) -> list[Path]:
 
 
 def content_faults(file: Path) -> list[str]:
-    """Return what a built file has too much and what it lacks; empty if it is as it should be."""
+    """Return the unexpected and the missing members of a built file; an empty list if there are none."""
     wheel = file.suffix == ".whl"
     sizes = _wheel_sizes(file) if wheel else _sdist_sizes(file)
     packages = [name if wheel else f"{folder}/{name}" for name, folder in PACKAGES.items()]

@@ -43,7 +43,7 @@ class ExportedComponent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt export --json` prints; `latentrt inspect --json` prints the bundle's whole manifest.
+    """The document of `latentrt export --json`; the bundle's whole manifest is in that of `latentrt inspect --json`.
 
     Attributes:
         bundle: the folder. digest: of bundle.json.

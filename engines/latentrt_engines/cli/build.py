@@ -22,7 +22,7 @@ __all__ = ["BuildDocument", "build"]
 
 
 class BuildDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt build --json` prints.
+    """The document of `latentrt build --json`.
 
     Attributes:
         folder: of the engines.

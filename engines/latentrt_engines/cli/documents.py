@@ -43,7 +43,7 @@ class ListedEngine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnginesDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt engines list --json` prints.
+    """The document of `latentrt engines list --json`.
 
     Attributes:
         folder: of the engines.
@@ -73,7 +73,7 @@ class ExplainedEngine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WhyDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt engines why --json` prints.
+    """The document of `latentrt engines why --json`.
 
     Attributes:
         target: the GPUs. images: the sizes, in words.
@@ -86,7 +86,7 @@ class WhyDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyEnginesDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt engines verify --json` prints where no engine is damaged.
+    """The document of `latentrt engines verify --json` if no engine is damaged; a damaged one is an error.
 
     Attributes:
         folder: of the engines. intact: number of engines.
@@ -105,7 +105,7 @@ class PrunedItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PruneDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt engines prune --json` prints.
+    """The document of `latentrt engines prune --json`.
 
     Attributes:
         folder: of the engines. dry_run: whether nothing was deleted.
@@ -119,7 +119,7 @@ class PruneDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SealDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt engines seal --json` prints.
+    """The document of `latentrt engines seal --json`.
 
     Attributes:
         bundle: the folder. digest: of its bundle.json.
@@ -133,7 +133,7 @@ class SealDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefitDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt engines refit --json` prints."""
+    """The document of `latentrt engines refit --json`."""
 
     engine: ListedEngine
 
@@ -163,6 +163,6 @@ class PlannedEngineDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt plan --json` prints."""
+    """The document of `latentrt plan --json`."""
 
     engines: list[PlannedEngineDocument]

@@ -104,7 +104,7 @@ class Placement:
 
     @property
     def summary(self) -> str:
-        """What runs it, with the reason only where a user may want to change it."""
+        """Backend and device, with the reason only if it is one that a user may want to change."""
         return f"{self.title} ({self.reason})" if self.is_improvable else self.title
 
     @property

@@ -47,7 +47,7 @@ class BenchSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BenchDocument(MachineDocument, frozen=True, kw_only=True):
-    """What `latentrt bench --json` prints.
+    """The document of `latentrt bench --json`.
 
     Attributes:
         bundle: the folder. digest: of bundle.json.

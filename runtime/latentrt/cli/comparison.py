@@ -117,7 +117,7 @@ class ComparedCell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class CompareDocument(MachineDocument, frozen=True, kw_only=True):
-    """What `latentrt compare --json` prints.
+    """The document of `latentrt compare --json`.
 
     Attributes:
         sheet: the file of the images.

@@ -13,7 +13,7 @@ __all__ = ["CompletionDocument", "completion"]
 
 
 class CompletionDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt completion --json` prints."""
+    """The document of `latentrt completion --json`."""
 
     shell: str
     script: str

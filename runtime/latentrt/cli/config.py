@@ -39,7 +39,7 @@ class ConfigValue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConfigDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt config --json` prints.
+    """The document of `latentrt config --json`.
 
     Attributes:
         path: of the configuration file. exists: whether it does.

@@ -38,7 +38,7 @@ PROMPTS = (
 
 
 class DemoDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt demo --json` prints.
+    """The document of `latentrt demo --json`.
 
     Attributes:
         sheet: the file.

@@ -24,10 +24,10 @@ __all__ = ["Availability", "DoctorDocument", "doctor", "suggest"]
 
 
 class Availability(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether something can be used here.
+    """Availability of a library, a device or a folder on this machine.
 
     Attributes:
-        available: whether it can.
+        available: whether it can be used.
         text: its version, or why it cannot be used and what to do.
     """
 
@@ -60,7 +60,7 @@ class NextStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DoctorDocument(MachineDocument, frozen=True, kw_only=True):
-    """What `latentrt doctor --json` prints.
+    """The document of `latentrt doctor --json`.
 
     Attributes:
         parts: the GPU, libraries and the cache of engines, by name.

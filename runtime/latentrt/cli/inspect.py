@@ -42,7 +42,7 @@ Lines = Iterator[tuple[str, str]]
 
 
 class InspectDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt inspect --json` prints of a bundle; of an image it prints `ImageMetadata`.
+    """The document of `latentrt inspect --json` for a bundle; that for an image is `ImageMetadata`.
 
     Attributes:
         bundle: the folder.

@@ -22,7 +22,7 @@ __all__ = ["PullDocument", "pull"]
 
 
 class PullDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt pull --json` prints.
+    """The document of `latentrt pull --json`.
 
     Attributes:
         bundle: the folder.

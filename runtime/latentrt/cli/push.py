@@ -21,7 +21,7 @@ __all__ = ["PushDocument", "push"]
 
 
 class PushDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt push --json` prints.
+    """The document of `latentrt push --json`.
 
     Attributes:
         commit: of the repository. url: of the commit.

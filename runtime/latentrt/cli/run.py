@@ -95,7 +95,7 @@ class RunTotals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt run --json` prints.
+    """The document of `latentrt run --json`.
 
     Attributes:
         bundle: the folder. digest: of bundle.json.

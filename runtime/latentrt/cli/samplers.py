@@ -74,7 +74,7 @@ class SamplerDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SamplersDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt samplers --json` prints."""
+    """The document of `latentrt samplers --json`."""
 
     samplers: list[SamplerDocument]
 

@@ -40,7 +40,7 @@ _CONFIG_HINT = "expected a scheduler_config.json as diffusers saves it"
 
 
 class ScheduleDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt schedule --json` prints.
+    """The document of `latentrt schedule --json`.
 
     Attributes:
         title: the sampler and its options.

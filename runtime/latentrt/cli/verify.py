@@ -22,7 +22,7 @@ __all__ = ["VerifyDocument", "verify"]
 
 
 class VerifyDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `latentrt verify --json` prints of an intact bundle; for any other it ends with exit code 4.
+    """The document of `latentrt verify --json` for an intact bundle; any other bundle is an error, exit code 4.
 
     Attributes:
         bundle: the folder.
