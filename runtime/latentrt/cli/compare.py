@@ -13,18 +13,10 @@ import click
 from latentrt.bundle.printable import quote
 from latentrt.cli.command import command, describe_values, option, settings
 from latentrt.cli.output import echo
-from latentrt.cli.request_options import (
-    device_options,
-    digest_option,
-    given_options,
-    precision_options,
-    request_options,
-    samplers,
-)
+from latentrt.cli.request_options import LoadOptions, given_options, load_options, request_options, samplers
 from latentrt.cli.values import BundlePath, Suggested
 
 if TYPE_CHECKING:
-    from latentrt.backends.placement import ComputePrecision, Device
     from latentrt.cli.comparison import Cell
     from latentrt.pipeline import Pipeline
 
@@ -100,9 +92,7 @@ class _List(Suggested):
     help="The sheet: a .png, .jpg or .webp.  [default: compare.png, or the next free name]",
 )
 @option("--overwrite", is_flag=True, group="Output", help="Replace an existing file.")
-@device_options
-@precision_options
-@digest_option
+@load_options
 def compare(
     bundle: Path | None,
     names: tuple[str, ...] | None,
@@ -112,12 +102,7 @@ def compare(
     output: Path | None,
     overwrite: bool,
     runs: int,
-    digest: str | None,
-    device: Device,
-    provider: str | None,
-    threads: int | None,
-    precision: ComputePrecision | None,
-    low_memory: bool,
+    machine: LoadOptions,
     **options: Any,
 ) -> None:
     """Generate one prompt from BUNDLE with several samplers and step counts, all from the same noise, and lay the
@@ -132,25 +117,16 @@ def compare(
     from latentrt.cli.destinations import choose_file
     from latentrt.cli.document import echo_document
     from latentrt.images.files import save
-    from latentrt.pipeline import Pipeline
     from latentrt.request import Request
 
     place = choose_file(output, "compare.png", overwrite=overwrite)
-    pipeline = Pipeline.load(
-        bundle,
-        device=device,
-        digest=digest,
-        threads=threads,
-        provider=provider,
-        precision=precision,
-        low_memory=low_memory,
-    )
+    pipeline = machine.load(bundle)
     request = Request.of(prompt=prompt, seed=seed, **given_options(options))
     cells = plan_cells(pipeline, request, _choose_samplers(pipeline, names), counts)
     cells = _generate(pipeline, cells, runs)
     save(make_sheet(cells), place)
     if settings().json:
-        echo_document(make_document(pipeline, cells, threads, place))
+        echo_document(make_document(pipeline, cells, machine.threads, place))
     elif not settings().quiet:
         print_table(cells)
         echo(f"{place}: {prompt!r}, seed {first_request(cells).seeds[0]}")

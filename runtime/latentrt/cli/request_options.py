@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 from click.core import ParameterSource
@@ -14,13 +15,18 @@ from latentrt.cli.command import option, set_by, spell
 from latentrt.cli.values import ImageSize, KeyValue, Suggested
 from latentrt.request import OPTIONS, OneOf, Option
 
+if TYPE_CHECKING:
+    from latentrt.backends.placement import ComputePrecision, Device
+    from latentrt.pipeline import Pipeline
+
 __all__ = [
     "SPELLING",
+    "LoadOptions",
     "command_spelling",
-    "device_options",
     "devices",
     "digest_option",
     "given_options",
+    "load_options",
     "precision_options",
     "providers",
     "request_options",
@@ -91,8 +97,40 @@ def request_options(*keywords: str) -> Callable[[F], F]:
     return decorate
 
 
-def device_options(function: F) -> F:
-    """Add `--device`, `--provider` and `--threads` to a click command."""
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+    """Options of `Pipeline.load`, as a command has them.
+
+    Attributes:
+        device, provider, threads, precision, low_memory, digest: as `Pipeline.load` takes them.
+    """
+
+    device: Device
+    provider: str | None
+    threads: int | None
+    precision: ComputePrecision | None
+    low_memory: bool
+    digest: str | None
+
+    def load(self, bundle: Path | None) -> Pipeline:
+        """Return the pipeline of a bundle; None: of the sample bundle.
+
+        Raises:
+            BundleError, BackendError, EngineError: as `Pipeline.load` does.
+        """
+        from latentrt.pipeline import Pipeline
+
+        return Pipeline.load(bundle, **{each.name: getattr(self, each.name) for each in dataclasses.fields(self)})
+
+
+def load_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `Pipeline.load` to a click command, which gets them as `machine: LoadOptions`."""
+
+    @functools.wraps(function)
+    def with_machine(**given: Any) -> Any:
+        machine = LoadOptions(**{each.name: given.pop(each.name) for each in dataclasses.fields(LoadOptions)})
+        return function(machine=machine, **given)
+
     for decorate in reversed(
         (
             option(
@@ -111,10 +149,12 @@ def device_options(function: F) -> F:
             option(
                 "--threads", type=click.IntRange(min=1), group="Machine", help="On the CPU. One per core by default."
             ),
+            precision_options,
+            digest_option,
         )
     ):
-        function = decorate(function)
-    return function
+        with_machine = decorate(with_machine)
+    return with_machine
 
 
 def precision_options(function: F) -> F:

@@ -22,18 +22,12 @@ from latentrt.bundle.printable import counted
 from latentrt.cli.command import command, option, settings
 from latentrt.cli.output import echo, echo_bytes, echo_json_text, is_terminal
 from latentrt.cli.prompts import prompt_argument
-from latentrt.cli.request_options import (
-    device_options,
-    digest_option,
-    given_options,
-    precision_options,
-    request_options,
-)
+from latentrt.cli.request_options import LoadOptions, given_options, load_options, request_options
 from latentrt.cli.values import BundlePath, Suggested
 from latentrt.errors import LatentRTError, OutputError, RequestError
 
 if TYPE_CHECKING:
-    from latentrt.backends.placement import ComputePrecision, Device, Placement
+    from latentrt.backends.placement import Placement
     from latentrt.batch.request_lines import RequestFile, RequestLine
     from latentrt.cli.destinations import Destination, Existing, OutputNames
     from latentrt.decode.safety import Verdict
@@ -190,9 +184,7 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     help="Images that are generated at once.  [default: as many as fit memory]",
 )
 @request_options()
-@device_options
-@precision_options
-@digest_option
+@load_options
 def run(
     bundle: Path,
     prompt: tuple[str, ...],
@@ -204,12 +196,7 @@ def run(
     seed: int | Sequence[int] | None,
     num_images_per_prompt: int | None,
     batch_size: int | None,
-    digest: str | None,
-    device: Device,
-    provider: str | None,
-    threads: int | None,
-    precision: ComputePrecision | None,
-    low_memory: bool,
+    machine: LoadOptions,
     **options: Any,
 ) -> None:
     """Generate images from BUNDLE: one for each PROMPT, or for each line of a file, or several.
@@ -219,7 +206,6 @@ def run(
     """
     from latentrt.batch.request_lines import RequestFile
     from latentrt.cli.destinations import OutputNames
-    from latentrt.pipeline import Pipeline
 
     started = time.monotonic()
     if overwrite and skip_existing:
@@ -233,15 +219,7 @@ def run(
         total = requests.measure() if requests.can_be_read_again else None
         names = OutputNames(output, format, existing, several=total != 1)
         _check_combination(requests, names, existing, total)
-        pipeline = Pipeline.load(
-            bundle,
-            device=device,
-            digest=digest,
-            threads=threads,
-            provider=provider,
-            precision=precision,
-            low_memory=low_memory,
-        )
+        pipeline = machine.load(bundle)
         _Run(pipeline, requests, names, existing, total, started).work(
             1 if total == 1 and batch_size is None else batch_size
         )
