@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from latentrt.bundle.atomic_file import remove_abandoned_drafts, write_atomically
 from latentrt.bundle.digests import open_regular, read_at_most
 from latentrt.bundle.interrupts import uninterrupted
+from latentrt.bundle.printable import quote
 from latentrt.bundle.renames import replace_file
 from latentrt.bundle.strict_json import MAX_BYTES, AmbiguousJSONError, StrictDecoder
 from latentrt.engines.record import EngineRecord, LibraryName
@@ -128,12 +129,12 @@ class EngineCache(EngineStore):
             RequestError: the prefix has fewer than four digits, or not exactly one engine has such a key.
         """
         if len(prefix) < _SHORTEST_PREFIX:
-            raise RequestError(f"got the key {prefix!r}, expected its first {_SHORTEST_PREFIX} digits or more")
+            raise RequestError(f"got the key {quote(prefix)}, expected its first {_SHORTEST_PREFIX} digits or more")
         found = [engine for engine in self.engines() if engine.key.startswith(prefix)]
         if len(found) != 1:
             raise RequestError(
-                f"got the key {prefix!r}, expected the beginning of one engine's key, {len(found)} engines have it; "
-                "latentrt engines list shows the keys"
+                f"got the key {quote(prefix)}, expected the beginning of one engine's key, {len(found)} engines have "
+                "it; latentrt engines list shows the keys"
             )
         return found[0]
 

@@ -11,6 +11,7 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from latentrt.bundle.printable import quote
 from latentrt.engines.record import LibraryName
 from latentrt.errors import RequestError
 
@@ -107,7 +108,7 @@ def find_gpu_model(name: str) -> GpuModel:
         return GpuModel(label=capability, driver_name=UNNAMED, compute_capability=capability, library="tensorrt_rtx")
     near = difflib.get_close_matches(label, GPUS, n=3)
     expected = f"did you mean {' or '.join(near)}?" if near else f"expected a GPU such as {', '.join(_EXAMPLES)}."
-    raise RequestError(f"got the GPU {name!r}, {expected} For other GPUs give the compute capability, as in 8.9")
+    raise RequestError(f"got the GPU {quote(name)}, {expected} For other GPUs give the compute capability, as in 8.9")
 
 
 def find_by_driver_name(name: str) -> GpuModel | None:
@@ -124,7 +125,7 @@ def parse_gpus(text: str) -> tuple[GpuModel, ...]:
     """
     names = [name for name in text.split(",") if name.strip()]
     if not names:
-        raise RequestError(f"got the GPUs {text!r}, expected at least one, as in rtx4090,l4")
+        raise RequestError(f"got the GPUs {quote(text)}, expected at least one, as in rtx4090,l4")
     return tuple({gpu.label: gpu for gpu in map(find_gpu_model, names)}.values())
 
 
@@ -136,5 +137,5 @@ def parse_capabilities(text: str) -> tuple[str, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"\d+\.\d", part) for part in parts):
-        raise RequestError(f"got the compute capabilities {text!r}, expected a list such as 8.9 or 8.6,8.9,12.0")
+        raise RequestError(f"got the compute capabilities {quote(text)}, expected a list such as 8.9 or 8.6,8.9,12.0")
     return tuple(parts)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from latentrt.bundle.manifest import Component, Manifest
+from latentrt.bundle.printable import quote
 from latentrt.bundle.tensors import MAX_AXIS_SIZE, TensorSpec
 from latentrt.engines.record import ShapeRange
 from latentrt.errors import RequestError
@@ -305,11 +306,11 @@ def _parse_range(text: str, name: str, parse: Callable[[str], _T], expected: str
         if len(parts) not in (1, 3):
             raise ValueError(text)
     except ValueError:
-        raise RequestError(f"`{name}`: got {text!r}, expected {expected}") from None
+        raise RequestError(f"`{name}`: got {quote(text)}, expected {expected}") from None
     return parts[0], parts[len(parts) // 2], parts[-1]
 
 
 def _check_range(name: str, text: str, low: int, best: int, high: int) -> DimRange:
     if not 1 <= low <= best <= high:
-        raise RequestError(f"`{name}`: got {text!r}, expected at least 1 and minimum ≤ optimum ≤ maximum")
+        raise RequestError(f"`{name}`: got {quote(text)}, expected at least 1 and minimum ≤ optimum ≤ maximum")
     return DimRange(min=low, opt=best, max=high)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import Precision
+from latentrt.bundle.printable import quote
 from latentrt.engines.gpu import Gpu, NoGpu
 from latentrt.engines.record import EngineIdentity, EngineOptions, LibraryName, engine_key, this_platform
 from latentrt.errors import BundleError, RequestError
@@ -101,7 +102,7 @@ def choose_components(bundle: Bundle, names: Iterable[str]) -> tuple[str, ...]:
     components = bundle.manifest.components
     for name in names:
         if name not in components:
-            raise RequestError(f"got the component {name!r}, expected one of {', '.join(components)}")
+            raise RequestError(f"got the component {quote(name)}, expected one of {', '.join(components)}")
     return tuple(dict.fromkeys(names)) or tuple(components)
 
 

@@ -429,7 +429,7 @@ def _describe_unknown(keyword: str) -> str:
         advice = "help(latentrt.Pipeline.__call__) lists them"
     elif advice.isidentifier():
         advice = f"did you mean {advice!r}?"
-    return f"got an unexpected keyword {keyword!r}, expected one of the options of a request; {advice}"
+    return f"got an unexpected keyword {quote(keyword)}, expected one of the options of a request; {advice}"
 
 
 def _replace_generator(values: dict[str, Any]) -> dict[str, Any]:

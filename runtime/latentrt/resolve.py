@@ -318,7 +318,7 @@ def _sampler_options(options: object) -> dict[str, Any]:
         raise RequestError(f"`sampler_options`: got {quote(options)}, expected names and values")
     for name in ("begin", "strength"):
         if name in options:
-            raise RequestError(f"`sampler_options`: got {name!r}; set `strength` itself, with `image`")
+            raise RequestError(f"`sampler_options`: got {quote(name)}; set `strength` itself, with `image`")
     if not all(map(_is_plain, options.values())):
         raise RequestError(f"`sampler_options`: got {quote(options)}, expected numbers, texts, and lists of them")
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

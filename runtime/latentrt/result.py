@@ -248,7 +248,9 @@ def check_output_type(output_type: str) -> None:
         RequestError: listing the known ones.
     """
     if output_type not in get_args(OutputType):
-        raise RequestError(f"`output_type`: got {output_type!r}, expected one of {', '.join(get_args(OutputType))}")
+        raise RequestError(
+            f"`output_type`: got {quote(output_type)}, expected one of {', '.join(get_args(OutputType))}"
+        )
 
 
 def numbered(path: Path, count: int) -> list[Path]:

@@ -42,6 +42,8 @@ KINDS: dict[str, int | None] = {
     "tokenizers": None,
     "images": None,
     "checkpoints": None,
+    "prompts": None,
+    "configuration": None,
 }
 """Kind → the number of cases of one that has no end. The longest come first, so that both processes end together."""
 _MAX_SECONDS = 120

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from latentrt.cli.main import _COMMANDS, main
+from latentrt.cli.main import _COMMANDS
+from tests.attack.command_line import call
 from tests.runtime.small_bundle import edit_manifest, write_bundle
 
 TEXTS = (
@@ -31,20 +32,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTRT_CACHE", str(tmp_path / "cache"))
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run a command, check that its output cannot control a terminal, and return the output."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in arguments])
-    printed = "".join(capsys.readouterr())
-    assert isinstance(end.value.code, int)
-    bad = {sign for sign in printed if not sign.isprintable() and sign not in "\n\u200c\u200d"}
-    assert not bad, (arguments, printed)
-    assert "defect" not in printed, (arguments, printed)
-    assert not any(line.startswith("error: forged") for line in printed.splitlines()), (arguments, printed)
-    return printed
-
-
 def hostile_bundle(folder: Path, text: str) -> Path:
     """Write a bundle whose folder and whose manifest have this text wherever a name may be."""
 
@@ -63,7 +50,7 @@ def hostile_bundle(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_a_bundle(tmp_path: Path, text: str) -> None:
     if any("\ud800" <= sign <= "\udfff" for sign in text):
         bundle = write_bundle(tmp_path / text)  # JSON holds no half of a surrogate pair
     else:
@@ -80,39 +67,39 @@ def test_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str)
         ),
         *(["build", bundle, "--gpu", text], ["export", bundle, tmp_path / "out"]),
     ):
-        call(capsys, *arguments)
+        call(*arguments)
     (bundle / "LICENSE").write_text("changed")
-    assert "LICENSE" in call(capsys, "verify", bundle)
-    call(capsys, "verify", tmp_path / "none" / text)
+    assert "LICENSE" in call("verify", bundle)[1]
+    call("verify", tmp_path / "none" / text)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_arguments(tmp_path: Path, text: str) -> None:
     for command in _COMMANDS:
         for arguments in ([text], [f"--{text}"], [text, text], [text, text, text]):
             if command not in ("export", "demo"):  # tested below; both would work on what they find
-                call(capsys, command, *arguments)
-    call(capsys, text)
+                call(command, *arguments)
+    call(text)
     for arguments in (
         *(["demo", "-o", f"{text}/x.txt"], ["demo", "a", "--sampler", text], ["schedule", "--sampler", text]),
         *(["schedule", "--sampler", "ddim", "--option", f"{text}=1"], ["samplers", text, "--json"]),
         *(["schedule", "--sampler", "ddim", "--option", f"beta_schedule={text}"], ["inspect", f"{text}.png"]),
         *(["run", ".", "a", "--image", f"{text}.png"], ["run", ".", "a", "--seed", text], ["bench", "--json", text]),
     ):
-        call(capsys, *arguments)
+        call(*arguments)
 
 
 @pytest.mark.parametrize("text", TEXTS[:-1])
-def test_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_a_configuration(tmp_path: Path, text: str) -> None:
     for config in ({"_class_name": text}, {"_class_name": "DDIMScheduler", "beta_schedule": text}, {text: 1}, [text]):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        call(capsys, "schedule", "--config", tmp_path / "config.json")
+        call("schedule", "--config", tmp_path / "config.json")
     (tmp_path / "config.json").write_text(f'{{"{text}": 1, "{text}": 2')
-    call(capsys, "schedule", "--config", tmp_path / "config.json")
+    call("schedule", "--config", tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("text", TEXTS[:-1])
-def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_a_checkpoint(tmp_path: Path, text: str) -> None:
     pytest.importorskip("torch")
     folder = tmp_path / text.replace("/", "∕")
     for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
@@ -127,9 +114,9 @@ def test_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: 
         {"_class_name": "StableDiffusionPipeline"},
     ):
         (folder / "model_index.json").write_text(json.dumps(index))
-        call(capsys, "export", folder, tmp_path / "out", "--variant", text)
+        call("export", folder, tmp_path / "out", "--variant", text)
     header = json.dumps({text: {"dtype": text, "shape": [1], "data_offsets": [0, 4]}}).encode()
     single = tmp_path / f"{text}.safetensors".replace("/", "∕")
     for data in (len(header).to_bytes(8, "little") + header + bytes(4), b"x", header):
         single.write_bytes(data)
-        call(capsys, "export", single, tmp_path / "out")
+        call("export", single, tmp_path / "out")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from latentrt.backends.placement import Placement
 from latentrt.backends.session import Session
+from latentrt.bundle.printable import quote
 from latentrt.bundle.tensors import sized
 from latentrt.errors import BackendError, RequestError
 from latentrt.timings import measured
@@ -108,7 +109,7 @@ class Components:
         """
         placement = self.placements.get(name)
         if placement is None:
-            raise BackendError(f"got the component {name!r}, this bundle has {', '.join(self.placements)}")
+            raise BackendError(f"got the component {quote(name)}, this bundle has {', '.join(self.placements)}")
         key = (*placement.key, part)
         with measured("loading"):
             session = self._models.acquire(key, lambda: placement.open(part))

@@ -23,6 +23,7 @@ from latentrt.backends.session import Arrays, Session, translating_library_error
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.graph_check import CheckedGraph
 from latentrt.bundle.manifest import PartName, Precision
+from latentrt.bundle.printable import quote
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.bundle.weights import WeightSet
 from latentrt.errors import BackendError, MissingExtraError
@@ -197,8 +198,8 @@ def _find_available(runtime: Any, provider: str, given: str | None = None) -> Ex
             return wanted
         remedy = f"its package {wanted.plugin} is installed and finds no device that it can use"
     raise BackendError(
-        f"{given or f'`provider`: got {provider!r}'}, expected one that ONNX Runtime {runtime.__version__} has here: "
-        f"{', '.join(available)}" + (f"; {wanted.name}: {remedy}" if remedy else "")
+        f"{given or f'`provider`: got {quote(provider)}'}, expected one that ONNX Runtime {runtime.__version__} has "
+        f"here: {', '.join(available)}" + (f"; {wanted.name}: {remedy}" if remedy else "")
     )
 
 

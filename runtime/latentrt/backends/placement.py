@@ -162,7 +162,7 @@ def check_device(device: str) -> None:
         RequestError: listing the known ones.
     """
     if device not in get_args(Device):
-        raise RequestError(f"`device`: got {device!r}, expected one of {', '.join(get_args(Device))}")
+        raise RequestError(f"`device`: got {quote(device)}, expected one of {', '.join(get_args(Device))}")
 
 
 def _check_preferences(preferences: Preferences) -> None:
@@ -176,10 +176,10 @@ def _check_preferences(preferences: Preferences) -> None:
         raise RequestError(f"`threads`: got {quote(threads)}, expected a whole number from 1 to {MAX_THREADS}")
     if preferences.precision not in (None, *get_args(ComputePrecision)):
         names = ", ".join(get_args(ComputePrecision))
-        raise RequestError(f"`precision`: got {preferences.precision!r}, expected one of {names}")
+        raise RequestError(f"`precision`: got {quote(preferences.precision)}, expected one of {names}")
     if preferences.performance_hint not in get_args(ov.PerformanceHint):
         names = ", ".join(get_args(ov.PerformanceHint))
-        raise RequestError(f"`performance_hint`: got {preferences.performance_hint!r}, expected one of {names}")
+        raise RequestError(f"`performance_hint`: got {quote(preferences.performance_hint)}, expected one of {names}")
 
 
 def find_machine(gpu: Gpu) -> tuple[Machine, dict[LibraryName, LoadedLibrary | str]]:

@@ -158,7 +158,7 @@ def _parse_line(place: str, line: bytes) -> RequestLine:
     try:
         Request.of(**tree)
     except TypeError as error:  # an unknown keyword
-        raise RequestError(f"{place}: {error}; `output`, the name of a file, is known as well") from None
+        raise RequestError(f"{place}: {error} (or 'output', the name of its file)") from None
     return RequestLine(place, tree, output)
 
 

@@ -260,7 +260,7 @@ def check_digest_form(digest: str) -> None:
     """
     if not _DIGEST.fullmatch(digest):
         raise RequestError(
-            f"`digest`: got {digest!r}, expected sha256: and 64 lower-case hexadecimal digits; "
+            f"`digest`: got {quote(digest)}, expected sha256: and 64 lower-case hexadecimal digits; "
             "`latentrt inspect BUNDLE` prints the digest of a bundle"
         )
 

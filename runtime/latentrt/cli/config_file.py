@@ -28,6 +28,7 @@ from latentrt.errors import RequestError
 __all__ = ["MAX_CONFIG_BYTES", "config_path", "read_config", "table_values"]
 
 MAX_CONFIG_BYTES = 1 << 15  # a file with every option of every command has 21 kB; tomllib's time grows with the square
+_MAX_DOTS = 256  # in a line: a key of 8,000 dotted names takes tomllib 17 s
 
 
 def config_path() -> Path:
@@ -62,6 +63,8 @@ def read_config() -> dict[str, Any]:
         ) from None
     if len(data) > MAX_CONFIG_BYTES:
         raise RequestError(f"{path} is larger than {MAX_CONFIG_BYTES:,} bytes, expected a configuration file")
+    if any(line.count(b".") > _MAX_DOTS for line in data.split(b"\n")):
+        raise RequestError(f"{path} has a line with more than {_MAX_DOTS} dots, expected fewer; write a list in lines")
     import tomllib
 
     try:
@@ -145,6 +148,6 @@ def _as_text(option: click.Option, value: Any, where: str) -> str | bool:
             raise RequestError(f"{where}: got {quote(value)}, expected true or false")
         return value
     is_plain = isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1 << 63)
-    if isinstance(value, bool) or not is_plain:
+    if isinstance(value, bool) or not is_plain or "\0" in str(value):  # NUL, as an environment variable has none
         raise RequestError(f"{where}: got {quote(value)}, expected a text or a number")
     return str(value)

@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from latentrt.bundle.interrupts import TerminatedError, uninterrupted
-from latentrt.bundle.printable import counted
+from latentrt.bundle.printable import counted, quote
 from latentrt.cli.command import command, option, settings
 from latentrt.cli.output import echo, echo_bytes, echo_json_text, is_terminal
 from latentrt.cli.prompts import prompt_argument
@@ -116,11 +116,13 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
             if dots:
                 seeds = range(int(first), int(last) + 1)
                 if seeds.stop - seeds.start > MAX_IMAGES:  # `len` fails for a range beyond the memory
-                    self.fail(f"got {value!r}, expected at most {MAX_IMAGES:,} seeds", param, ctx)
+                    self.fail(f"got {quote(value)}, expected at most {MAX_IMAGES:,} seeds", param, ctx)
                 return seeds
             return [int(part) for part in value.split(",")] if "," in value else int(value)
         except ValueError:
-            self.fail(f"got {value!r}, expected a number, a list such as 7,9,11 or a range such as 7..10", param, ctx)
+            self.fail(
+                f"got {quote(value)}, expected a number, a list such as 7,9,11 or a range such as 7..10", param, ctx
+            )
 
 
 @command(
@@ -301,7 +303,11 @@ class _Requests:
         Raises:
             RequestError: the seeds do not fit, there are too many images, or a line is no request.
         """
-        prompts = sum(_count_prompts(line) for line in self._lines())
+        # Every prompt has an image at least: a file of billions of lines is read as far as it can be generated.
+        prompts = 0
+        for line in self._lines():
+            if (prompts := prompts + _count_prompts(line)) > MAX_IMAGES:
+                raise _too_many(f"more than {MAX_IMAGES:,}")
         seeds = len(self._seed) if isinstance(self._seed, Sequence) else None
         if seeds == 0:
             raise RequestError("`seed`: got an empty range, expected first ≤ last, as in 7..10")
@@ -316,7 +322,7 @@ class _Requests:
             self._count = seeds // prompts
         total = sum(_count_prompts(line) * self._count_images(line) for line in self._lines())
         if total > MAX_IMAGES:
-            raise RequestError(f"got {total:,} images, expected at most {MAX_IMAGES:,} in one run; split it")
+            raise _too_many(f"{total:,}")
         if seeds not in (None, total):
             raise RequestError(
                 f"`seed`: got {seeds} seeds for {total} images, expected one number, or a seed for each image"
@@ -378,6 +384,10 @@ class _Requests:
 def _count_prompts(line: RequestLine) -> int:
     prompt = line.values.get("prompt")
     return max(len(prompt), 1) if isinstance(prompt, list) else 1  # an empty list is refused when it is resolved
+
+
+def _too_many(images: str) -> RequestError:
+    return RequestError(f"got {images} images, expected at most {MAX_IMAGES:,} in one run; split it")
 
 
 def _of_line(line: RequestLine, error: LatentRTError) -> LatentRTError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.bundle.printable import quote
 from latentrt.errors import MissingExtraError, OutputError
 from latentrt.sampling.schedule import Schedule
 from latentrt.sampling.schedule_table import active_columns
@@ -56,7 +57,7 @@ def check_plot_path(path: Path) -> None:
         OutputError: the extension is unknown. MissingExtraError: matplotlib is not installed.
     """
     if path.suffix.lower() not in _FORMATS:
-        raise OutputError(f"`plot` has the extension {path.suffix!r}, expected one of {', '.join(_FORMATS)}")
+        raise OutputError(f"`plot` has the extension {quote(path.suffix)}, expected one of {', '.join(_FORMATS)}")
     _import_matplotlib()
 
 

@@ -109,7 +109,7 @@ class KeyValue(click.ParamType):  # type: ignore[type-arg]  # generic for type c
             return value[0], value[1]
         key, equals, text = value.partition("=")
         if not equals or not key:
-            self.fail(f"got {value!r}, expected NAME=VALUE, such as solver_order=3", param, ctx)
+            self.fail(f"got {quote(value)}, expected NAME=VALUE, such as solver_order=3", param, ctx)
         if text in _PYTHON:
             return key, _PYTHON[text]
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from latentrt.bundle.printable import quote
 from latentrt.errors import BundleError
 from latentrt.families.family import Family
 
@@ -34,7 +35,7 @@ def open_family(bundle: Bundle, components: Components) -> Family:
     name = bundle.manifest.family
     if name not in _FAMILIES:
         raise BundleError(
-            f"{bundle.folder}: got the family {name!r}, expected one that this latentrt supports: "
+            f"{bundle.folder}: got the family {quote(name)}, expected one that this latentrt supports: "
             f"{', '.join(_FAMILIES)}; upgrade latentrt: pip install -U latentrt"
         )
     module, attribute = _FAMILIES[name].split(":")

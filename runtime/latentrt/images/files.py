@@ -322,7 +322,9 @@ def translating_decoder_errors(subject: str) -> Iterator[None]:
 
 def _format(path: Path, subject: str | None = None) -> str:
     if path.suffix.lower() not in _FORMATS:
-        raise OutputError(f"{subject or path} has the extension {path.suffix!r}, expected one of {', '.join(_FORMATS)}")
+        raise OutputError(
+            f"{subject or path} has the extension {quote(path.suffix)}, expected one of {', '.join(_FORMATS)}"
+        )
     return _FORMATS[path.suffix.lower()]
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from latentrt.bundle.digests import hash_bytes
+from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
 from latentrt.images.files import (
     MAX_PIXELS,
@@ -116,7 +117,7 @@ def load_image(source: ImageSource, argument: str = "image") -> LoadedImage:
         path = os.fspath(source)
         if isinstance(path, str) and path.startswith(("http://", "https://")):
             raise RequestError(f"`{argument}`: got a URL, expected a local file; download it first")
-        subject = f"`{argument}`: got {os.fsdecode(path)}, which"
+        subject = f"`{argument}`: got {quote(os.fsdecode(path))}, which"
         return _load_file(read_file(path, subject), subject, argument)
     raise RequestError(
         f"`{argument}`: got {type(source).__name__}, expected a path, bytes, a Pillow image or a numpy array"

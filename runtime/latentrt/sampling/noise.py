@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
 
 __all__ = ["Generator", "cephes_log", "cephes_sincos", "draw"]
@@ -42,7 +43,7 @@ class Generator:
 
     def __init__(self, seed: int) -> None:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**SEED_BITS:
-            raise RequestError(f"`seed`: got {seed!r}, expected a whole number from 0 to 2**{SEED_BITS} - 1")
+            raise RequestError(f"`seed`: got {quote(seed)}, expected a whole number from 0 to 2**{SEED_BITS} - 1")
         self._twister = np.random.RandomState(int(seed) % 2**32)
         self._spare: float | None = None
 

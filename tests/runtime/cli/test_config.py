@@ -72,6 +72,9 @@ def test_each_value_has_its_source(latentrt: Caller, path: Path, monkeypatch: py
         ("[export]\nprecision = 'int3'\n", "precision in [export] of"),
         ("run = 1\n", "got 1 as run, expected a table: [run]"),
         ("[run]\nsteps = 1\n[run]\n", "is not TOML"),
+        ('[run]\nimage = "a\\u0000b"\n', "image in [run] of"),
+        (".".join(["a"] * 300) + " = 1\n", "has a line with more than 256 dots, expected fewer"),
+        (f'[run]\nsampler-option = "{"a" * 30_000}"\n', "…, expected NAME=VALUE"),
     ],
 )
 def test_what_is_wrong_anywhere_in_the_file_is_refused(latentrt: Caller, path: Path, text: str, says: str) -> None:

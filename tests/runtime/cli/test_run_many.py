@@ -168,7 +168,7 @@ def test_seeds_and_counts(latentrt: Caller, drawn: list[tuple[int, ...]]) -> Non
         ({"prompt": "a", "strength": 0.5}, ("line 2: strength: got 0.5",)),
         ({"prompt": "a", "output": "../a.png"}, ("line 2: output: got '../a.png'",)),
         ({"prompt": "a", "output": "{nothing}.png"}, ("line 2: output: got '{nothing}.png'", "{index}, {seed}")),
-        ({"prompt": "a", "promt": "b"}, ("line 2: ", "promt")),
+        ({"prompt": "a", "promt": "b"}, ("line 2: ", "promt", "(or 'output', the name of its file)")),
         ({"seed": 1}, ("line 2: ", "got none, expected a text")),
     ],
 )
@@ -202,6 +202,13 @@ def test_files_that_hold_no_requests(latentrt: Caller) -> None:
     Path("empty.txt").write_text("# nothing\n\n")
     assert_refused(latentrt("run", "sample", "--prompts", "empty.txt"), 2, "--prompts: got a file without requests")
     assert_refused(latentrt("run", "sample", "--prompts", "none.txt"), 2, "--prompts: got 'none.txt'")
+
+
+def test_a_file_of_too_many_requests_is_read_no_further(latentrt: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentrt.cli.run.MAX_IMAGES", 3)
+    Path("prompts.txt").write_bytes(b"a\n" * 4 + b"\xff\n")  # reading the fifth would fail
+    done = latentrt("run", "sample", "--prompts", "prompts.txt", *QUICK)
+    assert_refused(done, 2, "got more than 3 images, expected at most 3 in one run; split it")
 
 
 class Pipe(io.BytesIO):

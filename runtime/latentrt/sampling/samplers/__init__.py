@@ -128,7 +128,7 @@ def choose(name: str) -> SamplerChoice:
             stem = plain.removesuffix(suffix)
             if any(stem.endswith(each) for each in SPACING_SUFFIXES):
                 raise RequestError(
-                    f"`sampler`: got {name!r}, which names two spacings of the sigmas; remove one suffix"
+                    f"`sampler`: got {quote(name)}, which names two spacings of the sigmas; remove one suffix"
                 )
             choice = choose(stem)
             return replace(choice, options={**choice.options, **_spacing_options(choice.sampler, spacing)})
@@ -137,8 +137,8 @@ def choose(name: str) -> SamplerChoice:
     near = difflib.get_close_matches(plain, [*_CLASSES, *ALIASES], n=2)
     suggestion = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise RequestError(
-        f"`sampler`: got {name!r}, which is unknown{suggestion}; expected one of {', '.join(_CLASSES)}, or an alias "
-        "(see latentrt samplers)"
+        f"`sampler`: got {quote(name)}, which is unknown{suggestion}; expected one of {', '.join(_CLASSES)}, or an "
+        "alias (see latentrt samplers)"
     )
 
 

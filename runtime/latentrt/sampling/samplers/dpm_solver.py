@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.bundle.printable import quote
 from latentrt.errors import RequestError
 from latentrt.sampling.samplers.log_snr import NoiseGrid, check_distinct_sigmas
 
@@ -86,8 +87,8 @@ def check_final_sigma(algorithm_type: str, final_sigmas_type: str) -> None:
     """
     if final_sigmas_type == "zero" and not algorithm_type.endswith("++"):
         raise RequestError(
-            f"got `algorithm_type` {algorithm_type!r} with `final_sigmas_type` 'zero', where epsilon is undefined; set "
-            "`final_sigmas_type` to 'sigma_min', or `algorithm_type` to 'dpmsolver++'"
+            f"got `algorithm_type` {quote(algorithm_type)} with `final_sigmas_type` 'zero', where epsilon is "
+            "undefined; set `final_sigmas_type` to 'sigma_min', or `algorithm_type` to 'dpmsolver++'"
         )
 
 
