@@ -10,7 +10,7 @@ from latentrt.errors import LatentRTError
 
 __all__ = ["call", "refuse"]
 
-_MAX_PRINTED = 10_000
+_MAX_PRINTED = 5_000
 """Most characters of an error with the lines that follow it."""
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "set_log_level",
 ]
 
+_MAX_ERROR = 4000  # characters
 # Signs of our own output for streams that have ASCII or one byte per character only.
 _PLAIN_SIGNS = {
     "×": "x",
@@ -153,7 +154,12 @@ def echo_block(text: str, *, err: bool = False) -> None:
 
 
 def echo_error(text: str) -> None:
-    """Print an error or a warning to standard error. Lines after the first are indented, so none passes as another."""
+    """Print an error or a warning to standard error. Lines after the first are indented, so none passes as another.
+
+    A text of more than `_MAX_ERROR` characters, as a path or a key of a file may be, is cut in its middle.
+    """
+    if len(text) > _MAX_ERROR:
+        text = f"{text[: _MAX_ERROR // 2]} … {text[-_MAX_ERROR // 2 :]}"
     first, *others = text.split("\n")
     echo_block(
         "\n".join([first, *(line if not line or line.startswith("  ") else f"  {line}" for line in others)]), err=True

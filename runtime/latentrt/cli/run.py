@@ -513,14 +513,17 @@ class _Run:
 
     def _check(self) -> list[_Image] | None:
         """Check every request and every name; return the plan if it is short."""
-        hashes, kept = array("q"), list[_Image]()
+        hashes, depths, kept = array("q"), set[int](), list[_Image]()
         for image in self._plan():
             self.skipped += self._is_kept(image)
-            if image.destination is not None and not image.destination.is_numbered:
+            if image.path is not None and image.destination is not None and not image.destination.is_numbered:
                 hashes.append(hash(_fold(image.path)))
+                depths.add(len(image.path.parts))
             if image.index < _MAX_KEPT:
                 kept.append(image)
         self._check_distinct(hashes)
+        if len(depths) > 1:  # files of one depth are in no other
+            self._check_folders({*hashes})
         return kept if len(kept) == self.total else None
 
     def _is_kept(self, image: _Image) -> bool:
@@ -564,6 +567,23 @@ class _Run:
                 )
             if hash(name) in twice:
                 seen[name] = image.index
+
+    def _check_folders(self, hashes: set[int]) -> None:
+        """Check that no image's name is the folder of another.
+
+        Args:
+            hashes: of the names.
+
+        Raises:
+            OutputError: one is.
+        """
+        for image in self._plan():
+            for folder in () if image.path is None else image.path.parents:
+                if hash(_fold(folder)) in hashes:
+                    raise OutputError(
+                        f"`output`: got {folder} for an image and {image.path} for another, expected a folder of "
+                        "another name"
+                    )
 
     def _generate(self, batch_size: int | None, plan: Iterator[_Image]) -> None:
         from latentrt.batch.generation import generate_many

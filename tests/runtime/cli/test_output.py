@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -59,6 +60,12 @@ def test_a_block_keeps_its_newlines_alone(pipe: Pipe) -> None:
 def test_no_line_of_an_error_passes_as_another(pipe: Pipe) -> None:
     output.echo_error("error: no file x\nerror: pay here\n\n  indented")
     assert pipe.getvalue() == "error: no file x\n  error: pay here\n\n  indented\n"
+
+
+def test_a_long_error_keeps_its_beginning_and_its_end(pipe: Pipe) -> None:
+    output.echo_error(f"error: got {'a' * 100_000}, expected less; cut it")
+    assert len(pipe.getvalue()) < 4010
+    assert re.fullmatch(r"error: got a+ … a+, expected less; cut it\n", pipe.getvalue())
 
 
 def test_json_is_ascii_and_reads_back(pipe: Pipe) -> None:

