@@ -50,18 +50,20 @@ class Reporter:
 
     def phase(self, component: str, text: str) -> None:
         """Show the step that a component begins."""
-        if component not in self._tasks:
-            self._tasks[component] = self._progress.task(component)
-        self._tasks[component].update(text=text)
+        self._task_of(component).update(text=text)
 
     def done(self, component: str, record: Component, cost: ComponentCost) -> None:
         """Show that a component is finished, with its time and memory."""
         self.costs[component] = cost
         total = time.monotonic() - self._started
-        self.phase(component, "")
-        self._tasks[component].finish(
+        self._task_of(component).finish(
             f"done in {cost.seconds:.0f} s ({total:.0f} s so far), peak memory {_gibibytes(cost.peak_bytes)}"
         )
+
+    def _task_of(self, component: str) -> Task:
+        if component not in self._tasks:
+            self._tasks[component] = self._progress.task(component)
+        return self._tasks[component]
 
     def warn(self, text: str) -> None:
         """Print a warning above the running lines."""

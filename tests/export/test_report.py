@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -70,6 +71,24 @@ def test_a_log_has_a_line_per_finished_component(capsys: pytest.CaptureFixture[s
     assert lines[1] == "text_encoder    done in 12 s (0 s so far), peak memory 3.0 GiB"
     assert len(lines) == 2
     assert capsys.readouterr().err == "", "nothing is added at the end"
+
+
+def test_a_slow_component_has_a_line_per_step_and_one_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr("latentrt.cli.progress.time", clock)
+    with Reporter() as reporter:
+        reporter.phase("text_encoder", "tracing")
+        clock.now = 20.0
+        reporter.phase("text_encoder", "storing weights")
+        clock.now = 40.0
+        reporter.done("text_encoder", fake_component(JOB), COST)
+    assert capsys.readouterr().err.splitlines() == [
+        "text_encoder    storing weights, 0:20 so far",
+        "text_encoder    done in 12 s (0 s so far), peak memory 3.0 GiB",
+    ]
 
 
 def test_a_terminal_shows_the_phase_and_the_seconds(

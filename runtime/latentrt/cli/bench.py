@@ -139,7 +139,7 @@ def bench(
             )
         )
     else:
-        _print(measured)
+        _print(measured, batch)
     for name, reason in refused.items():
         echo(f"{name}: {reason}", err=True)
     if failures and (devices or providers or not measured):
@@ -212,7 +212,8 @@ def _measure(name: str, job: BenchJob, task: Task) -> Measurement:
 _COLUMNS = {"p50 ms": "p50_ms", "p90 ms": "p90_ms", "p99 ms": "p99_ms", "longest ms": "max_ms"}
 
 
-def _print(measured: dict[str, Measurement]) -> None:
+def _print(measured: dict[str, Measurement], batch: int) -> None:
+    images = "image" if batch == 1 else f"{batch} images"
     absent = dict[str, int]()
     for name, measurement in measured.items():
         echo()
@@ -221,10 +222,10 @@ def _print(measured: dict[str, Measurement]) -> None:
             components = [component for component, each in measurement.runs_on.items() if each == described]
             echo(f"  {', '.join(components)}: {described}")
         gpu = "" if measurement.gpu_bytes is None else f", GPU memory in use {measurement.gpu_bytes / 2**30:.1f} GiB"
-        echo(f"  first image {measurement.load_ms + measurement.first_ms:,.0f} ms, loading included")
+        echo(f"  first {images} {measurement.load_ms + measurement.first_ms:,.0f} ms, loading included")
         echo(f"  peak memory {measurement.peak_bytes / 2**30:.2f} GiB{gpu}")
         echo(f"  {'':<16}{'runs':>6}{''.join(f'{heading:>12}' for heading in _COLUMNS)}")
-        for row, each in {"image": measurement.image, **measurement.components}.items():
+        for row, each in {images: measurement.image, **measurement.components}.items():
             values = [getattr(each, field) for field in _COLUMNS.values()]
             shown = "".join(f"{'-' if value is None else format(value, ',.1f'):>12}" for value in values)
             echo(f"  {row:<16}{each.count:>6}{shown}")

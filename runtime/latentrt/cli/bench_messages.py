@@ -17,7 +17,7 @@ LEAST_RUNS = {"p90_ms": 10, "p99_ms": 100}
 
 
 class BenchJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle, a backend and a request to measure: `runs` images after the first."""
+    """A bundle, a backend and a request to measure: `runs` requests after the first."""
 
     bundle: str
     digest: str
@@ -54,9 +54,9 @@ class Measurement(msgspec.Struct, frozen=True, tag="measurement", kw_only=True):
     Attributes:
         runs_on: a description of the backend that runs each component and why, by component.
         load_ms: from the first import to an open bundle with every component placed.
-        first_ms: the first image, including loading of graphs and weights.
-        image: images after the first.
-        components: runs of each component's graphs for these images, by component.
+        first_ms: the first request, including loading of graphs and weights.
+        image: requests after the first, each of a batch of images.
+        components: runs of each component's graphs for these requests, by component.
         peak_bytes: the largest resident set.
         gpu_bytes: GPU memory in use at the end, by all processes; None without a GPU.
     """

@@ -48,10 +48,11 @@ def test_the_numbers_as_json(latentrt: Caller) -> None:
 
 
 def test_a_table_says_which_percentiles_mean_nothing(latentrt: Caller) -> None:
-    done = latentrt("bench", SAMPLE, "--device", "cpu", *QUICK, "--size", "32")
+    done = latentrt("bench", SAMPLE, "--device", "cpu", *QUICK, "--size", "32", "--batch", "2")
     assert done.code == 0, done.err
     assert "text_encoder, unet, vae_decoder, vae_encoder: ONNX Runtime on the CPU: as requested" in done.out
-    assert re.search(r"^  image +1 +[\d,.]+ +- +- +[\d,.]+$", done.out, re.M)
+    assert re.search(r"^  first 2 images [\d,]+ ms, loading included$", done.out, re.M)
+    assert re.search(r"^  2 images +1 +[\d,.]+ +- +- +[\d,.]+$", done.out, re.M)
     assert done.out.endswith(
         "too few runs for the percentile; p90 needs 10, p99 needs 100: latentrt bench --runs 100\n"
     )
