@@ -62,7 +62,9 @@ class Command:
 
 def pages() -> list[Path]:
     """Return every page of the site that is written by hand, and the repository's own README and CONTRIBUTING."""
-    written = (path for path in (ROOT / "docs").rglob("*.md") if "generated" not in path.parts)
+    # `make docs` leaves pages that it generates, and the bundle that a notebook exports.
+    made = {"generated", "exported-sample"}
+    written = (path for path in (ROOT / "docs").rglob("*.md") if not made & {*path.parts})
     return sorted([*written, ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 
 
