@@ -59,6 +59,7 @@ _KEYWORDS = {
     "scheduler": "sampler",
     "sampler_name": "sampler",
     "steps": "num_inference_steps",
+    "cfg": "guidance_scale",
     "cfg_scale": "guidance_scale",
     "guidance": "guidance_scale",
     "num_images": "num_images_per_prompt",

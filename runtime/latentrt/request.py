@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPTIONS",
+    "RANDOM_SEED",
     "Acceleration",
     "CallOptions",
     "GuidanceOptions",
@@ -48,6 +49,9 @@ __all__ = [
     "flat_values",
     "seed_of_generator",
 ]
+
+RANDOM_SEED = -1
+"""The seed that stands for a random one."""
 
 Decoder = Literal["full", "preview", "tiled"]
 

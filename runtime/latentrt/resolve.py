@@ -16,6 +16,7 @@ from latentrt.decode import safety
 from latentrt.errors import RequestError
 from latentrt.request import (
     OPTIONS,
+    RANDOM_SEED,
     Acceleration,
     GuidanceOptions,
     Prompt,
@@ -38,14 +39,12 @@ __all__ = [
     "CUSTOM_SAMPLER",
     "MAX_REQUEST_BYTES",
     "MAX_SEED",
-    "RANDOM_SEED",
     "ResolvedRequest",
     "require_preview_decoder",
     "resolve",
 ]
 
 MAX_SEED = 2**63 - 1
-RANDOM_SEED = -1
 MAX_REQUEST_BYTES = 4 << 30
 """Largest memory that a request's own arrays may need; graphs and weights are not counted."""
 CUSTOM_SAMPLER = "custom"

@@ -13,7 +13,7 @@ from latentrt.cli.document import echo_document
 from latentrt.cli.output import echo
 from latentrt.cli.request_options import digest_option
 from latentrt.cli.values import BundlePath, Suggested
-from latentrt.errors import EngineError
+from latentrt.errors import BuildError, EngineError
 from latentrt_engines.cli.documents import PlanDocument, PlannedEngineDocument
 from latentrt_engines.cli.options import add_build_options, gpu_names
 from latentrt_engines.options import BuildOptions
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from latentrt_engines.fleet import PlannedEngine
 
 __all__ = ["plan"]
+
+_NOWHERE = "cannot be built here"
 
 
 @command(
@@ -71,10 +73,13 @@ def plan(bundle: Path, gpus: str, options: BuildOptions, run: bool, check: bool,
         echo_document(PlanDocument(engines=[_as_document(each) for each in planned]))
     else:
         _print_table(planned)
-    if check and (missing := {each.key for each in planned if each.location is None}):
+    if run and (obstacles := {each.obstacle for each in planned if _describe_state(each) == _NOWHERE}):
+        raise BuildError(f"engines of this fleet cannot be built here: {'; '.join(sorted(map(str, obstacles)))}")
+    if check and (missing := {each.key: each for each in planned if each.location is None}):
+        is_possible = any(each.obstacle is None for each in missing.values())
+        advice = "run the same command with --run in place of --check" if is_possible else "the table says what to do"
         raise EngineError(
-            f"{counted(len(missing), 'engine')} of this fleet {'is' if len(missing) == 1 else 'are'} missing; run the "
-            "same command with --run in place of --check"
+            f"{counted(len(missing), 'engine')} of this fleet {'is' if len(missing) == 1 else 'are'} missing; {advice}"
         )
 
 
@@ -84,7 +89,6 @@ def _build_missing(bundle: Bundle, planned: list[PlannedEngine], cache: EngineCa
     Raises:
         BuildError: an engine could not be built.
     """
-    from latentrt.errors import BuildError
     from latentrt_engines.build import build_engines
     from latentrt_engines.cli.report import Reporter
 
@@ -136,7 +140,7 @@ def _describe_state(each: PlannedEngine) -> str:
         return f"in the {each.location}"
     if each.obstacle is None:
         return "can be built here"
-    return "on its own machine" if each.buildable_elsewhere else "cannot be built here"
+    return "on its own machine" if each.buildable_elsewhere else _NOWHERE
 
 
 def _group_obstacles(planned: list[PlannedEngine]) -> dict[str, list[str]]:
@@ -153,9 +157,7 @@ def _summarize(planned: list[PlannedEngine]) -> str:
     # An engine that several GPUs share is counted once, in the best of its states.
     best = sorted(planned, key=lambda each: (each.location is not None, each.obstacle is None))
     states = list({each.key: _describe_state(each) for each in best}.values())
-    here, elsewhere, nowhere = (
-        states.count(state) for state in ("can be built here", "on its own machine", "cannot be built here")
-    )
+    here, elsewhere, nowhere = (states.count(state) for state in ("can be built here", "on its own machine", _NOWHERE))
     existing = len(states) - here - elsewhere - nowhere
     counts = [f"{existing} existing", f"{here} can be built here (--run)", f"{elsewhere} on their own machines"]
     counts += [f"{nowhere} cannot be built here"] if nowhere else []

@@ -22,8 +22,8 @@ import numpy as np
 
 from latentrt.bundle.printable import quote
 from latentrt.errors import BackendError, LatentRTError, RequestError, SafetyError
-from latentrt.request import OPTIONS, Request, Whole, flat_values
-from latentrt.resolve import MAX_REQUEST_BYTES, RANDOM_SEED
+from latentrt.request import OPTIONS, RANDOM_SEED, Request, Whole, flat_values
+from latentrt.resolve import MAX_REQUEST_BYTES
 
 if TYPE_CHECKING:
     from latentrt.pipeline import Pipeline

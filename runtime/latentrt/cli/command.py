@@ -209,7 +209,7 @@ class Command(click.Command):
         if not ctx.resilient_parsing and not {*_HELP_NAMES} & {*args}:
             if self.uses_file:
                 self.read_file(ctx)
-            self._check_variables()
+            self.check_variables()
         try:
             rest = super().parse_args(ctx, args)
         except click.BadOptionUsage as error:
@@ -281,7 +281,7 @@ class Command(click.Command):
             "over the file."
         )
 
-    def _check_variables(self) -> None:
+    def check_variables(self) -> None:
         """Warn of environment variables that look like those of this command's options but are none."""
         variables = {name for each in self.params for name in _variables_of(each)}
         for name in sorted(os.environ):
@@ -521,10 +521,13 @@ def _describe_range(kind: click.IntRange | click.FloatRange) -> str:
 
 
 def _find_option(ctx: click.Context, name: str, near: Sequence[str]) -> str:
-    """Return a hint at the option that was meant: that of a Python keyword, or one that is spelled alike."""
+    """Return a hint at the option that was meant: that of a Python keyword, of another tool's, or one spelled alike."""
+    from latentrt.migration import keyword_advice
+
     keyword = name.lstrip("-").replace("-", "_")
+    meant = {keyword, keyword_advice(keyword)}
     for each in ctx.command.params:
-        if isinstance(each, click.Option) and keyword in (each.name, _as_variable(flag_of(each)).lower()):
+        if isinstance(each, click.Option) and meant & {each.name, _as_variable(flag_of(each)).lower()}:
             return f"; did you mean {flag_of(each)}?"
     return f"; did you mean {near[0]}?" if near else f"; {ctx.command_path} --help lists them"
 

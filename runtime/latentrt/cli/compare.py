@@ -13,6 +13,7 @@ import click
 from latentrt.bundle.printable import quote
 from latentrt.cli.command import command, describe_values, option, settings
 from latentrt.cli.output import echo
+from latentrt.cli.prompts import prompt_argument
 from latentrt.cli.request_options import LoadOptions, given_options, load_options, request_options, samplers
 from latentrt.cli.values import BundlePath, Suggested
 
@@ -62,7 +63,7 @@ class _List(Suggested):
     )
 )
 @click.argument("bundle", type=BundlePath(), required=False)
-@click.argument("prompt", default=_PROMPT)
+@prompt_argument
 @option(
     "--samplers",
     "names",
@@ -97,7 +98,7 @@ def compare(
     bundle: Path | None,
     names: tuple[str, ...] | None,
     counts: tuple[int, ...],
-    prompt: str,
+    prompt: str | None,
     seed: int,
     output: Path | None,
     overwrite: bool,
@@ -119,6 +120,7 @@ def compare(
     from latentrt.images.files import save
     from latentrt.request import Request
 
+    prompt = _PROMPT if prompt is None else prompt
     place = choose_file(output, "compare.png", overwrite=overwrite)
     pipeline = machine.load(bundle)
     request = Request.of(prompt=prompt, seed=seed, **given_options(options))

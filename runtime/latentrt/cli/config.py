@@ -12,7 +12,7 @@ import msgspec
 from click.core import ParameterSource
 
 from latentrt.cli.command import Command, argument, command, describe_usage, flag_of, option, settings, spell
-from latentrt.cli.config_file import config_path, read_config
+from latentrt.cli.config_file import config_path, read_config, refuse_table
 from latentrt.cli.document import echo_document
 from latentrt.cli.output import echo
 from latentrt.errors import OutputError, RequestError
@@ -136,16 +136,19 @@ def _find_values(root: click.Context, tree: dict[str, Any], *, everything: bool)
     sources: dict[Any, Source] = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: "file"}
     for context, found in commands:
         found.read_file(context)
+        found.check_variables()
         for each in found.params:
             if not isinstance(each, click.Option):
                 continue
             try:
-                each.handle_parse_result(context, {}, [])
+                given, _ = each.handle_parse_result(context, {}, [])
             except click.MissingParameter:
                 continue
             except click.UsageError as error:
                 raise RequestError(describe_usage(error)) from None
             source = sources.get(context.get_parameter_source(each.name or ""), "default")
+            if source != "default":
+                _check_request_option(context, each, given)
             variable = spell(context, each) if source == "environment" else None
             if variable is not None:
                 value: Any = os.environ[variable]
@@ -162,19 +165,35 @@ def _find_values(root: click.Context, tree: dict[str, Any], *, everything: bool)
             )
 
 
+def _check_request_option(context: click.Context, option: click.Option, value: Any) -> None:
+    """Check the value of an option of a request, as far as no bundle is needed.
+
+    Raises:
+        RequestError: no request takes it.
+    """
+    from latentrt.request import OPTIONS
+    from latentrt.sampling import samplers
+
+    keyword = option.name or ""
+    if keyword not in OPTIONS or not option.expose_value or value in (None, ()):
+        return
+    try:
+        OPTIONS[keyword].check(keyword, dict(value) if OPTIONS[keyword].check.kind == "pairs" else value)
+        if keyword == "sampler":
+            samplers.choose(value)
+    except RequestError as error:
+        raise RequestError(error.describe({keyword: spell(context, option)})) from None
+
+
 def _check_tables(tree: dict[str, Any], commands: set[tuple[str, ...]], above: tuple[str, ...] = ()) -> None:
     """Reject a table of a group that is not one of its commands; the others are checked when they are read."""
-    from latentrt.bundle.printable import did_you_mean
-
     groups = {names[: len(above) + 1] for names in commands if len(names) > len(above) + 1}
     for name, table in tree.items():
         names = (*above, name)
         if names in groups and isinstance(table, dict):
             _check_tables(table, commands, names)
         elif names not in commands:
-            known = [".".join(each) for each in commands]
-            hint = did_you_mean(".".join(names), known)
-            raise RequestError(f"{config_path()}: got the table [{'.'.join(names)}], expected that of a command{hint}")
+            raise refuse_table(names, table, [".".join(each) for each in commands])
 
 
 def _as_text(value: Any) -> str:

@@ -25,7 +25,7 @@ import click
 from latentrt.bundle.printable import did_you_mean, quote
 from latentrt.errors import RequestError
 
-__all__ = ["MAX_CONFIG_BYTES", "config_path", "read_config", "table_values"]
+__all__ = ["MAX_CONFIG_BYTES", "config_path", "read_config", "refuse_table", "table_values"]
 
 MAX_CONFIG_BYTES = 1 << 15  # a file with every option of every command has 21 kB; tomllib's time grows with the square
 _MAX_DOTS = 256  # in a line: a key of 8,000 dotted names takes tomllib 17 s
@@ -89,11 +89,9 @@ def table_values(
         RequestError: a table or key does not exist, or a value has a type that cannot be typed.
     """
     path = config_path()
-    for name in tree:
+    for name, value in tree.items():
         if name not in commands:
-            raise RequestError(
-                f"{path}: got the table [{name}], expected that of a command{did_you_mean(name, commands)}"
-            )
+            raise refuse_table((name,), value, commands)
     table: Any = tree
     for depth, name in enumerate(names, 1):
         table = table.get(name, {})
@@ -111,6 +109,27 @@ def table_values(
         if value != "":  # no value, as with an environment variable
             values[option.name or ""] = _as_typed(option, value, where)
     return values
+
+
+def refuse_table(names: Sequence[str], value: Any, commands: Collection[str]) -> RequestError:
+    """Return the error about a table that is no command's, or about a key outside of one.
+
+    Args:
+        names: of the table or key, from the file's top.
+        value: its value.
+        commands: names that tables may have.
+    """
+    place = ".".join(names)
+    if isinstance(value, dict):
+        return RequestError(
+            f"{config_path()}: got the table [{place}], expected that of a command{did_you_mean(place, commands)}"
+        )
+    group = ".".join(names[:-1])
+    where = f"in [{group}], which has commands of its own" if group else "outside of a table"
+    example = min(each for each in commands if each.startswith(f"{group}.")) if group else "run"
+    return RequestError(
+        f"{config_path()}: got {quote(names[-1])} {where}, expected it in the table of a command, such as [{example}]"
+    )
 
 
 def _find_option(command: click.Command, key: str) -> click.Option | None:

@@ -15,7 +15,7 @@ from latentrt.bundle.printable import counted
 from latentrt.cli.command import command, option, settings
 from latentrt.cli.document import echo_document
 from latentrt.cli.output import echo
-from latentrt.cli.prompts import prompt_argument
+from latentrt.cli.prompts import prompts_argument
 from latentrt.cli.request_options import SPELLING, given_options, request_options
 from latentrt.errors import OutputError
 
@@ -61,7 +61,7 @@ class DemoDocument(msgspec.Struct, frozen=True, kw_only=True):
         'latentrt demo "a red circle" "a green star" --sampler euler --steps 10',
     )
 )
-@prompt_argument
+@prompts_argument
 @option(
     "-o",
     "--output",

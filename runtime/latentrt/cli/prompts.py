@@ -12,14 +12,19 @@ import click
 from latentrt.bundle.printable import quote
 from latentrt.cli.command import typed_arguments
 
-__all__ = ["prompt_argument"]
+__all__ = ["prompt_argument", "prompts_argument"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def prompt_argument(function: F) -> F:
+def prompts_argument(function: F) -> F:
     """Add the argument PROMPT, which may be repeated, to a click command."""
     return click.argument("prompt", nargs=-1, callback=_check)(function)
+
+
+def prompt_argument(function: F) -> F:
+    """Add the argument PROMPT, which may be left out, to a click command."""
+    return click.argument("prompt", required=False, callback=_check_one)(function)
 
 
 def _check(ctx: click.Context, parameter: click.Parameter, prompts: tuple[str, ...]) -> tuple[str, ...]:
@@ -29,14 +34,10 @@ def _check(ctx: click.Context, parameter: click.Parameter, prompts: tuple[str, .
         click.UsageError: they are one unquoted prompt, or name a file of prompts; or a prompt is in the place of the
             bundle.
     """
-    bundle = ctx.params.get("bundle")
     if ctx.resilient_parsing:
         return prompts
-    if not prompts and bundle is not None and len(str(bundle).split()) > 1 and not os.path.lexists(bundle):
-        line = shlex.join([*ctx.command_path.split(), "sample", str(bundle)])
-        raise click.UsageError(
-            f"got {quote(str(bundle))} as the bundle, expected a folder or sample before the prompt: {line}", ctx
-        )
+    if not prompts:
+        _check_bundle(ctx)
     if len(prompts) > 1 and all(len(each.split()) == 1 for each in prompts):
         several = "; several prompts of one word each: --prompts FILE" if _has_file(ctx) else ""
         raise click.UsageError(
@@ -49,6 +50,22 @@ def _check(ctx: click.Context, parameter: click.Parameter, prompts: tuple[str, .
             hint = f"--prompts {shlex.quote(each[1:])}" if _has_file(ctx) else "the text of the file"
             raise click.UsageError(f"got the prompt {quote(each)}, which names a file; expected {hint}", ctx)
     return prompts
+
+
+def _check_one(ctx: click.Context, parameter: click.Parameter, prompt: str | None) -> str | None:
+    if prompt is None and not ctx.resilient_parsing:
+        _check_bundle(ctx)
+    return prompt
+
+
+def _check_bundle(ctx: click.Context) -> None:
+    """Refuse a prompt in the place of the bundle: a text of several words that is no folder."""
+    bundle = ctx.params.get("bundle")
+    if bundle is not None and len(str(bundle).split()) > 1 and not os.path.lexists(bundle):
+        line = shlex.join([*ctx.command_path.split(), "sample", str(bundle)])
+        raise click.UsageError(
+            f"got {quote(str(bundle))} as the bundle, expected a folder or sample before the prompt: {line}", ctx
+        )
 
 
 def _has_file(ctx: click.Context) -> bool:

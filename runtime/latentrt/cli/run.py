@@ -21,10 +21,11 @@ from latentrt.bundle.interrupts import TerminatedError, uninterrupted
 from latentrt.bundle.printable import counted, quote
 from latentrt.cli.command import command, option, settings
 from latentrt.cli.output import echo, echo_bytes, echo_json_text, is_terminal
-from latentrt.cli.prompts import prompt_argument
+from latentrt.cli.prompts import prompts_argument
 from latentrt.cli.request_options import LoadOptions, given_options, load_options, request_options
 from latentrt.cli.values import BundlePath, Suggested
 from latentrt.errors import LatentRTError, OutputError, RequestError
+from latentrt.request import RANDOM_SEED
 
 if TYPE_CHECKING:
     from latentrt.backends.placement import Placement
@@ -136,7 +137,7 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     )
 )
 @click.argument("bundle", type=BundlePath())
-@prompt_argument
+@prompts_argument
 @option(
     "--prompts",
     "prompts",
@@ -220,14 +221,14 @@ def run(
         requests = _Requests(prompt, file, given_options(options), num_images_per_prompt, seed)
         total = requests.measure() if requests.can_be_read_again else None
         names = OutputNames(output, format, existing, several=total != 1)
-        _check_combination(requests, names, existing, total)
+        _check_standard_output(names, total)
         pipeline = machine.load(bundle)
         _Run(pipeline, requests, names, existing, total, started).work(
             1 if total == 1 and batch_size is None else batch_size
         )
 
 
-def _check_combination(requests: _Requests, names: OutputNames, existing: Existing, total: int | None) -> None:
+def _check_standard_output(names: OutputNames, total: int | None) -> None:
     if names.main is None:
         if settings().json:
             raise RequestError(
@@ -237,20 +238,18 @@ def _check_combination(requests: _Requests, names: OutputNames, existing: Existi
             raise RequestError(f"`output`: got - for {total:,} images, expected one image; give a folder or a name")
         if is_terminal():
             raise OutputError("`output`: got -, and standard output is a terminal; redirect it to a file or a program")
-    elif existing == "skip" and requests.is_random and "seed" in names.main.template.fields:
-        raise RequestError(
-            "`skip_existing`: the names have a random seed, so no existing file would have one of them; give `seed`"
-        )
 
 
 @dataclass(kw_only=True)
 class _Entry:
-    """A request of one or several images, from an argument or a line of a file; `left` images are not planned yet."""
+    """A request of one or several images, from an argument or a line of a file; `left` images are not planned yet; the
+    seed of one is random if `is_random`."""
 
     line: RequestLine
     request: Request
     images: int
     left: int
+    is_random: bool
 
 
 class _Requests:
@@ -277,7 +276,6 @@ class _Requests:
         seed: int | Sequence[int] | None,
     ) -> None:
         from latentrt.request import Whole
-        from latentrt.resolve import RANDOM_SEED
 
         self._prompts, self._file, self._options = prompts, file, options
         self._count = None if count is None else Whole(1)("num_images_per_prompt", count)
@@ -291,11 +289,6 @@ class _Requests:
                 "`seed`: got several for a pipe, whose number of requests is unknown; expected one number, or a seed "
                 "in each line of JSON"
             )
-
-    @property
-    def is_random(self) -> bool:
-        """Whether seeds that no line has are random."""
-        return self._seed is None
 
     def measure(self) -> int:
         """Return the number of images, and decide how many each prompt has.
@@ -341,7 +334,9 @@ class _Requests:
                 "seed": self._find_seed(line, first, images),
                 "num_images_per_prompt": self._count_images(line),
             }
-            yield _Entry(line=line, request=Request.of(**values), images=images, left=images)
+            random = self._is_random(line)
+            self.used_random_seed |= random
+            yield _Entry(line=line, request=Request.of(**values), images=images, left=images, is_random=random)
             first += images
 
     def _lines(self) -> Iterator[RequestLine]:
@@ -364,21 +359,25 @@ class _Requests:
         except RequestError as error:
             raise _of_line(line, error) from None
 
+    def _is_random(self, line: RequestLine) -> bool:
+        """Return whether the seed of one of a line's images is random: neither the line nor the command has it."""
+        own = line.values.get("seed")
+        return self._seed is None and (RANDOM_SEED in own if isinstance(own, list) else own in (None, RANDOM_SEED))
+
     def _find_seed(self, line: RequestLine, first: int, images: int) -> Any:
         """Return the seeds of a line's images, of which the first is number `first` of the run."""
-        from latentrt.resolve import RANDOM_SEED
-
         own = line.values.get("seed")
-        own = None if own == RANDOM_SEED else own
-        if own is None and isinstance(self._seed, Sequence):
-            own = self._seed[first : first + images]
-        if own is None and self._seed is None:
-            self.used_random_seed = True
-        if isinstance(own, list):  # a random one is that of its place, in each reading
-            return [self.random_seed + first + place if seed == -1 else seed for place, seed in enumerate(own)]
-        if own is None:
-            return first + (self._seed if isinstance(self._seed, int) else self.random_seed)
-        return own
+        if isinstance(own, list) and len(own) == images:  # another number is refused when it is resolved
+            return [self._seed_of(first + place) if seed == RANDOM_SEED else seed for place, seed in enumerate(own)]
+        if own not in (None, RANDOM_SEED):
+            return own
+        return self._seed[first : first + images] if isinstance(self._seed, Sequence) else self._seed_of(first)
+
+    def _seed_of(self, image: int) -> int:
+        """Return the seed of an image that has none of its own, by its number in the run: the same in each reading."""
+        if isinstance(self._seed, Sequence):
+            return self._seed[image]
+        return image + (self.random_seed if self._seed is None else self._seed)
 
 
 def _count_prompts(line: RequestLine) -> int:
@@ -505,6 +504,10 @@ class _Run:
         destination, path = self.names.main, None
         if entry.line.output is not None or destination is not None:
             destination = self.names.of_request(entry.line.output, several=entry.images > 1)
+            if self.existing == "skip" and entry.is_random and "seed" in destination.template.fields:
+                raise RequestError(
+                    "`skip_existing`: the name has a random seed, so no existing file would have it; give `seed`"
+                )
             path = self.names.place(destination, resolved, number, index)
         file_format = self.names.file_format if destination is None else destination.file_format
         if file_format == "JPEG":  # which has room for a part of the longest prompts

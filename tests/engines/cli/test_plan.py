@@ -66,6 +66,12 @@ def test_engines_that_no_machine_can_build(latentrt: Caller, cache: EngineCache)
     obstacle, summary = ended.out.splitlines()[-2:]
     assert re.match(r"h100: TensorRT-RTX .* compute capability 9\.0", obstacle)
     counts = "0 existing, 1 can be built here (--run), 0 on their own machines, 1 cannot be built here"
+    ended = latentrt("plan", bundle_path(), "--gpus", "h100", *options, "--run")
+    assert ended.code == 9
+    assert "error: engines of this fleet cannot be built here: " in ended.err
+    assert latentrt("plan", bundle_path(), "--gpus", "h100", *options, "--check").err.endswith(
+        "missing; the table says what to do\n"
+    )
     assert summary == f"2 different engines: {counts}", "a card without a name shares the engine of its kind"
 
 

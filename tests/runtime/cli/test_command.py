@@ -161,7 +161,7 @@ def test_values_of_the_file(made_up: Callable[..., Any], tmp_path: Path, text: s
     ("text", "says"),
     [
         ("[made-pu]\n", "got the table [made-pu], expected that of a command; did you mean made-up?"),
-        ("steps = 3\n", "got the table [steps], expected that of a command"),
+        ("steps = 3\n", "got 'steps' outside of a table, expected it in the table of a command"),
         ("made-up = 3\n", "got 3 as made-up, expected a table: [made-up]"),
         (
             "[made-up]\nstpes = 3\n",
@@ -381,6 +381,11 @@ def test_a_group_without_a_command_prints_its_help(latentrt: Caller) -> None:
     assert latentrt("engines", "lsit").err == (
         "error: got 'lsit', expected a command of latentrt engines; did you mean list?\n"
     )
+
+
+def test_names_of_other_tools_lead_to_the_option(latentrt: Caller) -> None:
+    for typed, meant in (("--cfg", "--guidance-scale"), ("--denoising-strength", "--strength")):
+        assert latentrt("run", "sample", "a", typed, "1").err.endswith(f"did you mean {meant}?\n")
 
 
 def test_commands_of_a_group_have_variables_of_their_own() -> None:

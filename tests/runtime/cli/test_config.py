@@ -65,13 +65,16 @@ def test_each_value_has_its_source(latentrt: Caller, path: Path, monkeypatch: py
     [
         ("[rnu]\nsteps = 1\n", "got the table [rnu], expected that of a command; did you mean run?"),
         ("[engines.lst]\njson = true\n", "got the table [engines.lst], expected that of a command"),
-        ("[engines]\njson = true\n", "got the table [engines.json], expected that of a command"),
         ("[bench]\nstpes = 1\n", "stpes in [bench] of"),
         ("[bench]\nruns = 0\n", "runs in [bench] of"),
         ("[compare]\nsteps = 'x'\n", "steps in [compare] of"),
         ("[export]\nprecision = 'int3'\n", "precision in [export] of"),
         ("run = 1\n", "got 1 as run, expected a table: [run]"),
         ("[run]\nsteps = 1\n[run]\n", "is not TOML"),
+        ("steps = 3\n", "got 'steps' outside of a table, expected it in the table of a command, such as [run]"),
+        ("[engines]\njson = true\n", "got 'json' in [engines], which has commands of its own, expected it in"),
+        ("[run]\nsteps = 0\n", "steps in [run] of"),
+        ("[run]\nsampler = 'eular'\n", "sampler in [run] of"),
         ('[run]\nimage = "a\\u0000b"\n', "image in [run] of"),
         (".".join(["a"] * 300) + " = 1\n", "has a line with more than 256 dots, expected fewer"),
         (f'[run]\nsampler-option = "{"a" * 30_000}"\n', "…, expected NAME=VALUE"),
@@ -88,6 +91,14 @@ def test_what_is_wrong_anywhere_in_the_file_is_refused(latentrt: Caller, path: P
 def test_a_wrong_variable_is_refused(latentrt: Caller, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTRT_BENCH_RUNS", "many")
     assert latentrt("config").err.startswith("error: LATENTRT_BENCH_RUNS: got 'many', expected a whole number")
+
+
+def test_a_variable_of_no_option_is_reported(
+    latentrt: Caller, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LATENTRT_RUN_STEPZ", "3")
+    assert latentrt("config").code == 0
+    assert "LATENTRT_RUN_STEPZ is that of no option; did you mean LATENTRT_RUN_STEPS?" in caplog.text
 
 
 def test_a_file_in_which_every_option_is_commented_out(latentrt: Caller, path: Path) -> None:

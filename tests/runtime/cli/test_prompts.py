@@ -10,7 +10,7 @@ import pytest
 
 from latentrt.cli import main as cli
 from latentrt.cli.command import command, option
-from latentrt.cli.prompts import prompt_argument
+from latentrt.cli.prompts import prompts_argument
 from latentrt.cli.values import BundlePath
 from tests.runtime.cli.conftest import Caller
 
@@ -21,7 +21,7 @@ def _command(monkeypatch: pytest.MonkeyPatch) -> None:
 
     @command("paint", examples=())
     @click.argument("bundle", type=BundlePath())
-    @prompt_argument
+    @prompts_argument
     @option("--steps", type=int)
     @option("--prompts", type=click.Path(path_type=Path))
     def paint(**_: object) -> None: ...
@@ -66,9 +66,10 @@ def test_a_file_of_prompts(latentrt: Caller, tmp_path: Path) -> None:
     assert latentrt("demo", f"@{tmp_path / 'my prompts'}").code == 2
 
 
-def test_a_prompt_in_the_place_of_the_bundle(latentrt: Caller, tmp_path: Path) -> None:
-    done = latentrt("run", "a red circle")
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_prompt_in_the_place_of_the_bundle(latentrt: Caller, tmp_path: Path, command: str) -> None:
+    done = latentrt(command, "a red circle")
     assert done.code == 2
-    assert done.err.rstrip().endswith("before the prompt: latentrt run sample 'a red circle'")
+    assert done.err.rstrip().endswith(f"before the prompt: latentrt {command} sample 'a red circle'")
     (tmp_path / "a b").mkdir()
-    assert latentrt("run", tmp_path / "a b").code == 4, "a folder with a space in its name"
+    assert latentrt(command, tmp_path / "a b").code == 4, "a folder with a space in its name"

@@ -397,6 +397,28 @@ def test_nothing_is_loaded_where_every_file_is_there(
 def test_skipping_needs_names_that_are_known(latentrt: Caller) -> None:
     call = ("run", "sample", "a star", *QUICK, "--skip-existing")
     assert_refused(latentrt(*call, "-o", "{seed}.png"), 2, "--skip-existing", "--seed")
+    path = lines_of({"prompt": "a", "seed": 1}, {"prompt": "a", "seed": -1}, {"prompt": "a"})
+    lines = ("run", "sample", "--prompts", path, *QUICK, "--skip-existing", "-o", "{seed}.png")
+    assert_refused(latentrt(*lines), 2, f"{path}, line 2: --skip-existing", "give seed")
+    assert latentrt(*lines, "--seed", "7").code == 0
+    assert names() == ["1.png", "8.png", "9.png", path]
+    assert latentrt(*lines, "--seed", "7").err.endswith("3 files kept\n")
+
+
+def test_lines_with_seeds_of_their_own_are_resumed(latentrt: Caller) -> None:
+    path = lines_of(*({"prompt": "a star", "seed": seed} for seed in (3, 4)), {"prompt": "b", "output": "b.png"})
+    call = ("run", "sample", "--prompts", path, *QUICK, "-o", "new/", "--skip-existing")
+    Path("new").mkdir()
+    assert latentrt(*call).code == 0
+    assert names() == ["new/00000-3.png", "new/00001-4.png", "new/b.png", path]
+    assert latentrt(*call).err.startswith("0 images")
+
+
+def test_a_random_seed_among_others_is_that_of_the_command(latentrt: Caller) -> None:
+    """So the hint of an interrupted run, `--seed N`, gives the same images."""
+    path = lines_of({"prompt": "a", "num_images_per_prompt": 2, "seed": [5, -1]})
+    assert latentrt("run", "sample", "--prompts", path, *QUICK, "-o", "{seed}.png", "--seed", "7").code == 0
+    assert names() == ["5.png", "8.png", path]
 
 
 @pytest.mark.parametrize(
