@@ -64,8 +64,8 @@ test-slow: setup  ## tests that take minutes, or full-size models
 test-gpu: setup  ## tests that need a GPU
 	$(BIN)/pytest -m gpu
 
-# Every faulty file, value, swap and kill there is: a quarter of an hour on two cores. `ATTACK="--kind images"` runs one kind.
-attack: setup  ## every faulty file, value, swap and kill; a quarter of an hour
+# Every faulty file, value, swap and kill there is: half an hour on two cores. `ATTACK="--kind images"` runs one kind.
+attack: setup  ## every faulty file, value, swap and kill; half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attack $(ATTACK)
 
 lint: setup  ## ruff, and hadolint for docker/
