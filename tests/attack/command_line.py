@@ -1,4 +1,4 @@
-"""Calls the command line in this process, and judges what it printed."""
+"""Calls of the command line in this process, with checks of its output."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import io
 from latentrt.cli.main import main
 from latentrt.errors import LatentRTError
 
-__all__ = ["call", "refuse"]
+__all__ = ["call", "find_error"]
 
 _MAX_PRINTED = 5_000
 """Most characters of an error with the lines that follow it."""
 
 
 def call(*arguments: object) -> tuple[int, str]:
-    """Run a command; return its exit code and what it printed.
+    """Run a command; return its exit code and its output.
 
     Raises:
         AssertionError: the command ended with a defect, or its output could control a terminal.
@@ -36,7 +36,7 @@ def call(*arguments: object) -> tuple[int, str]:
     return code, text
 
 
-def refuse(*arguments: object) -> LatentRTError | None:
+def find_error(*arguments: object) -> LatentRTError | None:
     """Run a command; return its error, None where it succeeded.
 
     Raises:

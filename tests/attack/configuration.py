@@ -1,7 +1,7 @@
-"""Configuration files that are not TOML, are too large, or set options to what they cannot be.
+"""Configuration files that are not TOML, are too large, or set options to values that they do not take.
 
 A case is the content of a file. `latentrt config`, which reads every table and each value, and a command that takes its
-defaults from the file must do so or print an error of ours.
+defaults from the file, must succeed or print an error of ours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from latentrt.cli.config import list_commands
 from latentrt.cli.config_file import MAX_CONFIG_BYTES
 from latentrt.cli.main import _group
 from latentrt.errors import LatentRTError
-from tests.attack.command_line import refuse
+from tests.attack.command_line import find_error
 
 __all__ = ["Case", "cases", "run"]
 
@@ -51,7 +51,7 @@ def run(case: Case, folder: Path) -> LatentRTError | None:
     path = folder / "config.toml"
     path.write_bytes(case)
     with mock.patch.dict(os.environ, LATENTRT_CONFIG=str(path)):
-        return refuse("config") or refuse("samplers")
+        return find_error("config") or find_error("samplers")
 
 
 def _raw() -> dict[str, bytes]:

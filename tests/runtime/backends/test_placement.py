@@ -190,7 +190,7 @@ def test_onnxruntime_on_the_gpu_comes_before_the_cpu(bundle: Bundle) -> None:
 def test_the_cpu_steps_in_where_cuda_cannot_be_loaded_and_nowhere_else(
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether CUDA's libraries are there shows when a graph is opened."""
+    """CUDA's libraries are loaded when a graph is opened, and a missing one fails there."""
     models = Models()
     auto, named = (Components(place_components(bundle, device), models=models) for device in ("auto", "cuda"))
     with caplog.at_level(logging.WARNING, "latentrt"):
