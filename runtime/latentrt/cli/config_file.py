@@ -64,7 +64,10 @@ def read_config() -> dict[str, Any]:
     if len(data) > MAX_CONFIG_BYTES:
         raise RequestError(f"{path} is larger than {MAX_CONFIG_BYTES:,} bytes, expected a configuration file")
     if any(line.count(b".") > _MAX_DOTS for line in data.split(b"\n")):
-        raise RequestError(f"{path} has a line with more than {_MAX_DOTS} dots, expected fewer; write a list in lines")
+        raise RequestError(
+            f"{path} has a line with more than {_MAX_DOTS} dots, expected fewer; write each value of a list on its "
+            "own line"
+        )
     import tomllib
 
     try:
