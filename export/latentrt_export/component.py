@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 
 from latentrt.bundle.gate_inputs import UPSTREAM_ROLES, collect_outputs, make_gate_inputs, make_images, reference_shapes
@@ -23,12 +22,11 @@ from latentrt.bundle.manifest import (
 )
 from latentrt.bundle.tensors import sized
 from latentrt.errors import CheckpointError
-from latentrt_export.checkpoints.weights import count_nonfinite, reject_nonfinite
 from latentrt_export.export_warning import warn
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.gates import verify
 from latentrt_export.gates.activations import observe_outputs
-from latentrt_export.gates.token_merging import check_matchings, open_forced
+from latentrt_export.gates.token_merging import check_matchings, force_decisions
 from latentrt_export.gates.verify import Run
 from latentrt_export.graphs.onnxruntime_cpu import require
 from latentrt_export.graphs.part_writer import PartWriter
@@ -41,9 +39,11 @@ from latentrt_export.graphs.precision import (
     select_float32_nodes,
     select_float32_weights,
 )
+from latentrt_export.graphs.segments import SegmentedGraph
 from latentrt_export.graphs.trace import OPSET, trace
 from latentrt_export.graphs.weights import StoredWeights, store
 from latentrt_export.modules.module import Arrays, ComponentModule, Shapes
+from latentrt_export.modules.streamed import Read, is_stored_as_half
 from latentrt_export.quantize.options import QuantizationOptions
 from latentrt_export.quantize.plan import Int8Plan, plan_int8
 
@@ -68,8 +68,7 @@ def export_component(
     """Trace a component, store its weights, write its graphs and compare them with torch.
 
     Args:
-        module: the loaded module, in float32. Its weights are rounded in place for float16, and released to save
-            memory.
+        module: the module, in float32. Its weights are read from the checkpoint one tensor at a time.
         plan: the component's name, its role, and the sources of its inputs.
         folder: the folder for its files.
         precision: the precision of the bundle. An int8 bundle has a float32 graph over half weights for components that
@@ -84,7 +83,7 @@ def export_component(
         The component's record, and its additions to `arrays`.
 
     Raises:
-        CheckpointError: the module has an input without a source in the plan, or a weight is not finite.
+        CheckpointError: the module has an input without a source in the plan.
         GateError: a difference from torch exceeds its bound, or torch's own values are not finite.
         ExportError: the module cannot be traced, or a graph cannot be split or loaded.
 
@@ -92,8 +91,6 @@ def export_component(
         ExportWarning: an output of torch is constant.
     """
     require()
-    counts = {name: count_nonfinite(weight) for name, weight in module.weights().items()}
-    reject_nonfinite(plan.name, {name: count for name, count in counts.items() if count})
     folder.mkdir(parents=True, exist_ok=True)
     inputs = _add_sources(module, plan)
 
@@ -126,9 +123,9 @@ def export_component(
     if int8 is not None:
         graphs = maker.int8(exact, int8)
     elif precision == "int8":
-        graphs = maker.over_half_weights(feeds, exact)
+        graphs = maker.over_half_weights(exact)
     else:
-        graphs = maker.float32(exact) if precision == "float32" else maker.float16(feeds, exact)
+        graphs = maker.float32(exact) if precision == "float32" else maker.float16(exact)
     component = Component(
         role=plan.role,
         inputs=inputs,
@@ -155,8 +152,8 @@ def _input_shapes(inputs: Sequence[InputSpec], shapes: Shapes) -> dict[str, tupl
     return {spec.name: sized(spec, shapes) for spec in inputs}
 
 
-def _run(module: ComponentModule, feeds: Arrays) -> Run:
-    return Run(feeds, module.torch_outputs(feeds), module.matchings())
+def _run(module: ComponentModule, feeds: Arrays, read: Read | None = None) -> Run:
+    return Run(feeds, module.torch_outputs(feeds, read), module.matchings())
 
 
 def _warn_about_constants(name: str, runs: Sequence[Run]) -> None:
@@ -214,10 +211,7 @@ def _collect_calibration(name: str, inputs: Sequence[InputSpec], arrays: Mapping
 
 
 class _GraphMaker:
-    """The writer of a bundle's graphs from one traced graph.
-
-    It releases the module's weights once they are on disk.
-    """
+    """The writer of a bundle's graphs from one traced graph."""
 
     def __init__(
         self,
@@ -235,8 +229,6 @@ class _GraphMaker:
         self.parts = parts
         self.weights = tuple(module.weights())
         self.kept = kept
-        if precision == "float16":
-            _round_to_half(module, kept)
         notify("storing weights")
         quantized = int8.tensors if int8 is not None else {}
         self.stored: StoredWeights = store(module.weights(), folder / "model.safetensors", precision, quantized, kept)
@@ -245,48 +237,41 @@ class _GraphMaker:
             if precision == "float32"
             else tuple(each for each in self.weights if each not in kept | quantized.keys())
         )
+        self._point_at_stored(self.model)
 
-    def float32(self, runs: Iterable[Run]) -> dict[Precision, GraphRecord]:
+    def float32(self, runs: Sequence[Run]) -> dict[Precision, GraphRecord]:
         """Write the one graph of a float32 bundle."""
-        self._release()
         return {"float32": self._finish(self.model, "model.onnx", "float32", runs)}
 
-    def int8(self, runs: Iterable[Run], plan: Int8Plan) -> dict[Precision, GraphRecord]:
+    def int8(self, runs: Sequence[Run], plan: Int8Plan) -> dict[Precision, GraphRecord]:
         """Write the one graph of a quantised component, compared with the checkpoint's own weights."""
-        self._release()
         FuseSelfAttention()(self.model)  # before the projections of queries, keys and values are quantised separately
         QuantizeLayers(plan.methods, self.stored.external)(self.model)
         compute_in_float32(self.model, self.halved)
         return {"int8": self._finish(self.model, "model.onnx", "int8", runs, quantization=plan.record)}
 
-    def over_half_weights(self, feeds: Iterable[Arrays], exact: Iterable[Run]) -> dict[Precision, GraphRecord]:
+    def over_half_weights(self, exact: Sequence[Run]) -> dict[Precision, GraphRecord]:
         """Write the one graph of a component that an int8 bundle does not quantise: float32 over rounded weights.
 
         The graph is compared with torch on the rounded weights, and that with torch on the checkpoint's own.
         """
-        self.notify("running torch on half weights")
-        rounded = [_run(self.module, feed) for feed in feeds]
+        rounded = self._run_on_stored_weights(exact)
         for own, run in zip(exact, rounded, strict=True):
             verify.compare(self.name, "float16", run.feeds, own.outputs, run.outputs)
-        self._release()
         compute_in_float32(self.model, self.halved)
-        self._point_at_stored(self.model)
         return {"float32": self._finish(self.model, "model.onnx", "float32", rounded)}
 
-    def float16(self, feeds: Iterable[Arrays], exact: Iterable[Run]) -> dict[Precision, GraphRecord]:
+    def float16(self, exact: Sequence[Run]) -> dict[Precision, GraphRecord]:
         """Write the half graph and its float32 companion.
 
-        The half graph is compared with torch on the checkpoint's own weights, its companion on the rounded ones.
+        The half graph is compared with torch on the checkpoint's own weights, its companion on the rounded ones. The
+        companion's run also measures the ranges that decide which nodes of the half graph compute in float32.
         """
-        self.notify("running torch on half weights")
-        rounded = [_run(self.module, feed) for feed in feeds]
-        self._release()
+        rounded = self._run_on_stored_weights(exact)
         companion = self.model.clone()
         compute_in_float32(companion, self.halved)
-        self._point_at_stored(companion)
-        self.notify("measuring ranges")
-        ranges = measure_ranges(companion, self.folder / "ranges.onnx", [run.feeds for run in rounded], self.weights)
-        float32 = self._finish(companion, "model.float32.onnx", "float32", rounded)
+        ranges: dict[str, float] = {}
+        float32 = self._finish(companion, "model.float32.onnx", "float32", rounded, ranges=ranges)
         must_stay = select_float32_nodes(self.model, ranges, self.kept)
         kept = compute_in_half(
             self.model,
@@ -295,13 +280,15 @@ class _GraphMaker:
             float32_nodes=must_stay,
             ranges=ranges,
         )
-        self._point_at_stored(self.model)
         return {"float16": self._finish(self.model, "model.onnx", "float16", exact, kept), "float32": float32}
 
-    def _release(self) -> None:
-        """Release the module's memory and let the graph refer to the weights file instead."""
-        self._point_at_stored(self.model)
-        self.module.to_empty(device="meta")
+    def _run_on_stored_weights(self, exact: Sequence[Run]) -> Sequence[Run]:
+        """Run torch on the bundle's weights; where they are the checkpoint's to the bit, the results are known."""
+        if all(map(is_stored_as_half, self.module.parameters())):
+            return exact
+        self.notify("running torch on half weights")
+        canonical = {name: self.module.canonical_name(name) for name, _ in self.module.named_parameters()}
+        return [_run(self.module, run.feeds, lambda name: self.stored.read(canonical[name])) for run in exact]
 
     def _point_at_stored(self, model: ir.Model) -> None:
         for name in self.weights:
@@ -312,25 +299,33 @@ class _GraphMaker:
         model: ir.Model,
         file: str,
         precision: Precision,
-        runs: Iterable[Run],
+        runs: Sequence[Run],
         float32_nodes: tuple[str, ...] = (),
         quantization: Quantization | None = None,
+        ranges: dict[str, float] | None = None,
     ) -> GraphRecord:
-        """Save a graph, compare it with torch, and split it into parts."""
+        """Save a graph, compare it with torch, and split it into parts.
+
+        Args:
+            ranges: filled with the largest absolute value of each of the graph's values, if it is given.
+        """
         self.notify(f"checking the {precision} graph")
         ir.save(model, self.folder / file)
-        graph, _ = open_forced(model, self.folder / file)
+        forced, _ = force_decisions(ir.load(self.folder / file))
+        feeds = [{**run.feeds, **run.forced} for run in runs]
+        if ranges is None:
+            outputs = SegmentedGraph(forced, self.folder).run_all(feeds)
+        else:
+            found, outputs = measure_ranges(forced, self.folder, feeds, self.weights)
+            ranges.update(found)
         method = quantization.method if quantization is not None else None
         results: list[GateResult] = []
         own: list[Run] = []
-        for run in runs:
-            outputs = graph.run({**run.feeds, **run.forced})
+        for run, made in zip(runs, outputs, strict=True):
             shapes = {name: array.shape for name, array in run.feeds.items()}
-            results += check_matchings(self.name, precision, outputs, run.forced, shapes)
-            found = {name: outputs[name] for name in run.outputs if name in outputs}
-            own.append(Run(run.feeds, found, run.forced))
+            results += check_matchings(self.name, precision, made, run.forced, shapes)
+            own.append(Run(run.feeds, {name: made[name] for name in run.outputs if name in made}, run.forced))
             results += verify.compare(self.name, precision, run.feeds, run.outputs, own[-1].outputs, method)
-        del graph  # before its parts are loaded
         record = GraphRecord(
             file=f"{self.name}/{file}",
             opset=OPSET,
@@ -342,10 +337,3 @@ class _GraphMaker:
         if self.parts is not None:
             self.parts.write(model, record, precision, own)
         return record
-
-
-def _round_to_half(module: ComponentModule, kept: frozenset[str]) -> None:
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if module.canonical_name(name) not in kept:
-                parameter.copy_(parameter.half().float())

@@ -137,7 +137,7 @@ def test_its_errors_are_raised_as_they_were(interpreter: Path, error: LatentRTEr
 def test_a_real_workers_error(tmp_path: Path) -> None:
     job = msgspec.structs.replace(JOB, checkpoint=str(tmp_path))
     write_json(tmp_path / "text_encoder" / "config.json", {})
-    with pytest.raises(CheckpointError, match="text_encoder: its weights cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"text_encoder has no weights"):
         run_worker(job, lambda text: None, lambda text: None)
 
 

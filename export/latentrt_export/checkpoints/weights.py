@@ -18,6 +18,7 @@ from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.component_config import make_library_config
 from latentrt_export.checkpoints.file_content import PICKLE_SUFFIXES, explain_content, make_pickle_error
 from latentrt_export.checkpoints.json_file import read_object
+from latentrt_export.checkpoints.stored_tensor import StoredTensor
 from latentrt_export.export_warning import warn
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _SCALES = re.compile(r"(.*\.)?(scale_weight|weight_scale(_inv)?|scaled_fp8)")
 # Constants stored like weights: a mask has infinities, and old versions of transformers stored the positions.
 _CONSTANTS = ("mask", "position_ids")
 _MAX_NAME_BYTES = 255  # of a file system
-_TRANSFORMERS_STEM = "model"
+_TRANSFORMERS_STEM, _DIFFUSERS_STEM = "model", "diffusion_pytorch_model"
 # Of a folder with this file, transformers loads the base model that it names, from anywhere, and the adapter on top.
 _ADAPTER_CONFIG = "adapter_config.json"
 # An index of shards has some 100 kB.
@@ -53,8 +54,8 @@ _MAX_INDEX_BYTES = 4 << 20
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 # A module may have this many parameters more than twice its files' tensors, as files fuse some.
 _MORE_PARAMETERS = 1000
-# The keys of `output_loading_info` that are errors, and their descriptions.
-_PROBLEMS = {"missing_keys": "missing", "mismatched_keys": "of another shape", "error_msgs": "unreadable"}
+# Present → earlier names of an attention's layers.
+_EARLIER_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,8 +325,10 @@ def reject_nonfinite(component: str, counts: Mapping[str, int]) -> None:
 
 
 def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> Any:
-    """Load a component with its library's `from_pretrained`, which renames old parameters, but strictly.
+    """Build a component of its configuration, with its weights in their files.
 
+    Each parameter is a tensor on the meta device, with the attribute `stored`, a `StoredTensor`: its place in the
+    checkpoint (`latentrt_export.modules.streamed` loads a layer's for its evaluation). Buffers have their values.
     Nothing is downloaded, nothing is unpickled, and no missing weight is initialised.
 
     Args:
@@ -342,46 +345,116 @@ def load_pretrained(library_class: Any, folder: Path, variant: str | None) -> An
     Warns:
         ExportWarning: the files have tensors that the configuration does not; they are ignored, as in the library.
     """
-    import torch  # finding weights needs none, and a worker starts in a tenth of the time
-
+    of_transformers = getattr(library_class, "config_class", None) is not None
+    stem = _TRANSFORMERS_STEM if of_transformers else _DIFFUSERS_STEM
+    stored = _list_stored(find_weights(folder.parent, folder, stem, variant).files)
     try:
         config = make_library_config(library_class, folder)
-        with limit_parameters(folder.name, *_count_tensors(folder)):
-            module, info = library_class.from_pretrained(
-                folder,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                dtype=torch.float32,
-                **({} if config is None else {"config": config}),
-            )
+        size = sum(each.end - each.start for each in stored.values())
+        with limit_parameters(folder.name, len(stored), size), _parameters_on_meta():
+            if config is not None:
+                module = library_class(config)
+            else:
+                module = library_class.from_config(library_class.load_config(folder, local_files_only=True))
     except CheckpointError:
         raise
     except Exception as error:  # an invalid configuration fails with any exception
         raise CheckpointError(f"{folder.name}: its weights cannot be loaded: {error}") from error
-    for key, problem in _PROBLEMS.items():
-        names = _list_names(info, key)
-        if names:
-            raise CheckpointError(
-                f"{folder.name}: {len(names)} tensors are {problem}, the first is {names[0]}; "
-                "config.json and the weights must belong together"
-            )
-    warn_about_unexpected(folder.name, _list_names(info, "unexpected_keys"))
+    _attach(folder.name, module, stored, of_transformers=of_transformers)
     return module.eval().requires_grad_(False)
 
 
-def _count_tensors(folder: Path) -> tuple[int, int]:
-    """Return the number of tensors in a folder's safetensors, and their bytes.
+def _list_stored(files: Sequence[Path]) -> dict[str, StoredTensor]:
+    return {
+        name: StoredTensor(file=file, dtype=place.dtype, shape=place.shape, start=place.start, end=place.end)
+        for file in files
+        for name, place in read_header_of(file).tensors.items()
+    }
 
-    All variants count, and a file that is damaged has none: those that are loaded were checked when they were found.
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Move each parameter to the meta device as soon as its module has it, before it is initialised."""
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    def move(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return parameter
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+
+    hook = register_module_parameter_registration_hook(move)  # type: ignore[arg-type]  # what it returns is used
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _attach(component: str, module: Any, stored: Mapping[str, StoredTensor], *, of_transformers: bool) -> None:
+    """Give each parameter its place, and each stored buffer its values.
+
+    Raises:
+        CheckpointError: a tensor of the module is missing or has another shape.
     """
-    tensors = size = 0
-    for file in folder.glob("*.safetensors"):
-        with contextlib.suppress(OSError, ValueError), open_regular(file) as stream:
-            header = read_header(stream, os.fstat(stream.fileno()).st_size)
-            tensors, size = tensors + len(header.tensors), size + header.file_size
-    return tensors, size
+    named = {_strip_towers(module, name): each for name, each in stored.items()} if of_transformers else {**stored}
+    renamed = _list_earlier_names(module)
+    used = set()
+    missing, mismatched = [], []
+    persistent = module.state_dict(keep_vars=True)
+    for name, tensor in persistent.items():
+        key = _strip_towers(module, name) if of_transformers else name
+        key = key if key in named else renamed.get(name, key)
+        if key not in named:
+            missing.append(name)
+        elif named[key].shape != tuple(tensor.shape):
+            mismatched.append((name, named[key].shape, tuple(tensor.shape)))
+        elif tensor.is_meta:
+            used.add(key)
+            tensor.stored = named[key]
+        else:
+            used.add(key)
+            tensor.copy_(named[key].read())
+    hint = "config.json and the weights must belong together"
+    if missing:
+        raise CheckpointError(f"{component}: {len(missing)} tensors are missing, the first is {min(missing)}; {hint}")
+    if mismatched:
+        name, found, expected = min(mismatched)
+        raise CheckpointError(
+            f"{component}: {len(mismatched)} tensors are of another shape, the first is {name} of {found}, expected "
+            f"{expected}; {hint}"
+        )
+    patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+    # position_ids is a constant that old versions of transformers stored like a weight.
+    ignored = (name for name in named.keys() - used if not name.endswith("position_ids"))
+    warn_about_unexpected(
+        component, sorted(name for name in ignored if not any(re.search(each, name) for each in patterns))
+    )
+
+
+def _strip_towers(module: Any, name: str) -> str:
+    """Return a tensor's name without the names of the inner module that transformers 5 removed from CLIP.
+
+    A text encoder's tensors begin with `text_model.` in a checkpoint, an image encoder's with `vision_model.`, and a
+    safety checker's with that twice.
+    """
+    tower = "text_model." if "Text" in type(module).__name__ else "vision_model."
+    while name.startswith(tower):
+        name = name.removeprefix(tower)
+    return name
+
+
+def _list_earlier_names(module: Any) -> dict[str, str]:
+    """Return the names that weights of attention had in checkpoints before diffusers 0.15, by their present ones.
+
+    Source: diffusers, `ModelMixin._fix_state_dict_keys_on_load`.
+    """
+    return {
+        f"{path}.{present}.{kind}": f"{path}.{earlier}.{kind}"
+        for path, each in module.named_modules()
+        if getattr(each, "_from_deprecated_attn_block", False)
+        for present, earlier in _EARLIER_NAMES.items()
+        for kind in ("weight", "bias")
+    }
 
 
 @contextlib.contextmanager
@@ -393,8 +466,7 @@ def limit_parameters(component: str, tensors: int, size: int | None = None) -> I
     Args:
         component: the name of the component, for errors.
         tensors: the number of tensors in its files.
-        size: their bytes, of which an element has one at least. None for a module on the meta device, which allocates
-            no elements.
+        size: their bytes, of which an element has one at least. None bounds the number of tensors alone.
 
     Raises:
         CheckpointError: raised by the constructor of the module: it has more parameter tensors, or larger ones.
@@ -426,11 +498,6 @@ def limit_parameters(component: str, tensors: int, size: int | None = None) -> I
         yield
     finally:
         hook.remove()
-
-
-def _list_names(info: Mapping[str, Any], key: str) -> list[str]:
-    # position_ids is a constant that old versions of transformers stored like a weight.
-    return sorted(name for name in map(str, info.get(key) or ()) if not name.endswith("position_ids"))
 
 
 def warn_about_unexpected(component: str, names: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ the difference of cosines:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -22,10 +21,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from latentrt.bundle.manifest import GateResult, Precision
 from latentrt.errors import GateError
-from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.token_merging_ratio import MATCHING
 
-__all__ = ["check_matchings", "open_forced"]
+__all__ = ["check_matchings", "force_decisions"]
 
 _BOUNDS: dict[Precision, float] = {"float32": 1e-4, "float16": 2e-2, "int8": 2e-2}
 # The operators of the decisions: the destination of each token, and the order in which tokens are merged.
@@ -35,30 +33,24 @@ _OWN = "/own"
 _ADVICE = "No bundle was written; pass `token_merging=None` or `precision='float32'`"
 
 
-def open_forced(model: ir.Model, path: Path, *, optimize: bool = True) -> tuple[Graph, tuple[str, ...]]:
-    """Open a graph that takes the decisions of its token matchings as inputs.
+def force_decisions(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
+    """Return a graph that takes the decisions of its token matchings as inputs.
 
     Args:
-        model: the graph that is stored at `path`; not modified.
-        optimize: as `Graph`.
+        model: the graph; not modified.
 
     Returns:
         The graph, and the names of its added inputs: `module/ArgMax`, int64 [B, N], the destination of each token, and
         `module/TopK`, int64 [B, N], the order of merging. It has the added outputs `module/MatMul`, float32 [B, N, D],
         the cosines, and the graph's own decisions under the inputs' names with the suffix `/own`. A graph without token
-        matchings is opened as it is, with no added names.
+        matchings is returned as it is, with no added names.
     """
     forced = model.clone()
     names = [name for node in forced.graph if (name := _force(forced, node)) is not None]
     if not names:
-        return Graph(path, optimize=optimize), ()
+        return model, ()
     RemoveUnusedNodesPass()(forced)
-    file = path.with_name(f"forced.{path.name}")
-    try:
-        ir.save(forced, file)
-        return Graph(file, optimize=optimize), tuple(names)
-    finally:
-        file.unlink(missing_ok=True)
+    return forced, tuple(names)
 
 
 def check_matchings(
@@ -72,7 +64,7 @@ def check_matchings(
 
     Args:
         component, precision: the graph's; the precision selects the bound, and errors name both.
-        outputs: the outputs of a graph opened by `open_forced`.
+        outputs: the outputs of a graph of `force_decisions`.
         forced: torch's decisions, which were the graph's inputs.
         shapes: the shapes of the graph's inputs, for the results.
 

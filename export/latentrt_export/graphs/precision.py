@@ -16,7 +16,7 @@ A weight that half cannot hold is stored as float32, and the nodes that read it 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from latentrt_export.graphs.onnxruntime_cpu import Graph
-from latentrt_export.modules.module import ComponentModule
+from latentrt_export.graphs.segments import SegmentedGraph, find_computed
+from latentrt_export.modules.module import Arrays, ComponentModule
+from latentrt_export.modules.streamed import is_stored_as_half, read_parameter
 from latentrt_export.token_merging_ratio import MATCHING
 
 __all__ = [
@@ -55,35 +56,34 @@ _MOVES = {"Cast", "Shape", "Constant"}
 
 
 def measure_ranges(
-    model: ir.Model, path: Path, feeds: Iterable[Mapping[str, NDArray[Any]]], weights: Iterable[str]
-) -> dict[str, float]:
+    model: ir.Model, folder: Path, feeds: Sequence[Mapping[str, NDArray[Any]]], weights: Iterable[str]
+) -> tuple[dict[str, float], list[Arrays]]:
     """Measure how large the values of a float32 graph get, by running it with two reductions behind every value.
 
     Args:
         model: the float32 graph; not modified.
-        path: a temporary file in the weights' folder; removed again.
+        folder: the weights' folder, for temporary files.
         feeds: sets of inputs.
         weights: names of the weights, which are not measured, because they are always stored in half.
 
     Returns:
-        Value → its largest absolute value over all feeds, for inputs, constants and the outputs of nodes. Negative
-        infinities, which masks contain, are ignored; NaN and positive infinities of a node give infinity.
+        Value → its largest absolute value over all feeds, for inputs, constants and values that depend on inputs; and
+        the graph's own outputs for each set of inputs. Negative infinities, which masks contain, are ignored; NaN and
+        positive infinities of a node give infinity.
     """
     probed = model.clone()
     names = _add_probes(probed)
-    ir.save(probed, path)
-    try:
-        graph = Graph(path, file_order=True)
-        largest = {**_measure_constants(model, set(weights)), **dict.fromkeys(names, 0.0)}
-        for feed in feeds:
-            results = graph.run(feed)
-            seen = {name: _bound(results[f"{name}/ReduceMin"], results[f"{name}/ReduceMax"]) for name in names}
-            inputs = {name: _largest(array) for name, array in feed.items() if array.dtype == np.float32}
-            for name, value in {**inputs, **seen}.items():
-                largest[name] = max(largest.get(name, 0.0), value)
-    finally:
-        path.unlink(missing_ok=True)
-    return largest
+    largest = {**_measure_constants(model, set(weights)), **dict.fromkeys(names, 0.0)}
+    own = [str(value.name) for value in model.graph.outputs]
+    outputs = []
+    # In the order of the file, so that a probed value's memory is freed before the next value is computed.
+    for feed, results in zip(feeds, SegmentedGraph(probed, folder, file_order=True).run_all(feeds), strict=True):
+        seen = {name: _bound(results[f"{name}/ReduceMin"], results[f"{name}/ReduceMax"]) for name in names}
+        inputs = {name: _largest(array) for name, array in feed.items() if array.dtype == np.float32}
+        for name, value in {**inputs, **seen}.items():
+            largest[name] = max(largest.get(name, 0.0), value)
+        outputs.append({name: results[name] for name in own})
+    return largest, outputs
 
 
 def _measure_constants(model: ir.Model, weights: set[str]) -> dict[str, float]:
@@ -95,13 +95,16 @@ def _measure_constants(model: ir.Model, weights: set[str]) -> dict[str, float]:
 
 
 def _add_probes(model: ir.Model) -> list[str]:
-    probed = [(node, value) for node in model.graph for value in node.outputs if value.dtype == _FLOAT]
+    computed = find_computed(model)
+    probed = [
+        (node, value) for node in model.graph for value in node.outputs if value.dtype == _FLOAT and value in computed
+    ]
     for node, value in probed:
         for operator in ("ReduceMax", "ReduceMin"):
             probe = ir.node(operator, [value], {"keepdims": 0}, name=f"{value.name}/{operator}")
             probe.outputs[0].name = f"{value.name}/{operator}"
             probe.outputs[0].type, probe.outputs[0].shape = ir.TensorType(_FLOAT), ir.Shape(())
-            # Directly behind the value and run in file order, so memory is freed before the next value is computed.
+            # Directly behind the value: see `measure_ranges`.
             model.graph.insert_after(node, probe)
             model.graph.outputs.append(probe.outputs[0])
     return [str(value.name) for _, value in probed]
@@ -128,7 +131,7 @@ def select_float32_weights(module: ComponentModule, largest_outputs: Mapping[str
     """Select the weights that half cannot hold, because they overflow or lose too many bits.
 
     A bias is added to its layer's output, so its loss counts in proportion to that: a bias of tiny numbers beside
-    larger outputs loses nothing that matters.
+    larger outputs loses nothing that matters. Weights that are half in the checkpoint lose nothing and are not read.
 
     Args:
         module: the loaded module, in float32.
@@ -139,8 +142,10 @@ def select_float32_weights(module: ComponentModule, largest_outputs: Mapping[str
     """
     found = set()
     for name, parameter in module.named_parameters():
+        if is_stored_as_half(parameter):
+            continue
         layer, _, kind = name.rpartition(".")
-        exact = parameter.detach()
+        exact = read_parameter(parameter)
         loss = exact.half().float() - exact
         if kind == "bias" and layer in largest_outputs:
             lost, allowed = float(loss.abs().max()), _WEIGHT_LOSS * largest_outputs[layer]

@@ -37,11 +37,12 @@ from onnx_ir.passes.common import ShapeInferencePass
 from latentrt.bundle.manifest import GateResult, GraphRecord, Part, PartName, Precision
 from latentrt.bundle.tensors import DType, TensorSpec
 from latentrt.errors import ExportError
-from latentrt_export.gates.token_merging import open_forced
+from latentrt_export.gates.token_merging import force_decisions
 from latentrt_export.gates.verify import Run, check_output
 from latentrt_export.graphs.deep_cache import DEEP_FEATURES, find_deep_features
 from latentrt_export.graphs.part_writer import PartWriter, StructureError
 from latentrt_export.graphs.passes.fuse_self_attention import FuseSelfAttention
+from latentrt_export.graphs.segments import SegmentedGraph
 from latentrt_export.graphs.subgraph import boundary_values, extract_subgraph
 from latentrt_export.modules.module import Arrays
 
@@ -184,7 +185,7 @@ class SplitWriter(PartWriter):
             model = model.clone()
             FuseSelfAttention()(model)
         else:
-            runs = _run_unoptimized(model, self.folder / Path(whole.file).name, runs)
+            runs = _run_unoptimized(model, self.folder, runs)
         try:
             models = split_denoiser(model, self.loop_invariant_inputs, self.deep_cache)
             signatures = {
@@ -209,12 +210,12 @@ class SplitWriter(PartWriter):
     ) -> dict[PartName, tuple[GateResult, ...]]:
         """Compare the parts together with the whole graph, and `shallow_body` with `body`.
 
-        One graph is open at a time, so that this takes no more memory than the whole graph did.
+        One segment is open at a time, so that this takes no more memory than the whole graph did.
         """
         values = [{**run.feeds, **run.forced} for run in runs]
         pieces: tuple[PartName, ...] = (*self.loop_invariant_inputs.values(), "body")
         for name in pieces:
-            self._run(models[name], files[name], precision, values)
+            self._run(files[name], precision, values)
         composed = tuple(_compare_outputs("its parts together", precision, runs, values))
         gates = dict.fromkeys(pieces, composed)
         if "shallow_body" in models:
@@ -225,23 +226,27 @@ class SplitWriter(PartWriter):
             for run, outputs in zip(runs, values, strict=True):
                 for name in run.outputs:
                     del outputs[name]  # of `body`, so that it is not compared with itself
-            self._run(models["shallow_body"], files["shallow_body"], precision, values)
+            self._run(files["shallow_body"], precision, values)
             gates["shallow_body"] = tuple(_compare_outputs("its shallow body", precision, body, values))
         return gates
 
-    def _run(self, model: ir.Model, file: str, precision: Precision, values: list[Arrays]) -> None:
+    def _run(self, file: str, precision: Precision, values: list[Arrays]) -> None:
         """Run a part on each set of values and add its outputs to the set."""
-        graph, forced = open_forced(model, self.folder / file, optimize=precision != "int8")
-        names = [*(str(value.name) for value in model.graph.inputs), *forced]
-        for each in values:
-            each.update(graph.run({name: each[name] for name in names}))
+        forced, _ = force_decisions(ir.load(self.folder / file))
+        graph = SegmentedGraph(forced, self.folder, optimize=precision != "int8")
+        for each, outputs in zip(values, graph.run_all(values), strict=True):
+            each.update(outputs)
 
 
-def _run_unoptimized(model: ir.Model, path: Path, runs: Iterable[Run]) -> list[Run]:
+def _run_unoptimized(model: ir.Model, folder: Path, runs: Iterable[Run]) -> list[Run]:
     """Run the whole graph without optimisation on the inputs of `runs`."""
-    graph, _ = open_forced(model, path, optimize=False)
-    found = [(run, graph.run({**run.feeds, **run.forced})) for run in runs]
-    return [Run(run.feeds, {name: outputs[name] for name in run.outputs}, run.forced) for run, outputs in found]
+    runs = list(runs)
+    graph = SegmentedGraph(force_decisions(model)[0], folder, optimize=False)
+    found = graph.run_all({**run.feeds, **run.forced} for run in runs)
+    return [
+        Run(run.feeds, {name: outputs[name] for name in run.outputs}, run.forced)
+        for run, outputs in zip(runs, found, strict=True)
+    ]
 
 
 def _compare_outputs(

@@ -9,20 +9,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from onnxscript import optimizer
+from torch import nn
 
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import ExportError
+from latentrt_export.graphs.blocks import BlockCalls, Kind, call_blocks, insert_blocks, separate_blocks
+from latentrt_export.graphs.layers import call_normalizations
 from latentrt_export.graphs.passes.drop_safe_softmax import DropSafeSoftmax
 from latentrt_export.graphs.passes.name_nodes import NameNodes
 from latentrt_export.graphs.passes.transpose_keys import TransposeKeys
 from latentrt_export.modules.module import ComponentModule
+from latentrt_export.modules.streamed import read_parameter, stand_in_weights
 
 __all__ = ["OPSET", "hide_weights", "trace"]
 
@@ -33,35 +38,83 @@ def trace(module: ComponentModule, feeds: Mapping[str, NDArray[Any]]) -> ir.Mode
     """Trace a component into a float32 graph and optimise it.
 
     Args:
-        module: in float32, in evaluation mode.
+        module: in float32, in evaluation mode. Its weights are not read.
         feeds: one set of inputs, whose sizes all differ, so that no two axes are confused.
 
     Returns:
-        The graph. Its weights are initializers with their canonical names, and share memory with the parameters.
+        The graph. Its weights are initializers with their canonical names, each read when it is used.
 
     Raises:
         ExportError: torch cannot trace the module, or a weight is missing from the graph.
     """
-    with _quiet():
-        program = torch.onnx.export(
+    with call_blocks(module) as blocks:
+        model = _capture(
             module,
             tuple(torch.from_numpy(feeds[spec.name]) for spec in module.inputs),
+            [spec.name for spec in module.inputs],
+            [spec.name for spec in module.outputs],
+            _free_axes(module.inputs),
+        )
+    _optimize(model)
+    parameters = dict(module.named_parameters())
+    for name, parameter in parameters.items():
+        _name_weight(model, name, parameter, module.canonical_name(name))
+    insert_blocks(
+        model,
+        _trace_blocks(blocks.kinds),
+        module.canonical_name,
+        lambda name: _refer_to(parameters[name], module.canonical_name(name)),
+    )
+    CommonSubexpressionEliminationPass()(
+        model
+    )  # what several blocks compute alike, such as the activated time embedding
+    lost = {*module.weights()} - {*model.graph.initializers}
+    if lost:
+        raise ExportError(f"{len(lost)} weights are missing from the traced graph, the first is {min(lost)}")
+    _declare(model.graph.inputs, module.inputs)
+    _declare(model.graph.outputs, module.outputs)
+    return model
+
+
+def _trace_blocks(kinds: Sequence[Kind]) -> list[ir.Model]:
+    if not kinds:
+        return []
+    calls = BlockCalls(kinds)
+    inputs = [f"input{index}" for index in range(len(calls.examples))]
+    outputs = [f"output{index}" for index in range(len(kinds))]
+    graphs = separate_blocks(_capture(calls, calls.examples, inputs, outputs, (calls.axes,)), kinds)
+    for graph in graphs:
+        _optimize(graph)
+    return graphs
+
+
+def _capture(
+    module: nn.Module,
+    examples: tuple[torch.Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic_shapes: Any,
+) -> ir.Model:
+    """Trace a module with stand-ins for its weights, which are initializers by their names in torch.
+
+    Raises:
+        ExportError: torch returns no graph.
+    """
+    with _quiet(), stand_in_weights(module), call_normalizations(module):
+        program = torch.onnx.export(
+            module,
+            examples,
             dynamo=True,
             optimize=False,
             opset_version=OPSET,
-            input_names=[spec.name for spec in module.inputs],
-            output_names=[spec.name for spec in module.outputs],
-            dynamic_shapes=_free_axes(module.inputs),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=dynamic_shapes,
             verbose=False,
         )
     if program is None:
         raise ExportError("torch.onnx.export returned no graph")
-    model = program.model
-    _name_weights(model, module)
-    _optimize(model, set(module.weights()))
-    _declare(model.graph.inputs, module.inputs)
-    _declare(model.graph.outputs, module.outputs)
-    return model
+    return program.model
 
 
 @contextlib.contextmanager
@@ -84,24 +137,37 @@ def hide_weights(model: ir.Model, names: set[str]) -> Iterator[None]:
                 graph.initializers[name] = value
 
 
-def _optimize(model: ir.Model, weights: set[str]) -> None:
-    with hide_weights(model, weights):
+def _optimize(model: ir.Model) -> None:
+    """Simplify a captured graph and name its nodes; its weights are the initializers without values."""
+    names = {name for name, value in model.graph.initializers.items() if _is_stand_in(value)}
+    with hide_weights(model, names):
         optimizer.optimize_ir(model, num_iterations=3, onnx_shape_inference=True)
         DropSafeSoftmax()(model)
         TransposeKeys()(model)
         optimizer.optimize_ir(model, num_iterations=2, onnx_shape_inference=False)
         NameNodes()(model)
-    lost = weights - set(model.graph.initializers)
-    if lost:
-        raise ExportError(f"{len(lost)} weights are missing from the traced graph, the first is {min(lost)}")
 
 
-def _name_weights(model: ir.Model, module: ComponentModule) -> None:
-    for parameter, _ in module.named_parameters():
-        value = model.graph.initializers.pop(parameter, None)
-        if value is not None:
-            value.name = module.canonical_name(parameter)
-            model.graph.initializers[value.name] = value
+def _is_stand_in(value: ir.Value) -> bool:
+    raw = getattr(value.const_value, "raw", None)
+    return isinstance(raw, torch.nn.Parameter)
+
+
+def _name_weight(model: ir.Model, name: str, parameter: nn.Parameter, canonical: str) -> None:
+    value = model.graph.initializers.pop(name, None)
+    if value is not None:
+        value.name = canonical
+        value.const_value = _refer_to(parameter, canonical)
+        model.graph.initializers[canonical] = value
+
+
+def _refer_to(parameter: nn.Parameter, name: str) -> ir.LazyTensor:
+    return ir.LazyTensor(
+        lambda: ir.tensor(read_parameter(parameter).numpy(), name=name),
+        dtype=ir.DataType.FLOAT,
+        shape=ir.Shape(parameter.shape),
+        name=name,
+    )
 
 
 def _free_axes(specs: tuple[TensorSpec, ...]) -> tuple[dict[int, Any], ...]:

@@ -6,24 +6,36 @@ architecture.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from latentrt.bundle.manifest import Precision, WeightsRecord
 from latentrt.bundle.onnx_types import WEIGHT_TYPES
 from latentrt.bundle.safetensors_header import read_header
+from latentrt_export.checkpoints.stored_tensor import StoredTensor
+from latentrt_export.modules.streamed import WeightsByName
 
 __all__ = ["StoredWeights", "store"]
 
 # Of floating tensors; an int8 component stores those that are not quantised as half.
 _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.float16}
+_NAMES = {ir.DataType(code): name for name, code in WEIGHT_TYPES.items()}
+_DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +59,12 @@ class StoredWeights:
             self.path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self.path.parent
         )
 
+    def read(self, name: str) -> Tensor:
+        """Read one tensor, float32 where it is floating."""
+        dtype, shape, offset, length = self.places[name]
+        place = StoredTensor(file=self.path, dtype=_NAMES[dtype], shape=shape, start=offset, end=offset + length)
+        return place.read()
+
     def record(self, file: str, precision: Precision) -> WeightsRecord:
         """Return the manifest's record of the file, with the path `file` in the bundle."""
         parameters = sum(math.prod(shape) for name, (_, shape, _, _) in self.places.items() if name in self.weights)
@@ -54,13 +72,13 @@ class StoredWeights:
 
 
 def store(
-    weights: Mapping[str, Tensor],
+    weights: WeightsByName,
     path: Path,
     precision: Precision,
     quantized: Mapping[str, Tensor] | None = None,
     kept: Collection[str] = (),
 ) -> StoredWeights:
-    """Write weights in a precision.
+    """Write weights in a precision, one tensor at a time.
 
     Args:
         weights: the weights by their canonical names.
@@ -71,15 +89,31 @@ def store(
             (`precision.select_float32_weights`).
     """
     quantized = quantized or {}
-    floats = {name: weight for name, weight in weights.items() if name not in quantized}
-    dtypes = {name: torch.float32 if name in kept else _TORCH_DTYPES[precision] for name in floats}
-    tensors = {name: weight.to(dtypes[name]).contiguous() for name, weight in floats.items()}
-    tensors |= {name: tensor.contiguous() for name, tensor in quantized.items()}
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(mode)  # safetensors creates files that only their owner can read
+    floats = [name for name in weights if name not in quantized]
+    entries = [
+        *((name, torch.float32 if name in kept else _TORCH_DTYPES[precision], weights.shape(name)) for name in floats),
+        *((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in quantized.items()),
+    ]
+    # The widest dtypes first, so that every tensor's offset is a multiple of its dtype's width.
+    entries.sort(key=lambda entry: (-entry[1].itemsize, entry[0]))
+    with path.open("wb") as stream:
+        stream.write(_make_header(entries))
+        for name, dtype, _ in entries:
+            tensor = quantized[name] if name in quantized else weights[name]
+            stream.write(tensor.to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
     return StoredWeights(path=path, weights=frozenset(weights), places=_places(path))
+
+
+def _make_header(entries: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
+    """Return the header of a safetensors file with these tensors, in their order."""
+    tree: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in entries:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        tree[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(tree, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _places(path: Path) -> dict[str, tuple[ir.DataType, tuple[int, ...], int, int]]:

@@ -12,6 +12,7 @@ from transformers import DPTForDepthEstimation
 from latentrt.bundle.tensors import TensorSpec
 from latentrt_export.checkpoints.weights import load_pretrained
 from latentrt_export.modules.module import ComponentModule, Shapes
+from latentrt_export.modules.streamed import stand_in_weights
 
 __all__ = ["DepthEstimator"]
 
@@ -32,7 +33,7 @@ class DepthEstimator(ComponentModule):
         size = model.config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         channels = model.config.num_channels
-        with torch.inference_mode():
+        with torch.inference_mode(), stand_in_weights(model):  # for the shape alone
             depth = model(torch.zeros(1, channels, height, width)).predicted_depth
         self.inputs = (TensorSpec("pixels", "float32", ("batch", channels, height, width)),)
         self.outputs = (TensorSpec("predicted_depth", "float32", ("batch", *depth.shape[1:])),)

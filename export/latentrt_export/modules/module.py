@@ -13,6 +13,7 @@ from torch import nn
 
 from latentrt.bundle.manifest import PartName, TokenMerging
 from latentrt.bundle.tensors import TensorSpec
+from latentrt_export.modules.streamed import Read, WeightsByName, streamed_weights
 from latentrt_export.quantize.options import QuantizationOptions
 
 __all__ = ["Arrays", "ComponentModule", "Shapes"]
@@ -52,7 +53,7 @@ class ComponentModule(nn.Module):
 
     @classmethod
     def load(cls, checkpoint: Path, variant: str | None) -> Self:
-        """Load the weights, in float32 and ready for inference.
+        """Build the module of its configuration, ready for inference; its weights stay in their files.
 
         Raises:
             CheckpointError: weights are missing, damaged, or of an unsupported kind.
@@ -104,13 +105,18 @@ class ComponentModule(nn.Module):
         """Return a parameter's name in current checkpoints, which the installed library's name may differ from."""
         raise NotImplementedError
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Return every parameter under its canonical name."""
-        return {self.canonical_name(name): parameter.detach() for name, parameter in self.named_parameters()}
+    def weights(self) -> WeightsByName:
+        """Return every parameter under its canonical name; each is read when it is looked up."""
+        return WeightsByName(self, self.canonical_name)
 
-    def torch_outputs(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the module on arrays and return its outputs by name, the reference for its graphs."""
-        with torch.inference_mode():
+    def torch_outputs(self, feeds: Mapping[str, NDArray[Any]], read: Read | None = None) -> Arrays:
+        """Run the module on arrays and return its outputs by name, the reference for its graphs.
+
+        Args:
+            feeds: its inputs by name.
+            read: returns other values for the parameters (`streamed_weights`); None uses its own.
+        """
+        with torch.inference_mode(), streamed_weights(self, read):
             results = self(**{name: torch.from_numpy(array) for name, array in feeds.items()})
         results = results if isinstance(results, tuple) else (results,)
         return {spec.name: result.numpy() for spec, result in zip(self.outputs, results, strict=True)}

@@ -181,7 +181,7 @@ def _find_attention_blocks(model: Any) -> tuple[str, ...]:
 def read_matchings(model: Any) -> dict[str, NDArray[np.int64]]:
     """Return the decisions of each matching in the last evaluation, int64 [B, N], by the name of the graph's node.
 
-    The names are those of `latentrt_export.gates.token_merging.open_forced`.
+    The names are those of `latentrt_export.gates.token_merging.force_decisions`.
     """
     return {
         f"{name}/{decision}": array.numpy()

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from latentrt.errors import ExportError
+from latentrt_export.modules.streamed import read_parameter
 
 __all__ = [
     "Layer",
@@ -107,7 +108,7 @@ def quantize_weight(layer: Layer, method: LayerMethod, input_range: Range | None
     """Quantise a layer's weight.
 
     Args:
-        layer: a layer with a float32 weight [out, …].
+        layer: a layer with a float32 weight [out, …], which is read if it is not loaded.
         input_range: the range of a static layer's input. ONNX Runtime stores a convolution's bias as an int32 in units
             of the products' scale, which can overflow, so each channel's scale is at least as large as its bias
             requires.
@@ -116,11 +117,11 @@ def quantize_weight(layer: Layer, method: LayerMethod, input_range: Range | None
         The weight as int8 of the same shape, and its scales, float32 [out, 1, …].
     """
     limit = weight_limit(method)
-    weight, bias = layer.weight.detach(), layer.bias
+    weight, bias = read_parameter(layer.weight), layer.bias
     largest = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
     scale = torch.where(largest > 0, (largest / limit).clamp_min(torch.finfo(torch.float32).tiny), 1.0)
     if input_range is not None and isinstance(layer, nn.Conv2d) and bias is not None:
-        scale = scale.maximum(bias.detach().abs().reshape(scale.shape) / (input_range.scale * _MAX_BIAS))
+        scale = scale.maximum(read_parameter(bias).abs().reshape(scale.shape) / (input_range.scale * _MAX_BIAS))
     return torch.round(weight / scale).clamp(-limit, limit).to(torch.int8), scale
 
 
@@ -202,10 +203,24 @@ def simulate_int8(
 
 
 def _round_weight(layer: Layer, method: LayerMethod, input_range: Range | None, undo: ExitStack) -> None:
-    exact = layer.weight.data
-    integers, scale = quantize_weight(layer, method, input_range)
-    layer.weight.data = integers * scale
-    undo.callback(setattr, layer.weight, "data", exact)
+    """Replace a layer's weight by its rounded values for the time of each evaluation: it may be loaded for that."""
+    exact: list[nn.Parameter | None] = []
+
+    def before(layer: nn.Module, inputs: Any) -> None:
+        exact.append(layer._parameters["weight"])
+        integers, scale = quantize_weight(layer, method, input_range)  # type: ignore[arg-type]  # a layer it is
+        layer._parameters["weight"] = nn.Parameter(integers * scale, requires_grad=False)
+
+    def after(layer: nn.Module, inputs: Any, output: Any) -> None:
+        restore()
+
+    def restore() -> None:
+        if exact:
+            layer._parameters["weight"] = exact.pop()
+
+    undo.callback(layer.register_forward_pre_hook(before).remove)
+    undo.callback(layer.register_forward_hook(after).remove)
+    undo.callback(restore)  # an evaluation may fail between the two
 
 
 def _round_activations(layer: Layer, ranges: LayerRanges, undo: ExitStack) -> None:

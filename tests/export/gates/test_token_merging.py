@@ -14,7 +14,8 @@ from latentrt.bundle.graph_shapes import infer_values
 from latentrt.bundle.graph_types import infer_types
 from latentrt.bundle.onnx_graph import read_graph
 from latentrt.errors import GateError
-from latentrt_export.gates.token_merging import check_matchings, open_forced
+from latentrt_export.gates.token_merging import check_matchings, force_decisions
+from latentrt_export.graphs.segments import SegmentedGraph
 from latentrt_export.graphs.trace import trace
 from latentrt_export.modules.module import Arrays
 from latentrt_export.modules.token_merging import force_matchings
@@ -41,12 +42,16 @@ def run_torch(x: NDArray[np.float32]) -> tuple[Arrays, Arrays]:
     return module.torch_outputs({"x": x}), module.matchings()
 
 
+def run_forced(model: ir.Model, folder: Path, feeds: Arrays) -> Arrays:
+    return SegmentedGraph(force_decisions(model)[0], folder).run(feeds)
+
+
 def test_a_forced_graph_gives_torchs_outputs(model: ir.Model, path: Path) -> None:
     x = noise(2, 8, 9, 11).numpy()
     expected, forced = run_torch(x)
-    graph, names = open_forced(model, path)
+    graph, names = force_decisions(model)
     assert names == (CELL, ORDER)
-    outputs = graph.run({"x": x, **forced})
+    outputs = SegmentedGraph(graph, path.parent).run({"x": x, **forced})
     for name, array in expected.items():
         np.testing.assert_allclose(outputs[name], array, atol=1e-6)  # means of a few float32
     (result,) = check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
@@ -69,7 +74,7 @@ def test_equal_cosines_allow_either_decision(model: ir.Model, path: Path) -> Non
     x = np.ones((1, 8, 8, 8), np.float32)
     expected, forced = run_torch(x)
     other = {**forced, CELL: (forced[CELL] + 1) % 16}
-    outputs = open_forced(model, path)[0].run({"x": x, **other})
+    outputs = run_forced(model, path.parent, {"x": x, **other})
     (result,) = check_matchings("unet", "float32", outputs, other, {})
     assert result.value < 1e-6
     np.testing.assert_allclose(outputs["long"], expected["long"], atol=1e-6)
@@ -78,7 +83,7 @@ def test_equal_cosines_allow_either_decision(model: ir.Model, path: Path) -> Non
 def test_a_forced_graph_follows_the_decisions(model: ir.Model, path: Path) -> None:
     x = noise(1, 8, 8, 8).numpy()
     expected, forced = run_torch(x)
-    outputs = open_forced(model, path)[0].run({"x": x, **forced, CELL: (forced[CELL] + 1) % 16})
+    outputs = run_forced(model, path.parent, {"x": x, **forced, CELL: (forced[CELL] + 1) % 16})
     assert np.abs(outputs["long"] - expected["long"]).max() > 0.1
 
 
@@ -91,7 +96,7 @@ def test_a_worse_decision_of_torch_is_rejected(model: ir.Model, path: Path, wron
         worse[CELL] = (worse[CELL] + 1) % 16
     else:
         worse[ORDER] = np.concatenate([worse[ORDER][:, 47::-1], worse[ORDER][:, 48:]], axis=1)
-    outputs = open_forced(model, path)[0].run({"x": x, **worse})
+    outputs = run_forced(model, path.parent, {"x": x, **worse})
     with pytest.raises(GateError, match=r"token_matching scores another decision higher than torch's by \d\.\d+"):
         check_matchings("unet", "float32", outputs, worse, {"x": x.shape})
 
@@ -104,7 +109,7 @@ def test_a_worse_decision_of_the_graph_is_rejected(model: ir.Model, tmp_path: Pa
     (node,) = (node for node in wrong.graph if node.name == ORDER)
     node.attributes["largest"] = ir.AttrInt64("largest", 0)
     ir.save(wrong, tmp_path / "model.onnx")
-    outputs = open_forced(wrong, tmp_path / "model.onnx")[0].run({"x": x, **forced})
+    outputs = run_forced(wrong, tmp_path, {"x": x, **forced})
     with pytest.raises(GateError, match=r"token_matching scores another decision higher than its own by \d\.\d+"):
         check_matchings("unet", "float32", outputs, forced, {"x": x.shape})
     own = f"{ORDER}/own"
@@ -161,9 +166,8 @@ def test_a_module_can_be_forced() -> None:
     assert np.abs(moved["long"] - expected["long"]).max() < 0.02, "as the same tokens were merged"
 
 
-def test_a_graph_without_matchings_is_opened_unchanged(tmp_path: Path) -> None:
+def test_a_graph_without_matchings_is_unchanged() -> None:
     model = small_graph("g (float[2] x) => (float[2] y) { y = Neg(x) }")
-    ir.save(model, tmp_path / "model.onnx")
-    graph, names = open_forced(model, tmp_path / "model.onnx")
+    graph, names = force_decisions(model)
     assert names == ()
-    assert graph.run({"x": np.ones(2, np.float32)})["y"].tolist() == [-1, -1]
+    assert graph is model

@@ -40,7 +40,7 @@ def halved(
 ) -> tuple[str, ...]:
     """Rewrite as the exporter does; return the nodes that compute in float32 according to it."""
     weights = [name for name in model.graph.initializers if name.startswith("w")]
-    ranges = measure_ranges(model, folder / "ranges.onnx", [feeds], weights)
+    ranges, _ = measure_ranges(model, folder, [feeds], weights)
     kept = select_float32_nodes(model, ranges)
     found = compute_in_half(model, weights, float32_inputs=float32_inputs, float32_nodes=kept, ranges=ranges)
     for name in weights:
@@ -188,7 +188,7 @@ def test_the_smallest_normal_number_is_the_limit_below(tmp_path: Path, largest: 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_a_value_that_is_not_finite_stays_float32(tmp_path: Path, value: float) -> None:
     model = layers("z = Relu(a)")
-    ranges = measure_ranges(model, tmp_path / "ranges.onnx", [{"x": np.array([[1, 1, 1, value]], np.float32)}], ["w"])
+    ranges, _ = measure_ranges(model, tmp_path, [{"x": np.array([[1, 1, 1, value]], np.float32)}], ["w"])
     assert ranges["a"] == np.inf
     assert "block/a" in select_float32_nodes(model, ranges)
 
@@ -200,7 +200,7 @@ def test_nodes_that_read_a_weight_in_float32_stay_float32(tmp_path: Path) -> Non
       a = MatMul(x, w) u = Transpose(v) b = MatMul(a, u) z = Relu(b) y = MatMul(z, w)
     }"""
     model = small_graph(text, weights={"w": W, "v": W})
-    ranges = measure_ranges(model, tmp_path / "ranges.onnx", [X], ["w", "v"])
+    ranges, _ = measure_ranges(model, tmp_path, [X], ["w", "v"])
     nodes = select_float32_nodes(model, ranges, {"v"})
     assert nodes == ("block/u", "block/b")
     compute_in_half(model, ["w"], float32_inputs=frozenset(), float32_nodes=nodes, ranges=ranges)
@@ -282,7 +282,7 @@ def test_the_float32_companion_computes_with_the_half_weights(tmp_path: Path) ->
 def test_ranges_are_the_largest_over_all_inputs(tmp_path: Path) -> None:
     model = layers("z = Neg(a)")
     feeds: list[Arrays] = [{"x": np.full((1, 4), value, np.float32)} for value in (2.0, -7.0, 3.0)]
-    ranges = measure_ranges(model, tmp_path / "ranges.onnx", feeds, ["w"])
+    ranges, _ = measure_ranges(model, tmp_path, feeds, ["w"])
     assert ranges == {"x": 7.0, "a": 7.0, "z": 7.0, "y": 7.0}
     assert not (tmp_path / "ranges.onnx").exists()
     assert len(model.graph) == 3

@@ -25,6 +25,7 @@ from latentrt_export.component import export_component
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.graphs.onnxruntime_cpu import Graph
 from latentrt_export.graphs.weights import store
+from latentrt_export.modules.module import ComponentModule
 from latentrt_export.modules.text_encoder import TextEncoder
 from tests.exported import Exported
 from tests.tiny import text_encoder, write_tokenizer
@@ -121,10 +122,22 @@ def test_references_read_back_equal_through_onnxruntime(tmp_path: Path, precisio
     arrays["layer.bias"] = rng.normal(size=5).astype(np.float32)
     weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
     weights["transposed"] = torch.from_numpy(arrays["layer.7.weight"]).T
-    stored = store(weights, tmp_path / "model.safetensors", precision)
+    stored = store(Holder(weights).weights(), tmp_path / "model.safetensors", precision)
     found = read_through_onnxruntime(tmp_path, {name: stored.external(name) for name in weights})
     for name, tensor in weights.items():
         assert np.array_equal(found[name], tensor.numpy().astype(precision)), name
+
+
+class Holder(ComponentModule):
+    """A module of these weights."""
+
+    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.names = tuple(weights)
+        self.held = torch.nn.ParameterList(weights.values())
+
+    def canonical_name(self, parameter: str) -> str:
+        return self.names[int(parameter.removeprefix("held."))]
 
 
 def read_through_onnxruntime(folder: Path, tensors: dict[str, ir.ExternalTensor]) -> dict[str, NDArray[Any]]:
