@@ -79,7 +79,8 @@ class SafetensorsWriter:
         expected = self.names[self._written] if self._written < len(self.names) else None
         if name != expected:
             raise ValueError(f"got the tensor {name}, expected {expected}; write the tensors in the order of `names`")
-        with memoryview(data) as view:
+        # numpy declares the buffer protocol from Python 3.12 on
+        with memoryview(data) as view:  # type: ignore[arg-type]
             if view.nbytes != self._sizes[name] or not view.c_contiguous:
                 layout = "contiguous" if view.c_contiguous else "scattered"
                 raise ValueError(

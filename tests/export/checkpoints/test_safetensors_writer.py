@@ -57,7 +57,7 @@ def test_arrays_are_written_as_they_are(tmp_path: Path) -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     with SafetensorsWriter(tmp_path / "x.safetensors", {"x": ("F32", (2, 3)), "y": ("F32", ())}, {}) as writer:
         writer.write("x", values)
-        writer.write("y", np.float32(7).reshape(()))
+        writer.write("y", np.array(7, dtype=np.float32))
     loaded = load_file(tmp_path / "x.safetensors")
     assert loaded["x"].tolist() == values.tolist()
     assert loaded["y"].item() == 7
