@@ -45,6 +45,8 @@ __all__ = [
     "copy_tensors",
 ]
 
+# diffusers' converter looks at every name once for each block, of which Stable Diffusion's UNets have 32 at most.
+_MAX_BLOCKS = 100
 Config = dict[str, Any]
 Tensors = Mapping[str, "StoredTensor"]
 
@@ -216,6 +218,16 @@ def _rename_text_encoder(tensors: Tensors, config: Config, model: torch.nn.Modul
     return {name: tensor for name, tensor in published.items() if not name.startswith(unused)}
 
 
+def _rename_unet(tensors: Tensors, config: Config, model: torch.nn.Module) -> Tensors:
+    blocks = {tuple(name.replace(UNET.prefix, "").split(".", 2)[:2]) for name in tensors}
+    if len(blocks) > _MAX_BLOCKS:
+        raise CheckpointError(
+            f"unet: its tensors are in {len(blocks):,} blocks, expected {_MAX_BLOCKS} at most; the file is damaged, or "
+            "of another model"
+        )
+    return convert_ldm_unet_checkpoint(tensors, config)  # type: ignore[no-any-return]
+
+
 def _lay_out_text_encoder(prefix: str) -> ComponentLayout:
     """Return the layout of a text encoder without its projection."""
     return ComponentLayout(
@@ -245,7 +257,7 @@ UNET = ComponentLayout(
     prefix="model.diffusion_model.",
     file="diffusion_pytorch_model.safetensors",
     build=lambda config: UNet2DConditionModel.from_config(config),
-    rename=lambda tensors, config, _: convert_ldm_unet_checkpoint(tensors, config),
+    rename=_rename_unet,
 )
 VAE = ComponentLayout(
     prefix="first_stage_model.",

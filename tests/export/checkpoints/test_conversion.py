@@ -86,6 +86,14 @@ def test_a_configuration_of_many_more_layers_is_not_built(tiny: Tiny) -> None:
         convert("text_encoder", TEXT_ENCODER, places, config)
 
 
+@pytest.mark.parametrize("repeated", ["", UNET.prefix])  # diffusers removes every prefix
+def test_a_unet_of_many_blocks_is_not_converted(repeated: str, tiny: Tiny) -> None:
+    """diffusers' converter would take a minute for as many as a header may have."""
+    more = {f"{UNET.prefix}{repeated}input_blocks.{index}.0.x": torch.zeros(1) for index in range(101)}
+    with pytest.raises(CheckpointError, match=r"unet: its tensors are in \d{3} blocks, expected 100 at most"):
+        tiny.convert("unet", tiny.weights | more)
+
+
 def test_an_unexpected_weight(tiny: Tiny) -> None:
     weights = tiny.weights | {"model.diffusion_model.middle_block.1.extra.bias": torch.zeros(1)}
     with pytest.warns(ExportWarning, match="unet: ignored 1 tensors .*the first is mid_block"):
