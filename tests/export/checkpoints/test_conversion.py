@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,19 @@ def test_a_weight_of_another_dtype(tiny: Tiny) -> None:
     places[name] = TensorPlace(dtype="I32", shape=places[name].shape, start=0, end=places[name].end)
     with pytest.raises(CheckpointError, match=r"text_encoder stores .* as I32, expected one of F64"):
         convert("text_encoder", TEXT_ENCODER, places, config)
+
+
+def test_copies_need_the_memory_of_one_tensor(tmp_path: Path) -> None:
+    size = 1 << 20
+    path = tmp_path / "weights.safetensors"
+    save_file({f"{index}": torch.full((2, size // 8), index, dtype=torch.float32) for index in range(32)}, path)
+    places = read_header_of(path).tensors
+    tensors = {name: StoredTensor(place=place).T for name, place in places.items()}  # which is a copy of its own
+    tracemalloc.start()
+    try:
+        copy_tensors(path, tensors, tmp_path / "copy.safetensors")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * size, "the tensor as it is stored and as it is written, and those of the one before at most"
+    assert load_file(tmp_path / "copy.safetensors")["31"].shape == (size // 8, 2)

@@ -197,6 +197,19 @@ def test_an_unknown_prediction_type(file: Path, tmp_path: Path) -> None:
         unpack(file, tmp_path)
 
 
+@pytest.mark.parametrize("family", ["sd2"], indirect=True)
+def test_a_tensor_that_states_the_prediction_type(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI and trainers store an empty one."""
+    path = tmp_path / "model.safetensors"
+    save_file({**load_file(file), "v_pred": torch.zeros(0)}, path)
+    monkeypatch.setattr(
+        "latentrt_export.checkpoints.single_file.convert", lambda component, layout, places, config: {}
+    )  # tiny weights
+    unpack(path, tmp_path / "out")
+    scheduler = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == "v_prediction"
+
+
 @pytest.mark.parametrize("family", ["sd1"], indirect=True)
 def test_an_unsupported_prediction_type_in_a_configuration(folder: Path, file: Path, tmp_path: Path) -> None:
     config = shutil.copytree(folder, tmp_path / "config")
