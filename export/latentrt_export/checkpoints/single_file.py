@@ -137,6 +137,7 @@ _EDM_SIGMA_MIN, _EDM_SIGMA_MAX = "edm_vpred.sigma_min", "edm_vpred.sigma_max"  #
 _EDM_MEAN = "edm_mean"  # Playground v2.5, as diffusers recognises it
 _MARKERS = (_V_PREDICTION, _ZERO_SNR, _EDM_SIGMA_MIN, _EDM_SIGMA_MAX, _EDM_MEAN)
 _DEFAULT_SIGMA_MIN = 0.002
+_NUMBERS = ("F64", "F32", "F16", "BF16")  # the dtypes of the range of noise
 
 # Settings of the official 768-pixel checkpoints of 2.x, which predict v, that differ from the base model's.
 V_PREDICTION_768: Settings = {
@@ -232,8 +233,8 @@ def unpack(
     Args:
         path: the `.safetensors` file.
         into: the folder to write; created if missing. After an error, the caller removes its contents.
-        prediction_type: the prediction type of the UNet. Required for 2.x unless the metadata has it, because the
-            weights do not determine it.
+        prediction_type: the prediction type of the UNet. Required for 2.x unless the metadata or a tensor states it,
+            because the weights do not determine it.
         config: a diffusers folder of the same architecture, for models that the shipped configurations do not fit. Its
             tokenizers and scheduler are copied; its weights are not read. The input channels and the pipeline class
             are still those of the file.
@@ -448,13 +449,17 @@ def _read_edm_scheduler(checkpoint: SingleFile, places: Mapping[str, TensorPlace
     """Return the scheduler of CosXL, whose range of noise is stored in the file."""
     sigmas = {_EDM_SIGMA_MIN: _DEFAULT_SIGMA_MIN}
     for name in sorted(checkpoint.markers & {_EDM_SIGMA_MIN, _EDM_SIGMA_MAX}):
-        if math.prod(places[name].shape) != 1:
+        place = places[name]
+        if math.prod(place.shape) != 1 or place.dtype not in _NUMBERS:
             raise CheckpointError(
-                f"{checkpoint.path.name} stores {name} with the shape {quote(list(places[name].shape))}, expected one "
-                "number; the file is damaged, download it again"
+                f"{checkpoint.path.name} stores {name} as {place.dtype} with the shape {quote(list(place.shape))}, "
+                f"expected one number of {', '.join(_NUMBERS)}; the file is damaged, download it again"
             )
-        with safe_open(checkpoint.path, framework="pt") as file:
-            sigmas[name] = float(file.get_tensor(f"{checkpoint.wrapper}{name}"))
+        try:
+            with safe_open(checkpoint.path, framework="pt") as file:
+                sigmas[name] = float(file.get_tensor(f"{checkpoint.wrapper}{name}"))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{checkpoint.path} cannot be read: {error}") from error
     low, high = sigmas[_EDM_SIGMA_MIN], sigmas[_EDM_SIGMA_MAX]
     if not 0 < low < high < math.inf:
         raise CheckpointError(

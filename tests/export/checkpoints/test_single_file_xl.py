@@ -237,6 +237,7 @@ def test_the_noise_of_cosxl(channels: int, tmp_path: Path, monkeypatch: pytest.M
         (torch.tensor(float("nan")), "range of noise 0.002 to nan"),
         (torch.tensor(float("inf")), "range of noise 0.002 to inf"),
         (torch.tensor(-1.0), "range of noise 0.002 to -1"),
+        (torch.ones((), dtype=torch.complex64), r"as C64 with the shape \[\], expected one number of F64"),
         (torch.zeros(0), r"the shape \[0\], expected one number"),
         (torch.zeros(4, 4), r"the shape \[4, 4\], expected one number"),
     ],
