@@ -15,12 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-Family = Literal["sd1", "sd2"]
+Family = Literal["sd1", "sd2", "xl", "refiner"]
 Weights = dict[str, Tensor]
 
+CLIP_PREFIXES = {"sd1": "cond_stage_model.transformer.", "xl": "conditioner.embedders.0.transformer."}
+OPENCLIP_PREFIXES = {"xl": "conditioner.embedders.1.model.", "refiner": "conditioner.embedders.0.model."}
 UNET_PLAIN = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -50,9 +54,13 @@ OPENCLIP_PLAIN = {
 
 
 def write_single_file(checkpoint: Path, file: Path, family: Family, metadata: Mapping[str, str] | None = None) -> Path:
-    """Join the three components of a diffusers folder in one file of the original layout; return the file."""
-    text, unet, vae = (_weights(checkpoint / name) for name in ("text_encoder", "unet", "vae"))
-    weights = {**ldm_unet(unet), **ldm_vae(vae), **(ldm_clip(text) if family == "sd1" else ldm_openclip(text))}
+    """Join the components of a diffusers folder in one file of the original layout; return the file."""
+    weights = {**ldm_unet(_weights(checkpoint / "unet")), **ldm_vae(_weights(checkpoint / "vae"))}
+    if family != "refiner":
+        text = _weights(checkpoint / "text_encoder")
+        weights |= ldm_openclip(text) if family == "sd2" else ldm_clip(text, CLIP_PREFIXES[family])
+    if family in OPENCLIP_PREFIXES:
+        weights |= ldm_openclip_xl(_weights(checkpoint / "text_encoder_2"), OPENCLIP_PREFIXES[family])
     save_file(weights, file, metadata=dict(metadata or {"format": "pt"}))
     return file
 
@@ -60,10 +68,11 @@ def write_single_file(checkpoint: Path, file: Path, family: Family, metadata: Ma
 def ldm_unet(weights: Weights) -> Weights:
     """`input_blocks`, `middle_block` and `output_blocks` number the modules that diffusers nests in blocks."""
     resnets = max(int(name.split(".")[3]) for name in weights if name.startswith("down_blocks.0.resnets.")) + 1
-    return {f"model.diffusion_model.{_unet_name(name, resnets)}": weight for name, weight in weights.items()}
+    attended = {name.split(".")[1] for name in weights if re.match(r"up_blocks\.\d+\.attentions\.", name)}
+    return {f"model.diffusion_model.{_unet_name(name, resnets, attended)}": weight for name, weight in weights.items()}
 
 
-def _unet_name(name: str, resnets: int) -> str:
+def _unet_name(name: str, resnets: int, attended: set[str]) -> str:
     stem, kind = name.rsplit(".", 1)
     if stem in UNET_PLAIN:
         return f"{UNET_PLAIN[stem]}.{kind}"
@@ -79,8 +88,8 @@ def _unet_name(name: str, resnets: int) -> str:
             return f"input_blocks.{first + resnets}.0.op.{kind}"
         return f"input_blocks.{first + int(index)}.{int(part == 'attentions')}.{_inner(part, inner)}.{kind}"
     first = int(block) * (resnets + 1)
-    if part == "upsamplers":  # the first block has no attention before it
-        return f"output_blocks.{first + resnets}.{1 if block == '0' else 2}.conv.{kind}"
+    if part == "upsamplers":  # it follows the attention of the block's last layer, if there is any
+        return f"output_blocks.{first + resnets}.{1 + (block in attended)}.conv.{kind}"
     return f"output_blocks.{first + int(index)}.{int(part == 'attentions')}.{_inner(part, inner)}.{kind}"
 
 
@@ -109,9 +118,9 @@ def _vae_name(name: str, blocks: int) -> str:
     return f"{attention[1]}mid.attn_1.{VAE_ATTENTION[attention[2]]}.{attention[3]}" if attention else name
 
 
-def ldm_clip(weights: Weights) -> Weights:
-    """1.x keeps transformers' own names."""
-    return {f"cond_stage_model.transformer.{name}": weight for name, weight in weights.items()}
+def ldm_clip(weights: Weights, prefix: str = CLIP_PREFIXES["sd1"]) -> Weights:
+    """1.x and the first text encoder of XL keep transformers' own names."""
+    return {f"{prefix}{name}": weight for name, weight in weights.items()}
 
 
 def ldm_openclip(weights: Weights) -> Weights:
@@ -130,6 +139,19 @@ def ldm_openclip(weights: Weights) -> Weights:
     found |= {name: torch.ones_like(weight) for name, weight in last.items()}
     found |= {"text_projection": torch.ones(width, width, **like), "logit_scale": torch.ones((), **like)}
     return {f"cond_stage_model.model.{name}": weight for name, weight in found.items()}
+
+
+def ldm_openclip_xl(weights: Weights, prefix: str) -> Weights:
+    """XL uses every layer, and the projection, which OpenCLIP stores transposed."""
+    plain = {name.removeprefix("text_model."): weight for name, weight in weights.items()}
+    layers = max(int(name.split(".")[2]) for name in plain if name.startswith("encoder.layers.")) + 1
+    found: Weights = {OPENCLIP_PLAIN[name]: weight for name, weight in plain.items() if name in OPENCLIP_PLAIN}
+    for layer in range(layers):
+        found |= _openclip_layer(plain, f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}.")
+    projection = plain["text_projection.weight"]
+    scale = torch.ones((), dtype=projection.dtype, device=projection.device)
+    found |= {"text_projection": projection.T.contiguous(), "logit_scale": scale}
+    return {f"{prefix}{name}": weight for name, weight in found.items()}
 
 
 def _openclip_layer(weights: Weights, layer: str, block: str) -> Weights:

@@ -184,9 +184,9 @@ class _Source:
     def choose_config(self) -> list[str]:
         """Return the configurations of a diffusers folder, without weights."""
         self._require("model_index.json", "a diffusers checkpoint")
-        parts = [f"{name}/config.json" for name in ("text_encoder", "unet", "vae")]
-        tokenizer = [f"tokenizer/{name}" for name in TOKENIZER_FILES]
-        return self._existing("model_index.json", "scheduler/scheduler_config.json", *parts, *tokenizer)
+        parts = [f"{name}/config.json" for name in ("text_encoder", "text_encoder_2", "unet", "vae")]
+        tokenizers = [f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in TOKENIZER_FILES]
+        return self._existing("model_index.json", "scheduler/scheduler_config.json", *parts, *tokenizers)
 
     # Files
 

@@ -1,7 +1,7 @@
 """CLIP's tokenizer: exports a checkpoint's tokenizer, and writes the one that single files lack.
 
-A single-file checkpoint has no tokenizer. Stable Diffusion 1.x and 2.x all use OpenAI CLIP's, whose merges ship with
-this package (NOTICE names their source). The vocabulary is computed from the merges.
+A single-file checkpoint has no tokenizer. Stable Diffusion 1.x, 2.x and XL all use OpenAI CLIP's, whose merges ship
+with this package (NOTICE names their source). The vocabulary is computed from the merges.
 
 transformers reads the files of a checkpoint, so that the ids are those of diffusers. It runs on a copy of the files
 that were read and checked here, because the tokenizers package hangs, panics or takes gigabytes for other content.

@@ -15,7 +15,7 @@ import msgspec
 from latentrt.bundle.printable import quote
 from latentrt.bundle.strict_json import AmbiguousJSONError, StrictDecoder, parse_json
 
-__all__ = ["MAX_HEADER_BYTES", "MAX_METADATA", "MAX_TENSORS", "Header", "TensorPlace", "read_header"]
+__all__ = ["DTYPE_BITS", "MAX_HEADER_BYTES", "MAX_METADATA", "MAX_TENSORS", "Header", "TensorPlace", "read_header"]
 
 MAX_HEADER_BYTES = 16 << 20
 """Longest header: a whole checkpoint's has less than 1 MB, and what a trainer writes into a LoRA's has a few MB."""
@@ -25,7 +25,7 @@ MAX_METADATA = 10_000
 """Most texts in the metadata; trainers write some hundred."""
 _MAX_AXES = 16
 _LENGTH_BYTES = 8
-_BITS = {
+DTYPE_BITS = {
     "BOOL": 8,
     "I8": 8,
     "U8": 8,
@@ -49,6 +49,7 @@ _BITS = {
     "F64": 64,
     "C64": 64,
 }
+"""The bits of an element of each dtype of the format."""
 _Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -125,12 +126,12 @@ def _place(name: str, entry: object, begin: int) -> TensorPlace:
         found = _ENTRY.convert(entry)
     except AmbiguousJSONError as error:
         raise ValueError(f"the tensor {quote(name)}: {error}") from None
-    if found.dtype not in _BITS:
+    if found.dtype not in DTYPE_BITS:
         raise ValueError(
-            f"the tensor {quote(name)} has the dtype {quote(found.dtype)}, expected one of {', '.join(_BITS)}"
+            f"the tensor {quote(name)} has the dtype {quote(found.dtype)}, expected one of {', '.join(DTYPE_BITS)}"
         )
     first, last = found.data_offsets
-    if (last - first) * 8 != math.prod(found.shape) * _BITS[found.dtype]:
+    if (last - first) * 8 != math.prod(found.shape) * DTYPE_BITS[found.dtype]:
         raise ValueError(
             f"the tensor {quote(name)}: offsets {first} … {last} do not hold {found.dtype} of shape {found.shape}"
         )

@@ -14,8 +14,11 @@ from latentrt.bundle.manifest import Manifest
 from latentrt.cli.main import main
 from latentrt.errors import CheckpointError, HubError, OutputError
 from latentrt.hub import HubPath, locate
-from latentrt_export.checkpoints.checkpoint import WantedComponents
+from latentrt_export.checkpoints.checkpoint import NONE_GIVEN, WantedComponents
+from latentrt_export.checkpoints.hub_checkpoint import fetch_inputs
+from latentrt_export.checkpoints.single_file import unpack
 from latentrt_export.export import export_checkpoint
+from tests.export.checkpoints.xl_folders import make_xl_checkpoint
 from tests.export.fake_worker import FakeWorker, install, write_described
 from tests.export.skeleton import change_json, write_json, write_shards, write_skeleton, write_weights
 from tests.exported import Silent
@@ -301,6 +304,17 @@ def test_configurations_of_a_single_file(hub: HubServer, tiny: Path, export: Cal
     export(str(tiny.parent / "x.safetensors"), config=HubPath(NAME))
     assert large(hub) == set()
     assert {"unet/config.json", "scheduler/scheduler_config.json"} <= {*hub.downloads}
+
+
+def test_configurations_of_a_single_file_of_stable_diffusion_xl(hub: HubServer, tmp_path: Path) -> None:
+    folder = make_xl_checkpoint(tmp_path / "xl")
+    publish(hub, folder)
+    file = write_single_file(folder, tmp_path / "x.safetensors", "xl")
+    inputs = fetch_inputs(file, NONE_GIVEN, HubPath(NAME), pipelines={}, refusals={}, variant=None, downloads=Silent())
+    assert inputs.config is not None
+    assert large(hub) == set()
+    unpack(file, tmp_path / "unpacked", config=inputs.config)
+    assert (tmp_path / "unpacked" / "tokenizer_2" / "merges.txt").is_file()
 
 
 def test_second_export_works_offline(

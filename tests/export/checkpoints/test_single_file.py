@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pytest
 import torch
@@ -18,25 +18,17 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from latentrt.errors import CheckpointError, ExportError
-from latentrt_export.checkpoints import single_file
-from latentrt_export.checkpoints.single_file import (
-    COMPONENTS,
-    CONFIGS,
-    PredictionType,
-    convert,
-    detect,
-    unpack,
-)
-from latentrt_export.export_warning import ExportWarning
+from latentrt_export.checkpoints.conversion import TEXT_ENCODER, UNET, VAE
+from latentrt_export.checkpoints.single_file import FAMILIES, PredictionType, detect, unpack
 from latentrt_export.families import PIPELINES, stable_diffusion
-from tests.ldm import Family, Weights, ldm_clip, ldm_openclip, ldm_unet, ldm_vae, write_single_file
-from tests.tiny import make_checkpoint
+from tests.ldm import write_single_file
+from tests.tiny import Family, make_checkpoint
 
-FAMILIES: dict[Family, str] = {"sd1": "stable-diffusion-1", "sd2": "stable-diffusion-2"}
-UNET = "model.diffusion_model."
+NAMES: dict[Literal["sd1", "sd2"], str] = {"sd1": "stable-diffusion-1", "sd2": "stable-diffusion-2"}
+COMPONENTS = {"text_encoder": TEXT_ENCODER, "unet": UNET, "vae": VAE}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=NAMES)
 def family(request: pytest.FixtureRequest) -> Family:
     chosen: Family = request.param
     return chosen
@@ -117,7 +109,7 @@ def test_input_channels_decide_the_pipeline(
 ) -> None:
     """With the configurations of the text-to-image checkpoint, in which `in_channels` is 4."""
     path = write_single_file(task_folder, tmp_path / "task.safetensors", family)
-    assert (detect(path).family, detect(path).in_channels) == (FAMILIES[family], channels)
+    assert (detect(path).family, detect(path).in_channels) == (NAMES[family], channels)
     assert (infer_diffusers_model_type(load_file(path)) in ("inpainting", "inpainting_v2")) == (channels == 9)
     unpack(path, tmp_path / "unpacked", config=folder)
     index = json.loads((tmp_path / "unpacked" / "model_index.json").read_text())
@@ -143,7 +135,7 @@ def test_half_weights_stay_half(sd1_file: Path, tmp_path: Path) -> None:
 
 def test_the_family_follows_from_the_header(file: Path, family: Family) -> None:
     found = detect(file)
-    assert (found.family, found.prediction_type, found.licence) == (FAMILIES[family], None, None)
+    assert (found.family, found.prediction_type, found.licence) == (NAMES[family], None, None)
 
 
 def test_metadata_is_read(folder: Path, family: Family, tmp_path: Path) -> None:
@@ -163,7 +155,7 @@ def test_metadata_is_read(folder: Path, family: Family, tmp_path: Path) -> None:
     ],
 )
 def test_the_prediction_type_in_the_metadata(metadata: dict[str, str], expected: str | None, tmp_path: Path) -> None:
-    weights = {f"{UNET}input_blocks.0.0.weight": torch.zeros(1, 4, 3, 3), "first_stage_model.x": torch.zeros(1)}
+    weights = {f"{UNET.prefix}input_blocks.0.0.weight": torch.zeros(1, 4, 3, 3), "first_stage_model.x": torch.zeros(1)}
     save_file({**weights, "cond_stage_model.model.x": torch.zeros(1)}, tmp_path / "header.safetensors", metadata)
     assert detect(tmp_path / "header.safetensors").prediction_type == expected
 
@@ -187,7 +179,7 @@ def test_shipped_settings_follow_the_prediction_type(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "latentrt_export.checkpoints.single_file.convert", lambda component, weights, config: {}
+        "latentrt_export.checkpoints.single_file.convert", lambda component, layout, places, config: {}
     )  # tiny weights
     unpack(file, tmp_path, prediction_type=chosen)
     found, unet, index = (
@@ -205,6 +197,19 @@ def test_an_unknown_prediction_type(file: Path, tmp_path: Path) -> None:
         unpack(file, tmp_path)
 
 
+@pytest.mark.parametrize("family", ["sd2"], indirect=True)
+def test_a_tensor_that_states_the_prediction_type(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI and trainers store an empty one."""
+    path = tmp_path / "model.safetensors"
+    save_file({**load_file(file), "v_pred": torch.zeros(0)}, path)
+    monkeypatch.setattr(
+        "latentrt_export.checkpoints.single_file.convert", lambda component, layout, places, config: {}
+    )  # tiny weights
+    unpack(path, tmp_path / "out")
+    scheduler = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == "v_prediction"
+
+
 @pytest.mark.parametrize("family", ["sd1"], indirect=True)
 def test_an_unsupported_prediction_type_in_a_configuration(folder: Path, file: Path, tmp_path: Path) -> None:
     config = shutil.copytree(folder, tmp_path / "config")
@@ -220,15 +225,14 @@ def header(tmp_path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
     return path
 
 
-STEM = f"{UNET}input_blocks.0.0.weight"
+STEM = f"{UNET.prefix}input_blocks.0.0.weight"
 FOUR = {STEM: (1, 4, 3, 3)}
 
 
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        (FOUR | {"conditioner.embedders.1.model.ln_final.bias": (1,)}, "looks like Stable Diffusion XL"),
-        (FOUR | {"conditioner.embedders.0.model.ln_final.bias": (1,)}, "the refiner of Stable Diffusion XL"),
+        ({"model.diffusion_model.input_blocks.1.0.time_stack.x": (1,)}, "looks like Stable Video Diffusion"),
         ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "looks like Stable Diffusion 3"),
         ({"model.diffusion_model.double_blocks.0.x": (1,)}, "looks like Flux"),
         ({STEM: (1, 6, 3, 3)}, "has 6 input channels"),
@@ -238,7 +242,7 @@ FOUR = {STEM: (1, 4, 3, 3)}
         ({STEM: (320, 4)}, r"has the shape \[320, 4\] of its first convolution, expected four sides"),
         ({STEM: (1, 5, 3, 3)}, r"depth-to-image .*5 input channels.*estimator is not in the file.*Depth2ImgPipeline.*"),
         ({STEM: (1, 5, 3, 3), "depth_model.model.x": (1,)}, r"depth estimator is stored in MiDaS' layout.*"),
-        (FOUR | {f"{UNET}label_emb.0.0.weight": (1,)}, r"class-conditioned model \(unCLIP, or an upscaler\)"),
+        (FOUR | {f"{UNET.prefix}label_emb.0.0.weight": (1,)}, r"class-conditioned model \(unCLIP, or an upscaler\)"),
         (FOUR, "a UNet without its text encoder"),
         (FOUR | {"cond_stage_model.model.x": (1,)}, "a checkpoint without its autoencoder, .*`vae`"),
         ({"lora_unet_down_blocks_0.lora_down.weight": (1,)}, "looks like a LoRA"),
@@ -304,9 +308,10 @@ def test_a_prefix_of_every_name_is_removed(wrapper: str, sd1_file: Path, tmp_pat
 
 
 def test_a_pipeline_class_of_the_family_exports_each_kind_of_file() -> None:
-    for channels, pipeline in single_file._PIPELINES.items():
-        assert pipeline in PIPELINES
-        assert channels in stable_diffusion._TASKS[pipeline]
+    for name in NAMES.values():
+        for channels, pipeline in FAMILIES[name].pipelines.items():
+            assert pipeline in PIPELINES
+            assert channels in stable_diffusion._TASKS[pipeline]
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])
@@ -371,105 +376,6 @@ def test_a_folder_that_cannot_be_written_is_an_export_error(sd1_file: Path, tmp_
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ExportError, match="cannot be unpacked into"):
         unpack(sd1_file, tmp_path / "file", config=sd1_file.parent / "checkpoint")
-
-
-# Conversion
-
-
-class Tiny:
-    """A tiny 1.x checkpoint in both layouts."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = make_checkpoint(folder / "checkpoint")
-        self.weights = load_file(write_single_file(self.folder, folder / "model.safetensors", "sd1"))
-
-    def convert(self, component: str, weights: Weights) -> Weights:
-        config: dict[str, Any] = json.loads((self.folder / component / "config.json").read_text())
-        prefix = COMPONENTS[component].prefix
-        return convert(component, {key: one for key, one in weights.items() if key.startswith(prefix)}, config)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return Tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.mark.parametrize(
-    ("key", "component"),
-    [
-        ("model.diffusion_model.middle_block.1.proj_in.bias", "unet"),
-        ("first_stage_model.decoder.up.2.block.0.conv1.weight", "vae"),
-        ("first_stage_model.encoder.mid.attn_1.q.weight", "vae"),
-        ("cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.bias", "text_encoder"),
-    ],
-)
-def test_a_missing_weight(key: str, component: str, tiny: Tiny) -> None:
-    weights = {name: weight for name, weight in tiny.weights.items() if name != key}
-    with pytest.raises(CheckpointError, match=f"{component}: 1 weights are missing"):
-        tiny.convert(component, weights)
-
-
-def test_no_weights_at_all(tiny: Tiny) -> None:
-    for component in COMPONENTS:
-        with pytest.raises(CheckpointError, match=f"{component}: [0-9]+ weights are missing"):
-            tiny.convert(component, {})
-
-
-def test_a_configuration_of_many_more_layers_is_not_built(tiny: Tiny) -> None:
-    config = {**json.loads((tiny.folder / "text_encoder" / "config.json").read_text()), "num_hidden_layers": 10**4}
-    weights = {name: one for name, one in tiny.weights.items() if name.startswith(COMPONENTS["text_encoder"].prefix)}
-    with pytest.raises(
-        CheckpointError, match=r"text_encoder: config\.json describes a model of at least 1,\d\d\d param"
-    ):
-        convert("text_encoder", weights, config)
-
-
-def test_an_unexpected_weight(tiny: Tiny) -> None:
-    weights = tiny.weights | {"model.diffusion_model.middle_block.1.extra.bias": torch.zeros(1)}
-    with pytest.warns(ExportWarning, match="unet: ignored 1 tensors .*the first is mid_block"):
-        found = tiny.convert("unet", weights)
-    assert found.keys() == tiny.convert("unet", tiny.weights).keys()
-
-
-def test_a_weight_of_another_shape(tiny: Tiny) -> None:
-    weights = tiny.weights | {"model.diffusion_model.out.2.bias": torch.zeros(7)}
-    with pytest.raises(CheckpointError, match=r"unet: conv_out.bias has shape \(7,\), expected \(4,\)"):
-        tiny.convert("unet", weights)
-
-
-def test_text_weights_without_their_inner_module(tiny: Tiny) -> None:
-    older = {name.replace("transformer.text_model.", "transformer."): one for name, one in tiny.weights.items()}
-    assert older.keys() != tiny.weights.keys()
-    assert tiny.convert("text_encoder", older).keys() == tiny.convert("text_encoder", tiny.weights).keys()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "channels", "kind"),
-    [("sd1", 4, "v1"), ("sd2", 4, "v2"), ("sd1", 9, "inpainting"), ("sd2", 9, "inpainting_v2")],
-)
-def test_shipped_configurations_fit_the_published_models(family: Family, channels: int, kind: str) -> None:
-    """At full size, without weights. The counts of tensors are those of the published files."""
-    configs = {name: json.loads((CONFIGS / FAMILIES[family] / name / "config.json").read_text()) for name in COMPONENTS}
-    configs["unet"]["in_channels"] = channels
-    with torch.device("meta"):
-        models = {name: COMPONENTS[name].build(config) for name, config in configs.items()}
-    published: dict[str, dict[str, torch.Tensor]] = {
-        name: {**dict(one.named_parameters())} for name, one in models.items()
-    }
-    text = {f"text_model.{name.removeprefix('text_model.')}": one for name, one in published["text_encoder"].items()}
-    published["text_encoder"] = text
-    weights = {**ldm_unet(published["unet"]), **ldm_vae(published["vae"])}
-    weights |= ldm_clip(text) if family == "sd1" else ldm_openclip(text)
-    assert infer_diffusers_model_type(weights) == kind
-    counts = {name: sum(key.startswith(layout.prefix) for key in weights) for name, layout in COMPONENTS.items()}
-    assert counts == {"text_encoder": {"sd1": 196, "sd2": 294}[family], "unet": 686, "vae": 248}
-    for name, layout in COMPONENTS.items():
-        part = {key: weight for key, weight in weights.items() if key.startswith(layout.prefix)}
-        found = convert(name, part, configs[name])
-        assert {key: one.shape for key, one in found.items()} == {
-            key: one.shape for key, one in published[name].items()
-        }
 
 
 def test_a_folder_of_configurations_with_a_link_out_of_it(sd1_file: Path, tmp_path: Path) -> None:

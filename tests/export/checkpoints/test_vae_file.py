@@ -75,6 +75,25 @@ def test_without_a_configuration_it_is_that_of_stable_diffusion(folder: Path, tm
         unpack_vae(original, tmp_path / "other", own=tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("class_name", "family"),
+    [
+        ("StableDiffusionXLPipeline", "stable-diffusion-xl"),
+        ("StableDiffusionXLImg2ImgPipeline", "stable-diffusion-xl"),
+        ("StableDiffusionPipeline", "stable-diffusion-1"),
+        (["StableDiffusionXLPipeline"], "stable-diffusion-1"),
+    ],
+)
+def test_without_a_configuration_it_is_that_of_the_checkpoint_s_family(
+    class_name: object, family: str, folder: Path, tmp_path: Path
+) -> None:
+    """The two have the same architecture; the scale of the latents differs."""
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": class_name}))
+    file = write(tmp_path / "vae.safetensors", load_file(folder / NAME))
+    found = unpack_vae(file, tmp_path / "out", own=tmp_path / "vae" / "config.json")
+    assert read_config(found) == read_config(CONFIGS / family / "vae")
+
+
 def test_the_class_follows_from_the_names(folder: Path, tmp_path: Path) -> None:
     tiny = write(tmp_path / "tiny.safetensors", {"encoder.layers.0.weight": torch.ones(1)})
     found = unpack_vae(tiny, tmp_path / "out", own=folder / "config.json")
