@@ -168,8 +168,7 @@ def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan) -> None:
         warn(text)
     if not any(component.role == "classifier" for component in plan.components):
         warn(
-            "the checkpoint has no safety checker, so its bundle runs only with safety switched off; add one with "
-            "--safety-checker PATH"
+            f"{plan.unclassified}, so its bundle runs only with safety switched off; add one with --safety-checker PATH"
         )
     name = scheduler.class_name
     try:
@@ -213,6 +212,9 @@ def _write_first_arrays(
         if quantization is not None:
             prompts = ["", *(quantization.prompts or filter(None, PROMPTS))]
             arrays[f"calibration:tokens:{name}"] = tokenize_prompts(tokenizer.chunks, prompts)
+    height, width = plan.defaults.height, plan.defaults.width
+    if quantization is not None:
+        arrays["calibration:micro-conditioning"] = np.array([height, width, 0, 0, height, width], np.float32)
     for name, space in plan.latent_spaces.items():
         try:
             arrays[f"alphas_cumprod:{name}"] = training_alphas(plan.scheduler_config)
@@ -221,8 +223,7 @@ def _write_first_arrays(
         training = json.dumps(select_training_config(plan.scheduler_config))
         arrays[f"noise_schedule:{name}"] = np.array(training)
         if quantization is not None:
-            sides = (plan.defaults.height, plan.defaults.width)
-            arrays[f"latent_size:{name}"] = np.array(sides) // space.downscale
+            arrays[f"latent_size:{name}"] = np.array([height, width]) // space.downscale
     path = stage.scratch / "gate-inputs.npz"
     np.savez(path, **arrays)
     return path
