@@ -16,13 +16,15 @@ from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.session import run
 from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import LatentSpace, Manifest
+from latentrt.bundle.tensors import sized
 from latentrt.errors import CheckpointError
 from latentrt.text.tokenizer import open_tokenizer
-from latentrt_export.checkpoints.checkpoint import open_checkpoint
+from latentrt_engines.self_check import GateInputs
+from latentrt_export.checkpoints.checkpoint import GivenComponents, open_checkpoint
 from latentrt_export.export import export_checkpoint
 from latentrt_export.families import PIPELINES, plan_export, stable_diffusion_xl
 from latentrt_export.families.plan import ExportPlan
-from tests.export.skeleton import change_json, write_xl_skeleton
+from tests.export.skeleton import change_json, write_skeleton, write_xl_skeleton
 from tests.exported import Silent, exported_xl, exporting_in_process
 from tests.tiny_xl import POOLED_WIDTH, TEXT_WIDTH, TEXT_WIDTH_2, Kind, make_xl_checkpoint
 
@@ -195,6 +197,42 @@ def test_keys_of_every_component_are_checked(tmp_path: Path, name: str) -> None:
     change_json(file, of_no_class=1)
     (warning,) = plan_export(open_checkpoint(tmp_path, pipelines=PIPELINES)).warnings
     assert warning.startswith(f"{name}: its configuration has 'of_no_class'")
+
+
+def test_tokenizers_of_different_lengths_are_refused_before_any_component(tmp_path: Path) -> None:
+    """diffusers cannot join such embeddings either."""
+    checkpoint = make_xl_checkpoint(tmp_path / "checkpoint")
+    change_json(checkpoint / "tokenizer_2" / "tokenizer_config.json", model_max_length=50)
+    with pytest.raises(CheckpointError, match="77 and 50 tokens for text_encoder and text_encoder_2"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", progress=Silent())
+
+
+def test_a_safety_checker_may_be_given(tmp_path: Path) -> None:
+    write_xl_skeleton(tmp_path / "xl")
+    write_skeleton(tmp_path / "other")
+    given = GivenComponents(safety_checker=tmp_path / "other")
+    found = plan_export(open_checkpoint(tmp_path / "xl", pipelines=PIPELINES, given=given))
+    assert found.components[-1].role == "classifier"
+
+
+def test_gate_inputs_of_the_builder_join_the_outputs_of_both_encoders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    _, folder = exported_xl(tmp_path_factory)
+    bundle = Bundle.open(folder)
+    inputs = GateInputs(bundle, lambda name, precision: open_session(bundle, name, precision=precision))
+    sizes = {"evaluations": 3, "height": 9, "width": 12, "tokens": 154}
+    shapes = {spec.name: sized(spec, sizes) for spec in bundle.manifest.components["unet"].inputs}
+    feeds = inputs.feeds("unet", shapes)
+    assert {name: array.shape for name, array in feeds.items()} == shapes
+    both = [
+        inputs.feeds(name, {"input_ids": (5, 77), "clip_skip": (5,)}) for name in ("text_encoder", "text_encoder_2")
+    ]
+    states = [
+        run(open_session(bundle, name), **each)["hidden_states"]
+        for name, each in zip(("text_encoder", "text_encoder_2"), both, strict=True)
+    ]
+    joined = np.concatenate(states, axis=2)
+    np.testing.assert_array_equal(feeds["encoder_hidden_states"][0], joined[:2].reshape(154, -1))
+    assert len({*map(tuple, feeds["time_ids"].tolist())}) == 3
 
 
 def check_gates(manifest: Manifest) -> None:
