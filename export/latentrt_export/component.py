@@ -10,7 +10,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from latentrt.bundle.gate_inputs import UPSTREAM_ROLES, collect_outputs, make_gate_inputs, make_images, reference_shapes
+from latentrt.bundle.gate_inputs import (
+    UPSTREAM_ROLES,
+    collect_outputs,
+    join_outputs,
+    make_gate_inputs,
+    make_images,
+    reference_shapes,
+)
 from latentrt.bundle.manifest import (
     Component,
     GateResult,
@@ -201,7 +208,9 @@ def _run_calibration_images(module: ComponentModule, name: str, inputs: Sequence
 def _collect_calibration(name: str, inputs: Sequence[InputSpec], arrays: Mapping[str, NDArray[Any]]) -> Arrays:
     """Collect the arrays for `ComponentModule.calibrate`."""
     found = {
-        spec.name: arrays[f"{_CALIBRATION}{spec.source}"] for spec in inputs if f"{_CALIBRATION}{spec.source}" in arrays
+        spec.name: join_outputs(spec, arrays, _CALIBRATION)
+        for spec in inputs
+        if all(f"{_CALIBRATION}{each}" in arrays for each in spec.source.split("+"))
     }
     own = {key: f"{key}:{name}" for key in ("noise_schedule", "latent_size")}
     for key, stored in {**own, "latents": "latents", "denoised": "denoised"}.items():

@@ -132,7 +132,7 @@ def export_checkpoint(
             )
         plan = replace(plan, defaults=_override_defaults(plan.defaults, default_steps, default_guidance_scale))
         if precision == "int8":
-            quantization = _fill_guidance_scale(quantization or QuantizationOptions(), plan.defaults)
+            quantization = _fill_guidance(quantization or QuantizationOptions(), plan.defaults)
         return write_bundle(
             opened,
             plan,
@@ -160,10 +160,17 @@ def _override_defaults(defaults: Defaults, steps: int | None, guidance_scale: fl
     )
 
 
-def _fill_guidance_scale(options: QuantizationOptions, defaults: Defaults) -> QuantizationOptions:
-    """Return the options with the bundle's guidance scale where they have none: calibration runs like requests."""
+def _fill_guidance(options: QuantizationOptions, defaults: Defaults) -> QuantizationOptions:
+    """Return the options with the guidance of the bundle's requests, as which calibration runs.
+
+    A guidance scale that the options have stays.
+    """
     scale = options.guidance_scale
-    return msgspec.structs.replace(options, guidance_scale=defaults.guidance_scale if scale is None else scale)
+    return msgspec.structs.replace(
+        options,
+        guidance_scale=defaults.guidance_scale if scale is None else scale,
+        force_zeros_for_empty_prompt=defaults.force_zeros_for_empty_prompt,
+    )
 
 
 def _check_options(

@@ -104,6 +104,7 @@ def write_bundle(
         encoder: export_tokenizer(checkpoint.folder, folder, encoder, stage.bundle, stage.scratch)
         for encoder, folder in plan.tokenizers.items()
     }
+    _check_lengths(plan, tokenizers)
     licence = _copy_documents(checkpoint, stage.bundle)
     gate_inputs = _write_first_arrays(plan, stage, tokenizers, quantization)
     results: dict[str, Done] = {}
@@ -168,8 +169,7 @@ def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan) -> None:
         warn(text)
     if not any(component.role == "classifier" for component in plan.components):
         warn(
-            "the checkpoint has no safety checker, so its bundle runs only with safety switched off; add one with "
-            "--safety-checker PATH"
+            f"{plan.unclassified}, so its bundle runs only with safety switched off; add one with --safety-checker PATH"
         )
     name = scheduler.class_name
     try:
@@ -182,6 +182,23 @@ def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan) -> None:
             f"the checkpoint's own scheduler, {name}, is not supported ({error}); select another with --sampler at "
             "each run"
         )
+
+
+def _check_lengths(plan: ExportPlan, tokenizers: Mapping[str, TokenizerRecord]) -> None:
+    """Check that chunks have one length where the outputs of several text encoders are joined.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    for source in (source for component in plan.components for source in component.sources.values() if "+" in source):
+        encoders = [each.partition(".")[0] for each in source.split("+")]
+        lengths = [tokenizers[encoder].length for encoder in encoders]
+        if len({*lengths}) > 1:
+            raise CheckpointError(
+                f"got chunks of {' and '.join(map(str, lengths))} tokens for {' and '.join(encoders)}, whose outputs "
+                "are joined, expected one length; set the same model_max_length in the tokenizer_config.json of their "
+                "tokenizers"
+            )
 
 
 def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:
@@ -213,6 +230,9 @@ def _write_first_arrays(
         if quantization is not None:
             prompts = ["", *(quantization.prompts or filter(None, PROMPTS))]
             arrays[f"calibration:tokens:{name}"] = tokenize_prompts(tokenizer.chunks, prompts)
+    height, width = plan.defaults.height, plan.defaults.width
+    if quantization is not None:
+        arrays["calibration:micro-conditioning"] = np.array([height, width, 0, 0, height, width], np.float32)
     for name, space in plan.latent_spaces.items():
         try:
             arrays[f"alphas_cumprod:{name}"] = training_alphas(plan.scheduler_config)
@@ -221,8 +241,7 @@ def _write_first_arrays(
         training = json.dumps(select_training_config(plan.scheduler_config))
         arrays[f"noise_schedule:{name}"] = np.array(training)
         if quantization is not None:
-            sides = (plan.defaults.height, plan.defaults.width)
-            arrays[f"latent_size:{name}"] = np.array(sides) // space.downscale
+            arrays[f"latent_size:{name}"] = np.array([height, width]) // space.downscale
     path = stage.scratch / "gate-inputs.npz"
     np.savez(path, **arrays)
     return path

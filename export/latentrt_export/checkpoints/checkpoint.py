@@ -44,7 +44,7 @@ __all__ = [
 Layout = Literal["diffusers", "single-file"]
 UNKNOWN_LICENCE = "unknown"
 # Read besides a pipeline class's components and schedulers, where they exist.
-_OTHER_FOLDERS = ("tokenizer", "feature_extractor", "safety_checker")
+_OTHER_FOLDERS = ("feature_extractor", "safety_checker")
 _SAFETY_CHECKER = "StableDiffusionSafetyChecker"
 # The libraries of classes in model_index.json: two packages, and diffusers' module of the safety checker.
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
@@ -71,15 +71,27 @@ class PipelineClass:
     Attributes:
         components: folder → stem of its weight files: `model` if transformers wrote them, `diffusion_pytorch_model` if
             diffusers did.
+        optional: the components that a checkpoint may be without, by [null, null] in `model_index.json`.
+        tokenizers: the folders of tokenizers, each if it exists.
         schedulers: folders with a `scheduler_config.json`; the first one is the denoiser's.
         classes: component → the classes that `model_index.json` may name for it.
         model_types: component → the values that `model_type` may have in its `config.json`.
     """
 
     components: Mapping[str, str]
+    optional: Collection[str] = ()
+    tokenizers: tuple[str, ...] = ("tokenizer",)
     schedulers: tuple[str, ...] = ("scheduler",)
     classes: Mapping[str, Collection[str]] = field(default_factory=dict)
     model_types: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def find_components(self, index: Mapping[str, Any]) -> dict[str, str]:
+        """Return the components of a checkpoint with this `model_index.json`: folder → stem of its weight files."""
+        return {
+            folder: stem
+            for folder, stem in self.components.items()
+            if folder not in self.optional or _class_of(index, folder) is not None
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,13 +198,14 @@ def open_checkpoint(
             f"{folder / 'vae'} is missing; the checkpoint is incomplete, download it again, or pass an autoencoder as "
             "`vae`"
         )
-    check_folders(folder, *pipeline.components, *pipeline.schedulers, *_OTHER_FOLDERS)
+    components = pipeline.find_components(index)
+    check_folders(folder, *components, *pipeline.tokenizers, *pipeline.schedulers, *_OTHER_FOLDERS)
     check_classes(folder, index, pipeline)
     schedulers = {part: _read_scheduler(folder, index, part) for part in pipeline.schedulers}
     documents = find_documents(folder)
     weights = {
         part: find_weights(folder, folder / part, stem, variant)
-        for part, stem in pipeline.components.items()
+        for part, stem in components.items()
         if part != "vae" or given.vae is None
     }
     classes = _find_classes(folder, index, weights)

@@ -20,12 +20,17 @@ __all__ = ["make_library_config", "read_component_config"]
 
 _TRANSFORMERS_CLASSES = {
     "CLIPTextModel",
+    "CLIPTextModelWithProjection",
     "CLIPVisionModelWithProjection",
     "DPTForDepthEstimation",
     "StableDiffusionSafetyChecker",
 }
 # The key of an encoder's configuration in that of a whole CLIP.
-_KEY_IN_CLIP = {"CLIPTextModel": "text_config", "CLIPVisionModelWithProjection": "vision_config"}
+_KEY_IN_CLIP = {
+    "CLIPTextModel": "text_config",
+    "CLIPTextModelWithProjection": "text_config",
+    "CLIPVisionModelWithProjection": "vision_config",
+}
 
 
 def read_component_config(folder: Path, class_name: str | None) -> dict[str, Any]:

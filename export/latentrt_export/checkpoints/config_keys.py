@@ -71,11 +71,11 @@ class _Kind:
 
 
 _TRACED = Honoured("the module of diffusers or transformers that is traced")
-_PLAN = Honoured("families/stable_diffusion.py")
+_PLAN = Honoured("the family's module")
+_XL = Honoured("families/stable_diffusion_xl.py; of no effect in other families")
 _UNET = Honoured("modules/unet.py")
-_VAE = Honoured("modules/vae.py, and families/stable_diffusion.py")
+_VAE = Honoured("modules/vae.py, and the family's module")
 _TRAINING = NoEffect("of training alone")
-_OF_ADDITIONS = NoEffect("of `addition_embed_type`, which is none")
 _RGB = Restricted((3,), "images are RGB")
 _NO_SHIFT = Restricted((None, 0), "diffusers' Stable Diffusion pipelines pass over it")
 _UPCAST = NoEffect("of half precision in diffusers; here each node's precision is that of its gate")
@@ -110,8 +110,8 @@ _UNET_KEYS: Mapping[str, Handling] = {
     "dual_cross_attention": Restricted((False, None), "such a denoiser takes two kinds of embeddings"),
     "use_linear_projection": _TRACED,
     "class_embed_type": _UNET,
-    "addition_embed_type": Restricted((None,), "such a denoiser has further inputs, as Stable Diffusion XL's"),
-    "addition_time_embed_dim": _OF_ADDITIONS,
+    "addition_embed_type": Restricted((None, "text_time"), "such a denoiser has inputs of other models"),
+    "addition_time_embed_dim": _XL,
     "num_class_embeds": _UNET,
     "upcast_attention": _TRACED,
     "resnet_time_scale_shift": _TRACED,
@@ -129,7 +129,7 @@ _UNET_KEYS: Mapping[str, Handling] = {
     "class_embeddings_concat": _TRACED,
     "mid_block_only_cross_attention": _TRACED,
     "cross_attention_norm": _TRACED,
-    "addition_embed_type_num_heads": _OF_ADDITIONS,
+    "addition_embed_type_num_heads": NoEffect("of another `addition_embed_type`"),
 }
 _DERIVED = NoEffect("written by diffusers from another key, and overwritten when the file is read")
 _KL_KEYS: Mapping[str, Handling] = {
@@ -145,8 +145,8 @@ _KL_KEYS: Mapping[str, Handling] = {
     "sample_size": _TILES,
     "scaling_factor": _VAE,
     "shift_factor": _NO_SHIFT,
-    "latents_mean": NoEffect("read by pipelines of Stable Diffusion XL alone"),
-    "latents_std": NoEffect("read by pipelines of Stable Diffusion XL alone"),
+    "latents_mean": _XL,
+    "latents_std": _XL,
     "force_upcast": _UPCAST,
     "use_quant_conv": _VAE,
     "use_post_quant_conv": _VAE,
@@ -210,7 +210,7 @@ _TEXT_KEYS: Mapping[str, Handling] = {
     "hidden_size": _TRACED,
     "intermediate_size": _TRACED,
     "projection_dim": NoEffect("of CLIPTextModelWithProjection's second output"),
-    "num_hidden_layers": Honoured("modules/text_encoder.py, and families/stable_diffusion.py"),
+    "num_hidden_layers": Honoured("modules/text_encoder.py, and the family's module"),
     "num_attention_heads": _TRACED,
     "max_position_embeddings": Honoured("modules/text_encoder.py"),
     "hidden_act": Honoured("the traced module, and families/stable_diffusion.py"),
@@ -281,6 +281,11 @@ _FORMER_TEXT_KEYS: Mapping[str, Handling] = {
     ),
 }
 _NAMED_OUTPUTS = Restricted((True,), "outputs are read by their names, in diffusers too")
+_PROJECTED_TEXT_KEYS: Mapping[str, Handling] = {
+    **_TEXT_KEYS,
+    "projection_dim": Honoured("modules/text_encoder.py, and families/stable_diffusion_xl.py"),
+    "return_dict": _NAMED_OUTPUTS,
+}
 _VISION_KEYS: Mapping[str, Handling] = {
     "hidden_size": _TRACED,
     "intermediate_size": _TRACED,
@@ -400,6 +405,7 @@ CONFIG_KEYS: Mapping[str, Mapping[str, Handling]] = {
     "AutoencoderTiny": _TINY_KEYS,
     "AsymmetricAutoencoderKL": _ASYMMETRIC_KEYS,
     "CLIPTextModel": {**_TEXT_KEYS, **_FORMER_TEXT_KEYS},
+    "CLIPTextModelWithProjection": {**_PROJECTED_TEXT_KEYS, **_FORMER_TEXT_KEYS},
     "CLIPTokenizer": _TOKENIZER_KEYS,
     "CLIPVisionModelWithProjection": {**_VISION_KEYS, **_FORMER_VISION_KEYS},
     "StableDiffusionSafetyChecker": {**_FORMER_SAFETY_KEYS, **_SAFETY_KEYS},
@@ -430,6 +436,15 @@ def _are_layers(value: Any, largest: int) -> bool:
         isinstance(value, list)
         and 0 < len(value) <= _MAX_LEVELS
         and all(_is_whole(each, largest) or _are_whole(each, largest) for each in value)
+    )
+
+
+def _are_numbers(value: Any, low: float, high: float) -> bool:
+    """Return whether a value is a list of numbers, one for each channel of a latent."""
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= _MAX_CHANNELS
+        and all(isinstance(each, int | float) and not isinstance(each, bool) and low <= each <= high for each in value)
     )
 
 
@@ -470,6 +485,9 @@ _MAX_WIDTH = 1 << 16
 _MAX_LAYERS = 128
 _MAX_LEVELS = 16
 _MAX_SIDE = 1024
+# The channels of a latent in a manifest, and its statistics there.
+_MAX_CHANNELS = 1024
+_MAX_MEAN, _MIN_STD, _MAX_STD = 1e6, 1e-6, 1e6
 _NONE = _Kind(lambda value: value is None, "null")
 _SIZE = _make_number(_MAX_SIZE)
 _WIDTH, _WIDTHS = _make_number(_MAX_WIDTH), _make_list(_MAX_WIDTH)
@@ -481,6 +499,12 @@ _SCALE = _Kind(
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf,
     "a number above 0",
 )
+_MEANS = _Kind(
+    lambda value: _are_numbers(value, -_MAX_MEAN, _MAX_MEAN), f"a list of numbers of {-_MAX_MEAN:g} to {_MAX_MEAN:g}"
+)
+_DEVIATIONS = _Kind(
+    lambda value: _are_numbers(value, _MIN_STD, _MAX_STD), f"a list of numbers of {_MIN_STD:g} to {_MAX_STD:g}"
+)
 # A key has the same kind of value in every class that has it.
 _KINDS: Mapping[str, _Kind] = {
     **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "hidden_size", "intermediate_size"), _WIDTH),
@@ -489,7 +513,9 @@ _KINDS: Mapping[str, _Kind] = {
     "vocab_size": _SIZE,
     "num_class_embeds": _make_either(_SIZE, _NONE),
     **dict.fromkeys(("encoder_hid_dim", "time_cond_proj_dim", "time_embedding_dim"), _make_either(_WIDTH, _NONE)),
-    "projection_class_embeddings_input_dim": _make_either(_WIDTH, _NONE),
+    **dict.fromkeys(("projection_class_embeddings_input_dim", "addition_time_embed_dim"), _make_either(_WIDTH, _NONE)),
+    "latents_mean": _make_either(_MEANS, _NONE),
+    "latents_std": _make_either(_DEVIATIONS, _NONE),
     **dict.fromkeys(("block_out_channels", "down_block_out_channels", "up_block_out_channels"), _WIDTHS),
     **dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels", "neck_hidden_sizes"), _WIDTHS),
     "hidden_sizes": _WIDTHS,

@@ -145,7 +145,8 @@ class _Source:
         folder = self._fetch(self._existing("model_index.json")) / self._root
         index = read_model_index(folder, pipelines, refusals)
         pipeline = pipelines[index["_class_name"]]
-        stems = {name: stem for name, stem in pipeline.components.items() if name != "vae" or given.vae is None}
+        components = pipeline.find_components(index)
+        stems = {name: stem for name, stem in components.items() if name != "vae" or given.vae is None}
         classifier = index.get("safety_checker")
         if given.safety_checker is None and isinstance(classifier, list) and any(classifier):
             stems["safety_checker"] = _TRANSFORMERS_STEM
@@ -153,7 +154,7 @@ class _Source:
             "model_index.json",
             *(f"{name}/config.json" for name in stems),
             *(f"{name}/scheduler_config.json" for name in pipeline.schedulers),
-            *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
+            *(f"{folder}/{name}" for folder in pipeline.tokenizers for name in TOKENIZER_FILES),
             f"feature_extractor/{_PREPROCESSOR}",
             *filter(is_document, self._list("")),
         ]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
-from latentrt_export.families import stable_diffusion
+from latentrt_export.families import stable_diffusion, stable_diffusion_xl
 from latentrt_export.families.plan import ExportPlan
 
 __all__ = ["PIPELINES", "REFUSALS", "Family", "plan_export"]
@@ -26,7 +26,7 @@ class Family(Protocol):
         """Plan the export of a checkpoint from its configurations."""
 
 
-_FAMILIES: tuple[Family, ...] = (stable_diffusion,)
+_FAMILIES: tuple[Family, ...] = (stable_diffusion, stable_diffusion_xl)
 PIPELINES: Mapping[str, PipelineClass] = {
     name: pipeline for family in _FAMILIES for name, pipeline in family.PIPELINES.items()
 }

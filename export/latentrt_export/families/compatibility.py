@@ -13,9 +13,11 @@ from typing import Any
 from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError
 
-__all__ = ["VAE_CLASSES", "Vae", "check_components", "find_text_width", "read_vae"]
+__all__ = ["DEFAULT_PROJECTION_DIM", "VAE_CLASSES", "Vae", "check_components", "find_text_width", "read_vae"]
 
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+DEFAULT_PROJECTION_DIM = 512
+"""transformers' default of a CLIP encoder's `projection_dim`."""
 # diffusers' defaults of `UNet2DConditionModel`.
 _TEXT_WIDTH = 1280
 _DOWN_BLOCKS = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
@@ -162,25 +164,33 @@ def check_components(
     unet: Mapping[str, Any],
     vae: Vae,
     *,
-    text: Mapping[str, Any] | None,
-    image_encoder: Mapping[str, Any] | None,
+    texts: Mapping[str, Mapping[str, Any]],
+    image_encoder: Mapping[str, Any] | None = None,
     normalizer: Mapping[str, Any] | None = None,
     preview: Vae | None,
-    noised_image: bool,
-    variances: int,
+    noised_image: bool = False,
+    variances: int = 0,
+    micro_conditioning: int = 0,
 ) -> None:
     """Check that components belong together.
 
     Args:
-        unet, text, image_encoder, normalizer: the configurations; None where the checkpoint has no such component.
+        unet, image_encoder, normalizer: the configurations; None where the checkpoint has no such component.
+        texts: text encoder → its configuration; their outputs are joined, in this order.
         vae, preview: the autoencoder, and the one whose decoder makes previews.
         noised_image: whether the image embedding takes the place of class labels (unCLIP), not of the text.
         variances: the number of channels of the UNet's output beyond those of the latents.
+        micro_conditioning: the number of values that the UNet takes beside the pooled text of the last text encoder; 0
+            for a UNet that takes neither.
 
     Raises:
         CheckpointError: two of them do not; the message names them, their keys and values.
     """
-    for pair in _list_pairs(unet, vae, text, image_encoder, normalizer, preview, noised_image, variances):
+    pairs = [
+        *_list_text_pairs(unet, texts, micro_conditioning),
+        *_list_pairs(unet, vae, image_encoder, normalizer, preview, noised_image, variances),
+    ]
+    for pair in pairs:
         if pair.second[2] != pair.expected:
             (one, key, value), (other, other_key, other_value) = pair.first, pair.second
             raise CheckpointError(
@@ -189,23 +199,45 @@ def check_components(
             )
 
 
+def _list_text_pairs(
+    unet: Mapping[str, Any], texts: Mapping[str, Mapping[str, Any]], micro_conditioning: int
+) -> Iterator[_Pair]:
+    if not texts:
+        return
+    widths = [text.get("hidden_size", 512) for text in texts.values()]
+    own = (" with ".join(texts), "hidden_size", widths[0] if len(widths) == 1 else widths)
+    reason = "the width of a token's embedding" + (", joined of all encoders" if len(widths) > 1 else "")
+    yield _Pair(own, _find_text_input(unet), sum(widths), reason)
+    if micro_conditioning:
+        name, text = [*texts.items()][-1]
+        pooled, width = text.get("projection_dim", DEFAULT_PROJECTION_DIM), unet.get("addition_time_embed_dim") or 0
+        key = "projection_class_embeddings_input_dim"
+        yield _Pair(
+            (name, "projection_dim", pooled),
+            ("unet", key, unet.get(key)),
+            pooled + micro_conditioning * width,
+            f"the pooled text, and {micro_conditioning} values of addition_time_embed_dim {width}",
+        )
+
+
+def _find_text_input(unet: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Return the setting of a UNet by which it takes the embeddings of tokens: component, key and value."""
+    key = "cross_attention_dim" if unet.get("encoder_hid_dim") is None else "encoder_hid_dim"
+    return "unet", key, find_text_width(unet)
+
+
 def _list_pairs(
     unet: Mapping[str, Any],
     vae: Vae,
-    text: Mapping[str, Any] | None,
     image_encoder: Mapping[str, Any] | None,
     normalizer: Mapping[str, Any] | None,
     preview: Vae | None,
     noised_image: bool,
     variances: int,
 ) -> Iterator[_Pair]:
-    width_key = "cross_attention_dim" if unet.get("encoder_hid_dim") is None else "encoder_hid_dim"
-    taken = ("unet", width_key, find_text_width(unet))
-    if text is not None:
-        width = text.get("hidden_size", 512)
-        yield _Pair(("text_encoder", "hidden_size", width), taken, width, "the width of a token's embedding")
+    taken = _find_text_input(unet)
     if image_encoder is not None:
-        width = image_encoder.get("projection_dim", 512)
+        width = image_encoder.get("projection_dim", DEFAULT_PROJECTION_DIM)
         own = ("image_encoder", "projection_dim", width)
         if noised_image:
             key = "projection_class_embeddings_input_dim"

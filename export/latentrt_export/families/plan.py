@@ -50,6 +50,7 @@ class ExportPlan:
         limits: the limits of requests.
         deep_cache_branches: the number of branches at which the denoiser can be split for DeepCache.
         warnings: warnings about the configurations, for the user.
+        unclassified: the reason for which a bundle without a safety checker has none, a clause of the warning.
     """
 
     family: str
@@ -63,3 +64,4 @@ class ExportPlan:
     limits: Limits
     deep_cache_branches: int
     warnings: tuple[str, ...]
+    unclassified: str = "the checkpoint has no safety checker"

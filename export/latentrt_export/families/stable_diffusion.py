@@ -21,12 +21,9 @@ from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError, RequestError
 from latentrt.sampling.samplers import SAMPLERS
 from latentrt.sampling.training_noise import training_alphas
-from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass, find_own_folder
-from latentrt_export.checkpoints.component_config import read_component_config
+from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
 from latentrt_export.checkpoints.config_keys import (
-    check_keys,
     check_kind,
-    check_scheduler_keys,
     drop_keys_left_to_default,
 )
 from latentrt_export.checkpoints.json_file import read_object
@@ -37,30 +34,42 @@ from latentrt_export.checkpoints.preprocessor_config import (
     read_depth_preprocessing,
     read_preprocessor_config,
 )
-from latentrt_export.checkpoints.tokenizer_settings import read_tokenizer_settings
-from latentrt_export.families.compatibility import VAE_CLASSES, Vae, check_components, read_vae
+from latentrt_export.families.compatibility import Vae, check_components, read_vae
+from latentrt_export.families.latent_diffusion import (
+    CLASS_LABEL_KEYS,
+    MAX_BATCH,
+    MAX_STEPS,
+    TEXT_TO_IMAGE,
+    check_all_keys,
+    check_unset,
+    find_tasks,
+    plan_decoder,
+    plan_encoder,
+    plan_last_components,
+    read_config,
+    read_preview,
+    read_size,
+    refuse_extension,
+)
 from latentrt_export.families.plan import ComponentPlan, ExportPlan
 from latentrt_export.graphs.deep_cache import count_branches
 
 __all__ = ["NOISE_LEVEL_WIDTH", "PIPELINES", "REFUSALS", "plan_export"]
 
-MAX_BATCH = 32
-MAX_STEPS = 1000
 UPSCALER_SCALE = 0.08333  # the autoencoder's scaling factor
 # Side of the latents of a latent upscaler without `sample_size`, for 1024 × 1024 pixels.
 _LATENT_UPSCALER_SIDE = 128
 # The cosines and sines of a latent upscaler's noise level, which precede the pooled text.
 NOISE_LEVEL_WIDTH = 128
 
-_TEXT_TO_IMAGE = ("text-to-image", "image-to-image", "inpainting")
 _LATENT_CONSISTENCY_CLASSES = ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline")
 # The tasks of each pipeline class, by the number of channels that the UNet takes: 4 of latents, then those of the
 # conditioning.
 _TASKS: Mapping[str, Mapping[int, tuple[str, ...]]] = {
-    "StableDiffusionPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
-    "StableDiffusionImg2ImgPipeline": {4: _TEXT_TO_IMAGE},
-    "StableDiffusionInpaintPipeline": {4: _TEXT_TO_IMAGE, 9: ("inpainting",)},
-    "StableDiffusionInpaintPipelineLegacy": {4: _TEXT_TO_IMAGE},
+    "StableDiffusionPipeline": {4: TEXT_TO_IMAGE, 9: ("inpainting",)},
+    "StableDiffusionImg2ImgPipeline": {4: TEXT_TO_IMAGE},
+    "StableDiffusionInpaintPipeline": {4: TEXT_TO_IMAGE, 9: ("inpainting",)},
+    "StableDiffusionInpaintPipelineLegacy": {4: TEXT_TO_IMAGE},
     # Their image-to-image counts steps in another way.
     **{name: {4: ("text-to-image",)} for name in _LATENT_CONSISTENCY_CLASSES},
     "StableDiffusionInstructPix2PixPipeline": {8: ("edit",)},
@@ -78,14 +87,6 @@ _EMBED_GUIDANCE = {
     "StableDiffusionInpaintPipelineLegacy",
     *_LATENT_CONSISTENCY_CLASSES,
 }
-# The modules of each class of autoencoder: encoder, decoder.
-_VAE_MODULES = {
-    "AutoencoderKL": ("vae:VaeEncoder", "vae:VaeDecoder"),
-    "AutoencoderTiny": ("vae:TinyEncoder", "vae:TinyDecoder"),
-    "AsymmetricAutoencoderKL": ("vae:AsymmetricVaeEncoder", "vae:AsymmetricVaeDecoder"),
-}
-# The decoder of a bundle that inpaints, where it differs.
-_INPAINTING_DECODERS = {"AsymmetricAutoencoderKL": "vae:InpaintingVaeDecoder"}
 # The sources of the UNet's further inputs, where it has them.
 _SOURCES = {
     "StableDiffusionUpscalePipeline": {"class_labels": "noise-level"},
@@ -93,16 +94,6 @@ _SOURCES = {
     "StableUnCLIPImg2ImgPipeline": {"class_labels": "image_encoder.class_labels"},
 }
 _TOKENIZER = "tokenizer"  # the folder of the tokenizer
-# The class whose keys a component's configuration has; that of an autoencoder is its own.
-_KEYS_OF = {
-    "unet": "UNet2DConditionModel",
-    "text_encoder": "CLIPTextModel",
-    "image_encoder": "CLIPVisionModelWithProjection",
-    "image_normalizer": "StableUnCLIPImageNormalizer",
-    "depth_estimator": "DPTForDepthEstimation",
-    "preview_decoder": "AutoencoderTiny",
-    "safety_checker": "StableDiffusionSafetyChecker",
-}
 # The default number of steps and guidance scale of diffusers' pipelines, where they are not these two.
 _DEFAULT_STEPS, _DEFAULT_GUIDANCE_SCALE = 50, 7.5
 _DEFAULTS = {
@@ -137,7 +128,7 @@ _SCHEDULER_CHANGES: Mapping[str, tuple[_Change, ...]] = {
     "inpainting": (_STEPS_OFFSET, _SKIP_PRK_STEPS),
 }
 # The tasks whose pipelines generate at 64 × 64 latents with a UNet of diffusers before 0.9 that states fewer.
-_OLD_SIZE_TASKS = (*_TEXT_TO_IMAGE, "depth-to-image", "image-variation")
+_OLD_SIZE_TASKS = (*TEXT_TO_IMAGE, "depth-to-image", "image-variation")
 _OLD_SIZE, _OLD_SIZE_USED, _OLD_SIZE_BEFORE = "sample_size", 64, (0, 9)
 
 _FOLDERS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -168,30 +159,25 @@ def _make_pipeline_class(
     return PipelineClass(components=components, schedulers=schedulers, classes=classes, model_types=model_types)
 
 
-# Why folders of these classes are not exported, although most of their parts are Stable Diffusion's.
-_SAME_PARTS = (
-    "which {}. Its parts are those of StableDiffusionPipeline: to export it as that, without this, set _class_name to "
-    "StableDiffusionPipeline in model_index.json"
-)
 REFUSALS: Mapping[str, str] = {
     **dict.fromkeys(
         ("StableDiffusionPAGPipeline", "StableDiffusionPAGImg2ImgPipeline", "StableDiffusionPAGInpaintPipeline"),
-        _SAME_PARTS.format("guides by perturbed attention, which is not supported"),
+        refuse_extension("guides by perturbed attention, which is not supported"),
     ),
-    "StableDiffusionSAGPipeline": _SAME_PARTS.format("guides by self-attention, which is not supported"),
-    "StableDiffusionPipelineSafe": _SAME_PARTS.format("guides away from unsafe concepts, which is not supported"),
-    "SemanticStableDiffusionPipeline": _SAME_PARTS.format("guides by edits of concepts, which is not supported"),
-    "StableDiffusionAttendAndExcitePipeline": _SAME_PARTS.format("guides by attention maps, which is not supported"),
-    "StableDiffusionPanoramaPipeline": _SAME_PARTS.format("denoises views of a panorama, which is not supported"),
-    "StableDiffusionKDiffusionPipeline": _SAME_PARTS.format(
+    "StableDiffusionSAGPipeline": refuse_extension("guides by self-attention, which is not supported"),
+    "StableDiffusionPipelineSafe": refuse_extension("guides away from unsafe concepts, which is not supported"),
+    "SemanticStableDiffusionPipeline": refuse_extension("guides by edits of concepts, which is not supported"),
+    "StableDiffusionAttendAndExcitePipeline": refuse_extension("guides by attention maps, which is not supported"),
+    "StableDiffusionPanoramaPipeline": refuse_extension("denoises views of a panorama, which is not supported"),
+    "StableDiffusionKDiffusionPipeline": refuse_extension(
         "samples by functions of k-diffusion that the folder does not name"
     ),
-    "StableDiffusionDiffEditPipeline": _SAME_PARTS.format("edits an image by DiffEdit, which is not supported"),
-    "StableDiffusionPix2PixZeroPipeline": _SAME_PARTS.format("edits an image by Pix2Pix Zero, which is not supported"),
-    "StableDiffusionModelEditingPipeline": _SAME_PARTS.format("edits the model's weights, which is not supported"),
-    "StableDiffusionParadigmsPipeline": _SAME_PARTS.format("denoises all steps at once, which is not supported"),
-    "CycleDiffusionPipeline": _SAME_PARTS.format("edits an image by CycleDiffusion, which is not supported"),
-    "LEditsPPPipelineStableDiffusion": _SAME_PARTS.format("edits an image by LEDITS++, which is not supported"),
+    "StableDiffusionDiffEditPipeline": refuse_extension("edits an image by DiffEdit, which is not supported"),
+    "StableDiffusionPix2PixZeroPipeline": refuse_extension("edits an image by Pix2Pix Zero, which is not supported"),
+    "StableDiffusionModelEditingPipeline": refuse_extension("edits the model's weights, which is not supported"),
+    "StableDiffusionParadigmsPipeline": refuse_extension("denoises all steps at once, which is not supported"),
+    "CycleDiffusionPipeline": refuse_extension("edits an image by CycleDiffusion, which is not supported"),
+    "LEditsPPPipelineStableDiffusion": refuse_extension("edits an image by LEDITS++, which is not supported"),
     **dict.fromkeys(
         (
             "StableDiffusionControlNetPipeline",
@@ -201,9 +187,9 @@ REFUSALS: Mapping[str, str] = {
             "StableDiffusionControlNetPAGPipeline",
             "StableDiffusionControlNetPAGInpaintPipeline",
         ),
-        _SAME_PARTS.format("needs a ControlNet, which is not supported"),
+        refuse_extension("needs a ControlNet, which is not supported"),
     ),
-    "StableDiffusionAdapterPipeline": _SAME_PARTS.format("needs a T2I-Adapter, which is not supported"),
+    "StableDiffusionAdapterPipeline": refuse_extension("needs a T2I-Adapter, which is not supported"),
     "AnimateDiffPipeline": "which needs a motion adapter; videos are not supported",
     **dict.fromkeys(
         ("StableDiffusionGLIGENPipeline", "StableDiffusionGLIGENTextImagePipeline"),
@@ -261,15 +247,15 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     Raises:
         CheckpointError: the model is not one of the supported variants, or its configurations contradict one another.
     """
-    text = _read_config(checkpoint, "text_encoder") if "text_encoder" in checkpoint.weights else None
-    unet = _read_config(checkpoint, "unet")
-    vae_config, vae_class = _read_config(checkpoint, "vae"), checkpoint.classes.get("vae", "AutoencoderKL")
-    key_warnings = tuple(_check_all_keys(checkpoint, vae_class))
+    text = read_config(checkpoint, "text_encoder") if "text_encoder" in checkpoint.weights else None
+    unet = read_config(checkpoint, "unet")
+    vae_config, vae_class = read_config(checkpoint, "vae"), checkpoint.classes.get("vae", "AutoencoderKL")
+    key_warnings = tuple(check_all_keys(checkpoint, vae_class, tokenizers=(_TOKENIZER,) if text is not None else ()))
     vae = read_vae(vae_config, vae_class)
     # diffusers' pipelines of this family apply no `shift_factor`.
     space = LatentSpace(channels=vae.channels, downscale=vae.downscale, scale=vae.scale)
-    tasks, warnings = _find_tasks(checkpoint.pipeline_class, unet, vae)
-    warnings = (*key_warnings, *warnings)
+    tasks, warnings = find_tasks(checkpoint.pipeline_class, _TASKS[checkpoint.pipeline_class], unet, vae)
+    warnings = (*key_warnings, *_find_differences(checkpoint.pipeline_class), *warnings)
     latent_upscaling = "latent-upscaling" in tasks
     _check_configurations(checkpoint, unet, vae, text, tasks)
     if latent_upscaling:
@@ -278,7 +264,7 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
             space, multiple=2 ** (len(unet.get("block_out_channels", (320, 640, 1280, 1280))) - 1)
         )
     size_changes = _find_size_changes(unet, tasks)
-    height, width = _read_size(
+    height, width = read_size(
         {**unet, **{change.key: change.used for change in size_changes}},
         _LATENT_UPSCALER_SIDE if latent_upscaling else None,
     )
@@ -322,30 +308,21 @@ def _check_configurations(
 ) -> None:
     """Check that all components belong together, and that the pipeline gives the denoiser the inputs that it takes."""
     noised = "unclip" in tasks
-    image_encoder = _read_config(checkpoint, "image_encoder") if "image_encoder" in checkpoint.weights else None
+    image_encoder = read_config(checkpoint, "image_encoder") if "image_encoder" in checkpoint.weights else None
     if image_encoder is not None:
         _check_image_encoder(checkpoint, unet, image_encoder, noised=noised)
-    preview = None
-    if "preview_decoder" in checkpoint.weights:
-        config = _read_config(checkpoint, "preview_decoder")
-        preview = read_vae(config, "AutoencoderTiny", "preview_decoder")
     check_components(
         unet,
         vae,
-        text=text,
+        texts={} if text is None else {"text_encoder": text},
         image_encoder=image_encoder,
-        normalizer=_read_config(checkpoint, "image_normalizer") if "image_normalizer" in checkpoint.weights else None,
-        preview=preview,
+        normalizer=read_config(checkpoint, "image_normalizer") if "image_normalizer" in checkpoint.weights else None,
+        preview=read_preview(checkpoint),
         noised_image=noised,
         variances=1 if "latent-upscaling" in tasks else 0,  # which the pipeline drops
     )
-    if "class_labels" not in _SOURCES.get(checkpoint.pipeline_class, {}):
-        for key in ("class_embed_type", "num_class_embeds"):
-            if unet.get(key) is not None:
-                raise CheckpointError(
-                    f"unet: its configuration has {key} {quote(unet[key])}, expected none for a "
-                    f"{checkpoint.pipeline_class}, which gives no class labels; is model_index.json this unet's?"
-                )
+    labels = () if "class_labels" in _SOURCES.get(checkpoint.pipeline_class, {}) else CLASS_LABEL_KEYS
+    check_unset(checkpoint.pipeline_class, unet, *labels, "addition_embed_type")
     _check_guidance(checkpoint.pipeline_class, unet, distilled=_is_distilled(unet, tasks))
 
 
@@ -381,11 +358,6 @@ def _find_max_noise_level(
 def _list_components(
     checkpoint: Checkpoint, tasks: tuple[str, ...], vae: Vae, *, distilled: bool
 ) -> Iterator[ComponentPlan]:
-    encoder, decoder = _VAE_MODULES[vae.class_name]
-    decoder_sources = ["latents"]
-    if "inpainting" in tasks and vae.class_name in _INPAINTING_DECODERS:
-        decoder = _INPAINTING_DECODERS[vae.class_name]
-        decoder_sources += ["image", "mask"]
     variation, noised, pooled = "image-variation" in tasks, "unclip" in tasks, "latent-upscaling" in tasks
     if variation or noised:
         yield ComponentPlan(
@@ -402,7 +374,7 @@ def _list_components(
         weights="text_encoder",
         sources={"input_ids": "tokens"} | ({} if pooled else {"clip_skip": "option:clip_skip"}),
     )
-    yield ComponentPlan(name="vae_encoder", role="encoder", module=encoder, weights="vae", sources={"pixels": "image"})
+    yield plan_encoder(vae)
     yield ComponentPlan(
         name="unet",
         role="denoiser",
@@ -425,27 +397,8 @@ def _list_components(
             sources={"pixels": "image"},
             preprocessing=_read_depth_preprocessing(checkpoint),
         )
-    yield ComponentPlan(
-        name="vae_decoder",
-        role="decoder",
-        module=decoder,
-        weights="vae",
-        sources={name: name for name in decoder_sources},
-    )
-    yield ComponentPlan(
-        name="preview_decoder",
-        role="preview-decoder",
-        module="vae:TinyDecoder",
-        weights="preview_decoder",
-        sources={"latents": "latents"},
-    )
-    yield ComponentPlan(
-        name="safety_checker",
-        role="classifier",
-        module="safety_checker:SafetyChecker",
-        weights="safety_checker",
-        sources={"pixels": "images"},
-    )
+    yield plan_decoder(vae, tasks)
+    yield from plan_last_components()
 
 
 def _name_unet(tasks: tuple[str, ...], *, distilled: bool) -> str:
@@ -456,30 +409,8 @@ def _name_unet(tasks: tuple[str, ...], *, distilled: bool) -> str:
     return "GuidanceDistilledUNet" if distilled else "UNet"
 
 
-def _read_config(checkpoint: Checkpoint, component: str) -> dict[str, Any]:
-    """Read a component's configuration; absent keys have the defaults of diffusers and transformers."""
-    folder = find_own_folder(checkpoint.weights[component].root, component)
-    return read_component_config(folder, _KEYS_OF.get(component))
-
-
-def _check_all_keys(checkpoint: Checkpoint, vae_class: str) -> Iterator[str]:
-    """Check every key of the configurations; yield a warning for each component with keys that are ignored.
-
-    Raises:
-        CheckpointError: a key has a value that is not supported.
-    """
-    classes = {**_KEYS_OF, **({"vae": vae_class} if vae_class in VAE_CLASSES else {})}
-    for component in (each for each in classes if each in checkpoint.weights):
-        config = _read_config(checkpoint, component)
-        if component == "depth_estimator":  # transformers writes null for what a hybrid estimator does not have
-            config = {key: value for key, value in config.items() if value is not None}
-        yield from check_keys(component, classes[component], config)
-    if "text_encoder" in checkpoint.weights:
-        yield from read_tokenizer_settings(checkpoint.folder / _TOKENIZER).warnings
-    yield from check_scheduler_keys("scheduler", checkpoint.scheduler_config)
-    for name, scheduler in checkpoint.other_schedulers.items():
-        yield from check_scheduler_keys(name, scheduler.config)
-    if checkpoint.pipeline_class == "StableDiffusionInpaintPipelineLegacy":
+def _find_differences(pipeline_class: str) -> Iterator[str]:
+    if pipeline_class == "StableDiffusionInpaintPipelineLegacy":
         yield (
             "StableDiffusionInpaintPipelineLegacy inpaints by an algorithm of its own; the bundle inpaints as "
             "StableDiffusionInpaintPipeline does"
@@ -512,28 +443,6 @@ def _find_noise_levels(checkpoint: Checkpoint) -> int:
         return len(training_alphas(checkpoint.other_schedulers["image_noising_scheduler"].config))
     except RequestError as error:
         raise CheckpointError(f"image_noising_scheduler: its noise schedule is not supported: {error}") from error
-
-
-def _find_tasks(pipeline_class: str, unet: Mapping[str, Any], vae: Vae) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the tasks, and a warning for each that is left out."""
-    in_channels = unet.get("in_channels", 4)
-    tasks = _TASKS[pipeline_class]
-    if in_channels not in tasks:
-        raise CheckpointError(
-            f"unet: its configuration has in_channels {quote(in_channels)}, expected {' or '.join(map(str, tasks))} "
-            f"for a {pipeline_class}"
-        )
-    found = tasks[in_channels]
-    if vae.inpaints or "inpainting" not in found:
-        return found, ()
-    lacks = (
-        "its configuration has up_block_out_channels whose features an AsymmetricAutoencoderKL cannot combine with "
-        "those of the image of inpainting, where diffusers fails too"
-    )
-    rest = tuple(task for task in found if task != "inpainting")
-    if not rest:
-        raise CheckpointError(f"vae: {lacks}, and inpainting is all that this unet does; pass another one as `vae`")
-    return rest, (f"vae: {lacks}: the bundle does {' and '.join(rest)} only; pass another one with --vae to inpaint",)
 
 
 def _check_latent_upscaler(checkpoint: Checkpoint, unet: Mapping[str, Any], text: Mapping[str, Any] | None) -> None:
@@ -598,20 +507,6 @@ def _find_size_changes(unet: Mapping[str, Any], tasks: tuple[str, ...]) -> tuple
     return (ConfigChange(key=_OLD_SIZE, found=found, used=_OLD_SIZE_USED, tasks=changed),)
 
 
-def _read_size(unet: Mapping[str, Any], default: int | None) -> tuple[int, int]:
-    """Read the height and width of the latents of the UNet's training."""
-    match unet["sample_size"] if unet.get("sample_size") is not None else default:
-        case int(side) if side > 0:
-            return side, side
-        case [int(height), int(width)] if height > 0 and width > 0:
-            return height, width
-        case found:
-            raise CheckpointError(
-                f"unet: its configuration has sample_size {quote(found)}, expected the side of the latents it was "
-                "trained at"
-            )
-
-
 def _read_depth_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     """Read the preprocessing of the depth estimator.
 
@@ -620,7 +515,7 @@ def _read_depth_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     """
     path = checkpoint.folder / "feature_extractor" / "preprocessor_config.json"
     preprocessing = read_depth_preprocessing(path)
-    size = _read_config(checkpoint, "depth_estimator").get("image_size", 384)
+    size = read_config(checkpoint, "depth_estimator").get("image_size", 384)
     check_kind("depth_estimator", "image_size", size)
     expected = (size, size) if isinstance(size, int) else tuple(size)
     if (preprocessing.height, preprocessing.width) != expected:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["DEEP_FEATURES", "check_branch", "count_branches", "find_deep_features"]
 
 DEEP_FEATURES = "deep_features"
-_DEFAULT_LEVELS = range(4)  # diffusers' default for `up_block_types`
+# diffusers' defaults for `up_block_types` and `mid_block_type`.
+_DEFAULT_LEVELS, _MIDDLE_BLOCK = range(4), "UNetMidBlock2DCrossAttn"
 # Operators that change a value's type and compute nothing.
 _RETYPES = {"Cast", "QuantizeLinear", "DequantizeLinear"}
 # The norm that a residual block of the up path begins with.
@@ -29,10 +30,14 @@ _FIRST_NORM = re.compile(r"up_blocks\.(\d+)\.resnets\.(\d+)\.norm1\.weight")
 
 
 def count_branches(config: Mapping[str, Any]) -> int:
-    """Count the branches of a denoiser from its configuration (diffusers' `UNet2DConditionModel`)."""
+    """Count the branches of a denoiser from its configuration (diffusers' `UNet2DConditionModel`).
+
+    Without a middle block there is no deepest branch: what would enter its residual block is the skip itself.
+    """
     levels = len(config.get("up_block_types", _DEFAULT_LEVELS))
     layers = config.get("layers_per_block", 2)
-    return sum(layers) + levels if isinstance(layers, list) else levels * (layers + 1)
+    blocks: int = sum(layers) + levels if isinstance(layers, list) else levels * (layers + 1)
+    return blocks if config.get("mid_block_type", _MIDDLE_BLOCK) is not None else blocks - 1
 
 
 def check_branch(branch: int, count: int) -> None:
@@ -67,6 +72,8 @@ def find_deep_features(model: ir.Model, branch: int) -> ir.Value:
             f"got a graph without a skip concatenation before {norms[branch]}, so DeepCache cannot split it; "
             "pass `deep_cache=None`"
         )
+    if join is not None and deep is join.inputs[1]:  # without a middle block
+        check_branch(branch, len(norms) - 1)
     return deep
 
 

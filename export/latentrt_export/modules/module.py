@@ -90,10 +90,11 @@ class ComponentModule(nn.Module):
 
         Args:
             run: evaluates the module.
-            gate_inputs: the text embeddings of the calibration prompts (the empty prompt first) under the name of the
-                module's input; for a denoiser `noise_schedule` (JSON) and `latent_size`, the height and width of the
-                latents of an image of the default size; `latents` of encoded images; and the arrays that earlier
-                components returned from this method.
+            gate_inputs: the text embeddings of the calibration prompts (the empty prompt first), and other outputs of
+                text encoders for them, under the names of the module's inputs; the micro-conditioning of an image of
+                the default size under that of its input; for a denoiser `noise_schedule` (JSON) and `latent_size`, the
+                height and width of the latents of an image of the default size; `latents` of encoded images; and the
+                arrays that earlier components returned from this method.
             options: the number of steps and the guidance scale.
 
         Returns:

@@ -30,6 +30,7 @@ __all__ = [
     "AsymmetricVaeDecoder",
     "AsymmetricVaeEncoder",
     "InpaintingVaeDecoder",
+    "NormalizedVaeDecoder",
     "TinyDecoder",
     "TinyEncoder",
     "VaeDecoder",
@@ -133,7 +134,11 @@ class _Decoder(_VaeModule):
         return self.decoder(latents)  # type: ignore[no-any-return]
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.finish(self.decode(latents / self.scale))
+        return self.finish(self.decode(self.denormalize(latents)))
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Return latents in the autoencoder's scale, the inverse of `LatentSpace.normalize`."""
+        return latents / self.scale
 
     def finish(self, decoded: Tensor) -> Tensor:
         """Convert decoded pixels around −1 … 1 to 8 bits, channels last."""
@@ -171,6 +176,22 @@ class VaeDecoder(_Decoder):
         for latents in gate_inputs.get("denoised", gate_inputs["latents"]):
             run({"latents": latents[np.newaxis]})
         return {}
+
+
+class NormalizedVaeDecoder(VaeDecoder):
+    """The decoder of an `AutoencoderKL` whose latents have a mean and a standard deviation by channel.
+
+    Pipelines of Stable Diffusion XL alone follow `latents_mean` and `latents_std` (Playground v2.5).
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.mean: list[float] = [*model.config.latents_mean]
+        self.std: list[float] = [*model.config.latents_std]
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        mean, std = (torch.tensor(each)[None, :, None, None] for each in (self.mean, self.std))
+        return latents * std / self.scale + mean
 
 
 class AsymmetricVaeDecoder(VaeDecoder):
@@ -230,7 +251,7 @@ class InpaintingVaeDecoder(VaeDecoder):
             repainted = mask[:, :, :: level[1], :: level[1]]
             return hidden * repainted + features[level] * (1 - repainted)
 
-        hidden = latents / self.scale
+        hidden = self.denormalize(latents)
         if self.post_quant_conv is not None:
             hidden = self.post_quant_conv(hidden)
         hidden = decoder.mid_block(decoder.conv_in(hidden))

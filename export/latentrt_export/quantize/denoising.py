@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,15 +35,16 @@ class _TorchSession(Session):
         self.inputs, self.outputs, self._evaluate = inputs, outputs, evaluate
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        return self._evaluate(dict(feeds))
+        # A loop's stacked inputs are read-only, of which torch warns.
+        return self._evaluate({name: np.require(array, requirements="W") for name, array in feeds.items()})
 
 
 def denoise_prompts(
     run: Callable[[Arrays], Arrays],
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
-    text: str,
-    gate_inputs: Mapping[str, NDArray[Any]],
+    conditionings: Sequence[Arrays],
+    noise_schedule: Mapping[str, Any],
     shape: tuple[int, ...],
     options: QuantizationOptions,
 ) -> NDArray[np.float32]:
@@ -52,18 +52,17 @@ def denoise_prompts(
 
     Args:
         run: evaluates the denoiser, which has the signature `inputs` and `outputs`.
-        text: the name of the denoiser's input of text embeddings.
-        gate_inputs: `calibration_embeddings`, float32 [1 + prompts, 77, width], with the empty prompt in the first
-            row; and `noise_schedule`, the training noise schedule and the prediction type as JSON.
+        conditionings: the inputs beside latents and timestep, without a batch axis: those of the empty prompt, then
+            those of each prompt.
+        noise_schedule: the training noise schedule and the prediction type, keys of a scheduler's configuration.
         shape: the shape of the latents, (C, H, W).
         options: the number of steps and the guidance scale.
 
     Returns:
         The last latents of each prompt, float32 [prompts, C, H, W].
     """
-    config = {**json.loads(str(gate_inputs["noise_schedule"])), **_FULL_RANGE}
-    schedule = Euler.read(config).table(Steps(count=options.steps))
-    empty, *prompts = gate_inputs["calibration_embeddings"]
+    schedule = Euler.read({**noise_schedule, **_FULL_RANGE}).table(Steps(count=options.steps))
+    empty, *prompts = conditionings
     scale = options.guidance_scale
     assert scale is not None, "filled in by `export_checkpoint`"
     guidance: Guidance = ClassifierFree(scale=scale) if scale > 1 else Unguided()
@@ -71,7 +70,7 @@ def denoise_prompts(
     denoiser = WholeDenoiser(session, latents="sample", timestep="timestep", output="noise_pred")
     last = []
     for seed, prompt in enumerate(prompts):
-        sides = {"negative": Conditioning({text: empty}), "positive": Conditioning({text: prompt})}
+        sides = {"negative": Conditioning(empty), "positive": Conditioning(prompt)}
         sample = Sample(schedule, schedule.first_latents(Generator(seed).normal(shape)), sides, guidance)
         while not sample.done:
             step([sample], denoiser)

@@ -24,12 +24,14 @@ class QuantizationOptions(msgspec.Struct, frozen=True, kw_only=True):
         prompts: the prompts of the images that are generated to measure activations; empty means the exporter's own.
         steps: the number of steps of each of those images.
         guidance_scale: the guidance scale of those images; None means the bundle's default.
+        force_zeros_for_empty_prompt: whether they are guided against zeros in place of the embeddings of an empty text.
     """
 
     method: QuantizationMethod = "static"
     prompts: tuple[str, ...] = ()
     steps: int = 10
     guidance_scale: float | None = None
+    force_zeros_for_empty_prompt: bool = False
 
 
 def read_options(

@@ -10,7 +10,8 @@ The arrays behind the sources are collected in one mapping:
 - `option:NAME`: the largest value of a request option;
 - `alphas_cumprod:DENOISER`: (T,), the training noise schedule;
 - `latents`: float32 (N, C, H, W), encoded images in the scale of the sampling loop (`collect_outputs`);
-- `COMPONENT.OUTPUT`: an output of another component for its reference shapes (`collect_outputs`).
+- `COMPONENT.OUTPUT`: an output of another component for its reference shapes (`collect_outputs`); joined outputs are
+  in it one by one.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = [
     "PROMPTS",
     "UPSTREAM_ROLES",
     "collect_outputs",
+    "join_outputs",
     "make_gate_inputs",
     "make_image_pixels",
     "make_images",
@@ -60,6 +62,15 @@ _REFERENCE_SIZES = {
 _TIMESTEPS = (981, 21, 401, 801)
 _NOISE_LEVELS = (20, 0, 250, 100)
 _GUIDANCE_WEIGHTS = (6.5, 0.0, 13.1, 3.0)
+# Original height and width, top and left of the crop, target height and width: a square, a small image enlarged, a wide
+# crop of a tall image, a large one.
+_MICRO_CONDITIONINGS = (
+    (1024, 1024, 0, 0, 1024, 1024),
+    (480, 640, 0, 64, 768, 1152),
+    (2048, 1365, 512, 0, 640, 1536),
+    (4096, 4096, 96, 32, 1024, 1024),
+)
+_AESTHETIC_SCORES = (6.0, 2.5, 5.3, 7.9)  # of a refiner, in place of the target size
 _MAX_OPTION_VALUES = 3
 
 
@@ -92,6 +103,8 @@ def make_gate_inputs(
                 made = _make_c_noise(shape[0], arrays[f"alphas_cumprod:{name}"])
             case "guidance-weight":
                 made = np.resize(_GUIDANCE_WEIGHTS, shape)
+            case "micro-conditioning":
+                made = _make_micro_conditioning(shape)
             case "tokens":
                 made = np.resize(arrays[f"tokens:{name}"], shape)
             case "image" | "images":
@@ -102,8 +115,8 @@ def make_gate_inputs(
                 made = np.resize(_NOISE_LEVELS, shape)
             case option if option.startswith("option:"):
                 made = np.arange(shape[0]) % min(_MAX_OPTION_VALUES, int(arrays[option]) + 1)
-            case output:
-                made = _resize_output(arrays[output], shape)
+            case _:
+                made = _resize_output(join_outputs(spec, arrays), shape)
         feeds[spec.name] = np.ascontiguousarray(made, spec.dtype)
     return feeds
 
@@ -125,8 +138,20 @@ def collect_outputs(name: str, role: Role, outputs: Mapping[str, NDArray[Any]], 
     found = {f"{name}.{output}": array for output, array in outputs.items()}
     if role == "encoder":
         mean = next(iter(outputs.values()))
-        found["latents"] = (mean - np.float32(space.shift)) * np.float32(space.scale)
+        found["latents"] = space.normalize(mean)
     return found
+
+
+def join_outputs(spec: InputSpec, arrays: Mapping[str, NDArray[Any]], prefix: str = "") -> NDArray[Any]:
+    """Return the array of an input that other components make: their outputs, joined along the last axis.
+
+    Args:
+        spec: the input.
+        arrays: the arrays behind the sources.
+        prefix: of their keys, in front of `COMPONENT.OUTPUT`.
+    """
+    outputs = [arrays[f"{prefix}{each}"] for each in spec.source.split("+")]
+    return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
 
 
 def tokenize_prompts(chunks: Callable[[str], NDArray[np.int64]], prompts: Sequence[str] = PROMPTS) -> NDArray[np.int64]:
@@ -200,6 +225,14 @@ def _make_c_noise(count: int, alphas_cumprod: NDArray[Any]) -> NDArray[np.float6
     """Return c_noise = ln(σ) / 4 of the timesteps, with σ that of latents x0 + σ · ε."""
     alpha_bar = alphas_cumprod[_make_timesteps(count, len(alphas_cumprod))].astype(np.float64)
     return np.log((1 - alpha_bar) / alpha_bar) / 8
+
+
+def _make_micro_conditioning(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Make the micro-conditioning of each row, of 6 values or of the 5 of a refiner; neighbouring rows differ."""
+    rows = np.array(_MICRO_CONDITIONINGS, np.float32)
+    if shape[1] == 5:
+        rows = np.concatenate([rows[:, :4], np.array(_AESTHETIC_SCORES, np.float32)[:, None]], axis=1)
+    return np.resize(rows, shape)
 
 
 def _add_noise(clean: NDArray[np.float32], channels: int, alphas_cumprod: NDArray[Any]) -> NDArray[np.float64]:

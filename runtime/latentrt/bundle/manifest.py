@@ -121,8 +121,8 @@ InputSource = Annotated[
     str,
     msgspec.Meta(
         pattern=_match_whole(
-            "(latents|timestep|c-noise|guidance-weight|tokens|image|images|mask|noise-level|option:[a-z][a-z0-9_]*"
-            r"|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)"
+            "(latents|timestep|c-noise|guidance-weight|micro-conditioning|tokens|image|images|mask|noise-level"
+            r"|option:[a-z][a-z0-9_]*|[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*(\+[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*)*)"
         ),
         max_length=256,
     ),
@@ -252,6 +252,9 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
     - `c-noise`: in place of the timestep, c_noise = ln(σ) / 4, for latents x0 + σ · ε (Karras et al. 2022, table 1);
     - `guidance-weight`: w = `guidance_scale` − 1 of each evaluation, for a denoiser with guidance distilled into it
       (Meng et al. 2023), which needs no evaluation of a negative prompt;
+    - `micro-conditioning`: sizes in pixels, as those of a training image (Podell et al. 2023, section 2.2): original
+      height and width, top and left of the crop, target height and width; or, for a refiner, an aesthetic score in
+      place of the last two;
     - `tokens`: token ids of the component's tokenizer, one chunk of `length` ids per row;
     - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last); where the component has a
       `preprocessing`, float32 as that makes it;
@@ -260,7 +263,8 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
     - `images`: the finished images of a request, uint8 (channels last);
     - `noise-level`: the level of the noise that is added to the input image (upscaling) or its embedding;
     - `option:NAME`: a request option, such as `option:clip_skip`;
-    - `COMPONENT.OUTPUT`: the output of another component, such as `encoder.hidden_states`.
+    - `COMPONENT.OUTPUT`: the output of another component, such as `encoder.hidden_states`; several with `+` between
+      them are joined along their last axis, in this order.
 
     Named axes count: `evaluations` (rows of a denoiser), `chunks` (of a prompt), `tokens`, `batch`, `images`, `height`
     and `width` (in latents), `pixel_height` and `pixel_width`, `timesteps` (of a schedule).
@@ -273,14 +277,22 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
         """The tensor alone, without its source."""
         return TensorSpec(self.name, self.dtype, self.shape)
 
+    @property
+    def made_by(self) -> tuple[tuple[str, str], ...]:
+        """Component and output of each array that the source joins; empty if it is no component's output."""
+        if "." not in self.source:
+            return ()
+        pairs = (each.partition(".") for each in self.source.split("+"))
+        return tuple((component, output) for component, _, output in pairs)
+
 
 class Part(Record, frozen=True, kw_only=True):
     """Another graph of a component, over the same weights: a piece of the whole graph, or a shorter way to its outputs.
 
-    A denoiser's `time_embedding` depends on the timestep (and on a guidance weight, where it takes one) alone,
-    `cross_attention_kv` on the text embeddings alone, and `body` takes the outputs of both as inputs; the three
-    together are the whole graph. `shallow_body` is what remains of `body` in a step that reuses the deep features of
-    an earlier one (DeepCache).
+    A denoiser's `time_embedding` depends on the timestep alone, or also on a guidance weight, a pooled text and
+    micro-conditioning, where the denoiser takes them; `cross_attention_kv` depends on the text embeddings alone, and
+    `body` takes the outputs of both as inputs; the three together are the whole graph. `shallow_body` is what remains
+    of `body` in a step that reuses the deep features of an earlier one (DeepCache).
 
     A decoder's `head`, `attention`, `neck`, `slice.0`, `slice.1`, … run one after the other, most of them on a band of
     rows at a time (`latentrt.decode.slices`). The gate of the last one compares all of them together with the whole
@@ -434,15 +446,18 @@ class LatentSpace(Record, frozen=True, kw_only=True):
     """The layout and scale of a denoiser's latents.
 
     One latent stands for `downscale` × `downscale` pixels in `frames` frames and has `channels` values. With z of the
-    autoencoder, the sampling loop's latents are `scale` · (z − `shift`). A denoiser that works on tokens takes
-    `patch` × `patch` latents as one token. A denoiser that halves its input and cannot pad it takes latents whose
-    height and width are multiples of `multiple`.
+    autoencoder, the sampling loop's latents are `scale` · (z − `shift`), or (z − `mean`) · `scale` / `std` where each
+    channel has a `mean` and a `std` of its own. A denoiser that works on tokens takes `patch` × `patch` latents as one
+    token. A denoiser that halves its input and cannot pad it takes latents whose height and width are multiples of
+    `multiple`.
     """
 
     channels: Small
     downscale: Small
     scale: PositiveFactor
     shift: Factor = 0.0
+    mean: tuple[Factor, ...] | None = None
+    std: tuple[PositiveFactor, ...] | None = None
     patch: Small = 1
     multiple: Small = 1
     frames: Small = 1
@@ -455,6 +470,15 @@ class LatentSpace(Record, frozen=True, kw_only=True):
     def shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return the shape (C, H, W) of the latents of an image of `height` × `width` pixels."""
         return self.channels, height // self.downscale, width // self.downscale
+
+    def normalize(self, encoded: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the sampling loop's latents (…, C, H, W) of the autoencoder's, in float32."""
+        import numpy as np  # reading a manifest needs no numpy
+
+        if self.mean is None or self.std is None:
+            return (encoded - np.float32(self.shift)) * np.float32(self.scale)
+        mean, std = (np.array(each, np.float32)[:, None, None] for each in (self.mean, self.std))
+        return (encoded - mean) * np.float32(self.scale) / std
 
     def pack(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """Arrange latents (…, C, H, W) as tokens of p × p latents: (…, H/p · W/p, C · p²).
@@ -487,6 +511,8 @@ class Defaults(Record, frozen=True, kw_only=True):
     """The values of request options that are omitted. Height and width in pixels.
 
     `changes` are those that diffusers' pipelines make to the configuration that the size follows from.
+    `force_zeros_for_empty_prompt`: a request without a negative prompt is guided against zeros in place of the
+    embeddings of an empty text.
     """
 
     height: Side
@@ -494,13 +520,15 @@ class Defaults(Record, frozen=True, kw_only=True):
     num_inference_steps: StepCount = 50
     guidance_scale: Annotated[float, msgspec.Meta(ge=-1e4, le=1e4)] = 7.5
     changes: tuple[ConfigChange, ...] = ()
+    force_zeros_for_empty_prompt: bool = False
 
 
 class Limits(Record, frozen=True, kw_only=True):
     """The largest values of request options; `min_side` and `max_side` bound an image's sides, in pixels.
 
-    `max_clip_skip` is the number of the text encoder's layers. `max_noise_level` is the highest level of the noise that
-    is added to an input image or its embedding, in training timesteps of that noise's scheduler; 0 where none is.
+    `max_clip_skip` is the number of layers that the text encoder can skip. `max_noise_level` is the highest level of
+    the noise that is added to an input image or its embedding, in training timesteps of that noise's scheduler; 0 where
+    none is.
     `max_prompt_characters` and `max_prompt_chunks` bound each prompt and negative prompt, the latter with the vectors
     of textual inversions written out.
     """
@@ -834,6 +862,7 @@ def _check_defaults(manifest: Manifest) -> Iterator[str]:
     for name, space in manifest.latent_spaces.items():
         if space.side_multiple > MAX_SIDE:
             yield f"{name}'s sides are multiples of {space.side_multiple}, expected a multiple of at most {MAX_SIDE}"
+        yield from _check_latent_statistics(name, space)
     for side, pixels in (("height", defaults.height), ("width", defaults.width)):
         if not limits.min_side <= pixels <= limits.max_side:
             yield f"the default {side} is {pixels}, expected it within the limits {limits.min_side} … {limits.max_side}"
@@ -841,6 +870,16 @@ def _check_defaults(manifest: Manifest) -> Iterator[str]:
             yield f"the default {side} is {pixels}, expected a multiple of {multiple}"
     if defaults.num_inference_steps > limits.max_steps:
         yield f"the default is {defaults.num_inference_steps} steps, expected {limits.max_steps} at most, the limit"
+
+
+def _check_latent_statistics(name: str, space: LatentSpace) -> Iterator[str]:
+    if (space.mean is None) != (space.std is None):
+        yield f"{name}'s latent space has one of mean and std, expected both or neither"
+    for key, values in (("mean", space.mean), ("std", space.std)):
+        if values is not None and len(values) != space.channels:
+            yield f"{name}'s latent space has a {key} of {len(values)} values, expected {space.channels}, one a channel"
+    if space.mean is not None and space.shift:
+        yield f"{name}'s latent space has mean and shift {space.shift:g}, expected one of them"
 
 
 def _check_changes(manifest: Manifest) -> Iterator[str]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from latentrt.bundle.tensors import DType, TensorSpec
 
 if TYPE_CHECKING:
-    from latentrt.bundle.manifest import Component, LatentSpace, Manifest, Part, Role
+    from latentrt.bundle.manifest import Component, InputSpec, LatentSpace, Manifest, Part, Role
 
 __all__ = ["find_signature_problems", "has_plain_axes"]
 
@@ -44,8 +44,11 @@ _OUTPUTS: Mapping[Role, Mapping[str, tuple[DType, int]]] = {
     "depth-estimator": {"predicted_depth": ("float32", 3)},
 }
 _TIMES = ("timestep", "c-noise")
-# Sources that are constant within a step and independent of the conditioning.
-_TIME_EMBEDDING = (*_TIMES, "guidance-weight")
+# Sources of the time embedding; pooled outputs of other components, one vector for each evaluation, are further ones.
+_TIME_EMBEDDING = (*_TIMES, "guidance-weight", "micro-conditioning")
+_POOLED_RANK = 2
+# Sizes and a crop, or an aesthetic score in place of the target size.
+_MICRO_CONDITIONING_SIZES = (6, 5)
 # The sources of a decoder's inputs in their order: the first one, or all.
 _DECODER_SOURCES = ("latents", "image", "mask")
 _DEEP_FEATURES = "deep_features"
@@ -118,6 +121,7 @@ def _check_role(name: str, component: Component) -> Iterator[str]:
         times = [spec for spec in component.inputs if spec.source in _TIMES]
         if len(times) != 1 or times[0].dtype != "float32" or len(times[0].shape) != 1:
             yield f"{name} has the inputs {_join(component.inputs)}, expected one float32 from {' or '.join(_TIMES)}"
+        yield from _check_micro_conditioning(name, component)
     first = component.inputs[0].shape[0]
     if any(spec.shape[0] != first for spec in (*component.inputs, *component.outputs)):
         yield f"{name} has tensors whose first axis is not {first}, expected one name for all"
@@ -126,17 +130,48 @@ def _check_role(name: str, component: Component) -> Iterator[str]:
         yield f"{name} has outputs with the axes {sorted(unmade)}, expected axes of its inputs"
 
 
+def _check_micro_conditioning(name: str, component: Component) -> Iterator[str]:
+    found = [spec for spec in component.inputs if spec.source == "micro-conditioning"]
+    sizes = _MICRO_CONDITIONING_SIZES
+    if len(found) > 1 or any(
+        spec.dtype != "float32" or spec.shape[1:] not in [(size,) for size in sizes] for spec in found
+    ):
+        yield (
+            f"{name} has the inputs {_join(found)} from micro-conditioning, expected one float32 with "
+            f"{' or '.join(map(str, sizes))} values for each evaluation"
+        )
+
+
 def _check_sources(name: str, component: Component, components: Mapping[str, Component]) -> Iterator[str]:
     for spec in component.inputs:
-        maker, dot, output = spec.source.partition(".")
-        if not dot:
-            continue
-        outputs = components[maker].outputs if maker in components else ()
-        made = next((each for each in outputs if each.name == output), None)
-        if made is None:
-            yield f"{name}'s input {spec.name} comes from {spec.source}, expected an output of one of the components"
-        elif made.dtype != spec.dtype:
-            yield f"{name}'s input {spec} comes from {spec.source}, which is {made.dtype}, expected the same dtype"
+        made = []
+        for maker, output in spec.made_by:
+            outputs = components[maker].outputs if maker in components else ()
+            found = next((each for each in outputs if each.name == output), None)
+            if found is None:
+                yield (
+                    f"{name}'s input {spec.name} comes from {spec.source}, expected an output of one of the components"
+                )
+            elif found.dtype != spec.dtype:
+                yield (
+                    f"{name}'s input {spec} comes from {maker}.{output}, which is {found.dtype}, expected the same "
+                    "dtype"
+                )
+            else:
+                made.append(found)
+        if len(spec.made_by) > 1:
+            yield from _check_joined(name, spec, made)
+
+
+def _check_joined(name: str, spec: InputSpec, made: Sequence[TensorSpec]) -> Iterator[str]:
+    """Check that outputs can be joined along the last axis, and have the width of the input together."""
+    inner = {each.shape[1:-1] for each in made}
+    widths = [each.shape[-1] for each in made]
+    whole = [width for width in widths if isinstance(width, int)]
+    if len(inner) > 1 or len(whole) < len(widths) or {len(each.shape) for each in made} != {len(spec.shape)}:
+        yield f"{name}'s input {spec} joins {_join(made)}, expected sizes that differ in the last axis alone"
+    elif sum(whole) != spec.shape[-1]:
+        yield f"{name}'s input {spec} joins {_join(made)}, expected {sum(whole)} values in its last axis"
 
 
 def _check_sizes(name: str, component: Component, manifest: Manifest) -> Iterator[str]:
@@ -206,7 +241,11 @@ def _check_split(name: str, component: Component) -> Iterator[str]:
     """Check that each part of a denoiser takes inputs of the whole or outputs of the parts that run before it."""
     parts = component.parts
     whole = {spec.name: spec.tensor for spec in component.inputs}
-    times = {spec.name for spec in component.inputs if spec.source in _TIME_EMBEDDING}
+    times = {
+        spec.name
+        for spec in component.inputs
+        if spec.source in _TIME_EMBEDDING or (spec.made_by and len(spec.shape) == _POOLED_RANK)
+    }
     (latents,) = (spec.name for spec in component.inputs if spec.source == "latents")
     available = dict(whole)
     for part_name, takes in (("time_embedding", times), ("cross_attention_kv", whole.keys() - {*times, latents})):
