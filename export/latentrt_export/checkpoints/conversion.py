@@ -1,6 +1,6 @@
 """Converts the components of a single file, in the original layout, to the names and shapes of diffusers.
 
-diffusers' own converters rename the weights. They run on stand-ins (`StoredTensor`) that know the tensors' shapes and
+diffusers' own converters rename the weights. They run on stand-ins (`TensorView`) that know the tensors' shapes and
 note the few changes of layout; then the tensors are copied one at a time, so that a conversion needs the memory of the
 largest tensor and not of a component. The result is compared with the architecture that the configuration describes,
 because the converters ignore a missing weight.
@@ -40,7 +40,7 @@ __all__ = [
     "UNET",
     "VAE",
     "ComponentLayout",
-    "StoredTensor",
+    "TensorView",
     "convert",
     "copy_tensors",
 ]
@@ -48,11 +48,11 @@ __all__ = [
 # diffusers' converter looks at every name once for each block, of which Stable Diffusion's UNets have 32 at most.
 _MAX_BLOCKS = 100
 Config = dict[str, Any]
-Tensors = Mapping[str, "StoredTensor"]
+Tensors = Mapping[str, "TensorView"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredTensor:
+class TensorView:
     """A tensor of a file that is read when it is copied, with the changes of its layout until then.
 
     It has what diffusers' converters use of a `torch.Tensor`. No value changes, so that the elements are unsigned
@@ -77,14 +77,14 @@ class StoredTensor:
         return len(self.shape)
 
     @property
-    def T(self) -> StoredTensor:  # noqa: N802 (torch's name)
+    def T(self) -> TensorView:  # noqa: N802 (torch's name)
         """The transposed tensor."""
         return self._then(lambda array: array.T)
 
-    def __getitem__(self, index: Any) -> StoredTensor:
+    def __getitem__(self, index: Any) -> TensorView:
         return self._then(lambda array: array[index])
 
-    def clone(self) -> StoredTensor:
+    def clone(self) -> TensorView:
         """Return the tensor itself, which is never written to."""
         return self
 
@@ -116,7 +116,7 @@ class StoredTensor:
             array = change(array)
         return array
 
-    def _then(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> StoredTensor:
+    def _then(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> TensorView:
         changed = replace(self, changes=(*self.changes, change))
         _ = changed.shape  # an index that the tensor does not have is an error here, as in torch
         return changed
@@ -159,7 +159,7 @@ def convert(component: str, layout: ComponentLayout, places: Mapping[str, Tensor
     with torch.device("meta"), limit_parameters(component, len(places)):
         model = layout.build(config)
     try:
-        stored = {name: StoredTensor(place=place) for name, place in places.items()}
+        stored = {name: TensorView(place=place) for name, place in places.items()}
         renamed = layout.rename(stored, config, model)
         found = {name: tensor.shape for name, tensor in renamed.items() if tensor is not None}
     except (KeyError, AttributeError, IndexError, ValueError) as error:

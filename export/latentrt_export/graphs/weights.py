@@ -6,12 +6,10 @@ architecture.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -20,22 +18,17 @@ from torch import Tensor
 from latentrt.bundle.manifest import Precision, WeightsRecord
 from latentrt.bundle.onnx_types import WEIGHT_TYPES
 from latentrt.bundle.safetensors_header import read_header
+from latentrt_export.checkpoints.safetensors_writer import SafetensorsWriter
 from latentrt_export.checkpoints.stored_tensor import StoredTensor
 from latentrt_export.modules.streamed import WeightsByName
 
 __all__ = ["StoredWeights", "store"]
 
-# Of floating tensors; an int8 component stores those that are not quantised as half.
-_TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.float16}
+# Of floating tensors, by the names in a file; an int8 component stores those that are not quantised as half.
+_STORED_AS = {"float16": "F16", "float32": "F32", "int8": "F16"}
+_DTYPES = {"F16": torch.float16, "F32": torch.float32}
+_NAMES_IN_TORCH = {torch.int8: "I8", torch.uint8: "U8", torch.float32: "F32"}  # of what quantisation makes
 _NAMES = {ir.DataType(code): name for name, code in WEIGHT_TYPES.items()}
-_DTYPE_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.int32: "I32",
-    torch.int64: "I64",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,31 +82,15 @@ def store(
             (`precision.select_float32_weights`).
     """
     quantized = quantized or {}
-    floats = [name for name in weights if name not in quantized]
-    entries = [
-        *((name, torch.float32 if name in kept else _TORCH_DTYPES[precision], weights.shape(name)) for name in floats),
-        *((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in quantized.items()),
-    ]
-    # The widest dtypes first, so that every tensor's offset is a multiple of its dtype's width.
-    entries.sort(key=lambda entry: (-entry[1].itemsize, entry[0]))
-    with path.open("wb") as stream:
-        stream.write(_make_header(entries))
-        for name, dtype, _ in entries:
-            tensor = quantized[name] if name in quantized else weights[name]
-            stream.write(tensor.to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
+    entries = {name: (_NAMES_IN_TORCH[each.dtype], tuple(each.shape)) for name, each in quantized.items()}
+    for name in weights:
+        dtype = "F32" if name in kept else _STORED_AS[precision]
+        entries.setdefault(name, (dtype, weights.shape(name)))
+    with SafetensorsWriter(path, entries, {"format": "pt"}) as writer:
+        for name in writer.names:
+            tensor = quantized[name] if name in quantized else weights[name].to(_DTYPES[entries[name][0]])
+            writer.write(name, tensor.contiguous().flatten().view(torch.uint8).numpy())
     return StoredWeights(path=path, weights=frozenset(weights), places=_places(path))
-
-
-def _make_header(entries: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
-    """Return the header of a safetensors file with these tensors, in their order."""
-    tree: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, dtype, shape in entries:
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        tree[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(tree, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _places(path: Path) -> dict[str, tuple[ir.DataType, tuple[int, ...], int, int]]:

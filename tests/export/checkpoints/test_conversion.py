@@ -18,7 +18,7 @@ from latentrt_export.checkpoints.conversion import (
     TEXT_ENCODER,
     UNET,
     VAE,
-    StoredTensor,
+    TensorView,
     convert,
     copy_tensors,
 )
@@ -47,7 +47,7 @@ class Tiny:
         self.folder = make_checkpoint(folder / "checkpoint")
         self.weights = load_file(write_single_file(self.folder, folder / "model.safetensors", "sd1"))
 
-    def convert(self, component: str, weights: Weights) -> Mapping[str, StoredTensor]:
+    def convert(self, component: str, weights: Weights) -> Mapping[str, TensorView]:
         config: dict[str, Any] = json.loads((self.folder / component / "config.json").read_text())
         return convert(component, LAYOUTS[component], describe(weights, LAYOUTS[component].prefix), config)
 
@@ -134,7 +134,7 @@ def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_changes_of_layout_are_those_of_torch(stored: tuple[Path, Weights], tmp_path: Path) -> None:
     path, weights = stored
     places = read_header_of(path).tensors
-    lazy: dict[str, Any] = {name: StoredTensor(place=place) for name, place in places.items()}
+    lazy: dict[str, Any] = {name: TensorView(place=place) for name, place in places.items()}
 
     def change(one: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -162,11 +162,11 @@ def test_changes_of_layout_are_those_of_torch(stored: tuple[Path, Weights], tmp_
 def test_an_index_out_of_range_is_an_error_before_it_is_read(stored: tuple[Path, Weights]) -> None:
     places = read_header_of(stored[0]).tensors
     with pytest.raises(IndexError):
-        _ = StoredTensor(place=places["matrix"])[:, :, 0, 0]
+        _ = TensorView(place=places["matrix"])[:, :, 0, 0]
 
 
 def test_a_file_that_was_truncated_since_its_header_was_read(stored: tuple[Path, Weights], tmp_path: Path) -> None:
-    tensors = {name: StoredTensor(place=place) for name, place in read_header_of(stored[0]).tensors.items()}
+    tensors = {name: TensorView(place=place) for name, place in read_header_of(stored[0]).tensors.items()}
     path = tmp_path / "truncated.safetensors"
     path.write_bytes(stored[0].read_bytes()[:-1])
     with pytest.raises(OSError, match=r"it ends after \d+ bytes, expected \d+ or more"):
@@ -197,7 +197,7 @@ def test_copies_need_the_memory_of_one_tensor(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({f"{index}": torch.full((2, size // 8), index, dtype=torch.float32) for index in range(32)}, path)
     places = read_header_of(path).tensors
-    tensors = {name: StoredTensor(place=place).T for name, place in places.items()}  # which is a copy of its own
+    tensors = {name: TensorView(place=place).T for name, place in places.items()}  # which is a copy of its own
     tracemalloc.start()
     try:
         copy_tensors(path, tensors, tmp_path / "copy.safetensors")
