@@ -1,28 +1,92 @@
-"""Writes a Stable Diffusion 1.5 checkpoint of full size and random weights, float32, in the diffusers layout.
+"""Writes a checkpoint of full size and random weights in the diffusers layout.
 
-python -m benchmarks.full_size_checkpoint FOLDER
+    python -m benchmarks.full_size_checkpoint FOLDER
+    python -m benchmarks.full_size_checkpoint FOLDER --family stable-diffusion-xl
+
+Stable Diffusion 1.5 in float32 with a safety checker (the default), or Stable Diffusion XL in float16, whose weights
+are written one tensor at a time. The values are those of an untrained network: speed does not depend on them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks.command import PATH
+from latentrt_export.checkpoints.safetensors_writer import SafetensorsWriter
 from latentrt_export.checkpoints.tokenizer import read_merges, write_vocabulary
 
-CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/checkpoints/configs/stable-diffusion-1"
+ALL_CONFIGS = Path(__file__).parent.parent / "export/latentrt_export/checkpoints/configs"
+CONFIGS = ALL_CONFIGS / "stable-diffusion-1"
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=PATH)
+@click.option(
+    "--family", type=click.Choice(["stable-diffusion-1", "stable-diffusion-xl"]), default="stable-diffusion-1"
+)
+def main(folder: Path, family: str) -> None:
+    (make_xl if family == "stable-diffusion-xl" else make)(folder)
+
+
+def make_xl(folder: Path) -> None:
+    """Write Stable Diffusion XL, one tensor at a time."""
+    torch.manual_seed(0)
+    configs = ALL_CONFIGS / "stable-diffusion-xl"
+    shutil.copytree(configs, folder)
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        write_vocabulary(folder / tokenizer, read_merges())
+    text, text_2 = (
+        CLIPTextConfig(**json.loads((configs / name / "config.json").read_text()))
+        for name in ("text_encoder", "text_encoder_2")
+    )
+    write_random(lambda: CLIPTextModel(text), folder / "text_encoder/model.safetensors", "text_model.")
+    write_random(lambda: CLIPTextModelWithProjection(text_2), folder / "text_encoder_2/model.safetensors")
+    for name, library_class in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        config = library_class.load_config(configs / name)
+        file = folder / name / "diffusion_pytorch_model.safetensors"
+        write_random(lambda cls=library_class, config=config: cls.from_config(config), file)  # type: ignore[misc]
+
+
+def write_random(build: Callable[[], torch.nn.Module], file: Path, prefix: str = "") -> None:
+    """Write a model's weights in float16, with the ranges of torch's own initialisation.
+
+    Args:
+        build: makes the model, on the meta device.
+        file: the file to write.
+        prefix: begins every name in the file, unless the model's own does.
+    """
+    with torch.device("meta"):
+        model = build()
+    shapes = {
+        f"{'' if name.startswith(prefix) else prefix}{name}": tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+    }
+    with SafetensorsWriter(file, {name: ("F16", shape) for name, shape in shapes.items()}, {"format": "pt"}) as writer:
+        for name in writer.names:
+            writer.write(name, draw(name, shapes[name]).half().numpy())
+
+
+def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    if len(shape) == 1:
+        return torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+    if "embedding" in name:
+        return torch.randn(shape) * 0.02
+    return torch.empty(shape).uniform_(-1, 1) / math.sqrt(math.prod(shape[1:]))
 
 
 def make(folder: Path) -> None:
-    """Write the checkpoint, one component at a time."""
+    """Write Stable Diffusion 1.5, one component at a time."""
     torch.manual_seed(0)
     shutil.copytree(CONFIGS, folder)
     write_vocabulary(folder / "tokenizer", read_merges())
@@ -81,4 +145,4 @@ PREPROCESSOR = {
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    main()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -104,11 +105,15 @@ def exported_xl(
 def exporting_in_process() -> Iterator[None]:
     """Run component exports in this process, where torch is loaded, instead of one worker process each."""
 
-    def run(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]) -> Done:
-        return Done(component=run_job(job, notify), cost=ComponentCost(seconds=0.0, peak_bytes=0))
+    def run(
+        jobs: Sequence[Job], notify: Callable[[str, str], None], warn: Callable[[str], None]
+    ) -> Generator[Done, None, None]:
+        for job in jobs:
+            component = run_job(job, partial(notify, job.component.name))
+            yield Done(component=component, cost=ComponentCost(seconds=0.0, peak_bytes=0))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "run_worker", run)
+        patch.setattr(write, "run_jobs", run)
         yield
 
 

@@ -1,15 +1,16 @@
-"""Exports one component in its own process, so that memory is bounded by the largest component.
+"""Exports components in a process of their own, which may be killed for lack of memory without the parent.
 
-The parent sends a `Job` and reads `Phase` messages, then one `Done` or `Failed` (`latentrt.worker_process`). The arrays
-behind gate inputs are passed as an .npz file that each worker reads and extends. Run as
-`python -m latentrt_export.worker`; the parent's side is `run_worker`.
+The parent sends `Jobs`, and reads `Phase` messages and one `Done` for each component in turn, or one `Failed`
+(`latentrt.worker_process`). One process serves all components, because torch and its libraries take seconds to import.
+The arrays behind gate inputs are passed as an .npz file that each job reads and extends. Run as
+`python -m latentrt_export.worker`; the parent's side is `run_jobs`.
 """
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from latentrt.bundle.graph_check import check_graph, find_graphs
 from latentrt.bundle.graph_ranges import Range
 from latentrt.bundle.manifest import Component, LatentSpace, Precision
 from latentrt.errors import ExportError, GraphError, LatentRTError, MissingExtraError, OutputError
-from latentrt.worker_process import Ending, Failed, WorkerProcess, peak_bytes, take_job
+from latentrt.worker_process import Ending, Failed, WorkerProcess, peak_bytes, reset_peak, take_job
 from latentrt_export.export_warning import relay_warnings
 from latentrt_export.families.plan import ComponentPlan
 from latentrt_export.quantize.options import QuantizationOptions
 
-__all__ = ["Done", "Job", "Message", "Phase", "SplitOptions", "Warned", "run_job", "run_worker"]
+__all__ = ["Done", "Job", "Jobs", "Message", "Phase", "SplitOptions", "Warned", "run_job", "run_jobs"]
 
 _EXTEND_CHECK = "No bundle was written; an operator that is new needs a rule in latentrt.bundle.graph_shapes"
 
@@ -70,6 +71,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ranges: dict[str, Range]
 
 
+class Jobs(msgspec.Struct, frozen=True):
+    """The jobs of a worker, in their order."""
+
+    jobs: tuple[Job, ...]
+
+
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
     """A description of the step that the worker begins."""
 
@@ -91,15 +98,17 @@ class Done(msgspec.Struct, frozen=True, tag="done", kw_only=True):
 
 Message = Phase | Warned | Done | Failed
 _MESSAGES: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
-_JOBS = msgspec.json.Decoder(Job)
+_JOBS = msgspec.json.Decoder(Jobs)
 
 
-def run_worker(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]) -> Done:
-    """Export one component in a fresh interpreter and wait for it.
+def run_jobs(
+    jobs: Sequence[Job], notify: Callable[[str, str], None], warn: Callable[[str], None]
+) -> Generator[Done, None, None]:
+    """Export components in a fresh interpreter, and yield each result when it is there.
 
     Args:
-        job: the component to export.
-        notify: called with a description of each step that begins.
+        jobs: the components to export, in this order.
+        notify: called with the name of the component and a description of each step that begins.
         warn: called with each warning.
 
     Raises:
@@ -107,18 +116,22 @@ def run_worker(job: Job, notify: Callable[[str], None], warn: Callable[[str], No
         OutputError: the disk is full.
         ExportError: the worker ended without an error: it was killed for lack of memory, or has a defect.
     """
-    with WorkerProcess("latentrt_export.worker", job) as worker:
+    waiting = [*jobs]
+    with WorkerProcess("latentrt_export.worker", Jobs(tuple(jobs))) as worker:
         for line in worker.messages():
             match _MESSAGES.decode(line):
                 case Phase(text):
-                    notify(text)
+                    notify(waiting[0].component.name, text)
                 case Warned(text):
                     warn(text)
                 case Done() as done:
-                    return done
+                    yield done
+                    del waiting[0]
+                    if not waiting:
+                        return
                 case Failed() as failed:
                     raise failed.as_raised(ExportError)
-        raise _explain_death(job, worker.ending())
+        raise _explain_death(waiting[0], worker.ending())
 
 
 def _explain_death(job: Job, ending: Ending) -> LatentRTError:
@@ -135,29 +148,29 @@ def _explain_death(job: Job, ending: Ending) -> LatentRTError:
 
 
 def main() -> None:
-    """Read the job from standard input, run it, and report the result.
+    """Read the jobs from standard input, run them, and report the results.
 
     Errors other than `LatentRTError` leave a traceback on standard error and the exit code 1.
     """
     line, report = take_job()
-    job = _JOBS.decode(line)
-    started = time.monotonic()
-
-    try:
-        with relay_warnings(lambda text: report(Warned(text))):
-            component = run_job(job, lambda text: report(Phase(text)))
-    except LatentRTError as error:
-        report(Failed.of(error))
-        return
-    cost = ComponentCost(seconds=round(time.monotonic() - started, 3), peak_bytes=peak_bytes())
-    report(Done(component=component, cost=cost))
+    for job in _JOBS.decode(line).jobs:
+        started = time.monotonic()
+        reset_peak()
+        try:
+            with relay_warnings(lambda text: report(Warned(text))):
+                component = run_job(job, lambda text: report(Phase(text)))
+        except LatentRTError as error:
+            report(Failed.of(error))
+            return
+        cost = ComponentCost(seconds=round(time.monotonic() - started, 3), peak_bytes=peak_bytes())
+        report(Done(component=component, cost=cost))
 
 
 def run_job(job: Job, notify: Callable[[str], None]) -> Component:
     """Run a job in this process: export one component.
 
     Args:
-        job, notify: as those of `run_worker`.
+        job, notify: as those of `run_jobs`.
 
     Raises:
         LatentRTError: the component cannot be exported.

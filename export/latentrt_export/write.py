@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ from latentrt_export.checkpoints.weights import check_values
 from latentrt_export.export_warning import warn
 from latentrt_export.families.plan import ExportPlan
 from latentrt_export.quantize.options import QuantizationOptions
-from latentrt_export.worker import Done, Job, SplitOptions, run_worker
+from latentrt_export.worker import Done, Job, SplitOptions, run_jobs
 
 __all__ = ["Progress", "write_bundle"]
 
@@ -107,13 +107,11 @@ def write_bundle(
     _check_lengths(plan, tokenizers)
     licence = _copy_documents(checkpoint, stage.bundle)
     gate_inputs = _write_first_arrays(plan, stage, tokenizers, quantization)
-    results: dict[str, Done] = {}
-    for component in plan.components:
-        weights = checkpoint.weights[component.weights]
-        job = Job(
+    jobs = [
+        Job(
             component=component,
-            checkpoint=str(weights.root.absolute()),
-            variant=weights.variant,
+            checkpoint=str(checkpoint.weights[component.weights].root.absolute()),
+            variant=checkpoint.weights[component.weights].variant,
             precision=precision,
             folder=str(stage.bundle / component.name),
             gate_inputs=str(gate_inputs),
@@ -123,15 +121,15 @@ def write_bundle(
             quantization=quantization,
             ranges=find_ranges(plan.limits, tokenizers.get(component.name)),
         )
-        done = run_worker(
-            job,
-            lambda text, name=component.name: progress.phase(name, text),  # type: ignore[misc]
-            warn,
-        )
-        results[component.name] = done
-        if precision == "int8" and component.role == "denoiser" and "int8" not in done.component.graphs:
-            warn(f"{component.name}: such a denoiser is not quantised, its weights are float16")
-        progress.done(component.name, done.component, done.cost)
+        for component in plan.components
+    ]
+    results: dict[str, Done] = {}
+    with closing(run_jobs(jobs, progress.phase, warn)) as worker:
+        for component, done in zip(plan.components, worker, strict=True):
+            results[component.name] = done
+            if precision == "int8" and component.role == "denoiser" and "int8" not in done.component.graphs:
+                warn(f"{component.name}: such a denoiser is not quantised, its weights are float16")
+            progress.done(component.name, done.component, done.cost)
     files = sorted(path.relative_to(stage.bundle).as_posix() for path in stage.bundle.rglob("*") if path.is_file())
     others = {
         name: SchedulerRecord.of(each.class_name, each.config) for name, each in checkpoint.other_schedulers.items()

@@ -25,7 +25,7 @@ import msgspec
 from latentrt import errors
 from latentrt.errors import LatentRTError, MissingExtraError, RequestError
 
-__all__ = ["Ending", "Failed", "WorkerProcess", "peak_bytes", "take_job"]
+__all__ = ["Ending", "Failed", "WorkerProcess", "peak_bytes", "reset_peak", "take_job"]
 
 # Error texts of the system and of libraries; a dead worker leaves nothing else.
 _NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
@@ -203,6 +203,12 @@ def _end_with_parent(pipe: int) -> None:
     """Exit when the pipe from the parent is closed, which happens whenever and however the parent ends."""
     os.read(pipe, 1)
     os._exit(1)
+
+
+def reset_peak() -> None:
+    """Make `peak_bytes` count from the memory that this process has now, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:

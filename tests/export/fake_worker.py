@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ COST = ComponentCost(seconds=12.3, peak_bytes=3 * 2**30)
 
 @dataclass
 class FakeWorker:
-    """Stands where `run_worker` does.
+    """Stands where `run_jobs` does.
 
     Attributes:
         content: what the files hold.
@@ -37,7 +38,13 @@ class FakeWorker:
     warnings: tuple[str, ...] = ()
     jobs: list[Job] = field(default_factory=list)
 
-    def __call__(self, job: Job, on_phase: Callable[[str], None], warn: Callable[[str], None]) -> Done:
+    def __call__(
+        self, jobs: Sequence[Job], notify: Callable[[str, str], None], warn: Callable[[str], None]
+    ) -> Generator[Done, None, None]:
+        for job in jobs:
+            yield self.run_one(job, partial(notify, job.component.name), warn)
+
+    def run_one(self, job: Job, on_phase: Callable[[str], None], warn: Callable[[str], None]) -> Done:
         self.jobs.append(job)
         on_phase("tracing")
         for text in self.warnings:
@@ -105,7 +112,7 @@ def _signature(job: Job) -> tuple[tuple[InputSpec, ...], tuple[TensorSpec, ...]]
 
 
 def install(monkeypatch: pytest.MonkeyPatch, worker: FakeWorker) -> FakeWorker:
-    monkeypatch.setattr("latentrt_export.write.run_worker", worker)
+    monkeypatch.setattr("latentrt_export.write.run_jobs", worker)
     return worker
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from latentrt_export import write
 from latentrt_export.checkpoints.checkpoint import GivenComponents
 from latentrt_export.export import export_checkpoint
 from latentrt_export.quantize.options import QuantizationOptions
-from latentrt_export.worker import Done, Job, run_job, run_worker
+from latentrt_export.worker import Done, Job, run_job, run_jobs
 from tests.exported import Exported, Silent
 
 
@@ -39,17 +39,21 @@ def test_a_component_exported_in_two_processes_is_the_same(
     """Each process has its own seed of string hashes."""
     found: dict[str, dict[str, bytes]] = {}
 
-    def run(job: Job, notify: Callable[[str], None], warn: Callable[[str], None]) -> Done:
-        done = run_worker(job, notify, warn)
+    def run(
+        jobs: Sequence[Job], notify: Callable[[str, str], None], warn: Callable[[str], None]
+    ) -> Generator[Done, None, None]:
+        job = jobs[0]
+        (done,) = run_jobs([job], notify, warn)
         assert done.cost.seconds > 0
         assert done.cost.peak_bytes > 1 << 20
         found["worker"] = contents(Path(job.folder))
         here = msgspec.structs.replace(job, folder=str(tmp_path / job.component.name))
-        assert run_job(here, notify) == done.component
+        assert run_job(here, lambda text: None) == done.component
         found["here"] = contents(Path(here.folder))
+        yield done
         raise StoppedError
 
-    monkeypatch.setattr(write, "run_worker", run)
+    monkeypatch.setattr(write, "run_jobs", run)
     with pytest.raises(StoppedError):
         export(sd1, tmp_path / "bundle")
     assert len(found["worker"]) == 2  # the graph and the weights

@@ -19,7 +19,7 @@ from latentrt.errors import CheckpointError, ExportError, GateError, LatentRTErr
 from latentrt.worker_process import Failed
 from latentrt_export import worker
 from latentrt_export.families.plan import ComponentPlan
-from latentrt_export.worker import Done, Job, Message, Phase, Warned, run_worker
+from latentrt_export.worker import Done, Job, Jobs, Message, Phase, Warned, run_jobs
 from tests.export.fake_worker import COST, fake_component
 from tests.export.skeleton import write_json
 
@@ -51,10 +51,15 @@ def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return script
 
 
+def run_one(job: Job) -> Done:
+    (done,) = run_jobs([job], lambda name, text: None, lambda text: None)
+    return done
+
+
 def catch_error(interpreter: Path, shell: str) -> LatentRTError:
     interpreter.write_text(f"#!/bin/sh\n{shell}\n")
     with pytest.raises(LatentRTError) as caught:
-        run_worker(JOB, lambda text: None, lambda text: None)
+        run_one(JOB)
     return caught.value
 
 
@@ -66,10 +71,23 @@ def test_phases_warnings_and_the_result_are_handed_on(interpreter: Path) -> None
     done = Done(cost=COST, component=fake_component(JOB))
     messages = echo(Phase("loading"), Warned("whole"), Phase("tracing"), done)
     interpreter.write_text(f"#!/bin/sh\nread job\n{messages}\n")
-    phases: list[str] = []
+    phases: list[tuple[str, str]] = []
     warnings: list[str] = []
-    assert run_worker(JOB, phases.append, warnings.append) == done
-    assert (phases, warnings) == (["loading", "tracing"], ["whole"])
+    assert [*run_jobs([JOB], lambda *phase: phases.append(phase), warnings.append)] == [done]
+    assert (phases, warnings) == ([("text_encoder", "loading"), ("text_encoder", "tracing")], ["whole"])
+
+
+def test_one_process_runs_all_jobs(interpreter: Path) -> None:
+    """A phase belongs to the component whose result is still to come, and so does a crash."""
+    second = msgspec.structs.replace(JOB, component=msgspec.structs.replace(JOB.component, name="text_encoder_2"))
+    done = Done(cost=COST, component=fake_component(JOB))
+    interpreter.write_text(f"#!/bin/sh\nread jobs\n{echo(Phase('one'), done, Phase('two'))}\nkill -KILL $$\n")
+    phases: list[tuple[str, str]] = []
+    results = run_jobs([JOB, second], lambda *phase: phases.append(phase), lambda text: None)
+    assert next(results) == done
+    with pytest.raises(ExportError, match=r"^text_encoder_2: its process was killed"):
+        next(results)
+    assert phases == [("text_encoder", "one"), ("text_encoder_2", "two")]
 
 
 def test_killed(interpreter: Path) -> None:
@@ -138,7 +156,7 @@ def test_a_real_workers_error(tmp_path: Path) -> None:
     job = msgspec.structs.replace(JOB, checkpoint=str(tmp_path))
     write_json(tmp_path / "text_encoder" / "config.json", {})
     with pytest.raises(CheckpointError, match=r"text_encoder has no weights"):
-        run_worker(job, lambda text: None, lambda text: None)
+        run_one(job)
 
 
 def without(folder: Path, *packages: str) -> str:
@@ -160,7 +178,7 @@ def test_a_missing_extra_crosses_the_border(tmp_path: Path, monkeypatch: pytest.
     unet = msgspec.structs.replace(JOB.component, name="unet", module="unet:UNet")
     job = msgspec.structs.replace(JOB, component=unet)
     with pytest.raises(MissingExtraError, match=r"pip install 'latentrt\[export\]'") as absence:
-        run_worker(job, lambda text: None, lambda text: None)
+        run_one(job)
     assert (absence.value.package, absence.value.extra) == ("diffusers", "export")
 
 
@@ -168,7 +186,7 @@ def test_a_file_in_the_current_folder_is_not_a_package(tmp_path: Path, monkeypat
     (tmp_path / "msgspec.py").write_text("raise SystemExit('the wrong one')")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError):
-        run_worker(msgspec.structs.replace(JOB, checkpoint=str(tmp_path)), lambda text: None, lambda text: None)
+        run_one(msgspec.structs.replace(JOB, checkpoint=str(tmp_path)))
 
 
 def test_a_worker_ends_with_its_parent() -> None:
@@ -176,7 +194,7 @@ def test_a_worker_ends_with_its_parent() -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(msgspec.json.encode(JOB) + b"\n")
+    process.stdin.write(msgspec.json.encode(Jobs((JOB,))) + b"\n")
     process.stdin.flush()
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1)

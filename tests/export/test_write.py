@@ -88,7 +88,7 @@ def test_weights_that_change_while_they_are_exported_are_refused(
     changed = {"given": vae, "single": single}.get(file, checkpoint / file)
 
     class Changing(FakeWorker):
-        def __call__(self, job: Job, *arguments: Any) -> Done:
+        def run_one(self, job: Job, *arguments: Any) -> Done:
             if job.component.name == "unet":
                 data, found = changed.read_bytes(), changed.stat()
                 if change == "replaced":
@@ -96,7 +96,7 @@ def test_weights_that_change_while_they_are_exported_are_refused(
                 changed.write_bytes(data[:-1] + b"\1")
                 if change == "as old as before":
                     os.utime(changed, ns=(found.st_atime_ns, found.st_mtime_ns))
-            return super().__call__(job, *arguments)
+            return super().run_one(job, *arguments)
 
     install(monkeypatch, Changing())
     time.sleep(0.02)  # until the file system's clock has moved on

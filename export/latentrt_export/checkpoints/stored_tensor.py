@@ -50,7 +50,7 @@ class StoredTensor:
     start: int
     end: int
 
-    def read(self) -> Tensor:
+    def load(self) -> Tensor:
         """Read the tensor; numbers of any floating type become float32.
 
         The bytes are read, not mapped, so that they leave the process's memory with the tensor.

@@ -413,7 +413,7 @@ def _attach(component: str, module: Any, stored: Mapping[str, StoredTensor], *, 
             tensor.stored = named[key]
         else:
             used.add(key)
-            tensor.copy_(named[key].read())
+            tensor.copy_(named[key].load())
     hint = "config.json and the weights must belong together"
     if missing:
         raise CheckpointError(f"{component}: {len(missing)} tensors are missing, the first is {min(missing)}; {hint}")

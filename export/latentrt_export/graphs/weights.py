@@ -56,7 +56,7 @@ class StoredWeights:
         """Read one tensor, float32 where it is floating."""
         dtype, shape, offset, length = self.places[name]
         place = StoredTensor(file=self.path, dtype=_NAMES[dtype], shape=shape, start=offset, end=offset + length)
-        return place.read()
+        return place.load()
 
     def record(self, file: str, precision: Precision) -> WeightsRecord:
         """Return the manifest's record of the file, with the path `file` in the bundle."""

@@ -38,7 +38,7 @@ def read_parameter(parameter: Tensor) -> Tensor:
         return parameter.detach()
     stored: Any = getattr(parameter, "stored", None)
     assert stored is not None, "load_pretrained gives each parameter on the meta device its place"
-    return stored.read()  # type: ignore[no-any-return]
+    return stored.load()  # type: ignore[no-any-return]
 
 
 def is_stored_as_half(parameter: nn.Parameter) -> bool:
