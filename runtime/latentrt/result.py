@@ -313,6 +313,8 @@ def _record(
     negatives = request.negative_prompts if request.guided else None
     merging = bundle.manifest.components[family.denoiser].token_merging
     values = flat_values(request)
+    for keyword, texts in (("prompt_2", request.prompts_2), ("negative_prompt_2", request.negative_prompts_2)):
+        values[keyword] = texts[prompt] if texts and (request.guided or keyword == "prompt_2") else None
     return ImageRecord(
         prompt=request.prompts[prompt] if request.prompts else None,
         negative_prompt=negatives[prompt] if negatives else None,
@@ -361,7 +363,10 @@ def _options(request: ResolvedRequest, values: dict[str, Any]) -> dict[str, Any]
 
 
 def _to_json(value: Any) -> Any:
-    """Return a value as JSON carries it: it has no infinity, which diffusers' configurations write as a string."""
+    """Return a value as JSON carries it: it has no tuple, and no infinity, which diffusers' configurations write as a
+    string."""
     if isinstance(value, dict):
         return {name: _to_json(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return [*map(_to_json, value)]
     return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value

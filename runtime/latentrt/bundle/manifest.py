@@ -263,7 +263,7 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
     - `images`: the finished images of a request, uint8 (channels last);
     - `noise-level`: the level of the noise that is added to the input image (upscaling) or its embedding;
     - `option:NAME`: a request option, such as `option:clip_skip`;
-    - `COMPONENT.OUTPUT`: the output of another component, such as `text_encoder.hidden_states`; several with `+`
+    - `COMPONENT.OUTPUT`: the output of another component, such as `encoder.hidden_states`; several with `+`
       between them are joined along their last axis, in this order.
 
     Named axes count: `evaluations` (rows of a denoiser), `chunks` (of a prompt), `tokens`, `batch`, `images`, `height`
