@@ -23,6 +23,7 @@ from latentrt_export.export import export_checkpoint
 from latentrt_export.worker import Done, Job, run_job
 from tests.tiny import Family, Task, make_checkpoint
 from tests.tiny_preview import make_preview_decoder
+from tests.tiny_xl import Kind, make_xl_checkpoint
 from tests.traced_once import tracing_once
 
 
@@ -83,6 +84,20 @@ def exported_task(
             with exporting_in_process(), tracing_once(root / "traces"):
                 export_checkpoint(checkpoint, bundle, parts=parts, progress=Silent())
     return Exported(family=family, checkpoint=checkpoint, variant=None, bundle=bundle)
+
+
+def exported_xl(
+    factory: pytest.TempPathFactory, kind: Kind = "base", *, statistics: bool = False, parts: bool = True
+) -> tuple[Path, Path]:
+    """Return a checkpoint of Stable Diffusion XL and its bundle in float32, without a classifier."""
+    root, name = _root(factory), f"xl-{kind}{'-statistics' if statistics else ''}{'' if parts else '-whole'}"
+    checkpoint, bundle = root / f"{name}-checkpoint", root / name
+    with FileLock(root / f"{name}.lock"):
+        if not bundle.exists():
+            make_xl_checkpoint(checkpoint, kind, statistics=statistics)
+            with exporting_in_process(), tracing_once(root / "traces"):
+                export_checkpoint(checkpoint, bundle, parts=parts, progress=Silent())
+    return checkpoint, bundle
 
 
 @contextlib.contextmanager

@@ -223,8 +223,9 @@ def component_profile(
     }
     found = {}
     for spec in component.inputs:
-        encoder = manifest.tokenizers.get(spec.source.partition(".")[0])
-        tokens = {"tokens": profile.chunks.times(encoder.length)} if encoder is not None else {}
+        # Joined outputs have as many tokens.
+        lengths = [manifest.tokenizers[maker].length for maker, _ in spec.made_by if maker in manifest.tokenizers]
+        tokens = {"tokens": profile.chunks.times(lengths[0])} if lengths else {}
         sizes = input_image if spec.source == "image" and spec.dtype == "uint8" else {}
         found[spec.name] = _make_shape_range(name, spec, {**ranges, **sizes, **tokens})
     return found

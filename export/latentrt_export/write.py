@@ -104,6 +104,7 @@ def write_bundle(
         encoder: export_tokenizer(checkpoint.folder, folder, encoder, stage.bundle, stage.scratch)
         for encoder, folder in plan.tokenizers.items()
     }
+    _check_lengths(plan, tokenizers)
     licence = _copy_documents(checkpoint, stage.bundle)
     gate_inputs = _write_first_arrays(plan, stage, tokenizers, quantization)
     results: dict[str, Done] = {}
@@ -181,6 +182,23 @@ def _warn_about_runs(scheduler: SchedulerRecord, plan: ExportPlan) -> None:
             f"the checkpoint's own scheduler, {name}, is not supported ({error}); select another with --sampler at "
             "each run"
         )
+
+
+def _check_lengths(plan: ExportPlan, tokenizers: Mapping[str, TokenizerRecord]) -> None:
+    """Check that chunks have one length where the outputs of several text encoders are joined.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    for source in (source for component in plan.components for source in component.sources.values() if "+" in source):
+        encoders = [each.partition(".")[0] for each in source.split("+")]
+        lengths = [tokenizers[encoder].length for encoder in encoders]
+        if len({*lengths}) > 1:
+            raise CheckpointError(
+                f"got chunks of {' and '.join(map(str, lengths))} tokens for {' and '.join(encoders)}, whose outputs "
+                "are joined, expected one length; set the same model_max_length in the tokenizer_config.json of their "
+                "tokenizers"
+            )
 
 
 def _copy_documents(checkpoint: Checkpoint, bundle: Path) -> Licence:

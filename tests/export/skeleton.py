@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from latentrt_export.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from latentrt_export.families import PIPELINES
 from tests.tiny import PREPROCESSOR, SCHEDULERS, model_index
+from tests.tiny_xl import SCHEDULER, Kind, xl_model_index
 
 STEMS = {
     "text_encoder": "model",
@@ -41,6 +42,40 @@ def write_skeleton(folder: Path, *, safety: bool = True, variant: str | None = N
     if safety:
         write_json(folder / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR)
     (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nWeights of four numbers each.\n")
+    return folder
+
+
+XL_CONFIGS: dict[str, dict[str, Any]] = {
+    "text_encoder": {"hidden_size": 768, "num_hidden_layers": 12},
+    "text_encoder_2": {"hidden_size": 1280, "projection_dim": 1280, "num_hidden_layers": 32, "hidden_act": "gelu"},
+    "unet": {
+        "sample_size": 128,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [320, 640, 1280],
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "vae": {"block_out_channels": [8, 8, 16, 16], "scaling_factor": 0.13025},
+}
+
+
+def write_xl_skeleton(folder: Path, kind: Kind = "base") -> Path:
+    """Write a checkpoint of Stable Diffusion XL that `open_checkpoint` accepts; return its folder."""
+    write_json(folder / "model_index.json", xl_model_index(kind))
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    for part, config in XL_CONFIGS.items():
+        if part != "text_encoder" or kind != "refiner":
+            write_json(folder / part / "config.json", config)
+            write_weights(folder / part / f"{'model' if 'text' in part else 'diffusion_pytorch_model'}.safetensors")
+    if kind == "refiner":
+        change_json(
+            folder / "unet" / "config.json", cross_attention_dim=1280, projection_class_embeddings_input_dim=2560
+        )
+    elif kind in ("inpainting", "edit"):
+        change_json(folder / "unet" / "config.json", in_channels=9 if kind == "inpainting" else 8)
     return folder
 
 

@@ -35,8 +35,6 @@ class Vae:
         downscale: pixels per latent and side.
         scale: the factor from the autoencoder's latents to the sampling loop's.
         inpaints: whether diffusers can decode an inpainted image with it.
-        mean, std: the statistics of each channel of the autoencoder's latents, which Stable Diffusion XL's pipelines
-            follow; None where it states none.
     """
 
     class_name: str
@@ -44,8 +42,6 @@ class Vae:
     downscale: int
     scale: float
     inpaints: bool = True
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
 
 def read_vae(config: Mapping[str, Any], class_name: str, name: str = "vae") -> Vae:
@@ -93,27 +89,7 @@ def read_vae(config: Mapping[str, Any], class_name: str, name: str = "vae") -> V
         downscale=2 ** (max(counts.values()) - 1),
         scale=scale,
         inpaints=class_name != "AsymmetricAutoencoderKL" or _keeps_images(levels["up_block_out_channels"]),
-        **_read_statistics(config, name) if class_name == "AutoencoderKL" else {},
     )
-
-
-def _read_statistics(config: Mapping[str, Any], name: str) -> dict[str, tuple[float, ...]]:
-    """Read the mean and the standard deviation of each channel; diffusers follows both or neither.
-
-    Raises:
-        CheckpointError: there is one of them, or not one number a channel.
-    """
-    found = {key: config.get(f"latents_{key}") for key in ("mean", "std")}
-    if all(values is None for values in found.values()):
-        return {}
-    channels = config.get("latent_channels", 4)
-    for key, values in found.items():
-        if values is None or len(values) != channels:
-            raise CheckpointError(
-                f"{name}: its configuration has latents_{key} {quote(values)}, expected {channels} numbers, one for "
-                "each channel of a latent, in both latents_mean and latents_std; correct or delete both"
-            )
-    return {key: tuple(map(float, values)) for key, values in found.items() if values is not None}
 
 
 def _keeps_images(widths: Sequence[int]) -> bool:

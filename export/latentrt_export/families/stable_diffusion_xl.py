@@ -11,7 +11,7 @@ from latentrt.bundle.printable import quote
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.checkpoint import Checkpoint, PipelineClass
 from latentrt_export.checkpoints.json_file import read_object
-from latentrt_export.families.compatibility import Vae, check_components, read_vae
+from latentrt_export.families.compatibility import DEFAULT_PROJECTION_DIM, Vae, check_components, read_vae
 from latentrt_export.families.latent_diffusion import (
     CLASS_LABEL_KEYS,
     MAX_BATCH,
@@ -131,7 +131,9 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
     unet, vae_class = read_config(checkpoint, "unet"), checkpoint.classes.get("vae", "AutoencoderKL")
     key_warnings = check_all_keys(checkpoint, vae_class, tokenizers.values())
     warnings = [*key_warnings]
-    vae = read_vae(read_config(checkpoint, "vae"), vae_class)
+    vae_config = read_config(checkpoint, "vae")
+    vae = read_vae(vae_config, vae_class)
+    mean, std = _read_statistics(vae_config, vae) if vae_class == "AutoencoderKL" else (None, None)
     index = read_object(checkpoint.folder / "model_index.json")
     scored = pipeline_class in _GIVE_SCORES and _read_flag(index, "requires_aesthetics_score", default=False)
     _check_edit(pipeline_class, index)
@@ -143,13 +145,13 @@ def plan_export(checkpoint: Checkpoint) -> ExportPlan:
         family="stable-diffusion-xl",
         tasks=tasks,
         components=tuple(
-            each for each in _list_components(texts, unet, tasks, vae) if each.weights in checkpoint.weights
+            each
+            for each in _list_components(texts, unet, tasks, vae, normalized=mean is not None)
+            if each.weights in checkpoint.weights
         ),
         # diffusers' pipelines of this family apply no `shift_factor`.
         latent_spaces={
-            "unet": LatentSpace(
-                channels=vae.channels, downscale=vae.downscale, scale=vae.scale, mean=vae.mean, std=vae.std
-            )
+            "unet": LatentSpace(channels=vae.channels, downscale=vae.downscale, scale=vae.scale, mean=mean, std=std)
         },
         tokenizers=tokenizers,
         scheduler_config=checkpoint.scheduler_config,
@@ -189,6 +191,24 @@ def _read_flag(index: Mapping[str, Any], key: str, *, default: bool) -> bool:
     if not isinstance(found, bool):
         raise CheckpointError(f"model_index.json has {key} {quote(found)}, expected true or false; correct it")
     return found
+
+
+def _read_statistics(config: Mapping[str, Any], vae: Vae) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Read the mean and the standard deviation of each channel of the autoencoder's latents (Playground v2.5).
+
+    Raises:
+        CheckpointError: there is one of them, or not one number a channel.
+    """
+    found = {key: config.get(key) for key in ("latents_mean", "latents_std")}
+    if all(values is None for values in found.values()):
+        return None, None
+    for key, values in found.items():
+        if values is None or len(values) != vae.channels:
+            raise CheckpointError(
+                f"vae: its configuration has {key} {quote(values)}, expected {vae.channels} numbers, one for each "
+                "channel of a latent, in both latents_mean and latents_std; correct or delete both"
+            )
+    return tuple(map(float, found["latents_mean"] or ())), tuple(map(float, found["latents_std"] or ()))
 
 
 def _check_edit(pipeline_class: str, index: Mapping[str, Any]) -> None:
@@ -245,7 +265,7 @@ def _check_scores(
         CheckpointError: the UNet has the width of the other kind.
     """
     given, other = micro_conditioning, _SIZES + _SIZES_WITH_SCORE - micro_conditioning
-    pooled = text.get("projection_dim", 512)
+    pooled = text.get("projection_dim", DEFAULT_PROJECTION_DIM)
     if unet.get("projection_class_embeddings_input_dim") != pooled + other * unet["addition_time_embed_dim"]:
         return
     if given == _SIZES:
@@ -260,7 +280,12 @@ def _check_scores(
 
 
 def _list_components(
-    texts: Mapping[str, Mapping[str, Any]], unet: Mapping[str, Any], tasks: tuple[str, ...], vae: Vae
+    texts: Mapping[str, Mapping[str, Any]],
+    unet: Mapping[str, Any],
+    tasks: tuple[str, ...],
+    vae: Vae,
+    *,
+    normalized: bool,
 ) -> Iterator[ComponentPlan]:
     for name in texts:
         yield ComponentPlan(
@@ -286,5 +311,5 @@ def _list_components(
             **({"guidance_weight": "guidance-weight"} if distilled else {}),
         },
     )
-    yield plan_decoder(vae, tasks, normalized=vae.mean is not None)
+    yield plan_decoder(vae, tasks, normalized=normalized)
     yield from plan_last_components()

@@ -35,7 +35,8 @@ class _TorchSession(Session):
         self.inputs, self.outputs, self._evaluate = inputs, outputs, evaluate
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-        return self._evaluate(dict(feeds))
+        # A loop's stacked inputs are read-only, of which torch warns.
+        return self._evaluate({name: np.require(array, requirements="W") for name, array in feeds.items()})
 
 
 def denoise_prompts(

@@ -55,6 +55,7 @@ def test_the_keys_are_those_of_the_class_in_diffusers(name: str, tmp_path: Path)
     ("name", "config_class", "former"),
     [
         ("CLIPTextModel", CLIPTextConfig, config_keys._FORMER_TEXT_KEYS),
+        ("CLIPTextModelWithProjection", CLIPTextConfig, config_keys._FORMER_TEXT_KEYS),
         ("CLIPVisionModelWithProjection", CLIPVisionConfig, config_keys._FORMER_VISION_KEYS),
         ("StableDiffusionSafetyChecker", CLIPConfig, config_keys._FORMER_SAFETY_KEYS),
         ("DPTForDepthEstimation", DPTConfig, config_keys._FORMER_DEPTH_KEYS),
@@ -89,13 +90,8 @@ def test_a_value_that_is_not_supported_is_refused_by_its_key(name: str, key: str
 
 # Another value of each key that has no effect.
 OTHERS: dict[str, dict[str, Any]] = {
-    "UNet2DConditionModel": {"dropout": 0.5, "addition_time_embed_dim": 8, "addition_embed_type_num_heads": 2},
-    "AutoencoderKL": {
-        "sample_size": 8,
-        "latents_mean": [0.5] * 4,
-        "latents_std": [2.0] * 4,
-        "force_upcast": False,
-    },
+    "UNet2DConditionModel": {"dropout": 0.5, "addition_embed_type_num_heads": 2},
+    "AutoencoderKL": {"sample_size": 8, "force_upcast": False},
     "AutoencoderTiny": {
         "latent_magnitude": 5,
         "latent_shift": 0.1,
@@ -304,6 +300,9 @@ def test_a_saved_autoencoder_gets_no_warning(tmp_path: Path, name: str) -> None:
         ("UNet2DConditionModel", "layers_per_block", [129, [129], [1] * 17]),
         ("UNet2DConditionModel", "transformer_layers_per_block", [129, [129], [[129]], [[1] * 17]]),
         ("UNet2DConditionModel", "reverse_transformer_layers_per_block", [[129]]),
+        ("UNet2DConditionModel", "addition_time_embed_dim", [0, 2**16 + 1, [256]]),
+        ("AutoencoderKL", "latents_mean", [0.5, [], [0.5] * 1025, [float("inf")], [True], ["1"]]),
+        ("AutoencoderKL", "latents_std", [2.0, [0.0], [-1.0], [2.0] * 1025]),
         ("AutoencoderTiny", "num_encoder_blocks", [[129], [1] * 17, 10**9]),
         ("AutoencoderTiny", "num_decoder_blocks", [[129]]),
         ("AsymmetricAutoencoderKL", "layers_per_down_block", [129]),

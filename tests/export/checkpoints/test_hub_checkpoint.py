@@ -15,13 +15,23 @@ from latentrt.cli.main import main
 from latentrt.errors import CheckpointError, HubError, OutputError
 from latentrt.hub import HubPath, locate
 from latentrt_export.checkpoints.checkpoint import WantedComponents
+from latentrt_export.checkpoints.hub_checkpoint import fetch_inputs
 from latentrt_export.export import export_checkpoint
+from latentrt_export.families import PIPELINES
 from tests.export.fake_worker import FakeWorker, install, write_described
-from tests.export.skeleton import change_json, write_json, write_shards, write_skeleton, write_weights
+from tests.export.skeleton import (
+    change_json,
+    write_json,
+    write_shards,
+    write_skeleton,
+    write_weights,
+    write_xl_skeleton,
+)
 from tests.exported import Silent
 from tests.hub_server import HubServer, read_folder
 from tests.ldm import write_single_file
 from tests.tiny import make_checkpoint
+from tests.tiny_xl import Kind
 
 NAME = "owner/name"
 CHECKPOINT = Path(__file__).parents[3] / "sample" / "checkpoint"
@@ -108,6 +118,23 @@ def test_exactly_the_files_of_an_export_are_downloaded(
     assert (source.repository, source.revision) == (NAME, hub.repositories[NAME].refs["main"])
     assert source.name == f"{NAME}@{source.revision}"
     assert manifest.licence.name == "cc0-1.0"
+
+
+@pytest.mark.parametrize("kind", ["base", "refiner"])
+def test_both_tokenizers_of_xl_are_downloaded_where_there_are_two(hub: HubServer, tmp_path: Path, kind: Kind) -> None:
+    folder = write_xl_skeleton(tmp_path / "model", kind)
+    for name in ("tokenizer", "tokenizer_2"):
+        write_json(folder / name / "vocab.json", {"name": name})
+    for path in folder.rglob("*.safetensors"):
+        write_weights(path, f"{path.parent.name}.weight")  # the cache stores equal files once
+    if kind == "refiner":
+        shutil.rmtree(folder / "tokenizer")
+    publish(hub, folder, *IGNORED, "vae_1_0/diffusion_pytorch_model.safetensors")
+    fetch_inputs(
+        locate(NAME), WantedComponents(), None, pipelines=PIPELINES, refusals={}, variant=None, downloads=Silent()
+    )
+    assert sorted(hub.downloads) == sorted(read_folder(folder))
+    assert "tokenizer_2/vocab.json" in hub.downloads
 
 
 def test_same_commit_gives_the_same_digest(

@@ -220,7 +220,7 @@ def test_impossible_latent_upscalers_are_refused(
         plan(latent_upscaler)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", stable_diffusion.PIPELINES)
 def test_the_defaults_are_those_of_diffusers_pipelines(name: str) -> None:
     parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
     expected = parameters["num_inference_steps"].default, parameters["guidance_scale"].default

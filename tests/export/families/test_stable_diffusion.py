@@ -86,6 +86,7 @@ def test_the_tasks_follow_from_the_channels(
         ("StableDiffusionInstructPix2PixPipeline", {"in_channels": 4}, "in_channels 4, expected 8"),
         ("StableDiffusionPipeline", {"num_class_embeds": 8}, "num_class_embeds 8, expected none"),
         ("StableDiffusionPipeline", {"class_embed_type": "timestep"}, "class_embed_type 'timestep', expected none"),
+        ("StableDiffusionPipeline", {"addition_embed_type": "text_time"}, "addition_embed_type 'text_time', expected"),
         ("StableDiffusionInstructPix2PixPipeline", {"in_channels": 8, "time_cond_proj_dim": 32}, "time_cond_proj_dim"),
         ("LatentConsistencyModelPipeline", {}, "no time_cond_proj_dim"),
         ("StableDiffusionPipeline", {"sample_size": None}, "sample_size None"),

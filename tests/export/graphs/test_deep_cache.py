@@ -42,7 +42,12 @@ def test_branches_are_counted_from_the_configuration(request: pytest.FixtureRequ
 
 @pytest.mark.parametrize(
     ("config", "count"),
-    [({}, 12), ({"layers_per_block": 1}, 8), ({"layers_per_block": [1, 2, 3], "up_block_types": ["", "", ""]}, 9)],
+    [
+        ({}, 12),
+        ({"layers_per_block": 1}, 8),
+        ({"layers_per_block": [1, 2, 3], "up_block_types": ["", "", ""]}, 9),
+        ({"mid_block_type": None}, 11),
+    ],
 )
 def test_missing_keys_have_diffusers_defaults(config: dict[str, Any], count: int) -> None:
     assert count_branches(config) == count
@@ -68,4 +73,19 @@ def test_a_block_without_a_skip_is_rejected(sd1: Exported, tmp_path: Path) -> No
     join = find_deep_features(model, 0).consumers()[0]
     ir.convenience.replace_all_uses_with(join.outputs[0], join.inputs[1])  # type: ignore[arg-type]
     with pytest.raises(ExportError, match=r"concatenation before up_blocks\.2\.resnets\.1\.norm1\.weight"):
+        find_deep_features(model, 0)
+
+
+def test_without_a_middle_block_there_is_no_deepest_branch() -> None:
+    """The value that enters the deepest residual block of the up path is the skip that is joined to it."""
+    value = ir.val("x", dtype=ir.DataType.FLOAT, shape=["evaluations", 4, "height", "width"])
+    join = ir.node("Concat", [value, value], {"axis": 1})
+    weights = [
+        ir.val("up_blocks.0.resnets.0.norm1.weight", const_value=ir.tensor([1.0] * 8, name="weight")),
+    ]
+    norm = ir.node("GroupNormalization", [join.outputs[0], *weights])
+    model = ir.Model(
+        ir.Graph([value], norm.outputs, nodes=[join, norm], initializers=weights, opset_imports={"": 21}), ir_version=10
+    )
+    with pytest.raises(RequestError, match="this denoiser has none"):
         find_deep_features(model, 0)

@@ -17,15 +17,26 @@ from latentrt import Bundle, Pipeline
 from latentrt.backends.onnxruntime import open_session
 from latentrt.backends.session import Arrays, run
 from latentrt.bundle.gate_inputs import make_image_pixels, make_masks
+from latentrt.bundle.manifest import LatentSpace
 from latentrt.bundle.tensors import check_feeds
 from latentrt.errors import CheckpointError, RequestError
 from latentrt_export.checkpoints.checkpoint import GivenComponents
+from latentrt_export.component import export_component
 from latentrt_export.families import plan_export
-from latentrt_export.modules.vae import AsymmetricVaeDecoder, AsymmetricVaeEncoder, InpaintingVaeDecoder, TinyEncoder
+from latentrt_export.families.plan import ComponentPlan
+from latentrt_export.modules.vae import (
+    AsymmetricVaeDecoder,
+    AsymmetricVaeEncoder,
+    InpaintingVaeDecoder,
+    NormalizedVaeDecoder,
+    TinyEncoder,
+    VaeDecoder,
+)
 from latentrt_export.quantize.options import QuantizationOptions
 from tests.export.skeleton import open_skeleton, write_skeleton
 from tests.exported import Exported
 from tests.tiny_preview import make_preview_decoder
+from tests.tiny_xl import xl_autoencoder
 
 PROMPT = "a red circle on a blue background"
 
@@ -40,6 +51,65 @@ def changed(tiny: Path, folder: Path, **values: Any) -> Path:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **values}))
     return folder
+
+
+def test_a_decoder_inverts_the_statistics_of_latents() -> None:
+    torch.manual_seed(0)
+    vae = xl_autoencoder(statistics=True)
+    config = vae.config
+    space = LatentSpace(
+        channels=4,
+        downscale=8,
+        scale=config.scaling_factor,
+        mean=tuple(config.latents_mean),
+        std=tuple(config.latents_std),
+    )
+    encoded = np.random.default_rng(0).standard_normal((2, 4, 9, 8)).astype(np.float32)
+    latents = space.normalize(encoded)
+    # diffusers, `StableDiffusionXLPipeline.__call__`
+    mean, std = (torch.tensor(each).view(1, 4, 1, 1) for each in (config.latents_mean, config.latents_std))
+    with torch.inference_mode():
+        decoded = vae.decode(torch.from_numpy(latents) * std / config.scaling_factor + mean).sample
+    images = VaeImageProcessor(vae_scale_factor=8).postprocess(decoded, output_type="np")
+    expected = (images * 255).round().astype(int)
+    found = NormalizedVaeDecoder(vae).torch_outputs({"latents": latents})["pixels"]
+    # A level where a value lies on the edge between two.
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    # Pipelines of other families pass over the statistics.
+    plain = VaeDecoder(vae).torch_outputs({"latents": encoded * np.float32(config.scaling_factor)})["pixels"]
+    assert np.abs(plain.astype(int) - expected).max() <= 1
+    assert found.std() > 1, "an image of one colour proves nothing"
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_what_overflows_in_half_stays_float32(tmp_path: Path, overflows: bool) -> None:
+    """A checkpoint with `force_upcast` needs no exception of its own: its values exceed half's range.
+
+    Every norm divides by the spread of its input, so that scaled weights before it make large values and the same
+    image.
+    """
+    torch.manual_seed(0)
+    vae = xl_autoencoder(force_upcast=True)
+    with torch.no_grad():
+        if overflows:
+            for layer in (vae.post_quant_conv, vae.decoder.conv_in):
+                for parameter in layer.parameters():
+                    parameter.mul_(500)
+    module = VaeDecoder(vae).requires_grad_(False)
+    plan = ComponentPlan(
+        name="vae_decoder", role="decoder", module="vae:VaeDecoder", weights="vae", sources={"latents": "latents"}
+    )
+    latents = {"latents": np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)}
+    space = LatentSpace(channels=4, downscale=8, scale=0.13025)
+    component, _ = export_component(module, plan, tmp_path, "float16", latents, space, lambda text: None)
+    graph = component.graphs["float16"]
+    assert all(result.value <= result.bound for result in graph.gate)
+    kept = {name for name in graph.float32_nodes if not name.startswith("/")}
+    # Our own arithmetic around the decoder has no module in its nodes' names.
+    assert any(name.startswith("decoder.conv_in/") for name in kept) == overflows
+    assert any(name.startswith("decoder.mid_block.") for name in kept) == overflows
+    assert not any(name.startswith("decoder.conv_out/") for name in kept)
+    assert bool(kept) == overflows
 
 
 def test_a_previews_images_equal_those_of_diffusers(sd2: Exported) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -30,10 +27,7 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 def test_prompts_are_denoised_as_in_the_runtime(scale: float) -> None:
     """For a denoiser that is a formula; a guidance scale of at most 1 means none."""
     embeddings = np.random.default_rng(0).normal(size=(3, 77, 8)).astype(np.float32)
-    gate_inputs: dict[str, NDArray[Any]] = {
-        "calibration_embeddings": embeddings,
-        "noise_schedule": np.array(json.dumps(NOISE)),
-    }
+    conditionings: list[Arrays] = [{"encoder_hidden_states": each} for each in embeddings]
     timesteps: list[float] = []
 
     def run(feeds: Arrays) -> Arrays:
@@ -42,7 +36,7 @@ def test_prompts_are_denoised_as_in_the_runtime(scale: float) -> None:
         return {"noise_pred": feeds["sample"] * np.float32(0.5) + means}
 
     options = QuantizationOptions(steps=4, guidance_scale=scale)
-    found = denoise_prompts(run, INPUTS, OUTPUTS, "encoder_hidden_states", gate_inputs, (4, 8, 8), options)
+    found = denoise_prompts(run, INPUTS, OUTPUTS, conditionings, NOISE, (4, 8, 8), options)
     assert found.shape == (2, 4, 8, 8)
     assert timesteps == [999.0, 666.0, 333.0, 0.0] * 2, "the whole range of training timesteps"
     table = Euler.read({**NOISE, "timestep_spacing": "linspace"}).table(Steps(count=4))

@@ -163,6 +163,23 @@ def test_guidance_weights_differ_and_one_is_of_a_scale_of_one() -> None:
     assert weights.min() == 0
 
 
+@pytest.mark.parametrize("count", [6, 5])
+def test_micro_conditioning_differs_by_row(count: int) -> None:
+    rows = made("micro-conditioning", (6, count))
+    assert len({*map(tuple, rows[:4].tolist())}) == 4
+    np.testing.assert_array_equal(rows[4:], rows[:2])
+    assert (rows[:, :4] == made("micro-conditioning", (6, 6))[:, :4]).all()
+    assert (rows[:, 4:] <= 10).all() == (count == 5), "a score, or a target size"
+
+
+def test_outputs_are_joined_along_the_last_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = RNG.standard_normal((5, 77, 3)).astype(np.float32)
+    monkeypatch.setitem(ARRAYS, "clip_2.states", other)
+    found = made("clip.states+clip_2.states", (2, 154, 9))
+    np.testing.assert_array_equal(found[..., :6], made("clip.states", (2, 154, 6)))
+    np.testing.assert_array_equal(found[..., 6:], made("clip_2.states", (2, 154, 3)))
+
+
 def test_masks_are_a_box_and_in_every_second_row_the_whole_image() -> None:
     masks = made("mask", (3, 1, 24, 16))
     np.testing.assert_array_equal(masks[0], masks[2])

@@ -418,6 +418,69 @@ def test_an_input_from_nowhere(tree: Any, source: str) -> None:
     assert f"encoder_hidden_states comes from {source}" in contradiction(tree)
 
 
+TWICE = "text_encoder.hidden_states+text_encoder.hidden_states"
+
+
+def test_outputs_are_joined_along_the_last_axis(tree: Any) -> None:
+    embeddings = tree["components"]["unet"]["inputs"][2]
+    embeddings.update(source=TWICE, shape=["evaluations", "tokens", 8])
+    spec = decode_manifest(json.dumps(tree).encode()).components["unet"].inputs[2]
+    assert spec.made_by == (("text_encoder", "hidden_states"),) * 2
+    embeddings["source"] = "text_encoder.hidden_states+other.states"
+    assert "comes from text_encoder.hidden_states+other.states, expected an output" in contradiction(tree)
+
+
+@pytest.mark.parametrize(
+    ("shape", "second", "fragment"),
+    [
+        (["evaluations", "tokens", 4], None, "expected 8 values in its last axis"),
+        (["evaluations", "tokens", "width"], None, "expected 8 values in its last axis"),
+        (["evaluations", 8], None, "differ in the last axis alone"),
+        (["evaluations", "tokens", 8], ["chunks", 4], "differ in the last axis alone"),
+        (["evaluations", "tokens", 8], ["chunks", 5, 4], "differ in the last axis alone"),
+    ],
+)
+def test_outputs_that_cannot_be_joined(
+    tree: Any, shape: list[int | str], second: list[int | str] | None, fragment: str
+) -> None:
+    encoder, unet = (tree["components"][name] for name in ("text_encoder", "unet"))
+    if second is not None:
+        encoder["outputs"].append({"name": "other", "dtype": "float32", "shape": second})
+    source = TWICE if second is None else "text_encoder.hidden_states+text_encoder.other"
+    unet["inputs"][2].update(source=source, shape=shape)
+    assert fragment in contradiction(tree)
+
+
+@pytest.mark.parametrize("source", ["a.b+", "+a.b", "a.b+c", "a.b c.d", "latents+a.b", "a.b++c.d"])
+def test_a_source_of_another_form(tree: Any, source: str) -> None:
+    tree["components"]["unet"]["inputs"][2]["source"] = source
+    assert "source" in refusal(json.dumps(tree).encode())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "count", "allowed"),
+    [
+        ("float32", ["evaluations", 6], 1, True),
+        ("float32", ["evaluations", 5], 1, True),
+        ("float32", ["evaluations", 6], 2, False),
+        ("int64", ["evaluations", 6], 1, False),
+        ("float32", ["evaluations", 7], 1, False),
+        ("float32", ["evaluations"], 1, False),
+    ],
+)
+def test_micro_conditioning_has_sizes_or_a_score(
+    tree: Any, dtype: str, shape: list[int | str], count: int, allowed: bool
+) -> None:
+    for number in range(count):
+        tree["components"]["unet"]["inputs"].append(
+            {"name": f"time_ids_{number}", "dtype": dtype, "shape": shape, "source": "micro-conditioning"}
+        )
+    if allowed:
+        assert decode_manifest(json.dumps(tree).encode()).components["unet"].input_from("micro-conditioning")
+    else:
+        assert "expected one float32 with 6 or 5 values" in contradiction(tree)
+
+
 @pytest.mark.parametrize("axis", ["", "8 * height", "x*y", "0*height", "-1", "height*8"])
 def test_an_axis_of_another_form(tree: Any, axis: str) -> None:
     tree["components"]["unet"]["inputs"][0]["shape"][0] = axis
@@ -671,6 +734,36 @@ FLUX = LatentSpace(channels=16, downscale=8, scale=0.3611, shift=0.1159, patch=2
 def test_the_shape_of_latents() -> None:
     assert LatentSpace(channels=4, downscale=8, scale=0.18215).shape(512, 768) == (4, 64, 96)
     assert FLUX.shape(1024, 512) == (16, 128, 64)
+
+
+def test_latents_are_normalized_as_in_diffusers() -> None:
+    encoded = np.random.default_rng(0).standard_normal((2, 4, 3, 5)).astype(np.float32)
+    shifted = LatentSpace(channels=4, downscale=8, scale=0.3611, shift=0.1159)
+    np.testing.assert_array_equal(shifted.normalize(encoded), (encoded - np.float32(0.1159)) * np.float32(0.3611))
+    mean, std = (-1.6574, 1.886, -1.383, 2.5155), (8.4927, 5.9022, 6.5498, 5.2299)
+    playground = LatentSpace(channels=4, downscale=8, scale=0.5, mean=mean, std=std)
+    found = playground.normalize(encoded)
+    assert found.dtype == np.float32
+    # StableDiffusionXLImg2ImgPipeline.prepare_latents, by channel.
+    for channel in range(4):
+        expected = (encoded[:, channel] - np.float32(mean[channel])) * np.float32(0.5) / np.float32(std[channel])
+        np.testing.assert_array_equal(found[:, channel], expected)
+    np.testing.assert_array_equal(playground.normalize(encoded[0]), found[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mean": [0.0] * 4}, "one of mean and std"),
+        ({"std": [1.0] * 4}, "one of mean and std"),
+        ({"mean": [0.0] * 3, "std": [1.0] * 4}, "a mean of 3 values, expected 4"),
+        ({"mean": [0.0] * 4, "std": [1.0] * 5}, "a std of 5 values, expected 4"),
+        ({"mean": [0.0] * 4, "std": [1.0] * 4, "shift": 0.5}, "mean and shift 0.5"),
+    ],
+)
+def test_statistics_of_latents_that_contradict(tree: Any, values: dict[str, Any], message: str) -> None:
+    tree["latent_spaces"]["unet"].update(values)
+    assert message in contradiction(tree)
 
 
 def test_sides_are_multiples_of_every_latent_space(good: Manifest) -> None:
