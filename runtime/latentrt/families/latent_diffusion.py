@@ -24,10 +24,13 @@ from latentrt.families.family import Family, Pixels, Stage
 from latentrt.images.inputs import (
     InpaintingInputs,
     LoadedImage,
+    LoadedLatents,
     apply_overlay,
     default_height_width,
     image_to_pixels,
+    is_latents,
     load_image,
+    load_latents,
     prepare_inpainting,
 )
 from latentrt.images.metadata import InputRecord
@@ -80,17 +83,23 @@ class Inputs:
     """Input images of a request.
 
     Attributes:
-        image, mask: as loaded.
+        source, mask: as loaded.
         pixels: float32 [1, 3, H, W] in −1 … 1, once the size is known.
         inpainting: mask and masked pixels, where there is a mask.
         depth: float32 [1, H', W'] in −1 … 1 at the size of the latents, where `depth_map` was given.
     """
 
-    image: LoadedImage
+    source: LoadedImage | LoadedLatents
     mask: LoadedImage | None = None
     pixels: Floats | None = None
     inpainting: InpaintingInputs | None = None
     depth: Floats | None = None
+
+    @property
+    def image(self) -> LoadedImage:
+        """The input image of a task that takes no latents in its place."""
+        assert isinstance(self.source, LoadedImage), "others were refused"
+        return self.source
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,6 +141,7 @@ class Task:
         takes_image, takes_mask: whether the task needs these inputs; it rejects all others.
         takes_prompt, needs_prompt: whether the task accepts a prompt, and whether it rejects a request without one.
         takes_depth_map: whether the task accepts a depth map beside the image.
+        takes_latents: whether the task accepts an image as latents, and `denoising_start`.
         default_strength: that of diffusers' pipeline for the task; None: the task has no strength.
         default_noise_level: that of diffusers' pipeline; None: the task has no noise level.
         advice: the remedy for a bundle that does not support the task.
@@ -143,6 +153,7 @@ class Task:
     takes_prompt: ClassVar[bool] = True
     needs_prompt: ClassVar[bool] = True
     takes_depth_map: ClassVar[bool] = False
+    takes_latents: ClassVar[bool] = False
     default_strength: ClassVar[float | None] = None
     default_noise_level: ClassVar[int | None] = None
     advice: ClassVar[str] = "give `image`, and `mask_image` for inpainting"
@@ -162,9 +173,22 @@ class Task:
         """
         if request.guidance.image_scale is not None:
             raise RequestError("`image_guidance_scale`: only InstructPix2Pix models have it; leave it out")
+        self.check_start(request)
         for each in declared_options(Prompt):
             if not self.takes_prompt and getattr(request.prompt, each.path[-1]) is not None:
                 raise RequestError(f"`{each.keyword}`: {self.name} takes an image and no prompt; leave it out")
+
+    def check_start(self, request: ResolvedRequest) -> None:
+        """Reject a share of the noise levels to begin at where no image is past it.
+
+        Raises:
+            RequestError: `denoising_start` is set.
+        """
+        if request.sampling.denoising_start is not None and not self.takes_latents:
+            raise RequestError(
+                f"`denoising_start`: {self.name} begins with noise; give `image`, possibly as latents "
+                "(`output_type` latent), or leave it out"
+            )
 
     def size(self, request: Request, inputs: Inputs | None) -> Size:
         """Return the size of the result as given by the request or its input image; None for an open side."""
@@ -218,12 +242,14 @@ class ImageToImage(Task):
     """Image to image (Meng et al. 2022, SDEdit): sampling starts from the noised latents of an image."""
 
     name = "image-to-image"
-    takes_image = True
+    takes_image = takes_latents = True
     default_strength: ClassVar[float | None] = 0.8
     advice = "export a bundle with an encoder, or leave `image` out"
 
     def size(self, request: Request, inputs: Inputs | None) -> Size:
         assert inputs is not None, "the task takes an image"
+        if isinstance(inputs.source, LoadedLatents):
+            return self.stage.size_of(inputs.source, request.size)
         factor = self.stage.latent_space.downscale
         given, limits = request.size, self.stage.bundle.manifest.limits
         height, width = default_height_width(inputs.image, given.height, given.width, factor=factor)
@@ -238,16 +264,19 @@ class ImageToImage(Task):
 
     def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
         assert inputs is not None, "the task takes an image"
+        if isinstance(inputs.source, LoadedLatents):
+            return inputs
         factor = self.stage.latent_space.downscale
         return replace(inputs, pixels=image_to_pixels(inputs.image, height, width, factor=factor))
 
     def begin(self, request: ResolvedRequest) -> Callable[[Origin], Beginning]:
-        image = self.stage.encode(request.prepared.pixels)
+        sample = self.stage.image_latents(request.prepared)
 
         def begin_one(origin: Origin) -> Beginning:
-            clean = self.stage.latent_space.normalize(image.sample(origin.generator))
-            noise = self.stage.noise(request, origin)
-            return Beginning(latents=request.schedule.first_latents(noise, clean))
+            clean = sample(origin)
+            if request.sampling.denoising_start is not None:
+                return Beginning(latents=clean)
+            return Beginning(latents=request.schedule.first_latents(self.stage.noise(request, origin), clean))
 
         return begin_one
 
@@ -259,11 +288,13 @@ class Edit(ImageToImage):
     """
 
     name = "edit"
+    takes_latents = False
     default_strength: ClassVar[float | None] = None
     default_image_scale: ClassVar[float] = 1.5
     advice = "export an InstructPix2Pix checkpoint"
 
     def check(self, request: ResolvedRequest) -> None:
+        self.check_start(request)
         if request.acceleration.deep_cache > 1:
             raise RequestError("`deep_cache`: InstructPix2Pix models do not support it; leave it out")
         for keyword, changed in (
@@ -297,42 +328,51 @@ class Inpainting(Task):
     """
 
     name = "inpainting"
-    takes_image = takes_mask = True
+    takes_image = takes_mask = takes_latents = True
     default_strength: ClassVar[float | None] = 1.0
     advice = "use the bundle of a Stable Diffusion or an inpainting checkpoint, or leave `mask_image` out"
+
+    def size(self, request: Request, inputs: Inputs | None) -> Size:
+        assert inputs is not None, "the task takes an image"
+        source = inputs.source
+        return request.size if isinstance(source, LoadedImage) else self.stage.size_of(source, request.size)
 
     def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
         assert inputs is not None, "the task takes an image"
         assert inputs.mask is not None, "the task takes a mask"
-        prepared = prepare_inpainting(
-            inputs.image,
-            inputs.mask,
-            height,
-            width,
-            factor=self.stage.latent_space.downscale,
-            padding_mask_crop=request.start.padding_mask_crop,
-        )
+        margin, factor = request.start.padding_mask_crop, self.stage.latent_space.downscale
+        image = inputs.source
+        if isinstance(image, LoadedLatents):
+            if self.stage.extra_channels or margin is not None:
+                given = "`padding_mask_crop`" if margin is not None else "a model with channels for the masked image"
+                raise RequestError(f"`image`: got latents with {given}, which needs pixels; give an image")
+            image = image.as_pixels(height, width)  # of which nothing is used
+        prepared = prepare_inpainting(image, inputs.mask, height, width, factor=factor, padding_mask_crop=margin)
         return replace(inputs, pixels=prepared.pixels, inpainting=prepared)
 
     def begin(self, request: ResolvedRequest) -> Callable[[Origin], Beginning]:
         inputs: Inputs = request.prepared
         assert inputs.inpainting is not None, "prepared"
-        assert inputs.pixels is not None, "prepared"
-        image, masked = self.stage.encode(inputs.pixels), self.stage.encode(inputs.inpainting.masked_pixels)
-        mask, schedule, normalize = (
-            inputs.inpainting.latent_mask[0],
-            request.schedule,
-            self.stage.latent_space.normalize,
-        )
+        sample = self.stage.image_latents(inputs)
+        masked = None
+        if isinstance(inputs.source, LoadedImage):
+            masked = self.stage.encode(inputs.inpainting.masked_pixels)
+        mask, schedule = inputs.inpainting.latent_mask[0], request.schedule
         blends, from_noise = self.stage.extra_channels == 0, request.start.strength == 1
+        adds_noise = request.sampling.denoising_start is None
 
         def begin_one(origin: Origin) -> Beginning:
             # Sampled in diffusers' order: image, noise, masked image, each only where diffusers samples it.
-            clean = normalize(image.sample(origin.generator)) if blends or not from_noise else None
+            clean = sample(origin) if blends or not from_noise else None
             noise = self.stage.noise(request, origin)
-            latents = schedule.first_latents(noise, None if from_noise else clean)
-            kept = normalize(masked.sample(origin.generator))
+            kept = None if masked is None else self.stage.latent_space.normalize(masked.sample(origin.generator))
+            if adds_noise:
+                latents = schedule.first_latents(noise, None if from_noise else clean)
+            else:
+                assert clean is not None, "not from noise, as `denoising_start` excludes a strength"
+                latents = clean
             if not blends:
+                assert kept is not None, "latents are refused"
                 return Beginning(latents=latents, concat={"": np.concatenate([mask, kept])})
             assert clean is not None, "blended, so it was encoded"
             return Beginning(latents=latents, after_row=functools.partial(_blend, clean, noise, mask))
@@ -400,7 +440,9 @@ class LatentDiffusion(Family):
         if start.image is None:
             return None
         mask = None if start.mask is None else load_image(start.mask, "mask_image")
-        return Inputs(image=load_image(start.image, "image"), mask=mask)
+        if is_latents(start.image) and self._tasks[self.task(request)].takes_latents:
+            return Inputs(source=load_latents(start.image, self.latent_space.channels), mask=mask)
+        return Inputs(source=load_image(start.image, "image"), mask=mask)
 
     def size(self, request: Request, inputs: Inputs | None) -> Size:
         return self._tasks[self.task(request)].size(request, inputs)
@@ -415,7 +457,16 @@ class LatentDiffusion(Family):
             raise RequestError(
                 f"`strength`: got {strength:g}{with_image}, which {task.name} does not take; leave it out"
             )
-        strength = task.default_strength if strength is None else strength
+        if request.sampling.denoising_start is not None:
+            if strength is not None:
+                raise RequestError("got both `strength` and `denoising_start`, expected one of them")
+        elif strength is None:
+            strength = task.default_strength
+        image, images = request.start.image, shape[0]
+        if is_latents(image) and len(image) not in (1, images):
+            raise RequestError(
+                f"`image`: got latents of {len(image)} images, expected 1, or {images} as in the request"
+            )
         if request.start.depth_map is not None and not task.takes_depth_map:
             raise RequestError(f"`depth_map`: {task.name} does not take a depth map; leave it out")
         latents, noise_level = check_latents(request.start, shape), self._noise_level(task, request.start.noise_level)
@@ -453,9 +504,16 @@ class LatentDiffusion(Family):
                     f"`strength`: got {start.strength:g}, which leaves no step of {count}; raise it, or "
                     "`num_inference_steps`"
                 )
-        steps = samplers.Steps(count=count, begin=begin, eta=sampling.eta)
         config = self.scheduler.config_for(task, samplers.find(sampler).class_name)
-        return samplers.schedule(sampler, config, steps, karras=sampling.karras, options=sampling.options)
+
+        def make(begin: int) -> Schedule:
+            steps = samplers.Steps(count=count, begin=begin, eta=sampling.eta)
+            return samplers.schedule(sampler, config, steps, karras=sampling.karras, options=sampling.options)
+
+        if sampling.denoising_start is None and sampling.denoising_end is None:
+            return make(begin)
+        timesteps = config.get("num_train_timesteps", _TRAINING_TIMESTEPS)
+        return _select_noise_levels(make, begin, count, timesteps, sampling)
 
     def check(self, request: ResolvedRequest) -> None:
         self._tasks[request.task].check(request)
@@ -532,7 +590,7 @@ class LatentDiffusion(Family):
         inputs: Inputs | None = request.prepared
         if inputs is None:
             return {}
-        images = {"image": inputs.image} | ({} if inputs.mask is None else {"mask_image": inputs.mask})
+        images = {"image": inputs.source} | ({} if inputs.mask is None else {"mask_image": inputs.mask})
         return {name: InputRecord(digest=each.digest, parameters=each.parameters) for name, each in images.items()}
 
     def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
@@ -550,6 +608,57 @@ class LatentDiffusion(Family):
             return None
         defaults = self.bundle.manifest.defaults
         return min(defaults.height, defaults.width) // self.latent_space.downscale
+
+
+_TRAINING_TIMESTEPS = 1000  # the default of diffusers' schedulers
+
+
+def _select_noise_levels(
+    make: Callable[[int], Schedule], begin: int, count: int, training_timesteps: int, sampling: Sampling
+) -> Schedule:
+    """Return the rows of a schedule between `denoising_start` and `denoising_end`.
+
+    Source: diffusers, `StableDiffusionXLImg2ImgPipeline.get_timesteps` and `__call__`, "Apply denoising_end".
+
+    Args:
+        make: builds the table from a step on.
+        begin: the step that the strength leaves to begin at.
+        count: of all steps.
+        training_timesteps: of the scheduler.
+
+    Raises:
+        RequestError: no row is left.
+    """
+
+    def cutoff(share: float) -> int:
+        return round(training_timesteps - share * training_timesteps)
+
+    start, end = sampling.denoising_start, sampling.denoising_end
+    if start is not None and end is not None and start >= end:
+        raise RequestError(f"`denoising_start`: got {start:g}, expected less than `denoising_end` {end:g}")
+    if start is not None:
+        whole = make(0)
+        left = int(np.count_nonzero(whole.t < cutoff(start)))
+        two_stages = count > 1 and len(whole) - len(make(1)) == 2
+        if two_stages and left % 2 == 0:
+            left += 1  # the second row of a step is not run without its first
+        if left == 0:
+            raise _no_step("denoising_start", start, count)
+        begin = (len(whole) - left) // (2 if two_stages else 1)
+    schedule = make(begin)
+    if end is not None:
+        rows = int(np.count_nonzero(schedule.t >= cutoff(end)))
+        if rows == 0:
+            raise _no_step("denoising_end", end, count)
+        schedule = schedule.ending_at(rows)
+    return schedule
+
+
+def _no_step(keyword: str, share: float, count: int) -> RequestError:
+    change = "lower" if keyword == "denoising_start" else "raise"
+    return RequestError(
+        f"`{keyword}`: got {share:g}, which leaves no step of {count}; {change} it, or raise `num_inference_steps`"
+    )
 
 
 def _check_roles(bundle: Bundle) -> None:
@@ -669,6 +778,27 @@ class LatentDiffusionStage(Stage):
         if origin.noise is not None:
             return origin.noise
         return origin.generator.normal(self.latent_space.shape(request.height, request.width))
+
+    def size_of(self, latents: LoadedLatents, given: Size) -> Size:
+        """Return the size of the image of latents.
+
+        Raises:
+            RequestError: another one was given.
+        """
+        height, width = (side * self.latent_space.downscale for side in latents.values.shape[2:])
+        for keyword, side, own in (("height", given.height, height), ("width", given.width, width)):
+            if side not in (None, own):
+                raise RequestError(f"`{keyword}`: got {side}, expected {own}, that of the latents; leave it out")
+        return Size(height=height, width=width)
+
+    def image_latents(self, inputs: Inputs) -> Callable[[Origin], Latents]:
+        """Return a function that samples the latents of the input image, in the sampling loop's scale."""
+        if isinstance(inputs.source, LoadedLatents):
+            given = inputs.source.values
+            return lambda origin: given[origin.index % len(given)]
+        assert inputs.pixels is not None, "prepared"
+        image = self.encode(inputs.pixels)
+        return lambda origin: self.latent_space.normalize(image.sample(origin.generator))
 
     @measured("image_encoding")
     def encode(self, pixels: Floats) -> autoencoder.LatentDistribution:

@@ -52,6 +52,7 @@ class DepthToImage(ImageToImage):
     """
 
     name = "depth-to-image"
+    takes_latents = False
     takes_depth_map = True
     advice = "export a depth-to-image checkpoint"
 
