@@ -155,6 +155,22 @@ def test_the_names_of_components_are_open() -> None:
         assert shapes == component_profile(old, SAMPLE.components[old], profile, SAMPLE)
 
 
+def test_joined_embeddings_have_the_tokens_of_one_encoder_and_sizes_a_row_for_each_evaluation() -> None:
+    sample, timestep, text = SAMPLE.components["unet"].inputs
+    inputs = (
+        sample,
+        timestep,
+        msgspec.structs.replace(text, source=f"vae_encoder.mean+{text.source}"),
+        InputSpec("time_ids", "float32", ("evaluations", 6), "micro-conditioning"),
+    )
+    component = msgspec.structs.replace(SAMPLE.components["unet"], inputs=inputs)
+    profile = image_profile(SAMPLE, batch="1..2", chunks="1..3")
+    shapes = component_profile("unet", component, profile, SAMPLE)
+    plain = component_profile("unet", SAMPLE.components["unet"], profile, SAMPLE)
+    assert shapes[text.name] == plain[text.name]
+    assert shapes["time_ids"].max == (*plain["timestep"].max, 6)
+
+
 def test_an_axis_that_does_not_follow_from_a_profile() -> None:
     unet = SAMPLE.components["unet"]
     depth = InputSpec("depth", "float32", ("batch", "layers"), "image")

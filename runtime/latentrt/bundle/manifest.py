@@ -252,9 +252,9 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
     - `c-noise`: in place of the timestep, c_noise = ln(σ) / 4, for latents x0 + σ · ε (Karras et al. 2022, table 1);
     - `guidance-weight`: w = `guidance_scale` − 1 of each evaluation, for a denoiser with guidance distilled into it
       (Meng et al. 2023), which needs no evaluation of a negative prompt;
-    - `micro-conditioning`: the sizes of an image's training that Stable Diffusion XL takes, in pixels: original height
-      and width, top and left of the crop, target height and width; or, for a refiner, an aesthetic score in place of
-      the last two (Podell et al. 2023, section 2.2);
+    - `micro-conditioning`: sizes in pixels, as those of a training image (Podell et al. 2023, section 2.2): original
+      height and width, top and left of the crop, target height and width; or, for a refiner, an aesthetic score in
+      place of the last two;
     - `tokens`: token ids of the component's tokenizer, one chunk of `length` ids per row;
     - `image`: an input image, float32 in −1 … 1 (channels first) or uint8 (channels last); where the component has a
       `preprocessing`, float32 as that makes it;
@@ -263,8 +263,8 @@ class InputSpec(TensorSpec, frozen=True, forbid_unknown_fields=True):
     - `images`: the finished images of a request, uint8 (channels last);
     - `noise-level`: the level of the noise that is added to the input image (upscaling) or its embedding;
     - `option:NAME`: a request option, such as `option:clip_skip`;
-    - `COMPONENT.OUTPUT`: the output of another component, such as `encoder.hidden_states`; several with `+`
-      between them are joined along their last axis, in this order.
+    - `COMPONENT.OUTPUT`: the output of another component, such as `encoder.hidden_states`; several with `+` between
+      them are joined along their last axis, in this order.
 
     Named axes count: `evaluations` (rows of a denoiser), `chunks` (of a prompt), `tokens`, `batch`, `images`, `height`
     and `width` (in latents), `pixel_height` and `pixel_width`, `timesteps` (of a schedule).

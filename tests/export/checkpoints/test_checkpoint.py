@@ -63,7 +63,7 @@ def test_no_model_index(folder: Path) -> None:
         open_skeleton(folder)
 
 
-@pytest.mark.parametrize("pipeline", ["StableDiffusionXLPipeline", "StableDiffusionPipelin", None, 7, ["a"]])
+@pytest.mark.parametrize("pipeline", ["StableDiffusion3Pipeline", "StableDiffusionPipelin", None, 7, ["a"]])
 def test_an_unsupported_pipeline_class(folder: Path, pipeline: object) -> None:
     write_json(folder / "model_index.json", {**model_index("sd1", with_safety=True), "_class_name": pipeline})
     with pytest.raises(CheckpointError) as refusal:

@@ -14,7 +14,7 @@ from latentrt_export.modules.module import Arrays
 from latentrt_export.modules.unet import GuidanceDistilledXLUNet, UNet, XLUNet
 from latentrt_export.quantize.options import QuantizationOptions
 from tests.tiny import PIPELINES, TEXT_WIDTH, Task, move_off_initial_values, unet
-from tests.tiny_xl import POOLED_WIDTH, Kind, xl_unet
+from tests.tiny_xl import POOLED_WIDTH, TEXT_WIDTH_2, Kind, xl_unet
 
 
 @pytest.mark.parametrize("task", ["text-to-image", "inpainting"])
@@ -101,7 +101,7 @@ def test_distilled_guidance_of_xl_is_that_of_diffusers() -> None:
 @pytest.mark.parametrize("kind", ["base", "refiner"])
 def test_calibration_of_xl_conditions_as_a_request_does(kind: Kind, zeros: bool) -> None:
     module = XLUNet(xl_unet(kind), POOLED_WIDTH)
-    width = module.inputs[2].shape[2]
+    width = TEXT_WIDTH_2 + (TEXT_WIDTH if kind == "base" else 0)
     gate_inputs: Arrays = {
         "encoder_hidden_states": np.ones((3, 77, width), np.float32),
         "text_embeds": np.full((3, POOLED_WIDTH), 2, np.float32),
