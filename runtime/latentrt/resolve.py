@@ -153,6 +153,7 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
         prompts_2=_second_prompts("prompt_2", request.prompt.text_2, prompts, manifest.limits),
         negative_prompts_2=_second_prompts("negative_prompt_2", request.prompt.negative_2, negatives, manifest.limits),
         size=Size(height=height, width=width),
+        micro_conditioning=request.micro_conditioning,
         sampling=sampling,
         guidance=_guidance(request.guidance, manifest),
         start=start,
