@@ -313,8 +313,11 @@ def _record(
     negatives = request.negative_prompts if request.guided else None
     merging = bundle.manifest.components[family.denoiser].token_merging
     values = flat_values(request)
-    for keyword, texts in (("prompt_2", request.prompts_2), ("negative_prompt_2", request.negative_prompts_2)):
-        values[keyword] = texts[prompt] if texts and (request.guided or keyword == "prompt_2") else None
+    for keyword, first, second in (
+        ("prompt_2", request.prompts, request.prompts_2),
+        ("negative_prompt_2", negatives, request.negative_prompts_2),
+    ):
+        values[keyword] = second[prompt] if first and second and second[prompt] != first[prompt] else None
     return ImageRecord(
         prompt=request.prompts[prompt] if request.prompts else None,
         negative_prompt=negatives[prompt] if negatives else None,

@@ -36,7 +36,7 @@ from tests.tiny_xl import Kind
 pytestmark = IGNORED_WARNINGS
 Floats = NDArray[np.float32]
 Pair = tuple[Pipeline, Any]  # ours and diffusers'
-SIZE = {"height": 64, "width": 64}
+SIZE: dict[str, Any] = {"height": 64, "width": 64}
 CALL: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 3, **SIZE}
 GUIDANCE: list[dict[str, Any]] = [
     {"guidance_scale": 0.0},
@@ -411,7 +411,7 @@ def test_latents_with_a_mean_and_a_deviation(open_pair: Callable[..., Pair], tas
     call: dict[str, Any] = {**CALL, "guidance_scale": 3.0}
     cls: Any = StableDiffusionXLPipeline
     if task == "image-to-image":
-        call: dict[str, Any] = {
+        call = {
             "prompt": PROMPT,
             "image": input_image(64, 72),
             "strength": 0.6,
