@@ -327,7 +327,7 @@ def _record(
         given=tuple(
             keyword for keyword, each in OPTIONS.items() if each.check.kind == "python" and values[keyword] is not None
         ),
-        inputs=family.input_records(request),
+        inputs=family.input_records(request, index),
         token_merging=merging.ratio if merging else 0.0,
         backend=backend,
         bundle_digest=bundle.digest,

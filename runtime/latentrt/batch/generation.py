@@ -190,9 +190,9 @@ class _Generation:
         done = 0.0
         try:
             request = _resolve(self._pipeline, batch)
+            share = len(batch) / self._pipeline.count_steps(request)
             with self._pipeline.components.call():
-                for step in self._pipeline.steps(request):
-                    share = len(batch) / step.total
+                for step in self._pipeline.steps(request):  # noqa: B007  # the last one is finished
                     done += share
                     self._progress(share)
                 return self._pipeline.finish(request, step)

@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,7 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
         'latentrt run sample "a red circle on a blue background" -o circle.png',
         'latentrt run my-bundle "a lighthouse at dusk" --steps 25 --seed 7 --size 768x512',
         'latentrt run my-bundle "the same at night" --image lighthouse.png --strength 0.6',
+        'latentrt run my-xl "a lighthouse" --refiner my-refiner --denoising-end 0.8',
         'latentrt run my-bundle "a lighthouse" --seed 1..100 -o "lighthouse-{seed}.png"',
         "latentrt run my-bundle --prompts prompts.txt --count 4 -o images/",
         'latentrt run my-bundle --prompts requests.jsonl -o "{sampler}/{index:04}-{prompt}.webp" --skip-existing',
@@ -186,6 +187,12 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     group="Machine",
     help="Images that are generated at once.  [default: as many as fit memory]",
 )
+@option(
+    "--refiner",
+    type=BundlePath(),
+    group="Stable Diffusion XL",
+    help="A bundle of a refiner, which goes on where BUNDLE stops: at --denoising-end, 0.8 by default.",
+)
 @request_options()
 @load_options
 def run(
@@ -199,6 +206,7 @@ def run(
     seed: int | Sequence[int] | None,
     num_images_per_prompt: int | None,
     batch_size: int | None,
+    refiner: Path | None,
     machine: LoadOptions,
     **options: Any,
 ) -> None:
@@ -223,6 +231,10 @@ def run(
         names = OutputNames(output, format, existing, several=total != 1)
         _check_standard_output(names, total)
         pipeline = machine.load(bundle)
+        if refiner is not None:
+            from latentrt.refinement import RefinedPipeline
+
+            pipeline = RefinedPipeline(pipeline, replace(machine, digest=None).load(refiner))
         _Run(pipeline, requests, names, existing, total, started).work(
             1 if total == 1 and batch_size is None else batch_size
         )

@@ -185,8 +185,8 @@ class Family(ABC):
     def finish(self, request: ResolvedRequest, latents: Latents) -> Pixels:
         """Decode the last latents, float32 [images, C, H, W], to pixels, uint8 [images, height, width, 3]."""
 
-    def input_records(self, request: ResolvedRequest) -> dict[str, InputRecord]:
-        """Return the provenance of the input images, by keyword."""
+    def input_records(self, request: ResolvedRequest, index: int) -> dict[str, InputRecord]:
+        """Return the provenance of the input images of image `index`, by keyword."""
         return {}
 
     def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:

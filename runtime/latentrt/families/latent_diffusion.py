@@ -586,12 +586,17 @@ class LatentDiffusion(Family):
         self.components.done_with(name)
         return pixels
 
-    def input_records(self, request: ResolvedRequest) -> dict[str, InputRecord]:
+    def input_records(self, request: ResolvedRequest, index: int) -> dict[str, InputRecord]:
         inputs: Inputs | None = request.prepared
         if inputs is None:
             return {}
-        images = {"image": inputs.source} | ({} if inputs.mask is None else {"mask_image": inputs.mask})
-        return {name: InputRecord(digest=each.digest, parameters=each.parameters) for name, each in images.items()}
+        records = {}
+        for name, each in (("image", inputs.source), ("mask_image", inputs.mask)):
+            if isinstance(each, LoadedLatents):
+                records[name] = InputRecord(digest=each.digests[index % len(each.digests)])
+            elif each is not None:
+                records[name] = InputRecord(digest=each.digest, parameters=each.parameters)
+        return records
 
     def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
         return self._tasks[request.task].compose(request, pixels)

@@ -96,17 +96,15 @@ class LoadedLatents:
 
     Attributes:
         values: float32 [images, C, H, W], in the sampling loop's scale.
-        digest: `sha256:…` of the values and their shape.
-        parameters: none, as for an image without any.
+        digests: `sha256:…` of the values and the shape of each image's.
     """
 
     values: Floats
-    digest: str
-    parameters: str | None = None
+    digests: tuple[str, ...]
 
     def as_pixels(self, height: int, width: int) -> LoadedImage:
         """Return a black image of this size, which stands where pixels are expected and none are used."""
-        return LoadedImage(argument="image", image=Image.new("RGB", (width, height)), digest=self.digest)
+        return LoadedImage(argument="image", image=Image.new("RGB", (width, height)), digest=self.digests[0])
 
 
 def is_latents(source: object) -> TypeGuard[NDArray[Any]]:
@@ -135,7 +133,7 @@ def load_latents(source: NDArray[Any], channels: int) -> LoadedLatents:
         values = source.astype(np.float32) if np.issubdtype(source.dtype, np.floating) else None
     if values is None or not np.isfinite(values).all():
         raise RequestError("`image`: got latents that are not finite float32 numbers")
-    return LoadedLatents(values=values, digest=_pixel_digest(values))
+    return LoadedLatents(values=values, digests=tuple(map(_pixel_digest, values)))
 
 
 def load_image(source: ImageSource, argument: str = "image") -> LoadedImage:

@@ -469,13 +469,13 @@ def test_a_repainted_crop_is_placed_into_the_input_image(pipeline: Pipeline) -> 
 
 def test_input_images_are_recorded_by_keyword(pipeline: Pipeline) -> None:
     family = pipeline.family
-    assert family.input_records(resolve(pipeline)) == {}
-    records = family.input_records(resolve(pipeline, image=image(), mask_image=mask()))
+    assert family.input_records(resolve(pipeline), 0) == {}
+    records = family.input_records(resolve(pipeline, image=image(), mask_image=mask()), 0)
     assert [*records] == ["image", "mask_image"]
     assert len({record.digest for record in records.values()}) == 2
-    again = family.input_records(resolve(pipeline, image=image()))
+    again = family.input_records(resolve(pipeline, image=image()), 0)
     assert again["image"].digest == records["image"].digest
-    assert family.input_records(resolve(pipeline, image=image(1)))["image"].digest != records["image"].digest
+    assert family.input_records(resolve(pipeline, image=image(1)), 0)["image"].digest != records["image"].digest
 
 
 # Distilled guidance (what it generates: tests/parity).

@@ -1,12 +1,7 @@
-"""Stable Diffusion XL: two text encoders, micro-conditioning, shares of the noise levels, latents as an image.
-
-The bundle is the sample bundle with another manifest: a second text encoder and a denoiser that are functions.
-"""
+"""Stable Diffusion XL: two text encoders, micro-conditioning, shares of the noise levels, latents as an image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -16,115 +11,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentrt import Pipeline, Request
-from latentrt.backends.models import Components, Models
-from latentrt.backends.placement import place_components
-from latentrt.backends.session import Session
+from latentrt.backends.models import Components
 from latentrt.batch.generation import generate_many
 from latentrt.bundle.bundle import Bundle
-from latentrt.bundle.manifest import Component, InputSpec
-from latentrt.bundle.sample import bundle_path
-from latentrt.bundle.tensors import TensorSpec
 from latentrt.errors import BundleError, RequestError
 from latentrt.families.stable_diffusion_xl import StableDiffusionXL
-from latentrt.resolve import ResolvedRequest
 from latentrt.sampling.loop import Sample
-from tests.runtime.fake_sessions import FunctionSession
+from tests.runtime.fake_xl import POOLED, SIZES, WIDTH, WIDTH_2, XL
 
 Floats = NDArray[np.float32]
 
-WIDTH, WIDTH_2, POOLED = 128, 6, 5
 LONG = " ".join(["star"] * 100)  # two chunks
-SIZES: dict[str, Any] = {"height": 64, "width": 96}
-
-
-class XL:
-    """A pipeline whose second text encoder and denoiser are functions that keep what they were fed."""
-
-    def __init__(
-        self, bundle: Bundle, *, tasks: tuple[str, ...] | None = None, refiner: bool = False, channels: int = 4
-    ) -> None:
-        manifest = bundle.manifest
-        components, tokenizers = dict(manifest.components), dict(manifest.tokenizers)
-        first, unet = components["text_encoder"], components["unet"]
-        states, pooled = ("chunks", 77, WIDTH_2), ("chunks", POOLED)
-        components["text_encoder_2"] = msgspec.structs.replace(
-            first,
-            graphs=unet.graphs,  # which are not opened
-            outputs=(TensorSpec("hidden_states", "float32", states), TensorSpec("pooled", "float32", pooled)),
-        )
-        tokenizers["text_encoder_2"] = tokenizers["text_encoder"]
-        encoders = ["text_encoder_2"] if refiner else ["text_encoder", "text_encoder_2"]
-        width = WIDTH_2 + (0 if refiner else WIDTH)
-        components["unet"] = self._denoiser(unet, encoders, width, 5 if refiner else 6, channels)
-        if refiner:
-            del components["text_encoder"], tokenizers["text_encoder"]
-        changed = msgspec.structs.replace(
-            manifest,
-            family="stable-diffusion-xl",
-            tasks=tasks or ("text-to-image", "image-to-image", "inpainting"),
-            components=components,
-            tokenizers=tokenizers,
-            defaults=msgspec.structs.replace(manifest.defaults, force_zeros_for_empty_prompt=not refiner),
-        )
-        placements = place_components(bundle, "cpu")
-        bundle.manifest = changed
-        self.encoded: list[NDArray[np.int64]] = []
-        self.fed: list[Mapping[str, Any]] = []
-        functions = {"text_encoder_2": self._encode, "unet": self._denoise}
-        placements["text_encoder_2"] = placements["text_encoder"]
-        for name, function in functions.items():
-            record = components[name]
-            placements[name] = replace(
-                placements[name], split=False, open=self._open(record, function), key=(object(),)
-            )
-        self.pipeline = Pipeline(bundle, Components(placements, models=Models()))
-
-    @staticmethod
-    def _denoiser(unet: Component, encoders: list[str], width: int, values: int, channels: int) -> Component:
-        latents, timestep, text = unet.inputs
-        joined = "+".join(f"{name}.hidden_states" for name in encoders)
-        return msgspec.structs.replace(
-            unet,
-            inputs=(
-                msgspec.structs.replace(latents, shape=(latents.shape[0], channels, *latents.shape[2:])),
-                timestep,
-                msgspec.structs.replace(text, shape=(*text.shape[:2], width), source=joined),
-                InputSpec("text_embeds", "float32", ("evaluations", POOLED), "text_encoder_2.pooled"),
-                InputSpec("time_ids", "float32", ("evaluations", values), "micro-conditioning"),
-            ),
-            parts={},
-        )
-
-    @staticmethod
-    def _open(
-        record: Component, function: Callable[[Mapping[str, Any]], dict[str, Any]]
-    ) -> Callable[[str | None], Session]:
-        return lambda part: FunctionSession(record.inputs, record.outputs, function)
-
-    def _encode(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        ids = feeds["input_ids"]
-        self.encoded.append(ids)
-        means = ids.astype(np.float32).mean(axis=1) + feeds["clip_skip"]
-        return {
-            "hidden_states": np.repeat(
-                ids[..., np.newaxis] + feeds["clip_skip"][:, None, None], WIDTH_2, axis=2
-            ).astype(np.float32),
-            "pooled": np.repeat(means[:, np.newaxis], POOLED, axis=1).astype(np.float32),
-        }
-
-    def _denoise(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        self.fed.append(feeds)
-        scale = feeds["time_ids"].sum(axis=1) / 1e4 + feeds["text_embeds"].mean(axis=1) / 1e5
-        return {"noise_pred": (feeds["sample"][:, :4] * scale[:, None, None, None]).astype(np.float32)}
-
-    def resolve(self, **values: Any) -> ResolvedRequest:
-        options: dict[str, Any] = {"prompt": "a star", "seed": 7, "num_inference_steps": 4, "safety": "off", **SIZES}
-        if "image" in values:
-            options = {key: value for key, value in options.items() if key not in SIZES}
-        return self.pipeline.resolve(Request.of(**{**options, **values}))
-
-    def begin(self, **values: Any) -> list[Sample]:
-        return self.pipeline.family.stages[0].begin(self.resolve(**values))
 
 
 def inputs(sample: Sample, name: str = "positive") -> dict[str, NDArray[Any]]:
@@ -146,13 +43,13 @@ def latents(images: int = 1, channels: int = 4) -> Floats:
 
 
 @pytest.fixture
-def xl(bundle: Bundle) -> XL:
-    return XL(bundle)
+def xl() -> XL:
+    return XL()
 
 
 @pytest.fixture
 def refiner() -> XL:
-    return XL(Bundle.open(bundle_path()), refiner=True, tasks=("image-to-image", "inpainting"))
+    return XL(refiner=True, tasks=("image-to-image", "inpainting"))
 
 
 def test_the_family_knows_its_widths_and_its_options(xl: XL, refiner: XL) -> None:
@@ -332,16 +229,17 @@ def test_latents_may_be_repainted(xl: XL) -> None:
         xl.resolve(**call, padding_mask_crop=8)
 
 
-def test_a_denoiser_with_channels_of_the_masked_image_needs_pixels(bundle: Bundle) -> None:
-    xl = XL(bundle, tasks=("inpainting",), channels=9)
+def test_a_denoiser_with_channels_of_the_masked_image_needs_pixels() -> None:
+    xl = XL(tasks=("inpainting",), channels=9)
     with pytest.raises(RequestError, match="`image`"):
         xl.resolve(image=latents(), mask_image=image(), denoising_start=0.5)
 
 
-def test_an_edit_has_the_size_of_the_request(bundle: Bundle) -> None:
-    xl = XL(bundle, tasks=("edit",), channels=8)
+def test_an_edit_has_the_size_of_the_request() -> None:
+    xl = XL(tasks=("edit",), channels=8)
     request = xl.resolve(image=image(40, 40))
-    assert (request.height, request.width) == (bundle.manifest.defaults.height, bundle.manifest.defaults.width)
+    defaults = xl.pipeline.bundle.manifest.defaults
+    assert (request.height, request.width) == (defaults.height, defaults.width)
 
 
 # Refusals.
@@ -392,8 +290,8 @@ def test_a_refiner_takes_no_target_size_and_no_second_prompt(refiner: XL) -> Non
             refiner.resolve(image=image(), **{keyword: value})
 
 
-def test_an_edit_takes_no_negative_sizes(bundle: Bundle) -> None:
-    xl = XL(bundle, tasks=("edit",), channels=8)
+def test_an_edit_takes_no_negative_sizes() -> None:
+    xl = XL(tasks=("edit",), channels=8)
     with pytest.raises(RequestError, match="`negative_original_size`"):
         xl.resolve(image=image(), negative_original_size=(1, 1))
 
