@@ -27,6 +27,7 @@ from latentrt_export.families.plan import ExportPlan
 from tests.export.skeleton import change_json, write_skeleton, write_xl_skeleton
 from tests.exported import Silent, exported_xl, exporting_in_process
 from tests.tiny_xl import POOLED_WIDTH, TEXT_WIDTH, TEXT_WIDTH_2, Kind, make_xl_checkpoint
+from tests.traced_once import tracing_once
 
 TASKS = ("text-to-image", "image-to-image", "inpainting")
 JOINED = "text_encoder.hidden_states+text_encoder_2.hidden_states"
@@ -284,6 +285,11 @@ def test_a_base_checkpoint_beside_diffusers(tmp_path_factory: pytest.TempPathFac
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("traces")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options", "parts"),
@@ -295,10 +301,10 @@ def test_a_base_checkpoint_beside_diffusers(tmp_path_factory: pytest.TempPathFac
         ("base", {"precision": "int8", "deep_cache": 1}, True),
     ],
 )
-def test_a_kind_from_end_to_end(tmp_path: Path, kind: Kind, options: dict[str, Any], parts: bool) -> None:
+def test_a_kind_from_end_to_end(tmp_path: Path, traces: Path, kind: Kind, options: dict[str, Any], parts: bool) -> None:
     checkpoint = make_xl_checkpoint(tmp_path / "checkpoint", kind, statistics=kind == "distilled")
     progress = Silent()
-    with exporting_in_process():
+    with exporting_in_process(), tracing_once(traces):
         export_checkpoint(checkpoint, tmp_path / "bundle", progress=progress, **options)
     manifest = Bundle.open(tmp_path / "bundle").manifest
     check_gates(manifest)
