@@ -190,7 +190,7 @@ LAYERS = (
     ("backends",),
     ("sampling", "text", "decode", "images"),
     ("families", "request", "resolve"),
-    ("pipeline", "result", "progress_bar", "batch"),
+    ("pipeline", "result", "refinement", "progress_bar", "batch"),
     ("cli",),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
