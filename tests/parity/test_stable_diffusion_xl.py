@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,9 @@ from diffusers import (
 from numpy.typing import NDArray
 
 from latentrt import Pipeline, Request
+from latentrt.errors import RequestError
+from latentrt.request import Sampling, Start
+from latentrt.sampling import samplers
 from latentrt.sampling.loop import Sample, step
 from tests.exported import exported_xl
 from tests.parity.pipelines import (
@@ -31,6 +35,7 @@ from tests.parity.pipelines import (
     input_mask,
     run_oracle,
 )
+from tests.runtime.fake_xl import XL
 from tests.tiny_xl import Kind
 
 pytestmark = IGNORED_WARNINGS
@@ -283,6 +288,36 @@ def test_two_stages_by_one_sampler_are_the_whole(base: Pair) -> None:
     stage: dict[str, Any] = {key: value for key, value in call.items() if key not in SIZE}
     second = pipeline(**stage, output_type="latent", denoising_start=0.6, image=first).images
     assert np.abs(second - whole).max() <= LATENTS_BOUND * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("steps", [2, 7, 30])
+@pytest.mark.parametrize(
+    "sampler",
+    ["euler", "euler_a", "heun", "dpm2", "dpm2_a", "lms", "dpmpp_sde", "dpmpp_2m", "dpmpp_2s", "deis", "unipc", "pndm"],
+)
+def test_stages_have_diffusers_timesteps(sampler: str, steps: int, share: float) -> None:
+    """Of every solver, without a model: a step of two evaluations is never cut in two where a stage begins."""
+    family = XL().pipeline.family
+    name = samplers.find(sampler).class_name
+    options = {"skip_prk_steps": True} if sampler == "pndm" else {}
+    config = {**family.scheduler.config_for("image-to-image", name), **options}
+    scheduler = getattr(diffusers, name).from_config(config)
+    scheduler.set_timesteps(steps)
+    oracle = types.SimpleNamespace(scheduler=scheduler)
+    begun, _ = StableDiffusionXLImg2ImgPipeline.get_timesteps(oracle, steps, 1.0, "cpu", denoising_start=share)
+    cutoff = round(1000 - share * 1000)
+    ended = [t for t in scheduler.timesteps.tolist() if t >= cutoff]
+    for keyword, expected in (("denoising_start", begun.tolist()), ("denoising_end", ended)):
+        task, given = "image-to-image", dict[str, Any]({keyword: share})
+        sampling = Sampling(sampler=sampler, steps=steps, options=options, **given)
+        if not expected:
+            with pytest.raises(RequestError, match=f"`{keyword}`"):
+                family.schedule(task, sampling, Start())
+            continue
+        found = family.schedule(task, sampling, Start()).t
+        # DPM++ SDE's middle timesteps are interpolated in float32 there.
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-3)
 
 
 def begin(pipeline: Pipeline, **call: Any) -> list[Sample]:

@@ -512,7 +512,7 @@ class LatentDiffusion(Family):
 
         if sampling.denoising_start is None and sampling.denoising_end is None:
             return make(begin)
-        timesteps = config.get("num_train_timesteps", _TRAINING_TIMESTEPS)
+        timesteps = {**config, **(sampling.options or {})}.get("num_train_timesteps", _TRAINING_TIMESTEPS)
         return _select_noise_levels(make, begin, count, timesteps, sampling)
 
     def check(self, request: ResolvedRequest) -> None:
@@ -632,7 +632,7 @@ def _select_noise_levels(
         training_timesteps: of the scheduler.
 
     Raises:
-        RequestError: no row is left.
+        RequestError: no row is left, or the sampler cannot begin at the first one.
     """
 
     def cutoff(share: float) -> int:
@@ -650,6 +650,11 @@ def _select_noise_levels(
         if left == 0:
             raise _no_step("denoising_start", start, count)
         begin = (len(whole) - left) // (2 if two_stages else 1)
+        if begin >= count or not np.array_equal(make(begin).t, whole.t[-left:]):
+            raise RequestError(
+                f"`denoising_start`: got {start:g} with a `sampler` that needs earlier steps to begin there; choose "
+                "another, or set PNDM's option skip_prk_steps"
+            )
     schedule = make(begin)
     if end is not None:
         rows = int(np.count_nonzero(schedule.t >= cutoff(end)))

@@ -49,15 +49,17 @@ class _MicroConditioned(Task):
     """A task whose denoiser takes the pooled text and micro-conditioning.
 
     Attributes:
-        refused: options of micro-conditioning that diffusers' pipeline of the task does not take, or ignores.
+        unused: options of micro-conditioning that diffusers' pipeline of the task does not take, or ignores, but for a
+            refiner.
     """
 
-    refused: ClassVar[frozenset[str]] = frozenset()
+    unused: ClassVar[frozenset[str]] = frozenset({"negative_crops_coords_top_left"})
 
     def check(self, request: ResolvedRequest) -> None:
         super().check(request)
+        unused = frozenset[str]() if _takes_score(self.stage.bundle) else self.unused
         for each in declared_options(MicroConditioning):
-            if each.keyword in self.refused and getattr(request.micro_conditioning, each.path[-1]) is not None:
+            if each.keyword in unused and getattr(request.micro_conditioning, each.path[-1]) is not None:
                 raise RequestError(f"`{each.keyword}`: {self.name} does not use it; leave it out")
 
     def text_inputs(self, request: ResolvedRequest, side: Side, text: EncodedText) -> dict[str, NDArray[Any]]:
@@ -90,6 +92,8 @@ class _MicroConditioned(Task):
 
 class TextToImage(_MicroConditioned):
     """Text to image, where the negative sizes are used together or not at all."""
+
+    unused: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, request: ResolvedRequest) -> None:
         super().check(request)
@@ -127,7 +131,9 @@ class XLInpainting(_MicroConditioned, Inpainting):
 class XLEdit(_MicroConditioned, Edit):
     """InstructPix2Pix, which has the size of the request or the bundle, not of the image."""
 
-    refused = frozenset({"negative_original_size", "negative_target_size", "negative_crops_coords_top_left"})
+    unused: ClassVar[frozenset[str]] = frozenset(
+        {"negative_original_size", "negative_target_size", "negative_crops_coords_top_left"}
+    )
 
     def size(self, request: Request, inputs: Inputs | None) -> Size:
         return request.size

@@ -244,6 +244,8 @@ def test_an_edit_has_the_size_of_the_request() -> None:
 
 # Refusals.
 
+RUNGE_KUTTA = {"sampler": "pndm", "sampler_options": {"skip_prk_steps": False}}
+
 
 @pytest.mark.parametrize(
     ("values", "option"),
@@ -251,6 +253,7 @@ def test_an_edit_has_the_size_of_the_request() -> None:
         ({"aesthetic_score": 6.0}, "aesthetic_score"),
         ({"negative_original_size": (1, 1)}, "negative_target_size"),
         ({"negative_crops_coords_top_left": (1, 1)}, "negative_original_size"),
+        ({"negative_crops_coords_top_left": (1, 1), "image": image()}, "negative_crops_coords_top_left"),
         ({"original_size": 64}, "original_size"),
         ({"original_size": (64, 64.0)}, "original_size"),
         ({"original_size": (64, 64, 64)}, "original_size"),
@@ -260,6 +263,7 @@ def test_an_edit_has_the_size_of_the_request() -> None:
         ({"denoising_end": 0.5, "sampler": "edm_euler"}, "sampler"),
         ({"denoising_start": 0.5}, "denoising_start"),
         ({"denoising_start": 0.999, "image": latents(), "sampler": "ddim"}, "denoising_start"),
+        ({"denoising_start": 0.5, "image": latents(), "num_inference_steps": 9, **RUNGE_KUTTA}, "denoising_start"),
         ({"denoising_start": 0.8, "denoising_end": 0.8, "image": latents()}, "denoising_start"),
         ({"denoising_start": 0.5, "strength": 0.5, "image": latents()}, "strength"),
         ({"image": latents(3), "denoising_start": 0.5}, "image"),
