@@ -311,7 +311,8 @@ def test_stages_have_diffusers_timesteps(sampler: str, steps: int, share: float)
     for keyword, expected in (("denoising_start", begun.tolist()), ("denoising_end", ended)):
         task, given = "image-to-image", dict[str, Any]({keyword: share})
         sampling = Sampling(sampler=sampler, steps=steps, options=options, **given)
-        if not expected:
+        # PNDM evaluates its second step twice, and a stage of the last evaluation alone would be no step of it.
+        if not expected or (sampler == "pndm" and keyword == "denoising_start" and len(expected) == 1):
             with pytest.raises(RequestError, match=f"`{keyword}`"):
                 family.schedule(task, sampling, Start())
             continue
