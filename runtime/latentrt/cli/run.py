@@ -131,7 +131,6 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
         'latentrt run sample "a red circle on a blue background" -o circle.png',
         'latentrt run my-bundle "a lighthouse at dusk" --steps 25 --seed 7 --size 768x512',
         'latentrt run my-bundle "the same at night" --image lighthouse.png --strength 0.6',
-        'latentrt run my-xl "a lighthouse" --refiner my-refiner --denoising-end 0.8',
         'latentrt run my-bundle "a lighthouse" --seed 1..100 -o "lighthouse-{seed}.png"',
         "latentrt run my-bundle --prompts prompts.txt --count 4 -o images/",
         'latentrt run my-bundle --prompts requests.jsonl -o "{sampler}/{index:04}-{prompt}.webp" --skip-existing',
