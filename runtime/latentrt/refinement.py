@@ -82,6 +82,10 @@ class RefinedPipeline(Pipeline):
                 f"{base.bundle.folder}; expected a refiner of the same autoencoder"
             )
 
+    def close(self) -> None:
+        super().close()
+        self.refiner.close()
+
     def resolve(self, request: Request) -> RefinedRequest:
         if isinstance(request, RefinedRequest):
             return request

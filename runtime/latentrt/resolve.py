@@ -250,7 +250,7 @@ def _second_prompts(
     keyword: str, value: object, first: tuple[str, ...] | None, limits: Limits
 ) -> tuple[str, ...] | None:
     """Return the texts of the second text encoder. A text that is empty, and no list, stands for the first one's."""
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value):
         return None
     if first is None:
         other = keyword.removesuffix("_2")

@@ -129,3 +129,11 @@ def test_a_request_whose_steps_were_not_run_has_no_result(refined: RefinedPipeli
     request = refined.resolve(Request.of(**CALL, **SIZES))
     with pytest.raises(RequestError, match="steps"):
         refined.finish(request, np.zeros((1, 4, 16, 24), np.float32))
+
+
+def test_closing_it_closes_both(base: XL, refiner: XL, refined: RefinedPipeline) -> None:
+    with refined:
+        refined(**CALL, **SIZES, seed=1, output_type="latent")
+    for pipeline in (base.pipeline, refiner.pipeline):
+        with pytest.raises(RequestError, match="closed"):
+            pipeline(**CALL, image=np.zeros((64, 64, 3), np.uint8), strength=0.5, seed=1)

@@ -315,7 +315,11 @@ def _list_seeds(seed: Any, images: int) -> Iterator[Any]:
 
 def _second_text(text: Any, first: Any) -> Any:
     """Return the text of the second encoder of one image: its own, or that of the first encoder."""
-    return text[0] if isinstance(text, list) else text or first or ""
+    if isinstance(text, list):
+        return text[0]
+    if text is None or (isinstance(text, str) and not text):
+        return "" if first is None else first
+    return text
 
 
 def _merge(values: Sequence[Values]) -> Request:
@@ -329,7 +333,7 @@ def _merge(values: Sequence[Values]) -> Request:
     if first["negative_prompt"] is not None:  # all or none of a kind have one
         own["negative_prompt"] = [each["negative_prompt"] for each in values]
     for key, other in _FIRST_TEXTS.items():
-        if any(each[key] for each in values):
+        if any(each[key] is not None for each in values):
             own[key] = [_second_text(each[key], each[other]) for each in values]
     return Request.of(**first | own | {"seed": seeds})
 

@@ -278,6 +278,7 @@ RUNGE_KUTTA = {"sampler": "pndm", "sampler_options": {"skip_prk_steps": False}}
         ({"negative_pooled_prompt_embeds": np.ones((1, POOLED), np.float32)}, "negative_prompt"),
         ({"prompt_2": ["a", "b"]}, "prompt_2"),
         ({"prompt_2": 5}, "prompt_2"),
+        ({"prompt_2": np.zeros(3)}, "prompt_2"),
         ({"prompt_2": " ".join(["star"] * 2000)}, "prompt_2"),
         ({"negative_prompt": "a", "negative_prompt_2": " ".join(["star"] * 2000)}, "negative_prompt_2"),
     ],
