@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from latentrt import Pipeline, Request
 from latentrt.errors import RequestError
+from latentrt.families import Family
 from latentrt.request import Sampling, Start
 from latentrt.sampling import samplers
 from latentrt.sampling.loop import Sample, step
@@ -290,15 +291,19 @@ def test_two_stages_by_one_sampler_are_the_whole(base: Pair) -> None:
     assert np.abs(second - whole).max() <= LATENTS_BOUND * np.abs(whole).max()
 
 
+@pytest.fixture(scope="module")
+def family() -> Family:
+    return XL().pipeline.family
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("steps", [2, 7, 30])
 @pytest.mark.parametrize(
     "sampler",
     ["euler", "euler_a", "heun", "dpm2", "dpm2_a", "lms", "dpmpp_sde", "dpmpp_2m", "dpmpp_2s", "deis", "unipc", "pndm"],
 )
-def test_stages_have_diffusers_timesteps(sampler: str, steps: int, share: float) -> None:
+def test_stages_have_diffusers_timesteps(family: Family, sampler: str, steps: int, share: float) -> None:
     """Of every solver, without a model: a step of two evaluations is never cut in two where a stage begins."""
-    family = XL().pipeline.family
     name = samplers.find(sampler).class_name
     options = {"skip_prk_steps": True} if sampler == "pndm" else {}
     config = {**family.scheduler.config_for("image-to-image", name), **options}
