@@ -13,7 +13,8 @@ from PIL import Image
 from latentrt.backends.session import Arrays, run
 from latentrt.bundle.manifest import LOW_RES_SCHEDULER
 from latentrt.errors import RequestError
-from latentrt.families.latent_diffusion import (
+from latentrt.families.latent_diffusion import LatentDiffusion, LatentDiffusionStage
+from latentrt.families.tasks import (
     TEXT,
     Beginning,
     Edit,
@@ -21,8 +22,6 @@ from latentrt.families.latent_diffusion import (
     ImageToImage,
     Inpainting,
     Inputs,
-    LatentDiffusion,
-    LatentDiffusionStage,
     Origin,
     Side,
     Task,

@@ -13,16 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.errors import BundleError, RequestError
-from latentrt.families.latent_diffusion import (
-    DENOISER,
-    Edit,
-    ImageToImage,
-    Inpainting,
-    Inputs,
-    LatentDiffusion,
-    Side,
-    Task,
-)
+from latentrt.families.latent_diffusion import DENOISER, LatentDiffusion
+from latentrt.families.tasks import Edit, ImageToImage, Inpainting, Inputs, Side, Task
 from latentrt.request import OPTIONS, MicroConditioning, declared_options
 from latentrt.text.clip import EncodedText
 
@@ -90,7 +82,7 @@ class _MicroConditioned(Task):
         return (*(given.negative_original_size or original), *crop, *(given.negative_target_size or target))
 
 
-class TextToImage(_MicroConditioned):
+class XLTextToImage(_MicroConditioned):
     """Text to image, where the negative sizes are used together or not at all."""
 
     unused: ClassVar[frozenset[str]] = frozenset()
@@ -142,7 +134,7 @@ class XLEdit(_MicroConditioned, Edit):
 class StableDiffusionXL(LatentDiffusion):
     """Stable Diffusion XL."""
 
-    task_classes = (TextToImage, XLImageToImage, XLEdit, XLInpainting)
+    task_classes = (XLTextToImage, XLImageToImage, XLEdit, XLInpainting)
 
     def __init__(self, bundle: Bundle, components: Components) -> None:
         super().__init__(bundle, components)
