@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from latentrt.errors import BundleError, RequestError
 from latentrt.families.latent_diffusion import DENOISER, LatentDiffusion
 from latentrt.families.tasks import Edit, ImageToImage, Inpainting, Inputs, Side, Task
-from latentrt.request import OPTIONS, MicroConditioning, declared_options
+from latentrt.request import MicroConditioning, declared_options
 from latentrt.text.clip import EncodedText
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ _VALUES_WITH_SCORE = 5
 # diffusers' defaults.
 _SCORE, _NEGATIVE_SCORE = 6.0, 2.5
 _TOP_LEFT = (0, 0)
+# Options that other families do not take: of all bundles, of those with two text encoders, and of one kind of sizes.
+_OPTIONS = {
+    *(each.keyword for each in declared_options(MicroConditioning)),
+    *("pooled_prompt_embeds", "negative_pooled_prompt_embeds", "denoising_start", "denoising_end"),
+}
+_SECOND_TEXTS = {"prompt_2", "negative_prompt_2"}
 _SCORES = {"aesthetic_score", "negative_aesthetic_score"}
 _TARGETS = {"target_size", "negative_target_size"}
 
@@ -139,11 +145,8 @@ class StableDiffusionXL(LatentDiffusion):
     def __init__(self, bundle: Bundle, components: Components) -> None:
         super().__init__(bundle, components)
         self.pooled_width = _find_width(bundle, POOLED)
-        options = {keyword for keyword, each in OPTIONS.items() if each.only}
-        options -= _TARGETS if _takes_score(bundle) else _SCORES
-        if len(self._stage.text_encoders) == 1:
-            options -= {"prompt_2", "negative_prompt_2"}
-        self.options = frozenset(options)
+        options = _OPTIONS - (_TARGETS if _takes_score(bundle) else _SCORES)
+        self.options = frozenset(options | (_SECOND_TEXTS if len(self._stage.text_encoders) > 1 else set()))
 
 
 def _takes_score(bundle: Bundle) -> bool:
