@@ -319,7 +319,8 @@ class Inpainting(Task):
                 raise RequestError(f"`image`: got latents with {given}, which needs pixels; give an image")
             image = image.as_pixels(height, width)  # of which nothing is used
         prepared = prepare_inpainting(image, inputs.mask, height, width, factor=factor, padding_mask_crop=margin)
-        return replace(inputs, pixels=prepared.pixels, inpainting=prepared)
+        pixels = prepared.pixels if image is inputs.source else None
+        return replace(inputs, pixels=pixels, inpainting=prepared)
 
     def begin(self, request: ResolvedRequest) -> Callable[[Origin], Beginning]:
         inputs: Inputs = request.prepared
@@ -353,7 +354,9 @@ class Inpainting(Task):
     def decoder_images(self, request: ResolvedRequest) -> dict[str, Floats]:
         inputs: Inputs = request.prepared
         assert inputs.inpainting is not None, "prepared"
-        return {"image": inputs.inpainting.pixels, "mask": inputs.inpainting.mask}
+        if inputs.pixels is None:  # latents were given
+            return super().decoder_images(request)
+        return {"image": inputs.pixels, "mask": inputs.inpainting.mask}
 
     def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
         inputs: Inputs = request.prepared

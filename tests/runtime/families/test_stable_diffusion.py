@@ -444,8 +444,13 @@ def test_a_decoder_that_keeps_images_takes_those_of_the_request(
             assert 0 < each["kept_mask"].mean() < 1
 
 
-@pytest.mark.parametrize("values", [{}, {"image": image(), "strength": 0.5}])
-def test_such_a_decoder_keeps_nothing_in_other_tasks(
+GIVEN_LATENTS: dict[str, Any] = {"image": np.zeros((1, *SHAPE), np.float32), "strength": 0.5}
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"image": image(), "strength": 0.5}, GIVEN_LATENTS, {**GIVEN_LATENTS, "mask_image": mask()}]
+)
+def test_such_a_decoder_keeps_nothing_without_an_image_and_a_mask(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
     feeds = keep_images(pipeline, monkeypatch)
