@@ -248,6 +248,10 @@ class Pipeline(metaclass=_AdvisesOnAttributes):
         safety.require_classifier(self.bundle.manifest, resolved.policy)
         return resolved
 
+    def count_steps(self, request: ResolvedRequest) -> int:
+        """Return the number of steps that `steps` yields for a request that `resolve` returned."""
+        return len(request.schedule) * len(self.family.stages)
+
     def steps(self, request: Request) -> Generator[Step, None, None]:
         """Generate step by step: the sampling loop as a generator. Progress, previews and streams consume it; leaving
         it early cancels.

@@ -38,6 +38,7 @@ __all__ = [
     "Acceleration",
     "CallOptions",
     "GuidanceOptions",
+    "MicroConditioning",
     "Option",
     "Prompt",
     "Request",
@@ -69,6 +70,10 @@ class Check:
 _MAX_WHOLE = 2**63 - 1
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Whole(Check):
     """Whole numbers from `low` to `high`; None: the bundle decides the upper bound."""
@@ -78,8 +83,7 @@ class Whole(Check):
     kind = "int"
 
     def __call__(self, keyword: str, value: Any) -> int:
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or not self.low <= value <= (_MAX_WHOLE if self.high is None else self.high):
+        if not _is_whole(value) or not self.low <= value <= (_MAX_WHOLE if self.high is None else self.high):
             expected = f"from {self.low} to {self.high}" if self.high is not None else f"of at least {self.low}"
             raise RequestError(f"`{keyword}`: got {quote(value)}, expected a whole number {expected}")
         return int(value)
@@ -111,6 +115,38 @@ class OneOf(Check):
         if not isinstance(value, str) or value not in self.names:
             raise RequestError(f"`{keyword}`: got {quote(value)}, expected one of {', '.join(self.names)}")
         return str(value)
+
+
+@dataclass(frozen=True)
+class Share(Check):
+    """Numbers between 0 and 1, both excluded."""
+
+    kind = "float"
+
+    def __call__(self, keyword: str, value: Any) -> float:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not 0 < value < 1:
+            raise RequestError(f"`{keyword}`: got {quote(value)}, expected a number above 0 and below 1")
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Pair(Check):
+    """Two whole numbers of pixels: a `size`, height and width, or a `position`, top and left."""
+
+    kind: str
+
+    def __call__(self, keyword: str, value: Any) -> tuple[int, int]:
+        pair: Sequence[Any] = value if isinstance(value, (tuple, list)) else ()
+        if len(pair) != 2 or not all(_is_whole(each) and 0 <= each <= _MAX_PIXELS for each in pair):
+            names = "height, width" if self.kind == "size" else "top, left"
+            raise RequestError(
+                f"`{keyword}`: got {quote(value)}, expected ({names}), two whole numbers from 0 to {_MAX_PIXELS:,}"
+            )
+        return int(pair[0]), int(pair[1])
+
+
+_MAX_PIXELS = 1_000_000  # a side of an image of training; float32 holds such numbers exactly
 
 
 class Switch(Check):
@@ -150,6 +186,7 @@ class Option:
         path: of the field in `Request`, such as ("sampling", "steps").
         keyword: in Python. flag: on the command line; None where it has none or the command spells it by hand.
         check: which values it takes. default: in the declaration; None leaves the value to the bundle.
+        only: the models that take it, for a message; empty: all. A family lists those of its bundle (`Family.options`).
     """
 
     path: tuple[str, ...] = ()
@@ -158,6 +195,7 @@ class Option:
     help: str
     check: Check
     default: Any = None
+    only: str = ""
 
 
 def option(
@@ -166,18 +204,35 @@ def option(
     flag: str | None,
     check: Check,
     help: str,  # noqa: A002  # click's word for it
+    only: str = "",
 ) -> Any:
     """Declare a field of a request."""
-    made = Option(keyword=keyword, flag=flag, check=check, help=help, default=default)
+    made = Option(keyword=keyword, flag=flag, check=check, help=help, default=default, only=only)
     return field(default=default, metadata={"option": made})
+
+
+# The models that take an option, for messages.
+_TWO_ENCODERS = "models with two text encoders, such as Stable Diffusion XL,"
+_POOLED = "models with pooled text embeddings, such as Stable Diffusion XL,"
+_SIZED = "Stable Diffusion XL models"
+_TARGETED = "Stable Diffusion XL models other than refiners"
+_SCORED = "Stable Diffusion XL refiners"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """The prompts, as text or as embeddings float32 [prompts, tokens, width]."""
+    """The prompts, as text or as embeddings float32 [prompts, tokens, width] and pooled ones [prompts, width]."""
 
     text: str | Sequence[str] | None = option(
         None, "prompt", None, Check(), "A description of the image: one text or several."
+    )
+    text_2: str | Sequence[str] | None = option(
+        None,
+        "prompt_2",
+        "--prompt-2",
+        Check(),
+        "Another prompt for the second text encoder. The same.",
+        _TWO_ENCODERS,
     )
     negative: str | Sequence[str] | None = option(
         None,
@@ -186,9 +241,28 @@ class Prompt:
         Check(),
         "What to keep out of the image. Ignored without guidance.",
     )
+    negative_2: str | Sequence[str] | None = option(
+        None,
+        "negative_prompt_2",
+        "--negative-prompt-2",
+        Check(),
+        "Another negative prompt for the second text encoder. The same.",
+        _TWO_ENCODERS,
+    )
     embeds: NDArray[Any] | None = option(None, "prompt_embeds", None, InPython(), "Embeddings in place of the prompt.")
     negative_embeds: NDArray[Any] | None = option(
         None, "negative_prompt_embeds", None, InPython(), "Embeddings in place of the negative prompt."
+    )
+    pooled_embeds: NDArray[Any] | None = option(
+        None, "pooled_prompt_embeds", None, InPython(), "Pooled embeddings in place of the prompt's.", _POOLED
+    )
+    negative_pooled_embeds: NDArray[Any] | None = option(
+        None,
+        "negative_pooled_prompt_embeds",
+        None,
+        InPython(),
+        "Pooled embeddings in place of the negative prompt's.",
+        _POOLED,
     )
     clip_skip: int | None = option(
         None, "clip_skip", "--clip-skip", Whole(0, 64), "Last layers of the text encoder to skip, for the prompt."
@@ -201,6 +275,79 @@ class Size:
 
     height: int | None = option(None, "height", "--height", Whole(1), "Height in pixels. The bundle's default.")
     width: int | None = option(None, "width", "--width", Whole(1), "Width in pixels. The bundle's default.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MicroConditioning:
+    """What a model is told of its training images (Podell et al. 2023, section 2.2).
+
+    Sizes are height and width in pixels, crops top and left. A size that is None is that of the image.
+    """
+
+    original_size: tuple[int, int] | None = option(
+        None,
+        "original_size",
+        "--original-size",
+        Pair("size"),
+        "Size of the image before it was scaled: small ones look blurred. The image's.",
+        _SIZED,
+    )
+    crop: tuple[int, int] | None = option(
+        None,
+        "crops_coords_top_left",
+        "--crops-coords-top-left",
+        Pair("position"),
+        "Top and left of the crop. 0,0 centers objects, and is the default.",
+        _SIZED,
+    )
+    target_size: tuple[int, int] | None = option(
+        None,
+        "target_size",
+        "--target-size",
+        Pair("size"),
+        "Size of the image after it was cropped. The image's.",
+        _TARGETED,
+    )
+    negative_original_size: tuple[int, int] | None = option(
+        None,
+        "negative_original_size",
+        "--negative-original-size",
+        Pair("size"),
+        "Original size to keep away from.",
+        _SIZED,
+    )
+    negative_crop: tuple[int, int] | None = option(
+        None,
+        "negative_crops_coords_top_left",
+        "--negative-crops-coords-top-left",
+        Pair("position"),
+        "Crop to keep away from.",
+        _SIZED,
+    )
+    negative_target_size: tuple[int, int] | None = option(
+        None,
+        "negative_target_size",
+        "--negative-target-size",
+        Pair("size"),
+        "Target size to keep away from.",
+        _TARGETED,
+    )
+    aesthetic_score: float | None = option(
+        None,
+        "aesthetic_score",
+        "--aesthetic-score",
+        Number(-100, 100),
+        "Aesthetic score to approach. 6 is the default.",
+        _SCORED,
+    )
+    negative_aesthetic_score: float | None = option(
+        None,
+        "negative_aesthetic_score",
+        "--negative-aesthetic-score",
+        Number(-100, 100),
+        "Aesthetic score to keep away from. 2.5 is the default.",
+        _SCORED,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,6 +376,22 @@ class Sampling:
     )
     eta: float | None = option(
         None, "eta", "--eta", Number(0, 1), "Fresh noise that DDIM (default 0) or TCD (0.3) adds, 0 to 1."
+    )
+    denoising_start: float | None = option(
+        None,
+        "denoising_start",
+        "--denoising-start",
+        Share(),
+        "Share of the noise levels that `image`, or its latents, is past: it gets no noise, and only the rest is run.",
+        _SIZED,
+    )
+    denoising_end: float | None = option(
+        None,
+        "denoising_end",
+        "--denoising-end",
+        Share(),
+        "Share of the noise levels after which to stop; a refiner goes on from there.",
+        _SIZED,
     )
     schedule: Schedule | None = option(
         None,
@@ -327,17 +490,31 @@ class CallOptions(TypedDict, total=False):
     They are those of the declarations, which a test compares, and `generator`, diffusers' way to give a seed.
     """
 
+    prompt_2: str | Sequence[str] | None
     negative_prompt: str | Sequence[str] | None
+    negative_prompt_2: str | Sequence[str] | None
     prompt_embeds: NDArray[Any] | None
     negative_prompt_embeds: NDArray[Any] | None
+    pooled_prompt_embeds: NDArray[Any] | None
+    negative_pooled_prompt_embeds: NDArray[Any] | None
     clip_skip: int | None
     height: int | None
     width: int | None
+    original_size: tuple[int, int] | None
+    crops_coords_top_left: tuple[int, int] | None
+    target_size: tuple[int, int] | None
+    negative_original_size: tuple[int, int] | None
+    negative_crops_coords_top_left: tuple[int, int] | None
+    negative_target_size: tuple[int, int] | None
+    aesthetic_score: float | None
+    negative_aesthetic_score: float | None
     num_inference_steps: int | None
     sampler: str | None
     sampler_options: Mapping[str, Any] | None
     karras: bool | None
     eta: float | None
+    denoising_start: float | None
+    denoising_end: float | None
     schedule: Schedule | None
     guidance_scale: float | None
     guidance_rescale: float
@@ -371,6 +548,7 @@ class Request:
 
     prompt: Prompt = field(default_factory=Prompt)
     size: Size = field(default_factory=Size)
+    micro_conditioning: MicroConditioning = field(default_factory=MicroConditioning)
     sampling: Sampling = field(default_factory=Sampling)
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     start: Start = field(default_factory=Start)
@@ -502,6 +680,7 @@ def declared_options(cls: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
 _GROUPS: dict[str, type] = {
     "prompt": Prompt,
     "size": Size,
+    "micro_conditioning": MicroConditioning,
     "sampling": Sampling,
     "guidance": GuidanceOptions,
     "start": Start,

@@ -58,7 +58,9 @@ class ResolvedRequest(Request):
 
     Attributes:
         task: one of the bundle's, such as `text-to-image`.
-        prompts, negative_prompts: one text for each prompt; None where embeddings are given.
+        prompts: one text for each prompt; None where embeddings are given.
+        negative_prompts: likewise; None too where there is none and zeros stand for its embeddings.
+        prompts_2, negative_prompts_2: those of the second text encoder; None where they are the same.
         seeds: one for each image.
         schedule: the table of coefficients, built once.
         prepared: the family's preparation of the input image (`latentrt.families`).
@@ -71,6 +73,8 @@ class ResolvedRequest(Request):
     seeds: tuple[int, ...]
     schedule: Schedule
     policy: safety.Policy
+    prompts_2: tuple[str, ...] | None = None
+    negative_prompts_2: tuple[str, ...] | None = None
     prepared: Any = None
     guidance_distilled: bool = False
 
@@ -124,6 +128,7 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
         RequestError: an option has an impossible value, or the bundle cannot do it.
     """
     request = _check_values(request)
+    _check_taken(request, family)
     task = family.task(request)
     if task not in manifest.tasks:
         raise RequestError(f"this bundle cannot do {task}, it does {', '.join(manifest.tasks)}; {family.advice(task)}")
@@ -139,12 +144,16 @@ def resolve(request: Request, manifest: Manifest, family: Family) -> ResolvedReq
     _check_memory(images, height, width, family.latent_space)
     start = family.start(request, (images, *family.latent_space.shape(height, width)))
     sampling = _sampling(request, manifest, family)
+    negatives = _negative_prompts(request, count, manifest)
     decided = ResolvedRequest(
         task=task,
         prompt=_prompt(request, count, manifest, family),
         prompts=prompts,
-        negative_prompts=_negative_prompts(request, count, manifest.limits),
+        negative_prompts=negatives,
+        prompts_2=_second_prompts("prompt_2", request.prompt.text_2, prompts, manifest.limits),
+        negative_prompts_2=_second_prompts("negative_prompt_2", request.prompt.negative_2, negatives, manifest.limits),
         size=Size(height=height, width=width),
+        micro_conditioning=request.micro_conditioning,
         sampling=sampling,
         guidance=_guidance(request.guidance, manifest),
         start=start,
@@ -190,6 +199,18 @@ def _check_values(request: Request) -> Request:
     return Request.of(**values)
 
 
+def _check_taken(request: Request, family: Family) -> None:
+    """Reject options that only other models take.
+
+    Raises:
+        RequestError: one is set; the message names it.
+    """
+    for keyword, value in flat_values(request).items():
+        only = OPTIONS[keyword].only
+        if only and value is not None and keyword not in family.options:
+            raise RequestError(f"`{keyword}`: only {only} take it, and this bundle has no such model; leave it out")
+
+
 def _prompts(request: Request, limits: Limits, family: Family) -> tuple[tuple[str, ...] | None, int]:
     prompt = request.prompt
     if prompt.text is None and prompt.embeds is None and not family.needs_prompt(request):
@@ -205,20 +226,46 @@ def _prompts(request: Request, limits: Limits, family: Family) -> tuple[tuple[st
     return prompts, len(prompts)
 
 
-def _negative_prompts(request: Request, count: int, limits: Limits) -> tuple[str, ...] | None:
+def _negative_prompts(request: Request, count: int, manifest: Manifest) -> tuple[str, ...] | None:
     prompt = request.prompt
     if prompt.negative_embeds is not None:
         if prompt.negative is not None:
             raise RequestError("got both `negative_prompt` and `negative_prompt_embeds`, expected at most one of them")
         return None
-    texts = _texts("negative_prompt", "" if prompt.negative is None else prompt.negative, limits)
-    if len(texts) == 1:
-        return texts * count
-    if len(texts) != count:
+    if prompt.negative is None and manifest.defaults.force_zeros_for_empty_prompt:
+        for keyword, given in (
+            ("negative_prompt_2", prompt.negative_2),
+            ("negative_pooled_prompt_embeds", prompt.negative_pooled_embeds),
+        ):
+            if given is not None:
+                raise RequestError(
+                    f"`{keyword}`: got a value without `negative_prompt`, for which this model takes zeros; give "
+                    "`negative_prompt` too, which may be empty"
+                )
+        return None
+    return _spread("negative_prompt", "" if prompt.negative is None else prompt.negative, count, manifest.limits)
+
+
+def _second_prompts(
+    keyword: str, value: object, first: tuple[str, ...] | None, limits: Limits
+) -> tuple[str, ...] | None:
+    """Return the texts of the second text encoder. A text that is empty, and no list, stands for the first one's."""
+    if value is None or (isinstance(value, str) and not value):
+        return None
+    if first is None:
+        other = keyword.removesuffix("_2")
+        raise RequestError(f"got both `{keyword}` and `{other}_embeds`, expected at most one of them")
+    return _spread(keyword, value, len(first), limits)
+
+
+def _spread(keyword: str, value: object, count: int, limits: Limits) -> tuple[str, ...]:
+    """Return one text for each prompt."""
+    texts = _texts(keyword, value, limits)
+    if len(texts) not in (1, count):
         raise RequestError(
-            f"`negative_prompt`: got {len(texts)} texts for {count} prompts, expected one for all or one for each"
+            f"`{keyword}`: got {len(texts)} texts for {count} prompts, expected one for all or one for each"
         )
-    return texts
+    return texts * count if len(texts) == 1 else texts
 
 
 def _prompt(request: Request, count: int, manifest: Manifest, family: Family) -> Prompt:
@@ -226,11 +273,23 @@ def _prompt(request: Request, count: int, manifest: Manifest, family: Family) ->
     prompt, clip_skip = request.prompt, request.prompt.clip_skip
     if clip_skip is not None:
         clip_skip = Whole(0, manifest.limits.max_clip_skip)("clip_skip", clip_skip)
+    width, pooled_width = family.embedding_width, family.pooled_width
+    for keyword, given, pooled in (
+        ("prompt_embeds", prompt.embeds, prompt.pooled_embeds),
+        ("negative_prompt_embeds", prompt.negative_embeds, prompt.negative_pooled_embeds),
+    ):
+        if pooled_width is not None and given is not None and pooled is None:
+            name = keyword.replace("prompt", "pooled_prompt")
+            raise RequestError(f"`{keyword}`: got embeddings without `{name}`, which this model takes too; give both")
     return replace(
         prompt,
         clip_skip=clip_skip,
-        embeds=_embeds("prompt_embeds", prompt.embeds, count, family.embedding_width),
-        negative_embeds=_embeds("negative_prompt_embeds", prompt.negative_embeds, count, family.embedding_width),
+        embeds=_embeds("prompt_embeds", prompt.embeds, (count, None, width)),
+        negative_embeds=_embeds("negative_prompt_embeds", prompt.negative_embeds, (count, None, width)),
+        pooled_embeds=_embeds("pooled_prompt_embeds", prompt.pooled_embeds, (count, pooled_width)),
+        negative_pooled_embeds=_embeds(
+            "negative_pooled_prompt_embeds", prompt.negative_pooled_embeds, (count, pooled_width)
+        ),
     )
 
 
@@ -410,12 +469,15 @@ def _seed_error(seed: object, largest: int) -> RequestError:
     )
 
 
-def _embeds(keyword: str, value: NDArray[Any] | None, count: int, width: int) -> NDArray[np.float32] | None:
+def _embeds(keyword: str, value: NDArray[Any] | None, shape: tuple[int | None, ...]) -> NDArray[np.float32] | None:
+    """Return embeddings as float32, of this shape; None stands for any number of tokens."""
     if value is None:
         return None
-    if not isinstance(value, np.ndarray) or value.ndim != 3 or value.shape[0] != count or value.shape[2] != width:
+    fits = isinstance(value, np.ndarray) and value.ndim == len(shape)
+    if not fits or any(side not in (None, own) for side, own in zip(shape, value.shape, strict=True)):
         got = getattr(value, "shape", type(value).__name__)
-        raise RequestError(f"`{keyword}`: got {got}, expected a numpy array of shape ({count}, tokens, {width})")
+        expected = ", ".join("tokens" if side is None else str(side) for side in shape)
+        raise RequestError(f"`{keyword}`: got {got}, expected a numpy array of shape ({expected})")
     return finite(keyword, value)
 
 

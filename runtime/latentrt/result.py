@@ -313,6 +313,11 @@ def _record(
     negatives = request.negative_prompts if request.guided else None
     merging = bundle.manifest.components[family.denoiser].token_merging
     values = flat_values(request)
+    for keyword, first, second in (
+        ("prompt_2", request.prompts, request.prompts_2),
+        ("negative_prompt_2", negatives, request.negative_prompts_2),
+    ):
+        values[keyword] = second[prompt] if first and second and second[prompt] != first[prompt] else None
     return ImageRecord(
         prompt=request.prompts[prompt] if request.prompts else None,
         negative_prompt=negatives[prompt] if negatives else None,
@@ -322,7 +327,7 @@ def _record(
         given=tuple(
             keyword for keyword, each in OPTIONS.items() if each.check.kind == "python" and values[keyword] is not None
         ),
-        inputs=family.input_records(request),
+        inputs=family.input_records(request, index),
         token_merging=merging.ratio if merging else 0.0,
         backend=backend,
         bundle_digest=bundle.digest,
@@ -361,7 +366,10 @@ def _options(request: ResolvedRequest, values: dict[str, Any]) -> dict[str, Any]
 
 
 def _to_json(value: Any) -> Any:
-    """Return a value as JSON carries it: it has no infinity, which diffusers' configurations write as a string."""
+    """Return a value as JSON carries it: it has no tuple, and no infinity, which diffusers' configurations write as a
+    string."""
     if isinstance(value, dict):
         return {name: _to_json(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return [*map(_to_json, value)]
     return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -69,7 +69,8 @@ class Stopwatch:
             _running.reset(token)
 
     def timings(self) -> Timings:
-        """Return the seconds of each phase, and all since the stopwatch was made."""
+        """Return the seconds of each phase until now, and all since the stopwatch was made."""
+        self._split()
         seconds = {f"{phase}_s": value for phase, value in self._seconds.items()}
         return Timings(**seconds, total_s=perf_counter() - self._began)
 

@@ -60,7 +60,7 @@ def as_lists(call: dict[str, Any], images: int) -> dict[str, Any]:
 
     diffusers encodes a single input with the first generator only; from a list, it encodes each image with its own.
     """
-    repeated = {"prompt", "negative_prompt", "image", "mask_image"}
+    repeated = {"prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "image", "mask_image"}
     return {name: [value] * images if name in repeated else value for name, value in call.items()}
 
 
@@ -112,7 +112,11 @@ def run_oracle(oracle: Any, **call: Any) -> tuple[NDArray[np.float32], NDArray[n
         patch.setattr(oracle.vae, "decode", record)
         pixels = oracle(output_type="np", **call).images
     (latents,) = decoded
-    return (latents * oracle.vae.config.scaling_factor).numpy(), pixels
+    config = oracle.vae.config
+    if getattr(config, "latents_mean", None) is not None:
+        mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (config.latents_mean, config.latents_std))
+        latents = (latents - mean) / std
+    return (latents * config.scaling_factor).numpy(), pixels
 
 
 def assert_close(

@@ -23,7 +23,7 @@ from torch import Tensor
 from latentrt import Pipeline, Request
 from latentrt.bundle.bundle import Bundle
 from latentrt.errors import RequestError
-from latentrt.families.stable_diffusion import LatentDiffusion
+from latentrt.families.latent_diffusion import LatentDiffusionStage
 from tests.exported import Exported, exported_task
 from tests.parity.pipelines import GUIDANCE, IGNORED_WARNINGS, PROMPT, compare, input_image
 
@@ -126,7 +126,7 @@ def test_image_and_prompt_change_the_result(pipeline: Pipeline) -> None:
 
 def test_a_long_prompt_is_pooled_over_its_first_chunk(pipeline: Pipeline) -> None:
     stage = pipeline.family.stages[0]
-    assert isinstance(stage, LatentDiffusion)
+    assert isinstance(stage, LatentDiffusionStage)
     words = "red circle " * 37  # 74 tokens, and the next word begins the second chunk
     pooled = []
     for prompt, chunks in ((words + "large", 1), (words + "large star", 2)):

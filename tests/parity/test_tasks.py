@@ -22,9 +22,11 @@ from tests.parity.pipelines import (
     PIXELS_BOUND,
     PROMPT,
     SCHEDULERS,
+    assert_close,
     compare,
     input_image,
     input_mask,
+    run_oracle,
 )
 
 pytestmark = IGNORED_WARNINGS
@@ -71,6 +73,21 @@ def test_image_to_image(
 ) -> None:
     call = {"prompt": PROMPT, "image": input_image(width, height), "strength": 0.6, "num_inference_steps": 7}
     compare(*image_to_image_pair, sampler, images, call | guidance)
+
+
+@pytest.mark.parametrize("given", [1, 2])
+def test_latents_in_place_of_an_image(image_to_image_pair: Pair, given: int) -> None:
+    """Of all images, or of each."""
+    pipeline, pipe = image_to_image_pair
+    pipe.set_progress_bar_config(disable=True)
+    pipe.safety_checker = None
+    pipe.scheduler = SCHEDULERS["ddim"].from_config(pipe.scheduler.config)
+    latents = np.random.default_rng(1).standard_normal((given, 4, 9, 8)).astype(np.float32)
+    common: dict[str, Any] = {"strength": 0.6, "num_inference_steps": 5, "guidance_scale": 3.0}
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    expected = run_oracle(pipe, prompt=[PROMPT] * 2, image=torch.from_numpy(latents), generator=generators, **common)
+    own = {"prompt": PROMPT, "num_images_per_prompt": 2, "seed": [5, 6], "sampler": "ddim", "safety": "off"}
+    assert_close(pipeline, {**common, **own, "image": latents}, *expected)
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE, ids=["unguided", "guided"])

@@ -34,15 +34,27 @@ from latentrt.request import (
 # Another value than the default for every option, and what the record says of it.
 CHANGED: dict[str, Any] = {
     "prompt": "a red circle",
+    "prompt_2": "a blue square",
     "negative_prompt": "a star",
+    "negative_prompt_2": "a moon",
     "clip_skip": 1,
     "height": 32,
     "width": 48,
+    "original_size": [512, 768],
+    "crops_coords_top_left": [8, 0],
+    "target_size": [64, 48],
+    "negative_original_size": [32, 32],
+    "negative_crops_coords_top_left": [0, 8],
+    "negative_target_size": [48, 64],
+    "aesthetic_score": 7.0,
+    "negative_aesthetic_score": 1.5,
     "num_inference_steps": 3,
     "sampler": "euler",
     "sampler_options": {"timestep_spacing": "linspace"},
     "karras": True,
     "eta": 0.25,
+    "denoising_start": 0.25,
+    "denoising_end": 0.75,
     "guidance_scale": 4.0,
     "guidance_rescale": 0.5,
     "guidance_start": 0.25,
@@ -57,8 +69,8 @@ CHANGED: dict[str, Any] = {
     "seed": 5,
     "safety": "report",
 }
-# Options of tasks that the sample model cannot do.
-OF_OTHER_TASKS = {"image_guidance_scale", "noise_level"}
+# Options of tasks that the sample model cannot do, and of other models.
+OF_OTHER_TASKS = {"image_guidance_scale", "noise_level", *(keyword for keyword, each in OPTIONS.items() if each.only)}
 # Options that the record holds in a field of their own, and one that does not concern a single image.
 OWN_FIELDS = {"prompt", "negative_prompt", "seed", "safety", "num_images_per_prompt"}
 
@@ -156,7 +168,7 @@ def test_an_option_at_its_default_is_not_in_the_record(pipeline: Pipeline, tmp_p
     assert {*options} == {"height", "width", "num_inference_steps", "guidance_scale", "sampler"}
 
 
-@pytest.mark.parametrize("keyword", [*sorted(OF_OTHER_TASKS), "depth_map"])
+@pytest.mark.parametrize("keyword", sorted({*OF_OTHER_TASKS, "depth_map"}))
 def test_an_option_of_another_task_is_refused_by_name(pipeline: Pipeline, keyword: str) -> None:
     value = CHANGED.get(keyword, np.ones((8, 8), np.float32))
     with pytest.raises(RequestError, match=f"`{keyword}`"):

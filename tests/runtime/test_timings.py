@@ -75,5 +75,15 @@ def test_another_thread_is_not_measured(clock: list[float]) -> None:
     assert stopwatch.timings() == Timings(sampling_s=5, total_s=5)
 
 
+def test_a_phase_under_way_counts_until_now(clock: list[float]) -> None:
+    """A result is made within the phase of decoding, after which nothing may follow."""
+    stopwatch = Stopwatch()
+    with stopwatch.measure("decoding"):
+        clock[0] += 3
+        assert stopwatch.timings() == Timings(decoding_s=3, total_s=3)
+        clock[0] += 1
+    assert stopwatch.timings() == Timings(decoding_s=4, total_s=4)
+
+
 def test_timings_show_what_took_time() -> None:
     assert repr(Timings(sampling_s=1.23456, total_s=2.0)) == "Timings(sampling_s=1.235, total_s=2.000)"

@@ -51,7 +51,16 @@ _EVALUATION_BYTES, _AREA = 1 << 30, 64 * 64
 # Memory that is taken for available where the system does not say: of a GPU, and outside Linux.
 _ASSUMED_BYTES = 8 << 30
 # Options that the requests of a batch need not share.
-_OWN = ("prompt", "negative_prompt", "seed", "num_images_per_prompt")
+_OWN = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "seed", "num_images_per_prompt")
+# Texts of the second encoder, and those of the first that they are where they are left out.
+_FIRST_TEXTS = {"prompt_2": "prompt", "negative_prompt_2": "negative_prompt"}
+# Embeddings, with their number of axes; the first is of prompts.
+_EMBEDS = {
+    "prompt_embeds": 3,
+    "negative_prompt_embeds": 3,
+    "pooled_prompt_embeds": 2,
+    "negative_pooled_prompt_embeds": 2,
+}
 
 Values = dict[str, Any]
 
@@ -181,9 +190,9 @@ class _Generation:
         done = 0.0
         try:
             request = _resolve(self._pipeline, batch)
+            share = len(batch) / self._pipeline.count_steps(request)
             with self._pipeline.components.call():
-                for step in self._pipeline.steps(request):
-                    share = len(batch) / step.total
+                for step in self._pipeline.steps(request):  # noqa: B007  # the last one is finished
                     done += share
                     self._progress(share)
                 return self._pipeline.finish(request, step)
@@ -255,26 +264,33 @@ def _split_values(request: Request) -> Iterator[Values]:
     images = count * len(prompts)
     for index, seed in enumerate(_list_seeds(request.seed, images)):
         own = values | prompts[index // count] | {"seed": seed, "num_images_per_prompt": 1}
-        if isinstance(latents := values["latents"], np.ndarray) and len(latents) == images:
-            own["latents"] = latents[index : index + 1]
+        for key in ("latents", "image"):
+            array = values[key]
+            if isinstance(array, np.ndarray) and array.ndim == 4 and len(array) == images:  # noise, or latents
+                own[key] = array[index : index + 1]
         yield own
 
 
 def _prompt_values(values: Values) -> list[Values]:
-    """Return the values of each prompt: texts, or embeddings [1, tokens, width]."""
-    lists = {key: values[key] for key in ("prompt", "negative_prompt") if isinstance(values[key], (list, tuple))}
-    for key in ("prompt_embeds", "negative_prompt_embeds"):
-        if isinstance(values[key], np.ndarray) and values[key].ndim == 3:
+    """Return the values of each prompt: texts, or embeddings [1, tokens, width] and pooled ones [1, width]."""
+    lists: dict[str, Sequence[Any]] = {
+        key: values[key] for key in _FIRST_TEXTS.values() if isinstance(values[key], (list, tuple))
+    }
+    for key in _FIRST_TEXTS:
+        if isinstance(values[key], (list, tuple)):  # in which an empty text is not left out
+            lists[key] = [[text] for text in values[key]]
+    for key, axes in _EMBEDS.items():
+        if isinstance(values[key], np.ndarray) and values[key].ndim == axes:
             lists[key] = [values[key][index : index + 1] for index in range(len(values[key]))]
     own = "prompt_embeds" if "prompt_embeds" in lists else "prompt"
     count = len(lists.get(own, [None]))
     if not count:
         raise RequestError(f"`{own}`: got an empty list, expected a text or a list of texts")
-    for key, texts in lists.items():
-        if len(texts) not in ({count, 1} if key == "negative_prompt" else {count}):
-            raise RequestError(f"`{key}`: got {len(texts)} for {count} prompts, expected one for all or one for each")
+    for key, listed in lists.items():
+        if len(listed) not in ({count} if key == "prompt" or key in _EMBEDS else {count, 1}):
+            raise RequestError(f"`{key}`: got {len(listed)} for {count} prompts, expected one for all or one for each")
     return [
-        {key: texts[index] if len(texts) == count else texts[0] for key, texts in lists.items()}
+        {key: listed[index] if len(listed) == count else listed[0] for key, listed in lists.items()}
         for index in range(count)
     ]
 
@@ -297,6 +313,15 @@ def _list_seeds(seed: Any, images: int) -> Iterator[Any]:
         yield from (seed for _ in range(images))
 
 
+def _second_text(text: Any, first: Any) -> Any:
+    """Return the text of the second encoder of one image: its own, or that of the first encoder."""
+    if isinstance(text, list):
+        return text[0]
+    if text is None or (isinstance(text, str) and not text):
+        return "" if first is None else first
+    return text
+
+
 def _merge(values: Sequence[Values]) -> Request:
     first, count = values[0], len(values)
     if count == 1:
@@ -304,8 +329,12 @@ def _merge(values: Sequence[Values]) -> Request:
     seeds = [each["seed"] for each in values]
     if first["prompt"] is None:
         return Request.of(**first | {"seed": seeds, "num_images_per_prompt": count})
-    own = {key: [each[key] for each in values] for key in ("prompt", "negative_prompt")}
-    own["negative_prompt"] = ["" if text is None else text for text in own["negative_prompt"]]
+    own: dict[str, Any] = {"prompt": [each["prompt"] for each in values]}
+    if first["negative_prompt"] is not None:  # all or none of a kind have one
+        own["negative_prompt"] = [each["negative_prompt"] for each in values]
+    for key, other in _FIRST_TEXTS.items():
+        if any(each[key] is not None for each in values):
+            own[key] = [_second_text(each[key], each[other]) for each in values]
     return Request.of(**first | own | {"seed": seeds})
 
 
@@ -386,9 +415,9 @@ def _kind(values: Values) -> tuple[Any, ...] | None:
     shared = {key: value for key, value in values.items() if key not in _OWN and value is not None}
     if any(OPTIONS[key].check.kind == "python" for key in shared):
         return None  # arrays of one image each
-    # Without prompts the images of a request have one negative prompt.
-    alone = values["prompt"] is None and (repr(values["negative_prompt"]),)
-    return (*((key, _comparable(value)) for key, value in shared.items()), alone)
+    # Without prompts the images of a request have one negative prompt. One that is left out may stand for zeros.
+    alone = values["prompt"] is None and tuple(repr(values[key]) for key in ("negative_prompt", *_FIRST_TEXTS))
+    return (*((key, _comparable(value)) for key, value in shared.items()), alone, values["negative_prompt"] is None)
 
 
 def _comparable(value: Any) -> Any:

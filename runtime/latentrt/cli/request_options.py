@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from latentrt.cli.command import option, set_by, spell
-from latentrt.cli.values import ImageSize, KeyValue, Suggested
+from latentrt.cli.values import HeightWidth, ImageSize, KeyValue, Position, Suggested
 from latentrt.request import OPTIONS, OneOf, Option
 
 if TYPE_CHECKING:
@@ -35,11 +35,19 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_TYPES: dict[str, Any] = {"int": int, "float": float, "text": str, "path": click.Path(path_type=Path)}
+_TYPES: dict[str, Any] = {
+    "int": int,
+    "float": float,
+    "text": str,
+    "path": click.Path(path_type=Path),
+    "size": HeightWidth(),
+    "position": Position(),
+}
 _SHORT = {"negative_prompt": "-n", "width": "-W", "height": "-H"}
 _GROUPS = {
     "prompt": "Prompt",
     "size": "Image size",
+    "micro_conditioning": "Stable Diffusion XL",
     "sampling": "Sampling",
     "guidance": "Guidance",
     "start": "Input image",

@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,6 +186,12 @@ class _Seeds(click.ParamType):  # type: ignore[type-arg]  # generic for type che
     group="Machine",
     help="Images that are generated at once.  [default: as many as fit memory]",
 )
+@option(
+    "--refiner",
+    type=BundlePath(),
+    group="Stable Diffusion XL",
+    help="A bundle of a refiner, which goes on where BUNDLE stops: at --denoising-end, 0.8 by default.",
+)
 @request_options()
 @load_options
 def run(
@@ -199,6 +205,7 @@ def run(
     seed: int | Sequence[int] | None,
     num_images_per_prompt: int | None,
     batch_size: int | None,
+    refiner: Path | None,
     machine: LoadOptions,
     **options: Any,
 ) -> None:
@@ -223,6 +230,10 @@ def run(
         names = OutputNames(output, format, existing, several=total != 1)
         _check_standard_output(names, total)
         pipeline = machine.load(bundle)
+        if refiner is not None:
+            from latentrt.refinement import RefinedPipeline
+
+            pipeline = RefinedPipeline(pipeline, replace(machine, digest=None).load(refiner))
         _Run(pipeline, requests, names, existing, total, started).work(
             1 if total == 1 and batch_size is None else batch_size
         )

@@ -19,7 +19,7 @@ from latentrt.bundle.sample import SAMPLE, find_bundle
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["BundlePath", "ImageSize", "KeyValue", "Suggested"]
+__all__ = ["BundlePath", "HeightWidth", "ImageSize", "KeyValue", "Position", "Suggested"]
 
 _MAX_FOLDERS = 1000  # entries of a folder that completion looks at
 
@@ -70,6 +70,32 @@ class ImageSize(click.ParamType):  # type: ignore[type-arg]  # generic for type 
         if found is None:
             self.fail(f"got {quote(value)}, expected WIDTHxHEIGHT such as 768x512, or 512 for a square", param, ctx)
         return int(found[1]), int(found[2] or found[1])
+
+
+class HeightWidth(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
+    """The size of an image as `ImageSize` reads it, as height and width, the order that requests have."""
+
+    name = ImageSize.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):  # click may convert twice
+            return value[0], value[1]
+        width, height = ImageSize().convert(value, param, ctx)
+        return height, width
+
+
+class Position(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
+    """A place in an image in pixels, its top and left: `64,0`."""
+
+    name = "TOP,LEFT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):  # click may convert twice
+            return value[0], value[1]
+        found = re.fullmatch(r"(\d{1,9}),(\d{1,9})", value.strip())
+        if found is None:
+            self.fail(f"got {quote(value)}, expected TOP,LEFT in pixels such as 64,0", param, ctx)
+        return int(found[1]), int(found[2])
 
 
 class Suggested(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only

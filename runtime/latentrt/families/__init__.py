@@ -23,6 +23,7 @@ __all__ = ["Family", "open_family"]
 _FAMILIES = {
     "stable-diffusion-1": "stable_diffusion:StableDiffusion",
     "stable-diffusion-2": "stable_diffusion:StableDiffusion",
+    "stable-diffusion-xl": "stable_diffusion_xl:StableDiffusionXL",
 }
 
 

@@ -74,10 +74,14 @@ class Family(ABC):
     Attributes:
         stages: run one after the other. Most families have one.
         embedding_width: width of a token's text embedding.
+        pooled_width: width of a pooled text embedding; None for a denoiser that takes none.
+        options: keywords of the request's options that this bundle takes and others do not (`Option.only`).
     """
 
     stages: tuple[Stage, ...]
     embedding_width: int
+    pooled_width: int | None = None
+    options: frozenset[str] = frozenset()
 
     def __init__(self, bundle: Bundle, components: Components) -> None:
         self.bundle, self.components = bundle, components
@@ -181,8 +185,8 @@ class Family(ABC):
     def finish(self, request: ResolvedRequest, latents: Latents) -> Pixels:
         """Decode the last latents, float32 [images, C, H, W], to pixels, uint8 [images, height, width, 3]."""
 
-    def input_records(self, request: ResolvedRequest) -> dict[str, InputRecord]:
-        """Return the provenance of the input images, by keyword."""
+    def input_records(self, request: ResolvedRequest, index: int) -> dict[str, InputRecord]:
+        """Return the provenance of the input images of image `index`, by keyword."""
         return {}
 
     def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:

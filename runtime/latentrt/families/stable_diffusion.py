@@ -1,16 +1,9 @@
-"""Stable Diffusion 1.x and 2.x: component names, conditioning, and the tasks of its checkpoints.
-
-A task is a class below: which input images it takes, at which size, and how one image begins (latents before the first
-row, extra channels of the denoiser's input, what follows each row). The sampling loop, the decoder and the classifier
-are the same for all.
-"""
+"""Stable Diffusion 1.x and 2.x: the tasks of their checkpoints that other families do not have."""
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,217 +12,36 @@ from PIL import Image
 
 from latentrt.backends.session import Arrays, run
 from latentrt.bundle.manifest import LOW_RES_SCHEDULER
-from latentrt.bundle.tensors import sized
-from latentrt.decode import autoencoder
-from latentrt.errors import BundleError, RequestError
-from latentrt.families.family import Family, Pixels, Stage
-from latentrt.images.feature_extractors import depth_to_latents, preprocess
-from latentrt.images.inputs import (
-    InpaintingInputs,
-    LoadedImage,
-    apply_overlay,
-    default_height_width,
-    image_to_pixels,
-    load_image,
-    prepare_inpainting,
+from latentrt.errors import RequestError
+from latentrt.families.latent_diffusion import LatentDiffusion, LatentDiffusionStage
+from latentrt.families.tasks import (
+    TEXT,
+    Beginning,
+    Edit,
+    Floats,
+    ImageToImage,
+    Inpainting,
+    Inputs,
+    Origin,
+    Side,
+    Task,
 )
-from latentrt.images.metadata import InputRecord
-from latentrt.request import Prompt, Size, Whole, declared_options
-from latentrt.resolve import check_latents
-from latentrt.sampling import samplers
-from latentrt.sampling.denoiser import Conditioning
-from latentrt.sampling.guidance import ClassifierFree, Guidance, ImageAndText, Unguided
-from latentrt.sampling.loop import Sample
-from latentrt.sampling.noise import Generator
+from latentrt.images.feature_extractors import depth_to_latents, preprocess
+from latentrt.images.inputs import default_height_width, image_to_pixels
+from latentrt.request import Size
 from latentrt.sampling.training_noise import training_alphas
-from latentrt.text.clip import EncodedText, PromptEncoder
-from latentrt.text.tokenizer import Tokenizer, open_tokenizer
+from latentrt.text.clip import EncodedText
 from latentrt.timings import measured
 
 if TYPE_CHECKING:
-    from latentrt.backends.models import Components
-    from latentrt.bundle.bundle import Bundle
-    from latentrt.bundle.manifest import Role
-    from latentrt.request import Request, Sampling, Start
+    from latentrt.request import Request
     from latentrt.resolve import ResolvedRequest
-    from latentrt.sampling.schedule import Latents, Schedule
 
 __all__ = ["StableDiffusion"]
 
-TEXT_ENCODER, IMAGE_ENCODER = "text_encoder", "image_encoder"
-DENOISER, CLASSIFIER = "unet", "safety_checker"
-ENCODER, DECODER, PREVIEW_DECODER = "vae_encoder", "vae_decoder", "preview_decoder"
-DEPTH_ESTIMATOR = "depth_estimator"
-# The denoiser's inputs: text embeddings or an image embedding; a noise level or an image embedding; the pooled text
-# embedding.
-TEXT, CLASS_LABELS, POOLED = "encoder_hidden_states", "class_labels", "pooled"
-
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Inputs:
-    """Input images of a request.
-
-    Attributes:
-        image, mask: as loaded.
-        pixels: float32 [1, 3, H, W] in −1 … 1, once the size is known.
-        inpainting: mask and masked pixels, where there is a mask.
-        depth: float32 [1, H', W'] in −1 … 1 at the size of the latents, where `depth_map` was given.
-    """
-
-    image: LoadedImage
-    mask: LoadedImage | None = None
-    pixels: Floats | None = None
-    inpainting: InpaintingInputs | None = None
-    depth: Floats | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Beginning:
-    """The start of one image's sampling.
-
-    Attributes:
-        latents: before the first row, float32 [C, H, W].
-        inputs: of the denoiser, in addition to those of `Task.conditioning`: by evaluation, by name.
-        concat: channels after the latents' own, float32 [C', H, W], by evaluation; `""` stands for all others.
-        after_row: called with the sample after each row.
-    """
-
-    latents: Latents
-    inputs: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
-    concat: Mapping[str, Floats] = field(default_factory=dict)
-    after_row: Callable[[Sample], None] | None = None
-
-
-class Task:
-    """Text to image, and the base class of the other tasks.
-
-    Attributes:
-        takes_image, takes_mask: whether the task needs these inputs; it rejects all others.
-        takes_prompt, needs_prompt: whether the task accepts a prompt, and whether it rejects a request without one.
-        takes_depth_map: whether the task accepts a depth map beside the image.
-        default_strength: that of diffusers' pipeline for the task; None: the task has no strength.
-        default_noise_level: that of diffusers' pipeline; None: the task has no noise level.
-        advice: the remedy for a bundle that does not support the task.
-    """
-
-    name: ClassVar[str] = "text-to-image"
-    takes_image: ClassVar[bool] = False
-    takes_mask: ClassVar[bool] = False
-    takes_prompt: ClassVar[bool] = True
-    needs_prompt: ClassVar[bool] = True
-    takes_depth_map: ClassVar[bool] = False
-    default_strength: ClassVar[float | None] = None
-    default_noise_level: ClassVar[int | None] = None
-    advice: ClassVar[str] = "give `image`, and `mask_image` for inpainting"
-
-    def __init__(self, stage: LatentDiffusion) -> None:
-        self.stage = stage
-
-    def components(self) -> list[str]:
-        """Return the components that `conditioning` and `begin` run."""
-        return [TEXT_ENCODER, *([ENCODER] if self.takes_image else [])]
-
-    def check(self, request: ResolvedRequest) -> None:
-        """Reject options that this task does not have.
-
-        Raises:
-            RequestError: the message names the option.
-        """
-        if request.guidance.image_scale is not None:
-            raise RequestError("`image_guidance_scale`: only InstructPix2Pix models have it; leave it out")
-        for each in declared_options(Prompt):
-            if not self.takes_prompt and getattr(request.prompt, each.path[-1]) is not None:
-                raise RequestError(f"`{each.keyword}`: {self.name} takes an image and no prompt; leave it out")
-
-    def size(self, request: Request, inputs: Inputs | None) -> Size:
-        """Return the size of the result as given by the request or its input image; None for an open side."""
-        return request.size
-
-    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
-        """Return the inputs at the size of the result."""
-        return inputs
-
-    def guidance(self, request: ResolvedRequest) -> Guidance:
-        """Return the guidance strategy of a request."""
-        options = request.guidance
-        if not request.guided:
-            return Unguided()
-        return ClassifierFree(
-            scale=request.guidance_scale, rescale=options.rescale, start=options.start, end=options.end
-        )
-
-    def conditioning(self, request: ResolvedRequest) -> list[dict[str, dict[str, NDArray[Any]]]]:
-        """Return the denoiser's inputs except latents and timestep, of each image: by evaluation, by name."""
-        names = self.guidance(request).all_evaluations()
-        return [
-            {name: self.text_inputs(texts["positive" if name == "positive" else "negative"]) for name in names}
-            for texts in self.stage.encode_prompts(request)
-        ]
-
-    def text_inputs(self, text: EncodedText) -> dict[str, NDArray[Any]]:
-        """Return the denoiser's inputs for an encoded prompt, by name."""
-        return {TEXT: text.embeddings}
-
-    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
-        """Return a function that makes the `Beginning` of one image.
-
-        Its arguments are the image's generator and the caller's noise, float32 [C, H, W], or None to sample it.
-        """
-        return lambda generator, given: Beginning(
-            latents=request.schedule.first_latents(self.stage.noise(request, generator, given))
-        )
-
-    def decoder_images(self, request: ResolvedRequest) -> dict[str, Floats]:
-        """Return the inputs of a decoder that keeps a part of an image, by source, float32 [1, C, H, W].
-
-        By default it keeps nothing: its mask is 1 everywhere.
-        """
-        sides = request.height, request.width
-        return {"image": np.zeros((1, 3, *sides), np.float32), "mask": np.ones((1, 1, *sides), np.float32)}
-
-    def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
-        """Insert checked pixels into the image that they are a region of."""
-        return pixels
-
-
-class ImageToImage(Task):
-    """Image to image (Meng et al. 2022, SDEdit): sampling starts from the noised latents of an image."""
-
-    name = "image-to-image"
-    takes_image = True
-    default_strength: ClassVar[float | None] = 0.8
-    advice = "export a bundle with an encoder, or leave `image` out"
-
-    def size(self, request: Request, inputs: Inputs | None) -> Size:
-        assert inputs is not None, "the task takes an image"
-        factor = self.stage.latent_space.downscale
-        given, limits = request.size, self.stage.bundle.manifest.limits
-        height, width = default_height_width(inputs.image, given.height, given.width, factor=factor)
-        sides = [side for side, own in ((height, given.height), (width, given.width)) if own is None]
-        if not all(limits.min_side <= side <= limits.max_side for side in sides):
-            raise RequestError(
-                f"`image`: got {inputs.image.width} × {inputs.image.height} pixels, expected sides from "
-                f"{limits.min_side} to {limits.max_side}; resize it, or give `height` and `width`"
-            )
-        # A requested size is checked later as it is; that of the image is rounded down.
-        return Size(height=given.height or height, width=given.width or width)
-
-    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
-        assert inputs is not None, "the task takes an image"
-        factor = self.stage.latent_space.downscale
-        return replace(inputs, pixels=image_to_pixels(inputs.image, height, width, factor=factor))
-
-    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
-        image = self.stage.encode(request.prepared.pixels)
-
-        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
-            clean = image.sample(generator) * self.stage.scale
-            noise = self.stage.noise(request, generator, given)
-            return Beginning(latents=request.schedule.first_latents(noise, clean))
-
-        return begin_one
+IMAGE_ENCODER, DEPTH_ESTIMATOR = "image_encoder", "depth_estimator"
+# The denoiser's inputs: a noise level or an image embedding; the pooled text embedding.
+CLASS_LABELS, POOLED = "class_labels", "pooled"
 
 
 class DepthToImage(ImageToImage):
@@ -239,6 +51,7 @@ class DepthToImage(ImageToImage):
     """
 
     name = "depth-to-image"
+    takes_latents = False
     takes_depth_map = True
     advice = "export a depth-to-image checkpoint"
 
@@ -251,11 +64,11 @@ class DepthToImage(ImageToImage):
             return prepared
         return replace(prepared, depth=self._to_latents(request.start.depth_map, height, width))
 
-    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+    def begin(self, request: ResolvedRequest) -> Callable[[Origin], Beginning]:
         inputs: Inputs = request.prepared
         concat = {"": self._estimate(request) if inputs.depth is None else inputs.depth}
         begin_one = super().begin(request)
-        return lambda generator, given: replace(begin_one(generator, given), concat=concat)
+        return lambda origin: replace(begin_one(origin), concat=concat)
 
     @measured("image_encoding")
     def _estimate(self, request: ResolvedRequest) -> Floats:
@@ -327,12 +140,12 @@ class Upscaling(Enlarging):
     default_noise_level: ClassVar[int | None] = 20
     advice = "export an upscaler's checkpoint"
 
-    def __init__(self, stage: LatentDiffusion) -> None:
+    def __init__(self, stage: LatentDiffusionStage) -> None:
         super().__init__(stage)
         self.enlargement = stage.latent_space.downscale
 
     def components(self) -> list[str]:
-        return [TEXT_ENCODER]  # the input image is not encoded
+        return [*self.stage.text_encoders]  # the input image is not encoded
 
     def conditioning(self, request: ResolvedRequest) -> list[dict[str, dict[str, NDArray[Any]]]]:
         level = np.array(request.start.noise_level, np.int64)
@@ -341,17 +154,17 @@ class Upscaling(Enlarging):
             for evaluations in super().conditioning(request)
         ]
 
-    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+    def begin(self, request: ResolvedRequest) -> Callable[[Origin], Beginning]:
         image: Floats = request.prepared.pixels[0]  # (3, H', W')
         level = request.start.noise_level
         assert level is not None, "the task has a default"
         alpha_bar = training_alphas(self.stage.bundle.manifest.schedulers[LOW_RES_SCHEDULER].config)[level]
 
-        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
+        def begin_one(origin: Origin) -> Beginning:
             # Sampled in diffusers' order: noise of the image, then the latents.
-            noise = generator.normal(image.shape)
+            noise = origin.generator.normal(image.shape)
             noisy = np.asarray(np.sqrt(alpha_bar) * image + np.sqrt(1 - alpha_bar) * noise, np.float32)
-            latents = request.schedule.first_latents(self.stage.noise(request, generator, given))
+            latents = request.schedule.first_latents(self.stage.noise(request, origin))
             return Beginning(latents=latents, concat={"": noisy})
 
         return begin_one
@@ -386,120 +199,19 @@ class LatentUpscaling(Enlarging):
             request = replace(request, prompts=("",) * len(request.prompts))
         return super().conditioning(request)
 
-    def text_inputs(self, text: EncodedText) -> dict[str, NDArray[Any]]:
+    def text_inputs(self, request: ResolvedRequest, side: Side, text: EncodedText) -> dict[str, NDArray[Any]]:
         assert text.pooled is not None, "the encoder of a latent upscaler has that output"
         return {TEXT: text.embeddings, POOLED: text.pooled}
 
-    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+    def begin(self, request: ResolvedRequest) -> Callable[[Origin], Beginning]:
         image, times = self.stage.encode(request.prepared.pixels), self.enlargement
 
-        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
-            clean = image.sample(generator) * self.stage.scale
-            latents = request.schedule.first_latents(self.stage.noise(request, generator, given))
+        def begin_one(origin: Origin) -> Beginning:
+            clean = self.stage.latent_space.normalize(image.sample(origin.generator))
+            latents = request.schedule.first_latents(self.stage.noise(request, origin))
             return Beginning(latents=latents, concat={"": clean.repeat(times, axis=1).repeat(times, axis=2)})
 
         return begin_one
-
-
-class Edit(ImageToImage):
-    """InstructPix2Pix (Brooks et al. 2023): the image's latents are extra channels, with a guidance scale of their own.
-
-    They are the mode of the distribution and not scaled, as in diffusers' pipeline.
-    """
-
-    name = "edit"
-    default_strength: ClassVar[float | None] = None
-    default_image_scale: ClassVar[float] = 1.5
-    advice = "export an InstructPix2Pix checkpoint"
-
-    def check(self, request: ResolvedRequest) -> None:
-        if request.acceleration.deep_cache > 1:
-            raise RequestError("`deep_cache`: InstructPix2Pix models do not support it; leave it out")
-        for keyword, changed in (
-            ("guidance_rescale", request.guidance.rescale != 0),
-            ("guidance_start", request.guidance.start != 0),
-            ("guidance_end", request.guidance.end != 1),
-        ):
-            if changed:
-                raise RequestError(f"`{keyword}`: InstructPix2Pix models do not support it; leave it out")
-
-    def guidance(self, request: ResolvedRequest) -> Guidance:
-        if not request.guided:
-            return Unguided()
-        scale = request.guidance.image_scale
-        return ImageAndText(
-            scale=request.guidance_scale, image_scale=self.default_image_scale if scale is None else scale
-        )
-
-    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
-        image = self.stage.encode(request.prepared.pixels).mean
-        concat = {"": image, "unconditional": np.zeros_like(image)}
-
-        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
-            noise = self.stage.noise(request, generator, given)
-            return Beginning(latents=request.schedule.first_latents(noise), concat=concat)
-
-        return begin_one
-
-
-class Inpainting(Task):
-    """Inpainting: by extra channels where the denoiser has them (9 channels), else by blending after each row (4).
-
-    Blending keeps the input image at the noise level of the next row (Lugmayr et al. 2022, without resampling).
-    """
-
-    name = "inpainting"
-    takes_image = takes_mask = True
-    default_strength: ClassVar[float | None] = 1.0
-    advice = "use the bundle of a Stable Diffusion or an inpainting checkpoint, or leave `mask_image` out"
-
-    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
-        assert inputs is not None, "the task takes an image"
-        assert inputs.mask is not None, "the task takes a mask"
-        prepared = prepare_inpainting(
-            inputs.image,
-            inputs.mask,
-            height,
-            width,
-            factor=self.stage.latent_space.downscale,
-            padding_mask_crop=request.start.padding_mask_crop,
-        )
-        return replace(inputs, pixels=prepared.pixels, inpainting=prepared)
-
-    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
-        inputs: Inputs = request.prepared
-        assert inputs.inpainting is not None, "prepared"
-        assert inputs.pixels is not None, "prepared"
-        image, masked = self.stage.encode(inputs.pixels), self.stage.encode(inputs.inpainting.masked_pixels)
-        mask, scale, schedule = inputs.inpainting.latent_mask[0], self.stage.scale, request.schedule
-        blends, from_noise = self.stage.extra_channels == 0, request.start.strength == 1
-
-        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
-            # Sampled in diffusers' order: image, noise, masked image, each only where diffusers samples it.
-            clean = image.sample(generator) * scale if blends or not from_noise else None
-            noise = self.stage.noise(request, generator, given)
-            latents = schedule.first_latents(noise, None if from_noise else clean)
-            kept = masked.sample(generator) * scale
-            if not blends:
-                return Beginning(latents=latents, concat={"": np.concatenate([mask, kept])})
-            assert clean is not None, "blended, so it was encoded"
-            return Beginning(latents=latents, after_row=functools.partial(_blend, clean, noise, mask))
-
-        return begin_one
-
-    def decoder_images(self, request: ResolvedRequest) -> dict[str, Floats]:
-        inputs: Inputs = request.prepared
-        assert inputs.inpainting is not None, "prepared"
-        return {"image": inputs.inpainting.pixels, "mask": inputs.inpainting.mask}
-
-    def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
-        inputs: Inputs = request.prepared
-        assert inputs.inpainting is not None, "prepared"
-        region = inputs.inpainting.region
-        if region is None or inputs.mask is None:
-            return pixels
-        images = [Image.fromarray(each) for each in pixels]
-        return np.stack([np.asarray(apply_overlay(image, inputs.image, inputs.mask, region)) for image in images])
 
 
 class ImageVariation(Task):
@@ -514,7 +226,7 @@ class ImageVariation(Task):
         return [IMAGE_ENCODER]
 
     def conditioning(self, request: ResolvedRequest) -> list[dict[str, dict[str, NDArray[Any]]]]:
-        embedding = self.stage.encode_image(request.prepared)["image_embeds"]  # (1, width): one token
+        embedding = encode_image(self.stage, request.prepared)["image_embeds"]  # (1, width): one token
         sides = {"positive": embedding, "negative": np.zeros_like(embedding)}
         inputs = {name: {TEXT: sides[name]} for name in self.guidance(request).all_evaluations()}
         return [inputs for _ in request.seeds]
@@ -533,17 +245,17 @@ class Unclip(Task):
     advice = "export a stable unCLIP checkpoint"
 
     def components(self) -> list[str]:
-        return [TEXT_ENCODER, IMAGE_ENCODER]
+        return [*self.stage.text_encoders, IMAGE_ENCODER]
 
-    def begin(self, request: ResolvedRequest) -> Callable[[Generator, Latents | None], Beginning]:
+    def begin(self, request: ResolvedRequest) -> Callable[[Origin], Beginning]:
         level = np.array([request.start.noise_level], np.int64)
-        encoded = self.stage.encode_image(request.prepared, noise_level=level)
+        encoded = encode_image(self.stage, request.prepared, noise_level=level)
         (clean,), (scale,) = encoded["class_labels"], encoded["noise_scale"]  # (2 · width,), (width,)
 
-        def begin_one(generator: Generator, given: Latents | None) -> Beginning:
+        def begin_one(origin: Origin) -> Beginning:
             labels = clean.copy()  # the embedding, then the noise level
-            labels[: scale.size] += scale * generator.normal(scale.shape)  # sampled first, as in diffusers
-            noise = self.stage.noise(request, generator, given)
+            labels[: scale.size] += scale * origin.generator.normal(scale.shape)  # sampled first, as in diffusers
+            noise = self.stage.noise(request, origin)
             return Beginning(
                 latents=request.schedule.first_latents(noise),
                 inputs={"positive": {CLASS_LABELS: labels}, "negative": {CLASS_LABELS: np.zeros_like(labels)}},
@@ -552,426 +264,33 @@ class Unclip(Task):
         return begin_one
 
 
-def _blend(clean: Latents, noise: Latents, mask: Floats, sample: Sample) -> None:
-    """Keep the input image where the mask [1, H, W] is 0, at the noise level of the next row."""
-    kept = clean if sample.done else sample.schedule.first_latents(noise, clean, row=sample.row)
-    sample.latents = (1 - mask) * kept + mask * sample.latents
+@measured("image_encoding")
+def encode_image(stage: LatentDiffusionStage, inputs: Inputs, **more: NDArray[Any]) -> Arrays:
+    """Run CLIP's image encoder on the input image, of any size, as 8-bit pixels.
+
+    Args:
+        inputs: of the request.
+        more: further inputs of the encoder, with a batch axis.
+
+    Returns:
+        Its outputs, with a batch axis of 1.
+    """
+    encoded = run(stage.components.session(IMAGE_ENCODER), pixels=np.asarray(inputs.image.image)[np.newaxis], **more)
+    stage.components.done_with(IMAGE_ENCODER)
+    return encoded
 
 
-_TASKS: tuple[type[Task], ...] = (
-    Task,
-    ImageToImage,
-    DepthToImage,
-    Upscaling,
-    LatentUpscaling,
-    Edit,
-    Inpainting,
-    ImageVariation,
-    Unclip,
-)
-
-
-class StableDiffusion(Family):
+class StableDiffusion(LatentDiffusion):
     """Stable Diffusion 1.x and 2.x."""
 
-    def __init__(self, bundle: Bundle, components: Components) -> None:
-        super().__init__(bundle, components)
-        _check_roles(bundle)
-        self._stage = LatentDiffusion(bundle, components, DENOISER)
-        self.stages = (self._stage,)
-        self._tasks = {cls.name: cls(self._stage) for cls in _TASKS}
-        self._stage.tasks = self._tasks
-        self.embedding_width = _embedding_width(bundle)
-
-    def task(self, request: Request) -> str:
-        given = request.start.image is not None, request.start.mask is not None
-        fitting = [name for name, task in self._tasks.items() if (task.takes_image, task.takes_mask) == given]
-        able = [name for name in fitting if name in self.bundle.manifest.tasks]
-        if not fitting:
-            raise RequestError("`mask_image`: got a mask without `image`; give an image too")
-        return (able or fitting)[0]
-
-    def advice(self, task: str) -> str:
-        return self._tasks[task].advice
-
-    def needs_prompt(self, request: Request) -> bool:
-        return self._tasks[self.task(request)].needs_prompt
-
-    def load_inputs(self, request: Request) -> Inputs | None:
-        start = request.start
-        if start.padding_mask_crop is not None and start.mask is None:
-            raise RequestError("`padding_mask_crop`: got a value without `mask_image`; give a mask too")
-        if start.image is None:
-            return None
-        mask = None if start.mask is None else load_image(start.mask, "mask_image")
-        return Inputs(image=load_image(start.image, "image"), mask=mask)
-
-    def size(self, request: Request, inputs: Inputs | None) -> Size:
-        return self._tasks[self.task(request)].size(request, inputs)
-
-    def prepare(self, request: Request, inputs: Inputs | None, height: int, width: int) -> Inputs | None:
-        return self._tasks[self.task(request)].prepare(request, inputs, height, width)
-
-    def start(self, request: Request, shape: tuple[int, ...]) -> Start:
-        task, strength = self._tasks[self.task(request)], request.start.strength
-        if strength is not None and task.default_strength is None:
-            with_image = "" if task.takes_image else " without `image`"
-            raise RequestError(
-                f"`strength`: got {strength:g}{with_image}, which {task.name} does not take; leave it out"
-            )
-        strength = task.default_strength if strength is None else strength
-        if request.start.depth_map is not None and not task.takes_depth_map:
-            raise RequestError(f"`depth_map`: {task.name} does not take a depth map; leave it out")
-        latents, noise_level = check_latents(request.start, shape), self._noise_level(task, request.start.noise_level)
-        return replace(request.start, latents=latents, strength=strength, noise_level=noise_level)
-
-    def _noise_level(self, task: Task, given: int | None) -> int | None:
-        if given is None:
-            return task.default_noise_level
-        if task.default_noise_level is None:
-            raise RequestError(f"`noise_level`: got {given}, which {task.name} does not take; leave it out")
-        return Whole(0, self.bundle.manifest.limits.max_noise_level)("noise_level", given)
-
-    def schedule(self, task: str, sampling: Sampling, start: Start) -> Schedule:
-        if sampling.schedule is None:
-            schedule = self._sampler_schedule(task, sampling, start)
-        elif start.strength in (None, 1):
-            schedule = sampling.schedule
-        else:
-            raise RequestError(
-                f"`strength`: got {start.strength:g} with `schedule`, all of whose rows are run; shorten the table "
-                "instead, and set `strength` to 1"
-            )
-        sources = {spec.source for spec in self.bundle.manifest.components[DENOISER].inputs}
-        return schedule.with_c_noise() if "c-noise" in sources else schedule
-
-    def _sampler_schedule(self, task: str, sampling: Sampling, start: Start) -> Schedule:
-        sampler, count = sampling.sampler or self.scheduler.class_name, sampling.steps or 1
-        samplers.check_suits(sampler, self.scheduler.class_name)
-        begin = 0
-        if start.strength is not None:
-            # diffusers, `StableDiffusionImg2ImgPipeline.get_timesteps`
-            begin = count - min(int(count * start.strength), count)
-            if begin == count:
-                raise RequestError(
-                    f"`strength`: got {start.strength:g}, which leaves no step of {count}; raise it, or "
-                    "`num_inference_steps`"
-                )
-        steps = samplers.Steps(count=count, begin=begin, eta=sampling.eta)
-        config = self.scheduler.config_for(task, samplers.find(sampler).class_name)
-        return samplers.schedule(sampler, config, steps, karras=sampling.karras, options=sampling.options)
-
-    def check(self, request: ResolvedRequest) -> None:
-        self._tasks[request.task].check(request)
-        if request.guidance_distilled:
-            _check_distilled(request)
-        placement = self.components.placements.get(DENOISER)
-        interval = request.acceleration.deep_cache
-        if interval > 1 and placement is not None and not placement.reuses_features:
-            raise RequestError(
-                f"`deep_cache`: got {interval}, which needs the split denoiser, and {placement.title} runs it whole; "
-                "use `device` cpu or openvino"
-            )
-
-    def check_prompts(self, request: ResolvedRequest) -> None:
-        if self._tasks[request.task].takes_prompt:
-            self._stage.count_chunks(request)
-
-    def files(self, request: ResolvedRequest) -> list[str]:
-        needed = [*self._tasks[request.task].components(), DENOISER, self._decoder(request)]
-        if request.policy != "off":
-            needed.append(CLASSIFIER)
-        tokenizers = [record.file for name, record in self.bundle.manifest.tokenizers.items() if name in needed]
-        return [*tokenizers, *self.bundle.files_of(needed)]
-
-    def batch_sizes(self, request: ResolvedRequest) -> tuple[int, ...] | None:
-        placement = self.components.placements[DENOISER]
-        if placement.backend not in ("tensorrt", "tensorrt_rtx"):
-            return None
-        session, sizes = self.components.session(DENOISER), self._denoiser_sizes(request)
-        ready = session.batch_sizes({spec.name: sized(spec, sizes) for spec in session.inputs})
-        evaluations = sizes["evaluations"] // len(request.seeds)
-        return None if ready is None else tuple(sorted({size // evaluations for size in ready} - {0}))
-
-    def prefetch_first(self, request: ResolvedRequest) -> None:
-        self.components.prefetch(DENOISER, self._denoiser_sizes(request))
-
-    def _denoiser_sizes(self, request: ResolvedRequest) -> dict[str, int]:
-        """Return the sizes of the denoiser's named axes for a request."""
-        height, width = self.latent_space.shape(request.height, request.width)[1:]
-        tokenizer = self.bundle.manifest.tokenizers.get(TEXT_ENCODER)
-        return {
-            "evaluations": len(request.seeds)
-            * len(self._tasks[request.task].guidance(request).evaluations(0, len(request.schedule))),
-            "height": height,
-            "width": width,
-            "tokens": 1 if tokenizer is None else tokenizer.length,  # most prompts fill one chunk
-            "timesteps": len({*request.schedule.t.tolist()}),
-        }
-
-    def prefetch_last(self, request: ResolvedRequest) -> None:
-        latents = self.latent_space.shape(request.height, request.width)[1:]
-        decoder = self._decoder(request)
-        self.components.prefetch(decoder, autoencoder.sizes((latents[0], latents[1]), self._largest_tile(request)))
-        if request.policy != "off":
-            sizes = {"images": len(request.seeds), "pixel_height": request.height, "pixel_width": request.width}
-            self.components.prefetch(CLASSIFIER, sizes)
-
-    def finish(self, request: ResolvedRequest, latents: Latents) -> Pixels:
-        name = self._decoder(request)
-        decoder = autoencoder.open_decoder(self.bundle, self.components, name)
-        further = [spec for spec in self.bundle.manifest.components[name].inputs if spec.source != "latents"]
-        images = self._tasks[request.task].decoder_images(request) if further else {}
-        pixels = autoencoder.decode(
-            decoder,
-            latents,
-            downscale=self.latent_space.downscale,
-            largest_tile=self._largest_tile(request),
-            images={spec.name: images[spec.source] for spec in further},
-        )
-        self.components.done_with(name)
-        return pixels
-
-    def input_records(self, request: ResolvedRequest) -> dict[str, InputRecord]:
-        inputs: Inputs | None = request.prepared
-        if inputs is None:
-            return {}
-        images = {"image": inputs.image} | ({} if inputs.mask is None else {"mask_image": inputs.mask})
-        return {name: InputRecord(digest=each.digest, parameters=each.parameters) for name, each in images.items()}
-
-    def compose(self, request: ResolvedRequest, pixels: Pixels) -> Pixels:
-        return self._tasks[request.task].compose(request, pixels)
-
-    def classifier(self) -> str | None:
-        return CLASSIFIER if CLASSIFIER in self.bundle.manifest.components else None
-
-    def _decoder(self, request: ResolvedRequest) -> str:
-        return PREVIEW_DECODER if request.acceleration.decoder == "preview" else DECODER
-
-    def _largest_tile(self, request: ResolvedRequest) -> int | None:
-        """Return the side that the model was trained for, in latents, if the request wants tiles; else None."""
-        if request.acceleration.decoder != "tiled":
-            return None
-        defaults = self.bundle.manifest.defaults
-        return min(defaults.height, defaults.width) // self.latent_space.downscale
-
-
-def _check_roles(bundle: Bundle) -> None:
-    """Require the two components that every task needs.
-
-    Raises:
-        BundleError: one is missing, or has another role.
-    """
-    roles: dict[str, Role] = {DENOISER: "denoiser", DECODER: "decoder"}
-    for name, role in roles.items():
-        if name not in bundle.manifest.by_role(role):
-            raise BundleError(
-                f"{bundle.folder}: got the components {', '.join(bundle.manifest.components)}, expected {name} with "
-                f"the role {role}; export the bundle again"
-            )
-
-
-def _embedding_width(bundle: Bundle) -> int:
-    """Return the width of the denoiser's text or image embeddings.
-
-    Raises:
-        BundleError: the denoiser has no such input.
-    """
-    for spec in bundle.manifest.components[DENOISER].inputs:
-        if spec.name == TEXT and len(spec.shape) == 3 and isinstance(width := spec.shape[-1], int):
-            return width
-    raise BundleError(
-        f"{bundle.folder}: {DENOISER} has no input {TEXT}, expected one of 3 axes, the last a number; export the "
-        "bundle again"
-    )
-
-
-def _check_distilled(request: ResolvedRequest) -> None:
-    """Reject options of guidance by two evaluations, which a distilled denoiser does not need.
-
-    A negative prompt is ignored, as in diffusers.
-
-    Raises:
-        RequestError: such an option is set.
-    """
-    guidance = request.guidance
-    for keyword, changed in (
-        ("guidance_rescale", guidance.rescale != 0),
-        ("guidance_start", guidance.start != 0),
-        ("guidance_end", guidance.end != 1),
-    ):
-        if changed:
-            raise RequestError(f"`{keyword}`: a model with distilled guidance does not support it; leave it out")
-
-
-class LatentDiffusion(Stage):
-    """The denoiser with its text conditioning."""
-
-    tasks: Mapping[str, Task]
-
-    @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return open_tokenizer(self.bundle, TEXT_ENCODER)
-
-    @functools.cached_property
-    def extra_channels(self) -> int:
-        """Number of channels of the denoiser's input after the latents' own."""
-        (latents,) = (spec for spec in self.bundle.manifest.components[DENOISER].inputs if spec.source == "latents")
-        channels = latents.shape[1]
-        assert isinstance(channels, int), "the manifest was checked"
-        return channels - self.latent_space.channels
-
-    @property
-    def scale(self) -> np.float32:
-        """Scale of the latent space: the sampling loop's latents over the encoder's."""
-        return np.float32(self.latent_space.scale)
-
-    def begin(self, request: ResolvedRequest) -> list[Sample]:
-        task = self.tasks[request.task]
-        conditionings, guidance = task.conditioning(request), task.guidance(request)
-        begin_one = task.begin(request)
-        self.components.done_with(ENCODER)
-        weights = self._guidance_weights(request)
-        samples = []
-        for image, (seed, conditioning) in enumerate(zip(request.seeds, conditionings, strict=True)):
-            generator = Generator(seed)
-            given = None if request.start.latents is None else request.start.latents[image]
-            beginning = begin_one(generator, given)
-            samples.append(
-                Sample(
-                    request.schedule,
-                    beginning.latents,
-                    {
-                        name: Conditioning(
-                            {**inputs, **weights, **beginning.inputs.get(name, {})},
-                            beginning.concat.get(name, beginning.concat.get("")),
-                        )
-                        for name, inputs in conditioning.items()
-                    },
-                    guidance,
-                    functools.partial(generator.normal, beginning.latents.shape),
-                    deep_cache=request.acceleration.deep_cache,
-                    after_row=beginning.after_row,
-                )
-            )
-        return samples
-
-    def _guidance_weights(self, request: ResolvedRequest) -> dict[str, NDArray[np.float32]]:
-        """Return w = guidance scale − 1 by the name of the denoiser's input, where it has one."""
-        spec = self.bundle.manifest.components[DENOISER].input_from("guidance-weight")
-        # Subtracted in double precision, as in diffusers: the denoiser takes the sines of 1000 · w.
-        return {} if spec is None else {spec.name: np.array(request.guidance_scale - 1, np.float32)}
-
-    def noise(self, request: ResolvedRequest, generator: Generator, given: Latents | None) -> Latents:
-        """Return the standard normal noise that an image starts from: the caller's, or sampled from its seed."""
-        return generator.normal(self.latent_space.shape(request.height, request.width)) if given is None else given
-
-    @measured("image_encoding")
-    def encode(self, pixels: Floats) -> autoencoder.LatentDistribution:
-        """Encode pixels, float32 [1, 3, H, W] in −1 … 1."""
-        return autoencoder.encode(self.components.session(ENCODER), pixels)
-
-    @measured("image_encoding")
-    def encode_image(self, inputs: Inputs, **more: NDArray[Any]) -> Arrays:
-        """Run CLIP's image encoder on the input image, of any size, as 8-bit pixels.
-
-        Args:
-            inputs: of the request.
-            more: further inputs of the encoder, with a batch axis.
-
-        Returns:
-            Its outputs, with a batch axis of 1.
-        """
-        encoded = run(self.components.session(IMAGE_ENCODER), pixels=np.asarray(inputs.image.image)[np.newaxis], **more)
-        self.components.done_with(IMAGE_ENCODER)
-        return encoded
-
-    @measured("text_encoding")
-    def count_chunks(self, request: ResolvedRequest) -> tuple[PromptEncoder, list[int]]:
-        """Return the encoder of a request's prompts, which has tokenised them, and the number of chunks of each.
-
-        Raises:
-            RequestError: a prompt has too many tokens.
-        """
-        most = self.bundle.manifest.limits.max_prompt_chunks
-        encoder = PromptEncoder(self._tokenizer, lambda: self.components.session(TEXT_ENCODER), most)
-        prompts = range(len(request.seeds) // request.images_per_prompt)
-        counts = ([_count_chunks(request, side, each, encoder, most) for side in _sides(request)] for each in prompts)
-        return encoder, list(map(max, counts))
-
-    @measured("text_encoding")
-    def encode_prompts(self, request: ResolvedRequest) -> list[dict[str, EncodedText]]:
-        """Return the text embeddings of each image as `positive` and, with guidance, `negative`.
-
-        A prompt and its negative prompt are padded to the same number of chunks. Different prompts are not, as padding
-        would make an image depend on the other prompts of its batch.
-
-        Raises:
-            RequestError: a prompt has too many tokens, or given embeddings another number than the other prompt.
-        """
-        encoder, chunks = self.count_chunks(request)
-        count, sides = len(chunks), _sides(request)
-        encoded: list[dict[str, EncodedText]] = [{} for _ in range(count)]
-        for length in dict.fromkeys(chunks):
-            prompts = [prompt for prompt in range(count) if chunks[prompt] == length]
-            for side in reversed(sides):
-                given, texts = _select_side(request, side)
-                if given is not None:
-                    found = [EncodedText(given[prompt]) for prompt in prompts]
-                else:
-                    assert texts is not None, "a resolved request has embeddings or texts"
-                    skip = (request.prompt.clip_skip or 0) if side == "positive" else 0  # as diffusers does
-                    found = encoder.encode([texts[prompt] for prompt in prompts], length, skip)
-                for prompt, each in zip(prompts, found, strict=True):
-                    encoded[prompt][side] = each
-        for by_side in encoded:
-            _check_lengths(by_side, request)
-        self.components.done_with(TEXT_ENCODER)
-        return [encoded[request.prompt_of(image)] for image in range(len(request.seeds))]
-
-
-def _sides(request: ResolvedRequest) -> list[str]:
-    return ["negative", "positive"] if request.guided else ["positive"]
-
-
-def _select_side(request: ResolvedRequest, side: str) -> tuple[Floats | None, tuple[str, ...] | None]:
-    """Return the embeddings and the texts of the `positive` or `negative` prompts; one of the two is None."""
-    if side == "positive":
-        return request.prompt.embeds, request.prompts
-    return request.prompt.negative_embeds, request.negative_prompts
-
-
-def _count_chunks(request: ResolvedRequest, side: str, prompt: int, encoder: PromptEncoder, most: int) -> int:
-    """Return the number of chunks of a prompt or its negative prompt.
-
-    Raises:
-        RequestError: there are more than `most`; the message names the argument.
-    """
-    keyword = "prompt" if side == "positive" else "negative_prompt"
-    given, texts = _select_side(request, side)
-    if given is not None:
-        tokens: int = given.shape[1]
-        if tokens > most * encoder.chunk_tokens:
-            raise RequestError(
-                f"`{keyword}_embeds`: got {tokens:,} tokens, expected at most {most * encoder.chunk_tokens:,}"
-            )
-        return math.ceil(tokens / encoder.chunk_tokens)
-    assert texts is not None, "a resolved request has embeddings or texts"
-    try:
-        return encoder.chunks(texts[prompt])
-    except RequestError as error:
-        raise RequestError(f"`{keyword}`: {error}") from None
-
-
-def _check_lengths(encoded: dict[str, EncodedText], request: ResolvedRequest) -> None:
-    positive, negative = encoded["positive"].embeddings, encoded.get("negative", encoded["positive"]).embeddings
-    if positive.shape == negative.shape:
-        return
-    if request.prompt.negative_embeds is None:
-        raise RequestError(
-            f"`prompt_embeds`: got {positive.shape[0]} tokens, expected {negative.shape[0]} as in the negative prompt, "
-            "or `negative_prompt_embeds` of the same shape"
-        )
-    raise RequestError(
-        f"`negative_prompt_embeds`: got {negative.shape[0]} tokens, expected {positive.shape[0]} as in the prompt"
+    task_classes = (
+        Task,
+        ImageToImage,
+        DepthToImage,
+        Upscaling,
+        LatentUpscaling,
+        Edit,
+        Inpainting,
+        ImageVariation,
+        Unclip,
     )

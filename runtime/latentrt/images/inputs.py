@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +35,16 @@ __all__ = [
     "ImageSource",
     "InpaintingInputs",
     "LoadedImage",
+    "LoadedLatents",
     "ResizeMode",
     "apply_mask",
     "apply_overlay",
     "default_height_width",
     "find_crop_region",
     "image_to_pixels",
+    "is_latents",
     "load_image",
+    "load_latents",
     "mask_to_latents",
     "mask_to_pixels",
     "prepare_inpainting",
@@ -85,6 +88,52 @@ class LoadedImage:
     def height(self) -> int:
         """Height in pixels."""
         return self.image.height
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedLatents:
+    """Latents in place of an input image.
+
+    Attributes:
+        values: float32 [images, C, H, W], in the sampling loop's scale.
+        digests: `sha256:…` of the values and the shape of each image's.
+    """
+
+    values: Floats
+    digests: tuple[str, ...]
+
+    def as_pixels(self, height: int, width: int) -> LoadedImage:
+        """Return a black image of this size, which stands where pixels are expected and none are used."""
+        return LoadedImage(argument="image", image=Image.new("RGB", (width, height)), digest=self.digests[0])
+
+
+def is_latents(source: object) -> TypeGuard[NDArray[Any]]:
+    """Return whether an input image is given as latents, [images, C, H, W]."""
+    return isinstance(source, np.ndarray) and source.ndim == _LATENT_AXES
+
+
+_LATENT_AXES = 4
+
+
+def load_latents(source: NDArray[Any], channels: int) -> LoadedLatents:
+    """Return latents in place of an input image, checked.
+
+    Args:
+        source: [images, C, H, W].
+        channels: of the latent space.
+
+    Raises:
+        RequestError: there are none, they have another number of channels, or are not finite.
+    """
+    if not source.size or source.shape[1] != channels:
+        raise RequestError(
+            f"`image`: got an array of {source.shape}, expected latents of shape (images, {channels}, height, width)"
+        )
+    with np.errstate(over="ignore"):
+        values = source.astype(np.float32) if np.issubdtype(source.dtype, np.floating) else None
+    if values is None or not np.isfinite(values).all():
+        raise RequestError("`image`: got latents that are not finite float32 numbers")
+    return LoadedLatents(values=values, digests=tuple(map(_pixel_digest, values)))
 
 
 def load_image(source: ImageSource, argument: str = "image") -> LoadedImage:

@@ -25,8 +25,10 @@ DEEP_FEATURES, KEYS_AND_VALUES = "deep_features", "cross_attention_kv"
 # Number of batches whose stacked inputs are kept; a request has one or two (guided and unguided rows) for each number
 # of chunks of its prompts.
 _MAX_BATCHES = 4
-# Timesteps whose embeddings are kept beyond those of the current samples: a few kilobytes each, per residual block.
-_MAX_TIMESTEPS = 4000
+# Time embeddings that are kept: a few kilobytes each, per residual block (60 kB in Stable Diffusion XL).
+_MAX_TIME_EMBEDDINGS = 1024
+# Timesteps of an evaluation's schedule that are embedded at once, from the current one on.
+_TIMESTEPS_AHEAD = 64
 
 
 class Conditioning:
@@ -59,7 +61,7 @@ class Evaluation:
         kept: arrays without batch axis: deep features, keys and values of cross-attention.
     """
 
-    __slots__ = ("conditioning", "kept", "signature", "timesteps")
+    __slots__ = ("_digests", "conditioning", "kept", "signature", "timesteps")
 
     def __init__(self, conditioning: Conditioning, latents: tuple[int, ...], timesteps: NDArray[np.float32]) -> None:
         self.conditioning, self.timesteps = conditioning, timesteps
@@ -67,6 +69,14 @@ class Evaluation:
         shapes = tuple((name, array.shape) for name, array in conditioning.inputs.items())
         self.signature = ((channels, *latents[1:]), shapes)
         self.kept: dict[str, Arrays] = {}
+        self._digests: dict[tuple[str, ...], bytes] = {}
+
+    def digest(self, names: tuple[str, ...]) -> bytes:
+        """Return a key that is equal for evaluations of one denoiser whose inputs of these names are equal."""
+        if names not in self._digests:
+            arrays = (self.conditioning.inputs[name] for name in names)
+            self._digests[names] = b"".join(array.tobytes() for array in arrays)
+        return self._digests[names]
 
 
 class Denoiser(ABC):
@@ -257,12 +267,13 @@ class WholeDenoiser(Denoiser):
 class SplitDenoiser(Denoiser):
     """A denoiser in parts (`latentrt.bundle.manifest.Part`), of which only `body` runs at each row.
 
-    `time_embedding` runs once for all timesteps of the current samples, `cross_attention_kv` once for each
+    `time_embedding` runs once for many timesteps of the current samples, `cross_attention_kv` once for each
     conditioning; `shallow_body` replaces `body` where deep features are reused.
 
     Args:
         open_part: loads a part by name.
-        time_inputs: inputs of `time_embedding` beside the timestep, a number for each evaluation.
+        time_inputs: inputs of `time_embedding` beside the timestep, constant for each evaluation: a guidance weight, or
+            vectors such as a pooled text and micro-conditioning.
     """
 
     def __init__(
@@ -278,8 +289,8 @@ class SplitDenoiser(Denoiser):
     ) -> None:
         super().__init__(inputs, latents=latents, timestep=timestep, output=output)
         self._open_part, self.reuses_features = open_part, reuses_features
-        self._time_inputs = (timestep, *time_inputs)
-        self._places: dict[tuple[float, ...], int] = {}
+        self._time_inputs = tuple(time_inputs)
+        self._places: dict[tuple[float, bytes], int] = {}
         self._rows: Arrays = {}
         self._batches_kv: _RecentBatches[Arrays] = _RecentBatches()
 
@@ -299,23 +310,36 @@ class SplitDenoiser(Denoiser):
 
     def _embed_timesteps(self, feeds: Arrays, evaluations: Sequence[Evaluation]) -> Arrays:
         """Return the time embedding's projections of each evaluation's timestep and its other inputs."""
-        times = [*zip(*(feeds[name].tolist() for name in self._time_inputs), strict=True)]
-        if not self._places.keys() >= set(times):
-            # Not `np.unique`, which imports masked arrays: a tenth of the time that a small model's loop takes.
-            wanted = set(times).union(*map(self._list_times, evaluations))
-            if len(self._places) < _MAX_TIMESTEPS:
-                wanted.update(self._places)  # of other samples, which may not be done
-            rows = sorted(wanted)
-            columns = np.array(rows, np.float32).T
-            self._rows = self._open_part("time_embedding").run(dict(zip(self._time_inputs, columns, strict=True)))
-            self._places = {each: place for place, each in enumerate(rows)}
-        places = list(map(self._places.__getitem__, times))
+        timesteps = feeds[self.timestep].tolist()
+        keys = [(t, each.digest(self._time_inputs)) for t, each in zip(timesteps, evaluations, strict=True)]
+        if not self._places.keys() >= set(keys):
+            self._extend_time_embeddings(timesteps, evaluations)
+        places = [self._places[key] for key in keys]
         return {name: rows[places] for name, rows in self._rows.items()}
 
-    def _list_times(self, evaluation: Evaluation) -> list[tuple[float, ...]]:
-        """Return all timesteps of an evaluation's schedule, each with the evaluation's other inputs."""
-        others = tuple(float(evaluation.conditioning.inputs[name]) for name in self._time_inputs[1:])
-        return [(timestep, *others) for timestep in evaluation.timesteps.tolist()]
+    def _extend_time_embeddings(self, timesteps: Sequence[float], evaluations: Sequence[Evaluation]) -> None:
+        """Embed the timesteps of evaluations, and the next ones of their schedules.
+
+        Those from before are kept while there are few, as other samples of the loop may need them.
+        """
+        ahead = max(1, min(_TIMESTEPS_AHEAD, _MAX_TIME_EMBEDDINGS // len(evaluations)))
+        wanted: dict[tuple[float, bytes], Evaluation] = {}
+        for timestep, evaluation in zip(timesteps, evaluations, strict=True):
+            digest, schedule = evaluation.digest(self._time_inputs), evaluation.timesteps.tolist()
+            first = schedule.index(timestep) if timestep in schedule else 0
+            for each in (timestep, *schedule[first : first + ahead]):
+                wanted.setdefault((each, digest), evaluation)
+        if len(self._places.keys() | wanted.keys()) > _MAX_TIME_EMBEDDINGS:
+            self._places, self._rows = {}, {}
+        new = {key: evaluation for key, evaluation in wanted.items() if key not in self._places}
+        inputs: Arrays = {self.timestep: np.array([timestep for timestep, _ in new], np.float32)}
+        for name in self._time_inputs:
+            inputs[name] = np.stack([each.conditioning.inputs[name] for each in new.values()])
+        rows = self._open_part("time_embedding").run(inputs)
+        if self._rows:
+            rows = {name: np.concatenate([self._rows[name], array]) for name, array in rows.items()}
+        known = len(self._places)
+        self._rows, self._places = rows, self._places | {key: known + place for place, key in enumerate(new)}
 
     def _keys_and_values(self, evaluations: Sequence[Evaluation]) -> Arrays:
         """Return the keys and values of cross-attention of a batch, computed once for each evaluation's conditioning.

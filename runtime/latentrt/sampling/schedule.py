@@ -206,8 +206,15 @@ class Schedule:
 
     def starting_at(self, row: int) -> Schedule:
         """Return the schedule without its first `row` rows; the rest must not look back beyond `row`."""
+        return self._select(slice(row, None))
+
+    def ending_at(self, row: int) -> Schedule:
+        """Return the first `row` rows of the schedule, whose last latents still have noise."""
+        return self._select(slice(row))
+
+    def _select(self, rows: slice) -> Schedule:
         columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "init_noise_sigma"}
-        return replace(self, **{name: column[row:] for name, column in columns.items()})
+        return replace(self, **{name: column[rows] for name, column in columns.items()})
 
     @property
     def memory(self) -> int:

@@ -12,7 +12,7 @@ from latentrt.backends.session import Arrays, Session, run
 from latentrt.bundle.manifest import MAX_PROMPT_CHUNKS
 from latentrt.text.tokenizer import Tokenizer
 
-__all__ = ["EncodedText", "PromptEncoder"]
+__all__ = ["EncodedText", "PromptEncoder", "join"]
 
 Floats = NDArray[np.float32]
 # Chunks that are encoded at once. One takes about 8 MB in CLIP ViT-L, the text encoder of Stable Diffusion 1.x.
@@ -29,6 +29,18 @@ class EncodedText(NamedTuple):
 
     embeddings: Floats
     pooled: Floats | None = None
+
+
+def join(texts: Sequence[EncodedText]) -> EncodedText:
+    """Return a text's embeddings by several encoders as one, read-only: joined along the width, pooled by the last.
+
+    Encoders without a pooled output are skipped.
+    """
+    if len(texts) == 1:
+        return texts[0]
+    embeddings = np.concatenate([each.embeddings for each in texts], axis=-1)
+    embeddings.setflags(write=False)
+    return EncodedText(embeddings, next((each.pooled for each in reversed(texts) if each.pooled is not None), None))
 
 
 class PromptEncoder:

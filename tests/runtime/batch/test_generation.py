@@ -37,9 +37,10 @@ def batches(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return Pipeline.finish(pipeline, request, pixels, "latent")
 
     class Step:
-        total, index, latents = 2, 0, None
+        latents = None
 
     monkeypatch.setattr(pipeline, "steps", lambda request: iter([Step, Step]))
+    monkeypatch.setattr(pipeline, "count_steps", lambda request: 2)
     monkeypatch.setattr(pipeline, "finish", finish)
     return sizes
 

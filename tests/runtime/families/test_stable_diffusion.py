@@ -444,8 +444,13 @@ def test_a_decoder_that_keeps_images_takes_those_of_the_request(
             assert 0 < each["kept_mask"].mean() < 1
 
 
-@pytest.mark.parametrize("values", [{}, {"image": image(), "strength": 0.5}])
-def test_such_a_decoder_keeps_nothing_in_other_tasks(
+GIVEN_LATENTS: dict[str, Any] = {"image": np.zeros((1, *SHAPE), np.float32), "strength": 0.5}
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"image": image(), "strength": 0.5}, GIVEN_LATENTS, {**GIVEN_LATENTS, "mask_image": mask()}]
+)
+def test_such_a_decoder_keeps_nothing_without_an_image_and_a_mask(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
     feeds = keep_images(pipeline, monkeypatch)
@@ -469,13 +474,13 @@ def test_a_repainted_crop_is_placed_into_the_input_image(pipeline: Pipeline) -> 
 
 def test_input_images_are_recorded_by_keyword(pipeline: Pipeline) -> None:
     family = pipeline.family
-    assert family.input_records(resolve(pipeline)) == {}
-    records = family.input_records(resolve(pipeline, image=image(), mask_image=mask()))
+    assert family.input_records(resolve(pipeline), 0) == {}
+    records = family.input_records(resolve(pipeline, image=image(), mask_image=mask()), 0)
     assert [*records] == ["image", "mask_image"]
     assert len({record.digest for record in records.values()}) == 2
-    again = family.input_records(resolve(pipeline, image=image()))
+    again = family.input_records(resolve(pipeline, image=image()), 0)
     assert again["image"].digest == records["image"].digest
-    assert family.input_records(resolve(pipeline, image=image(1)))["image"].digest != records["image"].digest
+    assert family.input_records(resolve(pipeline, image=image(1)), 0)["image"].digest != records["image"].digest
 
 
 # Distilled guidance (what it generates: tests/parity).

@@ -212,14 +212,14 @@ def test_many_keys_and_values_are_all_kept_stacked() -> None:
 def test_samples_that_join_are_encoded_once_and_by_themselves(parts: fakes.FakeParts) -> None:
     evaluations = [evaluation(seed) for seed in range(4)]
     for members in ([0], [0, 1], [1, 0], [2, 0, 3, 1], [2, 3]):
-        found, alone = evaluate(parts.denoiser, [evaluations[index] for index in members])
+        found, alone = evaluate(parts.denoiser, [evaluations[index] for index in members], 981.0)
         np.testing.assert_array_equal(found, alone)
     assert parts.batches("cross_attention_kv") == [1, 1, 2]
     assert parts.batches("time_embedding") == [len(TIMESTEPS)], "they have the same timesteps"
     own = Evaluation(fakes.conditioning(9), SHAPE, np.array([900, 741], np.float32))
     found, alone = evaluate(parts.denoiser, [evaluations[0], own], [741.0, 900.0])
     np.testing.assert_array_equal(found, alone)
-    assert parts.batches("time_embedding") == [5, 6], "one more timestep, and those from before"
+    assert parts.batches("time_embedding") == [5, 1], "one more timestep, beside those from before"
     found, alone = evaluate(parts.denoiser, [own, evaluations[2]], [741.0, 21.0])
     np.testing.assert_array_equal(found, alone)
     assert len(parts.batches("time_embedding")) == 2
@@ -232,7 +232,7 @@ def test_alternating_groups_keep_their_time_embeddings(parts: fakes.FakeParts) -
         for each in (first, second):
             found, alone = evaluate(parts.denoiser, [each], 981.0 if each is first else t)
             np.testing.assert_array_equal(found, alone)
-    assert parts.batches("time_embedding") == [5, 6]
+    assert parts.batches("time_embedding") == [5, 1]
 
 
 def test_samples_of_a_batch_may_be_at_different_timesteps(parts: fakes.FakeParts) -> None:
@@ -245,12 +245,12 @@ def test_a_timestep_that_is_not_in_the_schedule_is_computed_too(parts: fakes.Fak
     for t in (981.0, 7.0, 741.0, 7.0):
         found, alone = evaluate(parts.denoiser, [evaluation(1)], t)
         np.testing.assert_array_equal(found, alone)
-    assert parts.batches("time_embedding") == [5, 6]
+    assert parts.batches("time_embedding") == [5, 1]
 
 
 def test_a_loop_shares_no_evaluation_with_another(parts: fakes.FakeParts) -> None:
     for _ in range(2):
-        evaluate(parts.open_denoiser(), [evaluation(1)])
+        evaluate(parts.open_denoiser(), [evaluation(1)], 981.0)
     assert parts.batches("cross_attention_kv") == [1, 1]
     assert parts.batches("time_embedding") == [5, 5]
 
@@ -387,33 +387,62 @@ def test_parts_compute_the_same_as_the_whole() -> None:
     assert {*opened} == {"time_embedding", "cross_attention_kv", "body", "shallow_body"}
 
 
-def test_a_time_embedding_may_depend_on_a_number_of_each_evaluation() -> None:
-    """The weight of a distilled guidance, for instance."""
-    text, weight = fakes.INPUTS[2], TensorSpec("w", "float32", ("evaluations",))
-    inputs = (*fakes.INPUTS, weight)
-    row = TensorSpec("rows", "float32", ("timesteps",))
-    fed: list[dict[str, Any]] = []
+VECTORS = (TensorSpec("w", "float32", ("evaluations",)), TensorSpec("sizes", "float32", ("evaluations", 3)))
 
-    def embed(feeds: Mapping[str, Any]) -> dict[str, Any]:
-        fed.append({name: array.tolist() for name, array in feeds.items()})
-        return {"rows": feeds["t"] + 10_000 * feeds["w"]}
 
-    sessions = {
-        "time_embedding": FunctionSession((fakes.INPUTS[1], weight), (row,), embed),
-        "cross_attention_kv": FunctionSession((text,), (text,), lambda feeds: {"keys": feeds["text"]}),
-        "body": FunctionSession(
-            (TensorSpec("rows", "float32", ("evaluations",)),), (row,), lambda feeds: {"y": feeds["rows"]}
-        ),
-    }
-    denoiser = SplitDenoiser(inputs, sessions.__getitem__, latents="x", timestep="t", output="y", time_inputs=["w"])
-    evaluations = []
-    for seed, scale in enumerate((1.5, 2.5)):
-        given = fakes.conditioning(seed).inputs
-        evaluations.append(
-            Evaluation(Conditioning({**given, "w": np.array(scale, np.float32)}), SHAPE, TIMESTEPS[seed : seed + 2])
+class TimeParts:
+    """A denoiser whose time embedding depends on a number and a vector of each evaluation, and is its output."""
+
+    def __init__(self) -> None:
+        self.fed: list[dict[str, Floats]] = []
+        text, row = fakes.INPUTS[2], TensorSpec("rows", "float32", ("evaluations",))
+        sessions = {
+            "time_embedding": FunctionSession((fakes.INPUTS[1], *VECTORS), (row,), self._embed),
+            "cross_attention_kv": FunctionSession((text,), (text,), lambda feeds: {"keys": feeds["text"]}),
+            "body": FunctionSession((row,), (row,), lambda feeds: {"y": feeds["rows"]}),
+        }
+        self.denoiser = SplitDenoiser(
+            (*fakes.INPUTS, *VECTORS),
+            sessions.__getitem__,
+            latents="x",
+            timestep="t",
+            output="y",
+            time_inputs=[spec.name for spec in VECTORS],
         )
-    for times, found in (([981, 741], [15_981, 25_741]), ([741, 501], [15_741, 25_501])):
-        y = denoiser.evaluate(evaluations, latents(2), [np.float32(each) for each in times])
-        assert y.tolist() == found
-    (once,) = fed
-    assert sorted(zip(once["t"], once["w"], strict=True)) == [(501, 2.5), (741, 1.5), (741, 2.5), (981, 1.5)]
+
+    def _embed(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        self.fed.append(dict(feeds))
+        return {"rows": feeds["t"] + 10_000 * feeds["w"] + 100_000 * feeds["sizes"].sum(axis=1)}
+
+    def evaluate(self, evaluations: list[Evaluation], times: list[float]) -> list[float]:
+        y = self.denoiser.evaluate(evaluations, latents(len(times)), [np.float32(each) for each in times])
+        return [*map(float, y)]
+
+
+def timed(weight: float, *sizes: float, timesteps: Floats = TIMESTEPS, seed: int = 0) -> Evaluation:
+    vectors = {"w": np.array(weight, np.float32), "sizes": np.array(sizes, np.float32)}
+    return Evaluation(Conditioning({**fakes.conditioning(seed).inputs, **vectors}), SHAPE, timesteps)
+
+
+def test_a_time_embedding_may_depend_on_numbers_and_vectors_of_each_evaluation() -> None:
+    """The weight of a distilled guidance, for instance, or micro-conditioning."""
+    parts = TimeParts()
+    evaluations = [timed(1.5, 1, 0, 1), timed(2.5, 1, 0, 1), timed(1.5, 3, 0, 1), timed(1.5, 1, 0, 1, seed=1)]
+    for t in (981, 741, 501):
+        found = parts.evaluate(evaluations, [t, t, t, t])
+        assert found == [215_000 + t, 225_000 + t, 415_000 + t, 215_000 + t]
+    (once,) = parts.fed
+    assert len(once["t"]) == 3 * len(TIMESTEPS), "equal ones are embedded once"
+    joined = timed(0.5, 1, 1, 1)
+    assert parts.evaluate([evaluations[0], joined], [21, 981]) == [215_021, 305_981]
+    assert len(parts.fed[-1]["t"]) == len(TIMESTEPS), "only the new ones are"
+
+
+def test_time_embeddings_are_bounded_whatever_the_schedules_and_the_vectors_are() -> None:
+    parts, timesteps = TimeParts(), np.arange(4000, 0, -1).astype(np.float32)
+    for row in (0, 1, 63, 64, 3999):
+        members = [timed(0, size, 0, 0, timesteps=timesteps) for size in range(40)]
+        found = parts.evaluate(members, [float(timesteps[row])] * 40)
+        assert found == [np.float32(100_000 * size) + timesteps[row] for size in range(40)]
+        assert len(parts.denoiser._rows["rows"]) == len(parts.denoiser._places) <= 1024 + 40
+    assert sum(len(fed["t"]) for fed in parts.fed) <= 5 * 1064

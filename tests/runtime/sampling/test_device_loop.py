@@ -37,7 +37,7 @@ from latentrt.bundle.tensors import TensorSpec
 from latentrt.engines.choice import EngineSource
 from latentrt.engines.record import EngineRecord, LibraryName, ShapeRange
 from latentrt.errors import BackendError, RequestError
-from latentrt.sampling.denoiser import WholeDenoiser
+from latentrt.sampling.denoiser import Conditioning, WholeDenoiser
 from latentrt.sampling.device_loop import DeviceDenoiser
 from latentrt.sampling.guidance import ClassifierFree, Unguided
 from latentrt.sampling.loop import Sample, Step, prepare, step
@@ -48,6 +48,7 @@ from tests.engines import made_up
 from tests.runtime.backends import fake_cuda
 from tests.runtime.backends.fake_cuda import FakeCudaApi
 from tests.runtime.backends.fake_tensorrt import FUNCTIONS, fake_library, fake_plan, function_plan
+from tests.runtime.fake_sessions import FunctionSession
 from tests.runtime.sampling import fakes
 from tests.runtime.sampling.test_loop import STRATEGIES, TRAINED, UNLIKE, Wanted, alone, generate
 
@@ -345,7 +346,14 @@ def compute(feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {"y": np.stack([fakes.whole(x.copy(), t, text.copy()) for x, t, text in rows])}
 
 
+def compute_sized(feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    factors = 1 + feeds["sizes"].sum(axis=1) / np.float32(100)
+    return {"y": compute(feeds)["y"] * factors[:, None, None, None]}
+
+
+SIZES = TensorSpec("sizes", "float32", ("evaluations", 3))  # such as micro-conditioning
 FUNCTIONS["the denoiser of fakes"] = compute
+FUNCTIONS["the denoiser of fakes and sizes"] = compute_sized
 BATCHES: list[int] = []  # of the runs of engines
 
 
@@ -354,19 +362,22 @@ def _no_batches() -> None:
     BATCHES.clear()
 
 
-def made_up_engine(api: FakeCudaApi, *, smallest: int = 1, largest: int = 8) -> EngineSession:
-    """Return an engine of `fakes.whole` for batches of a range."""
+def made_up_engine(api: FakeCudaApi, *, smallest: int = 1, largest: int = 8, sized: bool = False) -> EngineSession:
+    """Return an engine of `fakes.whole` for batches of a range, possibly with an input of sizes."""
     low = {"x": (smallest, 4, 3, 3), "t": (smallest,), "text": (smallest, 3, fakes.WIDTH)}
     high = {"x": (largest, 9, 5, 5), "t": (largest,), "text": (largest, 9, fakes.WIDTH)}
+    if sized:
+        low["sizes"], high["sizes"] = (smallest, 3), (largest, 3)
     profile = {name: ShapeRange(min=low[name], opt=low[name], max=high[name]) for name in low}
     bundle = Bundle.open(bundle_path())
     record = msgspec.structs.replace(
         made_up.record(bundle, made_up.identity(bundle, "unet", profile=profile)),
-        inputs=fakes.INPUTS,
+        inputs=(*fakes.INPUTS, *((SIZES,) if sized else ())),
         outputs=(TensorSpec("y", "float32", ("evaluations", 4, "height", "width")),),
     )
     device = EngineDevice(fake_library(api, "tensorrt"), api.cuda)
-    return EngineSession(device, function_plan("the denoiser of fakes", record), record)
+    name = "the denoiser of fakes and sizes" if sized else "the denoiser of fakes"
+    return EngineSession(device, function_plan(name, record), record)
 
 
 def open_device(session: Session) -> DeviceDenoiser:
@@ -403,6 +414,35 @@ def test_different_samples_in_a_batch_equal_single_runs_and_the_host(denoiser: D
     # 3 and 13 rescale, 5, 6 and 13 blend, 6 has dynamic thresholding, 9 is guided by an image.
     on_host = [each.seed for each in UNLIKE if not stays_on_device(each, denoiser)]
     assert on_host == [3, 5, 6, 9, 13]
+    denoiser.close()
+
+
+def test_every_evaluation_has_its_own_vectors(api: FakeCudaApi) -> None:
+    """As pooled texts and micro-conditioning are."""
+
+    def make(each: Wanted) -> Sample:
+        def condition(seed: int, tokens: int = 3, concat: NDArray[np.float32] | None = None) -> Conditioning:
+            sizes = np.array([seed % 7, seed % 5, tokens], np.float32)
+            return Conditioning({**fakes.conditioning(seed, tokens).inputs, "sizes": sizes}, concat)
+
+        return each.make(condition)
+
+    wanted = [Wanted(seed=1), Wanted(seed=2, guidance=GUIDED), Wanted(seed=3, sampler="ddim")]
+    outputs = (TensorSpec("y", "float32", ("evaluations", 4, "height", "width")),)
+    session = FunctionSession((*fakes.INPUTS, SIZES), outputs, lambda feeds: compute_sized({**feeds}))
+    expected = []
+    for each in wanted:
+        sample, host = make(each), WholeDenoiser(session, **fakes.NAMES)
+        while not sample.done:
+            step([sample], host)
+        expected.append(sample.latents)
+    samples, denoiser = [make(each) for each in wanted], open_device(made_up_engine(api, sized=True))
+    step(samples, denoiser)
+    assert all(sample.on_host is None for sample in samples)
+    while active := [sample for sample in samples if not sample.done]:
+        step(active, denoiser)
+    for sample, latents in zip(samples, expected, strict=True):
+        np.testing.assert_array_equal(sample.latents, latents)
     denoiser.close()
 
 

@@ -171,6 +171,16 @@ def test_first_latents_are_noise_or_a_noised_image() -> None:
         schedule.first_latents(noise, row=1)
 
 
+def test_a_schedule_is_cut_by_rows() -> None:
+    schedule = table(3, alpha=np.array([0.5, 0.25, 2.0]), init_noise_sigma=8.0)
+    first, rest = schedule.ending_at(2), schedule.starting_at(2)
+    assert (len(first), len(rest)) == (2, 1)
+    for name in ("t", "alpha", "b"):
+        parts = [getattr(each, name) for each in (first, rest)]
+        np.testing.assert_array_equal(np.concatenate(parts), getattr(schedule, name))
+    assert first.init_noise_sigma == rest.init_noise_sigma == 8
+
+
 def test_a_row_looks_back_by_its_history_and_previous_latents() -> None:
     b = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     schedule = table(4, b=b)
