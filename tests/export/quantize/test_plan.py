@@ -370,10 +370,10 @@ def test_calibration_has_the_bundles_size(
     sizes: list[tuple[int, ...]] = []
 
     class Worker(FakeWorker):
-        def __call__(self, job: Job, *callbacks: Callable[[str], None]) -> Done:
+        def run_one(self, job: Job, *callbacks: Callable[[str], None]) -> Done:
             with np.load(job.gate_inputs) as arrays:
                 sizes.append(tuple(arrays["latent_size:unet"].tolist()))
-            return super().__call__(job, *callbacks)
+            return super().run_one(job, *callbacks)
 
     install(monkeypatch, Worker())
     model, folder = write_described(tmp_path / "model"), tmp_path / "bundle"
