@@ -43,8 +43,8 @@ _MAX_NODES = 50_000
 # Inputs of all nodes together; graphs of the exporter have about two for each node.
 _MAX_NODE_INPUTS = 200_000
 _FEW = 64  # inputs, outputs or attributes of a node
-# Inputs or outputs of a graph: the body of Stable Diffusion XL's denoiser takes 140 keys and values.
-_MAX_GRAPH_VALUES = 512
+# The body of Stable Diffusion XL's denoiser takes 140 keys and values.
+_MAX_GRAPH_INPUTS = 512
 
 _T = TypeVar("_T")
 
@@ -244,7 +244,7 @@ _GRAPH = _message(
         "node": (1, _BYTES, _MAX_NODES),
         "name": (2, _BYTES, 1),
         "initializer": (5, _BYTES, _MAX_NODES),
-        "input": (11, _BYTES, _MAX_GRAPH_VALUES),
+        "input": (11, _BYTES, _MAX_GRAPH_INPUTS),
         "output": (12, _BYTES, 1024),
         "value_info": (13, _BYTES, 4 * _MAX_NODES),
     },

@@ -21,7 +21,7 @@ from latentrt.bundle.digests import file_record
 from latentrt.bundle.graph_check import ComponentGraph, check_graph, graphs_by_file
 from latentrt.bundle.graph_shapes import infer_values
 from latentrt.bundle.manifest import Role
-from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES
+from latentrt.bundle.onnx_graph import MAX_GRAPH_BYTES, GraphFormatError, read_graph
 from latentrt.bundle.tensors import TensorSpec
 from latentrt.bundle.weights import map_weights
 from latentrt.errors import GraphError
@@ -189,6 +189,16 @@ def test_more_nodes_than_can_be_checked(count: int, inputs: int, fragment: str) 
     repeated = encode([(1, node("Max", ["sample"] * inputs, ["made"]))]) * count
     content = encode(graph([], [], INPUTS, OUTPUTS)) + repeated
     assert fragment in refusal(encode([(number, content if number == 7 else each) for number, each in model([])]))
+
+
+def test_as_many_inputs_as_a_denoiser_in_parts_has() -> None:
+    """The body of Stable Diffusion XL's takes the keys and values of 70 blocks."""
+    inputs = [TensorSpec(f"keys.{index}", "float32", ("evaluations", 4)) for index in range(513)]
+    summed = [node("Sum", ["keys.0", "keys.1"], ["y"])]
+    outputs = [TensorSpec("y", "float32", ("evaluations", 4))]
+    assert len(read_graph(encode(model(graph(summed, [], inputs[:160], outputs)))).inputs) == 160
+    with pytest.raises(GraphFormatError, match="repeats input in a graph, expected it at most 512 times"):
+        read_graph(encode(model(graph(summed, [], inputs, outputs))))
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
