@@ -208,7 +208,7 @@ def _end_with_parent(pipe: int) -> None:
 def reset_peak() -> None:
     """Make `peak_bytes` count from the memory that this process has now, where the system can (Linux)."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_bytes(b"5")
 
 
 def peak_bytes() -> int:
