@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffusers
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,8 @@ from diffusers import (
 )
 from numpy.typing import NDArray
 
-from latentrt import Pipeline, Request
+from latentrt import Bundle, Pipeline, Request
+from latentrt.bundle.manifest import SchedulerRecord
 from latentrt.errors import RequestError
 from latentrt.families import Family
 from latentrt.request import Sampling, Start
@@ -127,6 +129,29 @@ def test_few_steps_without_guidance(base: Pair, steps: int) -> None:
         scheduler=lambda _: diffusers.EulerAncestralDiscreteScheduler.from_config(config),
         ours={"sampler_options": {"timestep_spacing": "trailing"}},
     )
+
+
+EDM: dict[str, Any] = {
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "rho": 7.0,
+    "prediction_type": "epsilon",
+    "num_train_timesteps": 1000,
+}
+
+
+@pytest.mark.parametrize("sampler", ["edm_dpmpp_2m", "edm_euler"])
+def test_noise_levels_of_edm(base: Pair, sampler: str) -> None:
+    """Those of Playground v2.5, whose denoiser takes a quarter of their logarithm as its timestep."""
+    pipeline, oracle = base
+    cls = getattr(diffusers, samplers.find(sampler).class_name)
+    bundle = Bundle.open(pipeline.bundle.folder)
+    record = SchedulerRecord(class_name=cls.__name__, config=EDM)
+    bundle.manifest = msgspec.structs.replace(bundle.manifest, schedulers={"unet": record})
+    changed = Pipeline(bundle, pipeline.components)
+    call = {**CALL, "num_inference_steps": 5, "guidance_scale": 3.0}
+    compare(changed, oracle, sampler, 2, call, scheduler=lambda _: cls(**EDM))
 
 
 def long_prompt(words: int) -> str:
