@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.bundle.tensors import sized
+from latentrt.bundle.tensors import TensorSpec, sized
 from latentrt.decode import autoencoder
 from latentrt.errors import BundleError, RequestError
 from latentrt.families.family import Family, Pixels, Stage
@@ -21,7 +21,7 @@ from latentrt.families.tasks import ENCODER, TEXT, Floats, Inputs, Origin, Side,
 from latentrt.images.inputs import LoadedLatents, is_latents, load_image, load_latents
 from latentrt.images.metadata import InputRecord
 from latentrt.request import Size, Whole
-from latentrt.resolve import check_latents
+from latentrt.resolve import MAX_REQUEST_BYTES, check_latents
 from latentrt.sampling import samplers
 from latentrt.sampling.denoiser import Conditioning
 from latentrt.sampling.loop import Sample
@@ -464,7 +464,7 @@ class LatentDiffusionStage(Stage):
         """Return the encoders of a request's prompts, which have tokenised them, and the number of chunks of each.
 
         Raises:
-            RequestError: a prompt has too many tokens.
+            RequestError: a prompt has too many tokens, or all together need too much memory.
         """
         most = self.bundle.manifest.limits.max_prompt_chunks
         encoders = tuple(
@@ -473,7 +473,32 @@ class LatentDiffusionStage(Stage):
         )
         prompts = range(len(request.seeds) // request.images_per_prompt)
         counts = ([_count_chunks(request, side, each, encoders, most) for side in _sides(request)] for each in prompts)
-        return encoders, list(map(max, counts))
+        chunks = list(map(max, counts))
+        self._check_memory(request, sum(chunks) * encoders[0].chunk_tokens)
+        return encoders, chunks
+
+    def _check_memory(self, request: ResolvedRequest, tokens: int) -> None:
+        """Reject prompts whose embeddings, with keys and values of cross-attention, would not fit into
+        `MAX_REQUEST_BYTES`.
+
+        Keys and values are kept for each evaluation, and once more as a batch.
+
+        Raises:
+            RequestError: they would not; the message has the size that they need.
+        """
+        record, placement = self.bundle.manifest.components[self.name], self.components.placements.get(self.name)
+        arrays: list[TensorSpec] = [spec for spec in record.inputs if spec.name == TEXT]
+        if placement is not None and placement.split:
+            arrays += 2 * [spec for spec in record.parts["cross_attention_kv"].outputs if "tokens" in spec.shape]
+        token_bytes = sum(4 * math.prod(side for side in spec.shape if isinstance(side, int)) for spec in arrays)
+        evaluations = len(self.tasks[request.task].guidance(request).all_evaluations())
+        needed = evaluations * request.images_per_prompt * tokens * token_bytes
+        if needed > MAX_REQUEST_BYTES:
+            raise RequestError(
+                f"got prompts of {tokens:,} tokens for {request.images_per_prompt} images each, whose embeddings need "
+                f"{needed / 2**30:.1f} GiB, expected {MAX_REQUEST_BYTES / 2**30:g} GiB at most; shorten them, or ask "
+                "for fewer images at once"
+            )
 
     @measured("text_encoding")
     def encode_prompts(self, request: ResolvedRequest) -> list[dict[Side, EncodedText]]:

@@ -18,6 +18,7 @@ from latentrt.bundle.bundle import Bundle
 from latentrt.bundle.manifest import InputSpec
 from latentrt.decode import autoencoder
 from latentrt.errors import RequestError
+from latentrt.families import latent_diffusion
 from latentrt.families.stable_diffusion import StableDiffusion
 from latentrt.resolve import ResolvedRequest
 from latentrt.sampling.guidance import ClassifierFree, ImageAndText, Unguided
@@ -405,6 +406,24 @@ def test_a_bundle_without_a_classifier_has_none(bundle: Bundle) -> None:
     components = {name: each for name, each in bundle.manifest.components.items() if name != "safety_checker"}
     bundle.manifest = msgspec.structs.replace(bundle.manifest, components=components)
     assert StableDiffusion(bundle, Components({}, models=Models())).classifier() is None
+
+
+def test_prompts_whose_keys_and_values_would_not_fit_memory_are_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any is computed: those of all evaluations, once each and once as a batch."""
+    (sample,) = begin(pipeline, guidance_scale=1.0)
+    denoiser = pipeline.family.stages[0].open_denoiser()
+    step([sample], denoiser)
+    kept = sample._evaluations["positive"].kept["cross_attention_kv"].values()
+    needed = 6 * (2 * sum(array.nbytes for array in kept) + text(sample).nbytes)
+    call: dict[str, Any] = {"prompt": ["a star", LONG], "guidance_scale": 3.0}  # 1 and 2 chunks, both sides
+    monkeypatch.setattr(latent_diffusion, "MAX_REQUEST_BYTES", needed)
+    assert len(begin(pipeline, **call)) == 2
+    monkeypatch.setattr(latent_diffusion, "MAX_REQUEST_BYTES", needed - 1)
+    for work in (begin, lambda pipeline, **call: pipeline.family.check_prompts(resolve(pipeline, **call))):
+        with pytest.raises(RequestError, match="231 tokens"):
+            work(pipeline, **call)
 
 
 def keep_images(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Floats]]:
