@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latentrt.bundle.tensors import TensorSpec
 from latentrt_export.graphs import trace as tracer
-from latentrt_export.graphs.blocks import Blocks, call_blocks
+from latentrt_export.graphs.blocks import Blocks, _describe, call_blocks
 from latentrt_export.graphs.trace import trace
 from latentrt_export.modules.module import Arrays, ComponentModule
 from latentrt_export.modules.streamed import stand_in_weights
@@ -72,18 +72,23 @@ def meet(module: nn.Module) -> Blocks:
     return found[0]
 
 
+@pytest.fixture(scope="module")
+def traced() -> ir.Model:
+    """The graph of `Network`."""
+    return trace(Network(), feeds(2, 5, 7))
+
+
 @pytest.mark.parametrize("sizes", [(1, 6, 3), (3, 2, 9), (2, 16, 16)])
-def test_the_graph_computes_what_the_network_does(tmp_path: Path, sizes: tuple[int, int, int]) -> None:
-    network = Network()
-    found = run(trace(network, feeds(2, 5, 7)), tmp_path, feeds(*sizes))["y"]
-    expected = network.torch_outputs(feeds(*sizes))["y"]
+def test_the_graph_computes_what_the_network_does(
+    traced: ir.Model, tmp_path: Path, sizes: tuple[int, int, int]
+) -> None:
+    found = run(traced, tmp_path, feeds(*sizes))["y"]
+    expected = Network().torch_outputs(feeds(*sizes))["y"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # float32 sums in another order
 
 
-def test_weights_and_nodes_have_the_names_of_their_own_block() -> None:
-    network = Network()
-    graph = trace(network, feeds(2, 5, 7)).graph
-    weights = network.weights()
+def test_weights_and_nodes_have_the_names_of_their_own_block(traced: ir.Model) -> None:
+    graph, weights = traced.graph, Network().weights()
     assert {*weights} == {name for name in graph.initializers if name.endswith(("weight", "bias"))}
     for name, tensor in weights.items():
         assert np.array_equal(graph.initializers[name].const_value.numpy(), tensor.numpy())  # type: ignore[union-attr]
@@ -100,9 +105,15 @@ def test_weights_and_nodes_have_the_names_of_their_own_block() -> None:
 
 
 def test_equal_blocks_are_traced_once() -> None:
-    assert len(meet(Network()).kinds) == 1
     assert len(meet(Network(activation_fn="gelu")).kinds) == 2
-    assert len(meet(Network(norm_eps=1e-3)).kinds) == 2
+
+
+@pytest.mark.parametrize(
+    ("last", "kinds"),
+    [({}, 1), ({"activation_fn": "gelu"}, 2), ({"norm_eps": 1e-3}, 2), ({"num_attention_heads": 1}, 2)],
+)
+def test_a_kind_is_everything_but_the_values_of_weights(last: dict[str, Any], kinds: int) -> None:
+    assert len({_describe(block) for block in Network(**last).blocks}) == kinds
 
 
 def test_a_block_with_a_hook_stays_in_the_network() -> None:
@@ -120,9 +131,8 @@ def test_outside_of_a_trace_a_block_is_itself() -> None:
         assert np.array_equal(network.torch_outputs(feeds(1, 3, 2))["y"], expected)
 
 
-def test_normalizations_are_one_node_each() -> None:
-    graph = trace(Network(), feeds(2, 5, 7)).graph
-    kinds = [node.op_type for node in graph if "Normalization" in node.op_type]
+def test_normalizations_are_one_node_each(traced: ir.Model) -> None:
+    kinds = [node.op_type for node in traced.graph if "Normalization" in node.op_type]
     assert sorted(kinds) == ["GroupNormalization"] + ["LayerNormalization"] * 9
 
 
