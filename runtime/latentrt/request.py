@@ -279,7 +279,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MicroConditioning:
-    """What a model is told of its training images (Podell et al. 2023, section 2.2).
+    """The sizes and the crop that a denoiser takes as inputs (Podell et al. 2023, section 2.2).
 
     Sizes are height and width in pixels, crops top and left. A size that is None is that of the image.
     """

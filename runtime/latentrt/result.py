@@ -84,7 +84,7 @@ class Result:
 
     @property
     def nsfw_content_detected(self) -> list[bool] | None:
-        """Whether each image was flagged; None where nothing was checked. diffusers' name."""
+        """Whether each image was flagged, under diffusers' name; None if no image was checked."""
         return None if self.verdicts is None else [verdict.flagged for verdict in self.verdicts]
 
     def __len__(self) -> int:

@@ -143,7 +143,7 @@ EDM: dict[str, Any] = {
 
 @pytest.mark.parametrize("sampler", ["edm_dpmpp_2m", "edm_euler"])
 def test_noise_levels_of_edm(base: Pair, sampler: str) -> None:
-    """Those of Playground v2.5, whose denoiser takes a quarter of their logarithm as its timestep."""
+    """Playground v2.5 has these noise levels; its denoiser's timestep is a quarter of their logarithm."""
     pipeline, oracle = base
     cls = getattr(diffusers, samplers.find(sampler).class_name)
     bundle = Bundle.open(pipeline.bundle.folder)

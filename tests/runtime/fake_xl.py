@@ -28,7 +28,7 @@ SIZES: dict[str, Any] = {"height": 64, "width": 96}
 
 
 class XL:
-    """A pipeline whose second text encoder and denoiser are functions that keep what they were fed."""
+    """A pipeline whose second text encoder and denoiser are functions that record their inputs."""
 
     def __init__(self, *, tasks: tuple[str, ...] | None = None, refiner: bool = False, channels: int = 4) -> None:
         bundle = Bundle.open(bundle_path())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrt.bundle.digests import open_regular
-from latentrt.bundle.printable import counted
+from latentrt.bundle.printable import counted, quote
 from latentrt.bundle.safetensors_header import Header, read_header
 from latentrt.errors import CheckpointError
 from latentrt_export.checkpoints.component_config import make_library_config
@@ -44,7 +44,8 @@ _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8
 # Names of the factors that some writers of 8-bit weights store beside them.
 _SCALES = re.compile(r"(.*\.)?(scale_weight|weight_scale(_inv)?|scaled_fp8)")
 # Constants stored like weights: a mask has infinities, and old versions of transformers stored the positions.
-_CONSTANTS = ("mask", "position_ids")
+_POSITIONS = "position_ids"
+_CONSTANTS = ("mask", _POSITIONS)
 _MAX_NAME_BYTES = 255  # of a file system
 _TRANSFORMERS_STEM, _DIFFUSERS_STEM = "model", "diffusion_pytorch_model"
 # Of a folder with this file, transformers loads the base model that it names, from anywhere, and the adapter on top.
@@ -396,23 +397,20 @@ def _attach(component: str, module: Any, stored: Mapping[str, StoredTensor], *, 
     Raises:
         CheckpointError: a tensor of the module is missing or has another shape.
     """
-    named = {_strip_towers(module, name): each for name, each in stored.items()} if of_transformers else {**stored}
-    renamed = _list_earlier_names(module)
-    used = set()
+    named = _name_as_in_module(component, module, stored, of_transformers=of_transformers)
     missing, mismatched = [], []
-    persistent = module.state_dict(keep_vars=True)
-    for name, tensor in persistent.items():
+    expected_names = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
         key = _strip_towers(module, name) if of_transformers else name
-        key = key if key in named else renamed.get(name, key)
+        expected_names.add(key)
         if key not in named:
-            missing.append(name)
+            if not key.endswith(_POSITIONS):
+                missing.append(name)
         elif named[key].shape != tuple(tensor.shape):
             mismatched.append((name, named[key].shape, tuple(tensor.shape)))
         elif tensor.is_meta:
-            used.add(key)
             tensor.stored = named[key]
         else:
-            used.add(key)
             tensor.copy_(named[key].load())
     hint = "config.json and the weights must belong together"
     if missing:
@@ -424,11 +422,32 @@ def _attach(component: str, module: Any, stored: Mapping[str, StoredTensor], *, 
             f"{expected}; {hint}"
         )
     patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
-    # position_ids is a constant that old versions of transformers stored like a weight.
-    ignored = (name for name in named.keys() - used if not name.endswith("position_ids"))
+    ignored = (name for name in named.keys() - expected_names if not name.endswith(_POSITIONS))
     warn_about_unexpected(
         component, sorted(name for name in ignored if not any(re.search(each, name) for each in patterns))
     )
+
+
+def _name_as_in_module(
+    component: str, module: Any, stored: Mapping[str, StoredTensor], *, of_transformers: bool
+) -> dict[str, StoredTensor]:
+    """Return the stored tensors by the names that a module has for them today, without its tower's.
+
+    Raises:
+        CheckpointError: two tensors have the same such name, of which a library would take either.
+    """
+    earlier = {old: present for present, old in _list_earlier_names(module).items()}
+    named: dict[str, StoredTensor] = {}
+    sources: dict[str, str] = {}
+    for name, tensor in stored.items():
+        key = _strip_towers(module, name) if of_transformers else earlier.get(name, name)
+        if key in named:
+            raise CheckpointError(
+                f"{component}: its files store {quote(sources[key])} and {quote(name)}, two names of one tensor, "
+                "expected one of them; the checkpoint is damaged, get another copy"
+            )
+        named[key], sources[key] = tensor, name
+    return named
 
 
 def _strip_towers(module: Any, name: str) -> str:

@@ -20,7 +20,6 @@ __all__ = [
     "Read",
     "WeightsByName",
     "is_stored_as_half",
-    "own_weights",
     "read_parameter",
     "stand_in_weights",
     "streamed_weights",
@@ -47,7 +46,7 @@ def is_stored_as_half(parameter: nn.Parameter) -> bool:
     return stored is not None and stored.dtype == "F16"
 
 
-def own_weights(module: nn.Module) -> Read:
+def _own_weights(module: nn.Module) -> Read:
     """Return the reader of a module's own parameters."""
     parameters = dict(module.named_parameters())
     return lambda name: read_parameter(parameters[name])
@@ -64,7 +63,7 @@ def streamed_weights(module: nn.Module, read: Read | None = None) -> Iterator[No
     """
     paths = {id(parameter): name for name, parameter in module.named_parameters()}
     wanted = {key for key, parameter in ((id(each), each) for each in module.parameters()) if read or parameter.is_meta}
-    find = read or own_weights(module)
+    find = read or _own_weights(module)
 
     def load(layer: nn.Module) -> dict[str, nn.Parameter]:
         own = {name: each for name, each in layer._parameters.items() if each is not None and id(each) in wanted}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from latentrt.resolve import ResolvedRequest
     from latentrt.sampling.schedule import Latents, Schedule
 
-__all__ = ["DENOISER", "LatentDiffusion", "LatentDiffusionStage"]
+__all__ = ["DENOISER", "LatentDiffusion", "LatentDiffusionStage", "find_width"]
 
 DENOISER, CLASSIFIER = "unet", "safety_checker"
 DECODER, PREVIEW_DECODER = "vae_decoder", "preview_decoder"
@@ -61,7 +61,7 @@ class LatentDiffusion(Family):
         self.stages = (self._stage,)
         self._tasks = {cls.name: cls(self._stage) for cls in self.task_classes}
         self._stage.tasks = self._tasks
-        self.embedding_width = _embedding_width(bundle)
+        self.embedding_width = find_width(bundle, TEXT, 3)
 
     def task(self, request: Request) -> str:
         given = request.start.image is not None, request.start.mask is not None
@@ -330,17 +330,17 @@ def _check_roles(bundle: Bundle) -> None:
             )
 
 
-def _embedding_width(bundle: Bundle) -> int:
-    """Return the width of the denoiser's text or image embeddings.
+def find_width(bundle: Bundle, name: str, axes: int) -> int:
+    """Return the size of the last axis of an input of the denoiser.
 
     Raises:
         BundleError: the denoiser has no such input.
     """
     for spec in bundle.manifest.components[DENOISER].inputs:
-        if spec.name == TEXT and len(spec.shape) == 3 and isinstance(width := spec.shape[-1], int):
+        if spec.name == name and len(spec.shape) == axes and isinstance(width := spec.shape[-1], int):
             return width
     raise BundleError(
-        f"{bundle.folder}: {DENOISER} has no input {TEXT}, expected one of 3 axes, the last a number; export the "
+        f"{bundle.folder}: {DENOISER} has no input {name}, expected one of {axes} axes, the last a number; export the "
         "bundle again"
     )
 

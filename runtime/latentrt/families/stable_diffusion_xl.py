@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.errors import BundleError, RequestError
-from latentrt.families.latent_diffusion import DENOISER, LatentDiffusion
+from latentrt.errors import RequestError
+from latentrt.families.latent_diffusion import LatentDiffusion, find_width
 from latentrt.families.tasks import Edit, ImageToImage, Inpainting, Inputs, Side, Task
 from latentrt.request import MicroConditioning, declared_options
 from latentrt.text.clip import EncodedText
@@ -144,25 +144,10 @@ class StableDiffusionXL(LatentDiffusion):
 
     def __init__(self, bundle: Bundle, components: Components) -> None:
         super().__init__(bundle, components)
-        self.pooled_width = _find_width(bundle, POOLED)
+        self.pooled_width = find_width(bundle, POOLED, 2)
         options = _OPTIONS - (_TARGETS if _takes_score(bundle) else _SCORES)
         self.options = frozenset(options | (_SECOND_TEXTS if len(self._stage.text_encoders) > 1 else set()))
 
 
 def _takes_score(bundle: Bundle) -> bool:
-    return _find_width(bundle, MICRO_CONDITIONING) == _VALUES_WITH_SCORE
-
-
-def _find_width(bundle: Bundle, name: str) -> int:
-    """Return the width of an input of the denoiser, one vector for each evaluation.
-
-    Raises:
-        BundleError: the denoiser has no such input.
-    """
-    for spec in bundle.manifest.components[DENOISER].inputs:
-        if spec.name == name and len(spec.shape) == 2 and isinstance(width := spec.shape[-1], int):
-            return width
-    raise BundleError(
-        f"{bundle.folder}: {DENOISER} has no input {name}, expected one of 2 axes, the last a number; export the "
-        "bundle again"
-    )
+    return find_width(bundle, MICRO_CONDITIONING, 2) == _VALUES_WITH_SCORE

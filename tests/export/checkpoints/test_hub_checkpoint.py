@@ -1,4 +1,4 @@
-"""Checkpoints from the hub: the files that are downloaded, and what is refused before the large ones."""
+"""Checkpoints from the hub: which files are downloaded, and which checkpoints are refused before large downloads."""
 
 from __future__ import annotations
 

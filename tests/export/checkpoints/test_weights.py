@@ -469,6 +469,22 @@ def test_text_tensor_of_another_shape(checkpoint: Path) -> None:
         TextEncoder.load(checkpoint, None)
 
 
+@pytest.mark.parametrize("component", ["text", "vae"])
+def test_one_tensor_under_two_names_is_refused(checkpoint: Path, component: str) -> None:
+    """A library takes either, so the weights would be those of another model than its own."""
+    if component == "text":
+        bias = "final_layer_norm.bias"
+        other = {bias, f"text_model.{bias}"} - load_file(text_file(checkpoint)).keys()
+        rewrite(text_file(checkpoint), put(other.pop(), torch.zeros(32)))
+        with pytest.raises(CheckpointError, match=r"text_encoder: its files store .*final_layer_norm\.bias.*two names"):
+            TextEncoder.load(checkpoint, None)
+    else:
+        name = "decoder.mid_block.attentions.0.query.bias"
+        rewrite(vae_file(checkpoint), put(name, torch.zeros(3)))
+        with pytest.raises(CheckpointError, match=r"vae: its files store .*two names of one tensor"):
+            VaeDecoder.load(checkpoint, None)
+
+
 def test_position_ids_of_old_checkpoints_are_ignored(checkpoint: Path) -> None:
     rewrite(text_file(checkpoint), put("text_model.embeddings.position_ids", torch.arange(77)[None]))
     assert not any("position_ids" in name for name in TextEncoder.load(checkpoint, None).weights())

@@ -1,4 +1,4 @@
-"""Graphs that are evaluated in segments give what they give whole."""
+"""Graphs evaluated in segments have the outputs of the whole graph."""
 
 from pathlib import Path
 
